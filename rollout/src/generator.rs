@@ -1,0 +1,310 @@
+//! The loop: plan a step, run the model, draw, and see who has finished.
+
+use std::sync::atomic::Ordering;
+
+use crate::error::Error;
+use crate::model::{Chunk, Model, SequenceId, Step};
+use crate::random::Key;
+use crate::sampling::{Draw, Drawn};
+use crate::scheduler::{Plan, Scheduler, Turn};
+use crate::sequence::{Finish, Sequence};
+use crate::settings::{self, Request, Settings};
+
+/// One generated answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Completion {
+    /// Index into the requests.
+    pub request: usize,
+    /// Which of the request's samples, from 0.
+    pub sample: usize,
+    /// The generated tokens, a stop token included.
+    pub tokens: Vec<u32>,
+    /// Each token's log-probability in the distribution it was drawn from.
+    pub log_probs: Vec<f32>,
+    /// For each token the ids that could have been drawn, ascending; `None` for the whole
+    /// vocabulary.
+    pub kept: Vec<Option<Vec<u32>>>,
+    /// Why it ended.
+    pub finish: Finish,
+}
+
+/// What a generation returns.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// In order of (request, sample).
+    pub completions: Vec<Completion>,
+    /// What it took.
+    pub stats: Stats,
+}
+
+/// The work of a generation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Calls of the model.
+    pub steps: usize,
+    /// Tokens read by sequences that had more than one to read: prompts, and what was read anew.
+    pub prefill_tokens: usize,
+    /// Tokens read one at a time.
+    pub decode_tokens: usize,
+    /// Cache blocks that were reserved.
+    pub reserved_blocks: usize,
+    /// Most of them in use at once.
+    pub peak_blocks: usize,
+    /// Times that a sequence lost its blocks to an earlier one.
+    pub preemptions: usize,
+}
+
+/// How far a generation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Completions that have ended.
+    pub finished: usize,
+    /// Completions in all.
+    pub total: usize,
+    /// Tokens generated so far.
+    pub tokens: usize,
+}
+
+/// Draws every request's samples from `model`, many at a time.
+///
+/// `progress` is called after each step. On an error nothing is returned; the model may be used
+/// again.
+pub fn generate<M: Model>(
+    model: &mut M,
+    requests: &[Request],
+    settings: &Settings<'_>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Output, Error> {
+    let spec = model.cache_spec();
+    let blocks = settings::check(requests, settings, &spec)?;
+    let failed = |source| Error::Model {
+        action: "reserve its cache",
+        step: 0,
+        source,
+    };
+    model.reserve(blocks as usize).map_err(failed)?;
+    let mut run = Generation {
+        requests,
+        settings,
+        vocab_size: spec.vocab_size,
+        scheduler: Scheduler::new(requests, settings, blocks),
+        stats: Stats {
+            reserved_blocks: blocks as usize,
+            ..Stats::default()
+        },
+        tokens: 0,
+        finished: requests
+            .iter()
+            .filter(|r| r.max_new_tokens == 0)
+            .map(|r| r.samples)
+            .sum(),
+    };
+    while !run.scheduler.is_done() {
+        if settings
+            .cancel
+            .is_some_and(|flag| flag.load(Ordering::Relaxed))
+        {
+            return Err(Error::Cancelled);
+        }
+        run.step(model)?;
+        progress(run.progress());
+    }
+    Ok(run.output())
+}
+
+/// A generation under way.
+struct Generation<'a> {
+    requests: &'a [Request],
+    settings: &'a Settings<'a>,
+    vocab_size: usize,
+    scheduler: Scheduler,
+    stats: Stats,
+    tokens: usize,
+    finished: usize,
+}
+
+impl Generation<'_> {
+    fn step<M: Model>(&mut self, model: &mut M) -> Result<(), Error> {
+        let plan = self.scheduler.plan()?;
+        let logits = self.forward(model, &plan)?;
+        for &turn in &plan.turns {
+            self.count(turn);
+            self.scheduler.sequences[turn.index].cached += turn.count;
+        }
+        let drawing = self.drawing(&plan);
+        let drawn = self.draw(model, &logits, &drawing)?;
+        self.stats.steps += 1;
+        for (&(_, index), drawn) in drawing.iter().zip(drawn) {
+            self.accept(index, drawn, model)?;
+        }
+        Ok(())
+    }
+
+    fn forward<M: Model>(&self, model: &mut M, plan: &Plan) -> Result<M::Logits, Error> {
+        let chunk = |turn: &Turn| {
+            let sequence = &self.scheduler.sequences[turn.index];
+            Chunk {
+                sequence: sequence.id,
+                tokens: &sequence.tokens[sequence.cached..sequence.cached + turn.count],
+                past: sequence.cached,
+                blocks: &sequence.blocks,
+            }
+        };
+        let chunks: Vec<Chunk<'_>> = plan.turns.iter().map(chunk).collect();
+        let step = Step {
+            copies: &plan.copies,
+            chunks: &chunks,
+        };
+        model
+            .forward(&step)
+            .map_err(|source| self.failed("read the next tokens", source))
+    }
+
+    fn failed(
+        &self,
+        action: &'static str,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    ) -> Error {
+        Error::Model {
+            action,
+            step: self.stats.steps,
+            source,
+        }
+    }
+
+    fn count(&mut self, turn: Turn) {
+        match self.scheduler.sequences[turn.index].unread() {
+            1 => self.stats.decode_tokens += 1,
+            _ => self.stats.prefill_tokens += turn.count,
+        }
+    }
+
+    /// Who draws from which row: each sequence that has been read to its end. Where that end is the
+    /// prompt's, the request's other samples fork and draw from the same row.
+    fn drawing(&mut self, plan: &Plan) -> Vec<(usize, usize)> {
+        let mut drawing = Vec::new();
+        for (row, turn) in plan.turns.iter().enumerate() {
+            let sequence = &self.scheduler.sequences[turn.index];
+            if sequence.unread() > 0 {
+                continue;
+            }
+            drawing.push((row, turn.index));
+            if sequence.generated().is_empty() {
+                for other in 1..self.requests[sequence.id.request].samples {
+                    self.scheduler.fork(turn.index, turn.index + other);
+                    drawing.push((row, turn.index + other));
+                }
+            }
+        }
+        drawing
+    }
+
+    fn draw<M: Model>(
+        &self,
+        model: &mut M,
+        logits: &M::Logits,
+        drawing: &[(usize, usize)],
+    ) -> Result<Vec<Drawn>, Error> {
+        let draws: Vec<Draw<'_>> = drawing
+            .iter()
+            .map(|&(row, index)| self.request_draw(row, index))
+            .collect();
+        if draws.is_empty() {
+            return Ok(Vec::new());
+        }
+        let drawn = model
+            .draw(logits, &draws)
+            .map_err(|source| self.failed("draw the next tokens", source))?;
+        if drawn.len() == draws.len() {
+            return Ok(drawn);
+        }
+        let found = format!(
+            "{} tokens for {} requests, the first",
+            drawn.len(),
+            draws.len()
+        );
+        Err(Error::Drawn {
+            sequence: draws[0].sequence,
+            found,
+            expected: "it must draw one for each",
+        })
+    }
+
+    fn request_draw(&self, row: usize, index: usize) -> Draw<'_> {
+        let sequence = &self.scheduler.sequences[index];
+        Draw {
+            row,
+            sequence: sequence.id,
+            position: sequence.generated().len(),
+            decoding: self.settings.decoding,
+            forbidden: sequence.forbidden(self.settings.stop_ids),
+            uniform: self.uniform(sequence),
+        }
+    }
+
+    /// The random number of a sequence's next token.
+    fn uniform(&self, sequence: &Sequence) -> f64 {
+        let SequenceId { request, sample } = sequence.id;
+        Key::new(self.settings.seed, self.settings.purpose)
+            .child(self.settings.iteration, self.requests[request].key)
+            .uniform(sample as u64, sequence.generated().len() as u64)
+    }
+
+    /// Adds a drawn token; retires the sequence if it ends there.
+    fn accept<M: Model>(&mut self, index: usize, drawn: Drawn, model: &mut M) -> Result<(), Error> {
+        let sequence = &mut self.scheduler.sequences[index];
+        if drawn.token as usize >= self.vocab_size || !drawn.log_prob.is_finite() {
+            return Err(Error::Drawn {
+                sequence: sequence.id,
+                found: format!(
+                    "token {} with log-probability {}",
+                    drawn.token, drawn.log_prob
+                ),
+                expected: "both must be finite and the token one of the vocabulary",
+            });
+        }
+        sequence.push(drawn, self.settings);
+        self.tokens += 1;
+        if sequence.finish.is_some() {
+            self.finished += 1;
+            model.release(sequence.id);
+            self.scheduler.retire(index);
+        }
+        Ok(())
+    }
+
+    fn progress(&self) -> Progress {
+        Progress {
+            finished: self.finished,
+            total: self.scheduler.sequences.len(),
+            tokens: self.tokens,
+        }
+    }
+
+    fn output(self) -> Output {
+        let stats = Stats {
+            peak_blocks: self.scheduler.peak_blocks(),
+            preemptions: self.scheduler.preemptions,
+            ..self.stats
+        };
+        let completions = self
+            .scheduler
+            .sequences
+            .into_iter()
+            .map(completion)
+            .collect();
+        Output { completions, stats }
+    }
+}
+
+fn completion(mut sequence: Sequence) -> Completion {
+    Completion {
+        request: sequence.id.request,
+        sample: sequence.id.sample,
+        tokens: sequence.tokens.split_off(sequence.prompt_len),
+        log_probs: sequence.log_probs,
+        kept: sequence.kept,
+        // The loop ends when all have finished.
+        finish: sequence.finish.unwrap_or(Finish::Length),
+    }
+}

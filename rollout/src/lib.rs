@@ -1,0 +1,41 @@
+//! Batched generation over a block-paged cache.
+//!
+//! The crate owns time and memory: which sequence advances, which cache block is whose, which token
+//! is drawn, when a sequence ends. It knows tokens, blocks and logits; never a weight and never a
+//! loss. [`generate`] runs requests through a [`Model`], the face that an engine shows to it.
+//!
+//! What it promises: a completion depends on its request, the seed and the model alone. Batch
+//! limit, cache budget, the other requests and the order in which sequences finish change the time
+//! it takes, never a token and never a log-probability.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`random`] | randomness as a function of key and index |
+//! | [`row`] | the arithmetic of one row of logits, shared with training |
+//! | [`sampling`], `filter` | the draw; what may be drawn |
+//! | [`model`] | what is asked of a model |
+//! | `blocks` | the pool of cache blocks |
+//! | `settings` | what is asked for, and whether it can be done |
+//! | `sequence`, `scheduler` | a sequence's state; who advances, who waits, who gives way |
+//! | `generator` | the loop |
+
+#![deny(missing_docs)]
+
+mod blocks;
+mod error;
+mod filter;
+mod generator;
+pub mod model;
+pub mod random;
+pub mod row;
+pub mod sampling;
+mod scheduler;
+mod sequence;
+mod settings;
+
+pub use error::Error;
+pub use generator::{Completion, Output, Progress, Stats, generate};
+pub use model::{BLOCK_TOKENS, CacheSpec, Chunk, Model, ModelResult, SequenceId, Step};
+pub use sampling::{Decoding, Draw, Drawn, Sampling, draw_row};
+pub use sequence::Finish;
+pub use settings::{CacheBudget, Request, Settings, StopText};

@@ -1,0 +1,96 @@
+//! What the generator asks of a model. Whoever owns weights implements [`Model`]; the generator
+//! never sees one.
+
+use crate::sampling::{Draw, Drawn};
+
+/// Tokens in one block of the cache.
+pub const BLOCK_TOKENS: usize = 16;
+
+/// What a model's methods return; the generator adds during which step it failed.
+pub type ModelResult<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// A sequence's name: which sample of which request, both from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SequenceId {
+    /// Index into the requests.
+    pub request: usize,
+    /// Which of its samples.
+    pub sample: usize,
+}
+
+/// What a model's cache must hold, and the bounds of what it reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheSpec {
+    /// Decoder layers.
+    pub layers: usize,
+    /// Key-value heads a layer.
+    pub kv_heads: usize,
+    /// Elements of one head.
+    pub head_dim: usize,
+    /// Bytes of one element.
+    pub element_bytes: usize,
+    /// The longest sequence the model can read.
+    pub max_positions: usize,
+    /// Logits in a row.
+    pub vocab_size: usize,
+}
+
+impl CacheSpec {
+    /// Bytes of keys and values that one token leaves in the cache.
+    pub fn bytes_per_token(&self) -> usize {
+        2 * self.layers * self.kv_heads * self.head_dim * self.element_bytes
+    }
+}
+
+/// A language model with a block-paged cache of keys and values.
+///
+/// Generation does not depend on the settings of batch and cache as long as a row of logits is a
+/// function of its own sequence's tokens alone, whatever else the step holds and however the
+/// sequence was cut into chunks.
+pub trait Model {
+    /// A step's logits, `[chunks, vocab]`, wherever the model keeps them.
+    type Logits;
+
+    /// What the cache must hold.
+    fn cache_spec(&self) -> CacheSpec;
+
+    /// Makes room for `blocks` blocks of [`BLOCK_TOKENS`] tokens. Called once before the first
+    /// step; what an earlier generation left is not read again.
+    fn reserve(&mut self, blocks: usize) -> ModelResult<()>;
+
+    /// Copies blocks, reads each chunk's tokens into its blocks, and returns the logits that follow
+    /// each chunk's last token, one row a chunk, in order.
+    fn forward(&mut self, step: &Step<'_>) -> ModelResult<Self::Logits>;
+
+    /// Draws one token for each request, in order; [`crate::draw_row`] does it for a row in memory.
+    fn draw(&mut self, logits: &Self::Logits, draws: &[Draw<'_>]) -> ModelResult<Vec<Drawn>>;
+
+    /// A sequence has finished. (One that is preempted has not: it comes again with `past` 0.)
+    fn release(&mut self, _sequence: SequenceId) {}
+}
+
+/// One call of the model.
+#[derive(Clone, Copy, Debug)]
+pub struct Step<'a> {
+    /// Whole blocks to copy before any token is read, `(from, to)`. No block is copied to twice,
+    /// nor both to and from, so they may run in any order.
+    pub copies: &'a [(u32, u32)],
+    /// What to read; never empty. A sequence occurs at most once.
+    pub chunks: &'a [Chunk<'a>],
+}
+
+/// The next tokens of one sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct Chunk<'a> {
+    /// Whose tokens. Samples of one request share the prompt: all but the one that read it appear
+    /// first with `past` > 0.
+    pub sequence: SequenceId,
+    /// The tokens to read, at positions `past..past + tokens.len()`; never empty.
+    pub tokens: &'a [u32],
+    /// How many tokens its blocks hold already.
+    pub past: usize,
+    /// Its blocks in order, just enough for `past + tokens.len()` tokens. Position p lies in
+    /// `blocks[p / BLOCK_TOKENS]`, row `p % BLOCK_TOKENS`. Blocks that receive a token belong to
+    /// this chunk alone.
+    pub blocks: &'a [u32],
+}

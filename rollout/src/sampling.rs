@@ -1,0 +1,283 @@
+//! From a row of logits to a token and the log-probability it was drawn with.
+//!
+//! The filters act in this order, each on what the one before left, as transformers' warpers do:
+//! tokens forbidden for now, temperature, top-k (ties kept), top-p, min-p. What remains is the kept
+//! set. The token is drawn from the softmax over it, and that softmax's log-probability is
+//! recorded, along with the set itself wherever it is not the whole vocabulary: so a training
+//! forward can renormalise over the same set, and learning stays on-policy.
+//!
+//! A draw is the inverse of the cumulative distribution at a given uniform number; tokens stand in
+//! ascending order. The sums run over fixed blocks, so the token is a function of the row and the
+//! number alone.
+//!
+//! Not here: the filters' selection (`filter`), randomness (`random`), the arithmetic of a row
+//! (`row`), penalties for repetition.
+
+pub use crate::filter::kept_set;
+use crate::filter::without;
+use crate::model::SequenceId;
+use crate::row;
+
+/// How tokens are chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Decoding {
+    /// The most probable token, the lowest id among equals. Its recorded log-probability is that of
+    /// the whole vocabulary at temperature 1.
+    Greedy,
+    /// A random token.
+    Sample(Sampling),
+}
+
+/// The distribution that tokens are drawn from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// Logits are divided by it; above 0.
+    pub temperature: f32,
+    /// Keeps the k most probable tokens and those equal to the last of them; 0 keeps all.
+    pub top_k: usize,
+    /// Keeps the most probable tokens until their sum reaches this, in (0, 1]; 1 keeps all.
+    pub top_p: f32,
+    /// Keeps tokens at least this fraction as probable as the best, in [0, 1]; 0 keeps all.
+    pub min_p: f32,
+}
+
+impl Default for Sampling {
+    /// The model's own distribution.
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+        }
+    }
+}
+
+/// A setting outside its range.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{name} is {found}; it must be {expected}")]
+pub struct SamplingError {
+    /// The field's name.
+    pub name: &'static str,
+    /// Its value.
+    pub found: f32,
+    /// Its range, in words.
+    pub expected: &'static str,
+}
+
+impl Sampling {
+    /// Checks every field's range.
+    pub fn check(&self) -> Result<(), SamplingError> {
+        let rule = |holds: bool, name, found, expected| {
+            holds.then_some(()).ok_or(SamplingError {
+                name,
+                found,
+                expected,
+            })
+        };
+        let (t, p, m) = (self.temperature, self.top_p, self.min_p);
+        // 1e-4 still leaves z = x / temperature finite for any logit that a model gives.
+        let warm = (1e-4..=1e4).contains(&t);
+        let range = "from 0.0001 to 10000 (for the most probable token choose greedy decoding)";
+        rule(warm, "temperature", t, range)?;
+        rule(p > 0.0 && p <= 1.0, "top_p", p, "above 0 and at most 1")?;
+        rule((0.0..=1.0).contains(&m), "min_p", m, "from 0 to 1")
+    }
+
+    /// Whether any filter can cut a token.
+    pub(crate) fn cuts(&self) -> bool {
+        self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0
+    }
+}
+
+/// A request for one token.
+#[derive(Clone, Copy, Debug)]
+pub struct Draw<'a> {
+    /// Which row of the step's logits.
+    pub row: usize,
+    /// Whose token.
+    pub sequence: SequenceId,
+    /// Its place among the generated tokens, from 0.
+    pub position: usize,
+    /// How it is chosen.
+    pub decoding: Decoding,
+    /// Ids that may not be chosen; ids outside the vocabulary are ignored.
+    pub forbidden: &'a [u32],
+    /// A uniform number in [0, 1).
+    pub uniform: f64,
+}
+
+/// A drawn token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drawn {
+    /// Its id.
+    pub token: u32,
+    /// Its log-probability in the distribution it was drawn from.
+    pub log_prob: f32,
+    /// The ids that could have been drawn, ascending, where that is not the whole vocabulary.
+    pub kept: Option<Vec<u32>>,
+}
+
+/// A row of logits that gives no token.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error(
+    "the logits of request {}, sample {}, new token {position} {fault}; \
+     the model has diverged or its weights are damaged",
+    sequence.request, sequence.sample
+)]
+pub struct RowError {
+    /// Whose row.
+    pub sequence: SequenceId,
+    /// Which generated token, from 0.
+    pub position: usize,
+    /// What is wrong with it.
+    pub fault: RowFault,
+}
+
+/// What is wrong with a row of logits.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+pub enum RowFault {
+    /// NaN or +∞.
+    #[error("hold {value} for token {token}")]
+    NotANumber {
+        /// The first such token.
+        token: usize,
+        /// Its logit.
+        value: f32,
+    },
+    /// No logit, or −∞ for each token that is not forbidden.
+    #[error("leave no possible token")]
+    Empty,
+}
+
+/// Draws one token from its row, `[vocab]`. A pure function; the CPU's way to implement
+/// [`crate::Model::draw`].
+pub fn draw_row(logits: &[f32], draw: &Draw<'_>) -> Result<Drawn, RowError> {
+    checked(logits)
+        .and_then(|()| match draw.decoding {
+            Decoding::Greedy => greedy(logits, draw.forbidden),
+            Decoding::Sample(sampling) => sample(logits, &sampling, draw),
+        })
+        .map_err(|fault| RowError {
+            sequence: draw.sequence,
+            position: draw.position,
+            fault,
+        })
+}
+
+fn checked(logits: &[f32]) -> Result<(), RowFault> {
+    // Without an early exit the comparison vectorises; NaN is not below +∞.
+    if logits.iter().fold(true, |ok, &x| ok & (x < f32::INFINITY)) {
+        return Ok(());
+    }
+    let bad = logits
+        .iter()
+        .enumerate()
+        .find(|(_, x)| **x >= f32::INFINITY || x.is_nan());
+    Err(
+        bad.map_or(RowFault::Empty, |(token, &value)| RowFault::NotANumber {
+            token,
+            value,
+        }),
+    )
+}
+
+fn greedy(logits: &[f32], forbidden: &[u32]) -> Result<Drawn, RowFault> {
+    let masked;
+    let allowed = if forbidden.is_empty() {
+        logits
+    } else {
+        masked = without(logits, forbidden);
+        &masked
+    };
+    let best = row::max(allowed);
+    let first = allowed.iter().position(|&x| x == best);
+    let token = first
+        .filter(|_| best > f32::NEG_INFINITY)
+        .ok_or(RowFault::Empty)? as u32;
+    let stats = row::stats(logits, 1.0);
+    Ok(Drawn {
+        token,
+        log_prob: row::log_prob(logits, 1.0, &stats, token),
+        kept: None,
+    })
+}
+
+fn sample(logits: &[f32], sampling: &Sampling, draw: &Draw<'_>) -> Result<Drawn, RowFault> {
+    let inv_temperature = inverse(sampling.temperature);
+    let kept = kept_set(logits, sampling, draw.forbidden);
+    let chosen = match &kept {
+        None => draw_from(logits, inv_temperature, draw.uniform)?,
+        Some(kept) => draw_from(&row::gather(logits, kept), inv_temperature, draw.uniform)?,
+    };
+    Ok(Drawn {
+        token: kept
+            .as_ref()
+            .map_or(chosen.index as u32, |kept| kept[chosen.index]),
+        log_prob: chosen.log_prob,
+        kept,
+    })
+}
+
+/// 1 / temperature: what the functions of [`row`] take, here and in training.
+pub fn inverse(temperature: f32) -> f32 {
+    1.0 / temperature
+}
+
+/// A draw within a row.
+struct Chosen {
+    index: usize,
+    log_prob: f32,
+}
+
+/// The first index at which the cumulative distribution exceeds `uniform`.
+fn draw_from(logits: &[f32], inv_temperature: f32, uniform: f64) -> Result<Chosen, RowFault> {
+    let max = row::max(logits) * inv_temperature;
+    let mut sums = vec![0.0; logits.len().div_ceil(row::BLOCK)];
+    row::block_sums(logits, inv_temperature, max, &mut sums);
+    let total: f64 = sums.iter().map(|&sum| f64::from(sum)).sum();
+    let stats = row::RowStats {
+        max,
+        sum: total as f32,
+    };
+    if !stats.is_finite() {
+        return Err(RowFault::Empty);
+    }
+    let (block, rest) = locate(&sums, uniform * total);
+    let start = block * row::BLOCK;
+    let end = logits.len().min(start + row::BLOCK);
+    let mut weights = [0.0; row::BLOCK];
+    row::weights(
+        &logits[start..end],
+        inv_temperature,
+        max,
+        &mut weights[..end - start],
+    );
+    // The block's weights, added one by one, may differ from its sum in the last bits: scale to
+    // them.
+    let exact: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
+    let (within, _) = locate(&weights, rest / f64::from(sums[block]) * exact);
+    let index = start + within;
+    Ok(Chosen {
+        index,
+        log_prob: row::log_prob(logits, inv_temperature, &stats, index as u32),
+    })
+}
+
+/// The first place at which the running sum of `weights` exceeds `target`, and how far into it the
+/// target lies. Where rounding left the target at the very end, the last place that has any weight.
+fn locate(weights: &[f32], target: f64) -> (usize, f64) {
+    let mut rest = target;
+    let mut last = (0, 0.0);
+    for (place, &weight) in weights.iter().enumerate() {
+        let weight = f64::from(weight);
+        if rest < weight {
+            return (place, rest);
+        }
+        if weight > 0.0 {
+            last = (place, weight);
+        }
+        rest -= weight;
+    }
+    last
+}

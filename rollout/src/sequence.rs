@@ -1,0 +1,112 @@
+//! One sample on its way from prompt to completion: its tokens, and which of them the cache holds.
+
+use crate::blocks::BlockPool;
+use crate::model::{BLOCK_TOKENS, SequenceId};
+use crate::sampling::Drawn;
+use crate::settings::{Request, Settings, blocks_for};
+
+/// Why a completion ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Finish {
+    /// At a stop id or a stop text, which it includes.
+    Stop,
+    /// At its limit of tokens.
+    Length,
+}
+
+/// The state of one sample.
+#[derive(Debug)]
+pub struct Sequence {
+    pub id: SequenceId,
+    /// The prompt, then what was generated.
+    pub tokens: Vec<u32>,
+    pub prompt_len: usize,
+    /// Length at which it ends.
+    limit: usize,
+    min_new_tokens: usize,
+    pub log_probs: Vec<f32>,
+    pub kept: Vec<Option<Vec<u32>>>,
+    /// The cache blocks it owns, alone or with others.
+    pub blocks: Vec<u32>,
+    /// How many of its tokens they hold.
+    pub cached: usize,
+    pub finish: Option<Finish>,
+}
+
+impl Sequence {
+    pub fn new(id: SequenceId, request: &Request) -> Self {
+        Self {
+            id,
+            tokens: request.prompt.clone(),
+            prompt_len: request.prompt.len(),
+            limit: request.prompt.len() + request.max_new_tokens,
+            min_new_tokens: request.min_new_tokens,
+            log_probs: Vec::new(),
+            kept: Vec::new(),
+            blocks: Vec::new(),
+            cached: 0,
+            finish: (request.max_new_tokens == 0).then_some(Finish::Length),
+        }
+    }
+
+    /// Tokens generated so far.
+    pub fn generated(&self) -> &[u32] {
+        &self.tokens[self.prompt_len..]
+    }
+
+    /// How many tokens the model has yet to read.
+    pub fn unread(&self) -> usize {
+        self.tokens.len() - self.cached
+    }
+
+    /// Ids that may not be drawn next.
+    pub fn forbidden<'a>(&self, stop_ids: &'a [u32]) -> &'a [u32] {
+        match self.generated().len() < self.min_new_tokens {
+            true => stop_ids,
+            false => &[],
+        }
+    }
+
+    /// Adds a drawn token and decides whether the sequence ends with it.
+    pub fn push(&mut self, drawn: Drawn, settings: &Settings<'_>) {
+        self.tokens.push(drawn.token);
+        self.log_probs.push(drawn.log_prob);
+        self.kept.push(drawn.kept);
+        self.finish = if self.stops(drawn.token, settings) {
+            Some(Finish::Stop)
+        } else if self.tokens.len() >= self.limit {
+            Some(Finish::Length)
+        } else {
+            None
+        };
+    }
+
+    fn stops(&self, token: u32, settings: &Settings<'_>) -> bool {
+        settings.stop_ids.contains(&token)
+            || self.generated().len() >= self.min_new_tokens
+                && settings
+                    .stop_text
+                    .is_some_and(|ends| ends(self.generated()))
+    }
+
+    /// Free blocks needed to read its next `count` tokens: new ones, and one to copy the last block
+    /// into if others own it too.
+    pub fn blocks_needed(&self, count: usize, pool: &BlockPool) -> usize {
+        let total = blocks_for(self.cached + count);
+        total - self.blocks.len() + usize::from(self.shared_tail(pool).is_some())
+    }
+
+    /// Free blocks needed to read all it has and to go on for one block's worth of tokens.
+    pub fn blocks_ahead(&self, pool: &BlockPool) -> usize {
+        // The token at the limit is never read.
+        let end = (self.tokens.len() + BLOCK_TOKENS).min(self.limit - 1);
+        self.blocks_needed(end.max(self.tokens.len()) - self.cached, pool)
+    }
+
+    /// The place, among its blocks, of a partly filled one that others own too.
+    pub fn shared_tail(&self, pool: &BlockPool) -> Option<usize> {
+        let tail = self.cached / BLOCK_TOKENS;
+        let block = self.blocks.get(tail)?;
+        pool.is_shared(*block).then_some(tail)
+    }
+}

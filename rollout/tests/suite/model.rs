@@ -1,0 +1,204 @@
+//! A model of twenty words whose logits are a hash of the whole history, and which knows that
+//! history from its cache blocks alone: a wrong block, copy or position changes what it says next.
+
+use std::collections::HashSet;
+
+use rollout::random::{Key, Purpose};
+use rollout::{
+    BLOCK_TOKENS, CacheSpec, Completion, Decoding, Draw, Drawn, Finish, Model, ModelResult,
+    Request, SequenceId, Settings, Step, draw_row,
+};
+
+pub const VOCAB: usize = 20;
+
+/// Ends a completion in one draw of twenty.
+pub const STOP: u32 = 0;
+
+#[derive(Default)]
+pub struct Parrot {
+    cache: Vec<[Option<u32>; BLOCK_TOKENS]>,
+    pub copies: usize,
+    /// Chunks of each step.
+    pub batches: Vec<usize>,
+    pub released: Vec<SequenceId>,
+}
+
+/// The logits that follow a history.
+pub fn logits(history: &[u32]) -> Vec<f32> {
+    let key = history
+        .iter()
+        .fold(Key::new(0, Purpose::Init), |key, &token| {
+            key.child(token.into(), 0)
+        });
+    let mut draws = [0.0; VOCAB];
+    key.fill_normal(1, &mut draws);
+    draws.map(|x| x as f32).to_vec()
+}
+
+impl Model for Parrot {
+    type Logits = Vec<Vec<f32>>;
+
+    fn cache_spec(&self) -> CacheSpec {
+        CacheSpec {
+            layers: 2,
+            kv_heads: 1,
+            head_dim: 4,
+            element_bytes: 4,
+            max_positions: 120,
+            vocab_size: VOCAB,
+        }
+    }
+
+    fn reserve(&mut self, blocks: usize) -> ModelResult<()> {
+        self.cache = vec![[None; BLOCK_TOKENS]; blocks];
+        Ok(())
+    }
+
+    fn forward(&mut self, step: &Step<'_>) -> ModelResult<Self::Logits> {
+        // In reverse: the order must not matter.
+        for &(from, to) in step.copies.iter().rev() {
+            self.cache[to as usize] = self.cache[from as usize];
+        }
+        self.copies += step.copies.len();
+        self.batches.push(step.chunks.len());
+        assert_fair(step);
+        for chunk in step.chunks {
+            for (position, &token) in (chunk.past..).zip(chunk.tokens) {
+                let block = chunk.blocks[position / BLOCK_TOKENS] as usize;
+                self.cache[block][position % BLOCK_TOKENS] = Some(token);
+            }
+        }
+        let history = |blocks: &[u32], len| -> Vec<u32> {
+            let places = blocks.iter().flat_map(|&block| self.cache[block as usize]);
+            places
+                .take(len)
+                .map(|token| token.expect("a place that was never written"))
+                .collect()
+        };
+        Ok(step
+            .chunks
+            .iter()
+            .map(|c| logits(&history(c.blocks, c.past + c.tokens.len())))
+            .collect())
+    }
+
+    fn draw(&mut self, logits: &Self::Logits, draws: &[Draw<'_>]) -> ModelResult<Vec<Drawn>> {
+        draws
+            .iter()
+            .map(|draw| Ok(draw_row(&logits[draw.row], draw)?))
+            .collect()
+    }
+
+    fn release(&mut self, sequence: SequenceId) {
+        self.released.push(sequence);
+    }
+}
+
+/// What a step promises besides the right tokens: exact block lists, copies in any order, no
+/// writing into a neighbour's block.
+fn assert_fair(step: &Step<'_>) {
+    let sources: HashSet<u32> = step.copies.iter().map(|copy| copy.0).collect();
+    let targets: HashSet<u32> = step.copies.iter().map(|copy| copy.1).collect();
+    assert!(targets.len() == step.copies.len() && sources.is_disjoint(&targets));
+    let owners: HashSet<SequenceId> = step.chunks.iter().map(|chunk| chunk.sequence).collect();
+    assert_eq!(owners.len(), step.chunks.len());
+    for chunk in step.chunks {
+        assert!(!chunk.tokens.is_empty());
+        assert_eq!(
+            chunk.blocks.len(),
+            (chunk.past + chunk.tokens.len()).div_ceil(BLOCK_TOKENS)
+        );
+        let written = &chunk.blocks[chunk.past / BLOCK_TOKENS..];
+        for other in step
+            .chunks
+            .iter()
+            .filter(|other| other.sequence != chunk.sequence)
+        {
+            assert!(!written.iter().any(|block| other.blocks.contains(block)));
+        }
+    }
+}
+
+/// The same completions without cache, batch or scheduler: one sequence at a time from its whole
+/// history.
+pub fn one_by_one(requests: &[Request], settings: &Settings<'_>) -> Vec<Completion> {
+    let samples = |(index, request)| {
+        (0..Request::clone(request).samples)
+            .map(move |sample| alone(index, request, sample, settings))
+    };
+    requests.iter().enumerate().flat_map(samples).collect()
+}
+
+fn alone(index: usize, request: &Request, sample: usize, settings: &Settings<'_>) -> Completion {
+    let (mut tokens, mut log_probs, mut kept): (Vec<u32>, Vec<f32>, Vec<_>) = Default::default();
+    let mut finish = Finish::Length;
+    let key = Key::new(settings.seed, settings.purpose).child(settings.iteration, request.key);
+    for position in 0..request.max_new_tokens {
+        let forbidden = if position < request.min_new_tokens {
+            settings.stop_ids
+        } else {
+            &[]
+        };
+        let draw = Draw {
+            row: 0,
+            sequence: SequenceId {
+                request: index,
+                sample,
+            },
+            position,
+            decoding: settings.decoding,
+            forbidden,
+            uniform: key.uniform(sample as u64, position as u64),
+        };
+        let drawn = draw_row(&logits(&[&request.prompt[..], &tokens].concat()), &draw).unwrap();
+        tokens.push(drawn.token);
+        log_probs.push(drawn.log_prob);
+        kept.push(drawn.kept);
+        let ends_text = position + 1 >= request.min_new_tokens
+            && settings.stop_text.is_some_and(|ends| ends(&tokens));
+        if settings.stop_ids.contains(&drawn.token) || ends_text {
+            finish = Finish::Stop;
+            break;
+        }
+    }
+    Completion {
+        request: index,
+        sample,
+        tokens,
+        log_probs,
+        kept,
+        finish,
+    }
+}
+
+/// A request of default shape: its key is its length, its tokens count up from it.
+pub fn request(prompt_len: usize, max_new_tokens: usize, samples: usize) -> Request {
+    Request {
+        key: prompt_len as u64,
+        prompt: (0..prompt_len as u32)
+            .map(|i| (i + prompt_len as u32) % VOCAB as u32)
+            .collect(),
+        max_new_tokens,
+        min_new_tokens: 0,
+        samples,
+    }
+}
+
+/// Requests of all shapes: prompts around the block size, one and several samples, short and long
+/// answers.
+pub fn ragged() -> Vec<Request> {
+    let lengths = [1, 15, 16, 17, 40, 3, 31, 32, 33, 64, 7, 48];
+    lengths
+        .iter()
+        .zip([1, 4, 2, 3].iter().cycle())
+        .enumerate()
+        .map(|(i, (&len, &n))| request(len, 5 + 4 * i, n))
+        .collect()
+}
+
+pub fn greedy<'a>() -> Settings<'a> {
+    Settings {
+        decoding: Decoding::Greedy,
+        ..Settings::default()
+    }
+}

@@ -1,0 +1,337 @@
+//! The command line: what can be asked for, and the help that teaches it.
+//!
+//! Flags are only read here. What they mean is worked out by the configuration and the commands.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Checker, ConfigError, Device, Generation, Override, Stage};
+use crate::train::run_folder::Existing;
+
+/// Align language models: pretrain, sft, reward and ppo in one binary.
+///
+/// A run is one TOML file with a table for each stage. `collimate run` works through them; a run that was interrupted
+/// goes on from its last checkpoint when the same command is given again, and ends in the same bits.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXAMPLES, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  collimate run configs/quickstart.toml
+  collimate ppo configs/quickstart.toml --set ppo.kl_coef=0.1 --set run.name=low-kl --fresh
+  collimate generate --model runs/quickstart/ppo/final --prompts prompts.jsonl --out completions.jsonl
+
+Exit codes: 0 done, 1 failed (the message says what to mend), 2 wrong usage, 130 stopped by a signal after saving.";
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run all stages that CONFIG has, in order
+    ///
+    /// Finished stages are skipped and an interrupted one continues from its newest checkpoint. What each stage leaves
+    /// lies in RUN/STAGE/: metrics.jsonl, samples.jsonl, checkpoints/ and final/, a Hugging Face folder.
+    #[command(after_help = "Example:\n  collimate run configs/quickstart.toml --set run.seed=1 --set run.name=seed-1")]
+    Run(ConfigArgs),
+
+    /// Train a language model on plain text, from scratch or from a folder
+    ///
+    /// Needs [pretrain] with `data`. Without a tokenizer a byte-level BPE is trained on that text first.
+    #[command(after_help = "Example:\n  collimate pretrain configs/quickstart.toml --set pretrain.max_steps=100")]
+    Pretrain(ConfigArgs),
+
+    /// Fine-tune on answers: prompt and completion, or chats
+    ///
+    /// Needs [sft] with `data`. The loss counts answers only, and rows are packed without seeing one another.
+    #[command(after_help = "Example:\n  collimate sft configs/quickstart.toml --set sft.learning_rate=1e-4")]
+    Sft(ConfigArgs),
+
+    /// Train the reward model on pairs of a better and a worse answer
+    ///
+    /// Needs [reward] with `data`. Reports accuracy, margin and calibration on held-out pairs.
+    #[command(after_help = "Example:\n  collimate reward configs/quickstart.toml --set reward.eval_fraction=0.1")]
+    Reward(ConfigArgs),
+
+    /// Train the judge: a second reward model that PPO never sees
+    ///
+    /// Needs [judge], whose keys are those of [reward]. Give it other pairs: where reward rises and judge falls, the
+    /// policy has learnt the reward model's weaknesses.
+    #[command(after_help = "Example:\n  collimate judge configs/quickstart.toml")]
+    Judge(ConfigArgs),
+
+    /// Tune the policy on the reward model's scores by PPO
+    ///
+    /// Needs [ppo] with `prompts`, and a reward model (from [reward], or `reward_model`). A step is an iteration: sample,
+    /// score, update.
+    #[command(after_help = "Example:\n  collimate ppo configs/quickstart.toml --set ppo.kl_coef=0.1 --fresh")]
+    Ppo(ConfigArgs),
+
+    /// Complete the prompts of a file
+    ///
+    /// Reads a JSON object a line: {"prompt": text}, {"messages": [...]} or {"prompt_ids": [...]}, each with its own
+    /// "max_new_tokens" if it likes. Writes one object per completion, in the order of the input: index, sample,
+    /// prompt_ids, completion_ids, completion, logprobs and finish_reason (stop or length).
+    #[command(after_help = "Example:\n  collimate generate --model runs/quickstart/ppo/final --prompts prompts.jsonl \\\n      \
+                            --out completions.jsonl --n 4 --temperature 0.8 --top-p 0.95")]
+    Generate(GenerateArgs),
+
+    /// Score the texts of a file with a reward model, or their tokens with a language model
+    ///
+    /// Reads a JSON object a line: {"ids": [...]}, {"prompt": text, "completion": text} or {"messages": [...]}. A reward
+    /// model writes index and score; a language model index, ids, logprobs (of each token given those before it) and
+    /// entropy.
+    #[command(after_help = "Example:\n  collimate score --model runs/quickstart/reward/final --data pairs.jsonl --out scores.jsonl")]
+    Score(ScoreArgs),
+}
+
+impl Command {
+    /// The stage that the command runs, if it runs a single one.
+    pub fn stage(&self) -> Option<Stage> {
+        match self {
+            Command::Pretrain(_) => Some(Stage::Pretrain),
+            Command::Sft(_) => Some(Stage::Sft),
+            Command::Reward(_) => Some(Stage::Reward),
+            Command::Judge(_) => Some(Stage::Judge),
+            Command::Ppo(_) => Some(Stage::Ppo),
+            Command::Run(_) | Command::Generate(_) | Command::Score(_) => None,
+        }
+    }
+}
+
+/// Flags of the commands that read a configuration.
+#[derive(Clone, Debug, Args)]
+pub struct ConfigArgs {
+    /// The TOML file that describes the run
+    pub config: PathBuf,
+
+    /// Override a key, for example ppo.kl_coef=0.1; may be given several times
+    ///
+    /// VALUE is TOML; bare words are strings.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<Override>,
+
+    /// Set the old folder aside (NAME.old-1) and start over instead of continuing
+    #[arg(long)]
+    fresh: bool,
+}
+
+impl ConfigArgs {
+    /// What happens to what a former run left.
+    pub fn existing(&self) -> Existing {
+        if self.fresh { Existing::SetAside } else { Existing::Continue }
+    }
+}
+
+/// How the next token is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decoding {
+    /// Drawn from the distribution that the sampling settings leave.
+    Sample,
+    /// The likeliest.
+    Greedy,
+}
+
+/// What stop tokens do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopTokens {
+    /// They end a completion.
+    End,
+    /// They are tokens like others: completions run to the limit.
+    Ignore,
+}
+
+/// Flags of `generate`.
+#[derive(Clone, Debug, Args)]
+pub struct GenerateArgs {
+    /// The model: a Hugging Face folder
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+
+    /// The prompts: a JSON object a line
+    #[arg(long, value_name = "FILE")]
+    pub prompts: PathBuf,
+
+    /// Where completions go: a JSON object a line
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+
+    /// Completions of each prompt
+    #[arg(long = "n", value_name = "N", default_value = "1", value_parser = positive)]
+    pub num_samples: usize,
+
+    /// Most tokens of a completion; a prompt's own "max_new_tokens" goes before it
+    #[arg(long, value_name = "N", default_value = "64", value_parser = positive)]
+    pub max_new_tokens: usize,
+
+    /// Divides the logits: below 1 surer, above 1 more varied
+    #[arg(long, value_name = "T", default_value = "1.0", conflicts_with = "greedy")]
+    temperature: f64,
+
+    /// Draw among the K likeliest tokens only; 0 does not cut
+    #[arg(long, value_name = "K", default_value = "0", conflicts_with = "greedy")]
+    top_k: usize,
+
+    /// Draw among the likeliest tokens that together reach probability P; 1 does not cut
+    #[arg(long, value_name = "P", default_value = "1.0", conflicts_with = "greedy")]
+    top_p: f64,
+
+    /// Draw among tokens at least P times as probable as the likeliest; 0 does not cut
+    #[arg(long, value_name = "P", default_value = "0.0", conflicts_with = "greedy")]
+    min_p: f64,
+
+    /// A text that ends a completion; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+
+    /// Take the likeliest token each time instead of drawing
+    #[arg(long)]
+    greedy: bool,
+
+    /// Run to the limit whatever the model says
+    #[arg(long)]
+    ignore_eos: bool,
+
+    /// Seed of the draws
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub seed: u64,
+
+    /// Most sequences at once; the completions do not depend on it
+    #[arg(long, value_name = "N", default_value = "32", value_parser = positive)]
+    pub batch: usize,
+
+    /// What to compute on: cpu or cuda:N
+    #[arg(long, default_value = "cpu")]
+    pub device: Device,
+}
+
+impl GenerateArgs {
+    /// The sampling settings.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] for values out of range, naming the flags.
+    pub fn generation(&self) -> Result<Generation, ConfigError> {
+        let generation = Generation {
+            max_new_tokens: self.max_new_tokens,
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            stop: self.stop.clone(),
+            ..Generation::default()
+        };
+        let mut checker = Checker::flags();
+        generation.check(&mut checker.table("generate"));
+        checker.finish()?;
+        Ok(generation)
+    }
+
+    /// How the next token is chosen.
+    pub fn decoding(&self) -> Decoding {
+        if self.greedy { Decoding::Greedy } else { Decoding::Sample }
+    }
+
+    /// What stop tokens do.
+    pub fn stop_tokens(&self) -> StopTokens {
+        if self.ignore_eos { StopTokens::Ignore } else { StopTokens::End }
+    }
+}
+
+/// Flags of `score`.
+#[derive(Clone, Debug, Args)]
+pub struct ScoreArgs {
+    /// The model: a Hugging Face folder
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+
+    /// The texts: a JSON object a line
+    #[arg(long, value_name = "FILE")]
+    pub data: PathBuf,
+
+    /// Where scores go: a JSON object a line
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+
+    /// Sequences at once; the scores do not depend on it
+    #[arg(long, value_name = "N", default_value = "32", value_parser = positive)]
+    pub batch: usize,
+
+    /// What to compute on: cpu or cuda:N
+    #[arg(long, default_value = "cpu")]
+    pub device: Device,
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".into()),
+        Ok(number) => Ok(number),
+        Err(_) => Err("expected a whole number, 1 or larger".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    fn generate(flags: &[&str]) -> Result<GenerateArgs, clap::Error> {
+        let required = ["collimate", "generate", "--model", "m", "--prompts", "p", "--out", "o"];
+        match Cli::try_parse_from(required.iter().chain(flags))?.command {
+            Command::Generate(args) => Ok(args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        for command in Cli::command().get_subcommands() {
+            let example = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let call = format!("collimate {}", command.get_name());
+            assert!(example.contains(&call), "{} teaches by no example", command.get_name());
+        }
+    }
+
+    #[test]
+    fn stages_read_overrides_and_fresh() {
+        let line = ["collimate", "ppo", "c.toml", "--set", "ppo.kl_coef=0.1", "--set", "run.name=x", "--fresh"];
+        let cli = Cli::try_parse_from(line).unwrap();
+        assert_eq!(cli.command.stage(), Some(Stage::Ppo));
+        let Command::Ppo(args) = cli.command else { panic!() };
+        assert_eq!((args.overrides.len(), args.existing()), (2, Existing::SetAside));
+        let error = Cli::try_parse_from(["collimate", "ppo", "c.toml", "--set", "kl=1"]).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("expected TABLE.KEY=VALUE"), "{error}");
+    }
+
+    #[test]
+    fn generate_has_the_flags_of_the_contract() {
+        let flags = [
+            "--n", "2", "--max-new-tokens", "9", "--temperature", "0.5", "--top-k", "3", "--top-p", "0.9", "--min-p", "0.1",
+            "--stop", "a", "--stop", "b", "--ignore-eos", "--seed", "7", "--batch", "4", "--device", "cuda:0",
+        ];
+        let args = generate(&flags).unwrap();
+        let generation = args.generation().unwrap();
+        assert_eq!((generation.temperature, generation.top_k, generation.stop.len()), (0.5, 3, 2));
+        assert_eq!((args.decoding(), args.stop_tokens()), (Decoding::Sample, StopTokens::Ignore));
+        assert_eq!((args.num_samples, args.seed, args.device), (2, 7, Device::Cuda(0)));
+        assert_eq!(generate(&["--greedy"]).unwrap().decoding(), Decoding::Greedy);
+    }
+
+    #[test]
+    fn values_out_of_range_name_the_flag() {
+        let error = generate(&["--top-p", "1.5"]).unwrap().generation().unwrap_err();
+        assert_eq!(error.to_string(), "--top-p = 1.5 (command line): must be above 0 and at most 1; 1.0 does not cut");
+        assert_eq!(generate(&["--n", "0"]).unwrap_err().kind(), ErrorKind::ValueValidation);
+        assert_eq!(generate(&["--greedy", "--top-k", "3"]).unwrap_err().kind(), ErrorKind::ArgumentConflict);
+    }
+}

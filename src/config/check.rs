@@ -1,0 +1,181 @@
+//! Collecting what is wrong with the values of a configuration.
+//!
+//! Checks do not stop at the first problem: each notes what it finds, and [`Checker::finish`] reports all at once.
+
+use std::fmt::Display;
+use std::path::Path;
+
+use toml::Value;
+
+use super::document::Document;
+use super::error::{ConfigError, Place, Problem, Problems};
+use super::names;
+
+/// Notes problems, and knows where each key was given.
+#[derive(Debug)]
+pub struct Checker<'a> {
+    /// None when the values come from flags of the command line.
+    document: Option<&'a Document>,
+    problems: Vec<Problem>,
+}
+
+impl<'a> Checker<'a> {
+    /// A checker for the values of `document`.
+    pub fn new(document: &'a Document) -> Self {
+        Self { document: Some(document), problems: Vec::new() }
+    }
+
+    /// A checker for values given as flags: keys are named `--top-p`.
+    pub fn flags() -> Self {
+        Self { document: None, problems: Vec::new() }
+    }
+
+    /// Names one table, for checks of its keys.
+    pub fn table<'b>(&'b mut self, name: &'b str) -> Keys<'b, 'a> {
+        Keys { checker: self, table: name }
+    }
+
+    /// Ends the checks.
+    ///
+    /// # Errors
+    /// With every problem noted so far.
+    pub fn finish(&mut self) -> Result<(), ConfigError> {
+        match std::mem::take(&mut self.problems) {
+            problems if problems.is_empty() => Ok(()),
+            problems => Err(ConfigError::Invalid(Problems(problems))),
+        }
+    }
+
+    /// Notes a table (or a key outside any table) that does not exist.
+    pub(super) fn unknown_table(&mut self, name: &str, value: &Value) {
+        let message = match (value.is_table(), names::nearest(name, names::tables())) {
+            (true, Some(near)) => format!("unknown table; did you mean [{near}]?"),
+            (true, None) => format!("unknown table; known are {}", listed(names::tables())),
+            (false, _) => "stands outside any table; put it under the table it belongs to, such as [run]".into(),
+        };
+        let place = self.document.map_or(Place::Flag, |document| document.table_place(name));
+        let key = if value.is_table() { format!("[{name}]") } else { name.into() };
+        self.problems.push(Problem { key, value: None, place, message });
+    }
+
+    /// Notes something named like a table that is a plain value.
+    pub(super) fn not_a_table(&mut self, name: &str) {
+        let place = self.document.map_or(Place::Flag, |document| document.table_place(name));
+        let message = format!("must be a table; write [{name}] on a line of its own and its keys below");
+        self.problems.push(Problem { key: name.into(), value: None, place, message });
+    }
+
+    /// Notes that there is nothing to do.
+    pub(super) fn no_stage(&mut self) {
+        let message = "has no stage; add at least one of [pretrain], [sft], [reward], [judge], [ppo]".into();
+        let place = self.document.map_or(Place::Flag, |document| document.table_place(""));
+        self.problems.push(Problem { key: "the configuration".into(), value: None, place, message });
+    }
+
+    /// Notes a key that `table` does not have.
+    pub(super) fn unknown_key(&mut self, table: &str, key: &str, known: &[String]) {
+        let meant = names::alias(key, known).or_else(|| names::nearest(key, known.iter().map(String::as_str)));
+        let message = match meant {
+            Some(near) => format!("unknown key; did you mean `{near}`?"),
+            None => format!("unknown key; [{table}] has {}", listed(known.iter().map(String::as_str))),
+        };
+        self.table(table).note(key, None, message);
+    }
+
+    /// Notes a value whose type, or whose word, the key does not take.
+    pub(super) fn wrong_type(&mut self, table: &str, key: &str, value: &Value, serde: &str) {
+        self.table(table).note(key, Some(value.to_string()), in_plain_words(serde));
+    }
+}
+
+/// The checks of one table's keys.
+#[derive(Debug)]
+pub struct Keys<'b, 'a> {
+    checker: &'b mut Checker<'a>,
+    table: &'b str,
+}
+
+impl Keys<'_, '_> {
+    /// Notes that `key`, which has `value`, is wrong: `message` says how, and what to do.
+    pub fn wrong(&mut self, key: &str, value: impl Display, message: impl Into<String>) {
+        self.note(key, Some(value.to_string()), message.into());
+    }
+
+    /// Notes that `key` should not have been given at all.
+    pub fn misplaced(&mut self, key: &str, message: &str) {
+        self.note(key, None, message.into());
+    }
+
+    /// Notes that `key` must be given.
+    pub fn missing(&mut self, key: &str, mend: &str) {
+        self.note(key, None, format!("is required: {mend}"));
+    }
+
+    /// `value` must be larger than `low`; NaN is not.
+    pub fn above(&mut self, key: &str, value: f64, low: f64, mend: &str) {
+        if !(value > low && value.is_finite()) {
+            self.wrong(key, value, format!("must be larger than {low}; {mend}"));
+        }
+    }
+
+    /// `value` must lie between `low` and `high`, both allowed; NaN does not.
+    pub fn between(&mut self, key: &str, value: f64, low: f64, high: f64, mend: &str) {
+        if !(low..=high).contains(&value) {
+            self.wrong(key, value, format!("must lie between {low} and {high}; {mend}"));
+        }
+    }
+
+    /// `value` must be zero or larger; NaN and infinity are not.
+    pub fn not_negative(&mut self, key: &str, value: f64, mend: &str) {
+        if !(value >= 0.0 && value.is_finite()) {
+            self.wrong(key, value, format!("must be zero or larger; {mend}"));
+        }
+    }
+
+    /// `value` must be `low` or larger.
+    pub fn at_least(&mut self, key: &str, value: usize, low: usize, mend: &str) {
+        if value < low {
+            self.wrong(key, value, format!("must be at least {low}; {mend}"));
+        }
+    }
+
+    /// The file or folder `path` must exist. Relative paths start at the current directory.
+    pub fn exists(&mut self, key: &str, path: &Path) {
+        if !path.exists() {
+            let looked = std::path::absolute(path).unwrap_or_else(|_| path.into());
+            let message = format!("no such file or folder (looked for {})", looked.display());
+            self.wrong(key, format!("\"{}\"", path.display()), message);
+        }
+    }
+
+    fn note(&mut self, key: &str, value: Option<String>, message: String) {
+        let (name, place) = match self.checker.document {
+            None => (format!("--{}", key.replace('_', "-")), Place::Flag),
+            Some(document) if value.is_none() && !document.typed(self.table, key) => {
+                (format!("{}.{key}", self.table), document.table_place(self.table))
+            }
+            Some(document) => (format!("{}.{key}", self.table), document.place(self.table, key)),
+        };
+        self.checker.problems.push(Problem { key: name, value, place, message });
+    }
+}
+
+fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    names.into_iter().collect::<Vec<_>>().join(", ")
+}
+
+/// serde names Rust's types and variants; a user knows numbers and words.
+fn in_plain_words(serde: &str) -> String {
+    let types = [
+        ("expected usize", "expected a whole number, zero or larger"),
+        ("expected u64", "expected a whole number, zero or larger"),
+        ("expected u32", "expected a whole number, zero or larger"),
+        ("expected f64", "expected a number"),
+        ("expected a boolean", "expected true or false"),
+        ("expected a sequence", "expected a list, such as [\"a\", \"b\"]"),
+        ("unknown variant", "unknown word"),
+        ("path string", "a path in quotes"),
+    ];
+    let line = serde.lines().next().unwrap_or_default();
+    types.iter().fold(line.to_string(), |text, (rust, plain)| text.replace(rust, plain))
+}

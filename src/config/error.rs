@@ -1,0 +1,114 @@
+//! What can be wrong with a configuration, said so that the user can mend it.
+//!
+//! A bad configuration is reported whole: every wrong key in one message, each with its value, the place where
+//! that value was given and what would be right.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// Where a key got its value from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A line (counted from 1) of the configuration file.
+    Line {
+        /// The file as it was given on the command line.
+        file: PathBuf,
+        /// Line number, counted from 1.
+        line: usize,
+    },
+    /// An override, `--set KEY=VALUE`.
+    Override(String),
+    /// A flag of the command line, such as `--top-p`.
+    Flag,
+    /// Nobody set it: the built-in default.
+    Default,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Line { file, line } => write!(f, "{}:{line}", file.display()),
+            Place::Override(text) => write!(f, "--set {text}"),
+            Place::Flag => f.write_str("command line"),
+            Place::Default => f.write_str("the default"),
+        }
+    }
+}
+
+/// One thing that is wrong with one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The key in full, such as `ppo.cliprange`.
+    pub key: String,
+    /// The value that was found, as TOML; none if the key is missing or unknown.
+    pub value: Option<String>,
+    /// Where the value (or, of a missing key, its table) stands.
+    pub place: Place,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.key)?;
+        if let Some(value) = &self.value {
+            write!(f, " = {value}")?;
+        }
+        write!(f, " ({}): {}", self.place, self.message)
+    }
+}
+
+/// The problems of one configuration, in the order in which they were found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Problems(pub Vec<Problem>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let [only] = self.0.as_slice() {
+            return write!(f, "{only}");
+        }
+        write!(f, "{} problems in the configuration:", self.0.len())?;
+        self.0.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}
+
+/// Why a configuration could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read the configuration {} (looked in {})", file.display(), looked_in.display())]
+    Read {
+        /// The file as it was given.
+        file: PathBuf,
+        /// The folder that relative paths start from.
+        looked_in: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{}:{line}:{column}: not valid TOML: {message}", file.display())]
+    Syntax {
+        /// The file as it was given.
+        file: PathBuf,
+        /// Line number, counted from 1.
+        line: usize,
+        /// Column in characters, counted from 1.
+        column: usize,
+        /// What the parser said.
+        message: String,
+    },
+    /// An override could not be understood.
+    #[error("--set {text}: {message}")]
+    Override {
+        /// The override as it was given.
+        text: String,
+        /// What is wrong with it and what to write instead.
+        message: String,
+    },
+    /// The file is TOML, but its keys or values are wrong.
+    #[error("{0}")]
+    Invalid(Problems),
+    /// The resolved configuration could not be written as TOML.
+    #[error("cannot write the configuration as TOML: {0}")]
+    Serialize(String),
+}

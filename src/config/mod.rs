@@ -1,0 +1,311 @@
+//! What the user typed → what the run needs: resolved and checked.
+//!
+//! One TOML file has a table for each stage and three that all stages share. Reading it goes in steps: parse it and
+//! apply overrides ([`Document`]); refuse unknown names and wrong types; fill the values that depend on other keys;
+//! check ranges and combinations. Stages see only the result, a [`Config`].
+//!
+//! Nothing here opens a model or a data file. [`Config::check_files`] looks whether named files exist, so that a run of
+//! hours does not end at a misspelt path.
+
+mod check;
+mod data;
+pub mod diff;
+mod document;
+mod error;
+mod generation;
+mod model;
+mod names;
+mod optim;
+mod ppo;
+mod pretrain;
+mod reward;
+mod run;
+mod sft;
+mod tokenizer;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+pub use check::{Checker, Keys};
+pub use data::{Data, HeldOut, Source};
+pub use document::{Document, Override};
+pub use error::{ConfigError, Place, Problem, Problems};
+pub use generation::Generation;
+pub use model::{Architecture, Family, Model, ModelStart, SaveDtype};
+pub use optim::{Length, LrScheduler, Recompute, Training};
+pub use ppo::{KlEstimator, Ppo, ScoreNormalization, Share};
+pub use pretrain::Pretrain;
+pub use reward::Reward;
+pub use run::{Device, Run};
+pub use sft::{Sft, TooLong};
+pub use tokenizer::Tokenizer;
+
+/// A resolved and checked configuration: every value is the one that the run uses.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Config {
+    /// `[run]`.
+    pub run: Run,
+    /// `[model]`.
+    pub model: Model,
+    /// `[tokenizer]`.
+    pub tokenizer: Tokenizer,
+    /// `[pretrain]`, if the configuration has this stage.
+    pub pretrain: Option<Pretrain>,
+    /// `[sft]`, if the configuration has this stage.
+    pub sft: Option<Sft>,
+    /// `[reward]`, if the configuration has this stage.
+    pub reward: Option<Reward>,
+    /// `[judge]`, if the configuration has this stage.
+    pub judge: Option<Reward>,
+    /// `[ppo]`, if the configuration has this stage.
+    pub ppo: Option<Ppo>,
+}
+
+/// A stage of a run; the order is the order in which they run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stage {
+    /// Next-token training on text.
+    Pretrain,
+    /// Training on answers.
+    Sft,
+    /// The reward model.
+    Reward,
+    /// The reward model that only evaluations use.
+    Judge,
+    /// Tuning the policy.
+    Ppo,
+}
+
+impl Stage {
+    /// All stages in the order in which they run.
+    pub const ALL: [Stage; 5] = [Stage::Pretrain, Stage::Sft, Stage::Reward, Stage::Judge, Stage::Ppo];
+
+    /// Name of the stage's table, command and folder.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Pretrain => "pretrain",
+            Stage::Sft => "sft",
+            Stage::Reward => "reward",
+            Stage::Judge => "judge",
+            Stage::Ppo => "ppo",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl Config {
+    /// Reads `file`, applies `overrides` (the last of a key wins), resolves and checks.
+    ///
+    /// # Errors
+    /// [`ConfigError`], with all problems of the file at once where it is TOML at all.
+    pub fn load(file: &Path, overrides: &[Override]) -> Result<Self, ConfigError> {
+        Self::resolve(&Document::read(file)?.with(overrides)?)
+    }
+
+    /// Resolves and checks a parsed file.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn resolve(document: &Document) -> Result<Self, ConfigError> {
+        let mut checker = Checker::new(document);
+        check_tables(document, &mut checker);
+        let model: model::ModelTable = document.lower("model", &mut checker)?;
+        let mut config = Self {
+            run: document.lower("run", &mut checker)?,
+            model: Model { start: None, save_dtype: SaveDtype::default() },
+            tokenizer: document.lower("tokenizer", &mut checker)?,
+            pretrain: lower_stage(document, Stage::Pretrain, &mut checker)?,
+            sft: lower_stage(document, Stage::Sft, &mut checker)?,
+            reward: lower_stage(document, Stage::Reward, &mut checker)?,
+            judge: lower_stage(document, Stage::Judge, &mut checker)?,
+            ppo: lower_stage(document, Stage::Ppo, &mut checker)?,
+        };
+        // Values are only worth checking once all of them are the user's.
+        checker.finish()?;
+        config.model = model.lower(document, &mut checker)?;
+        config.fill(&mut checker);
+        config.check(&mut checker);
+        checker.finish()?;
+        Ok(config)
+    }
+
+    /// The stages that the configuration has, in the order in which they run.
+    pub fn stages(&self) -> Vec<Stage> {
+        Stage::ALL.into_iter().filter(|stage| self.has(*stage)).collect()
+    }
+
+    /// Whether the configuration has `stage`.
+    pub fn has(&self, stage: Stage) -> bool {
+        self.training(stage).is_some()
+    }
+
+    /// The keys of `stage` that every stage has, if the configuration has it.
+    pub fn training(&self, stage: Stage) -> Option<&Training> {
+        match stage {
+            Stage::Pretrain => self.pretrain.as_ref().map(|stage| &stage.training),
+            Stage::Sft => self.sft.as_ref().map(|stage| &stage.training),
+            Stage::Reward => self.reward.as_ref().map(|stage| &stage.training),
+            Stage::Judge => self.judge.as_ref().map(|stage| &stage.training),
+            Stage::Ppo => self.ppo.as_ref().map(|stage| &stage.training),
+        }
+    }
+
+    /// The configuration as TOML, every value written out. Reading it gives the same configuration.
+    ///
+    /// # Errors
+    /// If a path is not UTF-8.
+    pub fn to_toml(&self) -> Result<String, ConfigError> {
+        document::to_toml(self)
+    }
+
+    /// Looks whether the files that `stages` read exist; `document` is where the configuration came from.
+    ///
+    /// Models that the run itself makes are not looked for.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`], with every file that is missing and where it was looked for.
+    pub fn check_files(&self, document: &Document, stages: &[Stage]) -> Result<(), ConfigError> {
+        let mut checker = Checker::new(document);
+        if let Some(ModelStart::Folder(folder)) = &self.model.start {
+            checker.table("model").exists("from", folder);
+        }
+        if let Some(path) = &self.tokenizer.from {
+            checker.table("tokenizer").exists("from", path);
+        }
+        for stage in stages {
+            self.check_stage_files(*stage, &mut checker);
+        }
+        checker.finish()
+    }
+
+    fn check_stage_files(&self, stage: Stage, checker: &mut Checker<'_>) {
+        let (pretrain, sft, ppo) = (&self.pretrain, &self.sft, &self.ppo);
+        match stage {
+            Stage::Pretrain => pretrain.iter().for_each(|stage| stage.check_files(checker)),
+            Stage::Sft => sft.iter().for_each(|stage| stage.check_files(checker)),
+            Stage::Reward => self.reward.iter().for_each(|stage| stage.check_files("reward", checker)),
+            Stage::Judge => self.judge.iter().for_each(|stage| stage.check_files("judge", checker)),
+            Stage::Ppo => ppo.iter().for_each(|stage| stage.check_files(checker)),
+        }
+        let own = self.run.folder();
+        for (key, folder) in self.models_read(stage) {
+            if !folder.starts_with(&own) {
+                checker.table(stage.name()).exists(key, folder);
+            }
+        }
+    }
+
+    /// The model folders that `stage` reads, by key.
+    fn models_read(&self, stage: Stage) -> Vec<(&'static str, &Path)> {
+        match stage {
+            Stage::Pretrain => Vec::new(),
+            Stage::Sft => self.sft.iter().map(|sft| ("from", sft.from.as_path())).collect(),
+            Stage::Reward => self.reward.iter().map(|reward| ("from", reward.from.as_path())).collect(),
+            Stage::Judge => self.judge.iter().map(|judge| ("from", judge.from.as_path())).collect(),
+            Stage::Ppo => self.ppo.iter().flat_map(Ppo::models_read).collect(),
+        }
+    }
+
+    /// Fills the values that unset keys take from other keys and other tables.
+    fn fill(&mut self, checker: &mut Checker<'_>) {
+        if let (None, Some(ModelStart::Folder(folder))) = (&self.tokenizer.from, &self.model.start) {
+            self.tokenizer.from = Some(folder.clone());
+        }
+        let trained = |stage| self.has(stage).then(|| self.run.final_model(stage));
+        let given = match &self.model.start {
+            Some(ModelStart::Folder(folder)) => Some(folder.clone()),
+            Some(ModelStart::Scratch(_)) | None => None,
+        };
+        let base = trained(Stage::Pretrain).or(given);
+        let tuned = trained(Stage::Sft).or(base.clone());
+        let (scorer, judge) = (trained(Stage::Reward), trained(Stage::Judge));
+        let mut start = |path: &mut PathBuf, table: &str, default: &Option<PathBuf>| {
+            match (path.as_os_str().is_empty(), default) {
+                (false, _) => {}
+                (true, Some(folder)) => path.clone_from(folder),
+                (true, None) => {
+                    let mend = "there is no model to start from; set it, or model.from, or add a [pretrain] table";
+                    checker.table(table).missing("from", mend);
+                }
+            }
+        };
+        self.sft.iter_mut().for_each(|sft| start(&mut sft.from, "sft", &base));
+        self.reward.iter_mut().for_each(|reward| start(&mut reward.from, "reward", &tuned));
+        self.judge.iter_mut().for_each(|judge| start(&mut judge.from, "judge", &tuned));
+        let Some(ppo) = &mut self.ppo else { return };
+        start(&mut ppo.from, "ppo", &tuned);
+        ppo.fill(scorer, judge, checker);
+    }
+
+    /// Checks ranges and combinations, table by table.
+    fn check(&self, checker: &mut Checker<'_>) {
+        self.run.check(checker);
+        self.tokenizer.check(checker);
+        if self.stages().is_empty() {
+            checker.no_stage();
+        }
+        self.check_pretrain_start(checker);
+        self.pretrain.iter().for_each(|stage| stage.check(checker));
+        self.sft.iter().for_each(|stage| stage.check(checker));
+        self.reward.iter().for_each(|stage| stage.check("reward", checker));
+        self.judge.iter().for_each(|stage| stage.check("judge", checker));
+        self.ppo.iter().for_each(|stage| stage.check(checker));
+    }
+
+    fn check_pretrain_start(&self, checker: &mut Checker<'_>) {
+        let Some(pretrain) = &self.pretrain else { return };
+        let mut keys = checker.table("model");
+        let Some(start) = &self.model.start else {
+            return keys.missing("hidden_size", "pretrain needs the sizes of a model, or a folder as model.from");
+        };
+        let ModelStart::Scratch(architecture) = start else { return };
+        let longest = architecture.max_position_embeddings;
+        if let Some(size) = architecture.vocab_size
+            && self.tokenizer.from.is_none()
+            && size < self.tokenizer.vocab_size
+        {
+            let message = format!("is below tokenizer.vocab_size = {}; raise or remove it", self.tokenizer.vocab_size);
+            keys.wrong("vocab_size", size, message);
+        }
+        if pretrain.context_length > longest {
+            let message = format!("is above model.max_position_embeddings = {longest}; lower it, or raise that");
+            checker.table("pretrain").wrong("context_length", pretrain.context_length, message);
+        }
+    }
+}
+
+fn check_tables(document: &Document, checker: &mut Checker<'_>) {
+    for (name, value) in document.tables() {
+        match (names::tables().any(|known| known == name), value.is_table()) {
+            (true, true) => {}
+            (true, false) => checker.not_a_table(name),
+            (false, _) => checker.unknown_table(name, value),
+        }
+    }
+}
+
+fn lower_stage<T>(document: &Document, stage: Stage, checker: &mut Checker<'_>) -> Result<Option<T>, ConfigError>
+where
+    T: Default + Serialize + serde::de::DeserializeOwned,
+{
+    match document.has(stage.name()) {
+        true => document.lower(stage.name(), checker).map(Some),
+        false => Ok(None),
+    }
+}
+
+/// A path, the empty one meaning none.
+fn optional_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
+    let path = Option::<PathBuf>::deserialize(deserializer)?;
+    Ok(path.filter(|path| !path.as_os_str().is_empty()))
+}
+
+#[cfg(test)]
+mod tests;

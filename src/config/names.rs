@@ -1,0 +1,65 @@
+//! The names of the tables, and guessing which known name was meant by an unknown one.
+
+use super::Stage;
+
+/// Tables that are no stage.
+const SHARED: [&str; 3] = ["run", "model", "tokenizer"];
+
+/// Names of all tables that a configuration may have, in the order of the file.
+pub fn tables() -> impl Iterator<Item = &'static str> {
+    SHARED.into_iter().chain(Stage::ALL.into_iter().map(Stage::name))
+}
+
+/// Whether `table` is the name of a stage.
+pub fn is_stage(table: &str) -> bool {
+    Stage::ALL.into_iter().any(|stage| stage.name() == table)
+}
+
+/// The known name that looks most like `name`, if one is close enough to be meant.
+///
+/// Closeness is Damerau-Levenshtein distance over the longer length: 0.6 lets `lr_sheduler` and `learning-rate` through,
+/// and keeps names that share only a suffix apart.
+pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .into_iter()
+        .map(|candidate| (strsim::normalized_damerau_levenshtein(name, candidate), candidate))
+        .filter(|(similarity, _)| *similarity >= 0.6)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}
+
+/// The keys of other trainers and everyday words → ours, where no spelling would lead there.
+const ALIASES: [(&str, &str); 12] = [
+    ("lr", "learning_rate"),
+    ("beta", "kl_coef"),
+    ("init_kl_coef", "kl_coef"),
+    ("max_length", "context_length"),
+    ("block_size", "context_length"),
+    ("response_length", "max_new_tokens"),
+    ("ppo_epochs", "num_ppo_epochs"),
+    ("num_train_epochs", "max_epochs"),
+    ("epochs", "max_epochs"),
+    ("max_grad_clip", "max_grad_norm"),
+    ("per_device_train_batch_size", "batch_size"),
+    ("clip_range", "cliprange"),
+];
+
+/// Our word for a key that other trainers use, if `known` has it.
+pub fn alias<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
+    let (_, ours) = ALIASES.into_iter().find(|(theirs, ours)| *theirs == name && known.iter().any(|k| k == ours))?;
+    known.iter().map(String::as_str).find(|key| *key == ours)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nearest_finds_slips_and_refuses_strangers() {
+        let known = ["learning_rate", "kl_coef", "cliprange", "cliprange_value"];
+        assert_eq!(nearest("learning-rate", known), Some("learning_rate"));
+        assert_eq!(nearest("kl_coeff", known), Some("kl_coef"));
+        assert_eq!(nearest("clip_range", known), Some("cliprange"));
+        assert_eq!(nearest("dropout", known), None);
+    }
+}

@@ -1,0 +1,158 @@
+//! The keys that every stage has: how long it trains, how it steps, when it saves.
+
+use serde::{Deserialize, Serialize};
+
+use super::check::Keys;
+
+/// The keys common to all stages. They stand in the stage's own table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Training {
+    /// Optimizer steps (PPO: iterations); 0 takes `max_epochs`, or one epoch if that is unset too.
+    pub max_steps: usize,
+    /// Passes over the data, instead of `max_steps`.
+    pub max_epochs: Option<f64>,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// How the learning rate falls after the warm-up.
+    pub lr_scheduler_type: LrScheduler,
+    /// Steps over which the learning rate rises linearly from zero.
+    pub warmup_steps: usize,
+    /// Learning rate at the end as a share of the peak.
+    pub min_lr_ratio: f64,
+    /// Rows of one optimizer step (reward: pairs; PPO: sequences of one iteration).
+    pub batch_size: usize,
+    /// Most tokens in one forward pass; a batch above it is accumulated in several.
+    pub micro_batch_tokens: usize,
+    /// Decoupled weight decay of the matrices.
+    pub weight_decay: f64,
+    /// AdamW's decay of the first moment.
+    pub adam_beta1: f64,
+    /// AdamW's decay of the second moment.
+    pub adam_beta2: f64,
+    /// AdamW's epsilon.
+    pub adam_epsilon: f64,
+    /// Global norm that gradients are clipped to; 0 does not clip.
+    pub max_grad_norm: f64,
+    /// Steps between checkpoints; 0 saves none before the end.
+    pub save_steps: usize,
+    /// Steps between evaluations; 0 evaluates at the start and the end only.
+    pub eval_steps: usize,
+    /// Newest checkpoints that are kept.
+    pub keep_last: usize,
+    /// Checkpoints at multiples of this step are kept for good; 0 keeps none.
+    pub keep_every: usize,
+    /// What the backward pass computes again rather than keeps.
+    pub recompute: Recompute,
+    /// Steps between lines on the terminal. `metrics.jsonl` has every step.
+    pub log_steps: usize,
+}
+
+/// How the learning rate falls after the warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LrScheduler {
+    /// Half a cosine down to `min_lr_ratio`.
+    Cosine,
+    /// A straight line down to `min_lr_ratio`.
+    Linear,
+    /// It does not.
+    Constant,
+}
+
+/// What the backward pass computes again rather than keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// Nothing: all activations are kept.
+    None,
+    /// Each block from its input: less memory, one more forward pass.
+    Block,
+}
+
+/// How long a stage trains.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Length {
+    /// This many steps.
+    Steps(usize),
+    /// This many passes over the data.
+    Epochs(f64),
+}
+
+impl Default for Training {
+    /// The defaults that are no stage's own: stages set their learning rate, batch and cadence.
+    fn default() -> Self {
+        Self {
+            max_steps: 0,
+            max_epochs: None,
+            learning_rate: 1e-5,
+            lr_scheduler_type: LrScheduler::Cosine,
+            warmup_steps: 0,
+            min_lr_ratio: 0.0,
+            batch_size: 32,
+            micro_batch_tokens: 4096,
+            weight_decay: 0.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.95,
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            save_steps: 100,
+            eval_steps: 100,
+            keep_last: 2,
+            keep_every: 0,
+            recompute: Recompute::None,
+            log_steps: 1,
+        }
+    }
+}
+
+impl Training {
+    /// How long the stage trains.
+    pub fn length(&self) -> Length {
+        match (self.max_steps, self.max_epochs) {
+            (0, epochs) => Length::Epochs(epochs.unwrap_or(1.0)),
+            (steps, _) => Length::Steps(steps),
+        }
+    }
+
+    pub(super) fn check(&self, keys: &mut Keys<'_, '_>) {
+        self.check_length(keys);
+        self.check_optimizer(keys);
+        keys.at_least("batch_size", self.batch_size, 1, "32 is usual");
+        keys.at_least("micro_batch_tokens", self.micro_batch_tokens, 1, "4096 is usual; less saves memory");
+        keys.at_least("keep_last", self.keep_last, 1, "a run without a checkpoint cannot be continued");
+        keys.at_least("log_steps", self.log_steps, 1, "1 shows every step");
+    }
+
+    fn check_length(&self, keys: &mut Keys<'_, '_>) {
+        let Some(epochs) = self.max_epochs else { return };
+        keys.above("max_epochs", epochs, 0.0, "1.0 is one pass over the data");
+        if self.max_steps > 0 {
+            keys.wrong("max_epochs", epochs, format!("max_steps = {} is set too; remove one", self.max_steps));
+        }
+    }
+
+    fn check_optimizer(&self, keys: &mut Keys<'_, '_>) {
+        keys.not_negative("learning_rate", self.learning_rate, "0 trains nothing");
+        keys.between("min_lr_ratio", self.min_lr_ratio, 0.0, 1.0, "it is a share of learning_rate");
+        keys.not_negative("weight_decay", self.weight_decay, "0 switches it off");
+        for (key, beta) in [("adam_beta1", self.adam_beta1), ("adam_beta2", self.adam_beta2)] {
+            if !(0.0..1.0).contains(&beta) {
+                keys.wrong(key, beta, "must be 0 or larger and below 1; 0.9 and 0.95 are usual");
+            }
+        }
+        keys.above("adam_epsilon", self.adam_epsilon, 0.0, "1e-8 is usual");
+        keys.not_negative("max_grad_norm", self.max_grad_norm, "1.0 is usual, 0 does not clip");
+        if self.max_steps > 0 && self.warmup_steps > self.max_steps {
+            let message = format!("is longer than max_steps = {}; shorten it", self.max_steps);
+            keys.wrong("warmup_steps", self.warmup_steps, message);
+        }
+    }
+
+    /// One forward pass must hold at least one row of `length` tokens, the value of `key`.
+    pub(super) fn check_row(&self, key: &str, length: usize, keys: &mut Keys<'_, '_>) {
+        let message = format!("cannot hold one row of {key} = {length} tokens; raise it to {length} or more");
+        if self.micro_batch_tokens < length {
+            keys.wrong("micro_batch_tokens", self.micro_batch_tokens, message);
+        }
+    }
+}

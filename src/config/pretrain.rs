@@ -1,0 +1,60 @@
+//! `[pretrain]`: next-token training on plain text.
+
+use serde::{Deserialize, Serialize};
+
+use super::check::Checker;
+use super::data::Data;
+use super::optim::Training;
+
+/// The `[pretrain]` table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pretrain {
+    /// Text to train on: `.txt`, or records with `text`. Required.
+    pub data: Data,
+    /// Text to evaluate on; empty evaluates nothing.
+    pub eval_data: Data,
+    /// Tokens of one row.
+    pub context_length: usize,
+    /// Batches of one evaluation; 0 takes all of `eval_data`.
+    pub eval_batches: usize,
+    /// The keys that every stage has. `batch_size` counts rows of `context_length` tokens.
+    #[serde(flatten)]
+    pub training: Training,
+}
+
+impl Default for Pretrain {
+    fn default() -> Self {
+        Self {
+            data: Data::default(),
+            eval_data: Data::default(),
+            context_length: 128,
+            eval_batches: 0,
+            training: Training {
+                learning_rate: 3e-4,
+                min_lr_ratio: 0.1,
+                weight_decay: 0.1,
+                ..Training::default()
+            },
+        }
+    }
+}
+
+impl Pretrain {
+    pub(super) fn check(&self, checker: &mut Checker<'_>) {
+        let mut keys = checker.table("pretrain");
+        if self.data.is_empty() {
+            keys.missing("data", "name the text to train on, for example data = \"train.txt\"");
+        }
+        self.data.check("data", &mut keys);
+        self.eval_data.check("eval_data", &mut keys);
+        keys.at_least("context_length", self.context_length, 2, "a row needs a token and the next one");
+        self.training.check(&mut keys);
+        self.training.check_row("context_length", self.context_length, &mut keys);
+    }
+
+    pub(super) fn check_files(&self, checker: &mut Checker<'_>) {
+        let mut keys = checker.table("pretrain");
+        self.data.check_files("data", &mut keys);
+        self.eval_data.check_files("eval_data", &mut keys);
+    }
+}

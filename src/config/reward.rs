@@ -1,0 +1,68 @@
+//! `[reward]` and `[judge]`: a reward model trained on preferences.
+//!
+//! The judge is a second reward model, trained on other pairs and never seen by PPO: it tells a policy that has become
+//! better from one that has learnt its reward model's weaknesses.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::check::Checker;
+use super::data::{Data, HeldOut};
+use super::optim::Training;
+
+/// The `[reward]` table, and the `[judge]` table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reward {
+    /// Folder of the model to start from. When unset: `sft`'s if the configuration has that stage, else `pretrain`'s,
+    /// else `model.from`. Always filled once the configuration is read.
+    pub from: PathBuf,
+    /// Records with `chosen` and `rejected` (`prompt` and `margin` optional). Required.
+    pub data: Data,
+    /// Held-out pairs.
+    #[serde(flatten)]
+    pub held_out: HeldOut,
+    /// Weight of the squared mean score, which keeps scores around zero; 0 leaves them free.
+    pub center_rewards_coefficient: f64,
+    /// Most tokens of prompt and answer together; pairs with a longer answer are cut.
+    pub max_length: usize,
+    /// The keys that every stage has. `batch_size` counts pairs.
+    #[serde(flatten)]
+    pub training: Training,
+}
+
+impl Default for Reward {
+    fn default() -> Self {
+        Self {
+            from: PathBuf::new(),
+            data: Data::default(),
+            held_out: HeldOut::default(),
+            center_rewards_coefficient: 0.0,
+            max_length: 1024,
+            training: Training { learning_rate: 1e-5, ..Training::default() },
+        }
+    }
+}
+
+impl Reward {
+    pub(super) fn check(&self, table: &str, checker: &mut Checker<'_>) {
+        let mut keys = checker.table(table);
+        if self.data.is_empty() {
+            keys.missing("data", "name the pairs to train on, for example data = \"pairs.jsonl\"");
+        }
+        self.data.check("data", &mut keys);
+        self.held_out.check(&mut keys);
+        let mend = "0.01 is usual, 0 switches it off";
+        keys.not_negative("center_rewards_coefficient", self.center_rewards_coefficient, mend);
+        keys.at_least("max_length", self.max_length, 1, "an answer needs a token");
+        self.training.check(&mut keys);
+        // Chosen and rejected of one pair are scored in one pass.
+        self.training.check_row("2 × max_length", self.max_length.saturating_mul(2), &mut keys);
+    }
+
+    pub(super) fn check_files(&self, table: &str, checker: &mut Checker<'_>) {
+        let mut keys = checker.table(table);
+        self.data.check_files("data", &mut keys);
+        self.held_out.eval_data.check_files("eval_data", &mut keys);
+    }
+}

@@ -1,0 +1,167 @@
+//! What can be wrong with data, said so that it can be mended: the file, the line, the field, what
+//! was found and what to do.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Result of anything in [`crate::data`].
+pub type Result<T> = std::result::Result<T, DataError>;
+
+/// Where a record came from; prints as `file:line`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// The file as the user named it. Shared by all records of the file.
+    pub file: Arc<Path>,
+    /// Line (JSONL) or row (Parquet), counted from 1.
+    pub line: usize,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file.display(), self.line)
+    }
+}
+
+/// An error in data, tokenizer or template.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// A file or folder could not be read or written.
+    #[error("{}: {source}{hint}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+        /// What to do about it; empty, or starting with `; `.
+        hint: &'static str,
+    },
+    /// A file whose name does not say what it holds.
+    #[error(
+        "{}: unknown kind of data file; expected .jsonl, .ndjson, .json, .parquet or .txt",
+        path.display()
+    )]
+    UnknownKind {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A line that is not JSON.
+    #[error("{file}:{line}:{column}: malformed JSON: {message}", file = file.display())]
+    Json {
+        /// The file.
+        file: PathBuf,
+        /// Line, counted from 1.
+        line: usize,
+        /// Column in bytes, counted from 1.
+        column: usize,
+        /// The parser's words.
+        message: String,
+    },
+    /// Text that is not UTF-8.
+    #[error(
+        "{file}:{line}: invalid UTF-8 at byte {byte} of the line; convert the file to UTF-8",
+        file = file.display()
+    )]
+    Utf8 {
+        /// The file.
+        file: PathBuf,
+        /// Line, counted from 1.
+        line: usize,
+        /// Byte in the line, counted from 1.
+        byte: usize,
+    },
+    /// A Parquet file that cannot be read.
+    #[error("{}: not a readable Parquet file: {message}", path.display())]
+    Parquet {
+        /// The file.
+        path: PathBuf,
+        /// The reader's words.
+        message: String,
+    },
+    /// A file without a single record.
+    #[error("{}: the dataset is empty; expected at least one record", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A field that the task needs and the record does not have.
+    #[error("{at}: missing field `{field}` ({expected}){hint}; the record has {present}")]
+    MissingField {
+        /// The record.
+        at: Source,
+        /// The field that is needed.
+        field: String,
+        /// What it should hold.
+        expected: &'static str,
+        /// A field to rename, or another mend; empty, or starting with `; `.
+        hint: String,
+        /// The fields there are.
+        present: String,
+    },
+    /// A field of the wrong type.
+    #[error("{at}: field `{field}` is {found}; expected {expected}")]
+    FieldType {
+        /// The record.
+        at: Source,
+        /// The field, with its path inside (`messages[2].role`).
+        field: String,
+        /// The type found.
+        found: &'static str,
+        /// The type expected.
+        expected: &'static str,
+    },
+    /// A record whose fields contradict one another or hold nothing to learn from.
+    #[error("{at}: {message}")]
+    Record {
+        /// The record.
+        at: Source,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// More tokens than the context holds.
+    #[error("{at}: {what} has {found} tokens but {limit}; {mend}")]
+    TooLong {
+        /// The record.
+        at: Source,
+        /// Which part is too long.
+        what: &'static str,
+        /// Tokens found.
+        found: usize,
+        /// The limit in words.
+        limit: String,
+        /// What to do.
+        mend: &'static str,
+    },
+    /// A tokenizer that cannot be loaded, trained or written.
+    #[error("tokenizer {place}: {message}")]
+    Tokenizer {
+        /// Folder or file, or `(trained)`.
+        place: String,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// A chat template that does not compile or render.
+    #[error("chat template: {0}")]
+    Template(String),
+    /// Sizes or weights that cannot work.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl DataError {
+    /// An I/O error that names the path.
+    pub fn io(path: &Path, source: std::io::Error) -> Self {
+        let hint = match source.kind() {
+            std::io::ErrorKind::NotFound => {
+                "; check the path (it is relative to the current folder)"
+            }
+            std::io::ErrorKind::IsADirectory => "; expected a file, not a folder",
+            _ => "",
+        };
+        DataError::Io {
+            path: path.to_owned(),
+            source,
+            hint,
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Each test encodes records with a tokenizer trained on a few words, and reads the ids back as
+//! text.
+
+use std::path::Path;
+
+use super::*;
+use crate::data::tokenizer::{BpeTraining, IM_END, IM_START};
+
+const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
+                      {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+fn tokenizer(template: Option<&str>) -> Tokenizer {
+    let mut training = BpeTraining::new(300);
+    if template.is_some() {
+        training.special_tokens = vec![IM_START.into(), IM_END.into()];
+        training.eos_token = IM_END.into();
+    }
+    training.chat_template = template.map(str::to_owned);
+    Tokenizer::train_bpe(&["the user asks and the assistant answers"], &training).unwrap()
+}
+
+fn records(lines: &[&str]) -> Vec<Record> {
+    let file = std::sync::Arc::from(Path::new("d.jsonl"));
+    let record = |(i, line): (usize, &&str)| Record {
+        fields: serde_json::from_str(line).unwrap(),
+        source: Source {
+            file: std::sync::Arc::clone(&file),
+            line: i + 1,
+        },
+    };
+    lines.iter().enumerate().map(record).collect()
+}
+
+/// The answers of an example, as text.
+fn answers(t: &Tokenizer, example: &Example) -> Vec<String> {
+    example
+        .answer
+        .iter()
+        .map(|a| t.decode_with_specials(&example.ids[a.clone()]).unwrap())
+        .collect()
+}
+
+fn message<T: std::fmt::Debug>(result: Result<T>) -> String {
+    result.unwrap_err().to_string()
+}
+
+#[test]
+fn the_boundary_is_a_token_boundary_and_eos_comes_once() {
+    let t = tokenizer(None);
+    let encoder = Encoder::new(&t, 100, TooLong::Error).unwrap();
+    let lines = [
+        r#"{"prompt": "the us", "completion": "er asks"}"#,
+        r#"{"prompt": "the us", "completion": "er asks<|endoftext|>"}"#,
+    ];
+    let examples = encoder.examples(&records(&lines)).unwrap().items;
+    assert_eq!(examples[0], examples[1]);
+    let prompt = t.encode_text("the us").unwrap();
+    assert_eq!(examples[0].ids[..prompt.len()], prompt);
+    assert_eq!(answers(&t, &examples[0]), ["er asks<|endoftext|>"]);
+}
+
+#[test]
+fn chats_learn_the_answers_with_their_closing_token() {
+    let t = tokenizer(Some(CHATML));
+    let encoder = Encoder::new(&t, 200, TooLong::Error).unwrap();
+    let line = r#"{"messages": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "asks "},
+                                {"role": "user", "content": "and"}, {"role": "assistant", "content": "answers"}]}"#;
+    let example = &encoder.examples(&records(&[line])).unwrap().items[0];
+    assert_eq!(
+        answers(&t, example),
+        ["asks <|im_end|>", "answers<|im_end|>"]
+    );
+    let template = t.compiled_template().unwrap().unwrap();
+    let whole = template
+        .render(
+            &records(&[line])[0].messages().unwrap(),
+            GenerationPrompt::Omit,
+        )
+        .unwrap();
+    assert_eq!(t.decode_with_specials(&example.ids).unwrap(), whole);
+
+    let split = r#"{"prompt": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "asks"},
+                               {"role": "user", "content": "and"}],
+                    "completion": [{"role": "assistant", "content": "answers"}]}"#;
+    let example = &encoder.examples(&records(&[split])).unwrap().items[0];
+    assert_eq!(answers(&t, example), ["answers<|im_end|>"]);
+}
+
+#[test]
+fn an_answer_that_the_template_leaves_open_is_closed_by_eos() {
+    let t = tokenizer(Some(
+        "{% for m in messages %}{{ m.role + ':' + m.content + '\n' }}{% endfor %}",
+    ));
+    let encoder = Encoder::new(&t, 200, TooLong::Error).unwrap();
+    let line = r#"{"messages": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "asks"}]}"#;
+    let example = &encoder.examples(&records(&[line])).unwrap().items[0];
+    assert_eq!(answers(&t, example), ["assistant:asks\n<|im_end|>"]);
+}
+
+#[test]
+fn pairs_of_text_and_of_chats() {
+    let t = tokenizer(Some(CHATML));
+    let encoder = Encoder::new(&t, 200, TooLong::Error).unwrap();
+    let lines = [
+        r#"{"prompt": "the", "chosen": " user", "rejected": " asks", "margin": 2}"#,
+        r#"{"prompt": [{"role": "user", "content": "the"}], "chosen": [{"role": "assistant", "content": "user"}],
+            "rejected": [{"role": "assistant", "content": "asks"}]}"#,
+    ];
+    let pairs = encoder.pairs(&records(&lines)).unwrap().items;
+    let text = |ids: &[u32]| t.decode_with_specials(ids).unwrap();
+    assert_eq!(
+        (text(&pairs[0].prompt), text(&pairs[0].chosen)),
+        ("the".into(), " user<|im_end|>".into())
+    );
+    assert_eq!((pairs[0].margin, pairs[1].margin), (2.0, 0.0));
+    assert_eq!(
+        text(&pairs[1].prompt),
+        "<|im_start|>user\nthe<|im_end|>\n<|im_start|>assistant\n"
+    );
+    assert_eq!(text(&pairs[1].rejected), "asks<|im_end|>");
+    assert!(text(&pairs[1].sequences()[0]).ends_with("assistant\nuser<|im_end|>"));
+
+    let wrong = r#"{"prompt": [{"role": "user", "content": "the"}], "chosen": [{"role": "user", "content": "x"}],
+                    "rejected": [{"role": "assistant", "content": "asks"}]}"#;
+    assert!(message(encoder.pairs(&records(&[wrong]))).contains("role \"assistant\""));
+}
+
+#[test]
+fn prompts_keep_their_record() {
+    let t = tokenizer(Some(CHATML));
+    let encoder = Encoder::new(&t, 200, TooLong::Error).unwrap();
+    let lines = [
+        r#"{"prompt": [{"role": "user", "content": "the"}], "answer": "42"}"#,
+        r#"{"prompt": "the"}"#,
+    ];
+    let prompts = encoder.prompts(&records(&lines)).unwrap().items;
+    assert!(prompts[0].text.ends_with("<|im_start|>assistant\n"));
+    assert_eq!(
+        t.decode_with_specials(&prompts[0].ids).unwrap(),
+        prompts[0].text
+    );
+    assert_eq!(prompts[0].record["answer"], "42");
+    assert_eq!(prompts[1].source.to_string(), "d.jsonl:2");
+    assert!(message(encoder.prompts(&records(&[r#"{"prompt": ""}"#]))).contains("no token"));
+}
+
+#[test]
+fn what_is_too_long_follows_the_policy() {
+    let t = tokenizer(None);
+    let lines = [
+        r#"{"prompt": "a", "completion": "b"}"#,
+        r#"{"prompt": "zzz", "completion": "yyyyyyyy"}"#,
+    ];
+    let encode = |policy| {
+        Encoder::new(&t, 8, policy)
+            .unwrap()
+            .examples(&records(&lines))
+    };
+    let e = message(encode(TooLong::Error));
+    assert!(
+        e.contains("d.jsonl:2") && e.contains("12 tokens") && e.contains("holds 8"),
+        "{e}"
+    );
+    let skipped = encode(TooLong::Skip).unwrap();
+    assert_eq!((skipped.items.len(), skipped.too_long.skipped), (1, 1));
+    let cut = encode(TooLong::Truncate).unwrap();
+    assert_eq!(
+        (cut.items[1].ids.len(), &cut.items[1].answer),
+        (8, &vec![3..8])
+    );
+    assert_eq!(cut.too_long.truncated, 1);
+
+    let long =
+        records(&[r#"{"prompt": "zzzzzzzz", "completion": "y", "chosen": "x", "rejected": "yy"}"#]);
+    let encoder = Encoder::new(&t, 8, TooLong::Truncate).unwrap();
+    assert!(message(encoder.examples(&long)).contains("the prompt has 8 tokens"));
+    assert!(message(encoder.pairs(&long)).contains("the prompt has 8 tokens"));
+    assert!(encoder.prompts(&long).is_ok());
+    let e = message(encoder.reserving(3).prompts(&long));
+    assert!(
+        e.contains("holds 8, of which 3") && e.contains("\"skip\""),
+        "{e}"
+    );
+    let e = message(Encoder::new(&t, 8, TooLong::Skip).unwrap().pairs(&long));
+    assert!(e.contains("no record is left"), "{e}");
+}
+
+#[test]
+fn records_without_an_answer_or_template_are_named() {
+    let t = tokenizer(None);
+    let encoder = Encoder::new(&t, 100, TooLong::Error).unwrap();
+    let chat = r#"{"messages": [{"role": "user", "content": "the"}]}"#;
+    assert!(message(encoder.examples(&records(&[chat]))).contains("no chat template"));
+    let empty = r#"{"prompt": "", "completion": ""}"#;
+    assert!(message(encoder.examples(&records(&[empty]))).contains("nothing to learn"));
+    let t = tokenizer(Some(CHATML));
+    let encoder = Encoder::new(&t, 100, TooLong::Error).unwrap();
+    assert!(
+        message(encoder.examples(&records(&[chat])))
+            .contains("d.jsonl:1: there is nothing to learn")
+    );
+}
+
+#[test]
+fn documents_are_plain_text() {
+    let t = tokenizer(None);
+    let documents = encode_documents(&t, &records(&[r#"{"text": "the<|endoftext|>"}"#])).unwrap();
+    assert!(!documents[0].contains(&t.eos_id().unwrap()));
+    assert!(
+        message(encode_documents(&t, &records(&[r#"{"content": "x"}"#])))
+            .contains("rename `content`")
+    );
+}

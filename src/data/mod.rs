@@ -1,0 +1,27 @@
+//! Text and records → token ids.
+//!
+//! A file becomes [`Record`]s ([`records`]); a record becomes token ids through the [`Tokenizer`]
+//! and, for chats, the model's [`ChatTemplate`] ([`example`]); ids become rows without padding
+//! ([`packing`]); and [`loader`] says which row comes at which step, as a function of the step
+//! alone.
+//!
+//! What is left out: downloads, streaming of files larger than memory, and anything that knows a
+//! tensor.
+
+pub mod error;
+pub mod example;
+pub mod loader;
+pub mod packing;
+pub mod records;
+pub mod template;
+pub mod tokenizer;
+
+pub use error::{DataError, Result};
+pub use example::{
+    Encoded, Encoder, Example, Pair, Prompt, TooLong, TooLongCounts, encode_documents,
+};
+pub use loader::{Cursor, Mixture, Order, split};
+pub use packing::{Batch, Packed};
+pub use records::{Message, Record, Source, Turns, read};
+pub use template::{ChatTemplate, GenerationPrompt, Span};
+pub use tokenizer::{BpeTraining, Tokenizer};

@@ -1,0 +1,227 @@
+//! The files of a tokenizer, held as they are, and what the two configuration files say.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::data::error::{DataError, Result};
+
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+pub(super) const CONFIG: &str = "tokenizer_config.json";
+pub(super) const SPECIAL_TOKENS: &str = "special_tokens_map.json";
+const TEMPLATE: &str = "chat_template.jinja";
+
+/// All that a fast tokenizer may consist of; copied when a model is saved.
+const NAMES: [&str; 8] = [
+    TOKENIZER,
+    CONFIG,
+    SPECIAL_TOKENS,
+    TEMPLATE,
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+];
+
+/// Special tokens that transformers hands to chat templates by these names.
+const SPECIAL_NAMES: [&str; 7] = [
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+];
+
+/// A tokenizer's files by name, and where they came from.
+pub(super) struct Files {
+    /// Folder or file, for messages.
+    pub place: String,
+    contents: Vec<(String, Vec<u8>)>,
+}
+
+impl Files {
+    /// Files made here rather than read.
+    pub fn made(place: &str, contents: Vec<(String, Vec<u8>)>) -> Self {
+        Files {
+            place: place.to_owned(),
+            contents,
+        }
+    }
+
+    /// Reads a folder, or a single file. A file called `tokenizer.json` brings its neighbours
+    /// along.
+    pub fn read(path: &Path) -> Result<Self> {
+        let mut files = Files::made(&path.display().to_string(), Vec::new());
+        if path.is_dir() {
+            files.read_folder(path)?;
+        } else if path.is_file() && path.file_name().is_some_and(|name| name == TOKENIZER) {
+            files.read_folder(path.parent().unwrap_or(Path::new("")))?;
+        } else if path.is_file() {
+            let bytes = std::fs::read(path).map_err(|e| DataError::io(path, e))?;
+            files.contents.push((TOKENIZER.to_owned(), bytes));
+        } else {
+            let message = "does not exist; expected a model folder or a tokenizer.json \
+                           (relative to the current folder)";
+            return Err(files.error(message.into()));
+        }
+        Ok(files)
+    }
+
+    fn read_folder(&mut self, folder: &Path) -> Result<()> {
+        for name in NAMES {
+            let path = folder.join(name);
+            match std::fs::read(&path) {
+                Ok(bytes) => self.contents.push((name.to_owned(), bytes)),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(DataError::io(&path, e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes all files into `folder`.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        std::fs::create_dir_all(folder).map_err(|e| DataError::io(folder, e))?;
+        for (name, bytes) in &self.contents {
+            let path = folder.join(name);
+            std::fs::write(&path, bytes).map_err(|e| DataError::io(&path, e))?;
+        }
+        Ok(())
+    }
+
+    /// The bytes of `tokenizer.json`.
+    pub fn tokenizer_json(&self) -> Result<&[u8]> {
+        self.get(TOKENIZER).ok_or_else(|| {
+            self.error(
+                "the folder has no tokenizer.json; with transformers, \
+                 AutoTokenizer.from_pretrained(folder).save_pretrained(folder) makes it \
+                 from other files"
+                    .into(),
+            )
+        })
+    }
+
+    /// Special tokens by name; `tokenizer_config.json` wins over `special_tokens_map.json`.
+    pub fn special_tokens(&self) -> Result<BTreeMap<String, String>> {
+        let mut tokens = BTreeMap::new();
+        for file in [SPECIAL_TOKENS, CONFIG] {
+            let fields = self.object(file)?;
+            for name in SPECIAL_NAMES {
+                match fields.get(name) {
+                    None | Some(Value::Null) => {}
+                    Some(value) => {
+                        let token = self.token_text(file, name, value)?;
+                        tokens.insert(name.to_owned(), token);
+                    }
+                }
+            }
+        }
+        Ok(tokens)
+    }
+
+    /// The chat template: `chat_template.jinja`, else the configuration's (of several, the one
+    /// named `default`).
+    pub fn chat_template(&self) -> Result<Option<String>> {
+        if let Some(bytes) = self.get(TEMPLATE) {
+            let text = String::from_utf8(bytes.to_vec());
+            return text
+                .map(Some)
+                .map_err(|_| self.error(format!("{TEMPLATE} is not UTF-8")));
+        }
+        match self.object(CONFIG)?.remove("chat_template") {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(source)) => Ok(Some(source)),
+            Some(Value::Array(named)) => {
+                let default = named.iter().find(|t| t["name"] == "default");
+                Ok(default
+                    .and_then(|t| t["template"].as_str())
+                    .map(str::to_owned))
+            }
+            Some(_) => Err(self.error(format!("{CONFIG}: `chat_template` is not a string"))),
+        }
+    }
+
+    /// An error that names where the files came from.
+    pub fn error(&self, message: String) -> DataError {
+        DataError::Tokenizer {
+            place: self.place.clone(),
+            message,
+        }
+    }
+
+    fn get(&self, name: &str) -> Option<&[u8]> {
+        self.contents
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, bytes)| bytes.as_slice())
+    }
+
+    fn object(&self, name: &str) -> Result<Map<String, Value>> {
+        let Some(bytes) = self.get(name) else {
+            return Ok(Map::new());
+        };
+        serde_json::from_slice(bytes).map_err(|e| self.error(format!("{name} cannot be read: {e}")))
+    }
+
+    /// A token is its text, or an object with the text in `content`.
+    fn token_text(&self, file: &str, name: &str, value: &Value) -> Result<String> {
+        let text = value
+            .as_str()
+            .or_else(|| value.get("content").and_then(Value::as_str));
+        text.map(str::to_owned).ok_or_else(|| {
+            self.error(format!(
+                "{file}: `{name}` is {value}; expected a string or {{\"content\": string}}"
+            ))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(contents: &[(&str, &str)]) -> Files {
+        let own = |(name, text): &(&str, &str)| (name.to_string(), text.as_bytes().to_vec());
+        Files::made("here", contents.iter().map(own).collect())
+    }
+
+    #[test]
+    fn tokens_are_strings_or_objects_and_the_config_wins() {
+        let map = r#"{"eos_token": {"content": "</s>"}, "pad_token": "old"}"#;
+        let config = r#"{"pad_token": "<pad>", "bos_token": null}"#;
+        let tokens = files(&[(SPECIAL_TOKENS, map), (CONFIG, config)])
+            .special_tokens()
+            .unwrap();
+        assert_eq!(
+            tokens.into_iter().collect::<Vec<_>>(),
+            [
+                ("eos_token".to_owned(), "</s>".to_owned()),
+                ("pad_token".to_owned(), "<pad>".to_owned())
+            ]
+        );
+        let e = files(&[(CONFIG, r#"{"eos_token": 3}"#)])
+            .special_tokens()
+            .unwrap_err()
+            .to_string();
+        assert!(e.contains("here") && e.contains("`eos_token` is 3"), "{e}");
+    }
+
+    #[test]
+    fn templates_by_file_string_or_list() {
+        let template = |contents: &[(&str, &str)]| files(contents).chat_template().unwrap();
+        assert_eq!(template(&[]), None);
+        assert_eq!(
+            template(&[(CONFIG, r#"{"chat_template": "x"}"#)]).as_deref(),
+            Some("x")
+        );
+        let several = r#"{"chat_template": [{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}]}"#;
+        assert_eq!(template(&[(CONFIG, several)]).as_deref(), Some("d"));
+        assert_eq!(
+            template(&[(CONFIG, several), (TEMPLATE, "file")]).as_deref(),
+            Some("file")
+        );
+    }
+}

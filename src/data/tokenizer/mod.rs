@@ -1,0 +1,347 @@
+//! Text ↔ token ids, over Hugging Face's `tokenizers`, with what a model folder says around it:
+//! special tokens, chat template.
+//!
+//! A tokenizer is its files: those it was loaded from, or those that training wrote.
+//! [`Tokenizer::save`] writes them back byte for byte, so that transformers' `AutoTokenizer` reads
+//! what it would have read at the source.
+//!
+//! Two ways to encode. [`Tokenizer::encode_text`] is for text of unknown origin (pretraining
+//! documents): the name of a special token in it is characters like any other, so that a document
+//! cannot end itself. [`Tokenizer::encode_rendered`] is for what a user or a template wrote: there
+//! `<|im_end|>` is the token, as in transformers. Neither adds tokens; what the tokenizer puts
+//! before plain text is [`Tokenizer::prefix`].
+//!
+//! Left out: slow (Python) tokenizers and SentencePiece files; transformers converts them to
+//! `tokenizer.json`.
+
+mod files;
+mod train;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use tokenizers::Tokenizer as Inner;
+
+use super::error::Result;
+use super::template::ChatTemplate;
+use files::Files;
+pub use train::{BpeTraining, END_OF_TEXT, IM_END, IM_START, PAD};
+
+/// A tokenizer with its special tokens and its chat template.
+pub struct Tokenizer {
+    inner: Inner,
+    /// The same, reading special tokens' names as text; made when first needed.
+    plain: OnceLock<Inner>,
+    files: Files,
+    special_tokens: BTreeMap<String, String>,
+    chat_template: Option<String>,
+    prefix: Vec<u32>,
+    vocab_size: usize,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Tokenizer({}, {} tokens)",
+            self.files.place, self.vocab_size
+        )
+    }
+}
+
+impl Tokenizer {
+    /// Loads a model folder's tokenizer (`tokenizer.json` with, if there, `tokenizer_config.json`,
+    /// `special_tokens_map.json` and `chat_template.jinja`), or a single `tokenizer.json`.
+    ///
+    /// # Errors
+    /// A missing folder or file, or contents that cannot be read, naming the place and the mend.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        Self::from_files(Files::read(path.as_ref())?)
+    }
+
+    fn from_files(files: Files) -> Result<Self> {
+        let fail =
+            |e: tokenizers::Error| files.error(format!("tokenizer.json cannot be read: {e}"));
+        let mut inner = Inner::from_bytes(files.tokenizer_json()?).map_err(fail)?;
+        // Some published files carry the truncation and padding of the script that wrote them.
+        inner.with_truncation(None).map_err(fail)?;
+        inner.with_padding(None);
+        let special_tokens = files.special_tokens()?;
+        for (name, token) in &special_tokens {
+            if inner.token_to_id(token).is_none() {
+                let message = format!(
+                    "`{name}` is {token:?}, which is not in the vocabulary of tokenizer.json"
+                );
+                return Err(files.error(message));
+            }
+        }
+        let chat_template = files.chat_template()?;
+        let prefix = prefix(&inner).map_err(fail)?;
+        let vocab_size = inner
+            .get_vocab(true)
+            .values()
+            .max()
+            .map_or(0, |&id| id as usize + 1);
+        let plain = OnceLock::new();
+        Ok(Tokenizer {
+            inner,
+            plain,
+            files,
+            special_tokens,
+            chat_template,
+            prefix,
+            vocab_size,
+        })
+    }
+
+    /// Ids of plain text: names of special tokens are characters like any other, and no token is
+    /// added.
+    pub fn encode_text(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_with(self.plain(), text)
+    }
+
+    /// Ids of text in which names of special tokens are those tokens; no token is added.
+    pub fn encode_rendered(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_with(&self.inner, text)
+    }
+
+    /// [`Tokenizer::encode_text`] of many texts, in parallel; in the order of the texts.
+    pub fn encode_batch(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
+        let encodings = self.plain().encode_batch_fast(texts.to_vec(), false);
+        let encodings = encodings.map_err(|e| self.files.error(format!("cannot encode: {e}")))?;
+        Ok(encodings
+            .iter()
+            .map(|encoding| encoding.get_ids().to_vec())
+            .collect())
+    }
+
+    /// Text of ids; special tokens are left out.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.inner
+            .decode(ids, true)
+            .map_err(|e| self.files.error(format!("cannot decode: {e}")))
+    }
+
+    /// Text of ids, special tokens by their names.
+    pub fn decode_with_specials(&self, ids: &[u32]) -> Result<String> {
+        self.inner
+            .decode(ids, false)
+            .map_err(|e| self.files.error(format!("cannot decode: {e}")))
+    }
+
+    /// The end-of-sequence token (`eos_token`).
+    ///
+    /// # Errors
+    /// A tokenizer that names none.
+    pub fn eos_id(&self) -> Result<u32> {
+        self.special_id("eos_token").ok_or_else(|| {
+            self.files.error(
+                "names no `eos_token`; add it to tokenizer_config.json, \
+                 e.g. \"eos_token\": \"</s>\""
+                    .into(),
+            )
+        })
+    }
+
+    /// The padding token (`pad_token`), if named.
+    pub fn pad_id(&self) -> Option<u32> {
+        self.special_id("pad_token")
+    }
+
+    /// The beginning-of-sequence token (`bos_token`), if named. Whether it precedes plain text is
+    /// [`Tokenizer::prefix`].
+    pub fn bos_id(&self) -> Option<u32> {
+        self.special_id("bos_token")
+    }
+
+    /// The tokens that the tokenizer's post-processor puts before plain text: often BOS, often
+    /// none.
+    pub fn prefix(&self) -> &[u32] {
+        &self.prefix
+    }
+
+    /// Whether the id is a special token.
+    pub fn is_special(&self, id: u32) -> bool {
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        added.get(&id).is_some_and(|token| token.special)
+    }
+
+    /// The id of a token by its name.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// One more than the largest id: the rows that an embedding needs.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The chat template's source, if there is one.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_template.as_deref()
+    }
+
+    /// The chat template, compiled, if there is one.
+    ///
+    /// # Errors
+    /// A template that is not valid Jinja.
+    pub fn compiled_template(&self) -> Result<Option<ChatTemplate>> {
+        self.chat_template
+            .as_deref()
+            .map(|source| ChatTemplate::new(source, self.special_tokens.clone()))
+            .transpose()
+    }
+
+    /// Writes the tokenizer's files into `folder`, which is made if need be.
+    pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
+        self.files.write(folder.as_ref())
+    }
+
+    fn special_id(&self, name: &str) -> Option<u32> {
+        self.special_tokens
+            .get(name)
+            .and_then(|token| self.inner.token_to_id(token))
+    }
+
+    fn plain(&self) -> &Inner {
+        self.plain.get_or_init(|| {
+            let mut plain = self.inner.clone();
+            plain.set_encode_special_tokens(true);
+            plain
+        })
+    }
+
+    fn encode_with(&self, inner: &Inner, text: &str) -> Result<Vec<u32>> {
+        let encoding = inner.encode_fast(text, false);
+        let encoding = encoding.map_err(|e| self.files.error(format!("cannot encode: {e}")))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+}
+
+/// What stands before a text's own ids when special tokens are added.
+fn prefix(inner: &Inner) -> tokenizers::Result<Vec<u32>> {
+    let bare = inner.encode_fast("a", false)?.get_ids().to_vec();
+    let full = inner.encode_fast("a", true)?.get_ids().to_vec();
+    let start = full
+        .windows(bare.len().max(1))
+        .position(|window| window == bare)
+        .unwrap_or(0);
+    Ok(full[..start].to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trained() -> Tokenizer {
+        Tokenizer::train_bpe(
+            &["low lower lowest new newer newest"],
+            &BpeTraining::new(280),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn special_names_are_tokens_only_in_rendered_text() {
+        let t = trained();
+        let eos = t.eos_id().unwrap();
+        assert_eq!(
+            t.encode_rendered("low<|endoftext|>").unwrap().last(),
+            Some(&eos)
+        );
+        let plain = t.encode_text("low<|endoftext|>").unwrap();
+        assert!(!plain.contains(&eos));
+        assert_eq!(t.decode(&plain).unwrap(), "low<|endoftext|>");
+        assert_eq!(
+            t.encode_batch(&["low<|endoftext|>", "new"]).unwrap()[0],
+            plain
+        );
+        assert!(t.is_special(eos) && !t.is_special(plain[0]));
+    }
+
+    #[test]
+    fn decoding_names_or_leaves_out_special_tokens() {
+        let t = trained();
+        let ids = t.encode_rendered("new<|endoftext|>").unwrap();
+        assert_eq!(t.decode(&ids).unwrap(), "new");
+        assert_eq!(t.decode_with_specials(&ids).unwrap(), "new<|endoftext|>");
+    }
+
+    #[test]
+    fn saved_files_are_the_loaded_ones_byte_for_byte() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, second) = (dir.path().join("a"), dir.path().join("b"));
+        let t = trained();
+        t.save(&first).unwrap();
+        std::fs::write(first.join("chat_template.jinja"), "{{ eos_token }}").unwrap();
+        let loaded = Tokenizer::load(&first).unwrap();
+        loaded.save(&second).unwrap();
+        for name in [
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "chat_template.jinja",
+        ] {
+            let read = |folder: &Path| std::fs::read(folder.join(name)).unwrap();
+            assert_eq!(read(&first), read(&second), "{name}");
+        }
+        assert_eq!(loaded.chat_template(), Some("{{ eos_token }}"));
+        assert_eq!(loaded.eos_id().unwrap(), t.eos_id().unwrap());
+        assert_eq!(loaded.pad_id(), t.pad_id());
+        assert_eq!(
+            loaded.encode_text("lowest").unwrap(),
+            t.encode_text("lowest").unwrap()
+        );
+        let file = Tokenizer::load(first.join("tokenizer.json")).unwrap();
+        assert_eq!(file.eos_id().unwrap(), t.eos_id().unwrap());
+    }
+
+    #[test]
+    fn a_bos_that_the_post_processor_adds_is_the_prefix() {
+        let dir = tempfile::tempdir().unwrap();
+        trained().save(dir.path()).unwrap();
+        let path = dir.path().join("tokenizer.json");
+        let mut json: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        json["post_processor"] = serde_json::json!({
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<|pad|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {"<|pad|>": {"id": "<|pad|>", "ids": [1], "tokens": ["<|pad|>"]}}
+        });
+        std::fs::write(&path, json.to_string()).unwrap();
+        assert_eq!(Tokenizer::load(dir.path()).unwrap().prefix(), [1]);
+        assert!(trained().prefix().is_empty());
+    }
+
+    #[test]
+    fn missing_and_contradictory_files_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = |path: &Path| Tokenizer::load(path).unwrap_err().to_string();
+        let e = error(&dir.path().join("nowhere"));
+        assert!(e.contains("nowhere") && e.contains("does not exist"), "{e}");
+        let e = error(dir.path());
+        assert!(e.contains("no tokenizer.json"), "{e}");
+        trained().save(dir.path()).unwrap();
+        std::fs::write(
+            dir.path().join("tokenizer_config.json"),
+            r#"{"eos_token": "</nope>"}"#,
+        )
+        .unwrap();
+        let e = error(dir.path());
+        assert!(e.contains("`eos_token`") && e.contains("</nope>"), "{e}");
+        std::fs::write(
+            dir.path().join("tokenizer_config.json"),
+            r#"{"eos_token" 1}"#,
+        )
+        .unwrap();
+        let e = error(dir.path());
+        assert!(
+            e.contains("tokenizer_config.json") && e.contains("line 1"),
+            "{e}"
+        );
+        std::fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
+        assert!(error(dir.path()).contains("tokenizer.json cannot be read"));
+    }
+}

@@ -1,0 +1,232 @@
+//! Training a byte-level BPE tokenizer (Sennrich et al. 2016; over bytes as in GPT-2, Radford et
+//! al. 2019).
+//!
+//! The 256 bytes are the first alphabet, so any UTF-8 text has ids and comes back whole. The result
+//! depends on the texts alone: ties between merges are broken by ids, whatever the number of
+//! threads.
+
+use serde_json::json;
+use tokenizers::models::TrainerWrapper;
+use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{AddedToken, Tokenizer as Inner};
+
+use super::Tokenizer;
+use super::files::{CONFIG, Files, SPECIAL_TOKENS, TOKENIZER};
+use crate::data::error::{DataError, Result};
+
+/// Ends a document.
+pub const END_OF_TEXT: &str = "<|endoftext|>";
+/// Padding; never the end of a sequence, so that a scored sequence's last token is not taken for
+/// padding.
+pub const PAD: &str = "<|pad|>";
+/// Opens a turn in ChatML.
+pub const IM_START: &str = "<|im_start|>";
+/// Closes a turn in ChatML.
+pub const IM_END: &str = "<|im_end|>";
+
+/// What to train.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BpeTraining {
+    /// Tokens in all, special ones included; fewer where the texts hold fewer pairs to merge.
+    pub vocab_size: usize,
+    /// Special tokens beside [`END_OF_TEXT`] (id 0) and [`PAD`] (id 1), for example [`IM_START`]
+    /// and [`IM_END`].
+    pub special_tokens: Vec<String>,
+    /// The token that ends a sequence: [`END_OF_TEXT`], or with a chat template the one that closes
+    /// a turn.
+    pub eos_token: String,
+    /// A chat template for the tokenizer's configuration.
+    pub chat_template: Option<String>,
+    /// The context length that transformers reads as `model_max_length`.
+    pub model_max_length: Option<usize>,
+}
+
+impl BpeTraining {
+    /// A vocabulary of this size with no more than the two special tokens.
+    pub fn new(vocab_size: usize) -> Self {
+        BpeTraining {
+            vocab_size,
+            special_tokens: Vec::new(),
+            eos_token: END_OF_TEXT.to_owned(),
+            chat_template: None,
+            model_max_length: None,
+        }
+    }
+
+    fn all_special(&self) -> Vec<&str> {
+        let mut all = vec![END_OF_TEXT, PAD];
+        for token in self.special_tokens.iter().map(String::as_str) {
+            if !all.contains(&token) {
+                all.push(token);
+            }
+        }
+        all
+    }
+}
+
+impl Tokenizer {
+    /// Trains a byte-level BPE tokenizer on `texts`.
+    ///
+    /// # Errors
+    /// A vocabulary with no room for the 256 bytes and the special tokens, an EOS that is not a
+    /// special token or is [`PAD`], or no text.
+    pub fn train_bpe(texts: &[&str], training: &BpeTraining) -> Result<Self> {
+        check(texts, training)?;
+        let special = training.all_special();
+        let mut trainer: TrainerWrapper = BpeTrainerBuilder::new()
+            .vocab_size(training.vocab_size)
+            .show_progress(false)
+            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+            .special_tokens(special.iter().map(|t| AddedToken::from(*t, true)).collect())
+            .build()
+            .into();
+        let byte_level = || ByteLevel::new(false, true, true);
+        let mut inner = Inner::new(BPE::default());
+        inner.with_pre_tokenizer(Some(byte_level()));
+        inner.with_decoder(Some(byte_level()));
+        inner.train(&mut trainer, texts.iter()).map_err(failed)?;
+        let json = inner.to_string(true).map_err(failed)?;
+        Self::from_files(Files::made("(trained)", training.files(json)?))
+    }
+}
+
+impl BpeTraining {
+    /// The three files that transformers' `AutoTokenizer` reads.
+    fn files(&self, tokenizer_json: String) -> Result<Vec<(String, Vec<u8>)>> {
+        let special = json!({"eos_token": self.eos_token, "pad_token": PAD});
+        let mut config = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": self.eos_token,
+            "pad_token": PAD,
+            "clean_up_tokenization_spaces": false,
+        });
+        if let Some(length) = self.model_max_length {
+            config["model_max_length"] = length.into();
+        }
+        if let Some(template) = &self.chat_template {
+            config["chat_template"] = template.as_str().into();
+        }
+        let pretty = |value| serde_json::to_string_pretty(value).map_err(|e| failed(e.into()));
+        let named = |name: &str, text: String| (name.to_owned(), (text + "\n").into_bytes());
+        Ok(vec![
+            named(TOKENIZER, tokenizer_json),
+            named(CONFIG, pretty(&config)?),
+            named(SPECIAL_TOKENS, pretty(&special)?),
+        ])
+    }
+}
+
+fn check(texts: &[&str], training: &BpeTraining) -> Result<()> {
+    let special = training.all_special();
+    let least = 256 + special.len();
+    let complaint = if training.vocab_size < least {
+        format!(
+            "vocab_size is {}; expected at least {least} (256 bytes and {} special tokens)",
+            training.vocab_size,
+            special.len()
+        )
+    } else if training.eos_token == PAD || !special.contains(&training.eos_token.as_str()) {
+        format!(
+            "eos_token is {:?}; expected one of the special tokens other than {PAD}",
+            training.eos_token
+        )
+    } else if texts.iter().all(|text| text.is_empty()) {
+        "there is no text to train on".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(DataError::Tokenizer {
+        place: "(to be trained)".into(),
+        message: complaint,
+    })
+}
+
+fn failed(error: tokenizers::Error) -> DataError {
+    DataError::Tokenizer {
+        place: "(to be trained)".into(),
+        message: format!("training failed: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXTS: [&str; 2] = [
+        "the cat sat on the mat; the hat sat",
+        "\n\nthat cat, that mat — né",
+    ];
+
+    #[test]
+    fn any_text_comes_back_whole() {
+        let t = Tokenizer::train_bpe(&TEXTS, &BpeTraining::new(300)).unwrap();
+        for text in [
+            "the cat",
+            "  two  spaces \n\n\ttab\r\n",
+            "你好 🦀 né\u{0}\u{7f}",
+            "e\u{301} ﷺ \u{200d}",
+            "",
+        ] {
+            assert_eq!(t.decode(&t.encode_text(text).unwrap()).unwrap(), text);
+        }
+        let merged = t.encode_text(" the").unwrap();
+        assert_eq!(merged.len(), 1, "a frequent word is one token");
+    }
+
+    #[test]
+    fn the_result_depends_on_the_texts_alone() {
+        let train = || {
+            let t = Tokenizer::train_bpe(&TEXTS, &BpeTraining::new(300)).unwrap();
+            t.files.tokenizer_json().unwrap().to_vec()
+        };
+        let one_thread = rayon::ThreadPoolBuilder::new()
+            .num_threads(1)
+            .build()
+            .unwrap();
+        let several = rayon::ThreadPoolBuilder::new()
+            .num_threads(3)
+            .build()
+            .unwrap();
+        let first = one_thread.install(train);
+        for _ in 0..3 {
+            assert_eq!(first, several.install(train));
+        }
+    }
+
+    #[test]
+    fn special_tokens_come_first_and_padding_is_not_the_end() {
+        let mut training = BpeTraining::new(300);
+        training.special_tokens = vec![IM_START.into(), IM_END.into()];
+        training.eos_token = IM_END.into();
+        training.chat_template = Some("{{ eos_token }}".into());
+        let t = Tokenizer::train_bpe(&TEXTS, &training).unwrap();
+        assert_eq!(
+            (t.eos_id().unwrap(), t.pad_id(), t.bos_id()),
+            (3, Some(1), None)
+        );
+        assert_eq!(t.token_id(END_OF_TEXT), Some(0));
+        assert_eq!(t.chat_template(), Some("{{ eos_token }}"));
+        assert!(t.vocab_size() <= 300 && t.vocab_size() > 260);
+    }
+
+    #[test]
+    fn impossible_settings_are_refused() {
+        let refused = |training: &BpeTraining, texts: &[&str], part: &str| {
+            let e = Tokenizer::train_bpe(texts, training)
+                .unwrap_err()
+                .to_string();
+            assert!(e.contains(part), "{e}");
+        };
+        refused(&BpeTraining::new(200), &TEXTS, "at least 258");
+        refused(
+            &BpeTraining {
+                eos_token: PAD.into(),
+                ..BpeTraining::new(300)
+            },
+            &TEXTS,
+            "other than <|pad|>",
+        );
+        refused(&BpeTraining::new(300), &[""], "no text");
+    }
+}

@@ -1,0 +1,144 @@
+//! One decoder layer, assembled by configuration.
+
+use candle_core::{Result, Tensor};
+
+use super::config::{Activation, DecoderConfig, Family, Norm as NormKind, QkNorm};
+use crate::ops::activation::{gelu_tanh, swiglu};
+use crate::ops::attention::Attention;
+use crate::ops::linear::{Linear, Projection};
+use crate::ops::norm::Norm;
+use crate::ops::param::ParamStore;
+use crate::ops::rope::Angles;
+
+/// A layer: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
+#[derive(Clone)]
+pub struct Block {
+    pub spec: Attention,
+    attention_norm: Norm,
+    qkv: Linear,
+    qk_norm: Option<(Norm, Norm)>,
+    output: Linear,
+    mlp_norm: Norm,
+    up: Linear,
+    activation: Activation,
+    down: Linear,
+}
+
+impl Block {
+    /// Takes the layer's parameters from `store`.
+    pub fn new(store: &ParamStore, config: &DecoderConfig, layer: usize) -> Result<Self> {
+        let names = Names::of(config.family);
+        let get = Getter { store, config, prefix: format!("{}.{layer}", names.layers) };
+        let qk_norm = match config.qk_norm {
+            QkNorm::Absent => None,
+            QkNorm::PerHead => Some((get.norm("self_attn.q_norm")?, get.norm("self_attn.k_norm")?)),
+        };
+        Ok(Self {
+            spec: attention(config, layer),
+            attention_norm: get.norm(names.attention_norm)?,
+            qkv: get.linear(names.qkv, config.qkv_bias)?,
+            qk_norm,
+            output: get.linear(&[names.output], config.output_bias)?,
+            mlp_norm: get.norm(names.mlp_norm)?,
+            up: get.linear(names.up, config.mlp_bias)?,
+            activation: config.activation,
+            down: get.linear(&[names.down], config.mlp_bias)?,
+        })
+    }
+
+    /// Runs the layer on `[tokens, hidden]`; `attend` turns `q | k | v` rows into mixed values.
+    pub fn forward(&self, x: &Tensor, angles: Option<&Angles>, attend: impl FnOnce(&Tensor, Attention) -> Result<Tensor>) -> Result<Tensor> {
+        let spec = self.spec;
+        let mut qkv = self.qkv.forward(&self.attention_norm.forward(x)?)?;
+        if let Some((query, key)) = &self.qk_norm {
+            qkv = query.forward_groups(&qkv, 0, spec.query_heads)?;
+            qkv = key.forward_groups(&qkv, spec.outputs(), spec.kv_heads)?;
+        }
+        if let Some(angles) = angles {
+            qkv = angles.rotate(&qkv, spec.query_heads + spec.kv_heads)?;
+        }
+        let x = (x + self.output.forward(&attend(&qkv, spec)?)?)?;
+        let inner = self.up.forward(&self.mlp_norm.forward(&x)?)?;
+        let inner = match self.activation {
+            Activation::SwiGlu => swiglu(&inner)?,
+            Activation::GeluTanh => gelu_tanh(&inner)?,
+            Activation::Gelu => inner.gelu_erf()?,
+        };
+        x + self.down.forward(&inner)?
+    }
+}
+
+fn attention(config: &DecoderConfig, layer: usize) -> Attention {
+    Attention {
+        query_heads: config.num_attention_heads,
+        kv_heads: config.num_key_value_heads,
+        head_dim: config.head_dim,
+        scale: (1.0 / (config.head_dim as f64).sqrt()) as f32,
+        window: config.window(layer),
+    }
+}
+
+/// What the families call the parts of a layer.
+struct Names {
+    layers: &'static str,
+    attention_norm: &'static str,
+    qkv: &'static [&'static str],
+    output: &'static str,
+    mlp_norm: &'static str,
+    up: &'static [&'static str],
+    down: &'static str,
+}
+
+impl Names {
+    fn of(family: Family) -> Self {
+        match family {
+            Family::Gpt2 => Self {
+                layers: "transformer.h",
+                attention_norm: "ln_1",
+                qkv: &["attn.c_attn"],
+                output: "attn.c_proj",
+                mlp_norm: "ln_2",
+                up: &["mlp.c_fc"],
+                down: "mlp.c_proj",
+            },
+            _ => Self {
+                layers: "model.layers",
+                attention_norm: "input_layernorm",
+                qkv: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+                output: "self_attn.o_proj",
+                mlp_norm: "post_attention_layernorm",
+                up: &["mlp.gate_proj", "mlp.up_proj"],
+                down: "mlp.down_proj",
+            },
+        }
+    }
+}
+
+struct Getter<'a> {
+    store: &'a ParamStore,
+    config: &'a DecoderConfig,
+    prefix: String,
+}
+
+impl Getter<'_> {
+    fn norm(&self, name: &str) -> Result<Norm> {
+        norm(self.store, self.config, &format!("{}.{name}", self.prefix))
+    }
+
+    fn linear(&self, names: &[&str], bias: bool) -> Result<Linear> {
+        let part = |name: &&str| {
+            let get = |leaf: &str| self.store.get(&format!("{}.{name}.{leaf}", self.prefix));
+            Ok(Projection { weight: get("weight")?, bias: bias.then(|| get("bias")).transpose()? })
+        };
+        Linear::new(names.iter().map(part).collect::<Result<_>>()?)
+    }
+}
+
+/// The normalisation called `name`, of the kind that the configuration says.
+pub fn norm(store: &ParamStore, config: &DecoderConfig, name: &str) -> Result<Norm> {
+    let weight = store.get(&format!("{name}.weight"))?;
+    Ok(match config.norm {
+        NormKind::Rms { eps } => Norm::Rms { weight, eps: eps as f32 },
+        NormKind::Layer { eps } => Norm::Layer { weight, bias: store.get(&format!("{name}.bias"))?, eps: eps as f32 },
+    })
+}

@@ -1,0 +1,318 @@
+//! What a decoder is, in one description that covers Llama (also SmolLM2, TinyLlama, Llama 3), Mistral, Qwen2, Qwen3 and GPT-2.
+//!
+//! Field names are those of a Hugging Face `config.json`. The families differ only in the values of these fields and in
+//! the names of their tensors ([`DecoderConfig::tensors`]); nothing else in the engine asks which family a model is.
+//! Reading and writing `config.json` is [`super::hf_config`]'s business.
+
+mod tensors;
+mod validate;
+
+pub use tensors::{Init, Layout, TensorSpec};
+pub use validate::InvalidDecoder;
+
+/// A family of decoders: it fixes the tensor names and the keys of `config.json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    Llama,
+    Mistral,
+    /// Qwen2 and Qwen2.5.
+    Qwen2,
+    Qwen3,
+    Gpt2,
+}
+
+impl Family {
+    /// Every family, in the order in which messages list them.
+    pub const ALL: [Family; 5] = [
+        Family::Llama,
+        Family::Mistral,
+        Family::Qwen2,
+        Family::Qwen3,
+        Family::Gpt2,
+    ];
+
+    /// The value of `model_type` in `config.json`; also what a user types for `model.family`.
+    pub fn model_type(self) -> &'static str {
+        match self {
+            Family::Llama => "llama",
+            Family::Mistral => "mistral",
+            Family::Qwen2 => "qwen2",
+            Family::Qwen3 => "qwen3",
+            Family::Gpt2 => "gpt2",
+        }
+    }
+
+    /// The family called `model_type`, if the engine knows it.
+    pub fn from_model_type(model_type: &str) -> Option<Family> {
+        Family::ALL
+            .into_iter()
+            .find(|family| family.model_type() == model_type)
+    }
+
+    /// The transformers class of a model with this head, as written in `architectures`.
+    pub fn architecture(self, head: Head) -> &'static str {
+        match (self, head) {
+            (Family::Llama, Head::LanguageModel) => "LlamaForCausalLM",
+            (Family::Llama, Head::Score) => "LlamaForSequenceClassification",
+            (Family::Mistral, Head::LanguageModel) => "MistralForCausalLM",
+            (Family::Mistral, Head::Score) => "MistralForSequenceClassification",
+            (Family::Qwen2, Head::LanguageModel) => "Qwen2ForCausalLM",
+            (Family::Qwen2, Head::Score) => "Qwen2ForSequenceClassification",
+            (Family::Qwen3, Head::LanguageModel) => "Qwen3ForCausalLM",
+            (Family::Qwen3, Head::Score) => "Qwen3ForSequenceClassification",
+            (Family::Gpt2, Head::LanguageModel) => "GPT2LMHeadModel",
+            (Family::Gpt2, Head::Score) => "GPT2ForSequenceClassification",
+        }
+    }
+
+    /// The transformers class of the decoder without a head.
+    pub fn base_architecture(self) -> &'static str {
+        match self {
+            Family::Llama => "LlamaModel",
+            Family::Mistral => "MistralModel",
+            Family::Qwen2 => "Qwen2Model",
+            Family::Qwen3 => "Qwen3Model",
+            Family::Gpt2 => "GPT2Model",
+        }
+    }
+
+    /// The `config.json` key that holds the field `name` of [`DecoderConfig`]; GPT-2 has its own words for some.
+    pub fn config_key(self, name: &'static str) -> &'static str {
+        if self != Family::Gpt2 {
+            return name;
+        }
+        match name {
+            "hidden_size" => "n_embd",
+            "intermediate_size" => "n_inner",
+            "num_hidden_layers" => "n_layer",
+            "num_attention_heads" => "n_head",
+            "max_position_embeddings" => "n_positions",
+            "hidden_act" => "activation_function",
+            "rms_norm_eps" => "layer_norm_epsilon",
+            same => same,
+        }
+    }
+}
+
+/// The normalisation before each sub-layer and before the head.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Norm {
+    /// RMSNorm (Zhang and Sennrich 2019, eq. 4): scale, no shift.
+    Rms { eps: f64 },
+    /// LayerNorm (Ba et al. 2016, eq. 4): scale and shift.
+    Layer { eps: f64 },
+}
+
+/// How the model knows the order of its tokens.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Position {
+    /// Rotary embedding of queries and keys (Su et al. 2021, eq. 34), in the half-split layout of Hugging Face weights.
+    Rope(RopeConfig),
+    /// One learned vector for each position, added to the token embedding.
+    Learned,
+}
+
+/// Frequencies of the rotary embedding: `theta^(-2i/head_dim)` for pair i, then scaled.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RopeConfig {
+    pub theta: f64,
+    pub scaling: RopeScaling,
+}
+
+/// How the rotary frequencies are stretched to contexts longer than the one of pre-training.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum RopeScaling {
+    #[default]
+    None,
+    /// Every frequency divided by `factor` (Chen et al. 2023, position interpolation).
+    Linear { factor: f64 },
+    /// Llama 3.1: wavelengths above `original_max_position_embeddings / low_freq_factor` are stretched by `factor`, those
+    /// below `original_max_position_embeddings / high_freq_factor` kept, those between interpolated.
+    Llama3 {
+        factor: f64,
+        low_freq_factor: f64,
+        high_freq_factor: f64,
+        original_max_position_embeddings: usize,
+    },
+}
+
+/// The feed-forward sub-layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `down(silu(gate(x)) * up(x))` (Shazeer 2020, eq. 6).
+    SwiGlu,
+    /// Two projections with GELU in its tanh approximation (Hendrycks and Gimpel 2016, section 2), `gelu_new`.
+    GeluTanh,
+    /// Two projections with GELU by the error function.
+    Gelu,
+}
+
+/// Normalisation of queries and keys before the rotary embedding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QkNorm {
+    Absent,
+    /// RMSNorm over the `head_dim` values of each head, one scale shared by all heads (Qwen3).
+    PerHead,
+}
+
+/// Attention limited to recent tokens, in some of the layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlidingWindow {
+    /// A query sees itself and the `size - 1` tokens before it.
+    pub size: usize,
+    /// The layers that are limited, ascending.
+    pub layers: Vec<usize>,
+}
+
+/// What stands on top of the decoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Head {
+    /// Logits over the vocabulary: `lm_head.weight` [vocab_size, hidden_size], or the embedding itself when tied.
+    LanguageModel,
+    /// One number per token: `score.weight` [1, hidden_size].
+    Score,
+}
+
+/// The description of a decoder. Sizes count elements; a projection's weight is [out, in].
+#[derive(Debug, Clone, PartialEq)]
+pub struct DecoderConfig {
+    pub family: Family,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the feed-forward sub-layer.
+    pub intermediate_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    /// Heads of keys and values (grouped-query attention, Ainslie et al. 2023); divides `num_attention_heads`.
+    pub num_key_value_heads: usize,
+    /// Width of one head; not always `hidden_size / num_attention_heads` (Qwen3).
+    pub head_dim: usize,
+    pub vocab_size: usize,
+    pub max_position_embeddings: usize,
+    pub norm: Norm,
+    pub position: Position,
+    pub activation: Activation,
+    /// The query, key and value projections have biases.
+    pub qkv_bias: bool,
+    /// The attention's output projection has a bias.
+    pub output_bias: bool,
+    /// The feed-forward projections have biases.
+    pub mlp_bias: bool,
+    pub qk_norm: QkNorm,
+    /// `None`: every layer sees the whole segment.
+    pub sliding_window: Option<SlidingWindow>,
+    /// The language-model head is the token embedding.
+    pub tie_word_embeddings: bool,
+    /// Standard deviation of freshly drawn weights.
+    pub initializer_range: f64,
+    pub bos_token_id: Option<u32>,
+    /// Tokens that end a sequence, as `config.json` has them; generation stops at
+    /// [`HfConfig::stop_ids`](super::hf_config::HfConfig::stop_ids).
+    pub eos_token_ids: Vec<u32>,
+    pub pad_token_id: Option<u32>,
+    pub head: Head,
+}
+
+/// The sizes that a decoder made from scratch is described by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    pub num_key_value_heads: usize,
+    pub vocab_size: usize,
+    pub max_position_embeddings: usize,
+}
+
+impl DecoderConfig {
+    /// A new decoder of `family` with that family's usual choices: a language model with tied embeddings, rotary base
+    /// 10000, norm epsilon 1e-5, weights drawn with deviation 0.02, full attention, no special tokens.
+    /// Change fields as needed, then [`validate`](Self::validate).
+    ///
+    /// # Errors
+    /// Where the sizes do not fit together.
+    pub fn from_scratch(family: Family, sizes: &Geometry) -> Result<Self, InvalidDecoder> {
+        let base = DecoderConfig::plain(family, sizes);
+        let config = match family {
+            Family::Llama | Family::Mistral => base,
+            Family::Qwen2 => DecoderConfig {
+                qkv_bias: true,
+                ..base
+            },
+            Family::Qwen3 => DecoderConfig {
+                qk_norm: QkNorm::PerHead,
+                ..base
+            },
+            Family::Gpt2 => DecoderConfig {
+                norm: Norm::Layer { eps: 1e-5 },
+                position: Position::Learned,
+                activation: Activation::GeluTanh,
+                qkv_bias: true,
+                output_bias: true,
+                mlp_bias: true,
+                ..base
+            },
+        };
+        config.check_sizes()?;
+        config.check_multiple(
+            ("hidden_size", config.hidden_size),
+            ("num_attention_heads", config.num_attention_heads),
+        )?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The common shape of the families: Llama's, without biases.
+    fn plain(family: Family, sizes: &Geometry) -> Self {
+        DecoderConfig {
+            family,
+            hidden_size: sizes.hidden_size,
+            intermediate_size: sizes.intermediate_size,
+            num_hidden_layers: sizes.num_hidden_layers,
+            num_attention_heads: sizes.num_attention_heads,
+            num_key_value_heads: sizes.num_key_value_heads,
+            head_dim: sizes.hidden_size / sizes.num_attention_heads.max(1),
+            vocab_size: sizes.vocab_size,
+            max_position_embeddings: sizes.max_position_embeddings,
+            norm: Norm::Rms { eps: 1e-5 },
+            position: Position::Rope(RopeConfig {
+                theta: 10_000.0,
+                scaling: RopeScaling::None,
+            }),
+            activation: Activation::SwiGlu,
+            qkv_bias: false,
+            output_bias: false,
+            mlp_bias: false,
+            qk_norm: QkNorm::Absent,
+            sliding_window: None,
+            tie_word_embeddings: true,
+            initializer_range: 0.02,
+            bos_token_id: None,
+            eos_token_ids: Vec::new(),
+            pad_token_id: None,
+            head: Head::LanguageModel,
+        }
+    }
+
+    /// Outputs of the query projection: `num_attention_heads * head_dim`.
+    pub fn query_size(&self) -> usize {
+        self.num_attention_heads * self.head_dim
+    }
+
+    /// Outputs of the key projection, and of the value projection: `num_key_value_heads * head_dim`.
+    pub fn key_value_size(&self) -> usize {
+        self.num_key_value_heads * self.head_dim
+    }
+
+    /// How many tokens, itself included, a query of `layer` sees; `None` for all of them.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.sliding_window
+            .as_ref()
+            .filter(|window| window.layers.binary_search(&layer).is_ok())
+            .map(|window| window.size)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,353 @@
+//! The decoder: embeddings, layers, final norm, head.
+//!
+//! It owns its parameters and runs on packed sequences. candle's graph begins at the lowest parameter that is trained; below it,
+//! and everywhere in inference, nothing is recorded. Hugging Face folders come in and go out here.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{Device, Result, Tensor, Var};
+
+use super::ModelError;
+use super::block::{Block, norm};
+use super::config::{DecoderConfig, Family, Head, Position, RopeConfig, RopeScaling, TensorSpec};
+use super::hf_config::HfConfig;
+use super::init::fresh;
+use super::weights::{DEFAULT_MAX_SHARD_BYTES, SaveDtype, Weights, save};
+use crate::ops::attention::cached::{Cache, NewTokens};
+use crate::ops::attention::{Attention, Segments, attend};
+use crate::ops::embedding::embed;
+use crate::ops::head::{Target, TokenLogProbs, token_log_probs};
+use crate::ops::linear::{Linear, Projection};
+use crate::ops::norm::Norm;
+use crate::ops::param::{Initial, Param, ParamStore, Training};
+use crate::ops::recompute::recompute;
+use crate::ops::rope::{Angles, Rotation};
+use crate::ops::storage;
+
+/// What a layer keeps for its backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recompute {
+    /// All activations.
+    None,
+    /// Its input alone; the activations are computed again.
+    Block,
+}
+
+/// Whether a forward pass is to be differentiated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gradient {
+    /// No graph is recorded.
+    Skip,
+    /// The graph of everything above the lowest trained parameter is recorded.
+    Record(Recompute),
+}
+
+/// A decoder with its parameters.
+pub struct Decoder {
+    config: HfConfig,
+    store: ParamStore,
+    embedding: Arc<Param>,
+    positions: Option<Arc<Param>>,
+    rotation: Option<Rotation>,
+    layers: Vec<(Block, Training)>,
+    norm: Norm,
+    head: Arc<Param>,
+    score: Option<Linear>,
+}
+
+/// How attention sees the tokens of a forward pass.
+enum Tokens<'a> {
+    Packed(&'a Segments, Recompute),
+    Cached(&'a mut Cache, &'a [NewTokens<'a>]),
+}
+
+impl Decoder {
+    /// A decoder with fresh weights, a function of `seed`.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together or the device has no room.
+    pub fn fresh(config: HfConfig, seed: u64, training: impl Fn(&TensorSpec) -> Training, device: &Device) -> std::result::Result<Self, ModelError> {
+        config.decoder.validate()?;
+        Self::build(config, |spec| Ok(fresh(spec, seed)), training, device)
+    }
+
+    /// Reads a Hugging Face folder. With another `head` than the folder's, that head is drawn fresh from `seed`.
+    ///
+    /// # Errors
+    /// If a file or tensor is missing or wrong.
+    pub fn load(folder: &Path, head: Head, seed: u64, training: impl Fn(&TensorSpec) -> Training, device: &Device) -> std::result::Result<Self, ModelError> {
+        let mut config = HfConfig::read(folder)?;
+        if head == Head::LanguageModel && config.decoder.head == Head::Score {
+            let (found, needed) = ("a reward model", "a language model");
+            return Err(ModelError::Kind { folder: folder.to_owned(), found, needed });
+        }
+        config.decoder.head = head;
+        let weights = Weights::open(folder)?;
+        let value = |spec: &TensorSpec| match is_score(spec) && !weights.contains(&spec.name) {
+            true => Ok(fresh(spec, seed)),
+            false => weights.load(spec),
+        };
+        Self::build(config, value, training, device)
+    }
+
+    /// Reads a reward model; unlike [`Self::load`] it must have its head.
+    ///
+    /// # Errors
+    /// As [`Self::load`], and if the folder holds a language model.
+    pub fn load_reward_model(folder: &Path, training: impl Fn(&TensorSpec) -> Training, device: &Device) -> std::result::Result<Self, ModelError> {
+        if HfConfig::read(folder)?.decoder.head != Head::Score {
+            let (found, needed) = ("a language model", "a reward model (...ForSequenceClassification with one label)");
+            return Err(ModelError::Kind { folder: folder.to_owned(), found, needed });
+        }
+        Self::load(folder, Head::Score, 0, training, device)
+    }
+
+    fn build(
+        config: HfConfig,
+        value: impl Fn(&TensorSpec) -> std::result::Result<Vec<f32>, super::weights::WeightsError>,
+        training: impl Fn(&TensorSpec) -> Training,
+        device: &Device,
+    ) -> std::result::Result<Self, ModelError> {
+        let initial = |spec: TensorSpec| {
+            let (data, training) = (value(&spec)?, training(&spec));
+            Ok(Initial { name: spec.name, shape: spec.shape, data, training })
+        };
+        let initial = config.decoder.tensors().into_iter().map(initial).collect::<std::result::Result<_, ModelError>>()?;
+        Ok(Self::assemble(config, ParamStore::new(initial, device)?)?)
+    }
+
+    fn assemble(config: HfConfig, store: ParamStore) -> Result<Self> {
+        let decoder = &config.decoder;
+        let names = match decoder.family {
+            Family::Gpt2 => ("transformer.wte.weight", "transformer.ln_f"),
+            _ => ("model.embed_tokens.weight", "model.norm"),
+        };
+        let embedding = store.get(names.0)?;
+        let positions = (decoder.position == Position::Learned).then(|| store.get("transformer.wpe.weight")).transpose()?;
+        let layers = (0..decoder.num_hidden_layers)
+            .map(|layer| Ok((Block::new(&store, decoder, layer)?, layer_training(&store, layer))))
+            .collect::<Result<_>>()?;
+        let head = match decoder.head {
+            Head::LanguageModel if !decoder.tie_word_embeddings => store.get("lm_head.weight")?,
+            _ => embedding.clone(),
+        };
+        let score = match decoder.head {
+            Head::Score => Some(Linear::new(vec![Projection { weight: store.get(SCORE)?, bias: None }])?),
+            Head::LanguageModel => None,
+        };
+        let norm = norm(&store, decoder, names.1)?;
+        Ok(Self { rotation: rotation(decoder), embedding, positions, layers, norm, head, score, config, store })
+    }
+
+    /// The configuration of the model folder.
+    pub fn config(&self) -> &HfConfig {
+        &self.config
+    }
+
+    /// The configuration, to be changed before [`Self::save`] (stop ids, padding).
+    pub fn config_mut(&mut self) -> &mut HfConfig {
+        &mut self.config
+    }
+
+    /// The decoder's description.
+    pub fn decoder_config(&self) -> &DecoderConfig {
+        &self.config.decoder
+    }
+
+    /// All parameters.
+    pub fn params(&self) -> &ParamStore {
+        &self.store
+    }
+
+    /// The attention of a layer, which shapes the cache.
+    pub fn attention(&self, layer: usize) -> Attention {
+        self.layers[layer].0.spec
+    }
+
+    /// Hidden states after the final norm of packed sequences: `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// If an id lies outside the vocabulary, a sequence is longer than the context, or the device fails.
+    pub fn forward(&self, ids: &[u32], segments: &Segments, gradient: Gradient) -> Result<Tensor> {
+        let recompute = match gradient {
+            Gradient::Skip => Recompute::None,
+            Gradient::Record(recompute) => recompute,
+        };
+        let x = self.run(ids, &segments.positions(), gradient, Tokens::Packed(segments, recompute))?;
+        self.norm.forward(&x)
+    }
+
+    /// Reads new tokens of several sequences into the cache and returns the hidden state after each sequence's last:
+    /// `[sequences, hidden]`.
+    ///
+    /// # Errors
+    /// As [`Self::forward`], and if a sequence lacks blocks.
+    pub fn forward_cached(&self, ids: &[u32], news: &[NewTokens], cache: &mut Cache) -> Result<Tensor> {
+        let positions: Vec<u32> = news.iter().flat_map(|n| n.past as u32..(n.past + n.count) as u32).collect();
+        let x = self.run(ids, &positions, Gradient::Skip, Tokens::Cached(cache, news))?;
+        let last = news.iter().scan(0, |end, n| {
+            *end += n.count as u32;
+            Some(*end - 1)
+        });
+        let last = Tensor::from_iter(last, x.device())?;
+        self.norm.forward(&x.index_select(&last, 0)?)
+    }
+
+    /// Log-probability and entropy of tokens, given the hidden states of [`Self::forward`].
+    ///
+    /// # Errors
+    /// As [`token_log_probs`].
+    pub fn log_probs(&self, hidden: &Tensor, targets: &[Target], temperature: f32) -> Result<TokenLogProbs> {
+        token_log_probs(hidden, &self.head, targets, temperature)
+    }
+
+    /// Logits of hidden states: `[rows, vocabulary]`.
+    ///
+    /// # Errors
+    /// If the width is wrong or the device fails.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        Linear::new(vec![Projection { weight: self.head.clone(), bias: None }])?.forward(hidden)
+    }
+
+    /// The scalar head at each of `rows` of the hidden states: `[rows]`.
+    ///
+    /// # Errors
+    /// If the model has no scalar head.
+    pub fn scores(&self, hidden: &Tensor, rows: &[u32]) -> Result<Tensor> {
+        let Some(score) = &self.score else { candle_core::bail!("the model has no scalar head (score.weight)") };
+        let rows = Tensor::from_slice(rows, rows.len(), hidden.device())?;
+        score.forward(&hidden.index_select(&rows, 0)?)?.squeeze(1)
+    }
+
+    /// Writes the model as a Hugging Face folder; a reward model as `...ForSequenceClassification` with one label.
+    ///
+    /// # Errors
+    /// If a file cannot be written or a scoring model has no padding token.
+    pub fn save(&self, folder: &Path, dtype: SaveDtype) -> std::result::Result<(), ModelError> {
+        let mut config = self.config.clone();
+        if config.decoder.head == Head::Score {
+            config.decoder.pad_token_id = config.scoring_pad_id().or(config.decoder.pad_token_id);
+        }
+        let fetch = |spec: &TensorSpec| self.values(&spec.name).map(Into::into);
+        save(folder, &config.decoder.tensors(), dtype, DEFAULT_MAX_SHARD_BYTES, fetch)?;
+        Ok(config.write(folder, dtype)?)
+    }
+
+    /// The elements of a parameter, row-major.
+    fn values(&self, name: &str) -> Result<Vec<f32>> {
+        self.store.get(name)?.value().flatten_all()?.to_vec1()
+    }
+
+    fn run(&self, ids: &[u32], positions: &[u32], gradient: Gradient, mut tokens: Tokens) -> Result<Tensor> {
+        let limit = self.config.decoder.max_position_embeddings;
+        if let Some(p) = positions.iter().find(|&&p| p as usize >= limit) {
+            candle_core::bail!("a sequence has a token at position {p}; the model's context holds {limit} (max_position_embeddings)");
+        }
+        let mut x = embed(&self.embedding, ids)?;
+        if let Some(table) = &self.positions {
+            x = (x + embed(table, positions)?)?;
+        }
+        if gradient == Gradient::Skip {
+            x = x.detach();
+        }
+        let angles = self.rotation.as_ref().map(|r| r.angles(positions));
+        for (layer, (block, training)) in self.layers.iter().enumerate() {
+            x = enter_graph(x, gradient, *training)?;
+            x = run_layer(block, layer, &x, angles.as_ref(), &mut tokens)?;
+        }
+        enter_graph(x, gradient, Training::Trained)
+    }
+}
+
+/// Makes `x` the graph's entry where the first trained parameter follows and nothing below was recorded.
+fn enter_graph(x: Tensor, gradient: Gradient, next: Training) -> Result<Tensor> {
+    match (gradient, next) {
+        (Gradient::Record(_), Training::Trained) if !x.track_op() => Ok(Var::from_tensor(&x)?.as_tensor().clone()),
+        _ => Ok(x),
+    }
+}
+
+fn run_layer(block: &Block, layer: usize, x: &Tensor, angles: Option<&Angles>, tokens: &mut Tokens) -> Result<Tensor> {
+    match tokens {
+        Tokens::Cached(cache, news) => block.forward(x, angles, |qkv, spec| cache.attend(layer, qkv, news, spec)),
+        Tokens::Packed(segments, Recompute::Block) if x.track_op() => {
+            let (block, angles, segments) = (block.clone(), angles.cloned(), (*segments).clone());
+            recompute(x, Arc::new(move |x| block.forward(x, angles.as_ref(), |qkv, spec| attend(qkv, &segments, spec))))
+        }
+        Tokens::Packed(segments, _) => block.forward(x, angles, |qkv, spec| attend(qkv, segments, spec)),
+    }
+}
+
+const SCORE: &str = "score.weight";
+
+fn is_score(spec: &TensorSpec) -> bool {
+    spec.name == SCORE
+}
+
+/// The layer a tensor belongs to, from its Hugging Face name; `None` outside the layers.
+pub fn layer_of(name: &str) -> Option<usize> {
+    let rest = name.strip_prefix("model.layers.").or_else(|| name.strip_prefix("transformer.h."))?;
+    rest.split('.').next()?.parse().ok()
+}
+
+/// Whether a tensor is a token or position embedding.
+pub fn is_embedding(name: &str) -> bool {
+    name.starts_with("model.embed_tokens") || name.starts_with("transformer.wte") || name.starts_with("transformer.wpe")
+}
+
+fn layer_training(store: &ParamStore, layer: usize) -> Training {
+    let trained = store.trained().any(|p| layer_of(p.name()) == Some(layer));
+    if trained { Training::Trained } else { Training::Frozen }
+}
+
+fn rotation(config: &DecoderConfig) -> Option<Rotation> {
+    match config.position {
+        Position::Learned => None,
+        Position::Rope(rope) => Some(Rotation::new(frequencies(rope, config.head_dim))),
+    }
+}
+
+/// Inverse frequencies `theta^(−2i/d)`, in f32 as transformers computes them, then scaled.
+fn frequencies(rope: RopeConfig, head_dim: usize) -> Vec<f32> {
+    let base = (0..head_dim / 2).map(|i| 1.0 / (rope.theta as f32).powf(2.0 * i as f32 / head_dim as f32));
+    match rope.scaling {
+        RopeScaling::None => base.collect(),
+        RopeScaling::Linear { factor } => base.map(|f| f / factor as f32).collect(),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+            let context = original_max_position_embeddings as f64;
+            base.map(|f| llama3(f64::from(f), factor, low_freq_factor, high_freq_factor, context) as f32).collect()
+        }
+    }
+}
+
+/// Llama 3.1's stretch of one frequency: long waves by `factor`, short ones not, a linear passage between.
+fn llama3(frequency: f64, factor: f64, low: f64, high: f64, context: f64) -> f64 {
+    let wavelength = 2.0 * std::f64::consts::PI / frequency;
+    if wavelength < context / high {
+        frequency
+    } else if wavelength > context / low {
+        frequency / factor
+    } else {
+        let smooth = (context / wavelength - low) / (high - low);
+        (1.0 - smooth) * frequency / factor + smooth * frequency
+    }
+}
+
+/// Values of all parameters by name, for tests and checkpoints.
+impl Decoder {
+    /// Hands each trained parameter's name, shape and elements to `f`, in name order.
+    ///
+    /// # Errors
+    /// Those of `f`, or of reading from the device.
+    pub fn for_each_trained<E: From<candle_core::Error>>(&self, mut f: impl FnMut(&Param, &[f32]) -> std::result::Result<(), E>) -> std::result::Result<(), E> {
+        for param in self.store.trained() {
+            if param.value().device().is_cpu() {
+                storage::read(param.value(), |v| f(param, v))??;
+            } else {
+                f(param, &param.value().flatten_all()?.to_vec1::<f32>()?)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,34 @@
+//! What can go wrong with a model.
+
+use std::path::PathBuf;
+
+use super::config::InvalidDecoder;
+use super::hf_config::HfConfigError;
+use super::weights::WeightsError;
+
+/// An error of loading, running or saving a model.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// `config.json` cannot be read or written.
+    #[error(transparent)]
+    Config(#[from] HfConfigError),
+    /// The weights cannot be read or written.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The sizes do not fit together.
+    #[error("the model's sizes do not fit together")]
+    Impossible(#[from] InvalidDecoder),
+    /// The folder holds another kind of model than is needed.
+    #[error("{}: holds {found}; {needed} is needed here", .folder.display())]
+    Kind {
+        /// The model folder.
+        folder: PathBuf,
+        /// What it holds.
+        found: &'static str,
+        /// What was asked for.
+        needed: &'static str,
+    },
+    /// A computation failed.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}

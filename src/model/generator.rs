@@ -1,0 +1,71 @@
+//! The decoder as the generator sees it: cache, next-token logits, draws.
+//!
+//! It borrows the live parameters, so nothing is copied or synchronised between training and rollout; packed panels belong to the
+//! parameters and are made again when those move.
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+use rollout::{CacheSpec, Draw, Drawn, Model, ModelResult, Step, draw_row};
+
+use super::Decoder;
+use crate::ops::attention::cached::{BLOCK_TOKENS, Cache, NewTokens};
+use crate::ops::storage;
+
+// The generator's blocks are the kernel's.
+const _: () = assert!(BLOCK_TOKENS == rollout::BLOCK_TOKENS);
+
+/// A decoder that generates.
+pub struct Generator<'a> {
+    decoder: &'a Decoder,
+    cache: Option<Cache>,
+}
+
+impl<'a> Generator<'a> {
+    /// Borrows the live weights of `decoder`.
+    pub fn new(decoder: &'a Decoder) -> Self {
+        Self { decoder, cache: None }
+    }
+}
+
+impl Model for Generator<'_> {
+    type Logits = Tensor;
+
+    fn cache_spec(&self) -> CacheSpec {
+        let config = self.decoder.decoder_config();
+        CacheSpec {
+            layers: config.num_hidden_layers,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            element_bytes: size_of::<f32>(),
+            max_positions: config.max_position_embeddings,
+            vocab_size: config.vocab_size,
+        }
+    }
+
+    fn reserve(&mut self, blocks: usize) -> ModelResult<()> {
+        let (spec, layers) = (self.decoder.attention(0), self.decoder.decoder_config().num_hidden_layers);
+        if self.cache.as_ref().is_none_or(|c| c.blocks() < blocks) {
+            self.cache = None;
+            self.cache = Some(Cache::new(spec, layers, blocks, self.decoder.params().device())?);
+        }
+        Ok(())
+    }
+
+    fn forward(&mut self, step: &Step<'_>) -> ModelResult<Tensor> {
+        let cache = self.cache.as_mut().ok_or("the cache was not reserved before the first step")?;
+        cache.copy(step.copies)?;
+        let ids: Vec<u32> = step.chunks.iter().flat_map(|c| c.tokens).copied().collect();
+        let news: Vec<NewTokens> =
+            step.chunks.iter().map(|c| NewTokens { count: c.tokens.len(), past: c.past, blocks: c.blocks }).collect();
+        let hidden = self.decoder.forward_cached(&ids, &news, cache)?;
+        Ok(self.decoder.logits(&hidden)?)
+    }
+
+    fn draw(&mut self, logits: &Tensor, draws: &[Draw<'_>]) -> ModelResult<Vec<Drawn>> {
+        let (vocabulary, on_host) = (logits.dim(1)?, logits.to_device(&candle_core::Device::Cpu)?);
+        let drawn: Result<Vec<Drawn>, _> = storage::read(&on_host, |logits| {
+            draws.par_iter().map(|d| draw_row(&logits[d.row * vocabulary..][..vocabulary], d)).collect()
+        })?;
+        Ok(drawn?)
+    }
+}

@@ -1,0 +1,159 @@
+//! `config.json` and `generation_config.json` of a Hugging Face folder, in and out.
+//!
+//! Both dialects are read: the older one (`rope_theta`, `rope_scaling`, `torch_dtype`) and that of transformers 5
+//! (`rope_parameters`, `dtype`). The older one is written, because both generations of transformers read it. Keys that the
+//! engine does not know are kept as they were. Left out: families, activations and rotary scalings that
+//! [`DecoderConfig`] has no word for; they are refused by name, never approximated.
+
+mod fields;
+mod parse;
+mod write;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+use super::config::{DecoderConfig, InvalidDecoder};
+use super::weights::WeightsError;
+use fields::Fields;
+
+const CONFIG: &str = "config.json";
+const GENERATION_CONFIG: &str = "generation_config.json";
+
+/// The configuration of a model folder.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HfConfig {
+    /// What the model is. May be changed (another head, more tokens, a padding token) before [`write`](Self::write).
+    pub decoder: DecoderConfig,
+    /// Tokens at which generation stops: `eos_token_id` of `generation_config.json`, else of `config.json`.
+    pub stop_ids: Vec<u32>,
+    /// The files as they were read, for the keys that the engine does not know.
+    config: Map<String, Value>,
+    generation: Map<String, Value>,
+}
+
+/// An error of reading or writing a model's configuration; it names the file and the key.
+#[derive(Debug, Error)]
+pub enum HfConfigError {
+    #[error("{}: cannot be read; name a folder that holds a Hugging Face model", .file.display())]
+    Read {
+        file: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{}: not a JSON object", .file.display())]
+    Syntax {
+        file: PathBuf,
+        source: serde_json::Error,
+    },
+    #[error("{}: key `{key}` is missing; expected {expected}", .file.display())]
+    MissingKey {
+        file: PathBuf,
+        key: String,
+        expected: &'static str,
+    },
+    #[error("{}: key `{key}` is {found}; expected {expected}", .file.display())]
+    WrongType {
+        file: PathBuf,
+        key: String,
+        found: String,
+        expected: &'static str,
+    },
+    #[error("{}: key `{key}` is {found}, which is not supported; supported: {supported}", .file.display())]
+    Unsupported {
+        file: PathBuf,
+        key: String,
+        found: String,
+        supported: String,
+    },
+    #[error("{}: no such model is possible", .file.display())]
+    Impossible {
+        file: PathBuf,
+        source: InvalidDecoder,
+    },
+    #[error(
+        "{}: a scoring model needs a `pad_token_id` that no sequence ends in; it is {}, sequences end in {ends:?}; \
+         add a padding token to the tokenizer", .file.display(), shown(.found)
+    )]
+    ScoringPad {
+        file: PathBuf,
+        found: Option<u32>,
+        ends: Vec<u32>,
+    },
+    #[error(transparent)]
+    Write(#[from] WeightsError),
+}
+
+fn shown(id: &Option<u32>) -> String {
+    id.map_or("not set".to_owned(), |id| id.to_string())
+}
+
+impl HfConfig {
+    /// The configuration of a model made from scratch; generation stops at its `eos_token_ids`.
+    pub fn new(decoder: DecoderConfig) -> Self {
+        HfConfig {
+            stop_ids: decoder.eos_token_ids.clone(),
+            decoder,
+            config: Map::new(),
+            generation: Map::new(),
+        }
+    }
+
+    /// Reads `config.json` in `folder`, and `generation_config.json` where there is one.
+    ///
+    /// # Errors
+    /// A file that is missing or not JSON; a key that is missing, of the wrong type, or asks for what is not supported.
+    pub fn read(folder: &Path) -> Result<Self, HfConfigError> {
+        let file = folder.join(CONFIG);
+        let config = read_object(&file)?;
+        let decoder = parse::decoder(&Fields::new(&file, &config))?;
+        let file = folder.join(GENERATION_CONFIG);
+        let generation = if file.is_file() {
+            read_object(&file)?
+        } else {
+            Map::new()
+        };
+        let stop_ids = match Fields::new(&file, &generation).token_ids("eos_token_id")? {
+            ids if ids.is_empty() => decoder.eos_token_ids.clone(),
+            ids => ids,
+        };
+        Ok(HfConfig {
+            decoder,
+            stop_ids,
+            config,
+            generation,
+        })
+    }
+
+    /// A `pad_token_id` for a model of scores: the present one, else the BOS token, whichever no sequence ends in.
+    ///
+    /// transformers scores the last token that is not padding, so a padding token that is also an end token (common among
+    /// chat models) would move the score to the token before the end. `None` where neither token serves.
+    pub fn scoring_pad_id(&self) -> Option<u32> {
+        [self.decoder.pad_token_id, self.decoder.bos_token_id]
+            .into_iter()
+            .flatten()
+            .find(|&id| self.can_pad_scores(id))
+    }
+
+    fn can_pad_scores(&self, id: u32) -> bool {
+        let ends_sequences =
+            self.stop_ids.contains(&id) || self.decoder.eos_token_ids.contains(&id);
+        !ends_sequences && (id as usize) < self.decoder.vocab_size
+    }
+}
+
+fn read_object(file: &Path) -> Result<Map<String, Value>, HfConfigError> {
+    let text = fs::read(file).map_err(|source| HfConfigError::Read {
+        file: file.to_owned(),
+        source,
+    })?;
+    serde_json::from_slice(&text).map_err(|source| HfConfigError::Syntax {
+        file: file.to_owned(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests;

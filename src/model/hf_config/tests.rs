@@ -1,0 +1,471 @@
+use serde_json::json;
+
+use super::*;
+use crate::model::config::{
+    Activation, Family, Geometry, Head, Norm, Position, QkNorm, RopeConfig, RopeScaling,
+    SlidingWindow,
+};
+use crate::model::weights::SaveDtype;
+
+/// The folder of a golden model.
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden/models")
+        .join(name)
+}
+
+const GOLDEN: [&str; 10] = [
+    "llama",
+    "llama_old_dialect",
+    "llama3_tied",
+    "llama_reward",
+    "mistral",
+    "mistral_swa",
+    "qwen2",
+    "qwen3",
+    "gpt2",
+    "gpt2_bare",
+];
+
+/// What the golden Llama must be read as; the others are said as differences from it.
+fn golden_llama() -> DecoderConfig {
+    DecoderConfig {
+        family: Family::Llama,
+        hidden_size: 32,
+        intermediate_size: 56,
+        num_hidden_layers: 3,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 8,
+        vocab_size: 128,
+        max_position_embeddings: 128,
+        norm: Norm::Rms { eps: 1e-5 },
+        position: rope(10_000.0, RopeScaling::None),
+        activation: Activation::SwiGlu,
+        qkv_bias: false,
+        output_bias: false,
+        mlp_bias: false,
+        qk_norm: QkNorm::Absent,
+        sliding_window: None,
+        tie_word_embeddings: false,
+        initializer_range: 0.02,
+        bos_token_id: Some(1),
+        eos_token_ids: vec![2],
+        pad_token_id: Some(0),
+        head: Head::LanguageModel,
+    }
+}
+
+fn rope(theta: f64, scaling: RopeScaling) -> Position {
+    Position::Rope(RopeConfig { theta, scaling })
+}
+
+fn expected(name: &str) -> DecoderConfig {
+    let llama = golden_llama();
+    match name {
+        "llama" | "llama_old_dialect" => llama,
+        "llama3_tied" => DecoderConfig {
+            tie_word_embeddings: true,
+            position: rope(
+                500_000.0,
+                RopeScaling::Llama3 {
+                    factor: 8.0,
+                    low_freq_factor: 1.0,
+                    high_freq_factor: 4.0,
+                    original_max_position_embeddings: 32,
+                },
+            ),
+            ..llama
+        },
+        "llama_reward" => DecoderConfig {
+            head: Head::Score,
+            ..llama
+        },
+        "mistral" => DecoderConfig {
+            family: Family::Mistral,
+            ..llama
+        },
+        "mistral_swa" => DecoderConfig {
+            family: Family::Mistral,
+            sliding_window: Some(SlidingWindow {
+                size: 8,
+                layers: vec![0, 1, 2],
+            }),
+            ..llama
+        },
+        "qwen2" => DecoderConfig {
+            family: Family::Qwen2,
+            qkv_bias: true,
+            tie_word_embeddings: true,
+            position: rope(1_000_000.0, RopeScaling::None),
+            ..llama
+        },
+        "qwen3" => DecoderConfig {
+            family: Family::Qwen3,
+            head_dim: 16,
+            qk_norm: QkNorm::PerHead,
+            position: rope(1_000_000.0, RopeScaling::None),
+            ..llama
+        },
+        "gpt2" | "gpt2_bare" => DecoderConfig {
+            family: Family::Gpt2,
+            intermediate_size: 128,
+            num_key_value_heads: 4,
+            norm: Norm::Layer { eps: 1e-5 },
+            position: Position::Learned,
+            activation: Activation::GeluTanh,
+            qkv_bias: true,
+            output_bias: true,
+            mlp_bias: true,
+            tie_word_embeddings: true,
+            pad_token_id: None,
+            ..llama
+        },
+        other => panic!("no golden model {other}"),
+    }
+}
+
+#[test]
+fn every_golden_model_is_read() {
+    for name in GOLDEN {
+        let config = HfConfig::read(&golden(name)).expect(name);
+        assert_eq!(config.decoder, expected(name), "{name}");
+        assert_eq!(config.stop_ids, [2], "{name}");
+    }
+}
+
+/// Writes `config` and reads it back, with the two files as JSON.
+fn rewritten(config: &HfConfig, dtype: SaveDtype) -> (HfConfig, Value, Option<Value>) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    config.write(folder.path(), dtype).expect("written");
+    let json = |name: &str| {
+        let text = fs::read(folder.path().join(name)).ok()?;
+        Some(serde_json::from_slice(&text).expect("JSON"))
+    };
+    let again = HfConfig::read(folder.path()).expect("read back");
+    (
+        again,
+        json(CONFIG).expect("config.json"),
+        json(GENERATION_CONFIG),
+    )
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    for name in GOLDEN {
+        let config = HfConfig::read(&golden(name)).expect(name);
+        let (again, json, generation) = rewritten(&config, SaveDtype::Bf16);
+        assert_eq!(again.decoder, config.decoder, "{name}");
+        assert_eq!(again.stop_ids, config.stop_ids, "{name}");
+        assert_eq!(json["torch_dtype"], "bfloat16", "{name}");
+        assert!(json.get("dtype").is_none() && json.get("rope_parameters").is_none());
+        assert_eq!(json["transformers_version"], "5.24.0", "{name} lost a key");
+        let language_model = config.decoder.head == Head::LanguageModel;
+        assert_eq!(generation.is_some(), language_model, "{name}");
+    }
+}
+
+#[test]
+fn a_model_from_scratch_is_read_back() {
+    let sizes = Geometry {
+        hidden_size: 24,
+        intermediate_size: 40,
+        num_hidden_layers: 2,
+        num_attention_heads: 2,
+        num_key_value_heads: 2,
+        vocab_size: 50,
+        max_position_embeddings: 64,
+    };
+    for family in Family::ALL {
+        let mut decoder = DecoderConfig::from_scratch(family, &sizes).expect("sizes that fit");
+        decoder.eos_token_ids = vec![3, 4];
+        let (again, json, generation) = rewritten(&HfConfig::new(decoder.clone()), SaveDtype::F32);
+        assert_eq!(again.decoder, decoder, "{family:?}");
+        assert_eq!(again.stop_ids, [3, 4], "{family:?}");
+        assert_eq!(
+            json["architectures"],
+            json!([family.architecture(Head::LanguageModel)])
+        );
+        assert_eq!(generation.expect("a file")["eos_token_id"], json!([3, 4]));
+    }
+}
+
+#[test]
+fn windows_in_some_layers_survive() {
+    let mut config = HfConfig::read(&golden("qwen2")).expect("qwen2");
+    config.decoder.sliding_window = Some(SlidingWindow {
+        size: 16,
+        layers: vec![1, 2],
+    });
+    let (again, json, _) = rewritten(&config, SaveDtype::F32);
+    assert_eq!(again.decoder, config.decoder);
+    assert_eq!(json["max_window_layers"], 1);
+    let kinds = ["full_attention", "sliding_attention", "sliding_attention"];
+    assert_eq!(json["layer_types"], json!(kinds));
+}
+
+#[test]
+fn a_language_model_becomes_a_scoring_model() {
+    let mut config = HfConfig::read(&golden("llama")).expect("llama");
+    config.decoder.head = Head::Score;
+    let (again, json, generation) = rewritten(&config, SaveDtype::F32);
+    assert_eq!(again.decoder.head, Head::Score);
+    assert_eq!(
+        json["architectures"],
+        json!(["LlamaForSequenceClassification"])
+    );
+    assert_eq!(json["id2label"], json!({ "0": "LABEL_0" }));
+    assert_eq!(json["num_labels"], 1);
+    assert_eq!(generation, None);
+}
+
+#[test]
+fn a_scoring_model_is_not_padded_with_its_end_token() {
+    let mut config = HfConfig::read(&golden("llama_reward")).expect("llama_reward");
+    assert_eq!(config.scoring_pad_id(), Some(0));
+    for pad in [None, Some(2), Some(128)] {
+        config.decoder.pad_token_id = pad;
+        assert_eq!(config.scoring_pad_id(), Some(1), "BOS in place of {pad:?}");
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let refused = config.write(folder.path(), SaveDtype::F32);
+        let message = refused.expect_err("refused").to_string();
+        assert!(
+            message.contains("`pad_token_id` that no sequence ends in"),
+            "{message}"
+        );
+    }
+    config.decoder.bos_token_id = Some(2);
+    assert_eq!(config.scoring_pad_id(), None);
+}
+
+/// Reads the golden model `name` with some keys of its `config.json` changed.
+fn changed(name: &str, changes: Value, generation: Option<Value>) -> Result<HfConfig, String> {
+    let text = fs::read(golden(name).join(CONFIG)).expect("config.json");
+    let mut config: Map<String, Value> = serde_json::from_slice(&text).expect("JSON");
+    for (key, value) in changes.as_object().expect("an object").clone() {
+        match value.as_str() {
+            Some("<absent>") => config.remove(&key),
+            _ => config.insert(key, value),
+        };
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let put = |name, value: Value| {
+        fs::write(folder.path().join(name), value.to_string()).expect("written");
+    };
+    put(CONFIG, Value::Object(config));
+    if let Some(generation) = generation {
+        put(GENERATION_CONFIG, generation);
+    }
+    HfConfig::read(folder.path()).map_err(|error| match std::error::Error::source(&error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    })
+}
+
+#[test]
+fn stop_ids_come_from_the_generation_config_first() {
+    let stops = |config: Value, generation| {
+        let read = changed("llama", json!({ "eos_token_id": config }), generation);
+        read.expect("read").stop_ids
+    };
+    assert_eq!(
+        stops(json!(2), Some(json!({ "eos_token_id": [7, 8] }))),
+        [7, 8]
+    );
+    assert_eq!(stops(json!(2), Some(json!({ "eos_token_id": 9 }))), [9]);
+    assert_eq!(stops(json!([2, 5]), Some(json!({}))), [2, 5]);
+    assert_eq!(stops(json!([2, 5]), None), [2, 5]);
+    assert_eq!(stops(Value::Null, None), [0_u32; 0]);
+}
+
+#[test]
+fn rotary_settings_are_read_in_both_dialects() {
+    let read = |changes: Value| {
+        let config = changed("llama_old_dialect", changes, None);
+        config.expect("read").decoder.position
+    };
+    let linear = RopeScaling::Linear { factor: 2.0 };
+    let old = json!({ "rope_theta": 5e5, "rope_scaling": { "type": "linear", "factor": 2 } });
+    assert_eq!(read(old), rope(5e5, linear));
+    let new = json!({
+        "rope_theta": "<absent>", "rope_scaling": "<absent>",
+        "rope_parameters": { "rope_type": "linear", "factor": 2.0, "rope_theta": 5e5 },
+    });
+    assert_eq!(read(new), rope(5e5, linear));
+    let llama3 = json!({ "rope_scaling": {
+        "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    } });
+    let scaling = RopeScaling::Llama3 {
+        factor: 32.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 128,
+    };
+    assert_eq!(read(llama3), rope(1e4, scaling));
+    let neither = json!({ "rope_theta": "<absent>", "rope_scaling": "<absent>" });
+    assert_eq!(read(neither), rope(1e4, RopeScaling::None));
+}
+
+#[test]
+fn absent_keys_have_the_values_of_transformers() {
+    let absent = |name, key: &str| {
+        let config = changed(name, json!({ key: "<absent>" }), None);
+        config.expect("read").decoder
+    };
+    assert_eq!(
+        absent("llama", "num_key_value_heads").num_key_value_heads,
+        4
+    );
+    assert_eq!(absent("llama", "head_dim").head_dim, 8);
+    assert_eq!(absent("qwen3", "head_dim").head_dim, 128);
+    assert_eq!(
+        absent("llama", "rms_norm_eps").norm,
+        Norm::Rms { eps: 1e-6 }
+    );
+    assert!(absent("gpt2", "tie_word_embeddings").tie_word_embeddings);
+    assert!(!absent("llama3_tied", "tie_word_embeddings").tie_word_embeddings);
+    let window = absent("mistral", "sliding_window").sliding_window;
+    assert_eq!(window.map(|window| window.size), Some(4096));
+    let qwen = json!({ "use_sliding_window": true, "sliding_window": 4, "max_window_layers": 2,
+        "layer_types": "<absent>" });
+    let decoder = changed("qwen2", qwen, None).expect("read").decoder;
+    assert_eq!((decoder.window(1), decoder.window(2)), (None, Some(4)));
+    let minus = changed("llama", json!({ "pad_token_id": -1 }), None).expect("read");
+    assert_eq!(minus.decoder.pad_token_id, None);
+}
+
+#[test]
+fn what_cannot_be_read_is_named() {
+    let cases = [
+        (
+            "llama",
+            json!({ "model_type": "gemma2" }),
+            "`model_type` is \"gemma2\", which is not supported; supported: llama, mistral",
+        ),
+        (
+            "llama",
+            json!({ "model_type": "<absent>" }),
+            "`model_type` is missing",
+        ),
+        (
+            "llama",
+            json!({ "hidden_size": "<absent>" }),
+            "`hidden_size` is missing",
+        ),
+        (
+            "llama",
+            json!({ "hidden_size": "big" }),
+            "`hidden_size` is \"big\"; expected a whole number",
+        ),
+        (
+            "llama",
+            json!({ "hidden_size": 31 }),
+            "`hidden_size` is 31, not a multiple",
+        ),
+        (
+            "llama",
+            json!({ "num_hidden_layers": u64::MAX }),
+            "`num_hidden_layers` is",
+        ),
+        (
+            "mistral_swa",
+            json!({ "num_hidden_layers": u64::MAX }),
+            "`num_hidden_layers` is",
+        ),
+        (
+            "llama",
+            json!({ "num_attention_heads": 0 }),
+            "`num_attention_heads` is 0",
+        ),
+        (
+            "llama",
+            json!({ "hidden_act": "relu" }),
+            "`hidden_act` is \"relu\"",
+        ),
+        (
+            "gpt2",
+            json!({ "activation_function": "silu" }),
+            "supported: gelu_new",
+        ),
+        (
+            "gpt2",
+            json!({ "scale_attn_by_inverse_layer_idx": true }),
+            "`scale_attn_by_inverse_layer_idx` is true",
+        ),
+        (
+            "gpt2",
+            json!({ "n_head": 5 }),
+            "`n_embd` is 32, not a multiple of `n_head` = 5",
+        ),
+        (
+            "llama",
+            json!({ "rope_scaling": { "rope_type": "yarn" } }),
+            "`rope_scaling.rope_type` is \"yarn\"",
+        ),
+        (
+            "llama",
+            json!({ "rope_scaling": { "type": "linear" } }),
+            "`rope_scaling.factor` is missing",
+        ),
+        (
+            "llama",
+            json!({ "rope_parameters": { "full_attention": {} } }),
+            "`rope_parameters.full_attention`",
+        ),
+        (
+            "llama",
+            json!({ "partial_rotary_factor": 0.5 }),
+            "`partial_rotary_factor` is 0.5",
+        ),
+        (
+            "llama",
+            json!({ "quantization_config": { "bits": 4 } }),
+            "`quantization_config`",
+        ),
+        (
+            "llama",
+            json!({ "eos_token_id": [2, "x"] }),
+            "`eos_token_id` is [2,\"x\"]",
+        ),
+        (
+            "llama",
+            json!({ "architectures": ["LlamaForTokenClassification"] }),
+            "supported: LlamaForCausalLM",
+        ),
+        (
+            "llama_reward",
+            json!({ "id2label": { "0": "a", "1": "b" } }),
+            "`id2label`",
+        ),
+        (
+            "llama_reward",
+            json!({ "id2label": "<absent>" }),
+            "`num_labels` is missing",
+        ),
+        (
+            "qwen2",
+            json!({ "use_sliding_window": true, "sliding_window": 4, "layer_types": ["chunked_attention"] }),
+            "`layer_types`",
+        ),
+    ];
+    for (name, changes, expected) in cases {
+        let shown = changes.to_string();
+        let message = changed(name, changes, None).expect_err(&shown);
+        assert!(message.contains(expected), "{shown}: {message}");
+        assert!(message.contains(CONFIG), "{shown}: {message}");
+    }
+}
+
+#[test]
+fn a_folder_without_a_configuration_is_named() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let message = HfConfig::read(folder.path())
+        .expect_err("nothing")
+        .to_string();
+    assert!(message.contains("config.json: cannot be read"), "{message}");
+    fs::write(folder.path().join(CONFIG), "{ \"a\": ").expect("written");
+    assert!(matches!(
+        HfConfig::read(folder.path()),
+        Err(HfConfigError::Syntax { .. })
+    ));
+}

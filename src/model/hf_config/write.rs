@@ -1,0 +1,216 @@
+//! [`HfConfig`] → `config.json` and `generation_config.json`, laid over the keys that were read.
+//!
+//! The dialect is the older one throughout. transformers 5 turns it into its own on load; transformers 4 takes no notice of the
+//! newer keys and would compute with a default rotary base.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::{CONFIG, GENERATION_CONFIG, HfConfig, HfConfigError};
+use crate::model::config::{
+    Activation, DecoderConfig, Family, Head, Norm, Position, RopeConfig, RopeScaling, SlidingWindow,
+};
+use crate::model::weights::{SaveDtype, WeightsError, replace_file};
+
+impl HfConfig {
+    /// Writes `config.json`, and for a language model `generation_config.json`, into `folder` (made if need be).
+    /// `dtype` is the type of the weights beside them. Keys that the engine does not know are as they were read.
+    ///
+    /// # Errors
+    /// A decoder that is not valid; a scoring model without a `pad_token_id` that no sequence ends in
+    /// (see [`scoring_pad_id`](Self::scoring_pad_id)); a file that cannot be written.
+    pub fn write(&self, folder: &Path, dtype: SaveDtype) -> Result<(), HfConfigError> {
+        let file = folder.join(CONFIG);
+        self.decoder
+            .validate()
+            .map_err(|source| HfConfigError::Impossible {
+                file: file.clone(),
+                source,
+            })?;
+        self.check_scoring_pad(&file)?;
+        fs::create_dir_all(folder).map_err(|source| WeightsError::Write {
+            file: folder.to_owned(),
+            source,
+        })?;
+        write_object(&file, self.config_map(dtype))?;
+        match self.decoder.head {
+            Head::LanguageModel => {
+                write_object(&folder.join(GENERATION_CONFIG), self.generation_map())
+            }
+            Head::Score => Ok(()),
+        }
+    }
+
+    fn check_scoring_pad(&self, file: &Path) -> Result<(), HfConfigError> {
+        let found = self.decoder.pad_token_id;
+        let fits = found.is_some_and(|id| self.can_pad_scores(id));
+        if self.decoder.head == Head::LanguageModel || fits {
+            return Ok(());
+        }
+        let mut ends = [&self.decoder.eos_token_ids[..], &self.stop_ids].concat();
+        ends.sort_unstable();
+        ends.dedup();
+        Err(HfConfigError::ScoringPad {
+            file: file.to_owned(),
+            found,
+            ends,
+        })
+    }
+
+    fn config_map(&self, dtype: SaveDtype) -> Map<String, Value> {
+        let decoder = &self.decoder;
+        let mut map = self.config.clone();
+        let architecture = decoder.family.architecture(decoder.head);
+        map.insert("architectures".into(), json!([architecture]));
+        map.insert("model_type".into(), decoder.family.model_type().into());
+        put_sizes(&mut map, decoder);
+        match decoder.position {
+            Position::Rope(rope) => put_rope(&mut map, &rope),
+            Position::Learned => {}
+        }
+        put_family(&mut map, decoder);
+        put_labels(&mut map, decoder.head);
+        put_tokens(&mut map, decoder, &decoder.eos_token_ids);
+        map.remove("dtype");
+        map.insert("torch_dtype".into(), dtype.torch_name().into());
+        map
+    }
+
+    fn generation_map(&self) -> Map<String, Value> {
+        let mut map = self.generation.clone();
+        put_tokens(&mut map, &self.decoder, &self.stop_ids);
+        map
+    }
+}
+
+/// What every family has, under its own keys.
+fn put_sizes(map: &mut Map<String, Value>, decoder: &DecoderConfig) {
+    let (Norm::Rms { eps } | Norm::Layer { eps }) = decoder.norm;
+    let activation = match decoder.activation {
+        Activation::SwiGlu => "silu",
+        Activation::GeluTanh => "gelu_new",
+        Activation::Gelu => "gelu",
+    };
+    let values = [
+        ("vocab_size", json!(decoder.vocab_size)),
+        ("hidden_size", json!(decoder.hidden_size)),
+        ("intermediate_size", json!(decoder.intermediate_size)),
+        ("num_hidden_layers", json!(decoder.num_hidden_layers)),
+        ("num_attention_heads", json!(decoder.num_attention_heads)),
+        (
+            "max_position_embeddings",
+            json!(decoder.max_position_embeddings),
+        ),
+        ("rms_norm_eps", json!(eps)),
+        ("hidden_act", json!(activation)),
+        ("initializer_range", json!(decoder.initializer_range)),
+        ("tie_word_embeddings", json!(decoder.tie_word_embeddings)),
+    ];
+    for (name, value) in values {
+        map.insert(decoder.family.config_key(name).into(), value);
+    }
+}
+
+fn put_rope(map: &mut Map<String, Value>, rope: &RopeConfig) {
+    map.remove("rope_parameters");
+    map.insert("rope_theta".into(), rope.theta.into());
+    let scaling = match rope.scaling {
+        RopeScaling::None => Value::Null,
+        RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => json!({
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original_max_position_embeddings,
+        }),
+    };
+    map.insert("rope_scaling".into(), scaling);
+}
+
+/// What only some families have.
+fn put_family(map: &mut Map<String, Value>, decoder: &DecoderConfig) {
+    if decoder.family == Family::Gpt2 {
+        return;
+    }
+    let mut put = |key: &str, value: Value| map.insert(key.into(), value);
+    put("num_key_value_heads", decoder.num_key_value_heads.into());
+    put("head_dim", decoder.head_dim.into());
+    match decoder.family {
+        Family::Llama => {
+            put("attention_bias", decoder.qkv_bias.into());
+            put("mlp_bias", decoder.mlp_bias.into());
+        }
+        Family::Mistral => {
+            let size = decoder.sliding_window.as_ref().map(|window| window.size);
+            put("sliding_window", size.into());
+        }
+        Family::Qwen2 => put_layer_windows(map, decoder),
+        Family::Qwen3 => {
+            put("attention_bias", decoder.qkv_bias.into());
+            put_layer_windows(map, decoder);
+        }
+        Family::Gpt2 => {}
+    }
+}
+
+/// Qwen's windows: `layer_types` for newer readers, `max_window_layers` for those that know nothing else.
+fn put_layer_windows(map: &mut Map<String, Value>, decoder: &DecoderConfig) {
+    let kind = |layer| match decoder.window(layer) {
+        Some(_) => "sliding_attention",
+        None => "full_attention",
+    };
+    let kinds: Vec<&str> = (0..decoder.num_hidden_layers).map(kind).collect();
+    let window = decoder.sliding_window.as_ref();
+    map.insert("use_sliding_window".into(), window.is_some().into());
+    map.insert("layer_types".into(), kinds.into());
+    match window {
+        Some(SlidingWindow { size, layers }) => {
+            map.insert("sliding_window".into(), (*size).into());
+            map.insert("max_window_layers".into(), layers.first().copied().into());
+        }
+        None => {
+            map.insert("sliding_window".into(), Value::Null);
+        }
+    }
+}
+
+fn put_labels(map: &mut Map<String, Value>, head: Head) {
+    for key in ["num_labels", "id2label", "label2id"] {
+        map.remove(key);
+    }
+    if head == Head::Score {
+        map.insert("num_labels".into(), 1.into());
+        map.insert("id2label".into(), json!({ "0": "LABEL_0" }));
+        map.insert("label2id".into(), json!({ "LABEL_0": 0 }));
+    }
+}
+
+fn put_tokens(map: &mut Map<String, Value>, decoder: &DecoderConfig, eos: &[u32]) {
+    let eos = match eos {
+        [] => Value::Null,
+        [id] => json!(id),
+        ids => json!(ids),
+    };
+    map.insert("bos_token_id".into(), decoder.bos_token_id.into());
+    map.insert("eos_token_id".into(), eos);
+    map.insert("pad_token_id".into(), decoder.pad_token_id.into());
+}
+
+fn write_object(file: &Path, map: Map<String, Value>) -> Result<(), HfConfigError> {
+    let object = Value::Object(map);
+    replace_file(file, |out| {
+        writeln!(out, "{object:#}").map_err(|source| WeightsError::Write {
+            file: file.to_owned(),
+            source,
+        })
+    })?;
+    Ok(())
+}

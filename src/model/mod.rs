@@ -1,0 +1,16 @@
+//! Decoder families, heads, and the Hugging Face layout in and out.
+//!
+//! One decoder covers all families by configuration ([`config`]); the same layers run in training, over packed sequences, and in
+//! generation, over a block-paged cache ([`generator`]).
+
+mod block;
+pub mod config;
+pub mod decoder;
+mod error;
+pub mod generator;
+pub mod hf_config;
+mod init;
+pub mod weights;
+
+pub use decoder::{Decoder, Gradient, Recompute};
+pub use error::ModelError;

@@ -1,0 +1,360 @@
+//! The tensors of a Hugging Face folder as f32 values, in and out: one `model.safetensors`, or shards with an index.
+//!
+//! Files are mapped, not read: a tensor costs memory when it is loaded. Values are widened to f32 on the way in and rounded
+//! to nearest even on the way out. Tensors leave and enter in the engine's layout (projections [out, in]): GPT-2's
+//! transposed files are turned over here and nowhere else. Left out: pickled `.bin` checkpoints and quantised types.
+//! The format is that of the `safetensors` crate; the index is transformers' `{"metadata", "weight_map"}`.
+
+mod error;
+mod replace;
+mod save;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use memmap2::Mmap;
+use rayon::prelude::*;
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
+use serde_json::Value;
+
+use super::config::{Layout, TensorSpec};
+
+pub use error::WeightsError;
+pub(crate) use replace::replace_file;
+pub use save::{DEFAULT_MAX_SHARD_BYTES, SaveDtype, save};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Elements that one thread converts at a time.
+const CONVERT_BLOCK: usize = 1 << 16;
+/// Side of the square that a transposition moves at a time: two of them stay in the first-level cache.
+const TRANSPOSE_TILE: usize = 32;
+
+/// The weights of a model folder, open for reading.
+#[derive(Debug)]
+pub struct Weights {
+    folder: PathBuf,
+    shards: Vec<Shard>,
+    tensors: BTreeMap<String, Entry>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    file: PathBuf,
+    bytes: Mmap,
+}
+
+#[derive(Debug)]
+struct Entry {
+    shard: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// Where the values lie, counted from the start of the file.
+    range: Range<usize>,
+}
+
+impl Weights {
+    /// Opens the weights in `folder`. As in transformers, a single file comes before an index.
+    ///
+    /// # Errors
+    /// No weights, unreadable or truncated files, an index that its shards contradict.
+    pub fn open(folder: &Path) -> Result<Self, WeightsError> {
+        let mut weights = Weights {
+            folder: folder.to_owned(),
+            shards: Vec::new(),
+            tensors: BTreeMap::new(),
+        };
+        let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
+        if single.is_file() {
+            weights.add_shard(single)?;
+        } else if index.is_file() {
+            weights.add_index(&index)?;
+        } else {
+            return Err(no_weights(folder));
+        }
+        Ok(weights)
+    }
+
+    /// The names in the files, ascending.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Whether `name` can be loaded, under its own name or without its trunk's prefix.
+    pub fn contains(&self, name: &str) -> bool {
+        self.resolve(name).is_some()
+    }
+
+    /// The values of a tensor, in the engine's shape and layout.
+    ///
+    /// A checkpoint of the bare decoder lacks the prefix `model.` or `transformer.`; its tensors are found all the same.
+    ///
+    /// # Errors
+    /// The tensor is missing, has another shape, or a type that is not a float of 16, 32 or 64 bits.
+    pub fn load(&self, spec: &TensorSpec) -> Result<Vec<f32>, WeightsError> {
+        let (name, entry) = self.resolve(&spec.name).ok_or_else(|| self.missing(spec))?;
+        let shard = &self.shards[entry.shard];
+        let expected = spec.stored_shape();
+        if entry.shape != expected {
+            return Err(WeightsError::Shape {
+                name: name.to_owned(),
+                file: shard.file.clone(),
+                found: entry.shape.clone(),
+                expected,
+            });
+        }
+        let bytes = &shard.bytes[entry.range.clone()];
+        let values = widen(bytes, entry.dtype).ok_or_else(|| WeightsError::Dtype {
+            name: name.to_owned(),
+            file: shard.file.clone(),
+            found: entry.dtype,
+        })?;
+        Ok(match (spec.layout, entry.shape.as_slice()) {
+            (Layout::Conv1d, &[rows, columns]) => transpose(&values, rows, columns),
+            _ => values,
+        })
+    }
+
+    /// The names in the files that none of `specs` reads, ascending. Buffers that transformers once saved (causal masks,
+    /// rotary tables) and a language-model head, which a tied or a scoring model has no use for, are passed over.
+    pub fn unexpected(&self, specs: &[TensorSpec]) -> Vec<&str> {
+        let used: BTreeSet<&str> = specs
+            .iter()
+            .filter_map(|spec| Some(self.resolve(&spec.name)?.0))
+            .collect();
+        self.names()
+            .filter(|name| !used.contains(name) && !is_known_surplus(name))
+            .collect()
+    }
+
+    /// The entry that `name` stands for, with its name in the file.
+    fn resolve(&self, name: &str) -> Option<(&str, &Entry)> {
+        let bare = ["model.", "transformer."]
+            .into_iter()
+            .find_map(|prefix| name.strip_prefix(prefix));
+        std::iter::once(name)
+            .chain(bare)
+            .find_map(|name| self.tensors.get_key_value(name))
+            .map(|(name, entry)| (name.as_str(), entry))
+    }
+
+    fn missing(&self, spec: &TensorSpec) -> WeightsError {
+        let likeness = |name: &str| strsim::normalized_levenshtein(name, &spec.name);
+        let nearest = self
+            .names()
+            .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
+            .filter(|name| likeness(name) > 0.5);
+        let place = match self.shards.as_slice() {
+            [shard] => &shard.file,
+            _ => &self.folder,
+        };
+        WeightsError::Missing {
+            name: spec.name.clone(),
+            place: place.clone(),
+            nearest: nearest.map(str::to_owned),
+        }
+    }
+
+    /// Maps `file` and lists its tensors.
+    fn add_shard(&mut self, file: PathBuf) -> Result<(), WeightsError> {
+        let bytes = map_file(&file).map_err(|source| WeightsError::Read {
+            file: file.clone(),
+            source,
+        })?;
+        let (header, metadata) = SafeTensors::read_metadata(&bytes)
+            .map_err(|source| malformed(&file, &bytes, source))?;
+        let start = size_of::<u64>() + header;
+        let shard = self.shards.len();
+        for (name, info) in metadata.tensors() {
+            let entry = Entry {
+                shard,
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                range: start + info.data_offsets.0..start + info.data_offsets.1,
+            };
+            if self.tensors.insert(name.clone(), entry).is_some() {
+                let problem = format!("tensor `{name}` is in two of its shards");
+                let file = self.folder.join(INDEX);
+                return Err(WeightsError::Index { file, problem });
+            }
+        }
+        self.shards.push(Shard { file, bytes });
+        Ok(())
+    }
+
+    /// Maps the shards that `index` names, in order of their names, and checks that each holds what the index says.
+    fn add_index(&mut self, index: &Path) -> Result<(), WeightsError> {
+        let problem = |problem: String| WeightsError::Index {
+            file: index.to_owned(),
+            problem,
+        };
+        let places = read_index(index)?;
+        let files: BTreeSet<&String> = places.values().collect();
+        for name in files {
+            let file = self.folder.join(name);
+            if !file.is_file() {
+                return Err(problem(format!("its shard `{name}` is not in the folder")));
+            }
+            self.add_shard(file)?;
+        }
+        for (name, shard) in &places {
+            let found = self
+                .tensors
+                .get(name)
+                .map(|entry| &self.shards[entry.shard].file);
+            if found != Some(&self.folder.join(shard)) {
+                return Err(problem(format!("tensor `{name}` is not in `{shard}`")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The `weight_map` of an index: tensor name to shard file. A shard is a plain file name: an index cannot reach out of
+/// its folder.
+fn read_index(index: &Path) -> Result<BTreeMap<String, String>, WeightsError> {
+    let problem = |problem: String| WeightsError::Index {
+        file: index.to_owned(),
+        problem,
+    };
+    let text = std::fs::read(index).map_err(|source| WeightsError::Read {
+        file: index.to_owned(),
+        source,
+    })?;
+    let parsed: Value =
+        serde_json::from_slice(&text).map_err(|error| problem(format!("not JSON ({error})")))?;
+    let map = parsed
+        .get("weight_map")
+        .and_then(Value::as_object)
+        .ok_or_else(|| problem("no object `weight_map`".into()))?;
+    let place = |(name, shard): (&String, &Value)| match shard.as_str() {
+        Some(shard) if is_file_name(shard) => Ok((name.clone(), shard.to_owned())),
+        _ => Err(problem(format!(
+            "`weight_map` sends `{name}` to {shard}, not a file name"
+        ))),
+    };
+    map.iter().map(place).collect()
+}
+
+fn is_file_name(name: &str) -> bool {
+    Path::new(name).file_name().is_some_and(|last| last == name)
+}
+
+fn no_weights(folder: &Path) -> WeightsError {
+    let hint = if !folder.is_dir() {
+        "there is no such folder"
+    } else if folder.join("pytorch_model.bin").exists()
+        || folder.join("pytorch_model.bin.index.json").exists()
+    {
+        "convert pytorch_model.bin with transformers' `save_pretrained`"
+    } else {
+        "name a folder that holds a Hugging Face model"
+    };
+    WeightsError::NoWeights {
+        folder: folder.to_owned(),
+        hint,
+    }
+}
+
+fn map_file(file: &Path) -> std::io::Result<Mmap> {
+    let opened = File::open(file)?;
+    // SAFETY: the mapping is read only. It is undefined behaviour if another process shortens or rewrites the file meanwhile;
+    // this engine never does (it writes beside and renames, which leaves the mapped file intact), and a model folder in use
+    // is not to be edited in place.
+    unsafe { Mmap::map(&opened) }
+}
+
+/// What is wrong with a file whose header was refused.
+fn malformed(file: &Path, bytes: &[u8], source: SafeTensorError) -> WeightsError {
+    let file = file.to_owned();
+    let found = bytes.len() as u64;
+    if bytes.starts_with(b"version https://git-lfs") {
+        return WeightsError::LfsPointer { file };
+    }
+    match (source, declared_bytes(bytes)) {
+        (SafeTensorError::HeaderTooSmall, _) => WeightsError::Truncated {
+            file,
+            found,
+            expected: size_of::<u64>() as u64,
+        },
+        (
+            SafeTensorError::InvalidHeaderLength | SafeTensorError::MetadataIncompleteBuffer,
+            Some(expected),
+        ) if found < expected => WeightsError::Truncated {
+            file,
+            found,
+            expected,
+        },
+        (source, _) => WeightsError::NotSafetensors { file, source },
+    }
+}
+
+/// The size that a file's header declares: eight bytes, the header, and as far as the last tensor reaches; without the last
+/// where the header itself is cut short.
+fn declared_bytes(bytes: &[u8]) -> Option<u64> {
+    let length = u64::from_le_bytes(*bytes.first_chunk()?);
+    let start = length.checked_add(size_of::<u64>() as u64)?;
+    let header = bytes.get(size_of::<u64>()..usize::try_from(start).ok()?);
+    let Some(header) = header.and_then(|text| serde_json::from_slice::<Value>(text).ok()) else {
+        return Some(start);
+    };
+    let ends = header.as_object()?.values();
+    let last = ends.filter_map(|info| info.get("data_offsets")?.get(1)?.as_u64());
+    start.checked_add(last.max().unwrap_or(0))
+}
+
+/// Buffers and heads that a checkpoint may hold beyond the model's tensors.
+fn is_known_surplus(name: &str) -> bool {
+    name == "lm_head.weight"
+        || name.ends_with(".attn.bias")
+        || name.ends_with(".attn.masked_bias")
+        || name.ends_with(".rotary_emb.inv_freq")
+}
+
+/// Little-endian values of `dtype` as f32; `None` for a type that is not a plain float.
+fn widen(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
+    match dtype {
+        Dtype::F32 => Some(convert(bytes, f32::from_le_bytes)),
+        Dtype::BF16 => Some(convert(bytes, |b| bf16::from_le_bytes(b).to_f32())),
+        Dtype::F16 => Some(convert(bytes, |b| f16::from_le_bytes(b).to_f32())),
+        Dtype::F64 => Some(convert(bytes, |b| f64::from_le_bytes(b) as f32)),
+        _ => None,
+    }
+}
+
+fn convert<const N: usize>(bytes: &[u8], widen: impl Fn([u8; N]) -> f32 + Sync) -> Vec<f32> {
+    let (values, _) = bytes.as_chunks::<N>();
+    values
+        .par_iter()
+        .with_min_len(CONVERT_BLOCK)
+        .map(|&value| widen(value))
+        .collect()
+}
+
+/// `matrix` [rows, columns] as [columns, rows].
+fn transpose(matrix: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    let mut turned = vec![0.0; matrix.len()];
+    if matrix.is_empty() {
+        return turned;
+    }
+    let strips = turned.par_chunks_mut(rows * TRANSPOSE_TILE).enumerate();
+    strips.for_each(|(strip, lines)| {
+        let first = strip * TRANSPOSE_TILE;
+        for top in (0..rows).step_by(TRANSPOSE_TILE) {
+            let bottom = rows.min(top + TRANSPOSE_TILE);
+            for (offset, line) in lines.chunks_exact_mut(rows).enumerate() {
+                for row in top..bottom {
+                    line[row] = matrix[row * columns + first + offset];
+                }
+            }
+        }
+    });
+    turned
+}
+
+#[cfg(test)]
+mod tests;

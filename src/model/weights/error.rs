@@ -1,0 +1,98 @@
+//! What can go wrong between a model folder and its tensors.
+
+use std::error::Error as StdError;
+use std::path::PathBuf;
+
+use safetensors::{Dtype, SafeTensorError};
+use thiserror::Error;
+
+/// An error of reading or writing the weights of a model folder; it names the file and, where there is one, the tensor.
+#[derive(Debug, Error)]
+pub enum WeightsError {
+    #[error(
+        "{}: no model.safetensors and no model.safetensors.index.json here; {hint}", .folder.display()
+    )]
+    NoWeights { folder: PathBuf, hint: &'static str },
+    #[error("{}: cannot be read", .file.display())]
+    Read {
+        file: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{}: cannot be written", .file.display())]
+    Write {
+        file: PathBuf,
+        source: std::io::Error,
+    },
+    #[error(
+        "{}: the file has {found} bytes, its header asks for {expected}; \
+         it was cut short, fetch or copy it again", .file.display()
+    )]
+    Truncated {
+        file: PathBuf,
+        found: u64,
+        expected: u64,
+    },
+    #[error("{}: a Git LFS pointer stands where the weights should be; run `git lfs pull`", .file.display())]
+    LfsPointer { file: PathBuf },
+    #[error("{}: not a safetensors file", .file.display())]
+    NotSafetensors {
+        file: PathBuf,
+        source: SafeTensorError,
+    },
+    #[error("{}: {problem}; fetch the index and its shards again", .file.display())]
+    Index { file: PathBuf, problem: String },
+    #[error("{}: no tensor `{name}`{}; config.json and the weights may be of different models",
+        .place.display(), nearest_hint(.nearest))]
+    Missing {
+        name: String,
+        place: PathBuf,
+        /// The existing name that resembles it most.
+        nearest: Option<String>,
+    },
+    #[error(
+        "{}: tensor `{name}` has shape {found:?}, config.json asks for {expected:?}", .file.display()
+    )]
+    Shape {
+        name: String,
+        file: PathBuf,
+        found: Vec<usize>,
+        expected: Vec<usize>,
+    },
+    #[error(
+        "{}: tensor `{name}` holds {found:?}, which cannot be read; supported are F32, BF16, F16 and F64 \
+         (quantised weights must be converted first)", .file.display()
+    )]
+    Dtype {
+        name: String,
+        file: PathBuf,
+        found: Dtype,
+    },
+    #[error("tensor `{name}` is listed twice")]
+    Duplicate { name: String },
+    #[error("tensor `{name}` was given {found} values, its shape holds {expected}")]
+    Length {
+        name: String,
+        found: usize,
+        expected: usize,
+    },
+    #[error(
+        "tensor `{name}` has the value {value}, too large for {dtype}; save as float32 or bfloat16"
+    )]
+    Overflow {
+        name: String,
+        value: f32,
+        dtype: &'static str,
+    },
+    #[error("tensor `{name}` could not be fetched")]
+    Fetch {
+        name: String,
+        source: Box<dyn StdError + Send + Sync>,
+    },
+}
+
+fn nearest_hint(nearest: &Option<String>) -> String {
+    match nearest {
+        Some(name) => format!(" (the nearest is `{name}`)"),
+        None => String::new(),
+    }
+}

@@ -1,0 +1,292 @@
+//! Writing tensors as `model.safetensors`, or as shards with an index when they are more than one file should hold.
+//!
+//! One tensor is in memory at a time. Every file is written beside its place and renamed; the index comes last, and only then
+//! are files of an earlier layout removed, so that a killed save leaves a folder that still opens.
+
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashMap};
+use std::error::Error as StdError;
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use half::{bf16, f16};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+use serde_json::{Map, Value, json};
+
+use super::replace::{cannot_write, replace_file};
+use super::{INDEX, SINGLE, WeightsError, transpose};
+use crate::model::config::{Layout, TensorSpec};
+
+/// The largest file that transformers readers are used to: 5 GB.
+pub const DEFAULT_MAX_SHARD_BYTES: u64 = 5_000_000_000;
+
+/// Elements rounded at a time.
+const ENCODE_BLOCK: usize = 1 << 14;
+
+/// The type of written weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SaveDtype {
+    #[default]
+    F32,
+    Bf16,
+    F16,
+}
+
+impl SaveDtype {
+    /// Every type, in the order in which messages list them.
+    pub const ALL: [SaveDtype; 3] = [SaveDtype::F32, SaveDtype::Bf16, SaveDtype::F16];
+
+    /// The name in `config.json` (`torch_dtype`) and in the engine's own configuration.
+    pub fn torch_name(self) -> &'static str {
+        match self {
+            SaveDtype::F32 => "float32",
+            SaveDtype::Bf16 => "bfloat16",
+            SaveDtype::F16 => "float16",
+        }
+    }
+
+    /// The type called `name`, if weights can be written so.
+    pub fn from_torch_name(name: &str) -> Option<SaveDtype> {
+        SaveDtype::ALL
+            .into_iter()
+            .find(|dtype| dtype.torch_name() == name)
+    }
+
+    /// Bytes of one value.
+    pub fn bytes(self) -> usize {
+        match self {
+            SaveDtype::F32 => 4,
+            SaveDtype::Bf16 | SaveDtype::F16 => 2,
+        }
+    }
+
+    fn stored(self) -> Dtype {
+        match self {
+            SaveDtype::F32 => Dtype::F32,
+            SaveDtype::Bf16 => Dtype::BF16,
+            SaveDtype::F16 => Dtype::F16,
+        }
+    }
+
+    fn encode(self, value: f32, bytes: &mut Vec<u8>) {
+        match self {
+            SaveDtype::F32 => bytes.extend(value.to_le_bytes()),
+            SaveDtype::Bf16 => bytes.extend(bf16::from_f32(value).to_le_bytes()),
+            SaveDtype::F16 => bytes.extend(f16::from_f32(value).to_le_bytes()),
+        }
+    }
+
+    /// Whether rounding would make an infinity of a finite value.
+    fn overflows(self, value: f32) -> bool {
+        value.is_finite()
+            && match self {
+                SaveDtype::F32 => false,
+                SaveDtype::Bf16 => bf16::from_f32(value).is_infinite(),
+                SaveDtype::F16 => f16::from_f32(value).is_infinite(),
+            }
+    }
+}
+
+/// Writes `specs` into `folder` (made if need be), in their order; `fetch` gives the values of each in the engine's layout
+/// when its turn comes. More than `max_shard_bytes` of values are spread over several files; a tensor is never split.
+///
+/// # Errors
+/// A file cannot be written, `fetch` fails or gives another number of values than the shape holds, a value is too large
+/// for `dtype`. The folder then keeps the weights that it had, except for shards of the same name.
+pub fn save<'a, E>(
+    folder: &Path,
+    specs: &[TensorSpec],
+    dtype: SaveDtype,
+    max_shard_bytes: u64,
+    mut fetch: impl FnMut(&TensorSpec) -> Result<Cow<'a, [f32]>, E>,
+) -> Result<(), WeightsError>
+where
+    E: Into<Box<dyn StdError + Send + Sync>>,
+{
+    refuse_duplicates(specs)?;
+    fs::create_dir_all(folder).map_err(|source| cannot_write(folder, source))?;
+    let shards = plan_shards(specs, dtype, max_shard_bytes);
+    let mut files = BTreeSet::new();
+    let mut places = Vec::new();
+    for (index, &shard) in shards.iter().enumerate() {
+        let name = shard_name(index, shards.len());
+        replace_file(&folder.join(&name), |out| {
+            write_shard(out, &folder.join(&name), shard, dtype, &mut fetch)
+        })?;
+        places.extend(shard.iter().map(|spec| (&spec.name, name.clone())));
+        files.insert(name);
+    }
+    if shards.len() > 1 {
+        write_index(&folder.join(INDEX), specs, dtype, places)?;
+        files.insert(INDEX.to_owned());
+    }
+    remove_others(folder, &files)
+}
+
+fn refuse_duplicates(specs: &[TensorSpec]) -> Result<(), WeightsError> {
+    let mut seen = BTreeSet::new();
+    match specs.iter().find(|spec| !seen.insert(&spec.name)) {
+        None => Ok(()),
+        Some(twice) => Err(WeightsError::Duplicate {
+            name: twice.name.clone(),
+        }),
+    }
+}
+
+/// Cuts `specs` into runs of at most `most` bytes, or of one tensor that is larger.
+fn plan_shards(specs: &[TensorSpec], dtype: SaveDtype, most: u64) -> Vec<&[TensorSpec]> {
+    let (mut shards, mut start, mut held) = (Vec::new(), 0, 0_u64);
+    for (index, spec) in specs.iter().enumerate() {
+        let bytes = (spec.numel() * dtype.bytes()) as u64;
+        if index > start && held.saturating_add(bytes) > most {
+            shards.push(&specs[start..index]);
+            (start, held) = (index, 0);
+        }
+        held += bytes;
+    }
+    shards.push(&specs[start..]);
+    shards
+}
+
+fn shard_name(index: usize, shards: usize) -> String {
+    match shards {
+        1 => SINGLE.to_owned(),
+        _ => format!("model-{:05}-of-{shards:05}.safetensors", index + 1),
+    }
+}
+
+fn write_shard<'a, E>(
+    out: &mut dyn Write,
+    file: &Path,
+    specs: &[TensorSpec],
+    dtype: SaveDtype,
+    fetch: &mut impl FnMut(&TensorSpec) -> Result<Cow<'a, [f32]>, E>,
+) -> Result<(), WeightsError>
+where
+    E: Into<Box<dyn StdError + Send + Sync>>,
+{
+    let header = header(file, specs, dtype)?;
+    out.write_all(&(header.len() as u64).to_le_bytes())
+        .and_then(|()| out.write_all(&header))
+        .map_err(|source| cannot_write(file, source))?;
+    for spec in specs {
+        let values = fetch(spec).map_err(|source| WeightsError::Fetch {
+            name: spec.name.clone(),
+            source: source.into(),
+        })?;
+        write_values(out, file, spec, &stored_order(spec, &values)?, dtype)?;
+    }
+    Ok(())
+}
+
+/// The header of a shard: JSON, padded with spaces so that the values after it are aligned to eight bytes.
+fn header(file: &Path, specs: &[TensorSpec], dtype: SaveDtype) -> Result<Vec<u8>, WeightsError> {
+    let mut end = 0;
+    let info = |spec: &TensorSpec| {
+        let start = end;
+        end += spec.numel() * dtype.bytes();
+        let info = TensorInfo {
+            dtype: dtype.stored(),
+            shape: spec.stored_shape(),
+            data_offsets: (start, end),
+        };
+        (spec.name.clone(), info)
+    };
+    // transformers refuses a file that does not say which framework its layout is of.
+    let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let metadata = Metadata::new(Some(format), specs.iter().map(info).collect());
+    let refused = |source| WeightsError::NotSafetensors {
+        file: file.to_owned(),
+        source,
+    };
+    let metadata = metadata.map_err(refused)?;
+    let mut text = serde_json::to_vec(&metadata).map_err(|source| refused(source.into()))?;
+    text.resize(text.len().next_multiple_of(size_of::<u64>()), b' ');
+    Ok(text)
+}
+
+/// `values` as the file holds them.
+fn stored_order<'v>(spec: &TensorSpec, values: &'v [f32]) -> Result<Cow<'v, [f32]>, WeightsError> {
+    if values.len() != spec.numel() {
+        return Err(WeightsError::Length {
+            name: spec.name.clone(),
+            found: values.len(),
+            expected: spec.numel(),
+        });
+    }
+    Ok(match (spec.layout, spec.shape.as_slice()) {
+        (Layout::Conv1d, &[out, input]) => Cow::Owned(transpose(values, out, input)),
+        _ => Cow::Borrowed(values),
+    })
+}
+
+fn write_values(
+    out: &mut dyn Write,
+    file: &Path,
+    spec: &TensorSpec,
+    values: &[f32],
+    dtype: SaveDtype,
+) -> Result<(), WeightsError> {
+    let mut bytes = Vec::with_capacity(ENCODE_BLOCK * dtype.bytes());
+    for block in values.chunks(ENCODE_BLOCK) {
+        if let Some(&value) = block.iter().find(|&&value| dtype.overflows(value)) {
+            return Err(WeightsError::Overflow {
+                name: spec.name.clone(),
+                value,
+                dtype: dtype.torch_name(),
+            });
+        }
+        bytes.clear();
+        block
+            .iter()
+            .for_each(|&value| dtype.encode(value, &mut bytes));
+        out.write_all(&bytes)
+            .map_err(|source| cannot_write(file, source))?;
+    }
+    Ok(())
+}
+
+fn write_index(
+    file: &Path,
+    specs: &[TensorSpec],
+    dtype: SaveDtype,
+    places: Vec<(&String, String)>,
+) -> Result<(), WeightsError> {
+    let parameters: usize = specs.iter().map(TensorSpec::numel).sum();
+    let weight_map: Map<String, Value> = places
+        .into_iter()
+        .map(|(name, shard)| (name.clone(), shard.into()))
+        .collect();
+    let index = json!({
+        "metadata": { "total_parameters": parameters, "total_size": parameters * dtype.bytes() },
+        "weight_map": weight_map,
+    });
+    replace_file(file, |out| {
+        writeln!(out, "{index:#}").map_err(|source| cannot_write(file, source))
+    })
+}
+
+/// Removes weights that an earlier save left under other names: a reader would prefer them, or count them twice.
+fn remove_others(folder: &Path, written: &BTreeSet<String>) -> Result<(), WeightsError> {
+    let entries = fs::read_dir(folder).map_err(|source| cannot_write(folder, source))?;
+    for entry in entries {
+        let entry = entry.map_err(|source| cannot_write(folder, source))?;
+        let name = entry.file_name();
+        let stale = name
+            .to_str()
+            .is_some_and(|name| is_weights_file(name) && !written.contains(name));
+        if stale {
+            fs::remove_file(entry.path()).map_err(|source| cannot_write(&entry.path(), source))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether [`save`] may have written a file of this name.
+fn is_weights_file(name: &str) -> bool {
+    let shard =
+        name.starts_with("model-") && name.contains("-of-") && name.ends_with(".safetensors");
+    shard || name == SINGLE || name == INDEX
+}

@@ -1,0 +1,141 @@
+//! The nonlinear middle of the feed-forward layer: SwiGLU (Shazeer 2020, eq. 6) and GELU (Hendrycks and Gimpel 2016).
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use multiversion::multiversion;
+use rayon::prelude::*;
+use rollout::row::exp;
+
+use super::storage;
+
+/// Rows per task.
+const ROWS: usize = 16;
+/// √(2/π), of GELU's tanh form.
+const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+/// Cubic coefficient of GELU's tanh form.
+const CUBIC: f32 = 0.044_715;
+
+/// `silu(gate) · up` of `[tokens, 2·width]` holding `gate | up` → `[tokens, width]`.
+///
+/// # Errors
+/// If the width is odd or the device fails.
+pub fn swiglu(x: &Tensor) -> Result<Tensor> {
+    if x.dims2()?.1 % 2 != 0 {
+        bail!("swiglu: {:?} does not hold two halves", x.dims());
+    }
+    if x.device().is_cpu() { x.contiguous()?.apply_op1(SwiGlu) } else { swiglu_composed(x) }
+}
+
+/// [`swiglu`] as a composition of candle operations.
+///
+/// # Errors
+/// As [`swiglu`].
+pub fn swiglu_composed(x: &Tensor) -> Result<Tensor> {
+    let width = x.dims2()?.1 / 2;
+    x.narrow(1, 0, width)?.silu()? * x.narrow(1, width, width)?
+}
+
+/// GELU in its tanh form (`gelu_new`).
+///
+/// # Errors
+/// If the device fails.
+pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
+    if x.device().is_cpu() { x.contiguous()?.apply_op1(GeluTanh) } else { x.gelu() }
+}
+
+struct SwiGlu;
+
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
+fn swiglu_row(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    for ((&g, &u), out) in gate.iter().zip(up).zip(out) {
+        *out = g / (1.0 + exp(-g)) * u;
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
+fn swiglu_row_backward(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
+    for (i, &d) in dy.iter().enumerate() {
+        let sigmoid = 1.0 / (1.0 + exp(-gate[i]));
+        let silu = gate[i] * sigmoid;
+        dup[i] = d * silu;
+        dgate[i] = d * up[i] * (sigmoid + silu * (1.0 - sigmoid));
+    }
+}
+
+impl CustomOp1 for SwiGlu {
+    fn name(&self) -> &'static str {
+        "swiglu"
+    }
+
+    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, rows, width) = (storage::slice(s, l)?, l.dims()[0], l.dims()[1] / 2);
+        let mut y = vec![0f32; rows * width];
+        y.par_chunks_exact_mut(width).zip(x.par_chunks_exact(2 * width)).with_min_len(ROWS).for_each(|(y, x)| {
+            let (gate, up) = x.split_at(width);
+            swiglu_row(gate, up, y);
+        });
+        Ok((CpuStorage::F32(y), Shape::from((rows, width))))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let (rows, columns) = x.dims2()?;
+        let (dy, width) = (dy.contiguous()?, columns / 2);
+        let mut dx = vec![0f32; rows * columns];
+        storage::read(x, |x| {
+            storage::read(&dy, |dy| {
+                let inputs = x.par_chunks_exact(columns).zip(dy.par_chunks_exact(width));
+                dx.par_chunks_exact_mut(columns).zip(inputs).with_min_len(ROWS).for_each(|(dx, (x, dy))| {
+                    let (gate, up) = x.split_at(width);
+                    let (dgate, dup) = dx.split_at_mut(width);
+                    swiglu_row_backward(gate, up, dy, dgate, dup);
+                });
+            })
+        })??;
+        Ok(Some(Tensor::from_vec(dx, (rows, columns), x.device())?))
+    }
+}
+
+struct GeluTanh;
+
+/// tanh through one exponential; ±1 at the ends.
+#[inline(always)]
+fn tanh(x: f32) -> f32 {
+    1.0 - 2.0 / (exp(2.0 * x) + 1.0)
+}
+
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
+fn gelu_block(x: &[f32], out: &mut [f32]) {
+    for (&x, out) in x.iter().zip(out) {
+        let t = tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x));
+        *out = 0.5 * x * (1.0 + t);
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
+fn gelu_block_backward(x: &[f32], d: &mut [f32]) {
+    for (&x, d) in x.iter().zip(d) {
+        let t = tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x));
+        let inner = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
+        *d *= 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner;
+    }
+}
+
+impl CustomOp1 for GeluTanh {
+    fn name(&self) -> &'static str {
+        "gelu_tanh"
+    }
+
+    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = storage::slice(s, l)?;
+        let mut y = vec![0f32; x.len()];
+        y.par_chunks_mut(1 << 14).zip(x.par_chunks(1 << 14)).for_each(|(y, x)| gelu_block(x, y));
+        Ok((CpuStorage::F32(y), l.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let mut d = dy.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
+        storage::read(x, |x| {
+            d.par_chunks_mut(1 << 14).zip(x.par_chunks(1 << 14)).for_each(|(d, x)| gelu_block_backward(x, d));
+        })?;
+        Ok(Some(Tensor::from_vec(d, x.dims(), x.device())?))
+    }
+}

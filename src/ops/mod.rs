@@ -1,0 +1,17 @@
+//! Parameters with their gradients, and the operations that read them.
+//!
+//! Each operation has one file with its forward and backward for the CPU and a composition of candle operations, which serves
+//! devices without a kernel of ours and is the slow oracle of the tests.
+
+pub mod activation;
+pub mod attention;
+pub mod embedding;
+pub mod head;
+pub mod linear;
+pub mod norm;
+pub mod param;
+pub mod product;
+pub mod recompute;
+pub mod rope;
+pub mod storage;
+mod tap;

@@ -1,0 +1,259 @@
+//! RMSNorm (Zhang and Sennrich 2019, eq. 4) and LayerNorm (Ba et al. 2016, eq. 4) over the last axis, and RMSNorm of single
+//! heads inside a packed `q|k|v` row (Qwen3).
+//!
+//! A row is cut into groups of `width`; each group is normalised alone. Sums run in fixed lanes, so a row's bits do not
+//! depend on the batch; weight gradients are summed over fixed chunks of rows, never by thread.
+
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
+use multiversion::multiversion;
+use rayon::prelude::*;
+
+use super::param::Param;
+use super::storage;
+use super::tap::tap;
+
+/// Rows whose weight gradients are summed together; a constant, so that the sum does not depend on threads.
+const ROWS_PER_SUM: usize = 64;
+const LANES: usize = 16;
+
+/// A normalisation with its parameters.
+#[derive(Clone)]
+pub enum Norm {
+    /// `x / sqrt(mean x² + eps) · w`
+    Rms {
+        /// `[width]`
+        weight: Arc<Param>,
+        /// Added to the mean square.
+        eps: f32,
+    },
+    /// `(x − mean) / sqrt(var + eps) · w + b`
+    Layer {
+        /// `[width]`
+        weight: Arc<Param>,
+        /// `[width]`
+        bias: Arc<Param>,
+        /// Added to the variance.
+        eps: f32,
+    },
+}
+
+impl Norm {
+    /// Normalises each row of `[tokens, width]`.
+    ///
+    /// # Errors
+    /// If the width is another or the device fails.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let width = self.weight().dims()[0];
+        if x.dim(D::Minus1)? != width {
+            bail!("{}: input {:?} where the last axis should be {width}", self.weight().name(), x.dims());
+        }
+        if x.device().is_cpu() { x.contiguous()?.apply_op1(Fused { norm: self.clone(), first: 0, groups: 1 }) } else { self.composed(x) }
+    }
+
+    /// Normalises `groups` groups of each row of `x`, starting at column `first`; the rest passes unchanged.
+    ///
+    /// # Errors
+    /// If the groups reach past the row or the device fails.
+    pub fn forward_groups(&self, x: &Tensor, first: usize, groups: usize) -> Result<Tensor> {
+        let width = self.weight().dims()[0];
+        if x.dim(D::Minus1)? < first + groups * width {
+            bail!("{}: {groups} groups of {width} from column {first} in a row of {:?}", self.weight().name(), x.dims());
+        }
+        if x.device().is_cpu() { x.contiguous()?.apply_op1(Fused { norm: self.clone(), first, groups }) } else { self.composed_groups(x, first, groups) }
+    }
+
+    /// [`Self::forward`] as a composition of candle operations.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn composed(&self, x: &Tensor) -> Result<Tensor> {
+        let (centred, eps) = match self {
+            Self::Rms { eps, .. } => (x.clone(), *eps),
+            Self::Layer { eps, .. } => (x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?, *eps),
+        };
+        let scale = (centred.sqr()?.mean_keepdim(D::Minus1)? + f64::from(eps))?.sqrt()?.recip()?;
+        let unit = centred.broadcast_mul(&scale)?;
+        let y = unit.broadcast_mul(self.weight().value())?;
+        let y = match self.bias() {
+            Some(bias) => y.broadcast_add(bias.value())?,
+            None => y,
+        };
+        let (norm, unit) = (self.clone(), unit.detach());
+        tap(&y, move |dy| {
+            let width = norm.weight().dims()[0];
+            norm.weight().accumulate(&(dy * &unit)?.reshape(((), width))?.sum(0)?)?;
+            norm.bias().map_or(Ok(()), |b| b.accumulate(&dy.reshape(((), width))?.sum(0)?))
+        })
+    }
+
+    /// [`Self::forward_groups`] as a composition of candle operations.
+    ///
+    /// # Errors
+    /// As [`Self::forward_groups`].
+    pub fn composed_groups(&self, x: &Tensor, first: usize, groups: usize) -> Result<Tensor> {
+        let (tokens, total) = x.dims2()?;
+        let width = self.weight().dims()[0];
+        let middle = x.narrow(1, first, groups * width)?.reshape((tokens, groups, width))?;
+        let middle = self.composed(&middle)?.reshape((tokens, groups * width))?;
+        let after = first + groups * width;
+        Tensor::cat(&[x.narrow(1, 0, first)?, middle, x.narrow(1, after, total - after)?], 1)
+    }
+
+    fn weight(&self) -> &Arc<Param> {
+        match self {
+            Self::Rms { weight, .. } | Self::Layer { weight, .. } => weight,
+        }
+    }
+
+    fn bias(&self) -> Option<&Arc<Param>> {
+        match self {
+            Self::Rms { .. } => None,
+            Self::Layer { bias, .. } => Some(bias),
+        }
+    }
+
+    /// Runs `f` with the slices of the parameters; the bias of RMSNorm is empty.
+    fn with_slices<R>(&self, f: impl FnOnce(&[f32], &[f32]) -> R) -> Result<R> {
+        storage::read(self.weight().value(), |w| match self.bias() {
+            Some(bias) => storage::read(bias.value(), |b| f(w, b)),
+            None => Ok(f(w, &[])),
+        })?
+    }
+
+    /// Mean (zero for RMSNorm) and reciprocal deviation of one group.
+    #[inline(always)]
+    fn statistics(&self, x: &[f32]) -> (f32, f32) {
+        let n = x.len() as f32;
+        match self {
+            Self::Rms { eps, .. } => (0.0, 1.0 / (sum_of_squares(x, 0.0) / n + eps).sqrt()),
+            Self::Layer { eps, .. } => {
+                let mean = sum(x) / n;
+                (mean, 1.0 / (sum_of_squares(x, mean) / n + eps).sqrt())
+            }
+        }
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
+fn sum(x: &[f32]) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for chunk in whole {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane += x);
+    }
+    lanes.iter_mut().zip(rest).for_each(|(lane, x)| *lane += x);
+    lanes.iter().sum()
+}
+
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
+fn sum_of_squares(x: &[f32], mean: f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for chunk in whole {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane = (x - mean).mul_add(x - mean, *lane));
+    }
+    lanes.iter_mut().zip(rest).for_each(|(lane, x)| *lane = (x - mean).mul_add(x - mean, *lane));
+    lanes.iter().sum()
+}
+
+struct Fused {
+    norm: Norm,
+    first: usize,
+    groups: usize,
+}
+
+impl Fused {
+    fn forward_row(&self, row: &mut [f32], weight: &[f32], bias: &[f32]) {
+        let end = self.first + self.groups * weight.len();
+        for group in row[self.first..end].chunks_exact_mut(weight.len()) {
+            let (mean, scale) = self.norm.statistics(group);
+            for (i, x) in group.iter_mut().enumerate() {
+                let unit = (*x - mean) * scale * weight[i];
+                *x = if bias.is_empty() { unit } else { unit + bias[i] };
+            }
+        }
+    }
+
+    /// Turns `d` from dy into dx; adds to the partial sums dw (and db, when it has any room).
+    fn backward_row(&self, x: &[f32], d: &mut [f32], weight: &[f32], dw: &mut [f32], db: &mut [f32]) {
+        let end = self.first + self.groups * weight.len();
+        let groups = x[self.first..end].chunks_exact(weight.len());
+        for (x, d) in groups.zip(d[self.first..end].chunks_exact_mut(weight.len())) {
+            let (mean, scale) = self.norm.statistics(x);
+            backward_group(x, d, weight, mean, scale, dw, db);
+        }
+    }
+}
+
+/// With u = (x−mean)·scale and g = dy·w: dx = scale·(g − u·mean(g·u) [− mean(g) for LayerNorm, when `db` is not empty]).
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
+fn backward_group(x: &[f32], d: &mut [f32], weight: &[f32], mean: f32, scale: f32, dw: &mut [f32], db: &mut [f32]) {
+    let n = x.len() as f32;
+    let (mut along, mut total) = (0f32, 0f32);
+    for i in 0..x.len() {
+        let unit = (x[i] - mean) * scale;
+        dw[i] += d[i] * unit;
+        along += d[i] * weight[i] * unit;
+    }
+    if !db.is_empty() {
+        for i in 0..x.len() {
+            db[i] += d[i];
+            total += d[i] * weight[i];
+        }
+    }
+    for i in 0..x.len() {
+        let unit = (x[i] - mean) * scale;
+        d[i] = scale * (d[i] * weight[i] - unit * (along / n) - total / n);
+    }
+}
+
+impl CustomOp1 for Fused {
+    fn name(&self) -> &'static str {
+        "norm"
+    }
+
+    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let mut y = storage::slice(s, l)?.to_vec();
+        let width = l.dims()[l.dims().len() - 1];
+        self.norm.with_slices(|w, b| {
+            y.par_chunks_mut(width * ROWS_PER_SUM)
+                .for_each(|rows| rows.chunks_exact_mut(width).for_each(|row| self.forward_row(row, w, b)));
+        })?;
+        Ok((CpuStorage::F32(y), l.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let total = x.dim(D::Minus1)?;
+        let mut d = dy.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
+        let sums: Vec<(Vec<f32>, Vec<f32>)> = storage::read(x, |x| {
+            self.norm.with_slices(|w, b| {
+                let rows = total * ROWS_PER_SUM;
+                d.par_chunks_mut(rows)
+                    .zip(x.par_chunks(rows))
+                    .map(|(d, x)| {
+                        let mut sums = (vec![0f32; w.len()], vec![0f32; b.len()]);
+                        for (d, x) in d.chunks_exact_mut(total).zip(x.chunks_exact(total)) {
+                            self.backward_row(x, d, w, &mut sums.0, &mut sums.1);
+                        }
+                        sums
+                    })
+                    .collect()
+            })
+        })??;
+        add_sums(self.norm.weight(), sums.iter().map(|s| &s.0))?;
+        if let Some(bias) = self.norm.bias() {
+            add_sums(bias, sums.iter().map(|s| &s.1))?;
+        }
+        Ok(Some(Tensor::from_vec(d, x.dims(), x.device())?))
+    }
+}
+
+fn add_sums<'a>(param: &Param, sums: impl Iterator<Item = &'a Vec<f32>> + Clone) -> Result<()> {
+    param.accumulate_with(|grad| {
+        for part in sums.clone() {
+            grad.iter_mut().zip(part).for_each(|(g, p)| *g += p);
+        }
+    })
+}

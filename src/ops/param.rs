@@ -1,0 +1,241 @@
+//! Parameters that carry their gradient, in one ordered store.
+//!
+//! A parameter is a name, an `f32` value and, when it is trained, a gradient that is a view of the store's arena: one
+//! flat buffer for the norm, and the place where an all-reduce would go. candle's graph carries activations only;
+//! each operation that reads a parameter adds its gradient here itself and does nothing for a frozen one.
+//! The order is that of the names, so that sums over parameters and saved files never depend on chance.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+use super::product::Panels;
+use super::storage;
+
+/// Whether a parameter is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Training {
+    /// It has a gradient and the optimizer moves it.
+    Trained,
+    /// It has no gradient and never moves.
+    Frozen,
+}
+
+/// What a new parameter starts from.
+pub struct Initial {
+    /// Hugging Face tensor name.
+    pub name: String,
+    /// Shape in the engine's layout: matrices are `[outputs, inputs]`.
+    pub shape: Vec<usize>,
+    /// Row-major elements.
+    pub data: Vec<f32>,
+    /// Whether it is trained.
+    pub training: Training,
+}
+
+/// A named `f32` tensor with its gradient.
+pub struct Param {
+    name: String,
+    value: Tensor,
+    grad: Option<Grad>,
+    panels: Mutex<Option<Arc<Panels>>>,
+}
+
+struct Grad {
+    arena: Tensor,
+    view: Tensor,
+    offset: usize,
+    reached: AtomicBool,
+}
+
+impl Param {
+    /// Hugging Face tensor name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The value, cut off from every graph.
+    pub fn value(&self) -> &Tensor {
+        &self.value
+    }
+
+    /// Shape in the engine's layout.
+    pub fn dims(&self) -> &[usize] {
+        self.value.dims()
+    }
+
+    /// Whether the optimizer moves it.
+    pub fn is_trained(&self) -> bool {
+        self.grad.is_some()
+    }
+
+    /// The accumulated gradient, or `None` when frozen.
+    pub fn grad(&self) -> Option<&Tensor> {
+        self.grad.as_ref().map(|g| &g.view)
+    }
+
+    /// The matrix `[outputs, inputs]` packed for the forward product; packed once per change of the value.
+    ///
+    /// # Errors
+    /// If the parameter is not a CPU matrix.
+    pub fn panels(&self) -> Result<Arc<Panels>> {
+        let mut slot = self.panels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(panels) = slot.as_ref() {
+            return Ok(panels.clone());
+        }
+        let (outputs, inputs) = self.value.dims2()?;
+        let panels = Arc::new(storage::read(&self.value, |w| Panels::pack(w, outputs, inputs))?);
+        *slot = Some(panels.clone());
+        Ok(panels)
+    }
+
+    /// Bytes of the packed copy, if there is one now.
+    pub fn packed_bytes(&self) -> usize {
+        self.panels.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(0, |p| p.bytes())
+    }
+
+    /// Changes the value in place on the CPU.
+    ///
+    /// # Errors
+    /// If the parameter lives on another device.
+    pub fn update(&self, f: impl Fn(&mut [f32])) -> Result<()> {
+        self.forget_panels();
+        storage::update(&self.value, f)
+    }
+
+    /// Replaces the value by another tensor of the same shape.
+    ///
+    /// # Errors
+    /// If the shapes differ.
+    pub fn set(&self, value: &Tensor) -> Result<()> {
+        if value.dims() != self.dims() {
+            bail!("{}: cannot set {:?} from {:?}", self.name, self.dims(), value.dims());
+        }
+        self.forget_panels();
+        let flat = value.detach().to_dtype(DType::F32)?.flatten_all()?.contiguous()?;
+        self.value.flatten_all()?.slice_set(&flat, 0, 0)
+    }
+
+    /// Adds to the gradient on the CPU; nothing for a frozen parameter.
+    ///
+    /// # Errors
+    /// If the arena lives on another device.
+    pub fn accumulate_with(&self, f: impl Fn(&mut [f32])) -> Result<()> {
+        let Some(grad) = &self.grad else { return Ok(()) };
+        grad.reached.store(true, Ordering::Relaxed);
+        storage::update(&grad.view, f)
+    }
+
+    /// Adds `delta` (same shape) to the gradient on any device; nothing for a frozen parameter.
+    ///
+    /// # Errors
+    /// If the shapes differ.
+    pub fn accumulate(&self, delta: &Tensor) -> Result<()> {
+        let Some(grad) = &self.grad else { return Ok(()) };
+        grad.reached.store(true, Ordering::Relaxed);
+        let sum = (grad.view.detach() + delta.detach().reshape(self.dims())?)?.flatten_all()?;
+        grad.arena.slice_set(&sum, 0, grad.offset)
+    }
+
+    fn forget_panels(&self) {
+        *self.panels.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+/// Parameters in name order, with the gradients of the trained ones in one arena.
+pub struct ParamStore {
+    params: BTreeMap<String, Arc<Param>>,
+    arena: Option<Tensor>,
+    device: Device,
+}
+
+impl ParamStore {
+    /// Builds the store; values go to `device`, the arena starts at zero.
+    ///
+    /// # Errors
+    /// If two parameters have one name or a shape does not fit its data.
+    pub fn new(mut initial: Vec<Initial>, device: &Device) -> Result<Self> {
+        initial.sort_by(|a, b| a.name.cmp(&b.name));
+        let size = |i: &Initial| if i.training == Training::Trained { i.data.len() } else { 0 };
+        let total: usize = initial.iter().map(size).sum();
+        let arena = (total > 0).then(|| Tensor::zeros(total, DType::F32, device)).transpose()?;
+        let (mut params, mut offset) = (BTreeMap::new(), 0);
+        for item in initial {
+            let length = size(&item);
+            let grad = arena.as_ref().filter(|_| length > 0).map(|a| Grad::new(a, offset, &item.shape)).transpose()?;
+            offset += length;
+            let value = Tensor::from_vec(item.data, item.shape, device)?;
+            let param = Param { name: item.name.clone(), value, grad, panels: Mutex::new(None) };
+            if params.insert(item.name.clone(), Arc::new(param)).is_some() {
+                bail!("parameter {} is given twice", item.name);
+            }
+        }
+        Ok(Self { params, arena, device: device.clone() })
+    }
+
+    /// The parameter of that name.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn get(&self, name: &str) -> Result<Arc<Param>> {
+        match self.params.get(name) {
+            Some(param) => Ok(param.clone()),
+            None => bail!("no parameter is named {name}"),
+        }
+    }
+
+    /// All parameters in name order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Param>> {
+        self.params.values()
+    }
+
+    /// The trained parameters in name order.
+    pub fn trained(&self) -> impl Iterator<Item = &Arc<Param>> {
+        self.iter().filter(|p| p.is_trained())
+    }
+
+    /// Where the parameters live.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// All gradients as one flat tensor, in name order; `None` when everything is frozen.
+    pub fn arena(&self) -> Option<&Tensor> {
+        self.arena.as_ref()
+    }
+
+    /// Number of elements of all parameters.
+    pub fn elements(&self) -> usize {
+        self.iter().map(|p| p.value.elem_count()).sum()
+    }
+
+    /// Sets every gradient to zero and forgets which parameters were reached.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn zero_grad(&self) -> Result<()> {
+        for grad in self.trained().filter_map(|p| p.grad.as_ref()) {
+            grad.reached.store(false, Ordering::Relaxed);
+        }
+        match &self.arena {
+            Some(arena) if arena.device().is_cpu() => storage::update(arena, |g| g.fill(0.0)),
+            Some(arena) => arena.zero_set(),
+            None => Ok(()),
+        }
+    }
+
+    /// Trained parameters that no backward pass has reached since [`Self::zero_grad`].
+    pub fn unreached(&self) -> Vec<&str> {
+        let missed = |p: &&Arc<Param>| p.grad.as_ref().is_some_and(|g| !g.reached.load(Ordering::Relaxed));
+        self.iter().filter(missed).map(|p| p.name()).collect()
+    }
+}
+
+impl Grad {
+    fn new(arena: &Tensor, offset: usize, shape: &[usize]) -> Result<Self> {
+        let view = arena.narrow(0, offset, shape.iter().product())?.reshape(shape)?;
+        Ok(Self { arena: arena.clone(), view, offset, reached: AtomicBool::new(false) })
+    }
+}

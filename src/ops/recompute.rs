@@ -1,0 +1,61 @@
+//! Trading time for memory: keep a block's input instead of its activations and run it again backward
+//! (Chen et al. 2016, §4).
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor, Var, bail};
+
+type Block = Arc<dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync>;
+
+/// `block(x)` whose graph holds `x` alone.
+///
+/// # Errors
+/// Those of the block.
+pub fn recompute(x: &Tensor, block: Block) -> Result<Tensor> {
+    let output = block(&x.detach())?.contiguous()?;
+    x.contiguous()?.apply_op1(Recompute { block, output: Mutex::new(Some(output)) })
+}
+
+struct Recompute {
+    block: Block,
+    /// Handed over to the graph by the forward pass, so that it is held once.
+    output: Mutex<Option<Tensor>>,
+}
+
+impl Recompute {
+    fn take_output(&self) -> Result<Tensor> {
+        match self.output.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(output) => Ok(output),
+            None => bail!("recompute: the forward pass ran twice"),
+        }
+    }
+}
+
+impl CustomOp1 for Recompute {
+    fn name(&self) -> &'static str {
+        "recompute"
+    }
+
+    fn cpu_fwd(&self, _x: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        let output = self.take_output()?;
+        let data = super::storage::read(&output, <[f32]>::to_vec)?;
+        Ok((CpuStorage::F32(data), output.shape().clone()))
+    }
+
+    fn cuda_fwd(&self, _x: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        let output = self.take_output()?;
+        let (storage, layout) = output.storage_and_layout();
+        match &*storage {
+            Storage::Cuda(cuda) => Ok((cuda.try_clone(layout)?, layout.shape().clone())),
+            _ => bail!("recompute: the output is on another device than the input"),
+        }
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let input = Var::from_tensor(&x.detach())?;
+        let y = (self.block)(input.as_tensor())?;
+        let mut grads = (y * dy.detach())?.sum_all()?.backward()?;
+        Ok(grads.remove(&input))
+    }
+}

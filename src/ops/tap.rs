@@ -1,0 +1,41 @@
+//! An identity that lets a parameter see the gradient passing by.
+//!
+//! The composed forms of our operations (for CUDA, and as oracles on the CPU) read a parameter's value outside the graph
+//! and put a tap behind it: `bwd` hands the incoming gradient to a closure, which adds the parameter's share to its arena.
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Tensor};
+
+struct Tap<F>(F);
+
+/// Returns `x`; when the backward pass comes by, `f` gets the gradient of the result first.
+///
+/// # Errors
+/// If the copy fails.
+pub fn tap<F>(x: &Tensor, f: F) -> Result<Tensor>
+where
+    F: Fn(&Tensor) -> Result<()> + Send + Sync + 'static,
+{
+    x.contiguous()?.apply_op1(Tap(f))
+}
+
+impl<F: Fn(&Tensor) -> Result<()>> CustomOp1 for Tap<F> {
+    fn name(&self) -> &'static str {
+        "tap"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let data = super::storage::slice(storage, layout)?.to_vec();
+        Ok((CpuStorage::F32(data), layout.shape().clone()))
+    }
+
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        Ok((storage.try_clone(layout)?, layout.shape().clone()))
+    }
+
+    fn bwd(&self, _arg: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        (self.0)(&grad)?;
+        Ok(Some(grad))
+    }
+}

@@ -1,0 +1,13 @@
+//! How much better a token was than expected: one pure function per estimator.
+//!
+//! | estimator | needs | whole batch whitened |
+//! |---|---|---|
+//! | [`gae::gae`] | critic values | afterwards, by the caller ([`whiten`](super::stats::whiten)) |
+//! | [`group::grpo`], [`group::dr_grpo`], [`group::rloo`] | several samples a prompt | no |
+//! | [`reinforce::reinforce_plus_plus`] | nothing | inside |
+//!
+//! Group estimators give one advantage a sequence; [`Rows::spread`](super::Rows::spread) gives it to the tokens.
+
+pub mod gae;
+pub mod group;
+pub mod reinforce;

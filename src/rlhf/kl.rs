@@ -1,0 +1,173 @@
+//! KL divergence from the reference policy, estimated from the sampled tokens.
+//!
+//! Schulman 2020, "Approximating KL Divergence" (<http://joschu.net/blog/kl-approx.html>). For a token
+//! drawn from π, with d = log π − log π_ref:
+//!
+//! | estimator | value | |
+//! |---|---|---|
+//! | k1 | d | unbiased, may be negative, high variance |
+//! | k2 | d²/2 | biased, low variance |
+//! | k3 | exp(−d) − 1 + d | unbiased, never negative |
+//!
+//! As a penalty in the reward the estimate is a constant ([`KlEstimator::per_token`]); as a loss term it
+//! is differentiated ([`kl_loss`]). The coefficient's controllers stand in [`super::kl_controller`].
+
+use candle_core::Tensor;
+
+use super::differentiable::{attach_gradient, host_values};
+use super::error::{Result, check_length};
+use super::rows::Rows;
+use super::stats::{Real, mean};
+
+/// Bound of k3's exponent: beyond it exp says nothing that the result's bound would keep.
+const MAX_EXPONENT: f64 = 20.0;
+/// Bound of k3's result, so that one token with a vanishing π cannot outweigh a batch.
+const MAX_K3: f64 = 10.0;
+
+/// Which estimate of the per-token KL is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KlEstimator {
+    /// d: the default, and the only one whose sum over a sequence is its log-prob ratio.
+    K1,
+    /// d²/2.
+    K2,
+    /// exp(−d) − 1 + d, with −d within ±20 and the result within ±10.
+    K3,
+}
+
+impl KlEstimator {
+    /// The estimate for one token, from d = log π − log π_ref.
+    pub fn estimate(self, d: f64) -> f64 {
+        match self {
+            Self::K1 => d,
+            Self::K2 => 0.5 * d * d,
+            Self::K3 => unbounded_k3(d).clamp(-MAX_K3, MAX_K3),
+        }
+    }
+
+    /// d(estimate)/d(log π); zero where a bound of k3 holds.
+    fn derivative(self, d: f64) -> f64 {
+        match self {
+            Self::K1 => 1.0,
+            Self::K2 => d,
+            Self::K3 if d.abs() > MAX_EXPONENT || unbounded_k3(d) > MAX_K3 => 0.0,
+            Self::K3 => -(-d).exp_m1(),
+        }
+    }
+
+    /// The estimate for each token from its log-probs under the policy and the reference: `[n]`.
+    ///
+    /// # Errors
+    /// A length error if the lengths differ.
+    pub fn per_token<P: Real, R: Real>(
+        self,
+        log_probs: &[P],
+        ref_log_probs: &[R],
+    ) -> Result<Vec<f64>> {
+        check_length("reference log-probs", ref_log_probs.len(), log_probs.len())?;
+        let pairs = log_probs.iter().zip(ref_log_probs);
+        Ok(pairs
+            .map(|(&p, &r)| self.estimate(p.into() - r.into()))
+            .collect())
+    }
+}
+
+/// exp(−d) − 1 + d with the exponent bounded; `exp_m1` keeps small d exact.
+fn unbounded_k3(d: f64) -> f64 {
+    let exponent = (-d).clamp(-MAX_EXPONENT, MAX_EXPONENT);
+    exponent.exp_m1() - exponent
+}
+
+/// `objective/kl`: mean over sequences of Σₜ k1; NaN without sequences.
+///
+/// # Errors
+/// A length error if an argument has not one element per token.
+pub fn objective_kl<P: Real, R: Real>(
+    log_probs: &[P],
+    ref_log_probs: &[R],
+    rows: Rows,
+) -> Result<f64> {
+    let k1 = KlEstimator::K1.per_token(log_probs, ref_log_probs)?;
+    Ok(mean(&rows.sums("log-probs", &k1)?))
+}
+
+/// Σ wₜ kₜ, differentiable in `log_probs` `[n]`: the KL term of a loss, before its coefficient.
+///
+/// `weights` come from [`LossAggregation::weights`](super::LossAggregation::weights). The gradient of k1
+/// is the weight alone, zero in expectation: it pulls towards nothing. Use k2 (whose gradient is that of
+/// the true KL on policy) or k3.
+///
+/// # Errors
+/// A length error if the arguments differ in length; candle's errors.
+pub fn kl_loss<R: Real>(
+    log_probs: &Tensor,
+    ref_log_probs: &[R],
+    estimator: KlEstimator,
+    weights: &[f64],
+) -> Result<Tensor> {
+    let policy = host_values(log_probs)?;
+    check_length("reference log-probs", ref_log_probs.len(), policy.len())?;
+    check_length("weights", weights.len(), policy.len())?;
+    let (mut loss, mut gradient) = (0.0, Vec::with_capacity(policy.len()));
+    for ((&p, &r), &weight) in policy.iter().zip(ref_log_probs).zip(weights) {
+        let d = p - r.into();
+        loss += weight * estimator.estimate(d);
+        gradient.push(weight * estimator.derivative(d));
+    }
+    attach_gradient(log_probs, loss, gradient)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::differentiable::tests::{gradient, var};
+    use super::*;
+
+    const ALL: [KlEstimator; 3] = [KlEstimator::K1, KlEstimator::K2, KlEstimator::K3];
+
+    #[test]
+    fn equal_policies_have_no_divergence() {
+        for estimator in ALL {
+            assert_eq!(estimator.estimate(0.0), 0.0);
+        }
+    }
+
+    #[test]
+    fn k3_is_never_negative_and_bounded() {
+        for d in [-1e3, -25.0, -2.5, -1e-9, 1e-9, 3.0, 25.0, 1e3] {
+            let k3 = KlEstimator::K3.estimate(d);
+            assert!((0.0..=10.0).contains(&k3), "d = {d}: {k3}");
+        }
+        assert!(KlEstimator::K3.estimate(f64::NAN).is_nan());
+    }
+
+    #[test]
+    fn objective_kl_is_a_mean_over_sequences_not_tokens() {
+        let rows = Rows::new(&[0, 1, 4]).unwrap();
+        let kl = objective_kl(&[-1.0, -1.0, -1.0, -1.0], &[-2.0, -1.5, -1.5, -1.5], rows).unwrap();
+        assert_eq!(kl, (1.0 + 1.5) / 2.0);
+    }
+
+    #[test]
+    fn the_loss_gradient_is_its_finite_difference() {
+        // The last two tokens lie beyond k3's bounds.
+        let (at, reference) = (
+            [-1.0, -0.3, -2.0, -9.0, -1.0],
+            [-1.2, -0.9, -1.1, -1.0, -26.0],
+        );
+        let weights = [0.5, 0.25, 1.0, 1.0, 1.0];
+        for estimator in ALL {
+            let x = var(&at);
+            let loss = kl_loss(&x, &reference, estimator, &weights).unwrap();
+            for (i, found) in gradient(&loss, &x).into_iter().enumerate() {
+                let of = |step: f64| weights[i] * estimator.estimate(at[i] + step - reference[i]);
+                let expected = (of(1e-6) - of(-1e-6)) / 2e-6;
+                // A central difference of step 1e-6 loses about ten of sixteen digits.
+                assert!(
+                    (found - expected).abs() < 1e-6,
+                    "{estimator:?} token {i}: {found} against {expected}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! What happens to a score before it becomes a reward: normalisation, clipping, the missing-EOS penalty.
+//!
+//! The order of a PPO iteration is normalise, clip, penalise; raw scores are what is logged.
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{Result, check_length, check_positive};
+use super::stats::{Real, mean, variance};
+
+/// Keeps a standard deviation of zero (one sample, or all equal) from dividing by zero.
+const STD_EPSILON: f64 = 1e-8;
+
+/// Mean and variance of all scores ever seen, without keeping them: Welford's update in the pairwise
+/// form of Chan, Golub and LeVeque 1979. Part of a run's state: checkpoint it.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct RunningMoments {
+    count: u64,
+    mean: f64,
+    square_sum: f64, // Σ (x − mean)²
+}
+
+impl RunningMoments {
+    /// Takes in a batch. A score that is not finite would stay in the moments for good and is left out.
+    pub fn observe<T: Real>(&mut self, scores: &[T]) {
+        let batch: Vec<f64> = scores
+            .iter()
+            .map(|&s| s.into())
+            .filter(|s| s.is_finite())
+            .collect();
+        if batch.is_empty() {
+            return;
+        }
+        let (before, added) = (self.count as f64, batch.len() as f64);
+        let total = before + added;
+        let shift = mean(&batch) - self.mean;
+        self.square_sum += variance(&batch) * added + shift * shift * before * added / total;
+        self.mean += shift * added / total;
+        self.count += batch.len() as u64;
+    }
+
+    /// Number of scores seen.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Their mean; 0 before the first.
+    pub fn mean(&self) -> f64 {
+        self.mean
+    }
+
+    /// Their biased standard deviation; 0 before the second.
+    pub fn std(&self) -> f64 {
+        (self.square_sum / self.count.max(1) as f64).sqrt()
+    }
+}
+
+/// How scores are put on a common scale.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum ScoreNormalizer {
+    /// Scores are used as they are.
+    None,
+    /// Mean and deviation of fixed reference samples, such that these have mean 0 and deviation 1
+    /// (Ziegler et al. 2019, section 2; Stiennon et al. 2020, section 3.4).
+    Fixed {
+        /// Mean score of the reference samples.
+        mean: f64,
+        /// Their standard deviation.
+        std: f64,
+    },
+    /// Mean and deviation of all scores so far.
+    Running(RunningMoments),
+}
+
+impl ScoreNormalizer {
+    /// Fixed by the scores of reference samples, such as the dataset's own answers.
+    ///
+    /// # Errors
+    /// [`RlhfError::Range`](super::RlhfError::Range) if their deviation is zero or not finite.
+    pub fn from_reference<T: Real>(scores: &[T]) -> Result<Self> {
+        let std = variance(scores).sqrt();
+        check_positive("the standard deviation of the reference scores", std)?;
+        Ok(Self::Fixed {
+            mean: mean(scores),
+            std,
+        })
+    }
+
+    /// Takes in a batch of raw scores; only [`Self::Running`] learns from it. Call it before
+    /// [`normalize`](Self::normalize).
+    pub fn observe<T: Real>(&mut self, scores: &[T]) {
+        match self {
+            Self::None | Self::Fixed { .. } => {}
+            Self::Running(moments) => moments.observe(scores),
+        }
+    }
+
+    /// (score − mean) / deviation: `[B]` → `[B]`.
+    pub fn normalize<T: Real>(&self, scores: &[T]) -> Vec<f64> {
+        let (mean, std) = match self {
+            Self::None => return scores.iter().map(|&s| s.into()).collect(),
+            Self::Fixed { mean, std } => (*mean, *std),
+            Self::Running(moments) => (moments.mean(), moments.std()),
+        };
+        scores
+            .iter()
+            .map(|&s| (s.into() - mean) / (std + STD_EPSILON))
+            .collect()
+    }
+}
+
+/// Scores within ±`limit`. NaN stays NaN.
+///
+/// # Errors
+/// [`RlhfError::Range`](super::RlhfError::Range) if `limit` is not above zero.
+pub fn clip_scores<T: Real>(scores: &[T], limit: f64) -> Result<Vec<f64>> {
+    check_positive("the score clip", limit)?;
+    Ok(scores
+        .iter()
+        .map(|&s| s.into().clamp(-limit, limit))
+        .collect())
+}
+
+/// Subtracts `penalty` from the score of each response that was cut before its stop token.
+///
+/// `finished[b]` says whether response b ended with a stop token.
+///
+/// # Errors
+/// A length error if the lengths differ.
+pub fn penalize_missing_eos<T: Real>(
+    scores: &[T],
+    finished: &[bool],
+    penalty: f64,
+) -> Result<Vec<f64>> {
+    check_length("finished flags", finished.len(), scores.len())?;
+    let penalized = |(&s, &finished): (&T, &bool)| {
+        if finished {
+            s.into()
+        } else {
+            s.into() - penalty
+        }
+    };
+    Ok(scores.iter().zip(finished).map(penalized).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SCORES: [f64; 7] = [1.5, -0.25, 3.0, 0.0, 8.0, -4.0, 2.25];
+
+    #[test]
+    fn running_moments_in_batches_equal_those_of_all() {
+        let mut moments = RunningMoments::default();
+        for batch in [&SCORES[..1], &SCORES[1..5], &[], &SCORES[5..]] {
+            moments.observe(batch);
+        }
+        assert_eq!(moments.count(), 7);
+        assert!((moments.mean() - mean(&SCORES)).abs() < 1e-12);
+        assert!((moments.std() - variance(&SCORES).sqrt()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_broken_score_does_not_spoil_the_moments() {
+        let mut moments = RunningMoments::default();
+        moments.observe(&[1.0, f64::NAN, 3.0, f64::INFINITY]);
+        assert_eq!(
+            (moments.count(), moments.mean(), moments.std()),
+            (2, 2.0, 1.0)
+        );
+    }
+
+    #[test]
+    fn reference_samples_get_mean_zero_and_deviation_one() {
+        let normalizer = ScoreNormalizer::from_reference(&SCORES).unwrap();
+        let normal = normalizer.normalize(&SCORES);
+        assert!(mean(&normal).abs() < 1e-12 && (variance(&normal) - 1.0).abs() < 1e-7);
+        assert!(ScoreNormalizer::from_reference(&[2.0, 2.0]).is_err());
+    }
+
+    #[test]
+    fn only_running_learns_and_its_state_survives_serialisation() {
+        let mut fixed = ScoreNormalizer::Fixed {
+            mean: 1.0,
+            std: 2.0,
+        };
+        fixed.observe(&SCORES);
+        assert!((fixed.normalize(&[5.0])[0] - 2.0).abs() < 1e-7);
+        let mut running = ScoreNormalizer::Running(RunningMoments::default());
+        running.observe(&SCORES);
+        let text = serde_json::to_string(&running).unwrap();
+        assert_eq!(
+            serde_json::from_str::<ScoreNormalizer>(&text).unwrap(),
+            running
+        );
+        assert_eq!(ScoreNormalizer::None.normalize(&SCORES), SCORES);
+    }
+
+    #[test]
+    fn one_score_alone_normalises_to_zero() {
+        let mut running = ScoreNormalizer::Running(RunningMoments::default());
+        running.observe(&[3.0]);
+        assert_eq!(running.normalize(&[3.0]), [0.0]);
+    }
+
+    #[test]
+    fn clip_and_penalty() {
+        assert_eq!(
+            clip_scores(&[-7.0f32, 0.5, 7.0], 5.0).unwrap(),
+            [-5.0, 0.5, 5.0]
+        );
+        assert!(clip_scores(&[1.0], 0.0).is_err());
+        assert_eq!(
+            penalize_missing_eos(&[1.0, 1.0], &[true, false], 3.0).unwrap(),
+            [1.0, -2.0]
+        );
+    }
+}

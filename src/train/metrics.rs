@@ -1,0 +1,319 @@
+//! `metrics.jsonl` and `samples.jsonl`: one JSON object a line, in the order of steps.
+//!
+//! A stage that is continued from step N drops the lines after N, which it will write again: the file of a run that was
+//! killed and continued is the file of one that was not, but for what measures time. The names of the metrics are an
+//! interface, and stand in [`names`].
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::durable::on;
+
+pub use names::*;
+
+/// Names of metrics.
+pub mod names {
+    /// Steps done; the key that every line has.
+    pub const STEP: &str = "step";
+
+    /// Mean loss per counted token (reward models: per pair) of the step.
+    pub const TRAIN_LOSS: &str = "train/loss";
+    /// Learning rate of the step.
+    pub const TRAIN_LEARNING_RATE: &str = "train/learning_rate";
+    /// Global norm of the gradient before clipping.
+    pub const TRAIN_GRAD_NORM: &str = "train/grad_norm";
+    /// Tokens read so far.
+    pub const TRAIN_TOKENS: &str = "train/tokens";
+    /// Passes over the data so far.
+    pub const TRAIN_EPOCH: &str = "train/epoch";
+    /// Tokens a second, forward and backward.
+    pub const TRAIN_TOKENS_PER_SECOND: &str = "train/tokens_per_second";
+    /// Steps skipped so far because the loss or the gradient was not finite.
+    pub const TRAIN_SKIPPED_STEPS: &str = "train/skipped_steps";
+
+    /// Mean loss on held-out records.
+    pub const EVAL_LOSS: &str = "eval/loss";
+    /// Its exponential: perplexity.
+    pub const EVAL_PERPLEXITY: &str = "eval/perplexity";
+    /// Share of held-out pairs whose chosen answer scores higher.
+    pub const EVAL_ACCURACY: &str = "eval/accuracy";
+    /// Mean of chosen minus rejected score on held-out pairs.
+    pub const EVAL_MARGIN: &str = "eval/margin";
+    /// Expected calibration error of σ(chosen − rejected) on held-out pairs.
+    pub const EVAL_CALIBRATION_ERROR: &str = "eval/calibration_error";
+    /// Mean score of the reward model on held-out prompts.
+    pub const EVAL_SCORE: &str = "eval/score";
+    /// Mean score of the judge on held-out prompts.
+    pub const EVAL_JUDGE_SCORE: &str = "eval/judge_score";
+    /// Mean over held-out prompts of Σ_t k1.
+    pub const EVAL_KL: &str = "eval/kl";
+    /// Mean tokens of a completion of a held-out prompt.
+    pub const EVAL_LENGTH_MEAN: &str = "eval/length_mean";
+    /// Share of completions of held-out prompts that ended by themselves.
+    pub const EVAL_EOS_FRACTION: &str = "eval/eos_fraction";
+    /// Different bigrams of the completions as a share of all.
+    pub const EVAL_DISTINCT_2: &str = "eval/distinct_2";
+    /// Mean over completions of the valence per word by the lexicon.
+    pub const EVAL_VALENCE_MEAN: &str = "eval/valence_mean";
+    /// Mean over completions of the summed valence by the lexicon.
+    pub const EVAL_VALENCE_SUM: &str = "eval/valence_sum";
+
+    /// Mean over sequences of Σ_t k1, the KL to the reference.
+    pub const OBJECTIVE_KL: &str = "objective/kl";
+    /// Token mean of the policy's entropy.
+    pub const OBJECTIVE_ENTROPY: &str = "objective/entropy";
+    /// Mean raw score.
+    pub const OBJECTIVE_SCORES: &str = "objective/scores";
+    /// Mean over sequences of score minus weighted KL.
+    pub const OBJECTIVE_RLHF_REWARD: &str = "objective/rlhf_reward";
+    /// Weight of the KL in the step.
+    pub const OBJECTIVE_KL_COEF: &str = "objective/kl_coef";
+
+    /// ½ token mean of (Δ log-prob)².
+    pub const POLICY_APPROX_KL: &str = "policy/approx_kl";
+    /// Share of tokens whose ratio was clipped.
+    pub const POLICY_CLIP_FRACTION: &str = "policy/clip_fraction";
+    /// Token mean of the ratio.
+    pub const POLICY_RATIO_MEAN: &str = "policy/ratio_mean";
+    /// Largest |ratio − 1| in the iteration's first minibatch: 0 where sampling and training agree.
+    pub const POLICY_FIRST_RATIO_MAX_DEV: &str = "policy/first_ratio_max_dev";
+    /// [`POLICY_APPROX_KL`] of the iteration's first minibatch alone.
+    pub const POLICY_FIRST_APPROX_KL: &str = "policy/first_approx_kl";
+    /// Global norm of the actor's gradient before clipping.
+    pub const POLICY_GRAD_NORM: &str = "policy/grad_norm";
+    /// Learning rate of the actor.
+    pub const POLICY_LEARNING_RATE: &str = "policy/learning_rate";
+    /// Mean policy loss of the iteration's minibatches.
+    pub const LOSS_POLICY: &str = "loss/policy";
+    /// Mean value loss of the iteration's minibatches.
+    pub const LOSS_VALUE: &str = "loss/value";
+    /// Share of the returns' variance that the values explain.
+    pub const VALUE_EXPLAINED_VARIANCE: &str = "value/explained_variance";
+    /// Share of tokens whose value was clipped.
+    pub const VALUE_CLIP_FRACTION: &str = "value/clip_fraction";
+    /// Global norm of the critic's gradient before clipping.
+    pub const VALUE_GRAD_NORM: &str = "value/grad_norm";
+
+    /// Generated tokens a second.
+    pub const ROLLOUT_TOKENS_PER_SECOND: &str = "rollout/tokens_per_second";
+    /// Mean tokens of a completion.
+    pub const ROLLOUT_LENGTH_MEAN: &str = "rollout/length_mean";
+    /// Share of completions that ended by themselves.
+    pub const ROLLOUT_EOS_FRACTION: &str = "rollout/eos_fraction";
+
+    /// Seconds of the whole step.
+    pub const TIME_STEP: &str = "time/step";
+    /// Seconds of generation.
+    pub const TIME_ROLLOUT: &str = "time/rollout";
+    /// Seconds of scoring by reward model, reference and critic.
+    pub const TIME_SCORE: &str = "time/score";
+    /// Seconds of the optimizer steps.
+    pub const TIME_UPDATE: &str = "time/update";
+    /// Seconds of evaluation.
+    pub const TIME_EVAL: &str = "time/eval";
+    /// Most bytes that the process has held.
+    pub const MEMORY_PEAK_BYTES: &str = "memory/peak_bytes";
+}
+
+/// Whether a metric measures this machine and moment rather than the training: such values differ between two runs of
+/// one configuration.
+pub fn is_timing(name: &str) -> bool {
+    name.starts_with("time/") || name.starts_with("memory/") || name.ends_with("_per_second")
+}
+
+/// One line of `metrics.jsonl`: named numbers of one step, in the order in which they were set.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Metrics {
+    step: u64,
+    #[serde(flatten)]
+    values: Map<String, Value>,
+}
+
+impl Metrics {
+    /// The line of `step`, without values yet.
+    pub fn new(step: u64) -> Self {
+        Self { step, values: Map::new() }
+    }
+
+    /// Sets `name`. What is not finite becomes null, for JSON has no word for it.
+    pub fn set(&mut self, name: &str, value: f64) -> &mut Self {
+        self.values.insert(name.into(), Value::from(value));
+        self
+    }
+
+    /// The value of `name`, if it was set and is finite.
+    pub fn get(&self, name: &str) -> Option<f64> {
+        self.values.get(name)?.as_f64()
+    }
+
+    /// The step of the line.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Names and values in order; what is not finite is NaN.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.values.iter().map(|(name, value)| (name.as_str(), value.as_f64().unwrap_or(f64::NAN)))
+    }
+}
+
+/// Where the lines of a file begin anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// All lines are dropped: the stage starts over.
+    Nothing,
+    /// Lines of this step and of those before it stay: the stage goes on from its checkpoint.
+    UpTo(u64),
+}
+
+/// A JSONL file that is appended to step by step. Each line must have [`STEP`] and steps must not fall.
+#[derive(Debug)]
+pub struct StepLog {
+    path: PathBuf,
+    writer: BufWriter<File>,
+}
+
+impl StepLog {
+    /// Opens `path`, creating it if need be, and cuts it back to the lines to keep. A last line that was torn by a
+    /// crash is dropped.
+    ///
+    /// # Errors
+    /// If the file cannot be read or cut, or holds a line before its end that is no object with a step: then it is not
+    /// ours to cut.
+    pub fn open(path: &Path, keep: Keep) -> io::Result<Self> {
+        let length = match keep {
+            Keep::Nothing => 0,
+            Keep::UpTo(step) => kept_bytes(path, step)?,
+        };
+        let mut options = OpenOptions::new();
+        let file = options.create(true).append(true).open(path).map_err(on("open", path))?;
+        file.set_len(length).map_err(on("cut", path))?;
+        Ok(Self { path: path.into(), writer: BufWriter::new(file) })
+    }
+
+    /// Appends one line. It reaches the file at once, the disk at [`StepLog::sync`].
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write<T: Serialize>(&mut self, line: &T) -> io::Result<()> {
+        let mut bytes = serde_json::to_vec(line).map_err(io::Error::from).map_err(on("write", &self.path))?;
+        bytes.push(b'\n');
+        self.writer.write_all(&bytes).and_then(|()| self.writer.flush()).map_err(on("write", &self.path))
+    }
+
+    /// Makes the lines durable. To be called before a checkpoint is committed, so that what the checkpoint builds on is
+    /// never younger than the log.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn sync(&mut self) -> io::Result<()> {
+        self.writer.get_ref().sync_data().map_err(on("sync", &self.path))
+    }
+}
+
+/// Length in bytes of the lines whose step is at most `step`.
+fn kept_bytes(path: &Path, step: u64) -> io::Result<u64> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(on("read", path)(error)),
+    };
+    let mut kept = 0;
+    for (number, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
+        let last = kept + line.len() == bytes.len();
+        match step_of(line) {
+            Some(found) if found <= step => kept += line.len(),
+            Some(_) => break,
+            None if last => break,
+            None => return Err(not_a_line(path, number + 1)),
+        }
+    }
+    Ok(kept as u64)
+}
+
+/// The step of a complete line; a line without its newline was torn.
+fn step_of(line: &[u8]) -> Option<u64> {
+    let line = line.strip_suffix(b"\n")?;
+    serde_json::from_slice::<Value>(line).ok()?.get(STEP)?.as_u64()
+}
+
+fn not_a_line(path: &Path, number: usize) -> io::Error {
+    let message = format!(
+        "{}:{number}: not a JSON object with a whole number as `{STEP}`; remove the line, or start over with --fresh",
+        path.display()
+    );
+    io::Error::new(io::ErrorKind::InvalidData, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(step: u64) -> Metrics {
+        let mut metrics = Metrics::new(step);
+        metrics.set(TRAIN_LOSS, 1.0 / (step + 1) as f64).set(TRAIN_GRAD_NORM, f64::NAN);
+        metrics
+    }
+
+    fn run(path: &Path, keep: Keep, steps: std::ops::RangeInclusive<u64>) {
+        let mut log = StepLog::open(path, keep).unwrap();
+        steps.for_each(|step| log.write(&line(step)).unwrap());
+        log.sync().unwrap();
+    }
+
+    #[test]
+    fn lines_are_objects_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        run(&path, Keep::Nothing, 0..=1);
+        let expected = "{\"step\":0,\"train/loss\":1.0,\"train/grad_norm\":null}\n\
+                        {\"step\":1,\"train/loss\":0.5,\"train/grad_norm\":null}\n";
+        assert_eq!(fs::read_to_string(&path).unwrap(), expected);
+        assert_eq!((line(1).get(TRAIN_LOSS), line(1).get(TRAIN_GRAD_NORM)), (Some(0.5), None));
+    }
+
+    #[test]
+    fn a_continued_file_equals_an_unbroken_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let (unbroken, killed) = (folder.path().join("a.jsonl"), folder.path().join("b.jsonl"));
+        run(&unbroken, Keep::Nothing, 0..=9);
+        // Killed in the middle of step 7's line, with its last checkpoint at step 4.
+        run(&killed, Keep::Nothing, 0..=6);
+        OpenOptions::new().append(true).open(&killed).unwrap().write_all(b"{\"step\":7,\"tr").unwrap();
+        run(&killed, Keep::UpTo(4), 5..=9);
+        assert_eq!(fs::read(&killed).unwrap(), fs::read(&unbroken).unwrap());
+        // Killed right after the checkpoint of step 9: nothing but the torn line goes.
+        OpenOptions::new().append(true).open(&killed).unwrap().write_all(b"{\"step\":10").unwrap();
+        run(&killed, Keep::UpTo(9), 10..=10);
+        assert!(fs::read_to_string(&killed).unwrap().ends_with("{\"step\":10,\"train/loss\":0.09090909090909091,\"train/grad_norm\":null}\n"));
+    }
+
+    #[test]
+    fn a_file_that_is_not_ours_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        fs::write(&path, "{\"step\":1}\nhello\n{\"step\":2}\n").unwrap();
+        let error = StepLog::open(&path, Keep::UpTo(1)).unwrap_err().to_string();
+        assert!(error.contains("metrics.jsonl:2: not a JSON object"), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 3);
+    }
+
+    #[test]
+    fn starting_over_empties_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        fs::write(&path, "anything").unwrap();
+        StepLog::open(&path, Keep::Nothing).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"");
+    }
+
+    #[test]
+    fn timing_is_told_from_training() {
+        assert!([TIME_STEP, MEMORY_PEAK_BYTES, ROLLOUT_TOKENS_PER_SECOND].into_iter().all(is_timing));
+        assert!(![OBJECTIVE_KL, ROLLOUT_LENGTH_MEAN, TRAIN_TOKENS].into_iter().any(is_timing));
+    }
+}

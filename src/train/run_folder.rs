@@ -1,0 +1,288 @@
+//! The folder of a run: where each stage leaves what, and who may write there.
+//!
+//! ```text
+//! runs/NAME/config.toml            the resolved configuration
+//! runs/NAME/STAGE/metrics.jsonl    one object a step
+//! runs/NAME/STAGE/samples.jsonl    completions of the evaluations
+//! runs/NAME/STAGE/checkpoints/     what a continued run starts from
+//! runs/NAME/STAGE/final/           the model, a Hugging Face folder
+//! runs/NAME/STAGE/done.json        written last: the stage is finished
+//! ```
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::durable::{self, on};
+use crate::config::Stage;
+
+const LOCK: &str = ".lock";
+
+/// What happens to what a former run left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// It is continued.
+    Continue,
+    /// It is set aside, and the run starts over.
+    SetAside,
+}
+
+/// Why a run's folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RunFolderError {
+    /// Another process writes there.
+    #[error("another process is using {}; wait for it to end, or choose another run.name", .0.display())]
+    InUse(PathBuf),
+    /// The file system refused; the error names what and where.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// A marker could not be read.
+    #[error("{}: {source}; remove the file to run the stage again", file.display())]
+    Done {
+        /// The marker.
+        file: PathBuf,
+        /// What does not fit.
+        source: serde_json::Error,
+    },
+}
+
+/// The folder of a run. While the value lives no other process gets it.
+#[derive(Debug)]
+pub struct RunFolder {
+    root: PathBuf,
+    /// The operating system lets go of the lock when the file is closed, also when the process is killed.
+    _lock: File,
+}
+
+/// The folder of one stage of a run.
+#[derive(Clone, Debug)]
+pub struct StageFolder {
+    root: PathBuf,
+}
+
+/// That a stage is finished, and what came of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Done {
+    /// Steps done in all.
+    pub steps: u64,
+    /// Numbers for the closing table, by name.
+    pub summary: Map<String, Value>,
+}
+
+impl RunFolder {
+    /// Takes the folder `root`, creating it if need be. With [`Existing::SetAside`] a former run moves to `NAME.old-1` (or
+    /// the next free number) beside it first.
+    ///
+    /// # Errors
+    /// [`RunFolderError::InUse`] if another process has it.
+    pub fn open(root: &Path, existing: Existing) -> Result<Self, RunFolderError> {
+        let held = Self::take(root)?;
+        if existing == Existing::Continue || is_empty(root)? {
+            return Ok(held);
+        }
+        // The lock moves away with the folder, so no other process can be writing what is set aside.
+        set_aside(root)?;
+        Self::take(root)
+    }
+
+    fn take(root: &Path) -> Result<Self, RunFolderError> {
+        fs::create_dir_all(root).map_err(on("create", root))?;
+        let path = root.join(LOCK);
+        let lock = File::create(&path).map_err(on("create", &path))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { root: root.into(), _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(RunFolderError::InUse(root.into())),
+            Err(TryLockError::Error(error)) => Err(on("lock", &path)(error).into()),
+        }
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where the resolved configuration lies.
+    pub fn config(&self) -> PathBuf {
+        self.root.join("config.toml")
+    }
+
+    /// Replaces the resolved configuration.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_config(&self, toml: &str) -> Result<(), RunFolderError> {
+        Ok(durable::write_atomic(&self.config(), toml.as_bytes())?)
+    }
+
+    /// The folder of `stage`, created if need be. With [`Existing::SetAside`] the stage's former work moves to
+    /// `STAGE.old-1` (or the next free number) first.
+    ///
+    /// # Errors
+    /// If it cannot be created or moved.
+    pub fn stage(&self, stage: Stage, existing: Existing) -> Result<StageFolder, RunFolderError> {
+        let root = self.root.join(stage.name());
+        if existing == Existing::SetAside && root.exists() {
+            set_aside(&root)?;
+        }
+        fs::create_dir_all(&root).map_err(on("create", &root))?;
+        durable::remove_leftovers(&root)?;
+        Ok(StageFolder { root })
+    }
+}
+
+impl StageFolder {
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
+    /// One object a step.
+    pub fn metrics(&self) -> PathBuf {
+        self.root.join("metrics.jsonl")
+    }
+
+    /// Completions of the evaluations.
+    pub fn samples(&self) -> PathBuf {
+        self.root.join("samples.jsonl")
+    }
+
+    /// What a continued stage starts from.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.root.join("checkpoints")
+    }
+
+    /// The model, a Hugging Face folder.
+    pub fn final_model(&self) -> PathBuf {
+        self.root.join("final")
+    }
+
+    /// Writes the final model: `fill` gets an empty folder, which takes its place only when it is complete.
+    ///
+    /// # Errors
+    /// What `fill` returns, or if the folder cannot be written.
+    pub fn write_final<T, E: From<io::Error>>(&self, fill: impl FnOnce(&Path) -> Result<T, E>) -> Result<T, E> {
+        durable::replace_folder(&self.final_model(), fill)
+    }
+
+    /// What came of the stage, if it is finished.
+    ///
+    /// # Errors
+    /// If the marker is there and cannot be read.
+    pub fn done(&self) -> Result<Option<Done>, RunFolderError> {
+        let file = self.marker();
+        match fs::read(&file) {
+            Ok(bytes) => match serde_json::from_slice(&bytes) {
+                Ok(done) => Ok(Some(done)),
+                Err(source) => Err(RunFolderError::Done { file, source }),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(on("read", &file)(error).into()),
+        }
+    }
+
+    /// Marks the stage finished. To be called when the final model is complete.
+    ///
+    /// # Errors
+    /// If the marker cannot be written.
+    pub fn mark_done(&self, done: &Done) -> Result<(), RunFolderError> {
+        let bytes = serde_json::to_vec_pretty(done).map_err(io::Error::from)?;
+        Ok(durable::write_atomic(&self.marker(), &bytes)?)
+    }
+
+    /// Marks the stage unfinished, so that it can go on: a later step was asked for.
+    ///
+    /// # Errors
+    /// If the marker cannot be removed.
+    pub fn unmark_done(&self) -> Result<(), RunFolderError> {
+        Ok(durable::remove(&self.marker())?)
+    }
+
+    fn marker(&self) -> PathBuf {
+        self.root.join("done.json")
+    }
+}
+
+/// Whether a run's folder holds nothing but its lock.
+fn is_empty(root: &Path) -> io::Result<bool> {
+    let mut names = fs::read_dir(root).map_err(on("read", root))?.flatten().map(|entry| entry.file_name());
+    Ok(names.all(|name| name == LOCK))
+}
+
+/// Renames `NAME` to the first free of `NAME.old-1`, `NAME.old-2`, …
+fn set_aside(folder: &Path) -> io::Result<PathBuf> {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let mut number = 1;
+    let free = loop {
+        let candidate = folder.with_file_name(format!("{name}.old-{number}"));
+        if !candidate.exists() {
+            break candidate;
+        }
+        number += 1;
+    };
+    fs::rename(folder, &free).map_err(on("set aside", folder))?;
+    Ok(free)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_process_at_a_time() {
+        let parent = tempfile::tempdir().unwrap();
+        let root = parent.path().join("trial");
+        let held = RunFolder::open(&root, Existing::Continue).unwrap();
+        for existing in [Existing::Continue, Existing::SetAside] {
+            let error = RunFolder::open(&root, existing).unwrap_err();
+            assert!(matches!(error, RunFolderError::InUse(_)), "{error}");
+        }
+        drop(held);
+        RunFolder::open(&root, Existing::Continue).unwrap();
+    }
+
+    #[test]
+    fn a_fresh_run_sets_the_old_one_aside() {
+        let parent = tempfile::tempdir().unwrap();
+        let root = parent.path().join("trial");
+        for text in ["one", "two", "three"] {
+            let folder = RunFolder::open(&root, Existing::SetAside).unwrap();
+            assert!(!folder.config().exists());
+            folder.write_config(text).unwrap();
+        }
+        let read = |name: &str| fs::read_to_string(parent.path().join(name).join("config.toml")).unwrap();
+        assert_eq!([read("trial.old-1"), read("trial.old-2"), read("trial")], ["one", "two", "three"]);
+    }
+
+    #[test]
+    fn a_fresh_stage_leaves_the_others() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = RunFolder::open(&parent.path().join("trial"), Existing::Continue).unwrap();
+        for stage in [Stage::Sft, Stage::Ppo] {
+            let stage = folder.stage(stage, Existing::Continue).unwrap();
+            fs::write(stage.metrics(), "{}").unwrap();
+        }
+        let fresh = folder.stage(Stage::Ppo, Existing::SetAside).unwrap();
+        assert!(!fresh.metrics().exists());
+        assert!(folder.path().join("ppo.old-1/metrics.jsonl").exists());
+        assert!(folder.path().join("sft/metrics.jsonl").exists());
+    }
+
+    #[test]
+    fn a_stage_is_done_when_marked() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = RunFolder::open(parent.path(), Existing::Continue).unwrap();
+        let stage = folder.stage(Stage::Sft, Existing::Continue).unwrap();
+        assert_eq!(stage.done().unwrap(), None);
+        let summary = Map::from_iter([("eval/loss".to_string(), Value::from(4.09))]);
+        let done = Done { steps: 120, summary };
+        stage.mark_done(&done).unwrap();
+        assert_eq!(stage.done().unwrap(), Some(done));
+        fs::write(stage.marker(), "{").unwrap();
+        assert!(stage.done().unwrap_err().to_string().contains("done.json"));
+        stage.unmark_done().unwrap();
+        assert_eq!(stage.done().unwrap(), None);
+    }
+}

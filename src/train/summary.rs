@@ -1,0 +1,104 @@
+//! The table that closes a stage or a run: what was learned (before → after) and where it lies.
+
+use std::fmt;
+use std::path::Path;
+
+use comfy_table::style::presets;
+use comfy_table::{CellAlignment, ContentArrangement, Table};
+
+/// A mean, with its standard error where there is one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Estimate {
+    /// The mean.
+    pub mean: f64,
+    /// Its standard error; none of a number that is not an average.
+    pub standard_error: Option<f64>,
+}
+
+impl From<f64> for Estimate {
+    fn from(mean: f64) -> Self {
+        Self { mean, standard_error: None }
+    }
+}
+
+impl fmt::Display for Estimate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.standard_error {
+            Some(error) => write!(f, "{:.3} ± {error:.3}", self.mean),
+            None => write!(f, "{:.3}", self.mean),
+        }
+    }
+}
+
+/// Rows of before and after, then paths.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    title: String,
+    rows: Vec<[String; 3]>,
+    paths: Vec<[String; 2]>,
+}
+
+impl Summary {
+    /// An empty summary.
+    pub fn new(title: &str) -> Self {
+        Self { title: title.into(), ..Self::default() }
+    }
+
+    /// Adds a measure that was taken before and after.
+    pub fn row(&mut self, name: &str, before: impl Into<Estimate>, after: impl Into<Estimate>) -> &mut Self {
+        self.text(name, &before.into().to_string(), &after.into().to_string())
+    }
+
+    /// Adds a measure that only the end has.
+    pub fn result(&mut self, name: &str, after: impl Into<Estimate>) -> &mut Self {
+        self.text(name, "", &after.into().to_string())
+    }
+
+    /// Adds a row as it is to be printed.
+    pub fn text(&mut self, name: &str, before: &str, after: &str) -> &mut Self {
+        self.rows.push([name, before, after].map(String::from));
+        self
+    }
+
+    /// Adds where something lies.
+    pub fn path(&mut self, name: &str, path: &Path) -> &mut Self {
+        self.paths.push([name.into(), path.display().to_string()]);
+        self
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut table = Table::new();
+        // Lines must not depend on the width of the terminal: they are read by programs and compared between runs.
+        table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
+        table.set_header([self.title.as_str(), "before", "after"]);
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        self.rows.iter().for_each(|row| {
+            table.add_row(row);
+        });
+        write!(f, "{table}")?;
+        self.paths.iter().try_for_each(|[name, path]| write!(f, "\n  {name}: {path}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_and_paths_are_shown() {
+        let mut summary = Summary::new("ppo");
+        let before = Estimate { mean: 0.07, standard_error: Some(0.07) };
+        let after = Estimate { mean: 1.7, standard_error: Some(0.068) };
+        summary.row("reward model", before, after).result("iterations", 37.0);
+        summary.path("model", Path::new("runs/trial/ppo/final"));
+        let shown = summary.to_string();
+        let row = shown.lines().find(|line| line.contains("reward model")).unwrap();
+        let cells: Vec<&str> = row.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect();
+        assert_eq!(cells, ["reward model", "0.070 ± 0.070", "1.700 ± 0.068"]);
+        assert!(shown.ends_with("\n  model: runs/trial/ppo/final"), "{shown}");
+    }
+}

@@ -1,0 +1,307 @@
+//! The formulas of `rlhf` against PyTorch: every entry of `golden/algorithms.json`.
+//!
+//! `golden/make_fixtures.py` made the numbers in `f64` (library versions in `golden/versions.json`). We
+//! compute in `f64` too, so the tolerance covers only the order of sums.
+
+use candle_core::{Device, Tensor, Var};
+use collimate::rlhf::advantage::gae::{Gae, GaeConfig, gae};
+use collimate::rlhf::advantage::{group, reinforce};
+use collimate::rlhf::preference::{
+    DirectObjective, ReferenceLogProbs, bradley_terry, direct_preference,
+};
+use collimate::rlhf::reward::token_rewards;
+use collimate::rlhf::stats::whiten;
+use collimate::rlhf::{
+    AdaptiveKl, KlController, KlEstimator, LossAggregation, Mean, PolicyLossConfig, Rows, Totals,
+    ValueLossConfig, policy_loss, value_loss,
+};
+use serde_json::Value;
+
+const TOLERANCE: f64 = 1e-9;
+
+/// The golden file, whose padded `[B, T]` arrays are read as ragged ones.
+struct Golden {
+    json: Value,
+    valid: Vec<Vec<f64>>, // B × T
+    offsets: Vec<usize>,  // B + 1
+}
+
+impl Golden {
+    fn load() -> Self {
+        let json: Value = serde_json::from_str(include_str!("golden/algorithms.json")).unwrap();
+        let valid: Vec<Vec<f64>> = serde_json::from_value(json["valid"].clone()).unwrap();
+        let mut offsets = vec![0];
+        offsets.extend(valid.iter().scan(0, |end, row| {
+            *end += row.iter().sum::<f64>() as usize;
+            Some(*end)
+        }));
+        Self {
+            json,
+            valid,
+            offsets,
+        }
+    }
+
+    fn rows(&self) -> Rows<'_> {
+        Rows::new(&self.offsets).unwrap()
+    }
+
+    fn at(&self, pointer: &str) -> &Value {
+        self.json
+            .pointer(pointer)
+            .unwrap_or_else(|| panic!("{pointer} is missing"))
+    }
+
+    fn number(&self, pointer: &str) -> f64 {
+        self.at(pointer).as_f64().unwrap()
+    }
+
+    fn list(&self, pointer: &str) -> Vec<f64> {
+        serde_json::from_value(self.at(pointer).clone()).unwrap()
+    }
+
+    fn matrix(&self, pointer: &str) -> Vec<Vec<f64>> {
+        serde_json::from_value(self.at(pointer).clone()).unwrap()
+    }
+
+    /// The valid elements of a `[B, T]` array, joined: `[n]`.
+    fn tokens(&self, pointer: &str) -> Vec<f64> {
+        let padded = self.matrix(pointer).concat().into_iter();
+        padded
+            .zip(self.valid.concat())
+            .filter(|&(_, valid)| valid == 1.0)
+            .map(|(value, _)| value)
+            .collect()
+    }
+
+    fn token_mean(&self) -> Vec<f64> {
+        LossAggregation::Token
+            .weights(self.rows(), Totals::of(self.rows()))
+            .unwrap()
+    }
+
+    fn var(&self, pointer: &str) -> Var {
+        let values = if self.at(pointer)[0].is_array() {
+            self.tokens(pointer)
+        } else {
+            self.list(pointer)
+        };
+        Var::new(values, &Device::Cpu).unwrap()
+    }
+
+    #[track_caller]
+    fn check_number(&self, found: f64, pointer: &str) {
+        let expected = self.number(pointer);
+        assert!(
+            (found - expected).abs() <= TOLERANCE,
+            "{pointer}: found {found}, expected {expected}"
+        );
+    }
+
+    #[track_caller]
+    fn check_tokens(&self, found: &[f64], pointer: &str) {
+        check(found, &self.tokens(pointer), pointer);
+    }
+
+    #[track_caller]
+    fn check_list(&self, found: &[f64], pointer: &str) {
+        check(found, &self.list(pointer), pointer);
+    }
+}
+
+#[track_caller]
+fn check(found: &[f64], expected: &[f64], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}: length");
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert!(
+            (found - expected).abs() <= TOLERANCE,
+            "{what}[{i}]: found {found}, expected {expected}"
+        );
+    }
+}
+
+fn gradient(loss: &Tensor, of: &Var) -> Vec<f64> {
+    loss.backward()
+        .unwrap()
+        .get(of)
+        .expect("no gradient")
+        .to_vec1()
+        .unwrap()
+}
+
+#[test]
+fn kl_estimators() {
+    let golden = Golden::load();
+    let (policy, reference) = (golden.tokens("/logp_old"), golden.tokens("/logp_ref"));
+    for (estimator, pointer) in [
+        (KlEstimator::K1, "/kl/k1"),
+        (KlEstimator::K2, "/kl/k2"),
+        (KlEstimator::K3, "/kl/k3"),
+    ] {
+        golden.check_tokens(&estimator.per_token(&policy, &reference).unwrap(), pointer);
+    }
+}
+
+#[test]
+fn token_rewards_from_kl_and_score() {
+    let golden = Golden::load();
+    let (kl, beta) = (golden.tokens("/kl/k1"), golden.number("/rewards/beta"));
+    let rewards = token_rewards(&golden.list("/score"), &kl, beta, golden.rows()).unwrap();
+    golden.check_tokens(&rewards, "/rewards/rewards");
+}
+
+#[test]
+fn generalised_advantages_and_whitening() {
+    let golden = Golden::load();
+    let config = GaeConfig {
+        gamma: golden.number("/gae/gamma"),
+        lam: golden.number("/gae/lam"),
+    };
+    let rewards = golden.tokens("/rewards/rewards");
+    let Gae {
+        advantages,
+        returns,
+    } = gae(
+        &rewards,
+        &golden.tokens("/value_old"),
+        golden.rows(),
+        config,
+    )
+    .unwrap();
+    golden.check_tokens(&advantages, "/gae/advantages");
+    golden.check_tokens(&returns, "/gae/returns");
+    golden.check_tokens(&whiten(&advantages, Mean::Remove), "/whiten/advantages");
+    golden.check_tokens(&whiten(&rewards, Mean::Keep), "/whiten/rewards_keep_mean");
+}
+
+#[test]
+fn policy_losses_and_gradients() {
+    let golden = Golden::load();
+    for name in ["symmetric", "clip_higher", "dual_clip"] {
+        let entry = |key: &str| format!("/policy_loss_{name}/{key}");
+        let config = PolicyLossConfig {
+            cliprange_low: golden.number(&entry("lo")),
+            cliprange_high: golden.number(&entry("hi")),
+            dual_clip: golden.at(&entry("dual")).as_f64(),
+        };
+        let (new, old) = (golden.var("/logp_new"), golden.tokens("/logp_old"));
+        let advantages = golden.tokens("/whiten/advantages");
+        let result = policy_loss(&new, &old, &advantages, &golden.token_mean(), &config).unwrap();
+        golden.check_number(result.value, &entry("loss"));
+        golden.check_number(result.loss.to_scalar().unwrap(), &entry("loss"));
+        golden.check_tokens(&gradient(&result.loss, &new), &entry("grad_logp_new"));
+        golden.check_number(result.stats.clip_fraction(), &entry("clip_fraction"));
+        golden.check_number(result.stats.ratio.approx_kl(), &entry("approx_kl"));
+    }
+}
+
+#[test]
+fn value_loss_and_gradient() {
+    let golden = Golden::load();
+    let new = golden.var("/value_new");
+    let (old, returns) = (golden.tokens("/value_old"), golden.tokens("/gae/returns"));
+    let config = ValueLossConfig {
+        cliprange_value: Some(golden.number("/value_loss/clip")),
+    };
+    let result = value_loss(&new, &old, &returns, &golden.token_mean(), &config).unwrap();
+    golden.check_number(result.value, "/value_loss/loss");
+    golden.check_number(result.loss.to_scalar().unwrap(), "/value_loss/loss");
+    golden.check_tokens(&gradient(&result.loss, &new), "/value_loss/grad_value_new");
+}
+
+#[test]
+fn group_advantages() {
+    let golden = Golden::load();
+    let groups = golden.matrix("/groups/score");
+    let (scores, group_size) = (groups.concat(), groups[0].len());
+    for (found, name) in [
+        (group::grpo(&scores, group_size), "grpo"),
+        (group::dr_grpo(&scores, group_size), "dr_grpo"),
+        (group::rloo(&scores, group_size), "rloo"),
+    ] {
+        let pointer = format!("/groups/{name}/advantages");
+        check(&found.unwrap(), &golden.matrix(&pointer).concat(), &pointer);
+    }
+}
+
+#[test]
+fn reinforce_plus_plus_advantages() {
+    let golden = Golden::load();
+    let rewards = golden.tokens("/rewards/rewards");
+    let advantages = reinforce::reinforce_plus_plus(&rewards, golden.rows(), 1.0).unwrap();
+    golden.check_tokens(&advantages, "/reinforce_pp/advantages");
+}
+
+#[test]
+fn bradley_terry_with_margin_and_centring() {
+    let golden = Golden::load();
+    let (chosen, rejected) = (
+        golden.var("/bradley_terry/chosen"),
+        golden.var("/bradley_terry/rejected"),
+    );
+    let margins = golden.list("/bradley_terry/margin");
+    // The coefficient of the centring term stands in the entry's formula.
+    let result = bradley_terry(&chosen, &rejected, Some(&margins), 0.01, margins.len()).unwrap();
+    golden.check_number(result.ranking, "/bradley_terry/loss");
+    golden.check_number(result.centering, "/bradley_terry/centering");
+    golden.check_list(
+        &gradient(&result.loss, &chosen),
+        "/bradley_terry/grad_chosen",
+    );
+    golden.check_list(
+        &gradient(&result.loss, &rejected),
+        "/bradley_terry/grad_rejected",
+    );
+}
+
+#[test]
+fn direct_preference_objectives() {
+    let golden = Golden::load();
+    let (chosen, rejected) = (
+        golden.var("/dpo/policy_chosen"),
+        golden.var("/dpo/policy_rejected"),
+    );
+    let (ref_chosen, ref_rejected) = (
+        golden.list("/dpo/ref_chosen"),
+        golden.list("/dpo/ref_rejected"),
+    );
+    let reference = ReferenceLogProbs {
+        chosen: &ref_chosen,
+        rejected: &ref_rejected,
+    };
+    let (beta, pairs) = (golden.number("/dpo/beta"), ref_chosen.len());
+    for (objective, name) in [
+        (DirectObjective::Sigmoid, "dpo"),
+        (DirectObjective::Ipo, "ipo"),
+    ] {
+        let result =
+            direct_preference(&chosen, &rejected, reference, objective, beta, pairs).unwrap();
+        golden.check_number(result.value, &format!("/dpo/{name}"));
+        golden.check_list(
+            &gradient(&result.loss, &chosen),
+            &format!("/dpo/{name}_grad_policy_chosen"),
+        );
+        golden.check_list(
+            &gradient(&result.loss, &rejected),
+            &format!("/dpo/{name}_grad_policy_rejected"),
+        );
+    }
+}
+
+#[test]
+fn adaptive_kl_coefficients() {
+    let golden = Golden::load();
+    let setting = |key: &str| golden.number(&format!("/adaptive_kl/{key}"));
+    let adaptive =
+        AdaptiveKl::new(setting("beta0"), setting("target"), setting("horizon")).unwrap();
+    let mut controller = KlController::Adaptive(adaptive);
+    let coefs: Vec<f64> = golden
+        .list("/adaptive_kl/kl")
+        .into_iter()
+        .map(|kl| {
+            controller.update(kl, setting("n") as usize);
+            controller.coef()
+        })
+        .collect();
+    golden.check_list(&coefs, "/adaptive_kl/beta");
+}

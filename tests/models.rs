@@ -1,0 +1,11 @@
+//! Models against golden numbers made with PyTorch and transformers (`tests/golden/make_fixtures.py`), and the generator against the
+//! training forward.
+
+#[path = "models/golden.rs"]
+mod golden;
+#[path = "models/gradients.rs"]
+mod gradients;
+#[path = "models/rollouts.rs"]
+mod rollouts;
+#[path = "models/support.rs"]
+mod support;
