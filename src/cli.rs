@@ -11,8 +11,9 @@ use crate::train::run_folder::Existing;
 
 /// Align language models: pretrain, sft, reward and ppo in one binary.
 ///
-/// A run is one TOML file with a table for each stage. `collimate run` works through them; a run that was interrupted
-/// goes on from its last checkpoint when the same command is given again, and ends in the same bits.
+/// A run is one TOML file with a table for each stage. `collimate run` works through them; a run
+/// that was interrupted goes on from its last checkpoint when the same command is given again, and
+/// ends in the same bits.
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXAMPLES, arg_required_else_help = true)]
 pub struct Cli {
@@ -34,58 +35,76 @@ Exit codes: 0 done, 1 failed (the message says what to mend), 2 wrong usage, 130
 pub enum Command {
     /// Run all stages that CONFIG has, in order
     ///
-    /// Finished stages are skipped and an interrupted one continues from its newest checkpoint. What each stage leaves
-    /// lies in RUN/STAGE/: metrics.jsonl, samples.jsonl, checkpoints/ and final/, a Hugging Face folder.
-    #[command(after_help = "Example:\n  collimate run configs/quickstart.toml --set run.seed=1 --set run.name=seed-1")]
+    /// Finished stages are skipped and an interrupted one continues from its newest checkpoint.
+    /// What each stage leaves lies in RUN/STAGE/: metrics.jsonl, samples.jsonl, checkpoints/ and
+    /// final/, a Hugging Face folder.
+    #[command(
+        after_help = "Example:\n  collimate run configs/quickstart.toml --set run.seed=1 --set run.name=seed-1"
+    )]
     Run(ConfigArgs),
 
     /// Train a language model on plain text, from scratch or from a folder
     ///
-    /// Needs [pretrain] with `data`. Without a tokenizer a byte-level BPE is trained on that text first.
-    #[command(after_help = "Example:\n  collimate pretrain configs/quickstart.toml --set pretrain.max_steps=100")]
+    /// Needs [pretrain] with `data`. Without a tokenizer a byte-level BPE is trained on that text
+    /// first.
+    #[command(
+        after_help = "Example:\n  collimate pretrain configs/quickstart.toml --set pretrain.max_steps=100"
+    )]
     Pretrain(ConfigArgs),
 
     /// Fine-tune on answers: prompt and completion, or chats
     ///
-    /// Needs [sft] with `data`. The loss counts answers only, and rows are packed without seeing one another.
-    #[command(after_help = "Example:\n  collimate sft configs/quickstart.toml --set sft.learning_rate=1e-4")]
+    /// Needs [sft] with `data`. The loss counts answers only, and rows are packed without seeing
+    /// one another.
+    #[command(
+        after_help = "Example:\n  collimate sft configs/quickstart.toml --set sft.learning_rate=1e-4"
+    )]
     Sft(ConfigArgs),
 
     /// Train the reward model on pairs of a better and a worse answer
     ///
     /// Needs [reward] with `data`. Reports accuracy, margin and calibration on held-out pairs.
-    #[command(after_help = "Example:\n  collimate reward configs/quickstart.toml --set reward.eval_fraction=0.1")]
+    #[command(
+        after_help = "Example:\n  collimate reward configs/quickstart.toml --set reward.eval_fraction=0.1"
+    )]
     Reward(ConfigArgs),
 
     /// Train the judge: a second reward model that PPO never sees
     ///
-    /// Needs [judge], whose keys are those of [reward]. Give it other pairs: where reward rises and judge falls, the
-    /// policy has learnt the reward model's weaknesses.
+    /// Needs [judge], whose keys are those of [reward]. Give it other pairs: where reward rises and
+    /// judge falls, the policy has learnt the reward model's weaknesses.
     #[command(after_help = "Example:\n  collimate judge configs/quickstart.toml")]
     Judge(ConfigArgs),
 
     /// Tune the policy on the reward model's scores by PPO
     ///
-    /// Needs [ppo] with `prompts`, and a reward model (from [reward], or `reward_model`). A step is an iteration: sample,
-    /// score, update.
-    #[command(after_help = "Example:\n  collimate ppo configs/quickstart.toml --set ppo.kl_coef=0.1 --fresh")]
+    /// Needs [ppo] with `prompts`, and a reward model (from [reward], or `reward_model`). A step is
+    /// an iteration: sample, score, update.
+    #[command(
+        after_help = "Example:\n  collimate ppo configs/quickstart.toml --set ppo.kl_coef=0.1 --fresh"
+    )]
     Ppo(ConfigArgs),
 
     /// Complete the prompts of a file
     ///
-    /// Reads a JSON object a line: {"prompt": text}, {"messages": [...]} or {"prompt_ids": [...]}, each with its own
-    /// "max_new_tokens" if it likes. Writes one object per completion, in the order of the input: index, sample,
-    /// prompt_ids, completion_ids, completion, logprobs and finish_reason (stop or length).
-    #[command(after_help = "Example:\n  collimate generate --model runs/quickstart/ppo/final --prompts prompts.jsonl \\\n      \
-                            --out completions.jsonl --n 4 --temperature 0.8 --top-p 0.95")]
+    /// Reads a JSON object a line: {"prompt": text}, {"messages": [...]} or {"prompt_ids": [...]},
+    /// each with its own "max_new_tokens" if it likes. Writes one object per completion, in the
+    /// order of the input: index, sample, prompt_ids, completion_ids, completion, logprobs and
+    /// finish_reason (stop or length).
+    #[command(
+        after_help = "Example:\n  collimate generate --model runs/quickstart/ppo/final --prompts prompts.jsonl \\\n      \
+                            --out completions.jsonl --n 4 --temperature 0.8 --top-p 0.95"
+    )]
     Generate(GenerateArgs),
 
     /// Score the texts of a file with a reward model, or their tokens with a language model
     ///
-    /// Reads a JSON object a line: {"ids": [...]}, {"prompt": text, "completion": text} or {"messages": [...]}. A reward
-    /// model writes index and score; a language model index, ids, logprobs (of each token given those before it) and
-    /// entropy.
-    #[command(after_help = "Example:\n  collimate score --model runs/quickstart/reward/final --data pairs.jsonl --out scores.jsonl")]
+    /// Reads a JSON object a line: {"ids": [...]}, {"prompt": text, "completion": text} or
+    /// {"messages": [...]}. A reward model writes index and score; a language model index, ids,
+    /// logprobs (of each token given those before it) and entropy.
+    #[command(
+        after_help = "Example:\n  collimate score --model runs/quickstart/reward/final --data pairs.jsonl --out scores.jsonl"
+    )]
     Score(ScoreArgs),
 }
 
@@ -123,7 +142,11 @@ pub struct ConfigArgs {
 impl ConfigArgs {
     /// What happens to what a former run left.
     pub fn existing(&self) -> Existing {
-        if self.fresh { Existing::SetAside } else { Existing::Continue }
+        if self.fresh {
+            Existing::SetAside
+        } else {
+            Existing::Continue
+        }
     }
 }
 
@@ -169,7 +192,12 @@ pub struct GenerateArgs {
     pub max_new_tokens: usize,
 
     /// Divides the logits: below 1 surer, above 1 more varied
-    #[arg(long, value_name = "T", default_value = "1.0", conflicts_with = "greedy")]
+    #[arg(
+        long,
+        value_name = "T",
+        default_value = "1.0",
+        conflicts_with = "greedy"
+    )]
     temperature: f64,
 
     /// Draw among the K likeliest tokens only; 0 does not cut
@@ -177,11 +205,21 @@ pub struct GenerateArgs {
     top_k: usize,
 
     /// Draw among the likeliest tokens that together reach probability P; 1 does not cut
-    #[arg(long, value_name = "P", default_value = "1.0", conflicts_with = "greedy")]
+    #[arg(
+        long,
+        value_name = "P",
+        default_value = "1.0",
+        conflicts_with = "greedy"
+    )]
     top_p: f64,
 
     /// Draw among tokens at least P times as probable as the likeliest; 0 does not cut
-    #[arg(long, value_name = "P", default_value = "0.0", conflicts_with = "greedy")]
+    #[arg(
+        long,
+        value_name = "P",
+        default_value = "0.0",
+        conflicts_with = "greedy"
+    )]
     min_p: f64,
 
     /// A text that ends a completion; may be given several times
@@ -232,12 +270,20 @@ impl GenerateArgs {
 
     /// How the next token is chosen.
     pub fn decoding(&self) -> Decoding {
-        if self.greedy { Decoding::Greedy } else { Decoding::Sample }
+        if self.greedy {
+            Decoding::Greedy
+        } else {
+            Decoding::Sample
+        }
     }
 
     /// What stop tokens do.
     pub fn stop_tokens(&self) -> StopTokens {
-        if self.ignore_eos { StopTokens::Ignore } else { StopTokens::End }
+        if self.ignore_eos {
+            StopTokens::Ignore
+        } else {
+            StopTokens::End
+        }
     }
 }
 
@@ -274,64 +320,4 @@ fn positive(text: &str) -> Result<usize, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory;
-    use clap::error::ErrorKind;
-
-    fn generate(flags: &[&str]) -> Result<GenerateArgs, clap::Error> {
-        let required = ["collimate", "generate", "--model", "m", "--prompts", "p", "--out", "o"];
-        match Cli::try_parse_from(required.iter().chain(flags))?.command {
-            Command::Generate(args) => Ok(args),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn the_definition_is_consistent() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn every_command_has_an_example() {
-        for command in Cli::command().get_subcommands() {
-            let example = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-            let call = format!("collimate {}", command.get_name());
-            assert!(example.contains(&call), "{} teaches by no example", command.get_name());
-        }
-    }
-
-    #[test]
-    fn stages_read_overrides_and_fresh() {
-        let line = ["collimate", "ppo", "c.toml", "--set", "ppo.kl_coef=0.1", "--set", "run.name=x", "--fresh"];
-        let cli = Cli::try_parse_from(line).unwrap();
-        assert_eq!(cli.command.stage(), Some(Stage::Ppo));
-        let Command::Ppo(args) = cli.command else { panic!() };
-        assert_eq!((args.overrides.len(), args.existing()), (2, Existing::SetAside));
-        let error = Cli::try_parse_from(["collimate", "ppo", "c.toml", "--set", "kl=1"]).unwrap_err();
-        assert_eq!(error.exit_code(), 2);
-        assert!(error.to_string().contains("expected TABLE.KEY=VALUE"), "{error}");
-    }
-
-    #[test]
-    fn generate_has_the_flags_of_the_contract() {
-        let flags = [
-            "--n", "2", "--max-new-tokens", "9", "--temperature", "0.5", "--top-k", "3", "--top-p", "0.9", "--min-p", "0.1",
-            "--stop", "a", "--stop", "b", "--ignore-eos", "--seed", "7", "--batch", "4", "--device", "cuda:0",
-        ];
-        let args = generate(&flags).unwrap();
-        let generation = args.generation().unwrap();
-        assert_eq!((generation.temperature, generation.top_k, generation.stop.len()), (0.5, 3, 2));
-        assert_eq!((args.decoding(), args.stop_tokens()), (Decoding::Sample, StopTokens::Ignore));
-        assert_eq!((args.num_samples, args.seed, args.device), (2, 7, Device::Cuda(0)));
-        assert_eq!(generate(&["--greedy"]).unwrap().decoding(), Decoding::Greedy);
-    }
-
-    #[test]
-    fn values_out_of_range_name_the_flag() {
-        let error = generate(&["--top-p", "1.5"]).unwrap().generation().unwrap_err();
-        assert_eq!(error.to_string(), "--top-p = 1.5 (command line): must be above 0 and at most 1; 1.0 does not cut");
-        assert_eq!(generate(&["--n", "0"]).unwrap_err().kind(), ErrorKind::ValueValidation);
-        assert_eq!(generate(&["--greedy", "--top-k", "3"]).unwrap_err().kind(), ErrorKind::ArgumentConflict);
-    }
-}
+mod tests;

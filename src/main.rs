@@ -8,7 +8,8 @@ use collimate::config::{Config, Document, Stage};
 use collimate::train::signal::{EXIT_STOPPED, Outcome};
 use collimate::{commands, stages};
 
-/// glibc gives large blocks back to the kernel and faults them in again; training allocates them all the time.
+/// glibc gives large blocks back to the kernel and faults them in again; training allocates them
+/// all the time.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -51,7 +52,10 @@ fn load(args: &ConfigArgs, only: Option<Stage>) -> anyhow::Result<Config> {
     let config = Config::resolve(&document)?;
     match only {
         Some(stage) if !config.has(stage) => {
-            anyhow::bail!("{} has no [{stage}] table; add one with its keys", args.config.display())
+            anyhow::bail!(
+                "{} has no [{stage}] table; add one with its keys",
+                args.config.display()
+            )
         }
         Some(stage) => config.check_files(&document, &[stage])?,
         None => config.check_files(&document, &config.stages())?,
@@ -61,5 +65,8 @@ fn load(args: &ConfigArgs, only: Option<Stage>) -> anyhow::Result<Config> {
 
 fn report(error: &anyhow::Error) {
     eprintln!("error: {error}");
-    error.chain().skip(1).for_each(|cause| eprintln!("  caused by: {cause}"));
+    error
+        .chain()
+        .skip(1)
+        .for_each(|cause| eprintln!("  caused by: {cause}"));
 }

@@ -1,6 +1,7 @@
 //! Collecting what is wrong with the values of a configuration.
 //!
-//! Checks do not stop at the first problem: each notes what it finds, and [`Checker::finish`] reports all at once.
+//! Checks do not stop at the first problem: each notes what it finds, and [`Checker::finish`]
+//! reports all at once.
 
 use std::fmt::Display;
 use std::path::Path;
@@ -22,17 +23,26 @@ pub struct Checker<'a> {
 impl<'a> Checker<'a> {
     /// A checker for the values of `document`.
     pub fn new(document: &'a Document) -> Self {
-        Self { document: Some(document), problems: Vec::new() }
+        Self {
+            document: Some(document),
+            problems: Vec::new(),
+        }
     }
 
     /// A checker for values given as flags: keys are named `--top-p`.
     pub fn flags() -> Self {
-        Self { document: None, problems: Vec::new() }
+        Self {
+            document: None,
+            problems: Vec::new(),
+        }
     }
 
     /// Names one table, for checks of its keys.
     pub fn table<'b>(&'b mut self, name: &'b str) -> Keys<'b, 'a> {
-        Keys { checker: self, table: name }
+        Keys {
+            checker: self,
+            table: name,
+        }
     }
 
     /// Ends the checks.
@@ -51,40 +61,75 @@ impl<'a> Checker<'a> {
         let message = match (value.is_table(), names::nearest(name, names::tables())) {
             (true, Some(near)) => format!("unknown table; did you mean [{near}]?"),
             (true, None) => format!("unknown table; known are {}", listed(names::tables())),
-            (false, _) => "stands outside any table; put it under the table it belongs to, such as [run]".into(),
+            (false, _) => {
+                "stands outside any table; put it under the table it belongs to, such as [run]"
+                    .into()
+            }
         };
-        let place = self.document.map_or(Place::Flag, |document| document.table_place(name));
-        let key = if value.is_table() { format!("[{name}]") } else { name.into() };
-        self.problems.push(Problem { key, value: None, place, message });
+        let place = self
+            .document
+            .map_or(Place::Flag, |document| document.table_place(name));
+        let key = if value.is_table() {
+            format!("[{name}]")
+        } else {
+            name.into()
+        };
+        self.problems.push(Problem {
+            key,
+            value: None,
+            place,
+            message,
+        });
     }
 
     /// Notes something named like a table that is a plain value.
     pub(super) fn not_a_table(&mut self, name: &str) {
-        let place = self.document.map_or(Place::Flag, |document| document.table_place(name));
-        let message = format!("must be a table; write [{name}] on a line of its own and its keys below");
-        self.problems.push(Problem { key: name.into(), value: None, place, message });
+        let place = self
+            .document
+            .map_or(Place::Flag, |document| document.table_place(name));
+        let message =
+            format!("must be a table; write [{name}] on a line of its own and its keys below");
+        self.problems.push(Problem {
+            key: name.into(),
+            value: None,
+            place,
+            message,
+        });
     }
 
     /// Notes that there is nothing to do.
     pub(super) fn no_stage(&mut self) {
-        let message = "has no stage; add at least one of [pretrain], [sft], [reward], [judge], [ppo]".into();
-        let place = self.document.map_or(Place::Flag, |document| document.table_place(""));
-        self.problems.push(Problem { key: "the configuration".into(), value: None, place, message });
+        let message =
+            "has no stage; add at least one of [pretrain], [sft], [reward], [judge], [ppo]".into();
+        let place = self
+            .document
+            .map_or(Place::Flag, |document| document.table_place(""));
+        self.problems.push(Problem {
+            key: "the configuration".into(),
+            value: None,
+            place,
+            message,
+        });
     }
 
     /// Notes a key that `table` does not have.
     pub(super) fn unknown_key(&mut self, table: &str, key: &str, known: &[String]) {
-        let meant = names::alias(key, known).or_else(|| names::nearest(key, known.iter().map(String::as_str)));
+        let meant = names::alias(key, known)
+            .or_else(|| names::nearest(key, known.iter().map(String::as_str)));
         let message = match meant {
             Some(near) => format!("unknown key; did you mean `{near}`?"),
-            None => format!("unknown key; [{table}] has {}", listed(known.iter().map(String::as_str))),
+            None => format!(
+                "unknown key; [{table}] has {}",
+                listed(known.iter().map(String::as_str))
+            ),
         };
         self.table(table).note(key, None, message);
     }
 
     /// Notes a value whose type, or whose word, the key does not take.
     pub(super) fn wrong_type(&mut self, table: &str, key: &str, value: &Value, serde: &str) {
-        self.table(table).note(key, Some(value.to_string()), in_plain_words(serde));
+        self.table(table)
+            .note(key, Some(value.to_string()), in_plain_words(serde));
     }
 }
 
@@ -121,7 +166,11 @@ impl Keys<'_, '_> {
     /// `value` must lie between `low` and `high`, both allowed; NaN does not.
     pub fn between(&mut self, key: &str, value: f64, low: f64, high: f64, mend: &str) {
         if !(low..=high).contains(&value) {
-            self.wrong(key, value, format!("must lie between {low} and {high}; {mend}"));
+            self.wrong(
+                key,
+                value,
+                format!("must lie between {low} and {high}; {mend}"),
+            );
         }
     }
 
@@ -151,12 +200,21 @@ impl Keys<'_, '_> {
     fn note(&mut self, key: &str, value: Option<String>, message: String) {
         let (name, place) = match self.checker.document {
             None => (format!("--{}", key.replace('_', "-")), Place::Flag),
-            Some(document) if value.is_none() && !document.typed(self.table, key) => {
-                (format!("{}.{key}", self.table), document.table_place(self.table))
-            }
-            Some(document) => (format!("{}.{key}", self.table), document.place(self.table, key)),
+            Some(document) if value.is_none() && !document.typed(self.table, key) => (
+                format!("{}.{key}", self.table),
+                document.table_place(self.table),
+            ),
+            Some(document) => (
+                format!("{}.{key}", self.table),
+                document.place(self.table, key),
+            ),
         };
-        self.checker.problems.push(Problem { key: name, value, place, message });
+        self.checker.problems.push(Problem {
+            key: name,
+            value,
+            place,
+            message,
+        });
     }
 }
 
@@ -172,10 +230,15 @@ fn in_plain_words(serde: &str) -> String {
         ("expected u32", "expected a whole number, zero or larger"),
         ("expected f64", "expected a number"),
         ("expected a boolean", "expected true or false"),
-        ("expected a sequence", "expected a list, such as [\"a\", \"b\"]"),
+        (
+            "expected a sequence",
+            "expected a list, such as [\"a\", \"b\"]",
+        ),
         ("unknown variant", "unknown word"),
         ("path string", "a path in quotes"),
     ];
     let line = serde.lines().next().unwrap_or_default();
-    types.iter().fold(line.to_string(), |text, (rust, plain)| text.replace(rust, plain))
+    types.iter().fold(line.to_string(), |text, (rust, plain)| {
+        text.replace(rust, plain)
+    })
 }

@@ -20,13 +20,16 @@ pub struct Data {
 pub struct Source {
     /// The file (JSONL, Parquet or text); a relative path starts at the current directory.
     pub path: PathBuf,
-    /// Share of the examples that are drawn from this file, relative to the other weights. Without weights the files
-    /// are read as if they were one.
+    /// Share of the examples that are drawn from this file, relative to the other weights. Without
+    /// weights the files are read as if they were one.
     pub weight: Option<f64>,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
-#[serde(untagged, expecting = "expected a path, a list of paths, or a list of { path = \"…\", weight = … }")]
+#[serde(
+    untagged,
+    expecting = "expected a path, a list of paths, or a list of { path = \"…\", weight = … }"
+)]
 enum DataValue {
     Path(PathBuf),
     Paths(Vec<PathBuf>),
@@ -55,9 +58,13 @@ impl From<Data> for DataValue {
         match (sources.pop(), sources.is_empty()) {
             (None, _) => DataValue::Paths(Vec::new()),
             (Some(only), true) => DataValue::Path(only.path),
-            (Some(last), false) => {
-                DataValue::Paths(sources.into_iter().chain([last]).map(|source| source.path).collect())
-            }
+            (Some(last), false) => DataValue::Paths(
+                sources
+                    .into_iter()
+                    .chain([last])
+                    .map(|source| source.path)
+                    .collect(),
+            ),
         }
     }
 }
@@ -74,13 +81,26 @@ impl Data {
     }
 
     pub(super) fn check(&self, key: &str, keys: &mut Keys<'_, '_>) {
-        let weights: Vec<f64> = self.sources.iter().filter_map(|source| source.weight).collect();
+        let weights: Vec<f64> = self
+            .sources
+            .iter()
+            .filter_map(|source| source.weight)
+            .collect();
         if !weights.is_empty() && weights.len() != self.sources.len() {
             let found = format!("{} weights for {} files", weights.len(), self.sources.len());
-            keys.wrong(key, found, "either every file of the list has a weight or none has");
+            keys.wrong(
+                key,
+                found,
+                "either every file of the list has a weight or none has",
+            );
         }
         for weight in weights {
-            keys.above(key, weight, 0.0, "leave a file out of the list to give it no weight");
+            keys.above(
+                key,
+                weight,
+                0.0,
+                "leave a file out of the list to give it no weight",
+            );
         }
         if self.paths().any(|path| path.as_os_str().is_empty()) {
             keys.wrong(key, "\"\"", "names an empty path; remove it from the list");
@@ -92,7 +112,8 @@ impl Data {
     }
 }
 
-/// Held-out records of a stage that can cut them from its own data: `eval_data` wins, else `eval_fraction`.
+/// Held-out records of a stage that can cut them from its own data: `eval_data` wins, else
+/// `eval_fraction`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct HeldOut {
     /// Records that are never trained on. Empty: `eval_fraction` of `data` is held out instead.
@@ -110,9 +131,17 @@ impl HeldOut {
     pub(super) fn check(&self, keys: &mut Keys<'_, '_>) {
         self.eval_data.check("eval_data", keys);
         if !(0.0..1.0).contains(&self.eval_fraction) {
-            keys.wrong("eval_fraction", self.eval_fraction, "must be 0 or larger and below 1; 0.05 is usual");
+            keys.wrong(
+                "eval_fraction",
+                self.eval_fraction,
+                "must be 0 or larger and below 1; 0.05 is usual",
+            );
         } else if self.eval_fraction > 0.0 && !self.eval_data.is_empty() {
-            keys.wrong("eval_fraction", self.eval_fraction, "is of no use beside eval_data; remove one of the two");
+            keys.wrong(
+                "eval_fraction",
+                self.eval_fraction,
+                "is of no use beside eval_data; remove one of the two",
+            );
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What changed between two configurations, and whether the run's result changes with it.
 //!
-//! A resumed run must end in the same bits as one that was never interrupted. It may therefore be saved, watched and
-//! spread over threads differently, but not trained differently.
+//! A resumed run must end in the same bits as one that was never interrupted. It may therefore be
+//! saved, watched and spread over threads differently, but not trained differently.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -34,7 +34,8 @@ pub enum Effect {
 }
 
 impl Change {
-    /// Whether the change matters to `stage`: it stands in the stage's own table or in one that all stages share.
+    /// Whether the change matters to `stage`: it stands in the stage's own table or in one that all
+    /// stages share.
     pub fn concerns(&self, stage: Stage) -> bool {
         let table = self.key.split('.').next().unwrap_or_default();
         table == stage.name() || !super::names::is_stage(table)
@@ -44,14 +45,20 @@ impl Change {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "unset".into());
-        write!(f, "{}: {} → {}", self.key, shown(&self.old), shown(&self.new))
+        write!(
+            f,
+            "{}: {} → {}",
+            self.key,
+            shown(&self.old),
+            shown(&self.new)
+        )
     }
 }
 
 /// The keys in which `old` and `new` differ, in alphabetical order.
 ///
-/// A stage that only one of them has is one change, named by its table, and harmless: what other stages take from it
-/// (the folders they start from) is written out in their own keys.
+/// A stage that only one of them has is one change, named by its table, and harmless: what other
+/// stages take from it (the folders they start from) is written out in their own keys.
 ///
 /// # Errors
 /// If a path is not UTF-8.
@@ -74,13 +81,24 @@ fn table<'a>(tables: &'a Table, name: &str) -> Option<&'a Table> {
 
 fn whole_table(name: &str, was_there: bool) -> Change {
     let present = Some("present".to_string());
-    let (old, new) = if was_there { (present, None) } else { (None, present) };
-    Change { key: name.into(), old, new, effect: Effect::Harmless }
+    let (old, new) = if was_there {
+        (present, None)
+    } else {
+        (None, present)
+    };
+    Change {
+        key: name.into(),
+        old,
+        new,
+        effect: Effect::Harmless,
+    }
 }
 
 fn diff_table(name: &str, old: &Table, new: &Table) -> Vec<Change> {
     let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
-    let differing = keys.into_iter().filter(|key| old.get(*key) != new.get(*key));
+    let differing = keys
+        .into_iter()
+        .filter(|key| old.get(*key) != new.get(*key));
     let change = |key: &String| Change {
         key: format!("{name}.{key}"),
         old: old.get(key).map(Value::to_string),
@@ -98,7 +116,9 @@ fn effect(table: &str, key: &str, old: &Table, new: &Table) -> Effect {
         // Recomputed activations are the same bits as kept ones.
         (_, "recompute") => true,
         // Evaluations decide when training stops if they stop it early.
-        ("sft", "eval_steps" | "eval_data") => old.get("early_stopping_patience") == Some(&Value::Integer(0)),
+        ("sft", "eval_steps" | "eval_data") => {
+            old.get("early_stopping_patience") == Some(&Value::Integer(0))
+        }
         (_, "eval_steps" | "eval_data" | "eval_batches") => true,
         // Draws are keyed by sequence and position, not by who was sampled beside whom.
         ("ppo", "rollout_batch" | "cache_bytes" | "cache_tokens") => true,
@@ -106,12 +126,22 @@ fn effect(table: &str, key: &str, old: &Table, new: &Table) -> Effect {
         (_, "max_steps") => only_longer(old, new),
         _ => false,
     };
-    if harmless { Effect::Harmless } else { Effect::ChangesResult }
+    if harmless {
+        Effect::Harmless
+    } else {
+        Effect::ChangesResult
+    }
 }
 
-/// More steps leave the earlier ones as they were only where the learning rate does not look at the end.
+/// More steps leave the earlier ones as they were only where the learning rate does not look at the
+/// end.
 fn only_longer(old: &Table, new: &Table) -> bool {
-    let steps = |table: &Table| table.get("max_steps").and_then(Value::as_integer).unwrap_or(0);
+    let steps = |table: &Table| {
+        table
+            .get("max_steps")
+            .and_then(Value::as_integer)
+            .unwrap_or(0)
+    };
     let constant = old.get("lr_scheduler_type").and_then(Value::as_str) == Some("constant");
     constant && steps(old) > 0 && steps(new) > steps(old)
 }
@@ -123,7 +153,11 @@ mod tests {
 
     fn changes(overrides: &[&str]) -> Vec<(String, Effect)> {
         let (old, new) = (resolve(&[]).unwrap(), resolve(overrides).unwrap());
-        diff(&old, &new).unwrap().into_iter().map(|change| (change.key, change.effect)).collect()
+        diff(&old, &new)
+            .unwrap()
+            .into_iter()
+            .map(|change| (change.key, change.effect))
+            .collect()
     }
 
     #[test]
@@ -133,27 +167,47 @@ mod tests {
 
     #[test]
     fn saving_is_harmless_and_training_is_not() {
-        let found = changes(&["ppo.save_steps=3", "run.threads=1", "ppo.kl_coef=0.1", "run.seed=5"]);
+        let found = changes(&[
+            "ppo.save_steps=3",
+            "run.threads=1",
+            "ppo.kl_coef=0.1",
+            "run.seed=5",
+        ]);
         let expected = [
             ("ppo.kl_coef", Effect::ChangesResult),
             ("ppo.save_steps", Effect::Harmless),
             ("run.seed", Effect::ChangesResult),
             ("run.threads", Effect::Harmless),
         ];
-        assert_eq!(found, expected.map(|(key, effect)| (key.to_string(), effect)));
+        assert_eq!(
+            found,
+            expected.map(|(key, effect)| (key.to_string(), effect))
+        );
     }
 
     #[test]
     fn more_steps_are_harmless_only_under_a_constant_rate() {
         // The sample's [ppo] has a constant rate and 40 steps, its [pretrain] a cosine and 100.
-        assert_eq!(changes(&["ppo.max_steps=50"]), vec![("ppo.max_steps".into(), Effect::Harmless)]);
-        assert_eq!(changes(&["ppo.max_steps=30"]), vec![("ppo.max_steps".into(), Effect::ChangesResult)]);
-        assert_eq!(changes(&["pretrain.max_steps=200"]), vec![("pretrain.max_steps".into(), Effect::ChangesResult)]);
+        assert_eq!(
+            changes(&["ppo.max_steps=50"]),
+            vec![("ppo.max_steps".into(), Effect::Harmless)]
+        );
+        assert_eq!(
+            changes(&["ppo.max_steps=30"]),
+            vec![("ppo.max_steps".into(), Effect::ChangesResult)]
+        );
+        assert_eq!(
+            changes(&["pretrain.max_steps=200"]),
+            vec![("pretrain.max_steps".into(), Effect::ChangesResult)]
+        );
     }
 
     #[test]
     fn evaluations_matter_where_they_stop_training() {
-        assert_eq!(changes(&["sft.eval_steps=7"]), vec![("sft.eval_steps".into(), Effect::Harmless)]);
+        assert_eq!(
+            changes(&["sft.eval_steps=7"]),
+            vec![("sft.eval_steps".into(), Effect::Harmless)]
+        );
         let patient = &["sft.early_stopping_patience=3", "sft.eval_fraction=0.1"];
         let old = resolve(patient).unwrap();
         let new = resolve(&[patient[0], patient[1], "sft.eval_steps=7"]).unwrap();
@@ -162,7 +216,10 @@ mod tests {
 
     #[test]
     fn a_change_shows_both_values_and_whom_it_concerns() {
-        let (old, new) = (resolve(&[]).unwrap(), resolve(&["ppo.score_clip=5.0"]).unwrap());
+        let (old, new) = (
+            resolve(&[]).unwrap(),
+            resolve(&["ppo.score_clip=5.0"]).unwrap(),
+        );
         let change = &diff(&old, &new).unwrap()[0];
         assert_eq!(change.to_string(), "ppo.score_clip: unset → 5.0");
         assert!(change.concerns(Stage::Ppo) && !change.concerns(Stage::Sft));

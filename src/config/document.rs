@@ -1,8 +1,10 @@
-//! The configuration file as the user typed it: tables of TOML values, each with the place it came from.
+//! The configuration file as the user typed it: tables of TOML values, each with the place it came
+//! from.
 //!
-//! It knows TOML, lines and overrides, but no key: what the keys mean is said by the structures that a table is
-//! [lowered](Document::lower) to. Defaults are not written twice either: a table is overlaid on the serialised
-//! [`Default`] of its structure, and the names in that serialisation are the names that the table may use.
+//! It knows TOML, lines and overrides, but no key: what the keys mean is said by the structures
+//! that a table is [lowered](Document::lower) to. Defaults are not written twice either: a table is
+//! overlaid on the serialised [`Default`] of its structure, and the names in that serialisation are
+//! the names that the table may use.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -28,10 +30,14 @@ pub struct Override {
 impl std::str::FromStr for Override {
     type Err = ConfigError;
 
-    /// Reads `TABLE.KEY=VALUE`. The value is TOML; what is not TOML and does not look like the start of a list,
-    /// table or quoted string is taken as a string, so that `--set run.name=trial` needs no quotes.
+    /// Reads `TABLE.KEY=VALUE`. The value is TOML; what is not TOML and does not look like the
+    /// start of a list, table or quoted string is taken as a string, so that `--set run.name=trial`
+    /// needs no quotes.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let refuse = |message: &str| ConfigError::Override { text: text.into(), message: message.into() };
+        let refuse = |message: &str| ConfigError::Override {
+            text: text.into(),
+            message: message.into(),
+        };
         let usage = "expected TABLE.KEY=VALUE, for example ppo.kl_coef=0.1";
         let (name, value) = text.split_once('=').ok_or_else(|| refuse(usage))?;
         let (table, key) = name.trim().split_once('.').ok_or_else(|| refuse(usage))?;
@@ -39,7 +45,12 @@ impl std::str::FromStr for Override {
             return Err(refuse(usage));
         }
         let value = parse_value(value.trim()).map_err(|message| refuse(&message))?;
-        Ok(Self { table: table.into(), key: key.into(), value, text: text.into() })
+        Ok(Self {
+            table: table.into(),
+            key: key.into(),
+            value,
+            text: text.into(),
+        })
     }
 }
 
@@ -76,19 +87,39 @@ impl Document {
     /// Parses `text`; `file` is what errors call it.
     pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
         let spanned = toml::de::DeTable::parse(text).map_err(|error| syntax(&error, text, file))?;
-        let tables = text.parse::<Table>().map_err(|error| syntax(&error, text, file))?;
+        let tables = text
+            .parse::<Table>()
+            .map_err(|error| syntax(&error, text, file))?;
         let mut places = BTreeMap::new();
         let mut note = |name: String, offset: usize| {
             let (line, _) = position(text, offset);
-            places.insert(name, Place::Line { file: file.into(), line });
+            places.insert(
+                name,
+                Place::Line {
+                    file: file.into(),
+                    line,
+                },
+            );
         };
         for (name, table) in spanned.get_ref() {
             note(name.get_ref().to_string(), name.span().start);
-            for key in table.get_ref().as_table().into_iter().flat_map(|table| table.keys()) {
-                note(format!("{}.{}", name.get_ref(), key.get_ref()), key.span().start);
+            for key in table
+                .get_ref()
+                .as_table()
+                .into_iter()
+                .flat_map(|table| table.keys())
+            {
+                note(
+                    format!("{}.{}", name.get_ref(), key.get_ref()),
+                    key.span().start,
+                );
             }
         }
-        Ok(Self { file: file.into(), tables, places })
+        Ok(Self {
+            file: file.into(),
+            tables,
+            places,
+        })
     }
 
     /// Applies overrides, the last of a key winning.
@@ -96,18 +127,36 @@ impl Document {
     /// # Errors
     /// If an override names a stage that the file does not have: it would add a stage by accident.
     pub fn with(mut self, overrides: &[Override]) -> Result<Self, ConfigError> {
-        for Override { table, key, value, text } in overrides {
+        for Override {
+            table,
+            key,
+            value,
+            text,
+        } in overrides
+        {
             if names::is_stage(table) && !self.tables.contains_key(table) {
-                let message = format!("{} has no [{table}] table to set a key in", self.file.display());
-                return Err(ConfigError::Override { text: text.clone(), message });
+                let message = format!(
+                    "{} has no [{table}] table to set a key in",
+                    self.file.display()
+                );
+                return Err(ConfigError::Override {
+                    text: text.clone(),
+                    message,
+                });
             }
-            let entry = self.tables.entry(table.clone()).or_insert_with(|| Value::Table(Table::new()));
-            // Something that is not a table is refused, with its line, when the tables' names are checked.
+            let entry = self
+                .tables
+                .entry(table.clone())
+                .or_insert_with(|| Value::Table(Table::new()));
+            // Something that is not a table is refused, with its line, when the tables' names are
+            // checked.
             if let Some(entries) = entry.as_table_mut() {
                 entries.insert(key.clone(), value.clone());
             }
             let place = Place::Override(text.clone());
-            self.places.entry(table.clone()).or_insert_with(|| place.clone());
+            self.places
+                .entry(table.clone())
+                .or_insert_with(|| place.clone());
             self.places.insert(format!("{table}.{key}"), place);
         }
         Ok(self)
@@ -120,7 +169,9 @@ impl Document {
 
     /// Names and values of the top level.
     pub(super) fn tables(&self) -> impl Iterator<Item = (&str, &Value)> {
-        self.tables.iter().map(|(name, value)| (name.as_str(), value))
+        self.tables
+            .iter()
+            .map(|(name, value)| (name.as_str(), value))
     }
 
     /// Whether the user typed `table.key`, in the file or as an override.
@@ -130,19 +181,25 @@ impl Document {
 
     /// Where `table.key` was given; [`Place::Default`] if it was not.
     pub fn place(&self, table: &str, key: &str) -> Place {
-        self.places.get(&format!("{table}.{key}")).cloned().unwrap_or(Place::Default)
+        self.places
+            .get(&format!("{table}.{key}"))
+            .cloned()
+            .unwrap_or(Place::Default)
     }
 
     /// Where the table itself was given; line 1 of the file if it was not.
     pub fn table_place(&self, table: &str) -> Place {
-        let top = || Place::Line { file: self.file.clone(), line: 1 };
+        let top = || Place::Line {
+            file: self.file.clone(),
+            line: 1,
+        };
         self.places.get(table).cloned().unwrap_or_else(top)
     }
 
     /// Turns the table `name` into a `T`, untyped keys having `T`'s defaults.
     ///
-    /// Unknown keys and values of a wrong type go to `checker`; what is then returned is `T` without them, so that
-    /// the checks that follow can go on.
+    /// Unknown keys and values of a wrong type go to `checker`; what is then returned is `T`
+    /// without them, so that the checks that follow can go on.
     pub fn lower<T>(&self, name: &str, checker: &mut Checker<'_>) -> Result<T, ConfigError>
     where
         T: Default + Serialize + DeserializeOwned,
@@ -165,15 +222,21 @@ impl Document {
                 };
             }
         }
-        values.try_into().map_err(|error| ConfigError::Serialize(error.to_string()))
+        values
+            .try_into()
+            .map_err(|error| ConfigError::Serialize(error.to_string()))
     }
 }
 
 /// The names of all keys of `value`, those that are unset included.
 pub fn key_names<T: Serialize>(value: &T) -> Result<Vec<String>, ConfigError> {
     match serde_json::to_value(value) {
-        Ok(serde_json::Value::Object(entries)) => Ok(entries.into_iter().map(|(key, _)| key).collect()),
-        Ok(other) => Err(ConfigError::Serialize(format!("expected a table, found {other}"))),
+        Ok(serde_json::Value::Object(entries)) => {
+            Ok(entries.into_iter().map(|(key, _)| key).collect())
+        }
+        Ok(other) => Err(ConfigError::Serialize(format!(
+            "expected a table, found {other}"
+        ))),
         Err(error) => Err(ConfigError::Serialize(error.to_string())),
     }
 }
@@ -189,7 +252,8 @@ pub fn to_toml<T: Serialize>(value: &T) -> Result<String, ConfigError> {
 }
 
 fn to_json<T: Serialize>(value: &T) -> Result<serde_json::Value, ConfigError> {
-    let json = serde_json::to_value(value).map_err(|error| ConfigError::Serialize(error.to_string()))?;
+    let json =
+        serde_json::to_value(value).map_err(|error| ConfigError::Serialize(error.to_string()))?;
     Ok(without_nulls(json))
 }
 
@@ -207,14 +271,22 @@ fn without_nulls(value: serde_json::Value) -> serde_json::Value {
 
 fn syntax(error: &toml::de::Error, text: &str, file: &Path) -> ConfigError {
     let (line, column) = position(text, error.span().map_or(0, |span| span.start));
-    ConfigError::Syntax { file: file.into(), line, column, message: error.message().into() }
+    ConfigError::Syntax {
+        file: file.into(),
+        line,
+        column,
+        message: error.message().into(),
+    }
 }
 
 /// Line and column, counted from 1, of a byte offset.
 fn position(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset).unwrap_or(text);
     let start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    (before.matches('\n').count() + 1, before[start..].chars().count() + 1)
+    (
+        before.matches('\n').count() + 1,
+        before[start..].chars().count() + 1,
+    )
 }
 
 #[cfg(test)]
@@ -223,10 +295,20 @@ mod tests {
 
     #[test]
     fn overrides_are_toml_or_bare_words() {
-        let value = |text: &str| text.parse::<Override>().map(|o| o.value).map_err(|e| e.to_string());
+        let value = |text: &str| {
+            text.parse::<Override>()
+                .map(|o| o.value)
+                .map_err(|e| e.to_string())
+        };
         assert_eq!(value("ppo.kl_coef=0.1"), Ok(Value::Float(0.1)));
-        assert_eq!(value("run.name=trial-2"), Ok(Value::String("trial-2".into())));
-        assert_eq!(value("sft.data=[\"a\", \"b\"]"), Ok(Value::Array(vec!["a".into(), "b".into()])));
+        assert_eq!(
+            value("run.name=trial-2"),
+            Ok(Value::String("trial-2".into()))
+        );
+        assert_eq!(
+            value("sft.data=[\"a\", \"b\"]"),
+            Ok(Value::Array(vec!["a".into(), "b".into()]))
+        );
         assert_eq!(value("model.from="), Ok(Value::String(String::new())));
         assert!(value("sft.data=[a").is_err_and(|e| e.contains("not valid TOML")));
         assert!(value("kl_coef=0.1").is_err_and(|e| e.contains("TABLE.KEY=VALUE")));
@@ -241,19 +323,30 @@ mod tests {
         assert_eq!(document.table_place("ppo").to_string(), "c.toml:5");
         assert_eq!(document.place("ppo", "lam"), Place::Default);
         let document = document.with(&["ppo.kl_coef=1".parse().unwrap()]).unwrap();
-        assert_eq!(document.place("ppo", "kl_coef").to_string(), "--set ppo.kl_coef=1");
+        assert_eq!(
+            document.place("ppo", "kl_coef").to_string(),
+            "--set ppo.kl_coef=1"
+        );
     }
 
     #[test]
     fn an_override_does_not_add_a_stage() {
         let document = Document::parse("[run]\nname = \"a\"\n", Path::new("c.toml")).unwrap();
-        let error = document.with(&["ppo.kl_coef=1".parse().unwrap()]).unwrap_err();
-        assert_eq!(error.to_string(), "--set ppo.kl_coef=1: c.toml has no [ppo] table to set a key in");
+        let error = document
+            .with(&["ppo.kl_coef=1".parse().unwrap()])
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "--set ppo.kl_coef=1: c.toml has no [ppo] table to set a key in"
+        );
     }
 
     #[test]
     fn bad_toml_names_line_and_column() {
         let error = Document::parse("[run]\nname = = 1\n", Path::new("c.toml")).unwrap_err();
-        assert!(error.to_string().starts_with("c.toml:2:8: not valid TOML"), "{error}");
+        assert!(
+            error.to_string().starts_with("c.toml:2:8: not valid TOML"),
+            "{error}"
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! What can be wrong with a configuration, said so that the user can mend it.
 //!
-//! A bad configuration is reported whole: every wrong key in one message, each with its value, the place where
-//! that value was given and what would be right.
+//! A bad configuration is reported whole: every wrong key in one message, each with its value, the
+//! place where that value was given and what would be right.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -68,7 +68,9 @@ impl fmt::Display for Problems {
             return write!(f, "{only}");
         }
         write!(f, "{} problems in the configuration:", self.0.len())?;
-        self.0.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+        self.0
+            .iter()
+            .try_for_each(|problem| write!(f, "\n  {problem}"))
     }
 }
 

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::check::Keys;
 
-/// Sampling settings. In a configuration they stand in `[ppo]`; the `generate` command has them as flags.
+/// Sampling settings. In a configuration they stand in `[ppo]`; the `generate` command has them as
+/// flags.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Generation {
     /// Most tokens of a completion.
@@ -45,16 +46,32 @@ impl Generation {
     pub fn check(&self, keys: &mut Keys<'_, '_>) {
         keys.at_least("max_new_tokens", self.max_new_tokens, 1, "64 is usual");
         if self.min_new_tokens > self.max_new_tokens {
-            let message = format!("is above max_new_tokens = {}; lower it", self.max_new_tokens);
+            let message = format!(
+                "is above max_new_tokens = {}; lower it",
+                self.max_new_tokens
+            );
             keys.wrong("min_new_tokens", self.min_new_tokens, message);
         }
-        keys.above("temperature", self.temperature, 0.0, "1.0 samples from the model as it is");
+        keys.above(
+            "temperature",
+            self.temperature,
+            0.0,
+            "1.0 samples from the model as it is",
+        );
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            keys.wrong("top_p", self.top_p, "must be above 0 and at most 1; 1.0 does not cut");
+            keys.wrong(
+                "top_p",
+                self.top_p,
+                "must be above 0 and at most 1; 1.0 does not cut",
+            );
         }
         keys.between("min_p", self.min_p, 0.0, 1.0, "0.0 does not cut");
         if self.stop.iter().any(String::is_empty) {
-            keys.wrong("stop", format!("{:?}", self.stop), "an empty text would end every completion; remove it");
+            keys.wrong(
+                "stop",
+                format!("{:?}", self.stop),
+                "an empty text would end every completion; remove it",
+            );
         }
     }
 }

@@ -1,11 +1,12 @@
 //! What the user typed → what the run needs: resolved and checked.
 //!
-//! One TOML file has a table for each stage and three that all stages share. Reading it goes in steps: parse it and
-//! apply overrides ([`Document`]); refuse unknown names and wrong types; fill the values that depend on other keys;
-//! check ranges and combinations. Stages see only the result, a [`Config`].
+//! One TOML file has a table for each stage and three that all stages share. Reading it goes in
+//! steps: parse it and apply overrides ([`Document`]); refuse unknown names and wrong types; fill
+//! the values that depend on other keys; check ranges and combinations. Stages see only the result,
+//! a [`Config`].
 //!
-//! Nothing here opens a model or a data file. [`Config::check_files`] looks whether named files exist, so that a run of
-//! hours does not end at a misspelt path.
+//! Nothing here opens a model or a data file. [`Config::check_files`] looks whether named files
+//! exist, so that a run of hours does not end at a misspelt path.
 
 mod check;
 mod data;
@@ -80,7 +81,13 @@ pub enum Stage {
 
 impl Stage {
     /// All stages in the order in which they run.
-    pub const ALL: [Stage; 5] = [Stage::Pretrain, Stage::Sft, Stage::Reward, Stage::Judge, Stage::Ppo];
+    pub const ALL: [Stage; 5] = [
+        Stage::Pretrain,
+        Stage::Sft,
+        Stage::Reward,
+        Stage::Judge,
+        Stage::Ppo,
+    ];
 
     /// Name of the stage's table, command and folder.
     pub fn name(self) -> &'static str {
@@ -119,7 +126,10 @@ impl Config {
         let model: model::ModelTable = document.lower("model", &mut checker)?;
         let mut config = Self {
             run: document.lower("run", &mut checker)?,
-            model: Model { start: None, save_dtype: SaveDtype::default() },
+            model: Model {
+                start: None,
+                save_dtype: SaveDtype::default(),
+            },
             tokenizer: document.lower("tokenizer", &mut checker)?,
             pretrain: lower_stage(document, Stage::Pretrain, &mut checker)?,
             sft: lower_stage(document, Stage::Sft, &mut checker)?,
@@ -138,7 +148,10 @@ impl Config {
 
     /// The stages that the configuration has, in the order in which they run.
     pub fn stages(&self) -> Vec<Stage> {
-        Stage::ALL.into_iter().filter(|stage| self.has(*stage)).collect()
+        Stage::ALL
+            .into_iter()
+            .filter(|stage| self.has(*stage))
+            .collect()
     }
 
     /// Whether the configuration has `stage`.
@@ -165,7 +178,8 @@ impl Config {
         document::to_toml(self)
     }
 
-    /// Looks whether the files that `stages` read exist; `document` is where the configuration came from.
+    /// Looks whether the files that `stages` read exist; `document` is where the configuration came
+    /// from.
     ///
     /// Models that the run itself makes are not looked for.
     ///
@@ -173,10 +187,17 @@ impl Config {
     /// [`ConfigError::Invalid`], with every file that is missing and where it was looked for.
     pub fn check_files(&self, document: &Document, stages: &[Stage]) -> Result<(), ConfigError> {
         let mut checker = Checker::new(document);
-        if let Some(ModelStart::Folder(folder)) = &self.model.start {
-            checker.table("model").exists("from", folder);
-        }
-        if let Some(path) = &self.tokenizer.from {
+        let given = self.model.start.as_ref().and_then(ModelStart::folder);
+        given
+            .iter()
+            .for_each(|folder| checker.table("model").exists("from", folder));
+        // What was copied from model.from is blamed there.
+        if let Some(path) = self
+            .tokenizer
+            .from
+            .as_deref()
+            .filter(|path| Some(*path) != given)
+        {
             checker.table("tokenizer").exists("from", path);
         }
         for stage in stages {
@@ -190,13 +211,20 @@ impl Config {
         match stage {
             Stage::Pretrain => pretrain.iter().for_each(|stage| stage.check_files(checker)),
             Stage::Sft => sft.iter().for_each(|stage| stage.check_files(checker)),
-            Stage::Reward => self.reward.iter().for_each(|stage| stage.check_files("reward", checker)),
-            Stage::Judge => self.judge.iter().for_each(|stage| stage.check_files("judge", checker)),
+            Stage::Reward => self
+                .reward
+                .iter()
+                .for_each(|stage| stage.check_files("reward", checker)),
+            Stage::Judge => self
+                .judge
+                .iter()
+                .for_each(|stage| stage.check_files("judge", checker)),
             Stage::Ppo => ppo.iter().for_each(|stage| stage.check_files(checker)),
         }
         let own = self.run.folder();
         for (key, folder) in self.models_read(stage) {
-            if !folder.starts_with(&own) {
+            let given = self.model.start.as_ref().and_then(ModelStart::folder) == Some(folder);
+            if !given && !folder.starts_with(&own) {
                 checker.table(stage.name()).exists(key, folder);
             }
         }
@@ -206,39 +234,61 @@ impl Config {
     fn models_read(&self, stage: Stage) -> Vec<(&'static str, &Path)> {
         match stage {
             Stage::Pretrain => Vec::new(),
-            Stage::Sft => self.sft.iter().map(|sft| ("from", sft.from.as_path())).collect(),
-            Stage::Reward => self.reward.iter().map(|reward| ("from", reward.from.as_path())).collect(),
-            Stage::Judge => self.judge.iter().map(|judge| ("from", judge.from.as_path())).collect(),
+            Stage::Sft => self
+                .sft
+                .iter()
+                .map(|sft| ("from", sft.from.as_path()))
+                .collect(),
+            Stage::Reward => self
+                .reward
+                .iter()
+                .map(|reward| ("from", reward.from.as_path()))
+                .collect(),
+            Stage::Judge => self
+                .judge
+                .iter()
+                .map(|judge| ("from", judge.from.as_path()))
+                .collect(),
             Stage::Ppo => self.ppo.iter().flat_map(Ppo::models_read).collect(),
         }
     }
 
     /// Fills the values that unset keys take from other keys and other tables.
     fn fill(&mut self, checker: &mut Checker<'_>) {
-        if let (None, Some(ModelStart::Folder(folder))) = (&self.tokenizer.from, &self.model.start) {
+        if let (None, Some(ModelStart::Folder(folder))) = (&self.tokenizer.from, &self.model.start)
+        {
             self.tokenizer.from = Some(folder.clone());
         }
         let trained = |stage| self.has(stage).then(|| self.run.final_model(stage));
-        let given = match &self.model.start {
-            Some(ModelStart::Folder(folder)) => Some(folder.clone()),
-            Some(ModelStart::Scratch(_)) | None => None,
-        };
+        let given = self
+            .model
+            .start
+            .as_ref()
+            .and_then(ModelStart::folder)
+            .map(Path::to_path_buf);
         let base = trained(Stage::Pretrain).or(given);
         let tuned = trained(Stage::Sft).or(base.clone());
         let (scorer, judge) = (trained(Stage::Reward), trained(Stage::Judge));
-        let mut start = |path: &mut PathBuf, table: &str, default: &Option<PathBuf>| {
-            match (path.as_os_str().is_empty(), default) {
-                (false, _) => {}
-                (true, Some(folder)) => path.clone_from(folder),
-                (true, None) => {
-                    let mend = "there is no model to start from; set it, or model.from, or add a [pretrain] table";
-                    checker.table(table).missing("from", mend);
-                }
+        let mut start = |path: &mut PathBuf, table: &str, default: &Option<PathBuf>| match (
+            path.as_os_str().is_empty(),
+            default,
+        ) {
+            (false, _) => {}
+            (true, Some(folder)) => path.clone_from(folder),
+            (true, None) => {
+                let mend = "there is no model to start from; set it, or model.from, or add a [pretrain] table";
+                checker.table(table).missing("from", mend);
             }
         };
-        self.sft.iter_mut().for_each(|sft| start(&mut sft.from, "sft", &base));
-        self.reward.iter_mut().for_each(|reward| start(&mut reward.from, "reward", &tuned));
-        self.judge.iter_mut().for_each(|judge| start(&mut judge.from, "judge", &tuned));
+        self.sft
+            .iter_mut()
+            .for_each(|sft| start(&mut sft.from, "sft", &base));
+        self.reward
+            .iter_mut()
+            .for_each(|reward| start(&mut reward.from, "reward", &tuned));
+        self.judge
+            .iter_mut()
+            .for_each(|judge| start(&mut judge.from, "judge", &tuned));
         let Some(ppo) = &mut self.ppo else { return };
         start(&mut ppo.from, "ppo", &tuned);
         ppo.fill(scorer, judge, checker);
@@ -254,29 +304,47 @@ impl Config {
         self.check_pretrain_start(checker);
         self.pretrain.iter().for_each(|stage| stage.check(checker));
         self.sft.iter().for_each(|stage| stage.check(checker));
-        self.reward.iter().for_each(|stage| stage.check("reward", checker));
-        self.judge.iter().for_each(|stage| stage.check("judge", checker));
+        self.reward
+            .iter()
+            .for_each(|stage| stage.check("reward", checker));
+        self.judge
+            .iter()
+            .for_each(|stage| stage.check("judge", checker));
         self.ppo.iter().for_each(|stage| stage.check(checker));
     }
 
     fn check_pretrain_start(&self, checker: &mut Checker<'_>) {
-        let Some(pretrain) = &self.pretrain else { return };
+        let Some(pretrain) = &self.pretrain else {
+            return;
+        };
         let mut keys = checker.table("model");
         let Some(start) = &self.model.start else {
-            return keys.missing("hidden_size", "pretrain needs the sizes of a model, or a folder as model.from");
+            return keys.missing(
+                "hidden_size",
+                "pretrain needs the sizes of a model, or a folder as model.from",
+            );
         };
-        let ModelStart::Scratch(architecture) = start else { return };
+        let ModelStart::Scratch(architecture) = start else {
+            return;
+        };
         let longest = architecture.max_position_embeddings;
         if let Some(size) = architecture.vocab_size
             && self.tokenizer.from.is_none()
             && size < self.tokenizer.vocab_size
         {
-            let message = format!("is below tokenizer.vocab_size = {}; raise or remove it", self.tokenizer.vocab_size);
+            let message = format!(
+                "is below tokenizer.vocab_size = {}; raise or remove it",
+                self.tokenizer.vocab_size
+            );
             keys.wrong("vocab_size", size, message);
         }
         if pretrain.context_length > longest {
-            let message = format!("is above model.max_position_embeddings = {longest}; lower it, or raise that");
-            checker.table("pretrain").wrong("context_length", pretrain.context_length, message);
+            let message = format!(
+                "is above model.max_position_embeddings = {longest}; lower it, or raise that"
+            );
+            checker
+                .table("pretrain")
+                .wrong("context_length", pretrain.context_length, message);
         }
     }
 }
@@ -291,7 +359,11 @@ fn check_tables(document: &Document, checker: &mut Checker<'_>) {
     }
 }
 
-fn lower_stage<T>(document: &Document, stage: Stage, checker: &mut Checker<'_>) -> Result<Option<T>, ConfigError>
+fn lower_stage<T>(
+    document: &Document,
+    stage: Stage,
+    checker: &mut Checker<'_>,
+) -> Result<Option<T>, ConfigError>
 where
     T: Default + Serialize + serde::de::DeserializeOwned,
 {

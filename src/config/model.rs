@@ -1,9 +1,9 @@
 //! `[model]`: the model that the run starts from, a folder or an architecture to be initialised.
 //!
-//! Sizes of a model read from a folder stand in that folder's `config.json`, so `from` and the architecture's keys
-//! exclude each other.
+//! Sizes of a model read from a folder stand in that folder's `config.json`, so `from` and the
+//! architecture's keys exclude each other.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,8 @@ use super::optional_path;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(into = "ModelTable")]
 pub struct Model {
-    /// Where the run's first model comes from; none if the table does not say (then every stage names its own).
+    /// Where the run's first model comes from; none if the table does not say (then every stage
+    /// names its own).
     pub start: Option<ModelStart>,
     /// Number type of the weights in models that the run writes.
     pub save_dtype: SaveDtype,
@@ -31,7 +32,18 @@ pub enum ModelStart {
     Scratch(Architecture),
 }
 
-/// Sizes of a decoder that is trained from scratch, every one known. Names are those of `config.json`.
+impl ModelStart {
+    /// The folder, if there is one.
+    pub fn folder(&self) -> Option<&Path> {
+        match self {
+            ModelStart::Folder(folder) => Some(folder),
+            ModelStart::Scratch(_) => None,
+        }
+    }
+}
+
+/// Sizes of a decoder that is trained from scratch, every one known. Names are those of
+/// `config.json`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Architecture {
     /// Family of decoders.
@@ -117,18 +129,28 @@ pub(super) struct ModelTable {
 }
 
 impl ModelTable {
-    /// Works out what the table means; what is wrong goes to `checker`, and the value is then not to be used.
-    pub(super) fn lower(self, document: &Document, checker: &mut Checker<'_>) -> Result<Model, ConfigError> {
+    /// Works out what the table means; what is wrong goes to `checker`, and the value is then not
+    /// to be used.
+    pub(super) fn lower(
+        self,
+        document: &Document,
+        checker: &mut Checker<'_>,
+    ) -> Result<Model, ConfigError> {
         let shape_keys: Vec<String> = key_names(&self)?
             .into_iter()
-            .filter(|key| !matches!(key.as_str(), "from" | "save_dtype") && document.typed("model", key))
+            .filter(|key| {
+                !matches!(key.as_str(), "from" | "save_dtype") && document.typed("model", key)
+            })
             .collect();
         let save_dtype = self.save_dtype;
         let mut keys = checker.table("model");
         let start = match &self.from {
             Some(folder) => {
                 for key in &shape_keys {
-                    keys.misplaced(key, "is read from model.from's config.json; remove this key or model.from");
+                    keys.misplaced(
+                        key,
+                        "is read from model.from's config.json; remove this key or model.from",
+                    );
                 }
                 Some(ModelStart::Folder(folder.clone()))
             }
@@ -145,7 +167,10 @@ impl ModelTable {
     fn architecture(&self, keys: &mut Keys<'_, '_>) -> Architecture {
         let mut required = |key: &str, value: Option<usize>| {
             if value.is_none() {
-                keys.missing(key, "a model from scratch needs it; or set model.from to start from a folder");
+                keys.missing(
+                    key,
+                    "a model from scratch needs it; or set model.from to start from a folder",
+                );
             }
             value.unwrap_or(1)
         };
@@ -160,7 +185,10 @@ impl ModelTable {
             num_key_value_heads: self.num_key_value_heads.unwrap_or(heads),
             head_dim: self.head_dim.unwrap_or(hidden_size / heads.max(1)),
             vocab_size: self.vocab_size,
-            max_position_embeddings: required("max_position_embeddings", self.max_position_embeddings),
+            max_position_embeddings: required(
+                "max_position_embeddings",
+                self.max_position_embeddings,
+            ),
             rope_theta: self.rope_theta.unwrap_or(10_000.0),
             rms_norm_eps: self.rms_norm_eps.unwrap_or(1e-5),
             tie_word_embeddings: self.tie_word_embeddings.unwrap_or(true),
@@ -188,7 +216,12 @@ impl Architecture {
         self.check_heads(keys);
         keys.above("rope_theta", self.rope_theta, 0.0, "10000 is usual");
         keys.above("rms_norm_eps", self.rms_norm_eps, 0.0, "1e-5 is usual");
-        keys.above("initializer_range", self.initializer_range, 0.0, "0.02 is usual");
+        keys.above(
+            "initializer_range",
+            self.initializer_range,
+            0.0,
+            "0.02 is usual",
+        );
     }
 
     fn check_heads(&self, keys: &mut Keys<'_, '_>) {
@@ -197,11 +230,16 @@ impl Architecture {
             return;
         }
         if !heads.is_multiple_of(kv_heads) {
-            let message = format!("must divide model.num_attention_heads = {heads}; choose one of its divisors");
+            let message = format!(
+                "must divide model.num_attention_heads = {heads}; choose one of its divisors"
+            );
             keys.wrong("num_key_value_heads", kv_heads, message);
         }
         if self.head_dim * heads != self.hidden_size && self.family == Family::Gpt2 {
-            let message = format!("GPT-2 needs num_attention_heads × head_dim = hidden_size = {}", self.hidden_size);
+            let message = format!(
+                "GPT-2 needs num_attention_heads × head_dim = hidden_size = {}",
+                self.hidden_size
+            );
             keys.wrong("num_attention_heads", heads, message);
         } else if self.head_dim < 2 || !self.head_dim.is_multiple_of(2) {
             let message = "rotary embeddings need an even head size; choose hidden_size = num_attention_heads × an even \
@@ -213,10 +251,16 @@ impl Architecture {
 
 impl From<Model> for ModelTable {
     fn from(model: Model) -> Self {
-        let table = Self { save_dtype: model.save_dtype, ..Self::default() };
+        let table = Self {
+            save_dtype: model.save_dtype,
+            ..Self::default()
+        };
         match model.start {
             None => table,
-            Some(ModelStart::Folder(folder)) => Self { from: Some(folder), ..table },
+            Some(ModelStart::Folder(folder)) => Self {
+                from: Some(folder),
+                ..table
+            },
             Some(ModelStart::Scratch(architecture)) => Self {
                 family: Some(architecture.family),
                 hidden_size: Some(architecture.hidden_size),

@@ -7,7 +7,9 @@ const SHARED: [&str; 3] = ["run", "model", "tokenizer"];
 
 /// Names of all tables that a configuration may have, in the order of the file.
 pub fn tables() -> impl Iterator<Item = &'static str> {
-    SHARED.into_iter().chain(Stage::ALL.into_iter().map(Stage::name))
+    SHARED
+        .into_iter()
+        .chain(Stage::ALL.into_iter().map(Stage::name))
 }
 
 /// Whether `table` is the name of a stage.
@@ -17,12 +19,17 @@ pub fn is_stage(table: &str) -> bool {
 
 /// The known name that looks most like `name`, if one is close enough to be meant.
 ///
-/// Closeness is Damerau-Levenshtein distance over the longer length: 0.6 lets `lr_sheduler` and `learning-rate` through,
-/// and keeps names that share only a suffix apart.
+/// Closeness is Damerau-Levenshtein distance over the longer length: 0.6 lets `lr_sheduler` and
+/// `learning-rate` through, and keeps names that share only a suffix apart.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     known
         .into_iter()
-        .map(|candidate| (strsim::normalized_damerau_levenshtein(name, candidate), candidate))
+        .map(|candidate| {
+            (
+                strsim::normalized_damerau_levenshtein(name, candidate),
+                candidate,
+            )
+        })
         .filter(|(similarity, _)| *similarity >= 0.6)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)
@@ -46,7 +53,9 @@ const ALIASES: [(&str, &str); 12] = [
 
 /// Our word for a key that other trainers use, if `known` has it.
 pub fn alias<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
-    let (_, ours) = ALIASES.into_iter().find(|(theirs, ours)| *theirs == name && known.iter().any(|k| k == ours))?;
+    let (_, ours) = ALIASES
+        .into_iter()
+        .find(|(theirs, ours)| *theirs == name && known.iter().any(|k| k == ours))?;
     known.iter().map(String::as_str).find(|key| *key == ours)
 }
 

@@ -118,30 +118,63 @@ impl Training {
         self.check_length(keys);
         self.check_optimizer(keys);
         keys.at_least("batch_size", self.batch_size, 1, "32 is usual");
-        keys.at_least("micro_batch_tokens", self.micro_batch_tokens, 1, "4096 is usual; less saves memory");
-        keys.at_least("keep_last", self.keep_last, 1, "a run without a checkpoint cannot be continued");
+        keys.at_least(
+            "micro_batch_tokens",
+            self.micro_batch_tokens,
+            1,
+            "4096 is usual; less saves memory",
+        );
+        keys.at_least(
+            "keep_last",
+            self.keep_last,
+            1,
+            "a run without a checkpoint cannot be continued",
+        );
         keys.at_least("log_steps", self.log_steps, 1, "1 shows every step");
     }
 
     fn check_length(&self, keys: &mut Keys<'_, '_>) {
-        let Some(epochs) = self.max_epochs else { return };
+        let Some(epochs) = self.max_epochs else {
+            return;
+        };
         keys.above("max_epochs", epochs, 0.0, "1.0 is one pass over the data");
         if self.max_steps > 0 {
-            keys.wrong("max_epochs", epochs, format!("max_steps = {} is set too; remove one", self.max_steps));
+            keys.wrong(
+                "max_epochs",
+                epochs,
+                format!("max_steps = {} is set too; remove one", self.max_steps),
+            );
         }
     }
 
     fn check_optimizer(&self, keys: &mut Keys<'_, '_>) {
         keys.not_negative("learning_rate", self.learning_rate, "0 trains nothing");
-        keys.between("min_lr_ratio", self.min_lr_ratio, 0.0, 1.0, "it is a share of learning_rate");
+        keys.between(
+            "min_lr_ratio",
+            self.min_lr_ratio,
+            0.0,
+            1.0,
+            "it is a share of learning_rate",
+        );
         keys.not_negative("weight_decay", self.weight_decay, "0 switches it off");
-        for (key, beta) in [("adam_beta1", self.adam_beta1), ("adam_beta2", self.adam_beta2)] {
+        for (key, beta) in [
+            ("adam_beta1", self.adam_beta1),
+            ("adam_beta2", self.adam_beta2),
+        ] {
             if !(0.0..1.0).contains(&beta) {
-                keys.wrong(key, beta, "must be 0 or larger and below 1; 0.9 and 0.95 are usual");
+                keys.wrong(
+                    key,
+                    beta,
+                    "must be 0 or larger and below 1; 0.9 and 0.95 are usual",
+                );
             }
         }
         keys.above("adam_epsilon", self.adam_epsilon, 0.0, "1e-8 is usual");
-        keys.not_negative("max_grad_norm", self.max_grad_norm, "1.0 is usual, 0 does not clip");
+        keys.not_negative(
+            "max_grad_norm",
+            self.max_grad_norm,
+            "1.0 is usual, 0 does not clip",
+        );
         if self.max_steps > 0 && self.warmup_steps > self.max_steps {
             let message = format!("is longer than max_steps = {}; shorten it", self.max_steps);
             keys.wrong("warmup_steps", self.warmup_steps, message);
@@ -150,7 +183,8 @@ impl Training {
 
     /// One forward pass must hold at least one row of `length` tokens, the value of `key`.
     pub(super) fn check_row(&self, key: &str, length: usize, keys: &mut Keys<'_, '_>) {
-        let message = format!("cannot hold one row of {key} = {length} tokens; raise it to {length} or more");
+        let message =
+            format!("cannot hold one row of {key} = {length} tokens; raise it to {length} or more");
         if self.micro_batch_tokens < length {
             keys.wrong("micro_batch_tokens", self.micro_batch_tokens, message);
         }

@@ -1,4 +1,5 @@
-//! `[ppo]`: tuning the policy on a reward model's scores. Names and defaults are TRL's where TRL has them.
+//! `[ppo]`: tuning the policy on a reward model's scores. Names and defaults are TRL's where TRL
+//! has them.
 
 use std::path::{Path, PathBuf};
 
@@ -12,13 +13,15 @@ use super::optional_path;
 /// The `[ppo]` table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ppo {
-    /// Folder of the policy to start from, which stays the reference. When unset: `sft`'s if the configuration has that
-    /// stage, else `pretrain`'s, else `model.from`. Always filled once the configuration is read.
+    /// Folder of the policy to start from, which stays the reference. When unset: `sft`'s if the
+    /// configuration has that stage, else `pretrain`'s, else `model.from`. Always filled once the
+    /// configuration is read.
     pub from: PathBuf,
-    /// Folder of the reward model. When unset: the one that `[reward]` trains. Always filled once read.
+    /// Folder of the reward model. When unset: the one that `[reward]` trains. Always filled once
+    /// read.
     pub reward_model: PathBuf,
-    /// Folder of a second reward model that evaluations report and training never sees. When unset: the one that
-    /// `[judge]` trains, if the configuration has that table.
+    /// Folder of a second reward model that evaluations report and training never sees. When unset:
+    /// the one that `[judge]` trains, if the configuration has that table.
     #[serde(default, deserialize_with = "optional_path")]
     pub judge_model: Option<PathBuf>,
     /// Records with `prompt`, to train on. Required.
@@ -38,7 +41,8 @@ pub struct Ppo {
     pub kl_coef: f64,
     /// Estimator of that KL.
     pub kl_estimator: KlEstimator,
-    /// The probability ratio is clipped at 1 − this (and at 1 + this, if `cliprange_high` is unset).
+    /// The probability ratio is clipped at 1 − this (and at 1 + this, if `cliprange_high` is
+    /// unset).
     pub cliprange: f64,
     /// The probability ratio is clipped at 1 + this.
     pub cliprange_high: Option<f64>,
@@ -78,7 +82,8 @@ pub struct Ppo {
     /// How completions are sampled.
     #[serde(flatten)]
     pub generation: Generation,
-    /// The keys that every stage has. `batch_size` counts sequences of an iteration, a step is an iteration.
+    /// The keys that every stage has. `batch_size` counts sequences of an iteration, a step is an
+    /// iteration.
     #[serde(flatten)]
     pub training: Training,
 }
@@ -178,11 +183,18 @@ impl Ppo {
 
     /// Peak learning rate of the critic.
     pub fn critic_learning_rate(&self) -> f64 {
-        self.critic_learning_rate.unwrap_or(self.training.learning_rate)
+        self.critic_learning_rate
+            .unwrap_or(self.training.learning_rate)
     }
 
-    /// Writes down the values that unset keys take: other keys', and the models that `[reward]` and `[judge]` train.
-    pub(super) fn fill(&mut self, scorer: Option<PathBuf>, judge: Option<PathBuf>, checker: &mut Checker<'_>) {
+    /// Writes down the values that unset keys take: other keys', and the models that `[reward]` and
+    /// `[judge]` train.
+    pub(super) fn fill(
+        &mut self,
+        scorer: Option<PathBuf>,
+        judge: Option<PathBuf>,
+        checker: &mut Checker<'_>,
+    ) {
         self.cliprange_high = Some(self.cliprange_high());
         self.critic_learning_rate = Some(self.critic_learning_rate());
         self.judge_model = self.judge_model.take().or(judge);
@@ -198,14 +210,27 @@ impl Ppo {
 
     /// The model folders that the stage reads, by key.
     pub(super) fn models_read(&self) -> Vec<(&'static str, &Path)> {
-        let always = [("from", self.from.as_path()), ("reward_model", self.reward_model.as_path())];
-        always.into_iter().chain(self.judge_model.iter().map(|judge| ("judge_model", judge.as_path()))).collect()
+        let always = [
+            ("from", self.from.as_path()),
+            ("reward_model", self.reward_model.as_path()),
+        ];
+        always
+            .into_iter()
+            .chain(
+                self.judge_model
+                    .iter()
+                    .map(|judge| ("judge_model", judge.as_path())),
+            )
+            .collect()
     }
 
     pub(super) fn check(&self, checker: &mut Checker<'_>) {
         let mut keys = checker.table("ppo");
         if self.prompts.as_os_str().is_empty() {
-            keys.missing("prompts", "name the prompts to train on, for example prompts = \"prompts.jsonl\"");
+            keys.missing(
+                "prompts",
+                "name the prompts to train on, for example prompts = \"prompts.jsonl\"",
+            );
         }
         self.check_batch(&mut keys);
         self.check_objective(&mut keys);
@@ -224,7 +249,9 @@ impl Ppo {
             keys.at_least(key, parts, 1, "1 is the least");
             if parts > 0 && !batch.is_multiple_of(parts) {
                 let above = batch.next_multiple_of(parts);
-                let message = format!("must divide ppo.batch_size = {batch}; set batch_size = {above}, or change {key}");
+                let message = format!(
+                    "must divide ppo.batch_size = {batch}; set batch_size = {above}, or change {key}"
+                );
                 keys.wrong(key, parts, message);
             }
         }
@@ -232,10 +259,18 @@ impl Ppo {
     }
 
     fn check_objective(&self, keys: &mut Keys<'_, '_>) {
-        keys.not_negative("kl_coef", self.kl_coef, "0.05 is usual, 0 leaves the policy free of the reference");
+        keys.not_negative(
+            "kl_coef",
+            self.kl_coef,
+            "0.05 is usual, 0 leaves the policy free of the reference",
+        );
         keys.above("cliprange", self.cliprange, 0.0, "0.2 is usual");
         if self.cliprange >= 1.0 {
-            keys.wrong("cliprange", self.cliprange, "must be below 1, for a ratio is positive; 0.2 is usual");
+            keys.wrong(
+                "cliprange",
+                self.cliprange,
+                "must be below 1, for a ratio is positive; 0.2 is usual",
+            );
         }
         // Values copied from another key are blamed there.
         if self.cliprange_high() != self.cliprange {
@@ -246,33 +281,67 @@ impl Ppo {
         keys.between("gamma", self.gamma, 0.0, 1.0, "1.0 is usual");
         keys.between("lam", self.lam, 0.0, 1.0, "0.95 is usual");
         if self.critic_learning_rate() != self.training.learning_rate {
-            keys.not_negative("critic_learning_rate", self.critic_learning_rate(), "0 trains no critic");
+            keys.not_negative(
+                "critic_learning_rate",
+                self.critic_learning_rate(),
+                "0 trains no critic",
+            );
         }
     }
 
     fn check_scores(&self, keys: &mut Keys<'_, '_>) {
         let mend = "it is subtracted; 1.0 is usual";
-        keys.not_negative("missing_eos_penalty", self.missing_eos_penalty.unwrap_or(0.0), mend);
-        keys.above("score_clip", self.score_clip.unwrap_or(1.0), 0.0, "5.0 is usual; remove it to not clip");
+        keys.not_negative(
+            "missing_eos_penalty",
+            self.missing_eos_penalty.unwrap_or(0.0),
+            mend,
+        );
+        keys.above(
+            "score_clip",
+            self.score_clip.unwrap_or(1.0),
+            0.0,
+            "5.0 is usual; remove it to not clip",
+        );
     }
 
     fn check_rollout(&self, keys: &mut Keys<'_, '_>) {
         keys.at_least("rollout_batch", self.rollout_batch, 1, "64 is usual");
         keys.at_least("eval_samples", self.eval_samples, 1, "256 is usual");
-        keys.at_least("cache_bytes", self.cache_bytes.unwrap_or(1), 1, "remove it for a cache as large as needed");
-        keys.at_least("cache_tokens", self.cache_tokens.unwrap_or(1), 1, "remove it for a cache as large as needed");
+        keys.at_least(
+            "cache_bytes",
+            self.cache_bytes.unwrap_or(1),
+            1,
+            "remove it for a cache as large as needed",
+        );
+        keys.at_least(
+            "cache_tokens",
+            self.cache_tokens.unwrap_or(1),
+            1,
+            "remove it for a cache as large as needed",
+        );
         if let (Some(bytes), Some(_)) = (self.cache_bytes, self.cache_tokens) {
-            keys.wrong("cache_bytes", bytes, "ppo.cache_tokens limits the cache too; remove one of the two");
+            keys.wrong(
+                "cache_bytes",
+                bytes,
+                "ppo.cache_tokens limits the cache too; remove one of the two",
+            );
         }
         if i64::try_from(self.eval_seed).is_err() {
-            keys.wrong("eval_seed", self.eval_seed, "must be below 2^63; choose a smaller one");
+            keys.wrong(
+                "eval_seed",
+                self.eval_seed,
+                "must be below 2^63; choose a smaller one",
+            );
         }
     }
 
     pub(super) fn check_files(&self, checker: &mut Checker<'_>) {
         let mut keys = checker.table("ppo");
         keys.exists("prompts", &self.prompts);
-        for (key, path) in [("eval_prompts", &self.eval_prompts), ("lexicon", &self.lexicon)] {
+        for (key, path) in [
+            ("eval_prompts", &self.eval_prompts),
+            ("lexicon", &self.lexicon),
+        ] {
             path.iter().for_each(|path| keys.exists(key, path));
         }
     }

@@ -43,13 +43,22 @@ impl Pretrain {
     pub(super) fn check(&self, checker: &mut Checker<'_>) {
         let mut keys = checker.table("pretrain");
         if self.data.is_empty() {
-            keys.missing("data", "name the text to train on, for example data = \"train.txt\"");
+            keys.missing(
+                "data",
+                "name the text to train on, for example data = \"train.txt\"",
+            );
         }
         self.data.check("data", &mut keys);
         self.eval_data.check("eval_data", &mut keys);
-        keys.at_least("context_length", self.context_length, 2, "a row needs a token and the next one");
+        keys.at_least(
+            "context_length",
+            self.context_length,
+            2,
+            "a row needs a token and the next one",
+        );
         self.training.check(&mut keys);
-        self.training.check_row("context_length", self.context_length, &mut keys);
+        self.training
+            .check_row("context_length", self.context_length, &mut keys);
     }
 
     pub(super) fn check_files(&self, checker: &mut Checker<'_>) {

@@ -1,7 +1,7 @@
 //! `[reward]` and `[judge]`: a reward model trained on preferences.
 //!
-//! The judge is a second reward model, trained on other pairs and never seen by PPO: it tells a policy that has become
-//! better from one that has learnt its reward model's weaknesses.
+//! The judge is a second reward model, trained on other pairs and never seen by PPO: it tells a
+//! policy that has become better from one that has learnt its reward model's weaknesses.
 
 use std::path::PathBuf;
 
@@ -14,8 +14,8 @@ use super::optim::Training;
 /// The `[reward]` table, and the `[judge]` table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reward {
-    /// Folder of the model to start from. When unset: `sft`'s if the configuration has that stage, else `pretrain`'s,
-    /// else `model.from`. Always filled once the configuration is read.
+    /// Folder of the model to start from. When unset: `sft`'s if the configuration has that stage,
+    /// else `pretrain`'s, else `model.from`. Always filled once the configuration is read.
     pub from: PathBuf,
     /// Records with `chosen` and `rejected` (`prompt` and `margin` optional). Required.
     pub data: Data,
@@ -39,7 +39,10 @@ impl Default for Reward {
             held_out: HeldOut::default(),
             center_rewards_coefficient: 0.0,
             max_length: 1024,
-            training: Training { learning_rate: 1e-5, ..Training::default() },
+            training: Training {
+                learning_rate: 1e-5,
+                ..Training::default()
+            },
         }
     }
 }
@@ -48,16 +51,27 @@ impl Reward {
     pub(super) fn check(&self, table: &str, checker: &mut Checker<'_>) {
         let mut keys = checker.table(table);
         if self.data.is_empty() {
-            keys.missing("data", "name the pairs to train on, for example data = \"pairs.jsonl\"");
+            keys.missing(
+                "data",
+                "name the pairs to train on, for example data = \"pairs.jsonl\"",
+            );
         }
         self.data.check("data", &mut keys);
         self.held_out.check(&mut keys);
         let mend = "0.01 is usual, 0 switches it off";
-        keys.not_negative("center_rewards_coefficient", self.center_rewards_coefficient, mend);
+        keys.not_negative(
+            "center_rewards_coefficient",
+            self.center_rewards_coefficient,
+            mend,
+        );
         keys.at_least("max_length", self.max_length, 1, "an answer needs a token");
         self.training.check(&mut keys);
         // Chosen and rejected of one pair are scored in one pass.
-        self.training.check_row("2 × max_length", self.max_length.saturating_mul(2), &mut keys);
+        self.training.check_row(
+            "2 × max_length",
+            self.max_length.saturating_mul(2),
+            &mut keys,
+        );
     }
 
     pub(super) fn check_files(&self, table: &str, checker: &mut Checker<'_>) {

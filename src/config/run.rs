@@ -22,7 +22,8 @@ pub struct Run {
     pub device: Device,
     /// Threads of the CPU work; 0 takes all cores. Results do not depend on it.
     pub threads: usize,
-    /// Steps in a row with a non-finite loss or gradient (each is skipped) after which the run stops.
+    /// Steps in a row with a non-finite loss or gradient (each is skipped) after which the run
+    /// stops.
     pub max_bad_steps: usize,
 }
 
@@ -53,13 +54,25 @@ impl Run {
     pub(super) fn check(&self, checker: &mut Checker<'_>) {
         let mut keys = checker.table("run");
         if self.name.is_empty() {
-            keys.missing("name", "it names the run's folder, for example name = \"trial\"");
+            keys.missing(
+                "name",
+                "it names the run's folder, for example name = \"trial\"",
+            );
         } else if self.name.starts_with('.') || self.name.contains(['/', '\\']) {
-            keys.wrong("name", quoted(&self.name), "must be the name of one folder; the path belongs in run.dir");
+            keys.wrong(
+                "name",
+                quoted(&self.name),
+                "must be the name of one folder; the path belongs in run.dir",
+            );
         }
-        // TOML has no integers beyond i64, so a larger seed could not be written into the run folder.
+        // TOML has no integers beyond i64, so a larger seed could not be written into the run
+        // folder.
         if i64::try_from(self.seed).is_err() {
-            keys.wrong("seed", self.seed, "must be below 2^63; choose a smaller one");
+            keys.wrong(
+                "seed",
+                self.seed,
+                "must be below 2^63; choose a smaller one",
+            );
         }
         keys.at_least("max_bad_steps", self.max_bad_steps, 1, "10 is usual");
     }
@@ -90,7 +103,9 @@ impl FromStr for Device {
             Some(("cuda", ordinal)) => ordinal.parse().ok(),
             _ => None,
         };
-        ordinal.map(Device::Cuda).ok_or_else(|| format!("unknown device `{text}`; write `cpu` or `cuda:0`"))
+        ordinal
+            .map(Device::Cuda)
+            .ok_or_else(|| format!("unknown device `{text}`; write `cpu` or `cuda:0`"))
     }
 }
 

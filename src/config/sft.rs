@@ -11,8 +11,8 @@ use super::optim::Training;
 /// The `[sft]` table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sft {
-    /// Folder of the model to start from. When unset: `pretrain`'s if the configuration has that stage, else
-    /// `model.from`. Always filled once the configuration is read.
+    /// Folder of the model to start from. When unset: `pretrain`'s if the configuration has that
+    /// stage, else `model.from`. Always filled once the configuration is read.
     pub from: PathBuf,
     /// Records with `prompt` and `completion`, or with `messages`. Required.
     pub data: Data,
@@ -29,8 +29,8 @@ pub struct Sft {
     pub freeze_embeddings: bool,
     /// Each layer's learning rate as a share of the one above it; 1 treats all alike.
     pub layerwise_lr_decay: f64,
-    /// Evaluations without a new best loss after which training ends, and the best weights are kept; 0 trains on to
-    /// the end and keeps the last.
+    /// Evaluations without a new best loss after which training ends, and the best weights are
+    /// kept; 0 trains on to the end and keeps the last.
     pub early_stopping_patience: usize,
     /// The keys that every stage has. `batch_size` counts examples.
     #[serde(flatten)]
@@ -61,7 +61,10 @@ impl Default for Sft {
             freeze_embeddings: false,
             layerwise_lr_decay: 1.0,
             early_stopping_patience: 0,
-            training: Training { learning_rate: 2e-5, ..Training::default() },
+            training: Training {
+                learning_rate: 2e-5,
+                ..Training::default()
+            },
         }
     }
 }
@@ -70,20 +73,39 @@ impl Sft {
     pub(super) fn check(&self, checker: &mut Checker<'_>) {
         let mut keys = checker.table("sft");
         if self.data.is_empty() {
-            keys.missing("data", "name the records to train on, for example data = \"sft.jsonl\"");
+            keys.missing(
+                "data",
+                "name the records to train on, for example data = \"sft.jsonl\"",
+            );
         }
         self.data.check("data", &mut keys);
         self.held_out.check(&mut keys);
-        keys.at_least("max_length", self.max_length, 2, "an example needs a prompt and an answer");
+        keys.at_least(
+            "max_length",
+            self.max_length,
+            2,
+            "an example needs a prompt and an answer",
+        );
         if !(self.layerwise_lr_decay > 0.0 && self.layerwise_lr_decay <= 1.0) {
-            keys.wrong("layerwise_lr_decay", self.layerwise_lr_decay, "must be above 0 and at most 1; 1 is off");
+            keys.wrong(
+                "layerwise_lr_decay",
+                self.layerwise_lr_decay,
+                "must be above 0 and at most 1; 1 is off",
+            );
         }
-        if self.early_stopping_patience > 0 && (self.held_out.is_empty() || self.training.eval_steps == 0) {
+        if self.early_stopping_patience > 0
+            && (self.held_out.is_empty() || self.training.eval_steps == 0)
+        {
             let message = "early stopping needs eval_steps and held-out records; set eval_data or eval_fraction";
-            keys.wrong("early_stopping_patience", self.early_stopping_patience, message);
+            keys.wrong(
+                "early_stopping_patience",
+                self.early_stopping_patience,
+                message,
+            );
         }
         self.training.check(&mut keys);
-        self.training.check_row("max_length", self.max_length, &mut keys);
+        self.training
+            .check_row("max_length", self.max_length, &mut keys);
     }
 
     pub(super) fn check_files(&self, checker: &mut Checker<'_>) {

@@ -36,7 +36,10 @@ learning_rate = 3e-4
 "#;
 
 fn resolve_text(text: &str, overrides: &[&str]) -> Result<Config, ConfigError> {
-    let overrides: Vec<Override> = overrides.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+    let overrides: Vec<Override> = overrides
+        .iter()
+        .map(|text| text.parse())
+        .collect::<Result<_, _>>()?;
     Config::resolve(&Document::parse(text, Path::new("trial.toml"))?.with(&overrides)?)
 }
 
@@ -53,14 +56,28 @@ fn refusal(overrides: &[&str]) -> String {
 fn what_is_not_typed_is_filled() {
     let config = resolve(&[]).unwrap();
     assert_eq!(config.stages(), Stage::ALL);
-    let Some(ModelStart::Scratch(architecture)) = &config.model.start else { panic!("{:?}", config.model) };
-    assert_eq!((architecture.num_key_value_heads, architecture.head_dim), (4, 16));
-    assert_eq!(config.sft.as_ref().unwrap().from, Path::new("runs/trial/pretrain/final"));
-    assert_eq!(config.judge.as_ref().unwrap().from, Path::new("runs/trial/sft/final"));
+    let Some(ModelStart::Scratch(architecture)) = &config.model.start else {
+        panic!("{:?}", config.model)
+    };
+    assert_eq!(
+        (architecture.num_key_value_heads, architecture.head_dim),
+        (4, 16)
+    );
+    assert_eq!(
+        config.sft.as_ref().unwrap().from,
+        Path::new("runs/trial/pretrain/final")
+    );
+    assert_eq!(
+        config.judge.as_ref().unwrap().from,
+        Path::new("runs/trial/sft/final")
+    );
     let ppo = config.ppo.as_ref().unwrap();
     assert_eq!(ppo.from, Path::new("runs/trial/sft/final"));
     assert_eq!(ppo.reward_model, Path::new("runs/trial/reward/final"));
-    assert_eq!(ppo.judge_model.as_deref(), Some(Path::new("runs/trial/judge/final")));
+    assert_eq!(
+        ppo.judge_model.as_deref(),
+        Some(Path::new("runs/trial/judge/final"))
+    );
     assert_eq!(ppo.critic_learning_rate, Some(3e-4));
     assert_eq!(ppo.training.length(), Length::Steps(40));
     // A stage's defaults are its own, though the keys are shared.
@@ -70,10 +87,21 @@ fn what_is_not_typed_is_filled() {
 
 #[test]
 fn the_written_file_reads_back_the_same() {
-    for overrides in [&[][..], &["ppo.score_clip=5", "ppo.stop=[\"\\n\"]", "sft.max_epochs=2.5", "ppo.lam=1"]] {
+    for overrides in [
+        &[][..],
+        &[
+            "ppo.score_clip=5",
+            "ppo.stop=[\"\\n\"]",
+            "sft.max_epochs=2.5",
+            "ppo.lam=1",
+        ],
+    ] {
         let config = resolve(overrides).unwrap();
         let written = config.to_toml().unwrap();
-        assert!(written.contains("kl_coef = 0.05") && written.contains("adam_epsilon = "), "{written}");
+        assert!(
+            written.contains("kl_coef = 0.05") && written.contains("adam_epsilon = "),
+            "{written}"
+        );
         assert_eq!(resolve_text(&written, &[]).unwrap(), config, "{written}");
     }
 }
@@ -82,36 +110,72 @@ fn the_written_file_reads_back_the_same() {
 fn every_key_of_every_table_is_known_by_its_name() {
     let config = resolve(&[]).unwrap();
     let keys = document::key_names(config.ppo.as_ref().unwrap()).unwrap();
-    for key in ["kl_coef", "vf_coef", "cliprange_high", "top_p", "max_new_tokens", "learning_rate", "save_steps"] {
-        assert!(keys.iter().any(|known| known == key), "{key} is not in {keys:?}");
+    for key in [
+        "kl_coef",
+        "vf_coef",
+        "cliprange_high",
+        "top_p",
+        "max_new_tokens",
+        "learning_rate",
+        "save_steps",
+    ] {
+        assert!(
+            keys.iter().any(|known| known == key),
+            "{key} is not in {keys:?}"
+        );
     }
     let mut sorted = keys.clone();
     sorted.sort();
     sorted.dedup();
-    assert_eq!(sorted.len(), keys.len(), "a key is declared twice: {keys:?}");
+    assert_eq!(
+        sorted.len(),
+        keys.len(),
+        "a key is declared twice: {keys:?}"
+    );
 }
 
 #[test]
 fn unknown_names_are_refused_with_the_nearest() {
     let error = resolve_text(&SAMPLE.replace("max_steps = 40", "kl_coeff = 1"), &[]).unwrap_err();
-    assert_eq!(error.to_string(), "ppo.kl_coeff (trial.toml:28): unknown key; did you mean `kl_coef`?");
+    assert_eq!(
+        error.to_string(),
+        "ppo.kl_coeff (trial.toml:28): unknown key; did you mean `kl_coef`?"
+    );
     assert!(refusal(&["ppo.lr=1e-3"]).contains("did you mean `learning_rate`?"));
     assert!(refusal(&["model.layers=3"]).contains("unknown key; [model] has from, save_dtype"));
-    let error = resolve_text(&SAMPLE.replace("[pretrain]", "[pretraining]"), &[]).unwrap_err().to_string();
-    assert!(error.contains("[pretraining] (trial.toml:12): unknown table; did you mean [pretrain]?"), "{error}");
-    let error = resolve_text(&format!("seed = 1\n{SAMPLE}"), &[]).unwrap_err().to_string();
-    assert_eq!(error, "seed (trial.toml:1): stands outside any table; put it under the table it belongs to, such as [run]");
+    let error = resolve_text(&SAMPLE.replace("[pretrain]", "[pretraining]"), &[])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("[pretraining] (trial.toml:12): unknown table; did you mean [pretrain]?"),
+        "{error}"
+    );
+    let error = resolve_text(&format!("seed = 1\n{SAMPLE}"), &[])
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        error,
+        "seed (trial.toml:1): stands outside any table; put it under the table it belongs to, such as [run]"
+    );
 }
 
 #[test]
 fn wrong_types_name_key_value_line_and_what_is_expected() {
-    let error = resolve_text(&SAMPLE.replace("max_steps = 40", "max_steps = \"many\""), &[]).unwrap_err().to_string();
+    let error = resolve_text(
+        &SAMPLE.replace("max_steps = 40", "max_steps = \"many\""),
+        &[],
+    )
+    .unwrap_err()
+    .to_string();
     let expected = "ppo.max_steps = \"many\" (trial.toml:28): invalid type: string \"many\", \
                     expected a whole number, zero or larger";
     assert_eq!(error, expected);
     assert!(refusal(&["ppo.kl_coef=high"]).contains("expected a number"));
     assert!(refusal(&["ppo.max_steps=-1"]).contains("ppo.max_steps = -1 (--set ppo.max_steps=-1)"));
-    assert!(refusal(&["sft.lr_scheduler_type=step"]).contains("unknown word `step`, expected one of `cosine`"));
+    assert!(
+        refusal(&["sft.lr_scheduler_type=step"])
+            .contains("unknown word `step`, expected one of `cosine`")
+    );
     assert!(refusal(&["run.device=gpu"]).contains("write `cpu` or `cuda:0`"));
     assert!(refusal(&["sft.data=3"]).contains("a list of { path"));
 }
@@ -119,32 +183,66 @@ fn wrong_types_name_key_value_line_and_what_is_expected() {
 #[test]
 fn all_problems_come_at_once() {
     let error = refusal(&["ppo.cliprange=0", "ppo.top_p=1.5", "sft.adam_beta2=1"]);
-    assert!(error.starts_with("3 problems in the configuration:\n  sft.adam_beta2 = 1 "), "{error}");
-    assert!(error.contains("\n  ppo.cliprange = 0 (--set ppo.cliprange=0): must be larger than 0; 0.2 is usual"));
+    assert!(
+        error.starts_with("3 problems in the configuration:\n  sft.adam_beta2 = 1 "),
+        "{error}"
+    );
+    assert!(error.contains(
+        "\n  ppo.cliprange = 0 (--set ppo.cliprange=0): must be larger than 0; 0.2 is usual"
+    ));
 }
 
 #[test]
 fn batches_must_divide() {
     let error = refusal(&["ppo.num_mini_batches=3"]);
-    assert!(error.contains("must divide ppo.batch_size = 64; set batch_size = 66, or change num_mini_batches"), "{error}");
-    let ppo = resolve(&["ppo.num_samples_per_prompt=4", "ppo.num_mini_batches=2"]).unwrap().ppo.unwrap();
-    assert_eq!((ppo.prompts_per_iteration(), ppo.mini_batch_size()), (16, 32));
+    assert!(
+        error.contains(
+            "must divide ppo.batch_size = 64; set batch_size = 66, or change num_mini_batches"
+        ),
+        "{error}"
+    );
+    let ppo = resolve(&["ppo.num_samples_per_prompt=4", "ppo.num_mini_batches=2"])
+        .unwrap()
+        .ppo
+        .unwrap();
+    assert_eq!(
+        (ppo.prompts_per_iteration(), ppo.mini_batch_size()),
+        (16, 32)
+    );
 }
 
 #[test]
 fn combinations_that_cannot_run_are_refused() {
     let cases = [
         ("model.from=some/folder", "remove this key or model.from"),
-        ("model.num_key_value_heads=3", "must divide model.num_attention_heads = 4"),
+        (
+            "model.num_key_value_heads=3",
+            "must divide model.num_attention_heads = 4",
+        ),
         ("model.vocab_size=300", "below tokenizer.vocab_size = 2048"),
-        ("pretrain.context_length=256", "above model.max_position_embeddings = 128"),
+        (
+            "pretrain.context_length=256",
+            "above model.max_position_embeddings = 128",
+        ),
         ("pretrain.max_epochs=2", "max_steps = 100 is set too"),
-        ("sft.early_stopping_patience=2", "needs eval_steps and held-out records"),
-        ("sft.max_length=9999", "cannot hold one row of max_length = 9999"),
-        ("sft.data=[{path=\"x\", weight=1}, {path=\"y\"}]", "1 weights for 2 files"),
+        (
+            "sft.early_stopping_patience=2",
+            "needs eval_steps and held-out records",
+        ),
+        (
+            "sft.max_length=9999",
+            "cannot hold one row of max_length = 9999",
+        ),
+        (
+            "sft.data=[{path=\"x\", weight=1}, {path=\"y\"}]",
+            "1 weights for 2 files",
+        ),
         ("ppo.min_new_tokens=99", "above max_new_tokens = 64"),
         ("run.name=a/b", "the path belongs in run.dir"),
-        ("tokenizer.special_tokens=[\"<a>\", \"<a>\"]", "two different"),
+        (
+            "tokenizer.special_tokens=[\"<a>\", \"<a>\"]",
+            "two different",
+        ),
     ];
     for (set, words) in cases {
         let error = refusal(&[set]);
@@ -154,15 +252,31 @@ fn combinations_that_cannot_run_are_refused() {
 
 #[test]
 fn what_a_stage_needs_is_asked_for() {
-    let refused = |text: &str| resolve_text(text, &[]).expect_err("must be refused").to_string();
+    let refused = |text: &str| {
+        resolve_text(text, &[])
+            .expect_err("must be refused")
+            .to_string()
+    };
     assert!(refused("[run]\nname = \"a\"\n").contains("has no stage"));
     let error = refused("[run]\nname = \"a\"\n[sft]\ndata = \"x\"\n");
-    assert!(error.contains("sft.from (trial.toml:3): is required: there is no model to start from"), "{error}");
+    assert!(
+        error.contains("sft.from (trial.toml:3): is required: there is no model to start from"),
+        "{error}"
+    );
     let error = refused("[run]\nname = \"a\"\n[ppo]\nprompts = \"x\"\nfrom = \"y\"\n");
-    assert!(error.contains("ppo.reward_model (trial.toml:3): is required: there is no reward model"), "{error}");
+    assert!(
+        error.contains("ppo.reward_model (trial.toml:3): is required: there is no reward model"),
+        "{error}"
+    );
     let error = refused("[model]\nhidden_size = 8\n[pretrain]\n");
-    assert!(error.contains("run.name (trial.toml:1)") && error.contains("model.num_hidden_layers (trial.toml:1)"));
-    assert!(error.contains("pretrain.data (trial.toml:3): is required"), "{error}");
+    assert!(
+        error.contains("run.name (trial.toml:1)")
+            && error.contains("model.num_hidden_layers (trial.toml:1)")
+    );
+    assert!(
+        error.contains("pretrain.data (trial.toml:3): is required"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -175,8 +289,30 @@ fn files_are_looked_for_before_anything_runs() {
     let config = Config::resolve(&document).unwrap();
     // The models that ppo reads are the run's own, yet to be trained.
     config.check_files(&document, &[Stage::Ppo]).unwrap();
-    let error = config.check_files(&document, &[Stage::Reward]).unwrap_err().to_string();
+    let error = config
+        .check_files(&document, &[Stage::Reward])
+        .unwrap_err()
+        .to_string();
     let looked = std::env::current_dir().unwrap().join("pairs.jsonl");
-    let expected = format!("reward.data = \"pairs.jsonl\" (trial.toml:21): no such file or folder (looked for {})", looked.display());
+    let expected = format!(
+        "reward.data = \"pairs.jsonl\" (trial.toml:21): no such file or folder (looked for {})",
+        looked.display()
+    );
     assert_eq!(error, expected);
+}
+
+#[test]
+fn a_missing_start_is_reported_once() {
+    let text = "[run]\nname = \"a\"\n[model]\nfrom = \"no-such\"\n[sft]\ndata = \"Cargo.toml\"\n";
+    let document = Document::parse(text, Path::new("trial.toml")).unwrap();
+    let config = Config::resolve(&document).unwrap();
+    assert_eq!(config.tokenizer.from.as_deref(), Some(Path::new("no-such")));
+    let error = config
+        .check_files(&document, &[Stage::Sft])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("model.from = \"no-such\" (trial.toml:4): no such file"),
+        "{error}"
+    );
 }

@@ -10,8 +10,8 @@ use super::optional_path;
 /// The `[tokenizer]` table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tokenizer {
-    /// `tokenizer.json` or a folder that holds it. When unset it is `model.from`'s; where the model starts from
-    /// scratch, `pretrain` trains a byte-level BPE on its text.
+    /// `tokenizer.json` or a folder that holds it. When unset it is `model.from`'s; where the model
+    /// starts from scratch, `pretrain` trains a byte-level BPE on its text.
     #[serde(default, deserialize_with = "optional_path")]
     pub from: Option<PathBuf>,
     /// Entries of a trained tokenizer, special tokens and the 256 bytes included.
@@ -22,7 +22,11 @@ pub struct Tokenizer {
 
 impl Default for Tokenizer {
     fn default() -> Self {
-        Self { from: None, vocab_size: 2048, special_tokens: vec!["<|endoftext|>".into(), "<|pad|>".into()] }
+        Self {
+            from: None,
+            vocab_size: 2048,
+            special_tokens: vec!["<|endoftext|>".into(), "<|pad|>".into()],
+        }
     }
 }
 
@@ -36,6 +40,11 @@ impl Tokenizer {
                            [\"<|endoftext|>\", \"<|pad|>\"] is usual";
             keys.wrong("special_tokens", format!("{specials:?}"), message);
         }
-        keys.at_least("vocab_size", self.vocab_size, 256 + specials.len(), "every byte and special token takes one");
+        keys.at_least(
+            "vocab_size",
+            self.vocab_size,
+            256 + specials.len(),
+            "every byte and special token takes one",
+        );
     }
 }

@@ -170,6 +170,23 @@ fn too_short(row: usize, found: usize, least: usize) -> DataError {
     ))
 }
 
+/// Cuts items (by index) into runs of at most `limit` tokens, in order; one that is larger stands alone.
+pub fn cut(items: Vec<usize>, tokens: impl Fn(usize) -> usize, limit: usize) -> Vec<Vec<usize>> {
+    let (mut runs, mut held) = (Vec::<Vec<usize>>::new(), 0);
+    for item in items {
+        let size = tokens(item);
+        match runs.last_mut() {
+            Some(run) if held + size <= limit => run.push(item),
+            _ => {
+                runs.push(vec![item]);
+                held = 0;
+            }
+        }
+        held += size;
+    }
+    runs
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,11 +209,11 @@ mod tests {
     fn only_answers_of_the_same_segment_count() {
         let a = Example {
             ids: vec![1, 2, 3, 4],
-            answer: vec![2..4],
+            answer: vec![2..3, 3..4],
         };
         let b = Example {
             ids: vec![5, 6],
-            answer: vec![0..2],
+            answer: vec![0..1, 1..2],
         };
         let batch = Batch::from_examples(&[&a, &b]).unwrap();
         assert_eq!(batch.ids, [1, 2, 3, 5]);

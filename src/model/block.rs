@@ -28,7 +28,11 @@ impl Block {
     /// Takes the layer's parameters from `store`.
     pub fn new(store: &ParamStore, config: &DecoderConfig, layer: usize) -> Result<Self> {
         let names = Names::of(config.family);
-        let get = Getter { store, config, prefix: format!("{}.{layer}", names.layers) };
+        let get = Getter {
+            store,
+            config,
+            prefix: format!("{}.{layer}", names.layers),
+        };
         let qk_norm = match config.qk_norm {
             QkNorm::Absent => None,
             QkNorm::PerHead => Some((get.norm("self_attn.q_norm")?, get.norm("self_attn.k_norm")?)),
@@ -47,7 +51,12 @@ impl Block {
     }
 
     /// Runs the layer on `[tokens, hidden]`; `attend` turns `q | k | v` rows into mixed values.
-    pub fn forward(&self, x: &Tensor, angles: Option<&Angles>, attend: impl FnOnce(&Tensor, Attention) -> Result<Tensor>) -> Result<Tensor> {
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        angles: Option<&Angles>,
+        attend: impl FnOnce(&Tensor, Attention) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         let spec = self.spec;
         let mut qkv = self.qkv.forward(&self.attention_norm.forward(x)?)?;
         if let Some((query, key)) = &self.qk_norm {
@@ -128,7 +137,10 @@ impl Getter<'_> {
     fn linear(&self, names: &[&str], bias: bool) -> Result<Linear> {
         let part = |name: &&str| {
             let get = |leaf: &str| self.store.get(&format!("{}.{name}.{leaf}", self.prefix));
-            Ok(Projection { weight: get("weight")?, bias: bias.then(|| get("bias")).transpose()? })
+            Ok(Projection {
+                weight: get("weight")?,
+                bias: bias.then(|| get("bias")).transpose()?,
+            })
         };
         Linear::new(names.iter().map(part).collect::<Result<_>>()?)
     }
@@ -138,7 +150,14 @@ impl Getter<'_> {
 pub fn norm(store: &ParamStore, config: &DecoderConfig, name: &str) -> Result<Norm> {
     let weight = store.get(&format!("{name}.weight"))?;
     Ok(match config.norm {
-        NormKind::Rms { eps } => Norm::Rms { weight, eps: eps as f32 },
-        NormKind::Layer { eps } => Norm::Layer { weight, bias: store.get(&format!("{name}.bias"))?, eps: eps as f32 },
+        NormKind::Rms { eps } => Norm::Rms {
+            weight,
+            eps: eps as f32,
+        },
+        NormKind::Layer { eps } => Norm::Layer {
+            weight,
+            bias: store.get(&format!("{name}.bias"))?,
+            eps: eps as f32,
+        },
     })
 }

@@ -67,7 +67,12 @@ impl Decoder {
     ///
     /// # Errors
     /// If the sizes do not fit together or the device has no room.
-    pub fn fresh(config: HfConfig, seed: u64, training: impl Fn(&TensorSpec) -> Training, device: &Device) -> std::result::Result<Self, ModelError> {
+    pub fn fresh(
+        config: HfConfig,
+        seed: u64,
+        training: impl Fn(&TensorSpec) -> Training,
+        device: &Device,
+    ) -> std::result::Result<Self, ModelError> {
         config.decoder.validate()?;
         Self::build(config, |spec| Ok(fresh(spec, seed)), training, device)
     }
@@ -76,11 +81,21 @@ impl Decoder {
     ///
     /// # Errors
     /// If a file or tensor is missing or wrong.
-    pub fn load(folder: &Path, head: Head, seed: u64, training: impl Fn(&TensorSpec) -> Training, device: &Device) -> std::result::Result<Self, ModelError> {
+    pub fn load(
+        folder: &Path,
+        head: Head,
+        seed: u64,
+        training: impl Fn(&TensorSpec) -> Training,
+        device: &Device,
+    ) -> std::result::Result<Self, ModelError> {
         let mut config = HfConfig::read(folder)?;
         if head == Head::LanguageModel && config.decoder.head == Head::Score {
             let (found, needed) = ("a reward model", "a language model");
-            return Err(ModelError::Kind { folder: folder.to_owned(), found, needed });
+            return Err(ModelError::Kind {
+                folder: folder.to_owned(),
+                found,
+                needed,
+            });
         }
         config.decoder.head = head;
         let weights = Weights::open(folder)?;
@@ -95,10 +110,21 @@ impl Decoder {
     ///
     /// # Errors
     /// As [`Self::load`], and if the folder holds a language model.
-    pub fn load_reward_model(folder: &Path, training: impl Fn(&TensorSpec) -> Training, device: &Device) -> std::result::Result<Self, ModelError> {
+    pub fn load_reward_model(
+        folder: &Path,
+        training: impl Fn(&TensorSpec) -> Training,
+        device: &Device,
+    ) -> std::result::Result<Self, ModelError> {
         if HfConfig::read(folder)?.decoder.head != Head::Score {
-            let (found, needed) = ("a language model", "a reward model (...ForSequenceClassification with one label)");
-            return Err(ModelError::Kind { folder: folder.to_owned(), found, needed });
+            let (found, needed) = (
+                "a language model",
+                "a reward model (...ForSequenceClassification with one label)",
+            );
+            return Err(ModelError::Kind {
+                folder: folder.to_owned(),
+                found,
+                needed,
+            });
         }
         Self::load(folder, Head::Score, 0, training, device)
     }
@@ -111,9 +137,19 @@ impl Decoder {
     ) -> std::result::Result<Self, ModelError> {
         let initial = |spec: TensorSpec| {
             let (data, training) = (value(&spec)?, training(&spec));
-            Ok(Initial { name: spec.name, shape: spec.shape, data, training })
+            Ok(Initial {
+                name: spec.name,
+                shape: spec.shape,
+                data,
+                training,
+            })
         };
-        let initial = config.decoder.tensors().into_iter().map(initial).collect::<std::result::Result<_, ModelError>>()?;
+        let initial = config
+            .decoder
+            .tensors()
+            .into_iter()
+            .map(initial)
+            .collect::<std::result::Result<_, ModelError>>()?;
         Ok(Self::assemble(config, ParamStore::new(initial, device)?)?)
     }
 
@@ -124,20 +160,40 @@ impl Decoder {
             _ => ("model.embed_tokens.weight", "model.norm"),
         };
         let embedding = store.get(names.0)?;
-        let positions = (decoder.position == Position::Learned).then(|| store.get("transformer.wpe.weight")).transpose()?;
+        let positions = (decoder.position == Position::Learned)
+            .then(|| store.get("transformer.wpe.weight"))
+            .transpose()?;
         let layers = (0..decoder.num_hidden_layers)
-            .map(|layer| Ok((Block::new(&store, decoder, layer)?, layer_training(&store, layer))))
+            .map(|layer| {
+                Ok((
+                    Block::new(&store, decoder, layer)?,
+                    layer_training(&store, layer),
+                ))
+            })
             .collect::<Result<_>>()?;
         let head = match decoder.head {
             Head::LanguageModel if !decoder.tie_word_embeddings => store.get("lm_head.weight")?,
             _ => embedding.clone(),
         };
         let score = match decoder.head {
-            Head::Score => Some(Linear::new(vec![Projection { weight: store.get(SCORE)?, bias: None }])?),
+            Head::Score => Some(Linear::new(vec![Projection {
+                weight: store.get(SCORE)?,
+                bias: None,
+            }])?),
             Head::LanguageModel => None,
         };
         let norm = norm(&store, decoder, names.1)?;
-        Ok(Self { rotation: rotation(decoder), embedding, positions, layers, norm, head, score, config, store })
+        Ok(Self {
+            rotation: rotation(decoder),
+            embedding,
+            positions,
+            layers,
+            norm,
+            head,
+            score,
+            config,
+            store,
+        })
     }
 
     /// The configuration of the model folder.
@@ -174,7 +230,12 @@ impl Decoder {
             Gradient::Skip => Recompute::None,
             Gradient::Record(recompute) => recompute,
         };
-        let x = self.run(ids, &segments.positions(), gradient, Tokens::Packed(segments, recompute))?;
+        let x = self.run(
+            ids,
+            &segments.positions(),
+            gradient,
+            Tokens::Packed(segments, recompute),
+        )?;
         self.norm.forward(&x)
     }
 
@@ -183,8 +244,16 @@ impl Decoder {
     ///
     /// # Errors
     /// As [`Self::forward`], and if a sequence lacks blocks.
-    pub fn forward_cached(&self, ids: &[u32], news: &[NewTokens], cache: &mut Cache) -> Result<Tensor> {
-        let positions: Vec<u32> = news.iter().flat_map(|n| n.past as u32..(n.past + n.count) as u32).collect();
+    pub fn forward_cached(
+        &self,
+        ids: &[u32],
+        news: &[NewTokens],
+        cache: &mut Cache,
+    ) -> Result<Tensor> {
+        let positions: Vec<u32> = news
+            .iter()
+            .flat_map(|n| n.past as u32..(n.past + n.count) as u32)
+            .collect();
         let x = self.run(ids, &positions, Gradient::Skip, Tokens::Cached(cache, news))?;
         let last = news.iter().scan(0, |end, n| {
             *end += n.count as u32;
@@ -198,7 +267,12 @@ impl Decoder {
     ///
     /// # Errors
     /// As [`token_log_probs`].
-    pub fn log_probs(&self, hidden: &Tensor, targets: &[Target], temperature: f32) -> Result<TokenLogProbs> {
+    pub fn log_probs(
+        &self,
+        hidden: &Tensor,
+        targets: &[Target],
+        temperature: f32,
+    ) -> Result<TokenLogProbs> {
         token_log_probs(hidden, &self.head, targets, temperature)
     }
 
@@ -207,7 +281,11 @@ impl Decoder {
     /// # Errors
     /// If the width is wrong or the device fails.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        Linear::new(vec![Projection { weight: self.head.clone(), bias: None }])?.forward(hidden)
+        Linear::new(vec![Projection {
+            weight: self.head.clone(),
+            bias: None,
+        }])?
+        .forward(hidden)
     }
 
     /// The scalar head at each of `rows` of the hidden states: `[rows]`.
@@ -215,7 +293,9 @@ impl Decoder {
     /// # Errors
     /// If the model has no scalar head.
     pub fn scores(&self, hidden: &Tensor, rows: &[u32]) -> Result<Tensor> {
-        let Some(score) = &self.score else { candle_core::bail!("the model has no scalar head (score.weight)") };
+        let Some(score) = &self.score else {
+            candle_core::bail!("the model has no scalar head (score.weight)")
+        };
         let rows = Tensor::from_slice(rows, rows.len(), hidden.device())?;
         score.forward(&hidden.index_select(&rows, 0)?)?.squeeze(1)
     }
@@ -230,7 +310,13 @@ impl Decoder {
             config.decoder.pad_token_id = config.scoring_pad_id().or(config.decoder.pad_token_id);
         }
         let fetch = |spec: &TensorSpec| self.values(&spec.name).map(Into::into);
-        save(folder, &config.decoder.tensors(), dtype, DEFAULT_MAX_SHARD_BYTES, fetch)?;
+        save(
+            folder,
+            &config.decoder.tensors(),
+            dtype,
+            DEFAULT_MAX_SHARD_BYTES,
+            fetch,
+        )?;
         Ok(config.write(folder, dtype)?)
     }
 
@@ -239,10 +325,18 @@ impl Decoder {
         self.store.get(name)?.value().flatten_all()?.to_vec1()
     }
 
-    fn run(&self, ids: &[u32], positions: &[u32], gradient: Gradient, mut tokens: Tokens) -> Result<Tensor> {
+    fn run(
+        &self,
+        ids: &[u32],
+        positions: &[u32],
+        gradient: Gradient,
+        mut tokens: Tokens,
+    ) -> Result<Tensor> {
         let limit = self.config.decoder.max_position_embeddings;
         if let Some(p) = positions.iter().find(|&&p| p as usize >= limit) {
-            candle_core::bail!("a sequence has a token at position {p}; the model's context holds {limit} (max_position_embeddings)");
+            candle_core::bail!(
+                "a sequence has a token at position {p}; the model's context holds {limit} (max_position_embeddings)"
+            );
         }
         let mut x = embed(&self.embedding, ids)?;
         if let Some(table) = &self.positions {
@@ -263,19 +357,36 @@ impl Decoder {
 /// Makes `x` the graph's entry where the first trained parameter follows and nothing below was recorded.
 fn enter_graph(x: Tensor, gradient: Gradient, next: Training) -> Result<Tensor> {
     match (gradient, next) {
-        (Gradient::Record(_), Training::Trained) if !x.track_op() => Ok(Var::from_tensor(&x)?.as_tensor().clone()),
+        (Gradient::Record(_), Training::Trained) if !x.track_op() => {
+            Ok(Var::from_tensor(&x)?.as_tensor().clone())
+        }
         _ => Ok(x),
     }
 }
 
-fn run_layer(block: &Block, layer: usize, x: &Tensor, angles: Option<&Angles>, tokens: &mut Tokens) -> Result<Tensor> {
+fn run_layer(
+    block: &Block,
+    layer: usize,
+    x: &Tensor,
+    angles: Option<&Angles>,
+    tokens: &mut Tokens,
+) -> Result<Tensor> {
     match tokens {
-        Tokens::Cached(cache, news) => block.forward(x, angles, |qkv, spec| cache.attend(layer, qkv, news, spec)),
+        Tokens::Cached(cache, news) => {
+            block.forward(x, angles, |qkv, spec| cache.attend(layer, qkv, news, spec))
+        }
         Tokens::Packed(segments, Recompute::Block) if x.track_op() => {
             let (block, angles, segments) = (block.clone(), angles.cloned(), (*segments).clone());
-            recompute(x, Arc::new(move |x| block.forward(x, angles.as_ref(), |qkv, spec| attend(qkv, &segments, spec))))
+            recompute(
+                x,
+                Arc::new(move |x| {
+                    block.forward(x, angles.as_ref(), |qkv, spec| attend(qkv, &segments, spec))
+                }),
+            )
         }
-        Tokens::Packed(segments, _) => block.forward(x, angles, |qkv, spec| attend(qkv, segments, spec)),
+        Tokens::Packed(segments, _) => {
+            block.forward(x, angles, |qkv, spec| attend(qkv, segments, spec))
+        }
     }
 }
 
@@ -287,18 +398,26 @@ fn is_score(spec: &TensorSpec) -> bool {
 
 /// The layer a tensor belongs to, from its Hugging Face name; `None` outside the layers.
 pub fn layer_of(name: &str) -> Option<usize> {
-    let rest = name.strip_prefix("model.layers.").or_else(|| name.strip_prefix("transformer.h."))?;
+    let rest = name
+        .strip_prefix("model.layers.")
+        .or_else(|| name.strip_prefix("transformer.h."))?;
     rest.split('.').next()?.parse().ok()
 }
 
 /// Whether a tensor is a token or position embedding.
 pub fn is_embedding(name: &str) -> bool {
-    name.starts_with("model.embed_tokens") || name.starts_with("transformer.wte") || name.starts_with("transformer.wpe")
+    name.starts_with("model.embed_tokens")
+        || name.starts_with("transformer.wte")
+        || name.starts_with("transformer.wpe")
 }
 
 fn layer_training(store: &ParamStore, layer: usize) -> Training {
     let trained = store.trained().any(|p| layer_of(p.name()) == Some(layer));
-    if trained { Training::Trained } else { Training::Frozen }
+    if trained {
+        Training::Trained
+    } else {
+        Training::Frozen
+    }
 }
 
 fn rotation(config: &DecoderConfig) -> Option<Rotation> {
@@ -310,13 +429,28 @@ fn rotation(config: &DecoderConfig) -> Option<Rotation> {
 
 /// Inverse frequencies `theta^(−2i/d)`, in f32 as transformers computes them, then scaled.
 fn frequencies(rope: RopeConfig, head_dim: usize) -> Vec<f32> {
-    let base = (0..head_dim / 2).map(|i| 1.0 / (rope.theta as f32).powf(2.0 * i as f32 / head_dim as f32));
+    let base =
+        (0..head_dim / 2).map(|i| 1.0 / (rope.theta as f32).powf(2.0 * i as f32 / head_dim as f32));
     match rope.scaling {
         RopeScaling::None => base.collect(),
         RopeScaling::Linear { factor } => base.map(|f| f / factor as f32).collect(),
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => {
             let context = original_max_position_embeddings as f64;
-            base.map(|f| llama3(f64::from(f), factor, low_freq_factor, high_freq_factor, context) as f32).collect()
+            base.map(|f| {
+                llama3(
+                    f64::from(f),
+                    factor,
+                    low_freq_factor,
+                    high_freq_factor,
+                    context,
+                ) as f32
+            })
+            .collect()
         }
     }
 }
@@ -340,7 +474,10 @@ impl Decoder {
     ///
     /// # Errors
     /// Those of `f`, or of reading from the device.
-    pub fn for_each_trained<E: From<candle_core::Error>>(&self, mut f: impl FnMut(&Param, &[f32]) -> std::result::Result<(), E>) -> std::result::Result<(), E> {
+    pub fn for_each_trained<E: From<candle_core::Error>>(
+        &self,
+        mut f: impl FnMut(&Param, &[f32]) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
         for param in self.store.trained() {
             if param.value().device().is_cpu() {
                 storage::read(param.value(), |v| f(param, v))??;

@@ -23,7 +23,10 @@ pub struct Generator<'a> {
 impl<'a> Generator<'a> {
     /// Borrows the live weights of `decoder`.
     pub fn new(decoder: &'a Decoder) -> Self {
-        Self { decoder, cache: None }
+        Self {
+            decoder,
+            cache: None,
+        }
     }
 }
 
@@ -43,20 +46,38 @@ impl Model for Generator<'_> {
     }
 
     fn reserve(&mut self, blocks: usize) -> ModelResult<()> {
-        let (spec, layers) = (self.decoder.attention(0), self.decoder.decoder_config().num_hidden_layers);
+        let (spec, layers) = (
+            self.decoder.attention(0),
+            self.decoder.decoder_config().num_hidden_layers,
+        );
         if self.cache.as_ref().is_none_or(|c| c.blocks() < blocks) {
             self.cache = None;
-            self.cache = Some(Cache::new(spec, layers, blocks, self.decoder.params().device())?);
+            self.cache = Some(Cache::new(
+                spec,
+                layers,
+                blocks,
+                self.decoder.params().device(),
+            )?);
         }
         Ok(())
     }
 
     fn forward(&mut self, step: &Step<'_>) -> ModelResult<Tensor> {
-        let cache = self.cache.as_mut().ok_or("the cache was not reserved before the first step")?;
+        let cache = self
+            .cache
+            .as_mut()
+            .ok_or("the cache was not reserved before the first step")?;
         cache.copy(step.copies)?;
         let ids: Vec<u32> = step.chunks.iter().flat_map(|c| c.tokens).copied().collect();
-        let news: Vec<NewTokens> =
-            step.chunks.iter().map(|c| NewTokens { count: c.tokens.len(), past: c.past, blocks: c.blocks }).collect();
+        let news: Vec<NewTokens> = step
+            .chunks
+            .iter()
+            .map(|c| NewTokens {
+                count: c.tokens.len(),
+                past: c.past,
+                blocks: c.blocks,
+            })
+            .collect();
         let hidden = self.decoder.forward_cached(&ids, &news, cache)?;
         Ok(self.decoder.logits(&hidden)?)
     }
@@ -64,7 +85,10 @@ impl Model for Generator<'_> {
     fn draw(&mut self, logits: &Tensor, draws: &[Draw<'_>]) -> ModelResult<Vec<Drawn>> {
         let (vocabulary, on_host) = (logits.dim(1)?, logits.to_device(&candle_core::Device::Cpu)?);
         let drawn: Result<Vec<Drawn>, _> = storage::read(&on_host, |logits| {
-            draws.par_iter().map(|d| draw_row(&logits[d.row * vocabulary..][..vocabulary], d)).collect()
+            draws
+                .par_iter()
+                .map(|d| draw_row(&logits[d.row * vocabulary..][..vocabulary], d))
+                .collect()
         })?;
         Ok(drawn?)
     }

@@ -22,7 +22,11 @@ pub fn swiglu(x: &Tensor) -> Result<Tensor> {
     if x.dims2()?.1 % 2 != 0 {
         bail!("swiglu: {:?} does not hold two halves", x.dims());
     }
-    if x.device().is_cpu() { x.contiguous()?.apply_op1(SwiGlu) } else { swiglu_composed(x) }
+    if x.device().is_cpu() {
+        x.contiguous()?.apply_op1(SwiGlu)
+    } else {
+        swiglu_composed(x)
+    }
 }
 
 /// [`swiglu`] as a composition of candle operations.
@@ -39,7 +43,11 @@ pub fn swiglu_composed(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// If the device fails.
 pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() { x.contiguous()?.apply_op1(GeluTanh) } else { x.gelu() }
+    if x.device().is_cpu() {
+        x.contiguous()?.apply_op1(GeluTanh)
+    } else {
+        x.gelu()
+    }
 }
 
 struct SwiGlu;
@@ -69,10 +77,13 @@ impl CustomOp1 for SwiGlu {
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, rows, width) = (storage::slice(s, l)?, l.dims()[0], l.dims()[1] / 2);
         let mut y = vec![0f32; rows * width];
-        y.par_chunks_exact_mut(width).zip(x.par_chunks_exact(2 * width)).with_min_len(ROWS).for_each(|(y, x)| {
-            let (gate, up) = x.split_at(width);
-            swiglu_row(gate, up, y);
-        });
+        y.par_chunks_exact_mut(width)
+            .zip(x.par_chunks_exact(2 * width))
+            .with_min_len(ROWS)
+            .for_each(|(y, x)| {
+                let (gate, up) = x.split_at(width);
+                swiglu_row(gate, up, y);
+            });
         Ok((CpuStorage::F32(y), Shape::from((rows, width))))
     }
 
@@ -83,11 +94,14 @@ impl CustomOp1 for SwiGlu {
         storage::read(x, |x| {
             storage::read(&dy, |dy| {
                 let inputs = x.par_chunks_exact(columns).zip(dy.par_chunks_exact(width));
-                dx.par_chunks_exact_mut(columns).zip(inputs).with_min_len(ROWS).for_each(|(dx, (x, dy))| {
-                    let (gate, up) = x.split_at(width);
-                    let (dgate, dup) = dx.split_at_mut(width);
-                    swiglu_row_backward(gate, up, dy, dgate, dup);
-                });
+                dx.par_chunks_exact_mut(columns)
+                    .zip(inputs)
+                    .with_min_len(ROWS)
+                    .for_each(|(dx, (x, dy))| {
+                        let (gate, up) = x.split_at(width);
+                        let (dgate, dup) = dx.split_at_mut(width);
+                        swiglu_row_backward(gate, up, dy, dgate, dup);
+                    });
             })
         })??;
         Ok(Some(Tensor::from_vec(dx, (rows, columns), x.device())?))
@@ -127,14 +141,18 @@ impl CustomOp1 for GeluTanh {
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = storage::slice(s, l)?;
         let mut y = vec![0f32; x.len()];
-        y.par_chunks_mut(1 << 14).zip(x.par_chunks(1 << 14)).for_each(|(y, x)| gelu_block(x, y));
+        y.par_chunks_mut(1 << 14)
+            .zip(x.par_chunks(1 << 14))
+            .for_each(|(y, x)| gelu_block(x, y));
         Ok((CpuStorage::F32(y), l.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let mut d = dy.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
         storage::read(x, |x| {
-            d.par_chunks_mut(1 << 14).zip(x.par_chunks(1 << 14)).for_each(|(d, x)| gelu_block_backward(x, d));
+            d.par_chunks_mut(1 << 14)
+                .zip(x.par_chunks(1 << 14))
+                .for_each(|(d, x)| gelu_block_backward(x, d));
         })?;
         Ok(Some(Tensor::from_vec(d, x.dims(), x.device())?))
     }

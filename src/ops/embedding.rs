@@ -24,7 +24,10 @@ pub fn embed(table: &Arc<Param>, ids: &[u32]) -> Result<Tensor> {
     if !table.value().device().is_cpu() {
         return composed(table, ids);
     }
-    let op = Embed { table: table.clone(), ids: ids.into() };
+    let op = Embed {
+        table: table.clone(),
+        ids: ids.into(),
+    };
     anchor(table)?.apply_op1(op)
 }
 
@@ -40,13 +43,19 @@ pub fn composed(table: &Arc<Param>, ids: &[u32]) -> Result<Tensor> {
     }
     let rows = rows.broadcast_add(&anchor(table)?)?;
     let table = table.clone();
-    tap(&rows, move |grad| table.accumulate(&table.value().zeros_like()?.index_add(&index, grad, 0)?))
+    tap(&rows, move |grad| {
+        table.accumulate(&table.value().zeros_like()?.index_add(&index, grad, 0)?)
+    })
 }
 
 /// Tracked when the table is trained, and then the whole forward pass is.
 fn anchor(table: &Param) -> Result<Tensor> {
     let zero = Tensor::zeros(1, DType::F32, table.value().device())?;
-    if table.is_trained() { Ok(Var::from_tensor(&zero)?.as_tensor().clone()) } else { Ok(zero) }
+    if table.is_trained() {
+        Ok(Var::from_tensor(&zero)?.as_tensor().clone())
+    } else {
+        Ok(zero)
+    }
 }
 
 struct Embed {
@@ -63,9 +72,11 @@ impl CustomOp1 for Embed {
         let width = self.table.dims()[1];
         let mut out = vec![0f32; self.ids.len() * width];
         storage::read(self.table.value(), |table| {
-            out.par_chunks_exact_mut(width).zip(&self.ids[..]).for_each(|(row, &id)| {
-                row.copy_from_slice(&table[id as usize * width..][..width]);
-            });
+            out.par_chunks_exact_mut(width)
+                .zip(&self.ids[..])
+                .for_each(|(row, &id)| {
+                    row.copy_from_slice(&table[id as usize * width..][..width]);
+                });
         })?;
         Ok((CpuStorage::F32(out), Shape::from((self.ids.len(), width))))
     }

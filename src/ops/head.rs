@@ -34,7 +34,11 @@ pub struct Target {
 impl Target {
     /// A token under the whole distribution.
     pub fn whole(row: usize, token: u32) -> Self {
-        Self { row, token, kept: None }
+        Self {
+            row,
+            token,
+            kept: None,
+        }
     }
 }
 
@@ -51,28 +55,58 @@ pub struct TokenLogProbs {
 ///
 /// # Errors
 /// If shapes disagree, a target lies outside, or a row of logits is not finite.
-pub fn token_log_probs(hidden: &Tensor, head: &Arc<Param>, targets: &[Target], temperature: f32) -> Result<TokenLogProbs> {
+pub fn token_log_probs(
+    hidden: &Tensor,
+    head: &Arc<Param>,
+    targets: &[Target],
+    temperature: f32,
+) -> Result<TokenLogProbs> {
     check(hidden, head, targets)?;
     if !hidden.device().is_cpu() {
         return composed(hidden, head, targets, temperature);
     }
-    let op = Fused { head: head.clone(), targets: targets.into(), inv_temperature: 1.0 / temperature };
+    let op = Fused {
+        head: head.clone(),
+        targets: targets.into(),
+        inv_temperature: 1.0 / temperature,
+    };
     let both = hidden.contiguous()?.apply_op1(op)?;
-    Ok(TokenLogProbs { log_probs: both.narrow(1, 0, 1)?.squeeze(1)?, entropy: both.narrow(1, 1, 1)?.squeeze(1)? })
+    Ok(TokenLogProbs {
+        log_probs: both.narrow(1, 0, 1)?.squeeze(1)?,
+        entropy: both.narrow(1, 1, 1)?.squeeze(1)?,
+    })
 }
 
 fn check(hidden: &Tensor, head: &Param, targets: &[Target]) -> Result<()> {
     let ((rows, width), (vocabulary, inputs)) = (hidden.dims2()?, head.value().dims2()?);
     if width != inputs {
-        bail!("{}: hidden states {:?} where [tokens, {inputs}] is needed", head.name(), hidden.dims());
+        bail!(
+            "{}: hidden states {:?} where [tokens, {inputs}] is needed",
+            head.name(),
+            hidden.dims()
+        );
     }
     let outside = |t: &&Target| t.row >= rows || t.token as usize >= vocabulary;
     if let Some(t) = targets.iter().find(outside) {
-        bail!("{}: target token {} at row {} of {rows} rows and {vocabulary} tokens", head.name(), t.token, t.row);
+        bail!(
+            "{}: target token {} at row {} of {rows} rows and {vocabulary} tokens",
+            head.name(),
+            t.token,
+            t.row
+        );
     }
-    let lost = |t: &&Target| t.kept.as_ref().is_some_and(|k| k.binary_search(&t.token).is_err() || k.iter().any(|&id| id as usize >= vocabulary));
+    let lost = |t: &&Target| {
+        t.kept.as_ref().is_some_and(|k| {
+            k.binary_search(&t.token).is_err() || k.iter().any(|&id| id as usize >= vocabulary)
+        })
+    };
     if let Some(t) = targets.iter().find(lost) {
-        bail!("{}: token {} is not in the set that sampling kept at row {}", head.name(), t.token, t.row);
+        bail!(
+            "{}: token {} is not in the set that sampling kept at row {}",
+            head.name(),
+            t.token,
+            t.row
+        );
     }
     Ok(())
 }
@@ -81,12 +115,20 @@ fn check(hidden: &Tensor, head: &Param, targets: &[Target]) -> Result<()> {
 ///
 /// # Errors
 /// As [`token_log_probs`].
-pub fn composed(hidden: &Tensor, head: &Arc<Param>, targets: &[Target], temperature: f32) -> Result<TokenLogProbs> {
+pub fn composed(
+    hidden: &Tensor,
+    head: &Arc<Param>,
+    targets: &[Target],
+    temperature: f32,
+) -> Result<TokenLogProbs> {
     check(hidden, head, targets)?;
     let device = hidden.device();
     let rows = Tensor::from_iter(targets.iter().map(|t| t.row as u32), device)?;
     let tokens = Tensor::from_iter(targets.iter().map(|t| t.token), device)?.unsqueeze(1)?;
-    let layer = super::linear::Linear::new(vec![super::linear::Projection { weight: head.clone(), bias: None }])?;
+    let layer = super::linear::Linear::new(vec![super::linear::Projection {
+        weight: head.clone(),
+        bias: None,
+    }])?;
     let logits = (layer.composed(&hidden.index_select(&rows, 0)?)? * f64::from(1.0 / temperature))?;
     let logits = match kept_mask(targets, head.dims()[0]) {
         Some(mask) => (logits + Tensor::from_vec(mask, (targets.len(), head.dims()[0]), device)?)?,
@@ -96,7 +138,10 @@ pub fn composed(hidden: &Tensor, head: &Arc<Param>, targets: &[Target], temperat
     let normaliser = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
     let log_p = shifted.broadcast_sub(&normaliser)?;
     let entropy = (log_p.exp()? * &log_p)?.sum(D::Minus1)?.neg()?;
-    Ok(TokenLogProbs { log_probs: log_p.gather(&tokens, 1)?.squeeze(1)?, entropy })
+    Ok(TokenLogProbs {
+        log_probs: log_p.gather(&tokens, 1)?.squeeze(1)?,
+        entropy,
+    })
 }
 
 /// 0 for kept tokens and a number that no softmax notices for the others; `None` when nothing was cut.
@@ -139,7 +184,10 @@ impl Fused {
     fn forward_row(&self, logits: &[f32], target: &Target) -> [f32; 2] {
         let d = self.distribution(logits, target);
         let log_prob = row::log_prob(logits, self.inv_temperature, &d.stats, target.token);
-        [log_prob, row::entropy(&d.scores, self.inv_temperature, &d.stats)]
+        [
+            log_prob,
+            row::entropy(&d.scores, self.inv_temperature, &d.stats),
+        ]
     }
 
     /// Turns a row of logits into its gradient, given those of log p and entropy.
@@ -149,15 +197,24 @@ impl Fused {
             let d = self.distribution(logits, target);
             let mut p = vec![0f32; d.scores.len()];
             row::softmax(&d.scores, t, &d.stats, &mut p);
-            let entropy = if grad[1] == 0.0 { 0.0 } else { row::entropy(&d.scores, t, &d.stats) };
+            let entropy = if grad[1] == 0.0 {
+                0.0
+            } else {
+                row::entropy(&d.scores, t, &d.stats)
+            };
             (p, gradient_of_scores(&d, t, entropy, grad))
         };
         let combine = |p: f32, extra: f32| t * p * extra;
         match &target.kept {
-            None => logits.iter_mut().zip(p.iter().zip(&d_scores)).for_each(|(l, (&p, &e))| *l = combine(p, e)),
+            None => logits
+                .iter_mut()
+                .zip(p.iter().zip(&d_scores))
+                .for_each(|(l, (&p, &e))| *l = combine(p, e)),
             Some(kept) => {
                 logits.fill(0.0);
-                kept.iter().zip(p.iter().zip(&d_scores)).for_each(|(&id, (&p, &e))| logits[id as usize] = combine(p, e));
+                kept.iter()
+                    .zip(p.iter().zip(&d_scores))
+                    .for_each(|(&id, (&p, &e))| logits[id as usize] = combine(p, e));
             }
         }
         logits[target.token as usize] += t * grad[0];
@@ -166,13 +223,24 @@ impl Fused {
     /// Logits of a chunk of targets: `[targets, vocabulary]`, with their hidden rows gathered.
     fn logits(&self, hidden: &[f32], targets: &[Target], panels: &Panels) -> (Vec<f32>, Vec<f32>) {
         let (width, vocabulary) = (panels.inputs(), panels.outputs());
-        let rows: Vec<f32> = targets.iter().flat_map(|t| &hidden[t.row * width..][..width]).copied().collect();
+        let rows: Vec<f32> = targets
+            .iter()
+            .flat_map(|t| &hidden[t.row * width..][..width])
+            .copied()
+            .collect();
         let mut logits = vec![0f32; targets.len() * vocabulary];
         product(&rows, panels, &mut logits, vocabulary, 0);
         (rows, logits)
     }
 
-    fn backward_chunk(&self, hidden: &[f32], targets: &[Target], grads: &[f32], panels: &Panels, dh: &mut [f32]) -> Result<()> {
+    fn backward_chunk(
+        &self,
+        hidden: &[f32],
+        targets: &[Target],
+        grads: &[f32],
+        panels: &Panels,
+        dh: &mut [f32],
+    ) -> Result<()> {
         let (width, vocabulary) = (panels.inputs(), panels.outputs());
         let (rows, mut logits) = self.logits(hidden, targets, panels);
         logits
@@ -182,25 +250,44 @@ impl Fused {
         let dlogits = Matrix::new(&logits, targets.len(), vocabulary, vocabulary);
         let mut part = vec![0f32; rows.len()];
         storage::read(self.head.value(), |w| {
-            multiply(dlogits, Matrix::new(w, vocabulary, width, width), &mut part, width, Write::Set, all_threads());
+            multiply(
+                dlogits,
+                Matrix::new(w, vocabulary, width, width),
+                &mut part,
+                width,
+                Write::Set,
+                all_threads(),
+            );
         })?;
         for (target, part) in targets.iter().zip(part.chunks_exact(width)) {
-            dh[target.row * width..][..width].iter_mut().zip(part).for_each(|(d, p)| *d += p);
+            dh[target.row * width..][..width]
+                .iter_mut()
+                .zip(part)
+                .for_each(|(d, p)| *d += p);
         }
         let rows = Matrix::new(&rows, targets.len(), width, width);
-        self.head.accumulate_with(|dw| multiply(dlogits.t(), rows, dw, width, Write::Add, all_threads()))
+        self.head
+            .accumulate_with(|dw| multiply(dlogits.t(), rows, dw, width, Write::Add, all_threads()))
     }
 }
 
 /// The factor of p in ∂(g₀·log p(t) + g₁·H)/∂z, less the one-hot part: −g₀ − g₁·(log p + H).
-fn gradient_of_scores(d: &Distribution, inv_temperature: f32, entropy: f32, grad: &[f32]) -> Vec<f32> {
+fn gradient_of_scores(
+    d: &Distribution,
+    inv_temperature: f32,
+    entropy: f32,
+    grad: &[f32],
+) -> Vec<f32> {
     if grad[1] == 0.0 {
         return vec![-grad[0]; d.scores.len()];
     }
     let lse = d.stats.log_sum_exp();
     // A token of probability zero has log p = −∞; its share is zero, so any finite number will do.
     let log_p = |&x: &f32| x.mul_add(inv_temperature, -lse).max(-1e4);
-    d.scores.iter().map(|x| -grad[0] - grad[1] * (log_p(x) + entropy)).collect()
+    d.scores
+        .iter()
+        .map(|x| -grad[0] - grad[1] * (log_p(x) + entropy))
+        .collect()
 }
 
 impl CustomOp1 for Fused {
@@ -211,11 +298,17 @@ impl CustomOp1 for Fused {
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
         let (hidden, panels) = (storage::slice(s, l)?, self.head.panels()?);
         let mut out = vec![0f32; self.targets.len() * 2];
-        for (targets, out) in self.targets.chunks(CHUNK_ROWS).zip(out.chunks_mut(2 * CHUNK_ROWS)) {
+        for (targets, out) in self
+            .targets
+            .chunks(CHUNK_ROWS)
+            .zip(out.chunks_mut(2 * CHUNK_ROWS))
+        {
             let (_, logits) = self.logits(hidden, targets, &panels);
             out.par_chunks_exact_mut(2)
                 .zip(logits.par_chunks_exact(panels.outputs()).zip(targets))
-                .for_each(|(out, (logits, target))| out.copy_from_slice(&self.forward_row(logits, target)));
+                .for_each(|(out, (logits, target))| {
+                    out.copy_from_slice(&self.forward_row(logits, target))
+                });
         }
         Ok((CpuStorage::F32(out), Shape::from((self.targets.len(), 2))))
     }
@@ -225,7 +318,10 @@ impl CustomOp1 for Fused {
         let mut dh = vec![0f32; hidden.elem_count()];
         storage::read(hidden, |hidden| {
             storage::read(&grad, |grad| {
-                let chunks = self.targets.chunks(CHUNK_ROWS).zip(grad.chunks(2 * CHUNK_ROWS));
+                let chunks = self
+                    .targets
+                    .chunks(CHUNK_ROWS)
+                    .zip(grad.chunks(2 * CHUNK_ROWS));
                 for (targets, grads) in chunks {
                     self.backward_chunk(hidden, targets, grads, &panels, &mut dh)?;
                 }

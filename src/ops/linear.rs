@@ -40,15 +40,26 @@ impl Linear {
         for part in &parts {
             let (n, k) = part.weight.value().dims2()?;
             if *inputs.get_or_insert(k) != k {
-                bail!("{}: {k} inputs beside a weight with another number", part.weight.name());
+                bail!(
+                    "{}: {k} inputs beside a weight with another number",
+                    part.weight.name()
+                );
             }
             if let Some(bias) = part.bias.as_ref().filter(|b| b.dims() != [n]) {
-                bail!("{}: shape {:?} where [{n}] is needed", bias.name(), bias.dims());
+                bail!(
+                    "{}: shape {:?} where [{n}] is needed",
+                    bias.name(),
+                    bias.dims()
+                );
             }
             outputs += n;
         }
         match inputs {
-            Some(inputs) => Ok(Self { parts: parts.into(), inputs, outputs }),
+            Some(inputs) => Ok(Self {
+                parts: parts.into(),
+                inputs,
+                outputs,
+            }),
             None => bail!("a linear layer needs a weight"),
         }
     }
@@ -64,9 +75,18 @@ impl Linear {
     /// If the widths disagree or the device fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if x.dims2()?.1 != self.inputs {
-            bail!("{}: input {:?} where [tokens, {}] is needed", self.parts[0].weight.name(), x.dims(), self.inputs);
+            bail!(
+                "{}: input {:?} where [tokens, {}] is needed",
+                self.parts[0].weight.name(),
+                x.dims(),
+                self.inputs
+            );
         }
-        if x.device().is_cpu() { x.contiguous()?.apply_op1(Fused(self.clone())) } else { self.composed(x) }
+        if x.device().is_cpu() {
+            x.contiguous()?.apply_op1(Fused(self.clone()))
+        } else {
+            self.composed(x)
+        }
     }
 
     /// The same as a composition of candle operations.
@@ -74,7 +94,11 @@ impl Linear {
     /// # Errors
     /// As [`Self::forward`].
     pub fn composed(&self, x: &Tensor) -> Result<Tensor> {
-        let outputs: Vec<_> = self.parts.iter().map(|part| part.composed(x)).collect::<Result<_>>()?;
+        let outputs: Vec<_> = self
+            .parts
+            .iter()
+            .map(|part| part.composed(x))
+            .collect::<Result<_>>()?;
         Tensor::cat(&outputs, 1)
     }
 }
@@ -102,23 +126,46 @@ impl Projection {
     fn write(&self, x: &[f32], y: &mut [f32], width: usize, at: usize) -> Result<()> {
         let panels = self.weight.panels()?;
         product(x, &panels, y, width, at);
-        let Some(bias) = &self.bias else { return Ok(()) };
+        let Some(bias) = &self.bias else {
+            return Ok(());
+        };
         storage::read(bias.value(), |bias| {
             for row in y.chunks_exact_mut(width) {
-                row[at..at + bias.len()].iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+                row[at..at + bias.len()]
+                    .iter_mut()
+                    .zip(bias)
+                    .for_each(|(y, b)| *y += b);
             }
         })
     }
 
     /// Adds this projection's share of the gradients, given its columns of `dy`.
-    fn backward(&self, x: Matrix, dy: &[f32], width: usize, dx: &mut [f32], inputs: usize) -> Result<()> {
+    fn backward(
+        &self,
+        x: Matrix,
+        dy: &[f32],
+        width: usize,
+        dx: &mut [f32],
+        inputs: usize,
+    ) -> Result<()> {
         let (rows, n) = (dx.len() / inputs, self.weight.dims()[0]);
         let columns = Matrix::new(dy, rows, n, width);
         storage::read(self.weight.value(), |w| {
-            multiply(columns, Matrix::new(w, n, inputs, inputs), dx, inputs, Write::Add, all_threads());
+            multiply(
+                columns,
+                Matrix::new(w, n, inputs, inputs),
+                dx,
+                inputs,
+                Write::Add,
+                all_threads(),
+            );
         })?;
-        self.weight.accumulate_with(|dw| multiply(columns.t(), x, dw, inputs, Write::Add, all_threads()))?;
-        let Some(bias) = &self.bias else { return Ok(()) };
+        self.weight.accumulate_with(|dw| {
+            multiply(columns.t(), x, dw, inputs, Write::Add, all_threads())
+        })?;
+        let Some(bias) = &self.bias else {
+            return Ok(());
+        };
         bias.accumulate_with(|db| {
             for row in dy.chunks(width) {
                 db.iter_mut().zip(row).for_each(|(db, g)| *db += g);

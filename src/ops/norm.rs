@@ -47,9 +47,21 @@ impl Norm {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let width = self.weight().dims()[0];
         if x.dim(D::Minus1)? != width {
-            bail!("{}: input {:?} where the last axis should be {width}", self.weight().name(), x.dims());
+            bail!(
+                "{}: input {:?} where the last axis should be {width}",
+                self.weight().name(),
+                x.dims()
+            );
         }
-        if x.device().is_cpu() { x.contiguous()?.apply_op1(Fused { norm: self.clone(), first: 0, groups: 1 }) } else { self.composed(x) }
+        if x.device().is_cpu() {
+            x.contiguous()?.apply_op1(Fused {
+                norm: self.clone(),
+                first: 0,
+                groups: 1,
+            })
+        } else {
+            self.composed(x)
+        }
     }
 
     /// Normalises `groups` groups of each row of `x`, starting at column `first`; the rest passes unchanged.
@@ -59,9 +71,21 @@ impl Norm {
     pub fn forward_groups(&self, x: &Tensor, first: usize, groups: usize) -> Result<Tensor> {
         let width = self.weight().dims()[0];
         if x.dim(D::Minus1)? < first + groups * width {
-            bail!("{}: {groups} groups of {width} from column {first} in a row of {:?}", self.weight().name(), x.dims());
+            bail!(
+                "{}: {groups} groups of {width} from column {first} in a row of {:?}",
+                self.weight().name(),
+                x.dims()
+            );
         }
-        if x.device().is_cpu() { x.contiguous()?.apply_op1(Fused { norm: self.clone(), first, groups }) } else { self.composed_groups(x, first, groups) }
+        if x.device().is_cpu() {
+            x.contiguous()?.apply_op1(Fused {
+                norm: self.clone(),
+                first,
+                groups,
+            })
+        } else {
+            self.composed_groups(x, first, groups)
+        }
     }
 
     /// [`Self::forward`] as a composition of candle operations.
@@ -73,7 +97,9 @@ impl Norm {
             Self::Rms { eps, .. } => (x.clone(), *eps),
             Self::Layer { eps, .. } => (x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?, *eps),
         };
-        let scale = (centred.sqr()?.mean_keepdim(D::Minus1)? + f64::from(eps))?.sqrt()?.recip()?;
+        let scale = (centred.sqr()?.mean_keepdim(D::Minus1)? + f64::from(eps))?
+            .sqrt()?
+            .recip()?;
         let unit = centred.broadcast_mul(&scale)?;
         let y = unit.broadcast_mul(self.weight().value())?;
         let y = match self.bias() {
@@ -83,8 +109,10 @@ impl Norm {
         let (norm, unit) = (self.clone(), unit.detach());
         tap(&y, move |dy| {
             let width = norm.weight().dims()[0];
-            norm.weight().accumulate(&(dy * &unit)?.reshape(((), width))?.sum(0)?)?;
-            norm.bias().map_or(Ok(()), |b| b.accumulate(&dy.reshape(((), width))?.sum(0)?))
+            norm.weight()
+                .accumulate(&(dy * &unit)?.reshape(((), width))?.sum(0)?)?;
+            norm.bias()
+                .map_or(Ok(()), |b| b.accumulate(&dy.reshape(((), width))?.sum(0)?))
         })
     }
 
@@ -95,10 +123,19 @@ impl Norm {
     pub fn composed_groups(&self, x: &Tensor, first: usize, groups: usize) -> Result<Tensor> {
         let (tokens, total) = x.dims2()?;
         let width = self.weight().dims()[0];
-        let middle = x.narrow(1, first, groups * width)?.reshape((tokens, groups, width))?;
+        let middle = x
+            .narrow(1, first, groups * width)?
+            .reshape((tokens, groups, width))?;
         let middle = self.composed(&middle)?.reshape((tokens, groups * width))?;
         let after = first + groups * width;
-        Tensor::cat(&[x.narrow(1, 0, first)?, middle, x.narrow(1, after, total - after)?], 1)
+        Tensor::cat(
+            &[
+                x.narrow(1, 0, first)?,
+                middle,
+                x.narrow(1, after, total - after)?,
+            ],
+            1,
+        )
     }
 
     fn weight(&self) -> &Arc<Param> {
@@ -152,9 +189,15 @@ fn sum_of_squares(x: &[f32], mean: f32) -> f32 {
     let mut lanes = [0f32; LANES];
     let (whole, rest) = x.as_chunks::<LANES>();
     for chunk in whole {
-        lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane = (x - mean).mul_add(x - mean, *lane));
+        lanes
+            .iter_mut()
+            .zip(chunk)
+            .for_each(|(lane, x)| *lane = (x - mean).mul_add(x - mean, *lane));
     }
-    lanes.iter_mut().zip(rest).for_each(|(lane, x)| *lane = (x - mean).mul_add(x - mean, *lane));
+    lanes
+        .iter_mut()
+        .zip(rest)
+        .for_each(|(lane, x)| *lane = (x - mean).mul_add(x - mean, *lane));
     lanes.iter().sum()
 }
 
@@ -171,13 +214,24 @@ impl Fused {
             let (mean, scale) = self.norm.statistics(group);
             for (i, x) in group.iter_mut().enumerate() {
                 let unit = (*x - mean) * scale * weight[i];
-                *x = if bias.is_empty() { unit } else { unit + bias[i] };
+                *x = if bias.is_empty() {
+                    unit
+                } else {
+                    unit + bias[i]
+                };
             }
         }
     }
 
     /// Turns `d` from dy into dx; adds to the partial sums dw (and db, when it has any room).
-    fn backward_row(&self, x: &[f32], d: &mut [f32], weight: &[f32], dw: &mut [f32], db: &mut [f32]) {
+    fn backward_row(
+        &self,
+        x: &[f32],
+        d: &mut [f32],
+        weight: &[f32],
+        dw: &mut [f32],
+        db: &mut [f32],
+    ) {
         let end = self.first + self.groups * weight.len();
         let groups = x[self.first..end].chunks_exact(weight.len());
         for (x, d) in groups.zip(d[self.first..end].chunks_exact_mut(weight.len())) {
@@ -189,7 +243,15 @@ impl Fused {
 
 /// With u = (x−mean)·scale and g = dy·w: dx = scale·(g − u·mean(g·u) [− mean(g) for LayerNorm, when `db` is not empty]).
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
-fn backward_group(x: &[f32], d: &mut [f32], weight: &[f32], mean: f32, scale: f32, dw: &mut [f32], db: &mut [f32]) {
+fn backward_group(
+    x: &[f32],
+    d: &mut [f32],
+    weight: &[f32],
+    mean: f32,
+    scale: f32,
+    dw: &mut [f32],
+    db: &mut [f32],
+) {
     let n = x.len() as f32;
     let (mut along, mut total) = (0f32, 0f32);
     for i in 0..x.len() {
@@ -218,8 +280,10 @@ impl CustomOp1 for Fused {
         let mut y = storage::slice(s, l)?.to_vec();
         let width = l.dims()[l.dims().len() - 1];
         self.norm.with_slices(|w, b| {
-            y.par_chunks_mut(width * ROWS_PER_SUM)
-                .for_each(|rows| rows.chunks_exact_mut(width).for_each(|row| self.forward_row(row, w, b)));
+            y.par_chunks_mut(width * ROWS_PER_SUM).for_each(|rows| {
+                rows.chunks_exact_mut(width)
+                    .for_each(|row| self.forward_row(row, w, b))
+            });
         })?;
         Ok((CpuStorage::F32(y), l.shape().clone()))
     }
@@ -250,9 +314,9 @@ impl CustomOp1 for Fused {
     }
 }
 
-fn add_sums<'a>(param: &Param, sums: impl Iterator<Item = &'a Vec<f32>> + Clone) -> Result<()> {
+fn add_sums<'a>(param: &Param, sums: impl Iterator<Item = &'a Vec<f32>>) -> Result<()> {
     param.accumulate_with(|grad| {
-        for part in sums.clone() {
+        for part in sums {
             grad.iter_mut().zip(part).for_each(|(g, p)| *g += p);
         }
     })

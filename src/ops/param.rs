@@ -86,21 +86,27 @@ impl Param {
             return Ok(panels.clone());
         }
         let (outputs, inputs) = self.value.dims2()?;
-        let panels = Arc::new(storage::read(&self.value, |w| Panels::pack(w, outputs, inputs))?);
+        let panels = Arc::new(storage::read(&self.value, |w| {
+            Panels::pack(w, outputs, inputs)
+        })?);
         *slot = Some(panels.clone());
         Ok(panels)
     }
 
     /// Bytes of the packed copy, if there is one now.
     pub fn packed_bytes(&self) -> usize {
-        self.panels.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(0, |p| p.bytes())
+        self.panels
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .map_or(0, |p| p.bytes())
     }
 
     /// Changes the value in place on the CPU.
     ///
     /// # Errors
     /// If the parameter lives on another device.
-    pub fn update(&self, f: impl Fn(&mut [f32])) -> Result<()> {
+    pub fn update(&self, f: impl FnOnce(&mut [f32])) -> Result<()> {
         self.forget_panels();
         storage::update(&self.value, f)
     }
@@ -111,10 +117,19 @@ impl Param {
     /// If the shapes differ.
     pub fn set(&self, value: &Tensor) -> Result<()> {
         if value.dims() != self.dims() {
-            bail!("{}: cannot set {:?} from {:?}", self.name, self.dims(), value.dims());
+            bail!(
+                "{}: cannot set {:?} from {:?}",
+                self.name,
+                self.dims(),
+                value.dims()
+            );
         }
         self.forget_panels();
-        let flat = value.detach().to_dtype(DType::F32)?.flatten_all()?.contiguous()?;
+        let flat = value
+            .detach()
+            .to_dtype(DType::F32)?
+            .flatten_all()?
+            .contiguous()?;
         self.value.flatten_all()?.slice_set(&flat, 0, 0)
     }
 
@@ -122,8 +137,10 @@ impl Param {
     ///
     /// # Errors
     /// If the arena lives on another device.
-    pub fn accumulate_with(&self, f: impl Fn(&mut [f32])) -> Result<()> {
-        let Some(grad) = &self.grad else { return Ok(()) };
+    pub fn accumulate_with(&self, f: impl FnOnce(&mut [f32])) -> Result<()> {
+        let Some(grad) = &self.grad else {
+            return Ok(());
+        };
         grad.reached.store(true, Ordering::Relaxed);
         storage::update(&grad.view, f)
     }
@@ -133,7 +150,9 @@ impl Param {
     /// # Errors
     /// If the shapes differ.
     pub fn accumulate(&self, delta: &Tensor) -> Result<()> {
-        let Some(grad) = &self.grad else { return Ok(()) };
+        let Some(grad) = &self.grad else {
+            return Ok(());
+        };
         grad.reached.store(true, Ordering::Relaxed);
         let sum = (grad.view.detach() + delta.detach().reshape(self.dims())?)?.flatten_all()?;
         grad.arena.slice_set(&sum, 0, grad.offset)
@@ -158,21 +177,42 @@ impl ParamStore {
     /// If two parameters have one name or a shape does not fit its data.
     pub fn new(mut initial: Vec<Initial>, device: &Device) -> Result<Self> {
         initial.sort_by(|a, b| a.name.cmp(&b.name));
-        let size = |i: &Initial| if i.training == Training::Trained { i.data.len() } else { 0 };
+        let size = |i: &Initial| {
+            if i.training == Training::Trained {
+                i.data.len()
+            } else {
+                0
+            }
+        };
         let total: usize = initial.iter().map(size).sum();
-        let arena = (total > 0).then(|| Tensor::zeros(total, DType::F32, device)).transpose()?;
+        let arena = (total > 0)
+            .then(|| Tensor::zeros(total, DType::F32, device))
+            .transpose()?;
         let (mut params, mut offset) = (BTreeMap::new(), 0);
         for item in initial {
             let length = size(&item);
-            let grad = arena.as_ref().filter(|_| length > 0).map(|a| Grad::new(a, offset, &item.shape)).transpose()?;
+            let grad = arena
+                .as_ref()
+                .filter(|_| length > 0)
+                .map(|a| Grad::new(a, offset, &item.shape))
+                .transpose()?;
             offset += length;
             let value = Tensor::from_vec(item.data, item.shape, device)?;
-            let param = Param { name: item.name.clone(), value, grad, panels: Mutex::new(None) };
+            let param = Param {
+                name: item.name.clone(),
+                value,
+                grad,
+                panels: Mutex::new(None),
+            };
             if params.insert(item.name.clone(), Arc::new(param)).is_some() {
                 bail!("parameter {} is given twice", item.name);
             }
         }
-        Ok(Self { params, arena, device: device.clone() })
+        Ok(Self {
+            params,
+            arena,
+            device: device.clone(),
+        })
     }
 
     /// The parameter of that name.
@@ -228,14 +268,25 @@ impl ParamStore {
 
     /// Trained parameters that no backward pass has reached since [`Self::zero_grad`].
     pub fn unreached(&self) -> Vec<&str> {
-        let missed = |p: &&Arc<Param>| p.grad.as_ref().is_some_and(|g| !g.reached.load(Ordering::Relaxed));
+        let missed = |p: &&Arc<Param>| {
+            p.grad
+                .as_ref()
+                .is_some_and(|g| !g.reached.load(Ordering::Relaxed))
+        };
         self.iter().filter(missed).map(|p| p.name()).collect()
     }
 }
 
 impl Grad {
     fn new(arena: &Tensor, offset: usize, shape: &[usize]) -> Result<Self> {
-        let view = arena.narrow(0, offset, shape.iter().product())?.reshape(shape)?;
-        Ok(Self { arena: arena.clone(), view, offset, reached: AtomicBool::new(false) })
+        let view = arena
+            .narrow(0, offset, shape.iter().product())?
+            .reshape(shape)?;
+        Ok(Self {
+            arena: arena.clone(),
+            view,
+            offset,
+            reached: AtomicBool::new(false),
+        })
     }
 }

@@ -31,11 +31,17 @@ impl Panels {
     /// Packs a row-major `[outputs, inputs]` matrix.
     pub fn pack(weight: &[f32], outputs: usize, inputs: usize) -> Self {
         let mut data = vec![0f32; outputs.div_ceil(LANES) * inputs * LANES];
-        data.par_chunks_exact_mut((inputs * LANES).max(1)).enumerate().for_each(|(i, panel)| {
-            let rows = LANES.min(outputs - i * LANES);
-            pack_panel(&weight[i * LANES * inputs..], inputs, rows, inputs, panel);
-        });
-        Self { data, outputs, inputs }
+        data.par_chunks_exact_mut((inputs * LANES).max(1))
+            .enumerate()
+            .for_each(|(i, panel)| {
+                let rows = LANES.min(outputs - i * LANES);
+                pack_panel(&weight[i * LANES * inputs..], inputs, rows, inputs, panel);
+            });
+        Self {
+            data,
+            outputs,
+            inputs,
+        }
     }
 
     /// Number of outputs `n`.
@@ -61,7 +67,12 @@ impl Panels {
 /// Packs up to [`LANES`] rows of `k` elements (row stride `stride`) into one panel `[k][LANES]`.
 pub(super) fn pack_panel(rows: &[f32], stride: usize, count: usize, k: usize, panel: &mut [f32]) {
     for j in 0..count {
-        for (slot, &v) in panel.iter_mut().skip(j).step_by(LANES).zip(&rows[j * stride..j * stride + k]) {
+        for (slot, &v) in panel
+            .iter_mut()
+            .skip(j)
+            .step_by(LANES)
+            .zip(&rows[j * stride..j * stride + k])
+        {
             *slot = v;
         }
     }
@@ -73,12 +84,14 @@ pub fn product(x: &[f32], panels: &Panels, y: &mut [f32], width: usize, at: usiz
     if x.len() / k.max(1) <= ROW_BLOCK {
         return few_rows(x, panels, y, width, at);
     }
-    y.par_chunks_mut(ROW_BLOCK * width).zip(x.par_chunks(ROW_BLOCK * k)).for_each(|(y, x)| {
-        for (i, panel) in panels.panels().enumerate() {
-            let columns = LANES.min(panels.outputs - i * LANES);
-            panel_product(x, k, panel, y, width, at + i * LANES, columns);
-        }
-    });
+    y.par_chunks_mut(ROW_BLOCK * width)
+        .zip(x.par_chunks(ROW_BLOCK * k))
+        .for_each(|(y, x)| {
+            for (i, panel) in panels.panels().enumerate() {
+                let columns = LANES.min(panels.outputs - i * LANES);
+                panel_product(x, k, panel, y, width, at + i * LANES, columns);
+            }
+        });
 }
 
 /// The same for few rows: threads share the panels instead of the rows.
@@ -103,11 +116,27 @@ fn few_rows(x: &[f32], panels: &Panels, y: &mut [f32], width: usize, at: usize) 
 
 /// All rows of `x` against one panel.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
-fn panel_product(x: &[f32], k: usize, panel: &[f32], y: &mut [f32], width: usize, at: usize, columns: usize) {
+fn panel_product(
+    x: &[f32],
+    k: usize,
+    panel: &[f32],
+    y: &mut [f32],
+    width: usize,
+    at: usize,
+    columns: usize,
+) {
     let rows = x.len() / k;
     let mut row = 0;
     while row + TILE <= rows {
-        put::<TILE>(&x[row * k..], k, panel, &mut y[row * width..], width, at, columns);
+        put::<TILE>(
+            &x[row * k..],
+            k,
+            panel,
+            &mut y[row * width..],
+            width,
+            at,
+            columns,
+        );
         row += TILE;
     }
     let (x, y) = (&x[row * k..], &mut y[row * width..]);
@@ -122,7 +151,15 @@ fn panel_product(x: &[f32], k: usize, panel: &[f32], y: &mut [f32], width: usize
 }
 
 #[inline(always)]
-fn put<const M: usize>(x: &[f32], k: usize, panel: &[f32], y: &mut [f32], width: usize, at: usize, columns: usize) {
+fn put<const M: usize>(
+    x: &[f32],
+    k: usize,
+    panel: &[f32],
+    y: &mut [f32],
+    width: usize,
+    at: usize,
+    columns: usize,
+) {
     let mut acc = [[0f32; LANES]; M];
     chain(x, k, k, panel, &mut acc);
     for (i, row) in acc.iter().enumerate() {
@@ -134,7 +171,13 @@ fn put<const M: usize>(x: &[f32], k: usize, panel: &[f32], y: &mut [f32], width:
 /// Continues `M` × [`LANES`] chains: `acc[i][j] += x[i][p] · panel[p][j]` for `p = 0..k` in order, one fused
 /// multiply-add each. Rows of `x` are `stride` apart.
 #[inline(always)]
-pub(super) fn chain<const M: usize>(x: &[f32], stride: usize, k: usize, panel: &[f32], acc: &mut [[f32; LANES]; M]) {
+pub(super) fn chain<const M: usize>(
+    x: &[f32],
+    stride: usize,
+    k: usize,
+    panel: &[f32],
+    acc: &mut [[f32; LANES]; M],
+) {
     let rows: [&[f32]; M] = std::array::from_fn(|i| &x[i * stride..i * stride + k]);
     let mut local = *acc;
     for (p, b) in panel.as_chunks::<LANES>().0.iter().enumerate().take(k) {
@@ -164,13 +207,28 @@ impl<'a> Matrix<'a> {
     /// # Panics
     /// If the window reaches past the data: a bug of the caller.
     pub fn new(data: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
-        assert!(rows == 0 || columns == 0 || (rows - 1) * stride + columns <= data.len(), "matrix window out of bounds");
-        Self { data, rows, columns, row_stride: stride, column_stride: 1 }
+        assert!(
+            rows == 0 || columns == 0 || (rows - 1) * stride + columns <= data.len(),
+            "matrix window out of bounds"
+        );
+        Self {
+            data,
+            rows,
+            columns,
+            row_stride: stride,
+            column_stride: 1,
+        }
     }
 
     /// The transposed view.
     pub fn t(self) -> Self {
-        Self { rows: self.columns, columns: self.rows, row_stride: self.column_stride, column_stride: self.row_stride, ..self }
+        Self {
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+            ..self
+        }
     }
 }
 
@@ -187,23 +245,51 @@ pub enum Write {
 ///
 /// # Panics
 /// If the shapes disagree or `c` is too short: a bug of the caller.
-pub fn multiply(a: Matrix, b: Matrix, c: &mut [f32], stride: usize, write: Write, parallelism: Parallelism) {
+pub fn multiply(
+    a: Matrix,
+    b: Matrix,
+    c: &mut [f32],
+    stride: usize,
+    write: Write,
+    parallelism: Parallelism,
+) {
     let (m, n, k) = (a.rows, b.columns, a.columns);
     assert_eq!(k, b.rows, "inner sizes of a backward product");
     if m == 0 || n == 0 {
         return;
     }
-    assert!((m - 1) * stride + n <= c.len(), "destination of a backward product is too short");
-    let (alpha, read) = if write == Write::Add { (1.0, true) } else { (0.0, false) };
+    assert!(
+        (m - 1) * stride + n <= c.len(),
+        "destination of a backward product is too short"
+    );
+    let (alpha, read) = if write == Write::Add {
+        (1.0, true)
+    } else {
+        (0.0, false)
+    };
     // SAFETY: `Matrix::new` and the assertion above keep every index that gemm forms inside the three slices, and
     // `c` is borrowed mutably, so it overlaps neither input.
     unsafe {
         gemm::gemm(
-            m, n, k,
-            c.as_mut_ptr(), 1, stride as isize, read,
-            a.data.as_ptr(), a.column_stride as isize, a.row_stride as isize,
-            b.data.as_ptr(), b.column_stride as isize, b.row_stride as isize,
-            alpha, 1.0, false, false, false, parallelism,
+            m,
+            n,
+            k,
+            c.as_mut_ptr(),
+            1,
+            stride as isize,
+            read,
+            a.data.as_ptr(),
+            a.column_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.column_stride as isize,
+            b.row_stride as isize,
+            alpha,
+            1.0,
+            false,
+            false,
+            false,
+            parallelism,
         );
     }
 }
@@ -220,13 +306,21 @@ mod tests {
 
     fn numbers(n: usize, seed: u64) -> Vec<f32> {
         let key = Key::new(seed, Purpose::Init);
-        (0..n as u64).map(|i| (key.uniform(i, 0) - 0.5) as f32).collect()
+        (0..n as u64)
+            .map(|i| (key.uniform(i, 0) - 0.5) as f32)
+            .collect()
     }
 
     /// The definition: one chain of fused multiply-adds an element.
     fn oracle(x: &[f32], w: &[f32], n: usize, k: usize) -> Vec<f32> {
         x.chunks_exact(k)
-            .flat_map(|row| (0..n).map(move |j| row.iter().zip(&w[j * k..]).fold(0f32, |acc, (a, b)| a.mul_add(*b, acc))))
+            .flat_map(|row| {
+                (0..n).map(move |j| {
+                    row.iter()
+                        .zip(&w[j * k..])
+                        .fold(0f32, |acc, (a, b)| a.mul_add(*b, acc))
+                })
+            })
             .collect()
     }
 
@@ -250,7 +344,14 @@ mod tests {
         let (a, b) = (numbers(m * k, 3), numbers(n * k, 4));
         let mut c = vec![1f32; m * 10];
         let at = Matrix::new(&a, m, k, k);
-        multiply(at, Matrix::new(&b, n, k, k).t(), &mut c[2..], 10, Write::Add, Parallelism::None);
+        multiply(
+            at,
+            Matrix::new(&b, n, k, k).t(),
+            &mut c[2..],
+            10,
+            Write::Add,
+            Parallelism::None,
+        );
         let expected = oracle(&a, &b, n, k);
         for i in 0..m {
             for j in 0..n {

@@ -4,7 +4,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor, Var, bail};
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor, Var, bail,
+};
 
 type Block = Arc<dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync>;
 
@@ -14,7 +16,10 @@ type Block = Arc<dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync>;
 /// Those of the block.
 pub fn recompute(x: &Tensor, block: Block) -> Result<Tensor> {
     let output = block(&x.detach())?.contiguous()?;
-    x.contiguous()?.apply_op1(Recompute { block, output: Mutex::new(Some(output)) })
+    x.contiguous()?.apply_op1(Recompute {
+        block,
+        output: Mutex::new(Some(output)),
+    })
 }
 
 struct Recompute {
@@ -25,7 +30,12 @@ struct Recompute {
 
 impl Recompute {
     fn take_output(&self) -> Result<Tensor> {
-        match self.output.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        match self
+            .output
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        {
             Some(output) => Ok(output),
             None => bail!("recompute: the forward pass ran twice"),
         }

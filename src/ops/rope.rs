@@ -27,15 +27,31 @@ pub struct Angles {
 impl Rotation {
     /// From the inverse frequencies, `head_dim/2` of them.
     pub fn new(frequencies: Vec<f32>) -> Self {
-        Self { frequencies: frequencies.into() }
+        Self {
+            frequencies: frequencies.into(),
+        }
     }
 
     /// Angles of these positions. Products are rounded to f32 as PyTorch does before the trigonometry.
     pub fn angles(&self, positions: &[u32]) -> Angles {
-        let angle = |&p: &u32| self.frequencies.iter().map(move |f| f64::from(p as f32 * f));
-        let cos = positions.iter().flat_map(|p| angle(p).map(|a| a.cos() as f32)).collect();
-        let sin = positions.iter().flat_map(|p| angle(p).map(|a| a.sin() as f32)).collect();
-        Angles { cos, sin, half: self.frequencies.len() }
+        let angle = |&p: &u32| {
+            self.frequencies
+                .iter()
+                .map(move |f| f64::from(p as f32 * f))
+        };
+        let cos = positions
+            .iter()
+            .flat_map(|p| angle(p).map(|a| a.cos() as f32))
+            .collect();
+        let sin = positions
+            .iter()
+            .flat_map(|p| angle(p).map(|a| a.sin() as f32))
+            .collect();
+        Angles {
+            cos,
+            sin,
+            half: self.frequencies.len(),
+        }
     }
 }
 
@@ -47,9 +63,21 @@ impl Angles {
     pub fn rotate(&self, x: &Tensor, heads: usize) -> Result<Tensor> {
         let (tokens, columns) = x.dims2()?;
         if columns < heads * 2 * self.half || tokens * self.half != self.cos.len() {
-            bail!("rope: {heads} heads of {} in {:?} with {} angles", 2 * self.half, x.dims(), self.cos.len());
+            bail!(
+                "rope: {heads} heads of {} in {:?} with {} angles",
+                2 * self.half,
+                x.dims(),
+                self.cos.len()
+            );
         }
-        if x.device().is_cpu() { x.contiguous()?.apply_op1(Rotate { angles: self.clone(), heads }) } else { self.composed(x, heads) }
+        if x.device().is_cpu() {
+            x.contiguous()?.apply_op1(Rotate {
+                angles: self.clone(),
+                heads,
+            })
+        } else {
+            self.composed(x, heads)
+        }
     }
 
     /// The same as a composition of candle operations.
@@ -61,8 +89,13 @@ impl Angles {
         let table = |t: &[f32]| Tensor::from_slice(t, (tokens, 1, self.half), x.device());
         let (cos, sin) = (table(&self.cos)?, table(&self.sin)?);
         let width = heads * 2 * self.half;
-        let pairs = x.narrow(1, 0, width)?.reshape((tokens, heads, 2 * self.half))?;
-        let (a, b) = (pairs.narrow(2, 0, self.half)?, pairs.narrow(2, self.half, self.half)?);
+        let pairs = x
+            .narrow(1, 0, width)?
+            .reshape((tokens, heads, 2 * self.half))?;
+        let (a, b) = (
+            pairs.narrow(2, 0, self.half)?,
+            pairs.narrow(2, self.half, self.half)?,
+        );
         let low = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
         let high = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
         let turned = Tensor::cat(&[low, high], 2)?.reshape((tokens, width))?;
@@ -71,17 +104,23 @@ impl Angles {
 
     fn turn(&self, data: &mut [f32], columns: usize, heads: usize, direction: f32) {
         let half = self.half;
-        let angles = self.cos.par_chunks_exact(half).zip(self.sin.par_chunks_exact(half));
-        data.par_chunks_exact_mut(columns).zip(angles).with_min_len(16).for_each(|(row, (cos, sin))| {
-            for head in row[..heads * 2 * half].chunks_exact_mut(2 * half) {
-                let (low, high) = head.split_at_mut(half);
-                for i in 0..half {
-                    let (a, b, s) = (low[i], high[i], direction * sin[i]);
-                    low[i] = a * cos[i] - b * s;
-                    high[i] = b * cos[i] + a * s;
+        let angles = self
+            .cos
+            .par_chunks_exact(half)
+            .zip(self.sin.par_chunks_exact(half));
+        data.par_chunks_exact_mut(columns)
+            .zip(angles)
+            .with_min_len(16)
+            .for_each(|(row, (cos, sin))| {
+                for head in row[..heads * 2 * half].chunks_exact_mut(2 * half) {
+                    let (low, high) = head.split_at_mut(half);
+                    for i in 0..half {
+                        let (a, b, s) = (low[i], high[i], direction * sin[i]);
+                        low[i] = a * cos[i] - b * s;
+                        high[i] = b * cos[i] + a * s;
+                    }
                 }
-            }
-        });
+            });
     }
 }
 

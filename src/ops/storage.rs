@@ -2,6 +2,8 @@
 //!
 //! Everything here is for contiguous `f32` tensors; other devices go through candle's own operations.
 
+use std::cell::Cell;
+
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, bail};
 
 /// The elements of a contiguous `f32` CPU storage.
@@ -31,13 +33,14 @@ pub fn read<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
 ///
 /// # Errors
 /// If the tensor is on another device, of another type, or not contiguous.
-pub fn update(tensor: &Tensor, f: impl Fn(&mut [f32])) -> Result<()> {
-    tensor.inplace_op1(&Update(f))
+pub fn update(tensor: &Tensor, f: impl FnOnce(&mut [f32])) -> Result<()> {
+    tensor.inplace_op1(&Update(Cell::new(Some(f))))
 }
 
-struct Update<F>(F);
+/// Runs its function once.
+struct Update<F>(Cell<Option<F>>);
 
-impl<F: Fn(&mut [f32])> InplaceOp1 for Update<F> {
+impl<F: FnOnce(&mut [f32])> InplaceOp1 for Update<F> {
     fn name(&self) -> &'static str {
         "update"
     }
@@ -49,7 +52,9 @@ impl<F: Fn(&mut [f32])> InplaceOp1 for Update<F> {
         let CpuStorage::F32(data) = storage else {
             bail!("an f32 tensor is needed")
         };
-        (self.0)(&mut data[start..end]);
+        if let Some(f) = self.0.take() {
+            f(&mut data[start..end]);
+        }
         Ok(())
     }
 }

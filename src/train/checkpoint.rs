@@ -1,12 +1,13 @@
 //! Checkpoints: folders that are whole or are not there.
 //!
-//! `checkpoints/step-00000120/` holds the files that a stage needs to go on, and `manifest.json` with the size and CRC-32
-//! of each. It is written under a temporary name, every file synced, and renamed when complete, so that a process killed
-//! at any instant leaves the newest complete checkpoint as it was. Reading takes the newest one whose manifest and
-//! checksums hold, and says which it passed over.
+//! `checkpoints/step-00000120/` holds the files that a stage needs to go on, and `manifest.json`
+//! with the size and CRC-32 of each. It is written under a temporary name, every file synced, and
+//! renamed when complete, so that a process killed at any instant leaves the newest complete
+//! checkpoint as it was. Reading takes the newest one whose manifest and checksums hold, and says
+//! which it passed over.
 //!
-//! What the files mean is the stage's affair; tensors, devices and models are unknown here. Small state (counters,
-//! cursors, coefficients) is one JSON value, under checksum like the rest.
+//! What the files mean is the stage's affair; tensors, devices and models are unknown here. Small
+//! state (counters, cursors, coefficients) is one JSON value, under checksum like the rest.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -62,7 +63,8 @@ pub struct Checkpoint {
 pub struct Latest {
     /// None if there is no usable one.
     pub checkpoint: Option<Checkpoint>,
-    /// One line for each damaged checkpoint that was passed over, newest first: its folder and what is wrong.
+    /// One line for each damaged checkpoint that was passed over, newest first: its folder and what
+    /// is wrong.
     pub passed_over: Vec<String>,
 }
 
@@ -97,7 +99,9 @@ impl Checkpoints {
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
         fs::create_dir_all(folder).map_err(on("create", folder))?;
         durable::remove_leftovers(folder)?;
-        Ok(Self { folder: folder.into() })
+        Ok(Self {
+            folder: folder.into(),
+        })
     }
 
     /// Begins the checkpoint of `step`.
@@ -109,26 +113,41 @@ impl Checkpoints {
         let beside = self.folder.join(format!("{}{name}", durable::TEMPORARY));
         durable::remove(&beside)?;
         fs::create_dir(&beside).map_err(on("create", &beside))?;
-        Ok(Writer { step, beside, target: self.folder.join(name), files: BTreeMap::new() })
+        Ok(Writer {
+            step,
+            beside,
+            target: self.folder.join(name),
+            files: BTreeMap::new(),
+        })
     }
 
     /// The newest checkpoint that is complete and whose checksums hold.
     ///
     /// # Errors
-    /// If the folder cannot be listed. A damaged checkpoint is no error: it is passed over and reported.
+    /// If the folder cannot be listed. A damaged checkpoint is no error: it is passed over and
+    /// reported.
     pub fn latest_valid(&self) -> Result<Latest, CheckpointError> {
         let mut passed_over = Vec::new();
         for step in self.steps()?.into_iter().rev() {
             let folder = self.folder.join(folder_name(step));
             match verify(&folder, step) {
-                Ok(()) => return Ok(Latest { checkpoint: Some(Checkpoint { step, folder }), passed_over }),
+                Ok(()) => {
+                    return Ok(Latest {
+                        checkpoint: Some(Checkpoint { step, folder }),
+                        passed_over,
+                    });
+                }
                 Err(damage) => passed_over.push(format!("{}: {damage}", folder.display())),
             }
         }
-        Ok(Latest { checkpoint: None, passed_over })
+        Ok(Latest {
+            checkpoint: None,
+            passed_over,
+        })
     }
 
-    /// Removes all checkpoints but the newest `keep_last` and those at multiples of `keep_every` (0: no such).
+    /// Removes all checkpoints but the newest `keep_last` and those at multiples of `keep_every`
+    /// (0: no such).
     ///
     /// The newest always stays.
     ///
@@ -198,7 +217,11 @@ impl Writer {
             return Err(CheckpointError::Name(name.into()));
         }
         let entry = durable::write_synced(&self.beside.join(name), |file| {
-            let mut summed = Summed { inner: file, bytes: 0, crc: crc32fast::Hasher::new() };
+            let mut summed = Summed {
+                inner: file,
+                bytes: 0,
+                crc: crc32fast::Hasher::new(),
+            };
             write(&mut summed)?;
             Ok(summed.entry())
         })?;
@@ -206,8 +229,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Adds a file with `value` as JSON. Floats are read back as the same bits; NaN and infinities are not numbers in
-    /// JSON and become null.
+    /// Adds a file with `value` as JSON. Floats are read back as the same bits; NaN and infinities
+    /// are not numbers in JSON and become null.
     ///
     /// # Errors
     /// As [`Writer::add_file`].
@@ -225,17 +248,25 @@ impl Writer {
     pub fn commit<T: Serialize>(mut self, state: &T) -> Result<Checkpoint, CheckpointError> {
         self.add_json(STATE, state)?;
         let files = std::mem::take(&mut self.files);
-        let manifest = Manifest { format: FORMAT, step: self.step, files };
+        let manifest = Manifest {
+            format: FORMAT,
+            step: self.step,
+            files,
+        };
         let bytes = serde_json::to_vec_pretty(&manifest).map_err(io::Error::from)?;
         durable::write_synced(&self.beside.join(MANIFEST), |file| file.write_all(&bytes))?;
         durable::sync_folder(&self.beside)?;
         durable::rename_folder(&self.beside, &self.target)?;
-        Ok(Checkpoint { step: self.step, folder: self.target.clone() })
+        Ok(Checkpoint {
+            step: self.step,
+            folder: self.target.clone(),
+        })
     }
 }
 
 impl Drop for Writer {
-    /// After a commit there is nothing under the temporary name any more; before one, nothing is worth keeping.
+    /// After a commit there is nothing under the temporary name any more; before one, nothing is
+    /// worth keeping.
     fn drop(&mut self) {
         // What cannot be removed now is removed when the folder is opened again.
         let _ = durable::remove(&self.beside);
@@ -251,7 +282,10 @@ struct Summed<'a> {
 
 impl Summed<'_> {
     fn entry(self) -> Entry {
-        Entry { bytes: self.bytes, crc32: self.crc.finalize() }
+        Entry {
+            bytes: self.bytes,
+            crc32: self.crc.finalize(),
+        }
     }
 }
 
@@ -281,10 +315,15 @@ fn step_of(name: &str) -> Option<u64> {
 
 /// Checks a checkpoint against its manifest; the error says what is damaged.
 fn verify(folder: &Path, step: u64) -> Result<(), String> {
-    let manifest = fs::read(folder.join(MANIFEST)).map_err(|error| format!("{MANIFEST}: {error}"))?;
-    let manifest: Manifest = serde_json::from_slice(&manifest).map_err(|error| format!("{MANIFEST}: {error}"))?;
+    let manifest =
+        fs::read(folder.join(MANIFEST)).map_err(|error| format!("{MANIFEST}: {error}"))?;
+    let manifest: Manifest =
+        serde_json::from_slice(&manifest).map_err(|error| format!("{MANIFEST}: {error}"))?;
     if manifest.format != FORMAT {
-        return Err(format!("{MANIFEST}: format {}, this version reads {FORMAT}", manifest.format));
+        return Err(format!(
+            "{MANIFEST}: format {}, this version reads {FORMAT}",
+            manifest.format
+        ));
     }
     if manifest.step != step || !manifest.files.contains_key(STATE) {
         return Err(format!("{MANIFEST}: does not describe step {step}"));
@@ -292,10 +331,16 @@ fn verify(folder: &Path, step: u64) -> Result<(), String> {
     for (name, expected) in &manifest.files {
         let found = entry_of(&folder.join(name)).map_err(|error| format!("{name}: {error}"))?;
         if found.bytes != expected.bytes {
-            return Err(format!("{name}: {} bytes, expected {}", found.bytes, expected.bytes));
+            return Err(format!(
+                "{name}: {} bytes, expected {}",
+                found.bytes, expected.bytes
+            ));
         }
         if found != *expected {
-            return Err(format!("{name}: checksum {:08x}, expected {:08x}", found.crc32, expected.crc32));
+            return Err(format!(
+                "{name}: checksum {:08x}, expected {:08x}",
+                found.crc32, expected.crc32
+            ));
         }
     }
     Ok(())
@@ -308,7 +353,12 @@ fn entry_of(path: &Path) -> io::Result<Entry> {
     let mut bytes = 0;
     loop {
         match file.read(&mut buffer) {
-            Ok(0) => return Ok(Entry { bytes, crc32: crc.finalize() }),
+            Ok(0) => {
+                return Ok(Entry {
+                    bytes,
+                    crc32: crc.finalize(),
+                });
+            }
             Ok(read) => {
                 crc.update(&buffer[..read]);
                 bytes += read as u64;
@@ -320,146 +370,4 @@ fn entry_of(path: &Path) -> io::Result<Entry> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn save(checkpoints: &Checkpoints, step: u64) {
-        let mut writer = checkpoints.writer(step).unwrap();
-        writer.add_file("weights.bin", |file| file.write_all(&[step as u8; 1000])).unwrap();
-        writer.commit(&serde_json::json!({ "step": step, "kl_coef": 0.1 + 0.2 })).unwrap();
-    }
-
-    fn saved(steps: &[u64]) -> (tempfile::TempDir, Checkpoints) {
-        let root = tempfile::tempdir().unwrap();
-        let checkpoints = Checkpoints::open(&root.path().join("checkpoints")).unwrap();
-        steps.iter().for_each(|step| save(&checkpoints, *step));
-        (root, checkpoints)
-    }
-
-    fn file(checkpoints: &Checkpoints, step: u64, name: &str) -> PathBuf {
-        checkpoints.folder.join(folder_name(step)).join(name)
-    }
-
-    /// Step 20 was damaged: 10 must be found and 20 reported with `reason`.
-    fn assert_falls_back(checkpoints: &Checkpoints, reason: &str) {
-        let latest = checkpoints.latest_valid().unwrap();
-        assert_eq!(latest.checkpoint.map(|checkpoint| checkpoint.step), Some(10));
-        let [warning] = latest.passed_over.as_slice() else { panic!("{:?}", latest.passed_over) };
-        assert!(warning.contains("step-00000020") && warning.contains(reason), "{warning}");
-    }
-
-    #[test]
-    fn what_was_committed_is_read_back() {
-        let (_root, checkpoints) = saved(&[3, 20]);
-        let latest = checkpoints.latest_valid().unwrap().checkpoint.unwrap();
-        assert_eq!(latest.step, 20);
-        assert_eq!(fs::read(latest.path("weights.bin")).unwrap(), [20; 1000]);
-        let state: serde_json::Value = latest.state().unwrap();
-        assert_eq!(state["step"], 20);
-        assert_eq!(state["kl_coef"].as_f64().map(f64::to_bits), Some((0.1 + 0.2f64).to_bits()));
-        assert!(latest.state::<Vec<u8>>().unwrap_err().to_string().contains("--fresh"));
-    }
-
-    #[test]
-    fn floats_keep_their_bits() {
-        let root = tempfile::tempdir().unwrap();
-        let checkpoints = Checkpoints::open(root.path()).unwrap();
-        // A multiplicative congruence walks through 2000 doubles between 0 and 1 of all mantissas.
-        let values: Vec<f64> = (1..2000u64)
-            .map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 11) as f64 / (1u64 << 53) as f64 * 1e-3)
-            .collect();
-        let checkpoint = checkpoints.writer(1).unwrap().commit(&values).unwrap();
-        let read: Vec<f64> = checkpoint.state().unwrap();
-        let differing = values.iter().zip(&read).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
-        assert_eq!(differing, 0, "serde_json needs its feature float_roundtrip");
-    }
-
-    #[test]
-    fn a_truncated_file_is_passed_over() {
-        let (_root, checkpoints) = saved(&[10, 20]);
-        let weights = file(&checkpoints, 20, "weights.bin");
-        File::options().write(true).open(weights).unwrap().set_len(999).unwrap();
-        assert_falls_back(&checkpoints, "weights.bin: 999 bytes, expected 1000");
-    }
-
-    #[test]
-    fn a_flipped_bit_is_passed_over() {
-        for name in ["weights.bin", "state.json"] {
-            let (_root, checkpoints) = saved(&[10, 20]);
-            let path = file(&checkpoints, 20, name);
-            let mut bytes = fs::read(&path).unwrap();
-            bytes[10] ^= 1;
-            fs::write(&path, bytes).unwrap();
-            assert_falls_back(&checkpoints, "checksum");
-        }
-    }
-
-    #[test]
-    fn a_missing_file_or_manifest_is_passed_over() {
-        for name in ["weights.bin", "state.json", "manifest.json"] {
-            let (_root, checkpoints) = saved(&[10, 20]);
-            fs::remove_file(file(&checkpoints, 20, name)).unwrap();
-            assert_falls_back(&checkpoints, name);
-        }
-    }
-
-    #[test]
-    fn a_manifest_of_another_step_is_passed_over() {
-        let (_root, checkpoints) = saved(&[10, 20]);
-        fs::copy(file(&checkpoints, 10, "manifest.json"), file(&checkpoints, 20, "manifest.json")).unwrap();
-        assert_falls_back(&checkpoints, "does not describe step 20");
-    }
-
-    #[test]
-    fn a_crash_before_the_rename_leaves_the_older_one() {
-        let (_root, checkpoints) = saved(&[10]);
-        let mut writer = checkpoints.writer(20).unwrap();
-        writer.add_file("weights.bin", |file| file.write_all(b"half")).unwrap();
-        let beside = writer.beside.clone();
-        // A killed process drops nothing.
-        std::mem::forget(writer);
-        assert!(beside.exists());
-        let reopened = Checkpoints::open(&checkpoints.folder).unwrap();
-        assert!(!beside.exists());
-        let latest = reopened.latest_valid().unwrap();
-        assert_eq!(latest.checkpoint.map(|checkpoint| checkpoint.step), Some(10));
-        assert_eq!(latest.passed_over, Vec::<String>::new());
-    }
-
-    #[test]
-    fn a_failed_write_leaves_nothing() {
-        let (_root, checkpoints) = saved(&[10]);
-        let mut writer = checkpoints.writer(20).unwrap();
-        let failed = writer.add_file("weights.bin", |_| Err(io::Error::other("disk full")));
-        assert!(failed.unwrap_err().to_string().contains("weights.bin: disk full"));
-        drop(writer);
-        assert_eq!(fs::read_dir(&checkpoints.folder).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn the_same_step_again_replaces() {
-        let (_root, checkpoints) = saved(&[10]);
-        checkpoints.writer(10).unwrap().commit(&"second").unwrap();
-        let latest = checkpoints.latest_valid().unwrap().checkpoint.unwrap();
-        assert_eq!(latest.state::<String>().unwrap(), "second");
-        assert_eq!(fs::read_dir(&checkpoints.folder).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn pruning_keeps_the_last_and_the_milestones() {
-        let (_root, checkpoints) = saved(&[10, 20, 30, 40, 50]);
-        checkpoints.prune(2, 20).unwrap();
-        assert_eq!(checkpoints.steps().unwrap(), [20, 40, 50]);
-        checkpoints.prune(0, 0).unwrap();
-        assert_eq!(checkpoints.steps().unwrap(), [50]);
-    }
-
-    #[test]
-    fn file_names_stay_inside_the_folder() {
-        let (_root, checkpoints) = saved(&[]);
-        let mut writer = checkpoints.writer(1).unwrap();
-        for name in ["../x", "a/b", "", "manifest.json", ".hidden"] {
-            assert!(writer.add_json(name, &1).is_err(), "{name}");
-        }
-    }
-}
+mod tests;

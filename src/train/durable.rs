@@ -1,7 +1,8 @@
 //! Files and folders that survive a crash: written beside, synced, then renamed into place.
 //!
-//! A rename is atomic, but a crash may keep the rename and lose the bytes, so every file is synced before it, and the
-//! folder that holds the name after it. Names that start with [`TEMPORARY`] are unfinished work of a process that died.
+//! A rename is atomic, but a crash may keep the rename and lose the bytes, so every file is synced
+//! before it, and the folder that holds the name after it. Names that start with [`TEMPORARY`] are
+//! unfinished work of a process that died.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -12,11 +13,19 @@ pub const TEMPORARY: &str = ".tmp-";
 
 /// Adds to an I/O error what was done to which path; every error of these functions has it.
 pub fn on(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> io::Error {
-    move |error| io::Error::new(error.kind(), format!("cannot {action} {}: {error}", path.display()))
+    move |error| {
+        io::Error::new(
+            error.kind(),
+            format!("cannot {action} {}: {error}", path.display()),
+        )
+    }
 }
 
 /// Creates `path`, lets `write` fill it and syncs it. An error leaves the file unfinished.
-pub fn write_synced<T>(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<T>) -> io::Result<T> {
+pub fn write_synced<T>(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<T>,
+) -> io::Result<T> {
     let file = File::create(path).map_err(on("create", path))?;
     let mut writer = BufWriter::with_capacity(1 << 20, file);
     let result = write(&mut writer).map_err(on("write", path))?;
@@ -33,11 +42,11 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_folder(parent(path))
 }
 
-/// Replaces the folder `path` as a whole: `fill` gets an empty folder beside it, whose files and subfolders are then
-/// synced and renamed into place.
+/// Replaces the folder `path` as a whole: `fill` gets an empty folder beside it, whose files and
+/// subfolders are then synced and renamed into place.
 ///
-/// Between moving an old folder out of the way and the new one into place there is an instant with neither; what the
-/// folder holds must be recomputable (from a checkpoint, say).
+/// Between moving an old folder out of the way and the new one into place there is an instant with
+/// neither; what the folder holds must be recomputable (from a checkpoint, say).
 pub fn replace_folder<T, E>(path: &Path, fill: impl FnOnce(&Path) -> Result<T, E>) -> Result<T, E>
 where
     E: From<io::Error>,
@@ -78,7 +87,9 @@ pub fn remove_leftovers(folder: &Path) -> io::Result<()> {
 
 /// Makes the names in `folder` durable.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(on("sync", folder))
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(on("sync", folder))
 }
 
 /// Makes all files below `folder` durable, and their names.
@@ -88,7 +99,9 @@ fn sync_tree(folder: &Path) -> io::Result<()> {
         if path.is_dir() {
             sync_tree(&path)?;
         } else {
-            File::open(&path).and_then(|file| file.sync_all()).map_err(on("sync", &path))?;
+            File::open(&path)
+                .and_then(|file| file.sync_all())
+                .map_err(on("sync", &path))?;
         }
     }
     sync_folder(folder)
@@ -96,7 +109,11 @@ fn sync_tree(folder: &Path) -> io::Result<()> {
 
 /// Removes a file or a folder with all it holds; there may be nothing.
 pub fn remove(path: &Path) -> io::Result<()> {
-    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    let removed = if path.is_dir() {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
+    };
     match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(on("remove", path)(error)),
         _ => Ok(()),
@@ -106,7 +123,10 @@ pub fn remove(path: &Path) -> io::Result<()> {
 /// `.tmp-NAME` in the folder of `path`.
 fn temporary_beside(path: &Path) -> io::Result<PathBuf> {
     let name = path.file_name().ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidInput, format!("{} does not name a file", path.display()))
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{} does not name a file", path.display()),
+        )
     })?;
     Ok(path.with_file_name(format!("{TEMPORARY}{}", name.to_string_lossy())))
 }
@@ -135,7 +155,11 @@ mod tests {
         replace_folder(&target, fill("two")).unwrap();
         assert_eq!(fs::read_to_string(target.join("a")).unwrap(), "two");
         assert!(!target.join("stale").exists());
-        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1, "something was left beside");
+        assert_eq!(
+            fs::read_dir(root.path()).unwrap().count(),
+            1,
+            "something was left beside"
+        );
     }
 
     #[test]
@@ -143,7 +167,9 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let target = root.path().join("final");
         replace_folder(&target, |folder| fs::write(folder.join("a"), "one")).unwrap();
-        let failed = replace_folder(&target, |_| -> io::Result<()> { Err(io::Error::other("full")) });
+        let failed = replace_folder(&target, |_| -> io::Result<()> {
+            Err(io::Error::other("full"))
+        });
         assert!(failed.is_err());
         assert_eq!(fs::read_to_string(target.join("a")).unwrap(), "one");
         remove_leftovers(root.path()).unwrap();

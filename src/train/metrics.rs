@@ -1,8 +1,8 @@
 //! `metrics.jsonl` and `samples.jsonl`: one JSON object a line, in the order of steps.
 //!
-//! A stage that is continued from step N drops the lines after N, which it will write again: the file of a run that was
-//! killed and continued is the file of one that was not, but for what measures time. The names of the metrics are an
-//! interface, and stand in [`names`].
+//! A stage that is continued from step N drops the lines after N, which it will write again: the
+//! file of a run that was killed and continued is the file of one that was not, but for what
+//! measures time. The names of the metrics are an interface, and stand in [`names`].
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -104,6 +104,8 @@ pub mod names {
     pub const ROLLOUT_LENGTH_MEAN: &str = "rollout/length_mean";
     /// Share of completions that ended by themselves.
     pub const ROLLOUT_EOS_FRACTION: &str = "rollout/eos_fraction";
+    /// Largest difference of a recorded log-prob and the training forward's: 0 on the CPU.
+    pub const ROLLOUT_LOG_PROB_MAX_DEV: &str = "rollout/log_prob_max_dev";
 
     /// Seconds of the whole step.
     pub const TIME_STEP: &str = "time/step";
@@ -119,8 +121,8 @@ pub mod names {
     pub const MEMORY_PEAK_BYTES: &str = "memory/peak_bytes";
 }
 
-/// Whether a metric measures this machine and moment rather than the training: such values differ between two runs of
-/// one configuration.
+/// Whether a metric measures this machine and moment rather than the training: such values differ
+/// between two runs of one configuration.
 pub fn is_timing(name: &str) -> bool {
     name.starts_with("time/") || name.starts_with("memory/") || name.ends_with("_per_second")
 }
@@ -136,7 +138,10 @@ pub struct Metrics {
 impl Metrics {
     /// The line of `step`, without values yet.
     pub fn new(step: u64) -> Self {
-        Self { step, values: Map::new() }
+        Self {
+            step,
+            values: Map::new(),
+        }
     }
 
     /// Sets `name`. What is not finite becomes null, for JSON has no word for it.
@@ -157,7 +162,9 @@ impl Metrics {
 
     /// Names and values in order; what is not finite is NaN.
     pub fn iter(&self) -> impl Iterator<Item = (&str, f64)> {
-        self.values.iter().map(|(name, value)| (name.as_str(), value.as_f64().unwrap_or(f64::NAN)))
+        self.values
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_f64().unwrap_or(f64::NAN)))
     }
 }
 
@@ -170,7 +177,8 @@ pub enum Keep {
     UpTo(u64),
 }
 
-/// A JSONL file that is appended to step by step. Each line must have [`STEP`] and steps must not fall.
+/// A JSONL file that is appended to step by step. Each line must have [`STEP`] and steps must not
+/// fall.
 #[derive(Debug)]
 pub struct StepLog {
     path: PathBuf,
@@ -178,21 +186,28 @@ pub struct StepLog {
 }
 
 impl StepLog {
-    /// Opens `path`, creating it if need be, and cuts it back to the lines to keep. A last line that was torn by a
-    /// crash is dropped.
+    /// Opens `path`, creating it if need be, and cuts it back to the lines to keep. A last line
+    /// that was torn by a crash is dropped.
     ///
     /// # Errors
-    /// If the file cannot be read or cut, or holds a line before its end that is no object with a step: then it is not
-    /// ours to cut.
+    /// If the file cannot be read or cut, or holds a line before its end that is no object with a
+    /// step: then it is not ours to cut.
     pub fn open(path: &Path, keep: Keep) -> io::Result<Self> {
         let length = match keep {
             Keep::Nothing => 0,
             Keep::UpTo(step) => kept_bytes(path, step)?,
         };
         let mut options = OpenOptions::new();
-        let file = options.create(true).append(true).open(path).map_err(on("open", path))?;
+        let file = options
+            .create(true)
+            .append(true)
+            .open(path)
+            .map_err(on("open", path))?;
         file.set_len(length).map_err(on("cut", path))?;
-        Ok(Self { path: path.into(), writer: BufWriter::new(file) })
+        Ok(Self {
+            path: path.into(),
+            writer: BufWriter::new(file),
+        })
     }
 
     /// Appends one line. It reaches the file at once, the disk at [`StepLog::sync`].
@@ -200,18 +215,26 @@ impl StepLog {
     /// # Errors
     /// If it cannot be written.
     pub fn write<T: Serialize>(&mut self, line: &T) -> io::Result<()> {
-        let mut bytes = serde_json::to_vec(line).map_err(io::Error::from).map_err(on("write", &self.path))?;
+        let mut bytes = serde_json::to_vec(line)
+            .map_err(io::Error::from)
+            .map_err(on("write", &self.path))?;
         bytes.push(b'\n');
-        self.writer.write_all(&bytes).and_then(|()| self.writer.flush()).map_err(on("write", &self.path))
+        self.writer
+            .write_all(&bytes)
+            .and_then(|()| self.writer.flush())
+            .map_err(on("write", &self.path))
     }
 
-    /// Makes the lines durable. To be called before a checkpoint is committed, so that what the checkpoint builds on is
-    /// never younger than the log.
+    /// Makes the lines durable. To be called before a checkpoint is committed, so that what the
+    /// checkpoint builds on is never younger than the log.
     ///
     /// # Errors
     /// If the disk refuses.
     pub fn sync(&mut self) -> io::Result<()> {
-        self.writer.get_ref().sync_data().map_err(on("sync", &self.path))
+        self.writer
+            .get_ref()
+            .sync_data()
+            .map_err(on("sync", &self.path))
     }
 }
 
@@ -238,7 +261,10 @@ fn kept_bytes(path: &Path, step: u64) -> io::Result<u64> {
 /// The step of a complete line; a line without its newline was torn.
 fn step_of(line: &[u8]) -> Option<u64> {
     let line = line.strip_suffix(b"\n")?;
-    serde_json::from_slice::<Value>(line).ok()?.get(STEP)?.as_u64()
+    serde_json::from_slice::<Value>(line)
+        .ok()?
+        .get(STEP)?
+        .as_u64()
 }
 
 fn not_a_line(path: &Path, number: usize) -> io::Error {
@@ -255,7 +281,9 @@ mod tests {
 
     fn line(step: u64) -> Metrics {
         let mut metrics = Metrics::new(step);
-        metrics.set(TRAIN_LOSS, 1.0 / (step + 1) as f64).set(TRAIN_GRAD_NORM, f64::NAN);
+        metrics
+            .set(TRAIN_LOSS, 1.0 / (step + 1) as f64)
+            .set(TRAIN_GRAD_NORM, f64::NAN);
         metrics
     }
 
@@ -273,7 +301,10 @@ mod tests {
         let expected = "{\"step\":0,\"train/loss\":1.0,\"train/grad_norm\":null}\n\
                         {\"step\":1,\"train/loss\":0.5,\"train/grad_norm\":null}\n";
         assert_eq!(fs::read_to_string(&path).unwrap(), expected);
-        assert_eq!((line(1).get(TRAIN_LOSS), line(1).get(TRAIN_GRAD_NORM)), (Some(0.5), None));
+        assert_eq!(
+            (line(1).get(TRAIN_LOSS), line(1).get(TRAIN_GRAD_NORM)),
+            (Some(0.5), None)
+        );
     }
 
     #[test]
@@ -283,13 +314,25 @@ mod tests {
         run(&unbroken, Keep::Nothing, 0..=9);
         // Killed in the middle of step 7's line, with its last checkpoint at step 4.
         run(&killed, Keep::Nothing, 0..=6);
-        OpenOptions::new().append(true).open(&killed).unwrap().write_all(b"{\"step\":7,\"tr").unwrap();
+        OpenOptions::new()
+            .append(true)
+            .open(&killed)
+            .unwrap()
+            .write_all(b"{\"step\":7,\"tr")
+            .unwrap();
         run(&killed, Keep::UpTo(4), 5..=9);
         assert_eq!(fs::read(&killed).unwrap(), fs::read(&unbroken).unwrap());
         // Killed right after the checkpoint of step 9: nothing but the torn line goes.
-        OpenOptions::new().append(true).open(&killed).unwrap().write_all(b"{\"step\":10").unwrap();
+        OpenOptions::new()
+            .append(true)
+            .open(&killed)
+            .unwrap()
+            .write_all(b"{\"step\":10")
+            .unwrap();
         run(&killed, Keep::UpTo(9), 10..=10);
-        assert!(fs::read_to_string(&killed).unwrap().ends_with("{\"step\":10,\"train/loss\":0.09090909090909091,\"train/grad_norm\":null}\n"));
+        assert!(fs::read_to_string(&killed).unwrap().ends_with(
+            "{\"step\":10,\"train/loss\":0.09090909090909091,\"train/grad_norm\":null}\n"
+        ));
     }
 
     #[test]
@@ -298,7 +341,10 @@ mod tests {
         let path = folder.path().join("metrics.jsonl");
         fs::write(&path, "{\"step\":1}\nhello\n{\"step\":2}\n").unwrap();
         let error = StepLog::open(&path, Keep::UpTo(1)).unwrap_err().to_string();
-        assert!(error.contains("metrics.jsonl:2: not a JSON object"), "{error}");
+        assert!(
+            error.contains("metrics.jsonl:2: not a JSON object"),
+            "{error}"
+        );
         assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 3);
     }
 
@@ -313,7 +359,15 @@ mod tests {
 
     #[test]
     fn timing_is_told_from_training() {
-        assert!([TIME_STEP, MEMORY_PEAK_BYTES, ROLLOUT_TOKENS_PER_SECOND].into_iter().all(is_timing));
-        assert!(![OBJECTIVE_KL, ROLLOUT_LENGTH_MEAN, TRAIN_TOKENS].into_iter().any(is_timing));
+        assert!(
+            [TIME_STEP, MEMORY_PEAK_BYTES, ROLLOUT_TOKENS_PER_SECOND]
+                .into_iter()
+                .all(is_timing)
+        );
+        assert!(
+            ![OBJECTIVE_KL, ROLLOUT_LENGTH_MEAN, TRAIN_TOKENS]
+                .into_iter()
+                .any(is_timing)
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! What a stage shows while it runs: a bar on a terminal, plain lines where the output goes to a file.
+//! What a stage shows while it runs: a bar on a terminal, plain lines where the output goes to a
+//! file.
 //!
 //! Progress goes to standard error; standard output is for results.
 
@@ -38,15 +39,23 @@ struct Lines {
 }
 
 impl Progress {
-    /// Begins at step `start` of `total`: a bar if standard error is a terminal, else a line at most every `log_steps`
-    /// steps.
+    /// Begins at step `start` of `total`: a bar if standard error is a terminal, else a line at
+    /// most every `log_steps` steps.
     pub fn new(stage: &str, start: u64, total: u64, log_steps: u64) -> Self {
         let display = if io::stderr().is_terminal() {
             Display::Bar(bar(stage, start, total))
         } else {
-            Display::Lines(Lines { every: log_steps.max(1), began: (start, Instant::now()), last: None })
+            Display::Lines(Lines {
+                every: log_steps.max(1),
+                began: (start, Instant::now()),
+                last: None,
+            })
         };
-        Self { stage: stage.into(), total, display }
+        Self {
+            stage: stage.into(),
+            total,
+            display,
+        }
     }
 
     /// Shows that `step` is done, with some of its numbers.
@@ -101,21 +110,29 @@ impl Lines {
     /// Rate and time left, once they can be told.
     fn time_left(&self, step: u64, total: u64, now: Instant) -> String {
         let (start, began) = self.began;
-        let (done, seconds) = (step.saturating_sub(start), now.duration_since(began).as_secs_f64());
+        let (done, seconds) = (
+            step.saturating_sub(start),
+            now.duration_since(began).as_secs_f64(),
+        );
         if done == 0 || seconds <= 0.0 {
             return String::new();
         }
         let rate = done as f64 / seconds;
         let left = Duration::from_secs_f64(total.saturating_sub(step) as f64 / rate);
-        format!("  {rate:.2} steps/s, {} left", indicatif::HumanDuration(left))
+        format!(
+            "  {rate:.2} steps/s, {} left",
+            indicatif::HumanDuration(left)
+        )
     }
 }
 
 fn bar(stage: &str, start: u64, total: u64) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr()).with_position(start);
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr())
+        .with_position(start);
     let template = "{prefix} {bar:30} {pos}/{len} {per_sec} {eta} left  {msg}";
     // The template is fixed text; were it ever wrong, the plain default would do.
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.set_style(style);
     bar.set_prefix(stage.to_string());
     bar.reset_eta();
@@ -148,7 +165,10 @@ mod tests {
 
     #[test]
     fn numbers_are_short() {
-        assert_eq!(describe(&[("loss", 4.30123), ("lr", 3e-4), ("tok/s", 6412.7)]), "loss 4.301, lr 3.00e-4, tok/s 6413");
+        assert_eq!(
+            describe(&[("loss", 4.30123), ("lr", 3e-4), ("tok/s", 6412.7)]),
+            "loss 4.301, lr 3.00e-4, tok/s 6413"
+        );
         assert_eq!(short(0.0), "0.000");
         assert_eq!(short(f64::NAN), "NaN");
     }
@@ -157,14 +177,24 @@ mod tests {
     fn lines_come_at_their_time() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut lines = Lines { every: 10, began: (0, start), last: None };
-        assert!(lines.is_due(1, 100, at(0)), "the first step shows that it runs");
+        let mut lines = Lines {
+            every: 10,
+            began: (0, start),
+            last: None,
+        };
+        assert!(
+            lines.is_due(1, 100, at(0)),
+            "the first step shows that it runs"
+        );
         assert!(!lines.is_due(10, 100, at(1)), "too soon");
         assert!(lines.is_due(20, 100, at(3)));
         assert!(!lines.is_due(25, 100, at(9)), "not at a multiple");
         assert!(lines.is_due(27, 100, at(40)), "too long a silence");
         assert!(lines.is_due(100, 100, at(40)), "the last step");
-        assert_eq!(lines.time_left(20, 100, at(10)), "  2.00 steps/s, 40 seconds left");
+        assert_eq!(
+            lines.time_left(20, 100, at(10)),
+            "  2.00 steps/s, 40 seconds left"
+        );
         assert_eq!(lines.time_left(0, 100, at(10)), "");
     }
 }

@@ -53,7 +53,8 @@ pub enum RunFolderError {
 #[derive(Debug)]
 pub struct RunFolder {
     root: PathBuf,
-    /// The operating system lets go of the lock when the file is closed, also when the process is killed.
+    /// The operating system lets go of the lock when the file is closed, also when the process is
+    /// killed.
     _lock: File,
 }
 
@@ -73,8 +74,8 @@ pub struct Done {
 }
 
 impl RunFolder {
-    /// Takes the folder `root`, creating it if need be. With [`Existing::SetAside`] a former run moves to `NAME.old-1` (or
-    /// the next free number) beside it first.
+    /// Takes the folder `root`, creating it if need be. With [`Existing::SetAside`] a former run
+    /// moves to `NAME.old-1` (or the next free number) beside it first.
     ///
     /// # Errors
     /// [`RunFolderError::InUse`] if another process has it.
@@ -83,7 +84,8 @@ impl RunFolder {
         if existing == Existing::Continue || is_empty(root)? {
             return Ok(held);
         }
-        // The lock moves away with the folder, so no other process can be writing what is set aside.
+        // The lock moves away with the folder, so no other process can be writing what is set
+        // aside.
         set_aside(root)?;
         Self::take(root)
     }
@@ -93,7 +95,10 @@ impl RunFolder {
         let path = root.join(LOCK);
         let lock = File::create(&path).map_err(on("create", &path))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { root: root.into(), _lock: lock }),
+            Ok(()) => Ok(Self {
+                root: root.into(),
+                _lock: lock,
+            }),
             Err(TryLockError::WouldBlock) => Err(RunFolderError::InUse(root.into())),
             Err(TryLockError::Error(error)) => Err(on("lock", &path)(error).into()),
         }
@@ -117,8 +122,8 @@ impl RunFolder {
         Ok(durable::write_atomic(&self.config(), toml.as_bytes())?)
     }
 
-    /// The folder of `stage`, created if need be. With [`Existing::SetAside`] the stage's former work moves to
-    /// `STAGE.old-1` (or the next free number) first.
+    /// The folder of `stage`, created if need be. With [`Existing::SetAside`] the stage's former
+    /// work moves to `STAGE.old-1` (or the next free number) first.
     ///
     /// # Errors
     /// If it cannot be created or moved.
@@ -159,11 +164,15 @@ impl StageFolder {
         self.root.join("final")
     }
 
-    /// Writes the final model: `fill` gets an empty folder, which takes its place only when it is complete.
+    /// Writes the final model: `fill` gets an empty folder, which takes its place only when it is
+    /// complete.
     ///
     /// # Errors
     /// What `fill` returns, or if the folder cannot be written.
-    pub fn write_final<T, E: From<io::Error>>(&self, fill: impl FnOnce(&Path) -> Result<T, E>) -> Result<T, E> {
+    pub fn write_final<T, E: From<io::Error>>(
+        &self,
+        fill: impl FnOnce(&Path) -> Result<T, E>,
+    ) -> Result<T, E> {
         durable::replace_folder(&self.final_model(), fill)
     }
 
@@ -207,7 +216,10 @@ impl StageFolder {
 
 /// Whether a run's folder holds nothing but its lock.
 fn is_empty(root: &Path) -> io::Result<bool> {
-    let mut names = fs::read_dir(root).map_err(on("read", root))?.flatten().map(|entry| entry.file_name());
+    let mut names = fs::read_dir(root)
+        .map_err(on("read", root))?
+        .flatten()
+        .map(|entry| entry.file_name());
     Ok(names.all(|name| name == LOCK))
 }
 
@@ -252,8 +264,12 @@ mod tests {
             assert!(!folder.config().exists());
             folder.write_config(text).unwrap();
         }
-        let read = |name: &str| fs::read_to_string(parent.path().join(name).join("config.toml")).unwrap();
-        assert_eq!([read("trial.old-1"), read("trial.old-2"), read("trial")], ["one", "two", "three"]);
+        let read =
+            |name: &str| fs::read_to_string(parent.path().join(name).join("config.toml")).unwrap();
+        assert_eq!(
+            [read("trial.old-1"), read("trial.old-2"), read("trial")],
+            ["one", "two", "three"]
+        );
     }
 
     #[test]
@@ -277,7 +293,10 @@ mod tests {
         let stage = folder.stage(Stage::Sft, Existing::Continue).unwrap();
         assert_eq!(stage.done().unwrap(), None);
         let summary = Map::from_iter([("eval/loss".to_string(), Value::from(4.09))]);
-        let done = Done { steps: 120, summary };
+        let done = Done {
+            steps: 120,
+            summary,
+        };
         stage.mark_done(&done).unwrap();
         assert_eq!(stage.done().unwrap(), Some(done));
         fs::write(stage.marker(), "{").unwrap();

@@ -1,4 +1,5 @@
-//! Stopping by a signal: the first SIGINT or SIGTERM asks the run to save and end, the second ends it at once.
+//! Stopping by a signal: the first SIGINT or SIGTERM asks the run to save and end, the second ends
+//! it at once.
 
 use std::io;
 use std::sync::Arc;
@@ -33,8 +34,13 @@ impl StopRequest {
     pub fn listen() -> io::Result<Self> {
         let stop = Self::default();
         for signal in [SIGINT, SIGTERM] {
-            // The order matters: the shutdown acts only if the flag was already set by an earlier signal.
-            flag::register_conditional_shutdown(signal, EXIT_STOPPED.into(), Arc::clone(&stop.requested))?;
+            // The order matters: the shutdown acts only if the flag was already set by an earlier
+            // signal.
+            flag::register_conditional_shutdown(
+                signal,
+                EXIT_STOPPED.into(),
+                Arc::clone(&stop.requested),
+            )?;
             flag::register(signal, Arc::clone(&stop.requested))?;
         }
         Ok(stop)
@@ -43,6 +49,11 @@ impl StopRequest {
     /// Whether to save and end. Stages ask between steps.
     pub fn is_requested(&self) -> bool {
         self.requested.load(Ordering::Relaxed)
+    }
+
+    /// What a signal sets, for code that knows no more than a flag.
+    pub fn flag(&self) -> &AtomicBool {
+        &self.requested
     }
 
     /// Asks to stop, as a signal does.

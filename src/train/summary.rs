@@ -3,8 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
-use comfy_table::style::presets;
-use comfy_table::{CellAlignment, ContentArrangement, Table};
+use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, presets};
 
 /// A mean, with its standard error where there is one.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -17,7 +16,10 @@ pub struct Estimate {
 
 impl From<f64> for Estimate {
     fn from(mean: f64) -> Self {
-        Self { mean, standard_error: None }
+        Self {
+            mean,
+            standard_error: None,
+        }
     }
 }
 
@@ -35,17 +37,26 @@ impl fmt::Display for Estimate {
 pub struct Summary {
     title: String,
     rows: Vec<[String; 3]>,
+    notes: Vec<String>,
     paths: Vec<[String; 2]>,
 }
 
 impl Summary {
     /// An empty summary.
     pub fn new(title: &str) -> Self {
-        Self { title: title.into(), ..Self::default() }
+        Self {
+            title: title.into(),
+            ..Self::default()
+        }
     }
 
     /// Adds a measure that was taken before and after.
-    pub fn row(&mut self, name: &str, before: impl Into<Estimate>, after: impl Into<Estimate>) -> &mut Self {
+    pub fn row(
+        &mut self,
+        name: &str,
+        before: impl Into<Estimate>,
+        after: impl Into<Estimate>,
+    ) -> &mut Self {
         self.text(name, &before.into().to_string(), &after.into().to_string())
     }
 
@@ -60,6 +71,12 @@ impl Summary {
         self
     }
 
+    /// Adds text that stands below the table.
+    pub fn note(&mut self, text: &str) -> &mut Self {
+        self.notes.push(text.into());
+        self
+    }
+
     /// Adds where something lies.
     pub fn path(&mut self, name: &str, path: &Path) -> &mut Self {
         self.paths.push([name.into(), path.display().to_string()]);
@@ -70,8 +87,11 @@ impl Summary {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new();
-        // Lines must not depend on the width of the terminal: they are read by programs and compared between runs.
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
+        // Lines must not depend on the width of the terminal: they are read by programs and
+        // compared between runs.
+        table
+            .load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()))
+            .set_content_arrangement(ContentArrangement::Disabled);
         table.set_header([self.title.as_str(), "before", "after"]);
         for column in table.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -80,7 +100,12 @@ impl fmt::Display for Summary {
             table.add_row(row);
         });
         write!(f, "{table}")?;
-        self.paths.iter().try_for_each(|[name, path]| write!(f, "\n  {name}: {path}"))
+        self.notes
+            .iter()
+            .try_for_each(|note| write!(f, "\n\n  {note}"))?;
+        self.paths
+            .iter()
+            .try_for_each(|[name, path]| write!(f, "\n  {name}: {path}"))
     }
 }
 
@@ -91,14 +116,32 @@ mod tests {
     #[test]
     fn rows_and_paths_are_shown() {
         let mut summary = Summary::new("ppo");
-        let before = Estimate { mean: 0.07, standard_error: Some(0.07) };
-        let after = Estimate { mean: 1.7, standard_error: Some(0.068) };
-        summary.row("reward model", before, after).result("iterations", 37.0);
+        let before = Estimate {
+            mean: 0.07,
+            standard_error: Some(0.07),
+        };
+        let after = Estimate {
+            mean: 1.7,
+            standard_error: Some(0.068),
+        };
+        summary
+            .row("reward model", before, after)
+            .result("iterations", 37.0);
         summary.path("model", Path::new("runs/trial/ppo/final"));
         let shown = summary.to_string();
-        let row = shown.lines().find(|line| line.contains("reward model")).unwrap();
-        let cells: Vec<&str> = row.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect();
+        let row = shown
+            .lines()
+            .find(|line| line.contains("reward model"))
+            .unwrap();
+        let cells: Vec<&str> = row
+            .split("  ")
+            .map(str::trim)
+            .filter(|cell| !cell.is_empty())
+            .collect();
         assert_eq!(cells, ["reward model", "0.070 ± 0.070", "1.700 ± 0.068"]);
-        assert!(shown.ends_with("\n  model: runs/trial/ppo/final"), "{shown}");
+        assert!(
+            shown.ends_with("\n  model: runs/trial/ppo/final"),
+            "{shown}"
+        );
     }
 }

@@ -19,16 +19,28 @@ fn next_tokens(rows: &[Vec<u32>]) -> Vec<Target> {
     let mut start = 0;
     let mut targets = Vec::new();
     for row in rows {
-        targets.extend(row.windows(2).enumerate().map(|(i, pair)| Target::whole(start + i, pair[1])));
+        targets.extend(
+            row.windows(2)
+                .enumerate()
+                .map(|(i, pair)| Target::whole(start + i, pair[1])),
+        );
         start += row.len();
     }
     targets
 }
 
 /// The first `take(n)` values of each padded row of an expected `[rows, positions]` tensor.
-fn expected_rows(expected: &Expected, name: &str, take: impl Fn(usize) -> usize) -> Anyhow<Vec<f32>> {
+fn expected_rows(
+    expected: &Expected,
+    name: &str,
+    take: impl Fn(usize) -> usize,
+) -> Anyhow<Vec<f32>> {
     let table = expected.tensors[name].to_vec2::<f32>()?;
-    Ok(table.iter().zip(&expected.rows).flat_map(|(row, ids)| row[..take(ids.len())].to_vec()).collect())
+    Ok(table
+        .iter()
+        .zip(&expected.rows)
+        .flat_map(|(row, ids)| row[..take(ids.len())].to_vec())
+        .collect())
 }
 
 #[test]
@@ -39,15 +51,32 @@ fn logits_log_probs_and_entropies() -> Anyhow {
         let hidden = model.forward(&ids, &segments, Gradient::Skip)?;
         let logits = model.logits(&hidden)?;
         for (row, range) in segments.iter().enumerate() {
-            let found = logits.narrow(0, range.start, range.len())?.flatten_all()?.to_vec1::<f32>()?;
-            let wanted = expected.tensors["logits"].get(row)?.narrow(0, 0, range.len())?.flatten_all()?.to_vec1::<f32>()?;
-            assert!(gap(&found, &wanted) < TOLERANCE, "{name} logits of row {row}: {}", gap(&found, &wanted));
+            let found = logits
+                .narrow(0, range.start, range.len())?
+                .flatten_all()?
+                .to_vec1::<f32>()?;
+            let wanted = expected.tensors["logits"]
+                .get(row)?
+                .narrow(0, 0, range.len())?
+                .flatten_all()?
+                .to_vec1::<f32>()?;
+            assert!(
+                gap(&found, &wanted) < TOLERANCE,
+                "{name} logits of row {row}: {}",
+                gap(&found, &wanted)
+            );
         }
         let found = model.log_probs(&hidden, &next_tokens(&expected.rows), 1.0)?;
         let wanted = expected_rows(&expected, "logprobs", |n| n - 1)?;
-        assert!(gap(&found.log_probs.to_vec1()?, &wanted) < TOLERANCE, "{name} log-probs");
+        assert!(
+            gap(&found.log_probs.to_vec1()?, &wanted) < TOLERANCE,
+            "{name} log-probs"
+        );
         let wanted = expected_rows(&expected, "entropy", |n| n - 1)?;
-        assert!(gap(&found.entropy.to_vec1()?, &wanted) < TOLERANCE, "{name} entropy");
+        assert!(
+            gap(&found.entropy.to_vec1()?, &wanted) < TOLERANCE,
+            "{name} entropy"
+        );
     }
     Ok(())
 }
@@ -57,13 +86,28 @@ fn check_gradients(name: &str, model: &Decoder, expected: &Expected) -> Anyhow {
     assert_eq!(model.params().unreached(), Vec::<&str>::new(), "{name}");
     for param in model.params().trained() {
         let bare = param.name().trim_start_matches("transformer.");
-        let wanted = [param.name(), bare].iter().find_map(|n| expected.tensors.get(&format!("grad.{n}")));
-        let wanted = wanted.unwrap_or_else(|| panic!("{name}: no expected gradient for {}", param.name()));
+        let wanted = [param.name(), bare]
+            .iter()
+            .find_map(|n| expected.tensors.get(&format!("grad.{n}")));
+        let wanted =
+            wanted.unwrap_or_else(|| panic!("{name}: no expected gradient for {}", param.name()));
         let found = param.grad().expect("trained").clone();
-        let wanted = if wanted.dims() == found.dims() && !is_conv1d(name, bare) { wanted.clone() } else { wanted.t()? };
-        let distance = (found - &wanted)?.sqr()?.sum_all()?.sqrt()?.to_scalar::<f32>()?;
+        let wanted = if wanted.dims() == found.dims() && !is_conv1d(name, bare) {
+            wanted.clone()
+        } else {
+            wanted.t()?
+        };
+        let distance = (found - &wanted)?
+            .sqr()?
+            .sum_all()?
+            .sqrt()?
+            .to_scalar::<f32>()?;
         let norm = wanted.sqr()?.sum_all()?.sqrt()?.to_scalar::<f32>()?;
-        assert!(distance <= TOLERANCE * norm, "{name} {}: {distance:e} of {norm:e}", param.name());
+        assert!(
+            distance <= TOLERANCE * norm,
+            "{name} {}: {distance:e} of {norm:e}",
+            param.name()
+        );
     }
     Ok(())
 }
@@ -72,10 +116,18 @@ fn is_conv1d(model: &str, parameter: &str) -> bool {
     model.starts_with("gpt2") && parameter.contains(".c_") && parameter.ends_with("weight")
 }
 
-fn backward_of_mean_nll(model: &Decoder, expected: &Expected, recompute: Recompute) -> Anyhow<Tensor> {
+fn backward_of_mean_nll(
+    model: &Decoder,
+    expected: &Expected,
+    recompute: Recompute,
+) -> Anyhow<Tensor> {
     let (ids, segments) = expected.packed();
     let hidden = model.forward(&ids, &segments, Gradient::Record(recompute))?;
-    let loss = model.log_probs(&hidden, &next_tokens(&expected.rows), 1.0)?.log_probs.mean_all()?.neg()?;
+    let loss = model
+        .log_probs(&hidden, &next_tokens(&expected.rows), 1.0)?
+        .log_probs
+        .mean_all()?
+        .neg()?;
     model.params().zero_grad()?;
     loss.backward()?;
     Ok(loss)
@@ -87,11 +139,18 @@ fn loss_and_every_gradient() -> Anyhow {
         let (expected, model) = (Expected::read(name)?, load(name, Head::LanguageModel)?);
         let loss = backward_of_mean_nll(&model, &expected, Recompute::None)?;
         let wanted = expected.tensors["loss"].to_vec1::<f32>()?;
-        assert!(gap(&[loss.to_scalar()?], &wanted) < TOLERANCE, "{name} loss");
+        assert!(
+            gap(&[loss.to_scalar()?], &wanted) < TOLERANCE,
+            "{name} loss"
+        );
         check_gradients(name, &model, &expected)?;
         let kept = model.params().arena().expect("trained").to_vec1::<f32>()?;
         backward_of_mean_nll(&model, &expected, Recompute::Block)?;
-        assert_eq!(model.params().arena().expect("trained").to_vec1::<f32>()?, kept, "{name}: recomputed");
+        assert_eq!(
+            model.params().arena().expect("trained").to_vec1::<f32>()?,
+            kept,
+            "{name}: recomputed"
+        );
     }
     Ok(())
 }
@@ -108,14 +167,25 @@ fn greedy_continuations() -> Anyhow {
             samples: 1,
         };
         let requests: Vec<Request> = expected.rows.iter().enumerate().map(request).collect();
-        let settings = Settings { decoding: Decoding::Greedy, ..Settings::default() };
-        let output = generate(&mut Generator::new(&model), &requests, &settings, &mut |_| {})?;
+        let settings = Settings {
+            decoding: Decoding::Greedy,
+            ..Settings::default()
+        };
+        let output = generate(
+            &mut Generator::new(&model),
+            &requests,
+            &settings,
+            &mut |_| {},
+        )?;
         let tokens = expected.tensors["greedy"].to_vec2::<i64>()?;
         let log_probs = expected.tensors["greedy_logprobs"].to_vec2::<f32>()?;
         for (i, completion) in output.completions.iter().enumerate() {
             let found: Vec<i64> = completion.tokens.iter().map(|&t| i64::from(t)).collect();
             assert_eq!(found, tokens[i], "{name} row {i}");
-            assert!(gap(&completion.log_probs, &log_probs[i]) < TOLERANCE, "{name} row {i}");
+            assert!(
+                gap(&completion.log_probs, &log_probs[i]) < TOLERANCE,
+                "{name} row {i}"
+            );
         }
     }
     Ok(())
@@ -142,13 +212,25 @@ fn reward_model_scores_and_gradients() -> Anyhow {
 /// The whole vocabulary as a kept set is the whole distribution.
 #[test]
 fn a_kept_set_of_everything_changes_nothing() -> Anyhow {
-    let (expected, model) = (Expected::read("llama")?, load("llama", Head::LanguageModel)?);
+    let (expected, model) = (
+        Expected::read("llama")?,
+        load("llama", Head::LanguageModel)?,
+    );
     let (ids, segments) = expected.packed();
     let hidden = model.forward(&ids, &segments, Gradient::Skip)?;
     let everything: Arc<[u32]> = (0..128).collect();
     let whole = next_tokens(&expected.rows);
-    let kept: Vec<Target> = whole.iter().map(|t| Target { kept: Some(everything.clone()), ..t.clone() }).collect();
-    let (a, b) = (model.log_probs(&hidden, &whole, 0.7)?, model.log_probs(&hidden, &kept, 0.7)?);
+    let kept: Vec<Target> = whole
+        .iter()
+        .map(|t| Target {
+            kept: Some(everything.clone()),
+            ..t.clone()
+        })
+        .collect();
+    let (a, b) = (
+        model.log_probs(&hidden, &whole, 0.7)?,
+        model.log_probs(&hidden, &kept, 0.7)?,
+    );
     assert_eq!(a.log_probs.to_vec1::<f32>()?, b.log_probs.to_vec1::<f32>()?);
     assert_eq!(a.entropy.to_vec1::<f32>()?, b.entropy.to_vec1::<f32>()?);
     Ok(())

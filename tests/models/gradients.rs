@@ -26,7 +26,8 @@ fn noise(count: usize, stream: u64) -> Vec<f32> {
 }
 
 fn tensor(shape: &[usize], stream: u64) -> Tensor {
-    Tensor::from_vec(noise(shape.iter().product(), stream), shape, &Device::Cpu).expect("shape fits")
+    Tensor::from_vec(noise(shape.iter().product(), stream), shape, &Device::Cpu)
+        .expect("shape fits")
 }
 
 fn store(shapes: &[(&str, &[usize])]) -> Result<ParamStore> {
@@ -40,22 +41,41 @@ fn store(shapes: &[(&str, &[usize])]) -> Result<ParamStore> {
 }
 
 /// Result, gradient of the input, gradients of the parameters, for the loss Σ r·y with random r.
-fn probe(params: &ParamStore, x: &Tensor, op: impl Fn(&Tensor) -> Result<Tensor>) -> Result<[Vec<f32>; 3]> {
+fn probe(
+    params: &ParamStore,
+    x: &Tensor,
+    op: impl Fn(&Tensor) -> Result<Tensor>,
+) -> Result<[Vec<f32>; 3]> {
     let x = Var::from_tensor(x)?;
     params.zero_grad()?;
     let y = op(x.as_tensor())?;
     let grads = (&y * tensor(y.dims(), 9))?.sum_all()?.backward()?;
-    let dx = grads.get(&x).map_or(Ok(Vec::new()), |g| g.flatten_all()?.to_vec1())?;
+    let dx = grads
+        .get(&x)
+        .map_or(Ok(Vec::new()), |g| g.flatten_all()?.to_vec1())?;
     let dp = params.arena().map_or(Ok(Vec::new()), |a| a.to_vec1())?;
     Ok([y.flatten_all()?.to_vec1()?, dx, dp])
 }
 
 /// The fused and the composed form agree; the tolerance covers f32 sums of some hundred terms of size one.
-fn same(what: &str, params: &ParamStore, x: &Tensor, fused: impl Fn(&Tensor) -> Result<Tensor>, slow: impl Fn(&Tensor) -> Result<Tensor>) -> Anyhow {
+fn same(
+    what: &str,
+    params: &ParamStore,
+    x: &Tensor,
+    fused: impl Fn(&Tensor) -> Result<Tensor>,
+    slow: impl Fn(&Tensor) -> Result<Tensor>,
+) -> Anyhow {
     let (fused, slow) = (probe(params, x, fused)?, probe(params, x, slow)?);
-    for (part, (a, b)) in ["result", "input gradient", "parameter gradients"].iter().zip(fused.iter().zip(&slow)) {
+    for (part, (a, b)) in ["result", "input gradient", "parameter gradients"]
+        .iter()
+        .zip(fused.iter().zip(&slow))
+    {
         let size = b.iter().fold(1f32, |m, v| m.max(v.abs()));
-        assert!(gap(a, b) <= 1e-5 * size, "{what}, {part}: {} of {size}", gap(a, b));
+        assert!(
+            gap(a, b) <= 1e-5 * size,
+            "{what}, {part}: {} of {size}",
+            gap(a, b)
+        );
     }
     Ok(())
 }
@@ -65,42 +85,120 @@ fn operations_agree_with_their_oracles() -> Anyhow {
     let none = store(&[])?;
     let params = store(&[("a", &[40, 24]), ("b", &[9, 24]), ("c", &[9])])?;
     let parts = vec![
-        Projection { weight: params.get("a")?, bias: None },
-        Projection { weight: params.get("b")?, bias: Some(params.get("c")?) },
+        Projection {
+            weight: params.get("a")?,
+            bias: None,
+        },
+        Projection {
+            weight: params.get("b")?,
+            bias: Some(params.get("c")?),
+        },
     ];
     let linear = Linear::new(parts)?;
-    same("linear", &params, &tensor(&[130, 24], 1), |x| linear.forward(x), |x| linear.composed(x))?;
+    same(
+        "linear",
+        &params,
+        &tensor(&[130, 24], 1),
+        |x| linear.forward(x),
+        |x| linear.composed(x),
+    )?;
 
     let params = store(&[("w", &[24]), ("b", &[24])])?;
-    let rms = Norm::Rms { weight: params.get("w")?, eps: 1e-5 };
-    let layer = Norm::Layer { weight: params.get("w")?, bias: params.get("b")?, eps: 1e-5 };
+    let rms = Norm::Rms {
+        weight: params.get("w")?,
+        eps: 1e-5,
+    };
+    let layer = Norm::Layer {
+        weight: params.get("w")?,
+        bias: params.get("b")?,
+        eps: 1e-5,
+    };
     let x = tensor(&[150, 24], 2);
-    same("rms norm", &params, &x, |x| rms.forward(x), |x| rms.composed(x))?;
-    same("layer norm", &params, &x, |x| layer.forward(x), |x| layer.composed(x))?;
+    same(
+        "rms norm",
+        &params,
+        &x,
+        |x| rms.forward(x),
+        |x| rms.composed(x),
+    )?;
+    same(
+        "layer norm",
+        &params,
+        &x,
+        |x| layer.forward(x),
+        |x| layer.composed(x),
+    )?;
     let x = tensor(&[70, 100], 3);
-    same("head norm", &params, &x, |x| rms.forward_groups(x, 24, 3), |x| rms.composed_groups(x, 24, 3))?;
+    same(
+        "head norm",
+        &params,
+        &x,
+        |x| rms.forward_groups(x, 24, 3),
+        |x| rms.composed_groups(x, 24, 3),
+    )?;
 
     let rotation = Rotation::new(vec![1.0, 0.3, 0.01]);
     let angles = rotation.angles(&(0..30).collect::<Vec<_>>());
-    same("rope", &none, &tensor(&[30, 20], 4), |x| angles.rotate(x, 3), |x| angles.composed(x, 3))?;
-    same("swiglu", &none, &tensor(&[40, 22], 5), swiglu, swiglu_composed)?;
-    same("gelu", &none, &tensor(&[40, 22], 6), gelu_tanh, Tensor::gelu)?;
+    same(
+        "rope",
+        &none,
+        &tensor(&[30, 20], 4),
+        |x| angles.rotate(x, 3),
+        |x| angles.composed(x, 3),
+    )?;
+    same(
+        "swiglu",
+        &none,
+        &tensor(&[40, 22], 5),
+        swiglu,
+        swiglu_composed,
+    )?;
+    same(
+        "gelu",
+        &none,
+        &tensor(&[40, 22], 6),
+        gelu_tanh,
+        Tensor::gelu,
+    )?;
 
     let table = store(&[("table", &[10, 6])])?;
     let ids = [3, 9, 3, 0, 3];
     let (t, u) = (table.get("table")?, table.get("table")?);
-    same("embedding", &table, &tensor(&[1], 7), move |_| embedding::embed(&t, &ids), move |_| embedding::composed(&u, &ids))
+    same(
+        "embedding",
+        &table,
+        &tensor(&[1], 7),
+        move |_| embedding::embed(&t, &ids),
+        move |_| embedding::composed(&u, &ids),
+    )
 }
 
 #[test]
 fn attention_agrees_with_its_oracle() -> Anyhow {
     let none = store(&[])?;
-    for (query_heads, kv_heads, head_dim, window) in [(4, 2, 8, None), (3, 3, 32, None), (6, 1, 20, Some(7)), (2, 1, 16, Some(90))] {
-        let spec = Attention { query_heads, kv_heads, head_dim, scale: 0.25, window };
+    for (query_heads, kv_heads, head_dim, window) in [
+        (4, 2, 8, None),
+        (3, 3, 32, None),
+        (6, 1, 20, Some(7)),
+        (2, 1, 16, Some(90)),
+    ] {
+        let spec = Attention {
+            query_heads,
+            kv_heads,
+            head_dim,
+            scale: 0.25,
+            window,
+        };
         let segments = Segments::from_lengths([1, 23, 150, 7]);
         let x = tensor(&[181, spec.columns()], 8);
         let what = format!("attention {spec:?}");
-        same(&what, &none, &x, |x| attend(x, &segments, spec), |x| composed(x, &segments, spec))?;
+        same(
+            &what,
+            &none,
+            &x,
+            |x| attend(x, &segments, spec),
+            |x| composed(x, &segments, spec),
+        )?;
     }
     Ok(())
 }
@@ -112,7 +210,11 @@ fn head_agrees_with_its_oracle() -> Anyhow {
     let kept: Arc<[u32]> = [2u32, 3, 30, 49].into();
     let targets: Vec<Target> = (0..200)
         .map(|i| match i % 3 {
-            0 => Target { row: i / 2, token: 30, kept: Some(kept.clone()) },
+            0 => Target {
+                row: i / 2,
+                token: 30,
+                kept: Some(kept.clone()),
+            },
             _ => Target::whole(i / 2, (i * 7 % 50) as u32),
         })
         .collect();
@@ -141,7 +243,12 @@ fn two_layers(family: Family, head: Head) -> Anyhow<Decoder> {
     config.head = head;
     config.initializer_range = 0.3;
     config.tie_word_embeddings = family == Family::Gpt2 || family == Family::Qwen2;
-    Ok(Decoder::fresh(HfConfig::new(config), 1, |_| Training::Trained, &Device::Cpu)?)
+    Ok(Decoder::fresh(
+        HfConfig::new(config),
+        1,
+        |_| Training::Trained,
+        &Device::Cpu,
+    )?)
 }
 
 /// Three segments; log-probs, entropies or scores, mixed with fixed weights.
@@ -157,13 +264,15 @@ fn loss(model: &Decoder, head: Head) -> Result<Tensor> {
     let targets: Vec<Target> = rows.map(|row| Target::whole(row, ids[row + 1])).collect();
     let found = model.log_probs(&hidden, &targets, 1.3)?;
     let n = targets.len();
-    (found.log_probs * tensor(&[n], 20))?.sum_all()? + (found.entropy * tensor(&[n], 21))?.sum_all()?
+    (found.log_probs * tensor(&[n], 20))?.sum_all()?
+        + (found.entropy * tensor(&[n], 21))?.sum_all()?
 }
 
 /// Central difference of the loss along `direction`, which leaves the parameter as it was up to rounding.
 fn slope(model: &Decoder, head: Head, name: &str, direction: &[f32], step: f32) -> Anyhow<f64> {
     let param = model.params().get(name)?;
-    let shift = |by: f32| param.update(|v| v.iter_mut().zip(direction).for_each(|(v, d)| *v += by * d));
+    let shift =
+        |by: f32| param.update(|v| v.iter_mut().zip(direction).for_each(|(v, d)| *v += by * d));
     let value = || Ok::<_, candle_core::Error>(f64::from(loss(model, head)?.to_scalar::<f32>()?));
     shift(step)?;
     let above = value()?;
@@ -179,16 +288,34 @@ fn check_finite_differences(family: Family, head: Head) -> Anyhow {
     let model = two_layers(family, head)?;
     model.params().zero_grad()?;
     loss(&model, head)?.backward()?;
-    let names: Vec<String> = model.params().trained().map(|p| p.name().to_owned()).collect();
+    let names: Vec<String> = model
+        .params()
+        .trained()
+        .map(|p| p.name().to_owned())
+        .collect();
     for (i, name) in names.iter().enumerate() {
         let param = model.params().get(name)?;
         let direction = noise(param.value().elem_count(), 300 + i as u64);
-        let (near, far) = (slope(&model, head, name, &direction, 4e-3)?, slope(&model, head, name, &direction, 8e-3)?);
+        let (near, far) = (
+            slope(&model, head, name, &direction, 4e-3)?,
+            slope(&model, head, name, &direction, 8e-3)?,
+        );
         let numeric = (4.0 * near - far) / 3.0;
-        let grad = param.grad().expect("trained").flatten_all()?.to_vec1::<f32>()?;
-        let analytic: f64 = grad.iter().zip(&direction).map(|(g, d)| f64::from(g * d)).sum();
+        let grad = param
+            .grad()
+            .expect("trained")
+            .flatten_all()?
+            .to_vec1::<f32>()?;
+        let analytic: f64 = grad
+            .iter()
+            .zip(&direction)
+            .map(|(g, d)| f64::from(g * d))
+            .sum();
         let size = grad.iter().map(|g| f64::from(g * g)).sum::<f64>().sqrt();
-        assert!((numeric - analytic).abs() < 3e-3 * size + 5e-3, "{family:?} {head:?} {name}: {numeric} and {analytic} of {size}");
+        assert!(
+            (numeric - analytic).abs() < 3e-3 * size + 5e-3,
+            "{family:?} {head:?} {name}: {numeric} and {analytic} of {size}"
+        );
         assert!(size > 1e-6, "{family:?} {name}: the gradient is zero");
     }
     Ok(())

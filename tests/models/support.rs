@@ -13,11 +13,22 @@ use collimate::ops::param::Training;
 pub type Anyhow<T = ()> = anyhow::Result<T>;
 
 /// The fixture models: five families, two dialects, two naming schemes.
-pub const LANGUAGE_MODELS: [&str; 9] =
-    ["llama", "llama_old_dialect", "llama3_tied", "qwen2", "qwen3", "mistral", "mistral_swa", "gpt2", "gpt2_bare"];
+pub const LANGUAGE_MODELS: [&str; 9] = [
+    "llama",
+    "llama_old_dialect",
+    "llama3_tied",
+    "qwen2",
+    "qwen3",
+    "mistral",
+    "mistral_swa",
+    "gpt2",
+    "gpt2_bare",
+];
 
 pub fn folder(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(name)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden/models")
+        .join(name)
 }
 
 /// A fixture's expected tensors, and its rows without their padding.
@@ -28,24 +39,47 @@ pub struct Expected {
 
 impl Expected {
     pub fn read(name: &str) -> Anyhow<Self> {
-        let tensors = candle_core::safetensors::load(folder(name).join("expected.safetensors"), &Device::Cpu)?;
+        let tensors = candle_core::safetensors::load(
+            folder(name).join("expected.safetensors"),
+            &Device::Cpu,
+        )?;
         let ids = tensors["input_ids"].to_vec2::<i64>()?;
         let lengths = tensors["lengths"].to_vec1::<i64>()?;
-        let rows = ids.iter().zip(lengths).map(|(row, n)| row[..n as usize].iter().map(|&id| id as u32).collect()).collect();
+        let rows = ids
+            .iter()
+            .zip(lengths)
+            .map(|(row, n)| row[..n as usize].iter().map(|&id| id as u32).collect())
+            .collect();
         Ok(Self { tensors, rows })
     }
 
     pub fn packed(&self) -> (Vec<u32>, Segments) {
-        (self.rows.concat(), Segments::from_lengths(self.rows.iter().map(Vec::len)))
+        (
+            self.rows.concat(),
+            Segments::from_lengths(self.rows.iter().map(Vec::len)),
+        )
     }
 }
 
 pub fn load(name: &str, head: Head) -> Anyhow<Decoder> {
-    Ok(Decoder::load(&folder(name), head, 0, |_| Training::Trained, &Device::Cpu)?)
+    Ok(Decoder::load(
+        &folder(name),
+        head,
+        0,
+        |_| Training::Trained,
+        &Device::Cpu,
+    )?)
 }
 
 /// A fresh Llama of these sizes.
-pub fn llama(hidden: usize, layers: usize, heads: usize, kv_heads: usize, vocabulary: usize, head: Head) -> Anyhow<Decoder> {
+pub fn llama(
+    hidden: usize,
+    layers: usize,
+    heads: usize,
+    kv_heads: usize,
+    vocabulary: usize,
+    head: Head,
+) -> Anyhow<Decoder> {
     let sizes = Geometry {
         hidden_size: hidden,
         intermediate_size: hidden * 2 + 32,
@@ -58,11 +92,19 @@ pub fn llama(hidden: usize, layers: usize, heads: usize, kv_heads: usize, vocabu
     let mut config = DecoderConfig::from_scratch(Family::Llama, &sizes)?;
     config.head = head;
     config.initializer_range = 0.15;
-    Ok(Decoder::fresh(HfConfig::new(config), 3, |_| Training::Trained, &Device::Cpu)?)
+    Ok(Decoder::fresh(
+        HfConfig::new(config),
+        3,
+        |_| Training::Trained,
+        &Device::Cpu,
+    )?)
 }
 
 /// Largest difference of two equally long lists.
 pub fn gap(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max)
 }

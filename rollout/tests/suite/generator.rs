@@ -3,9 +3,10 @@
 
 use std::sync::atomic::AtomicBool;
 
-use rollout::random::Purpose;
+use rollout::random::{Key, Purpose};
 use rollout::{
-    CacheBudget, Completion, Decoding, Error, Finish, Output, Request, Sampling, Settings, generate,
+    BLOCK_TOKENS, CacheBudget, Completion, Decoding, Error, Finish, Output, Request, Sampling,
+    Settings, generate,
 };
 
 use crate::model::{Parrot, STOP, greedy, one_by_one, ragged, request};
@@ -86,6 +87,39 @@ fn when_the_cache_is_short_the_last_sequences_give_way() {
         (12, 12)
     );
     assert_eq!(output.completions, one_by_one(&requests, &settings));
+}
+
+/// Hundreds of small random mixes over the least cache that can hold their largest request.
+#[test]
+fn no_mix_of_requests_stalls() {
+    let key = Key::new(3, Purpose::Shuffle);
+    for mix in 0..300 {
+        let number = |place, n| key.below(mix, place, n) as usize;
+        let random = |i| {
+            let lengths = (1 + number(4 * i, 40), 1 + number(4 * i + 1, 40));
+            request(lengths.0, lengths.1, 1 + number(4 * i + 2, 4))
+        };
+        let requests: Vec<Request> = (0..2 + number(100, 6) as u64).map(random).collect();
+        let longest = requests
+            .iter()
+            .map(|r| r.prompt.len() + r.max_new_tokens - 1)
+            .max();
+        let blocks = longest.unwrap().div_ceil(BLOCK_TOKENS) + number(101, 3);
+        let settings = Settings {
+            seed: mix,
+            max_batch: 1 + number(102, 5),
+            cache: CacheBudget::Tokens(blocks * BLOCK_TOKENS),
+            prefill_tokens: 1 + number(103, 50),
+            stop_ids: &[STOP],
+            ..Settings::default()
+        };
+        let (output, _) = run(&requests, &settings);
+        assert_eq!(
+            output.completions,
+            one_by_one(&requests, &settings),
+            "mix {mix}"
+        );
+    }
 }
 
 #[test]

@@ -24,14 +24,27 @@ struct Part {
 }
 
 /// `[tokens, columns]` gradient of `q | k | v`.
-pub fn run(spec: Attention, tasks: &[(Range<usize>, usize)], qkv: &[f32], out: &[f32], grad: &[f32]) -> Vec<f32> {
+pub fn run(
+    spec: Attention,
+    tasks: &[(Range<usize>, usize)],
+    qkv: &[f32],
+    out: &[f32],
+    grad: &[f32],
+) -> Vec<f32> {
     let (columns, outputs) = (spec.columns(), spec.outputs());
     let parts: Vec<Part> = tasks
         .par_iter()
         .map(|(rows, head)| {
             let (a, b) = (rows.start, rows.end);
             let (qkv, outs) = (&qkv[a * columns..b * columns], a * outputs..b * outputs);
-            Task { spec, head: *head, qkv, out: &out[outs.clone()], grad: &grad[outs] }.run()
+            Task {
+                spec,
+                head: *head,
+                qkv,
+                out: &out[outs.clone()],
+                grad: &grad[outs],
+            }
+            .run()
         })
         .collect();
     let mut dqkv = vec![0f32; qkv.len()];
@@ -39,8 +52,20 @@ pub fn run(spec: Attention, tasks: &[(Range<usize>, usize)], qkv: &[f32], out: &
         let to = &mut dqkv[rows.start * columns..];
         let width = spec.group() * spec.head_dim;
         scatter_columns(&part.queries, width, to, columns, head * width);
-        scatter_columns(&part.keys, spec.head_dim, to, columns, spec.key_column(*head));
-        scatter_columns(&part.values, spec.head_dim, to, columns, spec.value_column(*head));
+        scatter_columns(
+            &part.keys,
+            spec.head_dim,
+            to,
+            columns,
+            spec.key_column(*head),
+        );
+        scatter_columns(
+            &part.values,
+            spec.head_dim,
+            to,
+            columns,
+            spec.value_column(*head),
+        );
     }
     dqkv
 }
@@ -57,18 +82,33 @@ impl Task<'_> {
     fn run(&self) -> Part {
         let (rows, d) = (self.qkv.len() / self.spec.columns(), self.spec.head_dim);
         let group = self.spec.group();
-        let mut part = Part { queries: vec![0.0; rows * group * d], keys: vec![0.0; rows * d], values: vec![0.0; rows * d] };
+        let mut part = Part {
+            queries: vec![0.0; rows * group * d],
+            keys: vec![0.0; rows * d],
+            values: vec![0.0; rows * d],
+        };
         let mut buffers = (vec![0f32; TILE * rows], vec![0f32; TILE * rows]);
         for member in 0..group {
             for start in (0..rows).step_by(TILE) {
-                self.tile(member, start..rows.min(start + TILE), &mut buffers, &mut part);
+                self.tile(
+                    member,
+                    start..rows.min(start + TILE),
+                    &mut buffers,
+                    &mut part,
+                );
             }
         }
         part
     }
 
     /// One tile of queries of one query head against the keys that it sees.
-    fn tile(&self, member: usize, rows: Range<usize>, buffers: &mut (Vec<f32>, Vec<f32>), part: &mut Part) {
+    fn tile(
+        &self,
+        member: usize,
+        rows: Range<usize>,
+        buffers: &mut (Vec<f32>, Vec<f32>),
+        part: &mut Part,
+    ) {
         let (spec, d) = (&self.spec, self.spec.head_dim);
         let (from, count) = (spec.first_key(rows.start), rows.len());
         let seen = rows.end - from;
@@ -76,7 +116,12 @@ impl Task<'_> {
         let queries = self.matrix(rows.start, count, query_column);
         let keys = self.matrix(from, seen, spec.key_column(self.head));
         let values = self.matrix(from, seen, spec.value_column(self.head));
-        let grads = Matrix::new(&self.grad[rows.start * spec.outputs() + query_column..], count, d, spec.outputs());
+        let grads = Matrix::new(
+            &self.grad[rows.start * spec.outputs() + query_column..],
+            count,
+            d,
+            spec.outputs(),
+        );
 
         let (p, ds) = buffers;
         multiply(queries, keys.t(), p, seen, Write::Set, Parallelism::None);
@@ -86,11 +131,35 @@ impl Task<'_> {
             let (p, ds) = (&mut p[i * seen..][..seen], &mut ds[i * seen..][..seen]);
             self.softmax_backward(p, ds, visible, self.delta(position, query_column));
         }
-        let (p, ds) = (Matrix::new(p, count, seen, seen), Matrix::new(ds, count, seen, seen));
+        let (p, ds) = (
+            Matrix::new(p, count, seen, seen),
+            Matrix::new(ds, count, seen, seen),
+        );
         let to = &mut part.queries[rows.start * spec.group() * d + member * d..];
-        multiply(ds, keys, to, spec.group() * d, Write::Set, Parallelism::None);
-        multiply(ds.t(), queries, &mut part.keys[from * d..], d, Write::Add, Parallelism::None);
-        multiply(p.t(), grads, &mut part.values[from * d..], d, Write::Add, Parallelism::None);
+        multiply(
+            ds,
+            keys,
+            to,
+            spec.group() * d,
+            Write::Set,
+            Parallelism::None,
+        );
+        multiply(
+            ds.t(),
+            queries,
+            &mut part.keys[from * d..],
+            d,
+            Write::Add,
+            Parallelism::None,
+        );
+        multiply(
+            p.t(),
+            grads,
+            &mut part.values[from * d..],
+            d,
+            Write::Add,
+            Parallelism::None,
+        );
     }
 
     /// Scores → probabilities in `p`, and `dP` → `dS` in `ds`; zero outside `visible`.
@@ -112,11 +181,20 @@ impl Task<'_> {
     fn delta(&self, position: usize, column: usize) -> f32 {
         let at = position * self.spec.outputs() + column;
         let row = at..at + self.spec.head_dim;
-        self.grad[row.clone()].iter().zip(&self.out[row]).map(|(g, o)| g * o).sum()
+        self.grad[row.clone()]
+            .iter()
+            .zip(&self.out[row])
+            .map(|(g, o)| g * o)
+            .sum()
     }
 
     fn matrix(&self, row: usize, rows: usize, column: usize) -> Matrix<'_> {
         let columns = self.spec.columns();
-        Matrix::new(&self.qkv[row * columns + column..], rows, self.spec.head_dim, columns)
+        Matrix::new(
+            &self.qkv[row * columns + column..],
+            rows,
+            self.spec.head_dim,
+            columns,
+        )
     }
 }

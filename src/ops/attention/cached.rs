@@ -47,10 +47,17 @@ impl Cache {
     /// If the device has no room.
     pub fn new(spec: Attention, layers: usize, blocks: usize, device: &Device) -> Result<Self> {
         let store = || match device {
-            Device::Cpu => Ok(Store::Blocks(vec![0f32; blocks * spec.kv_heads * spec.block_len()])),
+            Device::Cpu => Ok(Store::Blocks(vec![
+                0f32;
+                blocks * spec.kv_heads * spec.block_len()
+            ])),
             _ => Store::rows(spec, blocks, device),
         };
-        Ok(Self { layers: (0..layers).map(|_| store()).collect::<Result<_>>()?, spec, blocks })
+        Ok(Self {
+            layers: (0..layers).map(|_| store()).collect::<Result<_>>()?,
+            spec,
+            blocks,
+        })
     }
 
     /// Number of blocks a layer holds.
@@ -84,15 +91,30 @@ impl Cache {
     ///
     /// # Errors
     /// If shapes disagree or a sequence has too few blocks.
-    pub fn attend(&mut self, layer: usize, qkv: &Tensor, news: &[NewTokens], spec: Attention) -> Result<Tensor> {
+    pub fn attend(
+        &mut self,
+        layer: usize,
+        qkv: &Tensor,
+        news: &[NewTokens],
+        spec: Attention,
+    ) -> Result<Tensor> {
         let rows: usize = news.iter().map(|n| n.count).sum();
         if qkv.dims() != [rows, spec.columns()] {
-            bail!("cached attention: input {:?} where [{rows}, {}] is needed", qkv.dims(), spec.columns());
+            bail!(
+                "cached attention: input {:?} where [{rows}, {}] is needed",
+                qkv.dims(),
+                spec.columns()
+            );
         }
         for new in news {
             let last = new.blocks.iter().max().map_or(0, |&b| b as usize);
             if new.blocks.len() * BLOCK_TOKENS < new.past + new.count || last >= self.blocks {
-                bail!("cache: {} tokens in {} blocks, largest {last} of {}", new.past + new.count, new.blocks.len(), self.blocks);
+                bail!(
+                    "cache: {} tokens in {} blocks, largest {last} of {}",
+                    new.past + new.count,
+                    new.blocks.len(),
+                    self.blocks
+                );
             }
         }
         match &mut self.layers[layer] {
@@ -106,7 +128,10 @@ impl Store {
     fn rows(spec: Attention, blocks: usize, device: &Device) -> Result<Self> {
         let shape = (blocks * BLOCK_TOKENS, spec.kv_heads * spec.head_dim);
         let zeros = || Tensor::zeros(shape, DType::F32, device);
-        Ok(Self::Rows { keys: zeros()?, values: zeros()? })
+        Ok(Self::Rows {
+            keys: zeros()?,
+            values: zeros()?,
+        })
     }
 
     fn copy(&mut self, from: usize, to: usize, spec: Attention) -> Result<()> {
@@ -124,21 +149,42 @@ impl Store {
     }
 }
 
-fn attend_blocks(data: &mut [f32], qkv: &Tensor, news: &[NewTokens], spec: Attention) -> Result<Tensor> {
+fn attend_blocks(
+    data: &mut [f32],
+    qkv: &Tensor,
+    news: &[NewTokens],
+    spec: Attention,
+) -> Result<Tensor> {
     let (columns, outputs) = (spec.columns(), spec.outputs());
     let qkv_tensor = qkv.contiguous()?;
     let out = storage::read(&qkv_tensor, |qkv| {
         write_tokens(data, qkv, news, spec);
-        let rows: Vec<(&NewTokens, usize)> = news.iter().flat_map(|n| (0..n.count).map(move |i| (n, n.past + i))).collect();
+        let rows: Vec<(&NewTokens, usize)> = news
+            .iter()
+            .flat_map(|n| (0..n.count).map(move |i| (n, n.past + i)))
+            .collect();
         let mut out = vec![0f32; rows.len() * outputs];
         let width = spec.group() * spec.head_dim;
-        out.par_chunks_exact_mut(width).enumerate().for_each_init(Scratch::default, |scratch, (task, out)| {
-            let (row, head) = (task / spec.kv_heads, task % spec.kv_heads);
-            let (new, position) = rows[row];
-            let block = |&b: &u32| block_of(data, b as usize, head, &spec);
-            let blocks: Vec<&[f32]> = new.blocks[..position / BLOCK_TOKENS + 1].iter().map(block).collect();
-            attend_same(&spec, &qkv[row * columns + head * width..][..width], position, &blocks, scratch, out);
-        });
+        out.par_chunks_exact_mut(width).enumerate().for_each_init(
+            Scratch::default,
+            |scratch, (task, out)| {
+                let (row, head) = (task / spec.kv_heads, task % spec.kv_heads);
+                let (new, position) = rows[row];
+                let block = |&b: &u32| block_of(data, b as usize, head, &spec);
+                let blocks: Vec<&[f32]> = new.blocks[..position / BLOCK_TOKENS + 1]
+                    .iter()
+                    .map(block)
+                    .collect();
+                attend_same(
+                    &spec,
+                    &qkv[row * columns + head * width..][..width],
+                    position,
+                    &blocks,
+                    scratch,
+                    out,
+                );
+            },
+        );
         out
     })?;
     Tensor::from_vec(out, (qkv.dim(0)?, outputs), qkv.device())
@@ -164,7 +210,13 @@ fn write_tokens(data: &mut [f32], qkv: &[f32], news: &[NewTokens], spec: Attenti
     }
 }
 
-fn attend_rows(keys: &Tensor, values: &Tensor, qkv: &Tensor, news: &[NewTokens], spec: Attention) -> Result<Tensor> {
+fn attend_rows(
+    keys: &Tensor,
+    values: &Tensor,
+    qkv: &Tensor,
+    news: &[NewTokens],
+    spec: Attention,
+) -> Result<Tensor> {
     let (mut at, mut parts) = (0, Vec::with_capacity(news.len()));
     let width = spec.kv_heads * spec.head_dim;
     for new in news {
@@ -172,17 +224,41 @@ fn attend_rows(keys: &Tensor, values: &Tensor, qkv: &Tensor, news: &[NewTokens],
         at += new.count;
         for i in 0..new.count {
             let position = new.past + i;
-            let slot = new.blocks[position / BLOCK_TOKENS] as usize * BLOCK_TOKENS + position % BLOCK_TOKENS;
+            let slot = new.blocks[position / BLOCK_TOKENS] as usize * BLOCK_TOKENS
+                + position % BLOCK_TOKENS;
             let row = part.narrow(0, i, 1)?;
-            keys.slice_set(&row.narrow(1, spec.key_column(0), width)?.contiguous()?, 0, slot)?;
-            values.slice_set(&row.narrow(1, spec.value_column(0), width)?.contiguous()?, 0, slot)?;
+            keys.slice_set(
+                &row.narrow(1, spec.key_column(0), width)?.contiguous()?,
+                0,
+                slot,
+            )?;
+            values.slice_set(
+                &row.narrow(1, spec.value_column(0), width)?.contiguous()?,
+                0,
+                slot,
+            )?;
         }
         let total = new.past + new.count;
-        let slots = (0..total).map(|p| new.blocks[p / BLOCK_TOKENS] * BLOCK_TOKENS as u32 + (p % BLOCK_TOKENS) as u32);
+        let slots = (0..total).map(|p| {
+            new.blocks[p / BLOCK_TOKENS] * BLOCK_TOKENS as u32 + (p % BLOCK_TOKENS) as u32
+        });
         let slots = Tensor::from_iter(slots, qkv.device())?;
-        let heads = |t: &Tensor| t.index_select(&slots, 0)?.reshape((total, spec.kv_heads, spec.head_dim));
-        let queries = part.narrow(1, 0, spec.outputs())?.reshape((new.count, spec.query_heads, spec.head_dim))?;
-        parts.push(attend_dense(&queries, &heads(keys)?, &heads(values)?, new.past, spec)?);
+        let heads = |t: &Tensor| {
+            t.index_select(&slots, 0)?
+                .reshape((total, spec.kv_heads, spec.head_dim))
+        };
+        let queries = part.narrow(1, 0, spec.outputs())?.reshape((
+            new.count,
+            spec.query_heads,
+            spec.head_dim,
+        ))?;
+        parts.push(attend_dense(
+            &queries,
+            &heads(keys)?,
+            &heads(values)?,
+            new.past,
+            spec,
+        )?);
     }
     Tensor::cat(&parts, 0)
 }
@@ -195,20 +271,35 @@ mod tests {
 
     fn noise(rows: usize, columns: usize) -> Tensor {
         let key = Key::new(5, Purpose::Init);
-        let data: Vec<f32> = (0..rows * columns).map(|i| key.normal_pair(i as u64, 0)[0] as f32).collect();
+        let data: Vec<f32> = (0..rows * columns)
+            .map(|i| key.normal_pair(i as u64, 0)[0] as f32)
+            .collect();
         Tensor::from_vec(data, (rows, columns), &Device::Cpu).expect("shape fits")
     }
 
     fn rows_cache(spec: Attention, blocks: usize) -> Cache {
         let store = Store::rows(spec, blocks, &Device::Cpu).expect("room");
-        Cache { layers: vec![store], spec, blocks }
+        Cache {
+            layers: vec![store],
+            spec,
+            blocks,
+        }
     }
 
     /// Feeds a sequence in pieces through scattered blocks and returns all rows.
-    fn in_pieces(cache: &mut Cache, qkv: &Tensor, pieces: &[usize], spec: Attention) -> Result<Tensor> {
+    fn in_pieces(
+        cache: &mut Cache,
+        qkv: &Tensor,
+        pieces: &[usize],
+        spec: Attention,
+    ) -> Result<Tensor> {
         let (mut past, mut parts) = (0, Vec::new());
         for &count in pieces {
-            let new = NewTokens { count, past, blocks: &[7, 2, 5] };
+            let new = NewTokens {
+                count,
+                past,
+                blocks: &[7, 2, 5],
+            };
             parts.push(cache.attend(0, &qkv.narrow(0, past, count)?, &[new], spec)?);
             past += count;
         }
@@ -217,16 +308,35 @@ mod tests {
 
     #[test]
     fn pieces_through_blocks_have_the_bits_of_the_packed_forward() -> Result<()> {
-        for (kv_heads, head_dim, window) in [(2, 8, None), (4, 32, None), (1, 24, Some(9)), (2, 16, Some(20))] {
-            let spec = Attention { query_heads: 4, kv_heads, head_dim, scale: 0.3, window };
+        for (kv_heads, head_dim, window) in [
+            (2, 8, None),
+            (4, 32, None),
+            (1, 24, Some(9)),
+            (2, 16, Some(20)),
+        ] {
+            let spec = Attention {
+                query_heads: 4,
+                kv_heads,
+                head_dim,
+                scale: 0.3,
+                window,
+            };
             let qkv = noise(41, spec.columns());
             let whole = attend(&qkv, &Segments::from_lengths([41]), spec)?;
             let pieces = [11, 1, 1, 7, 1, 20];
             let mut cache = Cache::new(spec, 1, 8, &Device::Cpu)?;
             let cached = in_pieces(&mut cache, &qkv, &pieces, spec)?;
-            assert_eq!(cached.to_vec2::<f32>()?, whole.to_vec2::<f32>()?, "{spec:?}");
+            assert_eq!(
+                cached.to_vec2::<f32>()?,
+                whole.to_vec2::<f32>()?,
+                "{spec:?}"
+            );
             let composed = in_pieces(&mut rows_cache(spec, 8), &qkv, &pieces, spec)?;
-            let gap = (composed - whole)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
+            let gap = (composed - whole)?
+                .abs()?
+                .flatten_all()?
+                .max(0)?
+                .to_scalar::<f32>()?;
             assert!(gap < 1e-5, "{spec:?}: {gap}");
         }
         Ok(())
@@ -234,17 +344,40 @@ mod tests {
 
     #[test]
     fn copied_blocks_hold_the_same_tokens() -> Result<()> {
-        let spec = Attention { query_heads: 2, kv_heads: 1, head_dim: 8, scale: 1.0, window: None };
+        let spec = Attention {
+            query_heads: 2,
+            kv_heads: 1,
+            head_dim: 8,
+            scale: 1.0,
+            window: None,
+        };
         let qkv = noise(6, spec.columns());
         for mut cache in [Cache::new(spec, 1, 4, &Device::Cpu)?, rows_cache(spec, 4)] {
             let mut last = Vec::new();
             for block in [0u32, 3] {
                 if block == 0 {
-                    cache.attend(0, &qkv.narrow(0, 0, 5)?, &[NewTokens { count: 5, past: 0, blocks: &[0] }], spec)?;
+                    cache.attend(
+                        0,
+                        &qkv.narrow(0, 0, 5)?,
+                        &[NewTokens {
+                            count: 5,
+                            past: 0,
+                            blocks: &[0],
+                        }],
+                        spec,
+                    )?;
                     cache.copy(&[(0, 3)])?;
                 }
-                let new = NewTokens { count: 1, past: 5, blocks: &[block] };
-                last.push(cache.attend(0, &qkv.narrow(0, 5, 1)?, &[new], spec)?.to_vec2::<f32>()?);
+                let new = NewTokens {
+                    count: 1,
+                    past: 5,
+                    blocks: &[block],
+                };
+                last.push(
+                    cache
+                        .attend(0, &qkv.narrow(0, 5, 1)?, &[new], spec)?
+                        .to_vec2::<f32>()?,
+                );
             }
             assert_eq!(last[0], last[1]);
         }

@@ -33,7 +33,10 @@ impl Attention {
         for (to, &k) in keys.iter_mut().skip(slot).step_by(LANES).zip(key) {
             *to = k;
         }
-        for (panel, part) in values.chunks_exact_mut(LANES * LANES).zip(value.chunks(LANES)) {
+        for (panel, part) in values
+            .chunks_exact_mut(LANES * LANES)
+            .zip(value.chunks(LANES))
+        {
             panel[slot * LANES..][..part.len()].copy_from_slice(part);
         }
     }
@@ -54,7 +57,12 @@ impl Blocks {
         for (i, row) in qkv.chunks_exact(columns).enumerate() {
             let key = &row[spec.key_column(head)..][..spec.head_dim];
             let value = &row[spec.value_column(head)..][..spec.head_dim];
-            spec.write_token(&mut data[i / LANES * block_len..][..block_len], i % LANES, key, value);
+            spec.write_token(
+                &mut data[i / LANES * block_len..][..block_len],
+                i % LANES,
+                key,
+                value,
+            );
         }
         Self { data, block_len }
     }
@@ -90,15 +98,43 @@ pub fn attend_rows(
     for (slot, position) in visible.iter_mut().zip(rows.clone()) {
         *slot = (spec.first_key(position), position + 1);
     }
-    attend_tile(spec, queries, stride, &visible[..rows.len()], blocks, scratch, out, out_stride);
+    attend_tile(
+        spec,
+        queries,
+        stride,
+        &visible[..rows.len()],
+        blocks,
+        scratch,
+        out,
+        out_stride,
+    );
 }
 
 /// The query heads of one token at `position`; heads are `head_dim` apart in and out.
-pub fn attend_same(spec: &Attention, queries: &[f32], position: usize, blocks: &[&[f32]], scratch: &mut Scratch, out: &mut [f32]) {
+pub fn attend_same(
+    spec: &Attention,
+    queries: &[f32],
+    position: usize,
+    blocks: &[&[f32]],
+    scratch: &mut Scratch,
+    out: &mut [f32],
+) {
     let visible = [(spec.first_key(position), position + 1); TILE];
     let width = spec.head_dim;
-    for (q, o) in queries.chunks(TILE * width).zip(out.chunks_mut(TILE * width)) {
-        attend_tile(spec, q, width, &visible[..q.len() / width], blocks, scratch, o, width);
+    for (q, o) in queries
+        .chunks(TILE * width)
+        .zip(out.chunks_mut(TILE * width))
+    {
+        attend_tile(
+            spec,
+            q,
+            width,
+            &visible[..q.len() / width],
+            blocks,
+            scratch,
+            o,
+            width,
+        );
     }
 }
 
@@ -114,7 +150,13 @@ fn attend_tile(
     out: &mut [f32],
     out_stride: usize,
 ) {
-    let tile = Tile { spec, queries, stride, visible, blocks };
+    let tile = Tile {
+        spec,
+        queries,
+        stride,
+        visible,
+        blocks,
+    };
     match visible.len() {
         1 => tile.run::<1>(scratch, out, out_stride),
         2 => tile.run::<2>(scratch, out, out_stride),
@@ -153,7 +195,13 @@ impl Tile<'_> {
     fn scores<const M: usize>(&self, from: usize, end: usize, width: usize, scores: &mut [f32]) {
         for b in from..end.div_ceil(LANES) {
             let mut acc = [[0f32; LANES]; M];
-            chain(self.queries, self.stride, self.spec.head_dim, self.blocks[b], &mut acc);
+            chain(
+                self.queries,
+                self.stride,
+                self.spec.head_dim,
+                self.blocks[b],
+                &mut acc,
+            );
             for (i, row) in acc.iter().enumerate() {
                 scores[i * width + b * LANES..][..LANES].copy_from_slice(row);
             }
@@ -162,19 +210,38 @@ impl Tile<'_> {
 
     /// Unnormalised weights, zero where a row does not see; returns what each row is to be multiplied by.
     #[inline(always)]
-    fn softmax<const M: usize>(&self, width: usize, scores: &[f32], weights: &mut [f32]) -> [f32; M] {
+    fn softmax<const M: usize>(
+        &self,
+        width: usize,
+        scores: &[f32],
+        weights: &mut [f32],
+    ) -> [f32; M] {
         std::array::from_fn(|i| {
             let (from, to) = self.visible[i];
             let seen = &scores[i * width + from..i * width + to];
             let stats = row::stats(seen, self.spec.scale);
-            row::weights(seen, self.spec.scale, stats.max, &mut weights[i * width + from..i * width + to]);
+            row::weights(
+                seen,
+                self.spec.scale,
+                stats.max,
+                &mut weights[i * width + from..i * width + to],
+            );
             1.0 / stats.sum
         })
     }
 
     #[allow(clippy::too_many_arguments)]
     #[inline(always)]
-    fn mix<const M: usize>(&self, from: usize, end: usize, width: usize, weights: &[f32], scales: [f32; M], out: &mut [f32], out_stride: usize) {
+    fn mix<const M: usize>(
+        &self,
+        from: usize,
+        end: usize,
+        width: usize,
+        weights: &[f32],
+        scales: [f32; M],
+        out: &mut [f32],
+        out_stride: usize,
+    ) {
         let head_dim = self.spec.head_dim;
         for (p, first) in (0..head_dim).step_by(LANES).enumerate() {
             let mut acc = [[0f32; LANES]; M];
@@ -186,7 +253,9 @@ impl Tile<'_> {
             let columns = LANES.min(head_dim - first);
             for (i, row) in acc.iter().enumerate() {
                 let to = &mut out[i * out_stride + first..][..columns];
-                to.iter_mut().zip(row).for_each(|(to, v)| *to = v * scales[i]);
+                to.iter_mut()
+                    .zip(row)
+                    .for_each(|(to, v)| *to = v * scales[i]);
             }
         }
     }

@@ -66,7 +66,12 @@ impl Attention {
 
     fn check(&self, qkv: &Tensor, segments: &Segments) -> Result<()> {
         if qkv.dims() != [segments.tokens(), self.columns()] {
-            bail!("attention: input {:?} where [{}, {}] is needed", qkv.dims(), segments.tokens(), self.columns());
+            bail!(
+                "attention: input {:?} where [{}, {}] is needed",
+                qkv.dims(),
+                segments.tokens(),
+                self.columns()
+            );
         }
         Ok(())
     }
@@ -84,6 +89,11 @@ impl Segments {
             *at += n;
             Some(*at)
         }));
+        Self(offsets.into())
+    }
+
+    /// From where each sequence begins, and where the last ends.
+    pub fn from_offsets(offsets: &[usize]) -> Self {
         Self(offsets.into())
     }
 
@@ -110,7 +120,10 @@ impl Segments {
 pub fn attend(qkv: &Tensor, segments: &Segments, spec: Attention) -> Result<Tensor> {
     spec.check(qkv, segments)?;
     if qkv.device().is_cpu() {
-        qkv.contiguous()?.apply_op1(Fused { spec, segments: segments.clone() })
+        qkv.contiguous()?.apply_op1(Fused {
+            spec,
+            segments: segments.clone(),
+        })
     } else {
         composed(qkv, segments, spec)
     }
@@ -124,7 +137,10 @@ struct Fused {
 impl Fused {
     /// Each pair of a segment and a key head is a task of its own.
     fn tasks(&self) -> Vec<(std::ops::Range<usize>, usize)> {
-        self.segments.iter().flat_map(|r| (0..self.spec.kv_heads).map(move |h| (r.clone(), h))).collect()
+        self.segments
+            .iter()
+            .flat_map(|r| (0..self.spec.kv_heads).map(move |h| (r.clone(), h)))
+            .collect()
     }
 
     /// All query heads of one key head in one segment: `[rows, group · head_dim]`.
@@ -140,7 +156,16 @@ impl Fused {
                 let end = rows.min(start + kernel::TILE);
                 let queries = &qkv[start * columns + first..];
                 let at = &mut out[start * width + member * spec.head_dim..];
-                kernel::attend_rows(&spec, queries, columns, start..end, &refs, &mut scratch, at, width);
+                kernel::attend_rows(
+                    &spec,
+                    queries,
+                    columns,
+                    start..end,
+                    &refs,
+                    &mut scratch,
+                    at,
+                    width,
+                );
             }
         }
         out
@@ -153,24 +178,43 @@ impl CustomOp1 for Fused {
     }
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (qkv, columns, width) = (storage::slice(s, l)?, self.spec.columns(), self.spec.outputs());
+        let (qkv, columns, width) = (
+            storage::slice(s, l)?,
+            self.spec.columns(),
+            self.spec.outputs(),
+        );
         let tasks = self.tasks();
         let parts: Vec<Vec<f32>> = tasks
             .par_iter()
-            .map(|(rows, head)| self.forward_task(&qkv[rows.start * columns..rows.end * columns], *head))
+            .map(|(rows, head)| {
+                self.forward_task(&qkv[rows.start * columns..rows.end * columns], *head)
+            })
             .collect();
         let mut out = vec![0f32; self.segments.tokens() * width];
         let part_width = self.spec.group() * self.spec.head_dim;
         for ((rows, head), part) in tasks.iter().zip(&parts) {
-            kernel::scatter_columns(part, part_width, &mut out[rows.start * width..], width, head * part_width);
+            kernel::scatter_columns(
+                part,
+                part_width,
+                &mut out[rows.start * width..],
+                width,
+                head * part_width,
+            );
         }
-        Ok((CpuStorage::F32(out), Shape::from((self.segments.tokens(), width))))
+        Ok((
+            CpuStorage::F32(out),
+            Shape::from((self.segments.tokens(), width)),
+        ))
     }
 
     fn bwd(&self, qkv: &Tensor, out: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let grad = grad.contiguous()?;
         let dqkv = storage::read(qkv, |qkv| {
-            storage::read(out, |out| storage::read(&grad, |grad| backward::run(self.spec, &self.tasks(), qkv, out, grad)))
+            storage::read(out, |out| {
+                storage::read(&grad, |grad| {
+                    backward::run(self.spec, &self.tasks(), qkv, out, grad)
+                })
+            })
         })???;
         Ok(Some(Tensor::from_vec(dqkv, qkv.dims(), qkv.device())?))
     }

@@ -1,0 +1,143 @@
+//! The contract of the command line: flags, exit codes, and help that teaches.
+
+use super::*;
+use clap::CommandFactory;
+use clap::error::ErrorKind;
+
+fn generate(flags: &[&str]) -> Result<GenerateArgs, clap::Error> {
+    let required = [
+        "collimate",
+        "generate",
+        "--model",
+        "m",
+        "--prompts",
+        "p",
+        "--out",
+        "o",
+    ];
+    match Cli::try_parse_from(required.iter().chain(flags))?.command {
+        Command::Generate(args) => Ok(args),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_definition_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_command_has_an_example() {
+    for command in Cli::command().get_subcommands() {
+        let example = command
+            .get_after_help()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        let call = format!("collimate {}", command.get_name());
+        assert!(
+            example.contains(&call),
+            "{} teaches by no example",
+            command.get_name()
+        );
+    }
+}
+
+#[test]
+fn stages_read_overrides_and_fresh() {
+    let line = [
+        "collimate",
+        "ppo",
+        "c.toml",
+        "--set",
+        "ppo.kl_coef=0.1",
+        "--set",
+        "run.name=x",
+        "--fresh",
+    ];
+    let cli = Cli::try_parse_from(line).unwrap();
+    assert_eq!(cli.command.stage(), Some(Stage::Ppo));
+    let Command::Ppo(args) = cli.command else {
+        panic!()
+    };
+    assert_eq!(
+        (args.overrides.len(), args.existing()),
+        (2, Existing::SetAside)
+    );
+    let error = Cli::try_parse_from(["collimate", "ppo", "c.toml", "--set", "kl=1"]).unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+    assert!(
+        error.to_string().contains("expected TABLE.KEY=VALUE"),
+        "{error}"
+    );
+}
+
+#[test]
+fn generate_has_the_flags_of_the_contract() {
+    let flags = [
+        "--n",
+        "2",
+        "--max-new-tokens",
+        "9",
+        "--temperature",
+        "0.5",
+        "--top-k",
+        "3",
+        "--top-p",
+        "0.9",
+        "--min-p",
+        "0.1",
+        "--stop",
+        "a",
+        "--stop",
+        "b",
+        "--ignore-eos",
+        "--seed",
+        "7",
+        "--batch",
+        "4",
+        "--device",
+        "cuda:0",
+    ];
+    let args = generate(&flags).unwrap();
+    let generation = args.generation().unwrap();
+    assert_eq!(
+        (
+            generation.temperature,
+            generation.top_k,
+            generation.stop.len()
+        ),
+        (0.5, 3, 2)
+    );
+    assert_eq!(
+        (args.decoding(), args.stop_tokens()),
+        (Decoding::Sample, StopTokens::Ignore)
+    );
+    assert_eq!(
+        (args.num_samples, args.seed, args.device),
+        (2, 7, Device::Cuda(0))
+    );
+    assert_eq!(
+        generate(&["--greedy"]).unwrap().decoding(),
+        Decoding::Greedy
+    );
+}
+
+#[test]
+fn values_out_of_range_name_the_flag() {
+    let error = generate(&["--top-p", "1.5"])
+        .unwrap()
+        .generation()
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "--top-p = 1.5 (command line): must be above 0 and at most 1; 1.0 does not cut"
+    );
+    assert_eq!(
+        generate(&["--n", "0"]).unwrap_err().kind(),
+        ErrorKind::ValueValidation
+    );
+    assert_eq!(
+        generate(&["--greedy", "--top-k", "3"]).unwrap_err().kind(),
+        ErrorKind::ArgumentConflict
+    );
+}

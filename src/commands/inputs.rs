@@ -1,0 +1,155 @@
+//! What the commands read: a model folder, and records that become token ids.
+//!
+//! Text is encoded as in training ([`crate::data::example`]). A record that gives ids needs no
+//! tokenizer; the folder may then have none.
+
+use std::path::Path;
+
+use anyhow::Context;
+
+use crate::config;
+use crate::data::{DataError, Encoder, Record, Result, Tokenizer, TooLong};
+use crate::model::Decoder;
+use crate::model::config::Head;
+use crate::model::hf_config::HfConfig;
+use crate::ops::param::Training;
+
+/// A Hugging Face folder: its configuration, and its tokenizer if it has one.
+pub(super) struct ModelFolder<'a> {
+    path: &'a Path,
+    config: HfConfig,
+    tokenizer: Option<Tokenizer>,
+}
+
+/// What turns text into ids.
+pub(super) struct TextEncoder<'a> {
+    /// The model's tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// The rules for records. It limits no length: what fits depends on the command.
+    pub records: Encoder<'a>,
+}
+
+impl<'a> ModelFolder<'a> {
+    /// Reads all but the weights.
+    ///
+    /// # Errors
+    /// A folder without `config.json`, or a file that cannot be understood.
+    pub fn open(path: &'a Path) -> anyhow::Result<Self> {
+        let config = HfConfig::read(path)?;
+        let has_tokenizer = path.join("tokenizer.json").exists();
+        let tokenizer = has_tokenizer.then(|| Tokenizer::load(path)).transpose()?;
+        Ok(Self {
+            path,
+            config,
+            tokenizer,
+        })
+    }
+
+    /// What `config.json` and `generation_config.json` say.
+    pub fn config(&self) -> &HfConfig {
+        &self.config
+    }
+
+    /// The tokenizer, if there is one.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
+    /// Where it lies, for messages.
+    pub fn path(&self) -> &Path {
+        self.path
+    }
+
+    /// Reads the weights; none is trained.
+    ///
+    /// # Errors
+    /// A missing or damaged file, a tensor of another shape, or a device that cannot be used.
+    pub fn decoder(&self, head: Head, on: config::Device) -> anyhow::Result<Decoder> {
+        let frozen = |_: &_| Training::Frozen;
+        Ok(Decoder::load(self.path, head, 0, frozen, &device(on)?)?)
+    }
+
+    /// The token ids of each record: those in its field `ids_field`, else what `encode` makes of
+    /// its text.
+    ///
+    /// # Errors
+    /// A record without either, text without a tokenizer, no ids at all, or an id that the model
+    /// does not know; each names the record.
+    pub fn token_ids(
+        &self,
+        records: &[Record],
+        ids_field: &str,
+        encode: impl Fn(&TextEncoder<'_>, &Record) -> Result<Vec<u32>>,
+    ) -> Result<Vec<Vec<u32>>> {
+        let mut encoder = None;
+        let mut ids_of = |record: &Record| {
+            if record.fields.contains_key(ids_field) {
+                return record.token_ids(ids_field);
+            }
+            match &mut encoder {
+                Some(encoder) => encode(encoder, record),
+                none => encode(none.insert(self.encoder(record, ids_field)?), record),
+            }
+        };
+        let checked = |record| {
+            let ids = ids_of(record)?;
+            self.check_ids(record, &ids)?;
+            Ok(ids)
+        };
+        records.iter().map(checked).collect()
+    }
+
+    /// An encoder for `record`, the first that is text.
+    fn encoder(&self, record: &Record, ids_field: &str) -> Result<TextEncoder<'_>> {
+        let Some(tokenizer) = &self.tokenizer else {
+            let message = format!(
+                "the record has no `{ids_field}`, and text needs a tokenizer, but {} has no \
+                 tokenizer.json; add it, or give token ids in `{ids_field}`",
+                self.path.display()
+            );
+            return Err(wrong(record, message));
+        };
+        let records = Encoder::new(tokenizer, usize::MAX, TooLong::Error)?;
+        Ok(TextEncoder { tokenizer, records })
+    }
+
+    fn check_ids(&self, record: &Record, ids: &[u32]) -> Result<()> {
+        if ids.is_empty() {
+            let message = "there is no token; give at least one, such as the BOS token";
+            return Err(wrong(record, message.to_owned()));
+        }
+        let vocab_size = self.config.decoder.vocab_size;
+        match ids.iter().find(|&&id| id as usize >= vocab_size) {
+            None => Ok(()),
+            Some(id) => Err(wrong(
+                record,
+                format!(
+                    "token id {id} lies outside the model's vocabulary of {vocab_size}; \
+                     was the text encoded with another model's tokenizer?"
+                ),
+            )),
+        }
+    }
+}
+
+/// An error about a record, naming file and line.
+pub(super) fn wrong(record: &Record, message: String) -> DataError {
+    DataError::Record {
+        at: record.source.clone(),
+        message,
+    }
+}
+
+fn device(device: config::Device) -> anyhow::Result<candle_core::Device> {
+    match device {
+        config::Device::Cpu => Ok(candle_core::Device::Cpu),
+        config::Device::Cuda(ordinal) => {
+            candle_core::Device::new_cuda(ordinal).with_context(|| {
+                format!(
+                    "--device {device} cannot be used; it needs a build with `--features cuda` \
+                     and a GPU of that number (see nvidia-smi)"
+                )
+            })
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! The valence of a text by a word list: the sum of its words' values, unknown words counting zero.
+//!
+//! Words are runs of ASCII letters and apostrophes, without apostrophes at their ends, in lower case. Negation and emphasis are
+//! not read; the rule is as simple as the labels that it made.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// An error of reading a word list.
+#[derive(Debug, thiserror::Error)]
+pub enum LexiconError {
+    /// The file cannot be read.
+    #[error("{}: cannot be read", .0.display())]
+    Read(PathBuf, #[source] std::io::Error),
+    /// A line is not `word<TAB>number`.
+    #[error("{}:{line}: found {found:?}; each line is a word, a tab and a number", .file.display())]
+    Line {
+        /// The file.
+        file: PathBuf,
+        /// From 1.
+        line: usize,
+        /// The line.
+        found: String,
+    },
+}
+
+/// Word values.
+pub struct Lexicon(HashMap<String, f64>);
+
+/// The valence of one text.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Valence {
+    /// Sum over the words.
+    pub sum: f64,
+    /// Number of words.
+    pub words: usize,
+}
+
+impl Valence {
+    /// Sum per word; 0 without words.
+    pub fn per_word(&self) -> f64 {
+        if self.words == 0 {
+            0.0
+        } else {
+            self.sum / self.words as f64
+        }
+    }
+}
+
+impl Lexicon {
+    /// Reads `word<TAB>value` lines.
+    ///
+    /// # Errors
+    /// If the file cannot be read or a line is another thing.
+    pub fn read(file: &Path) -> Result<Self, LexiconError> {
+        let text =
+            std::fs::read_to_string(file).map_err(|e| LexiconError::Read(file.to_owned(), e))?;
+        let entry = |(index, line): (usize, &str)| {
+            let parsed = line
+                .split_once('\t')
+                .and_then(|(word, value)| Some((word.to_owned(), value.trim().parse().ok()?)));
+            parsed.ok_or_else(|| LexiconError::Line {
+                file: file.to_owned(),
+                line: index + 1,
+                found: line.to_owned(),
+            })
+        };
+        Ok(Self(
+            text.lines()
+                .enumerate()
+                .filter(|(_, line)| !line.is_empty())
+                .map(entry)
+                .collect::<Result<_, _>>()?,
+        ))
+    }
+
+    /// The valence of `text`.
+    pub fn valence(&self, text: &str) -> Valence {
+        let words = text
+            .split(|c: char| !(c.is_ascii_alphabetic() || c == '\''))
+            .map(|word| word.trim_matches('\''))
+            .filter(|word| !word.is_empty());
+        words.fold(Valence { sum: 0.0, words: 0 }, |valence, word| Valence {
+            sum: valence.sum
+                + self
+                    .0
+                    .get(&word.to_ascii_lowercase())
+                    .copied()
+                    .unwrap_or(0.0),
+            words: valence.words + 1,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_found_whatever_stands_around_them() {
+        let lexicon = Lexicon(HashMap::from([
+            ("happy".into(), 2.7),
+            ("won't".into(), -0.5),
+        ]));
+        let valence = lexicon.valence("\"Happy, HAPPY!\" she 'won't' say; unhappy.");
+        assert!((valence.sum - 4.9).abs() < 1e-12);
+        assert_eq!(valence.words, 6);
+        assert_eq!(lexicon.valence("— 12 …").per_word(), 0.0);
+    }
+}

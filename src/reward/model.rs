@@ -1,0 +1,42 @@
+//! A reward model's score: its scalar head at the last token of prompt and response.
+
+use candle_core::Result;
+
+use crate::data::packing::cut;
+use crate::model::{Decoder, Gradient};
+use crate::ops::attention::Segments;
+
+/// A frozen reward model.
+pub struct RewardModel(Decoder);
+
+impl RewardModel {
+    /// Wraps a decoder with a scalar head.
+    pub fn new(decoder: Decoder) -> Self {
+        Self(decoder)
+    }
+
+    /// The model itself.
+    pub fn decoder(&self) -> &Decoder {
+        &self.0
+    }
+
+    /// One raw score a sequence, in packed passes of at most `limit` tokens.
+    ///
+    /// # Errors
+    /// If an id lies outside the vocabulary, a sequence is empty or too long, or the device fails.
+    pub fn score(&self, sequences: &[&[u32]], limit: usize) -> Result<Vec<f32>> {
+        let mut scores = Vec::with_capacity(sequences.len());
+        for run in cut(
+            (0..sequences.len()).collect(),
+            |i| sequences[i].len(),
+            limit,
+        ) {
+            let rows: Vec<&[u32]> = run.iter().map(|&i| sequences[i]).collect();
+            let segments = Segments::from_lengths(rows.iter().map(|r| r.len()));
+            let hidden = self.0.forward(&rows.concat(), &segments, Gradient::Skip)?;
+            let last: Vec<u32> = segments.iter().map(|rows| (rows.end - 1) as u32).collect();
+            scores.extend(self.0.scores(&hidden, &last)?.to_vec1::<f32>()?);
+        }
+        Ok(scores)
+    }
+}

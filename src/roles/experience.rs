@@ -1,0 +1,177 @@
+//! The one value that goes from rollout to update: sequences with what was generated in them, and what the roles said of it.
+//!
+//! Per-token quantities stand end to end over all sequences, generated tokens only ([`Rows`] marks the sequences). Shapes are
+//! checked once, when the value is made.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::rlhf::{RlhfError, Rows};
+
+/// A prompt with its continuation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sequence {
+    /// Names the prompt among all that training meets.
+    pub key: u64,
+    /// Which of the prompt's samples it is.
+    pub sample: usize,
+    /// All tokens, given and generated.
+    pub ids: Vec<u32>,
+    /// The generated tokens: ascending ranges in `ids`. One for a single answer; a dialogue has several.
+    pub generated: Vec<Range<usize>>,
+    /// Log-probability of each generated token under the distribution that it was drawn from.
+    pub log_probs: Vec<f32>,
+    /// The ids that sampling kept for each generated token, where it cut the distribution.
+    pub kept: Vec<Option<Arc<[u32]>>>,
+    /// Whether it ended by a stop, not by the limit.
+    pub finished: bool,
+}
+
+/// A batch that does not fit together.
+#[derive(Debug, thiserror::Error)]
+pub enum ExperienceError {
+    /// A sequence's parts have different sizes.
+    #[error(
+        "sequence {index} has {ids} tokens, {generated} generated ones, {log_probs} log-probs and {kept} kept sets"
+    )]
+    Sequence {
+        /// Which one.
+        index: usize,
+        /// Tokens in all.
+        ids: usize,
+        /// Generated tokens.
+        generated: usize,
+        /// Log-probs.
+        log_probs: usize,
+        /// Kept sets.
+        kept: usize,
+    },
+    /// A per-token quantity has the wrong length, or a sequence generated nothing.
+    #[error(transparent)]
+    Rows(#[from] RlhfError),
+}
+
+impl Sequence {
+    /// Positions of the generated tokens.
+    pub fn positions(&self) -> impl Iterator<Item = usize> + '_ {
+        self.generated.iter().cloned().flatten()
+    }
+
+    /// The generated tokens.
+    pub fn response(&self) -> Vec<u32> {
+        self.positions().map(|p| self.ids[p]).collect()
+    }
+
+    fn fits(&self) -> bool {
+        // A generated token is predicted by the one before it, so none may stand first.
+        let inside = self
+            .generated
+            .iter()
+            .all(|r| r.start > 0 && r.start < r.end && r.end <= self.ids.len());
+        let ascending = self.generated.windows(2).all(|w| w[0].end <= w[1].start);
+        let count: usize = self.generated.iter().map(Range::len).sum();
+        inside
+            && ascending
+            && count > 0
+            && count == self.log_probs.len()
+            && count == self.kept.len()
+    }
+}
+
+/// Sequences of one iteration.
+#[derive(Clone, Debug)]
+pub struct Experience {
+    sequences: Vec<Sequence>,
+    offsets: Vec<usize>,
+}
+
+impl Experience {
+    /// Takes sequences in their order.
+    ///
+    /// # Errors
+    /// If a sequence's parts do not fit or it generated nothing.
+    pub fn new(sequences: Vec<Sequence>) -> Result<Self, ExperienceError> {
+        let mut offsets = vec![0];
+        for (index, s) in sequences.iter().enumerate() {
+            if !s.fits() {
+                let generated = s.generated.iter().map(Range::len).sum();
+                let (ids, log_probs, kept) = (s.ids.len(), s.log_probs.len(), s.kept.len());
+                return Err(ExperienceError::Sequence {
+                    index,
+                    ids,
+                    generated,
+                    log_probs,
+                    kept,
+                });
+            }
+            offsets.push(offsets[index] + s.log_probs.len());
+        }
+        Rows::new(&offsets)?;
+        Ok(Self { sequences, offsets })
+    }
+
+    /// The sequences.
+    pub fn sequences(&self) -> &[Sequence] {
+        &self.sequences
+    }
+
+    /// Where each sequence's generated tokens lie in the per-token quantities.
+    ///
+    /// # Errors
+    /// Never for a value made by [`Self::new`].
+    pub fn rows(&self) -> Result<Rows<'_>, RlhfError> {
+        Rows::new(&self.offsets)
+    }
+
+    /// The generated tokens of sequence `index` among all.
+    pub fn tokens_of(&self, index: usize) -> Range<usize> {
+        self.offsets[index]..self.offsets[index + 1]
+    }
+
+    /// Log-probs that the generator recorded.
+    pub fn log_probs(&self) -> Vec<f32> {
+        self.sequences
+            .iter()
+            .flat_map(|s| s.log_probs.iter().copied())
+            .collect()
+    }
+
+    /// Generated tokens of all sequences.
+    pub fn token_count(&self) -> usize {
+        self.offsets[self.sequences.len()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sequence(generated: &[(usize, usize)], count: usize) -> Sequence {
+        Sequence {
+            key: 0,
+            sample: 0,
+            ids: vec![1; 6],
+            generated: generated.iter().map(|&(a, b)| a..b).collect(),
+            log_probs: vec![0.0; count],
+            kept: vec![None; count],
+            finished: true,
+        }
+    }
+
+    #[test]
+    fn shapes_are_checked_once() {
+        let good =
+            Experience::new(vec![sequence(&[(1, 3), (5, 6)], 3), sequence(&[(2, 6)], 4)]).unwrap();
+        assert_eq!(good.token_count(), 7);
+        assert_eq!(good.tokens_of(1), 3..7);
+        for bad in [
+            sequence(&[(0, 3)], 3),
+            sequence(&[(2, 7)], 5),
+            sequence(&[(3, 5), (4, 6)], 4),
+            sequence(&[(1, 3)], 3),
+            sequence(&[], 0),
+        ] {
+            assert!(Experience::new(vec![bad]).is_err());
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Actor, critic, reference and reward model: what each owns, and how a batch is scored by them.
+//!
+//! With `share = "none"` actor and critic own all their weights; the reference is the frozen start of the actor. The critic starts
+//! from the reward model.
+
+pub mod experience;
+mod scoring;
+
+use std::path::Path;
+
+use candle_core::Device;
+
+use crate::model::config::Head;
+use crate::model::{Decoder, ModelError};
+use crate::ops::param::Training;
+use crate::reward::RewardModel;
+
+pub use experience::{Experience, ExperienceError, Sequence};
+pub use scoring::{Packed, TokenScores, log_probs, values};
+
+/// The four models of PPO.
+pub struct Roles {
+    /// The policy that is trained and that generates.
+    pub actor: Decoder,
+    /// The value function, trained.
+    pub critic: Decoder,
+    /// The frozen start of the actor.
+    pub reference: Decoder,
+    /// The frozen reward model.
+    pub reward: RewardModel,
+}
+
+/// Roles that cannot work together.
+#[derive(Debug, thiserror::Error)]
+pub enum RolesError {
+    /// A model cannot be read.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Policy and scorer read different vocabularies.
+    #[error(
+        "{scorer} has a vocabulary of {found} tokens, the policy one of {expected}: they were made with different tokenizers, \
+         so its scores would mean nothing; train it from the same model as the policy"
+    )]
+    Vocabulary {
+        /// The scoring model's folder.
+        scorer: String,
+        /// Its vocabulary.
+        found: usize,
+        /// The policy's.
+        expected: usize,
+    },
+}
+
+impl Roles {
+    /// Loads all four: actor and reference from `policy`, critic and reward model from `reward_model`.
+    ///
+    /// # Errors
+    /// If a model cannot be read or vocabularies differ.
+    pub fn load(policy: &Path, reward_model: &Path, device: &Device) -> Result<Self, RolesError> {
+        let language = |training: Training| {
+            Decoder::load(policy, Head::LanguageModel, 0, move |_| training, device)
+        };
+        let score = |training: Training| {
+            Decoder::load_reward_model(reward_model, move |_| training, device)
+        };
+        let roles = Self {
+            actor: language(Training::Trained)?,
+            reference: language(Training::Frozen)?,
+            critic: score(Training::Trained)?,
+            reward: RewardModel::new(score(Training::Frozen)?),
+        };
+        check_vocabulary(&roles.actor, roles.reward.decoder(), reward_model)?;
+        Ok(roles)
+    }
+}
+
+/// Loads a second reward model that only evaluations use.
+///
+/// # Errors
+/// As [`Roles::load`].
+pub fn load_judge(
+    actor: &Decoder,
+    folder: &Path,
+    device: &Device,
+) -> Result<RewardModel, RolesError> {
+    let judge = RewardModel::new(Decoder::load_reward_model(
+        folder,
+        |_| Training::Frozen,
+        device,
+    )?);
+    check_vocabulary(actor, judge.decoder(), folder)?;
+    Ok(judge)
+}
+
+fn check_vocabulary(policy: &Decoder, scorer: &Decoder, folder: &Path) -> Result<(), RolesError> {
+    let (expected, found) = (
+        policy.decoder_config().vocab_size,
+        scorer.decoder_config().vocab_size,
+    );
+    if expected == found {
+        return Ok(());
+    }
+    Err(RolesError::Vocabulary {
+        scorer: folder.display().to_string(),
+        found,
+        expected,
+    })
+}

@@ -1,0 +1,120 @@
+//! Passes of a role over sequences: log-probs and entropies of the generated tokens, values where they are predicted.
+
+use candle_core::{Result, Tensor};
+
+use super::experience::Sequence;
+use crate::data::packing::cut;
+use crate::model::{Decoder, Gradient};
+use crate::ops::attention::Segments;
+use crate::ops::head::{Target, TokenLogProbs};
+
+/// Sequences laid end to end, without each one's last token, which predicts nothing.
+pub struct Packed {
+    ids: Vec<u32>,
+    segments: Segments,
+    targets: Vec<Target>,
+}
+
+/// What a language model says of the generated tokens.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TokenScores {
+    /// Log-probability of each.
+    pub log_probs: Vec<f32>,
+    /// Entropy of the distribution that each was drawn from.
+    pub entropy: Vec<f32>,
+}
+
+impl Packed {
+    /// Packs sequences in order.
+    pub fn new<'s>(sequences: impl Iterator<Item = &'s Sequence>) -> Self {
+        let (mut ids, mut lengths, mut targets) = (Vec::new(), Vec::new(), Vec::new());
+        for s in sequences {
+            let start = ids.len();
+            targets.extend(s.positions().zip(&s.kept).map(|(p, kept)| Target {
+                row: start + p - 1,
+                token: s.ids[p],
+                kept: kept.clone(),
+            }));
+            ids.extend(&s.ids[..s.ids.len() - 1]);
+            lengths.push(s.ids.len() - 1);
+        }
+        Self {
+            ids,
+            segments: Segments::from_lengths(lengths),
+            targets,
+        }
+    }
+
+    /// Log-probs and entropies of the generated tokens: `[n]` each.
+    ///
+    /// # Errors
+    /// If the computation fails.
+    pub fn log_probs(
+        &self,
+        model: &Decoder,
+        temperature: f32,
+        gradient: Gradient,
+    ) -> Result<TokenLogProbs> {
+        let hidden = model.forward(&self.ids, &self.segments, gradient)?;
+        model.log_probs(&hidden, &self.targets, temperature)
+    }
+
+    /// Values at the positions that predict the generated tokens: `[n]`.
+    ///
+    /// # Errors
+    /// If the computation fails.
+    pub fn values(&self, critic: &Decoder, gradient: Gradient) -> Result<Tensor> {
+        let hidden = critic.forward(&self.ids, &self.segments, gradient)?;
+        let rows: Vec<u32> = self.targets.iter().map(|t| t.row as u32).collect();
+        critic.scores(&hidden, &rows)
+    }
+}
+
+/// Calls `pass` on packed runs of at most `limit` tokens.
+fn in_runs(
+    sequences: &[Sequence],
+    limit: usize,
+    mut pass: impl FnMut(Packed) -> Result<()>,
+) -> Result<()> {
+    for run in cut(
+        (0..sequences.len()).collect(),
+        |i| sequences[i].ids.len(),
+        limit,
+    ) {
+        pass(Packed::new(run.iter().map(|&i| &sequences[i])))?;
+    }
+    Ok(())
+}
+
+/// Log-probs and entropies of all generated tokens, in order, without a graph.
+///
+/// # Errors
+/// If the computation fails.
+pub fn log_probs(
+    model: &Decoder,
+    sequences: &[Sequence],
+    temperature: f32,
+    limit: usize,
+) -> Result<TokenScores> {
+    let mut scores = TokenScores::default();
+    in_runs(sequences, limit, |packed| {
+        let found = packed.log_probs(model, temperature, Gradient::Skip)?;
+        scores.log_probs.extend(found.log_probs.to_vec1::<f32>()?);
+        scores.entropy.extend(found.entropy.to_vec1::<f32>()?);
+        Ok(())
+    })?;
+    Ok(scores)
+}
+
+/// Values of all generated tokens, in order, without a graph.
+///
+/// # Errors
+/// If the computation fails.
+pub fn values(critic: &Decoder, sequences: &[Sequence], limit: usize) -> Result<Vec<f32>> {
+    let mut all = Vec::new();
+    in_runs(sequences, limit, |packed| {
+        all.extend(packed.values(critic, Gradient::Skip)?.to_vec1::<f32>()?);
+        Ok(())
+    })?;
+    Ok(all)
+}

@@ -1,0 +1,107 @@
+//! What every stage is handed, and how it leaves its model.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use candle_core::Device;
+use serde_json::{Map, Value};
+
+use crate::config::{self, Config, Length, Training};
+use crate::data::tokenizer::Tokenizer;
+use crate::model::Decoder;
+use crate::model::weights::SaveDtype;
+use crate::train::run_folder::{Done, StageFolder};
+use crate::train::signal::StopRequest;
+use crate::train::summary::Summary;
+use crate::train::supervised::Report;
+
+/// What a stage works with.
+pub struct Context<'a> {
+    /// The whole configuration.
+    pub config: &'a Config,
+    /// Where the stage keeps its files.
+    pub folder: &'a StageFolder,
+    /// What to compute on.
+    pub device: &'a Device,
+    /// Asked between steps.
+    pub stop: &'a StopRequest,
+}
+
+/// What a finished stage leaves beside its model.
+pub struct Finished {
+    /// Steps done and numbers for later tables.
+    pub done: Done,
+    /// The closing table.
+    pub table: Summary,
+}
+
+impl Context<'_> {
+    /// Writes `final/`: model and tokenizer as one Hugging Face folder.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn write_final(&self, model: &Decoder, tokenizer: &Tokenizer) -> Result<()> {
+        self.folder.write_final(|folder| {
+            tokenizer.save(folder)?;
+            model.save(folder, save_dtype(self.config.model.save_dtype))?;
+            anyhow::Ok(())
+        })
+    }
+
+    /// The tokenizer of a model folder, or the one that `[tokenizer]` names instead.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn tokenizer_of(&self, folder: &Path) -> Result<Tokenizer> {
+        let place = self.config.tokenizer.from.as_deref().unwrap_or(folder);
+        Tokenizer::load(place).with_context(|| format!("the tokenizer in {}", place.display()))
+    }
+}
+
+impl Finished {
+    /// A table with what a supervised stage learned, and where its model lies.
+    pub fn supervised(stage: &str, report: &Report, folder: &StageFolder) -> Self {
+        let mut table = Summary::new(stage);
+        for (name, &after) in &report.after {
+            match report.before.get(name) {
+                Some(&before) => table.row(name, before, after),
+                None => table.result(name, after),
+            };
+        }
+        table
+            .result("training loss of the last step", report.last_loss)
+            .text("steps", "", &report.steps.to_string())
+            .text("tokens", "", &report.tokens.to_string())
+            .path("model", &folder.final_model());
+        let summary: Map<String, Value> = report
+            .after
+            .iter()
+            .map(|(k, v)| (k.clone(), Value::from(*v)))
+            .collect();
+        Self {
+            done: Done {
+                steps: report.steps,
+                summary,
+            },
+            table,
+        }
+    }
+}
+
+/// Steps of a stage whose data has `records`, `batch_size` of them a step.
+pub fn steps(training: &Training, records: usize) -> u64 {
+    match training.length() {
+        Length::Steps(steps) => steps as u64,
+        Length::Epochs(epochs) => {
+            ((epochs * records as f64 / training.batch_size as f64).ceil() as u64).max(1)
+        }
+    }
+}
+
+fn save_dtype(dtype: config::SaveDtype) -> SaveDtype {
+    match dtype {
+        config::SaveDtype::Float32 => SaveDtype::F32,
+        config::SaveDtype::Bfloat16 => SaveDtype::Bf16,
+        config::SaveDtype::Float16 => SaveDtype::F16,
+    }
+}

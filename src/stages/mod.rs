@@ -1,0 +1,13 @@
+//! The stages, one loop each, and what runs them in order.
+
+mod context;
+mod dataset;
+mod language;
+mod ppo;
+mod pretrain;
+mod reward;
+mod run;
+mod sft;
+
+pub use context::{Context, Finished};
+pub use run::{run, run_stage};

@@ -1,0 +1,359 @@
+//! PPO (Schulman et al. 2017; for language models Ziegler et al. 2019 and Ouyang et al. 2022).
+//!
+//! One step is an iteration: roll out, score, turn scores into advantages, update for some epochs. Checkpoints fall between
+//! iterations. The recipe's details follow Huang et al. 2024, "The N+ implementation details of RLHF with PPO".
+
+mod evaluation;
+mod rollouts;
+mod state;
+mod targets;
+mod update;
+
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use rollout::random::Purpose;
+
+use super::context::{Context, Finished};
+use crate::config::{Length, Ppo, Stage};
+use crate::data::example::{Encoder, Prompt, TooLong};
+use crate::data::loader::Order;
+use crate::data::records::read;
+use crate::data::tokenizer::Tokenizer;
+use crate::roles::{self, Experience, Roles};
+use crate::train::memory::peak_bytes;
+use crate::train::metrics::{Keep, Metrics, StepLog, names};
+use crate::train::progress::Progress;
+use crate::train::run_folder::Done;
+use crate::train::supervised::{is_due, schedule};
+use evaluation::{Evaluator, Measured};
+use rollouts::Sampler;
+use state::{Optimizers, State, Store};
+
+/// Runs the stage; `None` when a signal stopped it.
+///
+/// # Errors
+/// If data, a model or a file is wrong, or training diverges.
+pub fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
+    let tokenizer = context.tokenizer_of(&config.from)?;
+    let roles = Roles::load(&config.from, &config.reward_model, context.device)?;
+    let prompts = prompts(&tokenizer, config, &roles, &config.prompts, "prompts")?;
+    let evaluator = Evaluator::load(context, config, &tokenizer, &roles)?;
+    let mut run = Run::resume(context, config, &tokenizer, &roles, &prompts, evaluator)?;
+    run.prepare()?;
+    while run.state.iteration < run.iterations {
+        if context.stop.is_requested() {
+            run.save()?;
+            return Ok(None);
+        }
+        run.iterate()?;
+    }
+    run.finish().map(Some)
+}
+
+/// Reads prompts and leaves room for the response.
+fn prompts(
+    tokenizer: &Tokenizer,
+    config: &Ppo,
+    roles: &Roles,
+    file: &std::path::Path,
+    key: &str,
+) -> Result<Vec<Prompt>> {
+    let context = roles.actor.decoder_config().max_position_embeddings;
+    let context = context.min(
+        roles
+            .reward
+            .decoder()
+            .decoder_config()
+            .max_position_embeddings,
+    );
+    let encoder = Encoder::new(tokenizer, context, TooLong::Error)?
+        .reserving(config.generation.max_new_tokens);
+    let prompts = encoder
+        .prompts(&read(file)?)
+        .with_context(|| format!("ppo.{key}"))?
+        .items;
+    if prompts.is_empty() {
+        bail!("ppo.{key}: {} holds no prompt", file.display());
+    }
+    Ok(prompts)
+}
+
+struct Run<'a> {
+    context: &'a Context<'a>,
+    config: &'a Ppo,
+    roles: &'a Roles,
+    prompts: &'a [Prompt],
+    order: Order,
+    sampler: Sampler<'a>,
+    evaluator: Option<Evaluator<'a>>,
+    tokenizer: &'a Tokenizer,
+    optimizers: Optimizers,
+    store: Store,
+    log: StepLog,
+    samples: StepLog,
+    progress: Progress,
+    state: State,
+    iterations: u64,
+}
+
+impl<'a> Run<'a> {
+    /// Starts from the newest valid checkpoint, or from nothing.
+    fn resume(
+        context: &'a Context<'a>,
+        config: &'a Ppo,
+        tokenizer: &'a Tokenizer,
+        roles: &'a Roles,
+        prompts: &'a [Prompt],
+        evaluator: Option<Evaluator<'a>>,
+    ) -> Result<Self> {
+        let mut optimizers = Optimizers::new(roles, &config.training)?;
+        let store = Store::open(context.folder, &config.training)?;
+        let (state, notes) = store.restore(roles, &mut optimizers, config)?;
+        let iterations = match config.training.length() {
+            Length::Steps(steps) => steps as u64,
+            Length::Epochs(epochs) => ((epochs * prompts.len() as f64
+                / config.prompts_per_iteration() as f64)
+                .ceil() as u64)
+                .max(1),
+        };
+        let keep = if state.prepared {
+            Keep::UpTo(state.iteration)
+        } else {
+            Keep::Nothing
+        };
+        let progress = Progress::new(
+            Stage::Ppo.name(),
+            state.iteration,
+            iterations,
+            config.training.log_steps as u64,
+        );
+        notes.iter().for_each(|note| progress.note(note));
+        Ok(Self {
+            order: Order::new(prompts.len(), context.config.run.seed, Purpose::Shuffle)?,
+            sampler: Sampler::new(config, tokenizer, &roles.actor, context),
+            log: StepLog::open(&context.folder.metrics(), keep)?,
+            samples: StepLog::open(&context.folder.samples(), keep)?,
+            context,
+            config,
+            roles,
+            prompts,
+            evaluator,
+            tokenizer,
+            optimizers,
+            store,
+            progress,
+            state,
+            iterations,
+        })
+    }
+
+    /// Before the first iteration: the scale of scores, and the measures that the end is held against.
+    fn prepare(&mut self) -> Result<()> {
+        if self.state.prepared {
+            return Ok(());
+        }
+        self.state.normalizer =
+            targets::normalizer(self.config, self.roles, &self.sampler, self.prompts)?;
+        let mut metrics = Metrics::new(0);
+        self.state.before = self.evaluate(&mut metrics)?;
+        self.state.last.clone_from(&self.state.before);
+        if self.state.before.is_some() {
+            self.log.write(&metrics)?;
+        }
+        self.state.prepared = true;
+        self.save()
+    }
+
+    /// One iteration of the recipe.
+    fn iterate(&mut self) -> Result<()> {
+        let iteration = self.state.iteration + 1;
+        let limit = self.config.training.micro_batch_tokens;
+        let temperature = self.config.generation.temperature as f32;
+        let mut metrics = Metrics::new(iteration);
+        let start = Instant::now();
+
+        // 1. Roll out from the live weights of the actor.
+        let rolled = self
+            .sampler
+            .sample(&self.roles.actor, &self.batch(iteration), iteration)?;
+        let Some(sequences) = rolled else {
+            return Ok(());
+        };
+        let experience = Experience::new(sequences)?;
+        let rolled_out = start.elapsed().as_secs_f64();
+
+        // 2. Score: actor and reference log-probs, values, rewards.
+        let sequences = experience.sequences();
+        let old = roles::log_probs(&self.roles.actor, sequences, temperature, limit)?;
+        let reference =
+            roles::log_probs(&self.roles.reference, sequences, temperature, limit)?.log_probs;
+        let values = roles::values(&self.roles.critic, sequences, limit)?;
+        let ids: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
+        let scores = self.roles.reward.score(&ids, limit)?;
+        let scored = start.elapsed().as_secs_f64() - rolled_out;
+
+        // 3. Rewards, advantages, returns.
+        let inputs = targets::Inputs {
+            old: &old.log_probs,
+            reference: &reference,
+            values: &values,
+            scores: &scores,
+        };
+        let targets = targets::targets(
+            self.config,
+            &mut self.state,
+            &experience,
+            &inputs,
+            &mut metrics,
+        )?;
+
+        // 4. Update actor and critic.
+        let rates = self.rates(iteration);
+        let batch = update::Batch {
+            experience: &experience,
+            old_log_probs: &old.log_probs,
+            old_values: &values,
+            targets: &targets,
+        };
+        update::update(
+            self.config,
+            self.context,
+            self.roles,
+            &mut self.optimizers,
+            &mut self.state,
+            iteration,
+            rates,
+            &batch,
+            &mut metrics,
+        )?;
+
+        // 5. Report, evaluate, save.
+        self.state.iteration = iteration;
+        self.report(&mut metrics, &experience, &old, rolled_out, scored, start)?;
+        self.progress.step(
+            iteration,
+            &[
+                (
+                    "score",
+                    metrics.get(names::OBJECTIVE_SCORES).unwrap_or(f64::NAN),
+                ),
+                ("kl", metrics.get(names::OBJECTIVE_KL).unwrap_or(f64::NAN)),
+            ],
+        );
+        if is_due(iteration, self.config.training.eval_steps) || iteration == self.iterations {
+            self.state.last = self.evaluate(&mut metrics)?;
+        }
+        self.log.write(&metrics)?;
+        if is_due(iteration, self.config.training.save_steps) || iteration == self.iterations {
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    /// The prompts of an iteration, each with the place at which training meets it.
+    fn batch(&self, iteration: u64) -> Vec<(u64, &'a Prompt)> {
+        let count = self.config.prompts_per_iteration() as u64;
+        let start = (iteration - 1) * count;
+        (start..start + count)
+            .map(|place| (place, &self.prompts[self.order.index(place)]))
+            .collect()
+    }
+
+    fn rates(&self, iteration: u64) -> update::Rates {
+        let at = |peak: f64| {
+            schedule(&self.config.training, self.iterations, peak).lr_at(iteration as usize)
+        };
+        update::Rates {
+            actor: at(self.config.training.learning_rate),
+            critic: at(self.config.critic_learning_rate()),
+        }
+    }
+
+    fn report(
+        &self,
+        metrics: &mut Metrics,
+        experience: &Experience,
+        old: &roles::TokenScores,
+        rolled_out: f64,
+        scored: f64,
+        start: Instant,
+    ) -> Result<()> {
+        let sequences = experience.sequences();
+        let (tokens, count) = (experience.token_count() as f64, sequences.len() as f64);
+        let recorded = experience.log_probs();
+        let gap = recorded
+            .iter()
+            .zip(&old.log_probs)
+            .map(|(a, b)| f64::from((a - b).abs()))
+            .fold(0.0, f64::max);
+        let total = start.elapsed().as_secs_f64();
+        metrics
+            .set(
+                names::OBJECTIVE_ENTROPY,
+                crate::rlhf::stats::mean(&old.entropy),
+            )
+            .set(names::ROLLOUT_TOKENS_PER_SECOND, tokens / rolled_out)
+            .set(names::ROLLOUT_LENGTH_MEAN, tokens / count)
+            .set(
+                names::ROLLOUT_EOS_FRACTION,
+                sequences.iter().filter(|s| s.finished).count() as f64 / count,
+            )
+            .set(names::ROLLOUT_LOG_PROB_MAX_DEV, gap)
+            .set(names::TRAIN_SKIPPED_STEPS, self.state.skipped as f64)
+            .set(names::TIME_ROLLOUT, rolled_out)
+            .set(names::TIME_SCORE, scored)
+            .set(names::TIME_UPDATE, total - rolled_out - scored)
+            .set(names::TIME_STEP, total);
+        if let Some(bytes) = peak_bytes() {
+            metrics.set(names::MEMORY_PEAK_BYTES, bytes as f64);
+        }
+        Ok(())
+    }
+
+    fn evaluate(&mut self, metrics: &mut Metrics) -> Result<Option<Measured>> {
+        let Some(evaluator) = &self.evaluator else {
+            return Ok(None);
+        };
+        let start = Instant::now();
+        let (measured, samples) =
+            evaluator.measure(&self.sampler, self.roles, self.state.iteration)?;
+        samples
+            .iter()
+            .try_for_each(|sample| self.samples.write(sample))?;
+        measured.write(metrics);
+        metrics.set(names::TIME_EVAL, start.elapsed().as_secs_f64());
+        self.progress.note(&format!(
+            "iteration {}: {}",
+            self.state.iteration,
+            measured.line()
+        ));
+        Ok(Some(measured))
+    }
+
+    fn save(&mut self) -> Result<()> {
+        self.log.sync()?;
+        self.samples.sync()?;
+        self.store.save(self.roles, &self.optimizers, &self.state)
+    }
+
+    fn finish(mut self) -> Result<Finished> {
+        self.progress.finish();
+        self.context
+            .write_final(&self.roles.actor, self.tokenizer)?;
+        let table = evaluation::table(&self.state, self.evaluator.as_ref(), self.context.folder)?;
+        let summary = self
+            .state
+            .last
+            .take()
+            .map(|m| m.summary())
+            .unwrap_or_default();
+        Ok(Finished {
+            done: Done {
+                steps: self.state.iteration,
+                summary,
+            },
+            table,
+        })
+    }
+}

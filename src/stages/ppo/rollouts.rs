@@ -1,0 +1,197 @@
+//! Prompts → sequences, by the generator over the live weights.
+
+use anyhow::Result;
+use rollout::random::Purpose;
+use rollout::{
+    CacheBudget, Decoding, Error, Finish, Request, Sampling, Settings, StopText, generate,
+};
+
+use crate::config::Ppo;
+use crate::data::example::Prompt;
+use crate::data::tokenizer::Tokenizer;
+use crate::model::Decoder;
+use crate::model::generator::Generator;
+use crate::roles::Sequence;
+use crate::stages::Context;
+use crate::train::signal::StopRequest;
+
+/// Prompt tokens read in one step of the generator.
+const PREFILL_TOKENS: usize = 2048;
+
+/// Draws responses as the configuration says.
+pub struct Sampler<'a> {
+    config: &'a Ppo,
+    tokenizer: &'a Tokenizer,
+    stop_ids: Vec<u32>,
+    seed: u64,
+    stop: &'a StopRequest,
+}
+
+impl<'a> Sampler<'a> {
+    /// Stops at the policy's stop ids and at those of the configuration.
+    pub fn new(
+        config: &'a Ppo,
+        tokenizer: &'a Tokenizer,
+        actor: &Decoder,
+        context: &'a Context,
+    ) -> Self {
+        let mut stop_ids = actor.config().stop_ids.clone();
+        stop_ids.extend(&config.generation.stop_token_ids);
+        Self {
+            config,
+            tokenizer,
+            stop_ids,
+            seed: context.config.run.seed,
+            stop: context.stop,
+        }
+    }
+
+    /// The samples of each prompt for training, in order; `None` when a signal came. A draw is a function of (seed, purpose,
+    /// iteration, prompt key, sample, position).
+    ///
+    /// # Errors
+    /// If a prompt does not fit or the model fails.
+    pub fn sample(
+        &self,
+        model: &Decoder,
+        prompts: &[(u64, &Prompt)],
+        iteration: u64,
+    ) -> Result<Option<Vec<Sequence>>> {
+        let requests = self.requests(prompts, self.config.num_samples_per_prompt);
+        let settings = Settings {
+            iteration,
+            cancel: Some(self.stop.flag()),
+            ..self.settings(Purpose::Sample)
+        };
+        self.generate(model, &requests, settings)
+    }
+
+    /// One sample of each prompt for a measurement. It runs to its end whatever signal comes: half of it would measure nothing.
+    ///
+    /// # Errors
+    /// As [`Self::sample`].
+    pub fn sample_all(
+        &self,
+        model: &Decoder,
+        prompts: &[(u64, &Prompt)],
+        purpose: Purpose,
+    ) -> Result<Vec<Sequence>> {
+        let requests = self.requests(prompts, 1);
+        Ok(self
+            .generate(model, &requests, self.settings(purpose))?
+            .unwrap_or_default())
+    }
+
+    fn requests(&self, prompts: &[(u64, &Prompt)], samples: usize) -> Vec<Request> {
+        prompts
+            .iter()
+            .map(|(key, prompt)| self.request(*key, prompt, samples))
+            .collect()
+    }
+
+    fn settings(&self, purpose: Purpose) -> Settings<'_> {
+        let generation = &self.config.generation;
+        Settings {
+            decoding: Decoding::Sample(Sampling {
+                temperature: generation.temperature as f32,
+                top_k: generation.top_k,
+                top_p: generation.top_p as f32,
+                min_p: generation.min_p as f32,
+            }),
+            seed: if purpose == Purpose::Evaluation {
+                self.config.eval_seed
+            } else {
+                self.seed
+            },
+            purpose,
+            max_batch: self.config.rollout_batch,
+            cache: self.budget(),
+            prefill_tokens: PREFILL_TOKENS,
+            stop_ids: &self.stop_ids,
+            ..Settings::default()
+        }
+    }
+
+    fn generate(
+        &self,
+        model: &Decoder,
+        requests: &[Request],
+        settings: Settings,
+    ) -> Result<Option<Vec<Sequence>>> {
+        let ends_in_stop = |ids: &[u32]| self.ends_in_stop(ids);
+        let stop_text: Option<StopText> =
+            (!self.config.generation.stop.is_empty()).then_some(&ends_in_stop);
+        let settings = Settings {
+            stop_text,
+            ..settings
+        };
+        let output = match generate(&mut Generator::new(model), requests, &settings, &mut |_| {}) {
+            Err(Error::Cancelled) => return Ok(None),
+            output => output?,
+        };
+        Ok(Some(
+            output
+                .completions
+                .into_iter()
+                .map(|completion| sequence(requests, completion))
+                .collect(),
+        ))
+    }
+
+    fn request(&self, key: u64, prompt: &Prompt, samples: usize) -> Request {
+        Request {
+            key,
+            prompt: prompt.ids.clone(),
+            max_new_tokens: self.config.generation.max_new_tokens,
+            min_new_tokens: self.config.generation.min_new_tokens,
+            samples,
+        }
+    }
+
+    fn budget(&self) -> CacheBudget {
+        match (self.config.cache_bytes, self.config.cache_tokens) {
+            (Some(bytes), _) => CacheBudget::Bytes(bytes),
+            (None, Some(tokens)) => CacheBudget::Tokens(tokens),
+            (None, None) => CacheBudget::Unlimited,
+        }
+    }
+
+    /// Whether the text so far ends one of the stop strings. A token may carry more than the string's end, so its last token is
+    /// what must complete the string.
+    fn ends_in_stop(&self, ids: &[u32]) -> bool {
+        let text = |ids: &[u32]| self.tokenizer.decode_with_specials(ids).unwrap_or_default();
+        let (now, before) = (text(ids), text(&ids[..ids.len().saturating_sub(1)]));
+        self.config
+            .generation
+            .stop
+            .iter()
+            .any(|stop| now.contains(stop) && !before.contains(stop))
+    }
+
+    /// The response as text.
+    ///
+    /// # Errors
+    /// If the tokenizer cannot decode it.
+    pub fn text(&self, sequence: &Sequence) -> Result<String> {
+        Ok(self.tokenizer.decode(&sequence.response())?)
+    }
+}
+
+fn sequence(requests: &[Request], completion: rollout::Completion) -> Sequence {
+    let request = &requests[completion.request];
+    let mut ids = request.prompt.clone();
+    ids.extend(&completion.tokens);
+    Sequence {
+        key: request.key,
+        sample: completion.sample,
+        generated: std::iter::once(request.prompt.len()..ids.len()).collect(),
+        ids,
+        log_probs: completion.log_probs,
+        kept: completion
+            .kept
+            .into_iter()
+            .map(|kept| kept.map(Into::into))
+            .collect(),
+        finished: completion.finish == Finish::Stop,
+    }
+}

@@ -1,0 +1,207 @@
+//! Pretraining: next-token prediction on plain text, from scratch or from a model folder.
+
+use anyhow::{Context as _, Result, bail};
+
+use super::context::{Context, Finished, steps};
+use super::dataset::{Items, Records};
+use super::language::{LanguageTask, RowSet};
+use crate::config::{Architecture, Family as FamilyName, ModelStart, Pretrain, Stage};
+use crate::data::example::encode_documents;
+use crate::data::packing::{Batch, Packed};
+use crate::data::records::Record;
+use crate::data::tokenizer::{BpeTraining, Tokenizer};
+use crate::model::Decoder;
+use crate::model::config::{
+    DecoderConfig, Family, Geometry, Head, Norm, Position, RopeConfig, RopeScaling, SlidingWindow,
+};
+use crate::model::hf_config::HfConfig;
+use crate::ops::param::Training as Trained;
+use crate::train::supervised::{Plan, train};
+
+impl RowSet for Packed {
+    fn len(&self) -> usize {
+        self.len()
+    }
+
+    fn tokens(&self, index: usize) -> usize {
+        self.window(index).map_or(0, |w| w.len() - 1)
+    }
+
+    fn batch(&self, indices: &[usize]) -> Result<Batch> {
+        let windows: Option<Vec<&[u32]>> = indices.iter().map(|&i| self.window(i)).collect();
+        Ok(Batch::from_windows(
+            &windows.context("a window past the end of the text")?,
+        )?)
+    }
+}
+
+/// Runs the stage; `None` when a signal stopped it.
+///
+/// # Errors
+/// If data, model or a file is wrong, or training diverges.
+pub fn pretrain(context: &Context, config: &Pretrain) -> Result<Option<Finished>> {
+    // 1. Text → tokenizer → rows of `context_length` tokens.
+    let records = Records::read(&config.data)?;
+    let tokenizer = tokenizer(context, &records.all)?;
+    let rows = pack(&tokenizer, &records.all, config.context_length).context("[pretrain] data")?;
+    let held_out = if config.eval_data.is_empty() {
+        Vec::new()
+    } else {
+        let held = pack(
+            &tokenizer,
+            &Records::read(&config.eval_data)?.all,
+            config.context_length,
+        );
+        let most = if config.eval_batches == 0 {
+            usize::MAX
+        } else {
+            config.eval_batches * config.training.batch_size
+        };
+        held.context("[pretrain] eval_data")?
+            .batches(most, config.training.micro_batch_tokens)?
+    };
+
+    // 2. The model, fresh or from its folder.
+    let model = model(context, &tokenizer, config.context_length)?;
+
+    // 3. Train, and leave a Hugging Face folder.
+    let steps = steps(&config.training, rows.len());
+    let walk = Items::single(vec![(); rows.len()]).walk(context.config.run.seed)?;
+    let task = LanguageTask {
+        rows,
+        walk,
+        held_out,
+        training: &config.training,
+    };
+    let plan = Plan {
+        stage: Stage::Pretrain.name(),
+        steps,
+        training: &config.training,
+        patience: 0,
+        max_bad_steps: context.config.run.max_bad_steps,
+        rate: &|_| 1.0,
+        folder: context.folder,
+        stop: context.stop,
+    };
+    let Some(report) = train(&task, &model, &plan)? else {
+        return Ok(None);
+    };
+    context.write_final(&model, &tokenizer)?;
+    Ok(Some(Finished::supervised(
+        plan.stage,
+        &report,
+        context.folder,
+    )))
+}
+
+/// The tokenizer that the configuration names, or a byte-level BPE trained on the text.
+fn tokenizer(context: &Context, records: &[Record]) -> Result<Tokenizer> {
+    let config = &context.config.tokenizer;
+    let folder = context
+        .config
+        .model
+        .start
+        .as_ref()
+        .and_then(ModelStart::folder);
+    if let Some(place) = config.from.as_deref().or(folder) {
+        return Ok(Tokenizer::load(place)?);
+    }
+    let texts = records
+        .iter()
+        .map(Record::text)
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(Tokenizer::train_bpe(&texts, &training(config))?)
+}
+
+fn training(config: &crate::config::Tokenizer) -> BpeTraining {
+    let mut training = BpeTraining::new(config.vocab_size);
+    if let Some(eos) = config.special_tokens.first() {
+        training.eos_token.clone_from(eos);
+    }
+    training.special_tokens.clone_from(&config.special_tokens);
+    training
+}
+
+fn pack(tokenizer: &Tokenizer, records: &[Record], context: usize) -> Result<Packed> {
+    let documents = encode_documents(tokenizer, records)?;
+    Ok(Packed::new(&documents, tokenizer.eos_id()?, context)?)
+}
+
+fn model(context: &Context, tokenizer: &Tokenizer, context_length: usize) -> Result<Decoder> {
+    let seed = context.config.run.seed;
+    let all = |_: &_| Trained::Trained;
+    let model = match &context.config.model.start {
+        Some(ModelStart::Folder(folder)) => {
+            Decoder::load(folder, Head::LanguageModel, seed, all, context.device)?
+        }
+        Some(ModelStart::Scratch(sizes)) => Decoder::fresh(
+            HfConfig::new(describe(sizes, tokenizer)?),
+            seed,
+            all,
+            context.device,
+        )?,
+        None => bail!("[model] says neither `from` nor sizes; pretraining needs one of them"),
+    };
+    let decoder = model.decoder_config();
+    if tokenizer.vocab_size() > decoder.vocab_size {
+        bail!(
+            "the tokenizer has {} tokens and the model's embedding {} rows (vocab_size)",
+            tokenizer.vocab_size(),
+            decoder.vocab_size
+        );
+    }
+    if context_length > decoder.max_position_embeddings {
+        bail!(
+            "pretrain.context_length is {context_length}; the model holds {} (model.max_position_embeddings)",
+            decoder.max_position_embeddings
+        );
+    }
+    Ok(model)
+}
+
+/// The decoder that `[model]` describes, with the tokenizer's size and special tokens.
+fn describe(sizes: &Architecture, tokenizer: &Tokenizer) -> Result<DecoderConfig> {
+    let family = match sizes.family {
+        FamilyName::Llama => Family::Llama,
+        FamilyName::Mistral => Family::Mistral,
+        FamilyName::Qwen2 => Family::Qwen2,
+        FamilyName::Qwen3 => Family::Qwen3,
+        FamilyName::Gpt2 => Family::Gpt2,
+    };
+    let geometry = Geometry {
+        hidden_size: sizes.hidden_size,
+        intermediate_size: sizes.intermediate_size,
+        num_hidden_layers: sizes.num_hidden_layers,
+        num_attention_heads: sizes.num_attention_heads,
+        num_key_value_heads: sizes.num_key_value_heads,
+        vocab_size: sizes.vocab_size.unwrap_or(tokenizer.vocab_size()),
+        max_position_embeddings: sizes.max_position_embeddings,
+    };
+    let mut config = DecoderConfig::from_scratch(family, &geometry)?;
+    config.head_dim = sizes.head_dim;
+    config.norm = match config.norm {
+        Norm::Rms { .. } => Norm::Rms {
+            eps: sizes.rms_norm_eps,
+        },
+        Norm::Layer { .. } => Norm::Layer {
+            eps: sizes.rms_norm_eps,
+        },
+    };
+    if let Position::Rope(_) = config.position {
+        config.position = Position::Rope(RopeConfig {
+            theta: sizes.rope_theta,
+            scaling: RopeScaling::None,
+        });
+    }
+    config.sliding_window = sizes.sliding_window.map(|size| SlidingWindow {
+        size,
+        layers: (0..sizes.num_hidden_layers).collect(),
+    });
+    config.tie_word_embeddings = sizes.tie_word_embeddings;
+    config.initializer_range = sizes.initializer_range;
+    config.bos_token_id = tokenizer.bos_id();
+    config.eos_token_ids = vec![tokenizer.eos_id()?];
+    config.pad_token_id = tokenizer.pad_id();
+    config.validate()?;
+    Ok(config)
+}

@@ -1,0 +1,291 @@
+//! The reward model: Bradley-Terry on pairs of a better and a worse answer (Stiennon et al. 2020, eq. 1).
+//!
+//! It reads prompt and answer and scores at the last token. `[judge]` runs the same stage on other pairs, for evaluations alone.
+
+use anyhow::{Context as _, Result, bail};
+use candle_core::Tensor;
+
+use super::context::{Context, Finished, steps};
+use super::dataset::{Records, Walk};
+use crate::config::{Reward, Stage, Training};
+use crate::data::example::{Encoder, Pair, TooLong};
+use crate::data::loader::split;
+use crate::data::packing::cut;
+use crate::data::tokenizer::Tokenizer;
+use crate::model::config::Head;
+use crate::model::{Decoder, Gradient};
+use crate::ops::attention::Segments;
+use crate::ops::param::Training as Trained;
+use crate::rlhf::preference::{BradleyTerryLoss, bradley_terry};
+use crate::train::metrics::names;
+use crate::train::supervised::{Evaluation, Plan, Task, train};
+
+/// Bins of the expected calibration error (Guo et al. 2017, eq. 3).
+const CALIBRATION_BINS: usize = 10;
+
+/// Runs `[reward]` or `[judge]`; `None` when a signal stopped it.
+///
+/// # Errors
+/// If data, model or a file is wrong, or training diverges.
+pub fn reward(context: &Context, config: &Reward, stage: Stage) -> Result<Option<Finished>> {
+    // 1. The model to start from, with a fresh scalar head.
+    let tokenizer = context.tokenizer_of(&config.from)?;
+    let seed = context.config.run.seed;
+    let mut model = Decoder::load(
+        &config.from,
+        Head::Score,
+        seed,
+        |_| Trained::Trained,
+        context.device,
+    )?;
+    choose_padding(&mut model, &tokenizer)?;
+
+    // 2. Records → pairs, some of them held out.
+    let limit = config
+        .max_length
+        .min(model.decoder_config().max_position_embeddings);
+    let encoder = Encoder::new(&tokenizer, limit, TooLong::Truncate)?;
+    let records = Records::read(&config.data)?;
+    let mut pairs = records
+        .map(|file| Ok(encoder.pairs(file)?.items))
+        .with_context(|| format!("[{}] data", stage.name()))?;
+    let held_out = if config.held_out.eval_data.is_empty() {
+        let (_, held) = split(pairs.all.len(), config.held_out.eval_fraction, seed)?;
+        pairs.hold_out(&held)
+    } else {
+        encoder
+            .pairs(&Records::read(&config.held_out.eval_data)?.all)?
+            .items
+    };
+
+    // 3. Train, and leave a Hugging Face folder.
+    let walk = pairs.walk(seed)?;
+    let plan = Plan {
+        stage: stage.name(),
+        steps: steps(&config.training, pairs.all.len()),
+        training: &config.training,
+        patience: 0,
+        max_bad_steps: context.config.run.max_bad_steps,
+        rate: &|_| 1.0,
+        folder: context.folder,
+        stop: context.stop,
+    };
+    let centering = config.center_rewards_coefficient;
+    let task = PairTask {
+        pairs: pairs.all,
+        held_out,
+        walk,
+        centering,
+        training: &config.training,
+    };
+    let Some(report) = train(&task, &model, &plan)? else {
+        return Ok(None);
+    };
+    context.write_final(&model, &tokenizer)?;
+    Ok(Some(Finished::supervised(
+        plan.stage,
+        &report,
+        context.folder,
+    )))
+}
+
+/// transformers scores the last token that is not padding, so padding must differ from what ends an answer.
+fn choose_padding(model: &mut Decoder, tokenizer: &Tokenizer) -> Result<()> {
+    let eos = tokenizer.eos_id()?;
+    let config = model.config_mut();
+    if !config.stop_ids.contains(&eos) {
+        config.stop_ids.push(eos);
+    }
+    match config
+        .scoring_pad_id()
+        .or(tokenizer.pad_id().filter(|&pad| pad != eos))
+    {
+        Some(pad) => config.decoder.pad_token_id = Some(pad),
+        None => bail!(
+            "the tokenizer has no padding token other than EOS ({eos}); add one (pad_token in tokenizer_config.json)"
+        ),
+    }
+    Ok(())
+}
+
+struct PairTask<'a> {
+    pairs: Vec<Pair>,
+    held_out: Vec<Pair>,
+    walk: Walk,
+    centering: f64,
+    training: &'a Training,
+}
+
+/// Chosen and rejected of each pair, one after the other.
+struct PairBatch {
+    ids: Vec<u32>,
+    segments: Segments,
+    margins: Vec<f64>,
+}
+
+impl PairBatch {
+    fn new<'p>(pairs: impl Iterator<Item = &'p Pair>) -> Self {
+        let (mut ids, mut lengths, mut margins) = (Vec::new(), Vec::new(), Vec::new());
+        for pair in pairs {
+            for sequence in pair.sequences() {
+                lengths.push(sequence.len());
+                ids.extend(sequence);
+            }
+            margins.push(f64::from(pair.margin));
+        }
+        Self {
+            ids,
+            segments: Segments::from_lengths(lengths),
+            margins,
+        }
+    }
+
+    /// Scores of the chosen and of the rejected answers, `[pairs]` each.
+    fn scores(&self, model: &Decoder, gradient: Gradient) -> Result<(Tensor, Tensor)> {
+        let hidden = model.forward(&self.ids, &self.segments, gradient)?;
+        let last: Vec<u32> = self
+            .segments
+            .iter()
+            .map(|rows| rows.end as u32 - 1)
+            .collect();
+        let scores = model
+            .scores(&hidden, &last)?
+            .reshape((self.margins.len(), 2))?;
+        Ok((
+            scores.narrow(1, 0, 1)?.squeeze(1)?,
+            scores.narrow(1, 1, 1)?.squeeze(1)?,
+        ))
+    }
+
+    fn loss(
+        &self,
+        model: &Decoder,
+        gradient: Gradient,
+        centering: f64,
+        pairs: usize,
+    ) -> Result<BradleyTerryLoss> {
+        let (chosen, rejected) = self.scores(model, gradient)?;
+        Ok(bradley_terry(
+            &chosen,
+            &rejected,
+            Some(&self.margins),
+            centering,
+            pairs,
+        )?)
+    }
+}
+
+fn tokens(pair: &Pair) -> usize {
+    2 * pair.prompt.len() + pair.chosen.len() + pair.rejected.len()
+}
+
+impl Task for PairTask<'_> {
+    type Micro = PairBatch;
+
+    fn micro_batches(&self, step: u64) -> Result<Vec<PairBatch>> {
+        let indices = self.walk.step(step, self.training.batch_size);
+        let runs = cut(
+            indices,
+            |i| tokens(&self.pairs[i]),
+            self.training.micro_batch_tokens,
+        );
+        Ok(runs
+            .iter()
+            .map(|run| PairBatch::new(run.iter().map(|&i| &self.pairs[i])))
+            .collect())
+    }
+
+    fn tokens(&self, micro: &PairBatch) -> usize {
+        micro.ids.len()
+    }
+
+    fn count(&self, micro: &PairBatch) -> f64 {
+        micro.margins.len() as f64
+    }
+
+    fn loss(
+        &self,
+        model: &Decoder,
+        micro: &PairBatch,
+        total: f64,
+        gradient: Gradient,
+    ) -> Result<Tensor> {
+        Ok(micro
+            .loss(model, gradient, self.centering, total as usize)?
+            .loss)
+    }
+
+    fn evaluate(&self, model: &Decoder) -> Result<Option<Evaluation>> {
+        let (pairs, limit) = (&self.held_out, self.training.micro_batch_tokens);
+        if pairs.is_empty() {
+            return Ok(None);
+        }
+        let (mut gaps, mut loss) = (Vec::new(), 0.0);
+        for run in cut((0..pairs.len()).collect(), |i| tokens(&pairs[i]), limit) {
+            let batch = PairBatch::new(run.iter().map(|&i| &pairs[i]));
+            let (chosen, rejected) = batch.scores(model, Gradient::Skip)?;
+            gaps.extend((&chosen - &rejected)?.to_vec1::<f32>()?);
+            let part = bradley_terry(
+                &chosen,
+                &rejected,
+                Some(&batch.margins),
+                self.centering,
+                pairs.len(),
+            )?;
+            loss += f64::from(part.loss.to_scalar::<f32>()?);
+        }
+        let mean = |f: &dyn Fn(f64) -> f64| {
+            gaps.iter().map(|&g| f(f64::from(g))).sum::<f64>() / gaps.len() as f64
+        };
+        let measures = [
+            (names::EVAL_LOSS, loss),
+            (
+                names::EVAL_ACCURACY,
+                mean(&|g| f64::from(u8::from(g > 0.0))),
+            ),
+            (names::EVAL_MARGIN, mean(&|g| g)),
+            (names::EVAL_CALIBRATION_ERROR, calibration_error(&gaps)),
+        ];
+        Ok(Some(
+            measures
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect(),
+        ))
+    }
+
+    fn epochs(&self, step: u64) -> f64 {
+        (step * self.training.batch_size as u64) as f64 / self.pairs.len() as f64
+    }
+}
+
+/// Expected calibration error of the probability σ(|gap|) that the higher score is the better answer: over bins of that
+/// probability, the mean distance of accuracy and confidence, weighted by the bin's share.
+fn calibration_error(gaps: &[f32]) -> f64 {
+    let mut bins = [(0usize, 0usize, 0f64); CALIBRATION_BINS];
+    for &gap in gaps {
+        let confidence = 1.0 / (1.0 + (-f64::from(gap.abs())).exp());
+        let bin = (((confidence - 0.5) * 2.0 * CALIBRATION_BINS as f64) as usize)
+            .min(CALIBRATION_BINS - 1);
+        bins[bin].0 += 1;
+        bins[bin].1 += usize::from(gap > 0.0);
+        bins[bin].2 += confidence;
+    }
+    let distance =
+        |(_, right, confidence): &(usize, usize, f64)| (*right as f64 - confidence).abs();
+    bins.iter().map(distance).sum::<f64>() / gaps.len() as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::calibration_error;
+
+    #[test]
+    fn calibration_of_known_cases() {
+        // Four answers at confidence 0.75, three of them right: calibrated.
+        let three = 3f32.ln();
+        assert!(calibration_error(&[three, three, three, -three]) < 1e-6);
+        // Certain and wrong: the error is whole.
+        assert!((calibration_error(&[-50.0]) - 1.0).abs() < 1e-6);
+    }
+}

@@ -1,0 +1,173 @@
+//! Runs stages in order: finished ones are passed over, interrupted ones continue.
+
+use anyhow::{Context as _, Result, bail};
+use candle_core::Device;
+
+use super::context::{Context, Finished};
+use super::{pretrain, reward, sft};
+use crate::config::diff::{Effect, diff};
+use crate::config::{self, Config, Stage};
+use crate::train::run_folder::{Existing, RunFolder};
+use crate::train::signal::{Outcome, StopRequest};
+
+/// Runs all stages that the configuration has.
+///
+/// # Errors
+/// Those of a stage, or if the run folder holds a run of another configuration.
+pub fn run(config: &Config, existing: Existing) -> Result<Outcome> {
+    let folder = RunFolder::open(&config.run.folder(), existing)?;
+    run_stages(config, &folder, &config.stages(), Existing::Continue)
+}
+
+/// Runs one stage.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_stage(config: &Config, stage: Stage, existing: Existing) -> Result<Outcome> {
+    let folder = RunFolder::open(&config.run.folder(), Existing::Continue)?;
+    run_stages(config, &folder, &[stage], existing)
+}
+
+fn run_stages(
+    config: &Config,
+    folder: &RunFolder,
+    stages: &[Stage],
+    existing: Existing,
+) -> Result<Outcome> {
+    check_changes(config, folder, stages, existing)?;
+    folder.write_config(&config.to_toml()?)?;
+    use_threads(config.run.threads)?;
+    let (device, stop) = (device(&config.run.device)?, StopRequest::listen()?);
+    for &stage in stages {
+        let files = folder.stage(stage, existing)?;
+        if let Some(done) = files.done()? {
+            eprintln!(
+                "{}: finished after {} steps; its model is {}",
+                stage.name(),
+                done.steps,
+                files.final_model().display()
+            );
+            continue;
+        }
+        let context = Context {
+            config,
+            folder: &files,
+            device: &device,
+            stop: &stop,
+        };
+        match run_one(&context, stage).with_context(|| format!("stage {}", stage.name()))? {
+            None => {
+                eprintln!(
+                    "{}: stopped and saved; the same command continues",
+                    stage.name()
+                );
+                return Ok(Outcome::Stopped);
+            }
+            Some(finished) => {
+                files.mark_done(&finished.done)?;
+                println!("{}\n", finished.table);
+            }
+        }
+    }
+    Ok(Outcome::Finished)
+}
+
+fn run_one(context: &Context, stage: Stage) -> Result<Option<Finished>> {
+    let config = context.config;
+    let missing = || format!("the configuration has no [{}] table", stage.name());
+    match stage {
+        Stage::Pretrain => {
+            pretrain::pretrain(context, config.pretrain.as_ref().with_context(missing)?)
+        }
+        Stage::Sft => sft::sft(context, config.sft.as_ref().with_context(missing)?),
+        Stage::Reward => reward::reward(
+            context,
+            config.reward.as_ref().with_context(missing)?,
+            stage,
+        ),
+        Stage::Judge => {
+            reward::reward(context, config.judge.as_ref().with_context(missing)?, stage)
+        }
+        Stage::Ppo => super::ppo::ppo(context, config.ppo.as_ref().with_context(missing)?),
+    }
+}
+
+/// Refuses to continue a stage under a configuration that would have led elsewhere.
+fn check_changes(
+    config: &Config,
+    folder: &RunFolder,
+    stages: &[Stage],
+    existing: Existing,
+) -> Result<()> {
+    if !folder.config().exists() {
+        return Ok(());
+    }
+    let old = Config::load(&folder.config(), &[]).with_context(|| {
+        format!(
+            "the configuration that {} was begun with",
+            folder.path().display()
+        )
+    })?;
+    let changes = diff(&old, config)?;
+    let begun: Vec<Stage> = Stage::ALL
+        .into_iter()
+        .filter(|&stage| !(existing == Existing::SetAside && stages.contains(&stage)))
+        .filter(|stage| {
+            folder
+                .path()
+                .join(stage.name())
+                .join("metrics.jsonl")
+                .exists()
+        })
+        .collect();
+    let mut refused = Vec::new();
+    for change in &changes {
+        let line = format!(
+            "{}: {} → {}",
+            change.key,
+            shown(&change.old),
+            shown(&change.new)
+        );
+        let stage = begun.iter().find(|&&stage| change.concerns(stage));
+        match (change.effect, stage) {
+            (Effect::ChangesResult, Some(stage)) => {
+                refused.push(format!("{line} (stage {} has begun)", stage.name()))
+            }
+            _ => eprintln!("changed since the run began: {line}"),
+        }
+    }
+    if refused.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "{} holds a run that was begun with other values:\n  {}\nput them back to continue it, choose another run.name, or start over with --fresh",
+        folder.path().display(),
+        refused.join("\n  ")
+    )
+}
+
+fn shown(value: &Option<String>) -> &str {
+    value.as_deref().unwrap_or("unset")
+}
+
+/// Sizes the pool that all CPU work shares. A pool that exists already stays as it is.
+fn use_threads(threads: usize) -> Result<()> {
+    let count = match threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        count => count,
+    };
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(count)
+        .build_global()
+        .ok();
+    Ok(())
+}
+
+fn device(device: &config::Device) -> Result<Device> {
+    match device {
+        config::Device::Cpu => Ok(Device::Cpu),
+        config::Device::Cuda(ordinal) => Device::new_cuda(*ordinal).with_context(|| {
+            format!("run.device = \"cuda:{ordinal}\"; was collimate built with --features cuda?")
+        }),
+    }
+}

@@ -1,0 +1,158 @@
+//! Supervised fine-tuning: the loss counts the answers' tokens only.
+
+use anyhow::{Context as _, Result};
+
+use super::context::{Context, Finished, steps};
+use super::dataset::{Items, Records};
+use super::language::{LanguageTask, RowSet};
+use crate::config::{Sft, Stage, TooLong};
+use crate::data::example::{self, Encoder, Example};
+use crate::data::loader::split;
+use crate::data::packing::Batch;
+use crate::data::tokenizer::Tokenizer;
+use crate::model::Decoder;
+use crate::model::config::{Head, TensorSpec};
+use crate::model::decoder::{is_embedding, layer_of};
+use crate::ops::param::{Param, Training};
+use crate::train::supervised::{Plan, train};
+
+impl RowSet for Vec<Example> {
+    fn len(&self) -> usize {
+        self.len()
+    }
+
+    fn tokens(&self, index: usize) -> usize {
+        self[index].ids.len() - 1
+    }
+
+    fn batch(&self, indices: &[usize]) -> Result<Batch> {
+        let examples: Vec<&Example> = indices.iter().map(|&i| &self[i]).collect();
+        Ok(Batch::from_examples(&examples)?)
+    }
+}
+
+/// Runs the stage; `None` when a signal stopped it.
+///
+/// # Errors
+/// If data, model or a file is wrong, or training diverges.
+pub fn sft(context: &Context, config: &Sft) -> Result<Option<Finished>> {
+    // 1. The model, with the layers that are to stay as they are.
+    let tokenizer = context.tokenizer_of(&config.from)?;
+    let seed = context.config.run.seed;
+    let mut model = Decoder::load(
+        &config.from,
+        Head::LanguageModel,
+        seed,
+        |spec| training(config, spec),
+        context.device,
+    )?;
+    stop_at_eos(&mut model, &tokenizer)?;
+
+    // 2. Records → examples, some of them held out.
+    let mut examples = encode(&tokenizer, config, &model)?;
+    let held_out = held_out(&tokenizer, config, &model, &mut examples, seed)?;
+    let walk = examples.walk(seed)?;
+    let held_out = held_out.batches(usize::MAX, config.training.micro_batch_tokens)?;
+
+    // 3. Train, and leave a Hugging Face folder.
+    let layers = model.decoder_config().num_hidden_layers;
+    let rate = |param: &Param| layer_rate(param.name(), layers, config.layerwise_lr_decay);
+    let plan = Plan {
+        stage: Stage::Sft.name(),
+        steps: steps(&config.training, examples.all.len()),
+        training: &config.training,
+        patience: config.early_stopping_patience,
+        max_bad_steps: context.config.run.max_bad_steps,
+        rate: &rate,
+        folder: context.folder,
+        stop: context.stop,
+    };
+    let task = LanguageTask {
+        rows: examples.all,
+        walk,
+        held_out,
+        training: &config.training,
+    };
+    let Some(report) = train(&task, &model, &plan)? else {
+        return Ok(None);
+    };
+    context.write_final(&model, &tokenizer)?;
+    Ok(Some(Finished::supervised(
+        plan.stage,
+        &report,
+        context.folder,
+    )))
+}
+
+/// Answers end in the tokenizer's EOS, so generation must stop there too.
+fn stop_at_eos(model: &mut Decoder, tokenizer: &Tokenizer) -> Result<()> {
+    let eos = tokenizer.eos_id()?;
+    let stops = &mut model.config_mut().stop_ids;
+    if !stops.contains(&eos) {
+        stops.push(eos);
+    }
+    Ok(())
+}
+
+fn training(config: &Sft, spec: &TensorSpec) -> Training {
+    let frozen = match layer_of(&spec.name) {
+        Some(layer) => layer < config.freeze_layers,
+        None => is_embedding(&spec.name) && (config.freeze_embeddings || config.freeze_layers > 0),
+    };
+    if frozen {
+        Training::Frozen
+    } else {
+        Training::Trained
+    }
+}
+
+/// Layer-wise decay (Howard and Ruder 2018, §3.1): the top layer, the final norm and the head learn at the full rate, each layer
+/// below at `decay` times the one above, the embeddings below the lowest.
+fn layer_rate(name: &str, layers: usize, decay: f64) -> f64 {
+    let depth = match layer_of(name) {
+        Some(layer) => layers - 1 - layer,
+        None if is_embedding(name) => layers,
+        None => 0,
+    };
+    decay.powi(depth as i32)
+}
+
+fn encoder<'a>(tokenizer: &'a Tokenizer, config: &Sft, model: &Decoder) -> Result<Encoder<'a>> {
+    let policy = match config.too_long {
+        TooLong::Truncate => example::TooLong::Truncate,
+        TooLong::Skip => example::TooLong::Skip,
+        TooLong::Error => example::TooLong::Error,
+    };
+    let limit = config
+        .max_length
+        .min(model.decoder_config().max_position_embeddings);
+    Ok(Encoder::new(tokenizer, limit, policy)?)
+}
+
+fn encode(tokenizer: &Tokenizer, config: &Sft, model: &Decoder) -> Result<Items<Example>> {
+    let encoder = encoder(tokenizer, config, model)?;
+    let records = Records::read(&config.data)?;
+    records
+        .map(|file| Ok(encoder.examples(file)?.items))
+        .context("[sft] data")
+}
+
+/// `eval_data`, else the fraction cut from the training examples.
+fn held_out(
+    tokenizer: &Tokenizer,
+    config: &Sft,
+    model: &Decoder,
+    examples: &mut Items<Example>,
+    seed: u64,
+) -> Result<Vec<Example>> {
+    if !config.held_out.eval_data.is_empty() {
+        let encoder = encoder(tokenizer, config, model)?;
+        let records = Records::read(&config.held_out.eval_data)?;
+        return Ok(encoder
+            .examples(&records.all)
+            .context("[sft] eval_data")?
+            .items);
+    }
+    let (_, held) = split(examples.all.len(), config.held_out.eval_fraction, seed)?;
+    Ok(examples.hold_out(&held))
+}

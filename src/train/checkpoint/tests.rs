@@ -1,0 +1,187 @@
+//! Every damage that a crash or a disk can do must leave the newest whole checkpoint in use.
+
+use super::*;
+
+fn save(checkpoints: &Checkpoints, step: u64) {
+    let mut writer = checkpoints.writer(step).unwrap();
+    writer
+        .add_file("weights.bin", |file| file.write_all(&[step as u8; 1000]))
+        .unwrap();
+    writer
+        .commit(&serde_json::json!({ "step": step, "kl_coef": 0.1 + 0.2 }))
+        .unwrap();
+}
+
+fn saved(steps: &[u64]) -> (tempfile::TempDir, Checkpoints) {
+    let root = tempfile::tempdir().unwrap();
+    let checkpoints = Checkpoints::open(&root.path().join("checkpoints")).unwrap();
+    steps.iter().for_each(|step| save(&checkpoints, *step));
+    (root, checkpoints)
+}
+
+fn file(checkpoints: &Checkpoints, step: u64, name: &str) -> PathBuf {
+    checkpoints.folder.join(folder_name(step)).join(name)
+}
+
+/// Step 20 was damaged: 10 must be found and 20 reported with `reason`.
+fn assert_falls_back(checkpoints: &Checkpoints, reason: &str) {
+    let latest = checkpoints.latest_valid().unwrap();
+    assert_eq!(
+        latest.checkpoint.map(|checkpoint| checkpoint.step),
+        Some(10)
+    );
+    let [warning] = latest.passed_over.as_slice() else {
+        panic!("{:?}", latest.passed_over)
+    };
+    assert!(
+        warning.contains("step-00000020") && warning.contains(reason),
+        "{warning}"
+    );
+}
+
+#[test]
+fn what_was_committed_is_read_back() {
+    let (_root, checkpoints) = saved(&[3, 20]);
+    let latest = checkpoints.latest_valid().unwrap().checkpoint.unwrap();
+    assert_eq!(latest.step, 20);
+    assert_eq!(fs::read(latest.path("weights.bin")).unwrap(), [20; 1000]);
+    let state: serde_json::Value = latest.state().unwrap();
+    assert_eq!(state["step"], 20);
+    assert_eq!(
+        state["kl_coef"].as_f64().map(f64::to_bits),
+        Some((0.1 + 0.2f64).to_bits())
+    );
+    assert!(
+        latest
+            .state::<Vec<u8>>()
+            .unwrap_err()
+            .to_string()
+            .contains("--fresh")
+    );
+}
+
+#[test]
+fn floats_keep_their_bits() {
+    let root = tempfile::tempdir().unwrap();
+    let checkpoints = Checkpoints::open(root.path()).unwrap();
+    // A multiplicative congruence walks through 2000 doubles between 0 and 1 of all mantissas.
+    let values: Vec<f64> = (1..2000u64)
+        .map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 11) as f64 / (1u64 << 53) as f64 * 1e-3)
+        .collect();
+    let checkpoint = checkpoints.writer(1).unwrap().commit(&values).unwrap();
+    let read: Vec<f64> = checkpoint.state().unwrap();
+    let differing = values
+        .iter()
+        .zip(&read)
+        .filter(|(a, b)| a.to_bits() != b.to_bits())
+        .count();
+    assert_eq!(differing, 0, "serde_json needs its feature float_roundtrip");
+}
+
+#[test]
+fn a_truncated_file_is_passed_over() {
+    let (_root, checkpoints) = saved(&[10, 20]);
+    let weights = file(&checkpoints, 20, "weights.bin");
+    File::options()
+        .write(true)
+        .open(weights)
+        .unwrap()
+        .set_len(999)
+        .unwrap();
+    assert_falls_back(&checkpoints, "weights.bin: 999 bytes, expected 1000");
+}
+
+#[test]
+fn a_flipped_bit_is_passed_over() {
+    for name in ["weights.bin", "state.json"] {
+        let (_root, checkpoints) = saved(&[10, 20]);
+        let path = file(&checkpoints, 20, name);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[10] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        assert_falls_back(&checkpoints, "checksum");
+    }
+}
+
+#[test]
+fn a_missing_file_or_manifest_is_passed_over() {
+    for name in ["weights.bin", "state.json", "manifest.json"] {
+        let (_root, checkpoints) = saved(&[10, 20]);
+        fs::remove_file(file(&checkpoints, 20, name)).unwrap();
+        assert_falls_back(&checkpoints, name);
+    }
+}
+
+#[test]
+fn a_manifest_of_another_step_is_passed_over() {
+    let (_root, checkpoints) = saved(&[10, 20]);
+    fs::copy(
+        file(&checkpoints, 10, "manifest.json"),
+        file(&checkpoints, 20, "manifest.json"),
+    )
+    .unwrap();
+    assert_falls_back(&checkpoints, "does not describe step 20");
+}
+
+#[test]
+fn a_crash_before_the_rename_leaves_the_older_one() {
+    let (_root, checkpoints) = saved(&[10]);
+    let mut writer = checkpoints.writer(20).unwrap();
+    writer
+        .add_file("weights.bin", |file| file.write_all(b"half"))
+        .unwrap();
+    let beside = writer.beside.clone();
+    // A killed process drops nothing.
+    std::mem::forget(writer);
+    assert!(beside.exists());
+    let reopened = Checkpoints::open(&checkpoints.folder).unwrap();
+    assert!(!beside.exists());
+    let latest = reopened.latest_valid().unwrap();
+    assert_eq!(
+        latest.checkpoint.map(|checkpoint| checkpoint.step),
+        Some(10)
+    );
+    assert_eq!(latest.passed_over, Vec::<String>::new());
+}
+
+#[test]
+fn a_failed_write_leaves_nothing() {
+    let (_root, checkpoints) = saved(&[10]);
+    let mut writer = checkpoints.writer(20).unwrap();
+    let failed = writer.add_file("weights.bin", |_| Err(io::Error::other("disk full")));
+    assert!(
+        failed
+            .unwrap_err()
+            .to_string()
+            .contains("weights.bin: disk full")
+    );
+    drop(writer);
+    assert_eq!(fs::read_dir(&checkpoints.folder).unwrap().count(), 1);
+}
+
+#[test]
+fn the_same_step_again_replaces() {
+    let (_root, checkpoints) = saved(&[10]);
+    checkpoints.writer(10).unwrap().commit(&"second").unwrap();
+    let latest = checkpoints.latest_valid().unwrap().checkpoint.unwrap();
+    assert_eq!(latest.state::<String>().unwrap(), "second");
+    assert_eq!(fs::read_dir(&checkpoints.folder).unwrap().count(), 1);
+}
+
+#[test]
+fn pruning_keeps_the_last_and_the_milestones() {
+    let (_root, checkpoints) = saved(&[10, 20, 30, 40, 50]);
+    checkpoints.prune(2, 20).unwrap();
+    assert_eq!(checkpoints.steps().unwrap(), [20, 40, 50]);
+    checkpoints.prune(0, 0).unwrap();
+    assert_eq!(checkpoints.steps().unwrap(), [50]);
+}
+
+#[test]
+fn file_names_stay_inside_the_folder() {
+    let (_root, checkpoints) = saved(&[]);
+    let mut writer = checkpoints.writer(1).unwrap();
+    for name in ["../x", "a/b", "", "manifest.json", ".hidden"] {
+        assert!(writer.add_json(name, &1).is_err(), "{name}");
+    }
+}

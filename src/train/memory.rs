@@ -1,0 +1,11 @@
+//! How much memory the process has held at most.
+
+/// Peak resident bytes; `None` where the system does not say (it is read from Linux's `/proc`).
+pub fn peak_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}

@@ -1,0 +1,14 @@
+//! What all stages train with: optimizer, schedule, accumulation, checkpoints, metrics, progress.
+
+pub mod checkpoint;
+mod durable;
+pub mod memory;
+pub mod metrics;
+pub mod optimizer;
+pub mod progress;
+pub mod run_folder;
+pub mod schedule;
+pub mod signal;
+pub mod snapshot;
+pub mod summary;
+pub mod supervised;

@@ -1,0 +1,271 @@
+//! AdamW with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2), behind a clip of the global norm.
+//!
+//! Moments are f32 and lie like the gradients: one flat buffer each in the order of the parameters' names. The clip is a factor
+//! folded into the step, so each parameter is passed once. Decay acts on matrices alone. A step whose gradient is not finite is
+//! refused, and nothing moves.
+
+use candle_core::{DType, Result, Tensor};
+use multiversion::multiversion;
+use rayon::prelude::*;
+
+use crate::ops::param::{Param, ParamStore};
+use crate::ops::storage;
+
+/// Elements whose squares are summed together, and of one task of a step.
+const BLOCK: usize = 1 << 14;
+
+/// The constants of AdamW.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamWConfig {
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Decoupled decay of matrices, per unit of learning rate.
+    pub weight_decay: f64,
+    /// The global norm that gradients are clipped to; 0 does not clip.
+    pub max_grad_norm: f64,
+}
+
+/// What came of a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum StepOutcome {
+    /// The parameters moved; the norm is that before clipping.
+    Moved {
+        /// Global gradient norm before clipping.
+        grad_norm: f64,
+    },
+    /// The gradient was not finite; nothing moved.
+    NotFinite,
+}
+
+/// AdamW's moments of one parameter store.
+pub struct AdamW {
+    config: AdamWConfig,
+    steps: u64,
+    moments: Moments,
+}
+
+enum Moments {
+    Host { first: Vec<f32>, second: Vec<f32> },
+    Device { first: Tensor, second: Tensor },
+}
+
+/// The factors of one step for one parameter.
+#[derive(Clone, Copy)]
+struct Factors {
+    clip: f32,
+    beta1: f32,
+    beta2: f32,
+    /// lr / (1 − β₁ᵗ)
+    rate: f32,
+    /// 1 / √(1 − β₂ᵗ)
+    root: f32,
+    epsilon: f32,
+    /// 1 − lr · decay
+    keep: f32,
+}
+
+impl AdamW {
+    /// Zero moments for the trained parameters of `params`.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn new(params: &ParamStore, config: AdamWConfig) -> Result<Self> {
+        let size: usize = params.trained().map(|p| p.value().elem_count()).sum();
+        let moments = if params.device().is_cpu() {
+            Moments::Host {
+                first: vec![0.0; size],
+                second: vec![0.0; size],
+            }
+        } else {
+            let zeros = || Tensor::zeros(size, DType::F32, params.device());
+            Moments::Device {
+                first: zeros()?,
+                second: zeros()?,
+            }
+        };
+        Ok(Self {
+            config,
+            steps: 0,
+            moments,
+        })
+    }
+
+    /// Steps taken so far, which the bias correction depends on.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// First and second moments on the host, in name order.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn moments(&self) -> Result<[std::borrow::Cow<'_, [f32]>; 2]> {
+        Ok(match &self.moments {
+            Moments::Host { first, second } => [first.into(), second.into()],
+            Moments::Device { first, second } => [
+                first.to_vec1::<f32>()?.into(),
+                second.to_vec1::<f32>()?.into(),
+            ],
+        })
+    }
+
+    /// Takes up the state that an earlier run left.
+    ///
+    /// # Errors
+    /// If the sizes differ.
+    pub fn restore(&mut self, steps: u64, first: Vec<f32>, second: Vec<f32>) -> Result<()> {
+        let size = self.moments()?[0].len();
+        if first.len() != size || second.len() != size {
+            candle_core::bail!(
+                "optimizer: {} and {} moments for {size} parameters",
+                first.len(),
+                second.len()
+            );
+        }
+        self.steps = steps;
+        match &mut self.moments {
+            Moments::Host {
+                first: m,
+                second: v,
+            } => (*m, *v) = (first, second),
+            Moments::Device {
+                first: m,
+                second: v,
+            } => {
+                let device = m.device().clone();
+                (*m, *v) = (
+                    Tensor::from_vec(first, size, &device)?,
+                    Tensor::from_vec(second, size, &device)?,
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// One step along the accumulated gradients; `rate` gives each parameter's learning rate.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn step(
+        &mut self,
+        params: &ParamStore,
+        rate: impl Fn(&Param) -> f64,
+    ) -> Result<StepOutcome> {
+        let grad_norm = global_norm(params)?;
+        if !grad_norm.is_finite() {
+            return Ok(StepOutcome::NotFinite);
+        }
+        self.steps += 1;
+        let clip = match self.config.max_grad_norm {
+            limit if limit > 0.0 => (limit / (grad_norm + 1e-6)).min(1.0),
+            _ => 1.0,
+        };
+        let mut offset = 0;
+        for param in params.trained() {
+            let factors = self.factors(clip, rate(param), param.dims().len() >= 2);
+            self.moments.step(param, offset, factors)?;
+            offset += param.value().elem_count();
+        }
+        Ok(StepOutcome::Moved { grad_norm })
+    }
+
+    fn factors(&self, clip: f64, rate: f64, decays: bool) -> Factors {
+        let AdamWConfig {
+            beta1,
+            beta2,
+            epsilon,
+            weight_decay,
+            ..
+        } = self.config;
+        let t = self.steps as f64;
+        Factors {
+            clip: clip as f32,
+            beta1: beta1 as f32,
+            beta2: beta2 as f32,
+            rate: (rate / (1.0 - beta1.powf(t))) as f32,
+            root: (1.0 / (1.0 - beta2.powf(t)).sqrt()) as f32,
+            epsilon: epsilon as f32,
+            keep: if decays {
+                (1.0 - rate * weight_decay) as f32
+            } else {
+                1.0
+            },
+        }
+    }
+}
+
+impl Moments {
+    fn step(&mut self, param: &Param, offset: usize, factors: Factors) -> Result<()> {
+        let Some(grad) = param.grad() else {
+            return Ok(());
+        };
+        let range = offset..offset + grad.elem_count();
+        match self {
+            Self::Host { first, second } => storage::read(grad, |g| {
+                let (m, v) = (&mut first[range.clone()], &mut second[range]);
+                param.update(|p| {
+                    p.par_chunks_mut(BLOCK)
+                        .zip(g.par_chunks(BLOCK))
+                        .zip(m.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK)))
+                        .for_each(|((p, g), (m, v))| step_block(p, g, m, v, factors));
+                })
+            })?,
+            Self::Device { first, second } => {
+                let f = |x: f32| f64::from(x);
+                let view = |t: &Tensor| t.narrow(0, range.start, range.len());
+                let g = (grad.flatten_all()? * f(factors.clip))?;
+                let m = ((view(first)? * f(factors.beta1))? + (&g * (1.0 - f(factors.beta1)))?)?;
+                let v =
+                    ((view(second)? * f(factors.beta2))? + (g.sqr()? * (1.0 - f(factors.beta2)))?)?;
+                let step = (&m / ((v.sqrt()? * f(factors.root))? + f(factors.epsilon))?)?;
+                let value = ((param.value().flatten_all()? * f(factors.keep))?
+                    - (step * f(factors.rate))?)?;
+                first.slice_set(&m, 0, range.start)?;
+                second.slice_set(&v, 0, range.start)?;
+                param.set(&value.reshape(param.dims())?)
+            }
+        }
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
+fn step_block(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], f: Factors) {
+    for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+        let g = g * f.clip;
+        *m = f.beta1 * *m + (1.0 - f.beta1) * g;
+        *v = f.beta2 * *v + (1.0 - f.beta2) * g * g;
+        *p = *p * f.keep - f.rate * *m / (v.sqrt() * f.root + f.epsilon);
+    }
+}
+
+/// Norm of all gradients together. Squares are summed in fixed blocks, so threads do not change it.
+///
+/// # Errors
+/// If the device fails.
+pub fn global_norm(params: &ParamStore) -> Result<f64> {
+    let Some(arena) = params.arena() else {
+        return Ok(0.0);
+    };
+    if !arena.device().is_cpu() {
+        return Ok(f64::from(arena.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt());
+    }
+    let sums: Vec<f64> =
+        storage::read(arena, |g| g.par_chunks(BLOCK).map(sum_of_squares).collect())?;
+    Ok(sums.iter().sum::<f64>().sqrt())
+}
+
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
+fn sum_of_squares(block: &[f32]) -> f64 {
+    let mut lanes = [0f64; 8];
+    for chunk in block.chunks(8) {
+        lanes
+            .iter_mut()
+            .zip(chunk)
+            .for_each(|(lane, &g)| *lane += f64::from(g) * f64::from(g));
+    }
+    lanes.iter().sum()
+}

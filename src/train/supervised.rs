@@ -1,0 +1,453 @@
+//! The loop that pretraining, fine-tuning and reward models share: accumulate, step, evaluate, save, and continue where it was.
+//!
+//! What a step reads is a function of its number, so a continued run repeats the bits of an unbroken one. A task says what a
+//! step's data and loss are; nothing here knows text or pairs.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+use super::checkpoint::{Checkpoint, Checkpoints};
+use super::memory::peak_bytes;
+use super::metrics::{Keep, Metrics, StepLog, names};
+use super::optimizer::{AdamW, AdamWConfig, StepOutcome};
+use super::progress::Progress;
+use super::run_folder::StageFolder;
+use super::schedule::{Schedule, ScheduleKind};
+use super::signal::StopRequest;
+use super::snapshot;
+use crate::config::{LrScheduler, Recompute, Training};
+use crate::model::{self, Decoder, Gradient};
+use crate::ops::param::Param;
+
+/// What is learned: the data of each step and its loss.
+pub trait Task {
+    /// What one forward and backward pass reads.
+    type Micro;
+
+    /// The data of optimizer step `step` (from 1), cut into micro-batches.
+    ///
+    /// # Errors
+    /// If a record cannot be made into a batch.
+    fn micro_batches(&self, step: u64) -> Result<Vec<Self::Micro>>;
+
+    /// Tokens that a micro-batch feeds.
+    fn tokens(&self, micro: &Self::Micro) -> usize;
+
+    /// What a micro-batch counts in the mean loss: target tokens, or pairs.
+    fn count(&self, micro: &Self::Micro) -> f64;
+
+    /// A micro-batch's share of the step's mean loss, whose whole count is `total`.
+    ///
+    /// # Errors
+    /// If the computation fails.
+    fn loss(
+        &self,
+        model: &Decoder,
+        micro: &Self::Micro,
+        total: f64,
+        gradient: Gradient,
+    ) -> Result<Tensor>;
+
+    /// Measures the model on held-out data; `None` without any.
+    ///
+    /// # Errors
+    /// If the computation fails.
+    fn evaluate(&self, model: &Decoder) -> Result<Option<Evaluation>>;
+
+    /// Passes over the data after `step` steps.
+    fn epochs(&self, step: u64) -> f64;
+}
+
+/// Held-out measures by metric name.
+pub type Evaluation = BTreeMap<String, f64>;
+
+/// How a stage trains.
+pub struct Plan<'a> {
+    /// The stage's name in progress lines and messages.
+    pub stage: &'static str,
+    /// Optimizer steps in all.
+    pub steps: u64,
+    /// The keys that all stages have.
+    pub training: &'a Training,
+    /// Evaluations without a new best after which training ends; 0 never.
+    pub patience: usize,
+    /// Skipped steps in a row after which the stage fails.
+    pub max_bad_steps: usize,
+    /// A parameter's learning rate as a share of the schedule's.
+    pub rate: &'a dyn Fn(&Param) -> f64,
+    /// Where the stage keeps its files.
+    pub folder: &'a StageFolder,
+    /// Asked between steps.
+    pub stop: &'a StopRequest,
+}
+
+/// What training came to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// Steps done.
+    pub steps: u64,
+    /// Tokens fed.
+    pub tokens: u64,
+    /// Held-out measures before the first step.
+    pub before: Evaluation,
+    /// Held-out measures of the model that is kept.
+    pub after: Evaluation,
+    /// Training loss of the last step.
+    pub last_loss: f64,
+}
+
+/// Everything beside the weights and moments that a step reads.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct State {
+    optimizer_steps: u64,
+    tokens: u64,
+    skipped: u64,
+    bad_in_row: usize,
+    before: Evaluation,
+    last: Evaluation,
+    last_loss: f64,
+    best: Option<Best>,
+    since_best: usize,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Best {
+    step: u64,
+    evaluation: Evaluation,
+}
+
+/// Trains `model` and leaves it as it is to be kept. `None`: a signal came, the state is saved.
+///
+/// # Errors
+/// If a computation or a file fails, or too many steps in a row were not finite.
+pub fn train<T: Task>(task: &T, model: &Decoder, plan: &Plan) -> Result<Option<Report>> {
+    let mut run = Run::resume(task, model, plan)?;
+    if run.step == 0 {
+        run.evaluate_before()?;
+    }
+    while run.step < plan.steps && !run.is_patience_over() {
+        if plan.stop.is_requested() {
+            run.save()?;
+            run.progress.finish();
+            return Ok(None);
+        }
+        run.step()?;
+    }
+    run.progress.finish();
+    run.finish().map(Some)
+}
+
+struct Run<'a, T> {
+    task: &'a T,
+    model: &'a Decoder,
+    plan: &'a Plan<'a>,
+    schedule: Schedule,
+    optimizer: AdamW,
+    checkpoints: Checkpoints,
+    log: StepLog,
+    progress: Progress,
+    state: State,
+    step: u64,
+    saved: Option<u64>,
+}
+
+impl<'a, T: Task> Run<'a, T> {
+    /// Starts from the newest valid checkpoint, or from nothing.
+    fn resume(task: &'a T, model: &'a Decoder, plan: &'a Plan<'a>) -> Result<Self> {
+        let mut optimizer = AdamW::new(model.params(), adamw(plan.training))?;
+        let checkpoints = Checkpoints::open(&plan.folder.checkpoints())?;
+        let latest = checkpoints.latest_valid()?;
+        let (state, step) = match &latest.checkpoint {
+            Some(checkpoint) => (restore(checkpoint, model, &mut optimizer)?, checkpoint.step),
+            None => (State::default(), 0),
+        };
+        let keep = if step > 0 {
+            Keep::UpTo(step)
+        } else {
+            Keep::Nothing
+        };
+        let log = StepLog::open(&plan.folder.metrics(), keep)?;
+        let progress = Progress::new(plan.stage, step, plan.steps, plan.training.log_steps as u64);
+        latest
+            .passed_over
+            .iter()
+            .for_each(|line| progress.note(&format!("damaged checkpoint passed over: {line}")));
+        if step > 0 {
+            progress.note(&format!("continues after step {step}"));
+        }
+        let schedule = schedule(plan.training, plan.steps, plan.training.learning_rate);
+        Ok(Self {
+            task,
+            model,
+            plan,
+            schedule,
+            optimizer,
+            checkpoints,
+            log,
+            progress,
+            state,
+            step,
+            saved: (step > 0).then_some(step),
+        })
+    }
+
+    fn evaluate_before(&mut self) -> Result<()> {
+        if let Some(evaluation) = self.task.evaluate(self.model)? {
+            let mut metrics = Metrics::new(0);
+            evaluation.iter().for_each(|(name, value)| {
+                metrics.set(name, *value);
+            });
+            self.log.write(&metrics)?;
+            self.state.before = evaluation.clone();
+            self.state.last = evaluation;
+        }
+        Ok(())
+    }
+
+    /// One optimizer step, with its evaluation and checkpoint when they are due.
+    fn step(&mut self) -> Result<()> {
+        let (start, step) = (Instant::now(), self.step + 1);
+        let (loss, tokens) = self.accumulate(step)?;
+        let rate = self.schedule.lr_at(step as usize);
+        let grad_norm = self.update(loss, rate)?;
+        self.state.tokens += tokens as u64;
+        self.step = step;
+        let mut metrics = Metrics::new(step);
+        metrics
+            .set(names::TRAIN_LOSS, loss)
+            .set(names::TRAIN_LEARNING_RATE, rate)
+            .set(names::TRAIN_GRAD_NORM, grad_norm)
+            .set(names::TRAIN_TOKENS, self.state.tokens as f64)
+            .set(names::TRAIN_EPOCH, self.task.epochs(step))
+            .set(names::TRAIN_SKIPPED_STEPS, self.state.skipped as f64)
+            .set(
+                names::TRAIN_TOKENS_PER_SECOND,
+                tokens as f64 / start.elapsed().as_secs_f64(),
+            )
+            .set(names::TIME_STEP, start.elapsed().as_secs_f64());
+        self.progress.step(
+            step,
+            &[
+                ("loss", loss),
+                ("tok/s", tokens as f64 / start.elapsed().as_secs_f64()),
+            ],
+        );
+        if is_due(step, self.plan.training.eval_steps) || step == self.plan.steps {
+            self.evaluate(&mut metrics)?;
+        }
+        if let Some(bytes) = peak_bytes() {
+            metrics.set(names::MEMORY_PEAK_BYTES, bytes as f64);
+        }
+        self.log.write(&metrics)?;
+        if is_due(step, self.plan.training.save_steps) {
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    /// Gradients of the step's mean loss; returns that loss and the tokens fed.
+    fn accumulate(&self, step: u64) -> Result<(f64, usize)> {
+        let micros = self.task.micro_batches(step)?;
+        let total: f64 = micros.iter().map(|m| self.task.count(m)).sum();
+        self.model.params().zero_grad()?;
+        let (mut loss, mut tokens) = (0.0, 0);
+        for micro in &micros {
+            let share = self
+                .task
+                .loss(self.model, micro, total, gradient(self.plan.training))?;
+            loss += f64::from(share.to_scalar::<f32>()?);
+            tokens += self.task.tokens(micro);
+            share.backward()?;
+        }
+        match self.model.params().unreached().as_slice() {
+            [] => Ok((loss, tokens)),
+            missed => bail!(
+                "no gradient reached {}; a trained parameter is not part of the loss",
+                missed.join(", ")
+            ),
+        }
+    }
+
+    /// Steps, or skips a step that is not finite; returns the gradient's norm.
+    fn update(&mut self, loss: f64, rate: f64) -> Result<f64> {
+        let outcome = match loss.is_finite() {
+            true => self
+                .optimizer
+                .step(self.model.params(), |p| rate * (self.plan.rate)(p))?,
+            false => StepOutcome::NotFinite,
+        };
+        if let StepOutcome::Moved { grad_norm } = outcome {
+            self.state.bad_in_row = 0;
+            self.state.last_loss = loss;
+            return Ok(grad_norm);
+        }
+        self.state.skipped += 1;
+        self.state.bad_in_row += 1;
+        let (step, bad) = (self.step + 1, self.state.bad_in_row);
+        self.progress.note(&format!(
+            "step {step} skipped: loss {loss} or its gradient is not finite"
+        ));
+        if bad >= self.plan.max_bad_steps.max(1) {
+            bail!(
+                "{bad} steps in a row up to step {step} had a loss or gradient that is not finite (last loss {loss}); \
+                 lower {stage}.learning_rate (now {rate:e}) or look at the data, then run again: it continues from the last checkpoint",
+                stage = self.plan.stage,
+            );
+        }
+        Ok(f64::NAN)
+    }
+
+    fn evaluate(&mut self, metrics: &mut Metrics) -> Result<()> {
+        let start = Instant::now();
+        let Some(evaluation) = self.task.evaluate(self.model)? else {
+            return Ok(());
+        };
+        evaluation.iter().for_each(|(name, value)| {
+            metrics.set(name, *value);
+        });
+        metrics.set(names::TIME_EVAL, start.elapsed().as_secs_f64());
+        let shown: Vec<String> = evaluation
+            .iter()
+            .map(|(name, value)| format!("{name} {value:.4}"))
+            .collect();
+        self.progress
+            .note(&format!("step {}: {}", self.step, shown.join(", ")));
+        self.note_best(&evaluation)?;
+        self.state.last = evaluation;
+        Ok(())
+    }
+
+    /// With early stopping on, keeps the weights of the lowest held-out loss.
+    fn note_best(&mut self, evaluation: &Evaluation) -> Result<()> {
+        let Some(&loss) = evaluation.get(names::EVAL_LOSS) else {
+            return Ok(());
+        };
+        if self.plan.patience == 0 {
+            return Ok(());
+        }
+        let lowest = self
+            .state
+            .best
+            .as_ref()
+            .and_then(|b| b.evaluation.get(names::EVAL_LOSS))
+            .copied();
+        if lowest.is_none_or(|lowest| loss < lowest) {
+            snapshot::save_params(&self.best_file(self.step), self.model)?;
+            let former = self.state.best.replace(Best {
+                step: self.step,
+                evaluation: evaluation.clone(),
+            });
+            self.state.since_best = 0;
+            // The former best may still be the one that the last checkpoint names.
+            if let Some(former) = former.filter(|f| self.saved.is_none_or(|saved| f.step > saved)) {
+                std::fs::remove_file(self.best_file(former.step)).ok();
+            }
+        } else {
+            self.state.since_best += 1;
+        }
+        Ok(())
+    }
+
+    fn best_file(&self, step: u64) -> PathBuf {
+        self.plan
+            .folder
+            .path()
+            .join(format!("best-{step:08}.safetensors"))
+    }
+
+    fn is_patience_over(&self) -> bool {
+        self.plan.patience > 0 && self.state.since_best >= self.plan.patience
+    }
+
+    fn save(&mut self) -> Result<()> {
+        self.log.sync()?;
+        let mut writer = self.checkpoints.writer(self.step)?;
+        snapshot::save(&mut writer, ROLE, self.model, &self.optimizer)?;
+        self.state.optimizer_steps = self.optimizer.steps();
+        writer.commit(&self.state)?;
+        self.saved = Some(self.step);
+        let training = self.plan.training;
+        Ok(self
+            .checkpoints
+            .prune(training.keep_last, training.keep_every as u64)?)
+    }
+
+    /// The last checkpoint, then the best weights where early stopping asks for them.
+    fn finish(mut self) -> Result<Report> {
+        if self.saved != Some(self.step) {
+            self.save()?;
+        }
+        let mut after = self.state.last.clone();
+        if let Some(best) = self.state.best.take() {
+            let file = self.best_file(best.step);
+            snapshot::restore_params(&file, self.model)
+                .context("the best weights of early stopping")?;
+            after = best.evaluation;
+        }
+        let State {
+            tokens,
+            before,
+            last_loss,
+            ..
+        } = self.state;
+        Ok(Report {
+            steps: self.step,
+            tokens,
+            before,
+            after,
+            last_loss,
+        })
+    }
+}
+
+const ROLE: &str = "model";
+
+fn restore(checkpoint: &Checkpoint, model: &Decoder, optimizer: &mut AdamW) -> Result<State> {
+    let state: State = checkpoint.state()?;
+    snapshot::restore(checkpoint, ROLE, model, optimizer, state.optimizer_steps)?;
+    Ok(state)
+}
+
+/// Whether something that comes every `every` steps comes at `step`; 0 is never.
+pub fn is_due(step: u64, every: usize) -> bool {
+    every > 0 && step.is_multiple_of(every as u64)
+}
+
+/// The optimizer's constants as configured.
+pub fn adamw(training: &Training) -> AdamWConfig {
+    AdamWConfig {
+        beta1: training.adam_beta1,
+        beta2: training.adam_beta2,
+        epsilon: training.adam_epsilon,
+        weight_decay: training.weight_decay,
+        max_grad_norm: training.max_grad_norm,
+    }
+}
+
+/// The learning-rate schedule as configured, with this peak.
+pub fn schedule(training: &Training, steps: u64, learning_rate: f64) -> Schedule {
+    Schedule {
+        kind: match training.lr_scheduler_type {
+            LrScheduler::Constant => ScheduleKind::Constant,
+            LrScheduler::Linear => ScheduleKind::Linear,
+            LrScheduler::Cosine => ScheduleKind::Cosine,
+        },
+        learning_rate,
+        warmup_steps: training.warmup_steps,
+        total_steps: steps as usize,
+        min_lr_ratio: training.min_lr_ratio,
+    }
+}
+
+/// What the backward pass keeps, as configured.
+pub fn gradient(training: &Training) -> Gradient {
+    Gradient::Record(match training.recompute {
+        Recompute::None => model::Recompute::None,
+        Recompute::Block => model::Recompute::Block,
+    })
+}

@@ -1,0 +1,13 @@
+//! The binary as its users meet it: run in fresh folders, judged by its files, messages and exit
+//! codes.
+
+#[path = "cli/bad_input.rs"]
+mod bad_input;
+#[path = "cli/golden.rs"]
+mod golden;
+#[path = "cli/support.rs"]
+mod support;
+#[path = "cli/text.rs"]
+mod text;
+#[path = "cli/usage.rs"]
+mod usage;

@@ -1,0 +1,130 @@
+//! Help, wrong usage, signals, and the output file.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use crate::support::{Workspace, fixture};
+
+#[test]
+fn help_lists_commands_flags_and_fields() {
+    let workspace = Workspace::new();
+    for (arguments, mentions) in [
+        (
+            "--help",
+            &[
+                "pretrain",
+                "sft",
+                "reward",
+                "ppo",
+                "generate",
+                "score",
+                "Exit codes",
+            ][..],
+        ),
+        (
+            "generate --help",
+            &[
+                "--greedy",
+                "--ignore-eos",
+                "prompt_ids",
+                "finish_reason",
+                "Example",
+            ],
+        ),
+        (
+            "score --help",
+            &["--data", "logprobs", "entropy", "Example"],
+        ),
+    ] {
+        let ended = workspace.run(arguments);
+        assert_eq!(ended.code, Some(0), "{arguments}");
+        for word in mentions {
+            assert!(
+                ended.stdout.contains(word),
+                "{arguments}: no {word} in\n{}",
+                ended.stdout
+            );
+        }
+    }
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    let workspace = Workspace::new();
+    let generate = "generate --model m --prompts p.jsonl --out o.jsonl";
+    for arguments in [
+        "",
+        "generatee",
+        "generate --model m",
+        "score --model m --data d.jsonl --out o.jsonl --batch 0",
+        &format!("{generate} --n 0"),
+        &format!("{generate} --greedy --temperature 0.5"),
+        &format!("{generate} --device gpu"),
+        "run config.toml --set nonsense",
+    ] {
+        let ended = workspace.run(arguments);
+        assert_eq!(ended.code, Some(2), "{arguments}: {}", ended.stderr);
+    }
+}
+
+/// Output goes through a pipe that has a name, too, and never takes its place.
+#[test]
+fn a_stream_is_written_not_replaced() {
+    let workspace = Workspace::new();
+    workspace.write("data.jsonl", "{\"ids\": [5]}");
+    let model = fixture("llama_reward");
+    let score = format!("score --data data.jsonl --model {} --out", model.display());
+    let ended = workspace.run(&format!("{score} /dev/stdout"));
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(
+        ended.stdout.starts_with("{\"index\":0,\"score\":"),
+        "{}",
+        ended.stdout
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_stays_and_its_file_is_replaced() {
+    let workspace = Workspace::new();
+    workspace.write("data.jsonl", "{\"ids\": [5]}");
+    workspace.write("old.jsonl", "old");
+    std::os::unix::fs::symlink("old.jsonl", workspace.path("out.jsonl")).expect("a link");
+    let model = fixture("llama_reward");
+    let lines = workspace.lines(&format!(
+        "score --data data.jsonl --model {}",
+        model.display()
+    ));
+    assert_eq!(lines.len(), 1);
+    assert!(workspace.path("out.jsonl").is_symlink());
+    let text = fs::read_to_string(workspace.path("old.jsonl")).expect("a file");
+    assert!(text.contains("score"), "{text}");
+}
+
+/// Far more completions than a moment allows; SIGINT ends them, and nothing is written.
+#[test]
+fn a_signal_stops_generation_with_130() {
+    let workspace = Workspace::new();
+    workspace.write("prompts.jsonl", "{\"prompt_ids\": [5]}");
+    let model = fixture("llama");
+    let arguments = format!(
+        "generate --prompts prompts.jsonl --model {} --out out.jsonl --n 100000 --ignore-eos",
+        model.display()
+    );
+    let mut child = workspace
+        .command(&arguments)
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary");
+    let mut progress = BufReader::new(child.stderr.take().expect("a pipe"));
+    let mut first = String::new();
+    progress.read_line(&mut first).expect("a line of progress");
+    assert!(first.starts_with("generate 0/100000"), "{first}");
+    let kill = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(kill.expect("kill").success());
+    assert_eq!(child.wait().expect("an exit code").code(), Some(130));
+    assert_eq!(workspace.names(), ["prompts.jsonl"]);
+}
