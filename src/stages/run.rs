@@ -10,6 +10,9 @@ use crate::config::{self, Config, Stage};
 use crate::train::run_folder::{Existing, RunFolder};
 use crate::train::signal::{Outcome, StopRequest};
 
+/// Stack of a pool thread: a backward pass recurses as deep as the graph.
+const STACK_BYTES: usize = 64 << 20;
+
 /// Runs all stages that the configuration has.
 ///
 /// # Errors
@@ -36,8 +39,20 @@ fn run_stages(
 ) -> Result<Outcome> {
     check_changes(config, folder, stages, existing)?;
     folder.write_config(&config.to_toml()?)?;
-    use_threads(config.run.threads)?;
-    let (device, stop) = (device(&config.run.device)?, StopRequest::listen()?);
+    let stop = StopRequest::listen()?;
+    on_pool(config.run.threads, || {
+        run_in_order(config, folder, stages, existing, &stop)
+    })
+}
+
+fn run_in_order(
+    config: &Config,
+    folder: &RunFolder,
+    stages: &[Stage],
+    existing: Existing,
+    stop: &StopRequest,
+) -> Result<Outcome> {
+    let device = device(&config.run.device)?;
     for &stage in stages {
         let files = folder.stage(stage, existing)?;
         if let Some(done) = files.done()? {
@@ -53,7 +68,7 @@ fn run_stages(
             config,
             folder: &files,
             device: &device,
-            stop: &stop,
+            stop,
         };
         match run_one(&context, stage).with_context(|| format!("stage {}", stage.name()))? {
             None => {
@@ -150,17 +165,18 @@ fn shown(value: &Option<String>) -> &str {
     value.as_deref().unwrap_or("unset")
 }
 
-/// Sizes the pool that all CPU work shares. A pool that exists already stays as it is.
-fn use_threads(threads: usize) -> Result<()> {
+/// Runs `work` on a thread of the pool that all CPU work shares, so that it computes rather than waits for those that do. A pool
+/// that exists already keeps its size.
+fn on_pool<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
     let count = match threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         count => count,
     };
-    rayon::ThreadPoolBuilder::new()
+    let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(count)
-        .build_global()
-        .ok();
-    Ok(())
+        .stack_size(STACK_BYTES);
+    pool.build_global().ok();
+    rayon::scope(|_| work())
 }
 
 fn device(device: &config::Device) -> Result<Device> {
