@@ -14,6 +14,9 @@ use collimate::{commands, stages};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // candle's own pool would spin beside the one that does the work.
+    // SAFETY: no other thread runs yet.
+    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     // Wrong usage ends here, with code 2.
     let cli = Cli::parse();
     match dispatch(&cli.command) {

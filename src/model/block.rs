@@ -3,11 +3,12 @@
 use candle_core::{Result, Tensor};
 
 use super::config::{Activation, DecoderConfig, Family, Norm as NormKind, QkNorm};
-use crate::ops::activation::{gelu_tanh, swiglu};
-use crate::ops::attention::Attention;
+use crate::ops::activation::{gelu_tanh, gelu_tanh_operation, swiglu, swiglu_operation};
+use crate::ops::attention::{self, Attention, Segments};
 use crate::ops::linear::{Linear, Projection};
 use crate::ops::norm::Norm;
 use crate::ops::param::ParamStore;
+use crate::ops::residual::{Keep, Operation, residual};
 use crate::ops::rope::Angles;
 
 /// A layer: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
@@ -38,7 +39,7 @@ impl Block {
             QkNorm::PerHead => Some((get.norm("self_attn.q_norm")?, get.norm("self_attn.k_norm")?)),
         };
         Ok(Self {
-            spec: attention(config, layer),
+            spec: attention_of(config, layer),
             attention_norm: get.norm(names.attention_norm)?,
             qkv: get.linear(names.qkv, config.qkv_bias)?,
             qk_norm,
@@ -48,6 +49,45 @@ impl Block {
             activation: config.activation,
             down: get.linear(&[names.down], config.mlp_bias)?,
         })
+    }
+
+    /// The layer on packed sequences as two nodes of the graph; `None` where a part has no operation to be chained.
+    pub fn forward_chained(
+        &self,
+        x: &Tensor,
+        angles: Option<&Angles>,
+        segments: &Segments,
+        keep: Keep,
+    ) -> Option<Result<Tensor>> {
+        let activation = match self.activation {
+            _ if !x.device().is_cpu() => return None,
+            Activation::SwiGlu => swiglu_operation(),
+            Activation::GeluTanh => gelu_tanh_operation(),
+            Activation::Gelu => return None,
+        };
+        let mlp = vec![
+            self.mlp_norm.operation(0, 1),
+            self.up.operation(),
+            activation,
+            self.down.operation(),
+        ];
+        let attended = residual(x, self.attention_chain(angles, segments), keep);
+        Some(attended.and_then(|x| residual(&x, mlp, keep)))
+    }
+
+    fn attention_chain(&self, angles: Option<&Angles>, segments: &Segments) -> Vec<Operation> {
+        let spec = self.spec;
+        let mut chain = vec![self.attention_norm.operation(0, 1), self.qkv.operation()];
+        if let Some((query, key)) = &self.qk_norm {
+            chain.push(query.operation(0, spec.query_heads));
+            chain.push(key.operation(spec.outputs(), spec.kv_heads));
+        }
+        chain.extend(angles.map(|a| a.operation(spec.query_heads + spec.kv_heads)));
+        chain.extend([
+            attention::operation(segments, spec),
+            self.output.operation(),
+        ]);
+        chain
     }
 
     /// Runs the layer on `[tokens, hidden]`; `attend` turns `q | k | v` rows into mixed values.
@@ -77,7 +117,7 @@ impl Block {
     }
 }
 
-fn attention(config: &DecoderConfig, layer: usize) -> Attention {
+fn attention_of(config: &DecoderConfig, layer: usize) -> Attention {
     Attention {
         query_heads: config.num_attention_heads,
         kv_heads: config.num_key_value_heads,

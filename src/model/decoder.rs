@@ -22,6 +22,7 @@ use crate::ops::linear::{Linear, Projection};
 use crate::ops::norm::Norm;
 use crate::ops::param::{Initial, Param, ParamStore, Training};
 use crate::ops::recompute::recompute;
+use crate::ops::residual::Keep;
 use crate::ops::rope::{Angles, Rotation};
 use crate::ops::storage;
 
@@ -375,18 +376,37 @@ fn run_layer(
         Tokens::Cached(cache, news) => {
             block.forward(x, angles, |qkv, spec| cache.attend(layer, qkv, news, spec))
         }
-        Tokens::Packed(segments, Recompute::Block) if x.track_op() => {
-            let (block, angles, segments) = (block.clone(), angles.cloned(), (*segments).clone());
-            recompute(
-                x,
-                Arc::new(move |x| {
-                    block.forward(x, angles.as_ref(), |qkv, spec| attend(qkv, &segments, spec))
-                }),
-            )
+        Tokens::Packed(segments, recompute) if x.track_op() => {
+            run_recorded(block, x, angles, segments, *recompute)
         }
         Tokens::Packed(segments, _) => {
             block.forward(x, angles, |qkv, spec| attend(qkv, segments, spec))
         }
+    }
+}
+
+/// A layer whose backward pass will come.
+fn run_recorded(
+    block: &Block,
+    x: &Tensor,
+    angles: Option<&Angles>,
+    segments: &Segments,
+    mode: Recompute,
+) -> Result<Tensor> {
+    let keep = match mode {
+        Recompute::None => Keep::All,
+        Recompute::Block => Keep::Input,
+    };
+    if let Some(y) = block.forward_chained(x, angles, segments, keep) {
+        return y;
+    }
+    let (block, angles, segments) = (block.clone(), angles.cloned(), segments.clone());
+    let run = move |x: &Tensor| {
+        block.forward(x, angles.as_ref(), |qkv, spec| attend(qkv, &segments, spec))
+    };
+    match mode {
+        Recompute::None => run(x),
+        Recompute::Block => recompute(x, Arc::new(run)),
     }
 }
 

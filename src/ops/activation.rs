@@ -1,10 +1,13 @@
 //! The nonlinear middle of the feed-forward layer: SwiGLU (Shazeer 2020, eq. 6) and GELU (Hendrycks and Gimpel 2016).
 
+use std::sync::Arc;
+
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
 use rollout::row::exp;
 
+use super::residual::Operation;
 use super::storage;
 
 /// Rows per task.
@@ -27,6 +30,16 @@ pub fn swiglu(x: &Tensor) -> Result<Tensor> {
     } else {
         swiglu_composed(x)
     }
+}
+
+/// [`swiglu`] as a link of a chain.
+pub fn swiglu_operation() -> Operation {
+    Arc::new(Box::new(SwiGlu))
+}
+
+/// [`gelu_tanh`] as a link of a chain.
+pub fn gelu_tanh_operation() -> Operation {
+    Arc::new(Box::new(GeluTanh))
 }
 
 /// [`swiglu`] as a composition of candle operations.

@@ -9,6 +9,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 use super::param::Param;
 use super::product::{Matrix, Write, all_threads, multiply, product};
+use super::residual::Operation;
 use super::storage;
 use super::tap::tap;
 
@@ -87,6 +88,11 @@ impl Linear {
         } else {
             self.composed(x)
         }
+    }
+
+    /// The layer as a link of a chain.
+    pub fn operation(&self) -> Operation {
+        Arc::new(Box::new(Fused(self.clone())))
     }
 
     /// The same as a composition of candle operations.

@@ -12,6 +12,7 @@ pub mod norm;
 pub mod param;
 pub mod product;
 pub mod recompute;
+pub mod residual;
 pub mod rope;
 pub mod storage;
 mod tap;

@@ -11,6 +11,7 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::param::Param;
+use super::residual::Operation;
 use super::storage;
 use super::tap::tap;
 
@@ -86,6 +87,15 @@ impl Norm {
         } else {
             self.composed_groups(x, first, groups)
         }
+    }
+
+    /// [`Self::forward_groups`] as a link of a chain; `groups: 1` from column 0 is the whole row where it has the norm's width.
+    pub fn operation(&self, first: usize, groups: usize) -> Operation {
+        Arc::new(Box::new(Fused {
+            norm: self.clone(),
+            first,
+            groups,
+        }))
     }
 
     /// [`Self::forward`] as a composition of candle operations.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::residual::Operation;
 use super::storage;
 
 /// Cosines and sines of the angles of each position a batch needs.
@@ -78,6 +79,14 @@ impl Angles {
         } else {
             self.composed(x, heads)
         }
+    }
+
+    /// [`Self::rotate`] as a link of a chain.
+    pub fn operation(&self, heads: usize) -> Operation {
+        Arc::new(Box::new(Rotate {
+            angles: self.clone(),
+            heads,
+        }))
     }
 
     /// The same as a composition of candle operations.

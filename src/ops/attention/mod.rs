@@ -15,6 +15,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::residual::Operation;
 use super::storage;
 pub use composed::attend as composed;
 use kernel::{Blocks, Scratch};
@@ -127,6 +128,14 @@ pub fn attend(qkv: &Tensor, segments: &Segments, spec: Attention) -> Result<Tens
     } else {
         composed(qkv, segments, spec)
     }
+}
+
+/// [`attend`] as a link of a chain.
+pub fn operation(segments: &Segments, spec: Attention) -> Operation {
+    Arc::new(Box::new(Fused {
+        spec,
+        segments: segments.clone(),
+    }))
 }
 
 struct Fused {

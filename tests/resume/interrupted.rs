@@ -1,0 +1,119 @@
+//! SIGINT and SIGTERM, which a run answers by saving; and a checkpoint that was damaged afterwards.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::process::{ATTEMPTS, Moment, StageRun, send};
+use crate::support::Workspace;
+
+/// A moment in the first half of a stage that has many steps left.
+const EARLY: Moment = Moment {
+    lines: 10,
+    delay: Duration::from_millis(2),
+};
+
+const STAGES: [(&str, &str); 4] = [
+    ("pretrain", "--set pretrain.max_steps=80"),
+    ("sft", "--set sft.max_steps=80"),
+    ("reward", "--set reward.max_steps=80"),
+    ("ppo", "--set ppo.max_steps=40"),
+];
+
+/// The checkpoints of a run, oldest first.
+fn checkpoints(run: &StageRun) -> Vec<PathBuf> {
+    let folder = run.workspace.stage(run.name, run.stage).join("checkpoints");
+    let entries = fs::read_dir(folder).expect("checkpoints");
+    let mut paths: Vec<PathBuf> = entries
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
+    paths.sort();
+    paths
+}
+
+/// Runs until [`EARLY`], sends the signal, and checks that the run saves and says so by its exit code. Where the machine was so busy
+/// that the run ended before the signal came, it is begun anew.
+fn interrupt(run: &StageRun, signal: &str) {
+    for _ in 0..ATTEMPTS {
+        let mut child = run.start_until(EARLY);
+        send(signal, &child);
+        let status = child.wait().expect("its end");
+        if run.is_done() {
+            run.forget();
+            continue;
+        }
+        assert_eq!(status.code(), Some(130), "{} after SIG{signal}", run.stage);
+        assert!(!checkpoints(run).is_empty(), "{}", run.stage);
+        return;
+    }
+    panic!(
+        "{}: {ATTEMPTS} times it ended before SIG{signal}",
+        run.stage
+    )
+}
+
+/// One run to its end, another interrupted, treated by `meanwhile` and continued: both leave the same. Returns what the continued run
+/// said.
+fn assert_continues(
+    stage: &str,
+    flags: &str,
+    signal: &str,
+    meanwhile: impl Fn(&StageRun),
+) -> String {
+    let workspace = Workspace::trained();
+    let run = |name| StageRun {
+        workspace: &workspace,
+        stage,
+        name,
+        flags,
+    };
+    let (unbroken, broken) = (run("unbroken"), run("broken"));
+    unbroken.complete();
+    interrupt(&broken, signal);
+    meanwhile(&broken);
+    let said = broken.complete();
+    broken.assert_same(&unbroken, &format!("SIG{signal} at {EARLY:?}"));
+    said
+}
+
+#[test]
+fn interrupted_runs_save_and_continue_where_they_were() {
+    for (stage, flags) in STAGES {
+        // Without checkpoints on the way, what is continued from is what the signal made it save.
+        let flags = format!("{flags} --set {stage}.save_steps=0");
+        let said = assert_continues(stage, &flags, "INT", |_| {});
+        assert!(said.contains("continues after"), "{stage}: {said}");
+    }
+}
+
+#[test]
+fn a_terminated_run_saves_too() {
+    let said = assert_continues("sft", STAGES[1].1, "TERM", |_| {});
+    assert!(said.contains("continues after"), "{said}");
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over() {
+    for (stage, flags) in STAGES {
+        let said = assert_continues(stage, flags, "INT", |run| {
+            let all = checkpoints(run);
+            assert!(all.len() > 1, "{stage}: {all:?}");
+            cut_short(all.last().expect("a checkpoint"));
+        });
+        assert!(
+            said.contains("damaged checkpoint passed over"),
+            "{stage}: {said}"
+        );
+        assert!(said.contains("continues after"), "{stage}: {said}");
+    }
+}
+
+/// Halves the largest file of a checkpoint.
+fn cut_short(checkpoint: &Path) {
+    let entries = fs::read_dir(checkpoint).expect("a checkpoint");
+    let files = entries.map(|entry| entry.expect("an entry").path());
+    let size = |path: &PathBuf| fs::metadata(path).expect("a file").len();
+    let largest = files.max_by_key(size).expect("a file");
+    let bytes = fs::read(&largest).expect("a file");
+    fs::write(&largest, &bytes[..bytes.len() / 2]).expect("a writable file");
+}

@@ -1,0 +1,158 @@
+//! What fine-tuning has beside its loss: frozen layers, rates by layer, early stopping, mixtures, chats.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use serde_json::json;
+
+use crate::support::{Workspace, example, records};
+
+const SFT_DATA: &str = "data = \"sft.jsonl\"";
+
+fn tensors(model: &Path) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(model.join("model.safetensors"), &Device::Cpu).expect("a model")
+}
+
+/// How far each tensor is from where it started; sorted by name.
+fn moved(workspace: &Workspace) -> Vec<(String, f32)> {
+    let start = tensors(&workspace.path("models/pretrain"));
+    let mut moved: Vec<(String, f32)> = tensors(&workspace.model("trial", "sft"))
+        .into_iter()
+        .map(|(name, end)| {
+            let step = (&end - &start[&name]).and_then(|step| step.abs()?.max_all()?.to_scalar());
+            (name, step.expect("tensors of one shape"))
+        })
+        .collect();
+    moved.sort_by(|a, b| a.0.cmp(&b.0));
+    moved
+}
+
+fn is_low(name: &str) -> bool {
+    name.contains("embed_tokens") || name.contains("layers.0.")
+}
+
+#[test]
+fn frozen_layers_keep_their_bits() {
+    let workspace = Workspace::trained();
+    workspace.succeed("sft config.toml --set sft.freeze_layers=1 --set sft.max_steps=5");
+    let moved = moved(&workspace);
+    assert!(moved.iter().any(|(name, _)| is_low(name)), "{moved:?}");
+    for (name, step) in &moved {
+        assert_eq!(*step == 0.0, is_low(name), "{name} moved by {step}");
+    }
+}
+
+#[test]
+fn lower_layers_learn_more_slowly_under_layerwise_decay() {
+    let workspace = Workspace::trained();
+    // The first step of Adam is the learning rate itself, for each weight that has a gradient.
+    let one_step =
+        "--set sft.max_steps=1 --set sft.lr_scheduler_type=constant --set sft.max_grad_norm=0.0";
+    workspace.succeed(&format!(
+        "sft config.toml {one_step} --set sft.layerwise_lr_decay=0.25"
+    ));
+    for (name, step) in moved(&workspace) {
+        let expected = match &name {
+            name if name.contains("embed_tokens") => 5e-3 / 16.0,
+            name if name.contains("layers.0.") => 5e-3 / 4.0,
+            _ => 5e-3,
+        };
+        assert!(
+            (step / expected - 1.0).abs() < 1e-2,
+            "{name} moved by {step}, not {expected}"
+        );
+    }
+}
+
+#[test]
+fn early_stopping_keeps_the_best() {
+    let workspace = Workspace::trained();
+    // Held out are the other ends of the same beginnings: first the form is learned, then the wrong words.
+    workspace.write("sft.jsonl", &records(0, 12, example));
+    workspace.write("held_out.jsonl", &records(30, 12, example));
+    let flags = "--set sft.eval_fraction=0.0 --set sft.eval_data=held_out.jsonl --set sft.lr_scheduler_type=constant \
+                 --set sft.learning_rate=2e-3";
+    let patient =
+        "--set sft.early_stopping_patience=3 --set sft.eval_steps=2 --set sft.max_steps=400";
+    workspace.succeed(&format!("sft config.toml {flags} {patient}"));
+
+    let metrics = workspace.metrics("trial", "sft");
+    let evaluated = metrics.iter().filter(|line| line["step"] != 0);
+    let losses: Vec<(u64, f64)> = evaluated
+        .filter_map(|line| Some((line["step"].as_u64()?, line.get("eval/loss")?.as_f64()?)))
+        .collect();
+    let (best, _) = *losses
+        .iter()
+        .min_by(|a, b| a.1.total_cmp(&b.1))
+        .expect("evaluations");
+    let (last, _) = *losses.last().expect("evaluations");
+    assert_eq!(
+        last,
+        best + 6,
+        "three evaluations without a new best end it: {losses:?}"
+    );
+
+    // Under a constant rate the best weights are those of a run of that length.
+    workspace.succeed(&format!(
+        "sft config.toml {flags} --set sft.max_steps={best} --set run.name=short"
+    ));
+    assert!(workspace.weights("trial", "sft") == workspace.weights("short", "sft"));
+}
+
+/// Fine-tunes on a mixture and returns its weights.
+fn mixed(workspace: &Workspace, name: &str, weights: [f64; 2]) -> Vec<u8> {
+    let sources = format!(
+        "data = [{{ path = \"sft.jsonl\", weight = {:?} }}, {{ path = \"more.jsonl\", weight = {:?} }}]",
+        weights[0], weights[1]
+    );
+    let config =
+        String::from_utf8(crate::support::read(&workspace.path("config.toml"))).expect("UTF-8");
+    workspace.write("mixed.toml", &config.replace(SFT_DATA, &sources));
+    workspace.succeed(&format!(
+        "sft mixed.toml --set run.name={name} --set sft.max_steps=10"
+    ));
+    workspace.weights(name, "sft")
+}
+
+#[test]
+fn a_mixture_draws_by_its_weights() {
+    let workspace = Workspace::trained();
+    workspace.write(
+        "more.jsonl",
+        &records(
+            300,
+            30,
+            |i| json!({"prompt": "say", "completion": format!(" {i}")}),
+        ),
+    );
+    let one = mixed(&workspace, "one", [3.0, 1.0]);
+    assert!(
+        mixed(&workspace, "same", [6.0, 2.0]) == one,
+        "only the proportion matters"
+    );
+    assert!(
+        mixed(&workspace, "other", [1.0, 3.0]) != one,
+        "the proportion matters"
+    );
+}
+
+#[test]
+fn conversations_go_through_the_chat_template() {
+    let workspace = Workspace::trained();
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}\
+                    {% if add_generation_prompt %}assistant: {% endif %}";
+    workspace.write("models/pretrain/chat_template.jinja", template);
+    let conversation = |i: usize| {
+        let (question, answer) = (format!("what is {i}?"), format!("it is {i}."));
+        json!({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
+    };
+    workspace.write("sft.jsonl", &records(10, 40, conversation));
+    workspace.succeed("sft config.toml");
+    let metrics = workspace.metrics("trial", "sft");
+    let loss = |line: &crate::support::Line| line["train/loss"].as_f64().expect("a loss");
+    let (first, last) = (loss(&metrics[1]), loss(metrics.last().expect("a line")));
+    assert!(last < 0.5 * first, "from {first} to {last}");
+    let kept = crate::support::read(&workspace.model("trial", "sft").join("chat_template.jinja"));
+    assert_eq!(kept, template.as_bytes());
+}

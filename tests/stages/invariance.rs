@@ -1,0 +1,84 @@
+//! What must not change the weights does not change a bit of them: how many threads, how large the rollout's batch and cache, whether
+//! activations are kept, whether anyone evaluates. And what must change them does.
+
+use crate::support::Workspace;
+
+/// The weights that `stage` ends in, with these flags.
+fn weights(workspace: &Workspace, stage: &str, name: &str, flags: &str) -> Vec<u8> {
+    workspace.succeed(&format!(
+        "{stage} config.toml --set run.name={name} {flags}"
+    ));
+    workspace.weights(name, stage)
+}
+
+/// Runs `stage` with each of `harmless` and compares the weights with those of the plain run; then with `seed`, which must differ.
+fn assert_invariant(stage: &str, harmless: &[&str]) {
+    let workspace = Workspace::trained();
+    let plain = weights(&workspace, stage, "plain", "");
+    for (i, key) in harmless.iter().enumerate() {
+        let changed = weights(
+            &workspace,
+            stage,
+            &format!("run-{i}"),
+            &format!("--set {key}"),
+        );
+        assert!(changed == plain, "{stage}: {key} changed the weights");
+    }
+    let seeded = weights(&workspace, stage, "seeded", "--set run.seed=4");
+    assert!(seeded != plain, "{stage}: the seed changed nothing");
+}
+
+#[test]
+fn pretraining_does_not_depend_on_threads_or_recomputation() {
+    assert_invariant(
+        "pretrain",
+        &[
+            "run.threads=1",
+            "run.threads=2",
+            "pretrain.recompute=block",
+            "pretrain.eval_steps=0",
+        ],
+    );
+}
+
+#[test]
+fn fine_tuning_does_not_depend_on_threads_or_recomputation() {
+    assert_invariant(
+        "sft",
+        &["run.threads=1", "run.threads=2", "sft.recompute=block"],
+    );
+}
+
+#[test]
+fn reward_models_do_not_depend_on_threads_or_recomputation() {
+    assert_invariant(
+        "reward",
+        &["run.threads=1", "run.threads=2", "reward.recompute=block"],
+    );
+}
+
+#[test]
+fn ppo_does_not_depend_on_threads_or_recomputation() {
+    assert_invariant(
+        "ppo",
+        &[
+            "run.threads=1",
+            "run.threads=2",
+            "ppo.recompute=block",
+            "ppo.eval_steps=1",
+        ],
+    );
+}
+
+#[test]
+fn ppo_does_not_depend_on_how_rollouts_are_batched() {
+    assert_invariant(
+        "ppo",
+        &[
+            "ppo.rollout_batch=1",
+            "ppo.rollout_batch=7",
+            "ppo.cache_tokens=64",
+            "ppo.cache_bytes=65536",
+        ],
+    );
+}

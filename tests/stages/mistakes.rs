@@ -1,0 +1,179 @@
+//! What goes wrong inside a stage ends with exit code 1 and a message that says where and what to do; nothing panics.
+
+use crate::support::{Workspace, example, pair, prompt, records};
+
+/// Runs a command that must fail, and looks for these parts in what it says.
+#[track_caller]
+fn refused(workspace: &Workspace, arguments: &str, says: &[&str]) {
+    let ended = workspace.run(arguments);
+    assert_eq!(ended.code, Some(1), "{arguments}: {}", ended.stderr);
+    assert!(
+        !ended.stderr.contains("panicked"),
+        "{arguments}: {}",
+        ended.stderr
+    );
+    for part in says {
+        assert!(
+            ended.stderr.contains(part),
+            "{arguments}: no {part:?} in\n{}",
+            ended.stderr
+        );
+    }
+}
+
+#[test]
+fn a_malformed_line_is_named() {
+    let workspace = Workspace::trained();
+    let broken =
+        |record: fn(usize) -> serde_json::Value| records(0, 2, record) + "{\"prompt\": \"a\n";
+    workspace.write("sft.jsonl", &broken(example));
+    workspace.write("pairs.jsonl", &broken(pair));
+    workspace.write("prompts.jsonl", &broken(prompt));
+    refused(
+        &workspace,
+        "sft config.toml",
+        &["stage sft", "sft.jsonl:3", "JSON"],
+    );
+    refused(
+        &workspace,
+        "reward config.toml",
+        &["stage reward", "pairs.jsonl:3", "JSON"],
+    );
+    refused(
+        &workspace,
+        "ppo config.toml",
+        &["stage ppo", "prompts.jsonl:3", "JSON"],
+    );
+}
+
+#[test]
+fn a_missing_field_is_named() {
+    let workspace = Workspace::trained();
+    workspace.write("sft.jsonl", &records(0, 2, prompt));
+    workspace.write("pairs.jsonl", &records(0, 2, prompt));
+    workspace.write("prompts.jsonl", "{\"question\": \"a\"}\n");
+    refused(
+        &workspace,
+        "sft config.toml",
+        &["sft.jsonl:1", "completion"],
+    );
+    refused(
+        &workspace,
+        "reward config.toml",
+        &["pairs.jsonl:1", "chosen"],
+    );
+    refused(
+        &workspace,
+        "ppo config.toml",
+        &["prompts.jsonl:1", "prompt"],
+    );
+}
+
+#[test]
+fn empty_data_is_refused() {
+    let workspace = Workspace::trained();
+    for file in ["text.jsonl", "sft.jsonl", "pairs.jsonl", "prompts.jsonl"] {
+        workspace.write(file, "");
+    }
+    refused(
+        &workspace,
+        "pretrain config.toml",
+        &["stage pretrain", "text.jsonl"],
+    );
+    refused(&workspace, "sft config.toml", &["stage sft", "sft.jsonl"]);
+    refused(
+        &workspace,
+        "reward config.toml",
+        &["stage reward", "pairs.jsonl"],
+    );
+    refused(
+        &workspace,
+        "ppo config.toml",
+        &["stage ppo", "prompts.jsonl"],
+    );
+}
+
+#[test]
+fn a_prompt_that_leaves_no_room_is_refused() {
+    let workspace = Workspace::trained();
+    let long = "the old king ".repeat(40);
+    workspace.write(
+        "prompts.jsonl",
+        &records(0, 1, |_| serde_json::json!({"prompt": long})),
+    );
+    refused(&workspace, "ppo config.toml", &["prompts.jsonl:1", "64"]);
+}
+
+#[test]
+fn roles_of_different_vocabularies_are_refused() {
+    let workspace = Workspace::trained();
+    let small = "--set run.name=small --set tokenizer.vocab_size=290";
+    workspace.succeed(&format!(
+        "pretrain config.toml {small} --set pretrain.max_steps=1"
+    ));
+    let from = "--set reward.from=runs/small/pretrain/final --set reward.max_steps=1";
+    workspace.succeed(&format!(
+        "reward config.toml {small} --set pretrain.max_steps=1 {from}"
+    ));
+    refused(
+        &workspace,
+        "ppo config.toml --set ppo.reward_model=runs/small/reward/final",
+        &["runs/small/reward/final", "290", "320", "vocabulary"],
+    );
+}
+
+#[test]
+fn training_that_diverges_ends_with_a_message() {
+    let workspace = Workspace::trained();
+    for stage in ["pretrain", "sft", "reward", "ppo"] {
+        let rate = format!("--set {stage}.learning_rate=1e30 --set {stage}.max_grad_norm=0.0");
+        let run = format!("--set run.name={stage} --set run.max_bad_steps=3");
+        refused(
+            &workspace,
+            &format!("{stage} config.toml {rate} {run}"),
+            &["3 ", "steps in a row", &format!("{stage}.learning_rate")],
+        );
+    }
+}
+
+#[test]
+fn a_step_that_is_not_finite_is_skipped_and_counted() {
+    let workspace = Workspace::trained();
+    let rate = "--set sft.learning_rate=1e30 --set sft.max_grad_norm=0.0 --set sft.max_steps=4";
+    workspace.succeed(&format!(
+        "sft config.toml {rate} --set run.max_bad_steps=100"
+    ));
+    let metrics = workspace.metrics("trial", "sft");
+    let last = metrics.last().expect("a line");
+    assert!(
+        last["train/skipped_steps"].as_f64() >= Some(2.0),
+        "{last:?}"
+    );
+    assert!(last["train/grad_norm"].is_null(), "{last:?}");
+}
+
+#[test]
+fn two_processes_do_not_share_a_run() {
+    let workspace = Workspace::trained();
+    let mut first = workspace.command("sft config.toml --set sft.max_steps=100000");
+    let mut first = first
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("the binary");
+    while !workspace
+        .stage("trial", "sft")
+        .join("metrics.jsonl")
+        .exists()
+    {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let second = workspace.run("sft config.toml --set sft.max_steps=100000");
+    first.kill().expect("a running process");
+    first.wait().expect("its end");
+    assert_eq!(second.code, Some(1), "{}", second.stderr);
+    assert!(
+        second.stderr.contains("another process is using"),
+        "{}",
+        second.stderr
+    );
+}

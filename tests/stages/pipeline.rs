@@ -1,0 +1,184 @@
+//! A whole run: every stage leaves its model, the same command then has nothing to do, and a changed configuration is taken up or
+//! refused by what it would change.
+
+use crate::support::{Workspace, lines, read};
+
+const STAGES: [&str; 4] = ["pretrain", "sft", "reward", "ppo"];
+
+#[test]
+fn every_stage_leaves_a_model_and_then_has_nothing_to_do() {
+    let workspace = Workspace::new();
+    let first = workspace.command("run config.toml").output();
+    let first = String::from_utf8(first.expect("the binary").stdout).expect("UTF-8");
+    let kept = |stage: &str| {
+        let metrics = read(&workspace.stage("trial", stage).join("metrics.jsonl"));
+        (workspace.weights("trial", stage), metrics)
+    };
+    for stage in STAGES {
+        for file in [
+            "config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ] {
+            assert!(
+                workspace.model("trial", stage).join(file).exists(),
+                "{stage}/final/{file}"
+            );
+        }
+        let table = format!("runs/trial/{stage}/final");
+        assert!(first.contains(&table), "no {table} in {}", first);
+    }
+    for column in [
+        "before",
+        "after",
+        "eval/perplexity",
+        "eval/accuracy",
+        "KL a sequence",
+    ] {
+        assert!(first.contains(column), "no {column} in {}", first);
+    }
+    let before = STAGES.map(kept);
+    let second = workspace.succeed("run config.toml");
+    for stage in STAGES {
+        let says = format!("{stage}: finished after");
+        assert!(
+            second.stderr.contains(&says),
+            "no {says:?} in {}",
+            second.stderr
+        );
+    }
+    assert!(STAGES.map(kept) == before, "a finished stage was touched");
+}
+
+#[test]
+fn a_change_that_would_change_the_result_is_refused() {
+    let workspace = Workspace::trained();
+    workspace.succeed("ppo config.toml --set ppo.max_steps=2");
+    let weights = workspace.weights("trial", "ppo");
+
+    let changed = "ppo config.toml --set ppo.max_steps=2 --set ppo.kl_coef=0.5";
+    let refused = workspace.run(changed);
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    for part in ["ppo.kl_coef", "0.05", "0.5", "--fresh"] {
+        assert!(
+            refused.stderr.contains(part),
+            "no {part:?} in {}",
+            refused.stderr
+        );
+    }
+    assert!(workspace.weights("trial", "ppo") == weights);
+
+    workspace.succeed(
+        "ppo config.toml --set ppo.max_steps=2 --set ppo.save_steps=1 --set run.threads=1",
+    );
+    assert!(
+        workspace.weights("trial", "ppo") == weights,
+        "a harmless change is taken up"
+    );
+
+    workspace.succeed(&format!("{changed} --fresh"));
+    assert!(
+        workspace.weights("trial", "ppo") != weights,
+        "--fresh starts over"
+    );
+    let old = workspace
+        .stage("trial", "ppo.old-1")
+        .join("final/model.safetensors");
+    assert!(read(&old) == weights, "--fresh sets the old stage aside");
+}
+
+#[test]
+fn a_stage_that_has_not_begun_may_change() {
+    let workspace = Workspace::new();
+    workspace.succeed("pretrain config.toml --set pretrain.max_steps=5");
+    workspace.succeed("sft config.toml --set pretrain.max_steps=5 --set sft.learning_rate=1e-3 --set sft.max_steps=5");
+    // But not what it would start from.
+    let refused = workspace.run("reward config.toml --set pretrain.max_steps=6");
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("pretrain.max_steps"),
+        "{}",
+        refused.stderr
+    );
+}
+
+#[test]
+fn ppo_writes_the_metrics_that_the_field_knows() {
+    let workspace = Workspace::trained();
+    workspace.succeed("ppo config.toml");
+    let metrics = workspace.metrics("trial", "ppo");
+    let every = [
+        "step",
+        "objective/kl",
+        "objective/entropy",
+        "objective/scores",
+        "objective/rlhf_reward",
+        "objective/kl_coef",
+        "policy/approx_kl",
+        "policy/clip_fraction",
+        "policy/ratio_mean",
+        "policy/grad_norm",
+        "policy/learning_rate",
+        "loss/policy",
+        "loss/value",
+        "value/explained_variance",
+        "value/clip_fraction",
+        "value/grad_norm",
+        "rollout/tokens_per_second",
+        "rollout/length_mean",
+        "rollout/eos_fraction",
+        "time/step",
+        "time/rollout",
+        "time/score",
+        "time/update",
+        "memory/peak_bytes",
+    ];
+    let evaluations = [
+        "eval/score",
+        "eval/kl",
+        "eval/length_mean",
+        "eval/eos_fraction",
+        "eval/distinct_2",
+    ];
+    let steps: Vec<u64> = metrics
+        .iter()
+        .filter_map(|line| line["step"].as_u64())
+        .collect();
+    assert_eq!(steps, (0..=6).collect::<Vec<u64>>());
+    for line in &metrics {
+        let step = line["step"].as_u64().expect("a step");
+        let evaluated = [0, 4, 6].contains(&step);
+        for name in every
+            .iter()
+            .filter(|_| step > 0)
+            .chain(evaluations.iter().filter(|_| evaluated))
+        {
+            assert!(
+                line.get(*name).is_some_and(|value| value.is_number()),
+                "{name} in {line:?}"
+            );
+        }
+        assert_eq!(line.contains_key("eval/score"), evaluated, "{line:?}");
+    }
+    assert_samples(&workspace, 3);
+}
+
+/// `samples.jsonl` has every evaluated prompt with what became of it.
+fn assert_samples(workspace: &Workspace, evaluations: usize) {
+    let samples = lines(&workspace.stage("trial", "ppo").join("samples.jsonl"));
+    assert_eq!(samples.len(), 8 * evaluations);
+    for sample in &samples {
+        for name in ["prompt", "completion"] {
+            assert!(sample[name].is_string(), "{name} in {sample:?}");
+        }
+        for name in ["score", "kl", "step"] {
+            assert!(sample[name].is_number(), "{name} in {sample:?}");
+        }
+    }
+    // The same seed each time: before training a prompt's completion is the reference's, with no KL.
+    assert!(
+        samples[..8].iter().all(|s| s["kl"].as_f64() == Some(0.0)),
+        "{samples:?}"
+    );
+}
