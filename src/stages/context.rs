@@ -80,7 +80,7 @@ impl Finished {
             .collect();
         Self {
             done: Done {
-                steps: report.steps,
+                steps: report.planned,
                 summary,
             },
             table,

@@ -6,8 +6,8 @@ use candle_core::Device;
 use super::context::{Context, Finished};
 use super::{pretrain, reward, sft};
 use crate::config::diff::{Effect, diff};
-use crate::config::{self, Config, Stage};
-use crate::train::run_folder::{Existing, RunFolder};
+use crate::config::{self, Config, Length, Stage, Training};
+use crate::train::run_folder::{Done, Existing, RunFolder};
 use crate::train::signal::{Outcome, StopRequest};
 
 /// Stack of a pool thread: a backward pass recurses as deep as the graph.
@@ -56,13 +56,16 @@ fn run_in_order(
     for &stage in stages {
         let files = folder.stage(stage, existing)?;
         if let Some(done) = files.done()? {
-            eprintln!(
-                "{}: finished after {} steps; its model is {}",
-                stage.name(),
-                done.steps,
-                files.final_model().display()
-            );
-            continue;
+            if !wants_more(config, stage, &done) {
+                eprintln!(
+                    "{}: finished after {} steps; its model is {}",
+                    stage.name(),
+                    done.steps,
+                    files.final_model().display()
+                );
+                continue;
+            }
+            files.unmark_done()?;
         }
         let context = Context {
             config,
@@ -85,6 +88,14 @@ fn run_in_order(
         }
     }
     Ok(Outcome::Finished)
+}
+
+/// Whether `max_steps` was raised since the stage finished (only a constant learning rate lets it be).
+fn wants_more(config: &Config, stage: Stage, done: &Done) -> bool {
+    match config.training(stage).map(Training::length) {
+        Some(Length::Steps(steps)) => steps as u64 > done.steps,
+        _ => false,
+    }
 }
 
 fn run_one(context: &Context, stage: Stage) -> Result<Option<Finished>> {

@@ -269,3 +269,6 @@ fn sum_of_squares(block: &[f32]) -> f64 {
     }
     lanes.iter().sum()
 }
+
+#[cfg(test)]
+mod tests;

@@ -67,7 +67,7 @@ pub struct StageFolder {
 /// That a stage is finished, and what came of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Done {
-    /// Steps done in all.
+    /// Steps that were asked for; a stage that is asked for more goes on.
     pub steps: u64,
     /// Numbers for the closing table, by name.
     pub summary: Map<String, Value>,

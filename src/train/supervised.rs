@@ -91,6 +91,8 @@ pub struct Plan<'a> {
 pub struct Report {
     /// Steps done.
     pub steps: u64,
+    /// Steps asked for; more than were done where training stopped early.
+    pub planned: u64,
     /// Tokens fed.
     pub tokens: u64,
     /// Held-out measures before the first step.
@@ -295,7 +297,8 @@ impl<'a, T: Task> Run<'a, T> {
         if bad >= self.plan.max_bad_steps.max(1) {
             bail!(
                 "{bad} steps in a row up to step {step} had a loss or gradient that is not finite (last loss {loss}); \
-                 lower {stage}.learning_rate (now {rate:e}) or look at the data, then run again: it continues from the last checkpoint",
+                 lower {stage}.learning_rate (now {rate:e}) or look at the data, then run again: it continues from the last checkpoint \
+                 (run.max_bad_steps says how many such steps are borne)",
                 stage = self.plan.stage,
             );
         }
@@ -397,6 +400,7 @@ impl<'a, T: Task> Run<'a, T> {
         } = self.state;
         Ok(Report {
             steps: self.step,
+            planned: self.plan.steps,
             tokens,
             before,
             after,

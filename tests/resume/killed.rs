@@ -17,11 +17,12 @@ fn kills() -> u64 {
     }
 }
 
-/// The `kill`-th of `kills` moments in a stage of `lines` lines: a draw from its part of the first three quarters.
+/// The `kill`-th of `kills` moments in a stage of `lines` lines: a draw from its part of the middle, where a checkpoint lies behind
+/// and steps ahead.
 fn moment(key: Key, kill: u64, kills: u64, attempt: u64, lines: usize) -> Moment {
     let place = (kill as f64 + key.uniform(kill, 2 * attempt)) / kills as f64;
     Moment {
-        lines: 1 + (place * 0.75 * lines as f64) as usize,
+        lines: ((0.2 + 0.6 * place) * lines as f64) as usize,
         delay: Duration::from_micros(key.below(kill, 2 * attempt + 1, 5000)),
     }
 }

@@ -11,27 +11,37 @@ fn weights(workspace: &Workspace, stage: &str, name: &str, flags: &str) -> Vec<u
     workspace.weights(name, stage)
 }
 
-/// Runs `stage` with each of `harmless` and compares the weights with those of the plain run; then with `seed`, which must differ.
-fn assert_invariant(stage: &str, harmless: &[&str]) {
+/// Runs `stage` with `flags` and each of `harmless` and compares the weights with those of the plain run; then with another seed,
+/// which must matter.
+fn assert_invariant(stage: &str, flags: &str, harmless: &[&str]) {
     let workspace = Workspace::trained();
-    let plain = weights(&workspace, stage, "plain", "");
+    let plain = weights(&workspace, stage, "plain", flags);
     for (i, key) in harmless.iter().enumerate() {
         let changed = weights(
             &workspace,
             stage,
             &format!("run-{i}"),
-            &format!("--set {key}"),
+            &format!("{flags} --set {key}"),
         );
-        assert!(changed == plain, "{stage}: {key} changed the weights");
+        assert!(
+            changed == plain,
+            "{stage} {flags}: {key} changed the weights"
+        );
     }
-    let seeded = weights(&workspace, stage, "seeded", "--set run.seed=4");
-    assert!(seeded != plain, "{stage}: the seed changed nothing");
+    let seeded = weights(
+        &workspace,
+        stage,
+        "seeded",
+        &format!("{flags} --set run.seed=4"),
+    );
+    assert!(seeded != plain, "{stage} {flags}: the seed changed nothing");
 }
 
 #[test]
 fn pretraining_does_not_depend_on_threads_or_recomputation() {
     assert_invariant(
         "pretrain",
+        "",
         &[
             "run.threads=1",
             "run.threads=2",
@@ -41,10 +51,24 @@ fn pretraining_does_not_depend_on_threads_or_recomputation() {
     );
 }
 
+/// Products, sums and logits are large enough here to be shared among threads.
+#[test]
+fn a_wider_model_does_not_depend_on_threads_or_recomputation() {
+    let wide = "--set model.hidden_size=96 --set model.intermediate_size=256 --set pretrain.batch_size=24 --set pretrain.max_steps=4";
+    let harmless = [
+        "run.threads=1",
+        "run.threads=2",
+        "run.threads=3",
+        "pretrain.recompute=block",
+    ];
+    assert_invariant("pretrain", wide, &harmless);
+}
+
 #[test]
 fn fine_tuning_does_not_depend_on_threads_or_recomputation() {
     assert_invariant(
         "sft",
+        "",
         &["run.threads=1", "run.threads=2", "sft.recompute=block"],
     );
 }
@@ -53,6 +77,7 @@ fn fine_tuning_does_not_depend_on_threads_or_recomputation() {
 fn reward_models_do_not_depend_on_threads_or_recomputation() {
     assert_invariant(
         "reward",
+        "",
         &["run.threads=1", "run.threads=2", "reward.recompute=block"],
     );
 }
@@ -61,6 +86,7 @@ fn reward_models_do_not_depend_on_threads_or_recomputation() {
 fn ppo_does_not_depend_on_threads_or_recomputation() {
     assert_invariant(
         "ppo",
+        "",
         &[
             "run.threads=1",
             "run.threads=2",
@@ -74,6 +100,7 @@ fn ppo_does_not_depend_on_threads_or_recomputation() {
 fn ppo_does_not_depend_on_how_rollouts_are_batched() {
     assert_invariant(
         "ppo",
+        "",
         &[
             "ppo.rollout_batch=1",
             "ppo.rollout_batch=7",

@@ -227,7 +227,7 @@ fn end(i: usize, adjectives: [&str; 4]) -> String {
 }
 
 fn sentence(i: usize) -> String {
-    let adjectives = if i % 2 == 0 { HAPPY } else { SAD };
+    let adjectives = if i.is_multiple_of(2) { HAPPY } else { SAD };
     beginning(i) + &end(i, adjectives)
 }
 
@@ -240,7 +240,7 @@ pub fn records(first: usize, count: usize, record: impl Fn(usize) -> Value) -> S
 
 /// A prompt with sentence `i`'s end.
 pub fn example(i: usize) -> Value {
-    let adjectives = if i % 2 == 0 { HAPPY } else { SAD };
+    let adjectives = if i.is_multiple_of(2) { HAPPY } else { SAD };
     json!({"prompt": beginning(i), "completion": end(i, adjectives)})
 }
 
