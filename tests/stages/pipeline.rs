@@ -104,6 +104,24 @@ fn a_stage_that_has_not_begun_may_change() {
 }
 
 #[test]
+fn a_finished_stage_goes_on_when_more_steps_are_asked_for() {
+    let workspace = Workspace::new();
+    let ask = |name: &str, steps: usize| {
+        let constant = "pretrain.lr_scheduler_type=constant";
+        format!(
+            "pretrain config.toml --set run.name={name} --set {constant} --set pretrain.max_steps={steps}"
+        )
+    };
+    workspace.succeed(&ask("raised", 3));
+    let short = workspace.weights("raised", "pretrain");
+    workspace.succeed(&ask("raised", 6));
+    workspace.succeed(&ask("whole", 6));
+    let raised = workspace.weights("raised", "pretrain");
+    assert!(raised != short, "three more steps changed nothing");
+    assert!(raised == workspace.weights("whole", "pretrain"));
+}
+
+#[test]
 fn ppo_writes_the_metrics_that_the_field_knows() {
     let workspace = Workspace::trained();
     workspace.succeed("ppo config.toml");
