@@ -14,9 +14,7 @@ use collimate::{commands, stages};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    // candle's own pool would spin beside the one that does the work.
-    // SAFETY: no other thread runs yet.
-    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    set_up_process();
     // Wrong usage ends here, with code 2.
     let cli = Cli::parse();
     match dispatch(&cli.command) {
@@ -26,6 +24,19 @@ fn main() -> ExitCode {
             report(&error);
             ExitCode::FAILURE
         }
+    }
+}
+
+/// `mi_option_purge_delay`, which the crate does not name.
+const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+
+/// What must be settled before anything else runs: candle's own pool would spin beside the one that does the work, and memory
+/// given back between two steps is zeroed by the kernel and faulted in again in the next.
+fn set_up_process() {
+    // SAFETY: no other thread runs yet, and the option takes a number of milliseconds or -1 for never.
+    unsafe {
+        std::env::set_var("CANDLE_NUM_THREADS", "1");
+        libmimalloc_sys::mi_option_set(PURGE_DELAY, -1);
     }
 }
 
