@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use collimate::cli::{Cli, Command, ConfigArgs};
 use collimate::config::{Config, Document, Stage};
+use collimate::train::process;
 use collimate::train::signal::{EXIT_STOPPED, Outcome};
 use collimate::{commands, stages};
 
@@ -14,7 +15,7 @@ use collimate::{commands, stages};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    set_up_process();
+    process::set_up();
     // Wrong usage ends here, with code 2.
     let cli = Cli::parse();
     match dispatch(&cli.command) {
@@ -24,19 +25,6 @@ fn main() -> ExitCode {
             report(&error);
             ExitCode::FAILURE
         }
-    }
-}
-
-/// `mi_option_purge_delay`, which the crate does not name.
-const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
-
-/// What must be settled before anything else runs: candle's own pool would spin beside the one that does the work, and memory
-/// given back between two steps is zeroed by the kernel and faulted in again in the next.
-fn set_up_process() {
-    // SAFETY: no other thread runs yet, and the option takes a number of milliseconds or -1 for never.
-    unsafe {
-        std::env::set_var("CANDLE_NUM_THREADS", "1");
-        libmimalloc_sys::mi_option_set(PURGE_DELAY, -1);
     }
 }
 

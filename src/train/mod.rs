@@ -5,6 +5,7 @@ mod durable;
 pub mod memory;
 pub mod metrics;
 pub mod optimizer;
+pub mod process;
 pub mod progress;
 pub mod run_folder;
 pub mod schedule;
