@@ -10,7 +10,8 @@ use candle_core::{Device, Result, Tensor, Var};
 
 use super::ModelError;
 use super::block::{Block, norm};
-use super::config::{DecoderConfig, Family, Head, Position, RopeConfig, RopeScaling, TensorSpec};
+use super::config::{DecoderConfig, Family, Head, Position, TensorSpec};
+use super::frequencies::rotation;
 use super::hf_config::HfConfig;
 use super::init::fresh;
 use super::weights::{DEFAULT_MAX_SHARD_BYTES, SaveDtype, Weights, save};
@@ -437,54 +438,6 @@ fn layer_training(store: &ParamStore, layer: usize) -> Training {
         Training::Trained
     } else {
         Training::Frozen
-    }
-}
-
-fn rotation(config: &DecoderConfig) -> Option<Rotation> {
-    match config.position {
-        Position::Learned => None,
-        Position::Rope(rope) => Some(Rotation::new(frequencies(rope, config.head_dim))),
-    }
-}
-
-/// Inverse frequencies `theta^(−2i/d)`, in f32 as transformers computes them, then scaled.
-fn frequencies(rope: RopeConfig, head_dim: usize) -> Vec<f32> {
-    let base =
-        (0..head_dim / 2).map(|i| 1.0 / (rope.theta as f32).powf(2.0 * i as f32 / head_dim as f32));
-    match rope.scaling {
-        RopeScaling::None => base.collect(),
-        RopeScaling::Linear { factor } => base.map(|f| f / factor as f32).collect(),
-        RopeScaling::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_max_position_embeddings,
-        } => {
-            let context = original_max_position_embeddings as f64;
-            base.map(|f| {
-                llama3(
-                    f64::from(f),
-                    factor,
-                    low_freq_factor,
-                    high_freq_factor,
-                    context,
-                ) as f32
-            })
-            .collect()
-        }
-    }
-}
-
-/// Llama 3.1's stretch of one frequency: long waves by `factor`, short ones not, a linear passage between.
-fn llama3(frequency: f64, factor: f64, low: f64, high: f64, context: f64) -> f64 {
-    let wavelength = 2.0 * std::f64::consts::PI / frequency;
-    if wavelength < context / high {
-        frequency
-    } else if wavelength > context / low {
-        frequency / factor
-    } else {
-        let smooth = (context / wavelength - low) / (high - low);
-        (1.0 - smooth) * frequency / factor + smooth * frequency
     }
 }
 

@@ -7,6 +7,7 @@ mod block;
 pub mod config;
 pub mod decoder;
 mod error;
+mod frequencies;
 pub mod generator;
 pub mod hf_config;
 mod init;
