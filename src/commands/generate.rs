@@ -69,7 +69,7 @@ pub fn generate(args: &GenerateArgs) -> anyhow::Result<Outcome> {
 }
 
 /// What to ask of the generator, record by record.
-fn requests(args: &GenerateArgs, folder: &ModelFolder<'_>) -> Result<Vec<Request>> {
+fn requests(args: &GenerateArgs, folder: &ModelFolder) -> Result<Vec<Request>> {
     let records = data::read(&args.prompts)?;
     let prompts = folder.token_ids(&records, PROMPT_IDS, encode)?;
     let context = folder.config().decoder.max_position_embeddings;
@@ -219,7 +219,7 @@ impl<'a> Ends<'a> {
     fn new(
         stop: &'a [String],
         tokens: StopTokens,
-        folder: &'a ModelFolder<'_>,
+        folder: &'a ModelFolder,
     ) -> anyhow::Result<Self> {
         let mut ends = Self {
             ids: match tokens {

@@ -3,20 +3,20 @@
 //! Text is encoded as in training ([`crate::data::example`]). A record that gives ids needs no
 //! tokenizer; the folder may then have none.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::Context;
-
-use crate::config;
+use crate::config::Device;
 use crate::data::{DataError, Encoder, Record, Result, Tokenizer, TooLong};
 use crate::model::Decoder;
 use crate::model::config::Head;
 use crate::model::hf_config::HfConfig;
+use crate::model::hub;
+use crate::ops::device;
 use crate::ops::param::Training;
 
 /// A Hugging Face folder: its configuration, and its tokenizer if it has one.
-pub(super) struct ModelFolder<'a> {
-    path: &'a Path,
+pub(super) struct ModelFolder {
+    path: PathBuf,
     config: HfConfig,
     tokenizer: Option<Tokenizer>,
 }
@@ -29,15 +29,16 @@ pub(super) struct TextEncoder<'a> {
     pub records: Encoder<'a>,
 }
 
-impl<'a> ModelFolder<'a> {
-    /// Reads all but the weights.
+impl ModelFolder {
+    /// Reads all but the weights; a model of the hub is fetched first.
     ///
     /// # Errors
-    /// A folder without `config.json`, or a file that cannot be understood.
-    pub fn open(path: &'a Path) -> anyhow::Result<Self> {
-        let config = HfConfig::read(path)?;
+    /// A folder without `config.json`, a file that cannot be understood, or a model that cannot be fetched.
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        let path = hub::local(path)?;
+        let config = HfConfig::read(&path)?;
         let has_tokenizer = path.join("tokenizer.json").exists();
-        let tokenizer = has_tokenizer.then(|| Tokenizer::load(path)).transpose()?;
+        let tokenizer = has_tokenizer.then(|| Tokenizer::load(&path)).transpose()?;
         Ok(Self {
             path,
             config,
@@ -57,16 +58,22 @@ impl<'a> ModelFolder<'a> {
 
     /// Where it lies, for messages.
     pub fn path(&self) -> &Path {
-        self.path
+        &self.path
     }
 
     /// Reads the weights; none is trained.
     ///
     /// # Errors
     /// A missing or damaged file, a tensor of another shape, or a device that cannot be used.
-    pub fn decoder(&self, head: Head, on: config::Device) -> anyhow::Result<Decoder> {
+    pub fn decoder(&self, head: Head, on: Device) -> anyhow::Result<Decoder> {
         let frozen = |_: &_| Training::Frozen;
-        Ok(Decoder::load(self.path, head, 0, frozen, &device(on)?)?)
+        Ok(Decoder::load(
+            &self.path,
+            head,
+            0,
+            frozen,
+            &device::open(on)?,
+        )?)
     }
 
     /// The token ids of each record: those in its field `ids_field`, else what `encode` makes of
@@ -137,19 +144,5 @@ pub(super) fn wrong(record: &Record, message: String) -> DataError {
     DataError::Record {
         at: record.source.clone(),
         message,
-    }
-}
-
-fn device(device: config::Device) -> anyhow::Result<candle_core::Device> {
-    match device {
-        config::Device::Cpu => Ok(candle_core::Device::Cpu),
-        config::Device::Cuda(ordinal) => {
-            candle_core::Device::new_cuda(ordinal).with_context(|| {
-                format!(
-                    "--device {device} cannot be used; it needs a build with `--features cuda` \
-                     and a GPU of that number (see nvidia-smi)"
-                )
-            })
-        }
     }
 }

@@ -75,7 +75,7 @@ pub fn score(args: &ScoreArgs) -> anyhow::Result<Outcome> {
 }
 
 /// The tokens to score, record by record, each within the context.
-fn sequences(args: &ScoreArgs, folder: &ModelFolder<'_>, head: Head) -> Result<Vec<Vec<u32>>> {
+fn sequences(args: &ScoreArgs, folder: &ModelFolder, head: Head) -> Result<Vec<Vec<u32>>> {
     let records = data::read(&args.data)?;
     let encode = |text: &TextEncoder<'_>, record: &Record| encode(text, record, head);
     let sequences = folder.token_ids(&records, IDS, encode)?;

@@ -10,6 +10,7 @@ use toml::Value;
 
 use super::document::Document;
 use super::error::{ConfigError, Place, Problem, Problems};
+use super::hub::HubName;
 use super::names;
 
 /// Notes problems, and knows where each key was given.
@@ -194,6 +195,21 @@ impl Keys<'_, '_> {
             let looked = std::path::absolute(path).unwrap_or_else(|_| path.into());
             let message = format!("no such file or folder (looked for {})", looked.display());
             self.wrong(key, format!("\"{}\"", path.display()), message);
+        }
+    }
+
+    /// The model folder `path` must exist, or be the name of a model on the hub where models can be fetched.
+    pub fn model_exists(&mut self, key: &str, path: &Path) {
+        match HubName::parse(path) {
+            Some(_) if path.exists() || cfg!(feature = "hub") => {}
+            Some(name) => {
+                let message = format!(
+                    "no such folder here; if the Hugging Face hub's model {} is meant, build with --features hub",
+                    name.repo
+                );
+                self.wrong(key, format!("\"{}\"", path.display()), message);
+            }
+            None => self.exists(key, path),
         }
     }
 

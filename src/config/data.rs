@@ -106,10 +106,6 @@ impl Data {
             keys.wrong(key, "\"\"", "names an empty path; remove it from the list");
         }
     }
-
-    pub(super) fn check_files(&self, key: &str, keys: &mut Keys<'_, '_>) {
-        self.paths().for_each(|path| keys.exists(key, path));
-    }
 }
 
 /// Held-out records of a stage that can cut them from its own data: `eval_data` wins, else

@@ -5,11 +5,15 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::path::Path;
 
 use toml::{Table, Value};
 
 use super::document::to_table;
 use super::{Config, ConfigError, Stage};
+
+/// Stands for the run's folder in the paths that are compared.
+const OWN_FOLDER: &str = "<run>";
 
 /// One key whose value differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +67,7 @@ impl fmt::Display for Change {
 /// # Errors
 /// If a path is not UTF-8.
 pub fn diff(old: &Config, new: &Config) -> Result<Vec<Change>, ConfigError> {
-    let (old, new) = (to_table(old)?, to_table(new)?);
+    let (old, new) = (to_table(&rebased(old))?, to_table(&rebased(new))?);
     let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
     let mut changes = Vec::new();
     for name in names {
@@ -73,6 +77,18 @@ pub fn diff(old: &Config, new: &Config) -> Result<Vec<Change>, ConfigError> {
         }
     }
     Ok(changes)
+}
+
+/// Models that the run made, named from its folder on: moving the folder changes none of them.
+fn rebased(config: &Config) -> Config {
+    let mut config = config.clone();
+    let folder = config.run.folder();
+    for model in config.model_folders_mut(&Stage::ALL) {
+        if let Ok(inside) = model.strip_prefix(&folder) {
+            *model = Path::new(OWN_FOLDER).join(inside);
+        }
+    }
+    config
 }
 
 fn table<'a>(tables: &'a Table, name: &str) -> Option<&'a Table> {
@@ -115,14 +131,12 @@ fn effect(table: &str, key: &str, old: &Table, new: &Table) -> Effect {
         (_, "save_steps" | "keep_last" | "keep_every" | "log_steps") => true,
         // Recomputed activations are the same bits as kept ones.
         (_, "recompute") => true,
-        // Evaluations decide when training stops if they stop it early.
-        ("sft", "eval_steps" | "eval_data") => {
-            old.get("early_stopping_patience") == Some(&Value::Integer(0))
-        }
-        (_, "eval_steps" | "eval_data" | "eval_batches") => true,
+        // Evaluations decide when training stops if they stop it early. What they measure on stays the same in any case, or
+        // the closing table would hold one thing against another.
+        ("sft", "eval_steps") => old.get("early_stopping_patience") == Some(&Value::Integer(0)),
+        (_, "eval_steps") => true,
         // Draws are keyed by sequence and position, not by who was sampled beside whom.
         ("ppo", "rollout_batch" | "cache_bytes" | "cache_tokens") => true,
-        ("ppo", "eval_prompts" | "eval_samples" | "eval_seed" | "judge_model" | "lexicon") => true,
         (_, "max_steps") => only_longer(old, new),
         _ => false,
     };
@@ -212,6 +226,25 @@ mod tests {
         let old = resolve(patient).unwrap();
         let new = resolve(&[patient[0], patient[1], "sft.eval_steps=7"]).unwrap();
         assert_eq!(diff(&old, &new).unwrap()[0].effect, Effect::ChangesResult);
+    }
+
+    #[test]
+    fn a_moved_run_has_the_same_models() {
+        let found = changes(&["run.name=moved", "run.dir=elsewhere"]);
+        assert!(
+            found.iter().all(|(_, effect)| *effect == Effect::Harmless),
+            "{found:?}"
+        );
+        assert!(
+            found.iter().all(|(key, _)| key.starts_with("run.")),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn what_evaluations_measure_on_stays() {
+        let found = changes(&["ppo.eval_seed=9"]);
+        assert_eq!(found, vec![("ppo.eval_seed".into(), Effect::ChangesResult)]);
     }
 
     #[test]

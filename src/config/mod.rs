@@ -14,6 +14,7 @@ pub mod diff;
 mod document;
 mod error;
 mod generation;
+mod hub;
 mod model;
 mod names;
 mod optim;
@@ -34,6 +35,7 @@ pub use data::{Data, HeldOut, Source};
 pub use document::{Document, Override};
 pub use error::{ConfigError, Place, Problem, Problems};
 pub use generation::Generation;
+pub use hub::HubName;
 pub use model::{Architecture, Family, Model, ModelStart, SaveDtype};
 pub use optim::{Length, LrScheduler, Recompute, Training};
 pub use ppo::{KlEstimator, Ppo, ScoreNormalization, Share};
@@ -190,7 +192,7 @@ impl Config {
         let given = self.model.start.as_ref().and_then(ModelStart::folder);
         given
             .iter()
-            .for_each(|folder| checker.table("model").exists("from", folder));
+            .for_each(|folder| checker.table("model").model_exists("from", folder));
         // What was copied from model.from is blamed there.
         if let Some(path) = self
             .tokenizer
@@ -198,7 +200,7 @@ impl Config {
             .as_deref()
             .filter(|path| Some(*path) != given)
         {
-            checker.table("tokenizer").exists("from", path);
+            checker.table("tokenizer").model_exists("from", path);
         }
         for stage in stages {
             self.check_stage_files(*stage, &mut checker);
@@ -207,31 +209,35 @@ impl Config {
     }
 
     fn check_stage_files(&self, stage: Stage, checker: &mut Checker<'_>) {
-        let (pretrain, sft, ppo) = (&self.pretrain, &self.sft, &self.ppo);
-        match stage {
-            Stage::Pretrain => pretrain.iter().for_each(|stage| stage.check_files(checker)),
-            Stage::Sft => sft.iter().for_each(|stage| stage.check_files(checker)),
-            Stage::Reward => self
-                .reward
-                .iter()
-                .for_each(|stage| stage.check_files("reward", checker)),
-            Stage::Judge => self
-                .judge
-                .iter()
-                .for_each(|stage| stage.check_files("judge", checker)),
-            Stage::Ppo => ppo.iter().for_each(|stage| stage.check_files(checker)),
+        for (key, file) in self.data_files(stage) {
+            checker.table(stage.name()).exists(key, file);
         }
         let own = self.run.folder();
         for (key, folder) in self.models_read(stage) {
             let given = self.model.start.as_ref().and_then(ModelStart::folder) == Some(folder);
             if !given && !folder.starts_with(&own) {
-                checker.table(stage.name()).exists(key, folder);
+                checker.table(stage.name()).model_exists(key, folder);
             }
         }
     }
 
+    /// The data files that `stage` reads, by key.
+    pub fn data_files(&self, stage: Stage) -> Vec<(&'static str, &Path)> {
+        match stage {
+            Stage::Pretrain => self
+                .pretrain
+                .iter()
+                .flat_map(Pretrain::data_files)
+                .collect(),
+            Stage::Sft => self.sft.iter().flat_map(Sft::data_files).collect(),
+            Stage::Reward => self.reward.iter().flat_map(Reward::data_files).collect(),
+            Stage::Judge => self.judge.iter().flat_map(Reward::data_files).collect(),
+            Stage::Ppo => self.ppo.iter().flat_map(Ppo::data_files).collect(),
+        }
+    }
+
     /// The model folders that `stage` reads, by key.
-    fn models_read(&self, stage: Stage) -> Vec<(&'static str, &Path)> {
+    pub fn models_read(&self, stage: Stage) -> Vec<(&'static str, &Path)> {
         match stage {
             Stage::Pretrain => Vec::new(),
             Stage::Sft => self
@@ -253,12 +259,45 @@ impl Config {
         }
     }
 
+    /// Every folder of a model or tokenizer that `stages` may read, those that the run itself makes among them.
+    pub fn model_folders_mut(&mut self, stages: &[Stage]) -> Vec<&mut PathBuf> {
+        let Self {
+            model,
+            tokenizer,
+            sft,
+            reward,
+            judge,
+            ppo,
+            ..
+        } = self;
+        let runs = |stage| stages.contains(&stage);
+        let mut folders: Vec<&mut PathBuf> = Vec::new();
+        if let Some(ModelStart::Folder(folder)) = &mut model.start {
+            folders.push(folder);
+        }
+        folders.extend(&mut tokenizer.from);
+        folders.extend(
+            sft.iter_mut()
+                .filter(|_| runs(Stage::Sft))
+                .map(|sft| &mut sft.from),
+        );
+        for (stage, table) in [(Stage::Reward, reward), (Stage::Judge, judge)] {
+            folders.extend(
+                table
+                    .iter_mut()
+                    .filter(|_| runs(stage))
+                    .map(|table| &mut table.from),
+            );
+        }
+        if let Some(ppo) = ppo.as_mut().filter(|_| runs(Stage::Ppo)) {
+            folders.extend([&mut ppo.from, &mut ppo.reward_model]);
+            folders.extend(&mut ppo.judge_model);
+        }
+        folders
+    }
+
     /// Fills the values that unset keys take from other keys and other tables.
     fn fill(&mut self, checker: &mut Checker<'_>) {
-        if let (None, Some(ModelStart::Folder(folder))) = (&self.tokenizer.from, &self.model.start)
-        {
-            self.tokenizer.from = Some(folder.clone());
-        }
         let trained = |stage| self.has(stage).then(|| self.run.final_model(stage));
         let given = self
             .model

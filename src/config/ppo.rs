@@ -335,14 +335,14 @@ impl Ppo {
         }
     }
 
-    pub(super) fn check_files(&self, checker: &mut Checker<'_>) {
-        let mut keys = checker.table("ppo");
-        keys.exists("prompts", &self.prompts);
-        for (key, path) in [
-            ("eval_prompts", &self.eval_prompts),
-            ("lexicon", &self.lexicon),
-        ] {
-            path.iter().for_each(|path| keys.exists(key, path));
-        }
+    /// The data files by key.
+    pub(super) fn data_files(&self) -> Vec<(&'static str, &Path)> {
+        let eval_prompts = self
+            .eval_prompts
+            .iter()
+            .map(|path| ("eval_prompts", path.as_path()));
+        let lexicon = self.lexicon.iter().map(|path| ("lexicon", path.as_path()));
+        let prompts = [("prompts", self.prompts.as_path())].into_iter();
+        prompts.chain(eval_prompts).chain(lexicon).collect()
     }
 }

@@ -1,5 +1,7 @@
 //! `[pretrain]`: next-token training on plain text.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
 use super::check::Checker;
@@ -61,9 +63,11 @@ impl Pretrain {
             .check_row("context_length", self.context_length, &mut keys);
     }
 
-    pub(super) fn check_files(&self, checker: &mut Checker<'_>) {
-        let mut keys = checker.table("pretrain");
-        self.data.check_files("data", &mut keys);
-        self.eval_data.check_files("eval_data", &mut keys);
+    /// The data files by key.
+    pub(super) fn data_files(&self) -> Vec<(&'static str, &Path)> {
+        let (data, eval_data) = (self.data.paths(), self.eval_data.paths());
+        let data = data.map(|path| ("data", path));
+        data.chain(eval_data.map(|path| ("eval_data", path)))
+            .collect()
     }
 }

@@ -3,7 +3,7 @@
 //! The judge is a second reward model, trained on other pairs and never seen by PPO: it tells a
 //! policy that has become better from one that has learnt its reward model's weaknesses.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -74,9 +74,11 @@ impl Reward {
         );
     }
 
-    pub(super) fn check_files(&self, table: &str, checker: &mut Checker<'_>) {
-        let mut keys = checker.table(table);
-        self.data.check_files("data", &mut keys);
-        self.held_out.eval_data.check_files("eval_data", &mut keys);
+    /// The data files by key.
+    pub(super) fn data_files(&self) -> Vec<(&'static str, &Path)> {
+        let (data, eval_data) = (self.data.paths(), self.held_out.eval_data.paths());
+        let data = data.map(|path| ("data", path));
+        data.chain(eval_data.map(|path| ("eval_data", path)))
+            .collect()
     }
 }

@@ -1,6 +1,6 @@
 //! `[sft]`: training on the answers to prompts.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -108,9 +108,11 @@ impl Sft {
             .check_row("max_length", self.max_length, &mut keys);
     }
 
-    pub(super) fn check_files(&self, checker: &mut Checker<'_>) {
-        let mut keys = checker.table("sft");
-        self.data.check_files("data", &mut keys);
-        self.held_out.eval_data.check_files("eval_data", &mut keys);
+    /// The data files by key.
+    pub(super) fn data_files(&self) -> Vec<(&'static str, &Path)> {
+        let (data, eval_data) = (self.data.paths(), self.held_out.eval_data.paths());
+        let data = data.map(|path| ("data", path));
+        data.chain(eval_data.map(|path| ("eval_data", path)))
+            .collect()
     }
 }

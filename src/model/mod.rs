@@ -10,6 +10,7 @@ mod error;
 mod frequencies;
 pub mod generator;
 pub mod hf_config;
+pub mod hub;
 mod init;
 pub mod weights;
 

@@ -5,6 +5,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod device;
 pub mod embedding;
 pub mod head;
 pub mod linear;

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use candle_core::Device;
 use serde_json::{Map, Value};
 
 use crate::config::{self, Config, Length, Training};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
+use crate::model::hf_config::HfConfig;
 use crate::model::weights::SaveDtype;
 use crate::train::run_folder::{Done, StageFolder};
 use crate::train::signal::StopRequest;
@@ -51,10 +52,24 @@ impl Context<'_> {
     /// The tokenizer of a model folder, or the one that `[tokenizer]` names instead.
     ///
     /// # Errors
-    /// If it cannot be read.
+    /// If it cannot be read, or has tokens that the model's embedding lacks.
     pub fn tokenizer_of(&self, folder: &Path) -> Result<Tokenizer> {
         let place = self.config.tokenizer.from.as_deref().unwrap_or(folder);
-        Tokenizer::load(place).with_context(|| format!("the tokenizer in {}", place.display()))
+        let tokenizer = Tokenizer::load(place)
+            .with_context(|| format!("the tokenizer in {}", place.display()))?;
+        let (tokens, rows) = (
+            tokenizer.vocab_size(),
+            HfConfig::read(folder)?.decoder.vocab_size,
+        );
+        if tokens > rows {
+            bail!(
+                "the tokenizer in {} has {tokens} tokens, the embedding of {} only {rows} rows; set tokenizer.from to that model's tokenizer, \
+                 or remove the key to take the one in its folder",
+                place.display(),
+                folder.display()
+            );
+        }
+        Ok(tokenizer)
     }
 }
 
@@ -89,11 +104,11 @@ impl Finished {
 }
 
 /// Steps of a stage whose data has `records`, `batch_size` of them a step.
-pub fn steps(training: &Training, records: usize) -> u64 {
+pub fn steps(training: &Training, records: usize, batch_size: usize) -> u64 {
     match training.length() {
         Length::Steps(steps) => steps as u64,
         Length::Epochs(epochs) => {
-            ((epochs * records as f64 / training.batch_size as f64).ceil() as u64).max(1)
+            ((epochs * records as f64 / batch_size as f64).ceil() as u64).max(1)
         }
     }
 }

@@ -3,6 +3,7 @@
 mod context;
 mod dataset;
 mod language;
+mod origin;
 mod ppo;
 mod pretrain;
 mod reward;

@@ -65,7 +65,7 @@ pub fn pretrain(context: &Context, config: &Pretrain) -> Result<Option<Finished>
     let model = model(context, &tokenizer, config.context_length)?;
 
     // 3. Train, and leave a Hugging Face folder.
-    let steps = steps(&config.training, rows.len());
+    let steps = steps(&config.training, rows.len(), config.training.batch_size);
     let walk = Items::single(vec![(); rows.len()]).walk(context.config.run.seed)?;
     let task = LanguageTask {
         rows,

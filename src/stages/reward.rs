@@ -62,7 +62,11 @@ pub fn reward(context: &Context, config: &Reward, stage: Stage) -> Result<Option
     let walk = pairs.walk(seed)?;
     let plan = Plan {
         stage: stage.name(),
-        steps: steps(&config.training, pairs.all.len()),
+        steps: steps(
+            &config.training,
+            pairs.all.len(),
+            config.training.batch_size,
+        ),
         training: &config.training,
         patience: 0,
         max_bad_steps: context.config.run.max_bad_steps,

@@ -1,12 +1,12 @@
 //! Runs stages in order: finished ones are passed over, interrupted ones continue.
 
-use anyhow::{Context as _, Result, bail};
-use candle_core::Device;
+use anyhow::{Context as _, Result};
 
 use super::context::{Context, Finished};
-use super::{pretrain, reward, sft};
-use crate::config::diff::{Effect, diff};
-use crate::config::{self, Config, Length, Stage, Training};
+use super::{origin, pretrain, reward, sft};
+use crate::config::{Config, Length, Stage, Training};
+use crate::model::hub;
+use crate::ops::device;
 use crate::train::run_folder::{Done, Existing, RunFolder};
 use crate::train::signal::{Outcome, StopRequest};
 
@@ -37,7 +37,12 @@ fn run_stages(
     stages: &[Stage],
     existing: Existing,
 ) -> Result<Outcome> {
-    check_changes(config, folder, stages, existing)?;
+    let starts_over = |stage: &Stage| existing == Existing::SetAside && stages.contains(stage);
+    let kept: Vec<Stage> = Stage::ALL
+        .into_iter()
+        .filter(|stage| !starts_over(stage))
+        .collect();
+    origin::check_config(config, folder, &kept)?;
     folder.write_config(&config.to_toml()?)?;
     let stop = StopRequest::listen()?;
     on_pool(config.run.threads, || {
@@ -52,9 +57,11 @@ fn run_in_order(
     existing: Existing,
     stop: &StopRequest,
 ) -> Result<Outcome> {
-    let device = device(&config.run.device)?;
+    let device = device::open(config.run.device)?;
+    let local = with_local_models(config, stages)?;
     for &stage in stages {
         let files = folder.stage(stage, existing)?;
+        origin::check_inputs(config, &local, stage, &files)?;
         if let Some(done) = files.done()? {
             if !wants_more(config, stage, &done) {
                 eprintln!(
@@ -68,7 +75,7 @@ fn run_in_order(
             files.unmark_done()?;
         }
         let context = Context {
-            config,
+            config: &local,
             folder: &files,
             device: &device,
             stop,
@@ -88,6 +95,18 @@ fn run_in_order(
         }
     }
     Ok(Outcome::Finished)
+}
+
+/// The configuration with models of the hub replaced by the folders that they were fetched to.
+fn with_local_models(config: &Config, stages: &[Stage]) -> Result<Config> {
+    let mut config = config.clone();
+    let made = config.run.folder();
+    for folder in config.model_folders_mut(stages) {
+        if !folder.starts_with(&made) {
+            *folder = hub::local(folder)?;
+        }
+    }
+    Ok(config)
 }
 
 /// Whether `max_steps` was raised since the stage finished (only a constant learning rate lets it be).
@@ -118,64 +137,6 @@ fn run_one(context: &Context, stage: Stage) -> Result<Option<Finished>> {
     }
 }
 
-/// Refuses to continue a stage under a configuration that would have led elsewhere.
-fn check_changes(
-    config: &Config,
-    folder: &RunFolder,
-    stages: &[Stage],
-    existing: Existing,
-) -> Result<()> {
-    if !folder.config().exists() {
-        return Ok(());
-    }
-    let old = Config::load(&folder.config(), &[]).with_context(|| {
-        format!(
-            "the configuration that {} was begun with",
-            folder.path().display()
-        )
-    })?;
-    let changes = diff(&old, config)?;
-    let begun: Vec<Stage> = Stage::ALL
-        .into_iter()
-        .filter(|&stage| !(existing == Existing::SetAside && stages.contains(&stage)))
-        .filter(|stage| {
-            folder
-                .path()
-                .join(stage.name())
-                .join("metrics.jsonl")
-                .exists()
-        })
-        .collect();
-    let mut refused = Vec::new();
-    for change in &changes {
-        let line = format!(
-            "{}: {} → {}",
-            change.key,
-            shown(&change.old),
-            shown(&change.new)
-        );
-        let stage = begun.iter().find(|&&stage| change.concerns(stage));
-        match (change.effect, stage) {
-            (Effect::ChangesResult, Some(stage)) => {
-                refused.push(format!("{line} (stage {} has begun)", stage.name()))
-            }
-            _ => eprintln!("changed since the run began: {line}"),
-        }
-    }
-    if refused.is_empty() {
-        return Ok(());
-    }
-    bail!(
-        "{} holds a run that was begun with other values:\n  {}\nput them back to continue it, choose another run.name, or start over with --fresh",
-        folder.path().display(),
-        refused.join("\n  ")
-    )
-}
-
-fn shown(value: &Option<String>) -> &str {
-    value.as_deref().unwrap_or("unset")
-}
-
 /// Runs `work` on a thread of the pool that all CPU work shares, so that it computes rather than waits for those that do. A pool
 /// that exists already keeps its size.
 fn on_pool<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
@@ -188,13 +149,4 @@ fn on_pool<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
         .stack_size(STACK_BYTES);
     pool.build_global().ok();
     rayon::scope(|_| work())
-}
-
-fn device(device: &config::Device) -> Result<Device> {
-    match device {
-        config::Device::Cpu => Ok(Device::Cpu),
-        config::Device::Cuda(ordinal) => Device::new_cuda(*ordinal).with_context(|| {
-            format!("run.device = \"cuda:{ordinal}\"; was collimate built with --features cuda?")
-        }),
-    }
 }

@@ -59,7 +59,11 @@ pub fn sft(context: &Context, config: &Sft) -> Result<Option<Finished>> {
     let rate = |param: &Param| layer_rate(param.name(), layers, config.layerwise_lr_decay);
     let plan = Plan {
         stage: Stage::Sft.name(),
-        steps: steps(&config.training, examples.all.len()),
+        steps: steps(
+            &config.training,
+            examples.all.len(),
+            config.training.batch_size,
+        ),
         training: &config.training,
         patience: config.early_stopping_patience,
         max_bad_steps: context.config.run.max_bad_steps,

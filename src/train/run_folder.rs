@@ -1,7 +1,9 @@
 //! The folder of a run: where each stage leaves what, and who may write there.
 //!
 //! ```text
-//! runs/NAME/config.toml            the resolved configuration
+//! runs/NAME/config.toml            the resolved configuration of the last command
+//! runs/NAME/STAGE/config.toml      the one that the stage goes by
+//! runs/NAME/STAGE/inputs.json      checksums of what the stage reads
 //! runs/NAME/STAGE/metrics.jsonl    one object a step
 //! runs/NAME/STAGE/samples.jsonl    completions of the evaluations
 //! runs/NAME/STAGE/checkpoints/     what a continued run starts from
@@ -20,6 +22,7 @@ use super::durable::{self, on};
 use crate::config::Stage;
 
 const LOCK: &str = ".lock";
+const CONFIG: &str = "config.toml";
 
 /// What happens to what a former run left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +114,14 @@ impl RunFolder {
 
     /// Where the resolved configuration lies.
     pub fn config(&self) -> PathBuf {
-        self.root.join("config.toml")
+        self.root.join(CONFIG)
+    }
+
+    /// The folder of `stage`, which may not be there yet.
+    pub fn existing_stage(&self, stage: Stage) -> StageFolder {
+        StageFolder {
+            root: self.root.join(stage.name()),
+        }
     }
 
     /// Replaces the resolved configuration.
@@ -128,13 +138,13 @@ impl RunFolder {
     /// # Errors
     /// If it cannot be created or moved.
     pub fn stage(&self, stage: Stage, existing: Existing) -> Result<StageFolder, RunFolderError> {
-        let root = self.root.join(stage.name());
-        if existing == Existing::SetAside && root.exists() {
-            set_aside(&root)?;
+        let folder = self.existing_stage(stage);
+        if existing == Existing::SetAside && folder.root.exists() {
+            set_aside(&folder.root)?;
         }
-        fs::create_dir_all(&root).map_err(on("create", &root))?;
-        durable::remove_leftovers(&root)?;
-        Ok(StageFolder { root })
+        fs::create_dir_all(&folder.root).map_err(on("create", &folder.root))?;
+        durable::remove_leftovers(&folder.root)?;
+        Ok(folder)
     }
 }
 
@@ -142,6 +152,37 @@ impl StageFolder {
     /// The folder itself.
     pub fn path(&self) -> &Path {
         &self.root
+    }
+
+    /// Whether there is work that could be continued: data and models were read, and the log opened.
+    pub fn has_begun(&self) -> bool {
+        self.metrics().exists()
+    }
+
+    /// The configuration that the stage goes by.
+    pub fn config(&self) -> PathBuf {
+        self.root.join(CONFIG)
+    }
+
+    /// Checksums of what the stage reads.
+    pub fn inputs(&self) -> PathBuf {
+        self.root.join("inputs.json")
+    }
+
+    /// Replaces the configuration that the stage goes by.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_config(&self, toml: &str) -> Result<(), RunFolderError> {
+        Ok(durable::write_atomic(&self.config(), toml.as_bytes())?)
+    }
+
+    /// Replaces the checksums.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn write_inputs(&self, json: &[u8]) -> Result<(), RunFolderError> {
+        Ok(durable::write_atomic(&self.inputs(), json)?)
     }
 
     /// One object a step.

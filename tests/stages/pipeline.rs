@@ -200,3 +200,55 @@ fn assert_samples(workspace: &Workspace, evaluations: usize) {
         "{samples:?}"
     );
 }
+
+/// That `arguments` is refused, with a message that has all `parts`.
+fn assert_refused(workspace: &Workspace, arguments: &str, parts: &[&str]) {
+    let refused = workspace.run(arguments);
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    for part in parts {
+        assert!(
+            refused.stderr.contains(part),
+            "no {part:?} in {}",
+            refused.stderr
+        );
+    }
+}
+
+#[test]
+fn a_stage_whose_inputs_were_replaced_is_refused() {
+    let workspace = Workspace::trained();
+    let sets =
+        "--set sft.max_steps=2 --set reward.max_steps=2 --set reward.from=runs/trial/sft/final";
+    workspace.succeed(&format!("sft config.toml {sets}"));
+    workspace.succeed(&format!("reward config.toml {sets}"));
+    let sets = format!("{sets} --set sft.batch_size=8");
+    workspace.succeed(&format!("sft config.toml {sets} --fresh"));
+    let other = format!("reward config.toml {sets}");
+    assert_refused(&workspace, &other, &["reward.from", "--fresh"]);
+
+    let pairs = read(&workspace.path("pairs.jsonl"));
+    let pairs = String::from_utf8(pairs).expect("UTF-8");
+    let fresh = format!("{other} --fresh");
+    workspace.succeed(&fresh);
+    workspace.write(
+        "pairs.jsonl",
+        pairs.trim_end().rsplit_once('\n').expect("pairs").0,
+    );
+    assert_refused(&workspace, &other, &["reward.data", "--fresh"]);
+    workspace.succeed(&fresh);
+}
+
+#[test]
+fn a_stage_remembers_its_configuration_when_others_run_between() {
+    let workspace = Workspace::trained();
+    workspace.succeed("ppo config.toml --set ppo.max_steps=2");
+    let config = String::from_utf8(read(&workspace.path("config.toml"))).expect("UTF-8");
+    let without_ppo = config.split("[ppo]").next().expect("a table");
+    workspace.write("no_ppo.toml", without_ppo);
+    workspace.succeed("sft no_ppo.toml --set sft.max_steps=2");
+    assert_refused(
+        &workspace,
+        "ppo config.toml --set ppo.max_steps=2 --set ppo.cliprange=0.5 --set sft.max_steps=2",
+        &["ppo.cliprange", "--fresh"],
+    );
+}

@@ -14,13 +14,14 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 use rollout::random::Purpose;
 
-use super::context::{Context, Finished};
-use crate::config::{Length, Ppo, Stage};
+use super::context::{Context, Finished, steps};
+use crate::config::{Ppo, Stage};
 use crate::data::example::{Encoder, Prompt, TooLong};
 use crate::data::loader::Order;
 use crate::data::records::read;
 use crate::data::tokenizer::Tokenizer;
-use crate::roles::{self, Experience, Roles};
+use crate::rlhf::stats::mean;
+use crate::roles::{self, Experience, Roles, TokenScores};
 use crate::train::memory::peak_bytes;
 use crate::train::metrics::{Keep, Metrics, StepLog, names};
 use crate::train::progress::Progress;
@@ -29,6 +30,7 @@ use crate::train::supervised::{is_due, schedule};
 use evaluation::{Evaluator, Measured};
 use rollouts::Sampler;
 use state::{Optimizers, State, Store};
+use targets::Targets;
 
 /// Runs the stage; `None` when a signal stopped it.
 ///
@@ -97,6 +99,46 @@ struct Run<'a> {
     iterations: u64,
 }
 
+/// What the roles say of a batch, token by token; scores are raw, one a sequence.
+struct Scored {
+    old: TokenScores,
+    reference: Vec<f32>,
+    values: Vec<f32>,
+    scores: Vec<f32>,
+}
+
+/// Seconds of an iteration's parts.
+struct Clock {
+    start: Instant,
+    last: Instant,
+    laps: Vec<(&'static str, f64)>,
+}
+
+impl Clock {
+    fn start() -> Self {
+        let now = Instant::now();
+        Self {
+            start: now,
+            last: now,
+            laps: Vec::new(),
+        }
+    }
+
+    /// Ends the part that began with the last call.
+    fn lap(&mut self, name: &'static str) {
+        let now = Instant::now();
+        self.laps.push((name, (now - self.last).as_secs_f64()));
+        self.last = now;
+    }
+
+    fn write(&self, metrics: &mut Metrics) {
+        for (name, seconds) in &self.laps {
+            metrics.set(name, *seconds);
+        }
+        metrics.set(names::TIME_STEP, self.start.elapsed().as_secs_f64());
+    }
+}
+
 impl<'a> Run<'a> {
     /// Starts from the newest valid checkpoint, or from nothing.
     fn resume(
@@ -110,13 +152,12 @@ impl<'a> Run<'a> {
         let mut optimizers = Optimizers::new(roles, &config.training)?;
         let store = Store::open(context.folder, &config.training)?;
         let (state, notes) = store.restore(roles, &mut optimizers, config)?;
-        let iterations = match config.training.length() {
-            Length::Steps(steps) => steps as u64,
-            Length::Epochs(epochs) => ((epochs * prompts.len() as f64
-                / config.prompts_per_iteration() as f64)
-                .ceil() as u64)
-                .max(1),
-        };
+        // A step takes this many prompts, each of them several times where samples are grouped.
+        let iterations = steps(
+            &config.training,
+            prompts.len(),
+            config.prompts_per_iteration(),
+        );
         let keep = if state.prepared {
             Keep::UpTo(state.iteration)
         } else {
@@ -168,79 +209,39 @@ impl<'a> Run<'a> {
     /// One iteration of the recipe.
     fn iterate(&mut self) -> Result<()> {
         let iteration = self.state.iteration + 1;
-        let limit = self.config.training.micro_batch_tokens;
-        let temperature = self.config.generation.temperature as f32;
         let mut metrics = Metrics::new(iteration);
-        let start = Instant::now();
+        let mut clock = Clock::start();
 
         // 1. Roll out from the live weights of the actor.
-        let rolled = self
-            .sampler
-            .sample(&self.roles.actor, &self.batch(iteration), iteration)?;
+        let batch = self.batch(iteration);
+        let rolled = self.sampler.sample(&self.roles.actor, &batch, iteration)?;
         let Some(sequences) = rolled else {
             return Ok(());
         };
         let experience = Experience::new(sequences)?;
-        let rolled_out = start.elapsed().as_secs_f64();
+        clock.lap(names::TIME_ROLLOUT);
 
         // 2. Score: actor and reference log-probs, values, rewards.
-        let sequences = experience.sequences();
-        let old = roles::log_probs(&self.roles.actor, sequences, temperature, limit)?;
-        let reference =
-            roles::log_probs(&self.roles.reference, sequences, temperature, limit)?.log_probs;
-        let values = roles::values(&self.roles.critic, sequences, limit)?;
-        let ids: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
-        let scores = self.roles.reward.score(&ids, limit)?;
-        let scored = start.elapsed().as_secs_f64() - rolled_out;
+        let scored = self.score(&experience)?;
+        clock.lap(names::TIME_SCORE);
 
         // 3. Rewards, advantages, returns.
-        let inputs = targets::Inputs {
-            old: &old.log_probs,
-            reference: &reference,
-            values: &values,
-            scores: &scores,
-        };
-        let targets = targets::targets(
-            self.config,
-            &mut self.state,
-            &experience,
-            &inputs,
-            &mut metrics,
-        )?;
+        let targets = self.targets(&experience, &scored, &mut metrics)?;
 
         // 4. Update actor and critic.
-        let rates = self.rates(iteration);
         let batch = update::Batch {
             experience: &experience,
-            old_log_probs: &old.log_probs,
-            old_values: &values,
+            old_log_probs: &scored.old.log_probs,
+            old_values: &scored.values,
             targets: &targets,
         };
-        update::update(
-            self.config,
-            self.context,
-            self.roles,
-            &mut self.optimizers,
-            &mut self.state,
-            iteration,
-            rates,
-            &batch,
-            &mut metrics,
-        )?;
+        self.update(iteration, &batch, &mut metrics)?;
+        clock.lap(names::TIME_UPDATE);
 
         // 5. Report, evaluate, save.
         self.state.iteration = iteration;
-        self.report(&mut metrics, &experience, &old, rolled_out, scored, start)?;
-        self.progress.step(
-            iteration,
-            &[
-                (
-                    "score",
-                    metrics.get(names::OBJECTIVE_SCORES).unwrap_or(f64::NAN),
-                ),
-                ("kl", metrics.get(names::OBJECTIVE_KL).unwrap_or(f64::NAN)),
-            ],
-        );
+        clock.write(&mut metrics);
+        self.report(&mut metrics, &experience, &scored.old);
         if is_due(iteration, self.config.training.eval_steps) || iteration == self.iterations {
             self.state.last = self.evaluate(&mut metrics)?;
         }
@@ -249,6 +250,55 @@ impl<'a> Run<'a> {
             self.save()?;
         }
         Ok(())
+    }
+
+    fn score(&self, experience: &Experience) -> Result<Scored> {
+        let (sequences, limit) = (
+            experience.sequences(),
+            self.config.training.micro_batch_tokens,
+        );
+        let temperature = self.config.generation.temperature as f32;
+        let ids: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
+        let roles = self.roles;
+        Ok(Scored {
+            old: roles::log_probs(&roles.actor, sequences, temperature, limit)?,
+            reference: roles::log_probs(&roles.reference, sequences, temperature, limit)?.log_probs,
+            values: roles::values(&roles.critic, sequences, limit)?,
+            scores: roles.reward.score(&ids, limit)?,
+        })
+    }
+
+    fn targets(
+        &mut self,
+        experience: &Experience,
+        scored: &Scored,
+        metrics: &mut Metrics,
+    ) -> Result<Targets> {
+        let inputs = targets::Inputs {
+            old: &scored.old.log_probs,
+            reference: &scored.reference,
+            values: &scored.values,
+            scores: &scored.scores,
+        };
+        targets::targets(self.config, &mut self.state, experience, &inputs, metrics)
+    }
+
+    fn update(
+        &mut self,
+        iteration: u64,
+        batch: &update::Batch,
+        metrics: &mut Metrics,
+    ) -> Result<()> {
+        let rates = self.rates(iteration);
+        let mut update = update::Update {
+            config: self.config,
+            run: &self.context.config.run,
+            roles: self.roles,
+            optimizers: &mut self.optimizers,
+            state: &mut self.state,
+            rates,
+        };
+        update.epochs(iteration, batch, metrics)
     }
 
     /// The prompts of an iteration, each with the place at which training meets it.
@@ -270,15 +320,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn report(
-        &self,
-        metrics: &mut Metrics,
-        experience: &Experience,
-        old: &roles::TokenScores,
-        rolled_out: f64,
-        scored: f64,
-        start: Instant,
-    ) -> Result<()> {
+    /// What the rollout was like, on the terminal too.
+    fn report(&mut self, metrics: &mut Metrics, experience: &Experience, old: &TokenScores) {
         let sequences = experience.sequences();
         let (tokens, count) = (experience.token_count() as f64, sequences.len() as f64);
         let recorded = experience.log_probs();
@@ -287,28 +330,24 @@ impl<'a> Run<'a> {
             .zip(&old.log_probs)
             .map(|(a, b)| f64::from((a - b).abs()))
             .fold(0.0, f64::max);
-        let total = start.elapsed().as_secs_f64();
+        let finished = sequences.iter().filter(|s| s.finished).count() as f64;
+        let seconds = metrics.get(names::TIME_ROLLOUT).unwrap_or(f64::NAN);
         metrics
-            .set(
-                names::OBJECTIVE_ENTROPY,
-                crate::rlhf::stats::mean(&old.entropy),
-            )
-            .set(names::ROLLOUT_TOKENS_PER_SECOND, tokens / rolled_out)
+            .set(names::OBJECTIVE_ENTROPY, mean(&old.entropy))
+            .set(names::ROLLOUT_TOKENS_PER_SECOND, tokens / seconds)
             .set(names::ROLLOUT_LENGTH_MEAN, tokens / count)
-            .set(
-                names::ROLLOUT_EOS_FRACTION,
-                sequences.iter().filter(|s| s.finished).count() as f64 / count,
-            )
+            .set(names::ROLLOUT_EOS_FRACTION, finished / count)
             .set(names::ROLLOUT_LOG_PROB_MAX_DEV, gap)
-            .set(names::TRAIN_SKIPPED_STEPS, self.state.skipped as f64)
-            .set(names::TIME_ROLLOUT, rolled_out)
-            .set(names::TIME_SCORE, scored)
-            .set(names::TIME_UPDATE, total - rolled_out - scored)
-            .set(names::TIME_STEP, total);
+            .set(names::TRAIN_SKIPPED_STEPS, self.state.skipped as f64);
         if let Some(bytes) = peak_bytes() {
             metrics.set(names::MEMORY_PEAK_BYTES, bytes as f64);
         }
-        Ok(())
+        let shown = [
+            ("score", names::OBJECTIVE_SCORES),
+            ("kl", names::OBJECTIVE_KL),
+        ]
+        .map(|(label, name)| (label, metrics.get(name).unwrap_or(f64::NAN)));
+        self.progress.step(self.state.iteration, &shown);
     }
 
     fn evaluate(&mut self, metrics: &mut Metrics) -> Result<Option<Measured>> {

@@ -5,16 +5,15 @@ use rollout::random::{Key, Purpose};
 
 use super::state::{Optimizers, State};
 use super::targets::Targets;
-use crate::config::Ppo;
+use crate::config::{Ppo, Run};
 use crate::data::packing::cut;
-use crate::model::{Decoder, Gradient};
+use crate::model::Decoder;
 use crate::rlhf::stats::mean;
 use crate::rlhf::{
     LossAggregation, PolicyLossConfig, PolicyStats, Rows, Totals, ValueLossConfig, ValueStats,
     policy_loss, value_loss,
 };
 use crate::roles::{Experience, Packed, Roles};
-use crate::stages::Context;
 use crate::train::metrics::{Metrics, names};
 use crate::train::optimizer::{StepOutcome, global_norm};
 use crate::train::supervised::gradient;
@@ -51,157 +50,188 @@ struct Minibatch {
     critic_norm: f64,
 }
 
-/// Runs all epochs and writes the means over their minibatches.
-#[allow(clippy::too_many_arguments)]
-pub fn update(
-    config: &Ppo,
-    context: &Context,
-    roles: &Roles,
-    optimizers: &mut Optimizers,
-    state: &mut State,
-    iteration: u64,
-    rates: Rates,
-    batch: &Batch,
-    metrics: &mut Metrics,
-) -> Result<()> {
-    let shuffle = Key::new(context.config.run.seed, Purpose::PpoShuffle);
-    let mut done = Vec::new();
-    for epoch in 0..config.num_ppo_epochs as u64 {
-        let order = shuffle.permutation(
-            iteration * config.num_ppo_epochs as u64 + epoch,
+/// What the epochs read and change beside their batch.
+pub struct Update<'a> {
+    /// The stage's settings.
+    pub config: &'a Ppo,
+    /// The run's, for its seed and how many bad steps it bears.
+    pub run: &'a Run,
+    /// Whose weights move.
+    pub roles: &'a Roles,
+    /// What moves them.
+    pub optimizers: &'a mut Optimizers,
+    /// Counts skipped steps.
+    pub state: &'a mut State,
+    /// Learning rates.
+    pub rates: Rates,
+}
+
+impl Update<'_> {
+    /// Runs all epochs of an iteration and writes the means over their minibatches.
+    ///
+    /// # Errors
+    /// If a computation fails, or too many steps in a row were not finite.
+    pub fn epochs(&mut self, iteration: u64, batch: &Batch, metrics: &mut Metrics) -> Result<()> {
+        let shuffle = Key::new(self.run.seed, Purpose::PpoShuffle);
+        let (epochs, sequences) = (
+            self.config.num_ppo_epochs as u64,
             batch.experience.sequences().len(),
         );
-        for indices in order.chunks(config.mini_batch_size()) {
-            let mut minibatch = accumulate(config, roles, batch, indices)?;
-            step(context, roles, optimizers, state, rates, &mut minibatch)?;
-            done.push(minibatch);
+        let mut done = Vec::new();
+        for epoch in 0..epochs {
+            let order = shuffle.permutation(iteration * epochs + epoch, sequences);
+            for indices in order.chunks(self.config.mini_batch_size()) {
+                let mut minibatch = self.accumulate(batch, indices)?;
+                self.step(&mut minibatch)?;
+                done.push(minibatch);
+            }
         }
+        write(metrics, &done, self.rates);
+        Ok(())
     }
-    write(metrics, &done, rates);
-    Ok(())
-}
 
-/// Gradients of one minibatch, in micro-batches of bounded size.
-fn accumulate(config: &Ppo, roles: &Roles, batch: &Batch, indices: &[usize]) -> Result<Minibatch> {
-    let experience = batch.experience;
-    let totals = Totals {
-        tokens: indices.iter().map(|&i| experience.tokens_of(i).len()).sum(),
-        sequences: indices.len(),
-    };
-    roles.actor.params().zero_grad()?;
-    roles.critic.params().zero_grad()?;
-    let mut minibatch = Minibatch::default();
-    let size = |i: usize| experience.sequences()[i].ids.len();
-    for micro in cut(indices.to_vec(), size, config.training.micro_batch_tokens) {
-        accumulate_micro(config, roles, batch, &micro, totals, &mut minibatch)?;
-    }
-    for (role, model) in [("actor", &roles.actor), ("critic", &roles.critic)] {
-        if let [first, ..] = model.params().unreached().as_slice() {
-            bail!("no gradient reached the {role}'s {first}");
+    /// Gradients of one minibatch, in micro-batches of bounded size.
+    fn accumulate(&self, batch: &Batch, indices: &[usize]) -> Result<Minibatch> {
+        let experience = batch.experience;
+        let totals = Totals {
+            tokens: indices.iter().map(|&i| experience.tokens_of(i).len()).sum(),
+            sequences: indices.len(),
+        };
+        let roles = self.roles;
+        roles.actor.params().zero_grad()?;
+        roles.critic.params().zero_grad()?;
+        let mut minibatch = Minibatch::default();
+        let size = |i: usize| experience.sequences()[i].ids.len();
+        for micro in cut(
+            indices.to_vec(),
+            size,
+            self.config.training.micro_batch_tokens,
+        ) {
+            let micro = Micro::new(batch, &micro, totals)?;
+            self.policy(&micro, &mut minibatch)?;
+            self.value(&micro, &mut minibatch)?;
         }
-    }
-    Ok(minibatch)
-}
-
-fn accumulate_micro(
-    config: &Ppo,
-    roles: &Roles,
-    batch: &Batch,
-    micro: &[usize],
-    totals: Totals,
-    minibatch: &mut Minibatch,
-) -> Result<()> {
-    let experience = batch.experience;
-    let mut offsets = vec![0];
-    offsets.extend(micro.iter().scan(0, |at, &i| {
-        *at += experience.tokens_of(i).len();
-        Some(*at)
-    }));
-    let weights = LossAggregation::Token.weights(Rows::new(&offsets)?, totals)?;
-    let packed = Packed::new(micro.iter().map(|&i| &experience.sequences()[i]));
-    let record: Gradient = gradient(&config.training);
-
-    let log_probs = packed
-        .log_probs(&roles.actor, config.generation.temperature as f32, record)?
-        .log_probs;
-    let (old, advantages) = (
-        pick(experience, micro, batch.old_log_probs),
-        pick(experience, micro, &batch.targets.advantages),
-    );
-    let clip = PolicyLossConfig {
-        cliprange_low: config.cliprange,
-        cliprange_high: config.cliprange_high(),
-        dual_clip: None,
-    };
-    let policy = policy_loss(&log_probs, &old, &advantages, &weights, &clip)?;
-    policy.loss.backward()?;
-    minibatch.policy_loss += policy.value;
-    minibatch.policy.merge(&policy.stats);
-
-    let values = packed.values(&roles.critic, record)?;
-    let (old, returns) = (
-        pick(experience, micro, batch.old_values),
-        pick(experience, micro, &batch.targets.returns),
-    );
-    let clip = ValueLossConfig {
-        cliprange_value: Some(config.cliprange_value),
-    };
-    let value = value_loss(&values, &old, &returns, &weights, &clip)?;
-    (&value.loss * config.vf_coef)?.backward()?;
-    minibatch.value_loss += value.value;
-    minibatch.value.merge(&value.stats);
-    Ok(())
-}
-
-/// The tokens of these sequences, in their order.
-fn pick<T: Copy>(experience: &Experience, sequences: &[usize], all: &[T]) -> Vec<T> {
-    sequences
-        .iter()
-        .flat_map(|&i| all[experience.tokens_of(i)].iter().copied())
-        .collect()
-}
-
-/// One optimizer step of both, or of neither when something is not finite.
-fn step(
-    context: &Context,
-    roles: &Roles,
-    optimizers: &mut Optimizers,
-    state: &mut State,
-    rates: Rates,
-    minibatch: &mut Minibatch,
-) -> Result<()> {
-    let finite =
-        |model: &Decoder| Ok::<_, candle_core::Error>(global_norm(model.params())?.is_finite());
-    let good = minibatch.policy_loss.is_finite()
-        && minibatch.value_loss.is_finite()
-        && finite(&roles.actor)?
-        && finite(&roles.critic)?;
-    if !good {
-        state.skipped += 1;
-        state.bad_in_row += 1;
-        if state.bad_in_row >= context.config.run.max_bad_steps.max(1) {
-            bail!(
-                "{} optimizer steps in a row were not finite (policy loss {}, value loss {}); lower ppo.learning_rate, or set ppo.score_clip; \
-                 run again to continue from the last checkpoint",
-                state.bad_in_row,
-                minibatch.policy_loss,
-                minibatch.value_loss
-            );
+        for (role, model) in [("actor", &roles.actor), ("critic", &roles.critic)] {
+            if let [first, ..] = model.params().unreached().as_slice() {
+                bail!("no gradient reached the {role}'s {first}");
+            }
         }
-        return Ok(());
+        Ok(minibatch)
     }
-    state.bad_in_row = 0;
-    minibatch.actor_norm = norm(
-        optimizers
+
+    /// The actor's gradients of a micro-batch.
+    fn policy(&self, micro: &Micro, minibatch: &mut Minibatch) -> Result<()> {
+        let config = self.config;
+        let temperature = config.generation.temperature as f32;
+        let log_probs = micro
+            .packed
+            .log_probs(&self.roles.actor, temperature, gradient(&config.training))?
+            .log_probs;
+        let clip = PolicyLossConfig {
+            cliprange_low: config.cliprange,
+            cliprange_high: config.cliprange_high(),
+            dual_clip: None,
+        };
+        let old = micro.pick(micro.batch.old_log_probs);
+        let advantages = micro.pick(&micro.batch.targets.advantages);
+        let policy = policy_loss(&log_probs, &old, &advantages, &micro.weights, &clip)?;
+        policy.loss.backward()?;
+        minibatch.policy_loss += policy.value;
+        minibatch.policy.merge(&policy.stats);
+        Ok(())
+    }
+
+    /// The critic's gradients of a micro-batch.
+    fn value(&self, micro: &Micro, minibatch: &mut Minibatch) -> Result<()> {
+        let config = self.config;
+        let values = micro
+            .packed
+            .values(&self.roles.critic, gradient(&config.training))?;
+        let clip = ValueLossConfig {
+            cliprange_value: Some(config.cliprange_value),
+        };
+        let old = micro.pick(micro.batch.old_values);
+        let returns = micro.pick(&micro.batch.targets.returns);
+        let value = value_loss(&values, &old, &returns, &micro.weights, &clip)?;
+        (&value.loss * config.vf_coef)?.backward()?;
+        minibatch.value_loss += value.value;
+        minibatch.value.merge(&value.stats);
+        Ok(())
+    }
+
+    /// One optimizer step of both, or of neither when something is not finite.
+    fn step(&mut self, minibatch: &mut Minibatch) -> Result<()> {
+        let (actor, critic) = (&self.roles.actor, &self.roles.critic);
+        let finite =
+            |model: &Decoder| Ok::<_, candle_core::Error>(global_norm(model.params())?.is_finite());
+        let good = minibatch.policy_loss.is_finite()
+            && minibatch.value_loss.is_finite()
+            && finite(actor)?
+            && finite(critic)?;
+        if !good {
+            return self.skip(minibatch);
+        }
+        self.state.bad_in_row = 0;
+        let rates = self.rates;
+        let moved = self
+            .optimizers
             .actor
-            .step(roles.actor.params(), |_| rates.actor)?,
-    );
-    minibatch.critic_norm = norm(
-        optimizers
+            .step(actor.params(), |_| rates.actor)?;
+        minibatch.actor_norm = norm(moved);
+        let moved = self
+            .optimizers
             .critic
-            .step(roles.critic.params(), |_| rates.critic)?,
-    );
-    Ok(())
+            .step(critic.params(), |_| rates.critic)?;
+        minibatch.critic_norm = norm(moved);
+        Ok(())
+    }
+
+    fn skip(&mut self, minibatch: &Minibatch) -> Result<()> {
+        self.state.skipped += 1;
+        self.state.bad_in_row += 1;
+        if self.state.bad_in_row < self.run.max_bad_steps.max(1) {
+            return Ok(());
+        }
+        bail!(
+            "{} optimizer steps in a row were not finite (policy loss {}, value loss {}); lower ppo.learning_rate, or set ppo.score_clip; \
+             run again to continue from the last checkpoint",
+            self.state.bad_in_row,
+            minibatch.policy_loss,
+            minibatch.value_loss
+        )
+    }
+}
+
+/// Sequences that one forward pass takes.
+struct Micro<'a> {
+    batch: &'a Batch<'a>,
+    sequences: &'a [usize],
+    packed: Packed,
+    /// What each of their tokens counts in the minibatch's mean.
+    weights: Vec<f64>,
+}
+
+impl<'a> Micro<'a> {
+    fn new(batch: &'a Batch<'a>, sequences: &'a [usize], totals: Totals) -> Result<Self> {
+        let experience = batch.experience;
+        let mut offsets = vec![0];
+        offsets.extend(sequences.iter().scan(0, |at, &i| {
+            *at += experience.tokens_of(i).len();
+            Some(*at)
+        }));
+        Ok(Self {
+            batch,
+            sequences,
+            packed: Packed::new(sequences.iter().map(|&i| &experience.sequences()[i])),
+            weights: LossAggregation::Token.weights(Rows::new(&offsets)?, totals)?,
+        })
+    }
+
+    /// The entries of the sequences' tokens, in their order.
+    fn pick<T: Copy>(&self, all: &[T]) -> Vec<T> {
+        let tokens = |&i: &usize| all[self.batch.experience.tokens_of(i)].iter().copied();
+        self.sequences.iter().flat_map(tokens).collect()
+    }
 }
 
 fn norm(outcome: StepOutcome) -> f64 {

@@ -1,0 +1,173 @@
+//! Models of the Hugging Face hub, with the feature `hub`: fetched once into the cache that the Python libraries share
+//! (`HF_HOME`, else `~/.cache/huggingface`), then read from there like any folder.
+
+use std::path::{Path, PathBuf};
+
+use crate::config::HubName;
+
+/// An error of fetching a model; it says which.
+#[derive(Debug, thiserror::Error)]
+pub enum HubError {
+    /// The binary was built without the feature.
+    #[error(
+        "{0}: no such folder; if a model of the Hugging Face hub is meant, build with --features hub, or download it"
+    )]
+    NotBuilt(String),
+    /// The hub has no answer, or not that file.
+    #[error("{name}: no such folder, and {what} cannot be had from the Hugging Face hub")]
+    Fetch {
+        /// Model and revision.
+        name: String,
+        /// The file, or the list of them.
+        what: String,
+        /// What the transfer said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The model lacks what the engine reads.
+    #[error("{name}: the Hugging Face hub has this model, but without {lacking}")]
+    Lacking {
+        /// Model and revision.
+        name: String,
+        /// What it lacks.
+        lacking: &'static str,
+    },
+}
+
+/// The folder that holds a model: `path` itself if it exists or is no [`HubName`], else where the hub's files were put.
+///
+/// A model that the cache holds whole is not looked up again, so that a continued run reads what it began with.
+///
+/// # Errors
+/// [`HubError`].
+pub fn local(path: &Path) -> Result<PathBuf, HubError> {
+    match HubName::parse(path) {
+        Some(name) if !path.exists() => fetch(&name),
+        _ => Ok(path.to_owned()),
+    }
+}
+
+#[cfg(not(feature = "hub"))]
+fn fetch(name: &HubName) -> Result<PathBuf, HubError> {
+    Err(HubError::NotBuilt(name.repo.clone()))
+}
+
+#[cfg(feature = "hub")]
+use download::fetch;
+
+#[cfg(feature = "hub")]
+mod download {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::io::{IsTerminal, stderr};
+    use std::path::{Path, PathBuf};
+
+    use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+    use hf_hub::{Cache, CacheRepo, Repo, RepoType};
+    use serde_json::Value;
+
+    use super::HubError;
+    use crate::config::HubName;
+
+    const CONFIG: &str = "config.json";
+    const TOKENIZER: &str = "tokenizer.json";
+    const WEIGHTS: &str = "model.safetensors";
+    const INDEX: &str = "model.safetensors.index.json";
+    /// Read where they are there.
+    const OPTIONAL: [&str; 4] = [
+        TOKENIZER,
+        "tokenizer_config.json",
+        "generation_config.json",
+        "chat_template.jinja",
+    ];
+    const RETRIES: usize = 5;
+
+    pub(super) fn fetch(name: &HubName) -> Result<PathBuf, HubError> {
+        let named = |revision: &str| {
+            Repo::with_revision(name.repo.clone(), RepoType::Model, revision.to_owned())
+        };
+        let cache = Cache::from_env().repo(named(&name.revision));
+        if let Some(folder) = whole(&cache) {
+            return Ok(folder);
+        }
+        let api = ApiBuilder::from_env()
+            .with_progress(stderr().is_terminal())
+            .with_retries(RETRIES);
+        let api = match std::env::var("HF_TOKEN") {
+            Ok(token) => api.with_token(Some(token)),
+            Err(_) => api,
+        };
+        let api = api.build().map_err(failed(name, "a connection"))?;
+        let list = api.repo(named(&name.revision)).info();
+        let list = list.map_err(failed(name, "its list of files"))?;
+        // All files are of the commit that the list is of, though the branch may move meanwhile.
+        let files = list
+            .siblings
+            .into_iter()
+            .map(|file| file.rfilename)
+            .collect();
+        let folder = download(name, &api.repo(named(&list.sha)), &files)?;
+        let noted = cache.create_ref(&list.sha);
+        noted.map_err(|error| failed(name, "its place in the cache")(ApiError::from(error)))?;
+        Ok(folder)
+    }
+
+    /// Fetches what the engine reads; `config.json` last.
+    fn download(
+        name: &HubName,
+        api: &ApiRepo,
+        files: &BTreeSet<String>,
+    ) -> Result<PathBuf, HubError> {
+        let get = |file: &str| api.get(file).map_err(failed(name, file));
+        let lacking = |lacking| HubError::Lacking {
+            name: name.to_string(),
+            lacking,
+        };
+        if !files.contains(CONFIG) {
+            return Err(lacking("a config.json"));
+        }
+        if files.contains(WEIGHTS) {
+            get(WEIGHTS)?;
+        } else if files.contains(INDEX) {
+            for shard in shards(&get(INDEX)?) {
+                get(&shard)?;
+            }
+        } else {
+            return Err(lacking("weights as safetensors"));
+        }
+        for file in OPTIONAL.into_iter().filter(|file| files.contains(*file)) {
+            get(file)?;
+        }
+        let config = get(CONFIG)?;
+        Ok(config.parent().map_or_else(PathBuf::new, Path::to_owned))
+    }
+
+    /// The snapshot's folder, if nothing that a decoder with a tokenizer needs is missing from it.
+    fn whole(cache: &CacheRepo) -> Option<PathBuf> {
+        let config = cache.get(CONFIG)?;
+        cache.get(TOKENIZER)?;
+        if cache.get(WEIGHTS).is_none() {
+            let shards = shards(&cache.get(INDEX)?);
+            if shards.is_empty() || shards.iter().any(|shard| cache.get(shard).is_none()) {
+                return None;
+            }
+        }
+        config.parent().map(Path::to_owned)
+    }
+
+    /// The files that an index names; none where it cannot be read, which opening the weights reports.
+    fn shards(index: &Path) -> BTreeSet<String> {
+        let text = fs::read_to_string(index).unwrap_or_default();
+        let index: Value = serde_json::from_str(&text).unwrap_or_default();
+        let map = index["weight_map"].as_object();
+        let names = map.into_iter().flat_map(|map| map.values());
+        names.filter_map(Value::as_str).map(str::to_owned).collect()
+    }
+
+    fn failed<'a>(name: &'a HubName, what: &'a str) -> impl Fn(ApiError) -> HubError + 'a {
+        move |error| HubError::Fetch {
+            name: name.to_string(),
+            what: what.to_owned(),
+            source: error.into(),
+        }
+    }
+}
