@@ -23,6 +23,7 @@ pub fn tiny6() -> anyhow::Result<Decoder> {
         num_hidden_layers: 6,
         num_attention_heads: 8,
         num_key_value_heads: 4,
+        head_dim: None,
         vocab_size: VOCABULARY as usize,
         max_position_embeddings: 1024,
     };

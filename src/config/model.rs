@@ -165,17 +165,20 @@ impl ModelTable {
     }
 
     fn architecture(&self, keys: &mut Keys<'_, '_>) -> Architecture {
-        let mut required = |key: &str, value: Option<usize>| {
+        let mut required_or = |key: &str, value: Option<usize>, stand_in: usize| {
             if value.is_none() {
                 keys.missing(
                     key,
                     "a model from scratch needs it; or set model.from to start from a folder",
                 );
             }
-            value.unwrap_or(1)
+            value.unwrap_or(stand_in)
         };
-        let hidden_size = required("hidden_size", self.hidden_size);
-        let heads = required("num_attention_heads", self.num_attention_heads);
+        let heads = required_or("num_attention_heads", self.num_attention_heads, 1);
+        // A missing width stands for one that fits the heads, so that it is reported once.
+        let fitting = heads.saturating_mul(2);
+        let hidden_size = required_or("hidden_size", self.hidden_size, fitting);
+        let mut required = |key: &str, value: Option<usize>| required_or(key, value, 1);
         Architecture {
             family: self.family.unwrap_or_default(),
             hidden_size,
@@ -235,12 +238,18 @@ impl Architecture {
             );
             keys.wrong("num_key_value_heads", kv_heads, message);
         }
-        if self.head_dim * heads != self.hidden_size && self.family == Family::Gpt2 {
-            let message = format!(
-                "GPT-2 needs num_attention_heads × head_dim = hidden_size = {}",
-                self.hidden_size
-            );
+        let width = self.hidden_size;
+        if self.family == Family::Gpt2 && self.head_dim.saturating_mul(heads) != width {
+            let message =
+                format!("GPT-2 needs num_attention_heads × head_dim = hidden_size = {width}");
             keys.wrong("num_attention_heads", heads, message);
+        } else if self.family == Family::Llama && !width.is_multiple_of(heads) {
+            // transformers refuses it even where head_dim is set.
+            let message = format!(
+                "a llama needs a multiple of model.num_attention_heads = {heads}; change one of the two, or choose \
+                 family = \"mistral\" and set head_dim"
+            );
+            keys.wrong("hidden_size", width, message);
         } else if self.head_dim < 2 || !self.head_dim.is_multiple_of(2) {
             let message = "rotary embeddings need an even head size; choose hidden_size = num_attention_heads × an even \
                            number, or set head_dim";

@@ -219,6 +219,10 @@ fn combinations_that_cannot_run_are_refused() {
             "model.num_key_value_heads=3",
             "must divide model.num_attention_heads = 4",
         ),
+        (
+            "model.num_attention_heads=3",
+            "model.hidden_size = 64 (trial.toml:6): a llama needs a multiple of model.num_attention_heads = 3",
+        ),
         ("model.vocab_size=300", "below tokenizer.vocab_size = 2048"),
         (
             "pretrain.context_length=256",

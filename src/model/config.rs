@@ -221,6 +221,8 @@ pub struct Geometry {
     pub num_hidden_layers: usize,
     pub num_attention_heads: usize,
     pub num_key_value_heads: usize,
+    /// Width of one head; `None` shares `hidden_size` out among the heads.
+    pub head_dim: Option<usize>,
     pub vocab_size: usize,
     pub max_position_embeddings: usize,
 }
@@ -255,10 +257,12 @@ impl DecoderConfig {
             },
         };
         config.check_sizes()?;
-        config.check_multiple(
-            ("hidden_size", config.hidden_size),
-            ("num_attention_heads", config.num_attention_heads),
-        )?;
+        if sizes.head_dim.is_none() {
+            config.check_multiple(
+                ("hidden_size", config.hidden_size),
+                ("num_attention_heads", config.num_attention_heads),
+            )?;
+        }
         config.validate()?;
         Ok(config)
     }
@@ -272,7 +276,9 @@ impl DecoderConfig {
             num_hidden_layers: sizes.num_hidden_layers,
             num_attention_heads: sizes.num_attention_heads,
             num_key_value_heads: sizes.num_key_value_heads,
-            head_dim: sizes.hidden_size / sizes.num_attention_heads.max(1),
+            head_dim: sizes
+                .head_dim
+                .unwrap_or(sizes.hidden_size / sizes.num_attention_heads.max(1)),
             vocab_size: sizes.vocab_size,
             max_position_embeddings: sizes.max_position_embeddings,
             norm: Norm::Rms { eps: 1e-5 },

@@ -2,18 +2,17 @@
 
 use anyhow::{Context as _, Result, bail};
 
+use super::architecture::{describe, describe_for};
 use super::context::{Context, Finished, steps};
 use super::dataset::{Items, Records};
 use super::language::{LanguageTask, RowSet};
-use crate::config::{Architecture, Family as FamilyName, ModelStart, Pretrain, Stage};
+use crate::config::{ModelStart, Pretrain, Stage};
 use crate::data::example::encode_documents;
 use crate::data::packing::{Batch, Packed};
 use crate::data::records::Record;
 use crate::data::tokenizer::{BpeTraining, Tokenizer};
 use crate::model::Decoder;
-use crate::model::config::{
-    DecoderConfig, Family, Geometry, Head, Norm, Position, RopeConfig, RopeScaling, SlidingWindow,
-};
+use crate::model::config::Head;
 use crate::model::hf_config::HfConfig;
 use crate::ops::param::Training as Trained;
 use crate::train::supervised::{Plan, train};
@@ -40,7 +39,10 @@ impl RowSet for Packed {
 /// # Errors
 /// If data, model or a file is wrong, or training diverges.
 pub fn pretrain(context: &Context, config: &Pretrain) -> Result<Option<Finished>> {
-    // 1. Text → tokenizer → rows of `context_length` tokens.
+    // 1. A shape that a model can have.
+    check_shape(context)?;
+
+    // 2. Text → tokenizer → rows of `context_length` tokens.
     let records = Records::read(&config.data)?;
     let tokenizer = tokenizer(context, &records.all)?;
     let rows = pack(&tokenizer, &records.all, config.context_length).context("[pretrain] data")?;
@@ -61,10 +63,10 @@ pub fn pretrain(context: &Context, config: &Pretrain) -> Result<Option<Finished>
             .batches(most, config.training.micro_batch_tokens)?
     };
 
-    // 2. The model, fresh or from its folder.
+    // 3. The model, fresh or from its folder.
     let model = model(context, &tokenizer, config.context_length)?;
 
-    // 3. Train, and leave a Hugging Face folder.
+    // 4. Train, and leave a Hugging Face folder.
     let steps = steps(&config.training, rows.len(), config.training.batch_size);
     let walk = Items::single(vec![(); rows.len()]).walk(context.config.run.seed)?;
     let task = LanguageTask {
@@ -92,6 +94,15 @@ pub fn pretrain(context: &Context, config: &Pretrain) -> Result<Option<Finished>
         &report,
         context.folder,
     )))
+}
+
+/// A shape that no model can have ends the stage before its text is read. The size that `[tokenizer]` asks for stands in for
+/// the vocabulary to come.
+fn check_shape(context: &Context) -> Result<()> {
+    if let Some(ModelStart::Scratch(sizes)) = &context.config.model.start {
+        describe(sizes, context.config.tokenizer.vocab_size)?;
+    }
+    Ok(())
 }
 
 /// The tokenizer that the configuration names, or a byte-level BPE trained on the text.
@@ -135,7 +146,7 @@ fn model(context: &Context, tokenizer: &Tokenizer, context_length: usize) -> Res
             Decoder::load(folder, Head::LanguageModel, seed, all, context.device)?
         }
         Some(ModelStart::Scratch(sizes)) => Decoder::fresh(
-            HfConfig::new(describe(sizes, tokenizer)?),
+            HfConfig::new(describe_for(sizes, tokenizer)?),
             seed,
             all,
             context.device,
@@ -157,51 +168,4 @@ fn model(context: &Context, tokenizer: &Tokenizer, context_length: usize) -> Res
         );
     }
     Ok(model)
-}
-
-/// The decoder that `[model]` describes, with the tokenizer's size and special tokens.
-fn describe(sizes: &Architecture, tokenizer: &Tokenizer) -> Result<DecoderConfig> {
-    let family = match sizes.family {
-        FamilyName::Llama => Family::Llama,
-        FamilyName::Mistral => Family::Mistral,
-        FamilyName::Qwen2 => Family::Qwen2,
-        FamilyName::Qwen3 => Family::Qwen3,
-        FamilyName::Gpt2 => Family::Gpt2,
-    };
-    let geometry = Geometry {
-        hidden_size: sizes.hidden_size,
-        intermediate_size: sizes.intermediate_size,
-        num_hidden_layers: sizes.num_hidden_layers,
-        num_attention_heads: sizes.num_attention_heads,
-        num_key_value_heads: sizes.num_key_value_heads,
-        vocab_size: sizes.vocab_size.unwrap_or(tokenizer.vocab_size()),
-        max_position_embeddings: sizes.max_position_embeddings,
-    };
-    let mut config = DecoderConfig::from_scratch(family, &geometry)?;
-    config.head_dim = sizes.head_dim;
-    config.norm = match config.norm {
-        Norm::Rms { .. } => Norm::Rms {
-            eps: sizes.rms_norm_eps,
-        },
-        Norm::Layer { .. } => Norm::Layer {
-            eps: sizes.rms_norm_eps,
-        },
-    };
-    if let Position::Rope(_) = config.position {
-        config.position = Position::Rope(RopeConfig {
-            theta: sizes.rope_theta,
-            scaling: RopeScaling::None,
-        });
-    }
-    config.sliding_window = sizes.sliding_window.map(|size| SlidingWindow {
-        size,
-        layers: (0..sizes.num_hidden_layers).collect(),
-    });
-    config.tie_word_embeddings = sizes.tie_word_embeddings;
-    config.initializer_range = sizes.initializer_range;
-    config.bos_token_id = tokenizer.bos_id();
-    config.eos_token_ids = vec![tokenizer.eos_id()?];
-    config.pad_token_id = tokenizer.pad_id();
-    config.validate()?;
-    Ok(config)
 }

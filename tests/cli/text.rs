@@ -48,6 +48,7 @@ fn fresh(tokenizer: &Tokenizer, head: Head) -> Decoder {
         num_hidden_layers: 2,
         num_attention_heads: 4,
         num_key_value_heads: 2,
+        head_dim: None,
         vocab_size: tokenizer.vocab_size(),
         max_position_embeddings: 128,
     };

@@ -236,6 +236,7 @@ fn two_layers(family: Family, head: Head) -> Anyhow<Decoder> {
         num_hidden_layers: 2,
         num_attention_heads: 4,
         num_key_value_heads: if family == Family::Gpt2 { 4 } else { 2 },
+        head_dim: None,
         vocab_size: 30,
         max_position_embeddings: 32,
     };

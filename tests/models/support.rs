@@ -86,6 +86,7 @@ pub fn llama(
         num_hidden_layers: layers,
         num_attention_heads: heads,
         num_key_value_heads: kv_heads,
+        head_dim: None,
         vocab_size: vocabulary,
         max_position_embeddings: 256,
     };

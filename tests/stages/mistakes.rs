@@ -94,6 +94,22 @@ fn empty_data_is_refused() {
 }
 
 #[test]
+fn a_model_that_cannot_be_is_refused_before_text_is_read() {
+    let workspace = Workspace::new();
+    workspace.write("text.jsonl", "");
+    refused(
+        &workspace,
+        "pretrain config.toml --set model.sliding_window=8",
+        &[
+            "stage pretrain",
+            "[model]",
+            "`sliding_window` is 8",
+            "mistral",
+        ],
+    );
+}
+
+#[test]
 fn a_prompt_that_leaves_no_room_is_refused() {
     let workspace = Workspace::trained();
     let long = "the old king ".repeat(40);

@@ -122,6 +122,19 @@ fn a_finished_stage_goes_on_when_more_steps_are_asked_for() {
 }
 
 #[test]
+fn a_width_that_the_heads_do_not_divide_trains_where_head_dim_is_set() {
+    let workspace = Workspace::new();
+    let sizes = "--set model.family=mistral --set model.hidden_size=36 --set model.num_attention_heads=5 \
+                 --set model.num_key_value_heads=1 --set model.head_dim=8";
+    workspace.succeed(&format!(
+        "pretrain config.toml {sizes} --set pretrain.max_steps=1"
+    ));
+    let config = read(&workspace.model("trial", "pretrain").join("config.json"));
+    let config: serde_json::Value = serde_json::from_slice(&config).expect("JSON");
+    assert_eq!(config["head_dim"], 8);
+}
+
+#[test]
 fn ppo_writes_the_metrics_that_the_field_knows() {
     let workspace = Workspace::trained();
     workspace.succeed("ppo config.toml");

@@ -6,6 +6,7 @@ const SIZES: Geometry = Geometry {
     num_hidden_layers: 2,
     num_attention_heads: 4,
     num_key_value_heads: 2,
+    head_dim: None,
     vocab_size: 50,
     max_position_embeddings: 64,
 };
@@ -156,6 +157,26 @@ fn sizes_that_do_not_fit_are_named_by_the_familys_keys() {
     );
     assert!(message.contains("`head_dim` is 3"), "{message}");
     assert!(refusal(Family::Gpt2, SIZES).contains("as many key-value heads"));
+}
+
+#[test]
+fn a_given_head_size_need_not_share_the_width_out() {
+    let wide = Geometry {
+        num_attention_heads: 5,
+        num_key_value_heads: 5,
+        head_dim: Some(16),
+        ..SIZES
+    };
+    for family in [Family::Mistral, Family::Qwen2, Family::Qwen3] {
+        let config = DecoderConfig::from_scratch(family, &wide).expect("a head size of its own");
+        assert_eq!((config.head_dim, config.query_size()), (16, 80));
+    }
+    assert!(refusal(Family::Llama, wide).contains("`num_attention_heads` = 5"));
+    let odd = Geometry {
+        head_dim: Some(15),
+        ..wide
+    };
+    assert!(refusal(Family::Qwen3, odd).contains("`head_dim` is 15"));
 }
 
 #[test]

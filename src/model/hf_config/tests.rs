@@ -173,6 +173,7 @@ fn a_model_from_scratch_is_read_back() {
         num_hidden_layers: 2,
         num_attention_heads: 2,
         num_key_value_heads: 2,
+        head_dim: None,
         vocab_size: 50,
         max_position_embeddings: 64,
     };
