@@ -1,6 +1,6 @@
 //! Supervised fine-tuning: the loss counts the answers' tokens only.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::context::{Context, Finished, steps};
 use super::dataset::{Items, Records};
@@ -46,6 +46,7 @@ pub fn sft(context: &Context, config: &Sft) -> Result<Option<Finished>> {
         |spec| training(config, spec),
         context.device,
     )?;
+    check_frozen(config, &model)?;
     stop_at_eos(&mut model, &tokenizer)?;
 
     // 2. Records → examples, some of them held out.
@@ -86,6 +87,18 @@ pub fn sft(context: &Context, config: &Sft) -> Result<Option<Finished>> {
         &report,
         context.folder,
     )))
+}
+
+/// More frozen layers than the model has would leave next to nothing to train.
+fn check_frozen(config: &Sft, model: &Decoder) -> Result<()> {
+    let layers = model.decoder_config().num_hidden_layers;
+    ensure!(
+        config.freeze_layers <= layers,
+        "sft.freeze_layers is {}, but the model in {} has {layers} layers; freeze that many or fewer",
+        config.freeze_layers,
+        config.from.display()
+    );
+    Ok(())
 }
 
 /// Answers end in the tokenizer's EOS, so generation must stop there too.

@@ -110,6 +110,15 @@ fn a_model_that_cannot_be_is_refused_before_text_is_read() {
 }
 
 #[test]
+fn more_frozen_layers_than_there_are_is_refused() {
+    refused(
+        &Workspace::trained(),
+        "sft config.toml --set sft.freeze_layers=3",
+        &["stage sft", "sft.freeze_layers is 3", "2 layers"],
+    );
+}
+
+#[test]
 fn a_prompt_that_leaves_no_room_is_refused() {
     let workspace = Workspace::trained();
     let long = "the old king ".repeat(40);
