@@ -194,8 +194,13 @@ impl<'a> Run<'a> {
         if self.state.prepared {
             return Ok(());
         }
-        self.state.normalizer =
-            targets::normalizer(self.config, self.roles, &self.sampler, self.prompts)?;
+        self.state.normalizer = targets::normalizer(
+            self.config,
+            self.roles,
+            &self.sampler,
+            self.prompts,
+            self.context.config.run.seed,
+        )?;
         let mut metrics = Metrics::new(0);
         self.state.before = self.evaluate(&mut metrics)?;
         self.state.last.clone_from(&self.state.before);

@@ -113,16 +113,15 @@ pub fn normalizer(
     roles: &Roles,
     sampler: &Sampler,
     prompts: &[Prompt],
+    seed: u64,
 ) -> Result<ScoreNormalizer> {
     match config.score_normalization {
         ScoreNormalization::None => Ok(ScoreNormalizer::None),
         ScoreNormalization::Running => Ok(ScoreNormalizer::Running(RunningMoments::default())),
         ScoreNormalization::Reference => {
-            let chosen = Key::new(0, Purpose::Split).permutation(0, prompts.len());
-            let prompts: Vec<_> = chosen
-                .iter()
-                .take(REFERENCE_SAMPLES)
-                .map(|&i| (i as u64, &prompts[i]))
+            let prompts: Vec<_> = reference_prompts(prompts.len(), seed)
+                .into_iter()
+                .map(|i| (i as u64, &prompts[i]))
                 .collect();
             let samples = sampler.sample_all(&roles.reference, &prompts, Purpose::Split)?;
             let ids: Vec<&[u32]> = samples.iter().map(|s| s.ids.as_slice()).collect();
@@ -135,10 +134,33 @@ pub fn normalizer(
     }
 }
 
+/// Which of `count` prompts the reference answers.
+fn reference_prompts(count: usize, seed: u64) -> Vec<usize> {
+    let mut chosen = Key::new(seed, Purpose::Split).permutation(0, count);
+    chosen.truncate(REFERENCE_SAMPLES);
+    chosen
+}
+
 fn estimator(name: KlName) -> KlEstimator {
     match name {
         KlName::K1 => KlEstimator::K1,
         KlName::K2 => KlEstimator::K2,
         KlName::K3 => KlEstimator::K3,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_prompts_of_the_reference_follow_the_seed() {
+        let chosen = reference_prompts(1000, 1);
+        assert_eq!(chosen.len(), REFERENCE_SAMPLES);
+        assert_eq!(reference_prompts(1000, 1), chosen);
+        assert_ne!(reference_prompts(1000, 2), chosen);
+        let mut all = reference_prompts(10, 1);
+        all.sort_unstable();
+        assert_eq!(all, (0..10).collect::<Vec<_>>());
     }
 }
