@@ -21,12 +21,12 @@ pub struct Ppo {
     /// read.
     pub reward_model: PathBuf,
     /// Folder of a second reward model that evaluations report and training never sees. When unset:
-    /// the one that `[judge]` trains, if the configuration has that table.
+    /// the one that `[judge]` trains, if the configuration has that table and `eval_prompts`.
     #[serde(default, deserialize_with = "optional_path")]
     pub judge_model: Option<PathBuf>,
     /// Records with `prompt`, to train on. Required.
     pub prompts: PathBuf,
-    /// Held-out records with `prompt`, to evaluate on; unset evaluates nothing.
+    /// Held-out records with `prompt`, to evaluate on; unset evaluates nothing, and the keys of evaluations are then refused.
     #[serde(default, deserialize_with = "optional_path")]
     pub eval_prompts: Option<PathBuf>,
     /// What the four roles hold in common.
@@ -197,7 +197,9 @@ impl Ppo {
     ) {
         self.cliprange_high = Some(self.cliprange_high());
         self.critic_learning_rate = Some(self.critic_learning_rate());
-        self.judge_model = self.judge_model.take().or(judge);
+        if self.eval_prompts.is_some() {
+            self.judge_model = self.judge_model.take().or(judge);
+        }
         match (self.reward_model.as_os_str().is_empty(), scorer) {
             (false, _) => {}
             (true, Some(folder)) => self.reward_model = folder,
@@ -236,6 +238,7 @@ impl Ppo {
         self.check_objective(&mut keys);
         self.check_scores(&mut keys);
         self.check_rollout(&mut keys);
+        self.check_evaluation(&mut keys);
         self.generation.check(&mut keys);
         self.training.check(&mut keys);
     }
@@ -333,6 +336,35 @@ impl Ppo {
                 "must be below 2^63; choose a smaller one",
             );
         }
+    }
+
+    /// Without `eval_prompts` nothing is evaluated, and what shapes an evaluation was set in vain.
+    fn check_evaluation(&self, keys: &mut Keys<'_, '_>) {
+        if self.eval_prompts.is_some() {
+            return;
+        }
+        for (key, value) in self.evaluation_keys() {
+            let message = "is of no use without eval_prompts; set that to held-out prompts, or remove this key";
+            keys.wrong(key, value, message);
+        }
+    }
+
+    /// The keys of evaluations that someone set. Defaults pass, for the file in a run folder writes them out, and so does
+    /// `eval_steps = 0`, which asks for none.
+    fn evaluation_keys(&self) -> Vec<(&'static str, String)> {
+        let default = Self::default();
+        let path = |path: &Option<PathBuf>| Some(format!("\"{}\"", path.as_ref()?.display()));
+        let number = |own: u64, usual: u64| (own != usual).then(|| own.to_string());
+        let steps = |ppo: &Self| ppo.training.eval_steps as u64;
+        let typed = [
+            ("judge_model", path(&self.judge_model)),
+            ("lexicon", path(&self.lexicon)),
+            ("eval_samples", number(self.eval_samples as u64, default.eval_samples as u64)),
+            ("eval_seed", number(self.eval_seed, default.eval_seed)),
+            ("eval_steps", number(steps(self), steps(&default)).filter(|_| steps(self) > 0)),
+        ];
+        let set = typed.into_iter();
+        set.filter_map(|(key, value)| Some((key, value?))).collect()
     }
 
     /// The data files by key.

@@ -54,7 +54,7 @@ fn refusal(overrides: &[&str]) -> String {
 
 #[test]
 fn what_is_not_typed_is_filled() {
-    let config = resolve(&[]).unwrap();
+    let config = resolve(&["ppo.eval_prompts=held_out.jsonl"]).unwrap();
     assert_eq!(config.stages(), Stage::ALL);
     let Some(ModelStart::Scratch(architecture)) = &config.model.start else {
         panic!("{:?}", config.model)
@@ -252,6 +252,27 @@ fn combinations_that_cannot_run_are_refused() {
         let error = refusal(&[set]);
         assert!(error.contains(words), "--set {set} gave: {error}");
     }
+}
+
+#[test]
+fn keys_of_evaluations_are_refused_where_nothing_is_evaluated() {
+    for set in [
+        "ppo.judge_model=judge",
+        "ppo.lexicon=words.tsv",
+        "ppo.eval_samples=8",
+        "ppo.eval_steps=5",
+        "ppo.eval_seed=1",
+    ] {
+        let error = refusal(&[set]);
+        assert!(
+            error.contains("is of no use without eval_prompts"),
+            "--set {set} gave: {error}"
+        );
+        resolve(&[set, "ppo.eval_prompts=held_out.jsonl"]).unwrap();
+    }
+    // The judge of [judge] is not asked for either.
+    let ppo = resolve(&["ppo.eval_steps=0"]).unwrap().ppo.unwrap();
+    assert_eq!(ppo.judge_model, None);
 }
 
 #[test]
