@@ -18,6 +18,7 @@ mod hub;
 mod model;
 mod names;
 mod optim;
+mod order;
 mod ppo;
 mod pretrain;
 mod reward;
@@ -183,7 +184,8 @@ impl Config {
     /// Looks whether the files that `stages` read exist; `document` is where the configuration came
     /// from.
     ///
-    /// Models that the run itself makes are not looked for.
+    /// A model that one of `stages` makes for a later one is not looked for; one that another stage of the run should have
+    /// made is asked of that stage.
     ///
     /// # Errors
     /// [`ConfigError::Invalid`], with every file that is missing and where it was looked for.
@@ -204,6 +206,7 @@ impl Config {
         }
         for stage in stages {
             self.check_stage_files(*stage, &mut checker);
+            self.check_stages_before(*stage, stages, &mut checker);
         }
         checker.finish()
     }

@@ -309,11 +309,11 @@ fn files_are_looked_for_before_anything_runs() {
     let folder = tempfile::tempdir().unwrap();
     let present = folder.path().join("prompts.jsonl");
     std::fs::write(&present, "{}").unwrap();
-    let text = SAMPLE.replace("prompts.jsonl", &present.display().to_string());
+    let text = SAMPLE
+        .replace("prompts.jsonl", &present.display().to_string())
+        .replace("\"pairs.jsonl\"", "\"pairs.jsonl\"\nfrom = \".\"");
     let document = Document::parse(&text, Path::new("trial.toml")).unwrap();
     let config = Config::resolve(&document).unwrap();
-    // The models that ppo reads are the run's own, yet to be trained.
-    config.check_files(&document, &[Stage::Ppo]).unwrap();
     let error = config
         .check_files(&document, &[Stage::Reward])
         .unwrap_err()
@@ -324,6 +324,41 @@ fn files_are_looked_for_before_anything_runs() {
         looked.display()
     );
     assert_eq!(error, expected);
+}
+
+#[test]
+fn a_stage_asks_for_those_whose_models_it_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = SAMPLE
+        .replace("[run]", &format!("[run]\ndir = {:?}", folder.path()))
+        .replace("prompts.jsonl", "Cargo.toml")
+        .replace("pairs.jsonl", "Cargo.toml");
+    let document = Document::parse(&text, Path::new("trial.toml")).unwrap();
+    let config = Config::resolve(&document).unwrap();
+    let refused = |stages: &[Stage]| {
+        let error = config.check_files(&document, stages).unwrap_err();
+        error.to_string()
+    };
+    let error = refused(&[Stage::Ppo]);
+    for (key, stage) in [("ppo.from", "sft"), ("ppo.reward_model", "reward")] {
+        let path = folder.path().join("trial").join(stage).join("final");
+        let line = format!(
+            "{key} = \"{}\" (the default): stage {stage} has not left its model there; run `collimate {stage}` with",
+            path.display()
+        );
+        assert!(error.contains(&line), "{error}");
+    }
+    // What an earlier one of the same command makes need not be there yet.
+    let error = refused(&[Stage::Reward, Stage::Ppo]);
+    assert!(
+        error.contains("reward.from") && error.contains("ppo.from"),
+        "{error}"
+    );
+    assert!(!error.contains("ppo.reward_model"), "{error}");
+    for stage in [Stage::Sft, Stage::Reward] {
+        std::fs::create_dir_all(config.run.final_model(stage)).unwrap();
+    }
+    config.check_files(&document, &[Stage::Ppo]).unwrap();
 }
 
 #[test]

@@ -81,6 +81,27 @@ fn unknown_keys_and_wrong_types_of_a_configuration() {
     refused(|_| {}, "run nowhere.toml", &["nowhere.toml"]);
 }
 
+/// It ends before a run folder is made.
+#[test]
+fn a_stage_before_those_that_it_starts_from() {
+    let stages = "[sft]\ndata = \"data.jsonl\"\n[reward]\ndata = \"data.jsonl\"\n[ppo]\nprompts = \"data.jsonl\"\n";
+    let config = format!("[run]\nname = \"trial\"\n[model]\nfrom = \"model\"\n{stages}");
+    let prepare = |w: &Workspace| {
+        w.write("config.toml", &config);
+        w.write("data.jsonl", "{}");
+    };
+    refused(
+        prepare,
+        "ppo config.toml",
+        &[
+            "ppo.from = \"runs/trial/sft/final\"",
+            "run `collimate sft`",
+            "ppo.reward_model = \"runs/trial/reward/final\"",
+            "run `collimate reward`",
+        ],
+    );
+}
+
 #[test]
 fn models_that_are_missing_or_damaged() {
     let weights = |w: &Workspace| w.path("model/model.safetensors");

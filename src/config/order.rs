@@ -1,0 +1,42 @@
+//! Which stage leaves the models that another one starts from.
+
+use std::path::Path;
+
+use super::check::Checker;
+use super::{Config, Stage};
+
+impl Config {
+    /// Looks for what other stages of the run leave for `stage`. What one of `stages` makes before it need not be there yet.
+    pub(super) fn check_stages_before(
+        &self,
+        stage: Stage,
+        stages: &[Stage],
+        checker: &mut Checker<'_>,
+    ) {
+        for (key, folder) in self.models_read(stage) {
+            let maker = self.maker(folder);
+            let comes = maker.is_some_and(|maker| maker < stage && stages.contains(&maker));
+            if comes || folder.exists() || !folder.starts_with(self.run.folder()) {
+                continue;
+            }
+            let mut keys = checker.table(stage.name());
+            match maker {
+                Some(maker) => {
+                    let message = format!(
+                        "stage {maker} has not left its model there; run `collimate {maker}` with this configuration first, or \
+                         `collimate run` for every stage"
+                    );
+                    keys.wrong(key, format!("\"{}\"", folder.display()), message);
+                }
+                None => keys.exists(key, folder),
+            }
+        }
+    }
+
+    /// The stage of this configuration whose final model is `folder`.
+    fn maker(&self, folder: &Path) -> Option<Stage> {
+        self.stages()
+            .into_iter()
+            .find(|&stage| self.run.final_model(stage) == folder)
+    }
+}
