@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Checker, ConfigError, Device, Generation, Override, Stage};
+use crate::config::{Checker, ConfigError, Device, Generation, Override};
 use crate::train::run_folder::Existing;
 
 /// Align language models: pretrain, sft, reward and ppo in one binary.
@@ -106,20 +106,6 @@ pub enum Command {
         after_help = "Example:\n  collimate score --model runs/quickstart/reward/final --data pairs.jsonl --out scores.jsonl"
     )]
     Score(ScoreArgs),
-}
-
-impl Command {
-    /// The stage that the command runs, if it runs a single one.
-    pub fn stage(&self) -> Option<Stage> {
-        match self {
-            Command::Pretrain(_) => Some(Stage::Pretrain),
-            Command::Sft(_) => Some(Stage::Sft),
-            Command::Reward(_) => Some(Stage::Reward),
-            Command::Judge(_) => Some(Stage::Judge),
-            Command::Ppo(_) => Some(Stage::Ppo),
-            Command::Run(_) | Command::Generate(_) | Command::Score(_) => None,
-        }
-    }
 }
 
 /// Flags of the commands that read a configuration.

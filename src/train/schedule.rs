@@ -20,17 +20,6 @@ pub enum ScheduleKind {
     Cosine,
 }
 
-impl ScheduleKind {
-    /// Whether the rate at a step depends on how many steps the run has in all. A run with such a
-    /// schedule cannot be prolonged and stay the same run.
-    pub fn depends_on_total_steps(self) -> bool {
-        match self {
-            Self::Constant => false,
-            Self::Linear | Self::Cosine => true,
-        }
-    }
-}
-
 /// A learning-rate schedule.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Schedule {
