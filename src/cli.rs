@@ -25,8 +25,8 @@ pub struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   collimate run configs/quickstart.toml
-  collimate ppo configs/quickstart.toml --set ppo.kl_coef=0.1 --set run.name=low-kl --fresh
-  collimate generate --model runs/quickstart/ppo/final --prompts prompts.jsonl --out completions.jsonl
+  collimate ppo configs/quickstart.toml --set ppo.kl_coef=0.1 --fresh
+  collimate generate --model runs/quickstart/ppo/final --prompts configs/data/prompts_eval.jsonl --out completions.jsonl
 
 Exit codes: 0 done, 1 failed (the message says what to mend), 2 wrong usage, 130 stopped by a signal after saving.";
 
@@ -39,7 +39,7 @@ pub enum Command {
     /// What each stage leaves lies in RUN/STAGE/: metrics.jsonl, samples.jsonl, checkpoints/ and
     /// final/, a Hugging Face folder.
     #[command(
-        after_help = "Example:\n  collimate run configs/quickstart.toml --set run.seed=1 --set run.name=seed-1"
+        after_help = "Example:\n  collimate run configs/quickstart.toml --set run.seed=2 --set run.name=seed-2"
     )]
     Run(ConfigArgs),
 
@@ -48,7 +48,7 @@ pub enum Command {
     /// Needs [pretrain] with `data`. Without a tokenizer a byte-level BPE is trained on that text
     /// first.
     #[command(
-        after_help = "Example:\n  collimate pretrain configs/quickstart.toml --set pretrain.max_steps=100"
+        after_help = "Example:\n  collimate pretrain configs/quickstart.toml --set pretrain.max_steps=100 --set run.name=trial"
     )]
     Pretrain(ConfigArgs),
 
@@ -57,7 +57,7 @@ pub enum Command {
     /// Needs [sft] with `data`. The loss counts answers only, and rows are packed without seeing
     /// one another.
     #[command(
-        after_help = "Example:\n  collimate sft configs/quickstart.toml --set sft.learning_rate=1e-4"
+        after_help = "Example:\n  collimate sft configs/quickstart.toml --set sft.learning_rate=5e-4 --fresh"
     )]
     Sft(ConfigArgs),
 
@@ -65,7 +65,7 @@ pub enum Command {
     ///
     /// Needs [reward] with `data`. Reports accuracy, margin and calibration on held-out pairs.
     #[command(
-        after_help = "Example:\n  collimate reward configs/quickstart.toml --set reward.eval_fraction=0.1"
+        after_help = "Example:\n  collimate reward configs/quickstart.toml --set reward.max_steps=300 --fresh"
     )]
     Reward(ConfigArgs),
 
@@ -92,7 +92,7 @@ pub enum Command {
     /// order of the input: index, sample, prompt_ids, completion_ids, completion, logprobs and
     /// finish_reason (stop or length).
     #[command(
-        after_help = "Example:\n  collimate generate --model runs/quickstart/ppo/final --prompts prompts.jsonl \\\n      \
+        after_help = "Example:\n  collimate generate --model runs/quickstart/ppo/final --prompts configs/data/prompts_eval.jsonl \\\n      \
                             --out completions.jsonl --n 4 --temperature 0.8 --top-p 0.95"
     )]
     Generate(GenerateArgs),
@@ -103,7 +103,7 @@ pub enum Command {
     /// {"messages": [...]}. A reward model writes index and score; a language model index, ids,
     /// logprobs (of each token given those before it) and entropy.
     #[command(
-        after_help = "Example:\n  collimate score --model runs/quickstart/reward/final --data pairs.jsonl --out scores.jsonl"
+        after_help = "Example:\n  collimate score --model runs/quickstart/reward/final --data configs/data/sft_eval.jsonl --out scores.jsonl"
     )]
     Score(ScoreArgs),
 }

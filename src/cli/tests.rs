@@ -1,6 +1,10 @@
 //! The contract of the command line: flags, exit codes, and help that teaches.
 
+use std::path::Path;
+
 use super::*;
+use crate::config::diff::{Effect, diff};
+use crate::config::{Config, Document, Stage};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 
@@ -40,6 +44,72 @@ fn every_command_has_an_example() {
             command.get_name()
         );
     }
+}
+
+/// The calls that the help texts teach.
+fn examples() -> Vec<String> {
+    let cli = Cli::command();
+    let help = |command: &clap::Command| command.get_after_help().map(ToString::to_string);
+    let texts = cli
+        .get_subcommands()
+        .chain([&cli])
+        .filter_map(help)
+        .map(|text| text.replace("\\\n", " "));
+    let calls = |text: String| {
+        let call = |line: &str| {
+            line.trim()
+                .starts_with("collimate ")
+                .then(|| line.to_owned())
+        };
+        text.lines().filter_map(call).collect::<Vec<_>>()
+    };
+    texts.flat_map(calls).collect()
+}
+
+/// What an example reads is bundled, or left by `collimate run configs/quickstart.toml`, the first of them.
+#[test]
+fn examples_work_once_the_first_has_run() {
+    for example in examples() {
+        let words: Vec<&str> = example.split_whitespace().collect();
+        let cli = Cli::try_parse_from(&words).unwrap_or_else(|e| panic!("{example}: {e}"));
+        match cli.command {
+            Command::Generate(args) => assert!(is_left(&args.model) && args.prompts.exists()),
+            Command::Score(args) => assert!(is_left(&args.model) && args.data.exists()),
+            Command::Run(args) => drop(resolve(&args)),
+            Command::Pretrain(args)
+            | Command::Sft(args)
+            | Command::Reward(args)
+            | Command::Judge(args)
+            | Command::Ppo(args) => assert_can_run(&args, words[1]),
+        }
+    }
+}
+
+fn is_left(folder: &Path) -> bool {
+    folder.starts_with("runs/quickstart")
+}
+
+/// The stage finds its models, and is not refused for continuing under other values.
+fn assert_can_run(args: &ConfigArgs, name: &str) {
+    let stage = Stage::ALL.into_iter().find(|stage| stage.name() == name);
+    let stage = stage.unwrap();
+    let (plain, config) = (Config::load(&args.config, &[]).unwrap(), resolve(args));
+    for (key, folder) in config.models_read(stage) {
+        assert!(is_left(folder), "{name}: {key} = {}", folder.display());
+    }
+    let mut changes = diff(&plain, &config).unwrap().into_iter();
+    let other = changes.any(|c| c.effect == Effect::ChangesResult && c.concerns(stage));
+    let apart = args.existing() == Existing::SetAside || config.run.name != plain.run.name;
+    assert!(apart || !other, "{name} would continue under other values");
+}
+
+/// The configuration of an example; the data that it names is there.
+fn resolve(args: &ConfigArgs) -> Config {
+    let document = Document::read(&args.config).unwrap();
+    let document = document.with(&args.overrides).unwrap();
+    let config = Config::resolve(&document).unwrap_or_else(|e| panic!("{e}"));
+    config.check_files(&document, &config.stages()).unwrap();
+    config
 }
 
 #[test]
