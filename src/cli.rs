@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Checker, ConfigError, Device, Generation, Override};
+use crate::config::{Checker, ConfigError, Device, Generation, Override, Problems};
 use crate::train::run_folder::Existing;
 
 /// Align language models: pretrain, sft, reward and ppo in one binary.
@@ -182,6 +182,7 @@ pub struct GenerateArgs {
         long,
         value_name = "T",
         default_value = "1.0",
+        value_parser = temperature,
         conflicts_with = "greedy"
     )]
     temperature: f64,
@@ -195,6 +196,7 @@ pub struct GenerateArgs {
         long,
         value_name = "P",
         default_value = "1.0",
+        value_parser = top_p,
         conflicts_with = "greedy"
     )]
     top_p: f64,
@@ -204,12 +206,13 @@ pub struct GenerateArgs {
         long,
         value_name = "P",
         default_value = "0.0",
+        value_parser = min_p,
         conflicts_with = "greedy"
     )]
     min_p: f64,
 
     /// A text that ends a completion; may be given several times
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = stop_text)]
     stop: Vec<String>,
 
     /// Take the likeliest token each time instead of drawing
@@ -235,11 +238,8 @@ pub struct GenerateArgs {
 
 impl GenerateArgs {
     /// The sampling settings.
-    ///
-    /// # Errors
-    /// [`ConfigError::Invalid`] for values out of range, naming the flags.
-    pub fn generation(&self) -> Result<Generation, ConfigError> {
-        let generation = Generation {
+    pub fn generation(&self) -> Generation {
+        Generation {
             max_new_tokens: self.max_new_tokens,
             temperature: self.temperature,
             top_k: self.top_k,
@@ -247,11 +247,7 @@ impl GenerateArgs {
             min_p: self.min_p,
             stop: self.stop.clone(),
             ..Generation::default()
-        };
-        let mut checker = Checker::flags();
-        generation.check(&mut checker.table("generate"));
-        checker.finish()?;
-        Ok(generation)
+        }
     }
 
     /// How the next token is chosen.
@@ -303,6 +299,61 @@ fn positive(text: &str) -> Result<usize, String> {
         Ok(number) => Ok(number),
         Err(_) => Err("expected a whole number, 1 or larger".into()),
     }
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    let temperature = number(text)?;
+    in_range(Generation {
+        temperature,
+        ..Generation::default()
+    })?;
+    Ok(temperature)
+}
+
+fn top_p(text: &str) -> Result<f64, String> {
+    let top_p = number(text)?;
+    in_range(Generation {
+        top_p,
+        ..Generation::default()
+    })?;
+    Ok(top_p)
+}
+
+fn min_p(text: &str) -> Result<f64, String> {
+    let min_p = number(text)?;
+    in_range(Generation {
+        min_p,
+        ..Generation::default()
+    })?;
+    Ok(min_p)
+}
+
+fn stop_text(text: &str) -> Result<String, String> {
+    let stop = vec![text.to_owned()];
+    in_range(Generation {
+        stop,
+        ..Generation::default()
+    })?;
+    Ok(text.to_owned())
+}
+
+fn number(text: &str) -> Result<f64, String> {
+    text.parse().map_err(|_| "expected a number".to_owned())
+}
+
+/// Flags have the ranges that the keys of their names have in a configuration.
+fn in_range(generation: Generation) -> Result<(), String> {
+    let mut checker = Checker::flags();
+    generation.check(&mut checker.table("generate"));
+    checker.finish().map_err(|error| match error {
+        // The parser names the flag and its value.
+        ConfigError::Invalid(Problems(problems)) => problems
+            .into_iter()
+            .map(|problem| problem.message)
+            .collect::<Vec<_>>()
+            .join("; "),
+        other => other.to_string(),
+    })
 }
 
 #[cfg(test)]

@@ -168,7 +168,7 @@ fn generate_has_the_flags_of_the_contract() {
         "cuda:0",
     ];
     let args = generate(&flags).unwrap();
-    let generation = args.generation().unwrap();
+    let generation = args.generation();
     assert_eq!(
         (
             generation.temperature,
@@ -193,14 +193,17 @@ fn generate_has_the_flags_of_the_contract() {
 
 #[test]
 fn values_out_of_range_name_the_flag() {
-    let error = generate(&["--top-p", "1.5"])
-        .unwrap()
-        .generation()
-        .unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "--top-p = 1.5 (command line): must be above 0 and at most 1; 1.0 does not cut"
-    );
+    for (flags, range) in [
+        (["--temperature", "0"], "must be larger than 0"),
+        (["--top-p", "1.5"], "must be above 0 and at most 1"),
+        (["--min-p", "nan"], "must lie between 0 and 1"),
+        (["--stop", ""], "an empty text would end every completion"),
+    ] {
+        let error = generate(&flags).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ValueValidation, "{flags:?}");
+        let says = error.to_string();
+        assert!(says.contains(flags[0]) && says.contains(range), "{says}");
+    }
     assert_eq!(
         generate(&["--n", "0"]).unwrap_err().kind(),
         ErrorKind::ValueValidation

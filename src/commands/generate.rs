@@ -48,11 +48,11 @@ struct Line<'a> {
 /// each completion.
 ///
 /// # Errors
-/// A model that cannot be loaded, settings out of range, a prompt that cannot be read or leaves no
-/// room for its completion, or a file that cannot be written.
+/// A model that cannot be loaded, a prompt that cannot be read or leaves no room for its completion,
+/// or a file that cannot be written.
 pub fn generate(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     let stop = StopRequest::listen()?;
-    let generation = args.generation()?;
+    let generation = args.generation();
     let folder = ModelFolder::open(&args.model)?;
     let requests = requests(args, &folder)?;
     let ends = Ends::new(&generation.stop, args.stop_tokens(), &folder)?;

@@ -228,8 +228,6 @@ fn data_to_score_that_cannot_be_used() {
 fn flags_that_cannot_be_met() {
     let good = |w: &Workspace| w.write("prompts.jsonl", "{\"prompt_ids\": [5]}");
     let with = |flags: &str, says: &[&str]| refused(good, &format!("{GENERATE} {flags}"), says);
-    with("--top-p 1.5", &["--top-p = 1.5", "at most 1"]);
-    with("--temperature 0", &["--temperature = 0", "larger than 0"]);
     with("--stop end", &["--stop \"end\"", "tokenizer"]);
     let elsewhere = "generate --model model --prompts prompts.jsonl --out no/such/out.jsonl";
     refused(good, elsewhere, &["no/such/out.jsonl", "existing folder"]);
