@@ -1,33 +1,15 @@
 //! Which record comes at which position: functions of the seed and the position, with no state to
 //! lose.
 //!
-//! A checkpoint holds a [`Cursor`], one number. [`Order`] shuffles each epoch anew by a keyed
+//! The step alone says how far a stage has read. [`Order`] shuffles each epoch anew by a keyed
 //! permutation; [`Mixture`] chooses among datasets so that every prefix keeps their weights
 //! (Tijdeman 1980, "The chairman assignment problem").
 
 use std::cell::RefCell;
-use std::ops::Range;
 
 use rollout::random::{Key, Purpose};
-use serde::{Deserialize, Serialize};
 
 use super::error::{DataError, Result};
-
-/// How far a stage has read; all that a checkpoint needs to go on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Cursor {
-    /// The next position.
-    pub position: u64,
-}
-
-impl Cursor {
-    /// The next `count` positions; the cursor moves past them.
-    pub fn take(&mut self, count: usize) -> Range<u64> {
-        let start = self.position;
-        self.position += count as u64;
-        start..self.position
-    }
-}
 
 /// An endless shuffled walk over a dataset: each epoch visits every record once, in an order of its
 /// own.
@@ -310,15 +292,5 @@ mod tests {
                 && split(3, 1.0, 4).is_err()
                 && split(3, f64::NAN, 4).is_err()
         );
-    }
-
-    #[test]
-    fn a_cursor_is_one_number() {
-        let mut cursor = Cursor::default();
-        assert_eq!(cursor.take(8), 0..8);
-        assert_eq!(cursor.take(8), 8..16);
-        let json = serde_json::to_string(&cursor).unwrap();
-        assert_eq!(json, r#"{"position":16}"#);
-        assert_eq!(serde_json::from_str::<Cursor>(&json).unwrap(), cursor);
     }
 }

@@ -20,7 +20,7 @@ pub use error::{DataError, Result};
 pub use example::{
     Encoded, Encoder, Example, Pair, Prompt, TooLong, TooLongCounts, encode_documents,
 };
-pub use loader::{Cursor, Mixture, Order, split};
+pub use loader::{Mixture, Order, split};
 pub use packing::{Batch, Packed};
 pub use records::{Message, Record, Source, Turns, read};
 pub use template::{ChatTemplate, GenerationPrompt, Span};

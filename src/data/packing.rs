@@ -62,15 +62,15 @@ impl Packed {
 
 /// Sequences laid end to end, with the next-token target of each token.
 ///
-/// All four have one entry a token but `segments`. With examples and windows a row's last token is
-/// not fed: it is only a target, so a row of n tokens takes n − 1 places.
+/// All four have one entry a token but `segments`. A row's last token is not fed: it is only a
+/// target, so a row of n tokens takes n − 1 places.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Batch {
     /// Tokens fed, [N].
     pub ids: Vec<u32>,
     /// Offsets of the segments, [B + 1]: segment b is `ids[segments[b]..segments[b + 1]]`.
     pub segments: Vec<usize>,
-    /// The token that follows, [N]; 0 where nothing does.
+    /// The token that follows, [N].
     pub targets: Vec<u32>,
     /// 1 where the target counts in the loss, else 0, [N].
     pub valid: Vec<f32>,
@@ -108,28 +108,6 @@ impl Batch {
         Ok(batch)
     }
 
-    /// Whole sequences, every token fed: for scores and for log-probs of given ids. Every target
-    /// counts but the last of a segment, which has none.
-    ///
-    /// # Errors
-    /// No sequence, or an empty one.
-    pub fn from_sequences(sequences: &[&[u32]]) -> Result<Self> {
-        let mut batch = Batch::start(sequences.len())?;
-        for (row, ids) in sequences.iter().enumerate() {
-            let Some((_, following)) = ids.split_first() else {
-                return Err(too_short(row, 0, 1));
-            };
-            batch.ids.extend_from_slice(ids);
-            batch.targets.extend_from_slice(following);
-            batch.targets.push(0);
-            batch
-                .valid
-                .extend(std::iter::repeat_n(1.0, following.len()).chain([0.0]));
-            batch.segments.push(batch.ids.len());
-        }
-        Ok(batch)
-    }
-
     /// Tokens fed.
     pub fn token_count(&self) -> usize {
         self.ids.len()
@@ -153,7 +131,10 @@ impl Batch {
     /// Adds a row's tokens but the last, and returns where they start; no target counts yet.
     fn push_shifted(&mut self, row: usize, ids: &[u32]) -> Result<usize> {
         if ids.len() < 2 {
-            return Err(too_short(row, ids.len(), 2));
+            return Err(DataError::Invalid(format!(
+                "row {row} of the batch has {} tokens; expected at least 2",
+                ids.len()
+            )));
         }
         let start = self.ids.len();
         self.ids.extend_from_slice(&ids[..ids.len() - 1]);
@@ -162,12 +143,6 @@ impl Batch {
         self.segments.push(self.ids.len());
         Ok(start)
     }
-}
-
-fn too_short(row: usize, found: usize, least: usize) -> DataError {
-    DataError::Invalid(format!(
-        "row {row} of the batch has {found} tokens; expected at least {least}"
-    ))
 }
 
 /// Cuts items (by index) into runs of at most `limit` tokens, in order; one that is larger stands alone.
@@ -224,25 +199,18 @@ mod tests {
     }
 
     #[test]
-    fn windows_and_whole_sequences() {
+    fn every_token_of_a_window_counts() {
         let batch = Batch::from_windows(&[&[1, 2, 3], &[3, 4, 5]]).unwrap();
         assert_eq!(
             (batch.ids, batch.targets),
             (vec![1, 2, 3, 4], vec![2, 3, 4, 5])
         );
         assert_eq!(batch.valid, [1.0; 4]);
-        let batch = Batch::from_sequences(&[&[1, 2], &[3]]).unwrap();
-        assert_eq!((batch.ids, batch.segments), (vec![1, 2, 3], vec![0, 2, 3]));
-        assert_eq!(
-            (batch.targets, batch.valid),
-            (vec![2, 0, 0], vec![1.0, 0.0, 0.0])
-        );
     }
 
     #[test]
     fn short_rows_are_errors() {
         assert!(Batch::from_windows(&[]).is_err());
-        assert!(Batch::from_sequences(&[&[]]).is_err());
         let e = Batch::from_windows(&[&[1, 2], &[3]])
             .unwrap_err()
             .to_string();

@@ -18,9 +18,8 @@ mod limits;
 use std::ops::Range;
 
 use rayon::prelude::*;
-use serde_json::{Map, Value};
 
-use super::error::{DataError, Result, Source};
+use super::error::{DataError, Result};
 use super::records::{Preference, Record, Turns};
 use super::template::{ChatTemplate, GenerationPrompt};
 use super::tokenizer::Tokenizer;
@@ -57,16 +56,12 @@ impl Pair {
 }
 
 /// A prompt to generate from.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
     /// Tokens of the prompt.
     pub ids: Vec<u32>,
     /// Its text, as rendered.
     pub text: String,
-    /// All fields of the record, for reward functions.
-    pub record: Map<String, Value>,
-    /// Where it came from.
-    pub source: Source,
 }
 
 /// Encoded records, in the file's order.
@@ -136,7 +131,7 @@ impl<'a> Encoder<'a> {
         gather(records, |record| self.fit_pair(record, self.pair(record)?))
     }
 
-    /// `prompt`, with all fields kept.
+    /// `prompt`, opened for the answer.
     ///
     /// # Errors
     /// A record without `prompt`, one without a token, or one that leaves less room than is
@@ -218,12 +213,7 @@ impl<'a> Encoder<'a> {
                 message,
             });
         }
-        Ok(Prompt {
-            ids,
-            text,
-            record: record.fields.clone(),
-            source: record.source.clone(),
-        })
+        Ok(Prompt { ids, text })
     }
 
     fn plain_prompt(&self, text: &str) -> Result<Vec<u32>> {

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use super::*;
+use crate::data::records::Source;
 use crate::data::tokenizer::{BpeTraining, IM_END, IM_START};
 
 const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
@@ -126,11 +127,11 @@ fn pairs_of_text_and_of_chats() {
 }
 
 #[test]
-fn prompts_keep_their_record() {
+fn prompts_are_opened_for_the_answer() {
     let t = tokenizer(Some(CHATML));
     let encoder = Encoder::new(&t, 200, TooLong::Error).unwrap();
     let lines = [
-        r#"{"prompt": [{"role": "user", "content": "the"}], "answer": "42"}"#,
+        r#"{"prompt": [{"role": "user", "content": "the"}]}"#,
         r#"{"prompt": "the"}"#,
     ];
     let prompts = encoder.prompts(&records(&lines)).unwrap().items;
@@ -139,8 +140,7 @@ fn prompts_keep_their_record() {
         t.decode_with_specials(&prompts[0].ids).unwrap(),
         prompts[0].text
     );
-    assert_eq!(prompts[0].record["answer"], "42");
-    assert_eq!(prompts[1].source.to_string(), "d.jsonl:2");
+    assert_eq!(prompts[1].text, "the");
     assert!(message(encoder.prompts(&records(&[r#"{"prompt": ""}"#]))).contains("no token"));
 }
 

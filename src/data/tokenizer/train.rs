@@ -38,8 +38,6 @@ pub struct BpeTraining {
     pub eos_token: String,
     /// A chat template for the tokenizer's configuration.
     pub chat_template: Option<String>,
-    /// The context length that transformers reads as `model_max_length`.
-    pub model_max_length: Option<usize>,
 }
 
 impl BpeTraining {
@@ -50,7 +48,6 @@ impl BpeTraining {
             special_tokens: Vec::new(),
             eos_token: END_OF_TEXT.to_owned(),
             chat_template: None,
-            model_max_length: None,
         }
     }
 
@@ -101,9 +98,6 @@ impl BpeTraining {
             "pad_token": PAD,
             "clean_up_tokenization_spaces": false,
         });
-        if let Some(length) = self.model_max_length {
-            config["model_max_length"] = length.into();
-        }
         if let Some(template) = &self.chat_template {
             config["chat_template"] = template.as_str().into();
         }
