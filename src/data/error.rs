@@ -8,18 +8,35 @@ use std::sync::Arc;
 /// Result of anything in [`crate::data`].
 pub type Result<T> = std::result::Result<T, DataError>;
 
-/// Where a record came from; prints as `file:line`.
+/// Where a record came from; prints as `file:line`, or as `file: record 3` where its line is not
+/// known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
     /// The file as the user named it. Shared by all records of the file.
     pub file: Arc<Path>,
-    /// Line (JSONL) or row (Parquet), counted from 1.
-    pub line: usize,
+    /// Where in the file.
+    pub place: Place,
+}
+
+/// A record's place in its file, counted from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The line that holds it, or on which it starts.
+    Line(usize),
+    /// Which one of a JSON array.
+    Record(usize),
+    /// Which row of a table.
+    Row(usize),
 }
 
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file.display(), self.line)
+        write!(f, "{}", self.file.display())?;
+        match self.place {
+            Place::Line(line) => write!(f, ":{line}"),
+            Place::Record(record) => write!(f, ": record {record}"),
+            Place::Row(row) => write!(f, ": row {row}"),
+        }
     }
 }
 

@@ -22,6 +22,6 @@ pub use example::{
 };
 pub use loader::{Mixture, Order, split};
 pub use packing::{Batch, Packed};
-pub use records::{Message, Record, Source, Turns, read};
+pub use records::{Message, Place, Record, Source, Turns, read};
 pub use template::{ChatTemplate, GenerationPrompt, Span};
 pub use tokenizer::{BpeTraining, Tokenizer};

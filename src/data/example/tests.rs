@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::data::records::Source;
+use crate::data::records::{Place, Source};
 use crate::data::tokenizer::{BpeTraining, IM_END, IM_START};
 
 const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
@@ -26,7 +26,7 @@ fn records(lines: &[&str]) -> Vec<Record> {
         fields: serde_json::from_str(line).unwrap(),
         source: Source {
             file: std::sync::Arc::clone(&file),
-            line: i + 1,
+            place: Place::Line(i + 1),
         },
     };
     lines.iter().enumerate().map(record).collect()

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{Record, Source, read_utf8, shared_name};
+use super::{Place, Record, Source, read_utf8, shared_name};
 use crate::data::error::{DataError, Result};
 
 /// Reads the file; see the module's head.
@@ -23,7 +23,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Record>> {
     {
         let source = Source {
             file: file.clone(),
-            line: index + 1,
+            place: Place::Line(index + 1),
         };
         let value = serde_json::from_str(line).map_err(|e| malformed(path, index + 1, line, &e))?;
         records.push(object(value, source)?);
@@ -31,8 +31,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Record>> {
     Ok(records)
 }
 
-/// One array of objects; a record's line is its place in the array, for JSON values do not keep
-/// their lines.
+/// One array of objects. JSON values do not keep their lines, so a record is known by its number.
 fn read_array(path: &Path, text: &str) -> Result<Vec<Record>> {
     let values: Vec<Value> =
         serde_json::from_str(text).map_err(|e| malformed(path, e.line(), text, &e))?;
@@ -45,7 +44,7 @@ fn read_array(path: &Path, text: &str) -> Result<Vec<Record>> {
                 value,
                 Source {
                     file: file.clone(),
-                    line: i + 1,
+                    place: Place::Record(i + 1),
                 },
             )
         })
@@ -57,7 +56,7 @@ fn object(value: Value, source: Source) -> Result<Record> {
         Value::Object(fields) => Ok(Record { fields, source }),
         other => Err(DataError::FieldType {
             at: source,
-            field: "(whole line)".into(),
+            field: "(whole record)".into(),
             found: super::names::type_name(&other),
             expected: "an object such as {\"prompt\": \"...\", \"completion\": \"...\"}",
         }),
@@ -96,8 +95,8 @@ mod tests {
     #[test]
     fn lines_keep_their_numbers_and_fields_their_order() {
         let records = read_text("\u{feff}\n{\"b\": 1, \"a\": \"x\"}\r\n\n{\"a\": 2}").unwrap();
-        let lines: Vec<_> = records.iter().map(|r| r.source.line).collect();
-        assert_eq!(lines, [2, 4]);
+        let places: Vec<_> = records.iter().map(|r| r.source.place).collect();
+        assert_eq!(places, [Place::Line(2), Place::Line(4)]);
         assert_eq!(records[0].fields.keys().collect::<Vec<_>>(), ["b", "a"]);
     }
 
@@ -108,6 +107,18 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(e.contains("d.jsonl:2:7"), "{e}");
+    }
+
+    #[test]
+    fn a_record_of_an_array_is_named_by_its_number() {
+        let records = read_text("[\n{\"a\":\n1},\n{\"b\": 2}]").unwrap();
+        let e = records[1].text().unwrap_err().to_string();
+        assert!(e.contains("d.jsonl: record 2: missing field"), "{e}");
+        let e = read_text("[\n\n3]").unwrap_err().to_string();
+        assert!(
+            e.contains("d.jsonl: record 1: ") && e.contains("a number"),
+            "{e}"
+        );
     }
 
     #[test]

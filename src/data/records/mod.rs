@@ -16,8 +16,8 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-pub use super::error::Source;
 use super::error::{DataError, Result};
+pub use super::error::{Place, Source};
 pub use views::{Message, Preference, PromptCompletion, Turns};
 
 /// One record of a data file.

@@ -11,7 +11,7 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use serde_json::{Map, Value};
 
-use super::{Record, Source, shared_name};
+use super::{Place, Record, Source, shared_name};
 use crate::data::error::{DataError, Result};
 
 /// Reads all rows.
@@ -28,7 +28,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Record>> {
         .map(|(i, row)| {
             let source = Source {
                 file: name.clone(),
-                line: i + 1,
+                place: Place::Row(i + 1),
             };
             Ok(Record {
                 fields: object(&row.map_err(broken)?),
@@ -123,7 +123,8 @@ mod tests {
         assert_eq!(records[0].fields["prompt"], "é one");
         assert_eq!(records[0].fields["margin"], 0.5);
         assert!(!records[1].fields.contains_key("margin"));
-        assert_eq!(records[1].source.line, 2);
+        let source = records[1].source.to_string();
+        assert!(source.ends_with("p.parquet: row 2"), "{source}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{Record, Source, read_utf8, shared_name};
+use super::{Place, Record, Source, read_utf8, shared_name};
 use crate::data::error::Result;
 
 /// Reads the file as one document; a file of white space holds none.
@@ -19,7 +19,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Record>> {
         fields,
         source: Source {
             file: shared_name(path),
-            line: 1,
+            place: Place::Line(1),
         },
     }])
 }

@@ -288,7 +288,7 @@ fn implicit_prompt(chosen: Turns, rejected: Turns) -> (Turns, Turns, Turns) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Source;
+    use super::super::{Place, Source};
     use super::*;
     use std::path::Path;
     use std::sync::Arc;
@@ -301,7 +301,7 @@ mod tests {
             fields,
             source: Source {
                 file: Arc::from(Path::new("d.jsonl")),
-                line: 7,
+                place: Place::Line(7),
             },
         }
     }

@@ -282,7 +282,7 @@ mod tests {
                 fields: Map::from_iter([("messages".to_owned(), case["messages"].clone())]),
                 source: super::super::Source {
                     file: std::path::Path::new("golden").into(),
-                    line: 1,
+                    place: super::super::records::Place::Line(1),
                 },
             };
             let generation = match case["add_generation_prompt"].as_bool().unwrap() {
