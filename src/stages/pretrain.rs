@@ -124,12 +124,14 @@ fn tokenizer(context: &Context, records: &[Record]) -> Result<Tokenizer> {
     Ok(Tokenizer::train_bpe(&texts, &training(config))?)
 }
 
+/// The first special token ends a text, the second fills; the configuration has at least two.
 fn training(config: &crate::config::Tokenizer) -> BpeTraining {
     let mut training = BpeTraining::new(config.vocab_size);
-    if let Some(eos) = config.special_tokens.first() {
+    if let [eos, pad, ..] = config.special_tokens.as_slice() {
         training.eos_token.clone_from(eos);
+        training.pad_token.clone_from(pad);
+        training.special_tokens.clone_from(&config.special_tokens);
     }
-    training.special_tokens.clone_from(&config.special_tokens);
     training
 }
 

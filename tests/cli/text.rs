@@ -23,12 +23,13 @@ const ANSWERED: &str = r#"{"messages": [{"role": "user", "content": "low tide"},
 /// A folder with a fresh model under the name `model`, and its tokenizer.
 fn workspace(head: Head) -> (Workspace, Tokenizer) {
     let workspace = Workspace::new();
-    let training = BpeTraining {
-        special_tokens: vec![IM_START.to_owned(), IM_END.to_owned()],
+    let mut training = BpeTraining {
         eos_token: IM_END.to_owned(),
         chat_template: Some(TEMPLATE.to_owned()),
         ..BpeTraining::new(300)
     };
+    let turns = [IM_START.to_owned(), IM_END.to_owned()];
+    training.special_tokens.extend(turns);
     let text = "the low tide and the high tide, user and assistant";
     let tokenizer = Tokenizer::train_bpe(&[text], &training).expect("a tokenizer");
     let model = fresh(&tokenizer, head);

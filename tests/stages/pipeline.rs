@@ -1,6 +1,8 @@
 //! A whole run: every stage leaves its model, the same command then has nothing to do, and a changed configuration is taken up or
 //! refused by what it would change.
 
+use serde_json::{Value, json};
+
 use crate::support::{Workspace, lines, read};
 
 const STAGES: [&str; 4] = ["pretrain", "sft", "reward", "ppo"];
@@ -49,6 +51,25 @@ fn every_stage_leaves_a_model_and_then_has_nothing_to_do() {
         );
     }
     assert!(STAGES.map(kept) == before, "a finished stage was touched");
+}
+
+#[test]
+fn the_first_special_token_ends_a_text_and_the_second_fills() {
+    let workspace = Workspace::new();
+    let specials = r#"--set tokenizer.special_tokens=["<end>","<fill>","<turn>"]"#;
+    workspace.succeed(&format!(
+        "pretrain config.toml {specials} --set pretrain.max_steps=1"
+    ));
+    let file = |name| read(&workspace.model("trial", "pretrain").join(name));
+    let object = |name| serde_json::from_slice::<Value>(&file(name)).expect("JSON");
+    let tokenizer = object("tokenizer_config.json");
+    assert_eq!(tokenizer["eos_token"], "<end>");
+    assert_eq!(tokenizer["pad_token"], "<fill>");
+    let model = object("config.json");
+    assert_eq!(
+        (&model["eos_token_id"], &model["pad_token_id"]),
+        (&json!(0), &json!(1))
+    );
 }
 
 #[test]

@@ -13,7 +13,9 @@ const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' +
 fn tokenizer(template: Option<&str>) -> Tokenizer {
     let mut training = BpeTraining::new(300);
     if template.is_some() {
-        training.special_tokens = vec![IM_START.into(), IM_END.into()];
+        training
+            .special_tokens
+            .extend([IM_START.into(), IM_END.into()]);
         training.eos_token = IM_END.into();
     }
     training.chat_template = template.map(str::to_owned);

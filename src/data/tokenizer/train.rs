@@ -15,10 +15,9 @@ use super::Tokenizer;
 use super::files::{CONFIG, Files, SPECIAL_TOKENS, TOKENIZER};
 use crate::data::error::{DataError, Result};
 
-/// Ends a document.
+/// The usual end of a text.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
-/// Padding; never the end of a sequence, so that a scored sequence's last token is not taken for
-/// padding.
+/// The usual padding.
 pub const PAD: &str = "<|pad|>";
 /// Opens a turn in ChatML.
 pub const IM_START: &str = "<|im_start|>";
@@ -30,35 +29,31 @@ pub const IM_END: &str = "<|im_end|>";
 pub struct BpeTraining {
     /// Tokens in all, special ones included; fewer where the texts hold fewer pairs to merge.
     pub vocab_size: usize,
-    /// Special tokens beside [`END_OF_TEXT`] (id 0) and [`PAD`] (id 1), for example [`IM_START`]
-    /// and [`IM_END`].
+    /// All special tokens; their ids count from 0 in this order.
     pub special_tokens: Vec<String>,
-    /// The token that ends a sequence: [`END_OF_TEXT`], or with a chat template the one that closes
-    /// a turn.
+    /// The one that ends a sequence; with a chat template the one that closes a turn.
     pub eos_token: String,
+    /// The one that fills; never the end of a sequence, so that a scored sequence's last token is
+    /// not taken for padding.
+    pub pad_token: String,
     /// A chat template for the tokenizer's configuration.
     pub chat_template: Option<String>,
 }
 
 impl BpeTraining {
-    /// A vocabulary of this size with no more than the two special tokens.
+    /// A vocabulary of this size with the two usual special tokens, [`END_OF_TEXT`] and [`PAD`].
     pub fn new(vocab_size: usize) -> Self {
         BpeTraining {
             vocab_size,
-            special_tokens: Vec::new(),
+            special_tokens: vec![END_OF_TEXT.to_owned(), PAD.to_owned()],
             eos_token: END_OF_TEXT.to_owned(),
+            pad_token: PAD.to_owned(),
             chat_template: None,
         }
     }
 
-    fn all_special(&self) -> Vec<&str> {
-        let mut all = vec![END_OF_TEXT, PAD];
-        for token in self.special_tokens.iter().map(String::as_str) {
-            if !all.contains(&token) {
-                all.push(token);
-            }
-        }
-        all
+    fn has_special(&self, token: &str) -> bool {
+        self.special_tokens.iter().any(|special| special == token)
     }
 }
 
@@ -66,16 +61,16 @@ impl Tokenizer {
     /// Trains a byte-level BPE tokenizer on `texts`.
     ///
     /// # Errors
-    /// A vocabulary with no room for the 256 bytes and the special tokens, an EOS that is not a
-    /// special token or is [`PAD`], or no text.
+    /// A vocabulary with no room for the 256 bytes and the special tokens, EOS and padding that are
+    /// not two of the special tokens, or no text.
     pub fn train_bpe(texts: &[&str], training: &BpeTraining) -> Result<Self> {
         check(texts, training)?;
-        let special = training.all_special();
+        let special = training.special_tokens.iter();
         let mut trainer: TrainerWrapper = BpeTrainerBuilder::new()
             .vocab_size(training.vocab_size)
             .show_progress(false)
             .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
-            .special_tokens(special.iter().map(|t| AddedToken::from(*t, true)).collect())
+            .special_tokens(special.map(|token| AddedToken::from(token, true)).collect())
             .build()
             .into();
         let byte_level = || ByteLevel::new(false, true, true);
@@ -91,11 +86,11 @@ impl Tokenizer {
 impl BpeTraining {
     /// The three files that transformers' `AutoTokenizer` reads.
     fn files(&self, tokenizer_json: String) -> Result<Vec<(String, Vec<u8>)>> {
-        let special = json!({"eos_token": self.eos_token, "pad_token": PAD});
+        let special = json!({"eos_token": self.eos_token, "pad_token": self.pad_token});
         let mut config = json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": self.eos_token,
-            "pad_token": PAD,
+            "pad_token": self.pad_token,
             "clean_up_tokenization_spaces": false,
         });
         if let Some(template) = &self.chat_template {
@@ -112,18 +107,19 @@ impl BpeTraining {
 }
 
 fn check(texts: &[&str], training: &BpeTraining) -> Result<()> {
-    let special = training.all_special();
-    let least = 256 + special.len();
+    let least = 256 + training.special_tokens.len();
+    let (eos, pad) = (&training.eos_token, &training.pad_token);
     let complaint = if training.vocab_size < least {
         format!(
             "vocab_size is {}; expected at least {least} (256 bytes and {} special tokens)",
             training.vocab_size,
-            special.len()
+            training.special_tokens.len()
         )
-    } else if training.eos_token == PAD || !special.contains(&training.eos_token.as_str()) {
+    } else if eos == pad || !training.has_special(eos) || !training.has_special(pad) {
         format!(
-            "eos_token is {:?}; expected one of the special tokens other than {PAD}",
-            training.eos_token
+            "eos_token is {eos:?} and pad_token {pad:?}; expected two different ones of the special \
+             tokens {:?}",
+            training.special_tokens
         )
     } else if texts.iter().all(|text| text.is_empty()) {
         "there is no text to train on".to_owned()
@@ -191,7 +187,9 @@ mod tests {
     #[test]
     fn special_tokens_come_first_and_padding_is_not_the_end() {
         let mut training = BpeTraining::new(300);
-        training.special_tokens = vec![IM_START.into(), IM_END.into()];
+        training
+            .special_tokens
+            .extend([IM_START.into(), IM_END.into()]);
         training.eos_token = IM_END.into();
         training.chat_template = Some("{{ eos_token }}".into());
         let t = Tokenizer::train_bpe(&TEXTS, &training).unwrap();
@@ -202,6 +200,19 @@ mod tests {
         assert_eq!(t.token_id(END_OF_TEXT), Some(0));
         assert_eq!(t.chat_template(), Some("{{ eos_token }}"));
         assert!(t.vocab_size() <= 300 && t.vocab_size() > 260);
+    }
+
+    #[test]
+    fn special_tokens_are_those_of_the_list_and_no_others() {
+        let training = BpeTraining {
+            special_tokens: vec!["<end>".into(), "<fill>".into()],
+            eos_token: "<end>".into(),
+            pad_token: "<fill>".into(),
+            ..BpeTraining::new(258)
+        };
+        let t = Tokenizer::train_bpe(&TEXTS, &training).unwrap();
+        assert_eq!((t.eos_id().unwrap(), t.pad_id()), (0, Some(1)));
+        assert_eq!((t.token_id(END_OF_TEXT), t.token_id(PAD)), (None, None));
     }
 
     #[test]
@@ -219,7 +230,15 @@ mod tests {
                 ..BpeTraining::new(300)
             },
             &TEXTS,
-            "other than <|pad|>",
+            "two different ones",
+        );
+        refused(
+            &BpeTraining {
+                pad_token: "<fill>".into(),
+                ..BpeTraining::new(300)
+            },
+            &TEXTS,
+            "pad_token \"<fill>\"",
         );
         refused(&BpeTraining::new(300), &[""], "no text");
     }
