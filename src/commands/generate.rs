@@ -14,7 +14,7 @@ use super::inputs::{ModelFolder, TextEncoder, wrong};
 use super::output::JsonLines;
 use crate::cli::{Decoding, GenerateArgs, StopTokens};
 use crate::config::Generation;
-use crate::data::{self, DataError, Record, Result, Tokenizer};
+use crate::data::{self, DataError, Ends, Record, Result, Tokenizer};
 use crate::model::Decoder;
 use crate::model::config::Head;
 use crate::model::generator::Generator;
@@ -55,14 +55,24 @@ pub fn generate(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     let generation = args.generation();
     let folder = ModelFolder::open(&args.model)?;
     let requests = requests(args, &folder)?;
-    let ends = Ends::new(&generation.stop, args.stop_tokens(), &folder)?;
+    let ends = ends(&generation.stop, args.stop_tokens(), &folder)?;
     let mut out = JsonLines::create(&args.out)?;
     let decoder = folder.decoder(Head::LanguageModel, args.device)?;
-    let Some(completions) = complete(args, &generation, &decoder, &requests, &ends, &stop)? else {
+    let in_text = |generated: &[u32]| {
+        let tokenizer = folder.tokenizer();
+        tokenizer.is_some_and(|tokenizer| ends.completed(tokenizer, generated))
+    };
+    let settings = Settings {
+        stop_ids: ends.ids(),
+        stop_text: ends.has_texts().then_some(&in_text),
+        cancel: Some(stop.flag()),
+        ..settings(args, &generation)
+    };
+    let Some(completions) = complete(&decoder, &requests, &settings)? else {
         return Ok(Outcome::Stopped);
     };
     for completion in &completions {
-        out.write(&line(&requests, completion, &ends)?)?;
+        out.write(&line(&requests, completion, &ends, folder.tokenizer())?)?;
     }
     out.finish()?;
     Ok(Outcome::Finished)
@@ -131,31 +141,17 @@ fn check_room(record: &Record, prompt: usize, new: usize, context: usize) -> Res
 
 /// The completions in order of (prompt, sample), or `None` if a signal stopped them.
 fn complete(
-    args: &GenerateArgs,
-    generation: &Generation,
     decoder: &Decoder,
     requests: &[Request],
-    ends: &Ends<'_>,
-    stop: &StopRequest,
+    settings: &Settings<'_>,
 ) -> anyhow::Result<Option<Vec<Completion>>> {
-    let in_text = |generated: &[u32]| ends.in_text(generated);
-    let settings = Settings {
-        decoding: decoding(args.decoding(), generation),
-        seed: args.seed,
-        purpose: Purpose::Sample,
-        max_batch: args.batch,
-        stop_ids: &ends.ids,
-        stop_text: (!ends.texts.is_empty()).then_some(&in_text),
-        cancel: Some(stop.flag()),
-        ..Settings::default()
-    };
     let total: usize = requests.iter().map(|request| request.samples).sum();
     let mut shown = Progress::new("generate", 0, total as u64, 1);
     let began = Instant::now();
     let output = rollout::generate(
         &mut Generator::new(decoder),
         requests,
-        &settings,
+        settings,
         &mut |now| {
             let rate = now.tokens as f64 / began.elapsed().as_secs_f64();
             shown.step(now.finished as u64, &[("tok/s", rate)]);
@@ -166,6 +162,17 @@ fn complete(
         Ok(output) => Ok(Some(output.completions)),
         Err(rollout::Error::Cancelled) => Ok(None),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// How to draw; what ends a completion is left to be filled in.
+fn settings(args: &GenerateArgs, generation: &Generation) -> Settings<'static> {
+    Settings {
+        decoding: decoding(args.decoding(), generation),
+        seed: args.seed,
+        purpose: Purpose::Sample,
+        max_batch: args.batch,
+        ..Settings::default()
     }
 }
 
@@ -184,14 +191,16 @@ fn decoding(decoding: Decoding, generation: &Generation) -> rollout::Decoding {
 fn line<'a>(
     requests: &'a [Request],
     completion: &'a Completion,
-    ends: &Ends<'_>,
+    ends: &Ends,
+    tokenizer: Option<&Tokenizer>,
 ) -> Result<Line<'a>> {
+    let text = tokenizer.map(|tokenizer| ends.text(tokenizer, &completion.tokens));
     Ok(Line {
         index: completion.request,
         sample: completion.sample,
         prompt_ids: &requests[completion.request].prompt,
         completion_ids: &completion.tokens,
-        completion: ends.text(&completion.tokens)?,
+        completion: text.transpose()?,
         logprobs: &completion.log_probs,
         finish_reason: match completion.finish {
             Finish::Stop => "stop",
@@ -200,79 +209,19 @@ fn line<'a>(
     })
 }
 
-/// What ends a completion.
-struct Ends<'a> {
-    ids: Vec<u32>,
-    texts: Vec<&'a str>,
-    tokenizer: Option<&'a Tokenizer>,
-    /// Last tokens of a completion that are searched for a stop text.
-    tail: usize,
-}
-
-/// Tokens that may stand in a stop text and add no byte to it, and a first one whose leading space
-/// decoders leave out.
-const SILENT_TOKENS: usize = 8;
-
-impl<'a> Ends<'a> {
-    /// The model's stop ids unless they are to be ignored, and the stop texts `stop`. A stop text
-    /// that is the name of a special token stops at that token.
-    fn new(
-        stop: &'a [String],
-        tokens: StopTokens,
-        folder: &'a ModelFolder,
-    ) -> anyhow::Result<Self> {
-        let mut ends = Self {
-            ids: match tokens {
-                StopTokens::End => folder.config().stop_ids.clone(),
-                StopTokens::Ignore => Vec::new(),
-            },
-            texts: Vec::new(),
-            tokenizer: folder.tokenizer(),
-            // Each token that is not silent brings a byte or more.
-            tail: stop.iter().map(String::len).max().unwrap_or(0) + SILENT_TOKENS,
-        };
-        for text in stop {
-            let Some(tokenizer) = ends.tokenizer else {
-                bail!(
-                    "--stop {text:?} needs a tokenizer, but {} has no tokenizer.json; add it, or \
-                     leave --stop out",
-                    folder.path().display()
-                );
-            };
-            match tokenizer
-                .token_id(text)
-                .filter(|&id| tokenizer.is_special(id))
-            {
-                Some(id) => ends.ids.push(id),
-                None => ends.texts.push(text),
-            }
-        }
-        Ok(ends)
-    }
-
-    /// Whether the tokens generated so far have come to a stop text. It may end inside the last
-    /// token.
-    fn in_text(&self, generated: &[u32]) -> bool {
-        let tail = &generated[generated.len().saturating_sub(self.tail)..];
-        // Ids that have no text hold no stop text.
-        let text = self
-            .tokenizer
-            .and_then(|tokenizer| tokenizer.decode(tail).ok());
-        text.is_some_and(|text| self.first(&text).is_some())
-    }
-
-    /// The byte at which the first stop text begins.
-    fn first(&self, text: &str) -> Option<usize> {
-        self.texts.iter().filter_map(|stop| text.find(stop)).min()
-    }
-
-    /// The text of a completion up to its stop text.
-    fn text(&self, ids: &[u32]) -> Result<Option<String>> {
-        let Some(tokenizer) = self.tokenizer else {
-            return Ok(None);
-        };
-        let mut text = tokenizer.decode(ids)?;
-        text.truncate(self.first(&text).unwrap_or(text.len()));
-        Ok(Some(text))
+/// The model's stop ids unless they are to be ignored, and the texts `stop`.
+fn ends(stop: &[String], tokens: StopTokens, folder: &ModelFolder) -> anyhow::Result<Ends> {
+    let ids = match tokens {
+        StopTokens::End => folder.config().stop_ids.clone(),
+        StopTokens::Ignore => Vec::new(),
+    };
+    match (folder.tokenizer(), stop.first()) {
+        (Some(tokenizer), _) => Ok(Ends::new(ids, stop, tokenizer)),
+        (None, None) => Ok(Ends::at_ids(ids)),
+        (None, Some(text)) => bail!(
+            "--stop {text:?} needs a tokenizer, but {} has no tokenizer.json; add it, or leave \
+             --stop out",
+            folder.path().display()
+        ),
     }
 }

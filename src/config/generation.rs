@@ -20,7 +20,8 @@ pub struct Generation {
     pub top_p: f64,
     /// Only tokens at least this share as probable as the likeliest can be drawn; 0 does not cut.
     pub min_p: f64,
-    /// Texts that end a completion.
+    /// Texts that end a completion, which leaves them out; the name of a special token stands for
+    /// that token.
     pub stop: Vec<String>,
     /// Tokens that end a completion, besides those that the model's folder names.
     pub stop_token_ids: Vec<u32>,

@@ -3,11 +3,12 @@
 //! A file becomes [`Record`]s ([`records`]); a record becomes token ids through the [`Tokenizer`]
 //! and, for chats, the model's [`ChatTemplate`] ([`example`]); ids become rows without padding
 //! ([`packing`]); and [`loader`] says which row comes at which step, as a function of the step
-//! alone.
+//! alone. On the way back, [`ends`] says where a completion's text ends.
 //!
 //! What is left out: downloads, streaming of files larger than memory, and anything that knows a
 //! tensor.
 
+pub mod ends;
 pub mod error;
 pub mod example;
 pub mod loader;
@@ -16,6 +17,7 @@ pub mod records;
 pub mod template;
 pub mod tokenizer;
 
+pub use ends::Ends;
 pub use error::{DataError, Result};
 pub use example::{
     Encoded, Encoder, Example, Pair, Prompt, TooLong, TooLongCounts, encode_documents,

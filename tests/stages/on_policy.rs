@@ -1,7 +1,7 @@
 //! Sampled log-probs are those of the training forward, bit for bit: the first minibatch of every iteration has ratio 1, and a policy
 //! that does not move has no KL. Held on the real loop, under every way of sampling.
 
-use crate::support::{Line, Workspace};
+use crate::support::{Line, Workspace, lines};
 
 /// Everything that cuts or bends the distribution, at once.
 const CUTS: &str = "--set ppo.temperature=0.7 --set ppo.top_k=24 --set ppo.top_p=0.95 --set ppo.min_p=0.01 --set ppo.min_new_tokens=3 \
@@ -80,6 +80,18 @@ fn stop_strings_start_every_iteration_on_policy() {
         number(&with[0], "rollout/length_mean") < number(&without[0], "rollout/length_mean"),
         "{with:?} {without:?}"
     );
+}
+
+#[test]
+fn samples_leave_out_the_stop_string_that_ended_them() {
+    let workspace = Workspace::trained();
+    workspace.succeed("ppo config.toml --set ppo.stop=[\"o\",\"ho\"] --set ppo.max_steps=1");
+    let samples = lines(&workspace.stage("trial", "ppo").join("samples.jsonl"));
+    assert!(samples.iter().any(|sample| sample["finished"] == true));
+    for sample in &samples {
+        let completion = sample["completion"].as_str().expect("a text");
+        assert!(!completion.contains('o'), "{sample:?}");
+    }
 }
 
 /// A policy that does not learn stays the reference for five iterations, to the last bit.

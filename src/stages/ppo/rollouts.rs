@@ -7,6 +7,7 @@ use rollout::{
 };
 
 use crate::config::Ppo;
+use crate::data::ends::Ends;
 use crate::data::example::Prompt;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
@@ -22,25 +23,25 @@ const PREFILL_TOKENS: usize = 2048;
 pub struct Sampler<'a> {
     config: &'a Ppo,
     tokenizer: &'a Tokenizer,
-    stop_ids: Vec<u32>,
+    ends: Ends,
     seed: u64,
     stop: &'a StopRequest,
 }
 
 impl<'a> Sampler<'a> {
-    /// Stops at the policy's stop ids and at those of the configuration.
+    /// Stops at the policy's stop ids, and at the ids and texts of the configuration.
     pub fn new(
         config: &'a Ppo,
         tokenizer: &'a Tokenizer,
         actor: &Decoder,
         context: &'a Context,
     ) -> Self {
-        let mut stop_ids = actor.config().stop_ids.clone();
-        stop_ids.extend(&config.generation.stop_token_ids);
+        let mut ids = actor.config().stop_ids.clone();
+        ids.extend(&config.generation.stop_token_ids);
         Self {
             config,
             tokenizer,
-            stop_ids,
+            ends: Ends::new(ids, &config.generation.stop, tokenizer),
             seed: context.config.run.seed,
             stop: context.stop,
         }
@@ -107,7 +108,7 @@ impl<'a> Sampler<'a> {
             max_batch: self.config.rollout_batch,
             cache: self.budget(),
             prefill_tokens: PREFILL_TOKENS,
-            stop_ids: &self.stop_ids,
+            stop_ids: self.ends.ids(),
             ..Settings::default()
         }
     }
@@ -118,9 +119,8 @@ impl<'a> Sampler<'a> {
         requests: &[Request],
         settings: Settings,
     ) -> Result<Option<Vec<Sequence>>> {
-        let ends_in_stop = |ids: &[u32]| self.ends_in_stop(ids);
-        let stop_text: Option<StopText> =
-            (!self.config.generation.stop.is_empty()).then_some(&ends_in_stop);
+        let completed = |generated: &[u32]| self.ends.completed(self.tokenizer, generated);
+        let stop_text: Option<StopText> = self.ends.has_texts().then_some(&completed);
         let settings = Settings {
             stop_text,
             ..settings
@@ -156,24 +156,12 @@ impl<'a> Sampler<'a> {
         }
     }
 
-    /// Whether the text so far ends one of the stop strings. A token may carry more than the string's end, so its last token is
-    /// what must complete the string.
-    fn ends_in_stop(&self, ids: &[u32]) -> bool {
-        let text = |ids: &[u32]| self.tokenizer.decode_with_specials(ids).unwrap_or_default();
-        let (now, before) = (text(ids), text(&ids[..ids.len().saturating_sub(1)]));
-        self.config
-            .generation
-            .stop
-            .iter()
-            .any(|stop| now.contains(stop) && !before.contains(stop))
-    }
-
-    /// The response as text.
+    /// The response as text, without the stop text that ended it.
     ///
     /// # Errors
     /// If the tokenizer cannot decode it.
     pub fn text(&self, sequence: &Sequence) -> Result<String> {
-        Ok(self.tokenizer.decode(&sequence.response())?)
+        Ok(self.ends.text(self.tokenizer, &sequence.response())?)
     }
 }
 
