@@ -135,7 +135,7 @@ fn check_room(record: &Record, prompt: usize, new: usize, context: usize) -> Res
         what: "the prompt",
         found: prompt,
         limit: format!("the context holds {context}, and {MAX_NEW_TOKENS} asks for {new} of them"),
-        mend: "shorten the prompt, or lower max_new_tokens (the flag, or the record's own)",
+        mend: "shorten the prompt, or lower max_new_tokens (the flag, or the record's own)".into(),
     })
 }
 

@@ -5,8 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::Device;
-use crate::data::{DataError, Encoder, Record, Result, Tokenizer, TooLong};
+use crate::config::{Device, TooLong};
+use crate::data::{DataError, Encoder, Limit, Record, Result, Tokenizer};
 use crate::model::Decoder;
 use crate::model::config::Head;
 use crate::model::hf_config::HfConfig;
@@ -116,7 +116,7 @@ impl ModelFolder {
             );
             return Err(wrong(record, message));
         };
-        let records = Encoder::new(tokenizer, usize::MAX, TooLong::Error)?;
+        let records = Encoder::new(tokenizer, Limit::none(), TooLong::Error)?;
         Ok(TextEncoder { tokenizer, records })
     }
 

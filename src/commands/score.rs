@@ -88,7 +88,7 @@ fn sequences(args: &ScoreArgs, folder: &ModelFolder, head: Head) -> Result<Vec<V
             what: "the record",
             found: ids.len(),
             limit: format!("the context holds {context}"),
-            mend: "shorten it, or use a model of a larger context",
+            mend: "shorten it, or use a model of a larger context".into(),
         }),
     }
 }

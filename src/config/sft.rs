@@ -41,7 +41,8 @@ pub struct Sft {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TooLong {
-    /// Its end is cut off.
+    /// The end of its answer is cut off. A prompt is never cut: one that leaves no room for an
+    /// answer is an error.
     Truncate,
     /// It is left out, and counted.
     Skip,

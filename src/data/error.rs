@@ -135,7 +135,7 @@ pub enum DataError {
         /// What is wrong and what to do.
         message: String,
     },
-    /// More tokens than the context holds.
+    /// More tokens than a sequence may have.
     #[error("{at}: {what} has {found} tokens but {limit}; {mend}")]
     TooLong {
         /// The record.
@@ -147,7 +147,7 @@ pub enum DataError {
         /// The limit in words.
         limit: String,
         /// What to do.
-        mend: &'static str,
+        mend: String,
     },
     /// A tokenizer that cannot be loaded, trained or written.
     #[error("tokenizer {place}: {message}")]

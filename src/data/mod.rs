@@ -20,7 +20,7 @@ pub mod tokenizer;
 pub use ends::Ends;
 pub use error::{DataError, Result};
 pub use example::{
-    Encoded, Encoder, Example, Pair, Prompt, TooLong, TooLongCounts, encode_documents,
+    Encoded, Encoder, Example, Limit, Pair, Prompt, TooLongCounts, encode_documents,
 };
 pub use loader::{Mixture, Order, split};
 pub use packing::{Batch, Packed};

@@ -3,6 +3,7 @@
 mod architecture;
 mod context;
 mod dataset;
+mod examples;
 mod language;
 mod origin;
 mod ppo;

@@ -2,15 +2,16 @@
 //!
 //! It reads prompt and answer and scores at the last token. `[judge]` runs the same stage on other pairs, for evaluations alone.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use candle_core::Tensor;
 
 use super::context::{Context, Finished, steps};
-use super::dataset::{Records, Walk};
-use crate::config::{Reward, Stage, Training};
-use crate::data::example::{Encoder, Pair, TooLong};
-use crate::data::loader::split;
+use super::dataset::Walk;
+use super::examples::{Examples, limit};
+use crate::config::{Reward, Stage, TooLong, Training};
+use crate::data::example::{Encoder, Pair};
 use crate::data::packing::cut;
+use crate::data::records::Record;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::config::Head;
 use crate::model::{Decoder, Gradient};
@@ -41,30 +42,18 @@ pub fn reward(context: &Context, config: &Reward, stage: Stage) -> Result<Option
     choose_padding(&mut model, &tokenizer)?;
 
     // 2. Records → pairs, some of them held out.
-    let limit = config
-        .max_length
-        .min(model.decoder_config().max_position_embeddings);
+    let limit = limit(stage, config.max_length, &model);
     let encoder = Encoder::new(&tokenizer, limit, TooLong::Truncate)?;
-    let records = Records::read(&config.data)?;
-    let mut pairs = records
-        .map(|file| Ok(encoder.pairs(file)?.items))
-        .with_context(|| format!("[{}] data", stage.name()))?;
-    let held_out = if config.held_out.eval_data.is_empty() {
-        let (_, held) = split(pairs.all.len(), config.held_out.eval_fraction, seed)?;
-        pairs.hold_out(&held)
-    } else {
-        encoder
-            .pairs(&Records::read(&config.held_out.eval_data)?.all)?
-            .items
-    };
+    let encode = |records: &[Record]| encoder.pairs(records);
+    let pairs = Examples::read(stage, &config.data, &config.held_out, seed, encode)?;
+    let walk = pairs.training.walk(seed)?;
 
     // 3. Train, and leave a Hugging Face folder.
-    let walk = pairs.walk(seed)?;
     let plan = Plan {
         stage: stage.name(),
         steps: steps(
             &config.training,
-            pairs.all.len(),
+            pairs.training.all.len(),
             config.training.batch_size,
         ),
         training: &config.training,
@@ -76,8 +65,8 @@ pub fn reward(context: &Context, config: &Reward, stage: Stage) -> Result<Option
     };
     let centering = config.center_rewards_coefficient;
     let task = PairTask {
-        pairs: pairs.all,
-        held_out,
+        pairs: pairs.training.all,
+        held_out: pairs.held_out,
         walk,
         centering,
         training: &config.training,

@@ -1,14 +1,14 @@
 //! Supervised fine-tuning: the loss counts the answers' tokens only.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::context::{Context, Finished, steps};
-use super::dataset::{Items, Records};
+use super::examples::{Examples, limit};
 use super::language::{LanguageTask, RowSet};
 use crate::config::{Sft, Stage, TooLong};
-use crate::data::example::{self, Encoder, Example};
-use crate::data::loader::split;
+use crate::data::example::{Encoder, Example};
 use crate::data::packing::Batch;
+use crate::data::records::Record;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
 use crate::model::config::{Head, TensorSpec};
@@ -50,10 +50,12 @@ pub fn sft(context: &Context, config: &Sft) -> Result<Option<Finished>> {
     stop_at_eos(&mut model, &tokenizer)?;
 
     // 2. Records → examples, some of them held out.
-    let mut examples = encode(&tokenizer, config, &model)?;
-    let held_out = held_out(&tokenizer, config, &model, &mut examples, seed)?;
-    let walk = examples.walk(seed)?;
-    let held_out = held_out.batches(usize::MAX, config.training.micro_batch_tokens)?;
+    let encoder = encoder(&tokenizer, config, &model)?;
+    let encode = |records: &[Record]| encoder.examples(records);
+    let examples = Examples::read(Stage::Sft, &config.data, &config.held_out, seed, encode)?;
+    let walk = examples.training.walk(seed)?;
+    let limit = config.training.micro_batch_tokens;
+    let held_out = examples.held_out.batches(usize::MAX, limit)?;
 
     // 3. Train, and leave a Hugging Face folder.
     let layers = model.decoder_config().num_hidden_layers;
@@ -62,7 +64,7 @@ pub fn sft(context: &Context, config: &Sft) -> Result<Option<Finished>> {
         stage: Stage::Sft.name(),
         steps: steps(
             &config.training,
-            examples.all.len(),
+            examples.training.all.len(),
             config.training.batch_size,
         ),
         training: &config.training,
@@ -73,7 +75,7 @@ pub fn sft(context: &Context, config: &Sft) -> Result<Option<Finished>> {
         stop: context.stop,
     };
     let task = LanguageTask {
-        rows: examples.all,
+        rows: examples.training.all,
         walk,
         held_out,
         training: &config.training,
@@ -134,42 +136,13 @@ fn layer_rate(name: &str, layers: usize, decay: f64) -> f64 {
     decay.powi(depth as i32)
 }
 
+/// Encodes within the limit of the configuration and of the model.
 fn encoder<'a>(tokenizer: &'a Tokenizer, config: &Sft, model: &Decoder) -> Result<Encoder<'a>> {
-    let policy = match config.too_long {
-        TooLong::Truncate => example::TooLong::Truncate,
-        TooLong::Skip => example::TooLong::Skip,
-        TooLong::Error => example::TooLong::Error,
+    let other_policies = match config.too_long {
+        TooLong::Truncate => r#"set sft.too_long to "skip""#,
+        TooLong::Skip => r#"set sft.too_long to "truncate""#,
+        TooLong::Error => r#"set sft.too_long to "truncate" or "skip""#,
     };
-    let limit = config
-        .max_length
-        .min(model.decoder_config().max_position_embeddings);
-    Ok(Encoder::new(tokenizer, limit, policy)?)
-}
-
-fn encode(tokenizer: &Tokenizer, config: &Sft, model: &Decoder) -> Result<Items<Example>> {
-    let encoder = encoder(tokenizer, config, model)?;
-    let records = Records::read(&config.data)?;
-    records
-        .map(|file| Ok(encoder.examples(file)?.items))
-        .context("[sft] data")
-}
-
-/// `eval_data`, else the fraction cut from the training examples.
-fn held_out(
-    tokenizer: &Tokenizer,
-    config: &Sft,
-    model: &Decoder,
-    examples: &mut Items<Example>,
-    seed: u64,
-) -> Result<Vec<Example>> {
-    if !config.held_out.eval_data.is_empty() {
-        let encoder = encoder(tokenizer, config, model)?;
-        let records = Records::read(&config.held_out.eval_data)?;
-        return Ok(encoder
-            .examples(&records.all)
-            .context("[sft] eval_data")?
-            .items);
-    }
-    let (_, held) = split(examples.all.len(), config.held_out.eval_fraction, seed)?;
-    Ok(examples.hold_out(&held))
+    let limit = limit(Stage::Sft, config.max_length, model).or(other_policies);
+    Ok(Encoder::new(tokenizer, limit, config.too_long)?)
 }

@@ -1,5 +1,7 @@
 //! What goes wrong inside a stage ends with exit code 1 and a message that says where and what to do; nothing panics.
 
+use serde_json::json;
+
 use crate::support::{Workspace, example, pair, prompt, records};
 
 /// Runs a command that must fail, and looks for these parts in what it says.
@@ -126,7 +128,38 @@ fn a_prompt_that_leaves_no_room_is_refused() {
         "prompts.jsonl",
         &records(0, 1, |_| serde_json::json!({"prompt": long})),
     );
-    refused(&workspace, "ppo config.toml", &["prompts.jsonl:1", "64"]);
+    let mend = "the policy's context holds 64, of which the response may take 12; shorten it, or lower ppo.max_new_tokens";
+    refused(&workspace, "ppo config.toml", &["prompts.jsonl:1", mend]);
+}
+
+#[test]
+fn a_prompt_that_leaves_an_answer_no_room_names_keys_that_exist() {
+    let workspace = Workspace::trained();
+    let long = "the old king ".repeat(40);
+    let record = json!({"prompt": long, "completion": "b", "chosen": "b", "rejected": "c"});
+    for file in ["sft.jsonl", "pairs.jsonl"] {
+        workspace.write(file, &format!("{record}\n"));
+    }
+    let raise = "reward.max_length is 48; shorten it, or raise reward.max_length\n";
+    refused(&workspace, "reward config.toml", &["pairs.jsonl:1", raise]);
+    let other = "raise sft.max_length or set sft.too_long to \"skip\"\n";
+    refused(&workspace, "sft config.toml", &["sft.jsonl:1", other]);
+    let wide = "reward config.toml --set reward.max_length=64";
+    let context = "the model's context holds 64; shorten it, or start from a model";
+    refused(&workspace, wide, &["pairs.jsonl:1", context]);
+}
+
+#[test]
+fn held_out_records_are_blamed_on_their_key() {
+    let workspace = Workspace::trained();
+    workspace.write("held_out.jsonl", "{\"prompt\": \"a\"}\n");
+    for (stage, field) in [("sft", "completion"), ("reward", "chosen")] {
+        let held_out = format!(
+            "{stage} config.toml --set {stage}.eval_fraction=0.0 --set {stage}.eval_data=held_out.jsonl"
+        );
+        let key = format!("[{stage}] eval_data");
+        refused(&workspace, &held_out, &[&key, "held_out.jsonl:1", field]);
+    }
 }
 
 #[test]

@@ -1,26 +1,43 @@
-//! Records of more tokens than the context holds: refused, cut or left out, as the policy says.
-
-use serde::{Deserialize, Serialize};
+//! Records of more tokens than a sequence may have: refused, cut or left out, as the policy says.
 
 use super::{Encoder, Example, Pair, Prompt, nothing_to_learn};
+use crate::config::TooLong;
 use crate::data::error::{DataError, Result};
 use crate::data::records::Record;
 
-/// What happens to a record of more tokens than the context holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TooLong {
-    /// The run does not start; the error names the record.
-    #[default]
-    Error,
-    /// The answer's end is cut. A prompt is never cut: one that leaves no room is an error.
-    Truncate,
-    /// The record is left out.
-    Skip,
+/// Most tokens of a sequence, with the words for it: only the caller knows which key sets it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limit {
+    /// Most tokens.
+    pub tokens: usize,
+    /// What sets it, for example `sft.max_length is 64`.
+    pub words: String,
+    /// How to move it, for example `raise sft.max_length`.
+    pub mend: String,
 }
 
-/// What [`TooLong`] did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+impl Limit {
+    /// No limit; records are then never too long.
+    pub fn none() -> Self {
+        Self {
+            tokens: usize::MAX,
+            words: String::new(),
+            mend: String::new(),
+        }
+    }
+
+    /// The same limit with one more thing to do about it.
+    #[must_use]
+    pub fn or(self, mend: &str) -> Self {
+        Self {
+            mend: format!("{} or {mend}", self.mend),
+            ..self
+        }
+    }
+}
+
+/// What became of records that were too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TooLongCounts {
     /// Records whose end was cut.
     pub truncated: usize,
@@ -35,13 +52,14 @@ pub(super) enum Fate<T> {
     Skipped,
 }
 
+const PROMPT: &str = "the prompt";
+
 impl Encoder<'_> {
     pub(super) fn fit_prompt(&self, record: &Record, prompt: Prompt) -> Result<Fate<Prompt>> {
-        let room = self.context.saturating_sub(self.reserved);
-        match (prompt.ids.len() <= room, self.policy) {
+        match (prompt.ids.len() <= self.limit.tokens, self.policy) {
             (true, _) => Ok(Fate::Whole(prompt)),
             (false, TooLong::Skip) => Ok(Fate::Skipped),
-            (false, _) => Err(self.prompt_too_long(record, prompt.ids.len())),
+            (false, _) => Err(self.too_long(record, PROMPT, prompt.ids.len())),
         }
     }
 
@@ -59,22 +77,24 @@ impl Encoder<'_> {
             return Err(nothing_to_learn(record));
         }
         let found = example.ids.len();
-        if found <= self.context {
+        if found <= self.limit.tokens {
             return Ok(Fate::Whole(example));
         }
         match self.policy {
             TooLong::Skip => return Ok(Fate::Skipped),
-            TooLong::Error => return Err(self.row_too_long(record, "the record", found)),
+            TooLong::Error => return Err(self.too_long(record, "the record", found)),
             TooLong::Truncate => {}
         }
         let given = example.answer[0].start;
-        if given.max(1) >= self.context {
-            return Err(self.prompt_too_long(record, given));
+        if given.max(1) >= self.limit.tokens {
+            return Err(self.too_long(record, PROMPT, given));
         }
-        example.ids.truncate(self.context);
-        example.answer.retain(|answer| answer.start < self.context);
+        example.ids.truncate(self.limit.tokens);
+        example
+            .answer
+            .retain(|answer| answer.start < self.limit.tokens);
         if let Some(last) = example.answer.last_mut() {
-            last.end = last.end.min(self.context);
+            last.end = last.end.min(self.limit.tokens);
         }
         Ok(Fate::Truncated(example))
     }
@@ -82,51 +102,31 @@ impl Encoder<'_> {
     pub(super) fn fit_pair(&self, record: &Record, mut pair: Pair) -> Result<Fate<Pair>> {
         let given = pair.prompt.len();
         let found = given + pair.chosen.len().max(pair.rejected.len());
-        if found <= self.context {
+        if found <= self.limit.tokens {
             return Ok(Fate::Whole(pair));
         }
         match self.policy {
             TooLong::Skip => return Ok(Fate::Skipped),
             TooLong::Error => {
-                return Err(self.row_too_long(record, "the longer of prompt with answer", found));
+                return Err(self.too_long(record, "the longer of prompt with answer", found));
             }
-            TooLong::Truncate if given >= self.context => {
-                return Err(self.prompt_too_long(record, given));
+            TooLong::Truncate if given >= self.limit.tokens => {
+                return Err(self.too_long(record, PROMPT, given));
             }
             TooLong::Truncate => {}
         }
-        pair.chosen.truncate(self.context - given);
-        pair.rejected.truncate(self.context - given);
+        pair.chosen.truncate(self.limit.tokens - given);
+        pair.rejected.truncate(self.limit.tokens - given);
         Ok(Fate::Truncated(pair))
     }
 
-    fn row_too_long(&self, record: &Record, what: &'static str, found: usize) -> DataError {
-        let mend = "set too_long to \"truncate\" or \"skip\", or use a larger context";
-        let limit = format!("the context holds {}", self.context);
+    fn too_long(&self, record: &Record, what: &'static str, found: usize) -> DataError {
         DataError::TooLong {
             at: record.source.clone(),
             what,
             found,
-            limit,
-            mend,
-        }
-    }
-
-    fn prompt_too_long(&self, record: &Record, found: usize) -> DataError {
-        let limit = match self.reserved {
-            0 => format!("the context holds {}", self.context),
-            n => format!(
-                "the context holds {}, of which {n} are kept for the response",
-                self.context
-            ),
-        };
-        let mend = "shorten the prompt, set too_long to \"skip\", or use a larger context";
-        DataError::TooLong {
-            at: record.source.clone(),
-            what: "the prompt",
-            found,
-            limit,
-            mend,
+            limit: self.limit.words.clone(),
+            mend: format!("shorten it, or {}", self.limit.mend),
         }
     }
 }

@@ -23,8 +23,9 @@ use super::error::{DataError, Result};
 use super::records::{Preference, Record, Turns};
 use super::template::{ChatTemplate, GenerationPrompt};
 use super::tokenizer::Tokenizer;
+use crate::config::TooLong;
 use limits::Fate;
-pub use limits::{TooLong, TooLongCounts};
+pub use limits::{Limit, TooLongCounts};
 
 /// A sequence to learn from by next-token prediction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,39 +74,35 @@ pub struct Encoded<T> {
     pub too_long: TooLongCounts,
 }
 
-/// Turns records into ids for one model: its tokenizer, its template, its context.
+/// Turns records into ids for one model: its tokenizer, its template, the room that it has.
 #[derive(Debug)]
 pub struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
     template: Option<ChatTemplate>,
     eos: u32,
-    context: usize,
-    reserved: usize,
+    limit: Limit,
     policy: TooLong,
 }
 
 impl<'a> Encoder<'a> {
-    /// An encoder for sequences of at most `context` tokens.
+    /// An encoder for sequences within `limit`; `policy` says what becomes of longer ones.
     ///
     /// # Errors
     /// A tokenizer without EOS, or a chat template that does not compile.
-    pub fn new(tokenizer: &'a Tokenizer, context: usize, policy: TooLong) -> Result<Self> {
+    pub fn new(tokenizer: &'a Tokenizer, limit: Limit, policy: TooLong) -> Result<Self> {
         let (template, eos) = (tokenizer.compiled_template()?, tokenizer.eos_id()?);
         Ok(Encoder {
             tokenizer,
             template,
             eos,
-            context,
-            reserved: 0,
+            limit,
             policy,
         })
     }
 
-    /// Keeps `new_tokens` of the context free after each prompt, for the response.
-    #[must_use]
-    pub fn reserving(mut self, new_tokens: usize) -> Self {
-        self.reserved = new_tokens;
-        self
+    /// The most tokens of a sequence.
+    pub fn limit(&self) -> &Limit {
+        &self.limit
     }
 
     /// `messages`, or `prompt` + `completion`.
@@ -113,7 +110,7 @@ impl<'a> Encoder<'a> {
     /// # Errors
     /// A record without those fields, with nothing to learn, or too long under the policy.
     pub fn examples(&self, records: &[Record]) -> Result<Encoded<Example>> {
-        gather(records, |record| {
+        self.gather(records, |record| {
             let example = if record.fields.contains_key("messages") {
                 self.conversation(record, &record.messages()?, 0)?
             } else {
@@ -128,16 +125,15 @@ impl<'a> Encoder<'a> {
     /// # Errors
     /// A record without those fields, or too long under the policy.
     pub fn pairs(&self, records: &[Record]) -> Result<Encoded<Pair>> {
-        gather(records, |record| self.fit_pair(record, self.pair(record)?))
+        self.gather(records, |record| self.fit_pair(record, self.pair(record)?))
     }
 
     /// `prompt`, opened for the answer.
     ///
     /// # Errors
-    /// A record without `prompt`, one without a token, or one that leaves less room than is
-    /// reserved.
+    /// A record without `prompt`, one without a token, or one that is too long under the policy.
     pub fn prompts(&self, records: &[Record]) -> Result<Encoded<Prompt>> {
-        gather(records, |record| {
+        self.gather(records, |record| {
             let prompt = self.prompt(record)?;
             self.fit_prompt(record, prompt)
         })
@@ -229,6 +225,43 @@ impl<'a> Encoder<'a> {
         }
         Ok(ids)
     }
+
+    /// Encodes in parallel; the first bad record in the file's order is the one reported.
+    fn gather<T: Send>(
+        &self,
+        records: &[Record],
+        encode: impl Fn(&Record) -> Result<Fate<T>> + Sync + Send,
+    ) -> Result<Encoded<T>> {
+        let fates: Vec<Result<Fate<T>>> = records.par_iter().map(encode).collect();
+        let mut encoded = Encoded {
+            items: Vec::with_capacity(fates.len()),
+            too_long: TooLongCounts::default(),
+        };
+        for fate in fates {
+            match fate? {
+                Fate::Whole(item) => encoded.items.push(item),
+                Fate::Truncated(item) => {
+                    encoded.too_long.truncated += 1;
+                    encoded.items.push(item);
+                }
+                Fate::Skipped => encoded.too_long.skipped += 1,
+            }
+        }
+        match encoded.items.is_empty() {
+            true => Err(self.none_left(records)),
+            false => Ok(encoded),
+        }
+    }
+
+    fn none_left(&self, records: &[Record]) -> DataError {
+        let file = records.first().map_or("the dataset".into(), |record| {
+            record.source.file.display().to_string()
+        });
+        let (count, Limit { words, mend, .. }) = (records.len(), &self.limit);
+        let message =
+            format!("{file}: no record is left: all {count} are too long, for {words}; {mend}");
+        DataError::Invalid(message)
+    }
 }
 
 /// Ids of the field `text` of each record: what the tokenizer puts before a text, and the text. No
@@ -243,39 +276,6 @@ pub fn encode_documents(tokenizer: &Tokenizer, records: &[Record]) -> Result<Vec
         document.splice(..0, tokenizer.prefix().iter().copied());
     }
     Ok(documents)
-}
-
-/// Encodes in parallel; the first bad record in the file's order is the one reported.
-fn gather<T: Send>(
-    records: &[Record],
-    encode: impl Fn(&Record) -> Result<Fate<T>> + Sync + Send,
-) -> Result<Encoded<T>> {
-    let fates: Vec<Result<Fate<T>>> = records.par_iter().map(encode).collect();
-    let mut encoded = Encoded {
-        items: Vec::with_capacity(fates.len()),
-        too_long: TooLongCounts::default(),
-    };
-    for fate in fates {
-        match fate? {
-            Fate::Whole(item) => encoded.items.push(item),
-            Fate::Truncated(item) => {
-                encoded.too_long.truncated += 1;
-                encoded.items.push(item);
-            }
-            Fate::Skipped => encoded.too_long.skipped += 1,
-        }
-    }
-    if encoded.items.is_empty() {
-        let file = records.first().map_or("the dataset".into(), |r| {
-            r.source.file.display().to_string()
-        });
-        let message = format!(
-            "{file}: no record is left, {} were longer than the context",
-            encoded.too_long.skipped
-        );
-        return Err(DataError::Invalid(message));
-    }
-    Ok(encoded)
 }
 
 fn nothing_to_learn(record: &Record) -> DataError {

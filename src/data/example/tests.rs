@@ -34,6 +34,14 @@ fn records(lines: &[&str]) -> Vec<Record> {
     lines.iter().enumerate().map(record).collect()
 }
 
+fn limit(tokens: usize) -> Limit {
+    Limit {
+        tokens,
+        words: format!("sft.max_length is {tokens}"),
+        mend: "raise sft.max_length".to_owned(),
+    }
+}
+
 /// The answers of an example, as text.
 fn answers(t: &Tokenizer, example: &Example) -> Vec<String> {
     example
@@ -50,7 +58,7 @@ fn message<T: std::fmt::Debug>(result: Result<T>) -> String {
 #[test]
 fn the_boundary_is_a_token_boundary_and_eos_comes_once() {
     let t = tokenizer(None);
-    let encoder = Encoder::new(&t, 100, TooLong::Error).unwrap();
+    let encoder = Encoder::new(&t, limit(100), TooLong::Error).unwrap();
     let lines = [
         r#"{"prompt": "the us", "completion": "er asks"}"#,
         r#"{"prompt": "the us", "completion": "er asks<|endoftext|>"}"#,
@@ -65,7 +73,7 @@ fn the_boundary_is_a_token_boundary_and_eos_comes_once() {
 #[test]
 fn chats_learn_the_answers_with_their_closing_token() {
     let t = tokenizer(Some(CHATML));
-    let encoder = Encoder::new(&t, 200, TooLong::Error).unwrap();
+    let encoder = Encoder::new(&t, limit(200), TooLong::Error).unwrap();
     let line = r#"{"messages": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "asks "},
                                 {"role": "user", "content": "and"}, {"role": "assistant", "content": "answers"}]}"#;
     let example = &encoder.examples(&records(&[line])).unwrap().items[0];
@@ -94,7 +102,7 @@ fn an_answer_that_the_template_leaves_open_is_closed_by_eos() {
     let t = tokenizer(Some(
         "{% for m in messages %}{{ m.role + ':' + m.content + '\n' }}{% endfor %}",
     ));
-    let encoder = Encoder::new(&t, 200, TooLong::Error).unwrap();
+    let encoder = Encoder::new(&t, limit(200), TooLong::Error).unwrap();
     let line = r#"{"messages": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "asks"}]}"#;
     let example = &encoder.examples(&records(&[line])).unwrap().items[0];
     assert_eq!(answers(&t, example), ["assistant:asks\n<|im_end|>"]);
@@ -103,7 +111,7 @@ fn an_answer_that_the_template_leaves_open_is_closed_by_eos() {
 #[test]
 fn pairs_of_text_and_of_chats() {
     let t = tokenizer(Some(CHATML));
-    let encoder = Encoder::new(&t, 200, TooLong::Error).unwrap();
+    let encoder = Encoder::new(&t, limit(200), TooLong::Error).unwrap();
     let lines = [
         r#"{"prompt": "the", "chosen": " user", "rejected": " asks", "margin": 2}"#,
         r#"{"prompt": [{"role": "user", "content": "the"}], "chosen": [{"role": "assistant", "content": "user"}],
@@ -131,7 +139,7 @@ fn pairs_of_text_and_of_chats() {
 #[test]
 fn prompts_are_opened_for_the_answer() {
     let t = tokenizer(Some(CHATML));
-    let encoder = Encoder::new(&t, 200, TooLong::Error).unwrap();
+    let encoder = Encoder::new(&t, limit(200), TooLong::Error).unwrap();
     let lines = [
         r#"{"prompt": [{"role": "user", "content": "the"}]}"#,
         r#"{"prompt": "the"}"#,
@@ -154,13 +162,13 @@ fn what_is_too_long_follows_the_policy() {
         r#"{"prompt": "zzz", "completion": "yyyyyyyy"}"#,
     ];
     let encode = |policy| {
-        Encoder::new(&t, 8, policy)
+        Encoder::new(&t, limit(8), policy)
             .unwrap()
             .examples(&records(&lines))
     };
     let e = message(encode(TooLong::Error));
     assert!(
-        e.contains("d.jsonl:2") && e.contains("12 tokens") && e.contains("holds 8"),
+        e.contains("d.jsonl:2") && e.contains("12 tokens but sft.max_length is 8"),
         "{e}"
     );
     let skipped = encode(TooLong::Skip).unwrap();
@@ -174,29 +182,34 @@ fn what_is_too_long_follows_the_policy() {
 
     let long =
         records(&[r#"{"prompt": "zzzzzzzz", "completion": "y", "chosen": "x", "rejected": "yy"}"#]);
-    let encoder = Encoder::new(&t, 8, TooLong::Truncate).unwrap();
+    let encoder = Encoder::new(&t, limit(8), TooLong::Truncate).unwrap();
     assert!(message(encoder.examples(&long)).contains("the prompt has 8 tokens"));
     assert!(message(encoder.pairs(&long)).contains("the prompt has 8 tokens"));
     assert!(encoder.prompts(&long).is_ok());
-    let e = message(encoder.reserving(3).prompts(&long));
-    assert!(
-        e.contains("holds 8, of which 3") && e.contains("\"skip\""),
-        "{e}"
+    let short = limit(7).or("lower ppo.max_new_tokens");
+    let encoder = Encoder::new(&t, short, TooLong::Error).unwrap();
+    let e = message(encoder.prompts(&long));
+    let mend = "sft.max_length is 7; shorten it, or raise sft.max_length or lower ppo.max";
+    assert!(e.contains(mend), "{e}");
+    let e = message(
+        Encoder::new(&t, limit(8), TooLong::Skip)
+            .unwrap()
+            .pairs(&long),
     );
-    let e = message(Encoder::new(&t, 8, TooLong::Skip).unwrap().pairs(&long));
-    assert!(e.contains("no record is left"), "{e}");
+    assert!(e.contains("no record is left: all 1 are too long"), "{e}");
+    assert!(e.contains("raise sft.max_length"), "{e}");
 }
 
 #[test]
 fn records_without_an_answer_or_template_are_named() {
     let t = tokenizer(None);
-    let encoder = Encoder::new(&t, 100, TooLong::Error).unwrap();
+    let encoder = Encoder::new(&t, limit(100), TooLong::Error).unwrap();
     let chat = r#"{"messages": [{"role": "user", "content": "the"}]}"#;
     assert!(message(encoder.examples(&records(&[chat]))).contains("no chat template"));
     let empty = r#"{"prompt": "", "completion": ""}"#;
     assert!(message(encoder.examples(&records(&[empty]))).contains("nothing to learn"));
     let t = tokenizer(Some(CHATML));
-    let encoder = Encoder::new(&t, 100, TooLong::Error).unwrap();
+    let encoder = Encoder::new(&t, limit(100), TooLong::Error).unwrap();
     assert!(
         message(encoder.examples(&records(&[chat])))
             .contains("d.jsonl:1: there is nothing to learn")

@@ -15,11 +15,12 @@ use anyhow::{Context as _, Result, bail};
 use rollout::random::Purpose;
 
 use super::context::{Context, Finished, steps};
-use crate::config::{Ppo, Stage};
-use crate::data::example::{Encoder, Prompt, TooLong};
+use crate::config::{Ppo, Stage, TooLong};
+use crate::data::example::{Encoder, Limit, Prompt};
 use crate::data::loader::Order;
 use crate::data::records::read;
 use crate::data::tokenizer::Tokenizer;
+use crate::model::Decoder;
 use crate::rlhf::stats::mean;
 use crate::roles::{self, Experience, Roles, TokenScores};
 use crate::train::memory::peak_bytes;
@@ -61,16 +62,7 @@ fn prompts(
     file: &std::path::Path,
     key: &str,
 ) -> Result<Vec<Prompt>> {
-    let context = roles.actor.decoder_config().max_position_embeddings;
-    let context = context.min(
-        roles
-            .reward
-            .decoder()
-            .decoder_config()
-            .max_position_embeddings,
-    );
-    let encoder = Encoder::new(tokenizer, context, TooLong::Error)?
-        .reserving(config.generation.max_new_tokens);
+    let encoder = Encoder::new(tokenizer, room(config, roles), TooLong::Error)?;
     let prompts = encoder
         .prompts(&read(file)?)
         .with_context(|| format!("ppo.{key}"))?
@@ -79,6 +71,24 @@ fn prompts(
         bail!("ppo.{key}: {} holds no prompt", file.display());
     }
     Ok(prompts)
+}
+
+/// What the response leaves for a prompt in the context of policy and reward model.
+fn room(config: &Ppo, roles: &Roles) -> Limit {
+    let context = |model: &Decoder| model.decoder_config().max_position_embeddings;
+    let (actor, reward) = (context(&roles.actor), context(roles.reward.decoder()));
+    let (whose, context) = match actor <= reward {
+        true => ("the policy's", actor),
+        false => ("the reward model's", reward),
+    };
+    let response = config.generation.max_new_tokens;
+    Limit {
+        tokens: context.saturating_sub(response),
+        words: format!(
+            "{whose} context holds {context}, of which the response may take {response}"
+        ),
+        mend: "lower ppo.max_new_tokens".to_owned(),
+    }
 }
 
 struct Run<'a> {
