@@ -4,6 +4,8 @@ use anyhow::{Result, bail};
 use rollout::random::Purpose;
 
 use crate::config::Data;
+use crate::data;
+use crate::data::example::{Encoded, TooLongCounts};
 use crate::data::loader::{Mixture, Order};
 use crate::data::records::{Record, read};
 
@@ -32,19 +34,25 @@ impl Records {
         Ok(records)
     }
 
-    /// Makes items of each file's records; a file may lose some on the way.
+    /// Makes items of each file's records, and counts those that were too long: a file may lose
+    /// some on the way.
     ///
     /// # Errors
     /// Those of `encode`.
-    pub fn map<T>(&self, mut encode: impl FnMut(&[Record]) -> Result<Vec<T>>) -> Result<Items<T>> {
-        let (mut items, mut files, mut start) = (Vec::new(), Vec::new(), 0);
+    pub fn map<T>(
+        &self,
+        encode: impl Fn(&[Record]) -> data::Result<Encoded<T>>,
+    ) -> data::Result<(Items<T>, TooLongCounts)> {
+        let (mut all, mut files, mut start) = (Vec::new(), Vec::new(), 0);
+        let mut too_long = TooLongCounts::default();
         for &(count, weight) in &self.files {
             let file = encode(&self.all[start..start + count])?;
-            files.push((file.len(), weight));
-            items.extend(file);
+            files.push((file.items.len(), weight));
+            all.extend(file.items);
+            too_long += file.too_long;
             start += count;
         }
-        Ok(Items { all: items, files })
+        Ok((Items { all, files }, too_long))
     }
 }
 

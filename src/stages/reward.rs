@@ -11,7 +11,6 @@ use super::examples::{Examples, limit};
 use crate::config::{Reward, Stage, TooLong, Training};
 use crate::data::example::{Encoder, Pair};
 use crate::data::packing::cut;
-use crate::data::records::Record;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::config::Head;
 use crate::model::{Decoder, Gradient};
@@ -44,8 +43,14 @@ pub fn reward(context: &Context, config: &Reward, stage: Stage) -> Result<Option
     // 2. Records → pairs, some of them held out.
     let limit = limit(stage, config.max_length, &model);
     let encoder = Encoder::new(&tokenizer, limit, TooLong::Truncate)?;
-    let encode = |records: &[Record]| encoder.pairs(records);
-    let pairs = Examples::read(stage, &config.data, &config.held_out, seed, encode)?;
+    let pairs = Examples::read(
+        stage,
+        &config.data,
+        &config.held_out,
+        seed,
+        &encoder,
+        Encoder::pairs,
+    )?;
     let walk = pairs.training.walk(seed)?;
 
     // 3. Train, and leave a Hugging Face folder.
@@ -75,11 +80,9 @@ pub fn reward(context: &Context, config: &Reward, stage: Stage) -> Result<Option
         return Ok(None);
     };
     context.write_final(&model, &tokenizer)?;
-    Ok(Some(Finished::supervised(
-        plan.stage,
-        &report,
-        context.folder,
-    )))
+    let mut finished = Finished::supervised(plan.stage, &report, context.folder);
+    pairs.misfits.add_to(&mut finished.table);
+    Ok(Some(finished))
 }
 
 /// transformers scores the last token that is not padding, so padding must differ from what ends an answer.

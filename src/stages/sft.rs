@@ -8,7 +8,6 @@ use super::language::{LanguageTask, RowSet};
 use crate::config::{Sft, Stage, TooLong};
 use crate::data::example::{Encoder, Example};
 use crate::data::packing::Batch;
-use crate::data::records::Record;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
 use crate::model::config::{Head, TensorSpec};
@@ -51,8 +50,14 @@ pub fn sft(context: &Context, config: &Sft) -> Result<Option<Finished>> {
 
     // 2. Records → examples, some of them held out.
     let encoder = encoder(&tokenizer, config, &model)?;
-    let encode = |records: &[Record]| encoder.examples(records);
-    let examples = Examples::read(Stage::Sft, &config.data, &config.held_out, seed, encode)?;
+    let examples = Examples::read(
+        Stage::Sft,
+        &config.data,
+        &config.held_out,
+        seed,
+        &encoder,
+        Encoder::examples,
+    )?;
     let walk = examples.training.walk(seed)?;
     let limit = config.training.micro_batch_tokens;
     let held_out = examples.held_out.batches(usize::MAX, limit)?;
@@ -84,11 +89,9 @@ pub fn sft(context: &Context, config: &Sft) -> Result<Option<Finished>> {
         return Ok(None);
     };
     context.write_final(&model, &tokenizer)?;
-    Ok(Some(Finished::supervised(
-        plan.stage,
-        &report,
-        context.folder,
-    )))
+    let mut finished = Finished::supervised(plan.stage, &report, context.folder);
+    examples.misfits.add_to(&mut finished.table);
+    Ok(Some(finished))
 }
 
 /// More frozen layers than the model has would leave next to nothing to train.

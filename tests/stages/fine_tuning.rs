@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use serde_json::json;
 
-use crate::support::{Workspace, example, records};
+use crate::support::{Workspace, example, pair, records};
 
 const SFT_DATA: &str = "data = \"sft.jsonl\"";
 
@@ -134,6 +134,71 @@ fn a_mixture_draws_by_its_weights() {
     assert!(
         mixed(&workspace, "other", [1.0, 3.0]) != one,
         "the proportion matters"
+    );
+}
+
+/// What a command that succeeds says on standard output and standard error.
+#[track_caller]
+fn output(workspace: &Workspace, arguments: &str) -> [String; 2] {
+    let output = workspace.command(arguments).output().expect("the binary");
+    let said =
+        [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned());
+    assert!(output.status.success(), "{arguments}: {}", said[1]);
+    said
+}
+
+/// Runs a stage and looks for what it says of records that are too long: on the way, and in its table.
+#[track_caller]
+fn counts(workspace: &Workspace, arguments: &str, says: &str, row: [&str; 2]) {
+    let [stdout, stderr] = output(workspace, arguments);
+    assert!(stderr.contains(says), "{stderr}");
+    let shown = |line: &str| row.iter().all(|cell| line.contains(cell));
+    assert!(stdout.lines().any(shown), "{stdout}");
+}
+
+#[test]
+fn records_that_are_too_long_are_counted() {
+    let workspace = Workspace::trained();
+    let long = |_| json!({"prompt": "a", "completion": "z".repeat(60), "chosen": "z".repeat(60), "rejected": "b"});
+    workspace.write(
+        "sft.jsonl",
+        &(records(0, 50, example) + &records(0, 3, long)),
+    );
+    workspace.write(
+        "pairs.jsonl",
+        &(records(0, 50, pair) + &records(0, 2, long)),
+    );
+    counts(
+        &workspace,
+        "sft config.toml --set sft.max_steps=1",
+        "sft: 3 of 53 records of sft.data are too long and were cut at the end: sft.max_length is 48; \
+         to change that, raise sft.max_length or set sft.too_long to \"skip\"\n",
+        ["records of sft.data cut at the end", "3 of 53"],
+    );
+    counts(
+        &workspace,
+        "sft config.toml --fresh --set sft.max_steps=1 --set sft.too_long=skip",
+        "sft: 3 of 53 records of sft.data are too long and were left out: sft.max_length is 48; \
+         to change that, raise sft.max_length or set sft.too_long to \"truncate\"\n",
+        ["records of sft.data left out", "3 of 53"],
+    );
+    let held_out = "--set reward.eval_fraction=0.0 --set reward.eval_data=pairs.jsonl";
+    counts(
+        &workspace,
+        &format!("reward config.toml --set run.name=other --set reward.max_steps=1 {held_out}"),
+        "reward: 2 of 52 records of reward.eval_data are too long and were cut at the end: reward.max_length is 48; \
+         to change that, raise reward.max_length\n",
+        ["records of reward.data cut at the end", "2 of 52"],
+    );
+}
+
+#[test]
+fn nothing_is_said_of_records_that_fit() {
+    let workspace = Workspace::trained();
+    let said = output(&workspace, "sft config.toml --set sft.max_steps=1").concat();
+    assert!(
+        !said.contains("too long") && !said.contains("records of"),
+        "{said}"
     );
 }
 

@@ -1,5 +1,7 @@
 //! Records of more tokens than a sequence may have: refused, cut or left out, as the policy says.
 
+use std::ops::AddAssign;
+
 use super::{Encoder, Example, Pair, Prompt, nothing_to_learn};
 use crate::config::TooLong;
 use crate::data::error::{DataError, Result};
@@ -43,6 +45,13 @@ pub struct TooLongCounts {
     pub truncated: usize,
     /// Records left out.
     pub skipped: usize,
+}
+
+impl AddAssign for TooLongCounts {
+    fn add_assign(&mut self, other: Self) {
+        self.truncated += other.truncated;
+        self.skipped += other.skipped;
+    }
 }
 
 /// A record's fate, before the counts are drawn.
