@@ -359,9 +359,15 @@ impl Ppo {
         let typed = [
             ("judge_model", path(&self.judge_model)),
             ("lexicon", path(&self.lexicon)),
-            ("eval_samples", number(self.eval_samples as u64, default.eval_samples as u64)),
+            (
+                "eval_samples",
+                number(self.eval_samples as u64, default.eval_samples as u64),
+            ),
             ("eval_seed", number(self.eval_seed, default.eval_seed)),
-            ("eval_steps", number(steps(self), steps(&default)).filter(|_| steps(self) > 0)),
+            (
+                "eval_steps",
+                number(steps(self), steps(&default)).filter(|_| steps(self) > 0),
+            ),
         ];
         let set = typed.into_iter();
         set.filter_map(|(key, value)| Some((key, value?))).collect()
