@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 /// The layers from the ground up. Layers on one line may import each other.
 const LAYERS: &[&[&str]] = &[
+    &["files"],
     &["config"],
     &["data"],
     &["ops"],

@@ -146,8 +146,8 @@ fn write_scores(
 ) -> anyhow::Result<()> {
     let segments = Segments::from_lengths(batch.iter().map(Vec::len));
     let hidden = decoder.forward(&batch.concat(), &segments, Gradient::Skip)?;
-    let last: Vec<u32> = segments.iter().map(|rows| rows.end as u32 - 1).collect();
-    let scores = decoder.scores(&hidden, &last)?.to_vec1::<f32>()?;
+    let scores = decoder.scores(&hidden, &segments.last_rows())?;
+    let scores = scores.to_vec1::<f32>()?;
     for (index, score) in (first..).zip(scores) {
         ensure!(
             score.is_finite(),

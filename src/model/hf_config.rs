@@ -16,7 +16,6 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 use super::config::{DecoderConfig, InvalidDecoder};
-use super::weights::WeightsError;
 use fields::Fields;
 
 const CONFIG: &str = "config.json";
@@ -81,8 +80,9 @@ pub enum HfConfigError {
         found: Option<u32>,
         ends: Vec<u32>,
     },
+    /// The file system refused a write; the error names what and where.
     #[error(transparent)]
-    Write(#[from] WeightsError),
+    Write(#[from] std::io::Error),
 }
 
 fn shown(id: &Option<u32>) -> String {

@@ -6,7 +6,6 @@
 //! The format is that of the `safetensors` crate; the index is transformers' `{"metadata", "weight_map"}`.
 
 mod error;
-mod replace;
 mod save;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +22,6 @@ use serde_json::Value;
 use super::config::{Layout, TensorSpec};
 
 pub use error::WeightsError;
-pub(crate) use replace::replace_file;
 pub use save::{DEFAULT_MAX_SHARD_BYTES, SaveDtype, save};
 
 const SINGLE: &str = "model.safetensors";

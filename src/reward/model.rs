@@ -34,8 +34,8 @@ impl RewardModel {
             let rows: Vec<&[u32]> = run.iter().map(|&i| sequences[i]).collect();
             let segments = Segments::from_lengths(rows.iter().map(|r| r.len()));
             let hidden = self.0.forward(&rows.concat(), &segments, Gradient::Skip)?;
-            let last: Vec<u32> = segments.iter().map(|rows| (rows.end - 1) as u32).collect();
-            scores.extend(self.0.scores(&hidden, &last)?.to_vec1::<f32>()?);
+            let found = self.0.scores(&hidden, &segments.last_rows())?;
+            scores.extend(found.to_vec1::<f32>()?);
         }
         Ok(scores)
     }

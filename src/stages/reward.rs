@@ -139,13 +139,8 @@ impl PairBatch {
     /// Scores of the chosen and of the rejected answers, `[pairs]` each.
     fn scores(&self, model: &Decoder, gradient: Gradient) -> Result<(Tensor, Tensor)> {
         let hidden = model.forward(&self.ids, &self.segments, gradient)?;
-        let last: Vec<u32> = self
-            .segments
-            .iter()
-            .map(|rows| rows.end as u32 - 1)
-            .collect();
         let scores = model
-            .scores(&hidden, &last)?
+            .scores(&hidden, &self.segments.last_rows())?
             .reshape((self.margins.len(), 2))?;
         Ok((
             scores.narrow(1, 0, 1)?.squeeze(1)?,

@@ -216,7 +216,8 @@ impl Writer {
         if !plain || name == MANIFEST || self.files.contains_key(name) {
             return Err(CheckpointError::Name(name.into()));
         }
-        let entry = durable::write_synced(&self.beside.join(name), |file| {
+        let path = self.beside.join(name);
+        let entry = durable::write_synced(&path, |file| -> io::Result<Entry> {
             let mut summed = Summed {
                 inner: file,
                 bytes: 0,

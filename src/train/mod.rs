@@ -1,7 +1,6 @@
 //! What all stages train with: optimizer, schedule, accumulation, checkpoints, metrics, progress.
 
 pub mod checkpoint;
-mod durable;
 pub mod memory;
 pub mod metrics;
 pub mod optimizer;
@@ -13,3 +12,5 @@ pub mod signal;
 pub mod snapshot;
 pub mod summary;
 pub mod supervised;
+
+use crate::files::durable;

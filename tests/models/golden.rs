@@ -200,7 +200,7 @@ fn reward_model_scores_and_gradients() -> Anyhow {
     let all: Vec<u32> = (0..ids.len() as u32).collect();
     let wanted = expected_rows(&expected, "token_scores", |n| n)?;
     assert!(gap(&model.scores(&hidden, &all)?.to_vec1()?, &wanted) < TOLERANCE);
-    let last: Vec<u32> = segments.iter().map(|r| r.end as u32 - 1).collect();
+    let last = segments.last_rows();
     let scores = model.scores(&hidden, &last)?;
     assert!(gap(&scores.to_vec1()?, &expected.tensors["scores"].to_vec1()?) < TOLERANCE);
     let loss = (scores.sqr()?.mean_all()? * 0.5)?;

@@ -9,10 +9,11 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::{CONFIG, GENERATION_CONFIG, HfConfig, HfConfigError};
+use crate::files::durable::{on, replace_file};
 use crate::model::config::{
     Activation, DecoderConfig, Family, Head, Norm, Position, RopeConfig, RopeScaling, SlidingWindow,
 };
-use crate::model::weights::{SaveDtype, WeightsError, replace_file};
+use crate::model::weights::SaveDtype;
 
 impl HfConfig {
     /// Writes `config.json`, and for a language model `generation_config.json`, into `folder` (made if need be).
@@ -30,10 +31,7 @@ impl HfConfig {
                 source,
             })?;
         self.check_scoring_pad(&file)?;
-        fs::create_dir_all(folder).map_err(|source| WeightsError::Write {
-            file: folder.to_owned(),
-            source,
-        })?;
+        fs::create_dir_all(folder).map_err(on("create", folder))?;
         write_object(&file, self.config_map(dtype))?;
         match self.decoder.head {
             Head::LanguageModel => {
@@ -206,11 +204,5 @@ fn put_tokens(map: &mut Map<String, Value>, decoder: &DecoderConfig, eos: &[u32]
 
 fn write_object(file: &Path, map: Map<String, Value>) -> Result<(), HfConfigError> {
     let object = Value::Object(map);
-    replace_file(file, |out| {
-        writeln!(out, "{object:#}").map_err(|source| WeightsError::Write {
-            file: file.to_owned(),
-            source,
-        })
-    })?;
-    Ok(())
+    Ok(replace_file(file, |out| writeln!(out, "{object:#}"))?)
 }

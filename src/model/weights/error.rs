@@ -18,11 +18,9 @@ pub enum WeightsError {
         file: PathBuf,
         source: std::io::Error,
     },
-    #[error("{}: cannot be written", .file.display())]
-    Write {
-        file: PathBuf,
-        source: std::io::Error,
-    },
+    /// The file system refused a write; the error names what and where.
+    #[error(transparent)]
+    Write(#[from] std::io::Error),
     #[error(
         "{}: the file has {found} bytes, its header asks for {expected}; \
          it was cut short, fetch or copy it again", .file.display()

@@ -12,18 +12,15 @@ use std::path::Path;
 
 use half::{bf16, f16};
 use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Map, Value, json};
 
-use super::replace::{cannot_write, replace_file};
 use super::{INDEX, SINGLE, WeightsError, transpose};
+use crate::files::durable::{on, replace_file};
+use crate::files::tensor_file::{Description, write_header, write_values};
 use crate::model::config::{Layout, TensorSpec};
 
 /// The largest file that transformers readers are used to: 5 GB.
 pub const DEFAULT_MAX_SHARD_BYTES: u64 = 5_000_000_000;
-
-/// Elements rounded at a time.
-const ENCODE_BLOCK: usize = 1 << 14;
 
 /// The type of written weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -106,14 +103,14 @@ where
     E: Into<Box<dyn StdError + Send + Sync>>,
 {
     refuse_duplicates(specs)?;
-    fs::create_dir_all(folder).map_err(|source| cannot_write(folder, source))?;
+    fs::create_dir_all(folder).map_err(on("create", folder))?;
     let shards = plan_shards(specs, dtype, max_shard_bytes);
     let mut files = BTreeSet::new();
     let mut places = Vec::new();
     for (index, &shard) in shards.iter().enumerate() {
         let name = shard_name(index, shards.len());
         replace_file(&folder.join(&name), |out| {
-            write_shard(out, &folder.join(&name), shard, dtype, &mut fetch)
+            write_shard(out, shard, dtype, &mut fetch)
         })?;
         places.extend(shard.iter().map(|spec| (&spec.name, name.clone())));
         files.insert(name);
@@ -159,7 +156,6 @@ fn shard_name(index: usize, shards: usize) -> String {
 
 fn write_shard<'a, E>(
     out: &mut dyn Write,
-    file: &Path,
     specs: &[TensorSpec],
     dtype: SaveDtype,
     fetch: &mut impl FnMut(&TensorSpec) -> Result<Cow<'a, [f32]>, E>,
@@ -167,44 +163,24 @@ fn write_shard<'a, E>(
 where
     E: Into<Box<dyn StdError + Send + Sync>>,
 {
-    let header = header(file, specs, dtype)?;
-    out.write_all(&(header.len() as u64).to_le_bytes())
-        .and_then(|()| out.write_all(&header))
-        .map_err(|source| cannot_write(file, source))?;
+    // transformers refuses a file that does not say which framework its layout is of.
+    let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let described = specs.iter().map(|spec| Description {
+        name: spec.name.clone(),
+        dtype: dtype.stored(),
+        shape: spec.stored_shape(),
+    });
+    write_header(out, Some(format), described)?;
     for spec in specs {
         let values = fetch(spec).map_err(|source| WeightsError::Fetch {
             name: spec.name.clone(),
             source: source.into(),
         })?;
-        write_values(out, file, spec, &stored_order(spec, &values)?, dtype)?;
+        let values = stored_order(spec, &values)?;
+        refuse_overflow(spec, &values, dtype)?;
+        write_values(out, &values, |value, bytes| dtype.encode(value, bytes))?;
     }
     Ok(())
-}
-
-/// The header of a shard: JSON, padded with spaces so that the values after it are aligned to eight bytes.
-fn header(file: &Path, specs: &[TensorSpec], dtype: SaveDtype) -> Result<Vec<u8>, WeightsError> {
-    let mut end = 0;
-    let info = |spec: &TensorSpec| {
-        let start = end;
-        end += spec.numel() * dtype.bytes();
-        let info = TensorInfo {
-            dtype: dtype.stored(),
-            shape: spec.stored_shape(),
-            data_offsets: (start, end),
-        };
-        (spec.name.clone(), info)
-    };
-    // transformers refuses a file that does not say which framework its layout is of.
-    let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let metadata = Metadata::new(Some(format), specs.iter().map(info).collect());
-    let refused = |source| WeightsError::NotSafetensors {
-        file: file.to_owned(),
-        source,
-    };
-    let metadata = metadata.map_err(refused)?;
-    let mut text = serde_json::to_vec(&metadata).map_err(|source| refused(source.into()))?;
-    text.resize(text.len().next_multiple_of(size_of::<u64>()), b' ');
-    Ok(text)
 }
 
 /// `values` as the file holds them.
@@ -222,30 +198,19 @@ fn stored_order<'v>(spec: &TensorSpec, values: &'v [f32]) -> Result<Cow<'v, [f32
     })
 }
 
-fn write_values(
-    out: &mut dyn Write,
-    file: &Path,
+fn refuse_overflow(
     spec: &TensorSpec,
     values: &[f32],
     dtype: SaveDtype,
 ) -> Result<(), WeightsError> {
-    let mut bytes = Vec::with_capacity(ENCODE_BLOCK * dtype.bytes());
-    for block in values.chunks(ENCODE_BLOCK) {
-        if let Some(&value) = block.iter().find(|&&value| dtype.overflows(value)) {
-            return Err(WeightsError::Overflow {
-                name: spec.name.clone(),
-                value,
-                dtype: dtype.torch_name(),
-            });
-        }
-        bytes.clear();
-        block
-            .iter()
-            .for_each(|&value| dtype.encode(value, &mut bytes));
-        out.write_all(&bytes)
-            .map_err(|source| cannot_write(file, source))?;
+    match values.iter().find(|&&value| dtype.overflows(value)) {
+        None => Ok(()),
+        Some(&value) => Err(WeightsError::Overflow {
+            name: spec.name.clone(),
+            value,
+            dtype: dtype.torch_name(),
+        }),
     }
-    Ok(())
 }
 
 fn write_index(
@@ -263,22 +228,19 @@ fn write_index(
         "metadata": { "total_parameters": parameters, "total_size": parameters * dtype.bytes() },
         "weight_map": weight_map,
     });
-    replace_file(file, |out| {
-        writeln!(out, "{index:#}").map_err(|source| cannot_write(file, source))
-    })
+    Ok(replace_file(file, |out| writeln!(out, "{index:#}"))?)
 }
 
 /// Removes weights that an earlier save left under other names: a reader would prefer them, or count them twice.
 fn remove_others(folder: &Path, written: &BTreeSet<String>) -> Result<(), WeightsError> {
-    let entries = fs::read_dir(folder).map_err(|source| cannot_write(folder, source))?;
-    for entry in entries {
-        let entry = entry.map_err(|source| cannot_write(folder, source))?;
+    for entry in fs::read_dir(folder).map_err(on("read", folder))? {
+        let entry = entry.map_err(on("read", folder))?;
         let name = entry.file_name();
         let stale = name
             .to_str()
             .is_some_and(|name| is_weights_file(name) && !written.contains(name));
         if stale {
-            fs::remove_file(entry.path()).map_err(|source| cannot_write(&entry.path(), source))?;
+            fs::remove_file(entry.path()).map_err(on("remove", &entry.path()))?;
         }
     }
     Ok(())

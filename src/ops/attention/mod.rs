@@ -108,6 +108,11 @@ impl Segments {
         self.0.windows(2).map(|w| w[0]..w[1])
     }
 
+    /// The row of each sequence's last token; no sequence may be empty.
+    pub fn last_rows(&self) -> Vec<u32> {
+        self.iter().map(|rows| (rows.end - 1) as u32).collect()
+    }
+
     /// Position of each token in its sequence.
     pub fn positions(&self) -> Vec<u32> {
         self.iter().flat_map(|r| 0..r.len() as u32).collect()

@@ -153,7 +153,7 @@ fn a_failed_write_leaves_nothing() {
         failed
             .unwrap_err()
             .to_string()
-            .contains("weights.bin: disk full")
+            .contains("disk full")
     );
     drop(writer);
     assert_eq!(fs::read_dir(&checkpoints.folder).unwrap().count(), 1);

@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 /// How the names of unfinished files and folders start.
 pub const TEMPORARY: &str = ".tmp-";
 
+/// Buffer between a writer and its file.
+const BUFFER_BYTES: usize = 1 << 20;
+
 /// Adds to an I/O error what was done to which path; every error of these functions has it.
 pub fn on(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> io::Error {
     move |error| {
@@ -22,24 +25,67 @@ pub fn on(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> io::Er
 }
 
 /// Creates `path`, lets `write` fill it and syncs it. An error leaves the file unfinished.
-pub fn write_synced<T>(
+///
+/// # Errors
+/// What `write` returned, or if the file system refuses.
+pub fn write_synced<T, E: From<io::Error>>(
     path: &Path,
-    write: impl FnOnce(&mut dyn Write) -> io::Result<T>,
-) -> io::Result<T> {
+    write: impl FnOnce(&mut dyn Write) -> Result<T, E>,
+) -> Result<T, E> {
     let file = File::create(path).map_err(on("create", path))?;
-    let mut writer = BufWriter::with_capacity(1 << 20, file);
-    let result = write(&mut writer).map_err(on("write", path))?;
-    writer.flush().map_err(on("write", path))?;
-    writer.get_ref().sync_all().map_err(on("sync", path))?;
+    let writer = BufWriter::with_capacity(BUFFER_BYTES, file);
+    let mut file = NewFile { path, writer };
+    let result = write(&mut file)?;
+    file.flush()?;
+    let synced = file.writer.get_ref().sync_all();
+    synced.map_err(on("sync", path))?;
     Ok(result)
 }
 
-/// Replaces the file `path` as a whole: readers see the old bytes or the new ones.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// A file whose errors name it.
+struct NewFile<'a> {
+    path: &'a Path,
+    writer: BufWriter<File>,
+}
+
+impl Write for NewFile<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.writer.write(bytes).map_err(on("write", self.path))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush().map_err(on("write", self.path))
+    }
+}
+
+/// Replaces the file `path` as a whole by what `write` writes: readers see the old bytes or the new ones. If anything fails the
+/// old ones stay, and nothing is left beside them.
+///
+/// # Errors
+/// As [`write_synced`].
+pub fn replace_file<T, E: From<io::Error>>(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> Result<T, E>,
+) -> Result<T, E> {
     let beside = temporary_beside(path)?;
-    write_synced(&beside, |writer| writer.write_all(bytes))?;
-    fs::rename(&beside, path).map_err(on("rename into place", path))?;
-    sync_folder(parent(path))
+    let written = write_synced(&beside, write).and_then(|result| {
+        fs::rename(&beside, path).map_err(on("rename into place", path))?;
+        sync_folder(parent(path))?;
+        Ok(result)
+    });
+    if written.is_err() {
+        // The first error is the one to report.
+        let _ = fs::remove_file(&beside);
+    }
+    written
+}
+
+/// Replaces the file `path` as a whole by `bytes`.
+///
+/// # Errors
+/// If the file system refuses.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace_file(path, |file| file.write_all(bytes))
 }
 
 /// Replaces the folder `path` as a whole: `fill` gets an empty folder beside it, whose files and
@@ -85,8 +131,11 @@ pub fn remove_leftovers(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the names in `folder` durable.
+/// Makes the names in `folder` durable; only Unix lets a folder be opened for it.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    if cfg!(not(unix)) {
+        return Ok(());
+    }
     File::open(folder)
         .and_then(|folder| folder.sync_all())
         .map_err(on("sync", folder))
@@ -160,6 +209,29 @@ mod tests {
             1,
             "something was left beside"
         );
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let target = root.path().join("config.toml");
+        write_atomic(&target, b"one").unwrap();
+        let failed = replace_file(&target, |file| {
+            file.write_all(b"tw")?;
+            Err::<(), _>(io::Error::other("full"))
+        });
+        assert_eq!(failed.unwrap_err().to_string(), "full");
+        assert_eq!(fs::read_to_string(&target).unwrap(), "one");
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_full_disk_is_an_error_that_names_the_file() {
+        let full = Path::new("/dev/full");
+        let failed = write_synced(full, |file| file.write_all(b"one"));
+        let message = failed.unwrap_err().to_string();
+        assert!(message.starts_with("cannot write /dev/full: "), "{message}");
     }
 
     #[test]

@@ -1,0 +1,4 @@
+//! Files as such: replaced as a whole or not at all, and tensors written one after the other. What stands in them is unknown here.
+
+pub mod durable;
+pub mod tensor_file;

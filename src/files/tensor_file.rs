@@ -1,0 +1,98 @@
+//! Writing a safetensors file tensor by tensor: the header from what the tensors are, then their values in the header's order.
+//!
+//! Only the values of one tensor need be in memory. Left out: reading, which maps the file and asks the `safetensors` crate for
+//! its header.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+
+/// Values turned into bytes at a time.
+const BLOCK: usize = 1 << 14;
+
+/// What the header says of a tensor.
+pub struct Description {
+    /// Its name.
+    pub name: String,
+    /// The type that its values are stored in.
+    pub dtype: Dtype,
+    /// Its shape as stored.
+    pub shape: Vec<usize>,
+}
+
+/// Writes the header: JSON, padded with spaces so that the values after it are aligned to eight bytes. `notes` are what readers
+/// look for beside tensors, such as the framework.
+///
+/// # Errors
+/// If `out` refuses, or the sizes overflow.
+pub fn write_header(
+    out: &mut dyn Write,
+    notes: Option<HashMap<String, String>>,
+    tensors: impl Iterator<Item = Description>,
+) -> io::Result<()> {
+    let mut end = 0;
+    let info = |tensor: Description| {
+        let start = end;
+        end += tensor.shape.iter().product::<usize>() * tensor.dtype.bitsize() / 8;
+        let info = TensorInfo {
+            dtype: tensor.dtype,
+            shape: tensor.shape,
+            data_offsets: (start, end),
+        };
+        (tensor.name, info)
+    };
+    let metadata = Metadata::new(notes, tensors.map(info).collect()).map_err(io::Error::other)?;
+    let mut text = serde_json::to_vec(&metadata)?;
+    text.resize(text.len().next_multiple_of(size_of::<u64>()), b' ');
+    out.write_all(&(text.len() as u64).to_le_bytes())?;
+    out.write_all(&text)
+}
+
+/// Writes a tensor's values, each as `encode` appends it to the bytes.
+///
+/// # Errors
+/// If `out` refuses.
+pub fn write_values(
+    out: &mut dyn Write,
+    values: &[f32],
+    encode: impl Fn(f32, &mut Vec<u8>),
+) -> io::Result<()> {
+    let mut bytes = Vec::with_capacity(BLOCK * size_of::<f32>());
+    for block in values.chunks(BLOCK) {
+        bytes.clear();
+        block.iter().for_each(|&value| encode(value, &mut bytes));
+        out.write_all(&bytes)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use safetensors::SafeTensors;
+
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_a_safetensors_file() {
+        let values: Vec<f32> = (0..BLOCK + 3).map(|i| i as f32).collect();
+        let described = [("long", values.len()), ("a", 2)].map(|(name, size)| Description {
+            name: name.into(),
+            dtype: Dtype::F32,
+            shape: vec![size],
+        });
+        let mut file = Vec::new();
+        write_header(&mut file, None, described.into_iter()).unwrap();
+        assert_eq!(file.len() % 8, 0);
+        for tensor in [&values[..], &values[..2]] {
+            write_values(&mut file, tensor, |v, bytes| bytes.extend(v.to_le_bytes())).unwrap();
+        }
+        let read = SafeTensors::deserialize(&file).unwrap();
+        for (name, expected) in [("long", &values[..]), ("a", &values[..2])] {
+            let (bytes, _) = read.tensor(name).unwrap().data().as_chunks();
+            let found: Vec<f32> = bytes.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            assert_eq!(found, expected, "{name}");
+        }
+    }
+}
