@@ -25,7 +25,6 @@ use crate::ops::param::{Initial, Param, ParamStore, Training};
 use crate::ops::recompute::recompute;
 use crate::ops::residual::Keep;
 use crate::ops::rope::{Angles, Rotation};
-use crate::ops::storage;
 
 /// What a layer keeps for its backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -438,26 +437,5 @@ fn layer_training(store: &ParamStore, layer: usize) -> Training {
         Training::Trained
     } else {
         Training::Frozen
-    }
-}
-
-/// Values of all parameters by name, for tests and checkpoints.
-impl Decoder {
-    /// Hands each trained parameter's name, shape and elements to `f`, in name order.
-    ///
-    /// # Errors
-    /// Those of `f`, or of reading from the device.
-    pub fn for_each_trained<E: From<candle_core::Error>>(
-        &self,
-        mut f: impl FnMut(&Param, &[f32]) -> std::result::Result<(), E>,
-    ) -> std::result::Result<(), E> {
-        for param in self.store.trained() {
-            if param.value().device().is_cpu() {
-                storage::read(param.value(), |v| f(param, v))??;
-            } else {
-                f(param, &param.value().flatten_all()?.to_vec1::<f32>()?)?;
-            }
-        }
-        Ok(())
     }
 }

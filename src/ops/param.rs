@@ -102,6 +102,17 @@ impl Param {
             .map_or(0, |p| p.bytes())
     }
 
+    /// Hands the elements, row-major, to `f`; from another device they are copied first.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn read<R>(&self, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
+        match self.value.device() {
+            Device::Cpu => storage::read(&self.value, f),
+            _ => Ok(f(&self.value.flatten_all()?.to_vec1()?)),
+        }
+    }
+
     /// Changes the value in place on the CPU.
     ///
     /// # Errors

@@ -1,16 +1,18 @@
 //! Trained parameters and optimizer moments, in and out of a checkpoint, as safetensors written tensor by tensor.
 
-use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use candle_core::Tensor;
 use memmap2::Mmap;
-use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensors};
 
 use super::checkpoint::{Checkpoint, CheckpointError, Writer};
+use super::durable::{self, on};
 use super::optimizer::AdamW;
+use crate::files::tensor_file::{Description, write_header, write_values};
 use crate::model::Decoder;
 
 /// An error of saving or restoring what is trained.
@@ -19,14 +21,9 @@ pub enum SnapshotError {
     /// The checkpoint cannot be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// The file system refused.
-    #[error("{}", .file.display())]
-    Io {
-        /// The file.
-        file: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    /// The file system refused; the error names what and where.
+    #[error(transparent)]
+    Io(#[from] io::Error),
     /// The file is no safetensors.
     #[error("{}: not a safetensors file", .file.display())]
     Format {
@@ -63,14 +60,10 @@ pub fn save(
     model: &Decoder,
     optimizer: &AdamW,
 ) -> Result<(), SnapshotError> {
-    let params = trained_values(model)?;
-    writer.add_file(&params_file(role), |out| write_tensors(out, &params))?;
+    writer.add_file(&params_file(role), |out| write_params(out, model))?;
     let [first, second] = optimizer.moments()?;
-    let moments = [
-        (FIRST.to_owned(), vec![first.len()], first),
-        (SECOND.to_owned(), vec![second.len()], second),
-    ];
-    Ok(writer.add_file(&moments_file(role), |out| write_tensors(out, &moments))?)
+    let moments = [(FIRST, &*first), (SECOND, &*second)];
+    Ok(writer.add_file(&moments_file(role), |out| write_moments(out, &moments))?)
 }
 
 /// Puts back what [`save`] wrote; `steps` are those that the optimizer had taken.
@@ -94,19 +87,12 @@ pub fn restore(
     )?)
 }
 
-/// Writes the trained parameters of `model` to a file of their own.
+/// Writes the trained parameters of `model` to a file of their own, whose former contents stay until they are replaced as a whole.
 ///
 /// # Errors
 /// If it cannot be written.
 pub fn save_params(file: &Path, model: &Decoder) -> Result<(), SnapshotError> {
-    let params = trained_values(model)?;
-    let write = |out: &mut dyn Write| write_tensors(out, &params);
-    super::durable::write_synced(file, write)
-        .map(|_| ())
-        .map_err(|source| SnapshotError::Io {
-            file: file.to_owned(),
-            source,
-        })
+    Ok(durable::replace_file(file, |out| write_params(out, model))?)
 }
 
 /// Puts back what [`save_params`] wrote.
@@ -117,7 +103,7 @@ pub fn restore_params(file: &Path, model: &Decoder) -> Result<(), SnapshotError>
     let tensors = Tensors::open(file)?;
     for param in model.params().trained() {
         let values = tensors.values(param.name(), param.value().elem_count())?;
-        param.set(&candle_core::Tensor::from_vec(
+        param.set(&Tensor::from_vec(
             values,
             param.dims(),
             param.value().device(),
@@ -134,93 +120,161 @@ fn moments_file(role: &str) -> String {
     format!("{role}-moments.safetensors")
 }
 
-type Named<'a> = (String, Vec<usize>, Cow<'a, [f32]>);
-
-fn trained_values(model: &Decoder) -> candle_core::Result<Vec<Named<'static>>> {
-    let value = |p: &std::sync::Arc<crate::ops::param::Param>| {
-        Ok((
-            p.name().to_owned(),
-            p.dims().to_vec(),
-            p.value().flatten_all()?.to_vec1::<f32>()?.into(),
-        ))
-    };
-    model.params().trained().map(value).collect()
-}
-
-fn write_tensors(out: &mut dyn Write, tensors: &[Named]) -> io::Result<()> {
-    let mut end = 0;
-    let info = |(name, shape, values): &Named| {
-        let start = end;
-        end += values.len() * size_of::<f32>();
-        (
-            name.clone(),
-            TensorInfo {
-                dtype: Dtype::F32,
-                shape: shape.clone(),
-                data_offsets: (start, end),
-            },
-        )
-    };
-    let metadata =
-        Metadata::new(None, tensors.iter().map(info).collect()).map_err(io::Error::other)?;
-    let mut header = serde_json::to_vec(&metadata)?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    out.write_all(&(header.len() as u64).to_le_bytes())?;
-    out.write_all(&header)?;
-    for (_, _, values) in tensors {
-        for block in values.chunks(1 << 14) {
-            let bytes: Vec<u8> = block.iter().flat_map(|v| v.to_le_bytes()).collect();
-            out.write_all(&bytes)?;
-        }
+/// The parameters one after the other: the host holds a copy of one at most.
+fn write_params(out: &mut dyn Write, model: &Decoder) -> io::Result<()> {
+    let params = || model.params().trained();
+    let described = params().map(|p| described(p.name(), p.dims()));
+    write_header(out, None, described)?;
+    for param in params() {
+        let written = param.read(|values| write_f32(out, values));
+        written.map_err(io::Error::other)??;
     }
     Ok(())
 }
 
+fn write_moments(out: &mut dyn Write, moments: &[(&str, &[f32])]) -> io::Result<()> {
+    let described = moments
+        .iter()
+        .map(|(name, values)| described(name, &[values.len()]));
+    write_header(out, None, described)?;
+    moments
+        .iter()
+        .try_for_each(|(_, values)| write_f32(out, values))
+}
+
+fn described(name: &str, shape: &[usize]) -> Description {
+    Description {
+        name: name.to_owned(),
+        dtype: Dtype::F32,
+        shape: shape.to_vec(),
+    }
+}
+
+fn write_f32(out: &mut dyn Write, values: &[f32]) -> io::Result<()> {
+    write_values(out, values, |value, bytes| {
+        bytes.extend(value.to_le_bytes());
+    })
+}
+
+/// A file that [`save`] or [`save_params`] wrote, mapped.
 struct Tensors {
     file: PathBuf,
     bytes: Mmap,
+    header: Metadata,
+    /// Where the values begin.
+    start: usize,
 }
 
 impl Tensors {
     fn open(file: &Path) -> Result<Self, SnapshotError> {
-        let io = |source| SnapshotError::Io {
-            file: file.to_owned(),
-            source,
-        };
-        let opened = File::open(file).map_err(io)?;
-        // SAFETY: checkpoints are written beside and renamed, never changed in place.
-        let bytes = unsafe { Mmap::map(&opened) }.map_err(io)?;
+        let opened = File::open(file).map_err(on("open", file))?;
+        // SAFETY: checkpoints and best weights are written beside and renamed, never changed in place.
+        let bytes = unsafe { Mmap::map(&opened) }.map_err(on("map", file))?;
+        let (length, header) =
+            SafeTensors::read_metadata(&bytes).map_err(|source| SnapshotError::Format {
+                file: file.to_owned(),
+                source,
+            })?;
         Ok(Self {
             file: file.to_owned(),
             bytes,
+            header,
+            start: size_of::<u64>() + length,
         })
     }
 
     fn values(&self, name: &str, expected: usize) -> Result<Vec<f32>, SnapshotError> {
-        let parsed =
-            SafeTensors::deserialize(&self.bytes).map_err(|source| SnapshotError::Format {
-                file: self.file.clone(),
-                source,
-            })?;
-        let values = parsed
-            .tensor(name)
-            .ok()
-            .filter(|t| t.dtype() == Dtype::F32)
-            .map(|t| {
-                t.data()
-                    .as_chunks::<4>()
-                    .0
-                    .iter()
-                    .map(|b| f32::from_le_bytes(*b))
-                    .collect::<Vec<_>>()
-            });
-        match values {
-            Some(values) if values.len() == expected => Ok(values),
-            _ => Err(SnapshotError::Tensor {
+        let bytes = self.f32_bytes(name).unwrap_or_default();
+        if bytes.len() != expected * size_of::<f32>() {
+            return Err(SnapshotError::Tensor {
                 file: self.file.clone(),
                 name: name.to_owned(),
                 expected,
-            }),
+            });
         }
+        let (values, _) = bytes.as_chunks();
+        Ok(values.iter().map(|v| f32::from_le_bytes(*v)).collect())
+    }
+
+    /// The bytes of a tensor of that type; the header was checked against the file's length.
+    fn f32_bytes(&self, name: &str) -> Option<&[u8]> {
+        let info = self.header.info(name).filter(|t| t.dtype == Dtype::F32)?;
+        let (start, end) = info.data_offsets;
+        self.bytes.get(self.start + start..self.start + end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::model::config::{Head, TensorSpec};
+    use crate::model::decoder::is_embedding;
+    use crate::ops::param::Training;
+
+    /// A golden model whose embedding is frozen.
+    fn model() -> Decoder {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/llama");
+        let training = |spec: &TensorSpec| match is_embedding(&spec.name) {
+            true => Training::Frozen,
+            false => Training::Trained,
+        };
+        Decoder::load(&folder, Head::LanguageModel, 0, training, &Device::Cpu).unwrap()
+    }
+
+    fn values(model: &Decoder) -> Vec<Vec<f32>> {
+        let read = |p: &std::sync::Arc<crate::ops::param::Param>| p.read(<[f32]>::to_vec).unwrap();
+        model.params().trained().map(read).collect()
+    }
+
+    fn zero(model: &Decoder) {
+        let trained = model.params().trained();
+        trained.for_each(|p| p.update(|v| v.fill(0.0)).unwrap());
+    }
+
+    #[test]
+    fn what_was_saved_comes_back_and_nothing_frozen_is_saved() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("best.safetensors");
+        let model = model();
+        let saved = values(&model);
+        save_params(&file, &model).unwrap();
+        zero(&model);
+        restore_params(&file, &model).unwrap();
+        assert!(values(&model) == saved);
+        let names = Tensors::open(&file).unwrap().header.offset_keys();
+        let trained: Vec<&str> = model.params().trained().map(|p| p.name()).collect();
+        assert_eq!(names, trained);
+    }
+
+    #[test]
+    fn a_reader_keeps_the_old_bytes_while_the_file_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("best.safetensors");
+        let model = model();
+        save_params(&file, &model).unwrap();
+        let old = Tensors::open(&file).unwrap();
+        zero(&model);
+        save_params(&file, &model).unwrap();
+        let norm = |tensors: &Tensors| tensors.values("model.norm.weight", 32).unwrap();
+        assert!(norm(&old).iter().any(|&v| v != 0.0));
+        assert_eq!(norm(&Tensors::open(&file).unwrap()), [0.0; 32]);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_tensor_of_another_size_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("best.safetensors");
+        save_params(&file, &model()).unwrap();
+        let tensors = Tensors::open(&file).unwrap();
+        for (name, size) in [("model.norm.weight", 33), ("model.embed_tokens.weight", 1)] {
+            let message = tensors.values(name, size).unwrap_err().to_string();
+            assert!(message.contains(name), "{message}");
+        }
+        std::fs::write(&file, "no tensors").unwrap();
+        let refused = restore_params(&file, &model()).unwrap_err();
+        assert!(refused.to_string().contains("best.safetensors"), "{refused}");
     }
 }
