@@ -13,7 +13,7 @@ pub enum LexiconError {
     #[error("{}: cannot be read", .0.display())]
     Read(PathBuf, #[source] std::io::Error),
     /// A line is not `word<TAB>number`.
-    #[error("{}:{line}: found {found:?}; each line is a word, a tab and a number", .file.display())]
+    #[error("{}:{line}: found {found:?}; each line is a word, a tab and a finite number", .file.display())]
     Line {
         /// The file.
         file: PathBuf,
@@ -56,10 +56,7 @@ impl Lexicon {
         let text =
             std::fs::read_to_string(file).map_err(|e| LexiconError::Read(file.to_owned(), e))?;
         let entry = |(index, line): (usize, &str)| {
-            let parsed = line
-                .split_once('\t')
-                .and_then(|(word, value)| Some((word.to_owned(), value.trim().parse().ok()?)));
-            parsed.ok_or_else(|| LexiconError::Line {
+            parse(line).ok_or_else(|| LexiconError::Line {
                 file: file.to_owned(),
                 line: index + 1,
                 found: line.to_owned(),
@@ -92,9 +89,26 @@ impl Lexicon {
     }
 }
 
+fn parse(line: &str) -> Option<(String, f64)> {
+    let (word, value) = line.split_once('\t')?;
+    let value = value.trim().parse().ok().filter(|v: &f64| v.is_finite())?;
+    Some((word.to_owned(), value))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_without_a_finite_number_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("lexicon.tsv");
+        for line in ["sad", "sad\thigh", "sad\tnan", "sad\t-inf"] {
+            std::fs::write(&file, format!("happy\t2.7\n{line}\n")).unwrap();
+            let message = Lexicon::read(&file).err().unwrap().to_string();
+            assert!(message.contains("lexicon.tsv:2"), "{line}: {message}");
+        }
+    }
 
     #[test]
     fn words_are_found_whatever_stands_around_them() {

@@ -230,8 +230,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Adds a file with `value` as JSON. Floats are read back as the same bits; NaN and infinities
-    /// are not numbers in JSON and become null.
+    /// Adds a file with `value` as JSON. Floats are read back as the same bits; those that may be
+    /// NaN or infinite need [`super::float`], for they are not numbers in JSON and become null.
     ///
     /// # Errors
     /// As [`Writer::add_file`].

@@ -1,6 +1,7 @@
 //! What all stages train with: optimizer, schedule, accumulation, checkpoints, metrics, progress.
 
 pub mod checkpoint;
+pub mod float;
 pub mod memory;
 pub mod metrics;
 pub mod optimizer;

@@ -12,6 +12,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{Checkpoint, Checkpoints};
+use super::float;
 use super::memory::peak_bytes;
 use super::metrics::{Keep, Metrics, StepLog, names};
 use super::optimizer::{AdamW, AdamWConfig, StepOutcome};
@@ -110,8 +111,11 @@ struct State {
     tokens: u64,
     skipped: u64,
     bad_in_row: usize,
+    #[serde(with = "float::map")]
     before: Evaluation,
+    #[serde(with = "float::map")]
     last: Evaluation,
+    #[serde(with = "float")]
     last_loss: f64,
     best: Option<Best>,
     since_best: usize,
@@ -120,6 +124,7 @@ struct State {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Best {
     step: u64,
+    #[serde(with = "float::map")]
     evaluation: Evaluation,
 }
 
@@ -455,3 +460,6 @@ pub fn gradient(training: &Training) -> Gradient {
         Recompute::Block => model::Recompute::Block,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::reward::{Lexicon, RewardModel, Valence};
 use crate::roles::{self, Roles, load_judge};
 use crate::stages::Context;
+use crate::train::float;
 use crate::train::metrics::{Metrics, names};
 use crate::train::run_folder::StageFolder;
 use crate::train::summary::{Estimate, Summary};
@@ -54,7 +55,9 @@ pub struct Measured {
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 struct Number {
+    #[serde(with = "float")]
     mean: f64,
+    #[serde(with = "float::option")]
     standard_error: Option<f64>,
 }
 
@@ -327,4 +330,26 @@ pub fn table(
         .path("samples", &folder.samples())
         .path("metrics", &folder.metrics());
     Ok(table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn measures_that_are_not_finite_are_read_back() {
+        let scores = [vec![f64::NAN, 1.0], vec![f64::INFINITY], vec![2.0, 4.0]];
+        let numbers = ["nan", "infinite", "finite"].map(str::to_owned);
+        let measured = Measured {
+            numbers: numbers.into_iter().zip(scores.iter().map(|s| Number::of(s))).collect(),
+            completions: Vec::new(),
+        };
+        let text = serde_json::to_string(&measured).unwrap();
+        let read: Measured = serde_json::from_str(&text).unwrap();
+        assert!(read.numbers["nan"].mean.is_nan(), "{text}");
+        assert!(read.numbers["nan"].standard_error.unwrap().is_nan());
+        for name in ["infinite", "finite"] {
+            assert_eq!(read.numbers[name], measured.numbers[name], "{text}");
+        }
+    }
 }
