@@ -3,8 +3,8 @@
 //! `checkpoints/step-00000120/` holds the files that a stage needs to go on, and `manifest.json`
 //! with the size and CRC-32 of each. It is written under a temporary name, every file synced, and
 //! renamed when complete, so that a process killed at any instant leaves the newest complete
-//! checkpoint as it was. Reading takes the newest one whose manifest and checksums hold, and says
-//! which it passed over.
+//! checkpoint as it was. Reading takes the newest one whose manifest and checksums hold, and sets
+//! aside those that it passed over.
 //!
 //! What the files mean is the stage's affair; tensors, devices and models are unknown here. Small
 //! state (counters, cursors, coefficients) is one JSON value, under checksum like the rest.
@@ -24,6 +24,9 @@ const STATE: &str = "state.json";
 
 /// Layout of the folder; a checkpoint of another one is passed over.
 const FORMAT: u32 = 1;
+
+/// What the name of a checkpoint that was passed over ends in.
+const UNUSABLE: &str = ".unusable";
 
 /// Why a checkpoint could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -63,8 +66,8 @@ pub struct Checkpoint {
 pub struct Latest {
     /// None if there is no usable one.
     pub checkpoint: Option<Checkpoint>,
-    /// One line for each damaged checkpoint that was passed over, newest first: its folder and what
-    /// is wrong.
+    /// One line for each damaged checkpoint that was passed over, newest first: where it now lies and
+    /// what is wrong.
     pub passed_over: Vec<String>,
 }
 
@@ -121,12 +124,13 @@ impl Checkpoints {
         })
     }
 
-    /// The newest checkpoint that is complete and whose checksums hold.
+    /// The newest checkpoint that is complete and whose checksums hold. Newer ones are set aside: as
+    /// the newest by name they would be kept in place of those that the run goes on to write.
     ///
     /// # Errors
-    /// If the folder cannot be listed. A damaged checkpoint is no error: it is passed over and
-    /// reported.
-    pub fn latest_valid(&self) -> Result<Latest, CheckpointError> {
+    /// If the folder cannot be listed or a checkpoint not be renamed. A damaged checkpoint is no
+    /// error: it is passed over and reported.
+    pub fn resume(&self) -> Result<Latest, CheckpointError> {
         let mut passed_over = Vec::new();
         for step in self.steps()?.into_iter().rev() {
             let folder = self.folder.join(folder_name(step));
@@ -137,7 +141,10 @@ impl Checkpoints {
                         passed_over,
                     });
                 }
-                Err(damage) => passed_over.push(format!("{}: {damage}", folder.display())),
+                Err(damage) => {
+                    let aside = set_aside(&folder)?;
+                    passed_over.push(format!("{}: {damage}", aside.display()));
+                }
             }
         }
         Ok(Latest {
@@ -165,7 +172,8 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Steps of all checkpoint folders, damaged ones too, in ascending order.
+    /// Steps of all checkpoint folders, in ascending order; whether they are whole shows when they
+    /// are read.
     fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
         let mut steps = Vec::new();
         for entry in fs::read_dir(&self.folder).map_err(on("read", &self.folder))? {
@@ -306,6 +314,16 @@ impl Write for Summed<'_> {
 /// `step-00000120`.
 fn folder_name(step: u64) -> String {
     format!("step-{step:08}")
+}
+
+/// Renames a checkpoint that cannot be used; one of its step that was set aside before goes.
+fn set_aside(folder: &Path) -> io::Result<PathBuf> {
+    let mut aside = folder.as_os_str().to_owned();
+    aside.push(UNUSABLE);
+    let aside = PathBuf::from(aside);
+    durable::remove(&aside)?;
+    fs::rename(folder, &aside).map_err(on("set aside", folder))?;
+    Ok(aside)
 }
 
 /// The step of a checkpoint's folder; none for other names.

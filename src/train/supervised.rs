@@ -168,7 +168,7 @@ impl<'a, T: Task> Run<'a, T> {
     fn resume(task: &'a T, model: &'a Decoder, plan: &'a Plan<'a>) -> Result<Self> {
         let mut optimizer = AdamW::new(model.params(), adamw(plan.training))?;
         let checkpoints = Checkpoints::open(&plan.folder.checkpoints())?;
-        let latest = checkpoints.latest_valid()?;
+        let latest = checkpoints.resume()?;
         let (state, step) = match &latest.checkpoint {
             Some(checkpoint) => (restore(checkpoint, model, &mut optimizer)?, checkpoint.step),
             None => (State::default(), 0),

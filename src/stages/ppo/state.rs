@@ -102,7 +102,7 @@ impl Store {
         optimizers: &mut Optimizers,
         config: &Ppo,
     ) -> Result<(State, Vec<String>)> {
-        let latest = self.checkpoints.latest_valid()?;
+        let latest = self.checkpoints.resume()?;
         let damaged = latest
             .passed_over
             .iter()

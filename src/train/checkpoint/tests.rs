@@ -25,7 +25,7 @@ fn file(checkpoints: &Checkpoints, step: u64, name: &str) -> PathBuf {
 
 /// Step 20 was damaged: 10 must be found and 20 reported with `reason`.
 fn assert_falls_back(checkpoints: &Checkpoints, reason: &str) {
-    let latest = checkpoints.latest_valid().unwrap();
+    let latest = checkpoints.resume().unwrap();
     assert_eq!(
         latest.checkpoint.map(|checkpoint| checkpoint.step),
         Some(10)
@@ -42,7 +42,7 @@ fn assert_falls_back(checkpoints: &Checkpoints, reason: &str) {
 #[test]
 fn what_was_committed_is_read_back() {
     let (_root, checkpoints) = saved(&[3, 20]);
-    let latest = checkpoints.latest_valid().unwrap().checkpoint.unwrap();
+    let latest = checkpoints.resume().unwrap().checkpoint.unwrap();
     assert_eq!(latest.step, 20);
     assert_eq!(fs::read(latest.path("weights.bin")).unwrap(), [20; 1000]);
     let state: serde_json::Value = latest.state().unwrap();
@@ -136,7 +136,7 @@ fn a_crash_before_the_rename_leaves_the_older_one() {
     assert!(beside.exists());
     let reopened = Checkpoints::open(&checkpoints.folder).unwrap();
     assert!(!beside.exists());
-    let latest = reopened.latest_valid().unwrap();
+    let latest = reopened.resume().unwrap();
     assert_eq!(
         latest.checkpoint.map(|checkpoint| checkpoint.step),
         Some(10)
@@ -163,7 +163,7 @@ fn a_failed_write_leaves_nothing() {
 fn the_same_step_again_replaces() {
     let (_root, checkpoints) = saved(&[10]);
     checkpoints.writer(10).unwrap().commit(&"second").unwrap();
-    let latest = checkpoints.latest_valid().unwrap().checkpoint.unwrap();
+    let latest = checkpoints.resume().unwrap().checkpoint.unwrap();
     assert_eq!(latest.state::<String>().unwrap(), "second");
     assert_eq!(fs::read_dir(&checkpoints.folder).unwrap().count(), 1);
 }
@@ -175,6 +175,28 @@ fn pruning_keeps_the_last_and_the_milestones() {
     assert_eq!(checkpoints.steps().unwrap(), [20, 40, 50]);
     checkpoints.prune(0, 0).unwrap();
     assert_eq!(checkpoints.steps().unwrap(), [50]);
+}
+
+#[test]
+fn damaged_checkpoints_do_not_crowd_out_whole_ones() {
+    let (_root, checkpoints) = saved(&[100, 150, 200]);
+    for step in [150, 200] {
+        fs::remove_file(file(&checkpoints, step, "weights.bin")).unwrap();
+    }
+    let latest = checkpoints.resume().unwrap();
+    assert_eq!(latest.checkpoint.map(|c| c.step), Some(100));
+    for (line, step) in latest.passed_over.iter().zip([200, 150]) {
+        assert!(
+            line.contains(&format!("{}.unusable: weights.bin", folder_name(step))),
+            "{line}"
+        );
+    }
+    save(&checkpoints, 110);
+    checkpoints.prune(2, 0).unwrap();
+    assert_eq!(checkpoints.steps().unwrap(), [100, 110]);
+    let latest = checkpoints.resume().unwrap();
+    assert_eq!(latest.checkpoint.map(|c| c.step), Some(110));
+    assert_eq!(latest.passed_over, Vec::<String>::new());
 }
 
 #[test]
