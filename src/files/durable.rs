@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 /// How the names of unfinished files and folders start.
 pub const TEMPORARY: &str = ".tmp-";
 
+/// How the temporary name of a folder that is being replaced ends.
+const REPLACED: &str = ".old";
+
 /// Buffer between a writer and its file.
 const BUFFER_BYTES: usize = 1 << 20;
 
@@ -92,7 +95,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// subfolders are then synced and renamed into place.
 ///
 /// Between moving an old folder out of the way and the new one into place there is an instant with
-/// neither; what the folder holds must be recomputable (from a checkpoint, say).
+/// neither; [`remove_leftovers`] puts the old one back if the process died then.
 pub fn replace_folder<T, E>(path: &Path, fill: impl FnOnce(&Path) -> Result<T, E>) -> Result<T, E>
 where
     E: From<io::Error>,
@@ -108,24 +111,33 @@ where
 
 /// Renames a finished folder to `path`, removing the folder that was there.
 pub fn rename_folder(finished: &Path, path: &Path) -> io::Result<()> {
+    let mut old = temporary_beside(path)?.into_os_string();
+    old.push(REPLACED);
+    let old = PathBuf::from(old);
     if path.exists() {
-        let old = temporary_beside(&path.with_extension("old"))?;
         remove(&old)?;
         fs::rename(path, &old).map_err(on("move aside", path))?;
-        fs::rename(finished, path).map_err(on("rename into place", path))?;
-        remove(&old)?;
-    } else {
-        fs::rename(finished, path).map_err(on("rename into place", path))?;
     }
-    sync_folder(parent(path))
+    fs::rename(finished, path).map_err(on("rename into place", path))?;
+    // Before the old one goes, so that a crash leaves one of the two.
+    sync_folder(parent(path))?;
+    remove(&old)
 }
 
-/// Removes what processes that died have left in `folder`.
+/// Clears up what processes that died have left in `folder`: a folder that was moved aside goes back
+/// where its successor did not come; all else is removed.
 pub fn remove_leftovers(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder).map_err(on("read", folder))? {
         let entry = entry.map_err(on("read", folder))?;
-        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
-            remove(&entry.path())?;
+        let name = entry.file_name();
+        let Some(name) = name.to_str().and_then(|name| name.strip_prefix(TEMPORARY)) else {
+            continue;
+        };
+        match name.strip_suffix(REPLACED).map(|name| folder.join(name)) {
+            Some(place) if !place.exists() => {
+                fs::rename(entry.path(), &place).map_err(on("put back", &place))?;
+            }
+            _ => remove(&entry.path())?,
         }
     }
     Ok(())
@@ -209,6 +221,22 @@ mod tests {
             1,
             "something was left beside"
         );
+    }
+
+    #[test]
+    fn a_folder_whose_successor_did_not_come_is_put_back() {
+        let root = tempfile::tempdir().unwrap();
+        let (target, old) = (root.path().join("final"), root.path().join(".tmp-final.old"));
+        for died_between in [true, false] {
+            for folder in [&old, &root.path().join(".tmp-final")] {
+                fs::create_dir(folder).unwrap();
+                fs::write(folder.join("a"), "one").unwrap();
+            }
+            assert_eq!(target.exists(), !died_between);
+            remove_leftovers(root.path()).unwrap();
+            assert_eq!(fs::read_to_string(target.join("a")).unwrap(), "one");
+            assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+        }
     }
 
     #[test]

@@ -95,7 +95,7 @@ struct Entry {
 }
 
 impl Checkpoints {
-    /// Opens the folder, creating it if need be, and removes what a killed process left unfinished.
+    /// Opens the folder, creating it if need be, and clears up what a killed process left unfinished.
     ///
     /// # Errors
     /// If the folder cannot be created or cleaned.

@@ -199,7 +199,7 @@ impl<'a, T: Task> Run<'a, T> {
             progress,
             state,
             step,
-            saved: (step > 0).then_some(step),
+            saved: latest.checkpoint.map(|checkpoint| checkpoint.step),
         })
     }
 
@@ -372,7 +372,11 @@ impl<'a, T: Task> Run<'a, T> {
         self.plan.patience > 0 && self.state.since_best >= self.plan.patience
     }
 
+    /// Writes a checkpoint, unless the last one is of this step: it holds the same.
     fn save(&mut self) -> Result<()> {
+        if self.saved == Some(self.step) {
+            return Ok(());
+        }
         self.log.sync()?;
         let mut writer = self.checkpoints.writer(self.step)?;
         snapshot::save(&mut writer, ROLE, self.model, &self.optimizer)?;
@@ -387,9 +391,7 @@ impl<'a, T: Task> Run<'a, T> {
 
     /// The last checkpoint, then the best weights where early stopping asks for them.
     fn finish(mut self) -> Result<Report> {
-        if self.saved != Some(self.step) {
-            self.save()?;
-        }
+        self.save()?;
         let mut after = self.state.last.clone();
         if let Some(best) = self.state.best.take() {
             let file = self.best_file(best.step);

@@ -106,6 +106,7 @@ struct Run<'a> {
     samples: StepLog,
     progress: Progress,
     state: State,
+    saved: Option<u64>,
     iterations: u64,
 }
 
@@ -194,6 +195,7 @@ impl<'a> Run<'a> {
             optimizers,
             store,
             progress,
+            saved: state.prepared.then_some(state.iteration),
             state,
             iterations,
         })
@@ -385,10 +387,17 @@ impl<'a> Run<'a> {
         Ok(Some(measured))
     }
 
+    /// Writes a checkpoint, unless the last one is of this iteration: it holds the same.
     fn save(&mut self) -> Result<()> {
+        if self.saved == Some(self.state.iteration) {
+            return Ok(());
+        }
         self.log.sync()?;
         self.samples.sync()?;
-        self.store.save(self.roles, &self.optimizers, &self.state)
+        self.store
+            .save(self.roles, &self.optimizers, &self.state)?;
+        self.saved = Some(self.state.iteration);
+        Ok(())
     }
 
     fn finish(mut self) -> Result<Finished> {

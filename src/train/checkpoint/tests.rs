@@ -169,6 +169,20 @@ fn the_same_step_again_replaces() {
 }
 
 #[test]
+fn a_crash_while_the_same_step_replaces_leaves_one_of_the_two() {
+    let (_root, checkpoints) = saved(&[10]);
+    let mut writer = checkpoints.writer(10).unwrap();
+    writer.add_json("more.json", &1).unwrap();
+    std::mem::forget(writer);
+    let old = checkpoints.folder.join(".tmp-step-00000010.old");
+    fs::rename(checkpoints.folder.join(folder_name(10)), old).unwrap();
+    let reopened = Checkpoints::open(&checkpoints.folder).unwrap();
+    let latest = reopened.resume().unwrap();
+    assert_eq!(latest.checkpoint.map(|c| c.step), Some(10));
+    assert_eq!(fs::read_dir(&checkpoints.folder).unwrap().count(), 1);
+}
+
+#[test]
 fn pruning_keeps_the_last_and_the_milestones() {
     let (_root, checkpoints) = saved(&[10, 20, 30, 40, 50]);
     checkpoints.prune(2, 20).unwrap();
