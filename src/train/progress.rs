@@ -118,11 +118,12 @@ impl Lines {
             return String::new();
         }
         let rate = done as f64 / seconds;
-        let left = Duration::from_secs_f64(total.saturating_sub(step) as f64 / rate);
-        format!(
-            "  {rate:.2} steps/s, {} left",
-            indicatif::HumanDuration(left)
-        )
+        let left = Duration::try_from_secs_f64(total.saturating_sub(step) as f64 / rate);
+        // Longer than a duration can be is not worth a number.
+        let left = left.map_or(String::new(), |left| {
+            format!(", {} left", indicatif::HumanDuration(left))
+        });
+        format!("  {rate:.2} steps/s{left}")
     }
 }
 
@@ -196,5 +197,6 @@ mod tests {
             "  2.00 steps/s, 40 seconds left"
         );
         assert_eq!(lines.time_left(0, 100, at(10)), "");
+        assert_eq!(lines.time_left(1, u64::MAX, at(10)), "  0.10 steps/s");
     }
 }
