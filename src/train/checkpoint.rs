@@ -53,7 +53,7 @@ pub struct Checkpoints {
     folder: PathBuf,
 }
 
-/// A complete checkpoint whose checksums hold.
+/// A checkpoint in its folder. That of [`Latest`] is complete and its checksums hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
     /// Steps done when it was written.
@@ -170,6 +170,18 @@ impl Checkpoints {
             durable::remove(&self.folder.join(folder_name(*step)))?;
         }
         Ok(())
+    }
+
+    /// All checkpoints, oldest first; whether they are whole shows when they are read.
+    ///
+    /// # Errors
+    /// If the folder cannot be listed.
+    pub fn kept(&self) -> Result<Vec<Checkpoint>, CheckpointError> {
+        let at = |step| Checkpoint {
+            step,
+            folder: self.folder.join(folder_name(step)),
+        };
+        Ok(self.steps()?.into_iter().map(at).collect())
     }
 
     /// Steps of all checkpoint folders, in ascending order; whether they are whole shows when they

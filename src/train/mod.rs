@@ -1,5 +1,6 @@
 //! What all stages train with: optimizer, schedule, accumulation, checkpoints, metrics, progress.
 
+mod best;
 pub mod checkpoint;
 pub mod float;
 pub mod memory;

@@ -4,13 +4,13 @@
 //! step's data and loss are; nothing here knows text or pairs.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
+use super::best::{Best, BestWeights};
 use super::checkpoint::{Checkpoint, Checkpoints};
 use super::float;
 use super::memory::peak_bytes;
@@ -121,13 +121,6 @@ struct State {
     since_best: usize,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Best {
-    step: u64,
-    #[serde(with = "float::map")]
-    evaluation: Evaluation,
-}
-
 /// Trains `model` and leaves it as it is to be kept. `None`: a signal came, the state is saved.
 ///
 /// # Errors
@@ -156,6 +149,7 @@ struct Run<'a, T> {
     schedule: Schedule,
     optimizer: AdamW,
     checkpoints: Checkpoints,
+    best_weights: BestWeights,
     log: StepLog,
     progress: Progress,
     state: State,
@@ -195,6 +189,7 @@ impl<'a, T: Task> Run<'a, T> {
             schedule,
             optimizer,
             checkpoints,
+            best_weights: BestWeights::new(plan.folder.path()),
             log,
             progress,
             state,
@@ -244,9 +239,7 @@ impl<'a, T: Task> Run<'a, T> {
                 ("tok/s", tokens as f64 / start.elapsed().as_secs_f64()),
             ],
         );
-        if is_due(step, self.plan.training.eval_steps) || step == self.plan.steps {
-            self.evaluate(&mut metrics)?;
-        }
+        self.evaluate_when_due(&mut metrics)?;
         if let Some(bytes) = peak_bytes() {
             metrics.set(names::MEMORY_PEAK_BYTES, bytes as f64);
         }
@@ -310,6 +303,19 @@ impl<'a, T: Task> Run<'a, T> {
         Ok(f64::NAN)
     }
 
+    /// Evaluates every `eval_steps`, and at the end.
+    fn evaluate_when_due(&mut self, metrics: &mut Metrics) -> Result<()> {
+        let due = is_due(self.step, self.plan.training.eval_steps);
+        if due || self.step == self.plan.steps {
+            self.evaluate(metrics)?;
+        }
+        // A closing evaluation that is not due does not count: a run of more steps would not have it.
+        if due && self.plan.patience > 0 && self.state.last.contains_key(names::EVAL_LOSS) {
+            self.note_best()?;
+        }
+        Ok(())
+    }
+
     fn evaluate(&mut self, metrics: &mut Metrics) -> Result<()> {
         let start = Instant::now();
         let Some(evaluation) = self.task.evaluate(self.model)? else {
@@ -325,47 +331,37 @@ impl<'a, T: Task> Run<'a, T> {
             .collect();
         self.progress
             .note(&format!("step {}: {}", self.step, shown.join(", ")));
-        self.note_best(&evaluation)?;
         self.state.last = evaluation;
         Ok(())
     }
 
-    /// With early stopping on, keeps the weights of the lowest held-out loss.
-    fn note_best(&mut self, evaluation: &Evaluation) -> Result<()> {
-        let Some(&loss) = evaluation.get(names::EVAL_LOSS) else {
-            return Ok(());
+    /// Keeps the weights of the lowest held-out loss.
+    fn note_best(&mut self) -> Result<()> {
+        let found = Best {
+            step: self.step,
+            evaluation: self.state.last.clone(),
         };
+        if self.state.best.as_ref().is_some_and(|best| !found.is_below(best)) {
+            self.state.since_best += 1;
+            return Ok(());
+        }
+        self.best_weights.save(self.step, self.model)?;
+        self.state.best = Some(found);
+        self.state.since_best = 0;
+        self.forget_former_bests()
+    }
+
+    /// Removes the weights of best steps that neither this run nor a checkpoint that it may be continued from goes back to.
+    fn forget_former_bests(&self) -> Result<()> {
         if self.plan.patience == 0 {
             return Ok(());
         }
-        let lowest = self
-            .state
-            .best
-            .as_ref()
-            .and_then(|b| b.evaluation.get(names::EVAL_LOSS))
-            .copied();
-        if lowest.is_none_or(|lowest| loss < lowest) {
-            snapshot::save_params(&self.best_file(self.step), self.model)?;
-            let former = self.state.best.replace(Best {
-                step: self.step,
-                evaluation: evaluation.clone(),
-            });
-            self.state.since_best = 0;
-            // The former best may still be the one that the last checkpoint names.
-            if let Some(former) = former.filter(|f| self.saved.is_none_or(|saved| f.step > saved)) {
-                std::fs::remove_file(self.best_file(former.step)).ok();
-            }
-        } else {
-            self.state.since_best += 1;
-        }
-        Ok(())
-    }
-
-    fn best_file(&self, step: u64) -> PathBuf {
-        self.plan
-            .folder
-            .path()
-            .join(format!("best-{step:08}.safetensors"))
+        let checkpoints = self.checkpoints.kept()?;
+        // One whose state cannot be read is not continued from.
+        let states = checkpoints.iter().filter_map(|c| c.state::<State>().ok());
+        let named = states.filter_map(|state| state.best);
+        let named = named.chain(self.state.best.clone()).map(|best| best.step);
+        Ok(self.best_weights.keep_only(&named.collect::<Vec<_>>())?)
     }
 
     fn is_patience_over(&self) -> bool {
@@ -384,34 +380,36 @@ impl<'a, T: Task> Run<'a, T> {
         writer.commit(&self.state)?;
         self.saved = Some(self.step);
         let training = self.plan.training;
-        Ok(self
-            .checkpoints
-            .prune(training.keep_last, training.keep_every as u64)?)
+        self.checkpoints
+            .prune(training.keep_last, training.keep_every as u64)?;
+        self.forget_former_bests()
     }
 
     /// The last checkpoint, then the best weights where early stopping asks for them.
     fn finish(mut self) -> Result<Report> {
         self.save()?;
-        let mut after = self.state.last.clone();
-        if let Some(best) = self.state.best.take() {
-            let file = self.best_file(best.step);
-            snapshot::restore_params(&file, self.model)
-                .context("the best weights of early stopping")?;
-            after = best.evaluation;
-        }
-        let State {
-            tokens,
-            before,
-            last_loss,
-            ..
-        } = self.state;
+        let state = self.state;
+        let last = Best {
+            step: self.step,
+            evaluation: state.last,
+        };
+        // The closing evaluation may be the lowest, though it was not due.
+        let after = match state.best.filter(|best| !last.is_below(best)) {
+            None => last.evaluation,
+            Some(best) => {
+                self.best_weights
+                    .restore(best.step, self.model)
+                    .context("the best weights of early stopping")?;
+                best.evaluation
+            }
+        };
         Ok(Report {
             steps: self.step,
             planned: self.plan.steps,
-            tokens,
-            before,
+            tokens: state.tokens,
+            before: state.before,
             after,
-            last_loss,
+            last_loss: state.last_loss,
         })
     }
 }

@@ -1,6 +1,6 @@
 //! What fine-tuning has beside its loss: frozen layers, rates by layer, early stopping, mixtures, chats.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
@@ -98,6 +98,51 @@ fn early_stopping_keeps_the_best() {
         "sft config.toml {flags} --set sft.max_steps={best} --set run.name=short"
     ));
     assert!(workspace.weights("trial", "sft") == workspace.weights("short", "sft"));
+    assert_best_weights_are_named(&workspace);
+}
+
+/// Weights of best steps lie there for the checkpoints that name them, and no others.
+fn assert_best_weights_are_named(workspace: &Workspace) {
+    let folder = workspace.stage("trial", "sft");
+    let listed = |folder: &Path| -> BTreeSet<String> {
+        let entries = std::fs::read_dir(folder).expect("a folder");
+        let name = |entry: std::fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+        entries.map(|entry| name(entry.expect("an entry"))).collect()
+    };
+    let checkpoints = folder.join("checkpoints");
+    let best = |checkpoint: &String| {
+        let state = crate::support::read(&checkpoints.join(checkpoint).join("state.json"));
+        let state: serde_json::Value = serde_json::from_slice(&state).expect("JSON");
+        let step = state["best"]["step"].as_u64().expect("a best step");
+        format!("best-{step:08}.safetensors")
+    };
+    let named: BTreeSet<String> = listed(&checkpoints).iter().map(best).collect();
+    let mut found = listed(&folder);
+    found.retain(|name| name.starts_with("best-"));
+    assert_eq!(found, named);
+}
+
+#[test]
+fn more_steps_under_early_stopping_go_on_as_if_they_had_been_asked_for_at_once() {
+    let workspace = Workspace::trained();
+    // Held out are the ends that training never shows: the longer it trains, the worse they do.
+    workspace.write("sft.jsonl", &records(0, 60, |i| example(2 * i)));
+    workspace.write("held_out.jsonl", &records(0, 20, |i| example(2 * i + 1)));
+    let ask = |name: &str, steps: usize| {
+        format!(
+            "sft config.toml --set run.name={name} --set sft.max_steps={steps} --set sft.eval_fraction=0.0 \
+             --set sft.eval_data=held_out.jsonl --set sft.lr_scheduler_type=constant \
+             --set sft.early_stopping_patience=1 --set sft.eval_steps=1000"
+        )
+    };
+    workspace.succeed(&ask("raised", 20));
+    workspace.succeed(&ask("raised", 30));
+    workspace.succeed(&ask("raised", 40));
+    workspace.succeed(&ask("whole", 40));
+    let metrics = workspace.metrics("raised", "sft");
+    let loss = |step: usize| metrics[step]["eval/loss"].as_f64().expect("a loss");
+    assert!(loss(20) < loss(30) && loss(30) < loss(40), "they did not get worse");
+    assert!(workspace.weights("raised", "sft") == workspace.weights("whole", "sft"));
 }
 
 /// Fine-tunes on a mixture and returns its weights.
