@@ -226,7 +226,10 @@ mod tests {
     #[test]
     fn a_folder_whose_successor_did_not_come_is_put_back() {
         let root = tempfile::tempdir().unwrap();
-        let (target, old) = (root.path().join("final"), root.path().join(".tmp-final.old"));
+        let (target, old) = (
+            root.path().join("final"),
+            root.path().join(".tmp-final.old"),
+        );
         for died_between in [true, false] {
             for folder in [&old, &root.path().join(".tmp-final")] {
                 fs::create_dir(folder).unwrap();

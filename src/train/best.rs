@@ -129,6 +129,9 @@ mod tests {
         let names = fs::read_dir(folder.path()).unwrap();
         let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
-        assert_eq!(names, ["best-00000004.safetensors", "best-of-all.safetensors"]);
+        assert_eq!(
+            names,
+            ["best-00000004.safetensors", "best-of-all.safetensors"]
+        );
     }
 }

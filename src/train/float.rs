@@ -101,7 +101,10 @@ pub mod map {
         deserializer: D,
     ) -> Result<BTreeMap<String, f64>, D::Error> {
         let values = BTreeMap::<String, Float>::deserialize(deserializer)?;
-        Ok(values.into_iter().map(|(name, float)| (name, float.0)).collect())
+        Ok(values
+            .into_iter()
+            .map(|(name, float)| (name, float.0))
+            .collect())
     }
 }
 
@@ -123,7 +126,15 @@ mod tests {
 
     #[test]
     fn every_float_comes_back_as_it_was() {
-        for value in [0.1 + 0.2, -0.0, 3.0, f64::MAX, f64::INFINITY, f64::NEG_INFINITY, f64::NAN] {
+        for value in [
+            0.1 + 0.2,
+            -0.0,
+            3.0,
+            f64::MAX,
+            f64::INFINITY,
+            f64::NEG_INFINITY,
+            f64::NAN,
+        ] {
             let held = Held {
                 one: value,
                 perhaps: Some(value),

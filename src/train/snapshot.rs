@@ -275,6 +275,9 @@ mod tests {
         }
         std::fs::write(&file, "no tensors").unwrap();
         let refused = restore_params(&file, &model()).unwrap_err();
-        assert!(refused.to_string().contains("best.safetensors"), "{refused}");
+        assert!(
+            refused.to_string().contains("best.safetensors"),
+            "{refused}"
+        );
     }
 }

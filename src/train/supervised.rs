@@ -341,7 +341,12 @@ impl<'a, T: Task> Run<'a, T> {
             step: self.step,
             evaluation: self.state.last.clone(),
         };
-        if self.state.best.as_ref().is_some_and(|best| !found.is_below(best)) {
+        if self
+            .state
+            .best
+            .as_ref()
+            .is_some_and(|best| !found.is_below(best))
+        {
             self.state.since_best += 1;
             return Ok(());
         }

@@ -107,7 +107,9 @@ fn assert_best_weights_are_named(workspace: &Workspace) {
     let listed = |folder: &Path| -> BTreeSet<String> {
         let entries = std::fs::read_dir(folder).expect("a folder");
         let name = |entry: std::fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
-        entries.map(|entry| name(entry.expect("an entry"))).collect()
+        entries
+            .map(|entry| name(entry.expect("an entry")))
+            .collect()
     };
     let checkpoints = folder.join("checkpoints");
     let best = |checkpoint: &String| {
@@ -141,7 +143,10 @@ fn more_steps_under_early_stopping_go_on_as_if_they_had_been_asked_for_at_once()
     workspace.succeed(&ask("whole", 40));
     let metrics = workspace.metrics("raised", "sft");
     let loss = |step: usize| metrics[step]["eval/loss"].as_f64().expect("a loss");
-    assert!(loss(20) < loss(30) && loss(30) < loss(40), "they did not get worse");
+    assert!(
+        loss(20) < loss(30) && loss(30) < loss(40),
+        "they did not get worse"
+    );
     assert!(workspace.weights("raised", "sft") == workspace.weights("whole", "sft"));
 }
 

@@ -341,7 +341,10 @@ mod tests {
         let scores = [vec![f64::NAN, 1.0], vec![f64::INFINITY], vec![2.0, 4.0]];
         let numbers = ["nan", "infinite", "finite"].map(str::to_owned);
         let measured = Measured {
-            numbers: numbers.into_iter().zip(scores.iter().map(|s| Number::of(s))).collect(),
+            numbers: numbers
+                .into_iter()
+                .zip(scores.iter().map(|s| Number::of(s)))
+                .collect(),
             completions: Vec::new(),
         };
         let text = serde_json::to_string(&measured).unwrap();

@@ -394,8 +394,7 @@ impl<'a> Run<'a> {
         }
         self.log.sync()?;
         self.samples.sync()?;
-        self.store
-            .save(self.roles, &self.optimizers, &self.state)?;
+        self.store.save(self.roles, &self.optimizers, &self.state)?;
         self.saved = Some(self.state.iteration);
         Ok(())
     }

@@ -149,12 +149,7 @@ fn a_failed_write_leaves_nothing() {
     let (_root, checkpoints) = saved(&[10]);
     let mut writer = checkpoints.writer(20).unwrap();
     let failed = writer.add_file("weights.bin", |_| Err(io::Error::other("disk full")));
-    assert!(
-        failed
-            .unwrap_err()
-            .to_string()
-            .contains("disk full")
-    );
+    assert!(failed.unwrap_err().to_string().contains("disk full"));
     drop(writer);
     assert_eq!(fs::read_dir(&checkpoints.folder).unwrap().count(), 1);
 }
