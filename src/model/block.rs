@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::config::{Activation, DecoderConfig, Family, Norm as NormKind, QkNorm};
+use super::config::{Activation, DecoderConfig, Norm as NormKind, QkNorm, weight};
 use crate::ops::activation::{gelu_tanh, gelu_tanh_operation, swiglu, swiglu_operation};
 use crate::ops::attention::{self, Attention, Segments};
 use crate::ops::linear::{Linear, Projection};
@@ -28,15 +28,15 @@ pub struct Block {
 impl Block {
     /// Takes the layer's parameters from `store`.
     pub fn new(store: &ParamStore, config: &DecoderConfig, layer: usize) -> Result<Self> {
-        let names = Names::of(config.family);
+        let names = config.family.names();
         let get = Getter {
             store,
             config,
             prefix: format!("{}.{layer}", names.layers),
         };
-        let qk_norm = match config.qk_norm {
-            QkNorm::Absent => None,
-            QkNorm::PerHead => Some((get.norm("self_attn.q_norm")?, get.norm("self_attn.k_norm")?)),
+        let qk_norm = match (config.qk_norm, names.qk_norm) {
+            (QkNorm::PerHead, [query, key]) => Some((get.norm(query)?, get.norm(key)?)),
+            _ => None,
         };
         Ok(Self {
             spec: attention_of(config, layer),
@@ -127,42 +127,6 @@ fn attention_of(config: &DecoderConfig, layer: usize) -> Attention {
     }
 }
 
-/// What the families call the parts of a layer.
-struct Names {
-    layers: &'static str,
-    attention_norm: &'static str,
-    qkv: &'static [&'static str],
-    output: &'static str,
-    mlp_norm: &'static str,
-    up: &'static [&'static str],
-    down: &'static str,
-}
-
-impl Names {
-    fn of(family: Family) -> Self {
-        match family {
-            Family::Gpt2 => Self {
-                layers: "transformer.h",
-                attention_norm: "ln_1",
-                qkv: &["attn.c_attn"],
-                output: "attn.c_proj",
-                mlp_norm: "ln_2",
-                up: &["mlp.c_fc"],
-                down: "mlp.c_proj",
-            },
-            _ => Self {
-                layers: "model.layers",
-                attention_norm: "input_layernorm",
-                qkv: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-                output: "self_attn.o_proj",
-                mlp_norm: "post_attention_layernorm",
-                up: &["mlp.gate_proj", "mlp.up_proj"],
-                down: "mlp.down_proj",
-            },
-        }
-    }
-}
-
 struct Getter<'a> {
     store: &'a ParamStore,
     config: &'a DecoderConfig,
@@ -188,7 +152,7 @@ impl Getter<'_> {
 
 /// The normalisation called `name`, of the kind that the configuration says.
 pub fn norm(store: &ParamStore, config: &DecoderConfig, name: &str) -> Result<Norm> {
-    let weight = store.get(&format!("{name}.weight"))?;
+    let weight = store.get(&weight(name))?;
     Ok(match config.norm {
         NormKind::Rms { eps } => Norm::Rms {
             weight,

@@ -1,12 +1,14 @@
 //! What a decoder is, in one description that covers Llama (also SmolLM2, TinyLlama, Llama 3), Mistral, Qwen2, Qwen3 and GPT-2.
 //!
 //! Field names are those of a Hugging Face `config.json`. The families differ only in the values of these fields and in
-//! the names of their tensors ([`DecoderConfig::tensors`]); nothing else in the engine asks which family a model is.
+//! the names of their tensors ([`Family::names`]); the layers never ask which family they are of.
 //! Reading and writing `config.json` is [`super::hf_config`]'s business.
 
+mod names;
 mod tensors;
 mod validate;
 
+pub use names::{LM_HEAD, Names, SCORE, is_embedding, layer_of, weight, without_trunk};
 pub use tensors::{Init, Layout, TensorSpec};
 pub use validate::InvalidDecoder;
 

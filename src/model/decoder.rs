@@ -10,7 +10,7 @@ use candle_core::{Device, Result, Tensor, Var};
 
 use super::ModelError;
 use super::block::{Block, norm};
-use super::config::{DecoderConfig, Family, Head, Position, TensorSpec};
+use super::config::{DecoderConfig, Head, LM_HEAD, SCORE, TensorSpec, layer_of, weight};
 use super::frequencies::rotation;
 use super::hf_config::HfConfig;
 use super::init::fresh;
@@ -100,10 +100,11 @@ impl Decoder {
         }
         config.decoder.head = head;
         let weights = Weights::open(folder)?;
-        let value = |spec: &TensorSpec| match is_score(spec) && !weights.contains(&spec.name) {
-            true => Ok(fresh(spec, seed)),
-            false => weights.load(spec),
-        };
+        let value =
+            |spec: &TensorSpec| match spec.name == weight(SCORE) && !weights.contains(&spec.name) {
+                true => Ok(fresh(spec, seed)),
+                false => weights.load(spec),
+            };
         Self::build(config, value, training, device)
     }
 
@@ -156,13 +157,11 @@ impl Decoder {
 
     fn assemble(config: HfConfig, store: ParamStore) -> Result<Self> {
         let decoder = &config.decoder;
-        let names = match decoder.family {
-            Family::Gpt2 => ("transformer.wte.weight", "transformer.ln_f"),
-            _ => ("model.embed_tokens.weight", "model.norm"),
-        };
-        let embedding = store.get(names.0)?;
-        let positions = (decoder.position == Position::Learned)
-            .then(|| store.get("transformer.wpe.weight"))
+        let names = decoder.family.names();
+        let embedding = store.get(&weight(names.embedding))?;
+        let positions = names
+            .positions
+            .map(|module| store.get(&weight(module)))
             .transpose()?;
         let layers = (0..decoder.num_hidden_layers)
             .map(|layer| {
@@ -173,17 +172,17 @@ impl Decoder {
             })
             .collect::<Result<_>>()?;
         let head = match decoder.head {
-            Head::LanguageModel if !decoder.tie_word_embeddings => store.get("lm_head.weight")?,
+            Head::LanguageModel if !decoder.tie_word_embeddings => store.get(&weight(LM_HEAD))?,
             _ => embedding.clone(),
         };
         let score = match decoder.head {
             Head::Score => Some(Linear::new(vec![Projection {
-                weight: store.get(SCORE)?,
+                weight: store.get(&weight(SCORE))?,
                 bias: None,
             }])?),
             Head::LanguageModel => None,
         };
-        let norm = norm(&store, decoder, names.1)?;
+        let norm = norm(&store, decoder, names.norm)?;
         Ok(Self {
             rotation: rotation(decoder),
             embedding,
@@ -408,27 +407,6 @@ fn run_recorded(
         Recompute::None => run(x),
         Recompute::Block => recompute(x, Arc::new(run)),
     }
-}
-
-const SCORE: &str = "score.weight";
-
-fn is_score(spec: &TensorSpec) -> bool {
-    spec.name == SCORE
-}
-
-/// The layer a tensor belongs to, from its Hugging Face name; `None` outside the layers.
-pub fn layer_of(name: &str) -> Option<usize> {
-    let rest = name
-        .strip_prefix("model.layers.")
-        .or_else(|| name.strip_prefix("transformer.h."))?;
-    rest.split('.').next()?.parse().ok()
-}
-
-/// Whether a tensor is a token or position embedding.
-pub fn is_embedding(name: &str) -> bool {
-    name.starts_with("model.embed_tokens")
-        || name.starts_with("transformer.wte")
-        || name.starts_with("transformer.wpe")
 }
 
 fn layer_training(store: &ParamStore, layer: usize) -> Training {

@@ -10,8 +10,7 @@ use crate::data::example::{Encoder, Example};
 use crate::data::packing::Batch;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
-use crate::model::config::{Head, TensorSpec};
-use crate::model::decoder::{is_embedding, layer_of};
+use crate::model::config::{Head, TensorSpec, is_embedding, layer_of};
 use crate::ops::param::{Param, Training};
 use crate::train::supervised::{Plan, train};
 

@@ -209,8 +209,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::model::config::{Head, TensorSpec};
-    use crate::model::decoder::is_embedding;
+    use crate::model::config::{Head, TensorSpec, is_embedding};
     use crate::ops::param::Training;
 
     /// A golden model whose embedding is frozen.

@@ -3,6 +3,7 @@
 //! Shapes are the engine's: a projection is [out, in]. GPT-2's checkpoints hold their projections as [in, out]
 //! (`Conv1D` in transformers); [`Layout`] says so, and [`crate::model::weights`] turns them over on the way in and out.
 
+use super::names::{LM_HEAD, Names, SCORE};
 use super::{DecoderConfig, Family, Head, Norm, QkNorm};
 
 /// How a matrix lies in the file.
@@ -59,104 +60,74 @@ impl DecoderConfig {
     pub fn tensors(&self) -> Vec<TensorSpec> {
         let mut list = TensorList {
             config: self,
+            names: self.family.names(),
             specs: Vec::new(),
         };
-        match self.family {
-            Family::Gpt2 => list.gpt2(),
-            _ => list.llama(),
+        list.embeddings();
+        for layer in 0..self.num_hidden_layers {
+            list.layer(&format!("{}.{layer}", list.names.layers));
         }
+        list.norm(list.names.norm, self.hidden_size);
         list.head();
         list.specs
-    }
-
-    /// Number of trainable values: the sum over [`tensors`](Self::tensors).
-    pub fn num_parameters(&self) -> usize {
-        self.tensors().iter().map(TensorSpec::numel).sum()
     }
 }
 
 struct TensorList<'a> {
     config: &'a DecoderConfig,
+    names: &'static Names,
     specs: Vec<TensorSpec>,
 }
 
 impl TensorList<'_> {
-    /// Names and order of Llama, Mistral, Qwen2 and Qwen3.
-    fn llama(&mut self) {
+    fn embeddings(&mut self) {
         let c = self.config;
-        self.matrix("model.embed_tokens", [c.vocab_size, c.hidden_size]);
-        for layer in 0..c.num_hidden_layers {
-            self.llama_layer(&format!("model.layers.{layer}"));
+        self.matrix(self.names.embedding, [c.vocab_size, c.hidden_size]);
+        if let Some(positions) = self.names.positions {
+            self.matrix(positions, [c.max_position_embeddings, c.hidden_size]);
         }
-        self.norm("model.norm", c.hidden_size);
     }
 
-    fn llama_layer(&mut self, layer: &str) {
-        let c = self.config;
+    fn layer(&mut self, layer: &str) {
+        let (c, names) = (self.config, self.names);
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
-        let (query, key_value) = (c.query_size(), c.key_value_size());
-        let attention = format!("{layer}.self_attn");
-        self.norm(&format!("{layer}.input_layernorm"), hidden);
-        for (name, out) in [("q", query), ("k", key_value), ("v", key_value)] {
-            self.linear(
-                &format!("{attention}.{name}_proj"),
-                [out, hidden],
-                c.qkv_bias,
-            );
+        let (inside, residual) = (c.initializer_range, self.residual_std());
+        let module = |name: &str| format!("{layer}.{name}");
+        self.norm(&module(names.attention_norm), hidden);
+        for (name, out) in names.qkv.iter().zip(self.qkv_sizes()) {
+            self.linear(&module(name), [out, hidden], inside, c.qkv_bias);
         }
         if c.qk_norm == QkNorm::PerHead {
-            self.norm(&format!("{attention}.q_norm"), c.head_dim);
-            self.norm(&format!("{attention}.k_norm"), c.head_dim);
+            let norms = names.qk_norm.iter();
+            norms.for_each(|name| self.norm(&module(name), c.head_dim));
         }
-        self.linear(
-            &format!("{attention}.o_proj"),
-            [hidden, query],
-            c.output_bias,
-        );
-        self.norm(&format!("{layer}.post_attention_layernorm"), hidden);
-        for (name, shape) in [
-            ("gate", [inner, hidden]),
-            ("up", [inner, hidden]),
-            ("down", [hidden, inner]),
-        ] {
-            self.linear(&format!("{layer}.mlp.{name}_proj"), shape, c.mlp_bias);
+        let output = [hidden, c.query_size()];
+        self.linear(&module(names.output), output, residual, c.output_bias);
+        self.norm(&module(names.mlp_norm), hidden);
+        for name in names.up {
+            self.linear(&module(name), [inner, hidden], inside, c.mlp_bias);
+        }
+        let down = [hidden, inner];
+        self.linear(&module(names.down), down, residual, c.mlp_bias);
+    }
+
+    /// Outputs of each of the projections to queries, keys and values.
+    fn qkv_sizes(&self) -> Vec<usize> {
+        let (query, key_value) = (self.config.query_size(), self.config.key_value_size());
+        match self.names.qkv {
+            [_stacked] => vec![query + 2 * key_value],
+            _ => vec![query, key_value, key_value],
         }
     }
 
-    fn gpt2(&mut self) {
+    /// GPT-2's projections into the residual stream start smaller, by one over the root of their number
+    /// (Radford et al. 2019, section 2.3).
+    fn residual_std(&self) -> f64 {
         let c = self.config;
-        self.matrix("transformer.wte", [c.vocab_size, c.hidden_size]);
-        self.matrix(
-            "transformer.wpe",
-            [c.max_position_embeddings, c.hidden_size],
-        );
-        for layer in 0..c.num_hidden_layers {
-            self.gpt2_layer(&format!("transformer.h.{layer}"));
+        match c.family {
+            Family::Gpt2 => c.initializer_range / (2.0 * c.num_hidden_layers as f64).sqrt(),
+            _ => c.initializer_range,
         }
-        self.norm("transformer.ln_f", c.hidden_size);
-    }
-
-    /// `c_attn` is the query, key and value projections stacked along the outputs, in this order.
-    fn gpt2_layer(&mut self, layer: &str) {
-        let c = self.config;
-        let (hidden, inner) = (c.hidden_size, c.intermediate_size);
-        // Projections into the residual stream start smaller, by one over the root of their number
-        // (Radford et al. 2019, section 2.3).
-        let residual = c.initializer_range / (2.0 * c.num_hidden_layers as f64).sqrt();
-        self.norm(&format!("{layer}.ln_1"), hidden);
-        self.conv1d(
-            &format!("{layer}.attn.c_attn"),
-            [3 * hidden, hidden],
-            c.initializer_range,
-        );
-        self.conv1d(&format!("{layer}.attn.c_proj"), [hidden, hidden], residual);
-        self.norm(&format!("{layer}.ln_2"), hidden);
-        self.conv1d(
-            &format!("{layer}.mlp.c_fc"),
-            [inner, hidden],
-            c.initializer_range,
-        );
-        self.conv1d(&format!("{layer}.mlp.c_proj"), [hidden, inner], residual);
     }
 
     fn head(&mut self) {
@@ -164,7 +135,7 @@ impl TensorList<'_> {
         match c.head {
             Head::Score => self.score(c.hidden_size),
             Head::LanguageModel if c.tie_word_embeddings => {}
-            Head::LanguageModel => self.matrix("lm_head", [c.vocab_size, c.hidden_size]),
+            Head::LanguageModel => self.matrix(LM_HEAD, [c.vocab_size, c.hidden_size]),
         }
     }
 
@@ -172,7 +143,7 @@ impl TensorList<'_> {
     fn score(&mut self, hidden: usize) {
         let std = 1.0 / ((hidden + 1) as f64).sqrt();
         let init = Init::Normal { std };
-        self.push("score", "weight", &[1, hidden], Layout::OutIn, init);
+        self.push(SCORE, "weight", &[1, hidden], Layout::OutIn, init);
     }
 
     fn matrix(&mut self, module: &str, shape: [usize; 2]) {
@@ -186,22 +157,12 @@ impl TensorList<'_> {
         );
     }
 
-    fn linear(&mut self, module: &str, shape: [usize; 2], bias: bool) {
-        self.matrix(module, shape);
+    fn linear(&mut self, module: &str, shape: [usize; 2], std: f64, bias: bool) {
+        let layout = self.names.projections;
+        self.push(module, "weight", &shape, layout, Init::Normal { std });
         if bias {
             self.push(module, "bias", &shape[..1], Layout::OutIn, Init::Zeros);
         }
-    }
-
-    fn conv1d(&mut self, module: &str, shape: [usize; 2], std: f64) {
-        self.push(
-            module,
-            "weight",
-            &shape,
-            Layout::Conv1d,
-            Init::Normal { std },
-        );
-        self.push(module, "bias", &shape[..1], Layout::OutIn, Init::Zeros);
     }
 
     fn norm(&mut self, module: &str, size: usize) {

@@ -32,16 +32,17 @@ fn parameters_are_counted_by_hand() {
     // Two norms, q, k, v, o and the three feed-forward matrices.
     let layer = 2 * 24 + 24 * 24 + 2 * 12 * 24 + 24 * 24 + 3 * 24 * 40;
     let llama = 50 * 24 + 2 * layer + 24;
-    assert_eq!(config(Family::Llama).num_parameters(), llama);
-    assert_eq!(config(Family::Mistral).num_parameters(), llama);
-    assert_eq!(
-        config(Family::Qwen2).num_parameters(),
-        llama + 2 * (24 + 2 * 12)
-    );
-    assert_eq!(config(Family::Qwen3).num_parameters(), llama + 2 * 2 * 6);
+    let count = |family| -> usize {
+        let tensors = config(family).tensors();
+        tensors.iter().map(TensorSpec::numel).sum()
+    };
+    assert_eq!(count(Family::Llama), llama);
+    assert_eq!(count(Family::Mistral), llama);
+    assert_eq!(count(Family::Qwen2), llama + 2 * (24 + 2 * 12));
+    assert_eq!(count(Family::Qwen3), llama + 2 * 2 * 6);
     let gpt2_layer = 2 * 2 * 24 + (72 * 24 + 72) + (24 * 24 + 24) + (40 * 24 + 40) + (24 * 40 + 24);
     assert_eq!(
-        config(Family::Gpt2).num_parameters(),
+        count(Family::Gpt2),
         50 * 24 + 64 * 24 + 2 * gpt2_layer + 2 * 24
     );
 }
@@ -69,6 +70,63 @@ fn tensors_come_in_the_order_of_the_forward_pass() {
         "lm_head.weight",
     ];
     assert_eq!(names, expected);
+}
+
+#[test]
+fn gpt2_stacks_and_turns_its_projections_and_starts_those_that_end_small() {
+    let specs = config(Family::Gpt2).tensors();
+    let of_layer: Vec<_> = specs
+        .iter()
+        .filter(|spec| layer_of(&spec.name) == Some(1) && spec.shape.len() == 2)
+        .map(|spec| (&spec.name[16..], spec.shape.clone(), spec.layout, spec.init))
+        .collect();
+    let std = |std| Init::Normal { std };
+    let (inside, residual) = (std(0.02), std(0.01));
+    let expected = [
+        ("attn.c_attn.weight", vec![72, 24], inside),
+        ("attn.c_proj.weight", vec![24, 24], residual),
+        ("mlp.c_fc.weight", vec![40, 24], inside),
+        ("mlp.c_proj.weight", vec![24, 40], residual),
+    ];
+    assert_eq!(
+        of_layer,
+        expected.map(|(name, shape, init)| (name, shape, Layout::Conv1d, init))
+    );
+}
+
+#[test]
+fn every_tensor_has_its_place_by_its_name() {
+    for family in Family::ALL {
+        let mut config = config(family);
+        config.tie_word_embeddings = false;
+        let names = family.names();
+        for spec in config.tensors() {
+            let norm = spec.name.starts_with(&format!("{}.", names.norm));
+            let places = [
+                layer_of(&spec.name).is_some_and(|layer| layer < config.num_hidden_layers),
+                is_embedding(&spec.name),
+                norm,
+                spec.name == weight(LM_HEAD),
+            ];
+            let count = places.iter().filter(|&&place| place).count();
+            assert_eq!(count, 1, "{family:?}: {}", spec.name);
+            let in_trunk = without_trunk(&spec.name).is_some();
+            assert_eq!(in_trunk, spec.name != weight(LM_HEAD), "{}", spec.name);
+        }
+    }
+}
+
+/// A new family is a table of names and a row of fields; a layer that asked for it would have to be found again.
+#[test]
+fn no_layer_asks_for_the_family() {
+    for source in [
+        include_str!("../block.rs"),
+        include_str!("../decoder.rs"),
+        include_str!("../generator.rs"),
+        include_str!("../weights.rs"),
+    ] {
+        assert!(!source.contains("Family::"));
+    }
 }
 
 #[test]

@@ -1,0 +1,123 @@
+//! What the families call the modules of a decoder in a Hugging Face checkpoint, and what a name says about its tensor.
+//!
+//! A tensor's name is its module's, then `.weight` or `.bias`.
+
+use super::Family;
+use super::tensors::Layout;
+
+/// The scalar head of a reward model, in every family.
+pub const SCORE: &str = "score";
+/// The head of a language model that is not tied, in every family.
+pub const LM_HEAD: &str = "lm_head";
+
+/// The names of a family's modules. Those of a layer follow `layers` and the layer's number.
+#[derive(Debug)]
+pub struct Names {
+    /// What all names but the heads' begin with; a checkpoint of the bare decoder lacks it.
+    pub trunk: &'static str,
+    /// The token embedding.
+    pub embedding: &'static str,
+    /// The learned positions, where the family has them.
+    pub positions: Option<&'static str>,
+    /// What stands before a layer's number.
+    pub layers: &'static str,
+    /// The norm before attention.
+    pub attention_norm: &'static str,
+    /// The projections to queries, keys and values, or one that is all three stacked along the outputs in this order.
+    pub qkv: &'static [&'static str],
+    /// The norms of query and key heads, where the family has them.
+    pub qk_norm: &'static [&'static str],
+    /// The projection out of attention.
+    pub output: &'static str,
+    /// The norm before the feed-forward sub-layer.
+    pub mlp_norm: &'static str,
+    /// The projections into it: gate and up, or up alone.
+    pub up: &'static [&'static str],
+    /// The projection out of it.
+    pub down: &'static str,
+    /// The norm before the head.
+    pub norm: &'static str,
+    /// How the file holds a layer's projections.
+    pub projections: Layout,
+}
+
+const LLAMA: Names = Names {
+    trunk: "model",
+    embedding: "model.embed_tokens",
+    positions: None,
+    layers: "model.layers",
+    attention_norm: "input_layernorm",
+    qkv: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    qk_norm: &["self_attn.q_norm", "self_attn.k_norm"],
+    output: "self_attn.o_proj",
+    mlp_norm: "post_attention_layernorm",
+    up: &["mlp.gate_proj", "mlp.up_proj"],
+    down: "mlp.down_proj",
+    norm: "model.norm",
+    projections: Layout::OutIn,
+};
+
+const GPT2: Names = Names {
+    trunk: "transformer",
+    embedding: "transformer.wte",
+    positions: Some("transformer.wpe"),
+    layers: "transformer.h",
+    attention_norm: "ln_1",
+    qkv: &["attn.c_attn"],
+    qk_norm: &[],
+    output: "attn.c_proj",
+    mlp_norm: "ln_2",
+    up: &["mlp.c_fc"],
+    down: "mlp.c_proj",
+    norm: "transformer.ln_f",
+    projections: Layout::Conv1d,
+};
+
+const TABLES: [&Names; 2] = [&LLAMA, &GPT2];
+
+impl Family {
+    /// What the family calls its modules.
+    pub fn names(self) -> &'static Names {
+        match self {
+            Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => &LLAMA,
+            Family::Gpt2 => &GPT2,
+        }
+    }
+}
+
+/// The name of a module's weight.
+pub fn weight(module: &str) -> String {
+    format!("{module}.weight")
+}
+
+/// The layer that a tensor belongs to; `None` outside the layers.
+pub fn layer_of(name: &str) -> Option<usize> {
+    let inside = |names: &&Names| after(name, names.layers);
+    TABLES
+        .iter()
+        .find_map(inside)?
+        .split('.')
+        .next()?
+        .parse()
+        .ok()
+}
+
+/// Whether a tensor is a token or position embedding.
+pub fn is_embedding(name: &str) -> bool {
+    let modules = |names: &&Names| [Some(names.embedding), names.positions];
+    TABLES
+        .iter()
+        .flat_map(modules)
+        .flatten()
+        .any(|module| after(name, module).is_some())
+}
+
+/// A tensor's name as a checkpoint of the bare decoder has it; `None` for a head's.
+pub fn without_trunk(name: &str) -> Option<&str> {
+    TABLES.iter().find_map(|names| after(name, names.trunk))
+}
+
+/// What follows `module` and a dot in `name`.
+fn after<'n>(name: &'n str, module: &str) -> Option<&'n str> {
+    name.strip_prefix(module)?.strip_prefix('.')
+}
