@@ -1,6 +1,8 @@
 //! Models against golden numbers made with PyTorch and transformers (`tests/golden/make_fixtures.py`), and the generator against the
 //! training forward.
 
+#[path = "models/folders.rs"]
+mod folders;
 #[path = "models/golden.rs"]
 mod golden;
 #[path = "models/gradients.rs"]

@@ -78,10 +78,10 @@ impl Decoder {
         Self::build(config, |spec| Ok(fresh(spec, seed)), training, device)
     }
 
-    /// Reads a Hugging Face folder. With another `head` than the folder's, that head is drawn fresh from `seed`.
+    /// Reads a Hugging Face folder. A scalar head on a language model is drawn fresh from `seed`; every other tensor must be there.
     ///
     /// # Errors
-    /// If a file or tensor is missing or wrong.
+    /// If a file or tensor is missing or wrong, or the file has tensors that the configuration knows nothing of.
     pub fn load(
         folder: &Path,
         head: Head,
@@ -90,7 +90,8 @@ impl Decoder {
         device: &Device,
     ) -> std::result::Result<Self, ModelError> {
         let mut config = HfConfig::read(folder)?;
-        if head == Head::LanguageModel && config.decoder.head == Head::Score {
+        let found = config.decoder.head;
+        if head == Head::LanguageModel && found == Head::Score {
             let (found, needed) = ("a reward model", "a language model");
             return Err(ModelError::Kind {
                 folder: folder.to_owned(),
@@ -100,11 +101,11 @@ impl Decoder {
         }
         config.decoder.head = head;
         let weights = Weights::open(folder)?;
-        let value =
-            |spec: &TensorSpec| match spec.name == weight(SCORE) && !weights.contains(&spec.name) {
-                true => Ok(fresh(spec, seed)),
-                false => weights.load(spec),
-            };
+        weights.refuse_unexpected(&config.decoder.tensors())?;
+        let value = |spec: &TensorSpec| match found != head && spec.name == weight(SCORE) {
+            true => Ok(fresh(spec, seed)),
+            false => weights.load(spec),
+        };
         Self::build(config, value, training, device)
     }
 

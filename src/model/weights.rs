@@ -19,7 +19,7 @@ use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde_json::Value;
 
-use super::config::{Layout, TensorSpec};
+use super::config::{LM_HEAD, Layout, SCORE, TensorSpec, weight, without_trunk};
 
 pub use error::WeightsError;
 pub use save::{DEFAULT_MAX_SHARD_BYTES, SaveDtype, save};
@@ -82,11 +82,6 @@ impl Weights {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Whether `name` can be loaded, under its own name or without its trunk's prefix.
-    pub fn contains(&self, name: &str) -> bool {
-        self.resolve(name).is_some()
-    }
-
     /// The values of a tensor, in the engine's shape and layout.
     ///
     /// A checkpoint of the bare decoder lacks the prefix `model.` or `transformer.`; its tensors are found all the same.
@@ -117,9 +112,25 @@ impl Weights {
         })
     }
 
+    /// Makes sure that the model of `specs` is the whole of the one in the files: a layer or a bias left out would make its results
+    /// wrong without a word.
+    ///
+    /// # Errors
+    /// The files hold a tensor that none of `specs` reads and that is not one of those known to mean nothing.
+    pub fn refuse_unexpected(&self, specs: &[TensorSpec]) -> Result<(), WeightsError> {
+        let names = self.unexpected(specs);
+        if names.is_empty() {
+            return Ok(());
+        }
+        Err(WeightsError::Unexpected {
+            place: self.place().to_owned(),
+            names: names.into_iter().map(str::to_owned).collect(),
+        })
+    }
+
     /// The names in the files that none of `specs` reads, ascending. Buffers that transformers once saved (causal masks,
-    /// rotary tables) and a language-model head, which a tied or a scoring model has no use for, are passed over.
-    pub fn unexpected(&self, specs: &[TensorSpec]) -> Vec<&str> {
+    /// rotary tables) and a head of the other kind, which a tied or a scoring model has no use for, are passed over.
+    fn unexpected(&self, specs: &[TensorSpec]) -> Vec<&str> {
         let used: BTreeSet<&str> = specs
             .iter()
             .filter_map(|spec| Some(self.resolve(&spec.name)?.0))
@@ -131,11 +142,8 @@ impl Weights {
 
     /// The entry that `name` stands for, with its name in the file.
     fn resolve(&self, name: &str) -> Option<(&str, &Entry)> {
-        let bare = ["model.", "transformer."]
-            .into_iter()
-            .find_map(|prefix| name.strip_prefix(prefix));
         std::iter::once(name)
-            .chain(bare)
+            .chain(without_trunk(name))
             .find_map(|name| self.tensors.get_key_value(name))
             .map(|(name, entry)| (name.as_str(), entry))
     }
@@ -146,14 +154,18 @@ impl Weights {
             .names()
             .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
             .filter(|name| likeness(name) > 0.5);
-        let place = match self.shards.as_slice() {
-            [shard] => &shard.file,
-            _ => &self.folder,
-        };
         WeightsError::Missing {
             name: spec.name.clone(),
-            place: place.clone(),
+            place: self.place().to_owned(),
             nearest: nearest.map(str::to_owned),
+        }
+    }
+
+    /// The one file, or the folder of several.
+    fn place(&self) -> &Path {
+        match self.shards.as_slice() {
+            [shard] => &shard.file,
+            _ => &self.folder,
         }
     }
 
@@ -307,10 +319,10 @@ fn declared_bytes(bytes: &[u8]) -> Option<u64> {
 
 /// Buffers and heads that a checkpoint may hold beyond the model's tensors.
 fn is_known_surplus(name: &str) -> bool {
-    name == "lm_head.weight"
+    [LM_HEAD, SCORE].iter().any(|head| name == weight(head))
         || name.ends_with(".attn.bias")
         || name.ends_with(".attn.masked_bias")
-        || name.ends_with(".rotary_emb.inv_freq")
+        || name.ends_with("rotary_emb.inv_freq")
 }
 
 /// Little-endian values of `dtype` as f32; `None` for a type that is not a plain float.

@@ -47,6 +47,10 @@ pub enum WeightsError {
         /// The existing name that resembles it most.
         nearest: Option<String>,
     },
+    #[error("{}: config.json has no place for {}; without them the results would be wrong: \
+         fetch config.json and the weights of one model, and see num_hidden_layers, attention_bias and mlp_bias",
+        .place.display(), some_of(.names))]
+    Unexpected { place: PathBuf, names: Vec<String> },
     #[error(
         "{}: tensor `{name}` has shape {found:?}, config.json asks for {expected:?}", .file.display()
     )]
@@ -86,6 +90,21 @@ pub enum WeightsError {
         name: String,
         source: Box<dyn StdError + Send + Sync>,
     },
+}
+
+/// Names enough to tell what is wrong.
+fn some_of(names: &[String]) -> String {
+    const SHOWN: usize = 3;
+    let shown: Vec<String> = names
+        .iter()
+        .take(SHOWN)
+        .map(|name| format!("`{name}`"))
+        .collect();
+    let rest = match names.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("the tensors {}{rest}", shown.join(", "))
 }
 
 fn nearest_hint(nearest: &Option<String>) -> String {
