@@ -1,44 +1,18 @@
-//! Finite differences of every parameter of two-layer models, packed with three segments; and each operation against the
-//! composition of candle operations that is its oracle, forward and backward.
+//! Each operation against the composition of candle operations that is its oracle, forward and backward.
 
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor, Var};
-use collimate::model::config::{DecoderConfig, Family, Geometry, Head};
-use collimate::model::hf_config::HfConfig;
-use collimate::model::{Decoder, Gradient, Recompute};
+use candle_core::{Result, Tensor, Var};
 use collimate::ops::activation::{gelu_tanh, swiglu, swiglu_composed};
 use collimate::ops::attention::{Attention, Segments, attend, composed};
 use collimate::ops::embedding;
 use collimate::ops::head::{Target, composed as head_composed, token_log_probs};
 use collimate::ops::linear::{Linear, Projection};
 use collimate::ops::norm::Norm;
-use collimate::ops::param::{Initial, ParamStore, Training};
+use collimate::ops::param::ParamStore;
 use collimate::ops::rope::Rotation;
-use rollout::random::{Key, Purpose};
 
-use crate::support::{Anyhow, gap};
-
-fn noise(count: usize, stream: u64) -> Vec<f32> {
-    let mut draws = vec![0f64; count];
-    Key::new(17, Purpose::Init).fill_normal(stream, &mut draws);
-    draws.into_iter().map(|x| x as f32).collect()
-}
-
-fn tensor(shape: &[usize], stream: u64) -> Tensor {
-    Tensor::from_vec(noise(shape.iter().product(), stream), shape, &Device::Cpu)
-        .expect("shape fits")
-}
-
-fn store(shapes: &[(&str, &[usize])]) -> Result<ParamStore> {
-    let initial = shapes.iter().enumerate().map(|(i, (name, shape))| Initial {
-        name: (*name).to_owned(),
-        shape: shape.to_vec(),
-        data: noise(shape.iter().product(), 100 + i as u64),
-        training: Training::Trained,
-    });
-    ParamStore::new(initial.collect(), &Device::Cpu)
-}
+use crate::support::{Anyhow, gap, store, tensor};
 
 /// Result, gradient of the input, gradients of the parameters, for the loss Σ r·y with random r.
 fn probe(
@@ -226,106 +200,4 @@ fn head_agrees_with_its_oracle() -> Anyhow {
         |x| both(token_log_probs(x, &head, &targets, 0.8)?),
         |x| both(head_composed(x, &head, &targets, 0.8)?),
     )
-}
-
-/// Two layers of each family's parts, small enough for finite differences.
-fn two_layers(family: Family, head: Head) -> Anyhow<Decoder> {
-    let sizes = Geometry {
-        hidden_size: 16,
-        intermediate_size: 24,
-        num_hidden_layers: 2,
-        num_attention_heads: 4,
-        num_key_value_heads: if family == Family::Gpt2 { 4 } else { 2 },
-        head_dim: None,
-        vocab_size: 30,
-        max_position_embeddings: 32,
-    };
-    let mut config = DecoderConfig::from_scratch(family, &sizes)?;
-    config.head = head;
-    config.initializer_range = 0.3;
-    config.tie_word_embeddings = family == Family::Gpt2 || family == Family::Qwen2;
-    Ok(Decoder::fresh(
-        HfConfig::new(config),
-        1,
-        |_| Training::Trained,
-        &Device::Cpu,
-    )?)
-}
-
-/// Three segments; log-probs, entropies or scores, mixed with fixed weights.
-fn loss(model: &Decoder, head: Head) -> Result<Tensor> {
-    let ids: Vec<u32> = (0..17).map(|i| (i * 11 + 3) % 30).collect();
-    let segments = Segments::from_lengths([6, 3, 8]);
-    let hidden = model.forward(&ids, &segments, Gradient::Record(Recompute::None))?;
-    if head == Head::Score {
-        let rows: Vec<u32> = (0..17).collect();
-        return (model.scores(&hidden, &rows)? * tensor(&[17], 20))?.sum_all();
-    }
-    let rows = segments.iter().flat_map(|r| r.start..r.end - 1);
-    let targets: Vec<Target> = rows.map(|row| Target::whole(row, ids[row + 1])).collect();
-    let found = model.log_probs(&hidden, &targets, 1.3)?;
-    let n = targets.len();
-    (found.log_probs * tensor(&[n], 20))?.sum_all()?
-        + (found.entropy * tensor(&[n], 21))?.sum_all()?
-}
-
-/// Central difference of the loss along `direction`, which leaves the parameter as it was up to rounding.
-fn slope(model: &Decoder, head: Head, name: &str, direction: &[f32], step: f32) -> Anyhow<f64> {
-    let param = model.params().get(name)?;
-    let shift =
-        |by: f32| param.update(|v| v.iter_mut().zip(direction).for_each(|(v, d)| *v += by * d));
-    let value = || Ok::<_, candle_core::Error>(f64::from(loss(model, head)?.to_scalar::<f32>()?));
-    shift(step)?;
-    let above = value()?;
-    shift(-2.0 * step)?;
-    let below = value()?;
-    shift(step)?;
-    Ok((above - below) / (2.0 * f64::from(step)))
-}
-
-/// Differences along a random direction of each parameter, extrapolated from two steps (Richardson), which leaves an error of
-/// fourth order in the step. The losses are f32 of size 10, so the rounding of a quotient is about 1e-6·10/step = 2e-3.
-fn check_finite_differences(family: Family, head: Head) -> Anyhow {
-    let model = two_layers(family, head)?;
-    model.params().zero_grad()?;
-    loss(&model, head)?.backward()?;
-    let names: Vec<String> = model
-        .params()
-        .trained()
-        .map(|p| p.name().to_owned())
-        .collect();
-    for (i, name) in names.iter().enumerate() {
-        let param = model.params().get(name)?;
-        let direction = noise(param.value().elem_count(), 300 + i as u64);
-        let (near, far) = (
-            slope(&model, head, name, &direction, 4e-3)?,
-            slope(&model, head, name, &direction, 8e-3)?,
-        );
-        let numeric = (4.0 * near - far) / 3.0;
-        let grad = param
-            .grad()
-            .expect("trained")
-            .flatten_all()?
-            .to_vec1::<f32>()?;
-        let analytic: f64 = grad
-            .iter()
-            .zip(&direction)
-            .map(|(g, d)| f64::from(g * d))
-            .sum();
-        let size = grad.iter().map(|g| f64::from(g * g)).sum::<f64>().sqrt();
-        assert!(
-            (numeric - analytic).abs() < 3e-3 * size + 5e-3,
-            "{family:?} {head:?} {name}: {numeric} and {analytic} of {size}"
-        );
-        assert!(size > 1e-6, "{family:?} {name}: the gradient is zero");
-    }
-    Ok(())
-}
-
-#[test]
-fn finite_differences_of_every_parameter() -> Anyhow {
-    for family in Family::ALL {
-        check_finite_differences(family, Head::LanguageModel)?;
-    }
-    check_finite_differences(Family::Llama, Head::Score)
 }

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Result, Tensor};
 use collimate::model::Decoder;
 use collimate::model::config::{DecoderConfig, Family, Geometry, Head};
 use collimate::model::hf_config::HfConfig;
 use collimate::ops::attention::Segments;
-use collimate::ops::param::Training;
+use collimate::ops::param::{Initial, ParamStore, Training};
+use rollout::random::{Key, Purpose};
 
 pub type Anyhow<T = ()> = anyhow::Result<T>;
 
@@ -108,4 +109,28 @@ pub fn gap(a: &[f32], b: &[f32]) -> f32 {
         .zip(b)
         .map(|(a, b)| (a - b).abs())
         .fold(0.0, f32::max)
+}
+
+/// Independent normal draws, other ones for each stream.
+pub fn noise(count: usize, stream: u64) -> Vec<f32> {
+    let mut draws = vec![0f64; count];
+    Key::new(17, Purpose::Init).fill_normal(stream, &mut draws);
+    draws.into_iter().map(|x| x as f32).collect()
+}
+
+/// A tensor of them.
+pub fn tensor(shape: &[usize], stream: u64) -> Tensor {
+    Tensor::from_vec(noise(shape.iter().product(), stream), shape, &Device::Cpu)
+        .expect("shape fits")
+}
+
+/// Trained parameters of them.
+pub fn store(shapes: &[(&str, &[usize])]) -> Result<ParamStore> {
+    let initial = shapes.iter().enumerate().map(|(i, (name, shape))| Initial {
+        name: (*name).to_owned(),
+        shape: shape.to_vec(),
+        data: noise(shape.iter().product(), 100 + i as u64),
+        training: Training::Trained,
+    });
+    ParamStore::new(initial.collect(), &Device::Cpu)
 }
