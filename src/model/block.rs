@@ -5,6 +5,7 @@ use candle_core::{Result, Tensor};
 use super::config::{Activation, DecoderConfig, Norm as NormKind, QkNorm, weight};
 use crate::ops::activation::{gelu_tanh, gelu_tanh_operation, swiglu, swiglu_operation};
 use crate::ops::attention::{self, Attention, Segments};
+use crate::ops::dispatch::has_kernels;
 use crate::ops::linear::{Linear, Projection};
 use crate::ops::norm::Norm;
 use crate::ops::param::ParamStore;
@@ -60,7 +61,7 @@ impl Block {
         keep: Keep,
     ) -> Option<Result<Tensor>> {
         let activation = match self.activation {
-            _ if !x.device().is_cpu() => return None,
+            _ if !has_kernels(x.device()) => return None,
             Activation::SwiGlu => swiglu_operation(),
             Activation::GeluTanh => gelu_tanh_operation(),
             Activation::Gelu => return None,

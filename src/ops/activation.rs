@@ -7,6 +7,7 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 use rollout::row::exp;
 
+use super::dispatch::has_kernels;
 use super::residual::Operation;
 use super::storage;
 
@@ -25,7 +26,7 @@ pub fn swiglu(x: &Tensor) -> Result<Tensor> {
     if x.dims2()?.1 % 2 != 0 {
         bail!("swiglu: {:?} does not hold two halves", x.dims());
     }
-    if x.device().is_cpu() {
+    if has_kernels(x.device()) {
         x.contiguous()?.apply_op1(SwiGlu)
     } else {
         swiglu_composed(x)
@@ -56,7 +57,7 @@ pub fn swiglu_composed(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// If the device fails.
 pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() {
+    if has_kernels(x.device()) {
         x.contiguous()?.apply_op1(GeluTanh)
     } else {
         x.gelu()

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, Var, bail};
 use rayon::prelude::*;
 
+use super::dispatch::has_kernels;
 use super::param::Param;
 use super::storage;
 use super::tap::tap;
@@ -21,7 +22,7 @@ pub fn embed(table: &Arc<Param>, ids: &[u32]) -> Result<Tensor> {
     if let Some(id) = ids.iter().find(|&&id| id as usize >= rows) {
         bail!("{}: id {id} in a table of {rows} rows", table.name());
     }
-    if !table.value().device().is_cpu() {
+    if !has_kernels(table.value().device()) {
         return composed(table, ids);
     }
     let op = Embed {

@@ -13,8 +13,10 @@ use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail}
 use rayon::prelude::*;
 use rollout::row::{self, RowStats};
 
+use super::dispatch::has_kernels;
 use super::param::Param;
 use super::product::{Matrix, Panels, Write, all_threads, multiply, product};
+use super::recompute::recompute;
 use super::storage;
 
 /// Rows whose logits are held at once.
@@ -50,6 +52,16 @@ pub struct TokenLogProbs {
     pub entropy: Tensor,
 }
 
+impl TokenLogProbs {
+    /// From `[targets, 2]`.
+    fn split(both: &Tensor) -> Result<Self> {
+        Ok(Self {
+            log_probs: both.narrow(1, 0, 1)?.squeeze(1)?,
+            entropy: both.narrow(1, 1, 1)?.squeeze(1)?,
+        })
+    }
+}
+
 /// Log-probabilities and entropies of `targets` given `hidden` (`[tokens, width]`) and the head `[vocabulary, width]`, at
 /// `temperature` > 0.
 ///
@@ -62,7 +74,7 @@ pub fn token_log_probs(
     temperature: f32,
 ) -> Result<TokenLogProbs> {
     check(hidden, head, targets)?;
-    if !hidden.device().is_cpu() {
+    if !has_kernels(hidden.device()) {
         return composed(hidden, head, targets, temperature);
     }
     let op = Fused {
@@ -70,11 +82,7 @@ pub fn token_log_probs(
         targets: targets.into(),
         inv_temperature: 1.0 / temperature,
     };
-    let both = hidden.contiguous()?.apply_op1(op)?;
-    Ok(TokenLogProbs {
-        log_probs: both.narrow(1, 0, 1)?.squeeze(1)?,
-        entropy: both.narrow(1, 1, 1)?.squeeze(1)?,
-    })
+    TokenLogProbs::split(&hidden.contiguous()?.apply_op1(op)?)
 }
 
 fn check(hidden: &Tensor, head: &Param, targets: &[Target]) -> Result<()> {
@@ -111,7 +119,8 @@ fn check(hidden: &Tensor, head: &Param, targets: &[Target]) -> Result<()> {
     Ok(())
 }
 
-/// The same as a composition of candle operations, all logits at once.
+/// The same as a composition of candle operations. The logits of one chunk live at a time: a chunk's graph holds its hidden rows
+/// alone.
 ///
 /// # Errors
 /// As [`token_log_probs`].
@@ -122,14 +131,33 @@ pub fn composed(
     temperature: f32,
 ) -> Result<TokenLogProbs> {
     check(hidden, head, targets)?;
-    let device = hidden.device();
-    let rows = Tensor::from_iter(targets.iter().map(|t| t.row as u32), device)?;
+    let chunk = |targets: &[Target]| {
+        let rows = Tensor::from_iter(targets.iter().map(|t| t.row as u32), hidden.device())?;
+        let (head, targets) = (head.clone(), targets.to_vec());
+        let run = move |rows: &Tensor| composed_chunk(rows, &head, &targets, temperature);
+        recompute(&hidden.index_select(&rows, 0)?, Arc::new(run))
+    };
+    let chunks: Vec<Tensor> = targets
+        .chunks(CHUNK_ROWS)
+        .map(chunk)
+        .collect::<Result<_>>()?;
+    TokenLogProbs::split(&Tensor::cat(&chunks, 0)?)
+}
+
+/// Log-probability and entropy of each target, given its hidden row: `[targets, 2]`.
+fn composed_chunk(
+    rows: &Tensor,
+    head: &Arc<Param>,
+    targets: &[Target],
+    temperature: f32,
+) -> Result<Tensor> {
+    let device = rows.device();
     let tokens = Tensor::from_iter(targets.iter().map(|t| t.token), device)?.unsqueeze(1)?;
     let layer = super::linear::Linear::new(vec![super::linear::Projection {
         weight: head.clone(),
         bias: None,
     }])?;
-    let logits = (layer.composed(&hidden.index_select(&rows, 0)?)? * f64::from(1.0 / temperature))?;
+    let logits = (layer.composed(rows)? * f64::from(1.0 / temperature))?;
     let logits = match kept_mask(targets, head.dims()[0]) {
         Some(mask) => (logits + Tensor::from_vec(mask, (targets.len(), head.dims()[0]), device)?)?,
         None => logits,
@@ -138,10 +166,7 @@ pub fn composed(
     let normaliser = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
     let log_p = shifted.broadcast_sub(&normaliser)?;
     let entropy = (log_p.exp()? * &log_p)?.sum(D::Minus1)?.neg()?;
-    Ok(TokenLogProbs {
-        log_probs: log_p.gather(&tokens, 1)?.squeeze(1)?,
-        entropy,
-    })
+    Tensor::stack(&[log_p.gather(&tokens, 1)?.squeeze(1)?, entropy], 1)
 }
 
 /// 0 for kept tokens and a number that no softmax notices for the others; `None` when nothing was cut.

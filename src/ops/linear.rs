@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
+use super::dispatch::has_kernels;
 use super::param::Param;
 use super::product::{Matrix, Write, all_threads, multiply, product};
 use super::residual::Operation;
@@ -83,7 +84,7 @@ impl Linear {
                 self.inputs
             );
         }
-        if x.device().is_cpu() {
+        if has_kernels(x.device()) {
             x.contiguous()?.apply_op1(Fused(self.clone()))
         } else {
             self.composed(x)

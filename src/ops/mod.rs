@@ -6,6 +6,7 @@
 pub mod activation;
 pub mod attention;
 pub mod device;
+pub mod dispatch;
 pub mod embedding;
 pub mod head;
 pub mod linear;

@@ -10,6 +10,7 @@ use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail}
 use multiversion::multiversion;
 use rayon::prelude::*;
 
+use super::dispatch::has_kernels;
 use super::param::Param;
 use super::residual::Operation;
 use super::storage;
@@ -54,7 +55,7 @@ impl Norm {
                 x.dims()
             );
         }
-        if x.device().is_cpu() {
+        if has_kernels(x.device()) {
             x.contiguous()?.apply_op1(Fused {
                 norm: self.clone(),
                 first: 0,
@@ -78,7 +79,7 @@ impl Norm {
                 x.dims()
             );
         }
-        if x.device().is_cpu() {
+        if has_kernels(x.device()) {
             x.contiguous()?.apply_op1(Fused {
                 norm: self.clone(),
                 first,

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
+use super::dispatch::has_kernels;
 use super::product::Panels;
 use super::storage;
 
@@ -271,7 +272,7 @@ impl ParamStore {
             grad.reached.store(false, Ordering::Relaxed);
         }
         match &self.arena {
-            Some(arena) if arena.device().is_cpu() => storage::update(arena, |g| g.fill(0.0)),
+            Some(arena) if has_kernels(arena.device()) => storage::update(arena, |g| g.fill(0.0)),
             Some(arena) => arena.zero_set(),
             None => Ok(()),
         }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::dispatch::has_kernels;
 use super::residual::Operation;
 use super::storage;
 
@@ -71,7 +72,7 @@ impl Angles {
                 self.cos.len()
             );
         }
-        if x.device().is_cpu() {
+        if has_kernels(x.device()) {
             x.contiguous()?.apply_op1(Rotate {
                 angles: self.clone(),
                 heads,

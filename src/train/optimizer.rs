@@ -8,6 +8,7 @@ use candle_core::{DType, Result, Tensor};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
+use crate::ops::dispatch::has_kernels;
 use crate::ops::param::{Param, ParamStore};
 use crate::ops::storage;
 
@@ -75,7 +76,7 @@ impl AdamW {
     /// If the device has no room.
     pub fn new(params: &ParamStore, config: AdamWConfig) -> Result<Self> {
         let size: usize = params.trained().map(|p| p.value().elem_count()).sum();
-        let moments = if params.device().is_cpu() {
+        let moments = if has_kernels(params.device()) {
             Moments::Host {
                 first: vec![0.0; size],
                 second: vec![0.0; size],
@@ -250,7 +251,7 @@ pub fn global_norm(params: &ParamStore) -> Result<f64> {
     let Some(arena) = params.arena() else {
         return Ok(0.0);
     };
-    if !arena.device().is_cpu() {
+    if !has_kernels(arena.device()) {
         return Ok(f64::from(arena.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt());
     }
     let sums: Vec<f64> =

@@ -15,7 +15,7 @@ use crate::support::{Anyhow, Expected, LANGUAGE_MODELS, gap, load};
 const TOLERANCE: f32 = 1e-4;
 
 /// Each token but a row's first, predicted at the position before.
-fn next_tokens(rows: &[Vec<u32>]) -> Vec<Target> {
+pub fn next_tokens(rows: &[Vec<u32>]) -> Vec<Target> {
     let mut start = 0;
     let mut targets = Vec::new();
     for row in rows {
@@ -82,7 +82,7 @@ fn logits_log_probs_and_entropies() -> Anyhow {
 }
 
 /// Every gradient within `TOLERANCE` of its norm, and none missing.
-fn check_gradients(name: &str, model: &Decoder, expected: &Expected) -> Anyhow {
+pub fn check_gradients(name: &str, model: &Decoder, expected: &Expected) -> Anyhow {
     assert_eq!(model.params().unreached(), Vec::<&str>::new(), "{name}");
     for param in model.params().trained() {
         let bare = param.name().trim_start_matches("transformer.");
@@ -116,7 +116,8 @@ fn is_conv1d(model: &str, parameter: &str) -> bool {
     model.starts_with("gpt2") && parameter.contains(".c_") && parameter.ends_with("weight")
 }
 
-fn backward_of_mean_nll(
+/// The mean loss of the next tokens, differentiated.
+pub fn backward_of_mean_nll(
     model: &Decoder,
     expected: &Expected,
     recompute: Recompute,
@@ -155,40 +156,43 @@ fn loss_and_every_gradient() -> Anyhow {
     Ok(())
 }
 
-#[test]
-fn greedy_continuations() -> Anyhow {
-    for name in LANGUAGE_MODELS {
-        let (expected, model) = (Expected::read(name)?, load(name, Head::LanguageModel)?);
-        let request = |(key, row): (usize, &Vec<u32>)| Request {
-            key: key as u64,
-            prompt: row.clone(),
-            max_new_tokens: 20,
-            min_new_tokens: 0,
-            samples: 1,
-        };
-        let requests: Vec<Request> = expected.rows.iter().enumerate().map(request).collect();
-        let settings = Settings {
-            decoding: Decoding::Greedy,
-            ..Settings::default()
-        };
-        let output = generate(
-            &mut Generator::new(&model),
-            &requests,
-            &settings,
-            &mut |_| {},
-        )?;
-        let tokens = expected.tensors["greedy"].to_vec2::<i64>()?;
-        let log_probs = expected.tensors["greedy_logprobs"].to_vec2::<f32>()?;
-        for (i, completion) in output.completions.iter().enumerate() {
-            let found: Vec<i64> = completion.tokens.iter().map(|&t| i64::from(t)).collect();
-            assert_eq!(found, tokens[i], "{name} row {i}");
-            assert!(
-                gap(&completion.log_probs, &log_probs[i]) < TOLERANCE,
-                "{name} row {i}"
-            );
-        }
+/// The fixture's greedy tokens and their log-probs.
+pub fn check_greedy(name: &str) -> Anyhow {
+    let (expected, model) = (Expected::read(name)?, load(name, Head::LanguageModel)?);
+    let request = |(key, row): (usize, &Vec<u32>)| Request {
+        key: key as u64,
+        prompt: row.clone(),
+        max_new_tokens: 20,
+        min_new_tokens: 0,
+        samples: 1,
+    };
+    let requests: Vec<Request> = expected.rows.iter().enumerate().map(request).collect();
+    let settings = Settings {
+        decoding: Decoding::Greedy,
+        ..Settings::default()
+    };
+    let output = generate(
+        &mut Generator::new(&model),
+        &requests,
+        &settings,
+        &mut |_| {},
+    )?;
+    let tokens = expected.tensors["greedy"].to_vec2::<i64>()?;
+    let log_probs = expected.tensors["greedy_logprobs"].to_vec2::<f32>()?;
+    for (i, completion) in output.completions.iter().enumerate() {
+        let found: Vec<i64> = completion.tokens.iter().map(|&t| i64::from(t)).collect();
+        assert_eq!(found, tokens[i], "{name} row {i}");
+        assert!(
+            gap(&completion.log_probs, &log_probs[i]) < TOLERANCE,
+            "{name} row {i}"
+        );
     }
     Ok(())
+}
+
+#[test]
+fn greedy_continuations() -> Anyhow {
+    LANGUAGE_MODELS.into_iter().try_for_each(check_greedy)
 }
 
 #[test]

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use super::composed::attend_dense;
 use super::kernel::{Scratch, attend_same};
 use super::{Attention, storage};
+use crate::ops::dispatch::has_kernels;
 use crate::ops::product::LANES;
 
 /// Tokens in one cache block.
@@ -46,12 +47,9 @@ impl Cache {
     /// # Errors
     /// If the device has no room.
     pub fn new(spec: Attention, layers: usize, blocks: usize, device: &Device) -> Result<Self> {
-        let store = || match device {
-            Device::Cpu => Ok(Store::Blocks(vec![
-                0f32;
-                blocks * spec.kv_heads * spec.block_len()
-            ])),
-            _ => Store::rows(spec, blocks, device),
+        let store = || match has_kernels(device) {
+            true => Ok(Store::blocks(spec, blocks)),
+            false => Store::rows(spec, blocks, device),
         };
         Ok(Self {
             layers: (0..layers).map(|_| store()).collect::<Result<_>>()?,
@@ -125,6 +123,10 @@ impl Cache {
 }
 
 impl Store {
+    fn blocks(spec: Attention, blocks: usize) -> Self {
+        Self::Blocks(vec![0f32; blocks * spec.kv_heads * spec.block_len()])
+    }
+
     fn rows(spec: Attention, blocks: usize, device: &Device) -> Result<Self> {
         let shape = (blocks * BLOCK_TOKENS, spec.kv_heads * spec.head_dim);
         let zeros = || Tensor::zeros(shape, DType::F32, device);

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::dispatch::has_kernels;
 use super::residual::Operation;
 use super::storage;
 pub use composed::attend as composed;
@@ -125,7 +126,7 @@ impl Segments {
 /// If the shapes disagree or the device fails.
 pub fn attend(qkv: &Tensor, segments: &Segments, spec: Attention) -> Result<Tensor> {
     spec.check(qkv, segments)?;
-    if qkv.device().is_cpu() {
+    if has_kernels(qkv.device()) {
         qkv.contiguous()?.apply_op1(Fused {
             spec,
             segments: segments.clone(),
