@@ -170,18 +170,31 @@ impl Norm {
         })?
     }
 
-    /// Mean (zero for RMSNorm) and reciprocal deviation of one group.
     #[inline(always)]
-    fn statistics(&self, x: &[f32]) -> (f32, f32) {
+    fn statistics(&self, x: &[f32]) -> Statistics {
         let n = x.len() as f32;
-        match self {
-            Self::Rms { eps, .. } => (0.0, 1.0 / (sum_of_squares(x, 0.0) / n + eps).sqrt()),
-            Self::Layer { eps, .. } => {
-                let mean = sum(x) / n;
-                (mean, 1.0 / (sum_of_squares(x, mean) / n + eps).sqrt())
-            }
-        }
+        let (mean, eps) = match self {
+            Self::Rms { eps, .. } => (0.0, eps),
+            Self::Layer { eps, .. } => (sum(x) / n, eps),
+        };
+        let scale = 1.0 / (sum_of_squares(x, mean) / n + eps).sqrt();
+        Statistics { mean, scale }
     }
+}
+
+/// What one group is normalised by.
+#[derive(Clone, Copy)]
+struct Statistics {
+    /// Zero for RMSNorm.
+    mean: f32,
+    /// Reciprocal deviation.
+    scale: f32,
+}
+
+/// Partial sums of the parameters' gradients; that of the bias is empty for RMSNorm.
+struct Sums {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
 }
 
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
@@ -222,7 +235,7 @@ impl Fused {
     fn forward_row(&self, row: &mut [f32], weight: &[f32], bias: &[f32]) {
         let end = self.first + self.groups * weight.len();
         for group in row[self.first..end].chunks_exact_mut(weight.len()) {
-            let (mean, scale) = self.norm.statistics(group);
+            let Statistics { mean, scale } = self.norm.statistics(group);
             for (i, x) in group.iter_mut().enumerate() {
                 let unit = (*x - mean) * scale * weight[i];
                 *x = if bias.is_empty() {
@@ -234,35 +247,27 @@ impl Fused {
         }
     }
 
-    /// Turns `d` from dy into dx; adds to the partial sums dw (and db, when it has any room).
-    fn backward_row(
-        &self,
-        x: &[f32],
-        d: &mut [f32],
-        weight: &[f32],
-        dw: &mut [f32],
-        db: &mut [f32],
-    ) {
+    /// Turns `d` from dy into dx, and adds to the partial sums.
+    fn backward_row(&self, x: &[f32], d: &mut [f32], weight: &[f32], sums: &mut Sums) {
         let end = self.first + self.groups * weight.len();
         let groups = x[self.first..end].chunks_exact(weight.len());
         for (x, d) in groups.zip(d[self.first..end].chunks_exact_mut(weight.len())) {
-            let (mean, scale) = self.norm.statistics(x);
-            backward_group(x, d, weight, mean, scale, dw, db);
+            backward_group(x, d, weight, self.norm.statistics(x), sums);
         }
     }
 }
 
-/// With u = (x−mean)·scale and g = dy·w: dx = scale·(g − u·mean(g·u) [− mean(g) for LayerNorm, when `db` is not empty]).
+/// With u = (x−mean)·scale and g = dy·w: dx = scale·(g − u·mean(g·u) [− mean(g) for LayerNorm]).
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
 fn backward_group(
     x: &[f32],
     d: &mut [f32],
     weight: &[f32],
-    mean: f32,
-    scale: f32,
-    dw: &mut [f32],
-    db: &mut [f32],
+    statistics: Statistics,
+    sums: &mut Sums,
 ) {
+    let Statistics { mean, scale } = statistics;
+    let (dw, db) = (&mut sums.weight[..x.len()], &mut sums.bias[..]);
     let n = x.len() as f32;
     let (mut along, mut total) = (0f32, 0f32);
     for i in 0..x.len() {
@@ -302,24 +307,27 @@ impl CustomOp1 for Fused {
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let total = x.dim(D::Minus1)?;
         let mut d = dy.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
-        let sums: Vec<(Vec<f32>, Vec<f32>)> = storage::read(x, |x| {
+        let sums: Vec<Sums> = storage::read(x, |x| {
             self.norm.with_slices(|w, b| {
                 let rows = total * ROWS_PER_SUM;
                 d.par_chunks_mut(rows)
                     .zip(x.par_chunks(rows))
                     .map(|(d, x)| {
-                        let mut sums = (vec![0f32; w.len()], vec![0f32; b.len()]);
+                        let mut sums = Sums {
+                            weight: vec![0f32; w.len()],
+                            bias: vec![0f32; b.len()],
+                        };
                         for (d, x) in d.chunks_exact_mut(total).zip(x.chunks_exact(total)) {
-                            self.backward_row(x, d, w, &mut sums.0, &mut sums.1);
+                            self.backward_row(x, d, w, &mut sums);
                         }
                         sums
                     })
                     .collect()
             })
         })??;
-        add_sums(self.norm.weight(), sums.iter().map(|s| &s.0))?;
+        add_sums(self.norm.weight(), sums.iter().map(|s| &s.weight))?;
         if let Some(bias) = self.norm.bias() {
-            add_sums(bias, sums.iter().map(|s| &s.1))?;
+            add_sums(bias, sums.iter().map(|s| &s.bias))?;
         }
         Ok(Some(Tensor::from_vec(d, x.dims(), x.device())?))
     }

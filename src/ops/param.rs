@@ -94,15 +94,6 @@ impl Param {
         Ok(panels)
     }
 
-    /// Bytes of the packed copy, if there is one now.
-    pub fn packed_bytes(&self) -> usize {
-        self.panels
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .as_ref()
-            .map_or(0, |p| p.bytes())
-    }
-
     /// Hands the elements, row-major, to `f`; from another device they are copied first.
     ///
     /// # Errors
@@ -256,11 +247,6 @@ impl ParamStore {
     /// All gradients as one flat tensor, in name order; `None` when everything is frozen.
     pub fn arena(&self) -> Option<&Tensor> {
         self.arena.as_ref()
-    }
-
-    /// Number of elements of all parameters.
-    pub fn elements(&self) -> usize {
-        self.iter().map(|p| p.value.elem_count()).sum()
     }
 
     /// Sets every gradient to zero and forgets which parameters were reached.

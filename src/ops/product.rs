@@ -4,7 +4,7 @@
 //! zero. Tiles, panels, threads and the number of rows only choose *which* elements are computed together,
 //! never the order inside one, so a row has the same bits alone, in any batch and on any CPU. This is what makes
 //! the generator's log-probs equal to the training forward's; the generic `gemm` crate changes its order with the
-//! shape. Backward products have no such need and use that crate (`accumulate_*`).
+//! shape. Backward products have no such need and use that crate ([`multiply`]).
 //!
 //! Weights are packed into panels of [`LANES`] outputs side by side, `panel[p][j] = W[16·i + j][p]`, the layout that
 //! the inner loop reads in sequence.
@@ -54,11 +54,6 @@ impl Panels {
         self.inputs
     }
 
-    /// Bytes that the packed copy takes.
-    pub fn bytes(&self) -> usize {
-        self.data.len() * size_of::<f32>()
-    }
-
     fn panels(&self) -> std::slice::ChunksExact<'_, f32> {
         self.data.chunks_exact((self.inputs * LANES).max(1))
     }
@@ -78,6 +73,40 @@ pub(super) fn pack_panel(rows: &[f32], stride: usize, count: usize, k: usize, pa
     }
 }
 
+/// Where a kernel writes: columns `at..at + columns` of a row-major matrix whose rows are `stride` apart.
+pub struct Window<'a> {
+    data: &'a mut [f32],
+    stride: usize,
+    at: usize,
+    columns: usize,
+}
+
+impl<'a> Window<'a> {
+    /// `columns` columns from `at` on.
+    #[inline(always)]
+    pub fn new(data: &'a mut [f32], stride: usize, at: usize, columns: usize) -> Self {
+        Self {
+            data,
+            stride,
+            at,
+            columns,
+        }
+    }
+
+    /// The same columns from `row` on.
+    #[inline(always)]
+    fn below(&mut self, row: usize) -> Window<'_> {
+        let data = &mut self.data[row * self.stride..];
+        Window::new(data, self.stride, self.at, self.columns)
+    }
+
+    /// The window's part of a row.
+    #[inline(always)]
+    pub fn row(&mut self, row: usize) -> &mut [f32] {
+        &mut self.data[row * self.stride + self.at..][..self.columns]
+    }
+}
+
 /// `y[:, at..at+n] = x · Wᵀ`, for `x: [m, k]` and `y: [m, width]`, both row-major.
 pub fn product(x: &[f32], panels: &Panels, y: &mut [f32], width: usize, at: usize) {
     let k = panels.inputs;
@@ -89,7 +118,8 @@ pub fn product(x: &[f32], panels: &Panels, y: &mut [f32], width: usize, at: usiz
         .for_each(|(y, x)| {
             for (i, panel) in panels.panels().enumerate() {
                 let columns = LANES.min(panels.outputs - i * LANES);
-                panel_product(x, k, panel, y, width, at + i * LANES, columns);
+                let window = Window::new(y, width, at + i * LANES, columns);
+                panel_product(x, k, panel, window);
             }
         });
 }
@@ -105,7 +135,9 @@ fn few_rows(x: &[f32], panels: &Panels, y: &mut [f32], width: usize, at: usize) 
         .par_chunks_exact_mut((rows * LANES).max(1))
         .zip(panels.data.par_chunks_exact((k * LANES).max(1)))
         .with_min_len(least)
-        .for_each(|(tile, panel)| panel_product(x, k, panel, tile, LANES, 0, LANES));
+        .for_each(|(tile, panel)| {
+            panel_product(x, k, panel, Window::new(tile, LANES, 0, LANES));
+        });
     for (i, tile) in staged.chunks_exact((rows * LANES).max(1)).enumerate() {
         let (from, columns) = (at + i * LANES, LANES.min(panels.outputs - i * LANES));
         for (row, out) in tile.chunks_exact(LANES).zip(y.chunks_exact_mut(width)) {
@@ -116,55 +148,31 @@ fn few_rows(x: &[f32], panels: &Panels, y: &mut [f32], width: usize, at: usize) 
 
 /// All rows of `x` against one panel.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
-fn panel_product(
-    x: &[f32],
-    k: usize,
-    panel: &[f32],
-    y: &mut [f32],
-    width: usize,
-    at: usize,
-    columns: usize,
-) {
+fn panel_product(x: &[f32], k: usize, panel: &[f32], mut y: Window<'_>) {
     let rows = x.len() / k;
     let mut row = 0;
     while row + TILE <= rows {
-        put::<TILE>(
-            &x[row * k..],
-            k,
-            panel,
-            &mut y[row * width..],
-            width,
-            at,
-            columns,
-        );
+        put::<TILE>(&x[row * k..], k, panel, y.below(row));
         row += TILE;
     }
-    let (x, y) = (&x[row * k..], &mut y[row * width..]);
+    let (x, y) = (&x[row * k..], y.below(row));
     match rows - row {
-        1 => put::<1>(x, k, panel, y, width, at, columns),
-        2 => put::<2>(x, k, panel, y, width, at, columns),
-        3 => put::<3>(x, k, panel, y, width, at, columns),
-        4 => put::<4>(x, k, panel, y, width, at, columns),
-        5 => put::<5>(x, k, panel, y, width, at, columns),
+        1 => put::<1>(x, k, panel, y),
+        2 => put::<2>(x, k, panel, y),
+        3 => put::<3>(x, k, panel, y),
+        4 => put::<4>(x, k, panel, y),
+        5 => put::<5>(x, k, panel, y),
         _ => {}
     }
 }
 
 #[inline(always)]
-fn put<const M: usize>(
-    x: &[f32],
-    k: usize,
-    panel: &[f32],
-    y: &mut [f32],
-    width: usize,
-    at: usize,
-    columns: usize,
-) {
+fn put<const M: usize>(x: &[f32], k: usize, panel: &[f32], mut y: Window<'_>) {
     let mut acc = [[0f32; LANES]; M];
     chain(x, k, k, panel, &mut acc);
     for (i, row) in acc.iter().enumerate() {
-        let out = &mut y[i * width + at..][..columns];
-        out.copy_from_slice(&row[..columns]);
+        let out = y.row(i);
+        out.copy_from_slice(&row[..out.len()]);
     }
 }
 

@@ -12,7 +12,7 @@ use super::dispatch::has_kernels;
 use super::residual::Operation;
 use super::storage;
 
-/// Cosines and sines of the angles of each position a batch needs.
+/// The frequencies of a model's pairs, which give the angles of any position.
 #[derive(Clone)]
 pub struct Rotation {
     frequencies: Arc<[f32]>,

@@ -70,6 +70,34 @@ pub fn run(
     dqkv
 }
 
+/// Probabilities and the gradients of the scores of one tile.
+struct Scores {
+    p: Vec<f32>,
+    ds: Vec<f32>,
+}
+
+struct Tile<'a> {
+    /// Which query head of the group.
+    member: usize,
+    /// Positions of the queries.
+    rows: Range<usize>,
+    /// Position of the first key that one of them sees.
+    from: usize,
+    /// First column of the query head.
+    column: usize,
+    queries: Matrix<'a>,
+    keys: Matrix<'a>,
+    values: Matrix<'a>,
+    grads: Matrix<'a>,
+}
+
+impl Tile<'_> {
+    /// Number of keys.
+    fn seen(&self) -> usize {
+        self.rows.end - self.from
+    }
+}
+
 struct Task<'a> {
     spec: Attention,
     head: usize,
@@ -87,79 +115,64 @@ impl Task<'_> {
             keys: vec![0.0; rows * d],
             values: vec![0.0; rows * d],
         };
-        let mut buffers = (vec![0f32; TILE * rows], vec![0f32; TILE * rows]);
+        let mut scores = Scores {
+            p: vec![0f32; TILE * rows],
+            ds: vec![0f32; TILE * rows],
+        };
         for member in 0..group {
             for start in (0..rows).step_by(TILE) {
-                self.tile(
-                    member,
-                    start..rows.min(start + TILE),
-                    &mut buffers,
-                    &mut part,
-                );
+                let tile = self.tile(member, start..rows.min(start + TILE));
+                self.probabilities(&tile, &mut scores);
+                self.gradients(&tile, &scores, &mut part);
             }
         }
         part
     }
 
-    /// One tile of queries of one query head against the keys that it sees.
-    fn tile(
-        &self,
-        member: usize,
-        rows: Range<usize>,
-        buffers: &mut (Vec<f32>, Vec<f32>),
-        part: &mut Part,
-    ) {
+    /// One tile of queries of one query head, and the keys that it sees.
+    fn tile(&self, member: usize, rows: Range<usize>) -> Tile<'_> {
         let (spec, d) = (&self.spec, self.spec.head_dim);
         let (from, count) = (spec.first_key(rows.start), rows.len());
         let seen = rows.end - from;
-        let query_column = (self.head * spec.group() + member) * d;
-        let queries = self.matrix(rows.start, count, query_column);
-        let keys = self.matrix(from, seen, spec.key_column(self.head));
-        let values = self.matrix(from, seen, spec.value_column(self.head));
-        let grads = Matrix::new(
-            &self.grad[rows.start * spec.outputs() + query_column..],
-            count,
-            d,
-            spec.outputs(),
-        );
-
-        let (p, ds) = buffers;
-        multiply(queries, keys.t(), p, seen, Write::Set, Parallelism::None);
-        multiply(grads, values.t(), ds, seen, Write::Set, Parallelism::None);
-        for (i, position) in rows.clone().enumerate() {
-            let visible = spec.first_key(position) - from..position + 1 - from;
-            let (p, ds) = (&mut p[i * seen..][..seen], &mut ds[i * seen..][..seen]);
-            self.softmax_backward(p, ds, visible, self.delta(position, query_column));
+        let column = (self.head * spec.group() + member) * d;
+        let grads = &self.grad[rows.start * spec.outputs() + column..];
+        Tile {
+            queries: self.matrix(rows.start, count, column),
+            keys: self.matrix(from, seen, spec.key_column(self.head)),
+            values: self.matrix(from, seen, spec.value_column(self.head)),
+            grads: Matrix::new(grads, count, d, spec.outputs()),
+            member,
+            rows,
+            from,
+            column,
         }
-        let (p, ds) = (
-            Matrix::new(p, count, seen, seen),
-            Matrix::new(ds, count, seen, seen),
-        );
-        let to = &mut part.queries[rows.start * spec.group() * d + member * d..];
-        multiply(
-            ds,
-            keys,
-            to,
-            spec.group() * d,
-            Write::Set,
-            Parallelism::None,
-        );
-        multiply(
-            ds.t(),
-            queries,
-            &mut part.keys[from * d..],
-            d,
-            Write::Add,
-            Parallelism::None,
-        );
-        multiply(
-            p.t(),
-            grads,
-            &mut part.values[from * d..],
-            d,
-            Write::Add,
-            Parallelism::None,
-        );
+    }
+
+    /// P and dS of a tile: `[queries, keys seen]` each, at the buffers' start.
+    fn probabilities(&self, tile: &Tile, scores: &mut Scores) {
+        let (seen, alone) = (tile.seen(), Parallelism::None);
+        let Scores { p, ds } = scores;
+        multiply(tile.queries, tile.keys.t(), p, seen, Write::Set, alone);
+        multiply(tile.grads, tile.values.t(), ds, seen, Write::Set, alone);
+        for (i, position) in tile.rows.clone().enumerate() {
+            let visible = self.spec.first_key(position) - tile.from..position + 1 - tile.from;
+            let (p, ds) = (&mut p[i * seen..][..seen], &mut ds[i * seen..][..seen]);
+            self.softmax_backward(p, ds, visible, self.delta(position, tile.column));
+        }
+    }
+
+    /// Adds a tile's share: dQ = dS·K, dK += dSᵀ·Q, dV += Pᵀ·dO.
+    fn gradients(&self, tile: &Tile, scores: &Scores, part: &mut Part) {
+        let (count, seen, d) = (tile.rows.len(), tile.seen(), self.spec.head_dim);
+        let (width, alone) = (self.spec.group() * d, Parallelism::None);
+        let p = Matrix::new(&scores.p, count, seen, seen);
+        let ds = Matrix::new(&scores.ds, count, seen, seen);
+        let queries = &mut part.queries[tile.rows.start * width + tile.member * d..];
+        multiply(ds, tile.keys, queries, width, Write::Set, alone);
+        let keys = &mut part.keys[tile.from * d..];
+        multiply(ds.t(), tile.queries, keys, d, Write::Add, alone);
+        let values = &mut part.values[tile.from * d..];
+        multiply(p.t(), tile.grads, values, d, Write::Add, alone);
     }
 
     /// Scores → probabilities in `p`, and `dP` → `dS` in `ds`; zero outside `visible`.

@@ -11,7 +11,7 @@ use multiversion::multiversion;
 use rollout::row;
 
 use super::Attention;
-use crate::ops::product::{LANES, chain};
+use crate::ops::product::{LANES, Window, chain};
 
 /// Query rows computed together.
 pub const TILE: usize = 6;
@@ -80,34 +80,37 @@ pub struct Scratch {
     weights: Vec<f32>,
 }
 
-/// Query rows at positions `rows` (row `i` of `queries` begins `i · stride` in), written to rows `out_stride` apart.
+/// Query rows of one head; row `i` begins `i · stride` in.
+#[derive(Clone, Copy)]
+pub struct Queries<'a> {
+    /// From the first row's first column on.
+    pub data: &'a [f32],
+    /// Distance of the rows.
+    pub stride: usize,
+}
+
+/// Query rows at positions `rows`.
 ///
 /// In training the rows are neighbours; with [`attend_same`] they are the heads of one token.
-#[allow(clippy::too_many_arguments)]
 pub fn attend_rows(
     spec: &Attention,
-    queries: &[f32],
-    stride: usize,
+    queries: Queries,
     rows: Range<usize>,
     blocks: &[&[f32]],
     scratch: &mut Scratch,
-    out: &mut [f32],
-    out_stride: usize,
+    out: Window,
 ) {
     let mut visible = [(0, 0); TILE];
     for (slot, position) in visible.iter_mut().zip(rows.clone()) {
         *slot = (spec.first_key(position), position + 1);
     }
-    attend_tile(
+    let tile = Tile {
         spec,
         queries,
-        stride,
-        &visible[..rows.len()],
+        visible: &visible[..rows.len()],
         blocks,
-        scratch,
-        out,
-        out_stride,
-    );
+    };
+    attend_tile(&tile, scratch, out);
 }
 
 /// The query heads of one token at `position`; heads are `head_dim` apart in and out.
@@ -125,85 +128,76 @@ pub fn attend_same(
         .chunks(TILE * width)
         .zip(out.chunks_mut(TILE * width))
     {
-        attend_tile(
+        let tile = Tile {
             spec,
-            q,
-            width,
-            &visible[..q.len() / width],
+            queries: Queries {
+                data: q,
+                stride: width,
+            },
+            visible: &visible[..q.len() / width],
             blocks,
-            scratch,
-            o,
-            width,
-        );
+        };
+        attend_tile(&tile, scratch, Window::new(o, width, 0, width));
     }
 }
 
-#[allow(clippy::too_many_arguments)]
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
-fn attend_tile(
-    spec: &Attention,
-    queries: &[f32],
-    stride: usize,
-    visible: &[(usize, usize)],
-    blocks: &[&[f32]],
-    scratch: &mut Scratch,
-    out: &mut [f32],
-    out_stride: usize,
-) {
-    let tile = Tile {
-        spec,
-        queries,
-        stride,
-        visible,
-        blocks,
-    };
-    match visible.len() {
-        1 => tile.run::<1>(scratch, out, out_stride),
-        2 => tile.run::<2>(scratch, out, out_stride),
-        3 => tile.run::<3>(scratch, out, out_stride),
-        4 => tile.run::<4>(scratch, out, out_stride),
-        5 => tile.run::<5>(scratch, out, out_stride),
-        6 => tile.run::<6>(scratch, out, out_stride),
+fn attend_tile(tile: &Tile<'_>, scratch: &mut Scratch, out: Window<'_>) {
+    match tile.visible.len() {
+        1 => tile.run::<1>(scratch, out),
+        2 => tile.run::<2>(scratch, out),
+        3 => tile.run::<3>(scratch, out),
+        4 => tile.run::<4>(scratch, out),
+        5 => tile.run::<5>(scratch, out),
+        6 => tile.run::<6>(scratch, out),
         _ => {}
     }
 }
 
 struct Tile<'a> {
     spec: &'a Attention,
-    queries: &'a [f32],
-    stride: usize,
+    queries: Queries<'a>,
     /// First visible key and end of the visible keys, for each row.
     visible: &'a [(usize, usize)],
     blocks: &'a [&'a [f32]],
 }
 
+/// The keys that a tile computes with.
+#[derive(Clone, Copy)]
+struct Span {
+    /// The first block.
+    from: usize,
+    /// Behind the last token.
+    end: usize,
+    /// Places in a row of scores, counted from the segment's start.
+    width: usize,
+}
+
 impl Tile<'_> {
     #[inline(always)]
-    fn run<const M: usize>(&self, scratch: &mut Scratch, out: &mut [f32], out_stride: usize) {
-        let from = self.visible.iter().map(|v| v.0).min().unwrap_or(0) / LANES;
+    fn run<const M: usize>(&self, scratch: &mut Scratch, out: Window) {
         let end = self.visible.iter().map(|v| v.1).max().unwrap_or(0);
-        let width = end.next_multiple_of(LANES);
-        scratch.scores.resize(M * width, 0.0);
+        let span = Span {
+            from: self.visible.iter().map(|v| v.0).min().unwrap_or(0) / LANES,
+            end,
+            width: end.next_multiple_of(LANES),
+        };
+        scratch.scores.resize(M * span.width, 0.0);
         scratch.weights.clear();
-        scratch.weights.resize(M * width, 0.0);
-        self.scores::<M>(from, end, width, &mut scratch.scores);
-        let scales = self.softmax::<M>(width, &scratch.scores, &mut scratch.weights);
-        self.mix::<M>(from, end, width, &scratch.weights, scales, out, out_stride);
+        scratch.weights.resize(M * span.width, 0.0);
+        self.scores::<M>(span, &mut scratch.scores);
+        let scales = self.softmax::<M>(span.width, &scratch.scores, &mut scratch.weights);
+        self.mix::<M>(span, &scratch.weights, scales, out);
     }
 
     #[inline(always)]
-    fn scores<const M: usize>(&self, from: usize, end: usize, width: usize, scores: &mut [f32]) {
-        for b in from..end.div_ceil(LANES) {
+    fn scores<const M: usize>(&self, span: Span, scores: &mut [f32]) {
+        let Queries { data, stride } = self.queries;
+        for b in span.from..span.end.div_ceil(LANES) {
             let mut acc = [[0f32; LANES]; M];
-            chain(
-                self.queries,
-                self.stride,
-                self.spec.head_dim,
-                self.blocks[b],
-                &mut acc,
-            );
+            chain(data, stride, self.spec.head_dim, self.blocks[b], &mut acc);
             for (i, row) in acc.iter().enumerate() {
-                scores[i * width + b * LANES..][..LANES].copy_from_slice(row);
+                scores[i * span.width + b * LANES..][..LANES].copy_from_slice(row);
             }
         }
     }
@@ -230,30 +224,20 @@ impl Tile<'_> {
         })
     }
 
-    #[allow(clippy::too_many_arguments)]
     #[inline(always)]
-    fn mix<const M: usize>(
-        &self,
-        from: usize,
-        end: usize,
-        width: usize,
-        weights: &[f32],
-        scales: [f32; M],
-        out: &mut [f32],
-        out_stride: usize,
-    ) {
+    fn mix<const M: usize>(&self, span: Span, weights: &[f32], scales: [f32; M], mut out: Window) {
         let head_dim = self.spec.head_dim;
         for (p, first) in (0..head_dim).step_by(LANES).enumerate() {
             let mut acc = [[0f32; LANES]; M];
-            for b in from..end.div_ceil(LANES) {
+            for b in span.from..span.end.div_ceil(LANES) {
                 let panel = &self.blocks[b][(head_dim + p * LANES) * LANES..][..LANES * LANES];
-                let tokens = LANES.min(end - b * LANES);
-                chain(&weights[b * LANES..], width, tokens, panel, &mut acc);
+                let tokens = LANES.min(span.end - b * LANES);
+                chain(&weights[b * LANES..], span.width, tokens, panel, &mut acc);
             }
             let columns = LANES.min(head_dim - first);
             for (i, row) in acc.iter().enumerate() {
-                let to = &mut out[i * out_stride + first..][..columns];
-                to.iter_mut()
+                out.row(i)[first..][..columns]
+                    .iter_mut()
                     .zip(row)
                     .for_each(|(to, v)| *to = v * scales[i]);
             }

@@ -16,10 +16,11 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::dispatch::has_kernels;
+use super::product::Window;
 use super::residual::Operation;
 use super::storage;
 pub use composed::attend as composed;
-use kernel::{Blocks, Scratch};
+use kernel::{Blocks, Queries, Scratch};
 
 /// Shape and scale of an attention layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -169,18 +170,13 @@ impl Fused {
             let first = (head * spec.group() + member) * spec.head_dim;
             for start in (0..rows).step_by(kernel::TILE) {
                 let end = rows.min(start + kernel::TILE);
-                let queries = &qkv[start * columns + first..];
-                let at = &mut out[start * width + member * spec.head_dim..];
-                kernel::attend_rows(
-                    &spec,
-                    queries,
-                    columns,
-                    start..end,
-                    &refs,
-                    &mut scratch,
-                    at,
-                    width,
-                );
+                let queries = Queries {
+                    data: &qkv[start * columns + first..],
+                    stride: columns,
+                };
+                let column = member * spec.head_dim;
+                let out = Window::new(&mut out[start * width..], width, column, spec.head_dim);
+                kernel::attend_rows(&spec, queries, start..end, &refs, &mut scratch, out);
             }
         }
         out
