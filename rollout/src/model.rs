@@ -18,28 +18,16 @@ pub struct SequenceId {
     pub sample: usize,
 }
 
-/// What a model's cache must hold, and the bounds of what it reads.
+/// What a model's cache takes, and the bounds of what it reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheSpec {
-    /// Decoder layers.
-    pub layers: usize,
-    /// Key-value heads a layer.
-    pub kv_heads: usize,
-    /// Elements of one head.
-    pub head_dim: usize,
-    /// Bytes of one element.
-    pub element_bytes: usize,
+    /// Bytes of keys and values of one block of [`BLOCK_TOKENS`] tokens in all layers, padding
+    /// included.
+    pub block_bytes: usize,
     /// The longest sequence the model can read.
     pub max_positions: usize,
     /// Logits in a row.
     pub vocab_size: usize,
-}
-
-impl CacheSpec {
-    /// Bytes of keys and values that one token leaves in the cache.
-    pub fn bytes_per_token(&self) -> usize {
-        2 * self.layers * self.kv_heads * self.head_dim * self.element_bytes
-    }
 }
 
 /// A language model with a block-paged cache of keys and values.
@@ -51,7 +39,7 @@ pub trait Model {
     /// A step's logits, `[chunks, vocab]`, wherever the model keeps them.
     type Logits;
 
-    /// What the cache must hold.
+    /// What the cache takes.
     fn cache_spec(&self) -> CacheSpec;
 
     /// Makes room for `blocks` blocks of [`BLOCK_TOKENS`] tokens. Called once before the first

@@ -179,12 +179,11 @@ impl Request {
 }
 
 fn budget_blocks(cache: CacheBudget, spec: &CacheSpec) -> usize {
-    let tokens = match cache {
-        CacheBudget::Bytes(bytes) => bytes / spec.bytes_per_token().max(1),
-        CacheBudget::Tokens(tokens) => tokens,
+    match cache {
+        CacheBudget::Bytes(bytes) => bytes / spec.block_bytes.max(1),
+        CacheBudget::Tokens(tokens) => tokens / BLOCK_TOKENS,
         CacheBudget::Unlimited => usize::MAX,
-    };
-    tokens / BLOCK_TOKENS
+    }
 }
 
 /// More than this many blocks are never held: `max_batch` sequences of their own, and the shared

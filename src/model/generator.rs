@@ -35,11 +35,9 @@ impl Model for Generator<'_> {
 
     fn cache_spec(&self) -> CacheSpec {
         let config = self.decoder.decoder_config();
+        let (spec, device) = (self.decoder.attention(0), self.decoder.params().device());
         CacheSpec {
-            layers: config.num_hidden_layers,
-            kv_heads: config.num_key_value_heads,
-            head_dim: config.head_dim,
-            element_bytes: size_of::<f32>(),
+            block_bytes: Cache::block_bytes(spec, config.num_hidden_layers, device),
             max_positions: config.max_position_embeddings,
             vocab_size: config.vocab_size,
         }

@@ -6,7 +6,7 @@ use collimate::model::{Decoder, Gradient};
 use collimate::ops::attention::Segments;
 use collimate::ops::head::Target;
 use rollout::random::{Key, Purpose};
-use rollout::{CacheBudget, Decoding, Output, Request, Sampling, Settings, generate};
+use rollout::{CacheBudget, Decoding, Model as _, Output, Request, Sampling, Settings, generate};
 
 use crate::support::{Anyhow, llama, load};
 
@@ -105,6 +105,19 @@ fn check(model: &Decoder, vocabulary: u64, sampling: Sampling) -> Anyhow {
         tight.stats.reserved_blocks < largest,
         "the cache was meant to be too small for all"
     );
+    Ok(())
+}
+
+/// A head of 8 columns takes the room of 16 for its values on the CPU, and a budget in bytes knows.
+#[test]
+fn a_budget_in_bytes_counts_the_padding() -> Anyhow {
+    let model = llama(32, 2, 4, 2, 64, Head::LanguageModel)?;
+    let block = 2 * 2 * (8 + 16) * 16 * size_of::<f32>();
+    assert_eq!(Generator::new(&model).cache_spec().block_bytes, block);
+    let requests = requests(8, 64, 1);
+    let budget = CacheBudget::Bytes(10 * block - 1);
+    let output = run(&model, &requests, Sampling::default(), 8, budget)?;
+    assert_eq!(output.stats.reserved_blocks, 9);
     Ok(())
 }
 

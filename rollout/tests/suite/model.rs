@@ -40,10 +40,7 @@ impl Model for Parrot {
 
     fn cache_spec(&self) -> CacheSpec {
         CacheSpec {
-            layers: 2,
-            kv_heads: 1,
-            head_dim: 4,
-            element_bytes: 4,
+            block_bytes: 1024,
             max_positions: 120,
             vocab_size: VOCAB,
         }

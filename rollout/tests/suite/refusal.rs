@@ -134,8 +134,8 @@ fn settings_outside_their_range_are_refused() {
 
 #[test]
 fn a_request_larger_than_the_cache_is_refused_and_the_largest_that_fits_runs() {
-    // 20 + 45 − 1 tokens fill four blocks; a token of this model takes 64 bytes.
-    for cache in [CacheBudget::Tokens(64), CacheBudget::Bytes(64 * 64)] {
+    // 20 + 45 − 1 tokens fill four blocks; a block of this model takes 1024 bytes.
+    for cache in [CacheBudget::Tokens(64), CacheBudget::Bytes(4 * 1024)] {
         let settings = Settings {
             cache,
             ..Settings::default()

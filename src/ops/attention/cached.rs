@@ -63,9 +63,13 @@ impl Cache {
         self.blocks
     }
 
-    /// Bytes of one block in all layers of a CPU cache.
-    pub fn block_bytes(spec: Attention, layers: usize) -> usize {
-        layers * spec.kv_heads * spec.block_len() * size_of::<f32>()
+    /// Bytes that one block takes in all layers; on the CPU values are padded to whole panels.
+    pub fn block_bytes(spec: Attention, layers: usize, device: &Device) -> usize {
+        let elements = match has_kernels(device) {
+            true => spec.block_len(),
+            false => 2 * BLOCK_TOKENS * spec.head_dim,
+        };
+        layers * spec.kv_heads * elements * size_of::<f32>()
     }
 
     /// Copies whole blocks, in every layer.
@@ -269,6 +273,7 @@ fn attend_rows(
 mod tests {
     use super::*;
     use crate::ops::attention::{Segments, attend};
+    use crate::ops::dispatch::without_kernels;
     use rollout::random::{Key, Purpose};
 
     fn noise(rows: usize, columns: usize) -> Tensor {
@@ -342,6 +347,32 @@ mod tests {
             assert!(gap < 1e-5, "{spec:?}: {gap}");
         }
         Ok(())
+    }
+
+    #[test]
+    fn a_block_takes_the_bytes_that_are_said() -> Result<()> {
+        let spec = Attention {
+            query_heads: 4,
+            kv_heads: 2,
+            head_dim: 24,
+            scale: 1.0,
+            window: None,
+        };
+        let elements = |cache: &Cache| -> usize {
+            let of = |layer: &Store| match layer {
+                Store::Blocks(data) => data.len(),
+                Store::Rows { keys, values } => keys.elem_count() + values.elem_count(),
+            };
+            cache.layers.iter().map(of).sum()
+        };
+        let check = || {
+            let cache = Cache::new(spec, 3, 5, &Device::Cpu)?;
+            let said = Cache::block_bytes(spec, 3, &Device::Cpu);
+            assert_eq!(elements(&cache) * size_of::<f32>(), 5 * said);
+            Ok(())
+        };
+        check()?;
+        without_kernels(check)
     }
 
     #[test]
