@@ -4,7 +4,7 @@
 //! tokenised as in training, and a reward model scores where it was trained to: at the token that
 //! closes the answer.
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use serde::Serialize;
 
 use super::inputs::{ModelFolder, TextEncoder, wrong};
@@ -146,7 +146,7 @@ fn write_scores(
 ) -> anyhow::Result<()> {
     let segments = Segments::from_lengths(batch.iter().map(Vec::len));
     let hidden = decoder.forward(&batch.concat(), &segments, Gradient::Skip)?;
-    let scores = decoder.scores(&hidden, &segments.last_rows())?;
+    let scores = decoder.scores(&hidden, &segments.last_rows()?)?;
     let scores = scores.to_vec1::<f32>()?;
     for (index, score) in (first..).zip(scores) {
         ensure!(
@@ -167,6 +167,10 @@ fn write_token_scores(
     let segments = Segments::from_lengths(batch.iter().map(Vec::len));
     let hidden = decoder.forward(&batch.concat(), &segments, Gradient::Skip)?;
     let found = decoder.log_probs(&hidden, &next_tokens(batch), 1.0)?;
+    let last = first + batch.len() - 1;
+    let found = found
+        .finite()
+        .with_context(|| format!("records {first} to {last} cannot be scored"))?;
     let log_probs = found.log_probs.to_vec1::<f32>()?;
     let entropy = found.entropy.to_vec1::<f32>()?;
     for ((index, ids), rows) in (first..).zip(batch).zip(segments.iter()) {

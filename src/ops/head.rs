@@ -60,13 +60,30 @@ impl TokenLogProbs {
             entropy: both.narrow(1, 1, 1)?.squeeze(1)?,
         })
     }
+
+    /// The same, if every row of logits was finite: one that was not has an entropy of NaN.
+    ///
+    /// # Errors
+    /// If one was not, with the target whose row it is.
+    pub fn finite(self) -> Result<Self> {
+        let entropy = self.entropy.to_vec1::<f32>()?;
+        match entropy.iter().position(|h| !h.is_finite()) {
+            None => Ok(self),
+            Some(target) => bail!(
+                "the logits of target {target} are not finite: the model's weights are damaged, or its training diverged"
+            ),
+        }
+    }
 }
 
 /// Log-probabilities and entropies of `targets` given `hidden` (`[tokens, width]`) and the head `[vocabulary, width]`, at
 /// `temperature` > 0.
 ///
+/// A row of logits that is not finite gives NaN: training meets it in the loss, and skips the step. Where results leave the engine,
+/// ask [`TokenLogProbs::finite`].
+///
 /// # Errors
-/// If shapes disagree, a target lies outside, or a row of logits is not finite.
+/// If shapes disagree or a target lies outside.
 pub fn token_log_probs(
     hidden: &Tensor,
     head: &Arc<Param>,

@@ -1,6 +1,6 @@
 //! A reward model's score: its scalar head at the last token of prompt and response.
 
-use candle_core::Result;
+use candle_core::{Result, bail};
 
 use crate::data::packing::cut;
 use crate::model::{Decoder, Gradient};
@@ -25,6 +25,9 @@ impl RewardModel {
     /// # Errors
     /// If an id lies outside the vocabulary, a sequence is empty or too long, or the device fails.
     pub fn score(&self, sequences: &[&[u32]], limit: usize) -> Result<Vec<f32>> {
+        if let Some(empty) = sequences.iter().position(|s| s.is_empty()) {
+            bail!("sequence {empty} is empty; a reward model scores at the last token");
+        }
         let mut scores = Vec::with_capacity(sequences.len());
         for run in cut(
             (0..sequences.len()).collect(),
@@ -34,8 +37,8 @@ impl RewardModel {
             let rows: Vec<&[u32]> = run.iter().map(|&i| sequences[i]).collect();
             let segments = Segments::from_lengths(rows.iter().map(|r| r.len()));
             let hidden = self.0.forward(&rows.concat(), &segments, Gradient::Skip)?;
-            let found = self.0.scores(&hidden, &segments.last_rows())?;
-            scores.extend(found.to_vec1::<f32>()?);
+            let last = self.0.scores(&hidden, &segments.last_rows()?)?;
+            scores.extend(last.to_vec1::<f32>()?);
         }
         Ok(scores)
     }

@@ -140,7 +140,7 @@ impl PairBatch {
     fn scores(&self, model: &Decoder, gradient: Gradient) -> Result<(Tensor, Tensor)> {
         let hidden = model.forward(&self.ids, &self.segments, gradient)?;
         let scores = model
-            .scores(&hidden, &self.segments.last_rows())?
+            .scores(&hidden, &self.segments.last_rows()?)?
             .reshape((self.margins.len(), 2))?;
         Ok((
             scores.narrow(1, 0, 1)?.squeeze(1)?,

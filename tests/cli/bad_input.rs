@@ -130,6 +130,22 @@ fn models_that_are_missing_or_damaged() {
     );
 }
 
+/// The last tensor of the file is the final norm, which every logit goes through.
+#[test]
+fn weights_that_are_not_numbers() {
+    let spoil = |w: &Workspace| {
+        let path = w.path("model/model.safetensors");
+        let mut bytes = fs::read(&path).expect("a file");
+        let end = bytes.len();
+        bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+        fs::write(&path, bytes).expect("a file");
+    };
+    refused_model(
+        spoil,
+        &["records 0 to 0", "not finite", "weights are damaged"],
+    );
+}
+
 #[test]
 fn shapes_that_differ_from_the_configuration() {
     let resize = |w: &Workspace| {

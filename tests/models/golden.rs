@@ -6,7 +6,9 @@ use candle_core::Tensor;
 use collimate::model::config::Head;
 use collimate::model::generator::Generator;
 use collimate::model::{Decoder, Gradient, Recompute};
+use collimate::ops::attention::Segments;
 use collimate::ops::head::Target;
+use collimate::reward::RewardModel;
 use rollout::{Decoding, Request, Settings, generate};
 
 use crate::support::{Anyhow, Expected, LANGUAGE_MODELS, gap, load};
@@ -204,13 +206,27 @@ fn reward_model_scores_and_gradients() -> Anyhow {
     let all: Vec<u32> = (0..ids.len() as u32).collect();
     let wanted = expected_rows(&expected, "token_scores", |n| n)?;
     assert!(gap(&model.scores(&hidden, &all)?.to_vec1()?, &wanted) < TOLERANCE);
-    let last = segments.last_rows();
-    let scores = model.scores(&hidden, &last)?;
+    let scores = model.scores(&hidden, &segments.last_rows()?)?;
     assert!(gap(&scores.to_vec1()?, &expected.tensors["scores"].to_vec1()?) < TOLERANCE);
     let loss = (scores.sqr()?.mean_all()? * 0.5)?;
     model.params().zero_grad()?;
     loss.backward()?;
     check_gradients(name, &model, &expected)
+}
+
+#[test]
+fn an_empty_sequence_has_no_score() -> Anyhow {
+    let model = RewardModel::new(load("llama_reward", Head::Score)?);
+    let refused = model
+        .score(&[&[5, 6], &[]], 64)
+        .expect_err("an empty sequence");
+    assert!(
+        refused.to_string().contains("sequence 1 is empty"),
+        "{refused}"
+    );
+    assert_eq!(Segments::from_lengths([2, 3]).last_rows()?, [1, 4]);
+    assert!(Segments::from_lengths([2, 0, 3]).last_rows().is_err());
+    Ok(())
 }
 
 /// The whole vocabulary as a kept set is the whole distribution.

@@ -110,9 +110,15 @@ impl Segments {
         self.0.windows(2).map(|w| w[0]..w[1])
     }
 
-    /// The row of each sequence's last token; no sequence may be empty.
-    pub fn last_rows(&self) -> Vec<u32> {
-        self.iter().map(|rows| (rows.end - 1) as u32).collect()
+    /// The row of each sequence's last token.
+    ///
+    /// # Errors
+    /// If a sequence is empty: it has none.
+    pub fn last_rows(&self) -> Result<Vec<u32>> {
+        if let Some(empty) = self.iter().position(|rows| rows.is_empty()) {
+            bail!("sequence {empty} of a packed batch is empty and has no last token");
+        }
+        Ok(self.iter().map(|rows| rows.end as u32 - 1).collect())
     }
 
     /// Position of each token in its sequence.
