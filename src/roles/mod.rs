@@ -10,6 +10,7 @@ use std::path::Path;
 
 use candle_core::Device;
 
+use crate::data::{DataError, Tokenizer};
 use crate::model::config::Head;
 use crate::model::{Decoder, ModelError};
 use crate::ops::param::Training;
@@ -36,6 +37,9 @@ pub enum RolesError {
     /// A model cannot be read.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// A tokenizer cannot be read.
+    #[error(transparent)]
+    Tokenizer(#[from] DataError),
     /// Policy and scorer read different vocabularies.
     #[error(
         "{scorer} has a vocabulary of {found} tokens, the policy one of {expected}: they were made with different tokenizers, \
@@ -49,13 +53,28 @@ pub enum RolesError {
         /// The policy's.
         expected: usize,
     },
+    /// The vocabularies are of one size, but their tokens are not the same.
+    #[error(
+        "{scorer} was made with another tokenizer than the policy (token {id} is {found:?} there and {expected:?} in the policy), \
+         so its scores would mean nothing; train it from the same model as the policy"
+    )]
+    Tokens {
+        /// The scoring model's folder.
+        scorer: String,
+        /// The first id that differs.
+        id: u32,
+        /// Its token in the scoring model.
+        found: String,
+        /// Its token in the policy.
+        expected: String,
+    },
 }
 
 impl Roles {
     /// Loads all four: actor and reference from `policy`, critic and reward model from `reward_model`.
     ///
     /// # Errors
-    /// If a model cannot be read or vocabularies differ.
+    /// If a model or tokenizer cannot be read or vocabularies differ.
     pub fn load(policy: &Path, reward_model: &Path, device: &Device) -> Result<Self, RolesError> {
         let language = |training: Training| {
             Decoder::load(policy, Head::LanguageModel, 0, move |_| training, device)
@@ -70,16 +89,18 @@ impl Roles {
             reward: RewardModel::new(score(Training::Frozen)?),
         };
         check_vocabulary(&roles.actor, roles.reward.decoder(), reward_model)?;
+        check_tokens(policy, reward_model)?;
         Ok(roles)
     }
 }
 
-/// Loads a second reward model that only evaluations use.
+/// Loads a second reward model that only evaluations use; `actor` was loaded from the folder `policy`.
 ///
 /// # Errors
 /// As [`Roles::load`].
 pub fn load_judge(
     actor: &Decoder,
+    policy: &Path,
     folder: &Path,
     device: &Device,
 ) -> Result<RewardModel, RolesError> {
@@ -89,6 +110,7 @@ pub fn load_judge(
         device,
     )?);
     check_vocabulary(actor, judge.decoder(), folder)?;
+    check_tokens(policy, folder)?;
     Ok(judge)
 }
 
@@ -105,4 +127,26 @@ fn check_vocabulary(policy: &Decoder, scorer: &Decoder, folder: &Path) -> Result
         found,
         expected,
     })
+}
+
+/// Two tokenizers trained to one size pass [`check_vocabulary`], and yet no token need be the same. A folder without a
+/// tokenizer, whose data is ids, cannot be checked.
+fn check_tokens(policy: &Path, scorer: &Path) -> Result<(), RolesError> {
+    let (Some(ours), Some(theirs)) = (tokenizer_in(policy)?, tokenizer_in(scorer)?) else {
+        return Ok(());
+    };
+    match ours.first_difference(&theirs) {
+        None => Ok(()),
+        Some((id, expected, found)) => Err(RolesError::Tokens {
+            scorer: scorer.display().to_string(),
+            id,
+            found,
+            expected,
+        }),
+    }
+}
+
+fn tokenizer_in(folder: &Path) -> Result<Option<Tokenizer>, DataError> {
+    let exists = folder.join("tokenizer.json").exists();
+    exists.then(|| Tokenizer::load(folder)).transpose()
 }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::{Workspace, example, pair, prompt, records};
+use crate::support::{Workspace, example, pair, prompt, read, records};
 
 /// Runs a command that must fail, and looks for these parts in what it says.
 #[track_caller]
@@ -177,6 +177,43 @@ fn roles_of_different_vocabularies_are_refused() {
         &workspace,
         "ppo config.toml --set ppo.reward_model=runs/small/reward/final",
         &["runs/small/reward/final", "290", "320", "vocabulary"],
+    );
+}
+
+/// Vocabularies of one size, in which two tokens have changed places.
+#[test]
+fn roles_of_different_tokens_are_refused() {
+    let workspace = Workspace::trained();
+    let name = "models/reward/tokenizer.json";
+    let mut tokenizer: serde_json::Value =
+        serde_json::from_slice(&read(&workspace.path(name))).expect("JSON");
+    let vocabulary = tokenizer["model"]["vocab"].as_object_mut().expect("tokens");
+    for id in vocabulary.values_mut() {
+        match id.as_u64() {
+            Some(310) => *id = 311.into(),
+            Some(311) => *id = 310.into(),
+            _ => {}
+        }
+    }
+    workspace.write(name, &tokenizer.to_string());
+    refused(
+        &workspace,
+        "ppo config.toml",
+        &["models/reward", "another tokenizer", "token 310"],
+    );
+    let judge = "--set ppo.reward_model=models/sound --set ppo.judge_model=models/reward";
+    for file in ["config.json", "model.safetensors"] {
+        let (from, to) = (
+            format!("models/reward/{file}"),
+            format!("models/sound/{file}"),
+        );
+        std::fs::create_dir_all(workspace.path("models/sound")).expect("a writable folder");
+        std::fs::copy(workspace.path(&from), workspace.path(&to)).expect("a copy");
+    }
+    refused(
+        &workspace,
+        &format!("ppo config.toml {judge}"),
+        &["models/reward", "another tokenizer"],
     );
 }
 

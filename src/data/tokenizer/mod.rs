@@ -172,6 +172,21 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
+    /// The lowest id that stands for one token here and for another in `other`: the id, this token, that one.
+    ///
+    /// A token that only one of them has is no difference: an id that the other never meets.
+    pub fn first_difference(&self, other: &Tokenizer) -> Option<(u32, String, String)> {
+        let both = |id| {
+            Some((
+                id,
+                self.inner.id_to_token(id)?,
+                other.inner.id_to_token(id)?,
+            ))
+        };
+        let ids = 0..self.vocab_size.min(other.vocab_size) as u32;
+        ids.filter_map(both).find(|(_, here, there)| here != there)
+    }
+
     /// One more than the largest id: the rows that an embedding needs.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size

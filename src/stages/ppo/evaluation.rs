@@ -92,7 +92,7 @@ impl<'a> Evaluator<'a> {
         let judge = config
             .judge_model
             .as_deref()
-            .map(|folder| load_judge(&roles.actor, folder, context.device))
+            .map(|folder| load_judge(&roles.actor, &config.from, folder, context.device))
             .transpose()?;
         let lexicon = config.lexicon.as_deref().map(Lexicon::read).transpose()?;
         Ok(Some(Self {
