@@ -243,8 +243,14 @@ mod tests {
 
     #[test]
     fn what_evaluations_measure_on_stays() {
-        let found = changes(&["ppo.eval_seed=9"]);
-        assert_eq!(found, vec![("ppo.eval_seed".into(), Effect::ChangesResult)]);
+        let held_out = "ppo.eval_prompts=held_out.jsonl";
+        let (old, new) = (
+            resolve(&[held_out]),
+            resolve(&[held_out, "ppo.eval_seed=9"]),
+        );
+        let found = diff(&old.unwrap(), &new.unwrap()).unwrap();
+        assert_eq!(found[0].key, "ppo.eval_seed");
+        assert_eq!(found[0].effect, Effect::ChangesResult);
     }
 
     #[test]

@@ -366,7 +366,7 @@ fn a_missing_start_is_reported_once() {
     let text = "[run]\nname = \"a\"\n[model]\nfrom = \"no-such\"\n[sft]\ndata = \"Cargo.toml\"\n";
     let document = Document::parse(text, Path::new("trial.toml")).unwrap();
     let config = Config::resolve(&document).unwrap();
-    assert_eq!(config.tokenizer.from.as_deref(), Some(Path::new("no-such")));
+    assert_eq!(config.sft.as_ref().unwrap().from, Path::new("no-such"));
     let error = config
         .check_files(&document, &[Stage::Sft])
         .unwrap_err()

@@ -248,5 +248,5 @@ fn flags_that_cannot_be_met() {
     let elsewhere = "generate --model model --prompts prompts.jsonl --out no/such/out.jsonl";
     refused(good, elsewhere, &["no/such/out.jsonl", "existing folder"]);
     #[cfg(not(feature = "cuda"))]
-    with("--device cuda:0", &["--device cuda:0", "--features cuda"]);
+    with("--device cuda:0", &["\"cuda:0\"", "--features cuda"]);
 }
