@@ -24,6 +24,7 @@ PROMPT_WORDS = 8
 EVAL_PROMPTS = 256
 TRAIN_PAIRS = 5000  # for the reward model, and as many for the judge
 EVAL_PAIRS = 500
+HALF_PAIRS = 2000  # for the reward model of one half of the lexicon, and as many for the judge of the other
 MIN_GAP = 2.0  # least difference in valence within a pair
 MAX_USES = 6  # pairs that one sentence may stand in
 
@@ -54,6 +55,11 @@ def valence(text, words):
     """
     runs = re.findall(r"[A-Za-z']+", text)
     return sum(words.get(run.strip("'").lower(), 0.0) for run in runs)
+
+
+def half(words, which):
+    """Every other word of the lexicon in alphabetical order, from the first (0) or the second (1) on."""
+    return {word: words[word] for word in sorted(words)[which::2]}
 
 
 def paragraphs(text):
@@ -159,6 +165,8 @@ def build(train_text, val_text, words):
         "pairs_reward.jsonl": pairs(train[0::2], words, TRAIN_PAIRS, "reward"),
         "pairs_judge.jsonl": pairs(train[1::2], words, TRAIN_PAIRS, "judge"),
         "pairs_eval.jsonl": pairs(val, words, EVAL_PAIRS, "eval"),
+        "pairs_half_reward.jsonl": pairs(train[0::2], half(words, 0), HALF_PAIRS, "half reward"),
+        "pairs_half_judge.jsonl": pairs(train[1::2], half(words, 1), HALF_PAIRS, "half judge"),
     }
 
 
@@ -172,8 +180,9 @@ def texts_of(record):
 def check_separation(files):
     """Stop if training data begins like anything held out, or the judge shares a sentence with the reward model."""
     seen = {name: {t for r in records for t in texts_of(r)} for name, records in files.items()}
-    if seen["pairs_reward.jsonl"] & seen["pairs_judge.jsonl"]:
-        sys.exit("the reward model and the judge share a sentence")
+    for kind in ("", "half_"):
+        if seen[f"pairs_{kind}reward.jsonl"] & seen[f"pairs_{kind}judge.jsonl"]:
+            sys.exit("the reward model and the judge share a sentence")
     starts = {" ".join(t.split()[:PROMPT_WORDS]) for n, ts in seen.items() if "_eval" not in n for t in ts}
     for name in (n for n in files if "_eval" in n):
         leaked = [t for t in seen[name] if " ".join(t.split()[:PROMPT_WORDS]) in starts]
