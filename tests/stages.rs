@@ -13,5 +13,7 @@ mod on_policy;
 mod overfitting;
 #[path = "stages/pipeline.rs"]
 mod pipeline;
+#[path = "stages/refusal.rs"]
+mod refusal;
 #[path = "stages/support.rs"]
 mod support;

@@ -362,6 +362,22 @@ fn a_stage_asks_for_those_whose_models_it_reads() {
 }
 
 #[test]
+#[cfg(not(feature = "hub"))]
+fn a_name_of_the_hub_asks_for_the_feature() {
+    let text =
+        "[run]\nname = \"a\"\n[model]\nfrom = \"owner/name\"\n[sft]\ndata = \"Cargo.toml\"\n";
+    let document = Document::parse(text, Path::new("trial.toml")).unwrap();
+    let config = Config::resolve(&document).unwrap();
+    let error = config.check_files(&document, &[Stage::Sft]).unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.starts_with("model.from = \"owner/name\" (trial.toml:4)"),
+        "{error}"
+    );
+    assert!(error.contains("--features hub"), "{error}");
+}
+
+#[test]
 fn a_missing_start_is_reported_once() {
     let text = "[run]\nname = \"a\"\n[model]\nfrom = \"no-such\"\n[sft]\ndata = \"Cargo.toml\"\n";
     let document = Document::parse(text, Path::new("trial.toml")).unwrap();

@@ -4,18 +4,19 @@
 //! A stage's folder keeps both, for the run's `config.toml` is replaced by whichever command comes next.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{self, BufReader, Read};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::config::diff::{Change, Effect, diff};
-use crate::config::{Config, Stage};
+use crate::config::{Config, ModelStart, Stage};
+use crate::files::checksum::{self, Checksum};
 use crate::train::run_folder::{RunFolder, StageFolder};
 
-/// The checksum of each input by its key, such as `ppo.from`, and its place in the key's list.
-type Inputs = BTreeMap<String, String>;
+/// The checksums of what each key names, such as `ppo.from`, file by file.
+type Inputs = BTreeMap<String, Vec<Checksum>>;
 
 /// Refuses a configuration that would have led one of `stages` elsewhere than where it has begun to go. Other changes are noted on
 /// the terminal.
@@ -29,8 +30,9 @@ pub fn check_config(config: &Config, folder: &RunFolder, stages: &[Stage]) -> Re
         if !files.has_begun() {
             continue;
         }
-        let old = Config::load(&files.config(), &[])
-            .with_context(|| format!("the configuration that {stage} was begun with"))?;
+        let old = Config::load(&files.config(), &[]).with_context(|| {
+            format!("the configuration that {stage} was begun with; start over with --fresh")
+        })?;
         for change in diff(&old, config)?
             .iter()
             .filter(|change| change.concerns(stage))
@@ -71,18 +73,17 @@ pub fn check_inputs(
     let now = inputs(local, stage)?;
     if files.has_begun() {
         let then = read_inputs(&files.inputs())?;
+        let keys: BTreeSet<&String> = now.keys().chain(then.keys()).collect();
         let differ = |key: &&String| then.get(*key) != now.get(*key);
-        let changed: Vec<&str> = now
-            .keys()
-            .chain(then.keys())
+        let changed: Vec<&str> = keys
+            .into_iter()
             .filter(differ)
             .map(String::as_str)
             .collect();
         if !changed.is_empty() {
-            let changed: BTreeSet<&str> = changed.into_iter().collect();
             bail!(
                 "stage {stage} was begun with other contents of {}; put them back, or start the stage over: collimate {stage} … --fresh",
-                changed.into_iter().collect::<Vec<_>>().join(", ")
+                changed.join(", ")
             );
         }
     }
@@ -103,47 +104,26 @@ fn read_inputs(file: &Path) -> Result<Inputs> {
 
 fn inputs(config: &Config, stage: Stage) -> Result<Inputs> {
     let mut inputs = Inputs::new();
-    let mut note = |key: String, path: &Path| -> Result<()> {
-        let sum = checksum(path).with_context(|| format!("{key} = \"{}\"", path.display()))?;
-        let place = (1..).map(|place| format!("{key} ({place})"));
-        let free = std::iter::once(key.clone())
-            .chain(place)
-            .find(|key| !inputs.contains_key(key));
-        inputs.insert(free.unwrap_or(key), sum);
-        Ok(())
-    };
-    for (key, path) in config
+    let own = config
         .data_files(stage)
         .into_iter()
-        .chain(config.models_read(stage))
-    {
-        note(format!("{stage}.{key}"), path)?;
-    }
-    if let Some(path) = &config.tokenizer.from {
-        note("tokenizer.from".to_owned(), path)?;
-    }
-    if stage == Stage::Pretrain
-        && let Some(folder) = config.model.start.as_ref().and_then(|start| start.folder())
-    {
-        note("model.from".to_owned(), folder)?;
+        .chain(config.models_read(stage));
+    let own = own.map(|(key, path)| (format!("{stage}.{key}"), path));
+    let tokenizer = config.tokenizer.from.as_deref();
+    let tokenizer = tokenizer.map(|path| ("tokenizer.from".to_owned(), path));
+    let start = config.model.start.as_ref().and_then(ModelStart::folder);
+    let start = start.filter(|_| stage == Stage::Pretrain);
+    let start = start.map(|path| ("model.from".to_owned(), path));
+    for (key, path) in own.chain(tokenizer).chain(start) {
+        let sums = sums(path).with_context(|| format!("{key} = \"{}\"", path.display()))?;
+        inputs.entry(key).or_default().extend(sums);
     }
     Ok(inputs)
 }
 
-/// CRC-32 over the bytes of a file, or over those of a model folder that say what the model computes.
-fn checksum(path: &Path) -> io::Result<String> {
-    let mut crc = crc32fast::Hasher::new();
-    for file in files_of(path)? {
-        let mut reader = BufReader::with_capacity(1 << 20, File::open(file)?);
-        let mut buffer = vec![0; 1 << 20];
-        loop {
-            match reader.read(&mut buffer)? {
-                0 => break,
-                read => crc.update(&buffer[..read]),
-            }
-        }
-    }
-    Ok(format!("{:08x}", crc.finalize()))
+fn sums(path: &Path) -> io::Result<Vec<Checksum>> {
+    let files = files_of(path)?;
+    files.iter().map(|file| checksum::of_file(file)).collect()
 }
 
 /// The file itself, or a folder's JSON, templates and weights, by name.

@@ -10,14 +10,15 @@
 //! state (counters, cursors, coefficients) is one JSON value, under checksum like the rest.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::durable::{self, on};
+use crate::files::checksum::{self, Checksum, Summed};
 
 const MANIFEST: &str = "manifest.json";
 const STATE: &str = "state.json";
@@ -77,21 +78,14 @@ pub struct Writer {
     step: u64,
     beside: PathBuf,
     target: PathBuf,
-    files: BTreeMap<String, Entry>,
+    files: BTreeMap<String, Checksum>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Manifest {
     format: u32,
     step: u64,
-    files: BTreeMap<String, Entry>,
-}
-
-/// What a file must be to be the one that was written.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Entry {
-    bytes: u64,
-    crc32: u32,
+    files: BTreeMap<String, Checksum>,
 }
 
 impl Checkpoints {
@@ -237,14 +231,10 @@ impl Writer {
             return Err(CheckpointError::Name(name.into()));
         }
         let path = self.beside.join(name);
-        let entry = durable::write_synced(&path, |file| -> io::Result<Entry> {
-            let mut summed = Summed {
-                inner: file,
-                bytes: 0,
-                crc: crc32fast::Hasher::new(),
-            };
+        let entry = durable::write_synced(&path, |file| -> io::Result<Checksum> {
+            let mut summed = Summed::new(file);
             write(&mut summed)?;
-            Ok(summed.entry())
+            Ok(summed.finish())
         })?;
         self.files.insert(name.into(), entry);
         Ok(())
@@ -294,35 +284,6 @@ impl Drop for Writer {
     }
 }
 
-/// Counts and sums what passes through.
-struct Summed<'a> {
-    inner: &'a mut dyn Write,
-    bytes: u64,
-    crc: crc32fast::Hasher,
-}
-
-impl Summed<'_> {
-    fn entry(self) -> Entry {
-        Entry {
-            bytes: self.bytes,
-            crc32: self.crc.finalize(),
-        }
-    }
-}
-
-impl Write for Summed<'_> {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        let written = self.inner.write(buffer)?;
-        self.crc.update(&buffer[..written]);
-        self.bytes += written as u64;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
-}
-
 /// `step-00000120`.
 fn folder_name(step: u64) -> String {
     format!("step-{step:08}")
@@ -360,7 +321,8 @@ fn verify(folder: &Path, step: u64) -> Result<(), String> {
         return Err(format!("{MANIFEST}: does not describe step {step}"));
     }
     for (name, expected) in &manifest.files {
-        let found = entry_of(&folder.join(name)).map_err(|error| format!("{name}: {error}"))?;
+        let found =
+            checksum::of_file(&folder.join(name)).map_err(|error| format!("{name}: {error}"))?;
         if found.bytes != expected.bytes {
             return Err(format!(
                 "{name}: {} bytes, expected {}",
@@ -375,29 +337,6 @@ fn verify(folder: &Path, step: u64) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-fn entry_of(path: &Path) -> io::Result<Entry> {
-    let mut file = File::open(path)?;
-    let mut buffer = vec![0; 1 << 20];
-    let mut crc = crc32fast::Hasher::new();
-    let mut bytes = 0;
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => {
-                return Ok(Entry {
-                    bytes,
-                    crc32: crc.finalize(),
-                });
-            }
-            Ok(read) => {
-                crc.update(&buffer[..read]);
-                bytes += read as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
 }
 
 #[cfg(test)]

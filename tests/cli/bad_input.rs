@@ -247,6 +247,12 @@ fn flags_that_cannot_be_met() {
     with("--stop end", &["--stop \"end\"", "tokenizer"]);
     let elsewhere = "generate --model model --prompts prompts.jsonl --out no/such/out.jsonl";
     refused(good, elsewhere, &["no/such/out.jsonl", "existing folder"]);
+    #[cfg(not(feature = "hub"))]
+    refused(
+        good,
+        "generate --model owner/name --prompts prompts.jsonl --out out.jsonl",
+        &["owner/name: no such folder", "--features hub"],
+    );
     #[cfg(not(feature = "cuda"))]
     with("--device cuda:0", &["\"cuda:0\"", "--features cuda"]);
 }

@@ -12,7 +12,7 @@ use collimate::model::config::{Activation, DecoderConfig, Family, Geometry, Head
 use collimate::model::hf_config::HfConfig;
 use collimate::model::{Decoder, Gradient, Recompute};
 use collimate::ops::activation::{gelu_tanh, swiglu};
-use collimate::ops::attention::{Attention, Segments, attend};
+use collimate::ops::attention::{Segments, attend};
 use collimate::ops::embedding::embed;
 use collimate::ops::head::{Target, TokenLogProbs, token_log_probs};
 use collimate::ops::linear::{Linear, Projection};
@@ -20,7 +20,7 @@ use collimate::ops::norm::Norm;
 use collimate::ops::param::{Param, ParamStore, Training};
 use collimate::ops::rope::Rotation;
 
-use crate::support::{Anyhow, noise, store, tensor};
+use crate::support::{Anyhow, attention, noise, store, tensor};
 
 /// Directions a gradient is asked along.
 const DIRECTIONS: u64 = 3;
@@ -191,19 +191,13 @@ fn of_rotations_and_activations() -> Anyhow {
 #[test]
 fn of_attention() -> Anyhow {
     let none = store(&[])?;
-    for (query_heads, kv_heads, head_dim, window) in [
+    for shape in [
         (4, 2, 8, None),
         (3, 3, 20, Some(7)),
         (2, 1, 16, Some(1)),
         (2, 1, 8, Some(70)),
     ] {
-        let spec = Attention {
-            query_heads,
-            kv_heads,
-            head_dim,
-            scale: 0.25,
-            window,
-        };
+        let spec = attention(shape);
         let segments = Segments::from_lengths([1, 23, 80]);
         let x = tensor(&[104, spec.columns()], 8);
         operation(&format!("{spec:?}"), &none, &x, |x| {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor, Var};
 use collimate::ops::activation::{gelu_tanh, swiglu, swiglu_composed};
-use collimate::ops::attention::{Attention, Segments, attend, composed};
+use collimate::ops::attention::{Segments, attend, composed};
 use collimate::ops::embedding;
 use collimate::ops::head::{Target, composed as head_composed, token_log_probs};
 use collimate::ops::linear::{Linear, Projection};
@@ -12,7 +12,7 @@ use collimate::ops::norm::Norm;
 use collimate::ops::param::ParamStore;
 use collimate::ops::rope::Rotation;
 
-use crate::support::{Anyhow, gap, store, tensor};
+use crate::support::{Anyhow, attention, gap, store, tensor};
 
 /// Result, gradient of the input, gradients of the parameters, for the loss Σ r·y with random r.
 fn probe(
@@ -150,19 +150,13 @@ fn operations_agree_with_their_oracles() -> Anyhow {
 #[test]
 fn attention_agrees_with_its_oracle() -> Anyhow {
     let none = store(&[])?;
-    for (query_heads, kv_heads, head_dim, window) in [
+    for shape in [
         (4, 2, 8, None),
         (3, 3, 32, None),
         (6, 1, 20, Some(7)),
         (2, 1, 16, Some(90)),
     ] {
-        let spec = Attention {
-            query_heads,
-            kv_heads,
-            head_dim,
-            scale: 0.25,
-            window,
-        };
+        let spec = attention(shape);
         let segments = Segments::from_lengths([1, 23, 150, 7]);
         let x = tensor(&[181, spec.columns()], 8);
         let what = format!("attention {spec:?}");

@@ -7,7 +7,7 @@ use candle_core::{Device, Result, Tensor};
 use collimate::model::Decoder;
 use collimate::model::config::{DecoderConfig, Family, Geometry, Head};
 use collimate::model::hf_config::HfConfig;
-use collimate::ops::attention::Segments;
+use collimate::ops::attention::{Attention, Segments};
 use collimate::ops::param::{Initial, ParamStore, Training};
 use rollout::random::{Key, Purpose};
 
@@ -25,6 +25,19 @@ pub const LANGUAGE_MODELS: [&str; 9] = [
     "gpt2",
     "gpt2_bare",
 ];
+
+/// Attention of these query heads, key and value heads, head size and window.
+pub fn attention(
+    (query_heads, kv_heads, head_dim, window): (usize, usize, usize, Option<usize>),
+) -> Attention {
+    Attention {
+        query_heads,
+        kv_heads,
+        head_dim,
+        scale: 0.25,
+        window,
+    }
+}
 
 pub fn folder(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

@@ -2,26 +2,8 @@
 
 use serde_json::json;
 
+use crate::refusal::refused;
 use crate::support::{Workspace, example, pair, prompt, read, records};
-
-/// Runs a command that must fail, and looks for these parts in what it says.
-#[track_caller]
-fn refused(workspace: &Workspace, arguments: &str, says: &[&str]) {
-    let ended = workspace.run(arguments);
-    assert_eq!(ended.code, Some(1), "{arguments}: {}", ended.stderr);
-    assert!(
-        !ended.stderr.contains("panicked"),
-        "{arguments}: {}",
-        ended.stderr
-    );
-    for part in says {
-        assert!(
-            ended.stderr.contains(part),
-            "{arguments}: no {part:?} in\n{}",
-            ended.stderr
-        );
-    }
-}
 
 #[test]
 fn a_malformed_line_is_named() {
@@ -177,6 +159,20 @@ fn roles_of_different_vocabularies_are_refused() {
         &workspace,
         "ppo config.toml --set ppo.reward_model=runs/small/reward/final",
         &["runs/small/reward/final", "290", "320", "vocabulary"],
+    );
+}
+
+#[test]
+fn a_tokenizer_that_is_too_large_for_the_model_is_refused() {
+    let workspace = Workspace::trained();
+    let large = "--set run.name=large --set tokenizer.vocab_size=330";
+    workspace.succeed(&format!(
+        "pretrain config.toml {large} --set pretrain.max_steps=1"
+    ));
+    refused(
+        &workspace,
+        "sft config.toml --set tokenizer.from=runs/large/pretrain/final",
+        &["330", "320", "models/pretrain", "tokenizer.from"],
     );
 }
 

@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 
+use crate::refusal::refused;
 use crate::support::{Workspace, lines, read};
 
 const STAGES: [&str; 4] = ["pretrain", "sft", "reward", "ppo"];
@@ -79,15 +80,11 @@ fn a_change_that_would_change_the_result_is_refused() {
     let weights = workspace.weights("trial", "ppo");
 
     let changed = "ppo config.toml --set ppo.max_steps=2 --set ppo.kl_coef=0.5";
-    let refused = workspace.run(changed);
-    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
-    for part in ["ppo.kl_coef", "0.05", "0.5", "--fresh"] {
-        assert!(
-            refused.stderr.contains(part),
-            "no {part:?} in {}",
-            refused.stderr
-        );
-    }
+    refused(
+        &workspace,
+        changed,
+        &["ppo.kl_coef", "0.05", "0.5", "--fresh"],
+    );
     assert!(workspace.weights("trial", "ppo") == weights);
 
     workspace.succeed(
@@ -115,13 +112,8 @@ fn a_stage_that_has_not_begun_may_change() {
     workspace.succeed("pretrain config.toml --set pretrain.max_steps=5");
     workspace.succeed("sft config.toml --set pretrain.max_steps=5 --set sft.learning_rate=1e-3 --set sft.max_steps=5");
     // But not what it would start from.
-    let refused = workspace.run("reward config.toml --set pretrain.max_steps=6");
-    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
-    assert!(
-        refused.stderr.contains("pretrain.max_steps"),
-        "{}",
-        refused.stderr
-    );
+    let changed = "reward config.toml --set pretrain.max_steps=6";
+    refused(&workspace, changed, &["pretrain.max_steps"]);
 }
 
 #[test]
@@ -235,19 +227,6 @@ fn assert_samples(workspace: &Workspace, evaluations: usize) {
     );
 }
 
-/// That `arguments` is refused, with a message that has all `parts`.
-fn assert_refused(workspace: &Workspace, arguments: &str, parts: &[&str]) {
-    let refused = workspace.run(arguments);
-    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
-    for part in parts {
-        assert!(
-            refused.stderr.contains(part),
-            "no {part:?} in {}",
-            refused.stderr
-        );
-    }
-}
-
 #[test]
 fn a_stage_whose_inputs_were_replaced_is_refused() {
     let workspace = Workspace::trained();
@@ -258,7 +237,7 @@ fn a_stage_whose_inputs_were_replaced_is_refused() {
     let sets = format!("{sets} --set sft.batch_size=8");
     workspace.succeed(&format!("sft config.toml {sets} --fresh"));
     let other = format!("reward config.toml {sets}");
-    assert_refused(&workspace, &other, &["reward.from", "--fresh"]);
+    refused(&workspace, &other, &["reward.from", "--fresh"]);
 
     let pairs = read(&workspace.path("pairs.jsonl"));
     let pairs = String::from_utf8(pairs).expect("UTF-8");
@@ -268,7 +247,7 @@ fn a_stage_whose_inputs_were_replaced_is_refused() {
         "pairs.jsonl",
         pairs.trim_end().rsplit_once('\n').expect("pairs").0,
     );
-    assert_refused(&workspace, &other, &["reward.data", "--fresh"]);
+    refused(&workspace, &other, &["reward.data", "--fresh"]);
     workspace.succeed(&fresh);
 }
 
@@ -280,7 +259,7 @@ fn a_stage_remembers_its_configuration_when_others_run_between() {
     let without_ppo = config.split("[ppo]").next().expect("a table");
     workspace.write("no_ppo.toml", without_ppo);
     workspace.succeed("sft no_ppo.toml --set sft.max_steps=2");
-    assert_refused(
+    refused(
         &workspace,
         "ppo config.toml --set ppo.max_steps=2 --set ppo.cliprange=0.5 --set sft.max_steps=2",
         &["ppo.cliprange", "--fresh"],

@@ -1,5 +1,7 @@
 //! Every damage that a crash or a disk can do must leave the newest whole checkpoint in use.
 
+use std::fs::File;
+
 use super::*;
 
 fn save(checkpoints: &Checkpoints, step: u64) {
