@@ -13,6 +13,7 @@ const ROWS: usize = 8;
 const LENGTH: usize = 256;
 
 fn main() -> anyhow::Result<()> {
+    collimate::train::process::set_up();
     for recompute in [Recompute::None, Recompute::Block] {
         let model = support::tiny6()?;
         let config = AdamWConfig {

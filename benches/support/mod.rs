@@ -44,6 +44,9 @@ pub fn report(
     tokens: usize,
     mut work: impl FnMut() -> anyhow::Result<()> + Send,
 ) -> anyhow::Result<()> {
+    if std::env::var_os("PROFILE").is_some() {
+        collimate::ops::profile::enable();
+    }
     let mut seconds = rayon::scope(|_| {
         work()?;
         let timed = |_| {
@@ -52,6 +55,14 @@ pub fn report(
         };
         (0..3).map(timed).collect::<anyhow::Result<Vec<f64>>>()
     })?;
+    for ((part, name), total) in collimate::ops::profile::take() {
+        println!(
+            "  {part:>8} {name:<24} {:>6} calls {:>9.2} ms {:>9.1} MB",
+            total.calls / 4,
+            total.time.as_secs_f64() * 250.0,
+            total.bytes as f64 / 4e6
+        );
+    }
     seconds.sort_by(f64::total_cmp);
     let rate = tokens as f64 / seconds[1];
     let peak = collimate::train::memory::peak_bytes().unwrap_or(0);
@@ -64,4 +75,20 @@ pub fn report(
         serde_json::json!({"case": case, "tokens_per_second": rate, "seconds": seconds, "peak_bytes": peak})
     );
     Ok(())
+}
+
+/// SmolLM2-135M-Instruct with all parameters trained, if `models/smollm2-135m` is there.
+pub fn smollm2() -> anyhow::Result<Option<Decoder>> {
+    let folder = std::path::Path::new("models/smollm2-135m");
+    if !folder.exists() {
+        return Ok(None);
+    }
+    let train = |_: &_| Training::Trained;
+    Ok(Some(Decoder::load(
+        folder,
+        Head::LanguageModel,
+        0,
+        train,
+        &Device::Cpu,
+    )?))
 }

@@ -1,15 +1,14 @@
 //! The decoder as the generator sees it: cache, next-token logits, draws.
 //!
-//! It borrows the live parameters, so nothing is copied or synchronised between training and rollout; packed panels belong to the
-//! parameters and are made again when those move.
+//! It borrows the live parameters, so nothing is copied or synchronised between training and rollout. While it lives, those keep
+//! their packed panels, which are made again when they move.
 
 use candle_core::Tensor;
-use rayon::prelude::*;
 use rollout::{CacheSpec, Draw, Drawn, Model, ModelResult, Step, draw_row};
 
 use super::Decoder;
 use crate::ops::attention::cached::{BLOCK_TOKENS, Cache, NewTokens};
-use crate::ops::storage;
+use crate::ops::{pool, profile, storage};
 
 // The generator's blocks are the kernel's.
 const _: () = assert!(BLOCK_TOKENS == rollout::BLOCK_TOKENS);
@@ -23,10 +22,20 @@ pub struct Generator<'a> {
 impl<'a> Generator<'a> {
     /// Borrows the live weights of `decoder`.
     pub fn new(decoder: &'a Decoder) -> Self {
+        decoder.params().iter().for_each(|p| p.keep_panels(true));
         Self {
             decoder,
             cache: None,
         }
+    }
+}
+
+impl Drop for Generator<'_> {
+    fn drop(&mut self) {
+        self.decoder
+            .params()
+            .iter()
+            .for_each(|p| p.keep_panels(false));
     }
 }
 
@@ -81,13 +90,13 @@ impl Model for Generator<'_> {
     }
 
     fn draw(&mut self, logits: &Tensor, draws: &[Draw<'_>]) -> ModelResult<Vec<Drawn>> {
+        let _span = profile::span("draw");
         let (vocabulary, on_host) = (logits.dim(1)?, logits.to_device(&candle_core::Device::Cpu)?);
-        let drawn: Result<Vec<Drawn>, _> = storage::read(&on_host, |logits| {
-            draws
-                .par_iter()
-                .map(|d| draw_row(&logits[d.row * vocabulary..][..vocabulary], d))
-                .collect()
+        let drawn = storage::read(&on_host, |logits| {
+            pool::map(draws, |d| {
+                draw_row(&logits[d.row * vocabulary..][..vocabulary], d)
+            })
         })?;
-        Ok(drawn?)
+        Ok(drawn.into_iter().collect::<Result<_, _>>()?)
     }
 }

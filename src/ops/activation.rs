@@ -4,15 +4,18 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use multiversion::multiversion;
-use rayon::prelude::*;
 use rollout::row::exp;
 
 use super::dispatch::has_kernels;
+use super::pool;
+use super::profile;
 use super::residual::Operation;
 use super::storage;
 
-/// Rows per task.
+/// Rows of one task.
 const ROWS: usize = 16;
+/// Elements of one task where rows do not matter.
+const BLOCK: usize = 1 << 14;
 /// √(2/π), of GELU's tanh form.
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 /// Cubic coefficient of GELU's tanh form.
@@ -89,33 +92,36 @@ impl CustomOp1 for SwiGlu {
     }
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let _span = profile::span("swiglu");
         let (x, rows, width) = (storage::slice(s, l)?, l.dims()[0], l.dims()[1] / 2);
         let mut y = vec![0f32; rows * width];
-        y.par_chunks_exact_mut(width)
-            .zip(x.par_chunks_exact(2 * width))
-            .with_min_len(ROWS)
-            .for_each(|(y, x)| {
+        let blocks = y.chunks_mut(ROWS * width).zip(x.chunks(ROWS * 2 * width));
+        pool::for_each(blocks, |(y, x)| {
+            for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(2 * width)) {
                 let (gate, up) = x.split_at(width);
                 swiglu_row(gate, up, y);
-            });
+            }
+        });
         Ok((CpuStorage::F32(y), Shape::from((rows, width))))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let _span = profile::span("swiglu backward");
         let (rows, columns) = x.dims2()?;
         let (dy, width) = (dy.contiguous()?, columns / 2);
         let mut dx = vec![0f32; rows * columns];
         storage::read(x, |x| {
             storage::read(&dy, |dy| {
-                let inputs = x.par_chunks_exact(columns).zip(dy.par_chunks_exact(width));
-                dx.par_chunks_exact_mut(columns)
-                    .zip(inputs)
-                    .with_min_len(ROWS)
-                    .for_each(|(dx, (x, dy))| {
+                let inputs = x.chunks(ROWS * columns).zip(dy.chunks(ROWS * width));
+                let blocks = dx.chunks_mut(ROWS * columns).zip(inputs);
+                pool::for_each(blocks, |(dx, (x, dy))| {
+                    let inputs = x.chunks_exact(columns).zip(dy.chunks_exact(width));
+                    for (dx, (x, dy)) in dx.chunks_exact_mut(columns).zip(inputs) {
                         let (gate, up) = x.split_at(width);
                         let (dgate, dup) = dx.split_at_mut(width);
                         swiglu_row_backward(gate, up, dy, dgate, dup);
-                    });
+                    }
+                });
             })
         })??;
         Ok(Some(Tensor::from_vec(dx, (rows, columns), x.device())?))
@@ -153,20 +159,22 @@ impl CustomOp1 for GeluTanh {
     }
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let _span = profile::span("gelu");
         let x = storage::slice(s, l)?;
         let mut y = vec![0f32; x.len()];
-        y.par_chunks_mut(1 << 14)
-            .zip(x.par_chunks(1 << 14))
-            .for_each(|(y, x)| gelu_block(x, y));
+        pool::for_each(y.chunks_mut(BLOCK).zip(x.chunks(BLOCK)), |(y, x)| {
+            gelu_block(x, y)
+        });
         Ok((CpuStorage::F32(y), l.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let _span = profile::span("gelu backward");
         let mut d = dy.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
         storage::read(x, |x| {
-            d.par_chunks_mut(1 << 14)
-                .zip(x.par_chunks(1 << 14))
-                .for_each(|(d, x)| gelu_block_backward(x, d));
+            pool::for_each(d.chunks_mut(BLOCK).zip(x.chunks(BLOCK)), |(d, x)| {
+                gelu_block_backward(x, d)
+            });
         })?;
         Ok(Some(Tensor::from_vec(d, x.dims(), x.device())?))
     }

@@ -6,10 +6,10 @@
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, Var, bail};
-use rayon::prelude::*;
 
 use super::dispatch::has_kernels;
 use super::param::Param;
+use super::profile;
 use super::storage;
 use super::tap::tap;
 
@@ -70,19 +70,19 @@ impl CustomOp1 for Embed {
     }
 
     fn cpu_fwd(&self, _anchor: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        let _span = profile::span("embedding");
         let width = self.table.dims()[1];
         let mut out = vec![0f32; self.ids.len() * width];
         storage::read(self.table.value(), |table| {
-            out.par_chunks_exact_mut(width)
-                .zip(&self.ids[..])
-                .for_each(|(row, &id)| {
-                    row.copy_from_slice(&table[id as usize * width..][..width]);
-                });
+            for (row, &id) in out.chunks_exact_mut(width).zip(&self.ids) {
+                row.copy_from_slice(&table[id as usize * width..][..width]);
+            }
         })?;
         Ok((CpuStorage::F32(out), Shape::from((self.ids.len(), width))))
     }
 
     fn bwd(&self, anchor: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let _span = profile::span("embedding backward");
         let (dy, width) = (dy.contiguous()?, self.table.dims()[1]);
         storage::read(&dy, |dy| {
             self.table.accumulate_with(|grad| {

@@ -10,12 +10,13 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 use rollout::row::{self, RowStats};
 
 use super::dispatch::has_kernels;
 use super::param::Param;
-use super::product::{Matrix, Panels, Write, all_threads, multiply, product};
+use super::pool;
+use super::product::{Matrix, Threads, Weight, Write, multiply, product};
+use super::profile;
 use super::recompute::recompute;
 use super::storage;
 
@@ -213,6 +214,11 @@ struct Distribution<'a> {
 }
 
 impl Fused {
+    /// Vocabulary and width of the head.
+    fn shape(&self) -> (usize, usize) {
+        (self.head.dims()[0], self.head.dims()[1])
+    }
+
     fn distribution<'a>(&self, logits: &'a [f32], target: &Target) -> Distribution<'a> {
         let scores: Cow<[f32]> = match &target.kept {
             Some(kept) => Cow::Owned(row::gather(logits, kept)),
@@ -263,15 +269,16 @@ impl Fused {
     }
 
     /// Logits of a chunk of targets: `[targets, vocabulary]`, with their hidden rows gathered.
-    fn logits(&self, hidden: &[f32], targets: &[Target], panels: &Panels) -> (Vec<f32>, Vec<f32>) {
-        let (width, vocabulary) = (panels.inputs(), panels.outputs());
+    fn logits(&self, hidden: &[f32], targets: &[Target], weight: Weight) -> (Vec<f32>, Vec<f32>) {
+        let (vocabulary, width) = self.shape();
         let rows: Vec<f32> = targets
             .iter()
             .flat_map(|t| &hidden[t.row * width..][..width])
             .copied()
             .collect();
         let mut logits = vec![0f32; targets.len() * vocabulary];
-        product(&rows, panels, &mut logits, vocabulary, 0);
+        let x = Matrix::new(&rows, targets.len(), width, width);
+        product(x, &[weight], &mut logits, vocabulary, 0);
         (rows, logits)
     }
 
@@ -280,15 +287,16 @@ impl Fused {
         hidden: &[f32],
         targets: &[Target],
         grads: &[f32],
-        panels: &Panels,
+        weight: Weight,
         dh: &mut [f32],
     ) -> Result<()> {
-        let (width, vocabulary) = (panels.inputs(), panels.outputs());
-        let (rows, mut logits) = self.logits(hidden, targets, panels);
-        logits
-            .par_chunks_exact_mut(vocabulary)
-            .zip(targets.par_iter().zip(grads.par_chunks_exact(2)))
-            .for_each(|(logits, (target, grad))| self.backward_row(logits, target, grad));
+        let (vocabulary, width) = self.shape();
+        let (rows, mut logits) = self.logits(hidden, targets, weight);
+        let inputs = targets.iter().zip(grads.chunks_exact(2));
+        let rows_of_logits = logits.chunks_exact_mut(vocabulary).zip(inputs);
+        pool::for_each(rows_of_logits, |(logits, (target, grad))| {
+            self.backward_row(logits, target, grad)
+        });
         let dlogits = Matrix::new(&logits, targets.len(), vocabulary, vocabulary);
         let mut part = vec![0f32; rows.len()];
         storage::read(self.head.value(), |w| {
@@ -298,7 +306,7 @@ impl Fused {
                 &mut part,
                 width,
                 Write::Set,
-                all_threads(),
+                Threads::All,
             );
         })?;
         for (target, part) in targets.iter().zip(part.chunks_exact(width)) {
@@ -309,7 +317,7 @@ impl Fused {
         }
         let rows = Matrix::new(&rows, targets.len(), width, width);
         self.head
-            .accumulate_with(|dw| multiply(dlogits.t(), rows, dw, width, Write::Add, all_threads()))
+            .accumulate_with(|dw| multiply(dlogits.t(), rows, dw, width, Write::Add, Threads::All))
     }
 }
 
@@ -338,25 +346,28 @@ impl CustomOp1 for Fused {
     }
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (hidden, panels) = (storage::slice(s, l)?, self.head.panels()?);
+        let _span = profile::span("head");
+        let (hidden, operand) = (storage::slice(s, l)?, self.head.operand()?);
+        let (vocabulary, _) = self.shape();
         let mut out = vec![0f32; self.targets.len() * 2];
         for (targets, out) in self
             .targets
             .chunks(CHUNK_ROWS)
             .zip(out.chunks_mut(2 * CHUNK_ROWS))
         {
-            let (_, logits) = self.logits(hidden, targets, &panels);
-            out.par_chunks_exact_mut(2)
-                .zip(logits.par_chunks_exact(panels.outputs()).zip(targets))
-                .for_each(|(out, (logits, target))| {
-                    out.copy_from_slice(&self.forward_row(logits, target))
-                });
+            let (_, logits) = self.logits(hidden, targets, operand.weight());
+            let inputs = logits.chunks_exact(vocabulary).zip(targets);
+            let rows = out.chunks_exact_mut(2).zip(inputs);
+            pool::for_each(rows, |(out, (logits, target))| {
+                out.copy_from_slice(&self.forward_row(logits, target))
+            });
         }
         Ok((CpuStorage::F32(out), Shape::from((self.targets.len(), 2))))
     }
 
     fn bwd(&self, hidden: &Tensor, _out: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let (grad, panels) = (grad.contiguous()?, self.head.panels()?);
+        let _span = profile::span("head backward");
+        let (grad, operand) = (grad.contiguous()?, self.head.operand()?);
         let mut dh = vec![0f32; hidden.elem_count()];
         storage::read(hidden, |hidden| {
             storage::read(&grad, |grad| {
@@ -365,7 +376,7 @@ impl CustomOp1 for Fused {
                     .chunks(CHUNK_ROWS)
                     .zip(grad.chunks(2 * CHUNK_ROWS));
                 for (targets, grads) in chunks {
-                    self.backward_chunk(hidden, targets, grads, &panels, &mut dh)?;
+                    self.backward_chunk(hidden, targets, grads, operand.weight(), &mut dh)?;
                 }
                 Ok::<_, candle_core::Error>(())
             })

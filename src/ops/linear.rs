@@ -8,8 +8,9 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 use super::dispatch::has_kernels;
-use super::param::Param;
-use super::product::{Matrix, Write, all_threads, multiply, product};
+use super::param::{Operand, Param};
+use super::product::{Matrix, Threads, Weight, Write, multiply, product};
+use super::profile;
 use super::residual::Operation;
 use super::storage;
 use super::tap::tap;
@@ -129,10 +130,8 @@ impl Projection {
         })
     }
 
-    /// Writes this projection's columns of `y`.
-    fn write(&self, x: &[f32], y: &mut [f32], width: usize, at: usize) -> Result<()> {
-        let panels = self.weight.panels()?;
-        product(x, &panels, y, width, at);
+    /// Adds the bias to this projection's columns of `y`, which begin at `at`.
+    fn add_bias(&self, y: &mut [f32], width: usize, at: usize) -> Result<()> {
         let Some(bias) = &self.bias else {
             return Ok(());
         };
@@ -164,12 +163,11 @@ impl Projection {
                 dx,
                 inputs,
                 Write::Add,
-                all_threads(),
+                Threads::All,
             );
         })?;
-        self.weight.accumulate_with(|dw| {
-            multiply(columns.t(), x, dw, inputs, Write::Add, all_threads())
-        })?;
+        self.weight
+            .accumulate_with(|dw| multiply(columns.t(), x, dw, inputs, Write::Add, Threads::All))?;
         let Some(bias) = &self.bias else {
             return Ok(());
         };
@@ -189,18 +187,34 @@ impl CustomOp1 for Fused {
     }
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (x, width) = (storage::slice(s, l)?, self.0.outputs);
+        let _span = profile::span("linear");
+        let (x, width, inputs) = (storage::slice(s, l)?, self.0.outputs, self.0.inputs);
         let rows = l.dims()[0];
+        let operands: Vec<_> = self
+            .0
+            .parts
+            .iter()
+            .map(|part| part.weight.operand())
+            .collect::<Result<_>>()?;
+        let weights: Vec<Weight> = operands.iter().map(Operand::weight).collect();
         let mut y = vec![0f32; rows * width];
+        product(
+            Matrix::new(x, rows, inputs, inputs),
+            &weights,
+            &mut y,
+            width,
+            0,
+        );
         let mut at = 0;
         for part in self.0.parts.iter() {
-            part.write(x, &mut y, width, at)?;
+            part.add_bias(&mut y, width, at)?;
             at += part.weight.dims()[0];
         }
         Ok((CpuStorage::F32(y), Shape::from((rows, width))))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let _span = profile::span("linear backward");
         let (dy, width, inputs) = (dy.contiguous()?, self.0.outputs, self.0.inputs);
         let rows = x.dims()[0];
         let mut dx = vec![0f32; rows * inputs];

@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
 use multiversion::multiversion;
-use rayon::prelude::*;
 
 use super::dispatch::has_kernels;
 use super::param::Param;
+use super::pool;
+use super::profile;
 use super::residual::Operation;
 use super::storage;
 use super::tap::tap;
@@ -293,10 +294,11 @@ impl CustomOp1 for Fused {
     }
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let _span = profile::span("norm");
         let mut y = storage::slice(s, l)?.to_vec();
         let width = l.dims()[l.dims().len() - 1];
         self.norm.with_slices(|w, b| {
-            y.par_chunks_mut(width * ROWS_PER_SUM).for_each(|rows| {
+            pool::for_each(y.chunks_mut(width * ROWS_PER_SUM), |rows| {
                 rows.chunks_exact_mut(width)
                     .for_each(|row| self.forward_row(row, w, b))
             });
@@ -305,24 +307,22 @@ impl CustomOp1 for Fused {
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let _span = profile::span("norm backward");
         let total = x.dim(D::Minus1)?;
         let mut d = dy.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
         let sums: Vec<Sums> = storage::read(x, |x| {
             self.norm.with_slices(|w, b| {
                 let rows = total * ROWS_PER_SUM;
-                d.par_chunks_mut(rows)
-                    .zip(x.par_chunks(rows))
-                    .map(|(d, x)| {
-                        let mut sums = Sums {
-                            weight: vec![0f32; w.len()],
-                            bias: vec![0f32; b.len()],
-                        };
-                        for (d, x) in d.chunks_exact_mut(total).zip(x.chunks_exact(total)) {
-                            self.backward_row(x, d, w, &mut sums);
-                        }
-                        sums
-                    })
-                    .collect()
+                pool::map(d.chunks_mut(rows).zip(x.chunks(rows)), |(d, x)| {
+                    let mut sums = Sums {
+                        weight: vec![0f32; w.len()],
+                        bias: vec![0f32; b.len()],
+                    };
+                    for (d, x) in d.chunks_exact_mut(total).zip(x.chunks_exact(total)) {
+                        self.backward_row(x, d, w, &mut sums);
+                    }
+                    sums
+                })
             })
         })??;
         add_sums(self.norm.weight(), sums.iter().map(|s| &s.weight))?;

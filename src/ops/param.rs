@@ -6,14 +6,15 @@
 //! The order is that of the names, so that sums over parameters and saved files never depend on chance.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Storage, Tensor, bail};
 
 use super::dispatch::has_kernels;
-use super::product::Panels;
-use super::storage;
+use super::product::{Matrix, Panels, Weight};
+use super::storage::{self, Reading};
 
 /// Whether a parameter is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +42,35 @@ pub struct Param {
     name: String,
     value: Tensor,
     grad: Option<Grad>,
-    panels: Mutex<Option<Arc<Panels>>>,
+    packing: Mutex<Packing>,
+}
+
+/// How products come by the parameter's panels.
+enum Packing {
+    /// They pack it on the way.
+    OnTheWay,
+    /// They are made at the first product after a change, and kept.
+    Kept(Option<Arc<Panels>>),
+}
+
+/// A matrix parameter, ready for products.
+pub enum Operand<G> {
+    /// Packed, and kept so.
+    Panels(Arc<Panels>),
+    /// As it lies.
+    Rows(Reading<G>, [usize; 2]),
+}
+
+impl<G: Deref<Target = Storage>> Operand<G> {
+    /// What a product reads.
+    pub fn weight(&self) -> Weight<'_> {
+        match self {
+            Self::Panels(panels) => Weight::Panels(panels),
+            Self::Rows(reading, [outputs, inputs]) => {
+                Weight::Rows(Matrix::new(reading.slice(), *outputs, *inputs, *inputs))
+            }
+        }
+    }
 }
 
 struct Grad {
@@ -77,21 +106,32 @@ impl Param {
         self.grad.as_ref().map(|g| &g.view)
     }
 
-    /// The matrix `[outputs, inputs]` packed for the forward product; packed once per change of the value.
+    /// The matrix `[outputs, inputs]` for a product.
     ///
     /// # Errors
     /// If the parameter is not a CPU matrix.
-    pub fn panels(&self) -> Result<Arc<Panels>> {
-        let mut slot = self.panels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(panels) = slot.as_ref() {
-            return Ok(panels.clone());
-        }
+    pub fn operand(&self) -> Result<Operand<impl Deref<Target = Storage>>> {
         let (outputs, inputs) = self.value.dims2()?;
-        let panels = Arc::new(storage::read(&self.value, |w| {
-            Panels::pack(w, outputs, inputs)
-        })?);
-        *slot = Some(panels.clone());
-        Ok(panels)
+        let reading = storage::open(&self.value)?;
+        let mut packing = self.packing.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(match &mut *packing {
+            Packing::OnTheWay => Operand::Rows(reading, [outputs, inputs]),
+            Packing::Kept(panels) => {
+                let pack = || Arc::new(Panels::pack(reading.slice(), outputs, inputs));
+                Operand::Panels(panels.get_or_insert_with(pack).clone())
+            }
+        })
+    }
+
+    /// Whether products are to keep the parameter's panels: so they are fast where rows are few, as in generation, and take as
+    /// much memory again.
+    pub fn keep_panels(&self, keep: bool) {
+        let mut packing = self.packing.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&*packing, keep) {
+            (Packing::OnTheWay, true) => *packing = Packing::Kept(None),
+            (_, false) => *packing = Packing::OnTheWay,
+            _ => {}
+        }
     }
 
     /// Hands the elements, row-major, to `f`; from another device they are copied first.
@@ -162,7 +202,10 @@ impl Param {
     }
 
     fn forget_panels(&self) {
-        *self.panels.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let mut packing = self.packing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Packing::Kept(panels) = &mut *packing {
+            *panels = None;
+        }
     }
 }
 
@@ -205,7 +248,7 @@ impl ParamStore {
                 name: item.name.clone(),
                 value,
                 grad,
-                panels: Mutex::new(None),
+                packing: Mutex::new(Packing::OnTheWay),
             };
             if params.insert(item.name.clone(), Arc::new(param)).is_some() {
                 bail!("parameter {} is given twice", item.name);

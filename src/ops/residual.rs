@@ -8,8 +8,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
+use super::pool;
+use super::profile;
 use super::storage;
 
 /// One of our operations, ready to be chained.
@@ -69,6 +70,7 @@ impl CustomOp1 for Residual {
     }
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let _span = profile::span("residual");
         let Some(branch) = self
             .output
             .lock()
@@ -83,6 +85,7 @@ impl CustomOp1 for Residual {
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let _span = profile::span("residual backward");
         let dy = dy.contiguous()?;
         let again;
         let steps = match &self.kept {
@@ -111,9 +114,10 @@ impl CustomOp1 for Residual {
 }
 
 fn add(to: &mut [f32], from: &[f32]) {
-    to.par_chunks_mut(BLOCK)
-        .zip(from.par_chunks(BLOCK))
-        .for_each(|(to, from)| {
+    pool::for_each(
+        to.chunks_mut(BLOCK).zip(from.chunks(BLOCK)),
+        |(to, from)| {
             to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
-        });
+        },
+    );
 }

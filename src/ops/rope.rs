@@ -6,11 +6,16 @@
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
+use multiversion::multiversion;
 
 use super::dispatch::has_kernels;
+use super::pool;
+use super::profile;
 use super::residual::Operation;
 use super::storage;
+
+/// Rows of one task.
+const ROWS: usize = 64;
 
 /// The frequencies of a model's pairs, which give the angles of any position.
 #[derive(Clone)]
@@ -116,21 +121,28 @@ impl Angles {
         let half = self.half;
         let angles = self
             .cos
-            .par_chunks_exact(half)
-            .zip(self.sin.par_chunks_exact(half));
-        data.par_chunks_exact_mut(columns)
-            .zip(angles)
-            .with_min_len(16)
-            .for_each(|(row, (cos, sin))| {
+            .chunks(ROWS * half)
+            .zip(self.sin.chunks(ROWS * half));
+        let blocks = data.chunks_mut(ROWS * columns).zip(angles);
+        pool::for_each(blocks, |(rows, (cos, sin))| {
+            let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
+            for (row, (cos, sin)) in rows.chunks_exact_mut(columns).zip(angles) {
                 for head in row[..heads * 2 * half].chunks_exact_mut(2 * half) {
-                    let (low, high) = head.split_at_mut(half);
-                    for i in 0..half {
-                        let (a, b, s) = (low[i], high[i], direction * sin[i]);
-                        low[i] = a * cos[i] - b * s;
-                        high[i] = b * cos[i] + a * s;
-                    }
+                    turn_head(head, cos, sin, direction);
                 }
-            });
+            }
+        });
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
+fn turn_head(head: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {
+    let (low, high) = head.split_at_mut(cos.len());
+    let pairs = low.iter_mut().zip(high);
+    for ((low, high), (&cos, &sin)) in pairs.zip(cos.iter().zip(sin)) {
+        let (a, b, s) = (*low, *high, direction * sin);
+        *low = a * cos - b * s;
+        *high = b * cos + a * s;
     }
 }
 
@@ -145,12 +157,14 @@ impl CustomOp1 for Rotate {
     }
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let _span = profile::span("rope");
         let mut y = storage::slice(s, l)?.to_vec();
         self.angles.turn(&mut y, l.dims()[1], self.heads, 1.0);
         Ok((CpuStorage::F32(y), l.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let _span = profile::span("rope backward");
         let mut d = dy.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
         self.angles.turn(&mut d, x.dims()[1], self.heads, -1.0);
         Ok(Some(Tensor::from_vec(d, x.dims(), x.device())?))

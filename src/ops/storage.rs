@@ -3,6 +3,7 @@
 //! Everything here is for contiguous `f32` tensors; other devices go through candle's own operations.
 
 use std::cell::Cell;
+use std::ops::{Deref, Range};
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, bail};
 
@@ -17,16 +18,50 @@ pub fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> 
     }
 }
 
+/// A contiguous `f32` CPU tensor that is held for reading; `G` is candle's guard.
+pub struct Reading<G> {
+    storage: G,
+    range: Range<usize>,
+}
+
+impl<G: Deref<Target = Storage>> Reading<G> {
+    /// The elements.
+    pub fn slice(&self) -> &[f32] {
+        match &*self.storage {
+            Storage::Cpu(CpuStorage::F32(data)) => &data[self.range.clone()],
+            _ => unreachable!("the type was looked at when the tensor was opened"),
+        }
+    }
+}
+
+/// Holds a tensor for reading.
+///
+/// # Errors
+/// If it is on another device, of another type, or not contiguous.
+pub fn open(tensor: &Tensor) -> Result<Reading<impl Deref<Target = Storage>>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cpu(CpuStorage::F32(_)) = &*storage else {
+        bail!(
+            "an f32 tensor on the CPU is needed, found {:?} on {:?}",
+            tensor.dtype(),
+            tensor.device()
+        )
+    };
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        bail!("a contiguous tensor is needed, found {layout:?}")
+    };
+    Ok(Reading {
+        storage,
+        range: start..end,
+    })
+}
+
 /// Hands the elements of a contiguous `f32` CPU tensor to `f`.
 ///
 /// # Errors
-/// If the tensor is on another device, of another type, or not contiguous.
+/// As [`open`].
 pub fn read<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
-    let (storage, layout) = tensor.storage_and_layout();
-    match &*storage {
-        Storage::Cpu(cpu) => Ok(f(slice(cpu, layout)?)),
-        _ => bail!("a CPU tensor is needed, found {:?}", tensor.device()),
-    }
+    Ok(f(open(tensor)?.slice()))
 }
 
 /// Lets `f` change the elements of a contiguous `f32` CPU tensor in place; views see the change.

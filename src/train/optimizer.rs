@@ -6,11 +6,11 @@
 
 use candle_core::{DType, Result, Tensor};
 use multiversion::multiversion;
-use rayon::prelude::*;
 
 use crate::ops::dispatch::has_kernels;
 use crate::ops::param::{Param, ParamStore};
 use crate::ops::storage;
+use crate::ops::{pool, profile};
 
 /// Elements whose squares are summed together, and of one task of a step.
 const BLOCK: usize = 1 << 14;
@@ -156,6 +156,7 @@ impl AdamW {
         params: &ParamStore,
         rate: impl Fn(&Param) -> f64,
     ) -> Result<StepOutcome> {
+        let _span = profile::span("optimizer");
         let grad_norm = global_norm(params)?;
         if !grad_norm.is_finite() {
             return Ok(StepOutcome::NotFinite);
@@ -209,10 +210,9 @@ impl Moments {
             Self::Host { first, second } => storage::read(grad, |g| {
                 let (m, v) = (&mut first[range.clone()], &mut second[range]);
                 param.update(|p| {
-                    p.par_chunks_mut(BLOCK)
-                        .zip(g.par_chunks(BLOCK))
-                        .zip(m.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK)))
-                        .for_each(|((p, g), (m, v))| step_block(p, g, m, v, factors));
+                    let moments = m.chunks_mut(BLOCK).zip(v.chunks_mut(BLOCK));
+                    let blocks = p.chunks_mut(BLOCK).zip(g.chunks(BLOCK)).zip(moments);
+                    pool::for_each(blocks, |((p, g), (m, v))| step_block(p, g, m, v, factors));
                 })
             })?,
             Self::Device { first, second } => {
@@ -254,8 +254,7 @@ pub fn global_norm(params: &ParamStore) -> Result<f64> {
     if !has_kernels(arena.device()) {
         return Ok(f64::from(arena.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt());
     }
-    let sums: Vec<f64> =
-        storage::read(arena, |g| g.par_chunks(BLOCK).map(sum_of_squares).collect())?;
+    let sums: Vec<f64> = storage::read(arena, |g| pool::map(g.chunks(BLOCK), sum_of_squares))?;
     Ok(sums.iter().sum::<f64>().sqrt())
 }
 

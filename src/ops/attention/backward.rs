@@ -5,13 +5,12 @@
 
 use std::ops::Range;
 
-use gemm::Parallelism;
-use rayon::prelude::*;
 use rollout::row;
 
 use super::Attention;
 use super::kernel::scatter_columns;
-use crate::ops::product::{Matrix, Write, multiply};
+use crate::ops::pool;
+use crate::ops::product::{Matrix, Threads, Write, multiply};
 
 /// Query rows of one tile.
 const TILE: usize = 64;
@@ -32,21 +31,18 @@ pub fn run(
     grad: &[f32],
 ) -> Vec<f32> {
     let (columns, outputs) = (spec.columns(), spec.outputs());
-    let parts: Vec<Part> = tasks
-        .par_iter()
-        .map(|(rows, head)| {
-            let (a, b) = (rows.start, rows.end);
-            let (qkv, outs) = (&qkv[a * columns..b * columns], a * outputs..b * outputs);
-            Task {
-                spec,
-                head: *head,
-                qkv,
-                out: &out[outs.clone()],
-                grad: &grad[outs],
-            }
-            .run()
-        })
-        .collect();
+    let parts: Vec<Part> = pool::map(tasks, |(rows, head)| {
+        let (a, b) = (rows.start, rows.end);
+        let (qkv, outs) = (&qkv[a * columns..b * columns], a * outputs..b * outputs);
+        Task {
+            spec,
+            head: *head,
+            qkv,
+            out: &out[outs.clone()],
+            grad: &grad[outs],
+        }
+        .run()
+    });
     let mut dqkv = vec![0f32; qkv.len()];
     for ((rows, head), part) in tasks.iter().zip(&parts) {
         let to = &mut dqkv[rows.start * columns..];
@@ -150,7 +146,7 @@ impl Task<'_> {
 
     /// P and dS of a tile: `[queries, keys seen]` each, at the buffers' start.
     fn probabilities(&self, tile: &Tile, scores: &mut Scores) {
-        let (seen, alone) = (tile.seen(), Parallelism::None);
+        let (seen, alone) = (tile.seen(), Threads::Caller);
         let Scores { p, ds } = scores;
         multiply(tile.queries, tile.keys.t(), p, seen, Write::Set, alone);
         multiply(tile.grads, tile.values.t(), ds, seen, Write::Set, alone);
@@ -164,7 +160,7 @@ impl Task<'_> {
     /// Adds a tile's share: dQ = dS·K, dK += dSᵀ·Q, dV += Pᵀ·dO.
     fn gradients(&self, tile: &Tile, scores: &Scores, part: &mut Part) {
         let (count, seen, d) = (tile.rows.len(), tile.seen(), self.spec.head_dim);
-        let (width, alone) = (self.spec.group() * d, Parallelism::None);
+        let (width, alone) = (self.spec.group() * d, Threads::Caller);
         let p = Matrix::new(&scores.p, count, seen, seen);
         let ds = Matrix::new(&scores.ds, count, seen, seen);
         let queries = &mut part.queries[tile.rows.start * width + tile.member * d..];

@@ -5,13 +5,13 @@
 //! and the mathematics is composed of candle's operations.
 
 use candle_core::{DType, Device, Result, Tensor, bail};
-use rayon::prelude::*;
 
 use super::composed::attend_dense;
 use super::kernel::{Scratch, attend_same};
 use super::{Attention, storage};
 use crate::ops::dispatch::has_kernels;
 use crate::ops::product::LANES;
+use crate::ops::{pool, profile};
 
 /// Tokens in one cache block.
 pub const BLOCK_TOKENS: usize = LANES;
@@ -100,6 +100,7 @@ impl Cache {
         news: &[NewTokens],
         spec: Attention,
     ) -> Result<Tensor> {
+        let _span = profile::span("cached attention");
         let rows: usize = news.iter().map(|n| n.count).sum();
         if qkv.dims() != [rows, spec.columns()] {
             bail!(
@@ -171,26 +172,19 @@ fn attend_blocks(
             .collect();
         let mut out = vec![0f32; rows.len() * outputs];
         let width = spec.group() * spec.head_dim;
-        out.par_chunks_exact_mut(width).enumerate().for_each_init(
-            Scratch::default,
-            |scratch, (task, out)| {
-                let (row, head) = (task / spec.kv_heads, task % spec.kv_heads);
-                let (new, position) = rows[row];
+        pool::for_each(out.chunks_exact_mut(outputs).enumerate(), |(row, out)| {
+            let (new, position) = rows[row];
+            let mut scratch = Scratch::default();
+            for (head, out) in out.chunks_exact_mut(width).enumerate() {
                 let block = |&b: &u32| block_of(data, b as usize, head, &spec);
                 let blocks: Vec<&[f32]> = new.blocks[..position / BLOCK_TOKENS + 1]
                     .iter()
                     .map(block)
                     .collect();
-                attend_same(
-                    &spec,
-                    &qkv[row * columns + head * width..][..width],
-                    position,
-                    &blocks,
-                    scratch,
-                    out,
-                );
-            },
-        );
+                let query = &qkv[row * columns + head * width..][..width];
+                attend_same(&spec, query, position, &blocks, &mut scratch, out);
+            }
+        });
         out
     })?;
     Tensor::from_vec(out, (qkv.dim(0)?, outputs), qkv.device())

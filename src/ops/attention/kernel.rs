@@ -11,7 +11,7 @@ use multiversion::multiversion;
 use rollout::row;
 
 use super::Attention;
-use crate::ops::product::{LANES, Window, chain};
+use crate::ops::product::LANES;
 
 /// Query rows computed together.
 pub const TILE: usize = 6;
@@ -243,6 +243,56 @@ impl Tile<'_> {
             }
         }
     }
+}
+
+/// Where a kernel writes: columns `at..at + columns` of a row-major matrix whose rows are `stride` apart.
+pub struct Window<'a> {
+    data: &'a mut [f32],
+    stride: usize,
+    at: usize,
+    columns: usize,
+}
+
+impl<'a> Window<'a> {
+    /// `columns` columns from `at` on.
+    #[inline(always)]
+    pub fn new(data: &'a mut [f32], stride: usize, at: usize, columns: usize) -> Self {
+        Self {
+            data,
+            stride,
+            at,
+            columns,
+        }
+    }
+
+    /// The window's part of a row.
+    #[inline(always)]
+    fn row(&mut self, row: usize) -> &mut [f32] {
+        &mut self.data[row * self.stride + self.at..][..self.columns]
+    }
+}
+
+/// Continues `M` × [`LANES`] chains: `acc[i][j] += x[i][p] · panel[p][j]` for `p = 0..k` in order, one fused
+/// multiply-add each. Rows of `x` are `stride` apart.
+#[inline(always)]
+fn chain<const M: usize>(
+    x: &[f32],
+    stride: usize,
+    k: usize,
+    panel: &[f32],
+    acc: &mut [[f32; LANES]; M],
+) {
+    let rows: [&[f32]; M] = std::array::from_fn(|i| &x[i * stride..i * stride + k]);
+    let mut local = *acc;
+    for (p, b) in panel.as_chunks::<LANES>().0.iter().enumerate().take(k) {
+        for i in 0..M {
+            let a = rows[i][p];
+            for j in 0..LANES {
+                local[i][j] = a.mul_add(b[j], local[i][j]);
+            }
+        }
+    }
+    *acc = local;
 }
 
 /// Copies rows of `width` into columns `at..at+width` of rows of `out_width`.

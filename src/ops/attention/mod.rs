@@ -13,14 +13,14 @@ pub(crate) mod kernel;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 use super::dispatch::has_kernels;
-use super::product::Window;
+use super::pool;
+use super::profile;
 use super::residual::Operation;
 use super::storage;
 pub use composed::attend as composed;
-use kernel::{Blocks, Queries, Scratch};
+use kernel::{Blocks, Queries, Scratch, Window};
 
 /// Shape and scale of an attention layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -195,18 +195,16 @@ impl CustomOp1 for Fused {
     }
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let _span = profile::span("attention");
         let (qkv, columns, width) = (
             storage::slice(s, l)?,
             self.spec.columns(),
             self.spec.outputs(),
         );
         let tasks = self.tasks();
-        let parts: Vec<Vec<f32>> = tasks
-            .par_iter()
-            .map(|(rows, head)| {
-                self.forward_task(&qkv[rows.start * columns..rows.end * columns], *head)
-            })
-            .collect();
+        let parts: Vec<Vec<f32>> = pool::map(&tasks, |(rows, head)| {
+            self.forward_task(&qkv[rows.start * columns..rows.end * columns], *head)
+        });
         let mut out = vec![0f32; self.segments.tokens() * width];
         let part_width = self.spec.group() * self.spec.head_dim;
         for ((rows, head), part) in tasks.iter().zip(&parts) {
@@ -225,6 +223,7 @@ impl CustomOp1 for Fused {
     }
 
     fn bwd(&self, qkv: &Tensor, out: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let _span = profile::span("attention backward");
         let grad = grad.contiguous()?;
         let dqkv = storage::read(qkv, |qkv| {
             storage::read(out, |out| {

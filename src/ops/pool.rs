@@ -1,0 +1,282 @@
+//! The threads that operations spread their work over.
+//!
+//! A decode step is some hundred parallel parts of a few microseconds each, with short serial parts between. A general pool's threads
+//! go to sleep there and take longer to wake than the next part lasts; these stay awake for a moment. A call while another one
+//! runs (from a second thread, or from inside a part) is done by its caller alone. Nothing here decides a result: who does an
+//! item changes no bit of it.
+
+use std::cell::UnsafeCell;
+use std::hint::spin_loop;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError, TryLockError};
+use std::thread;
+
+/// Looks for work before a thread goes to sleep: some hundred microseconds.
+const PATIENCE: usize = 20_000;
+/// Set in [`Team::inside`] when no further thread may join the job.
+const CLOSED: usize = 1 << (usize::BITS - 1);
+
+static TEAM: OnceLock<Team> = OnceLock::new();
+
+/// Threads that share the work, the caller among them: as many as rayon's, whose number the configuration sets.
+pub fn threads() -> usize {
+    rayon::current_num_threads()
+}
+
+/// Does `work` for each item, on all threads, in any order.
+pub fn for_each<T: Send>(items: impl IntoIterator<Item = T>, work: impl Fn(T) + Sync) {
+    let items: Vec<Mutex<Option<T>>> = items.into_iter().map(|t| Mutex::new(Some(t))).collect();
+    run(items.len(), &|i| {
+        if let Some(item) = lock(&items[i]).take() {
+            work(item);
+        }
+    });
+}
+
+/// The results of `work` for each item, in order.
+pub fn map<T: Send, R: Send>(
+    items: impl IntoIterator<Item = T>,
+    work: impl Fn(T) -> R + Sync,
+) -> Vec<R> {
+    let items: Vec<T> = items.into_iter().collect();
+    let mut results: Vec<Option<R>> = items.iter().map(|_| None).collect();
+    for_each(items.into_iter().zip(&mut results), |(item, result)| {
+        *result = Some(work(item));
+    });
+    results.into_iter().flatten().collect()
+}
+
+/// Calls `work` with every number below `count`.
+pub fn run(count: usize, work: &(dyn Fn(usize) + Sync)) {
+    if count <= 1 || threads() == 1 {
+        return (0..count).for_each(work);
+    }
+    let team = TEAM.get_or_init(Team::new);
+    team.hire(threads() - 1);
+    match team.busy.try_lock() {
+        Ok(_busy) => team.run(count, work),
+        Err(TryLockError::Poisoned(poisoned)) => {
+            let _busy = poisoned.into_inner();
+            team.run(count, work);
+        }
+        Err(TryLockError::WouldBlock) => (0..count).for_each(work),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What is to be done; it lives on the stack of who asked for it.
+#[derive(Clone, Copy)]
+struct Job {
+    work: *const (dyn Fn(usize) + Sync),
+    count: usize,
+}
+
+/// The threads, and the one job they work on.
+struct Team {
+    /// Held by who has asked for the job.
+    busy: Mutex<()>,
+    hired: AtomicUsize,
+    job: UnsafeCell<Option<Job>>,
+    /// Counts the jobs.
+    number: AtomicUsize,
+    /// The next item.
+    next: AtomicUsize,
+    /// Threads inside the job, and [`CLOSED`].
+    inside: AtomicUsize,
+    panicked: AtomicBool,
+    sleepers: AtomicUsize,
+    sleep: Mutex<()>,
+    wake: Condvar,
+}
+
+// SAFETY: `job` is written by the holder of `busy` while the job is closed and nobody is inside, and read by who is inside; what it
+// points to is `Sync`.
+unsafe impl Sync for Team {}
+unsafe impl Send for Team {}
+
+impl Team {
+    fn new() -> Self {
+        Self {
+            busy: Mutex::new(()),
+            hired: AtomicUsize::new(0),
+            job: UnsafeCell::new(None),
+            number: AtomicUsize::new(0),
+            next: AtomicUsize::new(0),
+            inside: AtomicUsize::new(CLOSED),
+            panicked: AtomicBool::new(false),
+            sleepers: AtomicUsize::new(0),
+            sleep: Mutex::new(()),
+            wake: Condvar::new(),
+        }
+    }
+
+    /// Sees to it that there are `count` threads beside the caller's; without them the work is done all the same.
+    fn hire(&'static self, count: usize) {
+        while self.hired.load(Ordering::Relaxed) < count {
+            let number = self.hired.fetch_add(1, Ordering::Relaxed);
+            let name = format!("ops-{number}");
+            let work = move || self.serve();
+            if number >= count || thread::Builder::new().name(name).spawn(work).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn run(&self, count: usize, work: &(dyn Fn(usize) + Sync)) {
+        // SAFETY: the lifetime is forgotten, but `Open` waits until nobody is inside before this function is left.
+        let work: *const (dyn Fn(usize) + Sync) =
+            unsafe { std::mem::transmute(std::ptr::from_ref(work)) };
+        // SAFETY: `busy` is held, and the former job is closed and empty.
+        unsafe { *self.job.get() = Some(Job { work, count }) };
+        self.next.store(0, Ordering::Relaxed);
+        self.panicked.store(false, Ordering::Relaxed);
+        let open = Open(self);
+        self.inside.store(0, Ordering::Release);
+        self.number.fetch_add(1, Ordering::SeqCst);
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            let _asleep = lock(&self.sleep);
+            self.wake.notify_all();
+        }
+        self.take_items(Job { work, count });
+        drop(open);
+        if self.panicked.load(Ordering::Relaxed) {
+            resume_unwind(Box::new(
+                "a part of an operation panicked on another thread",
+            ));
+        }
+    }
+
+    fn take_items(&self, job: Job) {
+        loop {
+            let item = self.next.fetch_add(1, Ordering::Relaxed);
+            if item >= job.count {
+                return;
+            }
+            // SAFETY: the job is not left by who asked for it while somebody is inside.
+            unsafe { (*job.work)(item) };
+        }
+    }
+
+    /// A thread's life.
+    fn serve(&self) {
+        let mut seen = 0;
+        loop {
+            seen = self.await_job(seen);
+            let join = |inside: usize| (inside & CLOSED == 0).then_some(inside + 1);
+            let joined = self
+                .inside
+                .fetch_update(Ordering::Acquire, Ordering::Relaxed, join);
+            if joined.is_err() {
+                continue;
+            }
+            // SAFETY: this thread is inside.
+            if let Some(job) = unsafe { *self.job.get() }
+                && catch_unwind(AssertUnwindSafe(|| self.take_items(job))).is_err()
+            {
+                self.panicked.store(true, Ordering::Relaxed);
+            }
+            self.inside.fetch_sub(1, Ordering::Release);
+        }
+    }
+
+    /// Waits for a job other than number `seen`, awake at first.
+    fn await_job(&self, seen: usize) -> usize {
+        for _ in 0..PATIENCE {
+            let number = self.number.load(Ordering::Acquire);
+            if number != seen {
+                return number;
+            }
+            spin_loop();
+        }
+        let mut asleep = lock(&self.sleep);
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        while self.number.load(Ordering::SeqCst) == seen {
+            asleep = self
+                .wake
+                .wait(asleep)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        self.number.load(Ordering::SeqCst)
+    }
+}
+
+/// A job that threads may join; when it is dropped, a panic on the way included, it is closed and they have left.
+struct Open<'a>(&'a Team);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        let team = self.0;
+        // After a panic the others need not finish what nobody will read.
+        team.next.fetch_add(usize::MAX / 2, Ordering::Relaxed);
+        team.inside.fetch_or(CLOSED, Ordering::AcqRel);
+        let mut looks = 0usize;
+        while team.inside.load(Ordering::Acquire) != CLOSED {
+            looks += 1;
+            match looks.is_multiple_of(1000) {
+                true => thread::yield_now(),
+                false => spin_loop(),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_item_is_done_once() {
+        for count in [0, 1, 2, 3, 100, 1000] {
+            let done: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+            run(count, &|i| {
+                done[i].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(done.iter().all(|d| d.load(Ordering::Relaxed) == 1));
+        }
+        assert_eq!(
+            map(0..50, |i| i * i),
+            (0..50).map(|i| i * i).collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
+    fn calls_from_inside_and_from_beside_are_done_too() {
+        let sum = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..100 {
+                        for_each(0..8, |_| {
+                            for_each(0..4, |i| {
+                                sum.fetch_add(i, Ordering::Relaxed);
+                            });
+                        });
+                    }
+                });
+            }
+        });
+        assert_eq!(sum.into_inner(), 4 * 100 * 8 * 6);
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_threads_go_on() {
+        for _ in 0..20 {
+            let part = |i: usize| assert!(i != 7, "on purpose");
+            assert!(catch_unwind(|| for_each(0..50, part)).is_err());
+        }
+        for_each(0..50, |i| assert!(i < 50));
+    }
+
+    #[test]
+    fn a_sleeping_thread_is_woken() {
+        for _ in 0..3 {
+            thread::sleep(std::time::Duration::from_millis(30));
+            assert_eq!(map(0..10, |i| i + 1).len(), 10);
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! The register tile, and one task of a product: some rows against neighbouring panels.
+
+use super::Write;
+#[cfg(target_arch = "x86_64")]
+use super::lanes::{Avx2, Avx512};
+use super::lanes::{LANES, Lanes, Level, Line, Plain, level};
+use super::matrix::Matrix;
+use super::pack::pack_on;
+
+/// Inputs that a task works on at once: its packed rows stay in the second-level cache. Chains go on through memory, which
+/// changes no bit.
+const DEPTH: usize = 128;
+
+/// Lines of packed rows that fit the second-level cache whole. Then panels, which come from memory, are read from end to end.
+const FEW: usize = 1 << 12;
+
+/// Passes over a round of panels from which on fetching the next round ahead pays; with fewer, the processor's own prefetching does
+/// better.
+const LEAST_PASSES: usize = 3;
+
+/// Rows of `a` against neighbouring panels.
+pub struct Task<'a> {
+    /// `[rows, k]`
+    pub a: Matrix<'a>,
+    /// Panels of `k` lines.
+    pub panels: &'a [Line],
+    /// Columns of the destination; they may end inside the last panel.
+    pub columns: usize,
+    /// Where they begin.
+    pub c: Destination,
+    /// What becomes of what it holds.
+    pub write: Write,
+}
+
+/// A window of a row-major matrix that tasks write disjoint parts of.
+#[derive(Clone, Copy)]
+pub struct Destination {
+    /// The first element.
+    pub at: *mut f32,
+    /// Distance of rows.
+    pub stride: usize,
+}
+
+// SAFETY: tasks write disjoint elements; who makes a `Task` sees to that.
+unsafe impl Send for Destination {}
+unsafe impl Sync for Destination {}
+
+impl Destination {
+    /// The window `row` rows lower and `column` columns to the right.
+    ///
+    /// # Safety
+    /// It must lie inside the matrix.
+    pub unsafe fn offset(self, row: usize, column: usize) -> Self {
+        // SAFETY: the caller's.
+        let at = unsafe { self.at.add(row * self.stride + column) };
+        Self { at, ..self }
+    }
+}
+
+/// Runs a task; `scratch` holds its packed rows.
+///
+/// # Safety
+/// The destination must hold `a`'s rows and the task's columns, and nobody else may touch them meanwhile.
+pub unsafe fn run(task: &Task, scratch: &mut Vec<Line>) {
+    // SAFETY: the level says that the instructions exist; the rest is the caller's.
+    unsafe {
+        match level() {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => run_avx512(task, scratch),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => run_avx2(task, scratch),
+            Level::Plain => run_on::<Plain>(task, scratch),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn run_avx512(task: &Task, scratch: &mut Vec<Line>) {
+    // SAFETY: the caller's.
+    unsafe { run_on::<Avx512>(task, scratch) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn run_avx2(task: &Task, scratch: &mut Vec<Line>) {
+    // SAFETY: the caller's.
+    unsafe { run_on::<Avx2>(task, scratch) }
+}
+
+/// The task, a depth at a time.
+#[inline(always)]
+unsafe fn run_on<L: Lanes>(task: &Task, scratch: &mut Vec<Line>) {
+    let (rows, k) = (task.a.height(), task.a.width());
+    let count = rows.div_ceil(LANES);
+    assert!(
+        task.columns.div_ceil(LANES) * k <= task.panels.len(),
+        "panels of a product are too few"
+    );
+    let most = if count * k <= FEW { k } else { DEPTH };
+    if scratch.len() < count * most {
+        scratch.resize(count * most, Line::default());
+    }
+    let mut write = task.write;
+    for start in (0..k).step_by(most) {
+        let depth = most.min(k - start);
+        for (i, panel) in scratch.chunks_exact_mut(depth).enumerate().take(count) {
+            // SAFETY: the caller's.
+            unsafe { pack_on::<L>(task.a, i * LANES, start..start + depth, panel) };
+        }
+        // SAFETY: the caller's, and the panels' number was checked.
+        unsafe { sweep::<L>(task, start, depth, write, scratch) };
+        write = Write::Add;
+    }
+}
+
+/// All packed rows against all panels, for inputs `start..start + depth`.
+#[inline(always)]
+unsafe fn sweep<L: Lanes>(task: &Task, start: usize, depth: usize, write: Write, packed: &[Line]) {
+    let (rows, k) = (task.a.height(), task.a.width());
+    let passes = rows.div_ceil(L::ROWS);
+    for column in (0..task.columns).step_by(L::PANELS * LANES) {
+        let columns = (task.columns - column).min(L::PANELS * LANES);
+        // What the next round reads is fetched while this one computes: a share a pass.
+        let ahead = Ahead {
+            from: task
+                .panels
+                .as_ptr()
+                .wrapping_add((column / LANES + L::PANELS) * k + start)
+                .cast(),
+            step: if passes < LEAST_PASSES {
+                0
+            } else {
+                L::PANELS * LANES / passes
+            },
+        };
+        for row in (0..rows).step_by(LANES) {
+            let end = rows.min(row + LANES);
+            for first in (row..end).step_by(L::ROWS) {
+                // SAFETY: packed rows and panels hold what the offsets reach, the destination by the caller's word.
+                unsafe {
+                    let tile = Tile {
+                        a: packed
+                            .as_ptr()
+                            .add(row / LANES * depth)
+                            .cast::<f32>()
+                            .add(first - row),
+                        b: task.panels.as_ptr().add(column / LANES * k + start).cast(),
+                        panel: k * LANES,
+                        depth,
+                        c: task.c.offset(first, column),
+                        columns,
+                        write,
+                        ahead: ahead.after(first / L::ROWS * depth),
+                    };
+                    tile.dispatch::<L>((end - first).min(L::ROWS));
+                }
+            }
+        }
+    }
+}
+
+/// A register tile: up to `ROWS` rows and `PANELS` panels.
+struct Tile {
+    /// Packed rows: `[depth]` of [`LANES`].
+    a: *const f32,
+    /// The first panel: `[depth]` of [`LANES`].
+    b: *const f32,
+    /// Distance of panels.
+    panel: usize,
+    depth: usize,
+    c: Destination,
+    columns: usize,
+    write: Write,
+    ahead: Ahead,
+}
+
+/// What a tile fetches for those after it.
+#[derive(Clone, Copy)]
+struct Ahead {
+    from: *const f32,
+    /// Elements for each of the tile's own inputs; 0 where nothing is to be fetched.
+    step: usize,
+}
+
+impl Ahead {
+    /// What remains after so many inputs.
+    fn after(self, inputs: usize) -> Self {
+        Self {
+            from: self.from.wrapping_add(inputs * self.step),
+            ..self
+        }
+    }
+}
+
+impl Tile {
+    #[inline(always)]
+    unsafe fn dispatch<L: Lanes>(&self, rows: usize) {
+        // SAFETY: the caller's.
+        unsafe {
+            match self.columns.div_ceil(LANES) {
+                1 => self.dispatch_rows::<L, 1>(rows),
+                2 if L::PANELS >= 2 => self.dispatch_rows::<L, 2>(rows),
+                3 if L::PANELS >= 3 => self.dispatch_rows::<L, 3>(rows),
+                _ => unreachable!("more panels than a tile takes"),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dispatch_rows<L: Lanes, const N: usize>(&self, rows: usize) {
+        // SAFETY: the caller's.
+        unsafe {
+            match rows {
+                1 => self.run::<L, 1, N>(),
+                2 => self.run::<L, 2, N>(),
+                3 => self.run::<L, 3, N>(),
+                4 => self.run::<L, 4, N>(),
+                5 if L::ROWS >= 5 => self.run::<L, 5, N>(),
+                6 if L::ROWS >= 6 => self.run::<L, 6, N>(),
+                7 if L::ROWS >= 7 => self.run::<L, 7, N>(),
+                8 if L::ROWS >= 8 => self.run::<L, 8, N>(),
+                _ => unreachable!("more rows than a tile takes"),
+            }
+        }
+    }
+
+    /// `c[i][j] (+)= Σₚ a[p][i] · b[p][j]`, p ascending, one fused multiply-add each.
+    #[inline(always)]
+    unsafe fn run<L: Lanes, const M: usize, const N: usize>(&self) {
+        let whole = self.columns == N * LANES;
+        let mut edge = [[0f32; LANES]; M];
+        // SAFETY: the caller's; where the last panel reaches past the columns, `edge` stands for it.
+        unsafe {
+            let mut acc = [[L::zero(); N]; M];
+            if self.write == Write::Add {
+                if !whole {
+                    self.copy_edge::<M>((N - 1) * LANES, |i, c, n| {
+                        edge[i][..n].copy_from_slice(std::slice::from_raw_parts(c, n))
+                    });
+                }
+                for i in 0..M {
+                    for j in 0..N {
+                        acc[i][j] = L::load(self.place(i, j, N, whole, &mut edge));
+                    }
+                }
+            }
+            for p in 0..self.depth {
+                if self.ahead.step > 0 {
+                    L::prefetch(self.ahead.from.wrapping_add(p * self.ahead.step));
+                }
+                let mut b = [L::zero(); N];
+                for j in 0..N {
+                    b[j] = L::load(self.b.add(j * self.panel + p * LANES));
+                }
+                for i in 0..M {
+                    let a = L::splat(self.a.add(p * LANES + i));
+                    for j in 0..N {
+                        acc[i][j] = a.mul_add(b[j], acc[i][j]);
+                    }
+                }
+            }
+            for i in 0..M {
+                for j in 0..N {
+                    acc[i][j].store(self.place(i, j, N, whole, &mut edge));
+                }
+            }
+            if !whole {
+                self.copy_edge::<M>((N - 1) * LANES, |i, c, n| {
+                    std::slice::from_raw_parts_mut(c, n).copy_from_slice(&edge[i][..n])
+                });
+            }
+        }
+    }
+
+    /// Where a register is kept: the destination, or the edge's stand-in.
+    #[inline(always)]
+    unsafe fn place<const M: usize>(
+        &self,
+        i: usize,
+        j: usize,
+        n: usize,
+        whole: bool,
+        edge: &mut [[f32; LANES]; M],
+    ) -> *mut f32 {
+        if !whole && j + 1 == n {
+            return edge[i].as_mut_ptr();
+        }
+        // SAFETY: the caller's.
+        unsafe { self.c.at.add(i * self.c.stride + j * LANES) }
+    }
+
+    /// Hands the destination's rows from `column` on, and how many elements they have, to `f`.
+    #[inline(always)]
+    unsafe fn copy_edge<const M: usize>(
+        &self,
+        column: usize,
+        mut f: impl FnMut(usize, *mut f32, usize),
+    ) {
+        for i in 0..M {
+            // SAFETY: the caller's.
+            f(
+                i,
+                unsafe { self.c.at.add(i * self.c.stride + column) },
+                self.columns - column,
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs the same task on every level that this processor has.
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        let (m, n, k) = (21usize, 70usize, 300usize);
+        let number = |i: usize| ((i * 2_654_435_761) % 1009) as f32 / 1009.0 - 0.5;
+        let a: Vec<f32> = (0..m * k).map(number).collect();
+        let line = |i: usize| Line(std::array::from_fn(|j| number(i * LANES + j)));
+        let panels: Vec<Line> = (0..n.div_ceil(LANES) * k).map(line).collect();
+        let results = |run: &dyn Fn(&Task, &mut Vec<Line>)| {
+            let mut c = vec![0.25f32; m * n];
+            let task = Task {
+                a: Matrix::new(&a, m, k, k),
+                panels: &panels,
+                columns: n,
+                c: Destination {
+                    at: c.as_mut_ptr(),
+                    stride: n,
+                },
+                write: Write::Add,
+            };
+            run(&task, &mut Vec::new());
+            c
+        };
+        // SAFETY: the destination is a whole matrix of the task's size.
+        let plain = results(&|task, scratch| unsafe { run_on::<Plain>(task, scratch) });
+        assert_eq!(
+            results(&|task, scratch| unsafe { super::run(task, scratch) }),
+            plain
+        );
+        #[cfg(target_arch = "x86_64")]
+        if level() != Level::Plain {
+            assert_eq!(
+                results(&|task, scratch| unsafe { run_avx2(task, scratch) }),
+                plain
+            );
+        }
+    }
+}

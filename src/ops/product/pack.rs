@@ -1,0 +1,127 @@
+//! Sixteen rows of a matrix side by side, `panel[p][i] = A[first + i][p]`: the layout of both operands of the kernel.
+
+use std::ops::Range;
+
+#[cfg(target_arch = "x86_64")]
+use super::lanes::{Avx2, Avx512};
+use super::lanes::{LANES, Lanes, Level, Line, Plain, level};
+use super::matrix::Matrix;
+
+/// Packs rows `first..first + LANES` of `matrix`, columns `columns`; rows past its end are zero.
+///
+/// # Panics
+/// If the columns lie outside or `panel` is too short: a bug of the caller.
+pub fn pack(matrix: Matrix, first: usize, columns: Range<usize>, panel: &mut [Line]) {
+    // SAFETY: the level says that the instructions exist.
+    unsafe {
+        match level() {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => pack_avx512(matrix, first, columns, panel),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => pack_avx2(matrix, first, columns, panel),
+            Level::Plain => pack_on::<Plain>(matrix, first, columns, panel),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn pack_avx512(matrix: Matrix, first: usize, columns: Range<usize>, panel: &mut [Line]) {
+    // SAFETY: the caller's.
+    unsafe { pack_on::<Avx512>(matrix, first, columns, panel) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn pack_avx2(matrix: Matrix, first: usize, columns: Range<usize>, panel: &mut [Line]) {
+    // SAFETY: the caller's.
+    unsafe { pack_on::<Avx2>(matrix, first, columns, panel) }
+}
+
+/// [`pack`] with the registers of `L`.
+///
+/// # Safety
+/// The processor must have their instructions.
+#[inline(always)]
+pub unsafe fn pack_on<L: Lanes>(
+    matrix: Matrix,
+    first: usize,
+    columns: Range<usize>,
+    panel: &mut [Line],
+) {
+    let count = LANES.min(matrix.height() - first);
+    let [row_stride, column_stride] = matrix.strides();
+    let data = matrix.data();
+    let start = first * row_stride + columns.start * column_stride;
+    let (from, panel) = (&data[start.min(data.len())..], &mut panel[..columns.len()]);
+    match column_stride {
+        // SAFETY: the caller's.
+        1 => unsafe { transpose::<L>(from, row_stride, count, panel) },
+        _ => gather(from, column_stride, count, panel),
+    }
+}
+
+/// Rows whose elements are neighbours.
+#[inline(always)]
+unsafe fn transpose<L: Lanes>(from: &[f32], stride: usize, count: usize, panel: &mut [Line]) {
+    let k = panel.len();
+    assert!(
+        k == 0 || (count - 1) * stride + k <= from.len(),
+        "rows to be packed reach past the matrix"
+    );
+    let (blocks, rest) = panel.as_chunks_mut::<LANES>();
+    for (i, lines) in blocks.iter_mut().enumerate() {
+        // SAFETY: sixteen elements from column 16·i on lie inside each of the rows, as was checked.
+        unsafe { transpose_block::<L>(from.as_ptr().add(i * LANES), stride, count, lines) };
+    }
+    let done = k - rest.len();
+    for (p, line) in rest.iter_mut().enumerate() {
+        line.0 = std::array::from_fn(|i| match i < count {
+            true => from[i * stride + done + p],
+            false => 0.0,
+        });
+    }
+}
+
+/// A square of sixteen by sixteen: four rounds of the perfect shuffle.
+#[inline(always)]
+unsafe fn transpose_block<L: Lanes>(
+    from: *const f32,
+    stride: usize,
+    count: usize,
+    lines: &mut [Line; LANES],
+) {
+    // SAFETY: the caller's: `count` rows of sixteen elements can be read.
+    unsafe {
+        let mut rows = [L::zero(); LANES];
+        for (i, row) in rows.iter_mut().enumerate() {
+            if i < count {
+                *row = L::load(from.add(i * stride));
+            }
+        }
+        for _ in 0..LANES.ilog2() {
+            let before = rows;
+            for i in 0..LANES / 2 {
+                [rows[2 * i], rows[2 * i + 1]] = before[i].interleave(before[i + LANES / 2]);
+            }
+        }
+        for (row, line) in rows.into_iter().zip(lines) {
+            row.store(line.0.as_mut_ptr());
+        }
+    }
+}
+
+/// Columns whose elements are neighbours.
+#[inline(always)]
+fn gather(from: &[f32], stride: usize, count: usize, panel: &mut [Line]) {
+    for (p, line) in panel.iter_mut().enumerate() {
+        let from = &from[p * stride..];
+        match from.first_chunk::<LANES>() {
+            Some(all) if count == LANES => line.0 = *all,
+            _ => {
+                line.0 = [0.0; LANES];
+                line.0[..count].copy_from_slice(&from[..count]);
+            }
+        }
+    }
+}

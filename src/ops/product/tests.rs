@@ -1,0 +1,103 @@
+use rollout::random::{Key, Purpose};
+
+use super::*;
+
+fn numbers(n: usize, seed: u64) -> Vec<f32> {
+    let key = Key::new(seed, Purpose::Init);
+    (0..n as u64)
+        .map(|i| (key.uniform(i, 0) - 0.5) as f32)
+        .collect()
+}
+
+/// The definition: one chain of fused multiply-adds an element.
+fn oracle(x: &[f32], w: &[f32], n: usize, k: usize, start: f32) -> Vec<f32> {
+    x.chunks_exact(k)
+        .flat_map(|row| {
+            (0..n).map(move |j| {
+                row.iter()
+                    .zip(&w[j * k..])
+                    .fold(start, |acc, (a, b)| a.mul_add(*b, acc))
+            })
+        })
+        .collect()
+}
+
+#[test]
+fn every_row_count_has_the_bits_of_the_definition() {
+    for (n, k) in [(1, 5), (16, 32), (40, 33), (100, 192), (49, 600)] {
+        let w = numbers(n * k, 1);
+        let panels = Panels::pack(&w, n, k);
+        for m in [1, 2, 5, 6, 7, 8, 9, 13, 16, 17, 96, 97, 250] {
+            let x = numbers(m * k, 2);
+            let expected = oracle(&x, &w, n, k, 0.0);
+            for weight in [
+                Weight::Panels(&panels),
+                Weight::Rows(Matrix::new(&w, n, k, k)),
+            ] {
+                let mut y = vec![f32::NAN; m * n];
+                product(Matrix::new(&x, m, k, k), &[weight], &mut y, n, 0);
+                assert_eq!(y, expected, "m={m} n={n} k={k}");
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_side_by_side_fill_their_columns() {
+    let (m, k) = (7, 20);
+    let (x, first, second) = (numbers(m * k, 1), numbers(5 * k, 2), numbers(18 * k, 3));
+    let packed = Panels::pack(&second, 18, k);
+    let weights = [
+        Weight::Rows(Matrix::new(&first, 5, k, k)),
+        Weight::Panels(&packed),
+    ];
+    let mut y = vec![9f32; m * 25];
+    product(Matrix::new(&x, m, k, k), &weights, &mut y, 25, 1);
+    let (a, b) = (
+        oracle(&x, &first, 5, k, 0.0),
+        oracle(&x, &second, 18, k, 0.0),
+    );
+    for (i, row) in y.chunks_exact(25).enumerate() {
+        assert_eq!((row[0], row[24]), (9.0, 9.0));
+        assert_eq!(row[1..6], a[i * 5..][..5]);
+        assert_eq!(row[6..24], b[i * 18..][..18]);
+    }
+}
+
+#[test]
+fn transposed_operands_and_windows_have_the_bits_of_the_definition() {
+    for (m, n, k) in [(5, 7, 9), (33, 70, 300), (130, 20, 17)] {
+        let (a, b) = (numbers(m * k, 3), numbers(n * k, 4));
+        let transposed = |x: &[f32], rows: usize| -> Vec<f32> {
+            (0..k * rows).map(|i| x[i % rows * k + i / rows]).collect()
+        };
+        let (at, bt) = (transposed(&a, m), transposed(&b, n));
+        let stride = n + 3;
+        let expected = oracle(&a, &b, n, k, 1.0);
+        let rows = [Matrix::new(&a, m, k, k), Matrix::new(&at, k, m, m).t()];
+        let columns = [Matrix::new(&b, n, k, k).t(), Matrix::new(&bt, k, n, n)];
+        for threads in [Threads::Caller, Threads::All] {
+            for (a, b) in rows
+                .iter()
+                .flat_map(|a| columns.iter().map(move |b| (*a, *b)))
+            {
+                let mut c = vec![1f32; m * stride];
+                multiply(a, b, &mut c[2..], stride, Write::Add, threads);
+                for i in 0..m {
+                    assert_eq!(c[i * stride + 2..][..n], expected[i * n..][..n]);
+                    assert_eq!((c[i * stride], c[i * stride + 1]), (1.0, 1.0));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_product_of_no_inputs_is_zero() {
+    let mut c = [3f32; 4];
+    let (a, b) = (Matrix::new(&[], 2, 0, 0), Matrix::new(&[], 0, 2, 2));
+    multiply(a, b, &mut c, 2, Write::Add, Threads::Caller);
+    assert_eq!(c, [3.0; 4]);
+    multiply(a, b, &mut c, 2, Write::Set, Threads::Caller);
+    assert_eq!(c, [0.0; 4]);
+}
