@@ -1,54 +1,74 @@
-//! One optimizer step of next-token training on `tiny6`, 8 rows of 256 tokens: the `sft` case of the peers.
+//! One optimizer step of next-token training, 8 rows of 256 tokens: the `sft` cases of the peers.
 //!
 //!     cargo bench --bench train_step
 
 mod support;
 
-use collimate::model::{Gradient, Recompute};
+use anyhow::Result;
+use collimate::model::{Decoder, Gradient, Recompute};
 use collimate::ops::attention::Segments;
 use collimate::ops::head::Target;
+use collimate::ops::param::Training;
 use collimate::train::optimizer::{AdamW, AdamWConfig};
+use serde_json::json;
 
 const ROWS: usize = 8;
 const LENGTH: usize = 256;
 
-fn main() -> anyhow::Result<()> {
-    collimate::train::process::set_up();
-    for recompute in [Recompute::None, Recompute::Block] {
-        let model = support::tiny6()?;
-        let config = AdamWConfig {
-            beta1: 0.9,
-            beta2: 0.95,
-            epsilon: 1e-8,
-            weight_decay: 0.0,
-            max_grad_norm: 1.0,
-        };
-        let mut optimizer = AdamW::new(model.params(), config)?;
-        let ids: Vec<u32> = (0..(ROWS * LENGTH) as u32)
-            .map(|i| (i * 2_654_435) % support::VOCABULARY)
-            .collect();
-        let segments = Segments::from_lengths([LENGTH; ROWS]);
-        let predicts = |row: &usize| row % LENGTH != LENGTH - 1;
-        let targets: Vec<Target> = (0..ids.len())
-            .filter(predicts)
-            .map(|row| Target::whole(row, ids[row + 1]))
-            .collect();
-        support::report(
-            &format!("train tiny6 8x256 recompute={recompute:?}"),
-            ids.len(),
-            || {
-                model.params().zero_grad()?;
-                let hidden = model.forward(&ids, &segments, Gradient::Record(recompute))?;
-                model
-                    .log_probs(&hidden, &targets, 1.0)?
-                    .log_probs
-                    .mean_all()?
-                    .neg()?
-                    .backward()?;
-                optimizer.step(model.params(), |_| 1e-5)?;
-                Ok(())
-            },
-        )?;
-    }
+fn main() -> Result<()> {
+    support::run(&[
+        ("train tiny6", step),
+        ("train tiny6 recompute", step),
+        ("train smollm2", step),
+        ("train smollm2 recompute", step),
+    ])
+}
+
+fn step(case: &str) -> Result<()> {
+    let recompute = match case.contains("recompute") {
+        true => Recompute::Block,
+        false => Recompute::None,
+    };
+    let model = support::model(case, Training::Trained)?;
+    let mut optimizer = AdamW::new(model.params(), CONFIG)?;
+    let (ids, targets) = data(&model);
+    let segments = Segments::from_lengths([LENGTH; ROWS]);
+    let seconds = support::seconds(5, || {
+        model.params().zero_grad()?;
+        let hidden = model.forward(&ids, &segments, Gradient::Record(recompute))?;
+        let log_probs = model.log_probs(&hidden, &targets, 1.0)?.log_probs;
+        log_probs.mean_all()?.neg()?.backward()?;
+        optimizer.step(model.params(), |_| 1e-5)?;
+        Ok(())
+    })?;
+    let (peak, median) = (support::peak_mib(), support::median(&seconds));
+    // Forward, and twice as much backward.
+    let work = 3.0 * support::multiply_adds(&model) * ids.len() as f64;
+    let floor = support::floor_seconds(ids.len(), work, 0.0);
+    support::report(
+        case,
+        json!({
+            "tokens_per_second": ids.len() as f64 / median, "seconds": seconds,
+            "share_of_floor": floor / median, "peak_mib": peak,
+        }),
+    );
     Ok(())
+}
+
+const CONFIG: AdamWConfig = AdamWConfig {
+    beta1: 0.9,
+    beta2: 0.95,
+    epsilon: 1e-8,
+    weight_decay: 0.0,
+    max_grad_norm: 1.0,
+};
+
+/// Tokens, and each row's next ones.
+fn data(model: &Decoder) -> (Vec<u32>, Vec<Target>) {
+    let vocabulary = model.decoder_config().vocab_size as u32;
+    let token = |i: u32| i.wrapping_mul(2_654_435_761) % vocabulary;
+    let ids: Vec<u32> = (0..(ROWS * LENGTH) as u32).map(token).collect();
+    let rows = (0..ids.len()).filter(|row| row % LENGTH != LENGTH - 1);
+    let targets = rows.map(|row| Target::whole(row, ids[row + 1])).collect();
+    (ids, targets)
 }

@@ -123,6 +123,10 @@ pub struct ConfigArgs {
     /// Set the old folder aside (NAME.old-1) and start over instead of continuing
     #[arg(long)]
     fresh: bool,
+
+    /// Print where each stage's time went, by part and operation, when it ends
+    #[arg(long)]
+    pub profile: bool,
 }
 
 impl ConfigArgs {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use collimate::cli::{Cli, Command, ConfigArgs};
 use collimate::config::{Config, Document, Stage};
+use collimate::ops::profile;
 use collimate::train::process;
 use collimate::train::signal::{EXIT_STOPPED, Outcome};
 use collimate::{commands, stages};
@@ -50,6 +51,9 @@ fn stage(args: &ConfigArgs, stage: Stage) -> anyhow::Result<Outcome> {
 
 /// Reads the configuration and looks for the files of the one stage to run, or of all.
 fn load(args: &ConfigArgs, only: Option<Stage>) -> anyhow::Result<Config> {
+    if args.profile {
+        profile::enable();
+    }
     let document = Document::read(&args.config)?.with(&args.overrides)?;
     let config = Config::resolve(&document)?;
     match only {

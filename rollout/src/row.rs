@@ -82,6 +82,10 @@ dispatched! {
     /// exp(zᵢ − max) into `out`, as long as the row.
     pub fn weights(row: &[f32], inv_temperature: f32, max: f32, out: &mut [f32]) = weights_kernel;
 
+    /// Replaces the row by exp(zᵢ − max) and returns its [`stats`], bit for bit.
+    pub fn weights_in_place(row: &mut [f32], inv_temperature: f32) -> RowStats
+        = weights_in_place_kernel;
+
     /// Replaces each element by its exponential.
     pub fn exp_slice(xs: &mut [f32]) = exp_slice_kernel;
 }
@@ -164,6 +168,29 @@ fn stats_kernel(row: &[f32], inv_temperature: f32) -> RowStats {
     RowStats {
         max,
         sum: sum as f32,
+    }
+}
+
+#[inline(always)]
+fn weights_in_place_kernel(row: &mut [f32], inv_temperature: f32) -> RowStats {
+    let max = max_kernel(row) * inv_temperature;
+    let mut sum = 0.0;
+    for block in row.chunks_mut(BLOCK) {
+        weigh(block, inv_temperature, max);
+        let mut lanes = [0.0; LANES];
+        fold_lanes(block, &mut lanes, |sum, weight| sum + weight);
+        sum += f64::from(sum_lanes(lanes));
+    }
+    RowStats {
+        max,
+        sum: sum as f32,
+    }
+}
+
+#[inline(always)]
+fn weigh(block: &mut [f32], inv_temperature: f32, max: f32) {
+    for x in block {
+        *x = exp(x.mul_add(inv_temperature, -max));
     }
 }
 
@@ -272,6 +299,10 @@ mod tests {
             let (mut found, mut expected) = (row.clone(), row.clone());
             softmax(&row, inv_temperature, &stats, &mut found);
             softmax_kernel(&row, inv_temperature, &plain, &mut expected);
+            assert_eq!(found, expected);
+            let (mut found, mut expected) = (row.clone(), row.clone());
+            weights(&row, inv_temperature, stats.max, &mut expected);
+            assert_eq!(weights_in_place(&mut found, inv_temperature), stats);
             assert_eq!(found, expected);
         }
     }

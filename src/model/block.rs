@@ -3,13 +3,13 @@
 use candle_core::{Result, Tensor};
 
 use super::config::{Activation, DecoderConfig, Norm as NormKind, QkNorm, weight};
-use crate::ops::activation::{gelu_tanh, gelu_tanh_operation, swiglu, swiglu_operation};
+use crate::ops::activation::{gelu, gelu_link, gelu_tanh, gelu_tanh_link, swiglu, swiglu_link};
 use crate::ops::attention::{self, Attention, Segments};
-use crate::ops::dispatch::has_kernels;
 use crate::ops::linear::{Linear, Projection};
 use crate::ops::norm::Norm;
+use crate::ops::operation::Link;
 use crate::ops::param::ParamStore;
-use crate::ops::residual::{Keep, Operation, residual};
+use crate::ops::residual::{Keep, add_branch, add_result, residual, run};
 use crate::ops::rope::Angles;
 
 /// A layer: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
@@ -52,42 +52,57 @@ impl Block {
         })
     }
 
-    /// The layer on packed sequences as two nodes of the graph; `None` where a part has no operation to be chained.
+    /// The layer on packed sequences as two nodes of the graph, on the CPU.
     pub fn forward_chained(
         &self,
         x: &Tensor,
         angles: Option<&Angles>,
         segments: &Segments,
         keep: Keep,
-    ) -> Option<Result<Tensor>> {
-        let activation = match self.activation {
-            _ if !has_kernels(x.device()) => return None,
-            Activation::SwiGlu => swiglu_operation(),
-            Activation::GeluTanh => gelu_tanh_operation(),
-            Activation::Gelu => return None,
-        };
-        let mlp = vec![
-            self.mlp_norm.operation(0, 1),
-            self.up.operation(),
-            activation,
-            self.down.operation(),
-        ];
-        let attended = residual(x, self.attention_chain(angles, segments), keep);
-        Some(attended.and_then(|x| residual(&x, mlp, keep)))
+    ) -> Result<Tensor> {
+        let x = residual(x, self.attention_chain(angles, segments), keep)?;
+        residual(&x, self.mlp_chain(), keep)
     }
 
-    fn attention_chain(&self, angles: Option<&Angles>, segments: &Segments) -> Vec<Operation> {
+    /// The layer on rows of `x`, in place and without a graph; `attend` turns `q | k | v` rows into mixed values.
+    pub fn forward_rows(
+        &self,
+        x: &mut [f32],
+        rows: usize,
+        angles: Option<&Angles>,
+        attend: impl FnOnce(&[f32], Attention) -> Result<Vec<f32>>,
+    ) -> Result<()> {
+        let qkv = run(x, rows, &self.qkv_chain(angles))?;
+        let mixed = attend(&qkv, self.spec)?;
+        add_result(x, &mixed, rows, &self.output.link())?;
+        add_branch(x, rows, &self.mlp_chain())
+    }
+
+    fn mlp_chain(&self) -> Vec<Link> {
+        let activation = match self.activation {
+            Activation::SwiGlu => swiglu_link(),
+            Activation::GeluTanh => gelu_tanh_link(),
+            Activation::Gelu => gelu_link(),
+        };
+        let (norm, up, down) = (self.mlp_norm.link(0, 1), self.up.link(), self.down.link());
+        vec![norm, up, activation, down]
+    }
+
+    /// From hidden states to `q | k | v`, ready for attention.
+    fn qkv_chain(&self, angles: Option<&Angles>) -> Vec<Link> {
         let spec = self.spec;
-        let mut chain = vec![self.attention_norm.operation(0, 1), self.qkv.operation()];
+        let mut chain = vec![self.attention_norm.link(0, 1), self.qkv.link()];
         if let Some((query, key)) = &self.qk_norm {
-            chain.push(query.operation(0, spec.query_heads));
-            chain.push(key.operation(spec.outputs(), spec.kv_heads));
+            chain.push(query.link(0, spec.query_heads));
+            chain.push(key.link(spec.outputs(), spec.kv_heads));
         }
-        chain.extend(angles.map(|a| a.operation(spec.query_heads + spec.kv_heads)));
-        chain.extend([
-            attention::operation(segments, spec),
-            self.output.operation(),
-        ]);
+        chain.extend(angles.map(|a| a.link(spec.query_heads + spec.kv_heads)));
+        chain
+    }
+
+    fn attention_chain(&self, angles: Option<&Angles>, segments: &Segments) -> Vec<Link> {
+        let mut chain = self.qkv_chain(angles);
+        chain.extend([attention::link(segments, self.spec), self.output.link()]);
         chain
     }
 
@@ -112,7 +127,7 @@ impl Block {
         let inner = match self.activation {
             Activation::SwiGlu => swiglu(&inner)?,
             Activation::GeluTanh => gelu_tanh(&inner)?,
-            Activation::Gelu => inner.gelu_erf()?,
+            Activation::Gelu => gelu(&inner)?,
         };
         x + self.down.forward(&inner)?
     }

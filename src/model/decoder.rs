@@ -16,7 +16,8 @@ use super::hf_config::HfConfig;
 use super::init::fresh;
 use super::weights::{DEFAULT_MAX_SHARD_BYTES, SaveDtype, Weights, save};
 use crate::ops::attention::cached::{Cache, NewTokens};
-use crate::ops::attention::{Attention, Segments, attend};
+use crate::ops::attention::{self, Attention, Segments, attend};
+use crate::ops::dispatch::has_kernels;
 use crate::ops::embedding::embed;
 use crate::ops::head::{Target, TokenLogProbs, token_log_probs};
 use crate::ops::linear::{Linear, Projection};
@@ -25,6 +26,7 @@ use crate::ops::param::{Initial, Param, ParamStore, Training};
 use crate::ops::recompute::recompute;
 use crate::ops::residual::Keep;
 use crate::ops::rope::{Angles, Rotation};
+use crate::ops::storage;
 
 /// What a layer keeps for its backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -343,15 +345,31 @@ impl Decoder {
         if let Some(table) = &self.positions {
             x = (x + embed(table, positions)?)?;
         }
+        let angles = self.rotation.as_ref().map(|r| r.angles(positions));
         if gradient == Gradient::Skip {
             x = x.detach();
+            if has_kernels(x.device()) {
+                return self.run_rows(x, angles.as_ref(), &mut tokens);
+            }
         }
-        let angles = self.rotation.as_ref().map(|r| r.angles(positions));
         for (layer, (block, training)) in self.layers.iter().enumerate() {
             x = enter_graph(x, gradient, *training)?;
             x = run_layer(block, layer, &x, angles.as_ref(), &mut tokens)?;
         }
         enter_graph(x, gradient, Training::Trained)
+    }
+
+    /// All layers in place.
+    fn run_rows(&self, x: Tensor, angles: Option<&Angles>, tokens: &mut Tokens) -> Result<Tensor> {
+        let (rows, width) = x.dims2()?;
+        let mut x = storage::read(&x, storage::copied)?;
+        for (layer, (block, _)) in self.layers.iter().enumerate() {
+            block.forward_rows(&mut x, rows, angles, |qkv, spec| match tokens {
+                Tokens::Cached(cache, news) => cache.attend(layer, qkv, news, spec),
+                Tokens::Packed(segments, _) => attention::attend_rows(qkv, segments, spec),
+            })?;
+        }
+        Tensor::from_vec(x, (rows, width), &Device::Cpu)
     }
 }
 
@@ -373,9 +391,9 @@ fn run_layer(
     tokens: &mut Tokens,
 ) -> Result<Tensor> {
     match tokens {
-        Tokens::Cached(cache, news) => {
-            block.forward(x, angles, |qkv, spec| cache.attend(layer, qkv, news, spec))
-        }
+        Tokens::Cached(cache, news) => block.forward(x, angles, |qkv, spec| {
+            cache.attend_tensor(layer, qkv, news, spec)
+        }),
         Tokens::Packed(segments, recompute) if x.track_op() => {
             run_recorded(block, x, angles, segments, *recompute)
         }
@@ -397,8 +415,8 @@ fn run_recorded(
         Recompute::None => Keep::All,
         Recompute::Block => Keep::Input,
     };
-    if let Some(y) = block.forward_chained(x, angles, segments, keep) {
-        return y;
+    if has_kernels(x.device()) {
+        return block.forward_chained(x, angles, segments, keep);
     }
     let (block, angles, segments) = (block.clone(), angles.cloned(), segments.clone());
     let run = move |x: &Tensor| {

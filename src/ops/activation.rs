@@ -1,21 +1,26 @@
 //! The nonlinear middle of the feed-forward layer: SwiGLU (Shazeer 2020, eq. 6) and GELU (Hendrycks and Gimpel 2016).
 
+use std::borrow::Cow;
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 use multiversion::multiversion;
 use rollout::row::exp;
 
 use super::dispatch::has_kernels;
+use super::operation::{Link, Operation, Traits, apply};
 use super::pool;
-use super::profile;
-use super::residual::Operation;
 use super::storage;
 
 /// Rows of one task.
 const ROWS: usize = 16;
 /// Elements of one task where rows do not matter.
 const BLOCK: usize = 1 << 14;
+const CHEAP: Traits = Traits {
+    cheap: true,
+    in_place: false,
+};
 /// √(2/π), of GELU's tanh form.
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 /// Cubic coefficient of GELU's tanh form.
@@ -30,20 +35,20 @@ pub fn swiglu(x: &Tensor) -> Result<Tensor> {
         bail!("swiglu: {:?} does not hold two halves", x.dims());
     }
     if has_kernels(x.device()) {
-        x.contiguous()?.apply_op1(SwiGlu)
+        apply(x, SwiGlu)
     } else {
         swiglu_composed(x)
     }
 }
 
 /// [`swiglu`] as a link of a chain.
-pub fn swiglu_operation() -> Operation {
-    Arc::new(Box::new(SwiGlu))
+pub fn swiglu_link() -> Link {
+    Arc::new(SwiGlu)
 }
 
 /// [`gelu_tanh`] as a link of a chain.
-pub fn gelu_tanh_operation() -> Operation {
-    Arc::new(Box::new(GeluTanh))
+pub fn gelu_tanh_link() -> Link {
+    Arc::new(GeluTanh)
 }
 
 /// [`swiglu`] as a composition of candle operations.
@@ -61,7 +66,7 @@ pub fn swiglu_composed(x: &Tensor) -> Result<Tensor> {
 /// If the device fails.
 pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
     if has_kernels(x.device()) {
-        x.contiguous()?.apply_op1(GeluTanh)
+        apply(x, GeluTanh)
     } else {
         x.gelu()
     }
@@ -70,61 +75,134 @@ pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
 struct SwiGlu;
 
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
-fn swiglu_row(gate: &[f32], up: &[f32], out: &mut [f32]) {
+fn swiglu_row(gate: &[f32], up: &[f32], out: &mut [MaybeUninit<f32>]) {
     for ((&g, &u), out) in gate.iter().zip(up).zip(out) {
-        *out = g / (1.0 + exp(-g)) * u;
+        out.write(g / (1.0 + exp(-g)) * u);
     }
 }
 
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
-fn swiglu_row_backward(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
-    for (i, &d) in dy.iter().enumerate() {
-        let sigmoid = 1.0 / (1.0 + exp(-gate[i]));
-        let silu = gate[i] * sigmoid;
-        dup[i] = d * silu;
-        dgate[i] = d * up[i] * (sigmoid + silu * (1.0 - sigmoid));
+fn swiglu_row_backward(
+    [gate, up, dy]: [&[f32]; 3],
+    dgate: &mut [MaybeUninit<f32>],
+    dup: &mut [MaybeUninit<f32>],
+) {
+    let inputs = gate.iter().zip(up).zip(dy);
+    for (((&g, &u), &d), (dgate, dup)) in inputs.zip(dgate.iter_mut().zip(dup)) {
+        let sigmoid = 1.0 / (1.0 + exp(-g));
+        let silu = g * sigmoid;
+        dup.write(d * silu);
+        dgate.write(d * u * (sigmoid + silu * (1.0 - sigmoid)));
     }
 }
 
-impl CustomOp1 for SwiGlu {
-    fn name(&self) -> &'static str {
-        "swiglu"
+impl Operation for SwiGlu {
+    fn names(&self) -> [&'static str; 2] {
+        ["swiglu", "swiglu backward"]
     }
 
-    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let _span = profile::span("swiglu");
-        let (x, rows, width) = (storage::slice(s, l)?, l.dims()[0], l.dims()[1] / 2);
-        let mut y = vec![0f32; rows * width];
-        let blocks = y.chunks_mut(ROWS * width).zip(x.chunks(ROWS * 2 * width));
-        pool::for_each(blocks, |(y, x)| {
-            for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(2 * width)) {
-                let (gate, up) = x.split_at(width);
-                swiglu_row(gate, up, y);
+    fn traits(&self) -> Traits {
+        CHEAP
+    }
+
+    fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {
+        let width = x.len() / 2 / rows.max(1);
+        let write = |y: &mut [MaybeUninit<f32>]| {
+            let blocks = y.chunks_mut(block(width)).zip(x.chunks(2 * block(width)));
+            pool::for_each(blocks, |(y, x)| {
+                for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(2 * width)) {
+                    let (gate, up) = x.split_at(width);
+                    swiglu_row(gate, up, y);
+                }
+            });
+        };
+        // SAFETY: each row is written whole.
+        Ok(unsafe { storage::written(rows * width, write) })
+    }
+
+    fn backward(&self, x: &[f32], _y: &[f32], dy: Cow<[f32]>, rows: usize) -> Result<Vec<f32>> {
+        let width = dy.len() / rows.max(1);
+        let write = |dx: &mut [MaybeUninit<f32>]| {
+            let size = 2 * block(width);
+            let inputs = x.chunks(size).zip(dy.chunks(block(width)));
+            pool::for_each(dx.chunks_mut(size).zip(inputs), |(dx, (x, dy))| {
+                let inputs = x.chunks_exact(2 * width).zip(dy.chunks_exact(width));
+                for (dx, (x, dy)) in dx.chunks_exact_mut(2 * width).zip(inputs) {
+                    let (gate, up) = x.split_at(width);
+                    let (dgate, dup) = dx.split_at_mut(width);
+                    swiglu_row_backward([gate, up, dy], dgate, dup);
+                }
+            });
+        };
+        // SAFETY: each row is written whole.
+        Ok(unsafe { storage::written(x.len(), write) })
+    }
+}
+
+/// Elements of the rows of one task.
+fn block(width: usize) -> usize {
+    (ROWS * width).max(1)
+}
+
+/// GELU as it is defined, by the error function.
+///
+/// # Errors
+/// If the device fails.
+pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    if has_kernels(x.device()) {
+        apply(x, Gelu)
+    } else {
+        x.gelu_erf()
+    }
+}
+
+/// [`gelu`] as a link of a chain.
+pub fn gelu_link() -> Link {
+    Arc::new(Gelu)
+}
+
+struct Gelu;
+
+/// The normal distribution up to `x`.
+fn normal_cdf(x: f64) -> f64 {
+    0.5 * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2))
+}
+
+/// The normal distribution's density at `x`.
+fn normal_density(x: f64) -> f64 {
+    (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt()
+}
+
+impl Operation for Gelu {
+    fn names(&self) -> [&'static str; 2] {
+        ["gelu", "gelu backward"]
+    }
+
+    fn traits(&self) -> Traits {
+        CHEAP
+    }
+
+    fn forward(&self, x: &[f32], _rows: usize) -> Result<Vec<f32>> {
+        let write = |y: &mut [MaybeUninit<f32>]| {
+            pool::for_each(y.chunks_mut(BLOCK).zip(x.chunks(BLOCK)), |(y, x)| {
+                for (y, &x) in y.iter_mut().zip(x) {
+                    y.write((f64::from(x) * normal_cdf(x.into())) as f32);
+                }
+            });
+        };
+        // SAFETY: each block is written whole.
+        Ok(unsafe { storage::written(x.len(), write) })
+    }
+
+    fn backward(&self, x: &[f32], _y: &[f32], dy: Cow<[f32]>, _rows: usize) -> Result<Vec<f32>> {
+        let mut d = dy.into_owned();
+        pool::for_each(d.chunks_mut(BLOCK).zip(x.chunks(BLOCK)), |(d, x)| {
+            for (d, &x) in d.iter_mut().zip(x) {
+                let x = f64::from(x);
+                *d *= (normal_cdf(x) + x * normal_density(x)) as f32;
             }
         });
-        Ok((CpuStorage::F32(y), Shape::from((rows, width))))
-    }
-
-    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let _span = profile::span("swiglu backward");
-        let (rows, columns) = x.dims2()?;
-        let (dy, width) = (dy.contiguous()?, columns / 2);
-        let mut dx = vec![0f32; rows * columns];
-        storage::read(x, |x| {
-            storage::read(&dy, |dy| {
-                let inputs = x.chunks(ROWS * columns).zip(dy.chunks(ROWS * width));
-                let blocks = dx.chunks_mut(ROWS * columns).zip(inputs);
-                pool::for_each(blocks, |(dx, (x, dy))| {
-                    let inputs = x.chunks_exact(columns).zip(dy.chunks_exact(width));
-                    for (dx, (x, dy)) in dx.chunks_exact_mut(columns).zip(inputs) {
-                        let (gate, up) = x.split_at(width);
-                        let (dgate, dup) = dx.split_at_mut(width);
-                        swiglu_row_backward(gate, up, dy, dgate, dup);
-                    }
-                });
-            })
-        })??;
-        Ok(Some(Tensor::from_vec(dx, (rows, columns), x.device())?))
+        Ok(d)
     }
 }
 
@@ -137,10 +215,10 @@ fn tanh(x: f32) -> f32 {
 }
 
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
-fn gelu_block(x: &[f32], out: &mut [f32]) {
+fn gelu_block(x: &[f32], out: &mut [MaybeUninit<f32>]) {
     for (&x, out) in x.iter().zip(out) {
         let t = tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x));
-        *out = 0.5 * x * (1.0 + t);
+        out.write(0.5 * x * (1.0 + t));
     }
 }
 
@@ -153,29 +231,30 @@ fn gelu_block_backward(x: &[f32], d: &mut [f32]) {
     }
 }
 
-impl CustomOp1 for GeluTanh {
-    fn name(&self) -> &'static str {
-        "gelu_tanh"
+impl Operation for GeluTanh {
+    fn names(&self) -> [&'static str; 2] {
+        ["gelu", "gelu backward"]
     }
 
-    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let _span = profile::span("gelu");
-        let x = storage::slice(s, l)?;
-        let mut y = vec![0f32; x.len()];
-        pool::for_each(y.chunks_mut(BLOCK).zip(x.chunks(BLOCK)), |(y, x)| {
-            gelu_block(x, y)
-        });
-        Ok((CpuStorage::F32(y), l.shape().clone()))
+    fn traits(&self) -> Traits {
+        CHEAP
     }
 
-    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let _span = profile::span("gelu backward");
-        let mut d = dy.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
-        storage::read(x, |x| {
-            pool::for_each(d.chunks_mut(BLOCK).zip(x.chunks(BLOCK)), |(d, x)| {
-                gelu_block_backward(x, d)
+    fn forward(&self, x: &[f32], _rows: usize) -> Result<Vec<f32>> {
+        let write = |y: &mut [MaybeUninit<f32>]| {
+            pool::for_each(y.chunks_mut(BLOCK).zip(x.chunks(BLOCK)), |(y, x)| {
+                gelu_block(x, y);
             });
-        })?;
-        Ok(Some(Tensor::from_vec(d, x.dims(), x.device())?))
+        };
+        // SAFETY: each block is written whole.
+        Ok(unsafe { storage::written(x.len(), write) })
+    }
+
+    fn backward(&self, x: &[f32], _y: &[f32], dy: Cow<[f32]>, _rows: usize) -> Result<Vec<f32>> {
+        let mut d = dy.into_owned();
+        pool::for_each(d.chunks_mut(BLOCK).zip(x.chunks(BLOCK)), |(d, x)| {
+            gelu_block_backward(x, d);
+        });
+        Ok(d)
     }
 }

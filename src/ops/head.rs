@@ -15,13 +15,15 @@ use rollout::row::{self, RowStats};
 use super::dispatch::has_kernels;
 use super::param::Param;
 use super::pool;
-use super::product::{Matrix, Threads, Weight, Write, multiply, product};
+use super::product::{Matrix, Threads, Weight, Write, multiplied, multiply, product};
 use super::profile;
 use super::recompute::recompute;
 use super::storage;
 
-/// Rows whose logits are held at once.
-pub const CHUNK_ROWS: usize = 128;
+/// Logits that are held at once, unless fewer rows than [`LEAST_ROWS`] would be left.
+const CHUNK: usize = 1 << 22;
+/// Rows for which a pass over the head's weight pays.
+const LEAST_ROWS: usize = 128;
 
 /// One token whose log-probability is asked for.
 #[derive(Clone, Debug)]
@@ -43,6 +45,11 @@ impl Target {
             kept: None,
         }
     }
+}
+
+/// Rows whose logits are held at once.
+pub fn chunk_rows(vocabulary: usize) -> usize {
+    (CHUNK / vocabulary.max(1)).max(LEAST_ROWS)
 }
 
 /// What [`token_log_probs`] returns; both `[targets]` and differentiable.
@@ -156,7 +163,7 @@ pub fn composed(
         recompute(&hidden.index_select(&rows, 0)?, Arc::new(run))
     };
     let chunks: Vec<Tensor> = targets
-        .chunks(CHUNK_ROWS)
+        .chunks(chunk_rows(head.dims()[0]))
         .map(chunk)
         .collect::<Result<_>>()?;
     TokenLogProbs::split(&Tensor::cat(&chunks, 0)?)
@@ -270,15 +277,13 @@ impl Fused {
 
     /// Logits of a chunk of targets: `[targets, vocabulary]`, with their hidden rows gathered.
     fn logits(&self, hidden: &[f32], targets: &[Target], weight: Weight) -> (Vec<f32>, Vec<f32>) {
-        let (vocabulary, width) = self.shape();
+        let (_, width) = self.shape();
         let rows: Vec<f32> = targets
             .iter()
             .flat_map(|t| &hidden[t.row * width..][..width])
             .copied()
             .collect();
-        let mut logits = vec![0f32; targets.len() * vocabulary];
-        let x = Matrix::new(&rows, targets.len(), width, width);
-        product(x, &[weight], &mut logits, vocabulary, 0);
+        let logits = product(Matrix::new(&rows, targets.len(), width, width), &[weight]);
         (rows, logits)
     }
 
@@ -298,16 +303,9 @@ impl Fused {
             self.backward_row(logits, target, grad)
         });
         let dlogits = Matrix::new(&logits, targets.len(), vocabulary, vocabulary);
-        let mut part = vec![0f32; rows.len()];
-        storage::read(self.head.value(), |w| {
-            multiply(
-                dlogits,
-                Matrix::new(w, vocabulary, width, width),
-                &mut part,
-                width,
-                Write::Set,
-                Threads::All,
-            );
+        let part = storage::read(self.head.value(), |w| {
+            let head = Matrix::new(w, vocabulary, width, width);
+            multiplied(dlogits, head, Threads::All)
         })?;
         for (target, part) in targets.iter().zip(part.chunks_exact(width)) {
             dh[target.row * width..][..width]
@@ -349,12 +347,9 @@ impl CustomOp1 for Fused {
         let _span = profile::span("head");
         let (hidden, operand) = (storage::slice(s, l)?, self.head.operand()?);
         let (vocabulary, _) = self.shape();
+        let chunk = chunk_rows(vocabulary);
         let mut out = vec![0f32; self.targets.len() * 2];
-        for (targets, out) in self
-            .targets
-            .chunks(CHUNK_ROWS)
-            .zip(out.chunks_mut(2 * CHUNK_ROWS))
-        {
+        for (targets, out) in self.targets.chunks(chunk).zip(out.chunks_mut(2 * chunk)) {
             let (_, logits) = self.logits(hidden, targets, operand.weight());
             let inputs = logits.chunks_exact(vocabulary).zip(targets);
             let rows = out.chunks_exact_mut(2).zip(inputs);
@@ -368,13 +363,11 @@ impl CustomOp1 for Fused {
     fn bwd(&self, hidden: &Tensor, _out: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let _span = profile::span("head backward");
         let (grad, operand) = (grad.contiguous()?, self.head.operand()?);
+        let chunk = chunk_rows(self.shape().0);
         let mut dh = vec![0f32; hidden.elem_count()];
         storage::read(hidden, |hidden| {
             storage::read(&grad, |grad| {
-                let chunks = self
-                    .targets
-                    .chunks(CHUNK_ROWS)
-                    .zip(grad.chunks(2 * CHUNK_ROWS));
+                let chunks = self.targets.chunks(chunk).zip(grad.chunks(2 * chunk));
                 for (targets, grads) in chunks {
                     self.backward_chunk(hidden, targets, grads, operand.weight(), &mut dh)?;
                 }

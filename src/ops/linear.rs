@@ -3,17 +3,24 @@
 //! `x` is `[tokens, inputs]`, each `W` is `[outputs, inputs]`; `y` holds the outputs one weight after the other. Forward on
 //! the CPU is [`product`]; backward adds `dW += dyᵀ · x` straight into the arena.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
 use super::dispatch::has_kernels;
+use super::operation::{Link, Operation, apply};
 use super::param::{Operand, Param};
-use super::product::{Matrix, Threads, Weight, Write, multiply, product};
-use super::profile;
-use super::residual::Operation;
+use super::pool;
+use super::product::{
+    Factor, Matrix, Threads, Weight, Write, add_multiplied, add_product, multiplied, multiply,
+    product, with_factor,
+};
 use super::storage;
 use super::tap::tap;
+
+/// Rows of one task of a bias.
+const ROWS: usize = 64;
 
 /// A weight `[outputs, inputs]` with an optional bias `[outputs]`.
 #[derive(Clone)]
@@ -86,15 +93,15 @@ impl Linear {
             );
         }
         if has_kernels(x.device()) {
-            x.contiguous()?.apply_op1(Fused(self.clone()))
+            apply(x, self.clone())
         } else {
             self.composed(x)
         }
     }
 
     /// The layer as a link of a chain.
-    pub fn operation(&self) -> Operation {
-        Arc::new(Box::new(Fused(self.clone())))
+    pub fn link(&self) -> Link {
+        Arc::new(self.clone())
     }
 
     /// The same as a composition of candle operations.
@@ -130,104 +137,112 @@ impl Projection {
         })
     }
 
+    fn is_trained(&self) -> bool {
+        let bias = self.bias.as_ref().is_some_and(|b| b.is_trained());
+        self.weight.is_trained() || bias
+    }
+
     /// Adds the bias to this projection's columns of `y`, which begin at `at`.
     fn add_bias(&self, y: &mut [f32], width: usize, at: usize) -> Result<()> {
         let Some(bias) = &self.bias else {
             return Ok(());
         };
         storage::read(bias.value(), |bias| {
-            for row in y.chunks_exact_mut(width) {
-                row[at..at + bias.len()]
-                    .iter_mut()
-                    .zip(bias)
-                    .for_each(|(y, b)| *y += b);
-            }
+            pool::for_each(y.chunks_mut(width * ROWS), |rows| {
+                for row in rows.chunks_exact_mut(width) {
+                    let row = row[at..].iter_mut().zip(bias);
+                    row.for_each(|(y, b)| *y += b);
+                }
+            });
         })
     }
 
-    /// Adds this projection's share of the gradients, given its columns of `dy`.
-    fn backward(
-        &self,
-        x: Matrix,
-        dy: &[f32],
-        width: usize,
-        dx: &mut [f32],
-        inputs: usize,
-    ) -> Result<()> {
-        let (rows, n) = (dx.len() / inputs, self.weight.dims()[0]);
-        let columns = Matrix::new(dy, rows, n, width);
-        storage::read(self.weight.value(), |w| {
-            multiply(
-                columns,
-                Matrix::new(w, n, inputs, inputs),
-                dx,
-                inputs,
-                Write::Add,
-                Threads::All,
-            );
-        })?;
+    /// Adds the parameters' gradients, given this projection's columns of `dy`.
+    fn accumulate(&self, x: Factor, columns: Matrix) -> Result<()> {
         self.weight
-            .accumulate_with(|dw| multiply(columns.t(), x, dw, inputs, Write::Add, Threads::All))?;
+            .accumulate_with(|dw| add_multiplied(columns.t(), x, dw))?;
         let Some(bias) = &self.bias else {
             return Ok(());
         };
         bias.accumulate_with(|db| {
-            for row in dy.chunks(width) {
-                db.iter_mut().zip(row).for_each(|(db, g)| *db += g);
+            for row in 0..columns.height() {
+                db.iter_mut()
+                    .zip(columns.row(row))
+                    .for_each(|(db, g)| *db += g);
             }
         })
     }
 }
 
-struct Fused(Linear);
-
-impl CustomOp1 for Fused {
-    fn name(&self) -> &'static str {
-        "linear"
+impl Linear {
+    /// Adds the gradients of all parts.
+    fn accumulate(&self, x: Factor, dy: &[f32], rows: usize) -> Result<()> {
+        let mut at = 0;
+        for part in self.parts.iter() {
+            let outputs = part.weight.dims()[0];
+            let columns = Matrix::new(&dy[at.min(dy.len())..], rows, outputs, self.outputs);
+            part.accumulate(x, columns)?;
+            at += outputs;
+        }
+        Ok(())
     }
 
-    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let _span = profile::span("linear");
-        let (x, width, inputs) = (storage::slice(s, l)?, self.0.outputs, self.0.inputs);
-        let rows = l.dims()[0];
-        let operands: Vec<_> = self
-            .0
-            .parts
-            .iter()
+    fn add_biases(&self, y: &mut [f32]) -> Result<()> {
+        let mut at = 0;
+        for part in self.parts.iter() {
+            part.add_bias(y, self.outputs, at)?;
+            at += part.weight.dims()[0];
+        }
+        Ok(())
+    }
+}
+
+impl Operation for Linear {
+    fn names(&self) -> [&'static str; 2] {
+        ["linear", "linear backward"]
+    }
+
+    fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {
+        let parts = self.parts.iter();
+        let operands: Vec<_> = parts
             .map(|part| part.weight.operand())
             .collect::<Result<_>>()?;
         let weights: Vec<Weight> = operands.iter().map(Operand::weight).collect();
-        let mut y = vec![0f32; rows * width];
-        product(
-            Matrix::new(x, rows, inputs, inputs),
-            &weights,
-            &mut y,
-            width,
-            0,
-        );
-        let mut at = 0;
-        for part in self.0.parts.iter() {
-            part.add_bias(&mut y, width, at)?;
-            at += part.weight.dims()[0];
-        }
-        Ok((CpuStorage::F32(y), Shape::from((rows, width))))
+        let mut y = product(Matrix::new(x, rows, self.inputs, self.inputs), &weights);
+        self.add_biases(&mut y)?;
+        Ok(y)
     }
 
-    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let _span = profile::span("linear backward");
-        let (dy, width, inputs) = (dy.contiguous()?, self.0.outputs, self.0.inputs);
-        let rows = x.dims()[0];
-        let mut dx = vec![0f32; rows * inputs];
-        storage::read(x, |x| {
-            storage::read(&dy, |dy| {
-                let (x, mut at) = (Matrix::new(x, rows, inputs, inputs), 0);
-                for part in self.0.parts.iter() {
-                    part.backward(x, &dy[at.min(dy.len())..], width, &mut dx, inputs)?;
-                    at += part.weight.dims()[0];
-                }
-                Ok::<_, candle_core::Error>(())
-            })
-        })???;
-        Ok(Some(Tensor::from_vec(dx, x.dims(), x.device())?))
+    /// The sums of the product start from what is there.
+    fn forward_add(&self, x: &[f32], rows: usize, sum: &mut [f32]) -> Result<()> {
+        let [part] = &self.parts[..] else {
+            storage::add(sum, &Operation::forward(self, x, rows)?);
+            return Ok(());
+        };
+        let operand = part.weight.operand()?;
+        let x = Matrix::new(x, rows, self.inputs, self.inputs);
+        add_product(x, operand.weight(), sum);
+        self.add_biases(sum)
+    }
+
+    fn backward(&self, x: &[f32], _y: &[f32], dy: Cow<[f32]>, rows: usize) -> Result<Vec<f32>> {
+        let (width, inputs) = (self.outputs, self.inputs);
+        if self.parts.iter().any(Projection::is_trained) {
+            let x = Matrix::new(x, rows, inputs, inputs);
+            with_factor(x, |x| self.accumulate(x, &dy, rows))?;
+        }
+        let (mut dx, mut at) = (None::<Vec<f32>>, 0);
+        for part in self.parts.iter() {
+            let outputs = part.weight.dims()[0];
+            let columns = Matrix::new(&dy[at.min(dy.len())..], rows, outputs, width);
+            let weight = storage::open(part.weight.value())?;
+            let weight = Matrix::new(weight.slice(), outputs, inputs, inputs);
+            match &mut dx {
+                None => dx = Some(multiplied(columns, weight, Threads::All)),
+                Some(dx) => multiply(columns, weight, dx, inputs, Write::Add, Threads::All),
+            }
+            at += outputs;
+        }
+        Ok(dx.unwrap_or_default())
     }
 }

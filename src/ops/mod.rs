@@ -11,6 +11,7 @@ pub mod embedding;
 pub mod head;
 pub mod linear;
 pub mod norm;
+pub mod operation;
 pub mod param;
 pub mod pool;
 pub mod product;

@@ -4,21 +4,24 @@
 //! A row is cut into groups of `width`; each group is normalised alone. Sums run in fixed lanes, so a row's bits do not
 //! depend on the batch; weight gradients are summed over fixed chunks of rows, never by thread.
 
+use std::borrow::Cow;
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
+use candle_core::{D, Result, Tensor, bail};
 use multiversion::multiversion;
 
 use super::dispatch::has_kernels;
+use super::operation::{Link, Operation, Traits, apply};
 use super::param::Param;
 use super::pool;
-use super::profile;
-use super::residual::Operation;
 use super::storage;
 use super::tap::tap;
 
 /// Rows whose weight gradients are summed together; a constant, so that the sum does not depend on threads.
 const ROWS_PER_SUM: usize = 64;
+/// Rows of one task of the forward pass.
+const ROWS: usize = 16;
 const LANES: usize = 16;
 
 /// A normalisation with its parameters.
@@ -57,11 +60,7 @@ impl Norm {
             );
         }
         if has_kernels(x.device()) {
-            x.contiguous()?.apply_op1(Fused {
-                norm: self.clone(),
-                first: 0,
-                groups: 1,
-            })
+            apply(x, self.fused(0, 1))
         } else {
             self.composed(x)
         }
@@ -81,23 +80,23 @@ impl Norm {
             );
         }
         if has_kernels(x.device()) {
-            x.contiguous()?.apply_op1(Fused {
-                norm: self.clone(),
-                first,
-                groups,
-            })
+            apply(x, self.fused(first, groups))
         } else {
             self.composed_groups(x, first, groups)
         }
     }
 
     /// [`Self::forward_groups`] as a link of a chain; `groups: 1` from column 0 is the whole row where it has the norm's width.
-    pub fn operation(&self, first: usize, groups: usize) -> Operation {
-        Arc::new(Box::new(Fused {
+    pub fn link(&self, first: usize, groups: usize) -> Link {
+        Arc::new(self.fused(first, groups))
+    }
+
+    fn fused(&self, first: usize, groups: usize) -> Fused {
+        Fused {
             norm: self.clone(),
             first,
             groups,
-        }))
+        }
     }
 
     /// [`Self::forward`] as a composition of candle operations.
@@ -233,18 +232,17 @@ struct Fused {
 }
 
 impl Fused {
-    fn forward_row(&self, row: &mut [f32], weight: &[f32], bias: &[f32]) {
+    fn forward_row(&self, x: &[f32], y: &mut [MaybeUninit<f32>], weight: &[f32], bias: &[f32]) {
         let end = self.first + self.groups * weight.len();
-        for group in row[self.first..end].chunks_exact_mut(weight.len()) {
-            let Statistics { mean, scale } = self.norm.statistics(group);
-            for (i, x) in group.iter_mut().enumerate() {
-                let unit = (*x - mean) * scale * weight[i];
-                *x = if bias.is_empty() {
-                    unit
-                } else {
-                    unit + bias[i]
-                };
-            }
+        for (from, to) in [(0, self.first), (end, x.len())] {
+            let pairs = y[from..to].iter_mut().zip(&x[from..to]);
+            pairs.for_each(|(y, x)| {
+                y.write(*x);
+            });
+        }
+        let groups = x[self.first..end].chunks_exact(weight.len());
+        for (x, y) in groups.zip(y[self.first..end].chunks_exact_mut(weight.len())) {
+            forward_group(x, y, weight, bias, self.norm.statistics(x));
         }
     }
 
@@ -255,6 +253,29 @@ impl Fused {
         for (x, d) in groups.zip(d[self.first..end].chunks_exact_mut(weight.len())) {
             backward_group(x, d, weight, self.norm.statistics(x), sums);
         }
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
+fn forward_group(
+    x: &[f32],
+    y: &mut [MaybeUninit<f32>],
+    weight: &[f32],
+    bias: &[f32],
+    statistics: Statistics,
+) {
+    let Statistics { mean, scale } = statistics;
+    let units = x.iter().zip(weight).map(|(x, w)| (x - mean) * scale * w);
+    if bias.is_empty() {
+        y.iter_mut().zip(units).for_each(|(y, unit)| {
+            y.write(unit);
+        });
+    } else {
+        y.iter_mut()
+            .zip(units.zip(bias))
+            .for_each(|(y, (unit, b))| {
+                y.write(unit + b);
+            });
     }
 }
 
@@ -288,48 +309,53 @@ fn backward_group(
     }
 }
 
-impl CustomOp1 for Fused {
-    fn name(&self) -> &'static str {
-        "norm"
+impl Operation for Fused {
+    fn names(&self) -> [&'static str; 2] {
+        ["norm", "norm backward"]
     }
 
-    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let _span = profile::span("norm");
-        let mut y = storage::slice(s, l)?.to_vec();
-        let width = l.dims()[l.dims().len() - 1];
+    fn traits(&self) -> Traits {
+        Traits {
+            cheap: true,
+            ..Traits::default()
+        }
+    }
+
+    fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {
+        let width = x.len() / rows.max(1);
         self.norm.with_slices(|w, b| {
-            pool::for_each(y.chunks_mut(width * ROWS_PER_SUM), |rows| {
-                rows.chunks_exact_mut(width)
-                    .for_each(|row| self.forward_row(row, w, b))
-            });
-        })?;
-        Ok((CpuStorage::F32(y), l.shape().clone()))
+            let write = |y: &mut [MaybeUninit<f32>]| {
+                let block = (width * ROWS).max(1);
+                pool::for_each(y.chunks_mut(block).zip(x.chunks(block)), |(y, x)| {
+                    let rows = y.chunks_exact_mut(width).zip(x.chunks_exact(width));
+                    rows.for_each(|(y, x)| self.forward_row(x, y, w, b));
+                });
+            };
+            // SAFETY: each row is written, before, within and behind the groups.
+            unsafe { storage::written(x.len(), write) }
+        })
     }
 
-    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let _span = profile::span("norm backward");
-        let total = x.dim(D::Minus1)?;
-        let mut d = dy.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
-        let sums: Vec<Sums> = storage::read(x, |x| {
-            self.norm.with_slices(|w, b| {
-                let rows = total * ROWS_PER_SUM;
-                pool::map(d.chunks_mut(rows).zip(x.chunks(rows)), |(d, x)| {
-                    let mut sums = Sums {
-                        weight: vec![0f32; w.len()],
-                        bias: vec![0f32; b.len()],
-                    };
-                    for (d, x) in d.chunks_exact_mut(total).zip(x.chunks_exact(total)) {
-                        self.backward_row(x, d, w, &mut sums);
-                    }
-                    sums
-                })
+    fn backward(&self, x: &[f32], _y: &[f32], dy: Cow<[f32]>, rows: usize) -> Result<Vec<f32>> {
+        let (mut d, total) = (dy.into_owned(), x.len() / rows.max(1));
+        let sums: Vec<Sums> = self.norm.with_slices(|w, b| {
+            let block = (total * ROWS_PER_SUM).max(1);
+            pool::map(d.chunks_mut(block).zip(x.chunks(block)), |(d, x)| {
+                let mut sums = Sums {
+                    weight: vec![0f32; w.len()],
+                    bias: vec![0f32; b.len()],
+                };
+                for (d, x) in d.chunks_exact_mut(total).zip(x.chunks_exact(total)) {
+                    self.backward_row(x, d, w, &mut sums);
+                }
+                sums
             })
-        })??;
+        })?;
         add_sums(self.norm.weight(), sums.iter().map(|s| &s.weight))?;
         if let Some(bias) = self.norm.bias() {
             add_sums(bias, sums.iter().map(|s| &s.bias))?;
         }
-        Ok(Some(Tensor::from_vec(d, x.dims(), x.device())?))
+        Ok(d)
     }
 }
 

@@ -301,7 +301,7 @@ impl ParamStore {
             grad.reached.store(false, Ordering::Relaxed);
         }
         match &self.arena {
-            Some(arena) if has_kernels(arena.device()) => storage::update(arena, |g| g.fill(0.0)),
+            Some(arena) if has_kernels(arena.device()) => storage::update(arena, storage::clear),
             Some(arena) => arena.zero_set(),
             None => Ok(()),
         }

@@ -2,66 +2,187 @@
 //!
 //! In candle's graph each edge between operations costs a zero-filled buffer and an addition on the way back. Inside a residual
 //! branch every result has one reader, so the chain is walked by hand: the backward of each operation gets the gradient that the
-//! next one returned, and the branch's gradient is added to the residual's once. With [`Keep::Input`] only `x` is held and the
-//! chain runs again on the way back (Chen et al. 2016, §4).
+//! next one returned. What is held for it is the input of each operation, but for results of cheap ones, which are computed again,
+//! and those that the next one overwrote. With [`Keep::Input`] only `x` is held and the chain runs again on the way back
+//! (Chen et al. 2016, §4).
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::borrow::Cow;
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
-use super::pool;
-use super::profile;
+use super::operation::{Link, noted};
 use super::storage;
-
-/// One of our operations, ready to be chained.
-pub type Operation = Arc<Box<dyn CustomOp1 + Send + Sync>>;
 
 /// What a branch holds for its backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
-    /// The input of every operation.
+    /// The inputs of its operations.
     All,
     /// The branch's input alone.
     Input,
 }
 
-/// Elements of one task of an addition.
-const BLOCK: usize = 1 << 15;
-
-/// `x + chain(x)` on the CPU. The backward of the chain's last operation must not read its own result, which is not held.
+/// `x + chain(x)` on the CPU, as one node of the graph. The chain's result must have `x`'s shape.
 ///
 /// # Errors
-/// Those of the operations, or if the chain's result has another shape than `x`.
-pub fn residual(x: &Tensor, chain: Vec<Operation>, keep: Keep) -> Result<Tensor> {
-    let mut steps = run(&x.detach(), &chain)?;
-    let output = steps.pop().filter(|y| y.dims() == x.dims());
-    let Some(output) = output else {
-        bail!("residual: the branch changes the shape {:?}", x.dims())
-    };
-    let kept = (keep == Keep::All).then_some(steps);
+/// Those of the operations.
+pub fn residual(x: &Tensor, chain: Vec<Link>, keep: Keep) -> Result<Tensor> {
     x.contiguous()?.apply_op1(Residual {
         chain,
-        kept,
-        output: Mutex::new(Some(output)),
+        keep,
+        held: Mutex::new(None),
     })
 }
 
-/// The input and every result of a chain, in order.
-fn run(x: &Tensor, chain: &[Operation]) -> Result<Vec<Tensor>> {
-    let mut steps = vec![x.contiguous()?];
-    for operation in chain {
-        let next = steps[steps.len() - 1].apply_op1_arc(operation.clone())?;
-        steps.push(next);
+/// `x += chain(x)`, for `[rows, width]` and without a backward pass.
+///
+/// # Errors
+/// Those of the operations.
+pub fn add_branch(x: &mut [f32], rows: usize, chain: &[Link]) -> Result<()> {
+    let Some((last, before)) = chain.split_last() else {
+        return Ok(());
+    };
+    let input = run(x, rows, before)?;
+    add_result(x, &input, rows, last)
+}
+
+/// `chain(x)`, without a backward pass.
+///
+/// # Errors
+/// Those of the operations.
+pub fn run(x: &[f32], rows: usize, chain: &[Link]) -> Result<Vec<f32>> {
+    Inputs::default().run(x, rows, chain, Held::Nothing)
+}
+
+/// `sum += link(x)`
+///
+/// # Errors
+/// Those of the operation.
+pub fn add_result(sum: &mut [f32], x: &[f32], rows: usize, link: &Link) -> Result<()> {
+    noted(link.names()[0], || {
+        link.forward_add(x, rows, sum)?;
+        Ok(Vec::new())
+    })?;
+    Ok(())
+}
+
+/// Which inputs a run holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Held {
+    Nothing,
+    /// Not those that cheap operations made.
+    Costly,
+    Everything,
+}
+
+/// The input of each operation of a chain, where it is held; the first one's is the branch's.
+#[derive(Default)]
+struct Inputs(Vec<Option<Vec<f32>>>);
+
+impl Inputs {
+    /// Runs a chain and returns its result.
+    fn run(&mut self, x: &[f32], rows: usize, chain: &[Link], what: Held) -> Result<Vec<f32>> {
+        let mut current = None::<Vec<f32>>;
+        for (i, link) in chain.iter().enumerate() {
+            let in_place = link.traits().in_place;
+            current = Some(match current.take() {
+                None => {
+                    self.0.push(None);
+                    noted(link.names()[0], || link.forward(x, rows))?
+                }
+                Some(input) if in_place => {
+                    self.0.push(None);
+                    noted(link.names()[0], || link.forward_owned(input, rows))?
+                }
+                Some(input) => {
+                    let next = noted(link.names()[0], || link.forward(&input, rows))?;
+                    let cheap = chain[i - 1].traits().cheap;
+                    let hold = what == Held::Everything || what == Held::Costly && !cheap;
+                    self.0.push(hold.then_some(input));
+                    next
+                }
+            });
+        }
+        Ok(current.unwrap_or_else(|| x.to_vec()))
     }
-    Ok(steps)
+
+    /// Holds the input of the last operation, unless it is cheap to make again from the `before`.
+    fn hold_last(&mut self, input: Vec<f32>, before: &[Link]) {
+        let costly = before.last().is_some_and(|made| !made.traits().cheap);
+        self.0.push(costly.then_some(input));
+    }
+
+    /// The input of operation `i`: `x`, held, computed again, or (where nobody reads it) nothing.
+    fn of<'a>(
+        &'a self,
+        i: usize,
+        x: &'a [f32],
+        rows: usize,
+        chain: &[Link],
+    ) -> Result<Cow<'a, [f32]>> {
+        match (i, &self.0[i]) {
+            (0, _) => Ok(Cow::Borrowed(x)),
+            (_, Some(input)) => Ok(Cow::Borrowed(input)),
+            _ if chain[i].traits().in_place => Ok(Cow::Borrowed(&[])),
+            _ => {
+                let (before, input) = (&chain[i - 1], self.of(i - 1, x, rows, chain)?);
+                let again = noted(before.names()[0], || before.forward(&input, rows))?;
+                Ok(Cow::Owned(again))
+            }
+        }
+    }
+
+    /// [`Self::of`], given away; for an operation behind the first.
+    fn take(&mut self, i: usize, x: &[f32], rows: usize, chain: &[Link]) -> Result<Vec<f32>> {
+        match self.0[i].take() {
+            Some(input) => Ok(input),
+            None => Ok(self.of(i, x, rows, chain)?.into_owned()),
+        }
+    }
 }
 
 struct Residual {
-    chain: Vec<Operation>,
-    /// The input of each operation, if they are kept.
-    kept: Option<Vec<Tensor>>,
-    /// The branch's result, needed until the sum is made.
-    output: Mutex<Option<Tensor>>,
+    chain: Vec<Link>,
+    keep: Keep,
+    /// From the forward pass to the backward pass.
+    held: Mutex<Option<Inputs>>,
+}
+
+impl Residual {
+    /// The branch's gradient and `dy`, added.
+    fn backward(&self, x: &[f32], dy: &[f32], rows: usize) -> Result<Vec<f32>> {
+        let held = self
+            .held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let mut inputs = match held {
+            Some(inputs) => inputs,
+            None => {
+                let before = &self.chain[..self.chain.len() - 1];
+                let mut inputs = Inputs::default();
+                let input = inputs.run(x, rows, before, Held::Everything)?;
+                inputs.0.push((!before.is_empty()).then_some(input));
+                inputs
+            }
+        };
+        let (mut grad, mut y) = (Cow::Borrowed(dy), Vec::new());
+        for (i, link) in self.chain.iter().enumerate().rev() {
+            let input = match i {
+                0 => Vec::new(),
+                _ => inputs.take(i, x, rows, &self.chain)?,
+            };
+            let from = if i == 0 { x } else { &input };
+            grad = Cow::Owned(noted(link.names()[1], || {
+                link.backward(from, &y, grad, rows)
+            })?);
+            y = input;
+        }
+        let mut grad = grad.into_owned();
+        storage::add(&mut grad, dy);
+        Ok(grad)
+    }
 }
 
 impl CustomOp1 for Residual {
@@ -70,54 +191,29 @@ impl CustomOp1 for Residual {
     }
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let _span = profile::span("residual");
-        let Some(branch) = self
-            .output
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        else {
-            bail!("residual: the forward pass ran twice")
+        let (x, rows) = (storage::slice(s, l)?, storage::rows(l.dims()));
+        let what = match self.keep {
+            Keep::All => Held::Costly,
+            Keep::Input => Held::Nothing,
         };
-        let mut sum = storage::slice(s, l)?.to_vec();
-        storage::read(&branch, |branch| add(&mut sum, branch))?;
+        let Some((last, before)) = self.chain.split_last() else {
+            bail!("residual: a branch without operations")
+        };
+        let mut inputs = Inputs::default();
+        let input = inputs.run(x, rows, before, what)?;
+        let mut sum = storage::copied(x);
+        add_result(&mut sum, &input, rows, last)?;
+        if self.keep == Keep::All {
+            inputs.hold_last(input, before);
+            *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(inputs);
+        }
         Ok((CpuStorage::F32(sum), l.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let _span = profile::span("residual backward");
-        let dy = dy.contiguous()?;
-        let again;
-        let steps = match &self.kept {
-            Some(steps) => steps,
-            None => {
-                again = run(&x.detach(), &self.chain)?;
-                &again
-            }
-        };
-        let nothing = Tensor::zeros(0, x.dtype(), x.device())?;
-        let mut grad = dy.clone();
-        for (i, operation) in self.chain.iter().enumerate().rev() {
-            let result = if i + 1 == self.chain.len() {
-                &nothing
-            } else {
-                &steps[i + 1]
-            };
-            match operation.bwd(&steps[i], result, &grad)? {
-                Some(next) => grad = next,
-                None => bail!("residual: {} returned no gradient", operation.name()),
-            }
-        }
-        storage::read(&dy, |dy| storage::update(&grad, |grad| add(grad, dy)))??;
-        Ok(Some(grad))
+        let (dy, rows) = (dy.contiguous()?, storage::rows(x.dims()));
+        let (from, grad) = (storage::open(x)?, storage::open(&dy)?);
+        let dx = self.backward(from.slice(), grad.slice(), rows)?;
+        Ok(Some(Tensor::from_vec(dx, x.dims(), x.device())?))
     }
-}
-
-fn add(to: &mut [f32], from: &[f32]) {
-    pool::for_each(
-        to.chunks_mut(BLOCK).zip(from.chunks(BLOCK)),
-        |(to, from)| {
-            to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
-        },
-    );
 }

@@ -3,15 +3,15 @@
 //! Pairs are `(x[i], x[i + d/2])` of each head, rotated by `position · frequency[i]`. The backward pass is the rotation by the
 //! opposite angle. Frequencies come from the model's configuration (default or llama3 scaling).
 
-use std::sync::Arc;
+use std::borrow::Cow;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 use multiversion::multiversion;
 
 use super::dispatch::has_kernels;
+use super::operation::{Link, Operation, Traits, apply};
 use super::pool;
-use super::profile;
-use super::residual::Operation;
 use super::storage;
 
 /// Rows of one task.
@@ -21,6 +21,26 @@ const ROWS: usize = 64;
 #[derive(Clone)]
 pub struct Rotation {
     frequencies: Arc<[f32]>,
+    /// Of the positions met so far.
+    table: Arc<RwLock<Table>>,
+}
+
+/// Cosines and sines of positions from 0 on: `[positions, head_dim/2]` each.
+#[derive(Default)]
+struct Table {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl Table {
+    /// Products are rounded to f32 as PyTorch does before the trigonometry.
+    fn grow(&mut self, frequencies: &[f32], positions: usize) {
+        for position in self.cos.len() / frequencies.len()..positions {
+            let angles = frequencies.iter().map(|f| f64::from(position as f32 * f));
+            self.cos.extend(angles.clone().map(|a| a.cos() as f32));
+            self.sin.extend(angles.map(|a| a.sin() as f32));
+        }
+    }
 }
 
 /// The angles of one batch: `[tokens, head_dim/2]` each.
@@ -36,29 +56,32 @@ impl Rotation {
     pub fn new(frequencies: Vec<f32>) -> Self {
         Self {
             frequencies: frequencies.into(),
+            table: Arc::default(),
         }
     }
 
-    /// Angles of these positions. Products are rounded to f32 as PyTorch does before the trigonometry.
+    /// Angles of these positions.
     pub fn angles(&self, positions: &[u32]) -> Angles {
-        let angle = |&p: &u32| {
-            self.frequencies
-                .iter()
-                .map(move |f| f64::from(p as f32 * f))
-        };
-        let cos = positions
-            .iter()
-            .flat_map(|p| angle(p).map(|a| a.cos() as f32))
-            .collect();
-        let sin = positions
-            .iter()
-            .flat_map(|p| angle(p).map(|a| a.sin() as f32))
-            .collect();
-        Angles {
-            cos,
-            sin,
-            half: self.frequencies.len(),
+        let half = self.frequencies.len();
+        let known = positions.iter().max().map_or(0, |&p| p as usize + 1);
+        if self.read().cos.len() < known * half {
+            let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+            table.grow(&self.frequencies, known);
         }
+        let table = self.read();
+        let pick = |from: &[f32]| {
+            let of = |&p: &u32| from[p as usize * half..][..half].iter().copied();
+            positions.iter().flat_map(of).collect()
+        };
+        Angles {
+            cos: pick(&table.cos),
+            sin: pick(&table.sin),
+            half,
+        }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -78,21 +101,22 @@ impl Angles {
             );
         }
         if has_kernels(x.device()) {
-            x.contiguous()?.apply_op1(Rotate {
-                angles: self.clone(),
-                heads,
-            })
+            apply(x, self.rotation(heads))
         } else {
             self.composed(x, heads)
         }
     }
 
     /// [`Self::rotate`] as a link of a chain.
-    pub fn operation(&self, heads: usize) -> Operation {
-        Arc::new(Box::new(Rotate {
+    pub fn link(&self, heads: usize) -> Link {
+        Arc::new(self.rotation(heads))
+    }
+
+    fn rotation(&self, heads: usize) -> Rotate {
+        Rotate {
             angles: self.clone(),
             heads,
-        }))
+        }
     }
 
     /// The same as a composition of candle operations.
@@ -151,22 +175,32 @@ struct Rotate {
     heads: usize,
 }
 
-impl CustomOp1 for Rotate {
-    fn name(&self) -> &'static str {
-        "rope"
+impl Operation for Rotate {
+    fn names(&self) -> [&'static str; 2] {
+        ["rope", "rope backward"]
     }
 
-    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let _span = profile::span("rope");
-        let mut y = storage::slice(s, l)?.to_vec();
-        self.angles.turn(&mut y, l.dims()[1], self.heads, 1.0);
-        Ok((CpuStorage::F32(y), l.shape().clone()))
+    fn traits(&self) -> Traits {
+        Traits {
+            in_place: true,
+            ..Traits::default()
+        }
     }
 
-    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let _span = profile::span("rope backward");
-        let mut d = dy.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
-        self.angles.turn(&mut d, x.dims()[1], self.heads, -1.0);
-        Ok(Some(Tensor::from_vec(d, x.dims(), x.device())?))
+    fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {
+        self.forward_owned(storage::copied(x), rows)
+    }
+
+    fn forward_owned(&self, mut x: Vec<f32>, rows: usize) -> Result<Vec<f32>> {
+        let columns = x.len() / rows.max(1);
+        self.angles.turn(&mut x, columns, self.heads, 1.0);
+        Ok(x)
+    }
+
+    fn backward(&self, _x: &[f32], _y: &[f32], dy: Cow<[f32]>, rows: usize) -> Result<Vec<f32>> {
+        let mut d = dy.into_owned();
+        let columns = d.len() / rows.max(1);
+        self.angles.turn(&mut d, columns, self.heads, -1.0);
+        Ok(d)
     }
 }

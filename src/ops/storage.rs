@@ -3,9 +3,15 @@
 //! Everything here is for contiguous `f32` tensors; other devices go through candle's own operations.
 
 use std::cell::Cell;
+use std::mem::MaybeUninit;
 use std::ops::{Deref, Range};
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+
+use super::pool;
+
+/// Elements of one task.
+const BLOCK: usize = 1 << 14;
 
 /// The elements of a contiguous `f32` CPU storage.
 ///
@@ -54,6 +60,50 @@ pub fn open(tensor: &Tensor) -> Result<Reading<impl Deref<Target = Storage>>> {
         storage,
         range: start..end,
     })
+}
+
+/// Rows of a tensor whose last axis is a row.
+pub fn rows(dims: &[usize]) -> usize {
+    dims.iter().rev().skip(1).product()
+}
+
+/// A vector of `len` elements that is not cleared first.
+///
+/// # Safety
+/// `write` must write every element.
+pub unsafe fn written(len: usize, write: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
+    let mut data = Vec::with_capacity(len);
+    write(&mut data.spare_capacity_mut()[..len]);
+    // SAFETY: the capacity is there, and the caller's word for the elements.
+    unsafe { data.set_len(len) };
+    data
+}
+
+/// `to += from`
+pub fn add(to: &mut [f32], from: &[f32]) {
+    let blocks = to.chunks_mut(BLOCK).zip(from.chunks(BLOCK));
+    pool::for_each(blocks, |(to, from)| {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+    });
+}
+
+/// Sets all elements to zero.
+pub fn clear(data: &mut [f32]) {
+    pool::for_each(data.chunks_mut(BLOCK), |block| block.fill(0.0));
+}
+
+/// A copy, made by all threads.
+pub fn copied(from: &[f32]) -> Vec<f32> {
+    let copy = |to: &mut [MaybeUninit<f32>]| {
+        let blocks = to.chunks_mut(BLOCK).zip(from.chunks(BLOCK));
+        pool::for_each(blocks, |(to, from)| {
+            to.iter_mut().zip(from).for_each(|(to, from)| {
+                to.write(*from);
+            });
+        });
+    };
+    // SAFETY: both sides are equally long, and so are their blocks.
+    unsafe { written(from.len(), copy) }
 }
 
 /// Hands the elements of a contiguous `f32` CPU tensor to `f`.

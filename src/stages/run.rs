@@ -6,7 +6,8 @@ use super::context::{Context, Finished};
 use super::{origin, pretrain, reward, sft};
 use crate::config::{Config, Length, Stage, Training};
 use crate::model::hub;
-use crate::ops::device;
+use crate::ops::{device, profile};
+use crate::train::profile::table;
 use crate::train::run_folder::{Done, Existing, RunFolder};
 use crate::train::signal::{Outcome, StopRequest};
 
@@ -80,7 +81,14 @@ fn run_in_order(
             device: &device,
             stop,
         };
-        match run_one(&context, stage).with_context(|| format!("stage {}", stage.name()))? {
+        let ran = {
+            let _part = profile::part("other");
+            run_one(&context, stage).with_context(|| format!("stage {}", stage.name()))?
+        };
+        if profile::is_enabled() {
+            eprintln!("{}", table(stage.name(), &profile::take()));
+        }
+        match ran {
             None => {
                 eprintln!(
                     "{}: stopped and saved; the same command continues",

@@ -7,6 +7,7 @@ pub mod memory;
 pub mod metrics;
 pub mod optimizer;
 pub mod process;
+pub mod profile;
 pub mod progress;
 pub mod run_folder;
 pub mod schedule;

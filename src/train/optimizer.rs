@@ -156,11 +156,25 @@ impl AdamW {
         params: &ParamStore,
         rate: impl Fn(&Param) -> f64,
     ) -> Result<StepOutcome> {
-        let _span = profile::span("optimizer");
         let grad_norm = global_norm(params)?;
         if !grad_norm.is_finite() {
             return Ok(StepOutcome::NotFinite);
         }
+        self.step_with(params, grad_norm, rate)?;
+        Ok(StepOutcome::Moved { grad_norm })
+    }
+
+    /// [`Self::step`] where the gradients' norm is known, and finite.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn step_with(
+        &mut self,
+        params: &ParamStore,
+        grad_norm: f64,
+        rate: impl Fn(&Param) -> f64,
+    ) -> Result<()> {
+        let _span = profile::span("optimizer");
         self.steps += 1;
         let clip = match self.config.max_grad_norm {
             limit if limit > 0.0 => (limit / (grad_norm + 1e-6)).min(1.0),
@@ -172,7 +186,7 @@ impl AdamW {
             self.moments.step(param, offset, factors)?;
             offset += param.value().elem_count();
         }
-        Ok(StepOutcome::Moved { grad_norm })
+        Ok(())
     }
 
     fn factors(&self, clip: f64, rate: f64, decays: bool) -> Factors {
@@ -248,6 +262,7 @@ fn step_block(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], f: Factors
 /// # Errors
 /// If the device fails.
 pub fn global_norm(params: &ParamStore) -> Result<f64> {
+    let _span = profile::span("gradient norm");
     let Some(arena) = params.arena() else {
         return Ok(0.0);
     };

@@ -24,6 +24,7 @@ use super::snapshot;
 use crate::config::{LrScheduler, Recompute, Training};
 use crate::model::{self, Decoder, Gradient};
 use crate::ops::param::Param;
+use crate::ops::profile;
 
 /// What is learned: the data of each step and its loss.
 pub trait Task {
@@ -214,9 +215,11 @@ impl<'a, T: Task> Run<'a, T> {
     /// One optimizer step, with its evaluation and checkpoint when they are due.
     fn step(&mut self) -> Result<()> {
         let (start, step) = (Instant::now(), self.step + 1);
+        let part = profile::part("step");
         let (loss, tokens) = self.accumulate(step)?;
         let rate = self.schedule.lr_at(step as usize);
         let grad_norm = self.update(loss, rate)?;
+        drop(part);
         self.state.tokens += tokens as u64;
         self.step = step;
         let mut metrics = Metrics::new(step);
@@ -317,6 +320,7 @@ impl<'a, T: Task> Run<'a, T> {
     }
 
     fn evaluate(&mut self, metrics: &mut Metrics) -> Result<()> {
+        let _part = profile::part("evaluate");
         let start = Instant::now();
         let Some(evaluation) = self.task.evaluate(self.model)? else {
             return Ok(());
@@ -378,6 +382,7 @@ impl<'a, T: Task> Run<'a, T> {
         if self.saved == Some(self.step) {
             return Ok(());
         }
+        let _part = profile::part("save");
         self.log.sync()?;
         let mut writer = self.checkpoints.writer(self.step)?;
         snapshot::save(&mut writer, ROLE, self.model, &self.optimizer)?;

@@ -3,24 +3,19 @@
 //!
 //! A task is one key head of one segment, so the sums over a group's query heads need no locks and have one order.
 
+use std::cell::RefCell;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use rollout::row;
 
 use super::Attention;
-use super::kernel::scatter_columns;
 use crate::ops::pool;
-use crate::ops::product::{Matrix, Threads, Write, multiply};
+use crate::ops::product::{Destination, LANES, Matrix, Threads, Write, multiply, multiply_into};
+use crate::ops::storage;
 
 /// Query rows of one tile.
 const TILE: usize = 64;
-
-/// Gradients of one key head and its query heads: `[rows, group · head_dim]`, `[rows, head_dim]` twice.
-struct Part {
-    queries: Vec<f32>,
-    keys: Vec<f32>,
-    values: Vec<f32>,
-}
 
 /// `[tokens, columns]` gradient of `q | k | v`.
 pub fn run(
@@ -31,39 +26,28 @@ pub fn run(
     grad: &[f32],
 ) -> Vec<f32> {
     let (columns, outputs) = (spec.columns(), spec.outputs());
-    let parts: Vec<Part> = pool::map(tasks, |(rows, head)| {
-        let (a, b) = (rows.start, rows.end);
-        let (qkv, outs) = (&qkv[a * columns..b * columns], a * outputs..b * outputs);
-        Task {
-            spec,
-            head: *head,
-            qkv,
-            out: &out[outs.clone()],
-            grad: &grad[outs],
-        }
-        .run()
-    });
-    let mut dqkv = vec![0f32; qkv.len()];
-    for ((rows, head), part) in tasks.iter().zip(&parts) {
-        let to = &mut dqkv[rows.start * columns..];
-        let width = spec.group() * spec.head_dim;
-        scatter_columns(&part.queries, width, to, columns, head * width);
-        scatter_columns(
-            &part.keys,
-            spec.head_dim,
-            to,
-            columns,
-            spec.key_column(*head),
-        );
-        scatter_columns(
-            &part.values,
-            spec.head_dim,
-            to,
-            columns,
-            spec.value_column(*head),
-        );
-    }
-    dqkv
+    let write = |dqkv: &mut [MaybeUninit<f32>]| {
+        let dqkv = Destination::new(dqkv, columns);
+        pool::for_each(tasks, |(rows, head)| {
+            let (a, b) = (rows.start, rows.end);
+            let outs = a * outputs..b * outputs;
+            let task = Task {
+                spec,
+                head: *head,
+                qkv: &qkv[a * columns..b * columns],
+                out: &out[outs.clone()],
+                grad: &grad[outs],
+            };
+            // SAFETY: tasks differ in their rows or their heads.
+            SCORES.with_borrow_mut(|scores| unsafe { task.run(scores, dqkv.below(a)) });
+        });
+    };
+    // SAFETY: the tasks' rows and the columns of their heads are all.
+    unsafe { storage::written(qkv.len(), write) }
+}
+
+thread_local! {
+    static SCORES: RefCell<Scores> = const { RefCell::new(Scores { p: Vec::new(), ds: Vec::new() }) };
 }
 
 /// Probabilities and the gradients of the scores of one tile.
@@ -73,8 +57,6 @@ struct Scores {
 }
 
 struct Tile<'a> {
-    /// Which query head of the group.
-    member: usize,
     /// Positions of the queries.
     rows: Range<usize>,
     /// Position of the first key that one of them sees.
@@ -103,26 +85,48 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    fn run(&self) -> Part {
-        let (rows, d) = (self.qkv.len() / self.spec.columns(), self.spec.head_dim);
-        let group = self.spec.group();
-        let mut part = Part {
-            queries: vec![0.0; rows * group * d],
-            keys: vec![0.0; rows * d],
-            values: vec![0.0; rows * d],
-        };
-        let mut scores = Scores {
-            p: vec![0f32; TILE * rows],
-            ds: vec![0f32; TILE * rows],
-        };
-        for member in 0..group {
-            for start in (0..rows).step_by(TILE) {
-                let tile = self.tile(member, start..rows.min(start + TILE));
-                self.probabilities(&tile, &mut scores);
-                self.gradients(&tile, &scores, &mut part);
+    /// The gradients of the head's queries, keys and values.
+    ///
+    /// # Safety
+    /// Nobody else may touch their columns of the segment's rows of `to` meanwhile.
+    unsafe fn run(&self, scores: &mut Scores, to: Destination) {
+        let rows = self.qkv.len() / self.spec.columns();
+        for buffer in [&mut scores.p, &mut scores.ds] {
+            if buffer.len() < TILE * rows {
+                buffer.resize(TILE * rows, 0.0);
             }
         }
-        part
+        // SAFETY: the caller's; keys and values are cleared before they are added to.
+        unsafe {
+            self.clear(rows, to);
+            for member in 0..self.spec.group() {
+                for start in (0..rows).step_by(TILE) {
+                    let tile = self.tile(member, start..rows.min(start + TILE));
+                    self.probabilities(&tile, scores);
+                    self.gradients(&tile, scores, to);
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::run`].
+    unsafe fn clear(&self, rows: usize, to: Destination) {
+        let zeros = [0f32; LANES];
+        for column in [
+            self.spec.key_column(self.head),
+            self.spec.value_column(self.head),
+        ] {
+            for (row, at) in (0..rows).flat_map(|row| {
+                (0..self.spec.head_dim)
+                    .step_by(LANES)
+                    .map(move |at| (row, at))
+            }) {
+                let count = LANES.min(self.spec.head_dim - at);
+                // SAFETY: the caller's.
+                unsafe { to.put(row, column + at, &zeros[..count]) };
+            }
+        }
     }
 
     /// One tile of queries of one query head, and the keys that it sees.
@@ -137,7 +141,6 @@ impl Task<'_> {
             keys: self.matrix(from, seen, spec.key_column(self.head)),
             values: self.matrix(from, seen, spec.value_column(self.head)),
             grads: Matrix::new(grads, count, d, spec.outputs()),
-            member,
             rows,
             from,
             column,
@@ -158,27 +161,32 @@ impl Task<'_> {
     }
 
     /// Adds a tile's share: dQ = dS·K, dK += dSᵀ·Q, dV += Pᵀ·dO.
-    fn gradients(&self, tile: &Tile, scores: &Scores, part: &mut Part) {
-        let (count, seen, d) = (tile.rows.len(), tile.seen(), self.spec.head_dim);
-        let (width, alone) = (self.spec.group() * d, Threads::Caller);
+    ///
+    /// # Safety
+    /// As [`Self::run`], and keys and values must hold numbers.
+    unsafe fn gradients(&self, tile: &Tile, scores: &Scores, to: Destination) {
+        let (count, seen) = (tile.rows.len(), tile.seen());
         let p = Matrix::new(&scores.p, count, seen, seen);
         let ds = Matrix::new(&scores.ds, count, seen, seen);
-        let queries = &mut part.queries[tile.rows.start * width + tile.member * d..];
-        multiply(ds, tile.keys, queries, width, Write::Set, alone);
-        let keys = &mut part.keys[tile.from * d..];
-        multiply(ds.t(), tile.queries, keys, d, Write::Add, alone);
-        let values = &mut part.values[tile.from * d..];
-        multiply(p.t(), tile.grads, values, d, Write::Add, alone);
+        let queries = to.below(tile.rows.start).right(tile.column);
+        let keys = to.below(tile.from).right(self.spec.key_column(self.head));
+        let values = to.below(tile.from).right(self.spec.value_column(self.head));
+        // SAFETY: the caller's.
+        unsafe {
+            multiply_into(ds, tile.keys, queries, Write::Set);
+            multiply_into(ds.t(), tile.queries, keys, Write::Add);
+            multiply_into(p.t(), tile.grads, values, Write::Add);
+        }
     }
 
     /// Scores → probabilities in `p`, and `dP` → `dS` in `ds`; zero outside `visible`.
     fn softmax_backward(&self, p: &mut [f32], ds: &mut [f32], visible: Range<usize>, delta: f32) {
         let scale = self.spec.scale;
-        let scores = p[visible.clone()].to_vec();
-        let stats = row::stats(&scores, scale);
-        row::softmax(&scores, scale, &stats, &mut p[visible.clone()]);
-        for (p, ds) in p[visible.clone()].iter().zip(&mut ds[visible.clone()]) {
-            *ds = p * (*ds - delta) * scale;
+        let weights = &mut p[visible.clone()];
+        let normaliser = 1.0 / row::weights_in_place(weights, scale).sum;
+        for (p, ds) in weights.iter_mut().zip(&mut ds[visible.clone()]) {
+            *p *= normaliser;
+            *ds = *p * (*ds - delta) * scale;
         }
         for edge in [0..visible.start, visible.end..p.len()] {
             p[edge.clone()].fill(0.0);

@@ -4,14 +4,19 @@
 //! layer and computes. On the CPU a block has the layout of the training kernel; elsewhere keys and values are rows of tensors
 //! and the mathematics is composed of candle's operations.
 
+use std::cell::RefCell;
+use std::mem::MaybeUninit;
+
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::composed::attend_dense;
-use super::kernel::{Scratch, attend_same};
+use super::kernel::{Blocks, Queries, attend};
 use super::{Attention, storage};
 use crate::ops::dispatch::has_kernels;
-use crate::ops::product::LANES;
-use crate::ops::{pool, profile};
+use crate::ops::operation::noted;
+use crate::ops::pool;
+use crate::ops::product::Destination;
+use crate::ops::product::lanes::{LANES, Line};
 
 /// Tokens in one cache block.
 pub const BLOCK_TOKENS: usize = LANES;
@@ -35,8 +40,8 @@ pub struct Cache {
 }
 
 enum Store {
-    /// `[block][kv head][block_len]`
-    Blocks(Vec<f32>),
+    /// `[block][kv head][lines of a block]`
+    Blocks(Vec<Line>),
     /// `[block · BLOCK_TOKENS, kv_heads · head_dim]`
     Rows { keys: Tensor, values: Tensor },
 }
@@ -66,7 +71,7 @@ impl Cache {
     /// Bytes that one block takes in all layers; on the CPU values are padded to whole panels.
     pub fn block_bytes(spec: Attention, layers: usize, device: &Device) -> usize {
         let elements = match has_kernels(device) {
-            true => spec.block_len(),
+            true => spec.block_lines() * LANES,
             false => 2 * BLOCK_TOKENS * spec.head_dim,
         };
         layers * spec.kv_heads * elements * size_of::<f32>()
@@ -92,20 +97,51 @@ impl Cache {
     /// differ from layer to layer; heads may not.
     ///
     /// # Errors
-    /// If shapes disagree or a sequence has too few blocks.
+    /// If shapes disagree, a sequence has too few blocks, or the cache is on another device.
     pub fn attend(
+        &mut self,
+        layer: usize,
+        qkv: &[f32],
+        news: &[NewTokens],
+        spec: Attention,
+    ) -> Result<Vec<f32>> {
+        self.check([qkv.len() / spec.columns(), spec.columns()], news, spec)?;
+        match &mut self.layers[layer] {
+            Store::Blocks(data) => noted("cached attention", || {
+                Ok(attend_blocks(data, qkv, news, spec))
+            }),
+            Store::Rows { .. } => bail!("cache: rows on the CPU for a cache of another device"),
+        }
+    }
+
+    /// [`Self::attend`] for tensors, on any device.
+    ///
+    /// # Errors
+    /// As [`Self::attend`].
+    pub fn attend_tensor(
         &mut self,
         layer: usize,
         qkv: &Tensor,
         news: &[NewTokens],
         spec: Attention,
     ) -> Result<Tensor> {
-        let _span = profile::span("cached attention");
+        let (rows, columns) = qkv.dims2()?;
+        self.check([rows, columns], news, spec)?;
+        match &mut self.layers[layer] {
+            Store::Blocks(data) => {
+                let attend = |qkv: &[f32]| attend_blocks(data, qkv, news, spec);
+                let out = storage::read(&qkv.contiguous()?, attend)?;
+                Tensor::from_vec(out, (rows, spec.outputs()), qkv.device())
+            }
+            Store::Rows { keys, values } => attend_rows(keys, values, qkv, news, spec),
+        }
+    }
+
+    fn check(&self, found: [usize; 2], news: &[NewTokens], spec: Attention) -> Result<()> {
         let rows: usize = news.iter().map(|n| n.count).sum();
-        if qkv.dims() != [rows, spec.columns()] {
+        if found != [rows, spec.columns()] {
             bail!(
-                "cached attention: input {:?} where [{rows}, {}] is needed",
-                qkv.dims(),
+                "cached attention: input {found:?} where [{rows}, {}] is needed",
                 spec.columns()
             );
         }
@@ -120,16 +156,16 @@ impl Cache {
                 );
             }
         }
-        match &mut self.layers[layer] {
-            Store::Blocks(data) => attend_blocks(data, qkv, news, spec),
-            Store::Rows { keys, values } => attend_rows(keys, values, qkv, news, spec),
-        }
+        Ok(())
     }
 }
 
 impl Store {
     fn blocks(spec: Attention, blocks: usize) -> Self {
-        Self::Blocks(vec![0f32; blocks * spec.kv_heads * spec.block_len()])
+        Self::Blocks(vec![
+            Line::default();
+            blocks * spec.kv_heads * spec.block_lines()
+        ])
     }
 
     fn rows(spec: Attention, blocks: usize, device: &Device) -> Result<Self> {
@@ -144,7 +180,7 @@ impl Store {
     fn copy(&mut self, from: usize, to: usize, spec: Attention) -> Result<()> {
         match self {
             Self::Blocks(data) => {
-                let len = spec.kv_heads * spec.block_len();
+                let len = spec.kv_heads * spec.block_lines();
                 data.copy_within(from * len..(from + 1) * len, to * len);
                 Ok(())
             }
@@ -156,57 +192,93 @@ impl Store {
     }
 }
 
-fn attend_blocks(
-    data: &mut [f32],
-    qkv: &Tensor,
-    news: &[NewTokens],
-    spec: Attention,
-) -> Result<Tensor> {
-    let (columns, outputs) = (spec.columns(), spec.outputs());
-    let qkv_tensor = qkv.contiguous()?;
-    let out = storage::read(&qkv_tensor, |qkv| {
-        write_tokens(data, qkv, news, spec);
-        let rows: Vec<(&NewTokens, usize)> = news
-            .iter()
-            .flat_map(|n| (0..n.count).map(move |i| (n, n.past + i)))
-            .collect();
-        let mut out = vec![0f32; rows.len() * outputs];
-        let width = spec.group() * spec.head_dim;
-        pool::for_each(out.chunks_exact_mut(outputs).enumerate(), |(row, out)| {
-            let (new, position) = rows[row];
-            let mut scratch = Scratch::default();
-            for (head, out) in out.chunks_exact_mut(width).enumerate() {
-                let block = |&b: &u32| block_of(data, b as usize, head, &spec);
-                let blocks: Vec<&[f32]> = new.blocks[..position / BLOCK_TOKENS + 1]
-                    .iter()
-                    .map(block)
-                    .collect();
-                let query = &qkv[row * columns + head * width..][..width];
-                attend_same(&spec, query, position, &blocks, &mut scratch, out);
-            }
+fn attend_blocks(data: &mut [Line], qkv: &[f32], news: &[NewTokens], spec: Attention) -> Vec<f32> {
+    let outputs = spec.outputs();
+    write_tokens(data, qkv, news, spec);
+    let rows: Vec<(&NewTokens, usize)> = news
+        .iter()
+        .flat_map(|n| (0..n.count).map(move |i| (n, n.past + i)))
+        .collect();
+    let write = |out: &mut [MaybeUninit<f32>]| {
+        let inputs = rows.iter().zip(qkv.chunks_exact(spec.columns()));
+        let tasks = out.chunks_exact_mut(outputs).zip(inputs);
+        pool::for_each(tasks, |(out, ((new, position), row))| {
+            attend_token(data, row, new, *position, &spec, out);
         });
-        out
-    })?;
-    Tensor::from_vec(out, (qkv.dim(0)?, outputs), qkv.device())
+    };
+    // SAFETY: each row's heads are all of its columns.
+    unsafe { storage::written(rows.len() * outputs, write) }
 }
 
-fn block_of<'a>(data: &'a [f32], block: usize, head: usize, spec: &Attention) -> &'a [f32] {
-    &data[(block * spec.kv_heads + head) * spec.block_len()..][..spec.block_len()]
+thread_local! {
+    static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-fn write_tokens(data: &mut [f32], qkv: &[f32], news: &[NewTokens], spec: Attention) {
-    let mut rows = qkv.chunks_exact(spec.columns());
-    let len = spec.block_len();
-    for new in news {
-        for (position, row) in (new.past..new.past + new.count).zip(&mut rows) {
-            let block = new.blocks[position / BLOCK_TOKENS] as usize;
-            for head in 0..spec.kv_heads {
-                let key = &row[spec.key_column(head)..][..spec.head_dim];
-                let value = &row[spec.value_column(head)..][..spec.head_dim];
-                let to = &mut data[(block * spec.kv_heads + head) * len..][..len];
-                spec.write_token(to, position % BLOCK_TOKENS, key, value);
+/// All heads of one token, which stands in the cache already.
+fn attend_token(
+    data: &[Line],
+    row: &[f32],
+    new: &NewTokens,
+    position: usize,
+    spec: &Attention,
+    out: &mut [MaybeUninit<f32>],
+) {
+    let width = spec.group() * spec.head_dim;
+    for (head, out) in out.chunks_exact_mut(width).enumerate() {
+        let queries = Queries {
+            spec,
+            data: &row[head * width..][..width],
+            stride: spec.head_dim,
+            position,
+            step: 0,
+            count: spec.group(),
+            blocks: Blocks {
+                data,
+                ids: Some(new.blocks),
+                stride: spec.kv_heads * spec.block_lines(),
+                offset: head * spec.block_lines(),
+            },
+        };
+        let out = Destination::new(out, spec.head_dim);
+        // SAFETY: `out` is borrowed mutably.
+        SCORES.with_borrow_mut(|scores| unsafe { attend(&queries, scores, out) });
+    }
+}
+
+/// Keys and values of the new tokens. The tokens of a block lie far apart in memory, so it is done by all threads: each takes a
+/// part of the blocks, whoever they belong to.
+fn write_tokens(data: &mut [Line], qkv: &[f32], news: &[NewTokens], spec: Attention) {
+    let size = spec.kv_heads * spec.block_lines();
+    let positions = news.iter().flat_map(|n| {
+        (n.past..n.past + n.count).map(|p| (n.blocks[p / BLOCK_TOKENS] as usize, p % BLOCK_TOKENS))
+    });
+    let mut tokens: Vec<_> = positions.zip(qkv.chunks_exact(spec.columns())).collect();
+    tokens.sort_by_key(|&((block, _), _)| block);
+    let mut parts = Vec::new();
+    let (mut rest, mut before) = (data, 0);
+    for part in tokens.chunk_by(|a, b| a.0.0 == b.0.0) {
+        let block = part[0].0.0;
+        let (_, from) = rest.split_at_mut((block - before) * size);
+        let (to, behind) = from.split_at_mut(size);
+        parts.push((to, part));
+        (rest, before) = (behind, block + 1);
+    }
+    let share = parts.len().div_ceil(pool::threads()).max(1);
+    pool::for_each(parts.chunks_mut(share), |parts| {
+        for (block, tokens) in parts {
+            for &((_, slot), row) in *tokens {
+                write_token(block, slot, row, &spec);
             }
         }
+    });
+}
+
+/// A token's keys and values of all heads into its block.
+fn write_token(block: &mut [Line], slot: usize, row: &[f32], spec: &Attention) {
+    for (head, to) in block.chunks_exact_mut(spec.block_lines()).enumerate() {
+        let key = &row[spec.key_column(head)..][..spec.head_dim];
+        let value = &row[spec.value_column(head)..][..spec.head_dim];
+        spec.write_token(to, slot, key, value);
     }
 }
 
@@ -301,7 +373,7 @@ mod tests {
                 past,
                 blocks: &[7, 2, 5],
             };
-            parts.push(cache.attend(0, &qkv.narrow(0, past, count)?, &[new], spec)?);
+            parts.push(cache.attend_tensor(0, &qkv.narrow(0, past, count)?, &[new], spec)?);
             past += count;
         }
         Tensor::cat(&parts, 0)
@@ -354,7 +426,7 @@ mod tests {
         };
         let elements = |cache: &Cache| -> usize {
             let of = |layer: &Store| match layer {
-                Store::Blocks(data) => data.len(),
+                Store::Blocks(data) => data.len() * LANES,
                 Store::Rows { keys, values } => keys.elem_count() + values.elem_count(),
             };
             cache.layers.iter().map(of).sum()
@@ -383,7 +455,7 @@ mod tests {
             let mut last = Vec::new();
             for block in [0u32, 3] {
                 if block == 0 {
-                    cache.attend(
+                    cache.attend_tensor(
                         0,
                         &qkv.narrow(0, 0, 5)?,
                         &[NewTokens {
@@ -402,7 +474,7 @@ mod tests {
                 };
                 last.push(
                     cache
-                        .attend(0, &qkv.narrow(0, 5, 1)?, &[new], spec)?
+                        .attend_tensor(0, &qkv.narrow(0, 5, 1)?, &[new], spec)?
                         .to_vec2::<f32>()?,
                 );
             }

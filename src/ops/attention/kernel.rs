@@ -1,303 +1,370 @@
-//! The inner kernel of attention: up to [`TILE`] query rows against keys and values that lie in blocks.
+//! The inner kernel of attention: query rows of one head against keys and values that lie in blocks.
 //!
-//! A block holds [`LANES`] consecutive tokens of one key head: the keys as a column panel `[head_dim][LANES]`, then the values
-//! as panels `[head_dim/LANES][LANES][LANES]`. Scores are one chain over the head's columns, the mix of values one chain over
-//! the tokens from the first visible one, the softmax one fixed order counted from there too. A token that a row does not see
-//! has weight zero, and adding `0 · v` changes no bit, so rows may be tiled in any way.
+//! A block holds [`LANES`] consecutive tokens of one key head: the keys as a column panel, `head_dim` lines of a column each, then
+//! the values as panels of sixteen columns, a line a token. Scores are one chain over the head's columns, the mix of values one
+//! chain over the tokens from the first visible one, the softmax one fixed order counted from there too. A token that a row does
+//! not see has weight zero, and adding `0 · v` changes no bit, so rows may be tiled in any way.
 
 use std::ops::Range;
 
-use multiversion::multiversion;
 use rollout::row;
 
 use super::Attention;
-use crate::ops::product::LANES;
-
-/// Query rows computed together.
-pub const TILE: usize = 6;
+#[cfg(target_arch = "x86_64")]
+use crate::ops::product::lanes::{Avx2, Avx512};
+use crate::ops::product::lanes::{LANES, Lanes, Level, Line, Plain, level};
+use crate::ops::product::{Destination, Matrix, pack};
 
 impl Attention {
-    /// Columns of a head's values, padded to whole panels.
-    fn padded(&self) -> usize {
-        self.head_dim.next_multiple_of(LANES)
+    /// Panels of a head's values; the last may have columns to spare.
+    fn value_panels(&self) -> usize {
+        self.head_dim.div_ceil(LANES)
     }
 
-    /// Elements of one block of one key head.
-    pub(crate) fn block_len(&self) -> usize {
-        (self.head_dim + self.padded()) * LANES
+    /// Lines of one block of one key head.
+    pub(crate) fn block_lines(&self) -> usize {
+        self.head_dim + self.value_panels() * LANES
     }
 
     /// Puts one token's key and value of one head into place `slot` of a block.
-    pub(crate) fn write_token(&self, block: &mut [f32], slot: usize, key: &[f32], value: &[f32]) {
-        let (keys, values) = block.split_at_mut(self.head_dim * LANES);
-        for (to, &k) in keys.iter_mut().skip(slot).step_by(LANES).zip(key) {
-            *to = k;
+    pub(crate) fn write_token(&self, block: &mut [Line], slot: usize, key: &[f32], value: &[f32]) {
+        let (keys, values) = block.split_at_mut(self.head_dim);
+        for (line, &k) in keys.iter_mut().zip(key) {
+            line.0[slot] = k;
         }
-        for (panel, part) in values
-            .chunks_exact_mut(LANES * LANES)
-            .zip(value.chunks(LANES))
-        {
-            panel[slot * LANES..][..part.len()].copy_from_slice(part);
+        let tokens = values.iter_mut().skip(slot).step_by(LANES);
+        for (line, part) in tokens.zip(value.chunks(LANES)) {
+            line.0[..part.len()].copy_from_slice(part);
         }
     }
-}
 
-/// The blocks of one key head in one segment.
-pub struct Blocks {
-    data: Vec<f32>,
-    block_len: usize,
-}
-
-impl Blocks {
-    /// Packs key head `head` of the rows of a segment.
-    pub fn pack(spec: &Attention, qkv: &[f32], head: usize) -> Self {
-        let (columns, block_len) = (spec.columns(), spec.block_len());
+    /// Blocks of key head `head` of the `q | k | v` rows of a segment, in order.
+    pub(crate) fn pack_blocks(&self, qkv: &[f32], head: usize, blocks: &mut Vec<Line>) {
+        let (columns, size) = (self.columns(), self.block_lines());
         let rows = qkv.len() / columns;
-        let mut data = vec![0f32; rows.div_ceil(LANES) * block_len];
-        for (i, row) in qkv.chunks_exact(columns).enumerate() {
-            let key = &row[spec.key_column(head)..][..spec.head_dim];
-            let value = &row[spec.value_column(head)..][..spec.head_dim];
-            spec.write_token(
-                &mut data[i / LANES * block_len..][..block_len],
-                i % LANES,
-                key,
-                value,
-            );
+        let window = |first| Matrix::new(&qkv[first..], rows, self.head_dim, columns);
+        let (keys, values) = (
+            window(self.key_column(head)),
+            window(self.value_column(head)),
+        );
+        blocks.clear();
+        blocks.resize(rows.div_ceil(LANES) * size, Line::default());
+        for (i, block) in blocks.chunks_exact_mut(size).enumerate() {
+            let first = i * LANES;
+            pack(keys, first, 0..self.head_dim, &mut block[..self.head_dim]);
+            for row in first..rows.min(first + LANES) {
+                let lines = block[self.head_dim..].iter_mut().skip(row - first);
+                let parts = values.row(row).chunks(LANES);
+                for (line, part) in lines.step_by(LANES).zip(parts) {
+                    line.0[..part.len()].copy_from_slice(part);
+                }
+            }
         }
-        Self { data, block_len }
-    }
-
-    /// One slice a block.
-    pub fn refs(&self) -> Vec<&[f32]> {
-        self.data.chunks_exact(self.block_len.max(1)).collect()
     }
 }
 
-/// Buffers that calls share.
-#[derive(Default)]
-pub struct Scratch {
-    scores: Vec<f32>,
-    weights: Vec<f32>,
-}
-
-/// Query rows of one head; row `i` begins `i · stride` in.
+/// Where the blocks of one key head of one sequence lie.
 #[derive(Clone, Copy)]
+pub struct Blocks<'a> {
+    /// All blocks.
+    pub data: &'a [Line],
+    /// Which of them, in order; without it they lie in order.
+    pub ids: Option<&'a [u32]>,
+    /// Lines from a block to the next.
+    pub stride: usize,
+    /// Lines from there to the head's.
+    pub offset: usize,
+}
+
+impl Blocks<'_> {
+    /// The lines of block `i` of the sequence.
+    ///
+    /// # Panics
+    /// If there is none: a bug of the caller.
+    #[inline(always)]
+    fn get(&self, i: usize, lines: usize) -> *const f32 {
+        let id = self.ids.map_or(i, |ids| ids[i] as usize);
+        self.data[id * self.stride + self.offset..][..lines]
+            .as_ptr()
+            .cast()
+    }
+}
+
+/// Query rows of one head and what they see.
 pub struct Queries<'a> {
+    /// Shape and scale.
+    pub spec: &'a Attention,
     /// From the first row's first column on.
     pub data: &'a [f32],
     /// Distance of the rows.
     pub stride: usize,
+    /// Position of the first row.
+    pub position: usize,
+    /// Distance of the rows' positions: 1 for neighbours, 0 for heads of one token.
+    pub step: usize,
+    /// Number of rows.
+    pub count: usize,
+    /// Keys and values.
+    pub blocks: Blocks<'a>,
 }
 
-/// Query rows at positions `rows`.
+/// Mixes values for each query row: `out` is `[count, head_dim]`.
 ///
-/// In training the rows are neighbours; with [`attend_same`] they are the heads of one token.
-pub fn attend_rows(
-    spec: &Attention,
-    queries: Queries,
-    rows: Range<usize>,
-    blocks: &[&[f32]],
-    scratch: &mut Scratch,
-    out: Window,
-) {
-    let mut visible = [(0, 0); TILE];
-    for (slot, position) in visible.iter_mut().zip(rows.clone()) {
-        *slot = (spec.first_key(position), position + 1);
+/// # Safety
+/// Nobody else may touch the window of `out` meanwhile.
+pub unsafe fn attend(queries: &Queries, scores: &mut Vec<f32>, out: Destination) {
+    let last = queries.count.saturating_sub(1);
+    assert!(
+        queries.count == 0 || last * queries.stride + queries.spec.head_dim <= queries.data.len(),
+        "query rows reach past the data"
+    );
+    out.check(queries.count, queries.spec.head_dim);
+    // SAFETY: the level says that the instructions exist; the rest is the caller's.
+    unsafe {
+        match level() {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => attend_avx512(queries, scores, out),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => attend_avx2(queries, scores, out),
+            Level::Plain => attend_on::<Plain>(queries, scores, out),
+        }
     }
-    let tile = Tile {
-        spec,
-        queries,
-        visible: &visible[..rows.len()],
-        blocks,
-    };
-    attend_tile(&tile, scratch, out);
 }
 
-/// The query heads of one token at `position`; heads are `head_dim` apart in and out.
-pub fn attend_same(
-    spec: &Attention,
-    queries: &[f32],
-    position: usize,
-    blocks: &[&[f32]],
-    scratch: &mut Scratch,
-    out: &mut [f32],
-) {
-    let visible = [(spec.first_key(position), position + 1); TILE];
-    let width = spec.head_dim;
-    for (q, o) in queries
-        .chunks(TILE * width)
-        .zip(out.chunks_mut(TILE * width))
-    {
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn attend_avx512(queries: &Queries, scores: &mut Vec<f32>, out: Destination) {
+    // SAFETY: the caller's.
+    unsafe { attend_on::<Avx512>(queries, scores, out) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn attend_avx2(queries: &Queries, scores: &mut Vec<f32>, out: Destination) {
+    // SAFETY: the caller's.
+    unsafe { attend_on::<Avx2>(queries, scores, out) }
+}
+
+#[inline(always)]
+unsafe fn attend_on<L: Lanes>(queries: &Queries, scores: &mut Vec<f32>, out: Destination) {
+    for first in (0..queries.count).step_by(L::ROWS) {
         let tile = Tile {
-            spec,
-            queries: Queries {
-                data: q,
-                stride: width,
-            },
-            visible: &visible[..q.len() / width],
-            blocks,
+            queries,
+            first,
+            rows: L::ROWS.min(queries.count - first),
         };
-        attend_tile(&tile, scratch, Window::new(o, width, 0, width));
+        // SAFETY: the caller's.
+        unsafe {
+            match tile.rows {
+                1 => tile.run::<L, 1>(scores, out),
+                2 => tile.run::<L, 2>(scores, out),
+                3 => tile.run::<L, 3>(scores, out),
+                4 => tile.run::<L, 4>(scores, out),
+                5 if L::ROWS >= 5 => tile.run::<L, 5>(scores, out),
+                6 if L::ROWS >= 6 => tile.run::<L, 6>(scores, out),
+                7 if L::ROWS >= 7 => tile.run::<L, 7>(scores, out),
+                8 if L::ROWS >= 8 => tile.run::<L, 8>(scores, out),
+                _ => unreachable!("more rows than a tile takes"),
+            }
+        }
     }
 }
 
-#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
-fn attend_tile(tile: &Tile<'_>, scratch: &mut Scratch, out: Window<'_>) {
-    match tile.visible.len() {
-        1 => tile.run::<1>(scratch, out),
-        2 => tile.run::<2>(scratch, out),
-        3 => tile.run::<3>(scratch, out),
-        4 => tile.run::<4>(scratch, out),
-        5 => tile.run::<5>(scratch, out),
-        6 => tile.run::<6>(scratch, out),
-        _ => {}
-    }
-}
-
+/// Some of the query rows.
 struct Tile<'a> {
-    spec: &'a Attention,
-    queries: Queries<'a>,
-    /// First visible key and end of the visible keys, for each row.
-    visible: &'a [(usize, usize)],
-    blocks: &'a [&'a [f32]],
+    queries: &'a Queries<'a>,
+    first: usize,
+    rows: usize,
 }
 
-/// The keys that a tile computes with.
+/// A row of elements for each row of a tile, and how many of them a chain runs over.
 #[derive(Clone, Copy)]
-struct Span {
-    /// The first block.
-    from: usize,
-    /// Behind the last token.
-    end: usize,
-    /// Places in a row of scores, counted from the segment's start.
-    width: usize,
+struct Rows {
+    data: *const f32,
+    stride: usize,
+    count: usize,
 }
 
 impl Tile<'_> {
+    /// The keys that row `i` sees.
     #[inline(always)]
-    fn run<const M: usize>(&self, scratch: &mut Scratch, out: Window) {
-        let end = self.visible.iter().map(|v| v.1).max().unwrap_or(0);
-        let span = Span {
-            from: self.visible.iter().map(|v| v.0).min().unwrap_or(0) / LANES,
-            end,
-            width: end.next_multiple_of(LANES),
-        };
-        scratch.scores.resize(M * span.width, 0.0);
-        scratch.weights.clear();
-        scratch.weights.resize(M * span.width, 0.0);
-        self.scores::<M>(span, &mut scratch.scores);
-        let scales = self.softmax::<M>(span.width, &scratch.scores, &mut scratch.weights);
-        self.mix::<M>(span, &scratch.weights, scales, out);
+    fn visible(&self, i: usize) -> Range<usize> {
+        let position = self.queries.position + (self.first + i) * self.queries.step;
+        self.queries.spec.first_key(position)..position + 1
     }
 
     #[inline(always)]
-    fn scores<const M: usize>(&self, span: Span, scores: &mut [f32]) {
-        let Queries { data, stride } = self.queries;
-        for b in span.from..span.end.div_ceil(LANES) {
-            let mut acc = [[0f32; LANES]; M];
-            chain(data, stride, self.spec.head_dim, self.blocks[b], &mut acc);
-            for (i, row) in acc.iter().enumerate() {
-                scores[i * span.width + b * LANES..][..LANES].copy_from_slice(row);
+    unsafe fn run<L: Lanes, const M: usize>(&self, scores: &mut Vec<f32>, out: Destination) {
+        let (from, end) = (self.visible(0).start / LANES, self.visible(M - 1).end);
+        let width = end.next_multiple_of(LANES);
+        if scores.len() < M * width {
+            scores.resize(M * width, 0.0);
+        }
+        // SAFETY: the buffer has room for a row of scores a query; the rest is the caller's.
+        unsafe {
+            self.scores::<L, M>(from..end, width, scores);
+            let scales = self.softmax::<M>(from * LANES, width, scores);
+            self.mix::<L, M>(from..end, width, scores, scales, out.below(self.first));
+        }
+    }
+
+    /// Chains over the head's columns: keys of block `span.start` up to token `span.end`.
+    #[inline(always)]
+    unsafe fn scores<L: Lanes, const M: usize>(
+        &self,
+        span: Range<usize>,
+        width: usize,
+        scores: &mut [f32],
+    ) {
+        let head_dim = self.queries.spec.head_dim;
+        let rows = Rows {
+            data: self.queries.data[self.first * self.queries.stride..].as_ptr(),
+            stride: self.queries.stride,
+            count: head_dim,
+        };
+        let blocks = span.end.div_ceil(LANES);
+        let mut block = span.start;
+        // SAFETY: queries were checked, blocks are by `get`; scores have `M` rows of `width`.
+        unsafe {
+            while block < blocks {
+                let to = scores.as_mut_ptr().add(block * LANES);
+                let key = |j| self.queries.blocks.get(block + j, head_dim);
+                match blocks - block {
+                    1 => put::<L, M, 1>(rows, [key(0)], to, width),
+                    2 if L::PANELS >= 2 => put::<L, M, 2>(rows, [key(0), key(1)], to, width),
+                    _ if L::PANELS >= 3 => {
+                        put::<L, M, 3>(rows, [key(0), key(1), key(2)], to, width);
+                    }
+                    _ => put::<L, M, 1>(rows, [key(0)], to, width),
+                }
+                block += L::PANELS.min(blocks - block);
             }
         }
     }
 
-    /// Unnormalised weights, zero where a row does not see; returns what each row is to be multiplied by.
+    /// Unnormalised weights in place of scores, zero where a row does not see; returns what each row is to be multiplied by.
     #[inline(always)]
-    fn softmax<const M: usize>(
-        &self,
-        width: usize,
-        scores: &[f32],
-        weights: &mut [f32],
-    ) -> [f32; M] {
+    fn softmax<const M: usize>(&self, from: usize, width: usize, scores: &mut [f32]) -> [f32; M] {
         std::array::from_fn(|i| {
-            let (from, to) = self.visible[i];
-            let seen = &scores[i * width + from..i * width + to];
-            let stats = row::stats(seen, self.spec.scale);
-            row::weights(
-                seen,
-                self.spec.scale,
-                stats.max,
-                &mut weights[i * width + from..i * width + to],
-            );
-            1.0 / stats.sum
+            let seen = self.visible(i);
+            let row = &mut scores[i * width..][..width];
+            row[from..seen.start].fill(0.0);
+            row[seen.end..].fill(0.0);
+            1.0 / row::weights_in_place(&mut row[seen], self.queries.spec.scale).sum
         })
     }
 
+    /// Chains over the tokens, a panel of columns at a time.
     #[inline(always)]
-    fn mix<const M: usize>(&self, span: Span, weights: &[f32], scales: [f32; M], mut out: Window) {
-        let head_dim = self.spec.head_dim;
-        for (p, first) in (0..head_dim).step_by(LANES).enumerate() {
-            let mut acc = [[0f32; LANES]; M];
-            for b in span.from..span.end.div_ceil(LANES) {
-                let panel = &self.blocks[b][(head_dim + p * LANES) * LANES..][..LANES * LANES];
-                let tokens = LANES.min(span.end - b * LANES);
-                chain(&weights[b * LANES..], span.width, tokens, panel, &mut acc);
+    unsafe fn mix<L: Lanes, const M: usize>(
+        &self,
+        span: Range<usize>,
+        width: usize,
+        weights: &[f32],
+        scales: [f32; M],
+        out: Destination,
+    ) {
+        let panels = self.queries.spec.value_panels();
+        let mut panel = 0;
+        // SAFETY: the caller's: weights have `M` rows of `width`, and `out` has `M` rows of the head's columns.
+        unsafe {
+            while panel < panels {
+                let out = out.right(panel * LANES);
+                let data = weights.as_ptr();
+                match panels - panel {
+                    1 => self.mix_panels::<L, M, 1>(span.clone(), width, data, panel, scales, out),
+                    _ if L::PANELS == 1 => {
+                        self.mix_panels::<L, M, 1>(span.clone(), width, data, panel, scales, out);
+                    }
+                    _ => self.mix_panels::<L, M, 2>(span.clone(), width, data, panel, scales, out),
+                }
+                panel += L::PANELS.min(2).min(panels - panel);
             }
-            let columns = LANES.min(head_dim - first);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn mix_panels<L: Lanes, const M: usize, const N: usize>(
+        &self,
+        span: Range<usize>,
+        width: usize,
+        weights: *const f32,
+        panel: usize,
+        scales: [f32; M],
+        out: Destination,
+    ) {
+        let spec = self.queries.spec;
+        // SAFETY: the caller's.
+        unsafe {
+            let mut acc = [[L::zero(); N]; M];
+            for block in span.start..span.end.div_ceil(LANES) {
+                let values = self.queries.blocks.get(block, spec.block_lines());
+                let b = std::array::from_fn(|j| {
+                    values.add((spec.head_dim + (panel + j) * LANES) * LANES)
+                });
+                let rows = Rows {
+                    data: weights.add(block * LANES),
+                    stride: width,
+                    count: LANES.min(span.end - block * LANES),
+                };
+                chain::<L, M, N>(rows, b, &mut acc);
+            }
             for (i, row) in acc.iter().enumerate() {
-                out.row(i)[first..][..columns]
-                    .iter_mut()
-                    .zip(row)
-                    .for_each(|(to, v)| *to = v * scales[i]);
+                let scale = L::splat(&raw const scales[i]);
+                for (j, sum) in row.iter().enumerate() {
+                    let columns = LANES.min(spec.head_dim - (panel + j) * LANES);
+                    let mut line = Line::default();
+                    sum.mul(scale).store(line.0.as_mut_ptr());
+                    out.put(i, j * LANES, &line.0[..columns]);
+                }
             }
         }
     }
 }
 
-/// Where a kernel writes: columns `at..at + columns` of a row-major matrix whose rows are `stride` apart.
-pub struct Window<'a> {
-    data: &'a mut [f32],
-    stride: usize,
-    at: usize,
-    columns: usize,
-}
-
-impl<'a> Window<'a> {
-    /// `columns` columns from `at` on.
-    #[inline(always)]
-    pub fn new(data: &'a mut [f32], stride: usize, at: usize, columns: usize) -> Self {
-        Self {
-            data,
-            stride,
-            at,
-            columns,
-        }
-    }
-
-    /// The window's part of a row.
-    #[inline(always)]
-    fn row(&mut self, row: usize) -> &mut [f32] {
-        &mut self.data[row * self.stride + self.at..][..self.columns]
-    }
-}
-
-/// Continues `M` × [`LANES`] chains: `acc[i][j] += x[i][p] · panel[p][j]` for `p = 0..k` in order, one fused
-/// multiply-add each. Rows of `x` are `stride` apart.
+/// Chains of `M` rows and `N` panels from zero, into rows of `to` that are `stride` apart.
 #[inline(always)]
-fn chain<const M: usize>(
-    x: &[f32],
+unsafe fn put<L: Lanes, const M: usize, const N: usize>(
+    rows: Rows,
+    panels: [*const f32; N],
+    to: *mut f32,
     stride: usize,
-    k: usize,
-    panel: &[f32],
-    acc: &mut [[f32; LANES]; M],
 ) {
-    let rows: [&[f32]; M] = std::array::from_fn(|i| &x[i * stride..i * stride + k]);
-    let mut local = *acc;
-    for (p, b) in panel.as_chunks::<LANES>().0.iter().enumerate().take(k) {
-        for i in 0..M {
-            let a = rows[i][p];
-            for j in 0..LANES {
-                local[i][j] = a.mul_add(b[j], local[i][j]);
+    // SAFETY: the caller's.
+    unsafe {
+        let mut acc = [[L::zero(); N]; M];
+        chain::<L, M, N>(rows, panels, &mut acc);
+        for (i, row) in acc.iter().enumerate() {
+            for (j, sum) in row.iter().enumerate() {
+                sum.store(to.add(i * stride + j * LANES));
             }
         }
     }
-    *acc = local;
 }
 
-/// Copies rows of `width` into columns `at..at+width` of rows of `out_width`.
-pub fn scatter_columns(part: &[f32], width: usize, out: &mut [f32], out_width: usize, at: usize) {
-    for (from, to) in part.chunks_exact(width).zip(out.chunks_mut(out_width)) {
-        to[at..at + width].copy_from_slice(from);
+/// `acc[i][j] += Σₚ rows[i][p] · panels[j][p]`, p ascending, one fused multiply-add each.
+#[inline(always)]
+unsafe fn chain<L: Lanes, const M: usize, const N: usize>(
+    rows: Rows,
+    panels: [*const f32; N],
+    acc: &mut [[L; N]; M],
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let from: [*const f32; M] = std::array::from_fn(|i| rows.data.add(i * rows.stride));
+        let mut local = *acc;
+        for p in 0..rows.count {
+            let mut b = [L::zero(); N];
+            for j in 0..N {
+                b[j] = L::load(panels[j].add(p * LANES));
+            }
+            for i in 0..M {
+                let a = L::splat(from[i].add(p));
+                for j in 0..N {
+                    local[i][j] = a.mul_add(b[j], local[i][j]);
+                }
+            }
+        }
+        *acc = local;
     }
 }

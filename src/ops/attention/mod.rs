@@ -10,17 +10,21 @@ pub mod cached;
 mod composed;
 pub(crate) mod kernel;
 
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
 use super::dispatch::has_kernels;
+use super::operation::{Link, Operation, apply, noted};
 use super::pool;
-use super::profile;
-use super::residual::Operation;
+use super::product::Destination;
+use super::product::lanes::Line;
 use super::storage;
 pub use composed::attend as composed;
-use kernel::{Blocks, Queries, Scratch, Window};
+use kernel::{Blocks, Queries};
 
 /// Shape and scale of an attention layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -134,21 +138,26 @@ impl Segments {
 pub fn attend(qkv: &Tensor, segments: &Segments, spec: Attention) -> Result<Tensor> {
     spec.check(qkv, segments)?;
     if has_kernels(qkv.device()) {
-        qkv.contiguous()?.apply_op1(Fused {
-            spec,
-            segments: segments.clone(),
-        })
+        apply(qkv, Fused::new(segments, spec))
     } else {
         composed(qkv, segments, spec)
     }
 }
 
+/// [`attend`] on rows, without a graph.
+///
+/// # Errors
+/// If the shapes disagree.
+pub fn attend_rows(qkv: &[f32], segments: &Segments, spec: Attention) -> Result<Vec<f32>> {
+    let operation = Fused::new(segments, spec);
+    noted(operation.names()[0], || {
+        operation.forward(qkv, segments.tokens())
+    })
+}
+
 /// [`attend`] as a link of a chain.
-pub fn operation(segments: &Segments, spec: Attention) -> Operation {
-    Arc::new(Box::new(Fused {
-        spec,
-        segments: segments.clone(),
-    }))
+pub fn link(segments: &Segments, spec: Attention) -> Link {
+    Arc::new(Fused::new(segments, spec))
 }
 
 struct Fused {
@@ -157,6 +166,13 @@ struct Fused {
 }
 
 impl Fused {
+    fn new(segments: &Segments, spec: Attention) -> Self {
+        Self {
+            spec,
+            segments: segments.clone(),
+        }
+    }
+
     /// Each pair of a segment and a key head is a task of its own.
     fn tasks(&self) -> Vec<(std::ops::Range<usize>, usize)> {
         self.segments
@@ -165,73 +181,67 @@ impl Fused {
             .collect()
     }
 
-    /// All query heads of one key head in one segment: `[rows, group · head_dim]`.
-    fn forward_task(&self, qkv: &[f32], head: usize) -> Vec<f32> {
-        let (spec, columns) = (self.spec, self.spec.columns());
-        let (rows, width) = (qkv.len() / columns, spec.group() * spec.head_dim);
-        let blocks = Blocks::pack(&spec, qkv, head);
-        let (refs, mut scratch) = (blocks.refs(), Scratch::default());
-        let mut out = vec![0f32; rows * width];
-        for member in 0..spec.group() {
-            let first = (head * spec.group() + member) * spec.head_dim;
-            for start in (0..rows).step_by(kernel::TILE) {
-                let end = rows.min(start + kernel::TILE);
+    /// All query heads of one key head in one segment, whose first row is `first`.
+    ///
+    /// # Safety
+    /// Nobody else may touch those heads' columns of the segment's rows of `out` meanwhile.
+    unsafe fn forward_task(&self, qkv: &[f32], first: usize, head: usize, out: Destination) {
+        let (spec, columns) = (&self.spec, self.spec.columns());
+        SCRATCH.with_borrow_mut(|Scratch { blocks, scores }| {
+            spec.pack_blocks(qkv, head, blocks);
+            for member in 0..spec.group() {
+                let column = (head * spec.group() + member) * spec.head_dim;
                 let queries = Queries {
-                    data: &qkv[start * columns + first..],
+                    spec,
+                    data: &qkv[column.min(qkv.len())..],
                     stride: columns,
+                    position: 0,
+                    step: 1,
+                    count: qkv.len() / columns,
+                    blocks: Blocks {
+                        data: blocks,
+                        ids: None,
+                        stride: spec.block_lines(),
+                        offset: 0,
+                    },
                 };
-                let column = member * spec.head_dim;
-                let out = Window::new(&mut out[start * width..], width, column, spec.head_dim);
-                kernel::attend_rows(&spec, queries, start..end, &refs, &mut scratch, out);
+                // SAFETY: the caller's.
+                unsafe { kernel::attend(&queries, scores, out.below(first).right(column)) };
             }
-        }
-        out
+        });
     }
 }
 
-impl CustomOp1 for Fused {
-    fn name(&self) -> &'static str {
-        "attention"
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch { blocks: Vec::new(), scores: Vec::new() }) };
+}
+
+/// Buffers that tasks of a thread share.
+struct Scratch {
+    blocks: Vec<Line>,
+    scores: Vec<f32>,
+}
+
+impl Operation for Fused {
+    fn names(&self) -> [&'static str; 2] {
+        ["attention", "attention backward"]
     }
 
-    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let _span = profile::span("attention");
-        let (qkv, columns, width) = (
-            storage::slice(s, l)?,
-            self.spec.columns(),
-            self.spec.outputs(),
-        );
-        let tasks = self.tasks();
-        let parts: Vec<Vec<f32>> = pool::map(&tasks, |(rows, head)| {
-            self.forward_task(&qkv[rows.start * columns..rows.end * columns], *head)
-        });
-        let mut out = vec![0f32; self.segments.tokens() * width];
-        let part_width = self.spec.group() * self.spec.head_dim;
-        for ((rows, head), part) in tasks.iter().zip(&parts) {
-            kernel::scatter_columns(
-                part,
-                part_width,
-                &mut out[rows.start * width..],
-                width,
-                head * part_width,
-            );
-        }
-        Ok((
-            CpuStorage::F32(out),
-            Shape::from((self.segments.tokens(), width)),
-        ))
+    fn forward(&self, qkv: &[f32], _rows: usize) -> Result<Vec<f32>> {
+        let (columns, width) = (self.spec.columns(), self.spec.outputs());
+        let write = |out: &mut [MaybeUninit<f32>]| {
+            let out = Destination::new(out, width);
+            pool::for_each(self.tasks(), |(rows, head)| {
+                let qkv = &qkv[rows.start * columns..rows.end * columns];
+                // SAFETY: tasks differ in their rows or their columns.
+                unsafe { self.forward_task(qkv, rows.start, head, out) };
+            });
+        };
+        // SAFETY: the segments' rows are all rows, and the heads' columns all columns.
+        Ok(unsafe { storage::written(self.segments.tokens() * width, write) })
     }
 
-    fn bwd(&self, qkv: &Tensor, out: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let _span = profile::span("attention backward");
-        let grad = grad.contiguous()?;
-        let dqkv = storage::read(qkv, |qkv| {
-            storage::read(out, |out| {
-                storage::read(&grad, |grad| {
-                    backward::run(self.spec, &self.tasks(), qkv, out, grad)
-                })
-            })
-        })???;
-        Ok(Some(Tensor::from_vec(dqkv, qkv.dims(), qkv.device())?))
+    fn backward(&self, qkv: &[f32], out: &[f32], grad: Cow<[f32]>, _: usize) -> Result<Vec<f32>> {
+        Ok(backward::run(self.spec, &self.tasks(), qkv, out, &grad))
     }
 }

@@ -1,5 +1,8 @@
 //! The register tile, and one task of a product: some rows against neighbouring panels.
 
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+
 use super::Write;
 #[cfg(target_arch = "x86_64")]
 use super::lanes::{Avx2, Avx512};
@@ -9,10 +12,10 @@ use super::pack::pack_on;
 
 /// Inputs that a task works on at once: its packed rows stay in the second-level cache. Chains go on through memory, which
 /// changes no bit.
-const DEPTH: usize = 128;
+const DEPTH: usize = 192;
 
 /// Lines of packed rows that fit the second-level cache whole. Then panels, which come from memory, are read from end to end.
-const FEW: usize = 1 << 12;
+pub const FEW: usize = 1 << 12;
 
 /// Passes over a round of panels from which on fetching the next round ahead pays; with fewer, the processor's own prefetching does
 /// better.
@@ -22,45 +25,101 @@ const LEAST_PASSES: usize = 3;
 pub struct Task<'a> {
     /// `[rows, k]`
     pub a: Matrix<'a>,
+    /// `a` packed, where that was done beforehand.
+    pub packed: Option<&'a [Line]>,
     /// Panels of `k` lines.
     pub panels: &'a [Line],
     /// Columns of the destination; they may end inside the last panel.
     pub columns: usize,
     /// Where they begin.
-    pub c: Destination,
+    pub c: Destination<'a>,
     /// What becomes of what it holds.
     pub write: Write,
 }
 
-/// A window of a row-major matrix that tasks write disjoint parts of.
+/// A window of a row-major matrix that tasks write disjoint parts of. Its elements need not hold anything yet where they are set.
 #[derive(Clone, Copy)]
-pub struct Destination {
-    /// The first element.
-    pub at: *mut f32,
-    /// Distance of rows.
-    pub stride: usize,
+pub struct Destination<'a> {
+    at: *mut f32,
+    /// Elements from `at` to the matrix's end.
+    room: usize,
+    stride: usize,
+    lifetime: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: tasks write disjoint elements; who makes a `Task` sees to that.
-unsafe impl Send for Destination {}
-unsafe impl Sync for Destination {}
+// SAFETY: tasks write disjoint elements; who runs them sees to that.
+unsafe impl Send for Destination<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Destination<'_> {}
 
-impl Destination {
-    /// The window `row` rows lower and `column` columns to the right.
+impl<'a> Destination<'a> {
+    /// A matrix whose rows are `stride` apart.
+    pub fn new(data: &'a mut [MaybeUninit<f32>], stride: usize) -> Self {
+        Self {
+            at: data.as_mut_ptr().cast(),
+            room: data.len(),
+            stride,
+            lifetime: PhantomData,
+        }
+    }
+
+    /// The window from `row` on.
+    pub fn below(self, row: usize) -> Self {
+        self.from(row * self.stride)
+    }
+
+    /// The window from `column` on.
+    pub fn right(self, column: usize) -> Self {
+        self.from(column)
+    }
+
+    /// A window that begins past the matrix has no room.
+    fn from(self, element: usize) -> Self {
+        Self {
+            at: self.at.wrapping_add(element),
+            room: self.room.saturating_sub(element),
+            ..self
+        }
+    }
+
+    /// Writes elements of a row.
+    ///
+    /// # Panics
+    /// If they reach past the matrix: a bug of the caller.
     ///
     /// # Safety
-    /// It must lie inside the matrix.
-    pub unsafe fn offset(self, row: usize, column: usize) -> Self {
-        // SAFETY: the caller's.
-        let at = unsafe { self.at.add(row * self.stride + column) };
-        Self { at, ..self }
+    /// Nobody else may touch them meanwhile.
+    #[inline(always)]
+    pub unsafe fn put(&self, row: usize, column: usize, elements: &[f32]) {
+        let start = row * self.stride + column;
+        assert!(
+            start + elements.len() <= self.room,
+            "destination is too short"
+        );
+        // SAFETY: they lie inside; the rest is the caller's.
+        unsafe {
+            std::ptr::copy_nonoverlapping(elements.as_ptr(), self.at.add(start), elements.len())
+        };
+    }
+
+    /// # Panics
+    /// If so many rows and columns reach past the matrix: a bug of the caller.
+    pub fn check(&self, rows: usize, columns: usize) {
+        assert!(
+            rows == 0 || (rows - 1) * self.stride + columns <= self.room,
+            "destination of a product is too short"
+        );
+        assert!(
+            rows <= 1 || columns <= self.stride,
+            "destination of a product has rows that overlap"
+        );
     }
 }
 
 /// Runs a task; `scratch` holds its packed rows.
 ///
 /// # Safety
-/// The destination must hold `a`'s rows and the task's columns, and nobody else may touch them meanwhile.
+/// Nobody else may touch the task's part of the destination meanwhile, and where it is added to it must hold numbers.
 pub unsafe fn run(task: &Task, scratch: &mut Vec<Line>) {
     // SAFETY: the level says that the instructions exist; the rest is the caller's.
     unsafe {
@@ -97,17 +156,26 @@ unsafe fn run_on<L: Lanes>(task: &Task, scratch: &mut Vec<Line>) {
         task.columns.div_ceil(LANES) * k <= task.panels.len(),
         "panels of a product are too few"
     );
-    let most = if count * k <= FEW { k } else { DEPTH };
+    task.c.check(rows, task.columns);
+    if let Some(packed) = task.packed {
+        assert!(
+            count * k <= packed.len(),
+            "packed rows of a product are too few"
+        );
+        // SAFETY: the caller's, and the panels' number was checked.
+        return unsafe { sweep::<L>(task, 0, k, task.write, packed) };
+    }
+    let most = if count * k <= FEW { k.max(1) } else { DEPTH };
     if scratch.len() < count * most {
         scratch.resize(count * most, Line::default());
     }
     let mut write = task.write;
-    for start in (0..k).step_by(most) {
+    // A product of no inputs sets its destination too.
+    for start in (0..k.max(1)).step_by(most) {
         let depth = most.min(k - start);
-        for (i, panel) in scratch.chunks_exact_mut(depth).enumerate().take(count) {
-            // SAFETY: the caller's.
-            unsafe { pack_on::<L>(task.a, i * LANES, start..start + depth, panel) };
-        }
+        let packed = &mut scratch[..count * depth];
+        // SAFETY: the caller's.
+        unsafe { pack_on::<L>(task.a, 0, start..start + depth, packed) };
         // SAFETY: the caller's, and the panels' number was checked.
         unsafe { sweep::<L>(task, start, depth, write, scratch) };
         write = Write::Add;
@@ -119,8 +187,9 @@ unsafe fn run_on<L: Lanes>(task: &Task, scratch: &mut Vec<Line>) {
 unsafe fn sweep<L: Lanes>(task: &Task, start: usize, depth: usize, write: Write, packed: &[Line]) {
     let (rows, k) = (task.a.height(), task.a.width());
     let passes = rows.div_ceil(L::ROWS);
-    for column in (0..task.columns).step_by(L::PANELS * LANES) {
-        let columns = (task.columns - column).min(L::PANELS * LANES);
+    let mut column = 0;
+    while column < task.columns {
+        let columns = (task.columns - column).min(round::<L>(task.columns - column) * LANES);
         // What the next round reads is fetched while this one computes: a share a pass.
         let ahead = Ahead {
             from: task
@@ -148,7 +217,7 @@ unsafe fn sweep<L: Lanes>(task: &Task, start: usize, depth: usize, write: Write,
                         b: task.panels.as_ptr().add(column / LANES * k + start).cast(),
                         panel: k * LANES,
                         depth,
-                        c: task.c.offset(first, column),
+                        c: task.c.below(first).right(column),
                         columns,
                         write,
                         ahead: ahead.after(first / L::ROWS * depth),
@@ -157,11 +226,21 @@ unsafe fn sweep<L: Lanes>(task: &Task, start: usize, depth: usize, write: Write,
                 }
             }
         }
+        column += columns.next_multiple_of(LANES);
+    }
+}
+
+/// Panels of the next round where so many columns are left. One alone would not keep the multipliers busy.
+#[inline(always)]
+fn round<L: Lanes>(columns: usize) -> usize {
+    match columns.div_ceil(LANES) {
+        left if left == L::PANELS + 1 && left >= 4 => left / 2,
+        left => left.min(L::PANELS),
     }
 }
 
 /// A register tile: up to `ROWS` rows and `PANELS` panels.
-struct Tile {
+struct Tile<'a> {
     /// Packed rows: `[depth]` of [`LANES`].
     a: *const f32,
     /// The first panel: `[depth]` of [`LANES`].
@@ -169,7 +248,7 @@ struct Tile {
     /// Distance of panels.
     panel: usize,
     depth: usize,
-    c: Destination,
+    c: Destination<'a>,
     columns: usize,
     write: Write,
     ahead: Ahead,
@@ -193,7 +272,7 @@ impl Ahead {
     }
 }
 
-impl Tile {
+impl Tile<'_> {
     #[inline(always)]
     unsafe fn dispatch<L: Lanes>(&self, rows: usize) {
         // SAFETY: the caller's.
@@ -321,19 +400,20 @@ mod tests {
         let line = |i: usize| Line(std::array::from_fn(|j| number(i * LANES + j)));
         let panels: Vec<Line> = (0..n.div_ceil(LANES) * k).map(line).collect();
         let results = |run: &dyn Fn(&Task, &mut Vec<Line>)| {
-            let mut c = vec![0.25f32; m * n];
+            let mut c = vec![MaybeUninit::new(0.25f32); m * n];
             let task = Task {
                 a: Matrix::new(&a, m, k, k),
+                packed: None,
                 panels: &panels,
                 columns: n,
-                c: Destination {
-                    at: c.as_mut_ptr(),
-                    stride: n,
-                },
+                c: Destination::new(&mut c, n),
                 write: Write::Add,
             };
             run(&task, &mut Vec::new());
-            c
+            // SAFETY: all were set from the start.
+            c.iter()
+                .map(|c| unsafe { c.assume_init() })
+                .collect::<Vec<f32>>()
         };
         // SAFETY: the destination is a whole matrix of the task's size.
         let plain = results(&|task, scratch| unsafe { run_on::<Plain>(task, scratch) });

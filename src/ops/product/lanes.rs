@@ -31,6 +31,8 @@ pub trait Lanes: Copy {
     unsafe fn store(self, to: *mut f32);
     /// `self · b + c`, rounded once.
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
+    /// `self · b`
+    unsafe fn mul(self, b: Self) -> Self;
     /// Brings the line at `from`, which may lie anywhere, into the second-level cache.
     #[inline(always)]
     unsafe fn prefetch(_from: *const f32) {}
@@ -100,6 +102,11 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
+    unsafe fn mul(self, b: Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] * b.0[i]))
+    }
+
+    #[inline(always)]
     unsafe fn interleave(self, b: Self) -> [Self; 2] {
         let pick = |i: usize| {
             if i % 2 == 0 {
@@ -118,11 +125,11 @@ pub use x86::{Avx2, Avx512};
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
-        __m256, __m512, _MM_HINT_T1, _mm_prefetch, _mm256_fmadd_ps, _mm256_loadu_ps,
+        __m256, __m512, _MM_HINT_T1, _mm_prefetch, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_mul_ps,
         _mm256_permute2f128_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
         _mm256_unpackhi_ps, _mm256_unpacklo_ps, _mm512_add_epi32, _mm512_fmadd_ps, _mm512_loadu_ps,
-        _mm512_permutex2var_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32,
-        _mm512_setzero_ps, _mm512_storeu_ps,
+        _mm512_mul_ps, _mm512_permutex2var_ps, _mm512_set1_epi32, _mm512_set1_ps,
+        _mm512_setr_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
     };
 
     use super::Lanes;
@@ -159,6 +166,11 @@ mod x86 {
         #[inline(always)]
         unsafe fn mul_add(self, b: Self, c: Self) -> Self {
             Self(unsafe { _mm512_fmadd_ps(self.0, b.0, c.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn mul(self, b: Self) -> Self {
+            Self(unsafe { _mm512_mul_ps(self.0, b.0) })
         }
 
         #[inline(always)]
@@ -218,6 +230,11 @@ mod x86 {
                     _mm256_fmadd_ps(self.1, b.1, c.1),
                 )
             }
+        }
+
+        #[inline(always)]
+        unsafe fn mul(self, b: Self) -> Self {
+            unsafe { Self(_mm256_mul_ps(self.0, b.0), _mm256_mul_ps(self.1, b.1)) }
         }
 
         #[inline(always)]

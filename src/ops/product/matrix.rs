@@ -1,9 +1,14 @@
 //! Views of matrices inside slices, and panels: the layout that the kernel reads in sequence.
 
+use std::ops::Range;
+
 use super::Threads;
 use super::lanes::{LANES, Line};
 use super::pack::pack;
 use crate::ops::pool;
+
+/// Panels that are packed together.
+const GROUP: usize = 4;
 
 /// A view of a matrix inside a slice; one of its strides is 1.
 #[derive(Clone, Copy)]
@@ -45,6 +50,14 @@ impl<'a> Matrix<'a> {
         }
     }
 
+    /// Some of the columns.
+    ///
+    /// # Panics
+    /// If there are fewer: a bug of the caller.
+    pub fn columns(self, columns: Range<usize>) -> Self {
+        self.t().rows(columns.start, columns.len()).t()
+    }
+
     /// `count` rows from `first` on.
     ///
     /// # Panics
@@ -61,6 +74,15 @@ impl<'a> Matrix<'a> {
             rows: count,
             ..self
         }
+    }
+
+    /// The elements of a row, where they are neighbours.
+    ///
+    /// # Panics
+    /// If they are not or there is no such row: a bug of the caller.
+    pub fn row(&self, row: usize) -> &'a [f32] {
+        assert!(self.column_stride == 1, "a row of a transposed matrix");
+        &self.data[row * self.row_stride..][..self.columns]
     }
 
     /// Number of rows.
@@ -94,13 +116,17 @@ pub struct Panels {
 impl Panels {
     /// Packs a row-major `[outputs, inputs]` matrix.
     pub fn pack(weight: &[f32], outputs: usize, inputs: usize) -> Self {
+        Self::of(Matrix::new(weight, outputs, inputs, inputs))
+    }
+
+    /// Packs the rows of a matrix.
+    pub fn of(rows: Matrix) -> Self {
         let mut data = Vec::new();
-        let rows = Matrix::new(weight, outputs, inputs, inputs);
-        pack_all(rows, &mut data, Threads::All);
+        pack_all(&[rows], &mut data, Threads::All);
         Self {
             data,
-            outputs,
-            inputs,
+            outputs: rows.height(),
+            inputs: rows.width(),
         }
     }
 
@@ -120,17 +146,26 @@ impl Panels {
     }
 }
 
-/// Packs all rows of `matrix` into panels, at the front of `data`.
-pub(super) fn pack_all(matrix: Matrix, data: &mut Vec<Line>, threads: Threads) {
-    let (k, count) = (matrix.width(), matrix.height().div_ceil(LANES));
-    if data.len() < count * k {
-        data.resize(count * k, Line::default());
+/// Packs all rows of matrices of one width into panels, at the front of `data`; those of a matrix begin in a panel of their own.
+pub(super) fn pack_all(matrices: &[Matrix], data: &mut Vec<Line>, threads: Threads) {
+    let lines = |m: &Matrix| m.height().div_ceil(LANES) * m.width();
+    let total = matrices.iter().map(lines).sum();
+    if data.len() < total {
+        data.resize(total, Line::default());
     }
-    let panels = &mut data[..count * k];
-    let one = |(i, panel): (usize, &mut [Line])| pack(matrix, i * LANES, 0..k, panel);
-    let panels = panels.chunks_exact_mut(k.max(1)).enumerate();
+    let (mut groups, mut rest) = (Vec::new(), &mut data[..total]);
+    for matrix in matrices {
+        let (panels, behind) = rest.split_at_mut(lines(matrix));
+        let size = (GROUP * matrix.width()).max(1);
+        let chunks = panels.chunks_mut(size).enumerate();
+        groups.extend(chunks.map(|(i, panels)| (matrix, i * GROUP * LANES, panels)));
+        rest = behind;
+    }
+    let one = |(matrix, first, panels): (&Matrix, usize, &mut [Line])| {
+        pack(*matrix, first, 0..matrix.width(), panels);
+    };
     match threads {
-        Threads::Caller => panels.for_each(one),
-        Threads::All => pool::for_each(panels, one),
+        Threads::Caller => groups.into_iter().for_each(one),
+        Threads::All => pool::for_each(groups, one),
     }
 }

@@ -9,24 +9,31 @@
 //! ([`Panels`]); a training pass has so many rows that packing on the way costs less than holding a second copy.
 
 mod kernel;
-mod lanes;
+pub(crate) mod lanes;
 mod matrix;
 mod pack;
 
 use std::cell::Cell;
+use std::mem::MaybeUninit;
 
-use super::pool;
-use kernel::{Destination, Task};
+use super::{pool, storage};
+pub(crate) use kernel::Destination;
+use kernel::Task;
 pub use lanes::LANES;
 use lanes::Line;
 pub use matrix::{Matrix, Panels};
+pub(crate) use pack::pack;
 
 /// Rows of one task when the rows are many: packed, a depth of them fits the second-level cache.
 const ROW_BLOCK: usize = 96;
 /// Panels of a register tile; tasks take whole tiles.
 const TILE_PANELS: usize = 3;
 /// Elements that are packed on the way before they are used: about what the caches hold.
-const PACKED: usize = 1 << 20;
+const PACKED: usize = 1 << 21;
+/// Rows of a matrix that are packed together at least, where they are many.
+const LEAST_DEPTH: usize = 1 << 10;
+/// Pieces for each thread: so many that one who is late holds up little.
+const PIECES: usize = 4;
 /// Multiply-adds below which a task is not worth handing over.
 const LEAST_WORK: usize = 1 << 17;
 
@@ -69,6 +76,7 @@ impl Weight<'_> {
 thread_local! {
     static ROWS: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
     static PANELS: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+    static FACTOR: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
 }
 
 /// Lends `f` a buffer of this thread's; one that asks while it is lent gets another.
@@ -82,32 +90,122 @@ fn with_buffer<R>(
     result
 }
 
-/// `y[:, at..at + outputs] = x · Wᵀ` for weights side by side, for `x: [m, k]` and a row-major `y: [m, width]`.
+/// `[m, Σ outputs]` = `x · Wᵀ` for weights side by side, for `x: [m, k]`.
 ///
 /// # Panics
 /// If the shapes disagree: a bug of the caller.
-pub fn product(x: Matrix, weights: &[Weight], y: &mut [f32], width: usize, at: usize) {
-    let (mut column, mut packed) = (at, Vec::new());
+pub fn product(x: Matrix, weights: &[Weight]) -> Vec<f32> {
+    let width = weights.iter().map(Weight::outputs).sum();
+    let write = |y: &mut [MaybeUninit<f32>]| {
+        fill(x, weights, Destination::new(y, width), Write::Set);
+    };
+    // SAFETY: the weights' columns are all columns, and each of them is set.
+    unsafe { storage::written(x.height() * width, write) }
+}
+
+/// `y += x · Wᵀ`; the sums of `k` start from what `y: [m, outputs]` holds.
+///
+/// # Panics
+/// If the shapes disagree: a bug of the caller.
+pub fn add_product(x: Matrix, weight: Weight, y: &mut [f32]) {
+    let width = weight.outputs();
+    fill(
+        x,
+        &[weight],
+        Destination::new(as_uninit(y), width),
+        Write::Add,
+    );
+}
+
+fn fill(x: Matrix, weights: &[Weight], y: Destination, write: Write) {
+    let count = x.height().div_ceil(LANES);
+    if x.height() > ROW_BLOCK || count * x.width() > kernel::FEW {
+        return fill_from(x, None, weights, y, write);
+    }
+    // Few rows are packed once for all pieces.
+    with_buffer(&PANELS, |packed| {
+        matrix::pack_all(&[x], packed, Threads::Caller);
+        fill_from(x, Some(packed), weights, y, write);
+    });
+}
+
+fn fill_from(
+    x: Matrix,
+    rows: Option<&[Line]>,
+    weights: &[Weight],
+    mut y: Destination,
+    write: Write,
+) {
+    if let Some(matrices) = side_by_side(weights) {
+        return fill_joined(x, rows, &matrices, y, write);
+    }
+    let mut packed = Vec::new();
     for weight in weights {
-        let outputs = weight.outputs();
-        assert!(
-            column + outputs <= width,
-            "outputs of a product past the row"
-        );
-        let start = column.min(y.len());
-        let window = &mut y[start..];
         match weight {
             Weight::Panels(panels) => {
                 assert_eq!(panels.inputs(), x.width(), "inner sizes of a product");
-                let panels = (panels.data(), outputs);
-                packed.extend(pieces(x, panels, window, width, Write::Set, Threads::All));
+                let panels = (panels.data(), panels.outputs());
+                packed.extend(pieces(x, rows, panels, y, write, Threads::All));
             }
-            Weight::Rows(rows) => multiply(x, rows.t(), window, width, Write::Set, Threads::All),
+            Weight::Rows(weight) => multiply_at(x, weight.t(), y, write, Threads::All),
         }
-        column += outputs;
+        y = y.right(weight.outputs());
     }
-    // SAFETY: the pieces of one weight are disjoint, and so are the columns of the weights; `y` is borrowed mutably.
+    // SAFETY: the pieces of one weight are disjoint, and so are the columns of the weights.
     unsafe { run(packed, Threads::All) };
+}
+
+/// Weights whose panels, packed on the way, can lie side by side as those of one matrix.
+fn side_by_side<'a>(weights: &[Weight<'a>]) -> Option<Vec<Matrix<'a>>> {
+    let matrices = weights.iter().map(|weight| match weight {
+        Weight::Rows(rows) => Some(*rows),
+        Weight::Panels(_) => None,
+    });
+    let matrices: Vec<Matrix> = matrices.collect::<Option<_>>()?;
+    let (_, before) = matrices.split_last()?;
+    let whole = before.iter().all(|m| m.height().is_multiple_of(LANES));
+    let elements: usize = matrices.iter().map(|m| m.height() * m.width()).sum();
+    (whole && elements <= PACKED).then_some(matrices)
+}
+
+fn fill_joined(
+    x: Matrix,
+    rows: Option<&[Line]>,
+    matrices: &[Matrix],
+    y: Destination,
+    write: Write,
+) {
+    let columns = matrices.iter().map(Matrix::height).sum();
+    with_buffer(&PANELS, |packed| {
+        for matrix in matrices {
+            assert_eq!(matrix.width(), x.width(), "inner sizes of a product");
+        }
+        matrix::pack_all(matrices, packed, Threads::All);
+        let tasks = pieces(x, rows, (packed, columns), y, write, Threads::All);
+        // SAFETY: the pieces are disjoint.
+        unsafe { run(tasks, Threads::All) };
+    });
+}
+
+/// `a · b`.
+///
+/// # Panics
+/// If the shapes disagree: a bug of the caller.
+pub fn multiplied(a: Matrix, b: Matrix, threads: Threads) -> Vec<f32> {
+    let width = b.width();
+    let write = |c: &mut [MaybeUninit<f32>]| {
+        multiply_at(a, b, Destination::new(c, width), Write::Set, threads);
+    };
+    // SAFETY: every column of every row is set.
+    unsafe { storage::written(a.height() * width, write) }
+}
+
+/// [`multiply`] into a window that others write beside it.
+///
+/// # Safety
+/// Nobody else may touch the window of `a`'s rows and `b`'s columns meanwhile, and where it is added to it must hold numbers.
+pub(crate) unsafe fn multiply_into(a: Matrix, b: Matrix, c: Destination, write: Write) {
+    multiply_at(a, b, c, write, Threads::Caller);
 }
 
 /// `c = a · b` or `c += a · b`, rows of `c` being `stride` apart.
@@ -122,30 +220,77 @@ pub fn multiply(
     write: Write,
     threads: Threads,
 ) {
+    multiply_at(a, b, Destination::new(as_uninit(c), stride), write, threads);
+}
+
+/// Elements that will only be written, or read after others were written there.
+fn as_uninit(data: &mut [f32]) -> &mut [MaybeUninit<f32>] {
+    // SAFETY: the layouts are one, and nothing in this module writes what is not a number.
+    unsafe { &mut *(std::ptr::from_mut(data) as *mut [MaybeUninit<f32>]) }
+}
+
+/// Packs a part of `b` at a time: some of its rows, and of these some columns.
+fn multiply_at(a: Matrix, b: Matrix, c: Destination, write: Write, threads: Threads) {
     assert_eq!(a.width(), b.height(), "inner sizes of a product");
-    let (columns, k) = (b.t(), a.width());
-    let step = (PACKED / k.max(1))
-        .max(1)
-        .next_multiple_of(TILE_PANELS * LANES);
+    let (n, k) = (b.width(), a.width());
+    let depth = (PACKED / n.max(1)).clamp(LEAST_DEPTH, k.max(LEAST_DEPTH));
+    let step = (PACKED / depth.min(k).max(1)).next_multiple_of(TILE_PANELS * LANES);
     with_buffer(&PANELS, |packed| {
-        for first in (0..columns.height()).step_by(step) {
-            let part = columns.rows(first, step.min(columns.height() - first));
-            matrix::pack_all(part, packed, threads);
-            let start = first.min(c.len());
-            let c = &mut c[start..];
-            let tasks = pieces(a, (packed, part.height()), c, stride, write, threads);
-            // SAFETY: the pieces are disjoint, and `c` is borrowed mutably.
-            unsafe { run(tasks, threads) };
+        let mut write = write;
+        for start in (0..k.max(1)).step_by(depth) {
+            let inputs = start..k.min(start + depth);
+            let (a, b) = (a.columns(inputs.clone()), b.rows(start, inputs.len()).t());
+            for first in (0..n).step_by(step) {
+                let part = b.rows(first, step.min(n - first));
+                matrix::pack_all(&[part], packed, threads);
+                let panels = (&packed[..], part.height());
+                let tasks = pieces(a, None, panels, c.right(first), write, threads);
+                // SAFETY: the pieces are disjoint.
+                unsafe { run(tasks, threads) };
+            }
+            write = Write::Add;
         }
     });
+}
+
+/// The right-hand side of several products, packed once.
+#[derive(Clone, Copy)]
+pub struct Factor<'a> {
+    panels: &'a [Line],
+    rows: usize,
+    columns: usize,
+}
+
+/// Packs `b` in a buffer of this thread's for as long as `f` runs.
+pub fn with_factor<R>(b: Matrix, f: impl FnOnce(Factor) -> R) -> R {
+    with_buffer(&FACTOR, |panels| {
+        matrix::pack_all(&[b.t()], panels, Threads::All);
+        f(Factor {
+            panels,
+            rows: b.height(),
+            columns: b.width(),
+        })
+    })
+}
+
+/// `c += a · b` for a `c` as wide as `b`.
+///
+/// # Panics
+/// If the shapes disagree: a bug of the caller.
+pub fn add_multiplied(a: Matrix, b: Factor, c: &mut [f32]) {
+    assert_eq!(a.width(), b.rows, "inner sizes of a product");
+    let c = Destination::new(as_uninit(c), b.columns);
+    let tasks = pieces(a, None, (b.panels, b.columns), c, Write::Add, Threads::All);
+    // SAFETY: the pieces are disjoint.
+    unsafe { run(tasks, Threads::All) };
 }
 
 /// Cuts a product by rows and panels; panels come with the number of their columns.
 fn pieces<'a>(
     a: Matrix<'a>,
+    packed: Option<&'a [Line]>,
     (panels, columns): (&'a [Line], usize),
-    c: &mut [f32],
-    stride: usize,
+    c: Destination<'a>,
     write: Write,
     threads: Threads,
 ) -> Vec<Task<'a>> {
@@ -153,27 +298,16 @@ fn pieces<'a>(
     if m == 0 || columns == 0 {
         return Vec::new();
     }
-    assert!(
-        (m - 1) * stride + columns <= c.len(),
-        "destination of a product is too short"
-    );
-    if k == 0 {
-        clear(c, m, columns, stride, write);
-        return Vec::new();
-    }
-    let c = Destination {
-        at: c.as_mut_ptr(),
-        stride,
-    };
+    c.check(m, columns);
     let grid = Grid::new(m, columns, k, threads);
     let piece = |i| {
         let (row, column) = grid.piece(i);
         Task {
             a: a.rows(row, grid.rows.min(m - row)),
+            packed: packed.map(|lines| &lines[row / LANES * k..]),
             panels: &panels[column / LANES * k..],
             columns: grid.columns.min(columns - column),
-            // SAFETY: rows and columns lie inside the window, whose end was checked.
-            c: unsafe { c.offset(row, column) },
+            c: c.below(row).right(column),
             write,
         }
     };
@@ -186,17 +320,10 @@ fn pieces<'a>(
 /// They must write disjoint elements of live matrices that nobody else touches meanwhile.
 unsafe fn run(tasks: Vec<Task>, threads: Threads) {
     // SAFETY: the caller's.
-    let one = |i: usize| with_buffer(&ROWS, |scratch| unsafe { kernel::run(&tasks[i], scratch) });
+    let one = |i: usize| with_buffer(&ROWS, |rows| unsafe { kernel::run(&tasks[i], rows) });
     match threads {
         Threads::Caller => (0..tasks.len()).for_each(one),
         Threads::All => pool::run(tasks.len(), &one),
-    }
-}
-
-/// What a product of no inputs leaves.
-fn clear(c: &mut [f32], rows: usize, columns: usize, stride: usize, write: Write) {
-    if write == Write::Set {
-        (0..rows).for_each(|i| c[i * stride..][..columns].fill(0.0));
     }
 }
 
@@ -212,12 +339,19 @@ impl Grid {
     /// Pieces of equal size, enough for all threads, none too small.
     fn new(m: usize, n: usize, k: usize, threads: Threads) -> Self {
         let tile = TILE_PANELS * LANES;
-        let blocks = m.div_ceil(ROW_BLOCK);
+        let blocks = match threads {
+            Threads::All if m > ROW_BLOCK => {
+                m.div_ceil(ROW_BLOCK).next_multiple_of(pool::threads())
+            }
+            _ => m.div_ceil(ROW_BLOCK),
+        };
         let rows = m.div_ceil(blocks).next_multiple_of(LANES);
         let down = m.div_ceil(rows);
         let wanted = match threads {
             Threads::Caller => 1,
-            Threads::All => (2 * pool::threads()).div_ceil(down),
+            // Weights come from memory then, and the longer the runs the better.
+            Threads::All if m <= ROW_BLOCK => pool::threads(),
+            Threads::All => (PIECES * pool::threads()).div_ceil(down),
         };
         let most = (m.saturating_mul(n).saturating_mul(k) / down / LEAST_WORK).max(1);
         let columns = n.div_ceil(wanted.min(most)).next_multiple_of(tile);

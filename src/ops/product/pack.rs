@@ -7,35 +7,36 @@ use super::lanes::{Avx2, Avx512};
 use super::lanes::{LANES, Lanes, Level, Line, Plain, level};
 use super::matrix::Matrix;
 
-/// Packs rows `first..first + LANES` of `matrix`, columns `columns`; rows past its end are zero.
+/// Packs rows of `matrix` from `first` on, columns `columns`, into panels of as many lines, one after the other; rows past the
+/// matrix's end are zero.
 ///
 /// # Panics
-/// If the columns lie outside or `panel` is too short: a bug of the caller.
-pub fn pack(matrix: Matrix, first: usize, columns: Range<usize>, panel: &mut [Line]) {
+/// If the columns lie outside: a bug of the caller.
+pub fn pack(matrix: Matrix, first: usize, columns: Range<usize>, panels: &mut [Line]) {
     // SAFETY: the level says that the instructions exist.
     unsafe {
         match level() {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => pack_avx512(matrix, first, columns, panel),
+            Level::Avx512 => pack_avx512(matrix, first, columns, panels),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => pack_avx2(matrix, first, columns, panel),
-            Level::Plain => pack_on::<Plain>(matrix, first, columns, panel),
+            Level::Avx2 => pack_avx2(matrix, first, columns, panels),
+            Level::Plain => pack_on::<Plain>(matrix, first, columns, panels),
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn pack_avx512(matrix: Matrix, first: usize, columns: Range<usize>, panel: &mut [Line]) {
+unsafe fn pack_avx512(matrix: Matrix, first: usize, columns: Range<usize>, panels: &mut [Line]) {
     // SAFETY: the caller's.
-    unsafe { pack_on::<Avx512>(matrix, first, columns, panel) }
+    unsafe { pack_on::<Avx512>(matrix, first, columns, panels) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn pack_avx2(matrix: Matrix, first: usize, columns: Range<usize>, panel: &mut [Line]) {
+unsafe fn pack_avx2(matrix: Matrix, first: usize, columns: Range<usize>, panels: &mut [Line]) {
     // SAFETY: the caller's.
-    unsafe { pack_on::<Avx2>(matrix, first, columns, panel) }
+    unsafe { pack_on::<Avx2>(matrix, first, columns, panels) }
 }
 
 /// [`pack`] with the registers of `L`.
@@ -47,17 +48,28 @@ pub unsafe fn pack_on<L: Lanes>(
     matrix: Matrix,
     first: usize,
     columns: Range<usize>,
-    panel: &mut [Line],
+    panels: &mut [Line],
 ) {
-    let count = LANES.min(matrix.height() - first);
-    let [row_stride, column_stride] = matrix.strides();
+    let (k, [row_stride, column_stride]) = (columns.len(), matrix.strides());
+    let rows = matrix.height() - first;
     let data = matrix.data();
     let start = first * row_stride + columns.start * column_stride;
-    let (from, panel) = (&data[start.min(data.len())..], &mut panel[..columns.len()]);
-    match column_stride {
+    let from = &data[start.min(data.len())..];
+    if column_stride != 1 {
+        return gather(from, column_stride, rows, k, panels);
+    }
+    for (i, panel) in panels.chunks_exact_mut(k.max(1)).enumerate() {
+        let (row, from) = (i * LANES, (i * LANES * row_stride).min(from.len()));
+        let count = LANES.min(rows - row);
         // SAFETY: the caller's.
-        1 => unsafe { transpose::<L>(from, row_stride, count, panel) },
-        _ => gather(from, column_stride, count, panel),
+        unsafe {
+            transpose::<L>(
+                &data[start.min(data.len())..][from..],
+                row_stride,
+                count,
+                panel,
+            )
+        };
     }
 }
 
@@ -111,16 +123,20 @@ unsafe fn transpose_block<L: Lanes>(
     }
 }
 
-/// Columns whose elements are neighbours.
+/// Columns whose elements are neighbours; each is read once for all panels.
 #[inline(always)]
-fn gather(from: &[f32], stride: usize, count: usize, panel: &mut [Line]) {
-    for (p, line) in panel.iter_mut().enumerate() {
-        let from = &from[p * stride..];
-        match from.first_chunk::<LANES>() {
-            Some(all) if count == LANES => line.0 = *all,
-            _ => {
-                line.0 = [0.0; LANES];
-                line.0[..count].copy_from_slice(&from[..count]);
+fn gather(from: &[f32], stride: usize, rows: usize, k: usize, panels: &mut [Line]) {
+    for p in 0..k {
+        let column = &from[p * stride..];
+        for (i, line) in panels.iter_mut().skip(p).step_by(k).enumerate() {
+            let from = &column[i * LANES..];
+            match from.first_chunk::<LANES>() {
+                Some(all) if rows >= (i + 1) * LANES => line.0 = *all,
+                _ => {
+                    let count = rows - i * LANES;
+                    line.0 = [0.0; LANES];
+                    line.0[..count].copy_from_slice(&from[..count]);
+                }
             }
         }
     }

@@ -21,6 +21,7 @@ use crate::data::loader::Order;
 use crate::data::records::read;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
+use crate::ops::profile;
 use crate::rlhf::stats::mean;
 use crate::roles::{self, Experience, Roles, TokenScores};
 use crate::train::memory::peak_bytes;
@@ -231,7 +232,10 @@ impl<'a> Run<'a> {
 
         // 1. Roll out from the live weights of the actor.
         let batch = self.batch(iteration);
-        let rolled = self.sampler.sample(&self.roles.actor, &batch, iteration)?;
+        let rolled = {
+            let _part = profile::part("rollout");
+            self.sampler.sample(&self.roles.actor, &batch, iteration)?
+        };
         let Some(sequences) = rolled else {
             return Ok(());
         };
@@ -270,6 +274,7 @@ impl<'a> Run<'a> {
     }
 
     fn score(&self, experience: &Experience) -> Result<Scored> {
+        let _part = profile::part("score");
         let (sequences, limit) = (
             experience.sequences(),
             self.config.training.micro_batch_tokens,
@@ -306,6 +311,7 @@ impl<'a> Run<'a> {
         batch: &update::Batch,
         metrics: &mut Metrics,
     ) -> Result<()> {
+        let _part = profile::part("update");
         let rates = self.rates(iteration);
         let mut update = update::Update {
             config: self.config,
@@ -371,6 +377,7 @@ impl<'a> Run<'a> {
         let Some(evaluator) = &self.evaluator else {
             return Ok(None);
         };
+        let _part = profile::part("evaluate");
         let start = Instant::now();
         let (measured, samples) =
             evaluator.measure(&self.sampler, self.roles, self.state.iteration)?;
@@ -392,6 +399,7 @@ impl<'a> Run<'a> {
         if self.saved == Some(self.state.iteration) {
             return Ok(());
         }
+        let _part = profile::part("save");
         self.log.sync()?;
         self.samples.sync()?;
         self.store.save(self.roles, &self.optimizers, &self.state)?;

@@ -7,7 +7,6 @@ use super::state::{Optimizers, State};
 use super::targets::Targets;
 use crate::config::{Ppo, Run};
 use crate::data::packing::cut;
-use crate::model::Decoder;
 use crate::rlhf::stats::mean;
 use crate::rlhf::{
     LossAggregation, PolicyLossConfig, PolicyStats, Rows, Totals, ValueLossConfig, ValueStats,
@@ -15,7 +14,7 @@ use crate::rlhf::{
 };
 use crate::roles::{Experience, Packed, Roles};
 use crate::train::metrics::{Metrics, names};
-use crate::train::optimizer::{StepOutcome, global_norm};
+use crate::train::optimizer::global_norm;
 use crate::train::supervised::gradient;
 
 /// Learning rates of an iteration.
@@ -161,28 +160,21 @@ impl Update<'_> {
 
     /// One optimizer step of both, or of neither when something is not finite.
     fn step(&mut self, minibatch: &mut Minibatch) -> Result<()> {
-        let (actor, critic) = (&self.roles.actor, &self.roles.critic);
-        let finite =
-            |model: &Decoder| Ok::<_, candle_core::Error>(global_norm(model.params())?.is_finite());
-        let good = minibatch.policy_loss.is_finite()
-            && minibatch.value_loss.is_finite()
-            && finite(actor)?
-            && finite(critic)?;
-        if !good {
+        let (actor, critic) = (self.roles.actor.params(), self.roles.critic.params());
+        let norms = [global_norm(actor)?, global_norm(critic)?];
+        let losses = [minibatch.policy_loss, minibatch.value_loss];
+        if !norms.iter().chain(&losses).all(|n| n.is_finite()) {
             return self.skip(minibatch);
         }
         self.state.bad_in_row = 0;
-        let rates = self.rates;
-        let moved = self
-            .optimizers
+        [minibatch.actor_norm, minibatch.critic_norm] = norms;
+        let (rates, optimizers) = (self.rates, &mut *self.optimizers);
+        optimizers
             .actor
-            .step(actor.params(), |_| rates.actor)?;
-        minibatch.actor_norm = norm(moved);
-        let moved = self
-            .optimizers
+            .step_with(actor, minibatch.actor_norm, |_| rates.actor)?;
+        optimizers
             .critic
-            .step(critic.params(), |_| rates.critic)?;
-        minibatch.critic_norm = norm(moved);
+            .step_with(critic, minibatch.critic_norm, |_| rates.critic)?;
         Ok(())
     }
 
@@ -231,13 +223,6 @@ impl<'a> Micro<'a> {
     fn pick<T: Copy>(&self, all: &[T]) -> Vec<T> {
         let tokens = |&i: &usize| all[self.batch.experience.tokens_of(i)].iter().copied();
         self.sequences.iter().flat_map(tokens).collect()
-    }
-}
-
-fn norm(outcome: StepOutcome) -> f64 {
-    match outcome {
-        StepOutcome::Moved { grad_norm } => grad_norm,
-        StepOutcome::NotFinite => f64::NAN,
     }
 }
 

@@ -1,0 +1,111 @@
+//! What an operation on rows is, and how it enters candle's graph.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+
+use super::profile;
+use super::storage;
+
+/// An operation on `[rows, inputs]`, forward and backward, on the CPU.
+pub trait Operation: Send + Sync {
+    /// What profiles and errors call it, forward and backward.
+    fn names(&self) -> [&'static str; 2];
+
+    /// `[rows, inputs]` → `[rows, outputs]`.
+    ///
+    /// # Errors
+    /// If a parameter cannot be read.
+    fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>>;
+
+    /// The gradient of `x`, given that of `y`; adds those of the parameters to their arena.
+    ///
+    /// `x` and `y` are empty where [`Self::reads`] says that they are not needed.
+    ///
+    /// # Errors
+    /// If a parameter cannot be read.
+    fn backward(&self, x: &[f32], y: &[f32], dy: Cow<[f32]>, rows: usize) -> Result<Vec<f32>>;
+
+    /// What the backward pass reads and costs.
+    fn traits(&self) -> Traits {
+        Traits::default()
+    }
+
+    /// [`Self::forward`] on a buffer that nobody needs any more.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    fn forward_owned(&self, x: Vec<f32>, rows: usize) -> Result<Vec<f32>> {
+        self.forward(&x, rows)
+    }
+
+    /// Adds the result to `sum`, `[rows, outputs]`.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    fn forward_add(&self, x: &[f32], rows: usize, sum: &mut [f32]) -> Result<()> {
+        let y = self.forward(x, rows)?;
+        storage::add(sum, &y);
+        Ok(())
+    }
+}
+
+/// How an operation may be treated in a chain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traits {
+    /// The backward pass does not read the input, so that it may be overwritten.
+    pub in_place: bool,
+    /// So little work that its result is computed again rather than held for the backward pass.
+    pub cheap: bool,
+}
+
+/// An operation as a link of a chain.
+pub type Link = Arc<dyn Operation>;
+
+/// Applies an operation to a tensor, as a node of its graph where it is tracked.
+///
+/// # Errors
+/// Those of the operation.
+pub fn apply(x: &Tensor, operation: impl Operation + 'static) -> Result<Tensor> {
+    x.contiguous()?.apply_op1(Node(operation))
+}
+
+/// Runs `forward` under the operation's name.
+///
+/// # Errors
+/// Those of `forward`.
+pub fn noted(name: &'static str, run: impl FnOnce() -> Result<Vec<f32>>) -> Result<Vec<f32>> {
+    let span = profile::span(name);
+    let result = run()?;
+    span.wrote(result.len());
+    Ok(result)
+}
+
+struct Node<O>(O);
+
+impl<O: Operation> CustomOp1 for Node<O> {
+    fn name(&self) -> &'static str {
+        self.0.names()[0]
+    }
+
+    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, rows) = (storage::slice(s, l)?, storage::rows(l.dims()));
+        let y = noted(self.name(), || self.0.forward(x, rows))?;
+        let mut dims = l.dims().to_vec();
+        if let Some(last) = dims.last_mut() {
+            *last = y.len() / rows.max(1);
+        }
+        Ok((CpuStorage::F32(y), Shape::from(dims)))
+    }
+
+    fn bwd(&self, x: &Tensor, y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let (dy, rows) = (dy.contiguous()?, storage::rows(x.dims()));
+        let (from, to, grad) = (storage::open(x)?, storage::open(y)?, storage::open(&dy)?);
+        let grad = Cow::Borrowed(grad.slice());
+        let dx = noted(self.0.names()[1], || {
+            self.0.backward(from.slice(), to.slice(), grad, rows)
+        })?;
+        Ok(Some(Tensor::from_vec(dx, x.dims(), x.device())?))
+    }
+}
