@@ -3,6 +3,10 @@
 //!     cargo bench --bench rollout
 
 mod support;
+#[path = "support/timed.rs"]
+mod timed;
+
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use collimate::model::Decoder;
@@ -45,14 +49,14 @@ fn main() -> Result<()> {
 
 /// Equal lengths, all at once.
 fn equal(case: &str) -> Result<()> {
-    let model = support::model(case, Training::Frozen)?;
+    let model = timed::model(case, Training::Frozen)?;
     let batch = if case.contains("batch 32") { 32 } else { 8 };
     let requests = requests(&model, batch, |_| NEW);
     measure(case, &model, &requests, batch)
 }
 
 fn ragged(case: &str) -> Result<()> {
-    let model = support::model(case, Training::Frozen)?;
+    let model = timed::model(case, Training::Frozen)?;
     measure(case, &model, &requests(&model, 128, |i| RAGGED[i]), 32)
 }
 
@@ -64,21 +68,28 @@ fn one_thread(case: &str) -> Result<()> {
     equal(case)
 }
 
-/// Milliseconds a step of 8 sequences as the context grows.
+/// Milliseconds of a step of 8 sequences as the context grows: the middle one of 64 behind the prompt.
 fn by_context(case: &str) -> Result<()> {
-    let model = support::model(case, Training::Frozen)?;
+    let model = timed::model(case, Training::Frozen)?;
     for context in [128, 256, 512, 1024, 2048] {
-        let step = |new: usize| -> Result<f64> {
-            let mut requests = requests(&model, 8, |_| new);
-            for request in &mut requests {
-                request.prompt = tokens(&model, 7, context);
-            }
-            Ok(support::median(&support::seconds(3, || {
-                sample(&model, &requests, 8).map(drop)
-            })?))
+        let mut requests = requests(&model, 8, |_| 65);
+        for request in &mut requests {
+            request.prompt = tokens(&model, 7, context);
+        }
+        let mut stamps = Vec::new();
+        let settings = Settings {
+            max_batch: 8,
+            ..Settings::default()
         };
-        let milliseconds = (step(33)? - step(1)?) / 32.0 * 1e3;
+        let mut generator = Generator::new(&model);
+        generate(&mut generator, &requests, &settings, &mut |_| {
+            stamps.push(Instant::now());
+        })?;
+        let steps = stamps[stamps.len() - 65..].windows(2);
+        let mut steps: Vec<f64> = steps.map(|w| (w[1] - w[0]).as_secs_f64()).collect();
+        steps.sort_by(f64::total_cmp);
         let name = format!("{case}: {context}");
+        let milliseconds = 1e3 * support::median(&steps);
         support::report(
             &name,
             json!({ "context": context, "milliseconds": milliseconds }),
@@ -88,7 +99,7 @@ fn by_context(case: &str) -> Result<()> {
 }
 
 fn by_batch(case: &str) -> Result<()> {
-    let model = support::model(case, Training::Frozen)?;
+    let model = timed::model(case, Training::Frozen)?;
     for batch in [1, 2, 4, 8, 16, 32, 64, 128, 256] {
         let requests = requests(&model, batch, |_| 64);
         measure(&format!("{case}: {batch}"), &model, &requests, batch)?;
@@ -98,7 +109,7 @@ fn by_batch(case: &str) -> Result<()> {
 
 /// Ten times the prompts must cost ten times the time, and no memory.
 fn prompts(case: &str) -> Result<()> {
-    let model = support::model(case, Training::Frozen)?;
+    let model = timed::model(case, Training::Frozen)?;
     let count = if case.ends_with("x 10") { 1280 } else { 128 };
     measure(
         case,
@@ -110,7 +121,7 @@ fn prompts(case: &str) -> Result<()> {
 
 /// 8 samples of each of 16 prompts of 256 tokens.
 fn groups(case: &str) -> Result<()> {
-    let model = support::model(case, Training::Frozen)?;
+    let model = timed::model(case, Training::Frozen)?;
     let shared = case.contains("shared");
     let mut requests = requests(&model, if shared { 16 } else { 128 }, |_| 64);
     for (i, request) in requests.iter_mut().enumerate() {
@@ -153,7 +164,7 @@ fn sample(model: &Decoder, requests: &[Request], batch: usize) -> Result<Output>
 
 fn measure(case: &str, model: &Decoder, requests: &[Request], batch: usize) -> Result<()> {
     let mut last = None;
-    let seconds = support::seconds(3, || {
+    let seconds = timed::seconds(3, || {
         last = Some(sample(model, requests, batch)?);
         Ok(())
     })?;
@@ -175,10 +186,10 @@ fn measure(case: &str, model: &Decoder, requests: &[Request], batch: usize) -> R
 
 /// Each step reads the weights or multiplies its rows by them, whichever takes longer.
 fn floor(model: &Decoder, stats: &Stats, batch: usize) -> f64 {
-    let work = support::multiply_adds(model);
+    let work = timed::multiply_adds(model);
     let bytes = work * size_of::<f32>() as f64;
     let rows = (stats.decode_tokens as f64 / stats.steps as f64).max(1.0);
-    let step = support::floor_seconds(batch, work * rows, bytes);
-    let prefill = support::floor_seconds(2048, work * stats.prefill_tokens as f64, 0.0);
+    let step = timed::floor_seconds(batch, work * rows, bytes);
+    let prefill = timed::floor_seconds(2048, work * stats.prefill_tokens as f64, 0.0);
     step * stats.steps as f64 + prefill
 }

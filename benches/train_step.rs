@@ -3,6 +3,8 @@
 //!     cargo bench --bench train_step
 
 mod support;
+#[path = "support/timed.rs"]
+mod timed;
 
 use anyhow::Result;
 use collimate::model::{Decoder, Gradient, Recompute};
@@ -29,11 +31,11 @@ fn step(case: &str) -> Result<()> {
         true => Recompute::Block,
         false => Recompute::None,
     };
-    let model = support::model(case, Training::Trained)?;
+    let model = timed::model(case, Training::Trained)?;
     let mut optimizer = AdamW::new(model.params(), CONFIG)?;
     let (ids, targets) = data(&model);
     let segments = Segments::from_lengths([LENGTH; ROWS]);
-    let seconds = support::seconds(5, || {
+    let seconds = timed::seconds(5, || {
         model.params().zero_grad()?;
         let hidden = model.forward(&ids, &segments, Gradient::Record(recompute))?;
         let log_probs = model.log_probs(&hidden, &targets, 1.0)?.log_probs;
@@ -43,8 +45,8 @@ fn step(case: &str) -> Result<()> {
     })?;
     let (peak, median) = (support::peak_mib(), support::median(&seconds));
     // Forward, and twice as much backward.
-    let work = 3.0 * support::multiply_adds(&model) * ids.len() as f64;
-    let floor = support::floor_seconds(ids.len(), work, 0.0);
+    let work = 3.0 * timed::multiply_adds(&model) * ids.len() as f64;
+    let floor = timed::floor_seconds(ids.len(), work, 0.0);
     support::report(
         case,
         json!({

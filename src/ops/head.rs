@@ -23,7 +23,7 @@ use super::storage;
 /// Logits that are held at once, unless fewer rows than [`LEAST_ROWS`] would be left.
 const CHUNK: usize = 1 << 22;
 /// Rows for which a pass over the head's weight pays.
-const LEAST_ROWS: usize = 128;
+const LEAST_ROWS: usize = 384;
 
 /// One token whose log-probability is asked for.
 #[derive(Clone, Debug)]

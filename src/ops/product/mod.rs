@@ -26,7 +26,9 @@ pub(crate) use pack::pack;
 
 /// Rows of one task when the rows are many: packed, a depth of them fits the second-level cache.
 const ROW_BLOCK: usize = 96;
-/// Panels of a register tile; tasks take whole tiles.
+/// Rows of a register tile, at most.
+const TILE_ROWS: usize = 8;
+/// Panels of a register tile, at most.
 const TILE_PANELS: usize = 3;
 /// Elements that are packed on the way before they are used: about what the caches hold.
 const PACKED: usize = 1 << 21;
@@ -304,7 +306,8 @@ fn pieces<'a>(
         let (row, column) = grid.piece(i);
         Task {
             a: a.rows(row, grid.rows.min(m - row)),
-            packed: packed.map(|lines| &lines[row / LANES * k..]),
+            // Rows that were packed beforehand are few, and not cut.
+            packed,
             panels: &panels[column / LANES * k..],
             columns: grid.columns.min(columns - column),
             c: c.below(row).right(column),
@@ -338,14 +341,13 @@ struct Grid {
 impl Grid {
     /// Pieces of equal size, enough for all threads, none too small.
     fn new(m: usize, n: usize, k: usize, threads: Threads) -> Self {
-        let tile = TILE_PANELS * LANES;
         let blocks = match threads {
             Threads::All if m > ROW_BLOCK => {
                 m.div_ceil(ROW_BLOCK).next_multiple_of(pool::threads())
             }
             _ => m.div_ceil(ROW_BLOCK),
         };
-        let rows = m.div_ceil(blocks).next_multiple_of(LANES);
+        let rows = m.div_ceil(blocks).next_multiple_of(TILE_ROWS);
         let down = m.div_ceil(rows);
         let wanted = match threads {
             Threads::Caller => 1,
@@ -354,7 +356,7 @@ impl Grid {
             Threads::All => (PIECES * pool::threads()).div_ceil(down),
         };
         let most = (m.saturating_mul(n).saturating_mul(k) / down / LEAST_WORK).max(1);
-        let columns = n.div_ceil(wanted.min(most)).next_multiple_of(tile);
+        let columns = n.div_ceil(wanted.min(most)).next_multiple_of(LANES);
         Self {
             rows,
             columns,
