@@ -39,7 +39,15 @@ fn main() -> Result<()> {
         ("decode tiny6 batch 32, one thread", one_thread),
         ("decode smollm2 batch 32, one thread", one_thread),
         ("decode tiny6 batch 8, by context", by_context),
-        ("decode tiny6, by batch", by_batch),
+        ("decode tiny6, batch of 1", by_batch),
+        ("decode tiny6, batch of 2", by_batch),
+        ("decode tiny6, batch of 4", by_batch),
+        ("decode tiny6, batch of 8", by_batch),
+        ("decode tiny6, batch of 16", by_batch),
+        ("decode tiny6, batch of 32", by_batch),
+        ("decode tiny6, batch of 64", by_batch),
+        ("decode tiny6, batch of 128", by_batch),
+        ("decode tiny6, batch of 256", by_batch),
         ("decode tiny6 ragged, prompts x 1", prompts),
         ("decode tiny6 ragged, prompts x 10", prompts),
         ("decode tiny6 groups of 8, shared prompts", groups),
@@ -98,13 +106,11 @@ fn by_context(case: &str) -> Result<()> {
     Ok(())
 }
 
+/// The batch that the case's last word names.
 fn by_batch(case: &str) -> Result<()> {
     let model = timed::model(case, Training::Frozen)?;
-    for batch in [1, 2, 4, 8, 16, 32, 64, 128, 256] {
-        let requests = requests(&model, batch, |_| 64);
-        measure(&format!("{case}: {batch}"), &model, &requests, batch)?;
-    }
-    Ok(())
+    let batch = case.rsplit(' ').next().context("a batch")?.parse()?;
+    measure(case, &model, &requests(&model, batch, |_| 64), batch)
 }
 
 /// Ten times the prompts must cost ten times the time, and no memory.

@@ -344,10 +344,11 @@ impl CustomOp1 for Fused {
     }
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let _span = profile::span("head");
+        let span = profile::span("head");
         let (hidden, operand) = (storage::slice(s, l)?, self.head.operand()?);
         let (vocabulary, _) = self.shape();
         let chunk = chunk_rows(vocabulary);
+        span.wrote(self.targets.len() * self.shape().0);
         let mut out = vec![0f32; self.targets.len() * 2];
         for (targets, out) in self.targets.chunks(chunk).zip(out.chunks_mut(2 * chunk)) {
             let (_, logits) = self.logits(hidden, targets, operand.weight());
@@ -361,9 +362,10 @@ impl CustomOp1 for Fused {
     }
 
     fn bwd(&self, hidden: &Tensor, _out: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let _span = profile::span("head backward");
+        let span = profile::span("head backward");
         let (grad, operand) = (grad.contiguous()?, self.head.operand()?);
         let chunk = chunk_rows(self.shape().0);
+        span.wrote(self.targets.len() * self.shape().0);
         let mut dh = vec![0f32; hidden.elem_count()];
         storage::read(hidden, |hidden| {
             storage::read(&grad, |grad| {

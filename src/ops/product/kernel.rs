@@ -1,9 +1,7 @@
 //! The register tile, and one task of a product: some rows against neighbouring panels.
 
-use std::marker::PhantomData;
-use std::mem::MaybeUninit;
-
 use super::Write;
+use super::destination::Destination;
 #[cfg(target_arch = "x86_64")]
 use super::lanes::{Avx2, Avx512};
 use super::lanes::{LANES, Lanes, Level, Line, Plain, level};
@@ -35,85 +33,6 @@ pub struct Task<'a> {
     pub c: Destination<'a>,
     /// What becomes of what it holds.
     pub write: Write,
-}
-
-/// A window of a row-major matrix that tasks write disjoint parts of. Its elements need not hold anything yet where they are set.
-#[derive(Clone, Copy)]
-pub struct Destination<'a> {
-    at: *mut f32,
-    /// Elements from `at` to the matrix's end.
-    room: usize,
-    stride: usize,
-    lifetime: PhantomData<&'a mut [f32]>,
-}
-
-// SAFETY: tasks write disjoint elements; who runs them sees to that.
-unsafe impl Send for Destination<'_> {}
-// SAFETY: as above.
-unsafe impl Sync for Destination<'_> {}
-
-impl<'a> Destination<'a> {
-    /// A matrix whose rows are `stride` apart.
-    pub fn new(data: &'a mut [MaybeUninit<f32>], stride: usize) -> Self {
-        Self {
-            at: data.as_mut_ptr().cast(),
-            room: data.len(),
-            stride,
-            lifetime: PhantomData,
-        }
-    }
-
-    /// The window from `row` on.
-    pub fn below(self, row: usize) -> Self {
-        self.from(row * self.stride)
-    }
-
-    /// The window from `column` on.
-    pub fn right(self, column: usize) -> Self {
-        self.from(column)
-    }
-
-    /// A window that begins past the matrix has no room.
-    fn from(self, element: usize) -> Self {
-        Self {
-            at: self.at.wrapping_add(element),
-            room: self.room.saturating_sub(element),
-            ..self
-        }
-    }
-
-    /// Writes elements of a row.
-    ///
-    /// # Panics
-    /// If they reach past the matrix: a bug of the caller.
-    ///
-    /// # Safety
-    /// Nobody else may touch them meanwhile.
-    #[inline(always)]
-    pub unsafe fn put(&self, row: usize, column: usize, elements: &[f32]) {
-        let start = row * self.stride + column;
-        assert!(
-            start + elements.len() <= self.room,
-            "destination is too short"
-        );
-        // SAFETY: they lie inside; the rest is the caller's.
-        unsafe {
-            std::ptr::copy_nonoverlapping(elements.as_ptr(), self.at.add(start), elements.len())
-        };
-    }
-
-    /// # Panics
-    /// If so many rows and columns reach past the matrix: a bug of the caller.
-    pub fn check(&self, rows: usize, columns: usize) {
-        assert!(
-            rows == 0 || (rows - 1) * self.stride + columns <= self.room,
-            "destination of a product is too short"
-        );
-        assert!(
-            rows <= 1 || columns <= self.stride,
-            "destination of a product has rows that overlap"
-        );
-    }
 }
 
 /// Runs a task; `scratch` holds its packed rows.
@@ -305,6 +224,10 @@ impl Tile<'_> {
     }
 
     /// `c[i][j] (+)= Σₚ a[p][i] · b[p][j]`, p ascending, one fused multiply-add each.
+    #[expect(
+        clippy::needless_range_loop,
+        reason = "plain indices unroll into registers"
+    )]
     #[inline(always)]
     unsafe fn run<L: Lanes, const M: usize, const N: usize>(&self) {
         let whole = self.columns == N * LANES;
@@ -389,6 +312,8 @@ impl Tile<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::mem::MaybeUninit;
+
     use super::*;
 
     /// Runs the same task on every level that this processor has.

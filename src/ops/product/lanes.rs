@@ -109,7 +109,7 @@ impl Lanes for Plain {
     #[inline(always)]
     unsafe fn interleave(self, b: Self) -> [Self; 2] {
         let pick = |i: usize| {
-            if i % 2 == 0 {
+            if i.is_multiple_of(2) {
                 self.0[i / 2]
             } else {
                 b.0[i / 2]

@@ -8,6 +8,7 @@
 //! Both operands are read in [`pack`]ed form (Goto and van de Geijn 2008). The generator packs weights once per rollout
 //! ([`Panels`]); a training pass has so many rows that packing on the way costs less than holding a second copy.
 
+mod destination;
 mod kernel;
 pub(crate) mod lanes;
 mod matrix;
@@ -17,7 +18,7 @@ use std::cell::Cell;
 use std::mem::MaybeUninit;
 
 use super::{pool, storage};
-pub(crate) use kernel::Destination;
+pub(crate) use destination::Destination;
 use kernel::Task;
 pub use lanes::LANES;
 use lanes::Line;
@@ -28,6 +29,8 @@ pub(crate) use pack::pack;
 const ROW_BLOCK: usize = 96;
 /// Rows of a register tile, at most.
 const TILE_ROWS: usize = 8;
+/// Rows of one task, at least, where they are many.
+const LEAST_ROWS: usize = 16;
 /// Panels of a register tile, at most.
 const TILE_PANELS: usize = 3;
 /// Elements that are packed on the way before they are used: about what the caches hold.
@@ -341,20 +344,19 @@ struct Grid {
 impl Grid {
     /// Pieces of equal size, enough for all threads, none too small.
     fn new(m: usize, n: usize, k: usize, threads: Threads) -> Self {
-        let blocks = match threads {
-            Threads::All if m > ROW_BLOCK => {
-                m.div_ceil(ROW_BLOCK).next_multiple_of(pool::threads())
-            }
-            _ => m.div_ceil(ROW_BLOCK),
-        };
-        let rows = m.div_ceil(blocks).next_multiple_of(TILE_ROWS);
-        let down = m.div_ceil(rows);
         let wanted = match threads {
             Threads::Caller => 1,
             // Weights come from memory then, and the longer the runs the better.
             Threads::All if m <= ROW_BLOCK => pool::threads(),
-            Threads::All => (PIECES * pool::threads()).div_ceil(down),
+            Threads::All => PIECES * pool::threads(),
         };
+        // Rows are packed once for each piece across, so it is cut by rows first.
+        let rows = match m <= ROW_BLOCK {
+            true => m.next_multiple_of(TILE_ROWS),
+            false => balanced(m, wanted),
+        };
+        let down = m.div_ceil(rows);
+        let wanted = wanted.div_ceil(down);
         let most = (m.saturating_mul(n).saturating_mul(k) / down / LEAST_WORK).max(1);
         let columns = n.div_ceil(wanted.min(most)).next_multiple_of(LANES);
         Self {
@@ -373,6 +375,14 @@ impl Grid {
     fn piece(&self, i: usize) -> (usize, usize) {
         (i / self.across * self.rows, i % self.across * self.columns)
     }
+}
+
+/// Rows of a piece where they are many: equal shares of whole tiles, a multiple of `pieces` of them if that leaves them tall enough.
+fn balanced(m: usize, pieces: usize) -> usize {
+    let blocks = m.div_ceil(ROW_BLOCK).next_multiple_of(pieces);
+    m.div_ceil(blocks)
+        .max(LEAST_ROWS)
+        .next_multiple_of(TILE_ROWS)
 }
 
 #[cfg(test)]

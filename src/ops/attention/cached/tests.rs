@@ -1,0 +1,140 @@
+use super::*;
+use crate::ops::attention::{Segments, attend};
+use crate::ops::dispatch::without_kernels;
+use rollout::random::{Key, Purpose};
+
+fn noise(rows: usize, columns: usize) -> Tensor {
+    let key = Key::new(5, Purpose::Init);
+    let data: Vec<f32> = (0..rows * columns)
+        .map(|i| key.normal_pair(i as u64, 0)[0] as f32)
+        .collect();
+    Tensor::from_vec(data, (rows, columns), &Device::Cpu).expect("shape fits")
+}
+
+fn rows_cache(spec: Attention, blocks: usize) -> Cache {
+    let store = Store::rows(spec, blocks, &Device::Cpu).expect("room");
+    Cache {
+        layers: vec![store],
+        spec,
+        blocks,
+    }
+}
+
+/// Feeds a sequence in pieces through scattered blocks and returns all rows.
+fn in_pieces(cache: &mut Cache, qkv: &Tensor, pieces: &[usize], spec: Attention) -> Result<Tensor> {
+    let (mut past, mut parts) = (0, Vec::new());
+    for &count in pieces {
+        let new = NewTokens {
+            count,
+            past,
+            blocks: &[7, 2, 5],
+        };
+        parts.push(cache.attend_tensor(0, &qkv.narrow(0, past, count)?, &[new], spec)?);
+        past += count;
+    }
+    Tensor::cat(&parts, 0)
+}
+
+#[test]
+fn pieces_through_blocks_have_the_bits_of_the_packed_forward() -> Result<()> {
+    for (kv_heads, head_dim, window) in [
+        (2, 8, None),
+        (4, 32, None),
+        (1, 24, Some(9)),
+        (2, 16, Some(20)),
+    ] {
+        let spec = Attention {
+            query_heads: 4,
+            kv_heads,
+            head_dim,
+            scale: 0.3,
+            window,
+        };
+        let qkv = noise(41, spec.columns());
+        let whole = attend(&qkv, &Segments::from_lengths([41]), spec)?;
+        let pieces = [11, 1, 1, 7, 1, 20];
+        let mut cache = Cache::new(spec, 1, 8, &Device::Cpu)?;
+        let cached = in_pieces(&mut cache, &qkv, &pieces, spec)?;
+        assert_eq!(
+            cached.to_vec2::<f32>()?,
+            whole.to_vec2::<f32>()?,
+            "{spec:?}"
+        );
+        let composed = in_pieces(&mut rows_cache(spec, 8), &qkv, &pieces, spec)?;
+        let gap = (composed - whole)?
+            .abs()?
+            .flatten_all()?
+            .max(0)?
+            .to_scalar::<f32>()?;
+        assert!(gap < 1e-5, "{spec:?}: {gap}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_block_takes_the_bytes_that_are_said() -> Result<()> {
+    let spec = Attention {
+        query_heads: 4,
+        kv_heads: 2,
+        head_dim: 24,
+        scale: 1.0,
+        window: None,
+    };
+    let elements = |cache: &Cache| -> usize {
+        let of = |layer: &Store| match layer {
+            Store::Blocks(data) => data.len() * LANES,
+            Store::Rows { keys, values } => keys.elem_count() + values.elem_count(),
+        };
+        cache.layers.iter().map(of).sum()
+    };
+    let check = || {
+        let cache = Cache::new(spec, 3, 5, &Device::Cpu)?;
+        let said = Cache::block_bytes(spec, 3, &Device::Cpu);
+        assert_eq!(elements(&cache) * size_of::<f32>(), 5 * said);
+        Ok(())
+    };
+    check()?;
+    without_kernels(check)
+}
+
+#[test]
+fn copied_blocks_hold_the_same_tokens() -> Result<()> {
+    let spec = Attention {
+        query_heads: 2,
+        kv_heads: 1,
+        head_dim: 8,
+        scale: 1.0,
+        window: None,
+    };
+    let qkv = noise(6, spec.columns());
+    for mut cache in [Cache::new(spec, 1, 4, &Device::Cpu)?, rows_cache(spec, 4)] {
+        let mut last = Vec::new();
+        for block in [0u32, 3] {
+            if block == 0 {
+                cache.attend_tensor(
+                    0,
+                    &qkv.narrow(0, 0, 5)?,
+                    &[NewTokens {
+                        count: 5,
+                        past: 0,
+                        blocks: &[0],
+                    }],
+                    spec,
+                )?;
+                cache.copy(&[(0, 3)])?;
+            }
+            let new = NewTokens {
+                count: 1,
+                past: 5,
+                blocks: &[block],
+            };
+            last.push(
+                cache
+                    .attend_tensor(0, &qkv.narrow(0, 5, 1)?, &[new], spec)?
+                    .to_vec2::<f32>()?,
+            );
+        }
+        assert_eq!(last[0], last[1]);
+    }
+    Ok(())
+}
