@@ -348,22 +348,43 @@ impl Decoder {
         let angles = self.rotation.as_ref().map(|r| r.angles(positions));
         if gradient == Gradient::Skip {
             x = x.detach();
-            if has_kernels(x.device()) {
-                return self.run_rows(x, angles.as_ref(), &mut tokens);
-            }
         }
-        for (layer, (block, training)) in self.layers.iter().enumerate() {
+        let below = match has_kernels(x.device()) {
+            true => self.layers_below_graph(&x, gradient),
+            false => 0,
+        };
+        if below > 0 {
+            x = self.run_rows(&x, below, angles.as_ref(), &mut tokens)?;
+        }
+        for (layer, (block, training)) in self.layers.iter().enumerate().skip(below) {
             x = enter_graph(x, gradient, *training)?;
             x = run_layer(block, layer, &x, angles.as_ref(), &mut tokens)?;
         }
         enter_graph(x, gradient, Training::Trained)
     }
 
-    /// All layers in place.
-    fn run_rows(&self, x: Tensor, angles: Option<&Angles>, tokens: &mut Tokens) -> Result<Tensor> {
+    /// Lowest layers that no graph is recorded of: those before the first trained one, or all.
+    fn layers_below_graph(&self, x: &Tensor, gradient: Gradient) -> usize {
+        let trained = |(_, training): &(Block, Training)| *training == Training::Trained;
+        let first = match gradient {
+            Gradient::Record(_) if x.track_op() => Some(0),
+            Gradient::Record(_) => self.layers.iter().position(trained),
+            Gradient::Skip => None,
+        };
+        first.unwrap_or(self.layers.len())
+    }
+
+    /// The lowest `count` layers in place.
+    fn run_rows(
+        &self,
+        x: &Tensor,
+        count: usize,
+        angles: Option<&Angles>,
+        tokens: &mut Tokens,
+    ) -> Result<Tensor> {
         let (rows, width) = x.dims2()?;
-        let mut x = storage::read(&x, storage::copied)?;
-        for (layer, (block, _)) in self.layers.iter().enumerate() {
+        let mut x = storage::read(x, storage::copied)?;
+        for (layer, (block, _)) in self.layers.iter().enumerate().take(count) {
             block.forward_rows(&mut x, rows, angles, |qkv, spec| match tokens {
                 Tokens::Cached(cache, news) => cache.attend(layer, qkv, news, spec),
                 Tokens::Packed(segments, _) => attention::attend_rows(qkv, segments, spec),

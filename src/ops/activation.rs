@@ -48,7 +48,7 @@ pub fn swiglu_link() -> Link {
 
 /// [`gelu_tanh`] as a link of a chain.
 pub fn gelu_tanh_link() -> Link {
-    Arc::new(GeluTanh)
+    Arc::new(Gelu::Tanh)
 }
 
 /// [`swiglu`] as a composition of candle operations.
@@ -66,7 +66,7 @@ pub fn swiglu_composed(x: &Tensor) -> Result<Tensor> {
 /// If the device fails.
 pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
     if has_kernels(x.device()) {
-        apply(x, GeluTanh)
+        apply(x, Gelu::Tanh)
     } else {
         x.gelu()
     }
@@ -107,6 +107,7 @@ impl Operation for SwiGlu {
 
     fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {
         let width = x.len() / 2 / rows.max(1);
+        assert_eq!(x.len(), 2 * rows * width, "rows of swiglu");
         let write = |y: &mut [MaybeUninit<f32>]| {
             let blocks = y.chunks_mut(block(width)).zip(x.chunks(2 * block(width)));
             pool::for_each(blocks, |(y, x)| {
@@ -122,6 +123,11 @@ impl Operation for SwiGlu {
 
     fn backward(&self, x: &[f32], _y: &[f32], dy: Cow<[f32]>, rows: usize) -> Result<Vec<f32>> {
         let width = dy.len() / rows.max(1);
+        assert_eq!(
+            (x.len(), dy.len()),
+            (2 * rows * width, rows * width),
+            "rows of swiglu"
+        );
         let write = |dx: &mut [MaybeUninit<f32>]| {
             let size = 2 * block(width);
             let inputs = x.chunks(size).zip(dy.chunks(block(width)));
@@ -150,7 +156,7 @@ fn block(width: usize) -> usize {
 /// If the device fails.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     if has_kernels(x.device()) {
-        apply(x, Gelu)
+        apply(x, Gelu::Exact)
     } else {
         x.gelu_erf()
     }
@@ -158,19 +164,31 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
 
 /// [`gelu`] as a link of a chain.
 pub fn gelu_link() -> Link {
-    Arc::new(Gelu)
+    Arc::new(Gelu::Exact)
 }
 
-struct Gelu;
-
-/// The normal distribution up to `x`.
-fn normal_cdf(x: f64) -> f64 {
-    0.5 * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2))
+/// Maps each element by `f`, a block at a time.
+fn mapped(x: &[f32], f: impl Fn(&[f32], &mut [MaybeUninit<f32>]) + Sync) -> Vec<f32> {
+    let write = |y: &mut [MaybeUninit<f32>]| {
+        pool::for_each(y.chunks_mut(BLOCK).zip(x.chunks(BLOCK)), |(y, x)| f(x, y));
+    };
+    // SAFETY: both functions that are handed in write their whole block.
+    unsafe { storage::written(x.len(), write) }
 }
 
-/// The normal distribution's density at `x`.
-fn normal_density(x: f64) -> f64 {
-    (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt()
+/// `dy`, each element multiplied by the slope that `f` finds at `x`.
+fn multiplied(x: &[f32], dy: Cow<[f32]>, f: impl Fn(&[f32], &mut [f32]) + Sync) -> Vec<f32> {
+    let mut d = dy.into_owned();
+    pool::for_each(d.chunks_mut(BLOCK).zip(x.chunks(BLOCK)), |(d, x)| f(x, d));
+    d
+}
+
+#[derive(Clone, Copy)]
+enum Gelu {
+    /// By the error function.
+    Exact,
+    /// By tanh.
+    Tanh,
 }
 
 impl Operation for Gelu {
@@ -183,30 +201,42 @@ impl Operation for Gelu {
     }
 
     fn forward(&self, x: &[f32], _rows: usize) -> Result<Vec<f32>> {
-        let write = |y: &mut [MaybeUninit<f32>]| {
-            pool::for_each(y.chunks_mut(BLOCK).zip(x.chunks(BLOCK)), |(y, x)| {
-                for (y, &x) in y.iter_mut().zip(x) {
-                    y.write((f64::from(x) * normal_cdf(x.into())) as f32);
-                }
-            });
-        };
-        // SAFETY: each block is written whole.
-        Ok(unsafe { storage::written(x.len(), write) })
+        Ok(match self {
+            Self::Exact => mapped(x, gelu_block),
+            Self::Tanh => mapped(x, gelu_tanh_block),
+        })
     }
 
     fn backward(&self, x: &[f32], _y: &[f32], dy: Cow<[f32]>, _rows: usize) -> Result<Vec<f32>> {
-        let mut d = dy.into_owned();
-        pool::for_each(d.chunks_mut(BLOCK).zip(x.chunks(BLOCK)), |(d, x)| {
-            for (d, &x) in d.iter_mut().zip(x) {
-                let x = f64::from(x);
-                *d *= (normal_cdf(x) + x * normal_density(x)) as f32;
-            }
-        });
-        Ok(d)
+        Ok(match self {
+            Self::Exact => multiplied(x, dy, gelu_block_backward),
+            Self::Tanh => multiplied(x, dy, gelu_tanh_block_backward),
+        })
     }
 }
 
-struct GeluTanh;
+/// The normal distribution up to `x`.
+fn normal_cdf(x: f64) -> f64 {
+    0.5 * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2))
+}
+
+/// The normal distribution's density at `x`.
+fn normal_density(x: f64) -> f64 {
+    (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt()
+}
+
+fn gelu_block(x: &[f32], y: &mut [MaybeUninit<f32>]) {
+    for (y, &x) in y.iter_mut().zip(x) {
+        y.write((f64::from(x) * normal_cdf(x.into())) as f32);
+    }
+}
+
+fn gelu_block_backward(x: &[f32], d: &mut [f32]) {
+    for (d, &x) in d.iter_mut().zip(x) {
+        let x = f64::from(x);
+        *d *= (normal_cdf(x) + x * normal_density(x)) as f32;
+    }
+}
 
 /// tanh through one exponential; ±1 at the ends.
 #[inline(always)]
@@ -215,46 +245,18 @@ fn tanh(x: f32) -> f32 {
 }
 
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
-fn gelu_block(x: &[f32], out: &mut [MaybeUninit<f32>]) {
-    for (&x, out) in x.iter().zip(out) {
+fn gelu_tanh_block(x: &[f32], y: &mut [MaybeUninit<f32>]) {
+    for (&x, y) in x.iter().zip(y) {
         let t = tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x));
-        out.write(0.5 * x * (1.0 + t));
+        y.write(0.5 * x * (1.0 + t));
     }
 }
 
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
-fn gelu_block_backward(x: &[f32], d: &mut [f32]) {
+fn gelu_tanh_block_backward(x: &[f32], d: &mut [f32]) {
     for (&x, d) in x.iter().zip(d) {
         let t = tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x));
         let inner = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
         *d *= 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner;
-    }
-}
-
-impl Operation for GeluTanh {
-    fn names(&self) -> [&'static str; 2] {
-        ["gelu", "gelu backward"]
-    }
-
-    fn traits(&self) -> Traits {
-        CHEAP
-    }
-
-    fn forward(&self, x: &[f32], _rows: usize) -> Result<Vec<f32>> {
-        let write = |y: &mut [MaybeUninit<f32>]| {
-            pool::for_each(y.chunks_mut(BLOCK).zip(x.chunks(BLOCK)), |(y, x)| {
-                gelu_block(x, y);
-            });
-        };
-        // SAFETY: each block is written whole.
-        Ok(unsafe { storage::written(x.len(), write) })
-    }
-
-    fn backward(&self, x: &[f32], _y: &[f32], dy: Cow<[f32]>, _rows: usize) -> Result<Vec<f32>> {
-        let mut d = dy.into_owned();
-        pool::for_each(d.chunks_mut(BLOCK).zip(x.chunks(BLOCK)), |(d, x)| {
-            gelu_block_backward(x, d);
-        });
-        Ok(d)
     }
 }

@@ -305,7 +305,7 @@ impl Fused {
         let dlogits = Matrix::new(&logits, targets.len(), vocabulary, vocabulary);
         let part = storage::read(self.head.value(), |w| {
             let head = Matrix::new(w, vocabulary, width, width);
-            multiplied(dlogits, head, Threads::All)
+            multiplied(dlogits, head)
         })?;
         for (target, part) in targets.iter().zip(part.chunks_exact(width)) {
             dh[target.row * width..][..width]

@@ -238,7 +238,7 @@ impl Operation for Linear {
             let weight = storage::open(part.weight.value())?;
             let weight = Matrix::new(weight.slice(), outputs, inputs, inputs);
             match &mut dx {
-                None => dx = Some(multiplied(columns, weight, Threads::All)),
+                None => dx = Some(multiplied(columns, weight)),
                 Some(dx) => multiply(columns, weight, dx, inputs, Write::Add, Threads::All),
             }
             at += outputs;

@@ -323,6 +323,7 @@ impl Operation for Fused {
 
     fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {
         let width = x.len() / rows.max(1);
+        assert_eq!(x.len(), rows * width, "rows of a norm");
         self.norm.with_slices(|w, b| {
             let write = |y: &mut [MaybeUninit<f32>]| {
                 let block = (width * ROWS).max(1);

@@ -21,13 +21,13 @@ pub trait Operation: Send + Sync {
 
     /// The gradient of `x`, given that of `y`; adds those of the parameters to their arena.
     ///
-    /// `x` and `y` are empty where [`Self::reads`] says that they are not needed.
+    /// In a chain, `x` is empty where [`Traits::in_place`] says that nobody reads it, and so is the `y` of the last operation.
     ///
     /// # Errors
     /// If a parameter cannot be read.
     fn backward(&self, x: &[f32], y: &[f32], dy: Cow<[f32]>, rows: usize) -> Result<Vec<f32>>;
 
-    /// What the backward pass reads and costs.
+    /// How a chain may treat it.
     fn traits(&self) -> Traits {
         Traits::default()
     }

@@ -331,3 +331,39 @@ impl Grad {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::product::product;
+
+    #[test]
+    fn kept_panels_follow_the_value() -> Result<()> {
+        let initial = Initial {
+            name: "w".to_owned(),
+            shape: vec![3, 2],
+            data: vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+            training: Training::Trained,
+        };
+        let param = ParamStore::new(vec![initial], &Device::Cpu)?.get("w")?;
+        let sums = || -> Result<Vec<f32>> {
+            let operand = param.operand()?;
+            Ok(product(
+                Matrix::new(&[1.0, 1.0], 1, 2, 2),
+                &[operand.weight()],
+            ))
+        };
+        assert!(matches!(param.operand()?, Operand::Rows(..)));
+        assert_eq!(sums()?, [3.0, 7.0, 11.0]);
+        param.keep_panels(true);
+        assert!(matches!(param.operand()?, Operand::Panels(_)));
+        assert_eq!(sums()?, [3.0, 7.0, 11.0]);
+        param.update(|w| w[0] = 10.0)?;
+        assert_eq!(sums()?, [12.0, 7.0, 11.0]);
+        param.set(&Tensor::zeros((3, 2), DType::F32, &Device::Cpu)?)?;
+        assert_eq!(sums()?, [0.0; 3]);
+        param.keep_panels(false);
+        assert!(matches!(param.operand()?, Operand::Rows(..)));
+        Ok(())
+    }
+}

@@ -53,15 +53,13 @@ pub fn run(count: usize, work: &(dyn Fn(usize) + Sync)) {
         return (0..count).for_each(work);
     }
     let team = TEAM.get_or_init(Team::new);
+    let _busy = match team.busy.try_lock() {
+        Ok(busy) => busy,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(TryLockError::WouldBlock) => return (0..count).for_each(work),
+    };
     team.hire(threads() - 1);
-    match team.busy.try_lock() {
-        Ok(_busy) => team.run(count, work),
-        Err(TryLockError::Poisoned(poisoned)) => {
-            let _busy = poisoned.into_inner();
-            team.run(count, work);
-        }
-        Err(TryLockError::WouldBlock) => (0..count).for_each(work),
-    }
+    team.run(count, work);
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -114,15 +112,19 @@ impl Team {
         }
     }
 
-    /// Sees to it that there are `count` threads beside the caller's; without them the work is done all the same.
+    /// Sees to it that there are `count` threads beside the caller's; without them the work is done all the same. Only who holds
+    /// `busy` hires.
     fn hire(&'static self, count: usize) {
-        while self.hired.load(Ordering::Relaxed) < count {
-            let number = self.hired.fetch_add(1, Ordering::Relaxed);
+        for number in self.hired.load(Ordering::Relaxed)..count {
             let name = format!("ops-{number}");
-            let work = move || self.serve();
-            if number >= count || thread::Builder::new().name(name).spawn(work).is_err() {
+            if thread::Builder::new()
+                .name(name)
+                .spawn(|| self.serve())
+                .is_err()
+            {
                 return;
             }
+            self.hired.store(number + 1, Ordering::Relaxed);
         }
     }
 
@@ -242,6 +244,22 @@ mod tests {
             map(0..50, |i| i * i),
             (0..50).map(|i| i * i).collect::<Vec<_>>()
         );
+    }
+
+    /// Two items that wait for one another: done by one thread, neither would end.
+    #[test]
+    fn items_are_done_at_the_same_time() {
+        let team: &Team = Box::leak(Box::new(Team::new()));
+        let _busy = lock(&team.busy);
+        team.hire(1);
+        let (met, start) = (AtomicUsize::new(0), std::time::Instant::now());
+        team.run(2, &|_| {
+            met.fetch_add(1, Ordering::SeqCst);
+            while met.load(Ordering::SeqCst) < 2 {
+                assert!(start.elapsed().as_secs() < 60, "the other item never began");
+                thread::yield_now();
+            }
+        });
     }
 
     #[test]

@@ -3,9 +3,8 @@
 use std::ffi::c_void;
 use std::ops::Range;
 
-/// `mi_option_purge_delay` and `mi_option_allow_large_os_pages`, which the crate does not name.
+/// `mi_option_purge_delay`, which the crate does not name.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
-const ALLOW_LARGE_OS_PAGES: libmimalloc_sys::mi_option_t = 6;
 
 /// What must be settled before anything else runs: candle's own pool would spin beside the one that does the work, memory given
 /// back between two steps is zeroed by the kernel and faulted in again in the next, and weights in small pages are read at half
@@ -15,7 +14,7 @@ pub fn set_up() {
     unsafe {
         std::env::set_var("CANDLE_NUM_THREADS", "1");
         libmimalloc_sys::mi_option_set(PURGE_DELAY, -1);
-        libmimalloc_sys::mi_option_set(ALLOW_LARGE_OS_PAGES, 1);
+        libmimalloc_sys::mi_option_set(libmimalloc_sys::mi_option_large_os_pages, 1);
     }
     ask_for_huge_pages();
 }
@@ -48,4 +47,18 @@ fn mapping_of(address: usize) -> Option<Range<usize>> {
     maps.lines()
         .filter_map(range)
         .find(|range| range.contains(&address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_allocation_lies_in_a_mapping_and_null_in_none() {
+        let probe = Box::new(0u8);
+        let address = &raw const *probe as usize;
+        let found = mapping_of(address);
+        assert!(found.is_some_and(|range| range.contains(&address) && range.len() >= 4096));
+        assert_eq!(mapping_of(0), None);
+    }
 }

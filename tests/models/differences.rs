@@ -11,7 +11,7 @@ use candle_core::{Device, Result, Tensor, Var};
 use collimate::model::config::{Activation, DecoderConfig, Family, Geometry, Head, SlidingWindow};
 use collimate::model::hf_config::HfConfig;
 use collimate::model::{Decoder, Gradient, Recompute};
-use collimate::ops::activation::{gelu_tanh, swiglu};
+use collimate::ops::activation::{gelu, gelu_tanh, swiglu};
 use collimate::ops::attention::{Segments, attend};
 use collimate::ops::embedding::embed;
 use collimate::ops::head::{Target, TokenLogProbs, token_log_probs};
@@ -185,7 +185,7 @@ fn of_rotations_and_activations() -> Anyhow {
     let x = tensor(&[40, 22], 5);
     operation("swiglu", &none, &x, swiglu)?;
     operation("gelu, tanh form", &none, &x, gelu_tanh)?;
-    operation("gelu", &none, &x, Tensor::gelu_erf)
+    operation("gelu", &none, &x, gelu)
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor, Var};
-use collimate::ops::activation::{gelu_tanh, swiglu, swiglu_composed};
+use collimate::ops::activation::{gelu, gelu_tanh, swiglu, swiglu_composed};
 use collimate::ops::attention::{Segments, attend, composed};
 use collimate::ops::embedding;
 use collimate::ops::head::{Target, composed as head_composed, token_log_probs};
@@ -134,6 +134,13 @@ fn operations_agree_with_their_oracles() -> Anyhow {
         gelu_tanh,
         Tensor::gelu,
     )?;
+    same(
+        "gelu, exact",
+        &none,
+        &tensor(&[40, 22], 6),
+        gelu,
+        Tensor::gelu_erf,
+    )?;
 
     let table = store(&[("table", &[10, 6])])?;
     let ids = [3, 9, 3, 0, 3];
@@ -157,7 +164,7 @@ fn attention_agrees_with_its_oracle() -> Anyhow {
         (2, 1, 16, Some(90)),
     ] {
         let spec = attention(shape);
-        let segments = Segments::from_lengths([1, 23, 150, 7]);
+        let segments = Segments::from_lengths([0, 1, 23, 0, 150, 7]);
         let x = tensor(&[181, spec.columns()], 8);
         let what = format!("attention {spec:?}");
         same(

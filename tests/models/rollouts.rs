@@ -1,13 +1,17 @@
 //! The generator's tokens and log-probs: the training forward's, bit for bit, whatever the batch and the cache.
 
-use collimate::model::config::Head;
+use candle_core::{Device, Tensor};
+use collimate::model::config::{Family, Head, TensorSpec, layer_of};
 use collimate::model::generator::Generator;
-use collimate::model::{Decoder, Gradient};
+use collimate::model::hf_config::HfConfig;
+use collimate::model::{Decoder, Gradient, Recompute};
 use collimate::ops::attention::Segments;
 use collimate::ops::head::Target;
+use collimate::ops::param::{Operand, Training};
 use rollout::random::{Key, Purpose};
 use rollout::{CacheBudget, Decoding, Model as _, Output, Request, Sampling, Settings, generate};
 
+use crate::differences::{outputs, two_layers};
 use crate::support::{Anyhow, llama, load};
 
 /// Ragged prompts and limits.
@@ -118,6 +122,48 @@ fn a_budget_in_bytes_counts_the_padding() -> Anyhow {
     let budget = CacheBudget::Bytes(10 * block - 1);
     let output = run(&model, &requests, Sampling::default(), 8, budget)?;
     assert_eq!(output.stats.reserved_blocks, 9);
+    Ok(())
+}
+
+/// The graph's forward pass, the one without, and the one that records only above a frozen layer.
+#[test]
+fn recording_changes_no_bit_whatever_is_trained() -> Anyhow {
+    let bits = |x: Tensor| -> Anyhow<Vec<u32>> {
+        Ok(x.to_vec1::<f32>()?.iter().map(|x| x.to_bits()).collect())
+    };
+    for family in Family::ALL {
+        for frozen in [0, 1, 2] {
+            let training = |spec: &TensorSpec| match layer_of(&spec.name) {
+                Some(layer) if layer >= frozen => Training::Trained,
+                None if frozen == 0 || spec.name.contains("norm") => Training::Trained,
+                _ => Training::Frozen,
+            };
+            let config = HfConfig::new(two_layers(family)?);
+            let model = Decoder::fresh(config, 1, training, &Device::Cpu)?;
+            let skipped = bits(outputs(&model, Gradient::Skip)?)?;
+            for recompute in [Recompute::None, Recompute::Block] {
+                let recorded = bits(outputs(&model, Gradient::Record(recompute))?)?;
+                assert_eq!(recorded, skipped, "{family:?}, {frozen} layers frozen");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A second copy of the weights lives no longer than the generator.
+#[test]
+fn panels_are_given_back_after_generation() -> Anyhow {
+    let model = llama(32, 2, 4, 2, 64, Head::LanguageModel)?;
+    let packed = |model: &Decoder| -> Anyhow<usize> {
+        let matrices = model.params().iter().filter(|p| p.dims().len() == 2);
+        let operands = matrices.map(|p| Ok(matches!(p.operand()?, Operand::Panels(_))));
+        let packed: Vec<bool> = operands.collect::<Anyhow<_>>()?;
+        Ok(packed.into_iter().filter(|p| *p).count())
+    };
+    let generator = Generator::new(&model);
+    assert!(packed(&model)? > 0);
+    drop(generator);
+    assert_eq!(packed(&model)?, 0);
     Ok(())
 }
 

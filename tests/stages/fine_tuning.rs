@@ -33,6 +33,21 @@ fn is_low(name: &str) -> bool {
 }
 
 #[test]
+fn a_profile_names_what_took_the_time() {
+    let workspace = Workspace::trained();
+    let ended = workspace.succeed("sft config.toml --profile --set sft.max_steps=2");
+    for line in ["step", "evaluate", "save", "linear backward", "in all"] {
+        assert!(ended.stderr.contains(line), "{line}: {}", ended.stderr);
+    }
+    let quiet = workspace.succeed("sft config.toml --fresh --set sft.max_steps=2");
+    assert!(
+        !quiet.stderr.contains("linear backward"),
+        "{}",
+        quiet.stderr
+    );
+}
+
+#[test]
 fn frozen_layers_keep_their_bits() {
     let workspace = Workspace::trained();
     workspace.succeed("sft config.toml --set sft.freeze_layers=1 --set sft.max_steps=5");

@@ -194,6 +194,7 @@ impl Store {
 
 fn attend_blocks(data: &mut [Line], qkv: &[f32], news: &[NewTokens], spec: Attention) -> Vec<f32> {
     let outputs = spec.outputs();
+    spec.check_heads();
     write_tokens(data, qkv, news, spec);
     let rows: Vec<(&NewTokens, usize)> = news
         .iter()

@@ -10,9 +10,7 @@ use std::ops::Range;
 use rollout::row;
 
 use super::Attention;
-#[cfg(target_arch = "x86_64")]
-use crate::ops::product::lanes::{Avx2, Avx512};
-use crate::ops::product::lanes::{LANES, Lanes, Level, Line, Plain, level};
+use crate::ops::product::lanes::{LANES, Lanes, Line, on_widest};
 use crate::ops::product::{Destination, Matrix, pack};
 
 impl Attention {
@@ -42,7 +40,8 @@ impl Attention {
     pub(crate) fn pack_blocks(&self, qkv: &[f32], head: usize, blocks: &mut Vec<Line>) {
         let (columns, size) = (self.columns(), self.block_lines());
         let rows = qkv.len() / columns;
-        let window = |first| Matrix::new(&qkv[first..], rows, self.head_dim, columns);
+        let window =
+            |first: usize| Matrix::new(&qkv[first.min(qkv.len())..], rows, self.head_dim, columns);
         let (keys, values) = (
             window(self.key_column(head)),
             window(self.value_column(head)),
@@ -108,45 +107,22 @@ pub struct Queries<'a> {
     pub blocks: Blocks<'a>,
 }
 
-/// Mixes values for each query row: `out` is `[count, head_dim]`.
-///
-/// # Safety
-/// Nobody else may touch the window of `out` meanwhile.
-pub unsafe fn attend(queries: &Queries, scores: &mut Vec<f32>, out: Destination) {
+on_widest! {
+    /// Mixes values for each query row: `out` is `[count, head_dim]`.
+    ///
+    /// # Safety
+    /// Nobody else may touch the window of `out` meanwhile.
+    pub unsafe fn attend(queries: &Queries, scores: &mut Vec<f32>, out: Destination) = attend_on;
+}
+
+#[inline(always)]
+unsafe fn attend_on<L: Lanes>(queries: &Queries, scores: &mut Vec<f32>, out: Destination) {
     let last = queries.count.saturating_sub(1);
     assert!(
         queries.count == 0 || last * queries.stride + queries.spec.head_dim <= queries.data.len(),
         "query rows reach past the data"
     );
     out.check(queries.count, queries.spec.head_dim);
-    // SAFETY: the level says that the instructions exist; the rest is the caller's.
-    unsafe {
-        match level() {
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => attend_avx512(queries, scores, out),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => attend_avx2(queries, scores, out),
-            Level::Plain => attend_on::<Plain>(queries, scores, out),
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn attend_avx512(queries: &Queries, scores: &mut Vec<f32>, out: Destination) {
-    // SAFETY: the caller's.
-    unsafe { attend_on::<Avx512>(queries, scores, out) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn attend_avx2(queries: &Queries, scores: &mut Vec<f32>, out: Destination) {
-    // SAFETY: the caller's.
-    unsafe { attend_on::<Avx2>(queries, scores, out) }
-}
-
-#[inline(always)]
-unsafe fn attend_on<L: Lanes>(queries: &Queries, scores: &mut Vec<f32>, out: Destination) {
     for first in (0..queries.count).step_by(L::ROWS) {
         let tile = Tile {
             queries,
@@ -366,5 +342,69 @@ unsafe fn chain<L: Lanes, const M: usize, const N: usize>(
             }
         }
         *acc = local;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::MaybeUninit;
+
+    use super::*;
+    use crate::ops::product::lanes::Plain;
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn attend_avx2(queries: &Queries, scores: &mut Vec<f32>, out: Destination) {
+        // SAFETY: the caller's.
+        unsafe { attend_on::<crate::ops::product::lanes::Avx2>(queries, scores, out) }
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        let spec = Attention {
+            query_heads: 2,
+            kv_heads: 1,
+            head_dim: 40,
+            scale: 0.3,
+            window: Some(30),
+        };
+        let number = |i: usize| ((i * 2_654_435_761) % 1009) as f32 / 1009.0 - 0.5;
+        let (rows, columns) = (75, spec.columns());
+        let qkv: Vec<f32> = (0..rows * columns).map(number).collect();
+        let mut blocks = Vec::new();
+        spec.pack_blocks(&qkv, 0, &mut blocks);
+        let queries = Queries {
+            spec: &spec,
+            data: &qkv,
+            stride: columns,
+            position: 0,
+            step: 1,
+            count: rows,
+            blocks: Blocks {
+                data: &blocks,
+                ids: None,
+                stride: spec.block_lines(),
+                offset: 0,
+            },
+        };
+        let results = |run: &dyn Fn(&Queries, &mut Vec<f32>, Destination)| {
+            let mut out = vec![MaybeUninit::new(f32::NAN); rows * spec.head_dim];
+            run(
+                &queries,
+                &mut Vec::new(),
+                Destination::new(&mut out, spec.head_dim),
+            );
+            // SAFETY: all were set from the start.
+            let out = out.iter().map(|x| unsafe { x.assume_init() });
+            out.collect::<Vec<f32>>()
+        };
+        // SAFETY: the destination is a whole matrix of the queries' size.
+        let plain = results(&|q, s, o| unsafe { attend_on::<Plain>(q, s, o) });
+        assert!(plain.iter().all(|x| x.is_finite()));
+        assert_eq!(results(&|q, s, o| unsafe { attend(q, s, o) }), plain);
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            assert_eq!(results(&|q, s, o| unsafe { attend_avx2(q, s, o) }), plain);
+        }
     }
 }

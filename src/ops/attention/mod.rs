@@ -71,6 +71,17 @@ impl Attention {
         self.window.map_or(0, |w| (position + 1).saturating_sub(w))
     }
 
+    /// # Panics
+    /// If query heads cannot be shared out among key heads, which a model's configuration is checked for: a bug of the caller.
+    fn check_heads(&self) {
+        assert!(
+            self.kv_heads > 0 && self.query_heads.is_multiple_of(self.kv_heads),
+            "{} query heads for {} key heads",
+            self.query_heads,
+            self.kv_heads
+        );
+    }
+
     fn check(&self, qkv: &Tensor, segments: &Segments) -> Result<()> {
         if qkv.dims() != [segments.tokens(), self.columns()] {
             bail!(
@@ -100,7 +111,14 @@ impl Segments {
     }
 
     /// From where each sequence begins, and where the last ends.
+    ///
+    /// # Panics
+    /// If they do not ascend from 0: a bug of the caller.
     pub fn from_offsets(offsets: &[usize]) -> Self {
+        assert!(
+            offsets.first().is_none_or(|&first| first == 0) && offsets.is_sorted(),
+            "segments must ascend from 0"
+        );
         Self(offsets.into())
     }
 
@@ -167,6 +185,7 @@ struct Fused {
 
 impl Fused {
     fn new(segments: &Segments, spec: Attention) -> Self {
+        spec.check_heads();
         Self {
             spec,
             segments: segments.clone(),
@@ -228,6 +247,11 @@ impl Operation for Fused {
     }
 
     fn forward(&self, qkv: &[f32], _rows: usize) -> Result<Vec<f32>> {
+        assert_eq!(
+            qkv.len(),
+            self.segments.tokens() * self.spec.columns(),
+            "rows of attention"
+        );
         let (columns, width) = (self.spec.columns(), self.spec.outputs());
         let write = |out: &mut [MaybeUninit<f32>]| {
             let out = Destination::new(out, width);

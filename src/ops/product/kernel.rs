@@ -2,9 +2,7 @@
 
 use super::Write;
 use super::destination::Destination;
-#[cfg(target_arch = "x86_64")]
-use super::lanes::{Avx2, Avx512};
-use super::lanes::{LANES, Lanes, Level, Line, Plain, level};
+use super::lanes::{LANES, Lanes, Line, on_widest};
 use super::matrix::Matrix;
 use super::pack::pack_on;
 
@@ -35,35 +33,12 @@ pub struct Task<'a> {
     pub write: Write,
 }
 
-/// Runs a task; `scratch` holds its packed rows.
-///
-/// # Safety
-/// Nobody else may touch the task's part of the destination meanwhile, and where it is added to it must hold numbers.
-pub unsafe fn run(task: &Task, scratch: &mut Vec<Line>) {
-    // SAFETY: the level says that the instructions exist; the rest is the caller's.
-    unsafe {
-        match level() {
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => run_avx512(task, scratch),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => run_avx2(task, scratch),
-            Level::Plain => run_on::<Plain>(task, scratch),
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn run_avx512(task: &Task, scratch: &mut Vec<Line>) {
-    // SAFETY: the caller's.
-    unsafe { run_on::<Avx512>(task, scratch) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn run_avx2(task: &Task, scratch: &mut Vec<Line>) {
-    // SAFETY: the caller's.
-    unsafe { run_on::<Avx2>(task, scratch) }
+on_widest! {
+    /// Runs a task; `scratch` holds its packed rows.
+    ///
+    /// # Safety
+    /// Nobody else may touch the task's part of the destination meanwhile, and where it is added to it must hold numbers.
+    pub unsafe fn run(task: &Task, scratch: &mut Vec<Line>) = run_on;
 }
 
 /// The task, a depth at a time.
@@ -315,6 +290,14 @@ mod tests {
     use std::mem::MaybeUninit;
 
     use super::*;
+    use crate::ops::product::lanes::Plain;
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn run_avx2(task: &Task, scratch: &mut Vec<Line>) {
+        // SAFETY: the caller's.
+        unsafe { run_on::<crate::ops::product::lanes::Avx2>(task, scratch) }
+    }
 
     /// Runs the same task on every level that this processor has.
     #[test]
@@ -347,7 +330,7 @@ mod tests {
             plain
         );
         #[cfg(target_arch = "x86_64")]
-        if level() != Level::Plain {
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             assert_eq!(
                 results(&|task, scratch| unsafe { run_avx2(task, scratch) }),
                 plain

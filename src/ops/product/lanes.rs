@@ -65,6 +65,44 @@ pub fn level() -> Level {
     Level::Plain
 }
 
+/// Defines an unsafe function that runs a generic one with the widest lanes of this processor.
+///
+/// The generic function and all that it calls must be inlined always, or its instructions are calls.
+macro_rules! on_widest {
+    (
+        $(#[$meta:meta])*
+        $vis:vis unsafe fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $generic:ident;
+    ) => {
+        $(#[$meta])*
+        $vis unsafe fn $name($($arg: $type),*) {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f")]
+            unsafe fn avx512($($arg: $type),*) {
+                // SAFETY: the caller's.
+                unsafe { $generic::<$crate::ops::product::lanes::Avx512>($($arg),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            unsafe fn avx2($($arg: $type),*) {
+                // SAFETY: the caller's.
+                unsafe { $generic::<$crate::ops::product::lanes::Avx2>($($arg),*) }
+            }
+            use $crate::ops::product::lanes::{Level, Plain, level};
+            // SAFETY: the level says that the instructions exist; the rest is the caller's.
+            unsafe {
+                match level() {
+                    #[cfg(target_arch = "x86_64")]
+                    Level::Avx512 => avx512($($arg),*),
+                    #[cfg(target_arch = "x86_64")]
+                    Level::Avx2 => avx2($($arg),*),
+                    Level::Plain => $generic::<Plain>($($arg),*),
+                }
+            }
+        }
+    };
+}
+pub(crate) use on_widest;
+
 /// For the compiler to vectorise as it can; on NEON it does.
 #[derive(Clone, Copy)]
 pub struct Plain([f32; LANES]);

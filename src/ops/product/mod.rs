@@ -196,10 +196,10 @@ fn fill_joined(
 ///
 /// # Panics
 /// If the shapes disagree: a bug of the caller.
-pub fn multiplied(a: Matrix, b: Matrix, threads: Threads) -> Vec<f32> {
+pub fn multiplied(a: Matrix, b: Matrix) -> Vec<f32> {
     let width = b.width();
     let write = |c: &mut [MaybeUninit<f32>]| {
-        multiply_at(a, b, Destination::new(c, width), Write::Set, threads);
+        multiply_at(a, b, Destination::new(c, width), Write::Set, Threads::All);
     };
     // SAFETY: every column of every row is set.
     unsafe { storage::written(a.height() * width, write) }

@@ -2,9 +2,7 @@
 
 use std::ops::Range;
 
-#[cfg(target_arch = "x86_64")]
-use super::lanes::{Avx2, Avx512};
-use super::lanes::{LANES, Lanes, Level, Line, Plain, level};
+use super::lanes::{LANES, Lanes, Line, on_widest};
 use super::matrix::Matrix;
 
 /// Packs rows of `matrix` from `first` on, columns `columns`, into panels of as many lines, one after the other; rows past the
@@ -13,30 +11,17 @@ use super::matrix::Matrix;
 /// # Panics
 /// If the columns lie outside: a bug of the caller.
 pub fn pack(matrix: Matrix, first: usize, columns: Range<usize>, panels: &mut [Line]) {
-    // SAFETY: the level says that the instructions exist.
-    unsafe {
-        match level() {
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => pack_avx512(matrix, first, columns, panels),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => pack_avx2(matrix, first, columns, panels),
-            Level::Plain => pack_on::<Plain>(matrix, first, columns, panels),
-        }
-    }
+    // SAFETY: it asks for instructions alone.
+    unsafe { pack_widest(matrix, first, columns, panels) }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn pack_avx512(matrix: Matrix, first: usize, columns: Range<usize>, panels: &mut [Line]) {
-    // SAFETY: the caller's.
-    unsafe { pack_on::<Avx512>(matrix, first, columns, panels) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn pack_avx2(matrix: Matrix, first: usize, columns: Range<usize>, panels: &mut [Line]) {
-    // SAFETY: the caller's.
-    unsafe { pack_on::<Avx2>(matrix, first, columns, panels) }
+on_widest! {
+    unsafe fn pack_widest(
+        matrix: Matrix,
+        first: usize,
+        columns: Range<usize>,
+        panels: &mut [Line],
+    ) = pack_on;
 }
 
 /// [`pack`] with the registers of `L`.
@@ -59,17 +44,10 @@ pub unsafe fn pack_on<L: Lanes>(
         return gather(from, column_stride, rows, k, panels);
     }
     for (i, panel) in panels.chunks_exact_mut(k.max(1)).enumerate() {
-        let (row, from) = (i * LANES, (i * LANES * row_stride).min(from.len()));
-        let count = LANES.min(rows - row);
+        let first = i * LANES;
+        let from = &from[(first * row_stride).min(from.len())..];
         // SAFETY: the caller's.
-        unsafe {
-            transpose::<L>(
-                &data[start.min(data.len())..][from..],
-                row_stride,
-                count,
-                panel,
-            )
-        };
+        unsafe { transpose::<L>(from, row_stride, LANES.min(rows - first), panel) };
     }
 }
 

@@ -92,6 +92,46 @@ fn transposed_operands_and_windows_have_the_bits_of_the_definition() {
     }
 }
 
+/// Weights that are packed on the way side by side, where whole panels let them and where not.
+#[test]
+fn weights_packed_together_fill_their_columns() {
+    let (m, k) = (9, 21);
+    let x = numbers(m * k, 1);
+    for sizes in [[16, 32, 7], [5, 16, 3]] {
+        let data = sizes.map(|n| numbers(n * k, n as u64));
+        let weights = [0, 1, 2].map(|i| Weight::Rows(Matrix::new(&data[i], sizes[i], k, k)));
+        let y = product(Matrix::new(&x, m, k, k), &weights);
+        let expected = oracle(&x, &data.concat(), sizes.iter().sum(), k, 0.0);
+        assert_eq!(y, expected, "{sizes:?}");
+    }
+}
+
+/// So many elements that they are packed in several parts: by rows of the right-hand side, and by its columns.
+#[test]
+fn large_matrices_are_packed_in_parts() {
+    for (m, n, k) in [(2, 1100, 2500), (2, 2100, 1030)] {
+        assert!(n * k > PACKED);
+        let (x, w) = (numbers(m * k, 5), numbers(n * k, 6));
+        let expected = oracle(&x, &w, n, k, 0.0);
+        let weight = Weight::Rows(Matrix::new(&w, n, k, k));
+        assert_eq!(product(Matrix::new(&x, m, k, k), &[weight]), expected);
+    }
+}
+
+#[test]
+fn a_factor_is_packed_once_for_several_products() {
+    let (m, n, k) = (130, 20, 300);
+    let (a, b) = (numbers(m * k, 3), numbers(n * k, 4));
+    let expected = oracle(&a, &b, n, k, 2.0);
+    with_factor(Matrix::new(&b, n, k, k).t(), |b| {
+        for _ in 0..2 {
+            let mut c = vec![2f32; m * n];
+            add_multiplied(Matrix::new(&a, m, k, k), b, &mut c);
+            assert_eq!(c, expected);
+        }
+    });
+}
+
 #[test]
 fn a_product_of_no_inputs_is_zero() {
     let mut c = [3f32; 4];
