@@ -13,5 +13,7 @@ mod golden;
 mod gradients;
 #[path = "models/rollouts.rs"]
 mod rollouts;
+#[path = "models/sharing.rs"]
+mod sharing;
 #[path = "models/support.rs"]
 mod support;

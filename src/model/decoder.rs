@@ -1,20 +1,19 @@
 //! The decoder: embeddings, layers, final norm, head.
 //!
 //! It owns its parameters and runs on packed sequences. candle's graph begins at the lowest parameter that is trained; below it,
-//! and everywhere in inference, nothing is recorded. Hugging Face folders come in and go out here.
+//! and everywhere in inference, nothing is recorded. A pass may be cut at the input of a layer: decoders that share what lies below
+//! run it once.
 
-use std::path::Path;
+mod assembly;
+
+use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{Device, Result, Tensor, Var, bail};
 
-use super::ModelError;
-use super::block::{Block, norm};
-use super::config::{DecoderConfig, Head, LM_HEAD, SCORE, TensorSpec, layer_of, weight};
-use super::frequencies::rotation;
+use super::block::Block;
+use super::config::{DecoderConfig, is_embedding, layer_of};
 use super::hf_config::HfConfig;
-use super::init::fresh;
-use super::weights::{DEFAULT_MAX_SHARD_BYTES, SaveDtype, Weights, save};
 use crate::ops::attention::cached::{Cache, NewTokens};
 use crate::ops::attention::{self, Attention, Segments, attend};
 use crate::ops::dispatch::has_kernels;
@@ -22,11 +21,13 @@ use crate::ops::embedding::embed;
 use crate::ops::head::{Target, TokenLogProbs, token_log_probs};
 use crate::ops::linear::{Linear, Projection};
 use crate::ops::norm::Norm;
-use crate::ops::param::{Initial, Param, ParamStore, Training};
+use crate::ops::param::{Param, ParamStore, Training};
 use crate::ops::recompute::recompute;
 use crate::ops::residual::Keep;
 use crate::ops::rope::{Angles, Rotation};
 use crate::ops::storage;
+
+pub use assembly::{Holding, Source};
 
 /// What a layer keeps for its backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,139 +67,6 @@ enum Tokens<'a> {
 }
 
 impl Decoder {
-    /// A decoder with fresh weights, a function of `seed`.
-    ///
-    /// # Errors
-    /// If the sizes do not fit together or the device has no room.
-    pub fn fresh(
-        config: HfConfig,
-        seed: u64,
-        training: impl Fn(&TensorSpec) -> Training,
-        device: &Device,
-    ) -> std::result::Result<Self, ModelError> {
-        config.decoder.validate()?;
-        Self::build(config, |spec| Ok(fresh(spec, seed)), training, device)
-    }
-
-    /// Reads a Hugging Face folder. A scalar head on a language model is drawn fresh from `seed`; every other tensor must be there.
-    ///
-    /// # Errors
-    /// If a file or tensor is missing or wrong, or the file has tensors that the configuration knows nothing of.
-    pub fn load(
-        folder: &Path,
-        head: Head,
-        seed: u64,
-        training: impl Fn(&TensorSpec) -> Training,
-        device: &Device,
-    ) -> std::result::Result<Self, ModelError> {
-        let mut config = HfConfig::read(folder)?;
-        let found = config.decoder.head;
-        if head == Head::LanguageModel && found == Head::Score {
-            let (found, needed) = ("a reward model", "a language model");
-            return Err(ModelError::Kind {
-                folder: folder.to_owned(),
-                found,
-                needed,
-            });
-        }
-        config.decoder.head = head;
-        let weights = Weights::open(folder)?;
-        weights.refuse_unexpected(&config.decoder.tensors())?;
-        let value = |spec: &TensorSpec| match found != head && spec.name == weight(SCORE) {
-            true => Ok(fresh(spec, seed)),
-            false => weights.load(spec),
-        };
-        Self::build(config, value, training, device)
-    }
-
-    /// Reads a reward model; unlike [`Self::load`] it must have its head.
-    ///
-    /// # Errors
-    /// As [`Self::load`], and if the folder holds a language model.
-    pub fn load_reward_model(
-        folder: &Path,
-        training: impl Fn(&TensorSpec) -> Training,
-        device: &Device,
-    ) -> std::result::Result<Self, ModelError> {
-        if HfConfig::read(folder)?.decoder.head != Head::Score {
-            let (found, needed) = (
-                "a language model",
-                "a reward model (...ForSequenceClassification with one label)",
-            );
-            return Err(ModelError::Kind {
-                folder: folder.to_owned(),
-                found,
-                needed,
-            });
-        }
-        Self::load(folder, Head::Score, 0, training, device)
-    }
-
-    fn build(
-        config: HfConfig,
-        value: impl Fn(&TensorSpec) -> std::result::Result<Vec<f32>, super::weights::WeightsError>,
-        training: impl Fn(&TensorSpec) -> Training,
-        device: &Device,
-    ) -> std::result::Result<Self, ModelError> {
-        let initial = |spec: TensorSpec| {
-            let (data, training) = (value(&spec)?, training(&spec));
-            Ok(Initial {
-                name: spec.name,
-                shape: spec.shape,
-                data,
-                training,
-            })
-        };
-        let initial = config
-            .decoder
-            .tensors()
-            .into_iter()
-            .map(initial)
-            .collect::<std::result::Result<_, ModelError>>()?;
-        Ok(Self::assemble(config, ParamStore::new(initial, device)?)?)
-    }
-
-    fn assemble(config: HfConfig, store: ParamStore) -> Result<Self> {
-        let decoder = &config.decoder;
-        let names = decoder.family.names();
-        let embedding = store.get(&weight(names.embedding))?;
-        let positions = names
-            .positions
-            .map(|module| store.get(&weight(module)))
-            .transpose()?;
-        let layers = (0..decoder.num_hidden_layers)
-            .map(|layer| {
-                Ok((
-                    Block::new(&store, decoder, layer)?,
-                    layer_training(&store, layer),
-                ))
-            })
-            .collect::<Result<_>>()?;
-        let head = match decoder.head {
-            Head::LanguageModel if !decoder.tie_word_embeddings => store.get(&weight(LM_HEAD))?,
-            _ => embedding.clone(),
-        };
-        let score = match decoder.head {
-            Head::Score => Some(Linear::new(vec![Projection {
-                weight: store.get(&weight(SCORE))?,
-                bias: None,
-            }])?),
-            Head::LanguageModel => None,
-        };
-        let norm = norm(&store, decoder, names.norm)?;
-        Ok(Self {
-            rotation: rotation(decoder),
-            embedding,
-            positions,
-            layers,
-            norm,
-            head,
-            score,
-            config,
-            store,
-        })
-    }
-
     /// The configuration of the model folder.
     pub fn config(&self) -> &HfConfig {
         &self.config
@@ -229,17 +97,79 @@ impl Decoder {
     /// # Errors
     /// If an id lies outside the vocabulary, a sequence is longer than the context, or the device fails.
     pub fn forward(&self, ids: &[u32], segments: &Segments, gradient: Gradient) -> Result<Tensor> {
+        let positions = segments.positions();
+        let x = self.embed(ids, &positions, gradient)?;
+        self.upwards(0, x, &positions, segments, gradient)
+    }
+
+    /// The residual stream of packed sequences below layer `layer` (its input; above all layers where it is their number):
+    /// `[tokens, hidden]`, without a graph.
+    ///
+    /// # Errors
+    /// As [`Self::forward`], and if there is no such layer.
+    pub fn hidden_at(&self, layer: usize, ids: &[u32], segments: &Segments) -> Result<Tensor> {
+        self.check_boundary(layer)?;
+        let (positions, mut tokens) = (
+            segments.positions(),
+            Tokens::Packed(segments, Recompute::None),
+        );
+        let x = self.embed(ids, &positions, Gradient::Skip)?;
+        self.run(0..layer, x, &positions, Gradient::Skip, &mut tokens)
+    }
+
+    /// [`Self::forward`] from layer `layer` on, given what [`Self::hidden_at`] returned for the same segments: the same bits. The
+    /// graph begins at the lowest trained parameter above the boundary.
+    ///
+    /// # Errors
+    /// As [`Self::forward`]; if shapes disagree, or a gradient is asked for and a parameter below the boundary is trained, which would
+    /// get none.
+    pub fn forward_from(
+        &self,
+        layer: usize,
+        hidden: &Tensor,
+        segments: &Segments,
+        gradient: Gradient,
+    ) -> Result<Tensor> {
+        self.check_boundary(layer)?;
+        let needed = [segments.tokens(), self.config.decoder.hidden_size];
+        if hidden.dims() != needed {
+            bail!(
+                "hidden states {:?} at layer {layer} where {needed:?} are needed",
+                hidden.dims()
+            );
+        }
+        if let (Gradient::Record(_), Some(below)) = (gradient, self.trained_below(layer)) {
+            bail!(
+                "{below} is trained and lies below layer {layer}: a pass from there on gives it no gradient"
+            );
+        }
+        let positions = segments.positions();
+        self.upwards(layer, hidden.detach(), &positions, segments, gradient)
+    }
+
+    /// The layers from `layer` on and the final norm.
+    fn upwards(
+        &self,
+        layer: usize,
+        x: Tensor,
+        positions: &[u32],
+        segments: &Segments,
+        gradient: Gradient,
+    ) -> Result<Tensor> {
         let recompute = match gradient {
             Gradient::Skip => Recompute::None,
             Gradient::Record(recompute) => recompute,
         };
+        let mut tokens = Tokens::Packed(segments, recompute);
         let x = self.run(
-            ids,
-            &segments.positions(),
+            layer..self.layers.len(),
+            x,
+            positions,
             gradient,
-            Tokens::Packed(segments, recompute),
+            &mut tokens,
         )?;
-        self.norm.forward(&x)
+        self.norm
+            .forward(&enter_graph(x, gradient, Training::Trained)?)
     }
 
     /// Reads new tokens of several sequences into the cache and returns the hidden state after each sequence's last:
@@ -253,11 +183,32 @@ impl Decoder {
         news: &[NewTokens],
         cache: &mut Cache,
     ) -> Result<Tensor> {
+        self.forward_cached_keeping(ids, news, cache, 0, |_| Ok(()))
+    }
+
+    /// [`Self::forward_cached`], which hands out what it fed to layer `layer`, `[tokens, hidden]` in the order of `ids`: the rows of
+    /// [`Self::hidden_at`], bit for bit.
+    ///
+    /// # Errors
+    /// As [`Self::forward_cached`], if there is no such layer, and those of `keep`.
+    pub fn forward_cached_keeping(
+        &self,
+        ids: &[u32],
+        news: &[NewTokens],
+        cache: &mut Cache,
+        layer: usize,
+        keep: impl FnOnce(&Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
+        self.check_boundary(layer)?;
         let positions: Vec<u32> = news
             .iter()
             .flat_map(|n| n.past as u32..(n.past + n.count) as u32)
             .collect();
-        let x = self.run(ids, &positions, Gradient::Skip, Tokens::Cached(cache, news))?;
+        let (skip, mut tokens) = (Gradient::Skip, Tokens::Cached(cache, news));
+        let x = self.embed(ids, &positions, skip)?;
+        let x = self.run(0..layer, x, &positions, skip, &mut tokens)?;
+        keep(&x)?;
+        let x = self.run(layer..self.layers.len(), x, &positions, skip, &mut tokens)?;
         let last = news.iter().scan(0, |end, n| {
             *end += n.count as u32;
             Some(*end - 1)
@@ -297,47 +248,17 @@ impl Decoder {
     /// If the model has no scalar head.
     pub fn scores(&self, hidden: &Tensor, rows: &[u32]) -> Result<Tensor> {
         let Some(score) = &self.score else {
-            candle_core::bail!("the model has no scalar head (score.weight)")
+            bail!("the model has no scalar head (score.weight)")
         };
         let rows = Tensor::from_slice(rows, rows.len(), hidden.device())?;
         score.forward(&hidden.index_select(&rows, 0)?)?.squeeze(1)
     }
 
-    /// Writes the model as a Hugging Face folder; a reward model as `...ForSequenceClassification` with one label.
-    ///
-    /// # Errors
-    /// If a file cannot be written or a scoring model has no padding token.
-    pub fn save(&self, folder: &Path, dtype: SaveDtype) -> std::result::Result<(), ModelError> {
-        let mut config = self.config.clone();
-        if config.decoder.head == Head::Score {
-            config.decoder.pad_token_id = config.scoring_pad_id().or(config.decoder.pad_token_id);
-        }
-        let fetch = |spec: &TensorSpec| self.values(&spec.name).map(Into::into);
-        save(
-            folder,
-            &config.decoder.tensors(),
-            dtype,
-            DEFAULT_MAX_SHARD_BYTES,
-            fetch,
-        )?;
-        Ok(config.write(folder, dtype)?)
-    }
-
-    /// The elements of a parameter, row-major.
-    fn values(&self, name: &str) -> Result<Vec<f32>> {
-        self.store.get(name)?.value().flatten_all()?.to_vec1()
-    }
-
-    fn run(
-        &self,
-        ids: &[u32],
-        positions: &[u32],
-        gradient: Gradient,
-        mut tokens: Tokens,
-    ) -> Result<Tensor> {
+    /// Token embeddings, with those of the positions where the family has them.
+    fn embed(&self, ids: &[u32], positions: &[u32], gradient: Gradient) -> Result<Tensor> {
         let limit = self.config.decoder.max_position_embeddings;
         if let Some(p) = positions.iter().find(|&&p| p as usize >= limit) {
-            candle_core::bail!(
+            bail!(
                 "a sequence has a token at position {p}; the model's context holds {limit} (max_position_embeddings)"
             );
         }
@@ -345,46 +266,82 @@ impl Decoder {
         if let Some(table) = &self.positions {
             x = (x + embed(table, positions)?)?;
         }
-        let angles = self.rotation.as_ref().map(|r| r.angles(positions));
-        if gradient == Gradient::Skip {
-            x = x.detach();
-        }
-        let below = match has_kernels(x.device()) {
-            true => self.layers_below_graph(&x, gradient),
-            false => 0,
-        };
-        if below > 0 {
-            x = self.run_rows(&x, below, angles.as_ref(), &mut tokens)?;
-        }
-        for (layer, (block, training)) in self.layers.iter().enumerate().skip(below) {
-            x = enter_graph(x, gradient, *training)?;
-            x = run_layer(block, layer, &x, angles.as_ref(), &mut tokens)?;
-        }
-        enter_graph(x, gradient, Training::Trained)
+        Ok(match gradient {
+            Gradient::Skip => x.detach(),
+            Gradient::Record(_) => x,
+        })
     }
 
-    /// Lowest layers that no graph is recorded of: those before the first trained one, or all.
-    fn layers_below_graph(&self, x: &Tensor, gradient: Gradient) -> usize {
-        let trained = |(_, training): &(Block, Training)| *training == Training::Trained;
+    /// Some of the layers.
+    fn run(
+        &self,
+        layers: Range<usize>,
+        mut x: Tensor,
+        positions: &[u32],
+        gradient: Gradient,
+        tokens: &mut Tokens,
+    ) -> Result<Tensor> {
+        if layers.is_empty() {
+            return Ok(x);
+        }
+        let angles = self.rotation.as_ref().map(|r| r.angles(positions));
+        let graph = match has_kernels(x.device()) {
+            true => self.graph_begins(&layers, &x, gradient),
+            false => layers.start,
+        };
+        let below = layers.start..graph;
+        if !below.is_empty() {
+            x = self.run_rows(&x, below, angles.as_ref(), tokens)?;
+        }
+        for layer in graph..layers.end {
+            let (block, training) = &self.layers[layer];
+            x = enter_graph(x, gradient, *training)?;
+            x = run_layer(block, layer, &x, angles.as_ref(), tokens)?;
+        }
+        Ok(x)
+    }
+
+    /// The first of `layers` of which a graph is recorded: the first trained one, or their end.
+    fn graph_begins(&self, layers: &Range<usize>, x: &Tensor, gradient: Gradient) -> usize {
+        let trained = |&layer: &usize| self.layers[layer].1 == Training::Trained;
         let first = match gradient {
-            Gradient::Record(_) if x.track_op() => Some(0),
-            Gradient::Record(_) => self.layers.iter().position(trained),
+            Gradient::Record(_) if x.track_op() => Some(layers.start),
+            Gradient::Record(_) => layers.clone().find(trained),
             Gradient::Skip => None,
         };
-        first.unwrap_or(self.layers.len())
+        first.unwrap_or(layers.end)
     }
 
-    /// The lowest `count` layers in place.
+    fn check_boundary(&self, layer: usize) -> Result<()> {
+        let layers = self.layers.len();
+        if layer > layers {
+            bail!("the model has {layers} layers and no boundary {layer}");
+        }
+        Ok(())
+    }
+
+    /// A trained parameter that the passes below `layer` read.
+    fn trained_below(&self, layer: usize) -> Option<String> {
+        let lies_below = |name: &str| match layer_of(name) {
+            Some(of) => of < layer,
+            None => is_embedding(name),
+        };
+        let name = |param: &Arc<Param>| param.name().to_owned();
+        self.store.trained().map(name).find(|name| lies_below(name))
+    }
+
+    /// Some of the layers in place, without a graph.
     fn run_rows(
         &self,
         x: &Tensor,
-        count: usize,
+        layers: Range<usize>,
         angles: Option<&Angles>,
         tokens: &mut Tokens,
     ) -> Result<Tensor> {
         let (rows, width) = x.dims2()?;
         let mut x = storage::read(x, storage::copied)?;
-        for (layer, (block, _)) in self.layers.iter().enumerate().take(count) {
+        for layer in layers {
+            let block = &self.layers[layer].0;
             block.forward_rows(&mut x, rows, angles, |qkv, spec| match tokens {
                 Tokens::Cached(cache, news) => cache.attend(layer, qkv, news, spec),
                 Tokens::Packed(segments, _) => attention::attend_rows(qkv, segments, spec),
@@ -446,14 +403,5 @@ fn run_recorded(
     match mode {
         Recompute::None => run(x),
         Recompute::Block => recompute(x, Arc::new(run)),
-    }
-}
-
-fn layer_training(store: &ParamStore, layer: usize) -> Training {
-    let trained = store.trained().any(|p| layer_of(p.name()) == Some(layer));
-    if trained {
-        Training::Trained
-    } else {
-        Training::Frozen
     }
 }

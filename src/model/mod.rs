@@ -14,5 +14,5 @@ pub mod hub;
 mod init;
 pub mod weights;
 
-pub use decoder::{Decoder, Gradient, Recompute};
+pub use decoder::{Decoder, Gradient, Holding, Recompute, Source};
 pub use error::ModelError;

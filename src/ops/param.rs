@@ -4,8 +4,10 @@
 //! flat buffer for the norm, and the place where an all-reduce would go. candle's graph carries activations only;
 //! each operation that reads a parameter adds its gradient here itself and does nothing for a frozen one.
 //! The order is that of the names, so that sums over parameters and saved files never depend on chance.
+//!
+//! A store may hold frozen parameters of another store beside its own: models that have weights in common hold them once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -94,6 +96,11 @@ impl Param {
     /// Shape in the engine's layout.
     pub fn dims(&self) -> &[usize] {
         self.value.dims()
+    }
+
+    /// Bytes of the value, without gradient, moments and kept panels.
+    pub fn bytes(&self) -> usize {
+        self.value.elem_count() * size_of::<f32>()
     }
 
     /// Whether the optimizer moves it.
@@ -212,6 +219,8 @@ impl Param {
 /// Parameters in name order, with the gradients of the trained ones in one arena.
 pub struct ParamStore {
     params: BTreeMap<String, Arc<Param>>,
+    /// Names of those that belong to another store.
+    shared: BTreeSet<String>,
     arena: Option<Tensor>,
     device: Device,
 }
@@ -221,7 +230,19 @@ impl ParamStore {
     ///
     /// # Errors
     /// If two parameters have one name or a shape does not fit its data.
-    pub fn new(mut initial: Vec<Initial>, device: &Device) -> Result<Self> {
+    pub fn new(initial: Vec<Initial>, device: &Device) -> Result<Self> {
+        Self::sharing(initial, Vec::new(), device)
+    }
+
+    /// Builds a store that holds `shared`, frozen parameters of other stores, beside its own.
+    ///
+    /// # Errors
+    /// As [`Self::new`], and if a shared parameter is trained, whose owner alone may move it, or lives on another device.
+    pub fn sharing(
+        mut initial: Vec<Initial>,
+        shared: Vec<Arc<Param>>,
+        device: &Device,
+    ) -> Result<Self> {
         initial.sort_by(|a, b| a.name.cmp(&b.name));
         let size = |i: &Initial| {
             if i.training == Training::Trained {
@@ -254,11 +275,31 @@ impl ParamStore {
                 bail!("parameter {} is given twice", item.name);
             }
         }
-        Ok(Self {
+        let mut store = Self {
             params,
+            shared: BTreeSet::new(),
             arena,
             device: device.clone(),
-        })
+        };
+        shared
+            .into_iter()
+            .try_for_each(|param| store.share(param))?;
+        Ok(store)
+    }
+
+    fn share(&mut self, param: Arc<Param>) -> Result<()> {
+        let name = param.name().to_owned();
+        if param.is_trained() {
+            bail!("parameter {name} is trained, and only a frozen one can be shared");
+        }
+        if !param.value().device().same_device(&self.device) {
+            bail!("parameter {name} lives on another device than those beside it");
+        }
+        if self.params.insert(name.clone(), param).is_some() {
+            bail!("parameter {name} is given twice");
+        }
+        self.shared.insert(name);
+        Ok(())
     }
 
     /// The parameter of that name.
@@ -275,6 +316,16 @@ impl ParamStore {
     /// All parameters in name order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Param>> {
         self.params.values()
+    }
+
+    /// The parameters that this store alone brings, in name order.
+    pub fn owned(&self) -> impl Iterator<Item = &Arc<Param>> {
+        self.iter().filter(|p| !self.shared.contains(p.name()))
+    }
+
+    /// The parameters that belong to another store, in name order.
+    pub fn shared(&self) -> impl Iterator<Item = &Arc<Param>> {
+        self.iter().filter(|p| self.shared.contains(p.name()))
     }
 
     /// The trained parameters in name order.
@@ -336,6 +387,55 @@ impl Grad {
 mod tests {
     use super::*;
     use crate::ops::product::product;
+
+    fn initial(name: &str, training: Training) -> Initial {
+        Initial {
+            name: name.to_owned(),
+            shape: vec![2],
+            data: vec![1.0, 2.0],
+            training,
+        }
+    }
+
+    #[test]
+    fn a_shared_parameter_is_held_once_and_counted_by_its_owner() -> Result<()> {
+        let base = vec![
+            initial("a", Training::Frozen),
+            initial("b", Training::Frozen),
+        ];
+        let base = ParamStore::new(base, &Device::Cpu)?;
+        let own = vec![initial("c", Training::Trained)];
+        let branch = ParamStore::sharing(own, vec![base.get("b")?], &Device::Cpu)?;
+        let names = |params: Vec<&Arc<Param>>| -> Vec<String> {
+            params.iter().map(|p| p.name().to_owned()).collect()
+        };
+        assert_eq!(names(branch.iter().collect()), ["b", "c"]);
+        assert_eq!(names(branch.owned().collect()), ["c"]);
+        assert_eq!(names(branch.shared().collect()), ["b"]);
+        assert_eq!(base.shared().count(), 0);
+        assert!(Arc::ptr_eq(&base.get("b")?, &branch.get("b")?));
+        assert_eq!(branch.owned().map(|p| p.bytes()).sum::<usize>(), 8);
+        base.get("b")?.update(|v| v[1] = 7.0)?;
+        assert_eq!(branch.get("b")?.read(<[f32]>::to_vec)?, [1.0, 7.0]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_trained_parameter_and_a_name_given_twice_are_refused() -> Result<()> {
+        let owner = vec![
+            initial("a", Training::Trained),
+            initial("b", Training::Frozen),
+        ];
+        let owner = ParamStore::new(owner, &Device::Cpu)?;
+        let share = |name: &str| {
+            let own = vec![initial("b", Training::Frozen)];
+            let store = ParamStore::sharing(own, vec![owner.get(name)?], &Device::Cpu);
+            Ok::<_, candle_core::Error>(store.map(|_| ()).unwrap_err().to_string())
+        };
+        assert!(share("a")?.contains("parameter a is trained"));
+        assert!(share("b")?.contains("parameter b is given twice"));
+        Ok(())
+    }
 
     #[test]
     fn kept_panels_follow_the_value() -> Result<()> {

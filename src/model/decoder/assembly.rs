@@ -1,0 +1,245 @@
+//! How a decoder comes by its parameters: drawn, read from a Hugging Face folder, or shared with another decoder; and how they
+//! go out again.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{Device, Result, bail};
+
+use super::Decoder;
+use crate::model::ModelError;
+use crate::model::block::{Block, norm};
+use crate::model::config::{Head, LM_HEAD, SCORE, TensorSpec, layer_of, weight};
+use crate::model::frequencies::rotation;
+use crate::model::hf_config::HfConfig;
+use crate::model::init::fresh;
+use crate::model::weights::{DEFAULT_MAX_SHARD_BYTES, SaveDtype, Weights, save};
+use crate::ops::linear::{Linear, Projection};
+use crate::ops::param::{Initial, Param, ParamStore, Training};
+
+/// How a decoder holds a tensor.
+#[derive(Clone)]
+pub enum Holding {
+    /// As a parameter of its own.
+    Own(Training),
+    /// As another decoder's frozen parameter, of the same name and shape.
+    Shared(Arc<Param>),
+}
+
+/// What a tensor of a decoder is made of.
+pub enum Source {
+    /// Row-major values in the engine's layout, for a parameter of its own.
+    Values(Vec<f32>, Training),
+    /// Another decoder's frozen parameter, of the same name and shape.
+    Shared(Arc<Param>),
+}
+
+type Fallible<T> = std::result::Result<T, ModelError>;
+
+impl Decoder {
+    /// A decoder with fresh weights, a function of `seed`.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together or the device has no room.
+    pub fn fresh(
+        config: HfConfig,
+        seed: u64,
+        training: impl Fn(&TensorSpec) -> Training,
+        device: &Device,
+    ) -> Fallible<Self> {
+        let source = |spec: &TensorSpec| Ok(Source::Values(fresh(spec, seed), training(spec)));
+        Self::assemble(config, source, device)
+    }
+
+    /// Reads a Hugging Face folder. A scalar head on a language model is drawn fresh from `seed`; every other tensor must be there.
+    ///
+    /// # Errors
+    /// If a file or tensor is missing or wrong, or the file has tensors that the configuration knows nothing of.
+    pub fn load(
+        folder: &Path,
+        head: Head,
+        seed: u64,
+        training: impl Fn(&TensorSpec) -> Training,
+        device: &Device,
+    ) -> Fallible<Self> {
+        let holding = |spec: &TensorSpec| Holding::Own(training(spec));
+        Self::load_sharing(folder, head, seed, holding, device)
+    }
+
+    /// [`Self::load`] but for the tensors that another decoder has already, which need not be in the folder: `holding` is asked
+    /// for each tensor.
+    ///
+    /// # Errors
+    /// As [`Self::load`], and as [`Self::assemble`].
+    pub fn load_sharing(
+        folder: &Path,
+        head: Head,
+        seed: u64,
+        holding: impl Fn(&TensorSpec) -> Holding,
+        device: &Device,
+    ) -> Fallible<Self> {
+        let mut config = HfConfig::read(folder)?;
+        let found = config.decoder.head;
+        if head == Head::LanguageModel && found == Head::Score {
+            let (found, needed) = ("a reward model", "a language model");
+            return Err(ModelError::Kind {
+                folder: folder.to_owned(),
+                found,
+                needed,
+            });
+        }
+        config.decoder.head = head;
+        let weights = Weights::open(folder)?;
+        weights.refuse_unexpected(&config.decoder.tensors())?;
+        let source = |spec: &TensorSpec| match holding(spec) {
+            Holding::Shared(param) => Ok(Source::Shared(param)),
+            Holding::Own(training) if found != head && spec.name == weight(SCORE) => {
+                Ok(Source::Values(fresh(spec, seed), training))
+            }
+            Holding::Own(training) => Ok(Source::Values(weights.load(spec)?, training)),
+        };
+        Self::assemble(config, source, device)
+    }
+
+    /// Reads a reward model; unlike [`Self::load`] it must have its head.
+    ///
+    /// # Errors
+    /// As [`Self::load`], and if the folder holds a language model.
+    pub fn load_reward_model(
+        folder: &Path,
+        training: impl Fn(&TensorSpec) -> Training,
+        device: &Device,
+    ) -> Fallible<Self> {
+        if HfConfig::read(folder)?.decoder.head != Head::Score {
+            let (found, needed) = (
+                "a language model",
+                "a reward model (...ForSequenceClassification with one label)",
+            );
+            return Err(ModelError::Kind {
+                folder: folder.to_owned(),
+                found,
+                needed,
+            });
+        }
+        Self::load(folder, Head::Score, 0, training, device)
+    }
+
+    /// A decoder made of what `source` says of each of its tensors.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together, a source fails, the device has no room, or a shared parameter is trained, lives on
+    /// another device, or has another name or shape than the tensor.
+    pub fn assemble(
+        config: HfConfig,
+        source: impl Fn(&TensorSpec) -> Fallible<Source>,
+        device: &Device,
+    ) -> Fallible<Self> {
+        config.decoder.validate()?;
+        let (mut own, mut shared) = (Vec::new(), Vec::new());
+        for spec in config.decoder.tensors() {
+            match source(&spec)? {
+                Source::Shared(param) => {
+                    check_shared(&param, &spec)?;
+                    shared.push(param);
+                }
+                Source::Values(data, training) => own.push(Initial {
+                    name: spec.name,
+                    shape: spec.shape,
+                    data,
+                    training,
+                }),
+            }
+        }
+        let store = ParamStore::sharing(own, shared, device)?;
+        Ok(Self::from_store(config, store)?)
+    }
+
+    fn from_store(config: HfConfig, store: ParamStore) -> Result<Self> {
+        let decoder = &config.decoder;
+        let names = decoder.family.names();
+        let embedding = store.get(&weight(names.embedding))?;
+        let positions = names
+            .positions
+            .map(|module| store.get(&weight(module)))
+            .transpose()?;
+        let layers = (0..decoder.num_hidden_layers)
+            .map(|layer| {
+                Ok((
+                    Block::new(&store, decoder, layer)?,
+                    layer_training(&store, layer),
+                ))
+            })
+            .collect::<Result<_>>()?;
+        let head = match decoder.head {
+            Head::LanguageModel if !decoder.tie_word_embeddings => store.get(&weight(LM_HEAD))?,
+            _ => embedding.clone(),
+        };
+        let score = match decoder.head {
+            Head::Score => Some(Linear::new(vec![Projection {
+                weight: store.get(&weight(SCORE))?,
+                bias: None,
+            }])?),
+            Head::LanguageModel => None,
+        };
+        let norm = norm(&store, decoder, names.norm)?;
+        Ok(Self {
+            rotation: rotation(decoder),
+            embedding,
+            positions,
+            layers,
+            norm,
+            head,
+            score,
+            config,
+            store,
+        })
+    }
+
+    /// Writes the model as a Hugging Face folder, shared tensors too; a reward model as `...ForSequenceClassification` with one
+    /// label.
+    ///
+    /// # Errors
+    /// If a file cannot be written or a scoring model has no padding token.
+    pub fn save(&self, folder: &Path, dtype: SaveDtype) -> Fallible<()> {
+        let mut config = self.config.clone();
+        if config.decoder.head == Head::Score {
+            config.decoder.pad_token_id = config.scoring_pad_id().or(config.decoder.pad_token_id);
+        }
+        let fetch = |spec: &TensorSpec| self.values(&spec.name).map(Into::into);
+        save(
+            folder,
+            &config.decoder.tensors(),
+            dtype,
+            DEFAULT_MAX_SHARD_BYTES,
+            fetch,
+        )?;
+        Ok(config.write(folder, dtype)?)
+    }
+
+    /// The elements of a parameter, row-major.
+    fn values(&self, name: &str) -> Result<Vec<f32>> {
+        self.store.get(name)?.value().flatten_all()?.to_vec1()
+    }
+}
+
+fn check_shared(param: &Param, spec: &TensorSpec) -> Result<()> {
+    if param.name() != spec.name || param.dims() != spec.shape {
+        bail!(
+            "{} {:?} cannot serve as {} {:?}: decoders share tensors of one name and shape",
+            param.name(),
+            param.dims(),
+            spec.name,
+            spec.shape
+        );
+    }
+    Ok(())
+}
+
+fn layer_training(store: &ParamStore, layer: usize) -> Training {
+    let trained = store.trained().any(|p| layer_of(p.name()) == Some(layer));
+    if trained {
+        Training::Trained
+    } else {
+        Training::Frozen
+    }
+}

@@ -1,0 +1,210 @@
+//! Decoders that hold the lower layers of another: the same bits as one that owns them all, in whole passes and in passes cut at the
+//! boundary.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use collimate::model::config::{Family, Head, TensorSpec, is_embedding, layer_of};
+use collimate::model::hf_config::HfConfig;
+use collimate::model::weights::SaveDtype;
+use collimate::model::{Decoder, Gradient, Holding, Recompute, Source};
+use collimate::ops::attention::Segments;
+use collimate::ops::attention::cached::{BLOCK_TOKENS, Cache, NewTokens};
+use collimate::ops::dispatch::without_kernels;
+use collimate::ops::head::Target;
+use collimate::ops::param::{Param, Training};
+
+use crate::differences::{decoder, two_layers};
+use crate::support::{Anyhow, folder, load, tensor};
+
+/// Layers of the trunk.
+const TRUNK: usize = 1;
+
+fn in_trunk(spec: &TensorSpec) -> bool {
+    layer_of(&spec.name).map_or(is_embedding(&spec.name), |layer| layer < TRUNK)
+}
+
+fn ids() -> Vec<u32> {
+    (0..17).map(|i| (i * 11 + 3) % 30).collect()
+}
+
+fn segments() -> Segments {
+    Segments::from_lengths([6, 3, 8])
+}
+
+/// A frozen decoder of the family, and one whose layers above the trunk, norm and head are its own copies, trained.
+fn base_and_branch(family: Family) -> Anyhow<(Decoder, Decoder)> {
+    let config = HfConfig::new(two_layers(family)?);
+    let frozen = |_: &TensorSpec| Training::Frozen;
+    let base = Decoder::fresh(config.clone(), 1, frozen, &Device::Cpu)?;
+    let source = |spec: &TensorSpec| {
+        let param = base.params().get(&spec.name)?;
+        Ok(match in_trunk(spec) {
+            true => Source::Shared(param),
+            false => Source::Values(param.read(<[f32]>::to_vec)?, Training::Trained),
+        })
+    };
+    let branch = Decoder::assemble(config, source, &Device::Cpu)?;
+    Ok((base, branch))
+}
+
+fn bits(x: &Tensor) -> Anyhow<Vec<u32>> {
+    let values = x.flatten_all()?.to_vec1::<f32>()?;
+    Ok(values.iter().map(|x| x.to_bits()).collect())
+}
+
+/// Hidden states, and the gradients of all trained parameters for a loss that reads log-probs of the head.
+fn probe(model: &Decoder, hidden: &Tensor) -> Anyhow<[Vec<u32>; 2]> {
+    let targets: Vec<Target> = (0..16).map(|row| Target::whole(row, 5)).collect();
+    let y = model.log_probs(hidden, &targets, 0.9)?.log_probs;
+    model.params().zero_grad()?;
+    (&y * tensor(y.dims(), 4))?.sum_all()?.backward()?;
+    let arena = model.params().arena().expect("trained");
+    assert_eq!(model.params().unreached(), Vec::<&str>::new());
+    Ok([bits(hidden)?, bits(arena)?])
+}
+
+#[test]
+fn a_pass_from_the_boundary_has_the_bits_of_the_whole() -> Anyhow {
+    for family in Family::ALL {
+        let (base, branch) = base_and_branch(family)?;
+        let (ids, segments) = (ids(), segments());
+        let boundary = base.hidden_at(TRUNK, &ids, &segments)?;
+        let skipped = branch.forward_from(TRUNK, &boundary, &segments, Gradient::Skip)?;
+        let whole = base.forward(&ids, &segments, Gradient::Skip)?;
+        assert_eq!(bits(&skipped)?, bits(&whole)?, "{family:?}");
+        for recompute in [Recompute::None, Recompute::Block] {
+            let record = Gradient::Record(recompute);
+            let whole = probe(&branch, &branch.forward(&ids, &segments, record)?)?;
+            let cut = branch.forward_from(TRUNK, &boundary, &segments, record)?;
+            assert_eq!(probe(&branch, &cut)?, whole, "{family:?} {recompute:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_path_without_kernels_can_be_cut_too() -> Anyhow {
+    let (base, branch) = base_and_branch(Family::Qwen3)?;
+    let (ids, segments) = (ids(), segments());
+    let record = Gradient::Record(Recompute::None);
+    without_kernels(|| {
+        let boundary = base.hidden_at(TRUNK, &ids, &segments)?;
+        let cut = branch.forward_from(TRUNK, &boundary, &segments, record)?;
+        let whole = probe(&branch, &branch.forward(&ids, &segments, record)?)?;
+        assert_eq!(probe(&branch, &cut)?, whole);
+        Ok(())
+    })
+}
+
+/// A prompt of five tokens, then one token at a time.
+#[test]
+fn generation_hands_out_the_boundary_states() -> Anyhow {
+    let (base, branch) = base_and_branch(Family::Llama)?;
+    let ids = ids();
+    let mut cache = Cache::new(branch.attention(0), 2, 2, &Device::Cpu)?;
+    assert!(ids.len() <= 2 * BLOCK_TOKENS);
+    let (mut kept, mut last) = (Vec::new(), Vec::new());
+    let steps = std::iter::once(0..5).chain((5..ids.len()).map(|i| i..i + 1));
+    for step in steps {
+        let news = [NewTokens {
+            count: step.len(),
+            past: step.start,
+            blocks: &[0, 1][..step.end.div_ceil(BLOCK_TOKENS)],
+        }];
+        let keep = |x: &Tensor| {
+            kept.push(x.clone());
+            Ok(())
+        };
+        last.push(branch.forward_cached_keeping(&ids[step], &news, &mut cache, TRUNK, keep)?);
+    }
+    let whole = Segments::from_lengths([ids.len()]);
+    let boundary = base.hidden_at(TRUNK, &ids, &whole)?;
+    assert_eq!(bits(&Tensor::cat(&kept, 0)?)?, bits(&boundary)?);
+    let hidden = branch.forward_from(TRUNK, &boundary, &whole, Gradient::Skip)?;
+    let hidden = hidden.narrow(0, 4, ids.len() - 4)?;
+    assert_eq!(bits(&Tensor::cat(&last, 0)?)?, bits(&hidden)?);
+    Ok(())
+}
+
+#[test]
+fn what_is_shared_is_held_once() -> Anyhow {
+    let bytes = |params: &mut dyn Iterator<Item = &Arc<Param>>| -> usize {
+        params.map(|p| p.bytes()).sum()
+    };
+    let (base, branch) = base_and_branch(Family::Llama)?;
+    let (all, own) = (
+        bytes(&mut base.params().iter()),
+        bytes(&mut branch.params().owned()),
+    );
+    let shared = bytes(&mut branch.params().shared());
+    // Embedding 30 × 16; of a layer two norms, q and o, k and v, and three of the feed-forward part.
+    let layer = 2 * 16 + 2 * 16 * 16 + 2 * 8 * 16 + 3 * 24 * 16;
+    assert_eq!(shared, (30 * 16 + layer) * 4);
+    assert_eq!(own, (layer + 16 + 30 * 16) * 4);
+    assert_eq!(all, own + shared);
+    for param in branch.params().shared() {
+        assert!(Arc::ptr_eq(param, &base.params().get(param.name())?));
+    }
+    Ok(())
+}
+
+/// A folder that holds a branch alone gives a decoder with another's trunk; the decoder's own folder is whole.
+#[test]
+fn a_branch_is_loaded_onto_a_trunk_and_saved_whole() -> Anyhow {
+    let name = "llama";
+    let frozen = |_: &TensorSpec| Training::Frozen;
+    let base = Decoder::load(&folder(name), Head::LanguageModel, 0, frozen, &Device::Cpu)?;
+    let holding = |spec: &TensorSpec| match in_trunk(spec) {
+        true => Holding::Shared(base.params().get(&spec.name).expect("one of its tensors")),
+        false => Holding::Own(Training::Trained),
+    };
+    let branch = Decoder::load_sharing(&folder(name), Head::Score, 7, holding, &Device::Cpu)?;
+    let alone = Decoder::load(&folder(name), Head::Score, 7, frozen, &Device::Cpu)?;
+    let (ids, segments) = (ids(), segments());
+    let pass = |model: &Decoder| -> Anyhow<Vec<u32>> {
+        let hidden = model.forward(&ids, &segments, Gradient::Skip)?;
+        bits(&model.scores(&hidden, &[5, 8, 16])?)
+    };
+    assert_eq!(pass(&branch)?, pass(&alone)?);
+    let saved = tempfile::tempdir()?;
+    let branch =
+        Decoder::load_sharing(&folder(name), Head::LanguageModel, 0, holding, &Device::Cpu)?;
+    branch.save(saved.path(), SaveDtype::F32)?;
+    let again = Decoder::load(saved.path(), Head::LanguageModel, 0, frozen, &Device::Cpu)?;
+    for param in base.params().iter() {
+        assert_eq!(
+            bits(param.value())?,
+            bits(again.params().get(param.name())?.value())?
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_shared_or_cut_is_refused() -> Anyhow {
+    let trained = decoder(two_layers(Family::Llama)?)?;
+    let (segments, hidden) = (segments(), tensor(&[17, 16], 3));
+    let refused = |model: &Decoder, layer, hidden: &Tensor, gradient| {
+        let result = model.forward_from(layer, hidden, &segments, gradient);
+        result.map(|_| ()).unwrap_err().to_string()
+    };
+    let record = Gradient::Record(Recompute::None);
+    let message = refused(&trained, 1, &hidden, record);
+    assert!(
+        message.contains("is trained and lies below layer 1"),
+        "{message}"
+    );
+    let message = refused(&trained, 3, &hidden, Gradient::Skip);
+    assert!(message.contains("2 layers"), "{message}");
+    let message = refused(&trained, 1, &tensor(&[16, 16], 3), Gradient::Skip);
+    assert!(message.contains("[17, 16] are needed"), "{message}");
+
+    let other = load("llama", Head::LanguageModel)?;
+    let config = HfConfig::new(two_layers(Family::Llama)?);
+    let source = |spec: &TensorSpec| Ok(Source::Shared(other.params().get(&spec.name)?));
+    let result = Decoder::assemble(config, source, &Device::Cpu);
+    let message = result.map(|_| ()).unwrap_err().to_string();
+    assert!(message.contains("one name and shape"), "{message}");
+    Ok(())
+}
