@@ -145,8 +145,9 @@ fn write_scores(
     out: &mut JsonLines,
 ) -> anyhow::Result<()> {
     let segments = Segments::from_lengths(batch.iter().map(Vec::len));
-    let hidden = decoder.forward(&batch.concat(), &segments, Gradient::Skip)?;
-    let scores = decoder.scores(&hidden, &segments.last_rows()?)?;
+    let last = Some(segments.last_rows()?.into());
+    let hidden = decoder.forward_at(&batch.concat(), &segments, last, Gradient::Skip)?;
+    let scores = decoder.scores(&hidden)?;
     let scores = scores.to_vec1::<f32>()?;
     for (index, score) in (first..).zip(scores) {
         ensure!(

@@ -9,7 +9,7 @@ use crate::ops::linear::{Linear, Projection};
 use crate::ops::norm::Norm;
 use crate::ops::operation::Link;
 use crate::ops::param::ParamStore;
-use crate::ops::residual::{Keep, add_branch, add_result, residual, run};
+use crate::ops::residual::{Keep, Wanted, add_branch, add_result, gather, residual, run};
 use crate::ops::rope::Angles;
 
 /// A layer: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
@@ -52,28 +52,36 @@ impl Block {
         })
     }
 
-    /// The layer on packed sequences as two nodes of the graph, on the CPU.
+    /// The layer on packed sequences as two nodes of the graph, on the CPU; of its result, the `wanted` rows.
     pub fn forward_chained(
         &self,
         x: &Tensor,
         angles: Option<&Angles>,
         segments: &Segments,
         keep: Keep,
+        wanted: Wanted,
     ) -> Result<Tensor> {
-        let x = residual(x, self.attention_chain(angles, segments), keep)?;
-        residual(&x, self.mlp_chain(), keep)
+        let x = residual(x, self.attention_chain(angles, segments), keep, wanted)?;
+        residual(&x, self.mlp_chain(), keep, None)
     }
 
-    /// The layer on rows of `x`, in place and without a graph; `attend` turns `q | k | v` rows into mixed values.
+    /// The layer on rows of `x`, in place and without a graph; `attend` turns `q | k | v` rows into mixed values. Of the result, the
+    /// `wanted` rows are left.
     pub fn forward_rows(
         &self,
-        x: &mut [f32],
-        rows: usize,
+        x: &mut Vec<f32>,
+        mut rows: usize,
         angles: Option<&Angles>,
+        wanted: &Wanted,
         attend: impl FnOnce(&[f32], Attention) -> Result<Vec<f32>>,
     ) -> Result<()> {
         let qkv = run(x, rows, &self.qkv_chain(angles))?;
-        let mixed = attend(&qkv, self.spec)?;
+        let mut mixed = attend(&qkv, self.spec)?;
+        if let Some(wanted) = wanted {
+            let some = |all: &[f32]| gather(all, all.len() / rows.max(1), wanted);
+            (*x, mixed) = (some(x), some(&mixed));
+            rows = wanted.len();
+        }
         add_result(x, &mixed, rows, &self.output.link())?;
         add_branch(x, rows, &self.mlp_chain())
     }
@@ -106,11 +114,12 @@ impl Block {
         chain
     }
 
-    /// Runs the layer on `[tokens, hidden]`; `attend` turns `q | k | v` rows into mixed values.
+    /// Runs the layer on `[tokens, hidden]`; `attend` turns `q | k | v` rows into mixed values. Of the result, the `wanted` rows.
     pub fn forward(
         &self,
         x: &Tensor,
         angles: Option<&Angles>,
+        wanted: &Wanted,
         attend: impl FnOnce(&Tensor, Attention) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let spec = self.spec;
@@ -122,7 +131,15 @@ impl Block {
         if let Some(angles) = angles {
             qkv = angles.rotate(&qkv, spec.query_heads + spec.kv_heads)?;
         }
-        let x = (x + self.output.forward(&attend(&qkv, spec)?)?)?;
+        let mixed = attend(&qkv, spec)?;
+        let (x, mixed) = match wanted {
+            None => (x.clone(), mixed),
+            Some(wanted) => {
+                let rows = Tensor::from_slice(wanted, wanted.len(), x.device())?;
+                (x.index_select(&rows, 0)?, mixed.index_select(&rows, 0)?)
+            }
+        };
+        let x = (x + self.output.forward(&mixed)?)?;
         let inner = self.up.forward(&self.mlp_norm.forward(&x)?)?;
         let inner = match self.activation {
             Activation::SwiGlu => swiglu(&inner)?,

@@ -23,7 +23,7 @@ use crate::ops::linear::{Linear, Projection};
 use crate::ops::norm::Norm;
 use crate::ops::param::{Param, ParamStore, Training};
 use crate::ops::recompute::recompute;
-use crate::ops::residual::Keep;
+use crate::ops::residual::{Keep, Wanted};
 use crate::ops::rope::{Angles, Rotation};
 use crate::ops::storage;
 
@@ -97,9 +97,24 @@ impl Decoder {
     /// # Errors
     /// If an id lies outside the vocabulary, a sequence is longer than the context, or the device fails.
     pub fn forward(&self, ids: &[u32], segments: &Segments, gradient: Gradient) -> Result<Tensor> {
+        self.forward_at(ids, segments, None, gradient)
+    }
+
+    /// The `wanted` rows of [`Self::forward`], bit for bit; above the last layer's attention nothing is computed for the others.
+    ///
+    /// # Errors
+    /// As [`Self::forward`], and if there is no such row.
+    pub fn forward_at(
+        &self,
+        ids: &[u32],
+        segments: &Segments,
+        wanted: Wanted,
+        gradient: Gradient,
+    ) -> Result<Tensor> {
+        check_wanted(&wanted, segments)?;
         let positions = segments.positions();
         let x = self.embed(ids, &positions, gradient)?;
-        self.upwards(0, x, &positions, segments, gradient)
+        self.upwards(0, x, segments, &wanted, gradient)
     }
 
     /// The residual stream of packed sequences below layer `layer` (its input; above all layers where it is their number):
@@ -114,10 +129,10 @@ impl Decoder {
             Tokens::Packed(segments, Recompute::None),
         );
         let x = self.embed(ids, &positions, Gradient::Skip)?;
-        self.run(0..layer, x, &positions, Gradient::Skip, &mut tokens)
+        self.run(0..layer, x, &positions, &None, Gradient::Skip, &mut tokens)
     }
 
-    /// [`Self::forward`] from layer `layer` on, given what [`Self::hidden_at`] returned for the same segments: the same bits. The
+    /// [`Self::forward_at`] from layer `layer` on, given what [`Self::hidden_at`] returned for the same segments: the same bits. The
     /// graph begins at the lowest trained parameter above the boundary.
     ///
     /// # Errors
@@ -128,9 +143,11 @@ impl Decoder {
         layer: usize,
         hidden: &Tensor,
         segments: &Segments,
+        wanted: Wanted,
         gradient: Gradient,
     ) -> Result<Tensor> {
         self.check_boundary(layer)?;
+        check_wanted(&wanted, segments)?;
         let needed = [segments.tokens(), self.config.decoder.hidden_size];
         if hidden.dims() != needed {
             bail!(
@@ -143,8 +160,7 @@ impl Decoder {
                 "{below} is trained and lies below layer {layer}: a pass from there on gives it no gradient"
             );
         }
-        let positions = segments.positions();
-        self.upwards(layer, hidden.detach(), &positions, segments, gradient)
+        self.upwards(layer, hidden.detach(), segments, &wanted, gradient)
     }
 
     /// The layers from `layer` on and the final norm.
@@ -152,8 +168,8 @@ impl Decoder {
         &self,
         layer: usize,
         x: Tensor,
-        positions: &[u32],
         segments: &Segments,
+        wanted: &Wanted,
         gradient: Gradient,
     ) -> Result<Tensor> {
         let recompute = match gradient {
@@ -164,7 +180,8 @@ impl Decoder {
         let x = self.run(
             layer..self.layers.len(),
             x,
-            positions,
+            &segments.positions(),
+            wanted,
             gradient,
             &mut tokens,
         )?;
@@ -206,15 +223,11 @@ impl Decoder {
             .collect();
         let (skip, mut tokens) = (Gradient::Skip, Tokens::Cached(cache, news));
         let x = self.embed(ids, &positions, skip)?;
-        let x = self.run(0..layer, x, &positions, skip, &mut tokens)?;
+        let x = self.run(0..layer, x, &positions, &None, skip, &mut tokens)?;
         keep(&x)?;
-        let x = self.run(layer..self.layers.len(), x, &positions, skip, &mut tokens)?;
-        let last = news.iter().scan(0, |end, n| {
-            *end += n.count as u32;
-            Some(*end - 1)
-        });
-        let last = Tensor::from_iter(last, x.device())?;
-        self.norm.forward(&x.index_select(&last, 0)?)
+        let above = layer..self.layers.len();
+        let x = self.run(above, x, &positions, &last_rows(news), skip, &mut tokens)?;
+        self.norm.forward(&x)
     }
 
     /// Log-probability and entropy of tokens, given the hidden states of [`Self::forward`].
@@ -242,16 +255,15 @@ impl Decoder {
         .forward(hidden)
     }
 
-    /// The scalar head at each of `rows` of the hidden states: `[rows]`.
+    /// The scalar head at each row of the hidden states: `[rows]`.
     ///
     /// # Errors
     /// If the model has no scalar head.
-    pub fn scores(&self, hidden: &Tensor, rows: &[u32]) -> Result<Tensor> {
-        let Some(score) = &self.score else {
-            bail!("the model has no scalar head (score.weight)")
-        };
-        let rows = Tensor::from_slice(rows, rows.len(), hidden.device())?;
-        score.forward(&hidden.index_select(&rows, 0)?)?.squeeze(1)
+    pub fn scores(&self, hidden: &Tensor) -> Result<Tensor> {
+        match &self.score {
+            Some(score) => score.forward(hidden)?.squeeze(1),
+            None => bail!("the model has no scalar head (score.weight)"),
+        }
     }
 
     /// Token embeddings, with those of the positions where the family has them.
@@ -272,17 +284,21 @@ impl Decoder {
         })
     }
 
-    /// Some of the layers.
+    /// Some of the layers; of the last one's result, the `wanted` rows.
     fn run(
         &self,
         layers: Range<usize>,
         mut x: Tensor,
         positions: &[u32],
+        wanted: &Wanted,
         gradient: Gradient,
         tokens: &mut Tokens,
     ) -> Result<Tensor> {
         if layers.is_empty() {
-            return Ok(x);
+            return match wanted {
+                None => Ok(x),
+                Some(rows) => x.index_select(&Tensor::from_slice(rows, rows.len(), x.device())?, 0),
+            };
         }
         let angles = self.rotation.as_ref().map(|r| r.angles(positions));
         let graph = match has_kernels(x.device()) {
@@ -290,13 +306,17 @@ impl Decoder {
             false => layers.start,
         };
         let below = layers.start..graph;
+        let of = |layer: usize| match layer + 1 == layers.end {
+            true => wanted.clone(),
+            false => None,
+        };
         if !below.is_empty() {
-            x = self.run_rows(&x, below, angles.as_ref(), tokens)?;
+            x = self.run_rows(&x, below, angles.as_ref(), of, tokens)?;
         }
         for layer in graph..layers.end {
             let (block, training) = &self.layers[layer];
             x = enter_graph(x, gradient, *training)?;
-            x = run_layer(block, layer, &x, angles.as_ref(), tokens)?;
+            x = run_layer(block, layer, &x, angles.as_ref(), of(layer), tokens)?;
         }
         Ok(x)
     }
@@ -336,17 +356,20 @@ impl Decoder {
         x: &Tensor,
         layers: Range<usize>,
         angles: Option<&Angles>,
+        wanted: impl Fn(usize) -> Wanted,
         tokens: &mut Tokens,
     ) -> Result<Tensor> {
         let (rows, width) = x.dims2()?;
         let mut x = storage::read(x, storage::copied)?;
         for layer in layers {
             let block = &self.layers[layer].0;
-            block.forward_rows(&mut x, rows, angles, |qkv, spec| match tokens {
+            let attend = |qkv: &[f32], spec| match tokens {
                 Tokens::Cached(cache, news) => cache.attend(layer, qkv, news, spec),
                 Tokens::Packed(segments, _) => attention::attend_rows(qkv, segments, spec),
-            })?;
+            };
+            block.forward_rows(&mut x, rows, angles, &wanted(layer), attend)?;
         }
+        let rows = x.len() / width;
         Tensor::from_vec(x, (rows, width), &Device::Cpu)
     }
 }
@@ -366,18 +389,37 @@ fn run_layer(
     layer: usize,
     x: &Tensor,
     angles: Option<&Angles>,
+    wanted: Wanted,
     tokens: &mut Tokens,
 ) -> Result<Tensor> {
     match tokens {
-        Tokens::Cached(cache, news) => block.forward(x, angles, |qkv, spec| {
+        Tokens::Cached(cache, news) => block.forward(x, angles, &wanted, |qkv, spec| {
             cache.attend_tensor(layer, qkv, news, spec)
         }),
         Tokens::Packed(segments, recompute) if x.track_op() => {
-            run_recorded(block, x, angles, segments, *recompute)
+            run_recorded(block, x, angles, segments, wanted, *recompute)
         }
         Tokens::Packed(segments, _) => {
-            block.forward(x, angles, |qkv, spec| attend(qkv, segments, spec))
+            block.forward(x, angles, &wanted, |qkv, spec| attend(qkv, segments, spec))
         }
+    }
+}
+
+/// Each sequence's last new row, unless those are all.
+fn last_rows(news: &[NewTokens]) -> Wanted {
+    let last = news.iter().scan(0, |end, n| {
+        *end += n.count as u32;
+        Some(*end - 1)
+    });
+    news.iter().any(|n| n.count != 1).then(|| last.collect())
+}
+
+fn check_wanted(wanted: &Wanted, segments: &Segments) -> Result<()> {
+    let rows = segments.tokens();
+    let outside = |row: &&u32| **row as usize >= rows;
+    match wanted.iter().flat_map(|wanted| wanted.iter()).find(outside) {
+        Some(row) => bail!("row {row} is wanted of a pass of {rows} rows"),
+        None => Ok(()),
     }
 }
 
@@ -387,6 +429,7 @@ fn run_recorded(
     x: &Tensor,
     angles: Option<&Angles>,
     segments: &Segments,
+    wanted: Wanted,
     mode: Recompute,
 ) -> Result<Tensor> {
     let keep = match mode {
@@ -394,11 +437,13 @@ fn run_recorded(
         Recompute::Block => Keep::Input,
     };
     if has_kernels(x.device()) {
-        return block.forward_chained(x, angles, segments, keep);
+        return block.forward_chained(x, angles, segments, keep, wanted);
     }
     let (block, angles, segments) = (block.clone(), angles.cloned(), segments.clone());
     let run = move |x: &Tensor| {
-        block.forward(x, angles.as_ref(), |qkv, spec| attend(qkv, &segments, spec))
+        block.forward(x, angles.as_ref(), &wanted, |qkv, spec| {
+            attend(qkv, &segments, spec)
+        })
     };
     match mode {
         Recompute::None => run(x),

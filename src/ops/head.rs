@@ -1,13 +1,15 @@
 //! Log-probability and entropy of chosen tokens, straight from hidden states and the head's weight.
 //!
-//! The logits of all tokens are never held: rows are walked in chunks, and the backward pass recomputes each chunk. A row's
-//! statistics come from [`rollout::row`], the kernel that the sampler uses, so a token's log-prob here is the recorded one
-//! bit for bit. Where sampling was cut (top-k, top-p, min-p, a mask), the distribution is renormalised over the kept set.
+//! The logits of all tokens are never held: rows are walked in chunks, and the backward pass recomputes each chunk, unless
+//! they are so few that they may be held ([`HELD`]). A row's statistics come from [`rollout::row`], the kernel that the sampler uses,
+//! so a token's log-prob here is the recorded one bit for bit. Where sampling was cut (top-k, top-p, min-p, a mask), the
+//! distribution is renormalised over the kept set.
 //!
 //! With z = logits / temperature, p = softmax(z): ∂log p(t)/∂z = onehot(t) − p, and ∂H/∂z = −p ∘ (log p + H).
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
 use rollout::row::{self, RowStats};
@@ -24,6 +26,9 @@ use super::storage;
 const CHUNK: usize = 1 << 22;
 /// Rows for which a pass over the head's weight pays.
 const LEAST_ROWS: usize = 384;
+
+/// Logits that are held for the backward pass, 32 MiB: the whole of a small model's, and next to nothing of a large one's.
+const HELD: usize = 1 << 23;
 
 /// One token whose log-probability is asked for.
 #[derive(Clone, Debug)]
@@ -106,6 +111,8 @@ pub fn token_log_probs(
         head: head.clone(),
         targets: targets.into(),
         inv_temperature: 1.0 / temperature,
+        room: if hidden.track_op() { HELD } else { 0 },
+        held: Mutex::default(),
     };
     TokenLogProbs::split(&hidden.contiguous()?.apply_op1(op)?)
 }
@@ -212,6 +219,10 @@ struct Fused {
     head: Arc<Param>,
     targets: Box<[Target]>,
     inv_temperature: f32,
+    /// How many logits may be held; none where no backward pass will come.
+    room: usize,
+    /// Logits by the number of their chunk, from the forward pass to the backward pass.
+    held: Mutex<BTreeMap<usize, Vec<f32>>>,
 }
 
 /// One row's distribution: its scores (of the kept set alone, where there is one) and their statistics.
@@ -275,16 +286,39 @@ impl Fused {
         logits[target.token as usize] += t * grad[0];
     }
 
-    /// Logits of a chunk of targets: `[targets, vocabulary]`, with their hidden rows gathered.
-    fn logits(&self, hidden: &[f32], targets: &[Target], weight: Weight) -> (Vec<f32>, Vec<f32>) {
+    /// The hidden rows of a chunk of targets: `[targets, width]`.
+    fn rows<'a>(&self, hidden: &'a [f32], targets: &[Target]) -> Cow<'a, [f32]> {
         let (_, width) = self.shape();
-        let rows: Vec<f32> = targets
-            .iter()
-            .flat_map(|t| &hidden[t.row * width..][..width])
-            .copied()
-            .collect();
-        let logits = product(Matrix::new(&rows, targets.len(), width, width), &[weight]);
-        (rows, logits)
+        let first = targets.first().map_or(0, |t| t.row);
+        if targets.iter().enumerate().all(|(i, t)| t.row == first + i) {
+            return Cow::Borrowed(&hidden[first * width..][..targets.len() * width]);
+        }
+        let row = |t: &Target| &hidden[t.row * width..][..width];
+        Cow::Owned(targets.iter().flat_map(row).copied().collect())
+    }
+
+    /// Their logits: `[targets, vocabulary]`.
+    fn logits(&self, rows: &[f32], weight: Weight) -> Vec<f32> {
+        let (_, width) = self.shape();
+        product(
+            Matrix::new(rows, rows.len() / width, width, width),
+            &[weight],
+        )
+    }
+
+    /// Holds a chunk's logits if there is room for them.
+    fn hold(&self, chunk: usize, logits: Vec<f32>) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let count: usize = held.values().map(Vec::len).sum();
+        if count + logits.len() <= self.room {
+            held.insert(chunk, logits);
+        }
+    }
+
+    /// A chunk's logits, if they are held.
+    fn take_held(&self, chunk: usize) -> Option<Vec<f32>> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.remove(&chunk)
     }
 
     fn backward_chunk(
@@ -293,10 +327,12 @@ impl Fused {
         targets: &[Target],
         grads: &[f32],
         weight: Weight,
+        held: Option<Vec<f32>>,
         dh: &mut [f32],
     ) -> Result<()> {
         let (vocabulary, width) = self.shape();
-        let (rows, mut logits) = self.logits(hidden, targets, weight);
+        let rows = self.rows(hidden, targets);
+        let mut logits = held.unwrap_or_else(|| self.logits(&rows, weight));
         let inputs = targets.iter().zip(grads.chunks_exact(2));
         let rows_of_logits = logits.chunks_exact_mut(vocabulary).zip(inputs);
         pool::for_each(rows_of_logits, |(logits, (target, grad))| {
@@ -350,13 +386,15 @@ impl CustomOp1 for Fused {
         let chunk = chunk_rows(vocabulary);
         span.wrote(self.targets.len() * self.shape().0);
         let mut out = vec![0f32; self.targets.len() * 2];
-        for (targets, out) in self.targets.chunks(chunk).zip(out.chunks_mut(2 * chunk)) {
-            let (_, logits) = self.logits(hidden, targets, operand.weight());
+        let chunks = self.targets.chunks(chunk).zip(out.chunks_mut(2 * chunk));
+        for (i, (targets, out)) in chunks.enumerate() {
+            let logits = self.logits(&self.rows(hidden, targets), operand.weight());
             let inputs = logits.chunks_exact(vocabulary).zip(targets);
             let rows = out.chunks_exact_mut(2).zip(inputs);
             pool::for_each(rows, |(out, (logits, target))| {
                 out.copy_from_slice(&self.forward_row(logits, target))
             });
+            self.hold(i, logits);
         }
         Ok((CpuStorage::F32(out), Shape::from((self.targets.len(), 2))))
     }
@@ -370,8 +408,9 @@ impl CustomOp1 for Fused {
         storage::read(hidden, |hidden| {
             storage::read(&grad, |grad| {
                 let chunks = self.targets.chunks(chunk).zip(grad.chunks(2 * chunk));
-                for (targets, grads) in chunks {
-                    self.backward_chunk(hidden, targets, grads, operand.weight(), &mut dh)?;
+                for (i, (targets, grads)) in chunks.enumerate() {
+                    let (weight, held) = (operand.weight(), self.take_held(i));
+                    self.backward_chunk(hidden, targets, grads, weight, held, &mut dh)?;
                 }
                 Ok::<_, candle_core::Error>(())
             })

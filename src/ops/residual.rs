@@ -5,13 +5,16 @@
 //! next one returned. What is held for it is the input of each operation, but for results of cheap ones, which are computed again,
 //! and those that the next one overwrote. With [`Keep::Input`] only `x` is held and the chain runs again on the way back
 //! (Chen et al. 2016, §4).
+//!
+//! Where only some rows of the result are wanted, the last operation and the sum run on these alone.
 
 use std::borrow::Cow;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 use super::operation::{Link, noted};
+use super::product::Write;
 use super::storage;
 
 /// What a branch holds for its backward pass.
@@ -23,16 +26,42 @@ pub enum Keep {
     Input,
 }
 
-/// `x + chain(x)` on the CPU, as one node of the graph. The chain's result must have `x`'s shape.
+/// Rows of a result that are wanted, where not all are.
+pub type Wanted = Option<Arc<[u32]>>;
+
+/// `x + chain(x)` on the CPU, as one node of the graph. The chain's result must have `x`'s shape; of both, the `wanted` rows are added
+/// and returned.
 ///
 /// # Errors
 /// Those of the operations.
-pub fn residual(x: &Tensor, chain: Vec<Link>, keep: Keep) -> Result<Tensor> {
+pub fn residual(x: &Tensor, chain: Vec<Link>, keep: Keep, wanted: Wanted) -> Result<Tensor> {
     x.contiguous()?.apply_op1(Residual {
         chain,
         keep,
+        wanted,
         held: Mutex::new(None),
     })
+}
+
+/// Some rows of `[rows, width]`.
+pub fn gather(x: &[f32], width: usize, rows: &[u32]) -> Vec<f32> {
+    let row = |&row: &u32| &x[row as usize * width..][..width];
+    rows.iter().flat_map(row).copied().collect()
+}
+
+/// The rows put back into their places among `count`; the others are zero. What is there twice is added or, where it is the same
+/// both times, set.
+fn scatter(x: &[f32], rows: &[u32], count: usize, write: Write) -> Vec<f32> {
+    let width = x.len() / rows.len().max(1);
+    let mut all = vec![0f32; count * width];
+    for (&row, x) in rows.iter().zip(x.chunks_exact(width.max(1))) {
+        let to = &mut all[row as usize * width..][..width];
+        match write {
+            Write::Set => to.copy_from_slice(x),
+            Write::Add => storage::add(to, x),
+        }
+    }
+    all
 }
 
 /// `x += chain(x)`, for `[rows, width]` and without a backward pass.
@@ -107,10 +136,10 @@ impl Inputs {
         Ok(current.unwrap_or_else(|| x.to_vec()))
     }
 
-    /// Holds the input of the last operation, unless it is cheap to make again from the `before`.
-    fn hold_last(&mut self, input: Vec<f32>, before: &[Link]) {
+    /// Holds the input of the last operation, unless all of it is cheap to make again from the `before`.
+    fn hold_last(&mut self, input: Vec<f32>, before: &[Link], wanted: &Wanted) {
         let costly = before.last().is_some_and(|made| !made.traits().cheap);
-        self.0.push(costly.then_some(input));
+        self.0.push((costly || wanted.is_some()).then_some(input));
     }
 
     /// The input of operation `i`: `x`, held, computed again, or (where nobody reads it) nothing.
@@ -145,42 +174,77 @@ impl Inputs {
 struct Residual {
     chain: Vec<Link>,
     keep: Keep,
+    wanted: Wanted,
     /// From the forward pass to the backward pass.
     held: Mutex<Option<Inputs>>,
 }
 
 impl Residual {
-    /// The branch's gradient and `dy`, added.
-    fn backward(&self, x: &[f32], dy: &[f32], rows: usize) -> Result<Vec<f32>> {
+    /// The wanted rows.
+    fn pick<'a>(&self, x: Cow<'a, [f32]>, rows: usize) -> Cow<'a, [f32]> {
+        match &self.wanted {
+            None => x,
+            Some(wanted) => Cow::Owned(gather(&x, x.len() / rows.max(1), wanted)),
+        }
+    }
+
+    /// All rows, given the wanted ones.
+    fn unpick<'a>(&self, x: Cow<'a, [f32]>, rows: usize, write: Write) -> Cow<'a, [f32]> {
+        match &self.wanted {
+            None => x,
+            Some(wanted) => Cow::Owned(scatter(&x, wanted, rows, write)),
+        }
+    }
+
+    /// The inputs of the operations: those that were held, or computed again.
+    fn inputs(&self, x: &[f32], rows: usize) -> Result<Inputs> {
         let held = self
             .held
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        let mut inputs = match held {
-            Some(inputs) => inputs,
-            None => {
-                let before = &self.chain[..self.chain.len() - 1];
-                let mut inputs = Inputs::default();
-                let input = inputs.run(x, rows, before, Held::Everything)?;
-                inputs.0.push((!before.is_empty()).then_some(input));
-                inputs
-            }
-        };
+        if let Some(inputs) = held {
+            return Ok(inputs);
+        }
+        let before = &self.chain[..self.chain.len() - 1];
+        let mut inputs = Inputs::default();
+        let input = inputs.run(x, rows, before, Held::Everything)?;
+        let input = (!before.is_empty()).then(|| self.pick(input.into(), rows).into_owned());
+        inputs.0.push(input);
+        Ok(inputs)
+    }
+
+    /// The branch's gradient and `dy`, added.
+    fn backward(&self, x: &[f32], dy: &[f32], rows: usize) -> Result<Vec<f32>> {
+        let mut inputs = self.inputs(x, rows)?;
+        let last = self.chain.len() - 1;
         let (mut grad, mut y) = (Cow::Borrowed(dy), Vec::new());
         for (i, link) in self.chain.iter().enumerate().rev() {
             let input = match i {
                 0 => Vec::new(),
                 _ => inputs.take(i, x, rows, &self.chain)?,
             };
-            let from = if i == 0 { x } else { &input };
+            let from = match i {
+                0 if i == last => self.pick(x.into(), rows),
+                0 => x.into(),
+                _ => Cow::Borrowed(&input[..]),
+            };
+            let count = match (i == last, &self.wanted) {
+                (true, Some(wanted)) => wanted.len(),
+                _ => rows,
+            };
             grad = Cow::Owned(noted(link.names()[1], || {
-                link.backward(from, &y, grad, rows)
+                link.backward(&from, &y, grad, count)
             })?);
             y = input;
+            if i == last {
+                // Where nothing is wanted no gradient comes from, whatever the output was.
+                grad = self.unpick(grad, rows, Write::Add);
+                y = self.unpick(y.into(), rows, Write::Set).into_owned();
+            }
         }
         let mut grad = grad.into_owned();
-        storage::add(&mut grad, dy);
+        storage::add(&mut grad, &self.unpick(dy.into(), rows, Write::Add));
         Ok(grad)
     }
 }
@@ -200,14 +264,21 @@ impl CustomOp1 for Residual {
             bail!("residual: a branch without operations")
         };
         let mut inputs = Inputs::default();
-        let input = inputs.run(x, rows, before, what)?;
-        let mut sum = storage::copied(x);
-        add_result(&mut sum, &input, rows, last)?;
+        let input = self
+            .pick(inputs.run(x, rows, before, what)?.into(), rows)
+            .into_owned();
+        let mut sum = match &self.wanted {
+            None => storage::copied(x),
+            Some(wanted) => gather(x, x.len() / rows.max(1), wanted),
+        };
+        let width = x.len() / rows.max(1);
+        let count = sum.len() / width.max(1);
+        add_result(&mut sum, &input, count, last)?;
         if self.keep == Keep::All {
-            inputs.hold_last(input, before);
+            inputs.hold_last(input, before, &self.wanted);
             *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(inputs);
         }
-        Ok((CpuStorage::F32(sum), l.shape().clone()))
+        Ok((CpuStorage::F32(sum), Shape::from((count, width))))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {

@@ -36,8 +36,11 @@ impl RewardModel {
         ) {
             let rows: Vec<&[u32]> = run.iter().map(|&i| sequences[i]).collect();
             let segments = Segments::from_lengths(rows.iter().map(|r| r.len()));
-            let hidden = self.0.forward(&rows.concat(), &segments, Gradient::Skip)?;
-            let last = self.0.scores(&hidden, &segments.last_rows()?)?;
+            let last = Some(segments.last_rows()?.into());
+            let hidden = self
+                .0
+                .forward_at(&rows.concat(), &segments, last, Gradient::Skip)?;
+            let last = self.0.scores(&hidden)?;
             scores.extend(last.to_vec1::<f32>()?);
         }
         Ok(scores)

@@ -1,5 +1,7 @@
 //! Passes of a role over sequences: log-probs and entropies of the generated tokens, values where they are predicted.
 
+use std::sync::Arc;
+
 use candle_core::{Result, Tensor};
 
 use super::experience::Sequence;
@@ -12,6 +14,9 @@ use crate::ops::head::{Target, TokenLogProbs};
 pub struct Packed {
     ids: Vec<u32>,
     segments: Segments,
+    /// The rows that predict generated tokens; no pass computes more than it needs to for the others.
+    rows: Arc<[u32]>,
+    /// What each of them predicts.
     targets: Vec<Target>,
 }
 
@@ -27,22 +32,32 @@ pub struct TokenScores {
 impl Packed {
     /// Packs sequences in order.
     pub fn new<'s>(sequences: impl Iterator<Item = &'s Sequence>) -> Self {
-        let (mut ids, mut lengths, mut targets) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ids, mut lengths) = (Vec::new(), Vec::new());
+        let (mut rows, mut targets) = (Vec::new(), Vec::new());
         for s in sequences {
             let start = ids.len();
-            targets.extend(s.positions().zip(&s.kept).map(|(p, kept)| Target {
-                row: start + p - 1,
-                token: s.ids[p],
-                kept: kept.clone(),
-            }));
+            for (p, kept) in s.positions().zip(&s.kept) {
+                targets.push(Target {
+                    row: rows.len(),
+                    token: s.ids[p],
+                    kept: kept.clone(),
+                });
+                rows.push((start + p - 1) as u32);
+            }
             ids.extend(&s.ids[..s.ids.len() - 1]);
             lengths.push(s.ids.len() - 1);
         }
         Self {
             ids,
             segments: Segments::from_lengths(lengths),
+            rows: rows.into(),
             targets,
         }
+    }
+
+    /// Hidden states of the rows that predict.
+    fn hidden(&self, model: &Decoder, gradient: Gradient) -> Result<Tensor> {
+        model.forward_at(&self.ids, &self.segments, Some(self.rows.clone()), gradient)
     }
 
     /// Log-probs and entropies of the generated tokens: `[n]` each.
@@ -55,7 +70,7 @@ impl Packed {
         temperature: f32,
         gradient: Gradient,
     ) -> Result<TokenLogProbs> {
-        let hidden = model.forward(&self.ids, &self.segments, gradient)?;
+        let hidden = self.hidden(model, gradient)?;
         model.log_probs(&hidden, &self.targets, temperature)
     }
 
@@ -64,9 +79,7 @@ impl Packed {
     /// # Errors
     /// If the computation fails.
     pub fn values(&self, critic: &Decoder, gradient: Gradient) -> Result<Tensor> {
-        let hidden = critic.forward(&self.ids, &self.segments, gradient)?;
-        let rows: Vec<u32> = self.targets.iter().map(|t| t.row as u32).collect();
-        critic.scores(&hidden, &rows)
+        critic.scores(&self.hidden(critic, gradient)?)
     }
 }
 

@@ -111,20 +111,16 @@ impl<R: RowSet> Task for LanguageTask<'_, R> {
 
 /// Σ log p of the targets that count.
 fn log_prob_sum(model: &Decoder, batch: &Batch, gradient: Gradient) -> Result<Tensor> {
-    let hidden = model.forward(
+    let counts = |&row: &usize| batch.valid[row] != 0.0;
+    let rows: Vec<usize> = (0..batch.ids.len()).filter(counts).collect();
+    let target = |(i, &row): (usize, &usize)| Target::whole(i, batch.targets[row]);
+    let targets: Vec<Target> = rows.iter().enumerate().map(target).collect();
+    let hidden = model.forward_at(
         &batch.ids,
         &Segments::from_offsets(&batch.segments),
+        (rows.len() < batch.ids.len()).then(|| rows.iter().map(|&row| row as u32).collect()),
         gradient,
     )?;
-    let counted = batch
-        .valid
-        .iter()
-        .zip(&batch.targets)
-        .enumerate()
-        .filter(|(_, (valid, _))| **valid != 0.0);
-    let targets: Vec<Target> = counted
-        .map(|(row, (_, &token))| Target::whole(row, token))
-        .collect();
     Ok(model
         .log_probs(&hidden, &targets, 1.0)?
         .log_probs

@@ -138,10 +138,9 @@ impl PairBatch {
 
     /// Scores of the chosen and of the rejected answers, `[pairs]` each.
     fn scores(&self, model: &Decoder, gradient: Gradient) -> Result<(Tensor, Tensor)> {
-        let hidden = model.forward(&self.ids, &self.segments, gradient)?;
-        let scores = model
-            .scores(&hidden, &self.segments.last_rows()?)?
-            .reshape((self.margins.len(), 2))?;
+        let last = Some(self.segments.last_rows()?.into());
+        let hidden = model.forward_at(&self.ids, &self.segments, last, gradient)?;
+        let scores = model.scores(&hidden)?.reshape((self.margins.len(), 2))?;
         Ok((
             scores.narrow(1, 0, 1)?.squeeze(1)?,
             scores.narrow(1, 1, 1)?.squeeze(1)?,

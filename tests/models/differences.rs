@@ -263,12 +263,13 @@ pub fn decoder(config: DecoderConfig) -> Anyhow<Decoder> {
 pub fn outputs(model: &Decoder, gradient: Gradient) -> Result<Tensor> {
     let ids: Vec<u32> = (0..17).map(|i| (i * 11 + 3) % 30).collect();
     let segments = Segments::from_lengths([6, 3, 8]);
-    let hidden = model.forward(&ids, &segments, gradient)?;
     if model.decoder_config().head == Head::Score {
-        return model.scores(&hidden, &(0..17).collect::<Vec<_>>());
+        return model.scores(&model.forward(&ids, &segments, gradient)?);
     }
     let rows: Vec<usize> = segments.iter().flat_map(|r| r.start..r.end - 1).collect();
-    let targets = targets(rows.len(), 30, |i| rows[i], |i| ids[rows[i] + 1]);
+    let wanted = rows.iter().map(|&row| row as u32).collect();
+    let hidden = model.forward_at(&ids, &segments, Some(wanted), gradient)?;
+    let targets = targets(rows.len(), 30, |i| i, |i| ids[rows[i] + 1]);
     let found = model.log_probs(&hidden, &targets, 1.3)?;
     Tensor::cat(&[found.log_probs, found.entropy], 0)
 }

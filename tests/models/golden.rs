@@ -203,10 +203,11 @@ fn reward_model_scores_and_gradients() -> Anyhow {
     let model = load(name, Head::Score)?;
     let (ids, segments) = expected.packed();
     let hidden = model.forward(&ids, &segments, Gradient::Record(Recompute::None))?;
-    let all: Vec<u32> = (0..ids.len() as u32).collect();
     let wanted = expected_rows(&expected, "token_scores", |n| n)?;
-    assert!(gap(&model.scores(&hidden, &all)?.to_vec1()?, &wanted) < TOLERANCE);
-    let scores = model.scores(&hidden, &segments.last_rows()?)?;
+    assert!(gap(&model.scores(&hidden)?.to_vec1()?, &wanted) < TOLERANCE);
+    let last = Some(segments.last_rows()?.into());
+    let record = Gradient::Record(Recompute::None);
+    let scores = model.scores(&model.forward_at(&ids, &segments, last, record)?)?;
     assert!(gap(&scores.to_vec1()?, &expected.tensors["scores"].to_vec1()?) < TOLERANCE);
     let loss = (scores.sqr()?.mean_all()? * 0.5)?;
     model.params().zero_grad()?;

@@ -15,7 +15,7 @@ use collimate::ops::head::Target;
 use collimate::ops::param::{Param, Training};
 
 use crate::differences::{decoder, two_layers};
-use crate::support::{Anyhow, folder, load, tensor};
+use crate::support::{Anyhow, folder, gap, load, tensor};
 
 /// Layers of the trunk.
 const TRUNK: usize = 1;
@@ -53,9 +53,14 @@ fn bits(x: &Tensor) -> Anyhow<Vec<u32>> {
     Ok(values.iter().map(|x| x.to_bits()).collect())
 }
 
+fn floats(bits: &[u32]) -> Vec<f32> {
+    bits.iter().map(|&bits| f32::from_bits(bits)).collect()
+}
+
 /// Hidden states, and the gradients of all trained parameters for a loss that reads log-probs of the head.
 fn probe(model: &Decoder, hidden: &Tensor) -> Anyhow<[Vec<u32>; 2]> {
-    let targets: Vec<Target> = (0..16).map(|row| Target::whole(row, 5)).collect();
+    let rows = hidden.dim(0)?.min(16);
+    let targets: Vec<Target> = (0..rows).map(|row| Target::whole(row, 5)).collect();
     let y = model.log_probs(hidden, &targets, 0.9)?.log_probs;
     model.params().zero_grad()?;
     (&y * tensor(y.dims(), 4))?.sum_all()?.backward()?;
@@ -70,13 +75,13 @@ fn a_pass_from_the_boundary_has_the_bits_of_the_whole() -> Anyhow {
         let (base, branch) = base_and_branch(family)?;
         let (ids, segments) = (ids(), segments());
         let boundary = base.hidden_at(TRUNK, &ids, &segments)?;
-        let skipped = branch.forward_from(TRUNK, &boundary, &segments, Gradient::Skip)?;
+        let skipped = branch.forward_from(TRUNK, &boundary, &segments, None, Gradient::Skip)?;
         let whole = base.forward(&ids, &segments, Gradient::Skip)?;
         assert_eq!(bits(&skipped)?, bits(&whole)?, "{family:?}");
         for recompute in [Recompute::None, Recompute::Block] {
             let record = Gradient::Record(recompute);
             let whole = probe(&branch, &branch.forward(&ids, &segments, record)?)?;
-            let cut = branch.forward_from(TRUNK, &boundary, &segments, record)?;
+            let cut = branch.forward_from(TRUNK, &boundary, &segments, None, record)?;
             assert_eq!(probe(&branch, &cut)?, whole, "{family:?} {recompute:?}");
         }
     }
@@ -90,11 +95,44 @@ fn the_path_without_kernels_can_be_cut_too() -> Anyhow {
     let record = Gradient::Record(Recompute::None);
     without_kernels(|| {
         let boundary = base.hidden_at(TRUNK, &ids, &segments)?;
-        let cut = branch.forward_from(TRUNK, &boundary, &segments, record)?;
+        let cut = branch.forward_from(TRUNK, &boundary, &segments, None, record)?;
         let whole = probe(&branch, &branch.forward(&ids, &segments, record)?)?;
         assert_eq!(probe(&branch, &cut)?, whole);
         Ok(())
     })
+}
+
+/// The rows that are wanted, out of order and one of them twice, and the gradients that flow back from them.
+#[test]
+fn wanted_rows_have_the_bits_of_the_whole() -> Anyhow {
+    const ROWS: [u32; 4] = [7, 2, 16, 7];
+    let rows = Tensor::new(&ROWS, &Device::Cpu)?;
+    for family in Family::ALL {
+        let (base, branch) = base_and_branch(family)?;
+        let (ids, segments) = (ids(), segments());
+        let boundary = base.hidden_at(TRUNK, &ids, &segments)?;
+        for gradient in [
+            Gradient::Skip,
+            Gradient::Record(Recompute::None),
+            Gradient::Record(Recompute::Block),
+        ] {
+            let wanted = || Some(ROWS.into());
+            let whole = branch
+                .forward(&ids, &segments, gradient)?
+                .index_select(&rows, 0)?;
+            let some = branch.forward_at(&ids, &segments, wanted(), gradient)?;
+            let cut = branch.forward_from(TRUNK, &boundary, &segments, wanted(), gradient)?;
+            assert_eq!(bits(&some)?, bits(&whole)?, "{family:?} {gradient:?}");
+            assert_eq!(bits(&cut)?, bits(&whole)?, "{family:?} {gradient:?}");
+            if gradient != Gradient::Skip {
+                let [_, wanted] = probe(&branch, &whole)?;
+                let close = |found: [Vec<u32>; 2]| gap(&floats(&found[1]), &floats(&wanted)) < 1e-4;
+                assert!(close(probe(&branch, &some)?), "{family:?} {gradient:?}");
+                assert!(close(probe(&branch, &cut)?), "{family:?} {gradient:?}");
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A prompt of five tokens, then one token at a time.
@@ -121,7 +159,7 @@ fn generation_hands_out_the_boundary_states() -> Anyhow {
     let whole = Segments::from_lengths([ids.len()]);
     let boundary = base.hidden_at(TRUNK, &ids, &whole)?;
     assert_eq!(bits(&Tensor::cat(&kept, 0)?)?, bits(&boundary)?);
-    let hidden = branch.forward_from(TRUNK, &boundary, &whole, Gradient::Skip)?;
+    let hidden = branch.forward_from(TRUNK, &boundary, &whole, None, Gradient::Skip)?;
     let hidden = hidden.narrow(0, 4, ids.len() - 4)?;
     assert_eq!(bits(&Tensor::cat(&last, 0)?)?, bits(&hidden)?);
     Ok(())
@@ -164,7 +202,7 @@ fn a_branch_is_loaded_onto_a_trunk_and_saved_whole() -> Anyhow {
     let (ids, segments) = (ids(), segments());
     let pass = |model: &Decoder| -> Anyhow<Vec<u32>> {
         let hidden = model.forward(&ids, &segments, Gradient::Skip)?;
-        bits(&model.scores(&hidden, &[5, 8, 16])?)
+        bits(&model.scores(&hidden)?)
     };
     assert_eq!(pass(&branch)?, pass(&alone)?);
     let saved = tempfile::tempdir()?;
@@ -186,7 +224,7 @@ fn what_cannot_be_shared_or_cut_is_refused() -> Anyhow {
     let trained = decoder(two_layers(Family::Llama)?)?;
     let (segments, hidden) = (segments(), tensor(&[17, 16], 3));
     let refused = |model: &Decoder, layer, hidden: &Tensor, gradient| {
-        let result = model.forward_from(layer, hidden, &segments, gradient);
+        let result = model.forward_from(layer, hidden, &segments, None, gradient);
         result.map(|_| ()).unwrap_err().to_string()
     };
     let record = Gradient::Record(Recompute::None);
@@ -197,6 +235,10 @@ fn what_cannot_be_shared_or_cut_is_refused() -> Anyhow {
     );
     let message = refused(&trained, 3, &hidden, Gradient::Skip);
     assert!(message.contains("2 layers"), "{message}");
+    let wanted = Some([17].into());
+    let found = trained.forward_at(&ids(), &segments, wanted, Gradient::Skip);
+    let message = found.map(|_| ()).unwrap_err().to_string();
+    assert!(message.contains("row 17 is wanted"), "{message}");
     let message = refused(&trained, 1, &tensor(&[16, 16], 3), Gradient::Skip);
     assert!(message.contains("[17, 16] are needed"), "{message}");
 
