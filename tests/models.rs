@@ -1,6 +1,8 @@
 //! Models against golden numbers made with PyTorch and transformers (`tests/golden/make_fixtures.py`), and the generator against the
 //! training forward.
 
+#[path = "models/adapters.rs"]
+mod adapters;
 #[path = "models/composed.rs"]
 mod composed;
 #[path = "models/differences.rs"]

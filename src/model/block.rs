@@ -3,7 +3,9 @@
 use candle_core::{Result, Tensor};
 
 use super::config::{Activation, DecoderConfig, Norm as NormKind, QkNorm, weight};
+use super::lora::{Lora, a_of, b_of};
 use crate::ops::activation::{gelu, gelu_link, gelu_tanh, gelu_tanh_link, swiglu, swiglu_link};
+use crate::ops::adapter::Adapter;
 use crate::ops::attention::{self, Attention, Segments};
 use crate::ops::linear::{Linear, Projection};
 use crate::ops::norm::Norm;
@@ -27,12 +29,18 @@ pub struct Block {
 }
 
 impl Block {
-    /// Takes the layer's parameters from `store`.
-    pub fn new(store: &ParamStore, config: &DecoderConfig, layer: usize) -> Result<Self> {
+    /// Takes the layer's parameters from `store`, adapters among them where `lora` says so.
+    pub fn new(
+        store: &ParamStore,
+        config: &DecoderConfig,
+        lora: Option<&Lora>,
+        layer: usize,
+    ) -> Result<Self> {
         let names = config.family.names();
         let get = Getter {
             store,
             config,
+            lora,
             prefix: format!("{}.{layer}", names.layers),
         };
         let qk_norm = match (config.qk_norm, names.qk_norm) {
@@ -163,6 +171,7 @@ fn attention_of(config: &DecoderConfig, layer: usize) -> Attention {
 struct Getter<'a> {
     store: &'a ParamStore,
     config: &'a DecoderConfig,
+    lora: Option<&'a Lora>,
     prefix: String,
 }
 
@@ -173,13 +182,26 @@ impl Getter<'_> {
 
     fn linear(&self, names: &[&str], bias: bool) -> Result<Linear> {
         let part = |name: &&str| {
-            let get = |leaf: &str| self.store.get(&format!("{}.{name}.{leaf}", self.prefix));
+            let module = format!("{}.{name}", self.prefix);
+            let get = |leaf: &str| self.store.get(&format!("{module}.{leaf}"));
             Ok(Projection {
                 weight: get("weight")?,
                 bias: bias.then(|| get("bias")).transpose()?,
+                adapter: self.adapter(&module)?,
             })
         };
         Linear::new(names.iter().map(part).collect::<Result<_>>()?)
+    }
+
+    fn adapter(&self, module: &str) -> Result<Option<Adapter>> {
+        let Some(lora) = self.lora.filter(|lora| lora.adapts(module)) else {
+            return Ok(None);
+        };
+        Ok(Some(Adapter {
+            a: self.store.get(&a_of(module))?,
+            b: self.store.get(&b_of(module))?,
+            scale: lora.scale(),
+        }))
     }
 }
 

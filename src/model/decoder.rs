@@ -4,6 +4,7 @@
 //! and everywhere in inference, nothing is recorded. A pass may be cut at the input of a layer: decoders that share what lies below
 //! run it once.
 
+mod adapters;
 mod assembly;
 
 use std::ops::Range;
@@ -14,6 +15,7 @@ use candle_core::{Device, Result, Tensor, Var, bail};
 use super::block::Block;
 use super::config::{DecoderConfig, is_embedding, layer_of};
 use super::hf_config::HfConfig;
+use super::lora::Lora;
 use crate::ops::attention::cached::{Cache, NewTokens};
 use crate::ops::attention::{self, Attention, Segments, attend};
 use crate::ops::dispatch::has_kernels;
@@ -58,6 +60,7 @@ pub struct Decoder {
     norm: Norm,
     head: Arc<Param>,
     score: Option<Linear>,
+    lora: Option<Lora>,
 }
 
 /// How attention sees the tokens of a forward pass.
@@ -248,11 +251,7 @@ impl Decoder {
     /// # Errors
     /// If the width is wrong or the device fails.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        Linear::new(vec![Projection {
-            weight: self.head.clone(),
-            bias: None,
-        }])?
-        .forward(hidden)
+        Linear::new(vec![Projection::new(self.head.clone(), None)])?.forward(hidden)
     }
 
     /// The scalar head at each row of the hidden states: `[rows]`.

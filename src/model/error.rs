@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::config::InvalidDecoder;
 use super::hf_config::HfConfigError;
+use super::lora::LoraError;
 use super::weights::WeightsError;
 
 /// An error of loading, running or saving a model.
@@ -27,6 +28,20 @@ pub enum ModelError {
         found: &'static str,
         /// What was asked for.
         needed: &'static str,
+    },
+    /// The decoder cannot have these adapters.
+    #[error(transparent)]
+    Lora(#[from] LoraError),
+    /// An adapter stands on another base than it was trained on.
+    #[error("{}: the adapter was trained on a base with fingerprint {expected}, this one has {found}; \
+         set base_model_name_or_path in adapter_config.json to the right model", .file.display())]
+    OtherBase {
+        /// The adapter's tensors.
+        file: PathBuf,
+        /// The base's that it was trained on.
+        expected: String,
+        /// That of the one given.
+        found: String,
     },
     /// A computation failed.
     #[error(transparent)]

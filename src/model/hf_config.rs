@@ -1,10 +1,11 @@
-//! `config.json` and `generation_config.json` of a Hugging Face folder, in and out.
+//! `config.json` and `generation_config.json` of a Hugging Face folder, in and out; [`adapter`] is PEFT's `adapter_config.json`.
 //!
 //! Both dialects are read: the older one (`rope_theta`, `rope_scaling`, `torch_dtype`) and that of transformers 5
 //! (`rope_parameters`, `dtype`). The older one is written, because both generations of transformers read it. Keys that the
 //! engine does not know are kept as they were. Left out: families, activations and rotary scalings that
 //! [`DecoderConfig`] has no word for; they are refused by name, never approximated.
 
+pub mod adapter;
 mod fields;
 mod parse;
 mod write;
@@ -15,7 +16,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-use super::config::{DecoderConfig, InvalidDecoder};
+use super::config::{DecoderConfig, Head, InvalidDecoder};
+use adapter::AdapterConfig;
 use fields::Fields;
 
 const CONFIG: &str = "config.json";
@@ -80,6 +82,15 @@ pub enum HfConfigError {
         found: Option<u32>,
         ends: Vec<u32>,
     },
+    #[error(
+        "{}: base_model_name_or_path is {found:?}, and there is no such folder, neither from this file's nor from where the command runs; \
+         set it to the folder of the model that the adapter was trained on", .file.display()
+    )]
+    NoBase { file: PathBuf, found: String },
+    #[error(
+        "{}: the base model {} is an adapter itself; merge that one first (collimate export)", .file.display(), .base.display()
+    )]
+    AdaptedBase { file: PathBuf, base: PathBuf },
     /// The file system refused a write; the error names what and where.
     #[error(transparent)]
     Write(#[from] std::io::Error),
@@ -100,11 +111,26 @@ impl HfConfig {
         }
     }
 
-    /// Reads `config.json` in `folder`, and `generation_config.json` where there is one.
+    /// Reads `config.json` in `folder`, and `generation_config.json` where there is one. A PEFT folder without the former has that of
+    /// its base, with the head that it was trained for.
     ///
     /// # Errors
     /// A file that is missing or not JSON; a key that is missing, of the wrong type, or asks for what is not supported.
     pub fn read(folder: &Path) -> Result<Self, HfConfigError> {
+        if folder.join(CONFIG).is_file() {
+            return Self::read_here(folder);
+        }
+        let Some(adapter) = AdapterConfig::read(folder)? else {
+            return Self::read_here(folder);
+        };
+        let mut config = Self::read_here(&adapter.base_folder(folder)?)?;
+        if adapter.head == Head::Score {
+            config.decoder.head = Head::Score;
+        }
+        Ok(config)
+    }
+
+    fn read_here(folder: &Path) -> Result<Self, HfConfigError> {
         let file = folder.join(CONFIG);
         let config = read_object(&file)?;
         let decoder = parse::decoder(&Fields::new(&file, &config))?;

@@ -11,9 +11,17 @@ pub fn fresh(spec: &TensorSpec, seed: u64) -> Vec<f32> {
         Init::Zeros => vec![0.0; spec.numel()],
         Init::Normal { std } => {
             let mut draws = vec![0f64; spec.numel()];
-            let name = u64::from(crc32fast::hash(spec.name.as_bytes()));
-            Key::new(seed, Purpose::Init).fill_normal(name, &mut draws);
+            Key::new(seed, Purpose::Init).fill_normal(name_of(spec), &mut draws);
             draws.into_iter().map(|x| (x * std) as f32).collect()
         }
+        Init::Uniform { bound } => {
+            let (key, name) = (Key::new(seed, Purpose::Init), name_of(spec));
+            let draw = |i| ((2.0 * key.uniform(name, i) - 1.0) * bound) as f32;
+            (0..spec.numel() as u64).map(draw).collect()
+        }
     }
+}
+
+fn name_of(spec: &TensorSpec) -> u64 {
+    u64::from(crc32fast::hash(spec.name.as_bytes()))
 }

@@ -7,11 +7,13 @@ mod block;
 pub mod config;
 pub mod decoder;
 mod error;
+pub mod fingerprint;
 mod frequencies;
 pub mod generator;
 pub mod hf_config;
 pub mod hub;
 mod init;
+pub mod lora;
 pub mod weights;
 
 pub use decoder::{Decoder, Gradient, Holding, Recompute, Source};

@@ -8,7 +8,7 @@
 mod error;
 mod save;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ use serde_json::Value;
 use super::config::{LM_HEAD, Layout, SCORE, TensorSpec, weight, without_trunk};
 
 pub use error::WeightsError;
-pub use save::{DEFAULT_MAX_SHARD_BYTES, SaveDtype, save};
+pub use save::{DEFAULT_MAX_SHARD_BYTES, SaveDtype, save, save_file};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -44,6 +44,8 @@ pub struct Weights {
 struct Shard {
     file: PathBuf,
     bytes: Mmap,
+    /// What the header says beside tensors.
+    notes: HashMap<String, String>,
 }
 
 #[derive(Debug)]
@@ -61,11 +63,7 @@ impl Weights {
     /// # Errors
     /// No weights, unreadable or truncated files, an index that its shards contradict.
     pub fn open(folder: &Path) -> Result<Self, WeightsError> {
-        let mut weights = Weights {
-            folder: folder.to_owned(),
-            shards: Vec::new(),
-            tensors: BTreeMap::new(),
-        };
+        let mut weights = Self::none(folder);
         let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
         if single.is_file() {
             weights.add_shard(single)?;
@@ -75,6 +73,35 @@ impl Weights {
             return Err(no_weights(folder));
         }
         Ok(weights)
+    }
+
+    /// Opens one safetensors file.
+    ///
+    /// # Errors
+    /// If it cannot be read or is not such a file.
+    pub fn open_file(file: PathBuf) -> Result<Self, WeightsError> {
+        let mut weights = Self::none(file.parent().unwrap_or(Path::new("")));
+        weights.add_shard(file)?;
+        Ok(weights)
+    }
+
+    /// Whether [`Self::open`] would find weights in `folder`.
+    pub fn are_in(folder: &Path) -> bool {
+        folder.join(SINGLE).is_file() || folder.join(INDEX).is_file()
+    }
+
+    fn none(folder: &Path) -> Self {
+        Weights {
+            folder: folder.to_owned(),
+            shards: Vec::new(),
+            tensors: BTreeMap::new(),
+        }
+    }
+
+    /// What a file's header notes under `key`, beside its tensors.
+    pub fn note(&self, key: &str) -> Option<String> {
+        let mut notes = self.shards.iter().filter_map(|shard| shard.notes.get(key));
+        notes.next().cloned()
     }
 
     /// The names in the files, ascending.
@@ -192,7 +219,8 @@ impl Weights {
                 return Err(WeightsError::Index { file, problem });
             }
         }
-        self.shards.push(Shard { file, bytes });
+        let notes = metadata.metadata().clone().unwrap_or_default();
+        self.shards.push(Shard { file, bytes, notes });
         Ok(())
     }
 

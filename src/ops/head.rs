@@ -185,10 +185,8 @@ fn composed_chunk(
 ) -> Result<Tensor> {
     let device = rows.device();
     let tokens = Tensor::from_iter(targets.iter().map(|t| t.token), device)?.unsqueeze(1)?;
-    let layer = super::linear::Linear::new(vec![super::linear::Projection {
-        weight: head.clone(),
-        bias: None,
-    }])?;
+    let layer =
+        super::linear::Linear::new(vec![super::linear::Projection::new(head.clone(), None)])?;
     let logits = (layer.composed(rows)? * f64::from(1.0 / temperature))?;
     let logits = match kept_mask(targets, head.dims()[0]) {
         Some(mask) => (logits + Tensor::from_vec(mask, (targets.len(), head.dims()[0]), device)?)?,

@@ -1,13 +1,15 @@
 //! Linear layers: `y = x · Wᵀ + b`, with several weights side by side when they read the same input.
 //!
 //! `x` is `[tokens, inputs]`, each `W` is `[outputs, inputs]`; `y` holds the outputs one weight after the other. Forward on
-//! the CPU is [`product`]; backward adds `dW += dyᵀ · x` straight into the arena.
+//! the CPU is [`product`]; backward adds `dW += dyᵀ · x` straight into the arena. A weight may have an [`Adapter`], which adds a
+//! product of two thin matrices to it.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
 
+use super::adapter::{Adapter, Inner};
 use super::dispatch::has_kernels;
 use super::operation::{Link, Operation, apply};
 use super::param::{Operand, Param};
@@ -22,13 +24,15 @@ use super::tap::tap;
 /// Rows of one task of a bias.
 const ROWS: usize = 64;
 
-/// A weight `[outputs, inputs]` with an optional bias `[outputs]`.
+/// A weight `[outputs, inputs]` with an optional bias `[outputs]` and an optional adapter.
 #[derive(Clone)]
 pub struct Projection {
     /// `[outputs, inputs]`
     pub weight: Arc<Param>,
     /// `[outputs]`
     pub bias: Option<Arc<Param>>,
+    /// What is added to the weight.
+    pub adapter: Option<Adapter>,
 }
 
 /// One or more projections of the same input.
@@ -43,7 +47,7 @@ impl Linear {
     /// Joins projections that read the same input.
     ///
     /// # Errors
-    /// If a weight is no matrix, inputs differ, or a bias does not fit.
+    /// If a weight is no matrix, inputs differ, or a bias or an adapter does not fit.
     pub fn new(parts: Vec<Projection>) -> Result<Self> {
         let mut outputs = 0;
         let mut inputs = None;
@@ -61,6 +65,9 @@ impl Linear {
                     bias.name(),
                     bias.dims()
                 );
+            }
+            if let Some(adapter) = &part.adapter {
+                adapter.check(&part.weight)?;
             }
             outputs += n;
         }
@@ -119,27 +126,46 @@ impl Linear {
 }
 
 impl Projection {
+    /// A weight without an adapter.
+    pub fn new(weight: Arc<Param>, bias: Option<Arc<Param>>) -> Self {
+        Self {
+            weight,
+            bias,
+            adapter: None,
+        }
+    }
+
+    /// Width of its result.
+    fn outputs(&self) -> usize {
+        self.weight.dims()[0]
+    }
+
     fn composed(&self, x: &Tensor) -> Result<Tensor> {
         let y = x.matmul(&self.weight.value().t()?)?;
         let y = match &self.bias {
             Some(bias) => y.broadcast_add(bias.value())?,
             None => y,
         };
-        let (part, x) = (self.clone(), x.detach());
-        tap(&y, move |dy| {
+        let (part, input) = (self.clone(), x.detach());
+        let y = tap(&y, move |dy| {
             if part.weight.is_trained() {
-                part.weight.accumulate(&dy.t()?.matmul(&x)?)?;
+                part.weight.accumulate(&dy.t()?.matmul(&input)?)?;
             }
             match part.bias.as_ref().filter(|b| b.is_trained()) {
                 Some(bias) => bias.accumulate(&dy.sum(0)?),
                 None => Ok(()),
             }
-        })
+        })?;
+        match &self.adapter {
+            Some(adapter) => y + adapter.composed(x)?,
+            None => Ok(y),
+        }
     }
 
     fn is_trained(&self) -> bool {
         let bias = self.bias.as_ref().is_some_and(|b| b.is_trained());
-        self.weight.is_trained() || bias
+        let adapter = self.adapter.as_ref().is_some_and(Adapter::is_trained);
+        self.weight.is_trained() || bias || adapter
     }
 
     /// Adds the bias to this projection's columns of `y`, which begin at `at`.
@@ -174,26 +200,126 @@ impl Projection {
     }
 }
 
+/// What the backward pass knows of the adapters: their inner values, and the gradients of these before scaling.
+struct Adapted {
+    inner: Inner,
+    gradient: Inner,
+}
+
 impl Linear {
+    /// Each part with its first column.
+    fn placed(&self) -> impl Iterator<Item = (&Projection, usize)> {
+        self.parts.iter().scan(0, |at, part| {
+            let column = *at;
+            *at += part.outputs();
+            Some((part, column))
+        })
+    }
+
+    /// Each adapter with the first column of its part, and of its inner values.
+    fn adapters(&self) -> impl Iterator<Item = (&Adapter, usize, usize)> {
+        let adapted = self
+            .placed()
+            .filter_map(|(part, column)| Some((part.adapter.as_ref()?, column)));
+        adapted.scan(0, |at, (adapter, column)| {
+            let first = *at;
+            *at += adapter.rank();
+            Some((adapter, column, first))
+        })
+    }
+
+    /// A part's columns of `dy`.
+    fn columns<'a>(&self, dy: &'a [f32], rows: usize, column: usize, count: usize) -> Matrix<'a> {
+        Matrix::new(&dy[column.min(dy.len())..], rows, count, self.outputs)
+    }
+
+    /// The adapters' inner values; `None` without adapters.
+    fn inner(&self, x: Matrix) -> Result<Option<Inner>> {
+        let adapters: Vec<&Adapter> = self.adapters().map(|(adapter, ..)| adapter).collect();
+        match adapters.is_empty() {
+            true => Ok(None),
+            false => Inner::forward(&adapters, x).map(Some),
+        }
+    }
+
+    /// Adds the adapters' shares to `y`.
+    fn add_adapters(&self, x: Matrix, y: &mut [f32]) -> Result<()> {
+        let Some(inner) = self.inner(x)? else {
+            return Ok(());
+        };
+        for (adapter, column, at) in self.adapters() {
+            let inner = inner.columns(at, adapter.rank());
+            adapter.add_to(inner, y, self.outputs, column)?;
+        }
+        Ok(())
+    }
+
+    fn adapted(&self, x: Matrix, dy: &[f32], rows: usize) -> Result<Option<Adapted>> {
+        let Some(inner) = self.inner(x)? else {
+            return Ok(None);
+        };
+        let parts: Vec<(&Adapter, Matrix)> = self
+            .adapters()
+            .map(|(adapter, column, _)| {
+                let outputs = adapter.b.dims()[0];
+                (adapter, self.columns(dy, rows, column, outputs))
+            })
+            .collect();
+        let gradient = Inner::backward(&parts, rows)?;
+        Ok(Some(Adapted { inner, gradient }))
+    }
+
     /// Adds the gradients of all parts.
-    fn accumulate(&self, x: Factor, dy: &[f32], rows: usize) -> Result<()> {
-        let mut at = 0;
-        for part in self.parts.iter() {
-            let outputs = part.weight.dims()[0];
-            let columns = Matrix::new(&dy[at.min(dy.len())..], rows, outputs, self.outputs);
-            part.accumulate(x, columns)?;
-            at += outputs;
+    fn accumulate(
+        &self,
+        x: Factor,
+        dy: &[f32],
+        rows: usize,
+        adapted: Option<&Adapted>,
+    ) -> Result<()> {
+        for (part, column) in self.placed() {
+            part.accumulate(x, self.columns(dy, rows, column, part.outputs()))?;
+        }
+        let Some(Adapted { inner, gradient }) = adapted else {
+            return Ok(());
+        };
+        for (adapter, column, at) in self.adapters() {
+            let (outputs, r) = (adapter.b.dims()[0], adapter.rank());
+            let columns = self.columns(dy, rows, column, outputs);
+            adapter.accumulate(x, columns, inner.columns(at, r), gradient.columns(at, r))?;
         }
         Ok(())
     }
 
     fn add_biases(&self, y: &mut [f32]) -> Result<()> {
-        let mut at = 0;
-        for part in self.parts.iter() {
-            part.add_bias(y, self.outputs, at)?;
-            at += part.weight.dims()[0];
+        self.placed()
+            .try_for_each(|(part, column)| part.add_bias(y, self.outputs, column))
+    }
+
+    /// The gradient of the input.
+    fn input_gradient(
+        &self,
+        dy: &[f32],
+        rows: usize,
+        adapted: Option<&Adapted>,
+    ) -> Result<Vec<f32>> {
+        let (mut dx, inputs) = (None::<Vec<f32>>, self.inputs);
+        for (part, column) in self.placed() {
+            let columns = self.columns(dy, rows, column, part.outputs());
+            let weight = storage::open(part.weight.value())?;
+            let weight = Matrix::new(weight.slice(), part.outputs(), inputs, inputs);
+            match &mut dx {
+                None => dx = Some(multiplied(columns, weight)),
+                Some(dx) => multiply(columns, weight, dx, inputs, Write::Add, Threads::All),
+            }
         }
-        Ok(())
+        let mut dx = dx.unwrap_or_default();
+        if let Some(Adapted { gradient, .. }) = adapted {
+            for (adapter, _, at) in self.adapters() {
+                adapter.add_input_gradient(gradient.columns(at, adapter.rank()), &mut dx)?;
+            }
+        }
+        Ok(dx)
     }
 }
 
@@ -208,8 +334,10 @@ impl Operation for Linear {
             .map(|part| part.weight.operand())
             .collect::<Result<_>>()?;
         let weights: Vec<Weight> = operands.iter().map(Operand::weight).collect();
-        let mut y = product(Matrix::new(x, rows, self.inputs, self.inputs), &weights);
+        let x = Matrix::new(x, rows, self.inputs, self.inputs);
+        let mut y = product(x, &weights);
         self.add_biases(&mut y)?;
+        self.add_adapters(x, &mut y)?;
         Ok(y)
     }
 
@@ -222,27 +350,16 @@ impl Operation for Linear {
         let operand = part.weight.operand()?;
         let x = Matrix::new(x, rows, self.inputs, self.inputs);
         add_product(x, operand.weight(), sum);
-        self.add_biases(sum)
+        self.add_biases(sum)?;
+        self.add_adapters(x, sum)
     }
 
     fn backward(&self, x: &[f32], _y: &[f32], dy: Cow<[f32]>, rows: usize) -> Result<Vec<f32>> {
-        let (width, inputs) = (self.outputs, self.inputs);
+        let x = Matrix::new(x, rows, self.inputs, self.inputs);
+        let adapted = self.adapted(x, &dy, rows)?;
         if self.parts.iter().any(Projection::is_trained) {
-            let x = Matrix::new(x, rows, inputs, inputs);
-            with_factor(x, |x| self.accumulate(x, &dy, rows))?;
+            with_factor(x, |x| self.accumulate(x, &dy, rows, adapted.as_ref()))?;
         }
-        let (mut dx, mut at) = (None::<Vec<f32>>, 0);
-        for part in self.parts.iter() {
-            let outputs = part.weight.dims()[0];
-            let columns = Matrix::new(&dy[at.min(dy.len())..], rows, outputs, width);
-            let weight = storage::open(part.weight.value())?;
-            let weight = Matrix::new(weight.slice(), outputs, inputs, inputs);
-            match &mut dx {
-                None => dx = Some(multiplied(columns, weight)),
-                Some(dx) => multiply(columns, weight, dx, inputs, Write::Add, Threads::All),
-            }
-            at += outputs;
-        }
-        Ok(dx.unwrap_or_default())
+        self.input_gradient(&dy, rows, adapted.as_ref())
     }
 }

@@ -4,6 +4,7 @@
 //! devices without a kernel of ours and is the slow oracle of the tests.
 
 pub mod activation;
+pub mod adapter;
 pub mod attention;
 pub mod device;
 pub mod dispatch;

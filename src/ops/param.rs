@@ -307,10 +307,15 @@ impl ParamStore {
     /// # Errors
     /// If there is none.
     pub fn get(&self, name: &str) -> Result<Arc<Param>> {
-        match self.params.get(name) {
-            Some(param) => Ok(param.clone()),
+        match self.find(name) {
+            Some(param) => Ok(param),
             None => bail!("no parameter is named {name}"),
         }
+    }
+
+    /// The parameter of that name, if there is one.
+    pub fn find(&self, name: &str) -> Option<Arc<Param>> {
+        self.params.get(name).cloned()
     }
 
     /// All parameters in name order.

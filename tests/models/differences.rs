@@ -20,6 +20,7 @@ use collimate::ops::norm::Norm;
 use collimate::ops::param::{Param, ParamStore, Training};
 use collimate::ops::rope::Rotation;
 
+use crate::gradients::adapted;
 use crate::support::{Anyhow, attention, noise, store, tensor};
 
 /// Directions a gradient is asked along.
@@ -137,13 +138,17 @@ fn operation(
 fn of_linear_layers_and_embeddings() -> Anyhow {
     let params = store(&[("a", &[20, 12]), ("b", &[9, 12]), ("c", &[9])])?;
     let part = |weight, bias: Option<&str>| {
-        Ok::<_, candle_core::Error>(Projection {
-            weight: params.get(weight)?,
-            bias: bias.map(|name| params.get(name)).transpose()?,
-        })
+        Ok::<_, candle_core::Error>(Projection::new(
+            params.get(weight)?,
+            bias.map(|name| params.get(name)).transpose()?,
+        ))
     };
     let linear = Linear::new(vec![part("a", None)?, part("b", Some("c"))?])?;
     operation("linear", &params, &tensor(&[30, 12], 1), |x| {
+        linear.forward(x)
+    })?;
+    let (params, linear) = adapted()?;
+    operation("adapted linear", &params, &tensor(&[30, 24], 1), |x| {
         linear.forward(x)
     })?;
     let params = store(&[("table", &[10, 6])])?;
@@ -276,18 +281,22 @@ pub fn outputs(model: &Decoder, gradient: Gradient) -> Result<Tensor> {
 
 /// Every parameter of a model. At this step curvature and rounding weigh alike, and the worst distance seen is a thousandth.
 fn check_model(what: &str, config: DecoderConfig, recompute: Recompute) -> Anyhow {
+    check_trained(what, &decoder(config)?, recompute)
+}
+
+/// Every trained parameter of a model.
+pub fn check_trained(what: &str, model: &Decoder, recompute: Recompute) -> Anyhow {
     let bounds = Bounds {
         step: 2e-3,
         slack: 5e-3,
     };
-    let model = decoder(config)?;
     model.params().zero_grad()?;
-    let y = outputs(&model, Gradient::Record(recompute))?;
+    let y = outputs(model, Gradient::Record(recompute))?;
     let r = tensor(y.dims(), 20);
     (&y * &r)?.sum_all()?.backward()?;
     assert_eq!(model.params().unreached(), Vec::<&str>::new(), "{what}");
     let r = r.to_vec1::<f32>()?;
-    let value = || Ok(dot(&outputs(&model, Gradient::Skip)?.to_vec1()?, &r));
+    let value = || Ok(dot(&outputs(model, Gradient::Skip)?.to_vec1()?, &r));
     model
         .params()
         .trained()

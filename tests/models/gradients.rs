@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor, Var};
 use collimate::ops::activation::{gelu, gelu_tanh, swiglu, swiglu_composed};
+use collimate::ops::adapter::Adapter;
 use collimate::ops::attention::{Segments, attend, composed};
 use collimate::ops::embedding;
 use collimate::ops::head::{Target, composed as head_composed, token_log_probs};
@@ -54,25 +55,72 @@ fn same(
     Ok(())
 }
 
+/// Three projections side by side, of which the first and the last have adapters.
+pub fn adapted() -> Result<(ParamStore, Linear)> {
+    let params = store(&[
+        ("a", &[40, 24]),
+        ("a.A", &[3, 24]),
+        ("a.B", &[40, 3]),
+        ("b", &[9, 24]),
+        ("b.bias", &[9]),
+        ("c", &[16, 24]),
+        ("c.A", &[5, 24]),
+        ("c.B", &[16, 5]),
+    ])?;
+    let adapter = |name: &str, scale| {
+        Ok::<_, candle_core::Error>(Adapter {
+            a: params.get(&format!("{name}.A"))?,
+            b: params.get(&format!("{name}.B"))?,
+            scale,
+        })
+    };
+    let mut parts = vec![
+        Projection::new(params.get("a")?, None),
+        Projection::new(params.get("b")?, Some(params.get("b.bias")?)),
+        Projection::new(params.get("c")?, None),
+    ];
+    parts[0].adapter = Some(adapter("a", 0.5)?);
+    parts[2].adapter = Some(adapter("c", 1.5)?);
+    let linear = Linear::new(parts)?;
+    Ok((params, linear))
+}
+
+#[test]
+fn an_adapter_of_another_shape_is_refused() -> Anyhow {
+    let params = store(&[("w", &[4, 6]), ("a", &[2, 6]), ("b", &[6, 2])])?;
+    let mut part = Projection::new(params.get("w")?, None);
+    part.adapter = Some(Adapter {
+        a: params.get("a")?,
+        b: params.get("b")?,
+        scale: 1.0,
+    });
+    let refused = Linear::new(vec![part]).map(|_| ()).unwrap_err().to_string();
+    assert!(refused.contains("do not fit its shape [4, 6]"), "{refused}");
+    Ok(())
+}
+
 #[test]
 fn operations_agree_with_their_oracles() -> Anyhow {
     let none = store(&[])?;
     let params = store(&[("a", &[40, 24]), ("b", &[9, 24]), ("c", &[9])])?;
     let parts = vec![
-        Projection {
-            weight: params.get("a")?,
-            bias: None,
-        },
-        Projection {
-            weight: params.get("b")?,
-            bias: Some(params.get("c")?),
-        },
+        Projection::new(params.get("a")?, None),
+        Projection::new(params.get("b")?, Some(params.get("c")?)),
     ];
     let linear = Linear::new(parts)?;
     same(
         "linear",
         &params,
         &tensor(&[130, 24], 1),
+        |x| linear.forward(x),
+        |x| linear.composed(x),
+    )?;
+
+    let (params, linear) = adapted()?;
+    same(
+        "adapted linear",
+        &params,
+        &tensor(&[130, 24], 11),
         |x| linear.forward(x),
         |x| linear.composed(x),
     )?;

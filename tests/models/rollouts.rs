@@ -89,7 +89,8 @@ fn assert_equal_to_training(
     Ok(())
 }
 
-fn check(model: &Decoder, vocabulary: u64, sampling: Sampling) -> Anyhow {
+/// Samples in a cache too small, and in batches of several sizes.
+pub fn check(model: &Decoder, vocabulary: u64, sampling: Sampling) -> Anyhow {
     let requests = requests(64, vocabulary, 1);
     let tight = run(model, &requests, sampling, 64, CacheBudget::Tokens(640))?;
     assert_equal_to_training(model, &requests, &tight, sampling)?;

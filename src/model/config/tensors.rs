@@ -22,6 +22,10 @@ pub enum Init {
     Normal {
         std: f64,
     },
+    /// Independent draws between −`bound` and `bound`.
+    Uniform {
+        bound: f64,
+    },
     Ones,
     Zeros,
 }

@@ -13,7 +13,8 @@ use crate::model::config::{Head, LM_HEAD, SCORE, TensorSpec, layer_of, weight};
 use crate::model::frequencies::rotation;
 use crate::model::hf_config::HfConfig;
 use crate::model::init::fresh;
-use crate::model::weights::{DEFAULT_MAX_SHARD_BYTES, SaveDtype, Weights, save};
+use crate::model::lora::{Lora, Stored, a_of, b_of, merged};
+use crate::model::weights::{DEFAULT_MAX_SHARD_BYTES, SaveDtype, save};
 use crate::ops::linear::{Linear, Projection};
 use crate::ops::param::{Initial, Param, ParamStore, Training};
 
@@ -34,7 +35,7 @@ pub enum Source {
     Shared(Arc<Param>),
 }
 
-type Fallible<T> = std::result::Result<T, ModelError>;
+pub(super) type Fallible<T> = std::result::Result<T, ModelError>;
 
 impl Decoder {
     /// A decoder with fresh weights, a function of `seed`.
@@ -51,7 +52,8 @@ impl Decoder {
         Self::assemble(config, source, device)
     }
 
-    /// Reads a Hugging Face folder. A scalar head on a language model is drawn fresh from `seed`; every other tensor must be there.
+    /// Reads a Hugging Face folder; of a PEFT folder its base, with the adapters merged into it. A scalar head on a language model is
+    /// drawn fresh from `seed`; every other tensor must be there.
     ///
     /// # Errors
     /// If a file or tensor is missing or wrong, or the file has tensors that the configuration knows nothing of.
@@ -89,7 +91,7 @@ impl Decoder {
             });
         }
         config.decoder.head = head;
-        let weights = Weights::open(folder)?;
+        let weights = Stored::open(folder)?;
         weights.refuse_unexpected(&config.decoder.tensors())?;
         let source = |spec: &TensorSpec| match holding(spec) {
             Holding::Shared(param) => Ok(Source::Shared(param)),
@@ -134,9 +136,20 @@ impl Decoder {
         source: impl Fn(&TensorSpec) -> Fallible<Source>,
         device: &Device,
     ) -> Fallible<Self> {
+        Self::assemble_adapted(config, None, source, device)
+    }
+
+    /// [`Self::assemble`] with adapters, whose tensors `source` is asked for too.
+    pub(super) fn assemble_adapted(
+        config: HfConfig,
+        lora: Option<Lora>,
+        source: impl Fn(&TensorSpec) -> Fallible<Source>,
+        device: &Device,
+    ) -> Fallible<Self> {
         config.decoder.validate()?;
         let (mut own, mut shared) = (Vec::new(), Vec::new());
-        for spec in config.decoder.tensors() {
+        let adapters = lora.iter().flat_map(Lora::tensors);
+        for spec in config.decoder.tensors().into_iter().chain(adapters) {
             match source(&spec)? {
                 Source::Shared(param) => {
                     check_shared(&param, &spec)?;
@@ -151,10 +164,10 @@ impl Decoder {
             }
         }
         let store = ParamStore::sharing(own, shared, device)?;
-        Ok(Self::from_store(config, store)?)
+        Ok(Self::from_store(config, lora, store)?)
     }
 
-    fn from_store(config: HfConfig, store: ParamStore) -> Result<Self> {
+    fn from_store(config: HfConfig, lora: Option<Lora>, store: ParamStore) -> Result<Self> {
         let decoder = &config.decoder;
         let names = decoder.family.names();
         let embedding = store.get(&weight(names.embedding))?;
@@ -165,7 +178,7 @@ impl Decoder {
         let layers = (0..decoder.num_hidden_layers)
             .map(|layer| {
                 Ok((
-                    Block::new(&store, decoder, layer)?,
+                    Block::new(&store, decoder, lora.as_ref(), layer)?,
                     layer_training(&store, layer),
                 ))
             })
@@ -175,10 +188,10 @@ impl Decoder {
             _ => embedding.clone(),
         };
         let score = match decoder.head {
-            Head::Score => Some(Linear::new(vec![Projection {
-                weight: store.get(&weight(SCORE))?,
-                bias: None,
-            }])?),
+            Head::Score => Some(Linear::new(vec![Projection::new(
+                store.get(&weight(SCORE))?,
+                None,
+            )])?),
             Head::LanguageModel => None,
         };
         let norm = norm(&store, decoder, names.norm)?;
@@ -190,35 +203,56 @@ impl Decoder {
             norm,
             head,
             score,
+            lora,
             config,
             store,
         })
     }
 
-    /// Writes the model as a Hugging Face folder, shared tensors too; a reward model as `...ForSequenceClassification` with one
-    /// label.
+    /// Writes the model as a Hugging Face folder, with shared tensors too, and adapters merged into their weights; a reward model as
+    /// `...ForSequenceClassification` with one label.
     ///
     /// # Errors
     /// If a file cannot be written or a scoring model has no padding token.
     pub fn save(&self, folder: &Path, dtype: SaveDtype) -> Fallible<()> {
-        let mut config = self.config.clone();
-        if config.decoder.head == Head::Score {
-            config.decoder.pad_token_id = config.scoring_pad_id().or(config.decoder.pad_token_id);
-        }
-        let fetch = |spec: &TensorSpec| self.values(&spec.name).map(Into::into);
+        let fetch = |spec: &TensorSpec| self.merged_values(&spec.name).map(Into::into);
         save(
             folder,
-            &config.decoder.tensors(),
+            &self.config.decoder.tensors(),
             dtype,
             DEFAULT_MAX_SHARD_BYTES,
             fetch,
         )?;
+        self.save_config(folder, dtype)
+    }
+
+    /// Writes `config.json` and what belongs to it.
+    pub(super) fn save_config(&self, folder: &Path, dtype: SaveDtype) -> Fallible<()> {
+        let mut config = self.config.clone();
+        if config.decoder.head == Head::Score {
+            config.decoder.pad_token_id = config.scoring_pad_id().or(config.decoder.pad_token_id);
+        }
         Ok(config.write(folder, dtype)?)
     }
 
     /// The elements of a parameter, row-major.
-    fn values(&self, name: &str) -> Result<Vec<f32>> {
+    pub(super) fn own_values(&self, name: &str) -> Result<Vec<f32>> {
         self.store.get(name)?.value().flatten_all()?.to_vec1()
+    }
+
+    /// The elements of a tensor with its adapter, if it has one.
+    fn merged_values(&self, name: &str) -> Result<Vec<f32>> {
+        let values = self.own_values(name)?;
+        let Some(lora) = &self.lora else {
+            return Ok(values);
+        };
+        let mut modules = lora.modules.iter();
+        let Some(module) = modules.find(|module| weight(&module.name) == name) else {
+            return Ok(values);
+        };
+        let a = self.own_values(&a_of(&module.name))?;
+        let b = self.own_values(&b_of(&module.name))?;
+        Ok(merged(lora, module, values, &a, &b))
     }
 }
 

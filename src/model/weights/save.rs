@@ -110,7 +110,7 @@ where
     for (index, &shard) in shards.iter().enumerate() {
         let name = shard_name(index, shards.len());
         replace_file(&folder.join(&name), |out| {
-            write_shard(out, shard, dtype, &mut fetch)
+            write_shard(out, shard, dtype, HashMap::new(), &mut fetch)
         })?;
         places.extend(shard.iter().map(|spec| (&spec.name, name.clone())));
         files.insert(name);
@@ -120,6 +120,26 @@ where
         files.insert(INDEX.to_owned());
     }
     remove_others(folder, &files)
+}
+
+/// Writes `specs` as one safetensors file, with `notes` in its header.
+///
+/// # Errors
+/// As [`save`].
+pub fn save_file<'a, E>(
+    file: &Path,
+    specs: &[TensorSpec],
+    dtype: SaveDtype,
+    notes: HashMap<String, String>,
+    mut fetch: impl FnMut(&TensorSpec) -> Result<Cow<'a, [f32]>, E>,
+) -> Result<(), WeightsError>
+where
+    E: Into<Box<dyn StdError + Send + Sync>>,
+{
+    refuse_duplicates(specs)?;
+    replace_file(file, |out| {
+        write_shard(out, specs, dtype, notes, &mut fetch)
+    })
 }
 
 fn refuse_duplicates(specs: &[TensorSpec]) -> Result<(), WeightsError> {
@@ -158,19 +178,20 @@ fn write_shard<'a, E>(
     out: &mut dyn Write,
     specs: &[TensorSpec],
     dtype: SaveDtype,
+    mut notes: HashMap<String, String>,
     fetch: &mut impl FnMut(&TensorSpec) -> Result<Cow<'a, [f32]>, E>,
 ) -> Result<(), WeightsError>
 where
     E: Into<Box<dyn StdError + Send + Sync>>,
 {
     // transformers refuses a file that does not say which framework its layout is of.
-    let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    notes.insert("format".to_owned(), "pt".to_owned());
     let described = specs.iter().map(|spec| Description {
         name: spec.name.clone(),
         dtype: dtype.stored(),
         shape: spec.stored_shape(),
     });
-    write_header(out, Some(format), described)?;
+    write_header(out, Some(notes), described)?;
     for spec in specs {
         let values = fetch(spec).map_err(|source| WeightsError::Fetch {
             name: spec.name.clone(),

@@ -113,13 +113,16 @@ pub fn product(x: Matrix, weights: &[Weight]) -> Vec<f32> {
 /// # Panics
 /// If the shapes disagree: a bug of the caller.
 pub fn add_product(x: Matrix, weight: Weight, y: &mut [f32]) {
-    let width = weight.outputs();
-    fill(
-        x,
-        &[weight],
-        Destination::new(as_uninit(y), width),
-        Write::Add,
-    );
+    add_product_at(x, weight, y, weight.outputs(), 0);
+}
+
+/// [`add_product`] to the columns of `y` from `column` on, rows of `y` being `width` apart.
+///
+/// # Panics
+/// If the shapes disagree: a bug of the caller.
+pub fn add_product_at(x: Matrix, weight: Weight, y: &mut [f32], width: usize, column: usize) {
+    let y = Destination::new(as_uninit(y), width).right(column);
+    fill(x, &[weight], y, Write::Add);
 }
 
 fn fill(x: Matrix, weights: &[Weight], y: Destination, write: Write) {

@@ -1,0 +1,125 @@
+//! Decoders that are a frozen base with adapters of their own.
+//!
+//! All but the adapters, and the scalar head of a reward model, is the base's and held once, however many decoders stand on it.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::Decoder;
+use super::assembly::{Fallible, Source};
+use crate::model::config::{Head, SCORE, TensorSpec, weight};
+use crate::model::fingerprint::Fingerprint;
+use crate::model::hf_config::adapter::AdapterConfig;
+use crate::model::init::fresh;
+use crate::model::lora::folder::{self, AdapterFolder};
+use crate::model::lora::{Lora, LoraConfig, LoraError};
+use crate::model::weights::SaveDtype;
+use crate::ops::param::Training;
+
+impl Decoder {
+    /// `base` with fresh adapters, a function of `seed`, which change nothing yet. A scalar head begins as the base's, or is drawn.
+    ///
+    /// # Errors
+    /// If the base is trained or adapted itself, lacks a target, or is a reward model where a language model is asked for.
+    pub fn adapt(
+        base: &Decoder,
+        config: &LoraConfig,
+        head: Head,
+        seed: u64,
+        training: Training,
+    ) -> Fallible<Self> {
+        let lora = config.resolve(base.decoder_config())?;
+        let values = |spec: &TensorSpec| match base.params().find(&spec.name) {
+            Some(param) => Ok(param.read(<[f32]>::to_vec)?),
+            None => Ok(fresh(spec, seed)),
+        };
+        Self::on_base(base, lora, head, training, values)
+    }
+
+    /// `base` with the adapters of a PEFT folder. A scalar head that the folder lacks begins as the base's, or is drawn from `seed`.
+    ///
+    /// # Errors
+    /// As [`Self::adapt`]; if a file is missing or wrong, or the adapters were trained on another base.
+    pub fn load_adapter(
+        base: &Decoder,
+        folder: &Path,
+        head: Head,
+        seed: u64,
+        training: Training,
+    ) -> Fallible<Self> {
+        let adapter = AdapterFolder::open(folder, base.decoder_config())?;
+        let values = |spec: &TensorSpec| match base.params().find(&spec.name) {
+            _ if adapter.has(&spec.name) || spec.name != weight(SCORE) => Ok(adapter.load(spec)?),
+            Some(param) => Ok(param.read(<[f32]>::to_vec)?),
+            None => Ok(fresh(spec, seed)),
+        };
+        let adapted = Self::on_base(base, adapter.lora.clone(), head, training, values)?;
+        adapter.check_base(|| Ok(base.fingerprint_under(adapter.config.head)?))?;
+        Ok(adapted)
+    }
+
+    fn on_base(
+        base: &Decoder,
+        lora: Lora,
+        head: Head,
+        training: Training,
+        values: impl Fn(&TensorSpec) -> Fallible<Vec<f32>>,
+    ) -> Fallible<Self> {
+        if base.lora.is_some() {
+            return Err(LoraError::Adapted.into());
+        }
+        if base.params().trained().next().is_some() {
+            return Err(LoraError::Trained.into());
+        }
+        let mut config = base.config().clone();
+        if head == Head::LanguageModel && config.decoder.head == Head::Score {
+            return Err(LoraError::RewardModel.into());
+        }
+        config.decoder.head = head;
+        let own = |name: &str| name == weight(SCORE) || base.params().find(name).is_none();
+        let source = |spec: &TensorSpec| match own(&spec.name) {
+            true => Ok(Source::Values(values(spec)?, training)),
+            false => Ok(Source::Shared(base.params().get(&spec.name)?)),
+        };
+        Self::assemble_adapted(config, Some(lora), source, base.params().device())
+    }
+
+    /// The adapters, if it has any.
+    pub fn lora(&self) -> Option<&Lora> {
+        self.lora.as_ref()
+    }
+
+    /// That of the tensors which an adapted model with this head shares with its base.
+    fn fingerprint_under(&self, head: Head) -> candle_core::Result<Fingerprint> {
+        let mut config = self.decoder_config().clone();
+        config.head = head;
+        let names = config.tensors().into_iter().map(|spec| spec.name);
+        let names: BTreeSet<String> = names.filter(|name| *name != weight(SCORE)).collect();
+        Fingerprint::of(self.params().iter().filter(|p| names.contains(p.name())))
+    }
+
+    /// Writes the adapters as a PEFT folder, with the `config.json` of the adapted model beside them. `base` is the folder of the
+    /// model that they stand on; it is noted as an absolute path.
+    ///
+    /// # Errors
+    /// If the decoder has no adapters or a file cannot be written.
+    pub fn save_adapter(&self, folder: &Path, base: &Path, dtype: SaveDtype) -> Fallible<()> {
+        let Some(lora) = &self.lora else {
+            return Err(LoraError::Missing.into());
+        };
+        let base = std::fs::canonicalize(base).unwrap_or_else(|_| base.to_owned());
+        let decoder = self.decoder_config();
+        let config = AdapterConfig {
+            base: base.display().to_string(),
+            r: lora.r,
+            lora_alpha: lora.lora_alpha,
+            scaling: lora.scaling,
+            head: decoder.head,
+        };
+        let (fingerprint, fetch) = (self.fingerprint_under(decoder.head)?, |name: &str| {
+            self.own_values(name)
+        });
+        folder::save(folder, &config, lora, decoder, dtype, fingerprint, fetch)?;
+        self.save_config(folder, dtype)
+    }
+}

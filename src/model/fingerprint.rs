@@ -1,0 +1,91 @@
+//! What tells one model's tensors from another's: a checksum over their names and `f32` values, in name order.
+//!
+//! An adapter, or the upper part of a model, means nothing on other weights than those that it was trained on; it is kept with their
+//! fingerprint. The type of the file that held them does not matter. CRC-32 guards against mistakes, not against malice.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use candle_core::Result;
+
+use crate::files::checksum::{Checksum, Summed};
+use crate::files::tensor_file::write_values;
+use crate::ops::param::Param;
+
+/// A checksum of tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fingerprint(Checksum);
+
+/// The sums of tensors that are seen one by one, in any order.
+#[derive(Default)]
+pub struct FingerprintBuilder(BTreeMap<String, Checksum>);
+
+impl FingerprintBuilder {
+    /// Adds a tensor.
+    pub fn add(&mut self, name: &str, values: &[f32]) {
+        let mut sum = Summed::new(io::sink());
+        // A sink takes everything.
+        write_values(&mut sum, values, |v, bytes| bytes.extend(v.to_le_bytes())).ok();
+        self.0.insert(name.to_owned(), sum.finish());
+    }
+
+    /// The sum of all.
+    pub fn finish(self) -> Fingerprint {
+        let mut sum = Summed::new(io::sink());
+        for (name, of) in self.0 {
+            writeln!(sum, "{name} {} {:08x}", of.bytes, of.crc32).ok();
+        }
+        Fingerprint(sum.finish())
+    }
+}
+
+impl Fingerprint {
+    /// That of parameters.
+    ///
+    /// # Errors
+    /// If a device fails.
+    pub fn of<'p>(params: impl Iterator<Item = &'p Arc<Param>>) -> Result<Self> {
+        let mut sums = FingerprintBuilder::default();
+        for param in params {
+            param.read(|values| sums.add(param.name(), values))?;
+        }
+        Ok(sums.finish())
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{:08x}", self.0.crc32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(tensors: &[(&str, &[f32])]) -> String {
+        let mut sums = FingerprintBuilder::default();
+        tensors
+            .iter()
+            .for_each(|(name, values)| sums.add(name, values));
+        sums.finish().to_string()
+    }
+
+    #[test]
+    fn names_and_values_count_and_the_order_does_not() {
+        let (a, b): (&[f32], &[f32]) = (&[1.0, 2.0], &[3.0]);
+        let sum = of(&[("a", a), ("b", b)]);
+        assert_eq!(of(&[("b", b), ("a", a)]), sum);
+        for other in [
+            of(&[("a", b), ("b", a)]),
+            of(&[("a", a), ("c", b)]),
+            of(&[("a", a)]),
+            of(&[("a", &[1.0, 2.5]), ("b", b)]),
+        ] {
+            assert_ne!(other, sum);
+        }
+        assert_eq!(sum.len(), 8);
+    }
+}

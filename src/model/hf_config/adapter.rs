@@ -1,0 +1,192 @@
+//! `adapter_config.json` of a PEFT folder, in and out.
+//!
+//! Which modules have adapters is read off the tensors' names, so that every way in which PEFT lets one choose them is understood.
+//! What would change the results and is not done here (DoRA, biases, ranks of single modules, …) is refused by its key.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use super::fields::Fields;
+use super::{HfConfigError, read_object};
+use crate::model::config::Head;
+use crate::model::hub;
+use crate::model::lora::Scaling;
+
+/// The file that makes a folder a PEFT folder.
+pub const ADAPTER_CONFIG: &str = "adapter_config.json";
+
+/// Heads that PEFT saves with a classifier, as it lists them.
+const SAVED_HEADS: [&str; 2] = ["classifier", "score"];
+
+/// Keys that change what an adapter computes unless they are null, false or empty.
+const UNKNOWN: [&str; 15] = [
+    "use_dora",
+    "lora_bias",
+    "rank_pattern",
+    "alpha_pattern",
+    "layer_replication",
+    "trainable_token_indices",
+    "target_parameters",
+    "use_qalora",
+    "use_bdlora",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "velora_config",
+    "loftq_config",
+];
+
+/// Initial values that come with another base than the one on disk.
+const CHANGED_BASES: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
+
+/// What `adapter_config.json` says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdapterConfig {
+    /// `base_model_name_or_path`
+    pub base: String,
+    /// Rank.
+    pub r: usize,
+    /// Numerator of the scale.
+    pub lora_alpha: f64,
+    /// The scale's denominator.
+    pub scaling: Scaling,
+    /// What the adapted model is, by `task_type`.
+    pub head: Head,
+}
+
+impl AdapterConfig {
+    /// Reads the file in `folder`; `None` where there is none.
+    ///
+    /// # Errors
+    /// If it is not JSON, a key is missing or of the wrong type, or it asks for what the engine does not do.
+    pub fn read(folder: &Path) -> Result<Option<Self>, HfConfigError> {
+        let file = folder.join(ADAPTER_CONFIG);
+        if !file.is_file() {
+            return Ok(None);
+        }
+        let map = read_object(&file)?;
+        let fields = Fields::new(&file, &map);
+        refuse_unknown(&fields)?;
+        let rooted = fields.flag("use_rslora")?.unwrap_or(false);
+        let base = fields.text("base_model_name_or_path")?;
+        let r = fields.required_size("r")?;
+        if r == 0 {
+            return Err(fields.unsupported("r", "1 or more"));
+        }
+        Ok(Some(Self {
+            base: base
+                .ok_or_else(|| fields.missing("base_model_name_or_path", "a model folder"))?
+                .to_owned(),
+            r,
+            lora_alpha: fields.required_number("lora_alpha")?,
+            scaling: if rooted {
+                Scaling::RootRank
+            } else {
+                Scaling::Rank
+            },
+            head: head(&fields)?,
+        }))
+    }
+
+    /// The folder of the base: relative to the adapter's `folder` or to where the command runs, or a model of the hub.
+    ///
+    /// # Errors
+    /// If there is no such folder, or it holds an adapter itself.
+    pub fn base_folder(&self, folder: &Path) -> Result<PathBuf, HfConfigError> {
+        let file = folder.join(ADAPTER_CONFIG);
+        let places = [folder.join(&self.base), PathBuf::from(&self.base)];
+        let base = match places.into_iter().find(|place| place.is_dir()) {
+            Some(place) => place,
+            None => hub::local(Path::new(&self.base))
+                .ok()
+                .filter(|place| place.is_dir())
+                .ok_or_else(|| HfConfigError::NoBase {
+                    file: file.clone(),
+                    found: self.base.clone(),
+                })?,
+        };
+        match base.join(ADAPTER_CONFIG).is_file() {
+            true => Err(HfConfigError::AdaptedBase { file, base }),
+            false => Ok(base),
+        }
+    }
+
+    /// The file's contents; `targets` are names of modules, in the layers `layers` or in all.
+    pub(in crate::model) fn to_json(
+        &self,
+        targets: &[String],
+        layers: Option<&[usize]>,
+        fan_in_fan_out: bool,
+    ) -> Map<String, Value> {
+        let (task, saved) = match self.head {
+            Head::LanguageModel => ("CAUSAL_LM", None),
+            Head::Score => ("SEQ_CLS", Some(SAVED_HEADS)),
+        };
+        let values = [
+            ("base_model_name_or_path", json!(self.base)),
+            ("bias", json!("none")),
+            ("fan_in_fan_out", json!(fan_in_fan_out)),
+            ("inference_mode", json!(true)),
+            ("init_lora_weights", json!(true)),
+            ("layers_to_transform", json!(layers)),
+            ("lora_alpha", json!(self.lora_alpha)),
+            ("lora_dropout", json!(0.0)),
+            ("modules_to_save", json!(saved)),
+            ("peft_type", json!("LORA")),
+            ("r", json!(self.r)),
+            ("target_modules", json!(targets)),
+            ("task_type", json!(task)),
+            ("use_rslora", json!(self.scaling == Scaling::RootRank)),
+        ];
+        values
+            .map(|(key, value)| (key.to_owned(), value))
+            .into_iter()
+            .collect()
+    }
+}
+
+fn refuse_unknown(fields: &Fields) -> Result<(), HfConfigError> {
+    if fields.text("peft_type")?.is_some_and(|kind| kind != "LORA") {
+        return Err(fields.unsupported("peft_type", "LORA"));
+    }
+    if fields.text("bias")?.is_some_and(|bias| bias != "none") {
+        return Err(fields.unsupported("bias", "none"));
+    }
+    let is_set = |value: &Value| match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(items) => !items.is_empty(),
+        _ => true,
+    };
+    if let Some(key) = UNKNOWN
+        .iter()
+        .find(|key| fields.get(key).is_some_and(is_set))
+    {
+        return Err(fields.unsupported(key, "plain LoRA, where the key is not set"));
+    }
+    let changed = |start: &str| CHANGED_BASES.iter().any(|name| start.starts_with(name));
+    let start = fields.get("init_lora_weights").and_then(Value::as_str);
+    match start.is_some_and(changed) {
+        true => Err(fields.unsupported(
+            "init_lora_weights",
+            "initial values that leave the base as it is",
+        )),
+        false => Ok(()),
+    }
+}
+
+fn head(fields: &Fields) -> Result<Head, HfConfigError> {
+    let head = match fields.text("task_type")? {
+        None | Some("CAUSAL_LM") => Head::LanguageModel,
+        Some("SEQ_CLS") => Head::Score,
+        Some(_) => return Err(fields.unsupported("task_type", "CAUSAL_LM, SEQ_CLS")),
+    };
+    let saved = fields.texts("modules_to_save")?.unwrap_or_default();
+    let is_head = |name: &&str| head == Head::Score && SAVED_HEADS.contains(name);
+    match saved.iter().all(is_head) {
+        true => Ok(head),
+        false => Err(fields.unsupported("modules_to_save", "the score head of a SEQ_CLS model")),
+    }
+}

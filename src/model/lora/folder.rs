@@ -1,0 +1,201 @@
+//! PEFT folders: `adapter_config.json` and `adapter_model.safetensors`, in and out.
+//!
+//! A tensor's name in the file is the model's with `base_model.model.` before it. The scalar head of a reward model, which no base
+//! has, is saved with its adapter.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::{Lora, Module, a_of, leaf, projections};
+use crate::files::durable::{on, replace_file};
+use crate::model::ModelError;
+use crate::model::config::{DecoderConfig, Layout, SCORE, TensorSpec, layer_of, weight};
+use crate::model::fingerprint::Fingerprint;
+use crate::model::hf_config::adapter::{ADAPTER_CONFIG, AdapterConfig};
+use crate::model::weights::{SaveDtype, Weights, WeightsError, save_file};
+
+/// The file of tensors.
+pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+/// What PEFT puts before the names of a model's tensors.
+const PREFIX: &str = "base_model.model.";
+/// The note in the file's header that says what the base was; readers that do not know it pass it over.
+const FINGERPRINT: &str = "base_fingerprint";
+
+/// The adapters of a PEFT folder, open for reading.
+pub struct AdapterFolder {
+    /// What its configuration says.
+    pub config: AdapterConfig,
+    /// Its adapters.
+    pub lora: Lora,
+    file: PathBuf,
+    weights: Weights,
+}
+
+impl AdapterFolder {
+    /// Opens a PEFT folder whose base is `decoder`.
+    ///
+    /// # Errors
+    /// If a file is missing or wrong, or the adapter has tensors that the decoder has no place for.
+    pub fn open(folder: &Path, decoder: &DecoderConfig) -> Result<Self, ModelError> {
+        let Some(config) = AdapterConfig::read(folder)? else {
+            let (found, needed) = (
+                "no adapter_config.json",
+                "a PEFT folder (adapter_config.json, adapter_model.safetensors)",
+            );
+            return Err(ModelError::Kind {
+                folder: folder.to_owned(),
+                found,
+                needed,
+            });
+        };
+        let file = folder.join(ADAPTER_WEIGHTS);
+        let weights = Weights::open_file(file.clone())?;
+        let names: BTreeSet<&str> = weights.names().collect();
+        let has = |module: &Module| names.contains(in_file(&a_of(&module.name)).as_str());
+        let mut modules = projections(decoder);
+        modules.retain(has);
+        let lora = Lora {
+            r: config.r,
+            lora_alpha: config.lora_alpha,
+            scaling: config.scaling,
+            modules,
+        };
+        let known: BTreeSet<String> = lora
+            .tensors()
+            .iter()
+            .map(|spec| in_file(&spec.name))
+            .chain([in_file(&weight(SCORE))])
+            .collect();
+        let unknown: Vec<String> = names
+            .iter()
+            .filter(|name| !known.contains(**name))
+            .map(|&name| name.to_owned())
+            .collect();
+        if !unknown.is_empty() {
+            let place = file;
+            return Err(WeightsError::Unexpected {
+                place,
+                names: unknown,
+            }
+            .into());
+        }
+        Ok(Self {
+            config,
+            lora,
+            file,
+            weights,
+        })
+    }
+
+    /// Whether the folder has this tensor, by its name in the model.
+    pub fn has(&self, name: &str) -> bool {
+        let name = in_file(name);
+        self.weights.names().any(|found| found == name)
+    }
+
+    /// The values of a tensor, which `spec` calls as the model does.
+    ///
+    /// # Errors
+    /// If it is missing or has another shape.
+    pub fn load(&self, spec: &TensorSpec) -> Result<Vec<f32>, WeightsError> {
+        let spec = TensorSpec {
+            name: in_file(&spec.name),
+            ..spec.clone()
+        };
+        self.weights.load(&spec)
+    }
+
+    /// Makes sure that the base is the one that the adapter was trained on, where the file says which one that was.
+    ///
+    /// # Errors
+    /// If it is another.
+    pub fn check_base(
+        &self,
+        found: impl FnOnce() -> Result<Fingerprint, ModelError>,
+    ) -> Result<(), ModelError> {
+        let Some(expected) = self.weights.note(FINGERPRINT) else {
+            return Ok(());
+        };
+        let found = found()?.to_string();
+        match found == expected {
+            true => Ok(()),
+            false => Err(ModelError::OtherBase {
+                file: self.file.clone(),
+                expected,
+                found,
+            }),
+        }
+    }
+}
+
+/// Writes a PEFT folder (made if need be); `fetch` gives the values of a tensor by its name in the model.
+///
+/// # Errors
+/// If a file cannot be written or `fetch` fails.
+pub fn save(
+    folder: &Path,
+    config: &AdapterConfig,
+    lora: &Lora,
+    decoder: &DecoderConfig,
+    dtype: SaveDtype,
+    base: Fingerprint,
+    fetch: impl Fn(&str) -> candle_core::Result<Vec<f32>>,
+) -> Result<(), ModelError> {
+    let mut specs = lora.tensors();
+    let score = weight(SCORE);
+    specs.extend(
+        decoder
+            .tensors()
+            .into_iter()
+            .filter(|spec| spec.name == score),
+    );
+    let names: Vec<String> = specs.iter().map(|spec| spec.name.clone()).collect();
+    specs
+        .iter_mut()
+        .for_each(|spec| spec.name = in_file(&spec.name));
+    let own: HashMap<&str, &String> = specs.iter().map(|s| s.name.as_str()).zip(&names).collect();
+    let notes = HashMap::from([(FINGERPRINT.to_owned(), base.to_string())]);
+    std::fs::create_dir_all(folder)
+        .map_err(on("create", folder))
+        .map_err(WeightsError::from)?;
+    save_file(
+        &folder.join(ADAPTER_WEIGHTS),
+        &specs,
+        dtype,
+        notes,
+        |spec: &TensorSpec| fetch(own[spec.name.as_str()]).map(Into::into),
+    )?;
+    let (targets, layers) = described(lora, decoder);
+    let turned = decoder.family.names().projections == Layout::Conv1d;
+    let object = Value::Object(config.to_json(&targets, layers.as_deref(), turned));
+    let file = folder.join(ADAPTER_CONFIG);
+    Ok(replace_file(&file, |out| writeln!(out, "{object:#}")).map_err(WeightsError::from)?)
+}
+
+/// The modules as `target_modules` and `layers_to_transform`: the last parts of their names, where these with the layers mean no
+/// other module; else their whole names.
+fn described(lora: &Lora, decoder: &DecoderConfig) -> (Vec<String>, Option<Vec<usize>>) {
+    let leaves: BTreeSet<&str> = lora.modules.iter().map(|m| leaf(&m.name)).collect();
+    let layers: BTreeSet<usize> = lora
+        .modules
+        .iter()
+        .filter_map(|m| layer_of(&m.name))
+        .collect();
+    let is_meant = |module: &&Module| {
+        let layer = layer_of(&module.name);
+        leaves.contains(leaf(&module.name)) && layer.is_some_and(|layer| layers.contains(&layer))
+    };
+    if projections(decoder).iter().filter(is_meant).count() > lora.modules.len() {
+        let names = lora.modules.iter().map(|m| m.name.clone());
+        return (names.collect(), None);
+    }
+    let all = layers.len() == decoder.num_hidden_layers;
+    let leaves = leaves.into_iter().map(str::to_owned).collect();
+    (leaves, (!all).then(|| layers.into_iter().collect()))
+}
+
+fn in_file(name: &str) -> String {
+    format!("{PREFIX}{name}")
+}

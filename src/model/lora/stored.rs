@@ -1,0 +1,110 @@
+//! The tensors of a model folder; those of a PEFT folder are its base's with the adapters merged into them.
+
+use std::path::Path;
+
+use super::folder::AdapterFolder;
+use super::{a_of, b_of, merged};
+use crate::model::ModelError;
+use crate::model::config::{Head, SCORE, TensorSpec, weight};
+use crate::model::fingerprint::{Fingerprint, FingerprintBuilder};
+use crate::model::hf_config::HfConfig;
+use crate::model::hf_config::adapter::AdapterConfig;
+use crate::model::weights::{Weights, WeightsError};
+
+/// What a model folder holds.
+pub enum Stored {
+    /// A whole model.
+    Whole(Weights),
+    /// A PEFT folder.
+    Adapted(Box<Adapted>),
+}
+
+/// A PEFT folder and its base.
+pub struct Adapted {
+    base: Weights,
+    adapter: AdapterFolder,
+}
+
+impl Stored {
+    /// Opens a model folder. One that has weights of its own is whole, whatever lies beside them.
+    ///
+    /// # Errors
+    /// If a file is missing or wrong, or the base is not the one that the adapter was trained on.
+    pub fn open(folder: &Path) -> Result<Self, ModelError> {
+        match AdapterConfig::read(folder)? {
+            Some(config) if !Weights::are_in(folder) => {
+                let base = config.base_folder(folder)?;
+                Ok(Self::Adapted(Box::new(Adapted::open(folder, &base)?)))
+            }
+            _ => Ok(Self::Whole(Weights::open(folder)?)),
+        }
+    }
+
+    /// As [`Weights::refuse_unexpected`].
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn refuse_unexpected(&self, specs: &[TensorSpec]) -> Result<(), WeightsError> {
+        match self {
+            Self::Whole(weights) => weights.refuse_unexpected(specs),
+            Self::Adapted(adapted) => adapted.base.refuse_unexpected(specs),
+        }
+    }
+
+    /// The values of a tensor, in the engine's shape and layout.
+    ///
+    /// # Errors
+    /// As [`Weights::load`].
+    pub fn load(&self, spec: &TensorSpec) -> Result<Vec<f32>, WeightsError> {
+        match self {
+            Self::Whole(weights) => weights.load(spec),
+            Self::Adapted(adapted) => adapted.load(spec),
+        }
+    }
+}
+
+impl Adapted {
+    /// The adapter in `folder` on the model in `base`.
+    ///
+    /// # Errors
+    /// As [`Stored::open`].
+    pub fn open(folder: &Path, base: &Path) -> Result<Self, ModelError> {
+        let config = HfConfig::read(base)?.decoder;
+        let adapter = AdapterFolder::open(folder, &config)?;
+        let base = Weights::open(base)?;
+        let mut adapted = config;
+        if adapter.config.head == Head::Score {
+            adapted.head = Head::Score;
+        }
+        adapter.check_base(|| Ok(fingerprint(&base, &adapted.tensors())?))?;
+        Ok(Self { base, adapter })
+    }
+
+    fn load(&self, spec: &TensorSpec) -> Result<Vec<f32>, WeightsError> {
+        let lora = &self.adapter.lora;
+        if spec.name == weight(SCORE) && self.adapter.has(&spec.name) {
+            return self.adapter.load(spec);
+        }
+        let values = self.base.load(spec)?;
+        let is_meant = |name: &str| weight(name) == spec.name;
+        let Some(module) = lora.modules.iter().find(|module| is_meant(&module.name)) else {
+            return Ok(values);
+        };
+        let specs = lora.tensors();
+        let read = |name: String| match specs.iter().find(|spec| spec.name == name) {
+            Some(spec) => self.adapter.load(spec),
+            None => Ok(Vec::new()),
+        };
+        let (a, b) = (read(a_of(&module.name))?, read(b_of(&module.name))?);
+        Ok(merged(lora, module, values, &a, &b))
+    }
+}
+
+/// That of the tensors which an adapted model shares with its base.
+fn fingerprint(base: &Weights, specs: &[TensorSpec]) -> Result<Fingerprint, WeightsError> {
+    let (mut sums, score) = (FingerprintBuilder::default(), weight(SCORE));
+    for spec in specs.iter().filter(|spec| spec.name != score) {
+        sums.add(&spec.name, &base.load(spec)?);
+    }
+    Ok(sums.finish())
+}

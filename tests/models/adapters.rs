@@ -1,0 +1,373 @@
+//! LoRA adapters against PEFT (`tests/golden/make_adapters.py`), against themselves merged, and in generation.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use collimate::model::config::{Family, Head, TensorSpec};
+use collimate::model::hf_config::HfConfig;
+use collimate::model::hf_config::adapter::AdapterConfig;
+use collimate::model::lora::{Layers, LoraConfig, Scaling, Targets};
+use collimate::model::weights::SaveDtype;
+use collimate::model::{Decoder, Gradient, Recompute};
+use collimate::ops::attention::Segments;
+use collimate::ops::dispatch::without_kernels;
+use collimate::ops::param::Training;
+use rollout::Sampling;
+
+use crate::differences::{check_trained, outputs, two_layers};
+use crate::golden::{
+    TOLERANCE, backward_of_mean_nll, check_gradients, check_logits, check_reward_model,
+};
+use crate::rollouts;
+use crate::support::{Anyhow, Expected, folder, gap, noise, tensor};
+
+const LANGUAGE_ADAPTERS: [&str; 2] = ["llama", "gpt2"];
+
+fn adapter_folder(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden/adapters")
+        .join(name)
+}
+
+fn frozen(folder: &Path) -> Anyhow<Decoder> {
+    let frozen = |_: &TensorSpec| Training::Frozen;
+    let head = Head::LanguageModel;
+    Ok(Decoder::load(folder, head, 0, frozen, &Device::Cpu)?)
+}
+
+fn base_of(adapter: &Path) -> Anyhow<Decoder> {
+    let config = AdapterConfig::read(adapter)?.expect("a PEFT folder");
+    frozen(&config.base_folder(adapter)?)
+}
+
+/// The rows of the base, and what PEFT says of them.
+fn expected(name: &str, base: &str) -> Anyhow<Expected> {
+    let mut expected = Expected::read(base)?;
+    let file = adapter_folder(name).join("expected.safetensors");
+    expected.tensors = candle_core::safetensors::load(file, &Device::Cpu)?;
+    Ok(expected)
+}
+
+fn load(folder: &Path, head: Head) -> Anyhow<Decoder> {
+    let base = base_of(folder)?;
+    let trained = Training::Trained;
+    Ok(Decoder::load_adapter(&base, folder, head, 0, trained)?)
+}
+
+fn bits(x: &Tensor) -> Anyhow<Vec<u32>> {
+    let values = x.flatten_all()?.to_vec1::<f32>()?;
+    Ok(values.iter().map(|x| x.to_bits()).collect())
+}
+
+/// Rank 3 on all projections of some layers.
+fn everywhere(layers: Layers) -> LoraConfig {
+    LoraConfig {
+        r: 3,
+        lora_alpha: 4.0,
+        scaling: Scaling::Rank,
+        target_modules: Targets::AllLinear,
+        layers_to_transform: layers,
+    }
+}
+
+/// A small frozen model, and the same with adapters away from zero.
+fn adapted(family: Family, layers: Layers, head: Head) -> Anyhow<(Decoder, Decoder)> {
+    let config = HfConfig::new(two_layers(family)?);
+    let base = Decoder::fresh(config, 1, |_| Training::Frozen, &Device::Cpu)?;
+    let model = Decoder::adapt(&base, &everywhere(layers), head, 5, Training::Trained)?;
+    shake(&model)?;
+    Ok((base, model))
+}
+
+fn shake(model: &Decoder) -> Anyhow {
+    for (stream, param) in (500..).zip(model.params().trained()) {
+        let values = noise(param.value().elem_count(), stream);
+        param.update(|to| {
+            to.iter_mut()
+                .zip(&values)
+                .for_each(|(to, v)| *to += 0.2 * v)
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn logits_and_every_gradient_of_peft() -> Anyhow {
+    for name in LANGUAGE_ADAPTERS {
+        let (expected, model) = (
+            expected(name, name)?,
+            load(&adapter_folder(name), Head::LanguageModel)?,
+        );
+        check_logits(name, &model, &expected)?;
+        for recompute in [Recompute::None, Recompute::Block] {
+            let loss = backward_of_mean_nll(&model, &expected, recompute)?;
+            let wanted = expected.tensors["loss"].to_vec1::<f32>()?;
+            assert!(gap(&[loss.to_scalar()?], &wanted) < TOLERANCE, "{name}");
+            check_gradients(name, &model, &expected)?;
+            without_kernels(|| backward_of_mean_nll(&model, &expected, recompute))?;
+            check_gradients(name, &model, &expected)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_reward_model_of_peft() -> Anyhow {
+    let model = load(&adapter_folder("llama_reward"), Head::Score)?;
+    check_reward_model("llama_reward", &model, &expected("llama_reward", "llama")?)
+}
+
+/// What reads models reads PEFT folders, with the adapters merged.
+#[test]
+fn a_peft_folder_is_a_model_folder() -> Anyhow {
+    for name in LANGUAGE_ADAPTERS {
+        let merged = frozen(&adapter_folder(name))?;
+        assert!(merged.lora().is_none());
+        check_logits(name, &merged, &expected(name, name)?)?;
+    }
+    let folder = adapter_folder("llama_reward");
+    let merged = Decoder::load_reward_model(&folder, |_| Training::Trained, &Device::Cpu)?;
+    let expected = expected("llama_reward", "llama")?;
+    let (ids, segments) = expected.packed();
+    let hidden = merged.forward(&ids, &segments, Gradient::Skip)?;
+    let all: Vec<u32> = (0..ids.len() as u32).collect();
+    let wanted = crate::golden::expected_rows(&expected, "token_scores", |n| n)?;
+    assert!(gap(&merged.scores(&hidden, &all)?.to_vec1()?, &wanted) < TOLERANCE);
+    Ok(())
+}
+
+#[test]
+fn a_fresh_adapter_changes_no_bit_of_its_base() -> Anyhow {
+    for family in Family::ALL {
+        let config = HfConfig::new(two_layers(family)?);
+        let base = Decoder::fresh(config, 1, |_| Training::Frozen, &Device::Cpu)?;
+        let lora = everywhere(Layers::All);
+        let model = Decoder::adapt(&base, &lora, Head::LanguageModel, 5, Training::Trained)?;
+        let (with, without) = (
+            outputs(&model, Gradient::Skip)?,
+            outputs(&base, Gradient::Skip)?,
+        );
+        assert_eq!(bits(&with)?, bits(&without)?, "{family:?}");
+        let draws = model
+            .params()
+            .get("model.layers.0.self_attn.q_proj.lora_A.weight");
+        if let Ok(a) = draws {
+            let largest = a.read(|a| a.iter().fold(0f32, |m, v| m.max(v.abs())))?;
+            assert!(0.2 < largest && largest <= 0.25, "16 inputs: {largest}");
+        }
+    }
+    Ok(())
+}
+
+/// The adapters, and the head that a reward model brings, are all that a role on a base holds.
+#[test]
+fn a_role_owns_its_adapters_alone() -> Anyhow {
+    let (base, actor) = adapted(Family::Llama, Layers::Top(1), Head::LanguageModel)?;
+    let names = |model: &Decoder| -> Vec<String> {
+        model
+            .params()
+            .owned()
+            .map(|p| p.name().to_owned())
+            .collect()
+    };
+    assert_eq!(names(&actor).len(), 14);
+    assert!(
+        names(&actor)
+            .iter()
+            .all(|name| name.contains("layers.1.") && name.contains("lora_"))
+    );
+    for param in actor.params().shared() {
+        assert!(Arc::ptr_eq(param, &base.params().get(param.name())?));
+    }
+    let lora = everywhere(Layers::Top(1));
+    let critic = Decoder::adapt(&base, &lora, Head::Score, 5, Training::Trained)?;
+    assert!(names(&critic).contains(&"score.weight".to_owned()));
+    assert_eq!(names(&critic).len(), 15);
+    assert!(Decoder::adapt(&critic, &lora, Head::Score, 5, Training::Trained).is_err());
+    Ok(())
+}
+
+#[test]
+fn recording_changes_no_bit_of_an_adapted_model() -> Anyhow {
+    for family in Family::ALL {
+        for layers in [Layers::All, Layers::Top(1), Layers::These(vec![0])] {
+            let (_, model) = adapted(family, layers.clone(), Head::LanguageModel)?;
+            let skipped = bits(&outputs(&model, Gradient::Skip)?)?;
+            for recompute in [Recompute::None, Recompute::Block] {
+                let recorded = bits(&outputs(&model, Gradient::Record(recompute))?)?;
+                assert_eq!(recorded, skipped, "{family:?} {layers:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Adapters of the top layer leave what lies below frozen: a pass from there gives all gradients, the same bits.
+#[test]
+fn adapters_of_the_top_layers_leave_a_trunk() -> Anyhow {
+    let (base, model) = adapted(Family::Qwen2, Layers::Top(1), Head::LanguageModel)?;
+    let (ids, segments) = (
+        (0..17).collect::<Vec<u32>>(),
+        Segments::from_lengths([9, 8]),
+    );
+    let record = Gradient::Record(Recompute::None);
+    let gradients = |hidden: &Tensor| -> Anyhow<Vec<u32>> {
+        model.params().zero_grad()?;
+        (hidden * tensor(hidden.dims(), 6))?.sum_all()?.backward()?;
+        assert_eq!(model.params().unreached(), Vec::<&str>::new());
+        bits(model.params().arena().expect("trained"))
+    };
+    let whole = model.forward(&ids, &segments, record)?;
+    let boundary = base.hidden_at(1, &ids, &segments)?;
+    let cut = model.forward_from(1, &boundary, &segments, record)?;
+    assert_eq!(bits(&whole)?, bits(&cut)?);
+    assert_eq!(gradients(&whole)?, gradients(&cut)?);
+    Ok(())
+}
+
+#[test]
+fn finite_differences() -> Anyhow {
+    for (family, head) in [
+        (Family::Qwen3, Head::LanguageModel),
+        (Family::Gpt2, Head::LanguageModel),
+        (Family::Llama, Head::Score),
+    ] {
+        let (_, model) = adapted(family, Layers::All, head)?;
+        check_trained(&format!("adapters, {family:?}"), &model, Recompute::None)?;
+    }
+    Ok(())
+}
+
+/// Sampled log-probs are the training forward's, bit for bit.
+#[test]
+fn generation_applies_adapters_as_training_does() -> Anyhow {
+    for name in LANGUAGE_ADAPTERS {
+        let model = load(&adapter_folder(name), Head::LanguageModel)?;
+        rollouts::check(&model, 128, Sampling::default())?;
+    }
+    let base = crate::support::llama(576, 2, 9, 3, 512, Head::LanguageModel)?;
+    let saved = tempfile::tempdir()?;
+    base.save(saved.path(), SaveDtype::F32)?;
+    let mut lora = everywhere(Layers::All);
+    lora.r = 16;
+    let base = frozen(saved.path())?;
+    let model = Decoder::adapt(&base, &lora, Head::LanguageModel, 5, Training::Trained)?;
+    for (stream, param) in (700..).zip(model.params().trained()) {
+        let values = noise(param.value().elem_count(), stream);
+        param.update(|to| {
+            to.iter_mut()
+                .zip(&values)
+                .for_each(|(to, v)| *to += 0.02 * v)
+        })?;
+    }
+    rollouts::check(&model, 512, Sampling::default())
+}
+
+#[test]
+fn what_is_saved_comes_back_and_merges() -> Anyhow {
+    for (layers, targets) in [
+        (Layers::All, Targets::AllLinear),
+        (Layers::Top(2), Targets::Usual),
+        (
+            Layers::All,
+            Targets::Named(vec!["layers.1.mlp.up_proj".to_owned()]),
+        ),
+    ] {
+        let saved = tempfile::tempdir()?;
+        let base = frozen(&folder("llama"))?;
+        let mut lora = everywhere(layers);
+        lora.target_modules = targets;
+        lora.scaling = Scaling::RootRank;
+        let model = Decoder::adapt(&base, &lora, Head::LanguageModel, 5, Training::Trained)?;
+        shake(&model)?;
+        model.save_adapter(saved.path(), &folder("llama"), SaveDtype::F32)?;
+        let again = load(saved.path(), Head::LanguageModel)?;
+        assert_eq!(again.lora(), model.lora());
+        let (ids, segments) = Expected::read("llama")?.packed();
+        let pass = |model: &Decoder| model.forward(&ids, &segments, Gradient::Skip);
+        assert_eq!(bits(&pass(&model)?)?, bits(&pass(&again)?)?);
+
+        let merged = tempfile::tempdir()?;
+        model.save(merged.path(), SaveDtype::F32)?;
+        let close = |other: &Decoder| -> Anyhow<f32> {
+            let (found, wanted) = (pass(other)?, pass(&model)?);
+            Ok(gap(
+                &found.flatten_all()?.to_vec1()?,
+                &wanted.flatten_all()?.to_vec1()?,
+            ))
+        };
+        // Rounding of the merged weights, on hidden states of size one.
+        assert!(close(&frozen(merged.path())?)? < 1e-4);
+        assert!(close(&frozen(saved.path())?)? < 1e-4);
+        assert!(close(&base)? > 1e-2);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_reward_adapter_keeps_its_head() -> Anyhow {
+    let (saved, base) = (tempfile::tempdir()?, frozen(&folder("llama"))?);
+    let lora = everywhere(Layers::Top(1));
+    let model = Decoder::adapt(&base, &lora, Head::Score, 5, Training::Trained)?;
+    shake(&model)?;
+    model.save_adapter(saved.path(), &folder("llama"), SaveDtype::F32)?;
+    let again = load(saved.path(), Head::Score)?;
+    let score =
+        |model: &Decoder| -> Anyhow<Vec<u32>> { bits(model.params().get("score.weight")?.value()) };
+    assert_eq!(score(&model)?, score(&again)?);
+    let merged = Decoder::load_reward_model(saved.path(), |_| Training::Frozen, &Device::Cpu)?;
+    assert_eq!(score(&model)?, score(&merged)?);
+    Ok(())
+}
+
+#[test]
+fn another_base_is_refused() -> Anyhow {
+    let (saved, base) = (tempfile::tempdir()?, frozen(&folder("llama"))?);
+    let lora = everywhere(Layers::All);
+    let model = Decoder::adapt(&base, &lora, Head::LanguageModel, 5, Training::Trained)?;
+    model.save_adapter(saved.path(), &folder("llama_old_dialect"), SaveDtype::F32)?;
+    for refused in [
+        load(saved.path(), Head::LanguageModel).map(|_| ()),
+        frozen(saved.path()).map(|_| ()),
+    ] {
+        let message = refused.unwrap_err().to_string();
+        assert!(message.contains("fingerprint"), "{message}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_not_done_is_refused_by_its_key() -> Anyhow {
+    let refused = |key: &str, value: &str| -> Anyhow<String> {
+        let copy = tempfile::tempdir()?;
+        for file in ["adapter_config.json", "adapter_model.safetensors"] {
+            fs::copy(adapter_folder("llama").join(file), copy.path().join(file))?;
+        }
+        let file = copy.path().join("adapter_config.json");
+        let mut keys: serde_json::Value = serde_json::from_str(&fs::read_to_string(&file)?)?;
+        keys["base_model_name_or_path"] = folder("llama").display().to_string().into();
+        keys[key] = serde_json::from_str(value)?;
+        fs::write(&file, keys.to_string())?;
+        Ok(frozen(copy.path()).map(|_| ()).unwrap_err().to_string())
+    };
+    for (key, value) in [
+        ("peft_type", "\"IA3\""),
+        ("bias", "\"all\""),
+        ("use_dora", "true"),
+        ("rank_pattern", "{\"q_proj\": 2}"),
+        ("task_type", "\"SEQ_2_SEQ_LM\""),
+        ("modules_to_save", "[\"embed_tokens\"]"),
+        ("init_lora_weights", "\"pissa_niter_4\""),
+        ("lora_alpha", "\"six\""),
+        ("r", "0"),
+        ("base_model_name_or_path", "\"no/such/folder\""),
+    ] {
+        let message = refused(key, value)?;
+        assert!(message.contains(key), "{key}: {message}");
+    }
+    // The rank is held against the tensors.
+    assert!(refused("r", "5")?.contains("shape"));
+    Ok(())
+}
