@@ -9,6 +9,7 @@ use super::check::{Checker, Keys};
 use super::generation::Generation;
 use super::optim::{LrScheduler, Training};
 use super::optional_path;
+use super::ppo_update::PpoUpdate;
 
 /// The `[ppo]` table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,10 +38,10 @@ pub struct Ppo {
     pub num_mini_batches: usize,
     /// Passes over each batch.
     pub num_ppo_epochs: usize,
-    /// Weight of the KL to the reference in the reward.
+    /// Weight of the KL to the reference, in the reward or in the loss.
     pub kl_coef: f64,
-    /// Estimator of that KL.
-    pub kl_estimator: KlEstimator,
+    /// Estimator of that KL. When unset: k1 in the reward, k3 in the loss. Always filled once read.
+    pub kl_estimator: Option<KlEstimator>,
     /// The probability ratio is clipped at 1 − this (and at 1 + this, if `cliprange_high` is
     /// unset).
     pub cliprange: f64,
@@ -79,6 +80,9 @@ pub struct Ppo {
     /// Word list (`word<TAB>valence` a line) whose sum over a completion evaluations report.
     #[serde(default, deserialize_with = "optional_path")]
     pub lexicon: Option<PathBuf>,
+    /// What shapes the update.
+    #[serde(flatten)]
+    pub update: PpoUpdate,
     /// How completions are sampled.
     #[serde(flatten)]
     pub generation: Generation,
@@ -133,7 +137,7 @@ impl Default for Ppo {
             num_mini_batches: 1,
             num_ppo_epochs: 4,
             kl_coef: 0.05,
-            kl_estimator: KlEstimator::K1,
+            kl_estimator: None,
             cliprange: 0.2,
             cliprange_high: None,
             cliprange_value: 0.2,
@@ -152,6 +156,7 @@ impl Default for Ppo {
             eval_samples: 256,
             eval_seed: 0,
             lexicon: None,
+            update: PpoUpdate::default(),
             generation: Generation::default(),
             training: Training {
                 learning_rate: 1e-6,
@@ -181,6 +186,12 @@ impl Ppo {
         self.cliprange_high.unwrap_or(self.cliprange)
     }
 
+    /// Estimator of the KL to the reference.
+    pub fn kl_estimator(&self) -> KlEstimator {
+        self.kl_estimator
+            .unwrap_or_else(|| self.update.usual_estimator())
+    }
+
     /// Peak learning rate of the critic.
     pub fn critic_learning_rate(&self) -> f64 {
         self.critic_learning_rate
@@ -196,7 +207,11 @@ impl Ppo {
         checker: &mut Checker<'_>,
     ) {
         self.cliprange_high = Some(self.cliprange_high());
+        self.kl_estimator = Some(self.kl_estimator());
         self.critic_learning_rate = Some(self.critic_learning_rate());
+        // A minibatch of none is refused by the checks.
+        let sequences = self.training.batch_size.checked_div(self.num_mini_batches);
+        self.update.fill(sequences.unwrap_or(1));
         if self.eval_prompts.is_some() {
             self.judge_model = self.judge_model.take().or(judge);
         }
@@ -239,6 +254,7 @@ impl Ppo {
         self.check_scores(&mut keys);
         self.check_rollout(&mut keys);
         self.check_evaluation(&mut keys);
+        self.update.check(self, &mut keys);
         self.generation.check(&mut keys);
         self.training.check(&mut keys);
     }
@@ -381,6 +397,11 @@ impl Ppo {
             .map(|path| ("eval_prompts", path.as_path()));
         let lexicon = self.lexicon.iter().map(|path| ("lexicon", path.as_path()));
         let prompts = [("prompts", self.prompts.as_path())].into_iter();
-        prompts.chain(eval_prompts).chain(lexicon).collect()
+        let ptx = self.update.ptx.data_files();
+        prompts
+            .chain(eval_prompts)
+            .chain(lexicon)
+            .chain(ptx)
+            .collect()
     }
 }

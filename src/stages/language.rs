@@ -110,7 +110,10 @@ impl<R: RowSet> Task for LanguageTask<'_, R> {
 }
 
 /// Σ log p of the targets that count.
-fn log_prob_sum(model: &Decoder, batch: &Batch, gradient: Gradient) -> Result<Tensor> {
+///
+/// # Errors
+/// If the computation fails.
+pub fn log_prob_sum(model: &Decoder, batch: &Batch, gradient: Gradient) -> Result<Tensor> {
     let hidden = model.forward(
         &batch.ids,
         &Segments::from_offsets(&batch.segments),

@@ -77,6 +77,8 @@ pub mod names {
     pub const POLICY_APPROX_KL: &str = "policy/approx_kl";
     /// Share of tokens whose ratio was clipped.
     pub const POLICY_CLIP_FRACTION: &str = "policy/clip_fraction";
+    /// Share of tokens whose loss the dual clip bounded; written where it is set.
+    pub const POLICY_DUAL_CLIP_FRACTION: &str = "policy/dual_clip_fraction";
     /// Token mean of the ratio.
     pub const POLICY_RATIO_MEAN: &str = "policy/ratio_mean";
     /// Largest |ratio − 1| in the iteration's first minibatch: 0 where sampling and training agree.
@@ -85,10 +87,25 @@ pub mod names {
     pub const POLICY_FIRST_APPROX_KL: &str = "policy/first_approx_kl";
     /// Global norm of the actor's gradient before clipping.
     pub const POLICY_GRAD_NORM: &str = "policy/grad_norm";
+    /// [`POLICY_APPROX_KL`] of the whole batch after the iteration's last step, or of the minibatch that ended its epochs early: what
+    /// is held against the limit of taking back, and written where there is one.
+    pub const POLICY_LAST_APPROX_KL: &str = "policy/last_approx_kl";
+    /// Optimizer steps that the actor took in the iteration, those among them that were taken back; 0 while the critic warms up.
+    pub const POLICY_UPDATES: &str = "policy/updates";
+    /// 1 where `target_kl` ended the iteration's epochs early, else 0; written where there is one.
+    pub const POLICY_STOPPED_EARLY: &str = "policy/stopped_early";
+    /// Iterations taken back so far; written where `rollback_kl_factor` is set.
+    pub const POLICY_ROLLED_BACK: &str = "policy/rolled_back";
     /// Learning rate of the actor.
     pub const POLICY_LEARNING_RATE: &str = "policy/learning_rate";
     /// Mean policy loss of the iteration's minibatches.
     pub const LOSS_POLICY: &str = "loss/policy";
+    /// KL to the reference in the loss, before its coefficient: mean of the iteration's minibatches.
+    pub const LOSS_KL: &str = "loss/kl";
+    /// Entropy that the loss rewards, before its coefficient: mean of the iteration's minibatches.
+    pub const LOSS_ENTROPY: &str = "loss/entropy";
+    /// Next-token loss on pretraining text, before its coefficient: mean of the iteration's minibatches.
+    pub const LOSS_PTX: &str = "loss/ptx";
     /// Mean value loss of the iteration's minibatches.
     pub const LOSS_VALUE: &str = "loss/value";
     /// Share of the returns' variance that the values explain.

@@ -33,6 +33,7 @@ use evaluation::{Evaluator, Measured};
 use rollouts::Sampler;
 use state::{Optimizers, State, Store};
 use targets::Targets;
+use update::{Outcome, PretrainMix};
 
 /// Runs the stage; `None` when a signal stopped it.
 ///
@@ -43,7 +44,10 @@ pub fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
     let roles = Roles::load(&config.from, &config.reward_model, context.device)?;
     let prompts = prompts(&tokenizer, config, &roles, &config.prompts, "prompts")?;
     let evaluator = Evaluator::load(context, config, &tokenizer, &roles)?;
-    let mut run = Run::resume(context, config, &tokenizer, &roles, &prompts, evaluator)?;
+    let mix = PretrainMix::load(config, &tokenizer, &roles, context.config.run.seed)?;
+    let mut run = Run::resume(
+        context, config, &tokenizer, &roles, &prompts, evaluator, mix,
+    )?;
     run.prepare()?;
     while run.state.iteration < run.iterations {
         if context.stop.is_requested() {
@@ -100,6 +104,7 @@ struct Run<'a> {
     order: Order,
     sampler: Sampler<'a>,
     evaluator: Option<Evaluator<'a>>,
+    mix: Option<PretrainMix>,
     tokenizer: &'a Tokenizer,
     optimizers: Optimizers,
     store: Store,
@@ -160,6 +165,7 @@ impl<'a> Run<'a> {
         roles: &'a Roles,
         prompts: &'a [Prompt],
         evaluator: Option<Evaluator<'a>>,
+        mix: Option<PretrainMix>,
     ) -> Result<Self> {
         let mut optimizers = Optimizers::new(roles, &config.training)?;
         let store = Store::open(context.folder, &config.training)?;
@@ -192,6 +198,7 @@ impl<'a> Run<'a> {
             roles,
             prompts,
             evaluator,
+            mix,
             tokenizer,
             optimizers,
             store,
@@ -253,6 +260,7 @@ impl<'a> Run<'a> {
         let batch = update::Batch {
             experience: &experience,
             old_log_probs: &scored.old.log_probs,
+            reference_log_probs: &scored.reference,
             old_values: &scored.values,
             targets: &targets,
         };
@@ -317,11 +325,18 @@ impl<'a> Run<'a> {
             config: self.config,
             run: &self.context.config.run,
             roles: self.roles,
+            mix: self.mix.as_ref(),
             optimizers: &mut self.optimizers,
             state: &mut self.state,
             rates,
         };
-        update.epochs(iteration, batch, metrics)
+        if let Outcome::RolledBack { approx_kl } = update.epochs(iteration, batch, metrics)? {
+            self.progress.note(&format!(
+                "iteration {iteration} was taken back: it had moved the policy by an approximate KL of {approx_kl:.3}, beyond ppo.target_kl \
+                 × ppo.rollback_kl_factor; should that happen often, lower ppo.learning_rate"
+            ));
+        }
+        Ok(())
     }
 
     /// The prompts of an iteration, each with the place at which training meets it.

@@ -36,6 +36,10 @@ pub struct State {
     pub skipped: u64,
     /// How many of them in a row.
     pub bad_in_row: usize,
+    /// Rows of pretraining text that the actor has met.
+    pub ptx_rows: u64,
+    /// Iterations that were taken back.
+    pub rolled_back: u64,
     /// The evaluation before training.
     pub before: Option<Measured>,
     /// The newest evaluation.
@@ -76,6 +80,8 @@ impl State {
             normalizer: ScoreNormalizer::None,
             skipped: 0,
             bad_in_row: 0,
+            ptx_rows: 0,
+            rolled_back: 0,
             before: None,
             last: None,
             actor_steps: 0,

@@ -5,7 +5,7 @@ use rollout::random::{Key, Purpose};
 
 use super::rollouts::Sampler;
 use super::state::State;
-use crate::config::{KlEstimator as KlName, Ppo, ScoreNormalization};
+use crate::config::{KlEstimator as KlName, KlIn, Ppo, ScoreNormalization};
 use crate::data::example::Prompt;
 use crate::rlhf::advantage::gae::{GaeConfig, gae};
 use crate::rlhf::kl::objective_kl;
@@ -37,6 +37,8 @@ pub struct Targets {
     pub advantages: Vec<f64>,
     /// The critic's targets.
     pub returns: Vec<f64>,
+    /// Weight of the KL that the policy's loss carries; `None` where the rewards carry it, or nothing does.
+    pub loss_kl_coef: Option<f64>,
 }
 
 /// Scores → token rewards → advantages and returns; the objective's metrics on the way.
@@ -49,7 +51,7 @@ pub fn targets(
 ) -> Result<Targets> {
     let rows = experience.rows()?;
     let scores = shape_scores(config, state, experience, inputs.scores)?;
-    let kl = estimator(config.kl_estimator).per_token(inputs.old, inputs.reference)?;
+    let kl = estimator(config.kl_estimator()).per_token(inputs.old, inputs.reference)?;
     let coef = state.kl.coef();
     let objective = objective_kl(inputs.old, inputs.reference, rows)?;
     metrics
@@ -60,9 +62,16 @@ pub fn targets(
             names::OBJECTIVE_RLHF_REWARD,
             rlhf_reward(&scores, &kl, coef, rows)?,
         );
-    state.kl.update(objective, rows.len());
+    // While the critic warms up the policy stands still, and its KL says nothing about the coefficient.
+    if state.iteration >= config.update.critic_warmup as u64 {
+        state.kl.update(objective, rows.len());
+    }
 
-    let mut rewards = token_rewards(&scores, &kl, coef, rows)?;
+    let (reward_coef, loss_kl_coef) = match config.update.kl_in {
+        KlIn::Reward => (coef, None),
+        KlIn::Loss => (0.0, Some(coef).filter(|&coef| coef > 0.0)),
+    };
+    let mut rewards = token_rewards(&scores, &kl, reward_coef, rows)?;
     if config.whiten_rewards {
         rewards = whiten(&rewards, Mean::Keep);
     }
@@ -85,6 +94,7 @@ pub fn targets(
     Ok(Targets {
         advantages,
         returns: estimate.returns,
+        loss_kl_coef,
     })
 }
 
@@ -141,7 +151,8 @@ fn reference_prompts(count: usize, seed: u64) -> Vec<usize> {
     chosen
 }
 
-fn estimator(name: KlName) -> KlEstimator {
+/// The estimator of that name.
+pub fn estimator(name: KlName) -> KlEstimator {
     match name {
         KlName::K1 => KlEstimator::K1,
         KlName::K2 => KlEstimator::K2,

@@ -1,0 +1,105 @@
+//! The keys of `[ppo]` that mix pretraining text into the update: PPO-ptx (Ouyang et al. 2022, eq. 2).
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::check::Keys;
+use super::data::Data;
+
+/// Keys of the pretraining mix.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ptx {
+    /// γ of InstructGPT's objective: weight of the next-token loss (a mean over tokens) on `ptx_data` in each of the actor's
+    /// steps; 0 mixes nothing in.
+    pub ptx_coef: f64,
+    /// Text to mix in: `.txt`, or records with `text`. Required if `ptx_coef` is not 0. Several files are read as one.
+    pub ptx_data: Data,
+    /// Rows of a step; unset takes as many as a minibatch has sequences.
+    pub ptx_batch_size: Option<usize>,
+    /// Tokens of a row.
+    pub ptx_length: usize,
+}
+
+impl Default for Ptx {
+    fn default() -> Self {
+        Self {
+            ptx_coef: 0.0,
+            ptx_data: Data::default(),
+            ptx_batch_size: None,
+            ptx_length: 128,
+        }
+    }
+}
+
+impl Ptx {
+    /// Whether any text is mixed in.
+    pub fn is_on(&self) -> bool {
+        self.ptx_coef != 0.0
+    }
+
+    /// Rows of one step; 0 where nothing is mixed in.
+    pub fn rows(&self) -> usize {
+        self.ptx_batch_size.unwrap_or(0)
+    }
+
+    pub(super) fn fill(&mut self, mini_batch_size: usize) {
+        if self.is_on() {
+            self.ptx_batch_size.get_or_insert(mini_batch_size);
+        }
+    }
+
+    pub(super) fn check(&self, keys: &mut Keys<'_, '_>) {
+        keys.not_negative(
+            "ptx_coef",
+            self.ptx_coef,
+            "1.0 weighs a token of text like one of a response, 0 mixes nothing in",
+        );
+        if !self.is_on() {
+            return self.check_unused(keys);
+        }
+        if self.ptx_data.is_empty() {
+            keys.missing(
+                "ptx_data",
+                "ppo.ptx_coef weighs pretraining text; name it, for example ptx_data = \"train.txt\", or set ptx_coef = 0",
+            );
+        }
+        self.ptx_data.check("ptx_data", keys);
+        if self.ptx_data.sources.iter().any(|s| s.weight.is_some()) {
+            let message = "takes no weights: its files are read as one text; remove them";
+            keys.wrong("ptx_data", "weights", message);
+        }
+        keys.at_least(
+            "ptx_batch_size",
+            self.rows(),
+            1,
+            "remove it for as many rows as a minibatch has sequences",
+        );
+        let mend = "a row needs a token and the next one; 128 is usual";
+        keys.at_least("ptx_length", self.ptx_length, 2, mend);
+    }
+
+    /// Without a weight the other keys were set in vain.
+    fn check_unused(&self, keys: &mut Keys<'_, '_>) {
+        let default = Self::default();
+        let first = self.ptx_data.paths().next();
+        let typed = [
+            ("ptx_data", first.map(|p| format!("\"{}\"", p.display()))),
+            ("ptx_batch_size", self.ptx_batch_size.map(|n| n.to_string())),
+            (
+                "ptx_length",
+                (self.ptx_length != default.ptx_length).then(|| self.ptx_length.to_string()),
+            ),
+        ];
+        for (key, value) in typed {
+            let Some(value) = value else { continue };
+            let message = "is of no use while ptx_coef is 0; set that above 0, or remove this key";
+            keys.wrong(key, value, message);
+        }
+    }
+
+    /// The data files by key.
+    pub(super) fn data_files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        self.ptx_data.paths().map(|path| ("ptx_data", path))
+    }
+}
