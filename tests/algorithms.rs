@@ -3,6 +3,9 @@
 //! `golden/make_fixtures.py` made the numbers in `f64` (library versions in `golden/versions.json`). We
 //! compute in `f64` too, so the tolerance covers only the order of sums.
 
+#[path = "algorithms/policy_update.rs"]
+mod policy_update;
+
 use candle_core::{Device, Tensor, Var};
 use collimate::rlhf::advantage::gae::{Gae, GaeConfig, gae};
 use collimate::rlhf::advantage::{group, reinforce};

@@ -13,6 +13,8 @@ mod on_policy;
 mod overfitting;
 #[path = "stages/pipeline.rs"]
 mod pipeline;
+#[path = "stages/ppo_update.rs"]
+mod ppo_update;
 #[path = "stages/refusal.rs"]
 mod refusal;
 #[path = "stages/support.rs"]

@@ -140,3 +140,94 @@ impl PpoUpdate {
         keys.wrong("critic_warmup", warmup, message);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::tests::resolve;
+    use crate::config::{KlEstimator, Ppo};
+
+    fn ppo(overrides: &[&str]) -> Ppo {
+        resolve(overrides).unwrap().ppo.unwrap()
+    }
+
+    #[track_caller]
+    fn refused(overrides: &[&str], words: &[&str]) {
+        let message = resolve(overrides).expect_err("must be refused").to_string();
+        for word in words {
+            assert!(message.contains(word), "no {word:?} in: {message}");
+        }
+    }
+
+    #[test]
+    fn the_estimator_follows_the_place_of_the_kl() {
+        assert_eq!(ppo(&[]).kl_estimator, Some(KlEstimator::K1));
+        assert_eq!(ppo(&["ppo.kl_in=loss"]).kl_estimator, Some(KlEstimator::K3));
+        let chosen = ppo(&["ppo.kl_in=loss", "ppo.kl_estimator=k2"]);
+        assert_eq!(chosen.kl_estimator, Some(KlEstimator::K2));
+        refused(
+            &["ppo.kl_in=loss", "ppo.kl_estimator=k1"],
+            &["ppo.kl_estimator", "zero in expectation", "k3"],
+        );
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_refused() {
+        refused(&["ppo.dual_clip=1.0"], &["ppo.dual_clip", "larger than 1"]);
+        refused(
+            &["ppo.entropy_coef=-0.1"],
+            &["ppo.entropy_coef", "zero or larger"],
+        );
+        refused(&["ppo.target_kl=0.0"], &["ppo.target_kl", "larger than 0"]);
+        let factor = ["ppo.target_kl=0.1", "ppo.rollback_kl_factor=0.5"];
+        refused(&factor, &["ppo.rollback_kl_factor", "1 or larger"]);
+        let words = ["ppo.loss_aggregation", "token", "sequence", "constant"];
+        refused(&["ppo.loss_aggregation=mean"], &words);
+    }
+
+    #[test]
+    fn limits_that_could_not_act_are_refused() {
+        let alone = ["ppo.rollback_kl_factor=2.0"];
+        refused(&alone, &["ppo.rollback_kl_factor", "target_kl", "not set"]);
+        let single = ["ppo.target_kl=0.1", "ppo.num_ppo_epochs=1"];
+        refused(
+            &single,
+            &["ppo.target_kl", "single minibatch", "num_ppo_epochs"],
+        );
+        let measured = [&single[..], &["ppo.rollback_kl_factor=2.0"]].concat();
+        assert_eq!(ppo(&measured).update.rollback_kl(), Some(0.2));
+        assert_eq!(ppo(&["ppo.target_kl=0.1"]).update.rollback_kl(), None);
+    }
+
+    #[test]
+    fn a_warm_up_that_never_ends_or_warms_nothing_is_refused() {
+        // The sample has 40 steps.
+        refused(
+            &["ppo.critic_warmup=40"],
+            &["ppo.critic_warmup", "ppo.max_steps = 40"],
+        );
+        assert_eq!(ppo(&["ppo.critic_warmup=39"]).update.critic_warmup, 39);
+        for still in ["vf_coef", "critic_learning_rate"] {
+            let set = format!("ppo.{still}=0.0");
+            refused(
+                &["ppo.critic_warmup=2", &set],
+                &["ppo.critic_warmup", still],
+            );
+        }
+    }
+
+    #[test]
+    fn keys_of_other_trainers_lead_to_ours() {
+        let pairs = [
+            ("clip_ratio_c", "dual_clip"),
+            ("loss_agg_mode", "loss_aggregation"),
+            ("use_kl_loss", "kl_in"),
+            ("entropy_coeff", "entropy_coef"),
+        ];
+        for (theirs, ours) in pairs {
+            refused(
+                &[&format!("ppo.{theirs}=1")],
+                &[&format!("did you mean `{ours}`")],
+            );
+        }
+    }
+}

@@ -103,3 +103,66 @@ impl Ptx {
         self.ptx_data.paths().map(|path| ("ptx_data", path))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::tests::resolve;
+    use crate::config::{Ptx, Stage};
+
+    fn ptx(overrides: &[&str]) -> Ptx {
+        resolve(overrides).unwrap().ppo.unwrap().update.ptx
+    }
+
+    #[track_caller]
+    fn refused(overrides: &[&str], words: &[&str]) {
+        let message = resolve(overrides).expect_err("must be refused").to_string();
+        for word in words {
+            assert!(message.contains(word), "no {word:?} in: {message}");
+        }
+    }
+
+    const ON: [&str; 2] = ["ppo.ptx_coef=0.5", "ppo.ptx_data=[\"a.txt\", \"b.txt\"]"];
+
+    #[test]
+    fn a_step_takes_as_many_rows_as_a_minibatch_has_sequences() {
+        let quarter = [&ON[..], &["ppo.num_mini_batches=4"]].concat();
+        assert_eq!(ptx(&quarter).ptx_batch_size, Some(16));
+        let chosen = [&ON[..], &["ppo.ptx_batch_size=3"]].concat();
+        assert_eq!(ptx(&chosen).rows(), 3);
+        assert_eq!(ptx(&[]).ptx_batch_size, None);
+    }
+
+    #[test]
+    fn its_text_is_among_the_stage_s_files() {
+        let config = resolve(&ON).unwrap();
+        let files = config.data_files(Stage::Ppo);
+        let text = files.iter().filter(|(key, _)| *key == "ptx_data");
+        assert_eq!(text.count(), 2, "{files:?}");
+    }
+
+    #[test]
+    fn a_weight_without_text_and_text_without_a_weight_are_refused() {
+        refused(&ON[..1], &["ppo.ptx_data", "is required", "ptx_coef = 0"]);
+        for key in ["ptx_data=a.txt", "ptx_batch_size=4", "ptx_length=64"] {
+            let name = key.split('=').next().unwrap();
+            refused(
+                &[&format!("ppo.{key}")],
+                &[&format!("ppo.{name}"), "of no use", "ptx_coef"],
+            );
+        }
+    }
+
+    #[test]
+    fn rows_that_cannot_be_are_refused() {
+        for (set, word) in [
+            ("ppo.ptx_batch_size=0", "at least 1"),
+            ("ppo.ptx_length=1", "at least 2"),
+            ("ppo.ptx_coef=-1.0", "zero or larger"),
+        ] {
+            let key = set.split('=').next().unwrap();
+            refused(&[ON[0], ON[1], set], &[key, word]);
+        }
+        let weighted = "ppo.ptx_data=[{ path = \"a.txt\", weight = 2.0 }]";
+        refused(&[ON[0], weighted], &["ppo.ptx_data", "takes no weights"]);
+    }
+}

@@ -95,6 +95,14 @@ fn the_written_file_reads_back_the_same() {
             "sft.max_epochs=2.5",
             "ppo.lam=1",
         ],
+        &[
+            "ppo.kl_in=loss",
+            "ppo.loss_aggregation=constant",
+            "ppo.target_kl=0.1",
+            "ppo.ptx_coef=1",
+            "ppo.ptx_data=a.txt",
+            "ppo.critic_warmup=3",
+        ],
     ] {
         let config = resolve(overrides).unwrap();
         let written = config.to_toml().unwrap();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rollout::random::{Key, Purpose};
 
 use crate::process::{ATTEMPTS, Moment, StageRun};
-use crate::support::Workspace;
+use crate::support::{Line, Workspace};
 
 /// Kills of each stage.
 fn kills() -> u64 {
@@ -51,8 +51,8 @@ fn kill_repeatedly(run: &StageRun, key: Key, lines: usize) -> Vec<Moment> {
     )
 }
 
-/// One run to its end, another killed and continued: both leave the same.
-fn assert_continues(stage: &str, purpose: Purpose, flags: &str) {
+/// One run to its end, another killed and continued: both leave the same. Returns the metrics of the one.
+fn assert_continues(stage: &str, purpose: Purpose, flags: &str) -> Vec<Line> {
     let workspace = Workspace::trained();
     let run = |name| StageRun {
         workspace: &workspace,
@@ -62,10 +62,11 @@ fn assert_continues(stage: &str, purpose: Purpose, flags: &str) {
     };
     let (unbroken, killed) = (run("unbroken"), run("killed"));
     unbroken.complete();
-    let lines = workspace.metrics("unbroken", stage).len();
-    let moments = kill_repeatedly(&killed, Key::new(11, purpose), lines);
+    let lines = workspace.metrics("unbroken", stage);
+    let moments = kill_repeatedly(&killed, Key::new(11, purpose), lines.len());
     killed.complete();
     killed.assert_same(&unbroken, &format!("killed at {moments:?}"));
+    lines
 }
 
 #[test]
@@ -103,4 +104,20 @@ fn ppo_continues_to_the_same_bits() {
 fn ppo_with_fixed_score_scale_continues_to_the_same_bits() {
     let flags = "--set ppo.max_steps=30 --set ppo.save_steps=4 --set ppo.score_normalization=reference --set ppo.num_samples_per_prompt=2";
     assert_continues("ppo", Purpose::Evaluation, flags);
+}
+
+#[test]
+fn ppo_with_every_term_of_the_update_continues_to_the_same_bits() {
+    // The cursor of the pretraining text, the counts of iterations taken back and the warm-up are part of what must survive.
+    let flags = "--set ppo.max_steps=24 --set ppo.save_steps=4 --set ppo.critic_warmup=2 --set ppo.kl_in=loss --set ppo.entropy_coef=0.01 \
+                 --set ppo.loss_aggregation=sequence --set ppo.dual_clip=3.0 --set ppo.target_kl=0.02 --set ppo.rollback_kl_factor=2.0 \
+                 --set ppo.ptx_coef=0.5 --set ppo.ptx_data=text.jsonl --set ppo.ptx_length=24 --set ppo.ptx_batch_size=3";
+    let lines = assert_continues("ppo", Purpose::Ptx, flags);
+    // The limits act, or nothing of them was to be restored.
+    let last = |name: &str| lines.last().and_then(|line| line[name].as_f64());
+    assert!(last("policy/rolled_back") > Some(0.0), "{lines:?}");
+    let stopped = lines
+        .iter()
+        .any(|line| line.get("policy/stopped_early").and_then(|v| v.as_f64()) == Some(1.0));
+    assert!(stopped, "{lines:?}");
 }
