@@ -24,7 +24,8 @@ pub struct PpoUpdate {
     /// actor's nor critic's. Unset never ends them early.
     pub target_kl: Option<f64>,
     /// An iteration whose `policy/approx_kl` exceeds `target_kl` × this is taken back: actor, critic and their optimizers stand
-    /// again where it began. Unset takes nothing back.
+    /// again where it began, and the KL controller and the scores' normaliser keep what they have seen. The copy to go back to
+    /// takes the memory of the trained weights three times over. Unset takes nothing back.
     pub rollback_kl_factor: Option<f64>,
     /// Iterations at the beginning in which only the critic learns.
     pub critic_warmup: usize,

@@ -37,8 +37,10 @@ pub struct State {
     /// How many of them in a row.
     pub bad_in_row: usize,
     /// Rows of pretraining text that the actor has met.
+    #[serde(default)]
     pub ptx_rows: u64,
     /// Iterations that were taken back.
+    #[serde(default)]
     pub rolled_back: u64,
     /// The evaluation before training.
     pub before: Option<Measured>,
