@@ -7,6 +7,7 @@ use super::state::{Optimizers, State};
 use super::targets::Targets;
 use crate::config::{Ppo, Run};
 use crate::data::packing::cut;
+use crate::model::Decoder;
 use crate::rlhf::stats::mean;
 use crate::rlhf::{
     LossAggregation, PolicyLossConfig, PolicyStats, Rows, Totals, ValueLossConfig, ValueStats,
@@ -32,9 +33,7 @@ pub struct Batch<'a> {
     pub experience: &'a Experience,
     /// Log-probs of the policy that sampled them.
     pub old_log_probs: &'a [f32],
-    /// Values before the update.
-    pub old_values: &'a [f32],
-    /// Advantages and returns.
+    /// Advantages, and what the critic aims at.
     pub targets: &'a Targets,
 }
 
@@ -86,6 +85,9 @@ impl Update<'_> {
             }
         }
         write(metrics, &done, self.rates);
+        if self.roles.critic.is_some() {
+            write_critic(metrics, &done);
+        }
         Ok(())
     }
 
@@ -97,8 +99,9 @@ impl Update<'_> {
             sequences: indices.len(),
         };
         let roles = self.roles;
-        roles.actor.params().zero_grad()?;
-        roles.critic.params().zero_grad()?;
+        for (_, model) in roles.trained() {
+            model.params().zero_grad()?;
+        }
         let mut minibatch = Minibatch::default();
         let size = |i: usize| experience.sequences()[i].ids.len();
         for micro in cut(
@@ -110,7 +113,7 @@ impl Update<'_> {
             self.policy(&micro, &mut minibatch)?;
             self.value(&micro, &mut minibatch)?;
         }
-        for (role, model) in [("actor", &roles.actor), ("critic", &roles.critic)] {
+        for (role, model) in roles.trained() {
             if let [first, ..] = model.params().unreached().as_slice() {
                 bail!("no gradient reached the {role}'s {first}");
             }
@@ -127,8 +130,8 @@ impl Update<'_> {
             .log_probs(&self.roles.actor, temperature, gradient(&config.training))?
             .log_probs;
         let clip = PolicyLossConfig {
-            cliprange_low: config.cliprange,
-            cliprange_high: config.cliprange_high(),
+            cliprange_low: config.objective.cliprange,
+            cliprange_high: config.objective.cliprange_high(),
             dual_clip: None,
         };
         let old = micro.pick(micro.batch.old_log_probs);
@@ -140,28 +143,29 @@ impl Update<'_> {
         Ok(())
     }
 
-    /// The critic's gradients of a micro-batch.
+    /// The critic's gradients of a micro-batch, if there is a critic.
     fn value(&self, micro: &Micro, minibatch: &mut Minibatch) -> Result<()> {
         let config = self.config;
-        let values = micro
-            .packed
-            .values(&self.roles.critic, gradient(&config.training))?;
-        let clip = ValueLossConfig {
-            cliprange_value: Some(config.cliprange_value),
+        let (Some(critic), Some(aim)) = (&self.roles.critic, &micro.batch.targets.critic) else {
+            return Ok(());
         };
-        let old = micro.pick(micro.batch.old_values);
-        let returns = micro.pick(&micro.batch.targets.returns);
+        let values = micro.packed.values(critic, gradient(&config.training))?;
+        let clip = ValueLossConfig {
+            cliprange_value: Some(config.critic.cliprange_value),
+        };
+        let (old, returns) = (micro.pick(&aim.old_values), micro.pick(&aim.returns));
         let value = value_loss(&values, &old, &returns, &micro.weights, &clip)?;
-        (&value.loss * config.vf_coef)?.backward()?;
+        (&value.loss * config.critic.vf_coef)?.backward()?;
         minibatch.value_loss += value.value;
         minibatch.value.merge(&value.stats);
         Ok(())
     }
 
-    /// One optimizer step of both, or of neither when something is not finite.
+    /// One optimizer step of each, or of none when something is not finite.
     fn step(&mut self, minibatch: &mut Minibatch) -> Result<()> {
-        let (actor, critic) = (self.roles.actor.params(), self.roles.critic.params());
-        let norms = [global_norm(actor)?, global_norm(critic)?];
+        let actor = self.roles.actor.params();
+        let critic = self.roles.critic.as_ref().map(Decoder::params);
+        let norms = [global_norm(actor)?, critic.map_or(Ok(0.0), global_norm)?];
         let losses = [minibatch.policy_loss, minibatch.value_loss];
         if !norms.iter().chain(&losses).all(|n| n.is_finite()) {
             return self.skip(minibatch);
@@ -172,9 +176,9 @@ impl Update<'_> {
         optimizers
             .actor
             .step_with(actor, minibatch.actor_norm, |_| rates.actor)?;
-        optimizers
-            .critic
-            .step_with(critic, minibatch.critic_norm, |_| rates.critic)?;
+        if let (Some(critic), Some(optimizer)) = (critic, &mut optimizers.critic) {
+            optimizer.step_with(critic, minibatch.critic_norm, |_| rates.critic)?;
+        }
         Ok(())
     }
 
@@ -244,13 +248,7 @@ fn write(metrics: &mut Metrics, done: &[Minibatch], rates: Rates) {
         )
         .set(names::POLICY_GRAD_NORM, over(&|m| m.actor_norm))
         .set(names::POLICY_LEARNING_RATE, rates.actor)
-        .set(names::LOSS_POLICY, over(&|m| m.policy_loss))
-        .set(names::LOSS_VALUE, over(&|m| m.value_loss))
-        .set(
-            names::VALUE_CLIP_FRACTION,
-            over(&|m| m.value.clip_fraction()),
-        )
-        .set(names::VALUE_GRAD_NORM, over(&|m| m.critic_norm));
+        .set(names::LOSS_POLICY, over(&|m| m.policy_loss));
     if let Some(first) = done.first() {
         metrics
             .set(
@@ -262,4 +260,16 @@ fn write(metrics: &mut Metrics, done: &[Minibatch], rates: Rates) {
                 first.policy.ratio.approx_kl(),
             );
     }
+}
+
+/// Means of the critic's numbers over the iteration's minibatches.
+fn write_critic(metrics: &mut Metrics, done: &[Minibatch]) {
+    let over = |f: &dyn Fn(&Minibatch) -> f64| mean(&done.iter().map(f).collect::<Vec<f64>>());
+    metrics
+        .set(names::LOSS_VALUE, over(&|m| m.value_loss))
+        .set(
+            names::VALUE_CLIP_FRACTION,
+            over(&|m| m.value.clip_fraction()),
+        )
+        .set(names::VALUE_GRAD_NORM, over(&|m| m.critic_norm));
 }
