@@ -7,6 +7,11 @@ use rollout::random::{Key, Purpose};
 use crate::process::{ATTEMPTS, Moment, StageRun};
 use crate::support::Workspace;
 
+/// A PPO run of short, alike samples, so that dynamic sampling has much to replace.
+const STATEFUL: &str = "--set ppo.max_steps=30 --set ppo.save_steps=4 --set ppo.kl_controller=adaptive --set ppo.kl_target=0.5 \
+                        --set ppo.kl_horizon=200.0 --set ppo.score_normalization=running --set ppo.num_samples_per_prompt=2 \
+                        --set ppo.dynamic_sampling=2 --set ppo.top_k=2 --set ppo.temperature=0.7 --set ppo.max_new_tokens=3";
+
 /// Kills of each stage.
 fn kills() -> u64 {
     match std::env::var("COLLIMATE_KILLS") {
@@ -103,4 +108,18 @@ fn ppo_continues_to_the_same_bits() {
 fn ppo_with_fixed_score_scale_continues_to_the_same_bits() {
     let flags = "--set ppo.max_steps=30 --set ppo.save_steps=4 --set ppo.score_normalization=reference --set ppo.num_samples_per_prompt=2";
     assert_continues("ppo", Purpose::Evaluation, flags);
+}
+
+/// Everything that an iteration reads beside weights, at once: the coefficient of the KL, the moments of scores, and how far dynamic
+/// sampling has come in the prompts.
+#[test]
+fn ppo_with_a_state_of_many_parts_continues_to_the_same_bits() {
+    assert_continues("ppo", Purpose::Dropout, STATEFUL);
+}
+
+#[test]
+fn ppo_without_a_critic_continues_to_the_same_bits() {
+    let flags =
+        format!("{STATEFUL} --set ppo.advantage_estimator=remax --set ppo.overlong_buffer=2");
+    assert_continues("ppo", Purpose::Split, &flags);
 }

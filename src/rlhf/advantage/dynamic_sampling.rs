@@ -54,7 +54,7 @@ mod tests {
         assert_eq!(have_spread(&scores, 1).unwrap(), [false; 6]);
         let broken = [f64::NAN, f64::NAN, 0.5, f64::NAN];
         assert_eq!(have_spread(&broken, 2).unwrap(), [true, true]);
-        assert_eq!(have_spread::<f32>(&[], 4).unwrap(), []);
+        assert!(have_spread::<f32>(&[], 4).unwrap().is_empty());
     }
 
     #[test]
@@ -71,6 +71,6 @@ mod tests {
         assert_eq!(choose(&[true, false, false, true], 3), [0, 1, 3]);
         assert_eq!(choose(&[false; 4], 2), [0, 1]);
         assert_eq!(choose(&[true, false], 3), [0, 1]);
-        assert_eq!(choose(&[], 3), [0usize; 0]);
+        assert!(choose(&[], 3).is_empty());
     }
 }
