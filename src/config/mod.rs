@@ -20,9 +20,7 @@ mod names;
 mod optim;
 mod order;
 mod ppo;
-mod ppo_update;
 mod pretrain;
-mod ptx;
 mod reward;
 mod run;
 mod sft;
@@ -41,10 +39,11 @@ pub use generation::Generation;
 pub use hub::HubName;
 pub use model::{Architecture, Family, Model, ModelStart, SaveDtype};
 pub use optim::{Length, LrScheduler, Recompute, Training};
-pub use ppo::{KlEstimator, Ppo, ScoreNormalization, Share};
-pub use ppo_update::{KlIn, LossAggregation, PpoUpdate};
+pub use ppo::{
+    AdvantageEstimator, Critic, CriticFrom, Evaluation, KlControllerKind, KlEstimator, KlIn,
+    LossAggregation, Objective, Ppo, PpoUpdate, Ptx, Rollout, ScoreNormalization, Scores, Share,
+};
 pub use pretrain::Pretrain;
-pub use ptx::Ptx;
 pub use reward::Reward;
 pub use run::{Device, Run};
 pub use sft::{Sft, TooLong};

@@ -124,12 +124,23 @@ pub mod names {
     /// Largest difference of a recorded log-prob and the training forward's: 0 on the CPU.
     pub const ROLLOUT_LOG_PROB_MAX_DEV: &str = "rollout/log_prob_max_dev";
 
+    /// Rounds of generation that the batch took: 1, and those of dynamic sampling.
+    pub const ROLLOUT_ROUNDS: &str = "rollout/rounds";
+    /// Prompts that dynamic sampling left out because their samples all scored alike.
+    pub const ROLLOUT_GROUPS_DROPPED: &str = "rollout/groups_dropped";
+    /// Share of the batch's prompts whose samples all score alike, which teach a group estimator nothing.
+    pub const ROLLOUT_NO_SPREAD_FRACTION: &str = "rollout/no_spread_fraction";
+    /// Mean raw score of the greedy completions that ReMax holds samples against.
+    pub const ROLLOUT_BASELINE_SCORE: &str = "rollout/baseline_score";
+
     /// Seconds of the whole step.
     pub const TIME_STEP: &str = "time/step";
     /// Seconds of generation.
     pub const TIME_ROLLOUT: &str = "time/rollout";
     /// Seconds of scoring by reward model, reference and critic.
     pub const TIME_SCORE: &str = "time/score";
+    /// Seconds of ReMax's greedy completions, with their scores.
+    pub const TIME_BASELINE: &str = "time/baseline";
     /// Seconds of the optimizer steps.
     pub const TIME_UPDATE: &str = "time/update";
     /// Seconds of evaluation.

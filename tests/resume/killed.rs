@@ -7,6 +7,11 @@ use rollout::random::{Key, Purpose};
 use crate::process::{ATTEMPTS, Moment, StageRun};
 use crate::support::{Line, Workspace};
 
+/// A PPO run of short, alike samples, so that dynamic sampling has much to replace.
+const STATEFUL: &str = "--set ppo.max_steps=30 --set ppo.save_steps=4 --set ppo.kl_controller=adaptive --set ppo.kl_target=0.5 \
+                        --set ppo.kl_horizon=200.0 --set ppo.score_normalization=running --set ppo.num_samples_per_prompt=2 \
+                        --set ppo.dynamic_sampling=2 --set ppo.top_k=2 --set ppo.temperature=0.7 --set ppo.max_new_tokens=3";
+
 /// Kills of each stage.
 fn kills() -> u64 {
     match std::env::var("COLLIMATE_KILLS") {
@@ -108,10 +113,12 @@ fn ppo_with_fixed_score_scale_continues_to_the_same_bits() {
 
 #[test]
 fn ppo_with_every_term_of_the_update_continues_to_the_same_bits() {
-    // The cursor of the pretraining text, the counts of iterations taken back and the warm-up are part of what must survive.
+    // The cursor of the pretraining text, the coefficient of the KL, the moments of scores, the counts of
+    // iterations taken back and the warm-up are part of what must survive.
     let flags = "--set ppo.max_steps=24 --set ppo.save_steps=4 --set ppo.critic_warmup=2 --set ppo.kl_in=loss --set ppo.entropy_coef=0.01 \
                  --set ppo.loss_aggregation=sequence --set ppo.dual_clip=3.0 --set ppo.target_kl=0.012 --set ppo.rollback_kl_factor=1.5 \
-                 --set ppo.ptx_coef=0.5 --set ppo.ptx_data=text.jsonl --set ppo.ptx_length=24 --set ppo.ptx_batch_size=3";
+                 --set ppo.ptx_coef=0.5 --set ppo.ptx_data=text.jsonl --set ppo.ptx_length=24 --set ppo.ptx_batch_size=3 \
+                 --set ppo.score_normalization=running --set ppo.kl_controller=adaptive --set ppo.kl_target=0.5 --set ppo.kl_horizon=200.0";
     let lines = assert_continues("ppo", Purpose::Ptx, flags);
     // The limits act, or there were nothing of them to restore.
     let column =
@@ -125,4 +132,18 @@ fn ppo_with_every_term_of_the_update_continues_to_the_same_bits() {
         stopped.contains(&1.0) && stopped.contains(&0.0),
         "{stopped:?}"
     );
+}
+
+/// Everything that an iteration reads beside weights, at once: the coefficient of the KL, the moments of scores, and how far dynamic
+/// sampling has come in the prompts.
+#[test]
+fn ppo_with_a_state_of_many_parts_continues_to_the_same_bits() {
+    assert_continues("ppo", Purpose::Dropout, STATEFUL);
+}
+
+#[test]
+fn ppo_without_a_critic_continues_to_the_same_bits() {
+    let flags =
+        format!("{STATEFUL} --set ppo.advantage_estimator=remax --set ppo.overlong_buffer=2");
+    assert_continues("ppo", Purpose::Split, &flags);
 }

@@ -102,6 +102,44 @@ fn every_term_at_once_starts_every_iteration_on_policy() {
 }
 
 #[test]
+fn without_a_critic_every_term_acts_too() {
+    let group = "--set ppo.critic_warmup=0 --set ppo.advantage_estimator=grpo --set ppo.num_samples_per_prompt=4";
+    let workspace = workspace();
+    let lines = run(&workspace, "group", &format!("{ALL} {group}"));
+    for line in &lines {
+        for exact in ["policy/first_ratio_max_dev", "policy/first_approx_kl"] {
+            assert_eq!(number(line, exact), 0.0, "{exact} in {line:?}");
+        }
+        assert!(number(line, "loss/ptx") > 0.0 && number(line, "loss/kl") >= 0.0);
+        assert!(!line.contains_key("loss/value"), "{line:?}");
+    }
+    let tight = "--set ppo.target_kl=1e-9 --set ppo.rollback_kl_factor=1.0";
+    let lines = run(&workspace, "back", &format!("{ALL} {group} {tight}"));
+    assert_eq!(
+        column(&lines, "policy/rolled_back"),
+        [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    );
+    let start = read(&workspace.path("models/sft/model.safetensors"));
+    assert!(
+        workspace.weights("back", "ppo") == start,
+        "the policy moved"
+    );
+}
+
+#[test]
+fn the_coefficient_of_the_kl_waits_for_the_policy() {
+    let adaptive =
+        "--set ppo.kl_controller=adaptive --set ppo.kl_target=0.5 --set ppo.kl_horizon=200.0";
+    for place in ["reward", "loss"] {
+        let flags = format!("{adaptive} --set ppo.critic_warmup=3 --set ppo.kl_in={place}");
+        let coefs = column(&run(&workspace(), "trial", &flags), "objective/kl_coef");
+        // The fourth iteration is the policy's first, and it has a KL of 0: the fifth has a coefficient of its own.
+        assert_eq!(coefs[..4], [coefs[0]; 4], "{place}");
+        assert!(coefs[4] < coefs[3], "{place}: {coefs:?}");
+    }
+}
+
+#[test]
 fn how_passes_are_cut_changes_no_value_beyond_the_order_of_sums() {
     let workspace = workspace();
     // One iteration of one minibatch: what follows a step would multiply the last digit's noise.

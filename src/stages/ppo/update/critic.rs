@@ -1,8 +1,9 @@
 //! The critic's part of a minibatch.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::{Micro, Update};
+use crate::model::Decoder;
 use crate::rlhf::{LossAggregation, ValueLossConfig, ValueStats, value_loss};
 use crate::train::supervised::gradient;
 
@@ -18,32 +19,34 @@ pub struct CriticSums {
 }
 
 impl Update<'_> {
-    /// The critic's gradients of a minibatch.
+    /// The critic's gradients of a minibatch; `None` without a critic.
     ///
     /// # Errors
     /// If the computation fails.
-    pub(super) fn critic_gradients(&self, micros: &[Micro]) -> Result<CriticSums> {
-        self.roles.critic.params().zero_grad()?;
+    pub(super) fn critic_gradients(&self, micros: &[Micro]) -> Result<Option<CriticSums>> {
+        let Some(critic) = &self.roles.critic else {
+            return Ok(None);
+        };
+        critic.params().zero_grad()?;
         let mut sums = CriticSums::default();
         for micro in micros {
-            self.critic_pass(micro, &mut sums)?;
+            self.critic_pass(critic, micro, &mut sums)?;
         }
-        Ok(sums)
+        Ok(Some(sums))
     }
 
-    fn critic_pass(&self, micro: &Micro, sums: &mut CriticSums) -> Result<()> {
+    fn critic_pass(&self, critic: &Decoder, micro: &Micro, sums: &mut CriticSums) -> Result<()> {
         let config = self.config;
-        let values = micro
-            .packed
-            .values(&self.roles.critic, gradient(&config.training))?;
+        let aim = micro.batch().targets.critic.as_ref();
+        let aim = aim.context("a critic without targets")?;
+        let values = micro.packed.values(critic, gradient(&config.training))?;
         let clip = ValueLossConfig {
-            cliprange_value: Some(config.cliprange_value),
+            cliprange_value: Some(config.critic.cliprange_value),
         };
-        let old = micro.pick(micro.batch().old_values);
-        let returns = micro.pick(&micro.batch().targets.returns);
+        let (old, returns) = (micro.pick(&aim.old_values), micro.pick(&aim.returns));
         let weights = micro.weights(LossAggregation::Token)?;
         let value = value_loss(&values, &old, &returns, &weights, &clip)?;
-        (&value.loss * config.vf_coef)?.backward()?;
+        (&value.loss * config.critic.vf_coef)?.backward()?;
         sums.loss += value.value;
         sums.stats.merge(&value.stats);
         Ok(())

@@ -22,11 +22,11 @@ pub enum Outcome {
     },
 }
 
-/// Actor and critic with their optimizers, and how much text was read, at the beginning of an iteration. What only observes is not
+/// The trained roles with their optimizers, and how much text was read, at the beginning of an iteration. What only observes is not
 /// among it: the KL controller, the scores' normaliser and the count of skipped steps keep what they have seen.
 pub struct Start {
     actor: Rollback,
-    critic: Rollback,
+    critic: Option<Rollback>,
     ptx_rows: u64,
 }
 
@@ -37,9 +37,11 @@ impl Start {
     /// If the device fails.
     pub fn of(update: &Update) -> Result<Self> {
         let (roles, optimizers) = (update.roles, &*update.optimizers);
+        let critic = roles.critic.as_ref().zip(optimizers.critic.as_ref());
+        let critic = critic.map(|(critic, optimizer)| Rollback::of(critic.params(), optimizer));
         Ok(Self {
             actor: Rollback::of(roles.actor.params(), &optimizers.actor)?,
-            critic: Rollback::of(roles.critic.params(), &optimizers.critic)?,
+            critic: critic.transpose()?,
             ptx_rows: update.state.ptx_rows,
         })
     }
@@ -52,8 +54,11 @@ impl Start {
         let (roles, optimizers) = (update.roles, &mut *update.optimizers);
         self.actor
             .put_back(roles.actor.params(), &mut optimizers.actor)?;
-        self.critic
-            .put_back(roles.critic.params(), &mut optimizers.critic)?;
+        if let (Some(critic), Some(start)) = (&roles.critic, self.critic)
+            && let Some(optimizer) = &mut optimizers.critic
+        {
+            start.put_back(critic.params(), optimizer)?;
+        }
         update.state.ptx_rows = self.ptx_rows;
         Ok(())
     }

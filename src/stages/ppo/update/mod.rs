@@ -17,6 +17,7 @@ use rollout::random::{Key, Purpose};
 use super::state::{Optimizers, State};
 use super::targets::Targets;
 use crate::config::{Ppo, Run};
+use crate::model::Decoder;
 use crate::roles::{Experience, Roles};
 use crate::train::metrics::Metrics;
 use crate::train::optimizer::global_norm;
@@ -45,9 +46,7 @@ pub struct Batch<'a> {
     pub old_log_probs: &'a [f32],
     /// Log-probs of the reference.
     pub reference_log_probs: &'a [f32],
-    /// Values before the update.
-    pub old_values: &'a [f32],
-    /// Advantages and returns.
+    /// Advantages, and what the critic aims at.
     pub targets: &'a Targets,
 }
 
@@ -109,7 +108,7 @@ impl Update<'_> {
         batch: &Batch,
         metrics: &mut Metrics,
     ) -> Result<Outcome> {
-        let trained = match iteration <= self.config.update.critic_warmup as u64 {
+        let trained = match iteration <= self.config.critic.critic_warmup as u64 {
             true => Trained::Critic,
             false => Trained::Both,
         };
@@ -181,18 +180,17 @@ impl Update<'_> {
             }
             policy.ptx = self.ptx_gradients()?;
         }
-        minibatch.critic = Some(self.critic_gradients(&micros)?);
+        minibatch.critic = self.critic_gradients(&micros)?;
         self.check_reached(&minibatch)?;
         self.step(&mut minibatch)?;
         Ok(minibatch)
     }
 
     fn check_reached(&self, minibatch: &Minibatch) -> Result<()> {
-        let roles = [
-            ("actor", &self.roles.actor, minibatch.policy.is_some()),
-            ("critic", &self.roles.critic, minibatch.critic.is_some()),
-        ];
-        for (role, model, _) in roles.into_iter().filter(|(.., trained)| *trained) {
+        let (policy, critic) = (minibatch.policy.iter(), minibatch.critic.iter());
+        let actor = policy.map(|_| ("actor", &self.roles.actor));
+        let critic = critic.zip(&self.roles.critic);
+        for (role, model) in actor.chain(critic.map(|(_, critic)| ("critic", critic))) {
             if let [first, ..] = model.params().unreached().as_slice() {
                 bail!("no gradient reached the {role}'s {first}");
             }
@@ -202,9 +200,11 @@ impl Update<'_> {
 
     /// One optimizer step of the roles that have gradients, or of none when something is not finite.
     fn step(&mut self, minibatch: &mut Minibatch) -> Result<()> {
-        let (actor, critic) = (self.roles.actor.params(), self.roles.critic.params());
+        let actor = self.roles.actor.params();
+        let critic = self.roles.critic.as_ref().map(Decoder::params);
+        let critic = critic.filter(|_| minibatch.critic.is_some());
         let policy_norm = minibatch.policy.is_some().then(|| global_norm(actor));
-        let critic_norm = minibatch.critic.is_some().then(|| global_norm(critic));
+        let critic_norm = critic.map(global_norm);
         let (policy_norm, critic_norm) = (policy_norm.transpose()?, critic_norm.transpose()?);
         let losses = minibatch.losses();
         let norms = policy_norm.iter().chain(&critic_norm);
@@ -221,11 +221,11 @@ impl Update<'_> {
             sums.norm = Some(norm);
             optimizers.actor.step_with(actor, norm, |_| rates.actor)?;
         }
-        if let (Some(sums), Some(norm)) = (&mut minibatch.critic, critic_norm) {
+        if let (Some(sums), Some(norm)) = (&mut minibatch.critic, critic_norm)
+            && let (Some(critic), Some(optimizer)) = (critic, &mut optimizers.critic)
+        {
             sums.norm = Some(norm);
-            optimizers
-                .critic
-                .step_with(critic, norm, |_| rates.critic)?;
+            optimizer.step_with(critic, norm, |_| rates.critic)?;
         }
         Ok(())
     }

@@ -119,8 +119,8 @@ impl Update<'_> {
 
 fn clip(config: &Ppo) -> PolicyLossConfig {
     PolicyLossConfig {
-        cliprange_low: config.cliprange,
-        cliprange_high: config.cliprange_high(),
+        cliprange_low: config.objective.cliprange,
+        cliprange_high: config.objective.cliprange_high(),
         dual_clip: config.update.dual_clip,
     }
 }

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::check::Keys;
-use super::data::Data;
+use super::Keys;
+use crate::config::Data;
 
 /// Keys of the pretraining mix.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -3,9 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::check::Keys;
-use super::ppo::{KlEstimator, Ppo};
-use super::ptx::Ptx;
+use super::{Keys, KlEstimator, Ppo, Ptx};
 
 /// Keys of the update.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -27,8 +25,6 @@ pub struct PpoUpdate {
     /// again where it began, and the KL controller and the scores' normaliser keep what they have seen. The copy to go back to
     /// takes the memory of the trained weights three times over. Unset takes nothing back.
     pub rollback_kl_factor: Option<f64>,
-    /// Iterations at the beginning in which only the critic learns.
-    pub critic_warmup: usize,
     /// Pretraining text that is mixed in.
     #[serde(flatten)]
     pub ptx: Ptx,
@@ -85,7 +81,6 @@ impl PpoUpdate {
         keys.not_negative("entropy_coef", self.entropy_coef, mend);
         self.check_kl(ppo, keys);
         self.check_limits(ppo, keys);
-        self.check_warmup(ppo, keys);
         self.ptx.check(keys);
     }
 
@@ -121,25 +116,6 @@ impl PpoUpdate {
             _ => {}
         }
     }
-
-    fn check_warmup(&self, ppo: &Ppo, keys: &mut Keys<'_, '_>) {
-        let (warmup, steps) = (self.critic_warmup, ppo.training.max_steps);
-        if warmup == 0 {
-            return;
-        }
-        if steps > 0 && warmup >= steps {
-            let message =
-                format!("leaves no iteration of ppo.max_steps = {steps} to the policy; lower it");
-            keys.wrong("critic_warmup", warmup, message);
-        }
-        let still = match (ppo.vf_coef == 0.0, ppo.critic_learning_rate() == 0.0) {
-            (true, _) => "vf_coef",
-            (_, true) => "critic_learning_rate",
-            _ => return,
-        };
-        let message = format!("trains nothing with {still} = 0; raise that, or remove this key");
-        keys.wrong("critic_warmup", warmup, message);
-    }
 }
 
 #[cfg(test)]
@@ -161,10 +137,13 @@ mod tests {
 
     #[test]
     fn the_estimator_follows_the_place_of_the_kl() {
-        assert_eq!(ppo(&[]).kl_estimator, Some(KlEstimator::K1));
-        assert_eq!(ppo(&["ppo.kl_in=loss"]).kl_estimator, Some(KlEstimator::K3));
+        assert_eq!(ppo(&[]).objective.kl_estimator, Some(KlEstimator::K1));
+        assert_eq!(
+            ppo(&["ppo.kl_in=loss"]).objective.kl_estimator,
+            Some(KlEstimator::K3)
+        );
         let chosen = ppo(&["ppo.kl_in=loss", "ppo.kl_estimator=k2"]);
-        assert_eq!(chosen.kl_estimator, Some(KlEstimator::K2));
+        assert_eq!(chosen.objective.kl_estimator, Some(KlEstimator::K2));
         refused(
             &["ppo.kl_in=loss", "ppo.kl_estimator=k1"],
             &["ppo.kl_estimator", "zero in expectation", "k3"],
@@ -197,23 +176,6 @@ mod tests {
         let measured = [&single[..], &["ppo.rollback_kl_factor=2.0"]].concat();
         assert_eq!(ppo(&measured).update.rollback_kl(), Some(0.2));
         assert_eq!(ppo(&["ppo.target_kl=0.1"]).update.rollback_kl(), None);
-    }
-
-    #[test]
-    fn a_warm_up_that_never_ends_or_warms_nothing_is_refused() {
-        // The sample has 40 steps.
-        refused(
-            &["ppo.critic_warmup=40"],
-            &["ppo.critic_warmup", "ppo.max_steps = 40"],
-        );
-        assert_eq!(ppo(&["ppo.critic_warmup=39"]).update.critic_warmup, 39);
-        for still in ["vf_coef", "critic_learning_rate"] {
-            let set = format!("ppo.{still}=0.0");
-            refused(
-                &["ppo.critic_warmup=2", &set],
-                &["ppo.critic_warmup", still],
-            );
-        }
     }
 
     #[test]
