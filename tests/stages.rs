@@ -1,18 +1,26 @@
 //! The stages as a user runs them: the binary on tiny models of a small language, judged by metrics, weights, messages and exit
 //! codes. Killed and continued runs have a binary of their own, `resume`.
 
+#[path = "stages/dynamic_sampling.rs"]
+mod dynamic_sampling;
+#[path = "stages/estimators.rs"]
+mod estimators;
 #[path = "stages/fine_tuning.rs"]
 mod fine_tuning;
 #[path = "stages/invariance.rs"]
 mod invariance;
 #[path = "stages/mistakes.rs"]
 mod mistakes;
+#[path = "stages/objective.rs"]
+mod objective;
 #[path = "stages/on_policy.rs"]
 mod on_policy;
 #[path = "stages/overfitting.rs"]
 mod overfitting;
 #[path = "stages/pipeline.rs"]
 mod pipeline;
+#[path = "stages/ppo_update.rs"]
+mod ppo_update;
 #[path = "stages/refusal.rs"]
 mod refusal;
 #[path = "stages/support.rs"]

@@ -35,6 +35,8 @@ pub enum Purpose {
     PpoShuffle = 7,
     /// Assignment of records to training and held-out sets.
     Split = 8,
+    /// Order of the pretraining text that PPO mixes in.
+    Ptx = 9,
 }
 
 /// Names a table of random words; see the module's head.

@@ -39,7 +39,10 @@ pub use generation::Generation;
 pub use hub::HubName;
 pub use model::{Architecture, Family, Model, ModelStart, SaveDtype};
 pub use optim::{Length, LrScheduler, Recompute, Training};
-pub use ppo::{KlEstimator, Ppo, ScoreNormalization, Share};
+pub use ppo::{
+    AdvantageEstimator, Critic, CriticFrom, Evaluation, KlControllerKind, KlEstimator, KlIn,
+    LossAggregation, Objective, Ppo, PpoUpdate, Ptx, Rollout, ScoreNormalization, Scores, Share,
+};
 pub use pretrain::Pretrain;
 pub use reward::Reward;
 pub use run::{Device, Run};

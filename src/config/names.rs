@@ -36,7 +36,7 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
 }
 
 /// The keys of other trainers and everyday words → ours, where no spelling would lead there.
-const ALIASES: [(&str, &str); 12] = [
+const ALIASES: [(&str, &str); 21] = [
     ("lr", "learning_rate"),
     ("beta", "kl_coef"),
     ("init_kl_coef", "kl_coef"),
@@ -49,6 +49,15 @@ const ALIASES: [(&str, &str); 12] = [
     ("max_grad_clip", "max_grad_norm"),
     ("per_device_train_batch_size", "batch_size"),
     ("clip_range", "cliprange"),
+    ("clip_ratio_c", "dual_clip"),
+    ("loss_agg_mode", "loss_aggregation"),
+    ("loss_type", "loss_aggregation"),
+    ("use_kl_loss", "kl_in"),
+    ("epsilon_high", "cliprange_high"),
+    ("adv_estimator", "advantage_estimator"),
+    ("num_generations", "num_samples_per_prompt"),
+    ("rloo_k", "num_samples_per_prompt"),
+    ("horizon", "kl_horizon"),
 ];
 
 /// Our word for a key that other trainers use, if `known` has it.

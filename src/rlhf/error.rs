@@ -40,6 +40,18 @@ pub enum RlhfError {
         /// Samples that each prompt was said to have.
         group_size: usize,
     },
+    /// Baselines that do not stand one to each prompt.
+    #[error(
+        "{sequences} sequences, {samples} of each prompt, do not go with {baselines} baselines: one is needed for each prompt"
+    )]
+    Baselines {
+        /// Number of sequences in the batch.
+        sequences: usize,
+        /// Number of baselines.
+        baselines: usize,
+        /// Samples that each prompt was said to have.
+        samples: usize,
+    },
     /// A number outside its range.
     #[error("{what} is {found}, but must be {requirement}")]
     Range {

@@ -53,6 +53,8 @@ pub struct PolicyStats {
     pub ratio: RatioStats,
     /// Tokens whose clipped loss exceeds the unclipped one, so that the clip stops their gradient.
     pub clipped: usize,
+    /// Tokens whose loss the dual clip bounds, which stops their gradient too.
+    pub dual_clipped: usize,
 }
 
 impl PolicyStats {
@@ -60,11 +62,17 @@ impl PolicyStats {
     pub fn merge(&mut self, other: &Self) {
         self.ratio.merge(&other.ratio);
         self.clipped += other.clipped;
+        self.dual_clipped += other.dual_clipped;
     }
 
     /// `policy/clip_fraction`; NaN without tokens.
     pub fn clip_fraction(&self) -> f64 {
         self.clipped as f64 / self.ratio.tokens as f64
+    }
+
+    /// `policy/dual_clip_fraction`; NaN without tokens.
+    pub fn dual_clip_fraction(&self) -> f64 {
+        self.dual_clipped as f64 / self.ratio.tokens as f64
     }
 }
 
@@ -143,10 +151,13 @@ fn token_loss(
         };
     }
     match config.dual_clip {
-        Some(bound) if advantage < 0.0 && unclipped > -bound * advantage => TokenLoss {
-            loss: -bound * advantage,
-            gradient: 0.0,
-        },
+        Some(bound) if advantage < 0.0 && unclipped > -bound * advantage => {
+            stats.dual_clipped += 1;
+            TokenLoss {
+                loss: -bound * advantage,
+                gradient: 0.0,
+            }
+        }
         _ => TokenLoss {
             loss: unclipped,
             gradient: unclipped,
@@ -225,6 +236,8 @@ mod tests {
         };
         let (loss, gradient, stats) = one(10.0, -2.0, config);
         assert_eq!((loss, gradient, stats.clipped), (6.0, 0.0, 0));
+        assert_eq!(stats.dual_clip_fraction(), 1.0);
+        assert_eq!(one(2.0, -2.0, config).2.dual_clipped, 0);
         assert!((one(2.0, -2.0, config).1 - 4.0).abs() < 1e-12);
         assert!(
             (one(10.0, 2.0, config).0 + 2.4).abs() < 1e-12,

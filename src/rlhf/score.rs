@@ -1,10 +1,10 @@
-//! What happens to a score before it becomes a reward: normalisation, clipping, the missing-EOS penalty.
+//! What happens to a score before it becomes a reward: normalisation, clipping, the penalties for not ending and for being too long.
 //!
 //! The order of a PPO iteration is normalise, clip, penalise; raw scores are what is logged.
 
 use serde::{Deserialize, Serialize};
 
-use super::error::{Result, check_length, check_positive};
+use super::error::{Result, RlhfError, check_length, check_not_negative, check_positive};
 use super::stats::{Real, mean, variance};
 
 /// Keeps a standard deviation of zero (one sample, or all equal) from dividing by zero.
@@ -143,6 +143,59 @@ pub fn penalize_missing_eos<T: Real>(
     Ok(scores.iter().zip(finished).map(penalized).collect())
 }
 
+/// The soft overlong punishment of Yu et al. 2025, "DAPO: An Open-Source LLM Reinforcement Learning System at Scale", eq. 13.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Overlong {
+    /// Most tokens of a response, L_max.
+    pub limit: usize,
+    /// The last so many of them are penalised, L_cache; at most the limit.
+    pub buffer: usize,
+    /// What is subtracted at the limit; 1 in the paper.
+    pub penalty: f64,
+}
+
+impl Overlong {
+    /// What is subtracted from the score of a response of `length` tokens: nothing up to L_max − L_cache, then
+    /// (length − (L_max − L_cache)) / L_cache of the penalty, all of it from L_max on.
+    fn of(&self, length: usize) -> f64 {
+        let over = length.saturating_sub(self.limit - self.buffer);
+        match over {
+            0 => 0.0,
+            over => self.penalty * over.min(self.buffer) as f64 / self.buffer as f64,
+        }
+    }
+}
+
+/// Subtracts the penalty of each response's length from its score.
+///
+/// `scores` and `lengths` (in tokens, the stop token included) are `[B]`.
+///
+/// ```
+/// use collimate::rlhf::score::{Overlong, penalize_overlong};
+/// let overlong = Overlong { limit: 20, buffer: 4, penalty: 1.0 };
+/// assert_eq!(penalize_overlong(&[1.0, 1.0, 1.0], &[16, 17, 20], overlong).unwrap(), [1.0, 0.75, 0.0]);
+/// ```
+///
+/// # Errors
+/// A length error if the lengths differ; a range error if the buffer is 0 or above the limit, or the penalty negative.
+pub fn penalize_overlong<T: Real>(
+    scores: &[T],
+    lengths: &[usize],
+    overlong: Overlong,
+) -> Result<Vec<f64>> {
+    check_length("response lengths", lengths.len(), scores.len())?;
+    check_not_negative("the overlong penalty", overlong.penalty)?;
+    if !(1..=overlong.limit).contains(&overlong.buffer) {
+        return Err(RlhfError::Range {
+            what: "the overlong buffer",
+            found: overlong.buffer as f64,
+            requirement: "at least 1 and at most the longest response",
+        });
+    }
+    let penalized = |(&s, &length): (&T, &usize)| s.into() - overlong.of(length);
+    Ok(scores.iter().zip(lengths).map(penalized).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -214,5 +267,37 @@ mod tests {
             penalize_missing_eos(&[1.0, 1.0], &[true, false], 3.0).unwrap(),
             [1.0, -2.0]
         );
+    }
+
+    /// DAPO's own sizes: L_max = 20480 with L_cache = 4096; then a penalty of 2 over the whole response.
+    #[test]
+    fn the_overlong_penalty_grows_over_the_buffer() {
+        let dapo = Overlong {
+            limit: 20_480,
+            buffer: 4096,
+            penalty: 1.0,
+        };
+        let lengths = [1, 16_384, 17_408, 18_432, 20_480, 30_000];
+        let found = penalize_overlong(&[0.0; 6], &lengths, dapo).unwrap();
+        assert_eq!(found, [0.0, 0.0, -0.25, -0.5, -1.0, -1.0]);
+        let whole = Overlong {
+            limit: 4,
+            buffer: 4,
+            penalty: 2.0,
+        };
+        let found = penalize_overlong(&[1.0; 4], &[1, 2, 3, 4], whole).unwrap();
+        assert_eq!(found, [0.5, 0.0, -0.5, -1.0]);
+    }
+
+    #[test]
+    fn impossible_overlong_penalties_are_refused() {
+        for (buffer, penalty) in [(0, 1.0), (9, 1.0), (4, -1.0), (4, f64::NAN)] {
+            let overlong = Overlong {
+                limit: 8,
+                buffer,
+                penalty,
+            };
+            assert!(penalize_overlong(&[1.0], &[8], overlong).is_err());
+        }
     }
 }

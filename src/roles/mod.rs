@@ -1,8 +1,9 @@
 //! Actor, critic, reference and reward model: what each owns, and how a batch is scored by them.
 //!
 //! With `share = "none"` actor and critic own all their weights; the reference is the frozen start of the actor. The critic starts
-//! from the reward model.
+//! from the reward model or from the policy; an estimator without values has none, and then nothing of one is loaded.
 
+mod critic;
 pub mod experience;
 mod scoring;
 
@@ -16,6 +17,7 @@ use crate::model::{Decoder, ModelError};
 use crate::ops::param::Training;
 use crate::reward::RewardModel;
 
+pub use critic::CriticStart;
 pub use experience::{Experience, ExperienceError, Sequence};
 pub use scoring::{Packed, TokenScores, log_probs, values};
 
@@ -23,8 +25,8 @@ pub use scoring::{Packed, TokenScores, log_probs, values};
 pub struct Roles {
     /// The policy that is trained and that generates.
     pub actor: Decoder,
-    /// The value function, trained.
-    pub critic: Decoder,
+    /// The value function, trained; none where the estimator of advantages asks for no values.
+    pub critic: Option<Decoder>,
     /// The frozen start of the actor.
     pub reference: Decoder,
     /// The frozen reward model.
@@ -71,26 +73,39 @@ pub enum RolesError {
 }
 
 impl Roles {
-    /// Loads all four: actor and reference from `policy`, critic and reward model from `reward_model`.
+    /// Loads them: actor and reference from `policy`, the reward model from its folder, and the critic, if there is to be one, from
+    /// where it starts.
     ///
     /// # Errors
     /// If a model or tokenizer cannot be read or vocabularies differ.
-    pub fn load(policy: &Path, reward_model: &Path, device: &Device) -> Result<Self, RolesError> {
+    pub fn load(
+        policy: &Path,
+        reward_model: &Path,
+        critic: Option<CriticStart>,
+        device: &Device,
+    ) -> Result<Self, RolesError> {
         let language = |training: Training| {
             Decoder::load(policy, Head::LanguageModel, 0, move |_| training, device)
-        };
-        let score = |training: Training| {
-            Decoder::load_reward_model(reward_model, move |_| training, device)
         };
         let roles = Self {
             actor: language(Training::Trained)?,
             reference: language(Training::Frozen)?,
-            critic: score(Training::Trained)?,
-            reward: RewardModel::new(score(Training::Frozen)?),
+            critic: critic.map(|start| start.load(device)).transpose()?,
+            reward: RewardModel::new(Decoder::load_reward_model(
+                reward_model,
+                |_| Training::Frozen,
+                device,
+            )?),
         };
         check_vocabulary(&roles.actor, roles.reward.decoder(), reward_model)?;
         check_tokens(policy, reward_model)?;
         Ok(roles)
+    }
+
+    /// The roles that are trained, with what to call them.
+    pub fn trained(&self) -> impl Iterator<Item = (&'static str, &Decoder)> {
+        let critic = self.critic.iter().map(|critic| ("critic", critic));
+        std::iter::once(("actor", &self.actor)).chain(critic)
     }
 }
 

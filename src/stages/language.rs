@@ -110,7 +110,10 @@ impl<R: RowSet> Task for LanguageTask<'_, R> {
 }
 
 /// Σ log p of the targets that count.
-fn log_prob_sum(model: &Decoder, batch: &Batch, gradient: Gradient) -> Result<Tensor> {
+///
+/// # Errors
+/// If the computation fails.
+pub fn log_prob_sum(model: &Decoder, batch: &Batch, gradient: Gradient) -> Result<Tensor> {
     let counts = |&row: &usize| batch.valid[row] != 0.0;
     let rows: Vec<usize> = (0..batch.ids.len()).filter(counts).collect();
     let target = |(i, &row): (usize, &usize)| Target::whole(i, batch.targets[row]);

@@ -135,7 +135,11 @@ fn training(config: &crate::config::Tokenizer) -> BpeTraining {
     training
 }
 
-fn pack(tokenizer: &Tokenizer, records: &[Record], context: usize) -> Result<Packed> {
+/// Documents → rows of `context` tokens, the model's end of text between them.
+///
+/// # Errors
+/// If a record has no text, or all of it does not fill a row.
+pub fn pack(tokenizer: &Tokenizer, records: &[Record], context: usize) -> Result<Packed> {
     let documents = encode_documents(tokenizer, records)?;
     Ok(Packed::new(&documents, tokenizer.eos_id()?, context)?)
 }

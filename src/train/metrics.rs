@@ -77,6 +77,8 @@ pub mod names {
     pub const POLICY_APPROX_KL: &str = "policy/approx_kl";
     /// Share of tokens whose ratio was clipped.
     pub const POLICY_CLIP_FRACTION: &str = "policy/clip_fraction";
+    /// Share of tokens whose loss the dual clip bounded; written where it is set.
+    pub const POLICY_DUAL_CLIP_FRACTION: &str = "policy/dual_clip_fraction";
     /// Token mean of the ratio.
     pub const POLICY_RATIO_MEAN: &str = "policy/ratio_mean";
     /// Largest |ratio − 1| in the iteration's first minibatch: 0 where sampling and training agree.
@@ -85,10 +87,25 @@ pub mod names {
     pub const POLICY_FIRST_APPROX_KL: &str = "policy/first_approx_kl";
     /// Global norm of the actor's gradient before clipping.
     pub const POLICY_GRAD_NORM: &str = "policy/grad_norm";
+    /// [`POLICY_APPROX_KL`] of the whole batch after the iteration's last step, or of the minibatch that ended its epochs early: what
+    /// is held against the limit of taking back, and written where there is one.
+    pub const POLICY_LAST_APPROX_KL: &str = "policy/last_approx_kl";
+    /// Optimizer steps that the actor took in the iteration, those among them that were taken back; 0 while the critic warms up.
+    pub const POLICY_UPDATES: &str = "policy/updates";
+    /// 1 where `target_kl` ended the iteration's epochs early, else 0; written where there is one.
+    pub const POLICY_STOPPED_EARLY: &str = "policy/stopped_early";
+    /// Iterations taken back so far; written where `rollback_kl_factor` is set.
+    pub const POLICY_ROLLED_BACK: &str = "policy/rolled_back";
     /// Learning rate of the actor.
     pub const POLICY_LEARNING_RATE: &str = "policy/learning_rate";
     /// Mean policy loss of the iteration's minibatches.
     pub const LOSS_POLICY: &str = "loss/policy";
+    /// KL to the reference in the loss, before its coefficient: mean of the iteration's minibatches.
+    pub const LOSS_KL: &str = "loss/kl";
+    /// Entropy that the loss rewards, before its coefficient: mean of the iteration's minibatches.
+    pub const LOSS_ENTROPY: &str = "loss/entropy";
+    /// Next-token loss on pretraining text, before its coefficient: mean of the iteration's minibatches.
+    pub const LOSS_PTX: &str = "loss/ptx";
     /// Mean value loss of the iteration's minibatches.
     pub const LOSS_VALUE: &str = "loss/value";
     /// Share of the returns' variance that the values explain.
@@ -107,12 +124,23 @@ pub mod names {
     /// Largest difference of a recorded log-prob and the training forward's: 0 on the CPU.
     pub const ROLLOUT_LOG_PROB_MAX_DEV: &str = "rollout/log_prob_max_dev";
 
+    /// Rounds of generation that the batch took: 1, and those of dynamic sampling.
+    pub const ROLLOUT_ROUNDS: &str = "rollout/rounds";
+    /// Prompts that dynamic sampling left out because their samples all scored alike.
+    pub const ROLLOUT_GROUPS_DROPPED: &str = "rollout/groups_dropped";
+    /// Share of the batch's prompts whose samples all score alike, which teach a group estimator nothing.
+    pub const ROLLOUT_NO_SPREAD_FRACTION: &str = "rollout/no_spread_fraction";
+    /// Mean raw score of the greedy completions that ReMax holds samples against.
+    pub const ROLLOUT_BASELINE_SCORE: &str = "rollout/baseline_score";
+
     /// Seconds of the whole step.
     pub const TIME_STEP: &str = "time/step";
     /// Seconds of generation.
     pub const TIME_ROLLOUT: &str = "time/rollout";
     /// Seconds of scoring by reward model, reference and critic.
     pub const TIME_SCORE: &str = "time/score";
+    /// Seconds of ReMax's greedy completions, with their scores.
+    pub const TIME_BASELINE: &str = "time/baseline";
     /// Seconds of the optimizer steps.
     pub const TIME_UPDATE: &str = "time/update";
     /// Seconds of evaluation.

@@ -9,6 +9,7 @@ pub mod optimizer;
 pub mod process;
 pub mod profile;
 pub mod progress;
+pub mod rollback;
 pub mod run_folder;
 pub mod schedule;
 pub mod signal;

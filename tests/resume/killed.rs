@@ -5,7 +5,12 @@ use std::time::Duration;
 use rollout::random::{Key, Purpose};
 
 use crate::process::{ATTEMPTS, Moment, StageRun};
-use crate::support::Workspace;
+use crate::support::{Line, Workspace};
+
+/// A PPO run of short, alike samples, so that dynamic sampling has much to replace.
+const STATEFUL: &str = "--set ppo.max_steps=30 --set ppo.save_steps=4 --set ppo.kl_controller=adaptive --set ppo.kl_target=0.5 \
+                        --set ppo.kl_horizon=200.0 --set ppo.score_normalization=running --set ppo.num_samples_per_prompt=2 \
+                        --set ppo.dynamic_sampling=2 --set ppo.top_k=2 --set ppo.temperature=0.7 --set ppo.max_new_tokens=3";
 
 /// Kills of each stage.
 fn kills() -> u64 {
@@ -51,8 +56,8 @@ fn kill_repeatedly(run: &StageRun, key: Key, lines: usize) -> Vec<Moment> {
     )
 }
 
-/// One run to its end, another killed and continued: both leave the same.
-fn assert_continues(stage: &str, purpose: Purpose, flags: &str) {
+/// One run to its end, another killed and continued: both leave the same. Returns the metrics of the one.
+fn assert_continues(stage: &str, purpose: Purpose, flags: &str) -> Vec<Line> {
     let workspace = Workspace::trained();
     let run = |name| StageRun {
         workspace: &workspace,
@@ -62,10 +67,11 @@ fn assert_continues(stage: &str, purpose: Purpose, flags: &str) {
     };
     let (unbroken, killed) = (run("unbroken"), run("killed"));
     unbroken.complete();
-    let lines = workspace.metrics("unbroken", stage).len();
-    let moments = kill_repeatedly(&killed, Key::new(11, purpose), lines);
+    let lines = workspace.metrics("unbroken", stage);
+    let moments = kill_repeatedly(&killed, Key::new(11, purpose), lines.len());
     killed.complete();
     killed.assert_same(&unbroken, &format!("killed at {moments:?}"));
+    lines
 }
 
 #[test]
@@ -103,4 +109,41 @@ fn ppo_continues_to_the_same_bits() {
 fn ppo_with_fixed_score_scale_continues_to_the_same_bits() {
     let flags = "--set ppo.max_steps=30 --set ppo.save_steps=4 --set ppo.score_normalization=reference --set ppo.num_samples_per_prompt=2";
     assert_continues("ppo", Purpose::Evaluation, flags);
+}
+
+#[test]
+fn ppo_with_every_term_of_the_update_continues_to_the_same_bits() {
+    // The cursor of the pretraining text, the coefficient of the KL, the moments of scores, the counts of
+    // iterations taken back and the warm-up are part of what must survive.
+    let flags = "--set ppo.max_steps=24 --set ppo.save_steps=4 --set ppo.critic_warmup=2 --set ppo.kl_in=loss --set ppo.entropy_coef=0.01 \
+                 --set ppo.loss_aggregation=sequence --set ppo.dual_clip=3.0 --set ppo.target_kl=0.012 --set ppo.rollback_kl_factor=1.5 \
+                 --set ppo.ptx_coef=0.5 --set ppo.ptx_data=text.jsonl --set ppo.ptx_length=24 --set ppo.ptx_batch_size=3 \
+                 --set ppo.score_normalization=running --set ppo.kl_controller=adaptive --set ppo.kl_target=0.5 --set ppo.kl_horizon=200.0";
+    let lines = assert_continues("ppo", Purpose::Ptx, flags);
+    // The limits act, or there were nothing of them to restore.
+    let column =
+        |name: &str| -> Vec<f64> { lines.iter().filter_map(|l| l.get(name)?.as_f64()).collect() };
+    let (back, stopped) = (column("policy/rolled_back"), column("policy/stopped_early"));
+    assert!(
+        back.last() > Some(&0.0) && back.last() < Some(&24.0),
+        "{back:?}"
+    );
+    assert!(
+        stopped.contains(&1.0) && stopped.contains(&0.0),
+        "{stopped:?}"
+    );
+}
+
+/// Everything that an iteration reads beside weights, at once: the coefficient of the KL, the moments of scores, and how far dynamic
+/// sampling has come in the prompts.
+#[test]
+fn ppo_with_a_state_of_many_parts_continues_to_the_same_bits() {
+    assert_continues("ppo", Purpose::Dropout, STATEFUL);
+}
+
+#[test]
+fn ppo_without_a_critic_continues_to_the_same_bits() {
+    let flags =
+        format!("{STATEFUL} --set ppo.advantage_estimator=remax --set ppo.overlong_buffer=2");
+    assert_continues("ppo", Purpose::Split, &flags);
 }

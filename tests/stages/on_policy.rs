@@ -7,26 +7,33 @@ use crate::support::{Line, Workspace, lines};
 const CUTS: &str = "--set ppo.temperature=0.7 --set ppo.top_k=24 --set ppo.top_p=0.95 --set ppo.min_p=0.01 --set ppo.min_new_tokens=3 \
                     --set ppo.num_samples_per_prompt=4";
 
-fn number(line: &Line, name: &str) -> f64 {
+pub fn number(line: &Line, name: &str) -> f64 {
     line.get(name)
         .and_then(|value| value.as_f64())
         .unwrap_or_else(|| panic!("no number {name} in {line:?}"))
 }
 
-/// The iterations of a PPO run with these flags.
-fn iterations(workspace: &Workspace, flags: &str) -> Vec<Line> {
-    workspace.succeed(&format!("ppo config.toml {flags}"));
-    let mut lines = workspace.metrics("trial", "ppo");
+/// The iterations of a PPO run of this name with these flags.
+pub fn iterations(workspace: &Workspace, name: &str, flags: &str) -> Vec<Line> {
+    workspace.succeed(&format!("ppo config.toml --set run.name={name} {flags}"));
+    let mut lines = workspace.metrics(name, "ppo");
     lines.retain(|line| number(line, "step") > 0.0);
     lines
 }
 
-/// Runs PPO and checks that each iteration starts on policy. That something is learned on the way is checked too: a policy that stays
-/// where it is would pass for free.
+/// Runs PPO and checks that each iteration starts on policy.
 fn assert_on_policy(flags: &str) -> Vec<Line> {
-    let lines = iterations(&Workspace::trained(), flags);
+    let lines = iterations(&Workspace::trained(), "trial", flags);
     assert_eq!(lines.len(), 6, "{flags}");
-    for line in &lines {
+    assert_start_on_policy(&lines, flags);
+    lines
+}
+
+/// Checks that each iteration starts on policy. That something is learned on the way is checked too: a policy that stays where it is
+/// would pass for free.
+#[track_caller]
+pub fn assert_start_on_policy(lines: &[Line], flags: &str) {
+    for line in lines {
         for exact in [
             "rollout/log_prob_max_dev",
             "policy/first_ratio_max_dev",
@@ -42,7 +49,6 @@ fn assert_on_policy(flags: &str) -> Vec<Line> {
         "{flags}: the first rollouts are the reference's"
     );
     assert!(kl[1..].iter().all(|&kl| kl != 0.0), "{flags}: {kl:?}");
-    lines
 }
 
 #[test]
@@ -98,7 +104,7 @@ fn samples_leave_out_the_stop_string_that_ended_them() {
 fn assert_no_kl(flags: &str) {
     let workspace = Workspace::trained();
     let still = "--set ppo.learning_rate=0.0 --set ppo.max_steps=5";
-    let lines = iterations(&workspace, &format!("{still} {flags}"));
+    let lines = iterations(&workspace, "trial", &format!("{still} {flags}"));
     assert_eq!(lines.len(), 5);
     for line in &lines {
         for zero in ["objective/kl", "policy/approx_kl", "policy/clip_fraction"] {

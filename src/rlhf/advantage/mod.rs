@@ -5,9 +5,13 @@
 //! | [`gae::gae`] | critic values | afterwards, by the caller ([`whiten`](super::stats::whiten)) |
 //! | [`group::grpo`], [`group::dr_grpo`], [`group::rloo`] | several samples a prompt | no |
 //! | [`reinforce::reinforce_plus_plus`] | nothing | inside |
+//! | [`remax::remax`] | the score of each prompt's greedy completion | no |
 //!
-//! Group estimators give one advantage a sequence; [`Rows::spread`](super::Rows::spread) gives it to the tokens.
+//! Group estimators and ReMax give one advantage a sequence; [`Rows::spread`](super::Rows::spread) gives it to the tokens. Which
+//! groups are worth an update at all: [`dynamic_sampling`].
 
+pub mod dynamic_sampling;
 pub mod gae;
 pub mod group;
 pub mod reinforce;
+pub mod remax;

@@ -88,13 +88,18 @@ impl<'a> Evaluator<'a> {
             return Ok(None);
         };
         let mut prompts = super::prompts(tokenizer, config, roles, file, "eval_prompts")?;
-        prompts.truncate(config.eval_samples);
+        prompts.truncate(config.evaluation.eval_samples);
         let judge = config
             .judge_model
             .as_deref()
             .map(|folder| load_judge(&roles.actor, &config.from, folder, context.device))
             .transpose()?;
-        let lexicon = config.lexicon.as_deref().map(Lexicon::read).transpose()?;
+        let lexicon = config
+            .evaluation
+            .lexicon
+            .as_deref()
+            .map(Lexicon::read)
+            .transpose()?;
         Ok(Some(Self {
             prompts,
             judge,

@@ -3,8 +3,12 @@
 //! One step is an iteration: roll out, score, turn scores into advantages, update for some epochs. Checkpoints fall between
 //! iterations. The recipe's details follow Huang et al. 2024, "The N+ implementation details of RLHF with PPO".
 
+mod batch;
+mod clock;
 mod evaluation;
+mod report;
 mod rollouts;
+mod scores;
 mod state;
 mod targets;
 mod update;
@@ -15,24 +19,24 @@ use anyhow::{Context as _, Result, bail};
 use rollout::random::Purpose;
 
 use super::context::{Context, Finished, steps};
-use crate::config::{Ppo, Stage, TooLong};
+use crate::config::{CriticFrom, Ppo, Stage, TooLong};
 use crate::data::example::{Encoder, Limit, Prompt};
 use crate::data::loader::Order;
 use crate::data::records::read;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
 use crate::ops::profile;
-use crate::rlhf::stats::mean;
-use crate::roles::{self, Experience, Roles, TokenScores};
-use crate::train::memory::peak_bytes;
+use crate::roles::{self, CriticStart, Experience, Roles, TokenScores};
 use crate::train::metrics::{Keep, Metrics, StepLog, names};
 use crate::train::progress::Progress;
 use crate::train::run_folder::Done;
 use crate::train::supervised::{is_due, schedule};
+use clock::Clock;
 use evaluation::{Evaluator, Measured};
 use rollouts::Sampler;
 use state::{Optimizers, State, Store};
-use targets::Targets;
+use targets::targets;
+use update::{Outcome, PretrainMix};
 
 /// Runs the stage; `None` when a signal stopped it.
 ///
@@ -40,10 +44,14 @@ use targets::Targets;
 /// If data, a model or a file is wrong, or training diverges.
 pub fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
     let tokenizer = context.tokenizer_of(&config.from)?;
-    let roles = Roles::load(&config.from, &config.reward_model, context.device)?;
+    let critic = critic_start(config, context.config.run.seed);
+    let roles = Roles::load(&config.from, &config.reward_model, critic, context.device)?;
     let prompts = prompts(&tokenizer, config, &roles, &config.prompts, "prompts")?;
     let evaluator = Evaluator::load(context, config, &tokenizer, &roles)?;
-    let mut run = Run::resume(context, config, &tokenizer, &roles, &prompts, evaluator)?;
+    let mix = PretrainMix::load(config, &tokenizer, &roles, context.config.run.seed)?;
+    let mut run = Run::resume(
+        context, config, &tokenizer, &roles, &prompts, evaluator, mix,
+    )?;
     run.prepare()?;
     while run.state.iteration < run.iterations {
         if context.stop.is_requested() {
@@ -53,6 +61,20 @@ pub fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
         run.iterate()?;
     }
     run.finish().map(Some)
+}
+
+/// Where the critic starts from; `None` where the estimator has none.
+fn critic_start(config: &Ppo, seed: u64) -> Option<CriticStart<'_>> {
+    let policy = CriticStart::Policy {
+        folder: &config.from,
+        seed,
+    };
+    config
+        .has_critic()
+        .then(|| match config.critic.critic_from {
+            Some(CriticFrom::RewardModel) => CriticStart::RewardModel(&config.reward_model),
+            Some(CriticFrom::Policy) | None => policy,
+        })
 }
 
 /// Reads prompts and leaves room for the response.
@@ -100,6 +122,7 @@ struct Run<'a> {
     order: Order,
     sampler: Sampler<'a>,
     evaluator: Option<Evaluator<'a>>,
+    mix: Option<PretrainMix>,
     tokenizer: &'a Tokenizer,
     optimizers: Optimizers,
     store: Store,
@@ -111,44 +134,12 @@ struct Run<'a> {
     iterations: u64,
 }
 
-/// What the roles say of a batch, token by token; scores are raw, one a sequence.
+/// What the roles say of a batch, token by token.
 struct Scored {
     old: TokenScores,
     reference: Vec<f32>,
-    values: Vec<f32>,
-    scores: Vec<f32>,
-}
-
-/// Seconds of an iteration's parts.
-struct Clock {
-    start: Instant,
-    last: Instant,
-    laps: Vec<(&'static str, f64)>,
-}
-
-impl Clock {
-    fn start() -> Self {
-        let now = Instant::now();
-        Self {
-            start: now,
-            last: now,
-            laps: Vec::new(),
-        }
-    }
-
-    /// Ends the part that began with the last call.
-    fn lap(&mut self, name: &'static str) {
-        let now = Instant::now();
-        self.laps.push((name, (now - self.last).as_secs_f64()));
-        self.last = now;
-    }
-
-    fn write(&self, metrics: &mut Metrics) {
-        for (name, seconds) in &self.laps {
-            metrics.set(name, *seconds);
-        }
-        metrics.set(names::TIME_STEP, self.start.elapsed().as_secs_f64());
-    }
+    /// The critic's, where there is a critic.
+    values: Option<Vec<f32>>,
 }
 
 impl<'a> Run<'a> {
@@ -160,6 +151,7 @@ impl<'a> Run<'a> {
         roles: &'a Roles,
         prompts: &'a [Prompt],
         evaluator: Option<Evaluator<'a>>,
+        mix: Option<PretrainMix>,
     ) -> Result<Self> {
         let mut optimizers = Optimizers::new(roles, &config.training)?;
         let store = Store::open(context.folder, &config.training)?;
@@ -192,6 +184,7 @@ impl<'a> Run<'a> {
             roles,
             prompts,
             evaluator,
+            mix,
             tokenizer,
             optimizers,
             store,
@@ -207,7 +200,7 @@ impl<'a> Run<'a> {
         if self.state.prepared {
             return Ok(());
         }
-        self.state.normalizer = targets::normalizer(
+        self.state.normalizer = scores::normalizer(
             self.config,
             self.roles,
             &self.sampler,
@@ -230,30 +223,42 @@ impl<'a> Run<'a> {
         let mut metrics = Metrics::new(iteration);
         let mut clock = Clock::start();
 
-        // 1. Roll out from the live weights of the actor.
-        let batch = self.batch(iteration);
-        let rolled = {
-            let _part = profile::part("rollout");
-            self.sampler.sample(&self.roles.actor, &batch, iteration)?
-        };
-        let Some(sequences) = rolled else {
+        // 1. Roll out from the live weights of the actor, and score by the reward model.
+        let Some(mut gathered) = self.gather(iteration, &mut clock)? else {
             return Ok(());
         };
-        let experience = Experience::new(sequences)?;
-        clock.lap(names::TIME_ROLLOUT);
+        gathered.write(self.config, &mut metrics);
+        let experience = Experience::new(std::mem::take(&mut gathered.batch.sequences))?;
 
-        // 2. Score: actor and reference log-probs, values, rewards.
-        let scored = self.score(&experience)?;
+        // 2. Score: actor and reference log-probs, values.
+        let Scored {
+            old,
+            reference,
+            values,
+        } = self.score(&experience)?;
         clock.lap(names::TIME_SCORE);
 
         // 3. Rewards, advantages, returns.
-        let targets = self.targets(&experience, &scored, &mut metrics)?;
+        let inputs = targets::Inputs {
+            old: &old.log_probs,
+            reference: &reference,
+            values,
+            scores: &gathered.batch.scores,
+            baseline: gathered.baseline.as_ref(),
+        };
+        let targets = targets(
+            self.config,
+            &mut self.state,
+            &experience,
+            inputs,
+            &mut metrics,
+        )?;
 
         // 4. Update actor and critic.
         let batch = update::Batch {
             experience: &experience,
-            old_log_probs: &scored.old.log_probs,
-            old_values: &scored.values,
+            old_log_probs: &old.log_probs,
+            reference_log_probs: &reference,
             targets: &targets,
         };
         self.update(iteration, &batch, &mut metrics)?;
@@ -261,8 +266,9 @@ impl<'a> Run<'a> {
 
         // 5. Report, evaluate, save.
         self.state.iteration = iteration;
+        self.state.replacements += gathered.replacements;
         clock.write(&mut metrics);
-        self.report(&mut metrics, &experience, &scored.old);
+        self.report(&mut metrics, &gathered, &experience, &old);
         if is_due(iteration, self.config.training.eval_steps) || iteration == self.iterations {
             self.state.last = self.evaluate(&mut metrics)?;
         }
@@ -280,29 +286,15 @@ impl<'a> Run<'a> {
             self.config.training.micro_batch_tokens,
         );
         let temperature = self.config.generation.temperature as f32;
-        let ids: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
         let roles = self.roles;
+        let values = roles.critic.as_ref();
         Ok(Scored {
             old: roles::log_probs(&roles.actor, sequences, temperature, limit)?,
             reference: roles::log_probs(&roles.reference, sequences, temperature, limit)?.log_probs,
-            values: roles::values(&roles.critic, sequences, limit)?,
-            scores: roles.reward.score(&ids, limit)?,
+            values: values
+                .map(|critic| roles::values(critic, sequences, limit))
+                .transpose()?,
         })
-    }
-
-    fn targets(
-        &mut self,
-        experience: &Experience,
-        scored: &Scored,
-        metrics: &mut Metrics,
-    ) -> Result<Targets> {
-        let inputs = targets::Inputs {
-            old: &scored.old.log_probs,
-            reference: &scored.reference,
-            values: &scored.values,
-            scores: &scored.scores,
-        };
-        targets::targets(self.config, &mut self.state, experience, &inputs, metrics)
     }
 
     fn update(
@@ -317,20 +309,18 @@ impl<'a> Run<'a> {
             config: self.config,
             run: &self.context.config.run,
             roles: self.roles,
+            mix: self.mix.as_ref(),
             optimizers: &mut self.optimizers,
             state: &mut self.state,
             rates,
         };
-        update.epochs(iteration, batch, metrics)
-    }
-
-    /// The prompts of an iteration, each with the place at which training meets it.
-    fn batch(&self, iteration: u64) -> Vec<(u64, &'a Prompt)> {
-        let count = self.config.prompts_per_iteration() as u64;
-        let start = (iteration - 1) * count;
-        (start..start + count)
-            .map(|place| (place, &self.prompts[self.order.index(place)]))
-            .collect()
+        if let Outcome::RolledBack { approx_kl } = update.epochs(iteration, batch, metrics)? {
+            self.progress.note(&format!(
+                "iteration {iteration} was taken back: it had moved the policy by an approximate KL of {approx_kl:.3}, beyond ppo.target_kl \
+                 × ppo.rollback_kl_factor; should that happen often, lower ppo.learning_rate"
+            ));
+        }
+        Ok(())
     }
 
     fn rates(&self, iteration: u64) -> update::Rates {
@@ -341,36 +331,6 @@ impl<'a> Run<'a> {
             actor: at(self.config.training.learning_rate),
             critic: at(self.config.critic_learning_rate()),
         }
-    }
-
-    /// What the rollout was like, on the terminal too.
-    fn report(&mut self, metrics: &mut Metrics, experience: &Experience, old: &TokenScores) {
-        let sequences = experience.sequences();
-        let (tokens, count) = (experience.token_count() as f64, sequences.len() as f64);
-        let recorded = experience.log_probs();
-        let gap = recorded
-            .iter()
-            .zip(&old.log_probs)
-            .map(|(a, b)| f64::from((a - b).abs()))
-            .fold(0.0, f64::max);
-        let finished = sequences.iter().filter(|s| s.finished).count() as f64;
-        let seconds = metrics.get(names::TIME_ROLLOUT).unwrap_or(f64::NAN);
-        metrics
-            .set(names::OBJECTIVE_ENTROPY, mean(&old.entropy))
-            .set(names::ROLLOUT_TOKENS_PER_SECOND, tokens / seconds)
-            .set(names::ROLLOUT_LENGTH_MEAN, tokens / count)
-            .set(names::ROLLOUT_EOS_FRACTION, finished / count)
-            .set(names::ROLLOUT_LOG_PROB_MAX_DEV, gap)
-            .set(names::TRAIN_SKIPPED_STEPS, self.state.skipped as f64);
-        if let Some(bytes) = peak_bytes() {
-            metrics.set(names::MEMORY_PEAK_BYTES, bytes as f64);
-        }
-        let shown = [
-            ("score", names::OBJECTIVE_SCORES),
-            ("kl", names::OBJECTIVE_KL),
-        ]
-        .map(|(label, name)| (label, metrics.get(name).unwrap_or(f64::NAN)));
-        self.progress.step(self.state.iteration, &shown);
     }
 
     fn evaluate(&mut self, metrics: &mut Metrics) -> Result<Option<Measured>> {

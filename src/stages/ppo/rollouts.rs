@@ -67,6 +67,24 @@ impl<'a> Sampler<'a> {
         self.generate(model, &requests, settings)
     }
 
+    /// The most probable response to each prompt; `None` when a signal came.
+    ///
+    /// # Errors
+    /// As [`Self::sample`].
+    pub fn greedy(
+        &self,
+        model: &Decoder,
+        prompts: &[(u64, &Prompt)],
+    ) -> Result<Option<Vec<Sequence>>> {
+        let requests = self.requests(prompts, 1);
+        let settings = Settings {
+            decoding: Decoding::Greedy,
+            cancel: Some(self.stop.flag()),
+            ..self.settings(Purpose::Sample)
+        };
+        self.generate(model, &requests, settings)
+    }
+
     /// One sample of each prompt for a measurement. It runs to its end whatever signal comes: half of it would measure nothing.
     ///
     /// # Errors
@@ -100,12 +118,12 @@ impl<'a> Sampler<'a> {
                 min_p: generation.min_p as f32,
             }),
             seed: if purpose == Purpose::Evaluation {
-                self.config.eval_seed
+                self.config.evaluation.eval_seed
             } else {
                 self.seed
             },
             purpose,
-            max_batch: self.config.rollout_batch,
+            max_batch: self.config.rollout.rollout_batch,
             cache: self.budget(),
             prefill_tokens: PREFILL_TOKENS,
             stop_ids: self.ends.ids(),
@@ -149,7 +167,10 @@ impl<'a> Sampler<'a> {
     }
 
     fn budget(&self) -> CacheBudget {
-        match (self.config.cache_bytes, self.config.cache_tokens) {
+        match (
+            self.config.rollout.cache_bytes,
+            self.config.rollout.cache_tokens,
+        ) {
             (Some(bytes), _) => CacheBudget::Bytes(bytes),
             (None, Some(tokens)) => CacheBudget::Tokens(tokens),
             (None, None) => CacheBudget::Unlimited,

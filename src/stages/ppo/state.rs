@@ -4,8 +4,8 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::evaluation::Measured;
-use crate::config::{Ppo, Training};
-use crate::rlhf::{FixedKl, KlController, ScoreNormalizer};
+use crate::config::{KlControllerKind, Objective, Ppo, Training};
+use crate::rlhf::{AdaptiveKl, FixedKl, KlController, RlhfError, ScoreNormalizer};
 use crate::roles::Roles;
 use crate::train::checkpoint::Checkpoints;
 use crate::train::optimizer::AdamW;
@@ -17,8 +17,8 @@ use crate::train::supervised::adamw;
 pub struct Optimizers {
     /// The actor's.
     pub actor: AdamW,
-    /// The critic's.
-    pub critic: AdamW,
+    /// The critic's, if there is one.
+    pub critic: Option<AdamW>,
 }
 
 /// Everything beside weights and moments that an iteration reads.
@@ -26,6 +26,10 @@ pub struct Optimizers {
 pub struct State {
     /// Iterations done.
     pub iteration: u64,
+    /// Prompts that dynamic sampling has taken beyond one batch an iteration: what iterations alone do not say of how far the walk
+    /// over the prompts has come.
+    #[serde(default)]
+    pub replacements: u64,
     /// Whether the normaliser and the first evaluation are there.
     pub prepared: bool,
     /// The KL coefficient's controller.
@@ -36,6 +40,12 @@ pub struct State {
     pub skipped: u64,
     /// How many of them in a row.
     pub bad_in_row: usize,
+    /// Rows of pretraining text that the actor has met.
+    #[serde(default)]
+    pub ptx_rows: u64,
+    /// Iterations that were taken back.
+    #[serde(default)]
+    pub rolled_back: u64,
     /// The evaluation before training.
     pub before: Option<Measured>,
     /// The newest evaluation.
@@ -55,33 +65,48 @@ const ACTOR: &str = "actor";
 const CRITIC: &str = "critic";
 
 impl Optimizers {
-    /// Zero moments for both.
+    /// Zero moments for each.
     pub fn new(roles: &Roles, training: &Training) -> Result<Self> {
         let config = adamw(training);
         Ok(Self {
             actor: AdamW::new(roles.actor.params(), config)?,
-            critic: AdamW::new(roles.critic.params(), config)?,
+            critic: roles
+                .critic
+                .as_ref()
+                .map(|critic| AdamW::new(critic.params(), config))
+                .transpose()?,
         })
     }
 }
 
 impl State {
-    fn new(config: &Ppo) -> Self {
-        Self {
+    fn new(config: &Ppo) -> Result<Self, RlhfError> {
+        Ok(Self {
             iteration: 0,
+            replacements: 0,
             prepared: false,
-            kl: KlController::Fixed(FixedKl {
-                coef: config.kl_coef,
-            }),
+            kl: controller(&config.objective)?,
             normalizer: ScoreNormalizer::None,
             skipped: 0,
             bad_in_row: 0,
+            ptx_rows: 0,
+            rolled_back: 0,
             before: None,
             last: None,
             actor_steps: 0,
             critic_steps: 0,
-        }
+        })
     }
+}
+
+fn controller(objective: &Objective) -> Result<KlController, RlhfError> {
+    let (coef, target, horizon) = (objective.kl_coef, objective.kl_target, objective.kl_horizon);
+    Ok(match objective.kl_controller {
+        KlControllerKind::Fixed => KlController::Fixed(FixedKl { coef }),
+        KlControllerKind::Adaptive => {
+            KlController::Adaptive(AdaptiveKl::new(coef, target, horizon)?)
+        }
+    })
 }
 
 impl Store {
@@ -109,7 +134,7 @@ impl Store {
             .map(|line| format!("damaged checkpoint passed over: {line}"));
         let mut notes: Vec<String> = damaged.collect();
         let Some(checkpoint) = latest.checkpoint else {
-            return Ok((State::new(config), notes));
+            return Ok((State::new(config)?, notes));
         };
         let state: State = checkpoint.state()?;
         snapshot::restore(
@@ -119,13 +144,9 @@ impl Store {
             &mut optimizers.actor,
             state.actor_steps,
         )?;
-        snapshot::restore(
-            &checkpoint,
-            CRITIC,
-            &roles.critic,
-            &mut optimizers.critic,
-            state.critic_steps,
-        )?;
+        if let (Some(critic), Some(optimizer)) = (&roles.critic, &mut optimizers.critic) {
+            snapshot::restore(&checkpoint, CRITIC, critic, optimizer, state.critic_steps)?;
+        }
         notes.push(format!("continues after iteration {}", state.iteration));
         Ok((state, notes))
     }
@@ -134,11 +155,12 @@ impl Store {
     pub fn save(&self, roles: &Roles, optimizers: &Optimizers, state: &State) -> Result<()> {
         let mut writer = self.checkpoints.writer(state.iteration)?;
         snapshot::save(&mut writer, ACTOR, &roles.actor, &optimizers.actor)?;
-        snapshot::save(&mut writer, CRITIC, &roles.critic, &optimizers.critic)?;
-        let (actor_steps, critic_steps) = (optimizers.actor.steps(), optimizers.critic.steps());
+        if let (Some(critic), Some(optimizer)) = (&roles.critic, &optimizers.critic) {
+            snapshot::save(&mut writer, CRITIC, critic, optimizer)?;
+        }
         writer.commit(&State {
-            actor_steps,
-            critic_steps,
+            actor_steps: optimizers.actor.steps(),
+            critic_steps: optimizers.critic.as_ref().map_or(0, AdamW::steps),
             ..state.clone()
         })?;
         Ok(self.checkpoints.prune(self.keep_last, self.keep_every)?)

@@ -1,23 +1,26 @@
-//! Scores and log-probs → advantages and returns.
+//! Scores and log-probs → advantages, and what the critic aims at.
+//!
+//! One rule holds for the KL of all estimators where the rewards carry it: it is a reward of each token, −kl_coef · KLₜ, beside the score at the end. What an
+//! estimator sees is the rewards of the tokens (GAE, REINFORCE++) or their sum, the return of the sequence: score − kl_coef · Σₜ KLₜ
+//! (GRPO, Dr. GRPO, RLOO, ReMax). ReMax's baseline is the shaped score of the greedy completion, without a KL: as a function of the
+//! prompt alone it may be any.
 
-use anyhow::Result;
-use rollout::random::{Key, Purpose};
+use anyhow::{Context as _, Result};
 
-use super::rollouts::Sampler;
+use super::batch::Sampled;
+use super::scores;
 use super::state::State;
-use crate::config::{KlEstimator as KlName, Ppo, ScoreNormalization};
-use crate::data::example::Prompt;
-use crate::rlhf::advantage::gae::{GaeConfig, gae};
+use crate::config::{AdvantageEstimator, KlEstimator as KlName, KlIn, Ppo};
+use crate::rlhf::advantage::gae::{Gae, GaeConfig, gae};
+use crate::rlhf::advantage::group::{dr_grpo, grpo, rloo};
+use crate::rlhf::advantage::reinforce::reinforce_plus_plus;
+use crate::rlhf::advantage::remax::remax;
 use crate::rlhf::kl::objective_kl;
 use crate::rlhf::reward::{rlhf_reward, token_rewards};
-use crate::rlhf::score::{clip_scores, penalize_missing_eos};
 use crate::rlhf::stats::{explained_variance, mean, whiten};
-use crate::rlhf::{KlEstimator, Mean, RunningMoments, ScoreNormalizer};
-use crate::roles::{Experience, Roles};
+use crate::rlhf::{self, KlEstimator, Mean, Rows};
+use crate::roles::Experience;
 use crate::train::metrics::{Metrics, names};
-
-/// Samples of the reference that fix the scale of scores.
-const REFERENCE_SAMPLES: usize = 256;
 
 /// What the roles said of a batch: per generated token, and per sequence.
 pub struct Inputs<'a> {
@@ -25,31 +28,52 @@ pub struct Inputs<'a> {
     pub old: &'a [f32],
     /// log π of the reference.
     pub reference: &'a [f32],
-    /// The critic's values.
-    pub values: &'a [f32],
+    /// The critic's values, where there is a critic.
+    pub values: Option<Vec<f32>>,
     /// Raw scores, one a sequence.
     pub scores: &'a [f32],
+    /// The prompts' greedy completions, where the estimator asks for them.
+    pub baseline: Option<&'a Sampled>,
 }
 
-/// What the update aims at, per generated token.
+/// What the update aims at.
+#[derive(Debug)]
 pub struct Targets {
-    /// Advantages, whitened if configured.
+    /// Advantages per generated token, whitened if configured.
     pub advantages: Vec<f64>,
-    /// The critic's targets.
+    /// The critic's, where there is a critic.
+    pub critic: Option<CriticTargets>,
+    /// Weight of the KL that the policy's loss carries; `None` where the rewards carry it, or nothing does.
+    pub loss_kl_coef: Option<f64>,
+}
+
+/// What the critic's update reads, per generated token.
+#[derive(Debug)]
+pub struct CriticTargets {
+    /// Values before the update.
+    pub old_values: Vec<f32>,
+    /// What they should have been.
     pub returns: Vec<f64>,
 }
 
 /// Scores → token rewards → advantages and returns; the objective's metrics on the way.
+///
+/// # Errors
+/// If the inputs do not fit together.
 pub fn targets(
     config: &Ppo,
     state: &mut State,
     experience: &Experience,
-    inputs: &Inputs,
+    inputs: Inputs,
     metrics: &mut Metrics,
 ) -> Result<Targets> {
     let rows = experience.rows()?;
-    let scores = shape_scores(config, state, experience, inputs.scores)?;
-    let kl = estimator(config.kl_estimator).per_token(inputs.old, inputs.reference)?;
+    state.normalizer.observe(inputs.scores);
+    let shape = |sequences: &_, raw: &_| scores::shape(config, &state.normalizer, sequences, raw);
+    let scores = shape(experience.sequences(), inputs.scores)?;
+    let baselines = inputs.baseline.map(|b| shape(&b.sequences, &b.scores));
+    let baselines = baselines.transpose()?;
+    let kl = estimator(config.kl_estimator()).per_token(inputs.old, inputs.reference)?;
     let coef = state.kl.coef();
     let objective = objective_kl(inputs.old, inputs.reference, rows)?;
     metrics
@@ -60,88 +84,112 @@ pub fn targets(
             names::OBJECTIVE_RLHF_REWARD,
             rlhf_reward(&scores, &kl, coef, rows)?,
         );
-    state.kl.update(objective, rows.len());
-
-    let mut rewards = token_rewards(&scores, &kl, coef, rows)?;
-    if config.whiten_rewards {
-        rewards = whiten(&rewards, Mean::Keep);
+    // While the critic warms up the policy stands still, and its KL says nothing about the coefficient.
+    if state.iteration >= config.critic.critic_warmup as u64 {
+        state.kl.update(objective, rows.len());
     }
-    let estimate = gae(
-        &rewards,
-        inputs.values,
-        rows,
-        GaeConfig {
-            gamma: config.gamma,
-            lam: config.lam,
-        },
-    )?;
-    if let Some(explained) = explained_variance(inputs.values, &estimate.returns)? {
+    let (reward_coef, loss_kl_coef) = match config.update.kl_in {
+        KlIn::Reward => (coef, None),
+        KlIn::Loss => (0.0, Some(coef).filter(|&coef| coef > 0.0)),
+    };
+    let rewards = token_rewards(&scores, &kl, reward_coef, rows)?;
+    let mut targets = estimate(config, rewards, rows, inputs.values, baselines.as_deref())?;
+    targets.loss_kl_coef = loss_kl_coef;
+    if let Some(critic) = &targets.critic
+        && let Some(explained) = explained_variance(&critic.old_values, &critic.returns)?
+    {
         metrics.set(names::VALUE_EXPLAINED_VARIANCE, explained);
     }
-    let advantages = match config.whiten_advantages {
-        true => whiten(&estimate.advantages, Mean::Remove),
-        false => estimate.advantages,
+    Ok(targets)
+}
+
+/// Rewards of the tokens → advantages, by the configured estimator and whitened if configured.
+fn estimate(
+    config: &Ppo,
+    mut rewards: Vec<f64>,
+    rows: Rows,
+    values: Option<Vec<f32>>,
+    baselines: Option<&[f64]>,
+) -> Result<Targets> {
+    let objective = &config.objective;
+    if objective.whiten_rewards {
+        rewards = whiten(&rewards, Mean::Keep);
+    }
+    let samples = config.num_samples_per_prompt;
+    let mut critic = None;
+    let advantages = match objective.advantage_estimator {
+        AdvantageEstimator::Gae => {
+            let values = values.context("gae was asked for without a critic")?;
+            let found = generalised(config, &rewards, values, rows)?;
+            critic = Some(found.critic);
+            found.advantages
+        }
+        AdvantageEstimator::ReinforcePlusPlus => {
+            reinforce_plus_plus(&rewards, rows, objective.gamma)?
+        }
+        AdvantageEstimator::Grpo => of_sequences(&rewards, rows, |r| grpo(r, samples))?,
+        AdvantageEstimator::DrGrpo => of_sequences(&rewards, rows, |r| dr_grpo(r, samples))?,
+        AdvantageEstimator::Rloo => of_sequences(&rewards, rows, |r| rloo(r, samples))?,
+        AdvantageEstimator::Remax => {
+            let baselines = baselines.context("remax was asked for without a baseline")?;
+            of_sequences(&rewards, rows, |r| remax(r, baselines, samples))?
+        }
+    };
+    // REINFORCE++ has whitened already.
+    let whitens = objective.whiten_advantages()
+        && objective.advantage_estimator != AdvantageEstimator::ReinforcePlusPlus;
+    let advantages = match whitens {
+        true => whiten(&advantages, Mean::Remove),
+        false => advantages,
     };
     Ok(Targets {
         advantages,
-        returns: estimate.returns,
+        critic,
+        loss_kl_coef: None,
     })
 }
 
-/// Normalised, clipped, and less the penalty for not ending.
-fn shape_scores(
+/// What a critic's values lead to.
+struct Generalised {
+    advantages: Vec<f64>,
+    critic: CriticTargets,
+}
+
+fn generalised(
     config: &Ppo,
-    state: &mut State,
-    experience: &Experience,
-    raw: &[f32],
+    rewards: &[f64],
+    old_values: Vec<f32>,
+    rows: Rows,
+) -> Result<Generalised> {
+    let settings = GaeConfig {
+        gamma: config.objective.gamma,
+        lam: config.critic.lam,
+    };
+    let Gae {
+        advantages,
+        returns,
+    } = gae(rewards, &old_values, rows, settings)?;
+    Ok(Generalised {
+        advantages,
+        critic: CriticTargets {
+            old_values,
+            returns,
+        },
+    })
+}
+
+/// Returns of whole sequences → their advantages by `estimate` → the same for each of their tokens.
+fn of_sequences(
+    rewards: &[f64],
+    rows: Rows,
+    estimate: impl Fn(&[f64]) -> rlhf::Result<Vec<f64>>,
 ) -> Result<Vec<f64>> {
-    state.normalizer.observe(raw);
-    let mut scores = state.normalizer.normalize(raw);
-    if let Some(limit) = config.score_clip {
-        scores = clip_scores(&scores, limit)?;
-    }
-    if let Some(penalty) = config.missing_eos_penalty {
-        let finished: Vec<bool> = experience.sequences().iter().map(|s| s.finished).collect();
-        scores = penalize_missing_eos(&scores, &finished, penalty)?;
-    }
-    Ok(scores)
+    let returns = rows.sums("rewards", rewards)?;
+    Ok(rows.spread("advantages", &estimate(&returns)?)?)
 }
 
-/// The scale that scores are brought to, measured on the reference's samples where the configuration asks for it.
-pub fn normalizer(
-    config: &Ppo,
-    roles: &Roles,
-    sampler: &Sampler,
-    prompts: &[Prompt],
-    seed: u64,
-) -> Result<ScoreNormalizer> {
-    match config.score_normalization {
-        ScoreNormalization::None => Ok(ScoreNormalizer::None),
-        ScoreNormalization::Running => Ok(ScoreNormalizer::Running(RunningMoments::default())),
-        ScoreNormalization::Reference => {
-            let prompts: Vec<_> = reference_prompts(prompts.len(), seed)
-                .into_iter()
-                .map(|i| (i as u64, &prompts[i]))
-                .collect();
-            let samples = sampler.sample_all(&roles.reference, &prompts, Purpose::Split)?;
-            let ids: Vec<&[u32]> = samples.iter().map(|s| s.ids.as_slice()).collect();
-            Ok(ScoreNormalizer::from_reference(
-                &roles
-                    .reward
-                    .score(&ids, config.training.micro_batch_tokens)?,
-            )?)
-        }
-    }
-}
-
-/// Which of `count` prompts the reference answers.
-fn reference_prompts(count: usize, seed: u64) -> Vec<usize> {
-    let mut chosen = Key::new(seed, Purpose::Split).permutation(0, count);
-    chosen.truncate(REFERENCE_SAMPLES);
-    chosen
-}
-
-fn estimator(name: KlName) -> KlEstimator {
+/// The estimator of that name.
+pub fn estimator(name: KlName) -> KlEstimator {
     match name {
         KlName::K1 => KlEstimator::K1,
         KlName::K2 => KlEstimator::K2,
@@ -153,14 +201,84 @@ fn estimator(name: KlName) -> KlEstimator {
 mod tests {
     use super::*;
 
+    /// Two prompts of two samples, of 2, 1, 1 and 2 tokens; their returns are 1, 3, −2 and 0.
+    const REWARDS: [f64; 6] = [-0.5, 1.5, 3.0, -2.0, 0.25, -0.25];
+    const OFFSETS: [usize; 5] = [0, 2, 3, 4, 6];
+
+    fn config(estimator: AdvantageEstimator) -> Ppo {
+        let mut config = Ppo {
+            num_samples_per_prompt: 2,
+            ..Ppo::default()
+        };
+        config.objective.advantage_estimator = estimator;
+        config
+    }
+
+    fn advantages(config: &Ppo) -> Vec<f64> {
+        let rows = Rows::new(&OFFSETS).unwrap();
+        let baselines = [0.5, -1.0];
+        let found = estimate(config, REWARDS.to_vec(), rows, None, Some(&baselines)).unwrap();
+        assert!(found.critic.is_none());
+        found.advantages
+    }
+
+    #[track_caller]
+    fn assert_close(found: &[f64], expected: &[f64]) {
+        assert_eq!(found.len(), expected.len());
+        for (f, e) in found.iter().zip(expected) {
+            assert!((f - e).abs() < 1e-5, "{found:?} {expected:?}");
+        }
+    }
+
+    /// By hand. Both groups have mean m ± 1, so a deviation of √2; the mean of the others is the other.
     #[test]
-    fn the_prompts_of_the_reference_follow_the_seed() {
-        let chosen = reference_prompts(1000, 1);
-        assert_eq!(chosen.len(), REFERENCE_SAMPLES);
-        assert_eq!(reference_prompts(1000, 1), chosen);
-        assert_ne!(reference_prompts(1000, 2), chosen);
-        let mut all = reference_prompts(10, 1);
-        all.sort_unstable();
-        assert_eq!(all, (0..10).collect::<Vec<_>>());
+    fn each_estimator_credits_the_returns_of_sequences() {
+        let half = 1.0 / 2f64.sqrt();
+        for (estimator, of_sequences) in [
+            (AdvantageEstimator::Grpo, [-half, half, -half, half]),
+            (AdvantageEstimator::DrGrpo, [-1.0, 1.0, -1.0, 1.0]),
+            (AdvantageEstimator::Rloo, [-2.0, 2.0, -2.0, 2.0]),
+            (AdvantageEstimator::Remax, [0.5, 2.5, -1.0, 1.0]),
+        ] {
+            let [a, b, c, d] = of_sequences;
+            assert_close(&advantages(&config(estimator)), &[a, a, b, c, d, d]);
+        }
+    }
+
+    /// By hand: returns to go 1, 1.5, 3, −2, 0, −0.25, of mean 13/24 and mean square 15.5625 / 6 − (13/24)².
+    #[test]
+    fn reinforce_plus_plus_whitens_what_follows_a_token() {
+        let to_go = [1.0, 1.5, 3.0, -2.0, 0.0, -0.25];
+        let mean = 13.0 / 24.0;
+        let squares: f64 = 1.0 + 2.25 + 9.0 + 4.0 + 0.0 + 0.0625;
+        let deviation = (squares / 6.0 - mean * mean).sqrt();
+        let expected = to_go.map(|g| (g - mean) / deviation);
+        let found = advantages(&config(AdvantageEstimator::ReinforcePlusPlus));
+        assert_close(&found, &expected);
+    }
+
+    #[test]
+    fn whitening_of_advantages_is_a_choice_where_it_is_no_part_of_the_estimator() {
+        let mut config = config(AdvantageEstimator::DrGrpo);
+        assert_eq!(advantages(&config), [-1.0, -1.0, 1.0, -1.0, 1.0, 1.0]);
+        config.objective.whiten_advantages = Some(true);
+        config.num_samples_per_prompt = 4;
+        // Returns less their mean ½, over the six tokens: ½, ½, 2½, −2½, −½, −½ of mean 0 and mean square 13.5 / 6.
+        let deviation = (13.5f64 / 6.0).sqrt();
+        let expected = [0.5, 0.5, 2.5, -2.5, -0.5, -0.5].map(|a| a / deviation);
+        assert_close(&advantages(&config), &expected);
+    }
+
+    #[test]
+    fn only_gae_has_something_for_a_critic() {
+        let config = config(AdvantageEstimator::Gae);
+        let rows = Rows::new(&OFFSETS).unwrap();
+        let values = vec![0.5f32; 6];
+        let found = estimate(&config, REWARDS.to_vec(), rows, Some(values.clone()), None);
+        let critic = found.unwrap().critic.unwrap();
+        assert_eq!(critic.old_values, values);
+        assert_eq!(critic.returns.len(), 6);
+        let refused = estimate(&config, REWARDS.to_vec(), rows, None, None).unwrap_err();
+        assert!(refused.to_string().contains("critic"), "{refused}");
     }
 }

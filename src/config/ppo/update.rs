@@ -1,0 +1,196 @@
+//! The keys of `[ppo]` that shape its update: how token losses are averaged, what is added to them, and when an iteration's
+//! updates end early or are taken back.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Keys, KlEstimator, Ppo, Ptx};
+
+/// Keys of the update.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PpoUpdate {
+    /// The mean that policy loss, entropy bonus and KL loss take over a minibatch. The value loss is a mean over tokens in any
+    /// case, as TRL's and OpenRLHF's is (verl lets it follow the policy's).
+    pub loss_aggregation: LossAggregation,
+    /// c: the loss of a token whose advantage A is negative is at most −c·A, however far its ratio has grown (Ye et al. 2020; TRL's
+    /// `delta`, verl's `clip_ratio_c`, there 3). Above 1; unset bounds nothing.
+    pub dual_clip: Option<f64>,
+    /// Weight of the policy's entropy, which the loss rewards; 0 does not.
+    pub entropy_coef: f64,
+    /// Where the KL to the reference enters, with `kl_coef` as its weight.
+    pub kl_in: KlIn,
+    /// An iteration's updates end before the first minibatch whose `policy/approx_kl` exceeds this: it takes no step, neither
+    /// actor's nor critic's. Unset never ends them early.
+    pub target_kl: Option<f64>,
+    /// An iteration whose `policy/approx_kl` exceeds `target_kl` × this is taken back: actor, critic and their optimizers stand
+    /// again where it began, and the KL controller and the scores' normaliser keep what they have seen. The copy to go back to
+    /// takes the memory of the trained weights three times over. Unset takes nothing back.
+    pub rollback_kl_factor: Option<f64>,
+    /// Pretraining text that is mixed in.
+    #[serde(flatten)]
+    pub ptx: Ptx,
+}
+
+/// The mean that a loss of the policy takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LossAggregation {
+    /// Over all tokens of the minibatch: PPO's, TRL's `bnpo` and `dapo`, verl's `token-mean`.
+    #[default]
+    Token,
+    /// Over sequences, of the mean over each one's tokens: TRL's `grpo`, verl's `seq-mean-token-mean`.
+    Sequence,
+    /// Over sequences, of the sum over each one's tokens divided by `max_new_tokens`: TRL's `dr_grpo`, verl's
+    /// `seq-mean-token-sum-norm`. Long answers then weigh as much a token as short ones.
+    Constant,
+}
+
+/// Where the KL to the reference enters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KlIn {
+    /// Each token's reward: PPO's.
+    #[default]
+    Reward,
+    /// The loss, by the log-probs of the policy as it moves: GRPO's.
+    Loss,
+}
+
+impl PpoUpdate {
+    /// Writes down the values that unset keys take.
+    pub(super) fn fill(&mut self, mini_batch_size: usize) {
+        self.ptx.fill(mini_batch_size);
+    }
+
+    /// The `policy/approx_kl` beyond which an iteration is taken back, if any is.
+    pub fn rollback_kl(&self) -> Option<f64> {
+        Some(self.target_kl? * self.rollback_kl_factor?)
+    }
+
+    /// The estimator that an unset `kl_estimator` stands for: what each place is usually given.
+    pub(super) fn usual_estimator(&self) -> KlEstimator {
+        match self.kl_in {
+            KlIn::Reward => KlEstimator::K1,
+            KlIn::Loss => KlEstimator::K3,
+        }
+    }
+
+    pub(super) fn check(&self, ppo: &Ppo, keys: &mut Keys<'_, '_>) {
+        let free = "3.0 is usual; remove it to bound nothing";
+        keys.above("dual_clip", self.dual_clip.unwrap_or(2.0), 1.0, free);
+        let mend = "0.01 is much, 0 rewards no entropy";
+        keys.not_negative("entropy_coef", self.entropy_coef, mend);
+        self.check_kl(ppo, keys);
+        self.check_limits(ppo, keys);
+        self.ptx.check(keys);
+    }
+
+    fn check_kl(&self, ppo: &Ppo, keys: &mut Keys<'_, '_>) {
+        if self.kl_in == KlIn::Loss && ppo.kl_estimator() == KlEstimator::K1 {
+            let message = "pulls towards nothing as a loss: its gradient is zero in expectation; set \"k3\" (GRPO's) or \"k2\", or \
+                           kl_in = \"reward\"";
+            keys.wrong("kl_estimator", "\"k1\"", message);
+        }
+    }
+
+    fn check_limits(&self, ppo: &Ppo, keys: &mut Keys<'_, '_>) {
+        let mend = "0.02 is usual; remove it to never end an iteration early";
+        keys.above("target_kl", self.target_kl.unwrap_or(1.0), 0.0, mend);
+        let minibatches = ppo.num_ppo_epochs * ppo.num_mini_batches;
+        match (self.target_kl, self.rollback_kl_factor) {
+            (None, Some(factor)) => keys.wrong(
+                "rollback_kl_factor",
+                factor,
+                "multiplies target_kl, which is not set; set that, or remove this key",
+            ),
+            (Some(_), Some(factor)) if !(factor >= 1.0 && factor.is_finite()) => keys.wrong(
+                "rollback_kl_factor",
+                factor,
+                "must be 1 or larger; 2 is usual",
+            ),
+            (Some(target), None) if minibatches == 1 => keys.wrong(
+                "target_kl",
+                target,
+                "an iteration has a single minibatch, after which there is nothing to stop; raise num_ppo_epochs or \
+                 num_mini_batches, set rollback_kl_factor, or remove this key",
+            ),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::tests::resolve;
+    use crate::config::{KlEstimator, Ppo};
+
+    fn ppo(overrides: &[&str]) -> Ppo {
+        resolve(overrides).unwrap().ppo.unwrap()
+    }
+
+    #[track_caller]
+    fn refused(overrides: &[&str], words: &[&str]) {
+        let message = resolve(overrides).expect_err("must be refused").to_string();
+        for word in words {
+            assert!(message.contains(word), "no {word:?} in: {message}");
+        }
+    }
+
+    #[test]
+    fn the_estimator_follows_the_place_of_the_kl() {
+        assert_eq!(ppo(&[]).objective.kl_estimator, Some(KlEstimator::K1));
+        assert_eq!(
+            ppo(&["ppo.kl_in=loss"]).objective.kl_estimator,
+            Some(KlEstimator::K3)
+        );
+        let chosen = ppo(&["ppo.kl_in=loss", "ppo.kl_estimator=k2"]);
+        assert_eq!(chosen.objective.kl_estimator, Some(KlEstimator::K2));
+        refused(
+            &["ppo.kl_in=loss", "ppo.kl_estimator=k1"],
+            &["ppo.kl_estimator", "zero in expectation", "k3"],
+        );
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_refused() {
+        refused(&["ppo.dual_clip=1.0"], &["ppo.dual_clip", "larger than 1"]);
+        refused(
+            &["ppo.entropy_coef=-0.1"],
+            &["ppo.entropy_coef", "zero or larger"],
+        );
+        refused(&["ppo.target_kl=0.0"], &["ppo.target_kl", "larger than 0"]);
+        let factor = ["ppo.target_kl=0.1", "ppo.rollback_kl_factor=0.5"];
+        refused(&factor, &["ppo.rollback_kl_factor", "1 or larger"]);
+        let words = ["ppo.loss_aggregation", "token", "sequence", "constant"];
+        refused(&["ppo.loss_aggregation=mean"], &words);
+    }
+
+    #[test]
+    fn limits_that_could_not_act_are_refused() {
+        let alone = ["ppo.rollback_kl_factor=2.0"];
+        refused(&alone, &["ppo.rollback_kl_factor", "target_kl", "not set"]);
+        let single = ["ppo.target_kl=0.1", "ppo.num_ppo_epochs=1"];
+        refused(
+            &single,
+            &["ppo.target_kl", "single minibatch", "num_ppo_epochs"],
+        );
+        let measured = [&single[..], &["ppo.rollback_kl_factor=2.0"]].concat();
+        assert_eq!(ppo(&measured).update.rollback_kl(), Some(0.2));
+        assert_eq!(ppo(&["ppo.target_kl=0.1"]).update.rollback_kl(), None);
+    }
+
+    #[test]
+    fn keys_of_other_trainers_lead_to_ours() {
+        let pairs = [
+            ("clip_ratio_c", "dual_clip"),
+            ("loss_agg_mode", "loss_aggregation"),
+            ("use_kl_loss", "kl_in"),
+            ("entropy_coeff", "entropy_coef"),
+        ];
+        for (theirs, ours) in pairs {
+            refused(
+                &[&format!("ppo.{theirs}=1")],
+                &[&format!("did you mean `{ours}`")],
+            );
+        }
+    }
+}

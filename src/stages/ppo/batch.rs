@@ -1,0 +1,245 @@
+//! Prompts → the batch of an iteration: sequences with their raw scores, several of each prompt side by side.
+//!
+//! With dynamic sampling, prompts whose samples all score alike are replaced by the next ones of the walk, as often as the
+//! configuration allows; what then is missing is filled with those that were to be replaced, so that batch and minibatches always have
+//! their sizes. Which prompts an iteration takes is a function of the weights and of how far the walk has come, and that is part of
+//! the state.
+
+use anyhow::Result;
+
+use super::Run;
+use super::clock::Clock;
+use crate::config::{AdvantageEstimator, Ppo};
+use crate::data::example::Prompt;
+use crate::ops::profile;
+use crate::rlhf::advantage::dynamic_sampling::{choose, have_spread};
+use crate::rlhf::stats::mean;
+use crate::roles::Sequence;
+use crate::train::metrics::{Metrics, names};
+
+/// Sequences with the score of each, raw.
+#[derive(Default)]
+pub struct Sampled {
+    /// Prompts with their responses.
+    pub sequences: Vec<Sequence>,
+    /// One score a sequence.
+    pub scores: Vec<f32>,
+}
+
+/// An iteration's batch, and how it came about.
+pub struct Gathered {
+    /// The batch.
+    pub batch: Sampled,
+    /// The greedy completion of each prompt of the batch, where the estimator holds samples against it.
+    pub baseline: Option<Sampled>,
+    /// Tokens generated for the batch, those of dropped groups among them.
+    pub tokens: usize,
+    /// Prompts taken beyond those of one batch.
+    pub replacements: u64,
+    /// Rounds of generation.
+    rounds: usize,
+    /// Share of the batch's groups whose scores are all alike.
+    no_spread: f64,
+}
+
+/// All that was drawn for a batch so far.
+#[derive(Default)]
+struct Pool<'a> {
+    prompts: Vec<(u64, &'a Prompt)>,
+    sampled: Sampled,
+    /// Whether each prompt's scores differ.
+    spread: Vec<bool>,
+    rounds: usize,
+}
+
+impl<'a> Run<'a> {
+    /// The batch of an iteration; `None` when a signal came.
+    pub(super) fn gather(&self, iteration: u64, clock: &mut Clock) -> Result<Option<Gathered>> {
+        let wanted = self.config.prompts_per_iteration();
+        let start = (iteration - 1) * wanted as u64 + self.state.replacements;
+        let mut pool = Pool::default();
+        for _ in 0..=self.config.rollout.dynamic_sampling {
+            let missing = wanted - pool.with_spread().min(wanted);
+            if missing == 0 {
+                break;
+            }
+            let prompts = self.walk(start + pool.prompts.len() as u64, missing);
+            let Some(sampled) = self.draw(&prompts, iteration, clock)? else {
+                return Ok(None);
+            };
+            pool.add(prompts, sampled, self.config.num_samples_per_prompt)?;
+        }
+        let chosen = choose(&pool.spread, wanted);
+        let prompts: Vec<_> = chosen.iter().map(|&group| pool.prompts[group]).collect();
+        let mut gathered = pool.into_batch(&chosen, self.config.num_samples_per_prompt);
+        if self.config.objective.advantage_estimator == AdvantageEstimator::Remax {
+            let Some(baseline) = self.baseline(&prompts, clock)? else {
+                return Ok(None);
+            };
+            gathered.baseline = Some(baseline);
+        }
+        Ok(Some(gathered))
+    }
+
+    /// The prompts from `start` on, each with the place at which training meets it.
+    fn walk(&self, start: u64, count: usize) -> Vec<(u64, &'a Prompt)> {
+        (start..start + count as u64)
+            .map(|place| (place, &self.prompts[self.order.index(place)]))
+            .collect()
+    }
+
+    /// The samples of each prompt, from the live weights of the actor, and their scores.
+    fn draw(
+        &self,
+        prompts: &[(u64, &Prompt)],
+        iteration: u64,
+        clock: &mut Clock,
+    ) -> Result<Option<Sampled>> {
+        let drawn = {
+            let _part = profile::part("rollout");
+            self.sampler.sample(&self.roles.actor, prompts, iteration)?
+        };
+        clock.lap(names::TIME_ROLLOUT);
+        let Some(sequences) = drawn else {
+            return Ok(None);
+        };
+        let _part = profile::part("score");
+        let scores = self.raw_scores(&sequences)?;
+        clock.lap(names::TIME_SCORE);
+        Ok(Some(Sampled { sequences, scores }))
+    }
+
+    /// What ReMax holds the samples of each prompt against.
+    fn baseline(&self, prompts: &[(u64, &Prompt)], clock: &mut Clock) -> Result<Option<Sampled>> {
+        let _part = profile::part("baseline");
+        let Some(sequences) = self.sampler.greedy(&self.roles.actor, prompts)? else {
+            return Ok(None);
+        };
+        let scores = self.raw_scores(&sequences)?;
+        clock.lap(names::TIME_BASELINE);
+        Ok(Some(Sampled { sequences, scores }))
+    }
+
+    /// One score a sequence.
+    fn raw_scores(&self, sequences: &[Sequence]) -> Result<Vec<f32>> {
+        let ids: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
+        let limit = self.config.training.micro_batch_tokens;
+        Ok(self.roles.reward.score(&ids, limit)?)
+    }
+}
+
+impl<'a> Pool<'a> {
+    fn with_spread(&self) -> usize {
+        self.spread.iter().filter(|&&spread| spread).count()
+    }
+
+    fn add(
+        &mut self,
+        prompts: Vec<(u64, &'a Prompt)>,
+        sampled: Sampled,
+        samples: usize,
+    ) -> Result<()> {
+        self.spread.extend(have_spread(&sampled.scores, samples)?);
+        self.prompts.extend(prompts);
+        self.sampled.sequences.extend(sampled.sequences);
+        self.sampled.scores.extend(sampled.scores);
+        self.rounds += 1;
+        Ok(())
+    }
+
+    /// The chosen groups, ascending, of `samples` sequences each.
+    fn into_batch(self, chosen: &[usize], samples: usize) -> Gathered {
+        let tokens = self.sampled.sequences.iter().map(|s| s.log_probs.len());
+        let tokens = tokens.sum();
+        let flat = chosen.iter().filter(|&&group| !self.spread[group]).count();
+        let is_chosen = |i: usize| chosen.binary_search(&(i / samples)).is_ok();
+        let drawn = self.sampled.sequences.into_iter().zip(self.sampled.scores);
+        let (sequences, scores) = drawn
+            .enumerate()
+            .filter(|&(i, _)| is_chosen(i))
+            .map(|(_, drawn)| drawn)
+            .unzip();
+        Gathered {
+            batch: Sampled { sequences, scores },
+            baseline: None,
+            tokens,
+            replacements: (self.spread.len() - chosen.len()) as u64,
+            rounds: self.rounds,
+            no_spread: flat as f64 / chosen.len() as f64,
+        }
+    }
+}
+
+impl Gathered {
+    /// Sets what there is to say of groups and of the baseline.
+    pub fn write(&self, config: &Ppo, metrics: &mut Metrics) {
+        if config.num_samples_per_prompt > 1 {
+            metrics.set(names::ROLLOUT_NO_SPREAD_FRACTION, self.no_spread);
+        }
+        if config.rollout.dynamic_sampling > 0 {
+            metrics
+                .set(names::ROLLOUT_ROUNDS, self.rounds as f64)
+                .set(names::ROLLOUT_GROUPS_DROPPED, self.replacements as f64);
+        }
+        if let Some(baseline) = &self.baseline {
+            metrics.set(names::ROLLOUT_BASELINE_SCORE, mean(&baseline.scores));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sequence(key: u64, sample: usize) -> Sequence {
+        Sequence {
+            key,
+            sample,
+            ids: vec![1; 3],
+            generated: std::iter::once(1..3).collect(),
+            log_probs: vec![0.0; 2],
+            kept: vec![None; 2],
+            finished: true,
+        }
+    }
+
+    /// Two samples of each prompt from `first` on, with these scores.
+    fn round(first: u64, scores: &[f32]) -> Sampled {
+        let keys = (0..scores.len()).map(|i| (first + i as u64 / 2, i % 2));
+        Sampled {
+            sequences: keys.map(|(key, sample)| sequence(key, sample)).collect(),
+            scores: scores.to_vec(),
+        }
+    }
+
+    fn keys(gathered: &Gathered) -> Vec<(u64, usize)> {
+        let sequences = gathered.batch.sequences.iter();
+        sequences.map(|s| (s.key, s.sample)).collect()
+    }
+
+    #[test]
+    fn groups_without_spread_make_room_for_later_ones() {
+        let prompt = Prompt {
+            text: String::new(),
+            ids: vec![1],
+        };
+        let prompts = |keys: std::ops::Range<u64>| keys.map(|key| (key, &prompt)).collect();
+        let mut pool = Pool::default();
+        let first = round(7, &[1.0, 1.0, 0.0, 1.0, 0.5, 0.5]);
+        pool.add(prompts(7..10), first, 2).unwrap();
+        assert_eq!(pool.with_spread(), 1);
+        pool.add(prompts(10..12), round(10, &[2.0, 0.0, 0.0, 0.0]), 2)
+            .unwrap();
+        assert_eq!((pool.with_spread(), pool.rounds), (2, 2));
+        let chosen = choose(&pool.spread, 3);
+        let gathered = pool.into_batch(&chosen, 2);
+        // 8 and 10 have spread; of the others the first fills up.
+        assert_eq!(
+            keys(&gathered),
+            [(7, 0), (7, 1), (8, 0), (8, 1), (10, 0), (10, 1)]
+        );
+        assert_eq!(gathered.batch.scores, [1.0, 1.0, 0.0, 1.0, 2.0, 0.0]);
+        assert_eq!((gathered.replacements, gathered.tokens), (2, 20));
+        assert_eq!(gathered.no_spread, 1.0 / 3.0);
+    }
+}

@@ -1,0 +1,49 @@
+//! What an iteration's rollout was like.
+
+use super::Run;
+use super::batch::Gathered;
+use crate::rlhf::stats::mean;
+use crate::roles::{Experience, TokenScores};
+use crate::train::memory::peak_bytes;
+use crate::train::metrics::{Metrics, names};
+
+impl Run<'_> {
+    /// What the rollout was like, on the terminal too.
+    pub(super) fn report(
+        &mut self,
+        metrics: &mut Metrics,
+        gathered: &Gathered,
+        experience: &Experience,
+        old: &TokenScores,
+    ) {
+        let sequences = experience.sequences();
+        let (tokens, count) = (experience.token_count() as f64, sequences.len() as f64);
+        let recorded = experience.log_probs();
+        let gap = recorded
+            .iter()
+            .zip(&old.log_probs)
+            .map(|(a, b)| f64::from((a - b).abs()))
+            .fold(0.0, f64::max);
+        let finished = sequences.iter().filter(|s| s.finished).count() as f64;
+        let seconds = metrics.get(names::TIME_ROLLOUT).unwrap_or(f64::NAN);
+        metrics
+            .set(names::OBJECTIVE_ENTROPY, mean(&old.entropy))
+            .set(
+                names::ROLLOUT_TOKENS_PER_SECOND,
+                gathered.tokens as f64 / seconds,
+            )
+            .set(names::ROLLOUT_LENGTH_MEAN, tokens / count)
+            .set(names::ROLLOUT_EOS_FRACTION, finished / count)
+            .set(names::ROLLOUT_LOG_PROB_MAX_DEV, gap)
+            .set(names::TRAIN_SKIPPED_STEPS, self.state.skipped as f64);
+        if let Some(bytes) = peak_bytes() {
+            metrics.set(names::MEMORY_PEAK_BYTES, bytes as f64);
+        }
+        let shown = [
+            ("score", names::OBJECTIVE_SCORES),
+            ("kl", names::OBJECTIVE_KL),
+        ]
+        .map(|(label, name)| (label, metrics.get(name).unwrap_or(f64::NAN)));
+        self.progress.step(self.state.iteration, &shown);
+    }
+}

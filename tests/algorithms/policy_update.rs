@@ -1,0 +1,246 @@
+//! The actor's loss with all its terms against PyTorch: every entry of `golden/policy_update.json`, made by
+//! `golden/make_policy_update.py` in `f64`.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor, Var};
+use collimate::ops::head::{Target, TokenLogProbs, token_log_probs};
+use collimate::ops::param::{Initial, Param, ParamStore, Training};
+use collimate::rlhf::differentiable::weighted_sum;
+use collimate::rlhf::kl::kl_loss;
+use collimate::rlhf::{
+    KlEstimator, LossAggregation, PolicyLoss, PolicyLossConfig, Rows, Totals, policy_loss,
+};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::{check, gradient};
+
+/// The head computes in `f32`; PyTorch did in `f64`.
+const SINGLE_TOLERANCE: f64 = 1e-5;
+
+#[derive(Deserialize)]
+struct Golden {
+    lengths: Vec<usize>,
+    temperature: f64,
+    longest: f64,
+    hidden: Vec<Vec<f64>>,
+    head: Vec<Vec<f64>>,
+    tokens: Vec<u32>,
+    kept: Vec<Option<Vec<u32>>>,
+    old: Vec<f64>,
+    reference: Vec<f64>,
+    advantages: Vec<f64>,
+    lo: f64,
+    hi: f64,
+    dual: f64,
+    kl_coef: f64,
+    entropy_coef: f64,
+    aggregations: Value,
+}
+
+impl Golden {
+    fn load() -> Self {
+        serde_json::from_str(include_str!("../golden/policy_update.json")).unwrap()
+    }
+
+    fn offsets(&self) -> Vec<usize> {
+        let ends = self.lengths.iter().scan(0, |end, length| {
+            *end += length;
+            Some(*end)
+        });
+        std::iter::once(0).chain(ends).collect()
+    }
+
+    fn aggregations(&self) -> [(&'static str, LossAggregation); 3] {
+        [
+            ("token", LossAggregation::Token),
+            ("sequence", LossAggregation::Sequence),
+            ("constant", LossAggregation::ConstantLength(self.longest)),
+        ]
+    }
+
+    fn weights(&self, aggregation: LossAggregation) -> Vec<f64> {
+        let offsets = self.offsets();
+        let rows = Rows::new(&offsets).unwrap();
+        aggregation.weights(rows, Totals::of(rows)).unwrap()
+    }
+
+    fn expected<T: DeserializeOwned>(&self, aggregation: &str, key: &str) -> T {
+        serde_json::from_value(self.aggregations[aggregation][key].clone())
+            .unwrap_or_else(|e| panic!("{aggregation}/{key}: {e}"))
+    }
+
+    fn head(&self) -> Arc<Param> {
+        let initial = Initial {
+            name: "head".into(),
+            shape: vec![self.head.len(), self.head[0].len()],
+            data: self.head.concat().iter().map(|&x| x as f32).collect(),
+            training: Training::Trained,
+        };
+        let store = ParamStore::new(vec![initial], &Device::Cpu).unwrap();
+        store.get("head").unwrap()
+    }
+
+    fn hidden(&self) -> Var {
+        let shape = (self.hidden.len(), self.hidden[0].len());
+        let values = Tensor::from_vec(self.hidden.concat(), shape, &Device::Cpu).unwrap();
+        Var::from_tensor(&values.to_dtype(DType::F32).unwrap()).unwrap()
+    }
+
+    fn forward(&self, hidden: &Tensor, head: &Arc<Param>) -> TokenLogProbs {
+        let target = |(row, (&token, kept)): (usize, (&u32, &Option<Vec<u32>>))| Target {
+            row,
+            token,
+            kept: kept.clone().map(Into::into),
+        };
+        let tokens = self.tokens.iter().zip(&self.kept).enumerate();
+        let targets: Vec<Target> = tokens.map(target).collect();
+        token_log_probs(hidden, head, &targets, self.temperature as f32).unwrap()
+    }
+
+    /// The log-probs in `f64`, for formulas that are held to `f64`.
+    fn log_probs(&self) -> Var {
+        let log_softmax = |(row, hidden): (usize, &Vec<f64>)| {
+            let logit = |head: &Vec<f64>| {
+                let dot: f64 = hidden.iter().zip(head).map(|(h, w)| h * w).sum();
+                dot / self.temperature
+            };
+            let logits: Vec<f64> = self.head.iter().map(logit).collect();
+            let kept = match &self.kept[row] {
+                Some(kept) => kept.iter().map(|&id| logits[id as usize]).collect(),
+                None => logits.clone(),
+            };
+            let sum: f64 = kept.iter().map(|x: &f64| x.exp()).sum();
+            logits[self.tokens[row] as usize] - sum.ln()
+        };
+        let all: Vec<f64> = self.hidden.iter().enumerate().map(log_softmax).collect();
+        Var::new(all, &Device::Cpu).unwrap()
+    }
+
+    fn policy_loss(&self, log_probs: &Tensor, weights: &[f64]) -> PolicyLoss {
+        let clip = PolicyLossConfig {
+            cliprange_low: self.lo,
+            cliprange_high: self.hi,
+            dual_clip: Some(self.dual),
+        };
+        policy_loss(log_probs, &self.old, &self.advantages, weights, &clip).unwrap()
+    }
+}
+
+#[track_caller]
+fn close(found: &[f64], expected: &[f64], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}: length");
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert!(
+            (found - expected).abs() <= SINGLE_TOLERANCE,
+            "{what}[{i}]: found {found}, expected {expected}"
+        );
+    }
+}
+
+#[test]
+fn clipped_losses_of_every_aggregation() {
+    let golden = Golden::load();
+    for (name, aggregation) in golden.aggregations() {
+        let (weights, x) = (golden.weights(aggregation), golden.log_probs());
+        let policy = golden.policy_loss(&x, &weights);
+        let expected: f64 = golden.expected(name, "policy");
+        check(&[policy.value], &[expected], name);
+        let grad: Vec<f64> = golden.expected(name, "grad_policy");
+        check(&gradient(&policy.loss, &x), &grad, name);
+        let counts: (usize, usize) = (
+            golden.expected(name, "clipped"),
+            golden.expected(name, "dual_clipped"),
+        );
+        assert!(counts.1 > 1, "the dual clip has nothing to do");
+        assert_eq!((policy.stats.clipped, policy.stats.dual_clipped), counts);
+    }
+}
+
+#[test]
+fn kl_losses_of_every_aggregation() {
+    let golden = Golden::load();
+    for (name, aggregation) in golden.aggregations() {
+        let (weights, x) = (golden.weights(aggregation), golden.log_probs());
+        for (estimator, key) in [
+            (KlEstimator::K1, "k1"),
+            (KlEstimator::K2, "k2"),
+            (KlEstimator::K3, "k3"),
+        ] {
+            let loss = kl_loss(&x, &golden.reference, estimator, &weights).unwrap();
+            let what = format!("{name} {key}");
+            let expected: f64 = golden.expected(name, key);
+            check(&[loss.to_scalar().unwrap()], &[expected], &what);
+            let grad: Vec<f64> = golden.expected(name, &format!("grad_{key}"));
+            check(&gradient(&loss, &x), &grad, &what);
+        }
+    }
+}
+
+/// Policy, KL and entropy together, down to the hidden states and the head's weight, through the operation that training uses.
+#[test]
+fn the_whole_loss_of_every_aggregation() {
+    let golden = Golden::load();
+    for (name, aggregation) in golden.aggregations() {
+        let (weights, hidden, head) = (golden.weights(aggregation), golden.hidden(), golden.head());
+        let found = golden.forward(&hidden, &head);
+        let policy = golden.policy_loss(&found.log_probs, &weights);
+        let (log_probs, reference) = (&found.log_probs, &golden.reference);
+        let kl = kl_loss(log_probs, reference, KlEstimator::K3, &weights).unwrap();
+        let entropy = weighted_sum(&found.entropy, &weights).unwrap();
+        let bonus: f64 = golden.expected(name, "entropy");
+        let entropy_found = f64::from(entropy.to_scalar::<f32>().unwrap());
+        close(&[entropy_found], &[bonus], name);
+        let terms = (
+            (kl * golden.kl_coef).unwrap(),
+            (entropy * golden.entropy_coef).unwrap(),
+        );
+        let total = ((policy.loss + terms.0).unwrap() - terms.1).unwrap();
+        let expected: f64 = golden.expected(name, "total");
+        let value = f64::from(total.to_scalar::<f32>().unwrap());
+        close(&[value], &[expected], name);
+        let grads = total.backward().unwrap();
+        let of_hidden: Vec<Vec<f64>> = golden.expected(name, "grad_hidden");
+        let of_head: Vec<Vec<f64>> = golden.expected(name, "grad_head");
+        let flat = |x: &Tensor| -> Vec<f64> {
+            let x = x.to_dtype(DType::F64).unwrap();
+            x.flatten_all().unwrap().to_vec1().unwrap()
+        };
+        let found = flat(grads.get(&hidden).expect("no gradient"));
+        close(&found, &of_hidden.concat(), name);
+        let found = flat(head.grad().expect("a trained head"));
+        close(&found, &of_head.concat(), name);
+    }
+}
+
+/// A minibatch cut into passes has the values and gradients of the whole.
+#[test]
+fn passes_add_up_to_the_minibatch() {
+    let golden = Golden::load();
+    let (offsets, x) = (golden.offsets(), golden.log_probs());
+    let totals = Totals::of(Rows::new(&offsets).unwrap());
+    for (name, aggregation) in golden.aggregations() {
+        let whole = golden.policy_loss(&x, &golden.weights(aggregation));
+        let (mut value, mut grad) = (0.0, Vec::new());
+        for bounds in [&offsets[..3], &offsets[2..]] {
+            let (start, end) = (bounds[0], bounds[bounds.len() - 1]);
+            let own: Vec<usize> = bounds.iter().map(|at| at - start).collect();
+            let weights = aggregation
+                .weights(Rows::new(&own).unwrap(), totals)
+                .unwrap();
+            let part = Golden {
+                old: golden.old[start..end].to_vec(),
+                advantages: golden.advantages[start..end].to_vec(),
+                ..Golden::load()
+            };
+            let x = Var::from_tensor(&x.narrow(0, start, end - start).unwrap()).unwrap();
+            let loss = part.policy_loss(&x, &weights);
+            value += loss.value;
+            grad.extend(gradient(&loss.loss, &x));
+        }
+        check(&[value], &[whole.value], name);
+        check(&grad, &gradient(&whole.loss, &x), name);
+    }
+}
