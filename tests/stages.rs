@@ -15,5 +15,7 @@ mod overfitting;
 mod pipeline;
 #[path = "stages/refusal.rs"]
 mod refusal;
+#[path = "stages/rewards.rs"]
+mod rewards;
 #[path = "stages/support.rs"]
 mod support;

@@ -9,6 +9,7 @@ use super::check::{Checker, Keys};
 use super::generation::Generation;
 use super::optim::{LrScheduler, Training};
 use super::optional_path;
+use super::rewards::{self, ModelReward, RewardComponent, RewardKind};
 
 /// The `[ppo]` table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,9 +18,14 @@ pub struct Ppo {
     /// configuration has that stage, else `pretrain`'s, else `model.from`. Always filled once the
     /// configuration is read.
     pub from: PathBuf,
-    /// Folder of the reward model. When unset: the one that `[reward]` trains. Always filled once
-    /// read.
-    pub reward_model: PathBuf,
+    /// Folder of the reward model, where one is all that scores. When unset: the one that `[reward]` trains. Filled once read,
+    /// unless there are `rewards`; beside them it is refused.
+    #[serde(default, deserialize_with = "optional_path")]
+    pub reward_model: Option<PathBuf>,
+    /// `[[ppo.rewards]]`: what completions are scored by instead of one reward model, as a weighted sum.
+    // Read table by table, for each type has keys of its own.
+    #[serde(skip_deserializing)]
+    pub rewards: Vec<RewardComponent>,
     /// Folder of a second reward model that evaluations report and training never sees. When unset:
     /// the one that `[judge]` trains, if the configuration has that table and `eval_prompts`.
     #[serde(default, deserialize_with = "optional_path")]
@@ -124,7 +130,8 @@ impl Default for Ppo {
     fn default() -> Self {
         Self {
             from: PathBuf::new(),
-            reward_model: PathBuf::new(),
+            reward_model: None,
+            rewards: Vec::new(),
             judge_model: None,
             prompts: PathBuf::new(),
             eval_prompts: None,
@@ -200,29 +207,56 @@ impl Ppo {
         if self.eval_prompts.is_some() {
             self.judge_model = self.judge_model.take().or(judge);
         }
-        match (self.reward_model.as_os_str().is_empty(), scorer) {
-            (false, _) => {}
-            (true, Some(folder)) => self.reward_model = folder,
-            (true, None) => {
-                let mend = "there is no reward model; set it to a folder, or add a [reward] table that trains one";
-                checker.table("ppo").missing("reward_model", mend);
+        self.fill_rewards(scorer, checker);
+    }
+
+    fn fill_rewards(&mut self, scorer: Option<PathBuf>, checker: &mut Checker<'_>) {
+        let mut keys = checker.table("ppo");
+        match (&self.reward_model, self.rewards.is_empty()) {
+            (Some(folder), false) => {
+                let message = "is of no use beside [[ppo.rewards]]; remove it, or name the folder in one of them: \
+                               type = \"model\", path = …";
+                keys.wrong("reward_model", format!("\"{}\"", folder.display()), message);
+            }
+            (None, false) => rewards::fill(&mut self.rewards, scorer.as_deref(), checker),
+            (Some(_), true) => {}
+            (None, true) if scorer.is_some() => self.reward_model = scorer,
+            (None, true) => {
+                let mend = "there is no reward model; set it to a folder, add a [reward] table that trains one, or say in \
+                            [[ppo.rewards]] what else scores";
+                keys.missing("reward_model", mend);
             }
         }
     }
 
+    /// What completions are scored by: `rewards`, or else one reward model of weight 1.
+    pub fn reward_components(&self) -> Vec<RewardComponent> {
+        let model = self.reward_model.iter().map(|path| RewardComponent {
+            name: "model".to_owned(),
+            ..RewardComponent::new(RewardKind::Model(ModelReward { path: path.clone() }))
+        });
+        model.chain(self.rewards.iter().cloned()).collect()
+    }
+
+    /// The files that the commands of reward programs name, as far as they can be told: an interpreter's script among them.
+    pub fn reward_programs(&self) -> impl Iterator<Item = &Path> {
+        let words = self
+            .rewards
+            .iter()
+            .flat_map(|component| match &component.kind {
+                RewardKind::Program(program) => program.command.as_slice(),
+                _ => &[],
+            });
+        words.map(Path::new).filter(|path| path.is_file())
+    }
+
     /// The model folders that the stage reads, by key.
     pub(super) fn models_read(&self) -> Vec<(&'static str, &Path)> {
-        let always = [
-            ("from", self.from.as_path()),
-            ("reward_model", self.reward_model.as_path()),
-        ];
-        always
-            .into_iter()
-            .chain(
-                self.judge_model
-                    .iter()
-                    .map(|judge| ("judge_model", judge.as_path())),
-            )
+        let rewards = self.rewards.iter().flat_map(RewardComponent::folders);
+        let from = std::iter::once(("from", self.from.as_path()));
+        from.chain(named("reward_model", &self.reward_model))
+            .chain(rewards.map(|folder| ("rewards", folder)))
+            .chain(named("judge_model", &self.judge_model))
             .collect()
     }
 
@@ -241,6 +275,7 @@ impl Ppo {
         self.check_evaluation(&mut keys);
         self.generation.check(&mut keys);
         self.training.check(&mut keys);
+        rewards::check(&self.rewards, checker);
     }
 
     fn check_batch(&self, keys: &mut Keys<'_, '_>) {
@@ -383,4 +418,11 @@ impl Ppo {
         let prompts = [("prompts", self.prompts.as_path())].into_iter();
         prompts.chain(eval_prompts).chain(lexicon).collect()
     }
+}
+
+fn named<'a>(
+    key: &'static str,
+    path: &'a Option<PathBuf>,
+) -> impl Iterator<Item = (&'static str, &'a Path)> {
+    path.iter().map(move |path| (key, path.as_path()))
 }

@@ -1,7 +1,7 @@
 //! Actor, critic, reference and reward model: what each owns, and how a batch is scored by them.
 //!
 //! With `share = "none"` actor and critic own all their weights; the reference is the frozen start of the actor. The critic starts
-//! from the reward model.
+//! from the reward model, the first of them where there are several.
 
 pub mod experience;
 mod scoring;
@@ -14,7 +14,7 @@ use crate::data::{DataError, Tokenizer};
 use crate::model::config::Head;
 use crate::model::{Decoder, ModelError};
 use crate::ops::param::Training;
-use crate::reward::RewardModel;
+use crate::reward::{RewardModel, Rewards};
 
 pub use experience::{Experience, ExperienceError, Sequence};
 pub use scoring::{Packed, TokenScores, log_probs, values};
@@ -27,8 +27,8 @@ pub struct Roles {
     pub critic: Decoder,
     /// The frozen start of the actor.
     pub reference: Decoder,
-    /// The frozen reward model.
-    pub reward: RewardModel,
+    /// What scores: the frozen reward model, or a sum of other things.
+    pub reward: Rewards,
 }
 
 /// Roles that cannot work together.
@@ -40,6 +40,12 @@ pub enum RolesError {
     /// A tokenizer cannot be read.
     #[error(transparent)]
     Tokenizer(#[from] DataError),
+    /// No reward model is among the rewards.
+    #[error(
+        "the critic starts from the reward model; there is none: add one to [[ppo.rewards]], type = \"model\" (weight = 0.0 if it \
+         should not score)"
+    )]
+    NoCritic,
     /// Policy and scorer read different vocabularies.
     #[error(
         "{scorer} has a vocabulary of {found} tokens, the policy one of {expected}: they were made with different tokenizers, \
@@ -71,25 +77,25 @@ pub enum RolesError {
 }
 
 impl Roles {
-    /// Loads all four: actor and reference from `policy`, critic and reward model from `reward_model`.
+    /// Loads actor and reference from `policy`, and the critic from where the first reward model of `reward` lies.
     ///
     /// # Errors
-    /// If a model or tokenizer cannot be read or vocabularies differ.
-    pub fn load(policy: &Path, reward_model: &Path, device: &Device) -> Result<Self, RolesError> {
+    /// If a model or tokenizer cannot be read, vocabularies differ, or no reward model is there to start the critic from.
+    pub fn load(policy: &Path, reward: Rewards, device: &Device) -> Result<Self, RolesError> {
         let language = |training: Training| {
             Decoder::load(policy, Head::LanguageModel, 0, move |_| training, device)
         };
-        let score = |training: Training| {
-            Decoder::load_reward_model(reward_model, move |_| training, device)
-        };
+        let (start, _) = reward.models().next().ok_or(RolesError::NoCritic)?;
         let roles = Self {
             actor: language(Training::Trained)?,
             reference: language(Training::Frozen)?,
-            critic: score(Training::Trained)?,
-            reward: RewardModel::new(score(Training::Frozen)?),
+            critic: Decoder::load_reward_model(start, |_| Training::Trained, device)?,
+            reward,
         };
-        check_vocabulary(&roles.actor, roles.reward.decoder(), reward_model)?;
-        check_tokens(policy, reward_model)?;
+        for (folder, model) in roles.reward.models() {
+            check_vocabulary(&roles.actor, model.decoder(), folder)?;
+            check_tokens(policy, folder)?;
+        }
         Ok(roles)
     }
 }
@@ -104,11 +110,7 @@ pub fn load_judge(
     folder: &Path,
     device: &Device,
 ) -> Result<RewardModel, RolesError> {
-    let judge = RewardModel::new(Decoder::load_reward_model(
-        folder,
-        |_| Training::Frozen,
-        device,
-    )?);
+    let judge = RewardModel::load(folder, device)?;
     check_vocabulary(actor, judge.decoder(), folder)?;
     check_tokens(policy, folder)?;
     Ok(judge)

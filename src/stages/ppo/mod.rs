@@ -5,13 +5,14 @@
 
 mod evaluation;
 mod rollouts;
+mod scoring;
 mod state;
 mod targets;
 mod update;
 
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use rollout::random::Purpose;
 
 use super::context::{Context, Finished, steps};
@@ -22,6 +23,7 @@ use crate::data::records::read;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
 use crate::ops::profile;
+use crate::reward::{Rewards, Scores};
 use crate::rlhf::stats::mean;
 use crate::roles::{self, Experience, Roles, TokenScores};
 use crate::train::memory::peak_bytes;
@@ -40,7 +42,8 @@ use targets::Targets;
 /// If data, a model or a file is wrong, or training diverges.
 pub fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
     let tokenizer = context.tokenizer_of(&config.from)?;
-    let roles = Roles::load(&config.from, &config.reward_model, context.device)?;
+    let rewards = Rewards::load(&config.reward_components(), context.device)?;
+    let roles = Roles::load(&config.from, rewards, context.device)?;
     let prompts = prompts(&tokenizer, config, &roles, &config.prompts, "prompts")?;
     let evaluator = Evaluator::load(context, config, &tokenizer, &roles)?;
     let mut run = Run::resume(context, config, &tokenizer, &roles, &prompts, evaluator)?;
@@ -64,10 +67,15 @@ fn prompts(
     key: &str,
 ) -> Result<Vec<Prompt>> {
     let encoder = Encoder::new(tokenizer, room(config, roles), TooLong::Error)?;
+    let records = read(file)?;
     let prompts = encoder
-        .prompts(&read(file)?)
+        .prompts(&records)
         .with_context(|| format!("ppo.{key}"))?
         .items;
+    for record in &records {
+        let check = roles.reward.check(&record.fields);
+        check.map_err(|lacks| anyhow!("ppo.{key}: {}: {lacks}", record.source))?;
+    }
     if prompts.is_empty() {
         bail!("ppo.{key}: {} holds no prompt", file.display());
     }
@@ -77,11 +85,11 @@ fn prompts(
 /// What the response leaves for a prompt in the context of policy and reward model.
 fn room(config: &Ppo, roles: &Roles) -> Limit {
     let context = |model: &Decoder| model.decoder_config().max_position_embeddings;
-    let (actor, reward) = (context(&roles.actor), context(roles.reward.decoder()));
-    let (whose, context) = match actor <= reward {
-        true => ("the policy's", actor),
-        false => ("the reward model's", reward),
-    };
+    let actor = ("the policy's", context(&roles.actor));
+    let scorers = roles.reward.models();
+    let scorers = scorers.map(|(_, model)| ("the reward model's", context(model.decoder())));
+    let least = |a: (&'static str, usize), b: (&'static str, usize)| if b.1 < a.1 { b } else { a };
+    let (whose, context) = scorers.fold(actor, least);
     let response = config.generation.max_new_tokens;
     Limit {
         tokens: context.saturating_sub(response),
@@ -111,12 +119,12 @@ struct Run<'a> {
     iterations: u64,
 }
 
-/// What the roles say of a batch, token by token; scores are raw, one a sequence.
+/// What the roles say of a batch, token by token; scores are raw, one a sequence and component, and summed.
 struct Scored {
     old: TokenScores,
     reference: Vec<f32>,
     values: Vec<f32>,
-    scores: Vec<f32>,
+    scores: Scores,
 }
 
 /// Seconds of an iteration's parts.
@@ -243,7 +251,7 @@ impl<'a> Run<'a> {
         clock.lap(names::TIME_ROLLOUT);
 
         // 2. Score: actor and reference log-probs, values, rewards.
-        let scored = self.score(&experience)?;
+        let scored = self.score(&batch, &experience)?;
         clock.lap(names::TIME_SCORE);
 
         // 3. Rewards, advantages, returns.
@@ -273,20 +281,25 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn score(&self, experience: &Experience) -> Result<Scored> {
+    fn score(&self, prompts: &[(u64, &Prompt)], experience: &Experience) -> Result<Scored> {
         let _part = profile::part("score");
         let (sequences, limit) = (
             experience.sequences(),
             self.config.training.micro_batch_tokens,
         );
         let temperature = self.config.generation.temperature as f32;
-        let ids: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
         let roles = self.roles;
         Ok(Scored {
             old: roles::log_probs(&roles.actor, sequences, temperature, limit)?,
             reference: roles::log_probs(&roles.reference, sequences, temperature, limit)?.log_probs,
             values: roles::values(&roles.critic, sequences, limit)?,
-            scores: roles.reward.score(&ids, limit)?,
+            scores: scoring::score(
+                self.config,
+                &roles.reward,
+                &self.sampler,
+                prompts,
+                sequences,
+            )?,
         })
     }
 
@@ -300,8 +313,11 @@ impl<'a> Run<'a> {
             old: &scored.old.log_probs,
             reference: &scored.reference,
             values: &scored.values,
-            scores: &scored.scores,
+            scores: &scored.scores.total,
         };
+        for (name, scores) in &scored.scores.components {
+            metrics.set(&format!("{}{name}", names::REWARD), mean(scores));
+        }
         targets::targets(self.config, &mut self.state, experience, &inputs, metrics)
     }
 

@@ -4,6 +4,7 @@ use anyhow::Result;
 use rollout::random::{Key, Purpose};
 
 use super::rollouts::Sampler;
+use super::scoring;
 use super::state::State;
 use crate::config::{KlEstimator as KlName, Ppo, ScoreNormalization};
 use crate::data::example::Prompt;
@@ -124,12 +125,8 @@ pub fn normalizer(
                 .map(|i| (i as u64, &prompts[i]))
                 .collect();
             let samples = sampler.sample_all(&roles.reference, &prompts, Purpose::Split)?;
-            let ids: Vec<&[u32]> = samples.iter().map(|s| s.ids.as_slice()).collect();
-            Ok(ScoreNormalizer::from_reference(
-                &roles
-                    .reward
-                    .score(&ids, config.training.micro_batch_tokens)?,
-            )?)
+            let scores = scoring::score(config, &roles.reward, sampler, &prompts, &samples)?;
+            Ok(ScoreNormalizer::from_reference(&scores.total)?)
         }
     }
 }
