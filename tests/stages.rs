@@ -23,5 +23,7 @@ mod pipeline;
 mod ppo_update;
 #[path = "stages/refusal.rs"]
 mod refusal;
+#[path = "stages/rewards.rs"]
+mod rewards;
 #[path = "stages/support.rs"]
 mod support;

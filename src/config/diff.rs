@@ -115,13 +115,27 @@ fn diff_table(name: &str, old: &Table, new: &Table) -> Vec<Change> {
     let differing = keys
         .into_iter()
         .filter(|key| old.get(*key) != new.get(*key));
-    let change = |key: &String| Change {
-        key: format!("{name}.{key}"),
-        old: old.get(key).map(Value::to_string),
-        new: new.get(key).map(Value::to_string),
-        effect: effect(name, key, old, new),
+    let change = |key: &String| match (tables(old.get(key)), tables(new.get(key))) {
+        // Arrays of tables of one length differ in keys of their tables.
+        (Some(before), Some(after)) if before.len() == after.len() => {
+            let pairs = before.into_iter().zip(after).enumerate();
+            let items = pairs.map(|(index, (before, after))| {
+                diff_table(&format!("{name}.{key}[{index}]"), before, after)
+            });
+            items.flatten().collect()
+        }
+        _ => vec![Change {
+            key: format!("{name}.{key}"),
+            old: old.get(key).map(Value::to_string),
+            new: new.get(key).map(Value::to_string),
+            effect: effect(name, key, old, new),
+        }],
     };
-    differing.map(change).collect()
+    differing.flat_map(change).collect()
+}
+
+fn tables(value: Option<&Value>) -> Option<Vec<&Table>> {
+    value?.as_array()?.iter().map(Value::as_table).collect()
 }
 
 fn effect(table: &str, key: &str, old: &Table, new: &Table) -> Effect {
@@ -137,6 +151,8 @@ fn effect(table: &str, key: &str, old: &Table, new: &Table) -> Effect {
         (_, "eval_steps") => true,
         // Draws are keyed by sequence and position, not by who was sampled beside whom.
         ("ppo", "rollout_batch" | "cache_bytes" | "cache_tokens") => true,
+        // How long to wait for a score is not what it is.
+        (_, "timeout_seconds" | "retries" | "backoff_seconds" | "token_env") => true,
         (_, "max_steps") => only_longer(old, new),
         _ => false,
     };

@@ -18,11 +18,13 @@ use super::check::Checker;
 use super::error::{ConfigError, Place};
 use super::names;
 
-/// An override of one key, `--set ppo.kl_coef=0.1`.
+/// An override of one key, `--set ppo.kl_coef=0.1`, or of a key of one table of an array, `--set ppo.rewards[0].weight=0.5`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Override {
     table: String,
     key: String,
+    /// The key of one table where `key` is an array of them: its place and its name there.
+    item: Option<(usize, String)>,
     value: Value,
     text: String,
 }
@@ -41,17 +43,32 @@ impl std::str::FromStr for Override {
         let usage = "expected TABLE.KEY=VALUE, for example ppo.kl_coef=0.1";
         let (name, value) = text.split_once('=').ok_or_else(|| refuse(usage))?;
         let (table, key) = name.trim().split_once('.').ok_or_else(|| refuse(usage))?;
-        if table.is_empty() || key.is_empty() || key.contains('.') {
+        let (key, item) = match key.split_once('.') {
+            None => (key, None),
+            Some((array, inner)) => {
+                let (key, index) = indexed(array).ok_or_else(|| refuse(usage))?;
+                (key, Some((index, inner.to_owned())))
+            }
+        };
+        let inner = item.as_ref().map_or("-", |(_, inner)| inner);
+        if [table, key, inner].iter().any(|name| name.is_empty()) || inner.contains('.') {
             return Err(refuse(usage));
         }
         let value = parse_value(value.trim()).map_err(|message| refuse(&message))?;
         Ok(Self {
             table: table.into(),
             key: key.into(),
+            item,
             value,
             text: text.into(),
         })
     }
+}
+
+/// `rewards[0]` → `rewards` and 0.
+fn indexed(text: &str) -> Option<(&str, usize)> {
+    let (key, index) = text.strip_suffix(']')?.split_once('[')?;
+    Some((key, index.parse().ok()?))
 }
 
 fn parse_value(text: &str) -> Result<Value, String> {
@@ -69,7 +86,7 @@ fn parse_value(text: &str) -> Result<Value, String> {
 pub struct Document {
     file: PathBuf,
     tables: Table,
-    /// `table` and `table.key` → where it was given.
+    /// `table`, `table.key` and, in arrays of tables, `table.key[0]` and `table.key[0].inner` → where it was given.
     places: BTreeMap<String, Place>,
 }
 
@@ -103,16 +120,19 @@ impl Document {
         };
         for (name, table) in spanned.get_ref() {
             note(name.get_ref().to_string(), name.span().start);
-            for key in table
-                .get_ref()
-                .as_table()
-                .into_iter()
-                .flat_map(|table| table.keys())
-            {
-                note(
-                    format!("{}.{}", name.get_ref(), key.get_ref()),
-                    key.span().start,
-                );
+            for (key, value) in table.get_ref().as_table().into_iter().flatten() {
+                let key_name = format!("{}.{}", name.get_ref(), key.get_ref());
+                for (index, item) in value.get_ref().as_array().into_iter().flatten().enumerate() {
+                    let Some(inner) = item.get_ref().as_table() else {
+                        continue;
+                    };
+                    note(format!("{key_name}[{index}]"), item.span().start);
+                    for key in inner.keys() {
+                        let inner_name = format!("{key_name}[{index}].{}", key.get_ref());
+                        note(inner_name, key.span().start);
+                    }
+                }
+                note(key_name, key.span().start);
             }
         }
         Ok(Self {
@@ -125,11 +145,13 @@ impl Document {
     /// Applies overrides, the last of a key winning.
     ///
     /// # Errors
-    /// If an override names a stage that the file does not have: it would add a stage by accident.
+    /// If an override names a stage that the file does not have: it would add a stage by accident; or a table that an array does
+    /// not have.
     pub fn with(mut self, overrides: &[Override]) -> Result<Self, ConfigError> {
         for Override {
             table,
             key,
+            item,
             value,
             text,
         } in overrides
@@ -150,14 +172,40 @@ impl Document {
                 .or_insert_with(|| Value::Table(Table::new()));
             // Something that is not a table is refused, with its line, when the tables' names are
             // checked.
-            if let Some(entries) = entry.as_table_mut() {
-                entries.insert(key.clone(), value.clone());
-            }
+            let entries = entry.as_table_mut();
             let place = Place::Override(text.clone());
             self.places
                 .entry(table.clone())
                 .or_insert_with(|| place.clone());
-            self.places.insert(format!("{table}.{key}"), place);
+            let name = format!("{table}.{key}");
+            let Some((index, inner)) = item else {
+                if let Some(entries) = entries {
+                    entries.insert(key.clone(), value.clone());
+                }
+                // What stood in an array that is replaced as a whole was given nowhere.
+                let old = format!("{name}[");
+                self.places.retain(|place, _| !place.starts_with(&old));
+                for part in parts(&name, value) {
+                    self.places.insert(part, place.clone());
+                }
+                self.places.insert(name, place);
+                continue;
+            };
+            let array = entries.and_then(|entries| entries.get_mut(key)?.as_array_mut());
+            let count = array.as_ref().map_or(0, |array| array.len());
+            let Some(entries) = array.and_then(|array| array.get_mut(*index)?.as_table_mut())
+            else {
+                return Err(ConfigError::Override {
+                    text: text.clone(),
+                    message: format!(
+                        "{} has {count} tables [[{name}]], counted from 0",
+                        self.file.display()
+                    ),
+                });
+            };
+            entries.insert(inner.clone(), value.clone());
+            self.places
+                .insert(format!("{name}[{index}].{inner}"), place);
         }
         Ok(self)
     }
@@ -204,12 +252,47 @@ impl Document {
     where
         T: Default + Serialize + DeserializeOwned,
     {
-        let known = key_names(&T::default())?;
-        let mut values = to_table(&T::default())?;
-        let typed = self.tables.get(name).and_then(Value::as_table);
-        for (key, value) in typed.into_iter().flatten() {
+        let (known, values) = (key_names(&T::default())?, to_table(&T::default())?);
+        match self.tables.get(name).and_then(Value::as_table) {
+            Some(typed) => self.overlay(name, values, &known, typed, checker),
+            None => self.overlay(name, values, &known, &Table::new(), checker),
+        }
+    }
+
+    /// The tables of the array `table.key`, each with the name that errors call it by, such as `ppo.rewards[0]`.
+    pub(super) fn items(
+        &self,
+        table: &str,
+        key: &str,
+        checker: &mut Checker<'_>,
+    ) -> Vec<(String, &Table)> {
+        let Some(value) = self.tables.get(table).and_then(|table| table.get(key)) else {
+            return Vec::new();
+        };
+        let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
+        let tables: Vec<_> = items.iter().filter_map(Value::as_table).collect();
+        if !value.is_array() || tables.len() != items.len() {
+            let message =
+                format!("must be an array of tables; write [[{table}.{key}]] above each of them");
+            checker.table(table).misplaced(key, &message);
+            return Vec::new();
+        }
+        let name = |(index, item)| (format!("{table}.{key}[{index}]"), item);
+        tables.into_iter().enumerate().map(name).collect()
+    }
+
+    /// Lays what was `typed` in the table called `name` over the default `values`; see [`Document::lower`].
+    pub(super) fn overlay<T: DeserializeOwned>(
+        &self,
+        name: &str,
+        mut values: Table,
+        known: &[String],
+        typed: &Table,
+        checker: &mut Checker<'_>,
+    ) -> Result<T, ConfigError> {
+        for (key, value) in typed {
             if !known.contains(key) {
-                checker.unknown_key(name, key, &known);
+                checker.unknown_key(name, key, known);
                 continue;
             }
             // Each key is tried alone on top of the defaults: an error is then surely its own.
@@ -226,6 +309,22 @@ impl Document {
             .try_into()
             .map_err(|error| ConfigError::Serialize(error.to_string()))
     }
+}
+
+/// What has a place of its own in an array of tables: each table and each of its keys.
+fn parts(name: &str, value: &Value) -> Vec<String> {
+    let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
+    let tables = items.iter().enumerate();
+    let tables = tables.filter_map(|(index, item)| Some((index, item.as_table()?)));
+    let parts = tables.flat_map(|(index, table)| {
+        let table_name = format!("{name}[{index}]");
+        let keys: Vec<_> = table
+            .keys()
+            .map(|key| format!("{table_name}.{key}"))
+            .collect();
+        std::iter::once(table_name).chain(keys)
+    });
+    parts.collect()
 }
 
 /// The names of all keys of `value`, those that are unset included.

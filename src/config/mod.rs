@@ -22,6 +22,7 @@ mod order;
 mod ppo;
 mod pretrain;
 mod reward;
+mod rewards;
 mod run;
 mod sft;
 mod tokenizer;
@@ -45,6 +46,11 @@ pub use ppo::{
 };
 pub use pretrain::Pretrain;
 pub use reward::Reward;
+pub use rewards::{
+    ClassifierReward, Combine, EnsembleReward, ExactReward, HttpReward, JsonReward, Label,
+    LengthReward, ModelReward, NumericReward, Output, ProgramReward, Reads, RegexReward,
+    RepetitionReward, RewardComponent, RewardKind, Unit,
+};
 pub use run::{Device, Run};
 pub use sft::{Sft, TooLong};
 pub use tokenizer::Tokenizer;
@@ -143,6 +149,9 @@ impl Config {
             judge: lower_stage(document, Stage::Judge, &mut checker)?,
             ppo: lower_stage(document, Stage::Ppo, &mut checker)?,
         };
+        if let Some(ppo) = &mut config.ppo {
+            ppo.rewards = rewards::lower(document, &mut checker)?;
+        }
         // Values are only worth checking once all of them are the user's.
         checker.finish()?;
         config.model = model.lower(document, &mut checker)?;
@@ -296,7 +305,9 @@ impl Config {
             );
         }
         if let Some(ppo) = ppo.as_mut().filter(|_| runs(Stage::Ppo)) {
-            folders.extend([&mut ppo.from, &mut ppo.reward_model]);
+            folders.push(&mut ppo.from);
+            folders.extend(&mut ppo.reward_model);
+            folders.extend(rewards::folders_mut(&mut ppo.rewards));
             folders.extend(&mut ppo.judge_model);
         }
         folders

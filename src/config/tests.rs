@@ -73,7 +73,10 @@ fn what_is_not_typed_is_filled() {
     );
     let ppo = config.ppo.as_ref().unwrap();
     assert_eq!(ppo.from, Path::new("runs/trial/sft/final"));
-    assert_eq!(ppo.reward_model, Path::new("runs/trial/reward/final"));
+    assert_eq!(
+        ppo.reward_model.as_deref(),
+        Some(Path::new("runs/trial/reward/final"))
+    );
     assert_eq!(
         ppo.judge_model.as_deref(),
         Some(Path::new("runs/trial/judge/final"))

@@ -109,6 +109,15 @@ impl Weights {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// Name, shape and values of every tensor of floats as it stands in the files: for models that are not the engine's own.
+    pub fn floats(&self) -> impl Iterator<Item = (&str, &[usize], Vec<f32>)> {
+        self.tensors.iter().filter_map(|(name, entry)| {
+            let bytes = &self.shards[entry.shard].bytes[entry.range.clone()];
+            let values = widen(bytes, entry.dtype)?;
+            Some((name.as_str(), entry.shape.as_slice(), values))
+        })
+    }
+
     /// The values of a tensor, in the engine's shape and layout.
     ///
     /// A checkpoint of the bare decoder lacks the prefix `model.` or `transformer.`; its tensors are found all the same.

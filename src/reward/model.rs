@@ -1,10 +1,14 @@
 //! A reward model's score: its scalar head at the last token of prompt and response.
 
-use candle_core::{Result, bail};
+use std::path::Path;
 
+use candle_core::{Device, Result, bail};
+
+use super::{Batch, Reward, RewardError};
 use crate::data::packing::cut;
-use crate::model::{Decoder, Gradient};
+use crate::model::{Decoder, Gradient, ModelError};
 use crate::ops::attention::Segments;
+use crate::ops::param::Training;
 
 /// A frozen reward model.
 pub struct RewardModel(Decoder);
@@ -13,6 +17,15 @@ impl RewardModel {
     /// Wraps a decoder with a scalar head.
     pub fn new(decoder: Decoder) -> Self {
         Self(decoder)
+    }
+
+    /// Reads a frozen reward model.
+    ///
+    /// # Errors
+    /// If the folder holds none, or it cannot be read.
+    pub fn load(folder: &Path, device: &Device) -> std::result::Result<Self, ModelError> {
+        let frozen = |_: &_| Training::Frozen;
+        Ok(Self(Decoder::load_reward_model(folder, frozen, device)?))
     }
 
     /// The model itself.
@@ -44,5 +57,12 @@ impl RewardModel {
             scores.extend(last.to_vec1::<f32>()?);
         }
         Ok(scores)
+    }
+}
+
+impl Reward for RewardModel {
+    fn scores(&self, batch: &Batch) -> std::result::Result<Vec<f32>, RewardError> {
+        let ids: Vec<&[u32]> = batch.completions.iter().map(|c| c.ids).collect();
+        Ok(self.score(&ids, batch.pass_tokens)?)
     }
 }

@@ -15,7 +15,7 @@ use crate::data::{DataError, Tokenizer};
 use crate::model::config::Head;
 use crate::model::{Decoder, ModelError};
 use crate::ops::param::Training;
-use crate::reward::RewardModel;
+use crate::reward::{RewardModel, Rewards};
 
 pub use critic::CriticStart;
 pub use experience::{Experience, ExperienceError, Sequence};
@@ -29,8 +29,8 @@ pub struct Roles {
     pub critic: Option<Decoder>,
     /// The frozen start of the actor.
     pub reference: Decoder,
-    /// The frozen reward model.
-    pub reward: RewardModel,
+    /// What scores: the frozen reward model, or a sum of other things.
+    pub reward: Rewards,
 }
 
 /// Roles that cannot work together.
@@ -42,6 +42,12 @@ pub enum RolesError {
     /// A tokenizer cannot be read.
     #[error(transparent)]
     Tokenizer(#[from] DataError),
+    /// No reward model is among the rewards.
+    #[error(
+        "the critic starts from the reward model; there is none: add one to [[ppo.rewards]], type = \"model\" (weight = 0.0 if it \
+         should not score)"
+    )]
+    NoCritic,
     /// Policy and scorer read different vocabularies.
     #[error(
         "{scorer} has a vocabulary of {found} tokens, the policy one of {expected}: they were made with different tokenizers, \
@@ -73,14 +79,13 @@ pub enum RolesError {
 }
 
 impl Roles {
-    /// Loads them: actor and reference from `policy`, the reward model from its folder, and the critic, if there is to be one, from
-    /// where it starts.
+    /// Loads actor and reference from `policy`, and the critic, if there is to be one, from where it starts.
     ///
     /// # Errors
     /// If a model or tokenizer cannot be read or vocabularies differ.
     pub fn load(
         policy: &Path,
-        reward_model: &Path,
+        reward: Rewards,
         critic: Option<CriticStart>,
         device: &Device,
     ) -> Result<Self, RolesError> {
@@ -91,14 +96,12 @@ impl Roles {
             actor: language(Training::Trained)?,
             reference: language(Training::Frozen)?,
             critic: critic.map(|start| start.load(device)).transpose()?,
-            reward: RewardModel::new(Decoder::load_reward_model(
-                reward_model,
-                |_| Training::Frozen,
-                device,
-            )?),
+            reward,
         };
-        check_vocabulary(&roles.actor, roles.reward.decoder(), reward_model)?;
-        check_tokens(policy, reward_model)?;
+        for (folder, model) in roles.reward.models() {
+            check_vocabulary(&roles.actor, model.decoder(), folder)?;
+            check_tokens(policy, folder)?;
+        }
         Ok(roles)
     }
 
@@ -119,11 +122,7 @@ pub fn load_judge(
     folder: &Path,
     device: &Device,
 ) -> Result<RewardModel, RolesError> {
-    let judge = RewardModel::new(Decoder::load_reward_model(
-        folder,
-        |_| Training::Frozen,
-        device,
-    )?);
+    let judge = RewardModel::load(folder, device)?;
     check_vocabulary(actor, judge.decoder(), folder)?;
     check_tokens(policy, folder)?;
     Ok(judge)

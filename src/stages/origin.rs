@@ -111,10 +111,13 @@ fn inputs(config: &Config, stage: Stage) -> Result<Inputs> {
     let own = own.map(|(key, path)| (format!("{stage}.{key}"), path));
     let tokenizer = config.tokenizer.from.as_deref();
     let tokenizer = tokenizer.map(|path| ("tokenizer.from".to_owned(), path));
+    let programs = config.ppo.iter().filter(|_| stage == Stage::Ppo);
+    let programs = programs.flat_map(|ppo| ppo.reward_programs());
+    let programs = programs.map(|path| ("ppo.rewards".to_owned(), path));
     let start = config.model.start.as_ref().and_then(ModelStart::folder);
     let start = start.filter(|_| stage == Stage::Pretrain);
     let start = start.map(|path| ("model.from".to_owned(), path));
-    for (key, path) in own.chain(tokenizer).chain(start) {
+    for (key, path) in own.chain(programs).chain(tokenizer).chain(start) {
         let sums = sums(path).with_context(|| format!("{key} = \"{}\"", path.display()))?;
         inputs.entry(key).or_default().extend(sums);
     }

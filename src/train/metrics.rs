@@ -49,6 +49,8 @@ pub mod names {
     pub const EVAL_SCORE: &str = "eval/score";
     /// Mean score of the judge on held-out prompts.
     pub const EVAL_JUDGE_SCORE: &str = "eval/judge_score";
+    /// [`REWARD`] on held-out prompts.
+    pub const EVAL_REWARD: &str = "eval/reward/";
     /// Mean over held-out prompts of Σ_t k1.
     pub const EVAL_KL: &str = "eval/kl";
     /// Mean tokens of a completion of a held-out prompt.
@@ -66,7 +68,9 @@ pub mod names {
     pub const OBJECTIVE_KL: &str = "objective/kl";
     /// Token mean of the policy's entropy.
     pub const OBJECTIVE_ENTROPY: &str = "objective/entropy";
-    /// Mean raw score.
+    /// Before the name of a reward component: its mean score, before its weight.
+    pub const REWARD: &str = "reward/";
+    /// Mean raw score: where several components score, of their weighted sum.
     pub const OBJECTIVE_SCORES: &str = "objective/scores";
     /// Mean over sequences of score minus weighted KL.
     pub const OBJECTIVE_RLHF_REWARD: &str = "objective/rlhf_reward";

@@ -220,7 +220,7 @@ fn adapters_of_the_top_layers_leave_a_trunk() -> Anyhow {
     };
     let whole = model.forward(&ids, &segments, record)?;
     let boundary = base.hidden_at(1, &ids, &segments)?;
-    let cut = model.forward_from(1, &boundary, &segments, record)?;
+    let cut = model.forward_from(1, &boundary, &segments, None, record)?;
     assert_eq!(bits(&whole)?, bits(&cut)?);
     assert_eq!(gradients(&whole)?, gradients(&cut)?);
     Ok(())

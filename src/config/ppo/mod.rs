@@ -8,6 +8,7 @@ mod critic;
 mod evaluation;
 mod objective;
 mod ptx;
+mod reward;
 mod rollout;
 mod scores;
 mod update;
@@ -20,6 +21,7 @@ use super::check::{Checker, Keys};
 use super::generation::Generation;
 use super::optim::{LrScheduler, Training};
 use super::optional_path;
+use super::rewards::{self, RewardComponent};
 
 pub use critic::{Critic, CriticFrom};
 pub use evaluation::Evaluation;
@@ -36,9 +38,14 @@ pub struct Ppo {
     /// configuration has that stage, else `pretrain`'s, else `model.from`. Always filled once the
     /// configuration is read.
     pub from: PathBuf,
-    /// Folder of the reward model. When unset: the one that `[reward]` trains. Always filled once
-    /// read.
-    pub reward_model: PathBuf,
+    /// Folder of the reward model, where one is all that scores. When unset: the one that `[reward]` trains. Filled once read,
+    /// unless there are `rewards`; beside them it is refused.
+    #[serde(default, deserialize_with = "optional_path")]
+    pub reward_model: Option<PathBuf>,
+    /// `[[ppo.rewards]]`: what completions are scored by instead of one reward model, as a weighted sum.
+    // Read table by table, for each type has keys of its own.
+    #[serde(skip_deserializing)]
+    pub rewards: Vec<RewardComponent>,
     /// Folder of a second reward model that evaluations report and training never sees. When unset:
     /// the one that `[judge]` trains, if the configuration has that table and `eval_prompts`.
     #[serde(default, deserialize_with = "optional_path")]
@@ -95,7 +102,8 @@ impl Default for Ppo {
     fn default() -> Self {
         Self {
             from: PathBuf::new(),
-            reward_model: PathBuf::new(),
+            reward_model: None,
+            rewards: Vec::new(),
             judge_model: None,
             prompts: PathBuf::new(),
             eval_prompts: None,
@@ -161,38 +169,27 @@ impl Ppo {
         if self.eval_prompts.is_some() {
             self.judge_model = self.judge_model.take().or(judge);
         }
-        match (self.reward_model.as_os_str().is_empty(), scorer) {
-            (false, _) => {}
-            (true, Some(folder)) => self.reward_model = folder,
-            (true, None) => {
-                let mend = "there is no reward model; set it to a folder, or add a [reward] table that trains one";
-                checker.table("ppo").missing("reward_model", mend);
-            }
-        }
+        self.fill_rewards(scorer, checker);
         self.objective.fill();
         self.objective.kl_estimator = Some(self.kl_estimator());
         // A minibatch of none is refused by the checks.
         let sequences = self.training.batch_size.checked_div(self.num_mini_batches);
         self.update.fill(sequences.unwrap_or(1));
         if self.has_critic() {
-            let scorer = !self.reward_model.as_os_str().is_empty();
-            self.critic.fill(self.training.learning_rate, scorer);
+            self.critic.fill(
+                self.training.learning_rate,
+                self.first_reward_model().is_some(),
+            );
         }
     }
 
     /// The model folders that the stage reads, by key.
     pub(super) fn models_read(&self) -> Vec<(&'static str, &Path)> {
-        let always = [
-            ("from", self.from.as_path()),
-            ("reward_model", self.reward_model.as_path()),
-        ];
-        always
-            .into_iter()
-            .chain(
-                self.judge_model
-                    .iter()
-                    .map(|judge| ("judge_model", judge.as_path())),
-            )
+        let rewards = self.rewards.iter().flat_map(RewardComponent::folders);
+        let from = std::iter::once(("from", self.from.as_path()));
+        from.chain(named("reward_model", &self.reward_model))
+            .chain(rewards.map(|folder| ("rewards", folder)))
+            .chain(named("judge_model", &self.judge_model))
             .collect()
     }
 
@@ -216,6 +213,7 @@ impl Ppo {
         self.update.check(self, &mut keys);
         self.generation.check(&mut keys);
         self.training.check(&mut keys);
+        rewards::check(&self.rewards, checker);
     }
 
     fn check_batch(&self, keys: &mut Keys<'_, '_>) {
@@ -299,4 +297,11 @@ impl Ppo {
             .chain(ptx)
             .collect()
     }
+}
+
+fn named<'a>(
+    key: &'static str,
+    path: &'a Option<PathBuf>,
+) -> impl Iterator<Item = (&'static str, &'a Path)> {
+    path.iter().map(move |path| (key, path.as_path()))
 }

@@ -18,6 +18,7 @@ mod limits;
 use std::ops::Range;
 
 use rayon::prelude::*;
+use serde_json::{Map, Value};
 
 use super::error::{DataError, Result};
 use super::records::{Preference, Record, Turns};
@@ -63,6 +64,8 @@ pub struct Prompt {
     pub ids: Vec<u32>,
     /// Its text, as rendered.
     pub text: String,
+    /// The record's fields beside `prompt`: what rewards may compare an answer with.
+    pub fields: Map<String, Value>,
 }
 
 /// Encoded records, in the file's order.
@@ -128,7 +131,7 @@ impl<'a> Encoder<'a> {
         self.gather(records, |record| self.fit_pair(record, self.pair(record)?))
     }
 
-    /// `prompt`, opened for the answer.
+    /// `prompt`, opened for the answer; the record's other fields go with it.
     ///
     /// # Errors
     /// A record without `prompt`, one without a token, or one that is too long under the policy.
@@ -209,7 +212,9 @@ impl<'a> Encoder<'a> {
                 message,
             });
         }
-        Ok(Prompt { ids, text })
+        let mut fields = record.fields.clone();
+        fields.shift_remove("prompt");
+        Ok(Prompt { ids, text, fields })
     }
 
     fn plain_prompt(&self, text: &str) -> Result<Vec<u32>> {

@@ -9,9 +9,11 @@ use anyhow::Result;
 
 use super::Run;
 use super::clock::Clock;
+use super::rewards;
 use crate::config::{AdvantageEstimator, Ppo};
 use crate::data::example::Prompt;
 use crate::ops::profile;
+use crate::reward::Scores;
 use crate::rlhf::advantage::dynamic_sampling::{choose, have_spread};
 use crate::rlhf::stats::mean;
 use crate::roles::Sequence;
@@ -22,8 +24,8 @@ use crate::train::metrics::{Metrics, names};
 pub struct Sampled {
     /// Prompts with their responses.
     pub sequences: Vec<Sequence>,
-    /// One score a sequence.
-    pub scores: Vec<f32>,
+    /// One score a sequence, and those of its components.
+    pub scores: Scores,
 }
 
 /// An iteration's batch, and how it came about.
@@ -104,7 +106,7 @@ impl<'a> Run<'a> {
             return Ok(None);
         };
         let _part = profile::part("score");
-        let scores = self.raw_scores(&sequences)?;
+        let scores = self.raw_scores(prompts, &sequences)?;
         clock.lap(names::TIME_SCORE);
         Ok(Some(Sampled { sequences, scores }))
     }
@@ -115,16 +117,14 @@ impl<'a> Run<'a> {
         let Some(sequences) = self.sampler.greedy(&self.roles.actor, prompts)? else {
             return Ok(None);
         };
-        let scores = self.raw_scores(&sequences)?;
+        let scores = self.raw_scores(prompts, &sequences)?;
         clock.lap(names::TIME_BASELINE);
         Ok(Some(Sampled { sequences, scores }))
     }
 
-    /// One score a sequence.
-    fn raw_scores(&self, sequences: &[Sequence]) -> Result<Vec<f32>> {
-        let ids: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
-        let limit = self.config.training.micro_batch_tokens;
-        Ok(self.roles.reward.score(&ids, limit)?)
+    fn raw_scores(&self, prompts: &[(u64, &Prompt)], sequences: &[Sequence]) -> Result<Scores> {
+        let (config, reward) = (self.config, &self.roles.reward);
+        rewards::score(config, reward, &self.sampler, prompts, sequences)
     }
 }
 
@@ -139,7 +139,8 @@ impl<'a> Pool<'a> {
         sampled: Sampled,
         samples: usize,
     ) -> Result<()> {
-        self.spread.extend(have_spread(&sampled.scores, samples)?);
+        self.spread
+            .extend(have_spread(&sampled.scores.total, samples)?);
         self.prompts.extend(prompts);
         self.sampled.sequences.extend(sampled.sequences);
         self.sampled.scores.extend(sampled.scores);
@@ -153,14 +154,13 @@ impl<'a> Pool<'a> {
         let tokens = tokens.sum();
         let flat = chosen.iter().filter(|&&group| !self.spread[group]).count();
         let is_chosen = |i: usize| chosen.binary_search(&(i / samples)).is_ok();
-        let drawn = self.sampled.sequences.into_iter().zip(self.sampled.scores);
-        let (sequences, scores) = drawn
-            .enumerate()
-            .filter(|&(i, _)| is_chosen(i))
-            .map(|(_, drawn)| drawn)
-            .unzip();
+        let drawn = self.sampled.sequences.into_iter().enumerate();
+        let sequences = drawn.filter(|&(i, _)| is_chosen(i)).map(|(_, s)| s);
         Gathered {
-            batch: Sampled { sequences, scores },
+            batch: Sampled {
+                sequences: sequences.collect(),
+                scores: self.sampled.scores.select(is_chosen),
+            },
             baseline: None,
             tokens,
             replacements: (self.spread.len() - chosen.len()) as u64,
@@ -173,6 +173,9 @@ impl<'a> Pool<'a> {
 impl Gathered {
     /// Sets what there is to say of groups and of the baseline.
     pub fn write(&self, config: &Ppo, metrics: &mut Metrics) {
+        for (name, scores) in &self.batch.scores.components {
+            metrics.set(&format!("{}{name}", names::REWARD), mean(scores));
+        }
         if config.num_samples_per_prompt > 1 {
             metrics.set(names::ROLLOUT_NO_SPREAD_FRACTION, self.no_spread);
         }
@@ -182,7 +185,7 @@ impl Gathered {
                 .set(names::ROLLOUT_GROUPS_DROPPED, self.replacements as f64);
         }
         if let Some(baseline) = &self.baseline {
-            metrics.set(names::ROLLOUT_BASELINE_SCORE, mean(&baseline.scores));
+            metrics.set(names::ROLLOUT_BASELINE_SCORE, mean(&baseline.scores.total));
         }
     }
 }
@@ -208,7 +211,10 @@ mod tests {
         let keys = (0..scores.len()).map(|i| (first + i as u64 / 2, i % 2));
         Sampled {
             sequences: keys.map(|(key, sample)| sequence(key, sample)).collect(),
-            scores: scores.to_vec(),
+            scores: Scores {
+                total: scores.to_vec(),
+                components: vec![("half".to_owned(), scores.iter().map(|s| s / 2.0).collect())],
+            },
         }
     }
 
@@ -222,6 +228,7 @@ mod tests {
         let prompt = Prompt {
             text: String::new(),
             ids: vec![1],
+            fields: serde_json::Map::new(),
         };
         let prompts = |keys: std::ops::Range<u64>| keys.map(|key| (key, &prompt)).collect();
         let mut pool = Pool::default();
@@ -238,7 +245,7 @@ mod tests {
             keys(&gathered),
             [(7, 0), (7, 1), (8, 0), (8, 1), (10, 0), (10, 1)]
         );
-        assert_eq!(gathered.batch.scores, [1.0, 1.0, 0.0, 1.0, 2.0, 0.0]);
+        assert_eq!(gathered.batch.scores.total, [1.0, 1.0, 0.0, 1.0, 2.0, 0.0]);
         assert_eq!((gathered.replacements, gathered.tokens), (2, 20));
         assert_eq!(gathered.no_spread, 1.0 / 3.0);
     }

@@ -1,12 +1,13 @@
 //! Held-out prompts, answered with the same seed each time and measured: score, judge, KL, length, variety, valence.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use anyhow::Result;
 use rollout::random::Purpose;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::rewards;
 use super::rollouts::Sampler;
 use super::state::State;
 use crate::config::Ppo;
@@ -39,6 +40,8 @@ pub struct Sample {
     prompt: String,
     completion: String,
     score: f32,
+    /// What each component made of it, before its weight.
+    rewards: BTreeMap<String, f32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     judge_score: Option<f32>,
     kl: f64,
@@ -131,7 +134,7 @@ impl<'a> Evaluator<'a> {
         let reference =
             roles::log_probs(&roles.reference, &sequences, temperature, limit)?.log_probs;
         let ids: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
-        let scores = roles.reward.score(&ids, limit)?;
+        let scores = rewards::score(self.config, &roles.reward, sampler, &prompts, &sequences)?;
         let judge = self
             .judge
             .as_ref()
@@ -152,7 +155,12 @@ impl<'a> Evaluator<'a> {
                 index,
                 prompt: self.prompts[index].text.clone(),
                 completion: sampler.text(sequence)?,
-                score: scores[index],
+                score: scores.total[index],
+                rewards: scores
+                    .components
+                    .iter()
+                    .map(|(name, scores)| (name.clone(), scores[index]))
+                    .collect(),
                 judge_score: judge.as_ref().map(|judge| judge[index]),
                 kl,
                 tokens: tokens.len(),
@@ -171,6 +179,20 @@ impl<'a> Evaluator<'a> {
             names::EVAL_SCORE,
             samples.iter().map(|s| f64::from(s.score)).collect(),
         );
+        for name in samples
+            .iter()
+            .flat_map(|s| s.rewards.keys())
+            .collect::<BTreeSet<_>>()
+        {
+            add(
+                &format!("{}{name}", names::EVAL_REWARD),
+                samples
+                    .iter()
+                    .filter_map(|s| s.rewards.get(name))
+                    .map(|&score| f64::from(score))
+                    .collect(),
+            );
+        }
         if self.judge.is_some() {
             add(
                 names::EVAL_JUDGE_SCORE,
@@ -311,11 +333,20 @@ pub fn table(
 ) -> Result<Summary> {
     let mut table = Summary::new("ppo");
     if let (Some(before), Some(after)) = (&state.before, &state.last) {
-        for (name, shown) in MEASURES {
-            if let (Some(&before), Some(&after)) =
-                (before.numbers.get(name), after.numbers.get(name))
-            {
+        let mut row = |name: &str, shown: &str| {
+            let measured = |of: &Measured| of.numbers.get(name).copied();
+            if let (Some(before), Some(after)) = (measured(before), measured(after)) {
                 table.row(shown, before, after);
+            }
+        };
+        let summed = evaluator.is_some_and(|e| !e.config.rewards.is_empty());
+        for (name, shown) in MEASURES {
+            let sum = summed && name == names::EVAL_SCORE;
+            row(name, if sum { "score (weighted sum)" } else { shown });
+        }
+        for name in before.numbers.keys().filter(|_| summed) {
+            if let Some(component) = name.strip_prefix(names::EVAL_REWARD) {
+                row(name, &format!("reward {component}"));
             }
         }
         let prompts = evaluator.map_or(&[][..], |e| &e.prompts);

@@ -7,15 +7,17 @@ mod batch;
 mod clock;
 mod evaluation;
 mod report;
+mod rewards;
 mod rollouts;
 mod scores;
 mod state;
 mod targets;
 mod update;
 
+use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use rollout::random::Purpose;
 
 use super::context::{Context, Finished, steps};
@@ -26,6 +28,7 @@ use crate::data::records::read;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
 use crate::ops::profile;
+use crate::reward::Rewards;
 use crate::roles::{self, CriticStart, Experience, Roles, TokenScores};
 use crate::train::metrics::{Keep, Metrics, StepLog, names};
 use crate::train::progress::Progress;
@@ -44,8 +47,10 @@ use update::{Outcome, PretrainMix};
 /// If data, a model or a file is wrong, or training diverges.
 pub fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
     let tokenizer = context.tokenizer_of(&config.from)?;
-    let critic = critic_start(config, context.config.run.seed);
-    let roles = Roles::load(&config.from, &config.reward_model, critic, context.device)?;
+    let rewards = Rewards::load(&config.reward_components(), context.device)?;
+    let scorer = rewards.models().next().map(|(folder, _)| folder.to_owned());
+    let critic = critic_start(config, scorer.as_deref(), context.config.run.seed)?;
+    let roles = Roles::load(&config.from, rewards, critic, context.device)?;
     let prompts = prompts(&tokenizer, config, &roles, &config.prompts, "prompts")?;
     let evaluator = Evaluator::load(context, config, &tokenizer, &roles)?;
     let mix = PretrainMix::load(config, &tokenizer, &roles, context.config.run.seed)?;
@@ -63,18 +68,26 @@ pub fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
     run.finish().map(Some)
 }
 
-/// Where the critic starts from; `None` where the estimator has none.
-fn critic_start(config: &Ppo, seed: u64) -> Option<CriticStart<'_>> {
+/// Where the critic starts from, `scorer` being the first reward model; `None` where the estimator has no critic.
+fn critic_start<'a>(
+    config: &'a Ppo,
+    scorer: Option<&'a Path>,
+    seed: u64,
+) -> Result<Option<CriticStart<'a>>> {
     let policy = CriticStart::Policy {
         folder: &config.from,
         seed,
     };
-    config
-        .has_critic()
-        .then(|| match config.critic.critic_from {
-            Some(CriticFrom::RewardModel) => CriticStart::RewardModel(&config.reward_model),
-            Some(CriticFrom::Policy) | None => policy,
-        })
+    if !config.has_critic() {
+        return Ok(None);
+    }
+    Ok(Some(match (config.critic.critic_from, scorer) {
+        (Some(CriticFrom::RewardModel), Some(folder)) => CriticStart::RewardModel(folder),
+        (Some(CriticFrom::RewardModel), None) => bail!(
+            "ppo.critic_from is \"reward_model\", but no reward model is among what scores; set critic_from = \"policy\""
+        ),
+        (Some(CriticFrom::Policy) | None, _) => policy,
+    }))
 }
 
 /// Reads prompts and leaves room for the response.
@@ -86,10 +99,15 @@ fn prompts(
     key: &str,
 ) -> Result<Vec<Prompt>> {
     let encoder = Encoder::new(tokenizer, room(config, roles), TooLong::Error)?;
+    let records = read(file)?;
     let prompts = encoder
-        .prompts(&read(file)?)
+        .prompts(&records)
         .with_context(|| format!("ppo.{key}"))?
         .items;
+    for record in &records {
+        let check = roles.reward.check(&record.fields);
+        check.map_err(|lacks| anyhow!("ppo.{key}: {}: {lacks}", record.source))?;
+    }
     if prompts.is_empty() {
         bail!("ppo.{key}: {} holds no prompt", file.display());
     }
@@ -99,11 +117,11 @@ fn prompts(
 /// What the response leaves for a prompt in the context of policy and reward model.
 fn room(config: &Ppo, roles: &Roles) -> Limit {
     let context = |model: &Decoder| model.decoder_config().max_position_embeddings;
-    let (actor, reward) = (context(&roles.actor), context(roles.reward.decoder()));
-    let (whose, context) = match actor <= reward {
-        true => ("the policy's", actor),
-        false => ("the reward model's", reward),
-    };
+    let actor = ("the policy's", context(&roles.actor));
+    let scorers = roles.reward.models();
+    let scorers = scorers.map(|(_, model)| ("the reward model's", context(model.decoder())));
+    let least = |a: (&'static str, usize), b: (&'static str, usize)| if b.1 < a.1 { b } else { a };
+    let (whose, context) = scorers.fold(actor, least);
     let response = config.generation.max_new_tokens;
     Limit {
         tokens: context.saturating_sub(response),
@@ -243,7 +261,7 @@ impl<'a> Run<'a> {
             old: &old.log_probs,
             reference: &reference,
             values,
-            scores: &gathered.batch.scores,
+            scores: &gathered.batch.scores.total,
             baseline: gathered.baseline.as_ref(),
         };
         let targets = targets(

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use rollout::random::{Key, Purpose};
 
+use super::rewards;
 use super::rollouts::Sampler;
 use crate::config::{Ppo, ScoreNormalization};
 use crate::data::example::Prompt;
@@ -64,12 +65,8 @@ pub fn normalizer(
                 .map(|i| (i as u64, &prompts[i]))
                 .collect();
             let samples = sampler.sample_all(&roles.reference, &prompts, Purpose::Split)?;
-            let ids: Vec<&[u32]> = samples.iter().map(|s| s.ids.as_slice()).collect();
-            Ok(ScoreNormalizer::from_reference(
-                &roles
-                    .reward
-                    .score(&ids, config.training.micro_batch_tokens)?,
-            )?)
+            let scores = rewards::score(config, &roles.reward, sampler, &prompts, &samples)?;
+            Ok(ScoreNormalizer::from_reference(&scores.total)?)
         }
     }
 }

@@ -71,7 +71,9 @@ pub fn targets(
     state.normalizer.observe(inputs.scores);
     let shape = |sequences: &_, raw: &_| scores::shape(config, &state.normalizer, sequences, raw);
     let scores = shape(experience.sequences(), inputs.scores)?;
-    let baselines = inputs.baseline.map(|b| shape(&b.sequences, &b.scores));
+    let baselines = inputs
+        .baseline
+        .map(|b| shape(&b.sequences, &b.scores.total));
     let baselines = baselines.transpose()?;
     let kl = estimator(config.kl_estimator()).per_token(inputs.old, inputs.reference)?;
     let coef = state.kl.coef();

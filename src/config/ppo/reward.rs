@@ -1,0 +1,60 @@
+//! What completions are scored by: one reward model, or `[[ppo.rewards]]`.
+
+use std::path::{Path, PathBuf};
+
+use super::Ppo;
+use crate::config::check::Checker;
+use crate::config::rewards::{self, ModelReward, RewardComponent, RewardKind};
+
+impl Ppo {
+    pub(super) fn fill_rewards(&mut self, scorer: Option<PathBuf>, checker: &mut Checker<'_>) {
+        let mut keys = checker.table("ppo");
+        match (&self.reward_model, self.rewards.is_empty()) {
+            (Some(folder), false) => {
+                let message = "is of no use beside [[ppo.rewards]]; remove it, or name the folder in one of them: \
+                               type = \"model\", path = …";
+                keys.wrong("reward_model", format!("\"{}\"", folder.display()), message);
+            }
+            (None, false) => rewards::fill(&mut self.rewards, scorer.as_deref(), checker),
+            (Some(_), true) => {}
+            (None, true) if scorer.is_some() => self.reward_model = scorer,
+            (None, true) => {
+                let mend = "there is no reward model; set it to a folder, add a [reward] table that trains one, or say in \
+                            [[ppo.rewards]] what else scores";
+                keys.missing("reward_model", mend);
+            }
+        }
+    }
+
+    /// What completions are scored by: `rewards`, or else one reward model of weight 1.
+    pub fn reward_components(&self) -> Vec<RewardComponent> {
+        let model = self.reward_model.iter().map(|path| RewardComponent {
+            name: "model".to_owned(),
+            ..RewardComponent::new(RewardKind::Model(ModelReward { path: path.clone() }))
+        });
+        model.chain(self.rewards.iter().cloned()).collect()
+    }
+
+    /// The first reward model among them.
+    pub(super) fn first_reward_model(&self) -> Option<PathBuf> {
+        let components = self.reward_components();
+        let first = |component: &RewardComponent| match &component.kind {
+            RewardKind::Model(model) => Some(model.path.clone()),
+            RewardKind::Ensemble(ensemble) => ensemble.paths.first().cloned(),
+            _ => None,
+        };
+        components.iter().find_map(first)
+    }
+
+    /// The files that the commands of reward programs name, as far as they can be told: an interpreter's script among them.
+    pub fn reward_programs(&self) -> impl Iterator<Item = &Path> {
+        let words = self
+            .rewards
+            .iter()
+            .flat_map(|component| match &component.kind {
+                RewardKind::Program(program) => program.command.as_slice(),
+                _ => &[],
+            });
+        words.map(Path::new).filter(|path| path.is_file())
+    }
+}

@@ -1,0 +1,551 @@
+//! The types of `[[ppo.rewards]]` and their keys.
+//!
+//! Rules score 1 where they hold and 0 where not; `pass` and `fail` set other scores. Patterns are those of the crate `regex`:
+//! no look-around, no back-references, time linear in the text.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::super::check::Keys;
+
+/// What a component scores by.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum RewardKind {
+    /// A reward model.
+    Model(ModelReward),
+    /// Several reward models.
+    Ensemble(EnsembleReward),
+    /// A frozen encoder with a classification head.
+    Classifier(ClassifierReward),
+    /// Whether the completion is the answer, letter by letter.
+    Exact(ExactReward),
+    /// Whether the completion's number is the answer.
+    Numeric(NumericReward),
+    /// Whether a pattern is found in the completion.
+    Regex(RegexReward),
+    /// Whether the completion's length lies in a window.
+    Length(LengthReward),
+    /// Whether the completion is JSON.
+    Json(JsonReward),
+    /// How much of the completion is said before.
+    Repetition(RepetitionReward),
+    /// A program of the user.
+    Program(ProgramReward),
+    /// An endpoint of the user.
+    Http(HttpReward),
+}
+
+/// `type = "model"`: the scalar head of a reward model at the last token.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ModelReward {
+    /// The reward model's folder; when unset, the one that `[reward]` trains.
+    pub path: PathBuf,
+}
+
+/// `type = "ensemble"`: several reward models (Coste et al. 2023, "Reward model ensembles help mitigate overoptimization").
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EnsembleReward {
+    /// The reward models' folders, two at least. Required.
+    pub paths: Vec<PathBuf>,
+    /// How their scores become one.
+    pub combine: Combine,
+    /// With `combine = "mean_minus_deviation"`: how many standard deviations are subtracted; unset is 1.
+    pub deviations: Option<f64>,
+}
+
+/// How the scores of an ensemble become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Combine {
+    /// Their mean.
+    Mean,
+    /// The smallest.
+    Minimum,
+    /// Mean − k · standard deviation (of the models at hand: divided by their number).
+    MeanMinusDeviation,
+}
+
+/// `type = "classifier"`: a BERT, DeBERTa-v2 or ModernBERT with a sequence classification head, run in `f32` on the CPU.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClassifierReward {
+    /// A Hugging Face folder with `config.json`, safetensors and `tokenizer.json`. Required.
+    pub path: PathBuf,
+    /// The label whose output is the score: its name in `id2label`, or its index. May be left out if there is only one.
+    pub label: Option<Label>,
+    /// Whether the score is the label's logit or its probability.
+    pub output: Output,
+    /// What the classifier reads.
+    pub reads: Reads,
+    /// Longer texts are cut to this many tokens, special ones included; unset is the model's `max_position_embeddings`.
+    pub max_length: Option<usize>,
+}
+
+/// A label of a classifier.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected a label's name or its index")]
+pub enum Label {
+    /// By its place.
+    Index(usize),
+    /// By its name.
+    Name(String),
+}
+
+/// What of a label is the score.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Output {
+    /// The head's output.
+    Logit,
+    /// Softmax over the labels; the logistic function of a lone label, or of labels that do not exclude each other
+    /// (`problem_type = "multi_label_classification"`).
+    Probability,
+}
+
+/// What a classifier reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reads {
+    /// The completion alone.
+    Completion,
+    /// Prompt and completion as one text.
+    Text,
+    /// Prompt and completion as a pair of texts, with the model's separator between them.
+    Pair,
+}
+
+/// `type = "exact"`: whether the completion is the record's answer, both without spaces around them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExactReward {
+    /// The field of the prompt's record that holds the answer.
+    pub answer_key: String,
+    /// Finds the answer in the completion: the last match's group 1, or all of it if the pattern has no group. Without a match
+    /// the answer is wrong. Unset compares the whole completion.
+    pub extract: Option<String>,
+    /// Score of a right answer.
+    pub pass: f64,
+    /// Score of a wrong one.
+    pub fail: f64,
+}
+
+/// `type = "numeric"`: whether the completion's last number is the record's answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NumericReward {
+    /// The field of the prompt's record that holds the answer: a number, or a text whose last number is meant.
+    pub answer_key: String,
+    /// Finds the text to look for the number in, as for `exact`. Unset looks in the whole completion.
+    pub extract: Option<String>,
+    /// Largest difference that still counts as right.
+    pub tolerance: f64,
+    /// Score of a right answer.
+    pub pass: f64,
+    /// Score of a wrong one, or of none.
+    pub fail: f64,
+}
+
+/// `type = "regex"`: whether a pattern is found in the completion.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RegexReward {
+    /// The pattern; `^` and `$` tie it to the ends. Required.
+    pub pattern: String,
+    /// Score of a completion that has it.
+    pub pass: f64,
+    /// Score of one that has not.
+    pub fail: f64,
+}
+
+/// `type = "length"`: whether the completion's length lies in a window.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LengthReward {
+    /// What is counted.
+    pub unit: Unit,
+    /// Least length that passes; unset is 0. One of `min` and `max` is required.
+    pub min: Option<usize>,
+    /// Largest length that passes; unset is any.
+    pub max: Option<usize>,
+    /// Outside the window the score falls from `pass` to `fail` over this many units; 0 falls at once.
+    pub margin: usize,
+    /// Score inside the window.
+    pub pass: f64,
+    /// Score far outside.
+    pub fail: f64,
+}
+
+/// What lengths and repetitions are counted in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unit {
+    /// The tokens that were generated, the one that ended the completion included.
+    Tokens,
+    /// What stands between white space.
+    Words,
+    /// Characters (Unicode scalar values).
+    Characters,
+}
+
+/// `type = "json"`: whether the completion is one JSON value.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JsonReward {
+    /// Finds the JSON in the completion, as for `exact`. Unset takes the whole completion.
+    pub extract: Option<String>,
+    /// Keys that the value, an object then, must have.
+    pub keys: Vec<String>,
+    /// Score of valid JSON.
+    pub pass: f64,
+    /// Score of anything else.
+    pub fail: f64,
+}
+
+/// `type = "repetition"`: minus the share of n-grams that stand earlier in the completion already, between −1 and 0.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RepetitionReward {
+    /// n: how many neighbours make one n-gram.
+    pub ngram: usize,
+    /// Of what.
+    pub unit: Unit,
+}
+
+/// `type = "program"`: a program that stays and answers one JSON line with another.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProgramReward {
+    /// The program and its arguments; no shell reads them. Required.
+    pub command: Vec<String>,
+    /// Longest wait for the scores of a batch.
+    pub timeout_seconds: f64,
+}
+
+/// `type = "http"`: an endpoint that answers batches sent by POST.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HttpReward {
+    /// Where to: `http://…` or `https://…`. Required.
+    pub url: String,
+    /// Most completions of one request.
+    pub batch_size: usize,
+    /// Longest wait for one answer.
+    pub timeout_seconds: f64,
+    /// How often a request is sent again after no answer, status 429 or 5xx.
+    pub retries: usize,
+    /// Wait before the first of them; it doubles each time.
+    pub backoff_seconds: f64,
+    /// The environment variable with a token that is sent as `Authorization: Bearer …`; unset sends none.
+    pub token_env: Option<String>,
+}
+
+impl Default for EnsembleReward {
+    fn default() -> Self {
+        Self {
+            paths: Vec::new(),
+            combine: Combine::Mean,
+            deviations: None,
+        }
+    }
+}
+
+impl EnsembleReward {
+    /// k of [`Combine::MeanMinusDeviation`].
+    pub fn deviations(&self) -> f64 {
+        self.deviations.unwrap_or(1.0)
+    }
+}
+
+impl Default for ClassifierReward {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::new(),
+            label: None,
+            output: Output::Logit,
+            reads: Reads::Completion,
+            max_length: None,
+        }
+    }
+}
+
+impl Default for ExactReward {
+    fn default() -> Self {
+        Self {
+            answer_key: "answer".to_owned(),
+            extract: None,
+            pass: 1.0,
+            fail: 0.0,
+        }
+    }
+}
+
+impl Default for NumericReward {
+    fn default() -> Self {
+        Self {
+            answer_key: "answer".to_owned(),
+            extract: None,
+            tolerance: 1e-6,
+            pass: 1.0,
+            fail: 0.0,
+        }
+    }
+}
+
+impl Default for RegexReward {
+    fn default() -> Self {
+        Self {
+            pattern: String::new(),
+            pass: 1.0,
+            fail: 0.0,
+        }
+    }
+}
+
+impl Default for LengthReward {
+    fn default() -> Self {
+        Self {
+            unit: Unit::Tokens,
+            min: None,
+            max: None,
+            margin: 0,
+            pass: 1.0,
+            fail: 0.0,
+        }
+    }
+}
+
+impl Default for JsonReward {
+    fn default() -> Self {
+        Self {
+            extract: None,
+            keys: Vec::new(),
+            pass: 1.0,
+            fail: 0.0,
+        }
+    }
+}
+
+impl Default for RepetitionReward {
+    fn default() -> Self {
+        Self {
+            ngram: 3,
+            unit: Unit::Words,
+        }
+    }
+}
+
+impl Default for ProgramReward {
+    fn default() -> Self {
+        Self {
+            command: Vec::new(),
+            timeout_seconds: 60.0,
+        }
+    }
+}
+
+impl Default for HttpReward {
+    fn default() -> Self {
+        Self {
+            url: String::new(),
+            batch_size: 64,
+            timeout_seconds: 30.0,
+            retries: 3,
+            backoff_seconds: 1.0,
+            token_env: None,
+        }
+    }
+}
+
+impl RewardKind {
+    /// Every kind with its defaults.
+    fn all() -> [Self; 11] {
+        [
+            Self::Model(ModelReward::default()),
+            Self::Ensemble(EnsembleReward::default()),
+            Self::Classifier(ClassifierReward::default()),
+            Self::Exact(ExactReward::default()),
+            Self::Numeric(NumericReward::default()),
+            Self::Regex(RegexReward::default()),
+            Self::Length(LengthReward::default()),
+            Self::Json(JsonReward::default()),
+            Self::Repetition(RepetitionReward::default()),
+            Self::Program(ProgramReward::default()),
+            Self::Http(HttpReward::default()),
+        ]
+    }
+
+    /// The words that `type` may be.
+    pub(super) fn words() -> [&'static str; 11] {
+        Self::all().map(|kind| kind.word())
+    }
+
+    /// The kind of this `type`, with its defaults.
+    pub(super) fn named(word: &str) -> Option<Self> {
+        Self::all().into_iter().find(|kind| kind.word() == word)
+    }
+
+    /// The kind's `type`.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Model(_) => "model",
+            Self::Ensemble(_) => "ensemble",
+            Self::Classifier(_) => "classifier",
+            Self::Exact(_) => "exact",
+            Self::Numeric(_) => "numeric",
+            Self::Regex(_) => "regex",
+            Self::Length(_) => "length",
+            Self::Json(_) => "json",
+            Self::Repetition(_) => "repetition",
+            Self::Program(_) => "program",
+            Self::Http(_) => "http",
+        }
+    }
+
+    pub(super) fn check(&self, keys: &mut Keys<'_, '_>) {
+        match self {
+            // Its path is filled, or was found missing then.
+            Self::Model(_) => {}
+            Self::Ensemble(ensemble) => ensemble.check(keys),
+            Self::Classifier(classifier) => classifier.check(keys),
+            Self::Exact(exact) => {
+                check_answer_key(&exact.answer_key, keys);
+                check_extract(exact.extract.as_deref(), keys);
+                check_outcomes(exact.pass, exact.fail, keys);
+            }
+            Self::Numeric(numeric) => {
+                check_answer_key(&numeric.answer_key, keys);
+                check_extract(numeric.extract.as_deref(), keys);
+                keys.not_negative("tolerance", numeric.tolerance, "1e-6 is usual");
+                check_outcomes(numeric.pass, numeric.fail, keys);
+            }
+            Self::Regex(regex) => {
+                match regex.pattern.is_empty() {
+                    true => keys.missing("pattern", "for example pattern = \"^Yes\\\\b\""),
+                    false => check_pattern("pattern", &regex.pattern, keys),
+                }
+                check_outcomes(regex.pass, regex.fail, keys);
+            }
+            Self::Length(length) => length.check(keys),
+            Self::Json(json) => {
+                check_extract(json.extract.as_deref(), keys);
+                check_outcomes(json.pass, json.fail, keys);
+            }
+            Self::Repetition(repetition) => {
+                keys.at_least("ngram", repetition.ngram, 1, "3 is usual");
+            }
+            Self::Program(program) => {
+                if program.command.first().is_none_or(String::is_empty) {
+                    let mend =
+                        "name the program, for example command = [\"python3\", \"reward.py\"]";
+                    keys.missing("command", mend);
+                }
+                keys.above(
+                    "timeout_seconds",
+                    program.timeout_seconds,
+                    0.0,
+                    "60 is usual",
+                );
+            }
+            Self::Http(http) => http.check(keys),
+        }
+    }
+}
+
+impl EnsembleReward {
+    fn check(&self, keys: &mut Keys<'_, '_>) {
+        match self.paths.len() {
+            0 => keys.missing("paths", "name the reward models' folders, two at least"),
+            1 => keys.wrong(
+                "paths",
+                "one folder",
+                "must be two at least; for one reward model set type = \"model\"",
+            ),
+            _ => {}
+        }
+        match (self.combine, self.deviations) {
+            (Combine::MeanMinusDeviation, Some(k)) => {
+                keys.not_negative("deviations", k, "1.0 is usual");
+            }
+            (_, Some(k)) => keys.wrong(
+                "deviations",
+                k,
+                "is of no use without combine = \"mean_minus_deviation\"; set that, or remove this key",
+            ),
+            (_, None) => {}
+        }
+    }
+}
+
+impl ClassifierReward {
+    fn check(&self, keys: &mut Keys<'_, '_>) {
+        if self.path.as_os_str().is_empty() {
+            keys.missing(
+                "path",
+                "name the folder of a BERT, DeBERTa-v2 or ModernBERT classifier",
+            );
+        }
+        let mend = "room for a word between its special tokens; remove it for the model's own";
+        keys.at_least("max_length", self.max_length.unwrap_or(8), 8, mend);
+    }
+}
+
+impl LengthReward {
+    fn check(&self, keys: &mut Keys<'_, '_>) {
+        match (self.min, self.max) {
+            (None, None) => keys.missing("max", "a window has a least or a largest length"),
+            (Some(min), Some(max)) if min > max => keys.wrong(
+                "min",
+                min,
+                format!("is above max = {max}; no completion could pass"),
+            ),
+            _ => {}
+        }
+        check_outcomes(self.pass, self.fail, keys);
+    }
+}
+
+impl HttpReward {
+    fn check(&self, keys: &mut Keys<'_, '_>) {
+        let known = ["http://", "https://"];
+        match self.url.is_empty() {
+            true => keys.missing("url", "for example url = \"http://localhost:8000/score\""),
+            false if !known.iter().any(|scheme| self.url.starts_with(scheme)) => keys.wrong(
+                "url",
+                format!("\"{}\"", self.url),
+                "must start with http:// or https://",
+            ),
+            false => {}
+        }
+        keys.at_least("batch_size", self.batch_size, 1, "64 is usual");
+        keys.above("timeout_seconds", self.timeout_seconds, 0.0, "30 is usual");
+        keys.not_negative("backoff_seconds", self.backoff_seconds, "1 is usual");
+    }
+}
+
+fn check_answer_key(key: &str, keys: &mut Keys<'_, '_>) {
+    if key.is_empty() || key == "prompt" {
+        let message = "must be the field of a prompt's record that holds the answer";
+        keys.wrong("answer_key", format!("\"{key}\""), message);
+    }
+}
+
+fn check_extract(pattern: Option<&str>, keys: &mut Keys<'_, '_>) {
+    pattern
+        .into_iter()
+        .for_each(|pattern| check_pattern("extract", pattern, keys));
+}
+
+fn check_pattern(key: &str, pattern: &str, keys: &mut Keys<'_, '_>) {
+    if let Err(error) = regex::Regex::new(pattern) {
+        let error = error.to_string();
+        let why = error.lines().last().unwrap_or_default();
+        let why = why.trim_start_matches("error: ");
+        let message = format!("is no regular expression: {why}");
+        keys.wrong(key, format!("\"{pattern}\""), message);
+    }
+}
+
+fn check_outcomes(pass: f64, fail: f64, keys: &mut Keys<'_, '_>) {
+    for (key, score) in [("pass", pass), ("fail", fail)] {
+        if !score.is_finite() {
+            keys.wrong(key, score, "must be finite");
+        }
+    }
+    if pass == fail {
+        let message = format!("is what fail is too ({fail}); then the rule tells nothing apart");
+        keys.wrong("pass", pass, message);
+    }
+}

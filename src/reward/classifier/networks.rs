@@ -1,0 +1,171 @@
+//! The encoders, each with its classification head, as one call: token ids → logits.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Module, Result as CandleResult, Tensor};
+use candle_nn::{Linear, VarBuilder, linear, linear_b};
+use candle_transformers::models::bert::BertModel;
+use candle_transformers::models::debertav2::DebertaV2SeqClassificationModel;
+use candle_transformers::models::modernbert::ModernBert;
+
+use super::settings::{Pooling, Settings};
+use super::wrong;
+use crate::model::weights::Weights;
+use crate::reward::RewardError;
+
+/// An encoder with its head.
+pub enum Network {
+    /// `BertForSequenceClassification`.
+    Bert(Box<Bert>),
+    /// `DebertaV2ForSequenceClassification`.
+    DebertaV2(Box<DebertaV2SeqClassificationModel>),
+    /// `ModernBertForSequenceClassification`.
+    ModernBert(Box<ModernBertHead>),
+}
+
+/// BERT: the first token's state through tanh(pooler) and the classifier.
+pub struct Bert {
+    encoder: BertModel,
+    pooler: Linear,
+    classifier: Linear,
+}
+
+/// ModernBERT: the pooled state through norm(GELU(dense)) and the classifier.
+pub struct ModernBertHead {
+    encoder: ModernBert,
+    pooling: Pooling,
+    dense: Linear,
+    #[expect(
+        clippy::disallowed_types,
+        reason = "nothing is trained here, so no gradient is lost"
+    )]
+    norm: candle_nn::LayerNorm,
+    classifier: Linear,
+}
+
+impl Network {
+    /// Reads the weights that `settings` ask for.
+    ///
+    /// # Errors
+    /// If the architecture is another one, or a tensor is missing or has another shape.
+    pub fn load(folder: &Path, settings: &Settings) -> Result<Self, RewardError> {
+        let known = ["bert", "deberta-v2", "modernbert"];
+        let kind = settings.model_type();
+        if !known.contains(&kind) {
+            let message = format!(
+                "holds a model of type \"{kind}\"; classifiers are {}",
+                known.join(", ")
+            );
+            return Err(wrong(folder, message));
+        }
+        let tensors = tensors(folder)?;
+        let layers: usize = match kind {
+            "modernbert" => settings.modern_bert()?.num_hidden_layers,
+            _ => 0,
+        };
+        // Its absence would pass for the first layer's, which has none.
+        let norm = |layer| format!("model.layers.{layer}.attn_norm.weight");
+        if let Some(missing) = (1..layers)
+            .map(norm)
+            .find(|name| !tensors.contains_key(name))
+        {
+            return Err(wrong(folder, format!("the weights lack {missing}")));
+        }
+        let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+        let built = match kind {
+            "bert" => Bert::build(vb, settings),
+            "deberta-v2" => deberta_v2(vb, settings),
+            _ => ModernBertHead::build(vb, settings),
+        };
+        built.map_err(|error| match error {
+            RewardError::Compute(error) => wrong(
+                folder,
+                format!("the weights are not those of config.json's classifier: {error}"),
+            ),
+            other => other,
+        })
+    }
+
+    /// The logits (1, labels) of one text's `ids` and token `types`, both (1, tokens).
+    ///
+    /// # Errors
+    /// If an id lies outside the vocabulary.
+    pub fn logits(&self, ids: &Tensor, types: &Tensor) -> CandleResult<Tensor> {
+        match self {
+            Self::Bert(bert) => bert.logits(ids, types),
+            Self::DebertaV2(deberta) => deberta.forward(ids, Some(types.clone()), None),
+            Self::ModernBert(modern_bert) => modern_bert.logits(ids),
+        }
+    }
+}
+
+impl Bert {
+    fn build(vb: VarBuilder, settings: &Settings) -> Result<Network, RewardError> {
+        let config = settings.bert()?;
+        let (hidden, labels) = (config.hidden_size, settings.labels.names.len());
+        Ok(Network::Bert(Box::new(Self {
+            encoder: BertModel::load(vb.pp("bert"), &config)?,
+            pooler: linear(hidden, hidden, vb.pp("bert.pooler.dense"))?,
+            classifier: linear(hidden, labels, vb.pp("classifier"))?,
+        })))
+    }
+
+    fn logits(&self, ids: &Tensor, types: &Tensor) -> CandleResult<Tensor> {
+        let first = first(&self.encoder.forward(ids, types, None)?)?;
+        self.classifier
+            .forward(&self.pooler.forward(&first)?.tanh()?)
+    }
+}
+
+fn deberta_v2(vb: VarBuilder, settings: &Settings) -> Result<Network, RewardError> {
+    // Pooler and classifier are read from the root.
+    let config = settings.deberta_v2()?;
+    let model = DebertaV2SeqClassificationModel::load(vb.set_prefix("deberta"), &config, None)?;
+    Ok(Network::DebertaV2(Box::new(model)))
+}
+
+impl ModernBertHead {
+    fn build(vb: VarBuilder, settings: &Settings) -> Result<Network, RewardError> {
+        let config = settings.modern_bert()?;
+        let (hidden, labels) = (config.hidden_size, settings.labels.names.len());
+        let bias = settings.is_set("classifier_bias");
+        let norm = vb.pp("head.norm");
+        Ok(Network::ModernBert(Box::new(Self {
+            encoder: ModernBert::load(vb.clone(), &config)?,
+            pooling: settings.pooling()?,
+            dense: linear_b(hidden, hidden, bias, vb.pp("head.dense"))?,
+            norm: candle_nn::layer_norm_no_bias(hidden, config.layer_norm_eps, norm)?,
+            classifier: linear(hidden, labels, vb.pp("classifier"))?,
+        })))
+    }
+
+    fn logits(&self, ids: &Tensor) -> CandleResult<Tensor> {
+        let hidden = self.encoder.forward(ids, &ids.ones_like()?)?;
+        let pooled = match self.pooling {
+            Pooling::First => first(&hidden)?,
+            Pooling::Mean => hidden.mean(1)?,
+        };
+        let head = self
+            .norm
+            .forward(&self.dense.forward(&pooled)?.gelu_erf()?)?;
+        self.classifier.forward(&head)
+    }
+}
+
+/// The first token's state: (1, tokens, hidden) → (1, hidden).
+fn first(hidden: &Tensor) -> CandleResult<Tensor> {
+    hidden.narrow(1, 0, 1)?.squeeze(1)?.contiguous()
+}
+
+/// All tensors of floats, in `f32`, under the names of today: old BERTs call a norm's weight `gamma` and its bias `beta`.
+fn tensors(folder: &Path) -> Result<HashMap<String, Tensor>, RewardError> {
+    let weights = Weights::open(folder)?;
+    let tensor = |(name, shape, values): (&str, &[usize], Vec<f32>)| {
+        let name = name
+            .replace("LayerNorm.gamma", "LayerNorm.weight")
+            .replace("LayerNorm.beta", "LayerNorm.bias");
+        Ok((name, Tensor::from_vec(values, shape, &Device::Cpu)?))
+    };
+    weights.floats().map(tensor).collect()
+}

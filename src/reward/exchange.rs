@@ -1,0 +1,121 @@
+//! What programs and endpoints are asked, and how they answer: JSON, one value each way for a batch.
+//!
+//! The question is
+//!
+//! ```json
+//! {"completions": [{"prompt": "…", "completion": "…", "prompt_ids": […], "completion_ids": […], "fields": {…}}, …]}
+//! ```
+//!
+//! with the prompt as it was rendered for the policy, the completion without the stop text that ended it, and in `fields` what
+//! the prompt's record has beside `prompt`. The answer is a number for each, in order: `[0.5, 1, …]` or
+//! `{"scores": [0.5, 1, …]}`.
+
+use serde_json::{Value, json};
+
+use super::Completion;
+
+/// Most characters of an answer that an error shows.
+const SHOWN: usize = 200;
+
+/// The question for a batch.
+pub fn question(completions: &[Completion]) -> Value {
+    let asked = completions.iter().map(|completion| {
+        let given = completion.ids.len() - completion.response.len().min(completion.ids.len());
+        json!({
+            "prompt": completion.prompt,
+            "completion": completion.text,
+            "prompt_ids": completion.ids[..given],
+            "completion_ids": completion.response,
+            "fields": completion.fields,
+        })
+    });
+    json!({"completions": asked.collect::<Vec<_>>()})
+}
+
+/// The scores in an answer.
+///
+/// # Errors
+/// In words that follow "it answered …": what it was, and what is expected, if it is not `expected` finite numbers.
+pub fn scores(answer: &str, expected: usize) -> Result<Vec<f32>, String> {
+    let refuse = |why: String| {
+        format!(
+            "answered {}: {why}; expected one line of JSON with {expected} finite numbers, [s1, s2, …] or {{\"scores\": [s1, s2, …]}}",
+            shown(answer)
+        )
+    };
+    let value: Value = serde_json::from_str(answer)
+        .map_err(|error| refuse(format!("which is not JSON ({error})")))?;
+    let Some(numbers) = value.get("scores").unwrap_or(&value).as_array() else {
+        return Err(refuse("which is no list".to_owned()));
+    };
+    if numbers.len() != expected {
+        return Err(refuse(format!("which has {} scores", numbers.len())));
+    }
+    let score = |(place, number): (usize, &Value)| {
+        let score = number.as_f64().map(|number| number as f32);
+        score
+            .filter(|score| score.is_finite())
+            .ok_or_else(|| refuse(format!("in which score {place} is {number}")))
+    };
+    numbers.iter().enumerate().map(score).collect()
+}
+
+/// An answer's beginning, in quotes.
+pub fn shown(answer: &str) -> String {
+    match answer.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{:?}…", &answer[..end]),
+        None => format!("{answer:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_holds_texts_ids_and_fields() {
+        let fields = json!({"answer": 4});
+        let completion = Completion {
+            prompt: "2+2=",
+            text: "4",
+            ids: &[5, 6, 7, 1],
+            response: vec![7, 1],
+            fields: fields.as_object().unwrap(),
+        };
+        let expected = json!({"completions": [{
+            "prompt": "2+2=", "completion": "4", "prompt_ids": [5, 6], "completion_ids": [7, 1], "fields": {"answer": 4}
+        }]});
+        assert_eq!(question(&[completion]), expected);
+    }
+
+    #[test]
+    fn both_forms_of_an_answer_are_read() {
+        assert_eq!(scores("[1, -0.5]\n", 2), Ok(vec![1.0, -0.5]));
+        assert_eq!(scores("{\"scores\": [2], \"note\": 0}", 1), Ok(vec![2.0]));
+    }
+
+    #[test]
+    fn a_wrong_answer_is_shown() {
+        for (answer, says) in [
+            ("loading …", "not JSON"),
+            ("[NaN]", "not JSON"),
+            ("[1e400]", "not JSON"),
+            ("[1e300]", "score 0 is 1e300"),
+            ("3", "no list"),
+            ("{\"score\": [1]}", "no list"),
+            ("[1, 2]", "has 2 scores"),
+            ("[null]", "score 0 is null"),
+            ("[\"1\"]", "score 0 is \"1\""),
+        ] {
+            let message = scores(answer, 1).unwrap_err();
+            assert!(message.contains(says), "{answer}: {message}");
+            assert!(message.contains(&format!("{answer:?}")), "{message}");
+            assert!(message.contains("1 finite numbers"), "{message}");
+        }
+        let long = scores(&"x".repeat(300), 1).unwrap_err();
+        assert!(
+            long.contains(&format!("\"{}\"…", "x".repeat(200))),
+            "{long}"
+        );
+    }
+}

@@ -1,0 +1,324 @@
+//! An endpoint of the user that scores: batches by POST, JSON each way ([`exchange`](super::exchange) says what stands in it).
+//!
+//! No answer in time, a broken connection, status 408, 429 and 5xx are tried again after a wait that doubles; any other status
+//! or a wrong answer is an error at once. Redirections are not followed: a POST would become a GET.
+
+use std::thread;
+use std::time::Duration;
+
+use ureq::{Agent, Error};
+
+use super::exchange::{question, scores, shown};
+use super::{Batch, Completion, Reward, RewardError};
+use crate::config::HttpReward;
+
+/// An endpoint that scores.
+pub struct Http {
+    config: HttpReward,
+    agent: Agent,
+    /// The whole header.
+    authorization: Option<String>,
+}
+
+/// Why a request has no answer.
+struct Failure {
+    what: String,
+    again: bool,
+}
+
+impl Http {
+    /// The endpoint of a configuration; nothing is sent yet.
+    ///
+    /// # Errors
+    /// If the environment variable with the token is not set.
+    pub fn new(config: &HttpReward) -> Result<Self, RewardError> {
+        let token = config.token_env.as_ref().map(|variable| {
+            std::env::var(variable).map_err(|_| RewardError::Http {
+                url: config.url.clone(),
+                message: format!(
+                    "is asked with the token in the environment variable {variable}, which is not set; set it, or remove token_env"
+                ),
+            })
+        });
+        let timeout = Duration::from_secs_f64(config.timeout_seconds.min(1e9));
+        let agent = Agent::config_builder()
+            .timeout_global(Some(timeout))
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .build();
+        Ok(Self {
+            config: config.clone(),
+            agent: agent.into(),
+            authorization: token.transpose()?.map(|token| format!("Bearer {token}")),
+        })
+    }
+
+    fn ask(&self, completions: &[Completion]) -> Result<Vec<f32>, RewardError> {
+        let body = question(completions).to_string();
+        let mut wait = self.config.backoff_seconds.min(1e9);
+        let mut left = self.config.retries;
+        loop {
+            match self.send(&body) {
+                Ok(answer) => {
+                    return scores(&answer, completions.len()).map_err(|m| self.failed(m));
+                }
+                Err(failure) if !failure.again => return Err(self.failed(failure.what)),
+                Err(failure) if left == 0 => {
+                    return Err(self.failed(format!(
+                        "{} (asked {} times); see that it runs, or raise timeout_seconds or retries",
+                        failure.what,
+                        self.config.retries + 1
+                    )));
+                }
+                Err(_) => {
+                    thread::sleep(Duration::from_secs_f64(wait));
+                    wait *= 2.0;
+                    left -= 1;
+                }
+            }
+        }
+    }
+
+    fn send(&self, body: &str) -> Result<String, Failure> {
+        let mut request = self
+            .agent
+            .post(&self.config.url)
+            .header("Content-Type", "application/json");
+        if let Some(authorization) = &self.authorization {
+            request = request.header("Authorization", authorization);
+        }
+        let mut response = request.send(body).map_err(no_answer)?;
+        let status = response.status().as_u16();
+        let text = response.body_mut().read_to_string().map_err(no_answer)?;
+        if response.status().is_success() {
+            return Ok(text);
+        }
+        Err(Failure {
+            what: format!("answered with status {status} and {}", shown(&text)),
+            again: status >= 500 || status == 429 || status == 408,
+        })
+    }
+
+    fn failed(&self, message: String) -> RewardError {
+        RewardError::Http {
+            url: self.config.url.clone(),
+            message,
+        }
+    }
+}
+
+impl Reward for Http {
+    fn scores(&self, batch: &Batch) -> Result<Vec<f32>, RewardError> {
+        let mut scores = Vec::with_capacity(batch.completions.len());
+        for part in batch.completions.chunks(self.config.batch_size) {
+            scores.extend(self.ask(part)?);
+        }
+        Ok(scores)
+    }
+}
+
+fn no_answer(error: Error) -> Failure {
+    let lasting = matches!(
+        error,
+        Error::BadUri(_) | Error::InvalidProxyUrl | Error::BodyExceedsLimit(_)
+    );
+    Failure {
+        what: format!("did not answer: {error}"),
+        again: !lasting,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+    use std::time::Instant;
+
+    use serde_json::{Map, Value, json};
+    use tiny_http::{Request, Response, Server};
+
+    use super::*;
+
+    /// What the endpoint was asked: the body, and the header with the token.
+    type Asked = Arc<Mutex<Vec<(Value, Option<String>)>>>;
+
+    /// An endpoint that lets `answer` answer the n-th request, for as long as the test runs.
+    fn serve(
+        answer: impl Fn(usize, &Value) -> (u16, String, f64) + Send + 'static,
+    ) -> (String, Asked) {
+        let server = Server::http("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/score", server.server_addr());
+        let asked = Asked::default();
+        let log = Arc::clone(&asked);
+        thread::spawn(move || {
+            for (n, mut request) in server.incoming_requests().enumerate() {
+                let body: Value = serde_json::from_reader(request.as_reader()).unwrap();
+                let (status, text, seconds) = answer(n, &body);
+                log.lock().unwrap().push((body, authorization(&request)));
+                // The next request need not wait for a slow answer.
+                thread::spawn(move || {
+                    thread::sleep(Duration::from_secs_f64(seconds));
+                    let _ = request.respond(Response::from_string(text).with_status_code(status));
+                });
+            }
+        });
+        (url, asked)
+    }
+
+    fn authorization(request: &Request) -> Option<String> {
+        let header = |h: &&tiny_http::Header| h.field.equiv("Authorization");
+        let found = request.headers().iter().find(header)?;
+        Some(found.value.to_string())
+    }
+
+    fn config(url: String) -> HttpReward {
+        HttpReward {
+            url,
+            timeout_seconds: 20.0,
+            retries: 2,
+            backoff_seconds: 0.01,
+            ..HttpReward::default()
+        }
+    }
+
+    fn score(config: &HttpReward, count: usize) -> Result<Vec<f32>, String> {
+        let fields = Map::new();
+        let texts: Vec<String> = (0..count).map(|i| "x".repeat(i)).collect();
+        let completions: Vec<Completion> = texts
+            .iter()
+            .map(|text| Completion {
+                prompt: "a",
+                text,
+                ids: &[],
+                response: Vec::new(),
+                fields: &fields,
+            })
+            .collect();
+        let batch = Batch {
+            completions: &completions,
+            pass_tokens: 1,
+        };
+        let http = Http::new(config).map_err(|error| error.to_string())?;
+        http.scores(&batch).map_err(|error| error.to_string())
+    }
+
+    /// A score for each completion: its length.
+    fn lengths(body: &Value) -> String {
+        let completions = body["completions"].as_array().unwrap();
+        let length = |c: &Value| c["completion"].as_str().unwrap().len();
+        json!({"scores": completions.iter().map(length).collect::<Vec<_>>()}).to_string()
+    }
+
+    #[test]
+    fn batches_are_answered_in_order() {
+        let (url, asked) = serve(|_, body| (200, lengths(body), 0.0));
+        let config = HttpReward {
+            batch_size: 2,
+            ..config(url)
+        };
+        assert_eq!(score(&config, 5), Ok(vec![0.0, 1.0, 2.0, 3.0, 4.0]));
+        let asked = asked.lock().unwrap();
+        let sizes = asked
+            .iter()
+            .map(|(body, _)| body["completions"].as_array().unwrap().len());
+        assert_eq!(sizes.collect::<Vec<_>>(), [2, 2, 1]);
+        assert!(asked.iter().all(|(_, token)| token.is_none()));
+    }
+
+    #[test]
+    fn an_answer_that_is_late_is_asked_for_again() {
+        let (url, asked) = serve(|n, body| (200, lengths(body), if n == 0 { 5.0 } else { 0.0 }));
+        let config = HttpReward {
+            timeout_seconds: 0.5,
+            ..config(url)
+        };
+        let start = Instant::now();
+        assert_eq!(score(&config, 2), Ok(vec![0.0, 1.0]));
+        assert!(
+            start.elapsed() < Duration::from_secs(4),
+            "{:?}",
+            start.elapsed()
+        );
+        assert_eq!(asked.lock().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn failing_without_end_is_an_error_with_what_was_said() {
+        let (url, asked) = serve(|_, _| (500, "out of memory".into(), 0.0));
+        let error = score(&config(url.clone()), 1).unwrap_err();
+        for part in [&url, "status 500", "out of memory", "asked 3 times"] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        assert_eq!(asked.lock().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn waits_double_between_attempts() {
+        let (url, _) = serve(|n, body| match n {
+            0 => (429, String::new(), 0.0),
+            1 => (503, String::new(), 0.0),
+            _ => (200, lengths(body), 0.0),
+        });
+        let config = HttpReward {
+            backoff_seconds: 0.2,
+            ..config(url)
+        };
+        let start = Instant::now();
+        assert_eq!(score(&config, 1), Ok(vec![0.0]));
+        assert!(
+            start.elapsed() >= Duration::from_millis(600),
+            "{:?}",
+            start.elapsed()
+        );
+    }
+
+    #[test]
+    fn a_refusal_is_not_repeated() {
+        let (url, asked) = serve(|_, _| (404, "no such path".into(), 0.0));
+        let error = score(&config(url), 1).unwrap_err();
+        assert!(
+            error.contains("status 404") && error.contains("no such path"),
+            "{error}"
+        );
+        assert_eq!(asked.lock().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_wrong_count_is_an_error_at_once() {
+        let (url, asked) = serve(|_, _| (200, "[1, 2]".into(), 0.0));
+        let error = score(&config(url.clone()), 3).unwrap_err();
+        for part in [&url, "\"[1, 2]\"", "has 2 scores", "3 finite numbers"] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        assert_eq!(asked.lock().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn nobody_listening_is_an_error() {
+        // A port that was free a moment ago.
+        let url = {
+            let server = Server::http("127.0.0.1:0").unwrap();
+            format!("http://{}/", server.server_addr())
+        };
+        let error = score(&config(url), 1).unwrap_err();
+        assert!(
+            error.contains("did not answer") && error.contains("asked 3 times"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_token_is_sent_and_must_be_there() {
+        let (url, asked) = serve(|_, body| (200, lengths(body), 0.0));
+        // A variable that every process has.
+        let config = |variable: &str| HttpReward {
+            token_env: Some(variable.into()),
+            ..config(url.clone())
+        };
+        score(&config("PATH"), 1).unwrap();
+        let expected = format!("Bearer {}", std::env::var("PATH").unwrap());
+        assert_eq!(asked.lock().unwrap()[0].1, Some(expected));
+        let error = score(&config("COLLIMATE_NO_SUCH_TOKEN"), 1).unwrap_err();
+        assert!(error.contains("COLLIMATE_NO_SUCH_TOKEN"), "{error}");
+    }
+}

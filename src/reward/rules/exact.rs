@@ -1,0 +1,90 @@
+//! Whether the completion gives the record's answer, letter by letter.
+
+use serde_json::{Map, Value};
+
+use super::Outcome;
+use super::answer::{Extract, answer};
+use crate::config::ExactReward;
+use crate::reward::{Batch, Completion, Reward, RewardError};
+
+/// Compares texts, without the white space around them.
+pub struct Exact {
+    key: String,
+    extract: Extract,
+    outcome: Outcome,
+}
+
+impl Exact {
+    /// The rule of a configuration.
+    ///
+    /// # Errors
+    /// If `extract` does not compile.
+    pub fn new(config: &ExactReward) -> Result<Self, RewardError> {
+        Ok(Self {
+            key: config.answer_key.clone(),
+            extract: Extract::new(config.extract.as_deref())?,
+            outcome: Outcome {
+                pass: config.pass,
+                fail: config.fail,
+            },
+        })
+    }
+
+    fn score(&self, completion: &Completion) -> Result<f32, RewardError> {
+        let right = answer(completion.fields, &self.key).map_err(RewardError::Record)?;
+        let given = self.extract.find(completion.text);
+        let holds = given.is_some_and(|given| given.trim() == right.trim());
+        Ok(self.outcome.of(holds))
+    }
+}
+
+impl Reward for Exact {
+    fn scores(&self, batch: &Batch) -> Result<Vec<f32>, RewardError> {
+        batch.completions.iter().map(|c| self.score(c)).collect()
+    }
+
+    fn check(&self, fields: &Map<String, Value>) -> Result<(), String> {
+        answer(fields, &self.key).map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::tests::score_of;
+    use super::*;
+
+    #[test]
+    fn texts_are_compared_without_spaces_around_them() {
+        let rule = Exact::new(&ExactReward::default()).unwrap();
+        let cases = [
+            (" Paris\n", json!({"answer": "Paris "}), 1.0),
+            ("paris", json!({"answer": "Paris"}), 0.0),
+            ("Paris.", json!({"answer": "Paris"}), 0.0),
+            ("12", json!({"answer": 12}), 1.0),
+            ("", json!({"answer": ""}), 1.0),
+        ];
+        for (text, record, expected) in cases {
+            assert_eq!(score_of(&rule, text, &[], &record), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_answer_is_extracted_and_scored_as_configured() {
+        let rule = Exact::new(&ExactReward {
+            answer_key: "label".into(),
+            extract: Some(r"<a>(.*?)</a>".into()),
+            pass: 2.0,
+            fail: -1.0,
+        })
+        .unwrap();
+        let record = json!({"label": "b"});
+        let score = |text| score_of(&rule, text, &[], &record);
+        assert_eq!(score("<a>a</a> no, <a> b </a>"), 2.0);
+        assert_eq!(score("<a>b</a> no, <a>a</a>"), -1.0);
+        assert_eq!(score("b"), -1.0);
+        assert!(rule.check(&Map::new()).unwrap_err().contains("`label`"));
+        assert!(rule.check(record.as_object().unwrap()).is_ok());
+    }
+}

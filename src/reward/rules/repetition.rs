@@ -1,0 +1,77 @@
+//! How much of the completion is said before: minus the share of n-grams that stand earlier in it already.
+//!
+//! It is 1 − distinct-n (Li et al. 2016, "A diversity-promoting objective function", §5.1) of one text, with the sign of a
+//! penalty. A completion shorter than n repeats nothing.
+
+use std::collections::HashSet;
+use std::hash::Hash;
+
+use crate::config::{RepetitionReward, Unit};
+use crate::reward::{Batch, Completion, Reward, RewardError};
+
+/// Counts n-grams.
+pub struct Repetition {
+    ngram: usize,
+    unit: Unit,
+}
+
+impl Repetition {
+    /// The rule of a configuration.
+    pub fn new(config: &RepetitionReward) -> Self {
+        Self {
+            ngram: config.ngram,
+            unit: config.unit,
+        }
+    }
+
+    fn score(&self, completion: &Completion) -> f32 {
+        let text = completion.text;
+        let repeated = match self.unit {
+            Unit::Tokens => repeated(&completion.response, self.ngram),
+            Unit::Words => repeated(&text.split_whitespace().collect::<Vec<_>>(), self.ngram),
+            Unit::Characters => repeated(&text.chars().collect::<Vec<_>>(), self.ngram),
+        };
+        (0.0 - repeated) as f32
+    }
+}
+
+impl Reward for Repetition {
+    fn scores(&self, batch: &Batch) -> Result<Vec<f32>, RewardError> {
+        Ok(batch.completions.iter().map(|c| self.score(c)).collect())
+    }
+}
+
+/// The share of n-grams that stand earlier already.
+fn repeated<T: Eq + Hash>(units: &[T], n: usize) -> f64 {
+    let (mut all, mut distinct) = (0, HashSet::new());
+    for ngram in units.windows(n) {
+        all += 1;
+        distinct.insert(ngram);
+    }
+    (all - distinct.len()) as f64 / all.max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::super::tests::score_of;
+    use super::*;
+
+    fn score(ngram: usize, unit: Unit, text: &str, tokens: &[u32]) -> f32 {
+        let rule = Repetition::new(&RepetitionReward { ngram, unit });
+        score_of(&rule, text, tokens, &Value::Null)
+    }
+
+    #[test]
+    fn repeated_n_grams_are_counted_once_less() {
+        // ab bc ca ab bc: 5 bigrams, 3 different.
+        assert_eq!(score(2, Unit::Words, "a b c a b c", &[]), -0.4);
+        assert_eq!(score(2, Unit::Characters, "abcabc", &[]), -0.4);
+        assert_eq!(score(2, Unit::Tokens, "", &[7, 8, 9, 7, 8, 9]), -0.4);
+        assert_eq!(score(1, Unit::Words, "no no no no", &[]), -0.75);
+        assert_eq!(score(3, Unit::Words, "a b c d", &[]), 0.0);
+        assert_eq!(score(3, Unit::Words, "a b", &[]), 0.0);
+        assert_eq!(score(3, Unit::Words, "", &[]), 0.0);
+    }
+}

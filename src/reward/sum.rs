@@ -1,0 +1,265 @@
+//! The weighted sum of all that scores.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use serde_json::{Map, Value};
+
+use super::rules::{Exact, Json, Length, Numeric, Pattern, Repetition};
+use super::{Batch, Classifier, Ensemble, Http, Program, Reward, RewardError, RewardModel};
+use crate::config::{EnsembleReward, RewardComponent, RewardKind};
+
+/// All that scores completions.
+pub struct Rewards(Vec<Component>);
+
+/// The scores of a batch.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Scores {
+    /// The weighted sums, one a completion.
+    pub total: Vec<f32>,
+    /// The scores of each component before its weight, by its name, in the configuration's order.
+    pub components: Vec<(String, Vec<f32>)>,
+}
+
+impl Scores {
+    /// Adds those of another batch, of the same components.
+    pub fn extend(&mut self, other: Self) {
+        self.total.extend(other.total);
+        if self.components.is_empty() {
+            self.components = other.components;
+            return;
+        }
+        for ((_, all), (_, more)) in self.components.iter_mut().zip(other.components) {
+            all.extend(more);
+        }
+    }
+
+    /// Those of the completions that `chosen` says of.
+    pub fn select(self, chosen: impl Fn(usize) -> bool) -> Self {
+        let some = |all: Vec<f32>| {
+            let all = all.into_iter().enumerate();
+            all.filter(|&(i, _)| chosen(i)).map(|(_, s)| s).collect()
+        };
+        let components = self.components.into_iter();
+        Self {
+            total: some(self.total),
+            components: components.map(|(name, all)| (name, some(all))).collect(),
+        }
+    }
+}
+
+struct Component {
+    name: String,
+    weight: f64,
+    scorer: Scorer,
+}
+
+/// Models stand apart from the rest, for the other roles of the run may share weights with them.
+enum Scorer {
+    Model(PathBuf, RewardModel),
+    Ensemble(Vec<PathBuf>, Ensemble),
+    Other(Box<dyn Reward>),
+}
+
+impl Rewards {
+    /// Loads what each component needs and starts its programs. Reward models go to `device`.
+    ///
+    /// # Errors
+    /// If one cannot be read or started; the error names the component.
+    pub fn load(components: &[RewardComponent], device: &Device) -> Result<Self, RewardError> {
+        let load = |component: &RewardComponent| -> Result<Component, RewardError> {
+            let scorer = scorer(&component.kind, device).map_err(in_component(&component.name))?;
+            Ok(Component {
+                name: component.name.clone(),
+                weight: component.weight,
+                scorer,
+            })
+        };
+        Ok(Self(components.iter().map(load).collect::<Result<_, _>>()?))
+    }
+
+    /// Every reward model with its folder, those of ensembles among them, in the configuration's order.
+    pub fn models(&self) -> impl Iterator<Item = (&Path, &RewardModel)> {
+        self.0.iter().flat_map(|component| {
+            let (folders, models): (&[PathBuf], &[RewardModel]) = match &component.scorer {
+                Scorer::Model(folder, model) => {
+                    (std::slice::from_ref(folder), std::slice::from_ref(model))
+                }
+                Scorer::Ensemble(folders, ensemble) => (folders, ensemble.models()),
+                Scorer::Other(_) => (&[], &[]),
+            };
+            folders.iter().map(PathBuf::as_path).zip(models)
+        })
+    }
+
+    /// As [`Self::models`], to be changed in place.
+    pub fn models_mut(&mut self) -> impl Iterator<Item = (&Path, &mut RewardModel)> {
+        self.0.iter_mut().flat_map(|component| {
+            let (folders, models): (&[PathBuf], &mut [RewardModel]) = match &mut component.scorer {
+                Scorer::Model(folder, model) => {
+                    (std::slice::from_ref(folder), std::slice::from_mut(model))
+                }
+                Scorer::Ensemble(folders, ensemble) => (folders, ensemble.models_mut()),
+                Scorer::Other(_) => (&[], &mut []),
+            };
+            folders.iter().map(PathBuf::as_path).zip(models)
+        })
+    }
+
+    /// Whether a prompt's record has what every component needs.
+    ///
+    /// # Errors
+    /// What it lacks, and which component wants it.
+    pub fn check(&self, fields: &Map<String, Value>) -> Result<(), String> {
+        self.0
+            .iter()
+            .try_for_each(|Component { name, scorer, .. }| {
+                let check = scorer.reward().check(fields);
+                check.map_err(|lacks| format!("reward `{name}`: {lacks}"))
+            })
+    }
+
+    /// Scores completions by every component, and sums them.
+    ///
+    /// # Errors
+    /// If a component fails; the error names it.
+    pub fn score(&self, batch: &Batch) -> Result<Scores, RewardError> {
+        let expected = batch.completions.len();
+        let mut sums = vec![0.0; expected];
+        let mut components = Vec::with_capacity(self.0.len());
+        for component in &self.0 {
+            let scores = component
+                .scores(batch)
+                .map_err(in_component(&component.name))?;
+            for (sum, &score) in sums.iter_mut().zip(&scores) {
+                *sum += component.weight * f64::from(score);
+            }
+            components.push((component.name.clone(), scores));
+        }
+        Ok(Scores {
+            total: sums.into_iter().map(|sum| sum as f32).collect(),
+            components,
+        })
+    }
+}
+
+impl Component {
+    fn scores(&self, batch: &Batch) -> Result<Vec<f32>, RewardError> {
+        let scores = self.scorer.reward().scores(batch)?;
+        let (found, expected) = (scores.len(), batch.completions.len());
+        match found == expected {
+            true => Ok(scores),
+            false => Err(RewardError::Count { found, expected }),
+        }
+    }
+}
+
+impl Scorer {
+    fn reward(&self) -> &dyn Reward {
+        match self {
+            Self::Model(_, model) => model,
+            Self::Ensemble(_, ensemble) => ensemble,
+            Self::Other(reward) => reward.as_ref(),
+        }
+    }
+}
+
+fn scorer(kind: &RewardKind, device: &Device) -> Result<Scorer, RewardError> {
+    let other: Box<dyn Reward> = match kind {
+        RewardKind::Model(config) => {
+            let model = RewardModel::load(&config.path, device)?;
+            return Ok(Scorer::Model(config.path.clone(), model));
+        }
+        RewardKind::Ensemble(config) => return ensemble(config, device),
+        RewardKind::Classifier(config) => Box::new(Classifier::load(config)?),
+        RewardKind::Exact(config) => Box::new(Exact::new(config)?),
+        RewardKind::Numeric(config) => Box::new(Numeric::new(config)?),
+        RewardKind::Regex(config) => Box::new(Pattern::new(config)?),
+        RewardKind::Length(config) => Box::new(Length::new(config)),
+        RewardKind::Json(config) => Box::new(Json::new(config)?),
+        RewardKind::Repetition(config) => Box::new(Repetition::new(config)),
+        RewardKind::Program(config) => Box::new(Program::start(config)?),
+        RewardKind::Http(config) => Box::new(Http::new(config)?),
+    };
+    Ok(Scorer::Other(other))
+}
+
+fn ensemble(config: &EnsembleReward, device: &Device) -> Result<Scorer, RewardError> {
+    let models = config.paths.iter();
+    let models = models.map(|folder| RewardModel::load(folder, device));
+    let models = models.collect::<Result<_, _>>()?;
+    let ensemble = Ensemble::new(models, config.combine, config.deviations());
+    Ok(Scorer::Ensemble(config.paths.clone(), ensemble))
+}
+
+fn in_component(name: &str) -> impl FnOnce(RewardError) -> RewardError {
+    |source| RewardError::Component {
+        name: name.to_owned(),
+        source: Box::new(source),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::{ExactReward, LengthReward, Unit};
+    use crate::reward::Completion;
+
+    fn component(name: &str, weight: f64, kind: RewardKind) -> RewardComponent {
+        RewardComponent {
+            name: name.to_owned(),
+            weight,
+            ..RewardComponent::new(kind)
+        }
+    }
+
+    fn rewards() -> Rewards {
+        let exact = RewardKind::Exact(ExactReward::default());
+        let length = RewardKind::Length(LengthReward {
+            unit: Unit::Words,
+            max: Some(1),
+            ..LengthReward::default()
+        });
+        let components = [
+            component("right", 2.0, exact),
+            component("short", -0.5, length),
+        ];
+        Rewards::load(&components, &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn the_total_is_the_weighted_sum_and_components_stay_raw() {
+        let fields = json!({"answer": "four"});
+        let fields = fields.as_object().unwrap();
+        let completions = ["four", "it is four", "five"].map(|text| Completion {
+            prompt: "2+2",
+            text,
+            ids: &[],
+            response: Vec::new(),
+            fields,
+        });
+        let batch = Batch {
+            completions: &completions,
+            pass_tokens: 64,
+        };
+        let scores = rewards().score(&batch).unwrap();
+        assert_eq!(scores.total, [1.5, 0.0, -0.5]);
+        let expected = [
+            ("right", vec![1.0, 0.0, 0.0]),
+            ("short", vec![1.0, 0.0, 1.0]),
+        ];
+        assert_eq!(
+            scores.components,
+            expected.map(|(name, scores)| (name.to_owned(), scores))
+        );
+    }
+
+    #[test]
+    fn a_record_without_an_answer_is_refused_by_name() {
+        let lacks = rewards().check(&Map::new()).unwrap_err();
+        assert!(lacks.contains("reward `right`"), "{lacks}");
+        assert!(lacks.contains("no field `answer`"), "{lacks}");
+    }
+}
