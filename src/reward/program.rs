@@ -182,17 +182,24 @@ impl Running {
             match self.child.try_wait() {
                 Ok(Some(status)) => return status.to_string(),
                 Ok(None) if start.elapsed() < FAREWELL => thread::sleep(Duration::from_millis(5)),
-                _ => {
+                Ok(None) => {
                     self.kill();
                     return "it closed its output".to_owned();
                 }
+                Err(error) => return error.to_string(),
             }
         }
     }
 
     fn kill(&mut self) {
         self.questions = None;
-        // What cannot be killed has ended.
+        // What cannot be killed has ended. Under a shell it is the shell's child that works: the group goes.
+        #[cfg(unix)]
+        if let Ok(group) = i32::try_from(self.child.id()) {
+            // SAFETY: the call touches no memory; the group is the program's own, and it has not been waited for yet, so that its
+            // id is nobody else's.
+            unsafe { libc::kill(-group, libc::SIGKILL) };
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
