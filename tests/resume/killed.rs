@@ -5,10 +5,10 @@ use std::time::Duration;
 use rollout::random::{Key, Purpose};
 
 use crate::process::{ATTEMPTS, Moment, StageRun};
-use crate::support::Workspace;
+use crate::support::{Line, Workspace};
 
 /// A PPO run of short, alike samples, so that dynamic sampling has much to replace.
-const STATEFUL: &str = "--set ppo.max_steps=30 --set ppo.save_steps=4 --set ppo.kl_controller=adaptive --set ppo.kl_target=0.5 \
+pub const STATEFUL: &str = "--set ppo.max_steps=30 --set ppo.save_steps=4 --set ppo.kl_controller=adaptive --set ppo.kl_target=0.5 \
                         --set ppo.kl_horizon=200.0 --set ppo.score_normalization=running --set ppo.num_samples_per_prompt=2 \
                         --set ppo.dynamic_sampling=2 --set ppo.top_k=2 --set ppo.temperature=0.7 --set ppo.max_new_tokens=3";
 
@@ -56,8 +56,8 @@ fn kill_repeatedly(run: &StageRun, key: Key, lines: usize) -> Vec<Moment> {
     )
 }
 
-/// One run to its end, another killed and continued: both leave the same.
-fn assert_continues(stage: &str, purpose: Purpose, flags: &str) {
+/// One run to its end, another killed and continued: both leave the same. Returns the metrics of it.
+fn assert_continues(stage: &str, purpose: Purpose, flags: &str) -> Vec<Line> {
     let workspace = Workspace::trained();
     let run = |name| StageRun {
         workspace: &workspace,
@@ -67,10 +67,11 @@ fn assert_continues(stage: &str, purpose: Purpose, flags: &str) {
     };
     let (unbroken, killed) = (run("unbroken"), run("killed"));
     unbroken.complete();
-    let lines = workspace.metrics("unbroken", stage).len();
-    let moments = kill_repeatedly(&killed, Key::new(11, purpose), lines);
+    let lines = workspace.metrics("unbroken", stage);
+    let moments = kill_repeatedly(&killed, Key::new(11, purpose), lines.len());
     killed.complete();
     killed.assert_same(&unbroken, &format!("killed at {moments:?}"));
+    lines
 }
 
 #[test]
@@ -114,7 +115,18 @@ fn ppo_with_fixed_score_scale_continues_to_the_same_bits() {
 /// sampling has come in the prompts.
 #[test]
 fn ppo_with_a_state_of_many_parts_continues_to_the_same_bits() {
-    assert_continues("ppo", Purpose::Dropout, STATEFUL);
+    let lines = assert_continues("ppo", Purpose::Dropout, STATEFUL);
+    let all = |name: &str| -> Vec<f64> {
+        lines
+            .iter()
+            .filter_map(|line| line.get(name)?.as_f64())
+            .collect()
+    };
+    // All of that state was there to lose.
+    assert!(all("rollout/groups_dropped")[..4].iter().sum::<f64>() > 0.0);
+    let coefs = all("objective/kl_coef");
+    assert_eq!(coefs.len(), 30);
+    assert!(coefs.windows(2).all(|w| w[0] != w[1]), "{coefs:?}");
 }
 
 #[test]

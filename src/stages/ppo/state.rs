@@ -158,3 +158,23 @@ impl Store {
         Ok(self.checkpoints.prune(self.keep_last, self.keep_every)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_from_before_dynamic_sampling_has_replaced_nothing() {
+        let mut config = Ppo::default();
+        config.objective.kl_controller = KlControllerKind::Adaptive;
+        let mut state = State::new(&config).unwrap();
+        state.kl.update(1.0 / 3.0, 7);
+        state.replacements = 5;
+        let mut json = serde_json::to_value(&state).unwrap();
+        let same: State = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!((same.replacements, same.kl), (5, state.kl));
+        json.as_object_mut().unwrap().remove("replacements");
+        let old: State = serde_json::from_value(json).unwrap();
+        assert_eq!((old.replacements, old.kl), (0, state.kl));
+    }
+}
