@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::killed::STATEFUL;
 use crate::process::{ATTEMPTS, Moment, StageRun, send};
 use crate::support::Workspace;
 
@@ -84,6 +85,14 @@ fn interrupted_runs_save_and_continue_where_they_were() {
         let said = assert_continues(stage, &flags, "INT", |_| {});
         assert!(said.contains("continues after"), "{stage}: {said}");
     }
+}
+
+/// A signal may come between two rounds of dynamic sampling: nothing of the iteration is then kept.
+#[test]
+fn interrupted_dynamic_sampling_continues_where_it_was() {
+    let flags = format!("{STATEFUL} --set ppo.max_steps=60 --set ppo.save_steps=0");
+    let said = assert_continues("ppo", &flags, "INT", |_| {});
+    assert!(said.contains("continues after"), "{said}");
 }
 
 #[test]

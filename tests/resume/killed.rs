@@ -8,7 +8,7 @@ use crate::process::{ATTEMPTS, Moment, StageRun};
 use crate::support::{Line, Workspace};
 
 /// A PPO run of short, alike samples, so that dynamic sampling has much to replace.
-const STATEFUL: &str = "--set ppo.max_steps=30 --set ppo.save_steps=4 --set ppo.kl_controller=adaptive --set ppo.kl_target=0.5 \
+pub const STATEFUL: &str = "--set ppo.max_steps=30 --set ppo.save_steps=4 --set ppo.kl_controller=adaptive --set ppo.kl_target=0.5 \
                         --set ppo.kl_horizon=200.0 --set ppo.score_normalization=running --set ppo.num_samples_per_prompt=2 \
                         --set ppo.dynamic_sampling=2 --set ppo.top_k=2 --set ppo.temperature=0.7 --set ppo.max_new_tokens=3";
 
@@ -138,7 +138,18 @@ fn ppo_with_every_term_of_the_update_continues_to_the_same_bits() {
 /// sampling has come in the prompts.
 #[test]
 fn ppo_with_a_state_of_many_parts_continues_to_the_same_bits() {
-    assert_continues("ppo", Purpose::Dropout, STATEFUL);
+    let lines = assert_continues("ppo", Purpose::Dropout, STATEFUL);
+    let all = |name: &str| -> Vec<f64> {
+        lines
+            .iter()
+            .filter_map(|line| line.get(name)?.as_f64())
+            .collect()
+    };
+    // All of that state was there to lose.
+    assert!(all("rollout/groups_dropped")[..4].iter().sum::<f64>() > 0.0);
+    let coefs = all("objective/kl_coef");
+    assert_eq!(coefs.len(), 30);
+    assert!(coefs.windows(2).all(|w| w[0] != w[1]), "{coefs:?}");
 }
 
 #[test]

@@ -214,6 +214,47 @@ fn roles_of_different_tokens_are_refused() {
 }
 
 #[test]
+fn keys_that_cannot_go_together_are_refused_before_anything_runs() {
+    let workspace = Workspace::trained();
+    for (flags, says) in [
+        (
+            "--set ppo.advantage_estimator=grpo",
+            "ppo.num_samples_per_prompt = 1 (the default): grpo compares the samples of a prompt",
+        ),
+        (
+            "--set ppo.advantage_estimator=remax --set ppo.lam=0.9",
+            "ppo.lam = 0.9 (--set ppo.lam=0.9): is of no use with advantage_estimator = \"remax\", which has no critic",
+        ),
+        (
+            "--set ppo.dynamic_sampling=3",
+            "ppo.dynamic_sampling = 3 (--set ppo.dynamic_sampling=3): replaces prompts whose samples all score alike",
+        ),
+        (
+            "--set ppo.overlong_buffer=13",
+            "ppo.overlong_buffer = 13 (--set ppo.overlong_buffer=13): is above max_new_tokens = 12",
+        ),
+        (
+            "--set ppo.critic_from=judge",
+            "unknown word `judge`, expected `reward_model` or `policy`",
+        ),
+    ] {
+        refused(&workspace, &format!("ppo config.toml {flags}"), &[says]);
+        assert!(!workspace.stage("trial", "ppo").exists(), "{flags}");
+    }
+}
+
+#[test]
+fn another_estimator_does_not_continue_a_run() {
+    let workspace = Workspace::trained();
+    workspace.succeed("ppo config.toml --set ppo.max_steps=2");
+    refused(
+        &workspace,
+        "ppo config.toml --set ppo.max_steps=4 --set ppo.advantage_estimator=remax",
+        &["ppo.advantage_estimator: \"gae\" → \"remax\"", "--fresh"],
+    );
+}
+
+#[test]
 fn training_that_diverges_ends_with_a_message() {
     let workspace = Workspace::trained();
     for stage in ["pretrain", "sft", "reward", "ppo"] {

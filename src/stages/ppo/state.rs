@@ -166,3 +166,26 @@ impl Store {
         Ok(self.checkpoints.prune(self.keep_last, self.keep_every)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_from_before_a_count_was_kept_has_counted_nothing() {
+        let mut config = Ppo::default();
+        config.objective.kl_controller = KlControllerKind::Adaptive;
+        let mut state = State::new(&config).unwrap();
+        state.kl.update(1.0 / 3.0, 7);
+        (state.replacements, state.ptx_rows, state.rolled_back) = (5, 6, 7);
+        let mut json = serde_json::to_value(&state).unwrap();
+        let same: State = serde_json::from_value(json.clone()).unwrap();
+        let counts = |s: &State| (s.replacements, s.ptx_rows, s.rolled_back);
+        assert_eq!((counts(&same), same.kl), ((5, 6, 7), state.kl));
+        for count in ["replacements", "ptx_rows", "rolled_back"] {
+            json.as_object_mut().unwrap().remove(count);
+        }
+        let old: State = serde_json::from_value(json).unwrap();
+        assert_eq!((counts(&old), old.kl), ((0, 0, 0), state.kl));
+    }
+}
