@@ -8,6 +8,8 @@ mod evaluation;
 mod objective;
 mod rollout;
 mod scores;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 

@@ -1,6 +1,6 @@
 //! Raw scores → what is rewarded: on a common scale, clipped, less the penalties for not ending and for being too long.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use rollout::random::{Key, Purpose};
 
 use super::rollouts::Sampler;
@@ -65,11 +65,16 @@ pub fn normalizer(
                 .collect();
             let samples = sampler.sample_all(&roles.reference, &prompts, Purpose::Split)?;
             let ids: Vec<&[u32]> = samples.iter().map(|s| s.ids.as_slice()).collect();
-            Ok(ScoreNormalizer::from_reference(
-                &roles
-                    .reward
-                    .score(&ids, config.training.micro_batch_tokens)?,
-            )?)
+            let scores = roles
+                .reward
+                .score(&ids, config.training.micro_batch_tokens)?;
+            ScoreNormalizer::from_reference(&scores).with_context(|| {
+                format!(
+                    "ppo.score_normalization = \"reference\": {} answers of the reference give no scale of scores; set it to \
+                     \"running\" or \"none\"",
+                    scores.len()
+                )
+            })
         }
     }
 }
