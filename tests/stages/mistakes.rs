@@ -244,6 +244,21 @@ fn keys_that_cannot_go_together_are_refused_before_anything_runs() {
 }
 
 #[test]
+fn a_reference_whose_answers_all_score_alike_is_refused() {
+    let workspace = Workspace::trained();
+    workspace.write("prompts.jsonl", &records(0, 1, prompt));
+    refused(
+        &workspace,
+        "ppo config.toml --set ppo.score_normalization=reference",
+        &[
+            "ppo.score_normalization = \"reference\": 1 answers of the reference give no scale",
+            "set it to \"running\" or \"none\"",
+            "the standard deviation of the reference scores is 0",
+        ],
+    );
+}
+
+#[test]
 fn another_estimator_does_not_continue_a_run() {
     let workspace = Workspace::trained();
     workspace.succeed("ppo config.toml --set ppo.max_steps=2");

@@ -11,6 +11,8 @@ mod ptx;
 mod reward;
 mod rollout;
 mod scores;
+#[cfg(test)]
+mod tests;
 mod update;
 
 use std::path::{Path, PathBuf};

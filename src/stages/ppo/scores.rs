@@ -1,6 +1,6 @@
 //! Raw scores → what is rewarded: on a common scale, clipped, less the penalties for not ending and for being too long.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use rollout::random::{Key, Purpose};
 
 use super::rewards;
@@ -66,7 +66,13 @@ pub fn normalizer(
                 .collect();
             let samples = sampler.sample_all(&roles.reference, &prompts, Purpose::Split)?;
             let scores = rewards::score(config, &roles.reward, sampler, &prompts, &samples)?;
-            Ok(ScoreNormalizer::from_reference(&scores.total)?)
+            ScoreNormalizer::from_reference(&scores.total).with_context(|| {
+                format!(
+                    "ppo.score_normalization = \"reference\": {} answers of the reference give no scale of scores; set it to \
+                     \"running\" or \"none\"",
+                    scores.total.len()
+                )
+            })
         }
     }
 }

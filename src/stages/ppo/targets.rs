@@ -2,8 +2,9 @@
 //!
 //! One rule holds for the KL of all estimators where the rewards carry it: it is a reward of each token, −kl_coef · KLₜ, beside the score at the end. What an
 //! estimator sees is the rewards of the tokens (GAE, REINFORCE++) or their sum, the return of the sequence: score − kl_coef · Σₜ KLₜ
-//! (GRPO, Dr. GRPO, RLOO, ReMax). ReMax's baseline is the shaped score of the greedy completion, without a KL: as a function of the
-//! prompt alone it may be any.
+//! (GRPO, Dr. GRPO, RLOO, ReMax). So GRPO divides by a deviation to which the KL adds: in a group whose scores are all alike it is the
+//! KL's alone. ReMax's baseline is the shaped score of the greedy completion, without a KL: as a function of the prompt alone it may be
+//! any.
 
 use anyhow::{Context as _, Result};
 
