@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor, Var};
 use collimate::rlhf::advantage::gae::{Gae, GaeConfig, gae};
 use collimate::rlhf::advantage::{group, reinforce};
 use collimate::rlhf::preference::{
-    DirectObjective, ReferenceLogProbs, bradley_terry, direct_preference,
+    DirectLoss, DirectPreferenceConfig, bradley_terry, direct_preference,
 };
 use collimate::rlhf::reward::token_rewards;
 use collimate::rlhf::stats::whiten;
@@ -254,36 +254,101 @@ fn bradley_terry_with_margin_and_centring() {
     );
 }
 
+/// Answers of one token, whose log-probs as a whole are given: each pair's chosen one, then its rejected one.
+fn interleaved(golden: &Golden, chosen: &str, rejected: &str) -> Vec<f64> {
+    let pairs = golden.list(chosen).into_iter().zip(golden.list(rejected));
+    pairs.flat_map(|(c, r)| [c, r]).collect()
+}
+
 #[test]
 fn direct_preference_objectives() {
     let golden = Golden::load();
-    let (chosen, rejected) = (
-        golden.var("/dpo/policy_chosen"),
-        golden.var("/dpo/policy_rejected"),
-    );
-    let (ref_chosen, ref_rejected) = (
-        golden.list("/dpo/ref_chosen"),
-        golden.list("/dpo/ref_rejected"),
-    );
-    let reference = ReferenceLogProbs {
-        chosen: &ref_chosen,
-        rejected: &ref_rejected,
-    };
-    let (beta, pairs) = (golden.number("/dpo/beta"), ref_chosen.len());
-    for (objective, name) in [
-        (DirectObjective::Sigmoid, "dpo"),
-        (DirectObjective::Ipo, "ipo"),
+    let policy = interleaved(&golden, "/dpo/policy_chosen", "/dpo/policy_rejected");
+    let reference = interleaved(&golden, "/dpo/ref_chosen", "/dpo/ref_rejected");
+    let offsets: Vec<usize> = (0..=policy.len()).collect();
+    for (loss, name) in [
+        (
+            DirectLoss::Sigmoid {
+                label_smoothing: 0.0,
+            },
+            "dpo",
+        ),
+        (DirectLoss::Ipo, "ipo"),
     ] {
-        let result =
-            direct_preference(&chosen, &rejected, reference, objective, beta, pairs).unwrap();
-        golden.check_number(result.value, &format!("/dpo/{name}"));
-        golden.check_list(
-            &gradient(&result.loss, &chosen),
-            &format!("/dpo/{name}_grad_policy_chosen"),
+        let config = DirectPreferenceConfig {
+            loss,
+            beta: golden.number("/dpo/beta"),
+        };
+        let (x, rows) = (
+            Var::new(policy.as_slice(), &Device::Cpu).unwrap(),
+            Rows::new(&offsets).unwrap(),
         );
-        golden.check_list(
-            &gradient(&result.loss, &rejected),
-            &format!("/dpo/{name}_grad_policy_rejected"),
+        let result = direct_preference(&x, rows, &reference, &config, policy.len() / 2).unwrap();
+        golden.check_number(result.value, &format!("/dpo/{name}"));
+        let [chosen, rejected] =
+            ["chosen", "rejected"].map(|answer| format!("/dpo/{name}_grad_policy_{answer}"));
+        check(
+            &gradient(&result.loss, &x),
+            &interleaved(&golden, &chosen, &rejected),
+            name,
+        );
+    }
+}
+
+/// Answers of several tokens: `golden/preference.json`, made by `golden/make_preference.py`.
+#[test]
+fn direct_preference_of_whole_answers() {
+    let json: Value = serde_json::from_str(include_str!("golden/preference.json")).unwrap();
+    let list = |value: &Value| serde_json::from_value::<Vec<f64>>(value.clone()).unwrap();
+    let joined = |value: &Value| {
+        serde_json::from_value::<Vec<Vec<f64>>>(value.clone())
+            .unwrap()
+            .concat()
+    };
+    let mut offsets = vec![0];
+    offsets.extend(list(&json["lengths"]).iter().scan(0, |end, n| {
+        *end += *n as usize;
+        Some(*end)
+    }));
+    let (tokens, reference) = (joined(&json["log_probs"]), list(&json["reference"]));
+    for name in ["sigmoid", "cdpo", "ipo", "simpo"] {
+        let case = &json[name];
+        let number = |key: &str| case[key].as_f64().unwrap();
+        let loss = match name {
+            "ipo" => DirectLoss::Ipo,
+            "simpo" => DirectLoss::SimPo {
+                gamma: number("gamma"),
+            },
+            _ => DirectLoss::Sigmoid {
+                label_smoothing: number("label_smoothing"),
+            },
+        };
+        let config = DirectPreferenceConfig {
+            loss,
+            beta: number("beta"),
+        };
+        let reference = match loss.has_reference() {
+            true => &reference[..],
+            false => &[],
+        };
+        let (x, rows) = (
+            Var::new(tokens.as_slice(), &Device::Cpu).unwrap(),
+            Rows::new(&offsets).unwrap(),
+        );
+        let pairs = rows.len() / 2;
+        let found = direct_preference(&x, rows, reference, &config, pairs).unwrap();
+        check(&[found.value], &[number("loss")], name);
+        check(&gradient(&found.loss, &x), &joined(&case["gradient"]), name);
+        let rewards = list(&case["rewards"]);
+        let margins: Vec<f64> = rewards.chunks(2).map(|pair| pair[0] - pair[1]).collect();
+        let right = margins.iter().filter(|margin| **margin > 0.0).count();
+        check(
+            &[found.stats.rewards.margin(), found.stats.rewards.accuracy()],
+            &[
+                margins.iter().sum::<f64>() / pairs as f64,
+                right as f64 / pairs as f64,
+            ],
+            name,
         );
     }
 }

@@ -13,6 +13,8 @@ mod on_policy;
 mod overfitting;
 #[path = "stages/pipeline.rs"]
 mod pipeline;
+#[path = "stages/preference.rs"]
+mod preference;
 #[path = "stages/refusal.rs"]
 mod refusal;
 #[path = "stages/support.rs"]

@@ -78,6 +78,7 @@ fn examples_work_once_the_first_has_run() {
             Command::Run(args) => drop(resolve(&args)),
             Command::Pretrain(args)
             | Command::Sft(args)
+            | Command::Dpo(args)
             | Command::Reward(args)
             | Command::Judge(args)
             | Command::Ppo(args) => assert_can_run(&args, words[1]),

@@ -12,6 +12,7 @@ mod check;
 mod data;
 pub mod diff;
 mod document;
+mod dpo;
 mod error;
 mod generation;
 mod hub;
@@ -34,6 +35,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub use check::{Checker, Keys};
 pub use data::{Data, HeldOut, Source};
 pub use document::{Document, Override};
+pub use dpo::{Dpo, LossType};
 pub use error::{ConfigError, Place, Problem, Problems};
 pub use generation::Generation;
 pub use hub::HubName;
@@ -59,6 +61,8 @@ pub struct Config {
     pub pretrain: Option<Pretrain>,
     /// `[sft]`, if the configuration has this stage.
     pub sft: Option<Sft>,
+    /// `[dpo]`, if the configuration has this stage.
+    pub dpo: Option<Dpo>,
     /// `[reward]`, if the configuration has this stage.
     pub reward: Option<Reward>,
     /// `[judge]`, if the configuration has this stage.
@@ -74,6 +78,8 @@ pub enum Stage {
     Pretrain,
     /// Training on answers.
     Sft,
+    /// Tuning the policy on preferences, without a reward model.
+    Dpo,
     /// The reward model.
     Reward,
     /// The reward model that only evaluations use.
@@ -84,9 +90,10 @@ pub enum Stage {
 
 impl Stage {
     /// All stages in the order in which they run.
-    pub const ALL: [Stage; 5] = [
+    pub const ALL: [Stage; 6] = [
         Stage::Pretrain,
         Stage::Sft,
+        Stage::Dpo,
         Stage::Reward,
         Stage::Judge,
         Stage::Ppo,
@@ -97,6 +104,7 @@ impl Stage {
         match self {
             Stage::Pretrain => "pretrain",
             Stage::Sft => "sft",
+            Stage::Dpo => "dpo",
             Stage::Reward => "reward",
             Stage::Judge => "judge",
             Stage::Ppo => "ppo",
@@ -136,6 +144,7 @@ impl Config {
             tokenizer: document.lower("tokenizer", &mut checker)?,
             pretrain: lower_stage(document, Stage::Pretrain, &mut checker)?,
             sft: lower_stage(document, Stage::Sft, &mut checker)?,
+            dpo: lower_stage(document, Stage::Dpo, &mut checker)?,
             reward: lower_stage(document, Stage::Reward, &mut checker)?,
             judge: lower_stage(document, Stage::Judge, &mut checker)?,
             ppo: lower_stage(document, Stage::Ppo, &mut checker)?,
@@ -167,6 +176,7 @@ impl Config {
         match stage {
             Stage::Pretrain => self.pretrain.as_ref().map(|stage| &stage.training),
             Stage::Sft => self.sft.as_ref().map(|stage| &stage.training),
+            Stage::Dpo => self.dpo.as_ref().map(|stage| &stage.training),
             Stage::Reward => self.reward.as_ref().map(|stage| &stage.training),
             Stage::Judge => self.judge.as_ref().map(|stage| &stage.training),
             Stage::Ppo => self.ppo.as_ref().map(|stage| &stage.training),
@@ -233,6 +243,7 @@ impl Config {
                 .flat_map(Pretrain::data_files)
                 .collect(),
             Stage::Sft => self.sft.iter().flat_map(Sft::data_files).collect(),
+            Stage::Dpo => self.dpo.iter().flat_map(Dpo::data_files).collect(),
             Stage::Reward => self.reward.iter().flat_map(Reward::data_files).collect(),
             Stage::Judge => self.judge.iter().flat_map(Reward::data_files).collect(),
             Stage::Ppo => self.ppo.iter().flat_map(Ppo::data_files).collect(),
@@ -247,6 +258,11 @@ impl Config {
                 .sft
                 .iter()
                 .map(|sft| ("from", sft.from.as_path()))
+                .collect(),
+            Stage::Dpo => self
+                .dpo
+                .iter()
+                .map(|dpo| ("from", dpo.from.as_path()))
                 .collect(),
             Stage::Reward => self
                 .reward
@@ -268,6 +284,7 @@ impl Config {
             model,
             tokenizer,
             sft,
+            dpo,
             reward,
             judge,
             ppo,
@@ -283,6 +300,11 @@ impl Config {
             sft.iter_mut()
                 .filter(|_| runs(Stage::Sft))
                 .map(|sft| &mut sft.from),
+        );
+        folders.extend(
+            dpo.iter_mut()
+                .filter(|_| runs(Stage::Dpo))
+                .map(|dpo| &mut dpo.from),
         );
         for (stage, table) in [(Stage::Reward, reward), (Stage::Judge, judge)] {
             folders.extend(
@@ -325,6 +347,9 @@ impl Config {
         self.sft
             .iter_mut()
             .for_each(|sft| start(&mut sft.from, "sft", &base));
+        self.dpo
+            .iter_mut()
+            .for_each(|dpo| start(&mut dpo.from, "dpo", &tuned));
         self.reward
             .iter_mut()
             .for_each(|reward| start(&mut reward.from, "reward", &tuned));
@@ -346,6 +371,7 @@ impl Config {
         self.check_pretrain_start(checker);
         self.pretrain.iter().for_each(|stage| stage.check(checker));
         self.sft.iter().for_each(|stage| stage.check(checker));
+        self.dpo.iter().for_each(|stage| stage.check(checker));
         self.reward
             .iter()
             .for_each(|stage| stage.check("reward", checker));

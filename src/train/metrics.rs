@@ -45,6 +45,19 @@ pub mod names {
     pub const EVAL_MARGIN: &str = "eval/margin";
     /// Expected calibration error of σ(chosen − rejected) on held-out pairs.
     pub const EVAL_CALIBRATION_ERROR: &str = "eval/calibration_error";
+    /// Mean implicit reward of the chosen answers: DPO's β (log π − log π_ref).
+    pub const REWARDS_CHOSEN: &str = "rewards/chosen";
+    /// Mean implicit reward of the rejected answers.
+    pub const REWARDS_REJECTED: &str = "rewards/rejected";
+    /// Share of pairs whose chosen answer has the higher implicit reward; a tie is wrong.
+    pub const REWARDS_ACCURACIES: &str = "rewards/accuracies";
+    /// Mean of chosen minus rejected implicit reward.
+    pub const REWARDS_MARGINS: &str = "rewards/margins";
+    /// Mean log-prob of the chosen answers, each as a whole.
+    pub const LOGPS_CHOSEN: &str = "logps/chosen";
+    /// Mean log-prob of the rejected answers, each as a whole.
+    pub const LOGPS_REJECTED: &str = "logps/rejected";
+
     /// Mean score of the reward model on held-out prompts.
     pub const EVAL_SCORE: &str = "eval/score";
     /// Mean score of the judge on held-out prompts.

@@ -91,6 +91,14 @@ fn the_reward_model_continues_to_the_same_bits() {
 }
 
 #[test]
+fn preference_tuning_continues_to_the_same_bits() {
+    // The log-probs of the reference and the best weights so far are part of what must survive.
+    let flags =
+        "--set dpo.max_steps=80 --set dpo.early_stopping_patience=30 --set dpo.eval_steps=3";
+    assert_continues("dpo", Purpose::Init, flags);
+}
+
+#[test]
 fn ppo_continues_to_the_same_bits() {
     assert_continues(
         "ppo",
