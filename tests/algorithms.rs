@@ -4,6 +4,7 @@
 //! compute in `f64` too, so the tolerance covers only the order of sums.
 
 use candle_core::{Device, Tensor, Var};
+use collimate::config::{Dpo, LossType, Ppo};
 use collimate::rlhf::advantage::gae::{Gae, GaeConfig, gae};
 use collimate::rlhf::advantage::{group, reinforce};
 use collimate::rlhf::preference::{
@@ -111,10 +112,15 @@ impl Golden {
 
 #[track_caller]
 fn check(found: &[f64], expected: &[f64], what: &str) {
+    check_within(found, expected, TOLERANCE, what);
+}
+
+#[track_caller]
+fn check_within(found: &[f64], expected: &[f64], tolerance: f64, what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}: length");
     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
         assert!(
-            (found - expected).abs() <= TOLERANCE,
+            (found - expected).abs() <= tolerance,
             "{what}[{i}]: found {found}, expected {expected}"
         );
     }
@@ -369,4 +375,81 @@ fn adaptive_kl_coefficients() {
         })
         .collect();
     golden.check_list(&coefs, "/adaptive_kl/beta");
+}
+
+/// What the formulas give with the constants that `[ppo]` and `[dpo]` have when nothing is typed, against TRL with those that its
+/// classes have (`golden/trl_defaults.json`, made by `golden/make_trl_defaults.py`).
+#[test]
+fn losses_with_every_default_are_trls() {
+    let golden = Golden::load();
+    let trl: Value = serde_json::from_str(include_str!("golden/trl_defaults.json")).unwrap();
+    let trl = &trl["on_algorithms"];
+    let number = |key: &str| trl[key].as_f64().unwrap();
+    let tokens = |key: &str| -> Vec<f64> {
+        let padded: Vec<Vec<f64>> = serde_json::from_value(trl[key].clone()).unwrap();
+        let padded = padded.concat().into_iter().zip(golden.valid.concat());
+        padded
+            .filter(|(_, valid)| *valid == 1.0)
+            .map(|(value, _)| value)
+            .collect()
+    };
+    let (ppo, rows) = (Ppo::default(), golden.rows());
+    let (old, reference) = (golden.tokens("/logp_old"), golden.tokens("/logp_ref"));
+    let kl = KlEstimator::K1.per_token(&old, &reference).unwrap();
+    let rewards = token_rewards(&golden.list("/score"), &kl, ppo.kl_coef, rows).unwrap();
+    check(&rewards, &tokens("rewards"), "rewards");
+
+    let config = GaeConfig {
+        gamma: ppo.gamma,
+        lam: ppo.lam,
+    };
+    let gae = gae(&rewards, &golden.tokens("/value_old"), rows, config).unwrap();
+    // TRL whitens by the unbiased variance; ours, and that of OpenAI's code, is biased.
+    let count = rows.tokens() as f64;
+    let unbiased = ((count - 1.0) / count).sqrt();
+    let advantages: Vec<f64> = whiten(&gae.advantages, Mean::Remove)
+        .iter()
+        .map(|advantage| advantage * unbiased)
+        .collect();
+    check_within(&advantages, &tokens("advantages"), 1e-7, "advantages");
+
+    let weights = golden.token_mean();
+    let config = PolicyLossConfig {
+        cliprange_low: ppo.cliprange,
+        cliprange_high: ppo.cliprange_high(),
+        dual_clip: None,
+    };
+    let new = golden.var("/logp_new");
+    let policy = policy_loss(&new, &old, &advantages, &weights, &config).unwrap();
+    let config = ValueLossConfig {
+        cliprange_value: Some(ppo.cliprange_value),
+    };
+    let (new, old) = (golden.var("/value_new"), golden.tokens("/value_old"));
+    let value = value_loss(&new, &old, &gae.returns, &weights, &config).unwrap();
+    let loss = policy.value + ppo.vf_coef * value.value;
+    for (found, key) in [
+        (policy.value, "policy_loss"),
+        (value.value, "value_loss"),
+        (loss, "loss"),
+    ] {
+        check_within(&[found], &[number(key)], 1e-7, key);
+    }
+
+    let dpo = Dpo::default();
+    assert_eq!(dpo.loss_type, LossType::Sigmoid);
+    let config = DirectPreferenceConfig {
+        loss: DirectLoss::Sigmoid {
+            label_smoothing: dpo.label_smoothing,
+        },
+        beta: dpo.beta,
+    };
+    let policy = interleaved(&golden, "/dpo/policy_chosen", "/dpo/policy_rejected");
+    let reference = interleaved(&golden, "/dpo/ref_chosen", "/dpo/ref_rejected");
+    let offsets: Vec<usize> = (0..=policy.len()).collect();
+    let (x, rows) = (
+        Var::new(policy.as_slice(), &Device::Cpu).unwrap(),
+        Rows::new(&offsets).unwrap(),
+    );
+    let found = direct_preference(&x, rows, &reference, &config, policy.len() / 2).unwrap();
+    check(&[found.value], &[number("dpo_loss")], "dpo_loss");
 }

@@ -19,3 +19,5 @@ mod preference;
 mod refusal;
 #[path = "stages/support.rs"]
 mod support;
+#[path = "stages/watching.rs"]
+mod watching;

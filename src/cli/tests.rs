@@ -113,6 +113,20 @@ fn resolve(args: &ConfigArgs) -> Config {
     config
 }
 
+/// `configs/dpo.toml` goes on from what the quickstart has left, so the tables that both have must be the same.
+#[test]
+fn the_preference_example_continues_the_quickstart() {
+    let load = |name: &str| Config::load(&Path::new("configs").join(name), &[]).unwrap();
+    let changes = diff(&load("quickstart.toml"), &load("dpo.toml")).unwrap();
+    let whole_tables = |change: &crate::config::diff::Change| !change.key.contains('.');
+    assert!(changes.iter().all(whole_tables), "{changes:?}");
+    assert!(
+        changes
+            .iter()
+            .all(|change| change.effect == Effect::Harmless)
+    );
+}
+
 #[test]
 fn stages_read_overrides_and_fresh() {
     let line = [

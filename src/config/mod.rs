@@ -449,3 +449,5 @@ fn optional_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Pa
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trl_defaults;

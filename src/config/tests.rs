@@ -23,9 +23,6 @@ context_length = 64
 [sft]
 data = [{ path = "x.jsonl", weight = 2.0 }, { path = "y.jsonl", weight = 1 }]
 
-[dpo]
-data = "pairs.jsonl"
-
 [reward]
 data = "pairs.jsonl"
 
@@ -36,6 +33,9 @@ data = "other.jsonl"
 prompts = "prompts.jsonl"
 max_steps = 40
 learning_rate = 3e-4
+
+[dpo]
+data = "pairs.jsonl"
 "#;
 
 fn resolve_text(text: &str, overrides: &[&str]) -> Result<Config, ConfigError> {
