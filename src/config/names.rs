@@ -36,7 +36,7 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
 }
 
 /// The keys of other trainers and everyday words → ours, where no spelling would lead there.
-const ALIASES: [(&str, &str); 14] = [
+const ALIASES: [(&str, &str); 13] = [
     ("lr", "learning_rate"),
     ("beta", "kl_coef"),
     ("init_kl_coef", "kl_coef"),
@@ -50,7 +50,6 @@ const ALIASES: [(&str, &str); 14] = [
     ("per_device_train_batch_size", "batch_size"),
     ("clip_range", "cliprange"),
     ("gamma", "simpo_gamma"),
-    ("cdpo_eps", "label_smoothing"),
 ];
 
 /// Our word for a key that other trainers use, if `known` has it.

@@ -20,8 +20,9 @@ pub struct Ppo {
     /// Folder of the reward model. When unset: the one that `[reward]` trains. Always filled once
     /// read.
     pub reward_model: PathBuf,
-    /// Folder of a second reward model that evaluations report and training never sees. When unset:
-    /// the one that `[judge]` trains, if the configuration has that table and `eval_prompts`.
+    /// Folder of a second reward model that evaluations report and training never sees: they warn
+    /// where it falls while the reward rises. When unset: the one that `[judge]` trains, if the
+    /// configuration has that table and `eval_prompts`.
     #[serde(default, deserialize_with = "optional_path")]
     pub judge_model: Option<PathBuf>,
     /// Records with `prompt`, to train on. Required.

@@ -1,7 +1,7 @@
 //! What evaluations watch: repetition, entropy, drift of length, and a judge that training never sees and that may say otherwise than
 //! the reward model.
 
-use crate::support::{Line, Workspace, pair, prompt, records};
+use crate::support::{Line, Workspace, lines, pair, prompt, records};
 
 const JUDGE: &str = r#"
 [judge]
@@ -13,8 +13,16 @@ max_steps = 30
 learning_rate = 5e-3
 "#;
 
-/// Tunes the policy while a judge watches that was trained on `judged` pairs; returns the lines with an evaluation, and what was said.
-fn tuned(judged: fn(usize) -> serde_json::Value) -> (Vec<Line>, String) {
+/// What a run with a judge left and said.
+struct Tuned {
+    /// The lines of `metrics.jsonl` with an evaluation.
+    evaluations: Vec<Line>,
+    samples: Vec<Line>,
+    said: String,
+}
+
+/// Tunes the policy while a judge watches that was trained on `judged` pairs.
+fn tuned(judged: fn(usize) -> serde_json::Value) -> Tuned {
     let workspace = Workspace::trained();
     workspace.write("judged.jsonl", &records(0, 200, judged));
     workspace.write("prompts_eval.jsonl", &records(0, 30, prompt));
@@ -28,9 +36,13 @@ fn tuned(judged: fn(usize) -> serde_json::Value) -> (Vec<Line>, String) {
     let said = said.expect("the binary");
     assert!(said.status.success());
     let said = [said.stdout, said.stderr].concat();
-    let mut lines = workspace.metrics("trial", "ppo");
-    lines.retain(|line| line.contains_key("eval/score"));
-    (lines, String::from_utf8(said).expect("UTF-8"))
+    let mut evaluations = workspace.metrics("trial", "ppo");
+    evaluations.retain(|line| line.contains_key("eval/score"));
+    Tuned {
+        evaluations,
+        samples: lines(&workspace.stage("trial", "ppo").join("samples.jsonl")),
+        said: String::from_utf8(said).expect("UTF-8"),
+    }
 }
 
 fn number(line: &Line, name: &str) -> f64 {
@@ -50,8 +62,10 @@ fn contrary(i: usize) -> serde_json::Value {
 
 #[test]
 fn a_judge_that_falls_while_the_reward_rises_is_warned_of() {
-    let (lines, said) = tuned(contrary);
-    let (first, last) = (&lines[0], lines.last().expect("an evaluation"));
+    let Tuned {
+        evaluations, said, ..
+    } = tuned(contrary);
+    let (first, last) = (&evaluations[0], evaluations.last().expect("an evaluation"));
     assert!(number(last, "eval/score") > number(first, "eval/score"));
     assert!(number(last, "eval/judge_score") < number(first, "eval/judge_score"));
     assert_eq!(number(first, "eval/hacking_warning"), 0.0);
@@ -69,23 +83,35 @@ fn a_judge_that_falls_while_the_reward_rises_is_warned_of() {
 
 #[test]
 fn a_judge_that_agrees_is_not() {
-    let (lines, said) = tuned(pair);
-    let (first, last) = (&lines[0], lines.last().expect("an evaluation"));
+    let Tuned {
+        evaluations,
+        samples,
+        said,
+    } = tuned(pair);
+    let (first, last) = (&evaluations[0], evaluations.last().expect("an evaluation"));
     assert!(number(last, "eval/score") > number(first, "eval/score"));
-    assert!(
-        lines
-            .iter()
-            .all(|line| number(line, "eval/hacking_warning") == 0.0)
-    );
+    let warns = |line: &Line| number(line, "eval/hacking_warning") != 0.0;
+    assert!(!evaluations.iter().any(warns));
     assert!(number(last, "eval/judge_disagreement") < 0.5, "{last:?}");
     assert!(!said.contains("warning"), "{said}");
-    for line in &lines {
+    assert_eq!(number(first, "eval/length_drift"), 1.0);
+    for line in &evaluations {
         let drift = number(line, "eval/length_mean") / number(first, "eval/length_mean");
         assert!((number(line, "eval/length_drift") - drift).abs() < 1e-12);
-        assert!(number(line, "eval/entropy") > 0.0);
-        assert!((0.0..1.0).contains(&number(line, "eval/seq_rep_4")));
+        let of_step = samples
+            .iter()
+            .filter(|sample| sample["step"] == line["step"]);
+        let (mut entropy, mut tokens, mut repeated, mut count) = (0.0, 0.0, 0.0, 0.0);
+        for sample in of_step {
+            entropy += number(sample, "entropy") * number(sample, "tokens");
+            tokens += number(sample, "tokens");
+            repeated += number(sample, "seq_rep_4");
+            count += 1.0;
+        }
+        assert_eq!(count, 30.0);
+        let entropy = entropy / tokens;
+        assert!(entropy > 0.0 && entropy < (320f64).ln(), "{entropy}");
+        assert!((number(line, "eval/entropy") - entropy).abs() < 1e-9);
+        assert!((number(line, "eval/seq_rep_4") - repeated / count).abs() < 1e-9);
     }
-    assert_eq!(number(first, "eval/length_drift"), 1.0);
-    // What is optimised without a brake becomes surer of itself.
-    assert!(number(last, "eval/entropy") < number(first, "eval/entropy"));
 }
