@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{Checker, ConfigError, Device, Generation, Override, Problems};
 use crate::train::run_folder::Existing;
 
-/// Align language models: pretrain, sft, reward and ppo in one binary.
+/// Align language models: pretrain, sft, dpo, reward and ppo in one binary.
 ///
 /// A run is one TOML file with a table for each stage. `collimate run` works through them; a run
 /// that was interrupted goes on from its last checkpoint when the same command is given again, and
@@ -60,6 +60,15 @@ pub enum Command {
         after_help = "Example:\n  collimate sft configs/quickstart.toml --set sft.learning_rate=5e-4 --fresh"
     )]
     Sft(ConfigArgs),
+
+    /// Tune the policy on pairs of a better and a worse answer, without a reward model
+    ///
+    /// Needs [dpo] with `data`. Minimises DPO's loss, IPO's or SimPO's (`loss_type`); the log-probs
+    /// of the reference, which is the start of the policy, are computed once and kept.
+    #[command(
+        after_help = "Example:\n  collimate dpo configs/dpo.toml --set dpo.loss_type=ipo --fresh"
+    )]
+    Dpo(ConfigArgs),
 
     /// Train the reward model on pairs of a better and a worse answer
     ///

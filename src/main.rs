@@ -37,6 +37,7 @@ fn dispatch(command: &Command) -> anyhow::Result<Outcome> {
         }
         Command::Pretrain(args) => stage(args, Stage::Pretrain),
         Command::Sft(args) => stage(args, Stage::Sft),
+        Command::Dpo(args) => stage(args, Stage::Dpo),
         Command::Reward(args) => stage(args, Stage::Reward),
         Command::Judge(args) => stage(args, Stage::Judge),
         Command::Ppo(args) => stage(args, Stage::Ppo),

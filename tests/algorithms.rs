@@ -7,11 +7,12 @@
 mod policy_update;
 
 use candle_core::{Device, Tensor, Var};
+use collimate::config::{Dpo, LossType, Ppo};
 use collimate::rlhf::advantage::gae::{Gae, GaeConfig, gae};
 use collimate::rlhf::advantage::remax::remax;
 use collimate::rlhf::advantage::{group, reinforce};
 use collimate::rlhf::preference::{
-    DirectObjective, ReferenceLogProbs, bradley_terry, direct_preference,
+    DirectLoss, DirectPreferenceConfig, bradley_terry, direct_preference,
 };
 use collimate::rlhf::reward::token_rewards;
 use collimate::rlhf::stats::{mean, whiten};
@@ -115,10 +116,15 @@ impl Golden {
 
 #[track_caller]
 fn check(found: &[f64], expected: &[f64], what: &str) {
+    check_within(found, expected, TOLERANCE, what);
+}
+
+#[track_caller]
+fn check_within(found: &[f64], expected: &[f64], tolerance: f64, what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}: length");
     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
         assert!(
-            (found - expected).abs() <= TOLERANCE,
+            (found - expected).abs() <= tolerance,
             "{what}[{i}]: found {found}, expected {expected}"
         );
     }
@@ -258,36 +264,101 @@ fn bradley_terry_with_margin_and_centring() {
     );
 }
 
+/// Answers of one token, whose log-probs as a whole are given: each pair's chosen one, then its rejected one.
+fn interleaved(golden: &Golden, chosen: &str, rejected: &str) -> Vec<f64> {
+    let pairs = golden.list(chosen).into_iter().zip(golden.list(rejected));
+    pairs.flat_map(|(c, r)| [c, r]).collect()
+}
+
 #[test]
 fn direct_preference_objectives() {
     let golden = Golden::load();
-    let (chosen, rejected) = (
-        golden.var("/dpo/policy_chosen"),
-        golden.var("/dpo/policy_rejected"),
-    );
-    let (ref_chosen, ref_rejected) = (
-        golden.list("/dpo/ref_chosen"),
-        golden.list("/dpo/ref_rejected"),
-    );
-    let reference = ReferenceLogProbs {
-        chosen: &ref_chosen,
-        rejected: &ref_rejected,
-    };
-    let (beta, pairs) = (golden.number("/dpo/beta"), ref_chosen.len());
-    for (objective, name) in [
-        (DirectObjective::Sigmoid, "dpo"),
-        (DirectObjective::Ipo, "ipo"),
+    let policy = interleaved(&golden, "/dpo/policy_chosen", "/dpo/policy_rejected");
+    let reference = interleaved(&golden, "/dpo/ref_chosen", "/dpo/ref_rejected");
+    let offsets: Vec<usize> = (0..=policy.len()).collect();
+    for (loss, name) in [
+        (
+            DirectLoss::Sigmoid {
+                label_smoothing: 0.0,
+            },
+            "dpo",
+        ),
+        (DirectLoss::Ipo, "ipo"),
     ] {
-        let result =
-            direct_preference(&chosen, &rejected, reference, objective, beta, pairs).unwrap();
-        golden.check_number(result.value, &format!("/dpo/{name}"));
-        golden.check_list(
-            &gradient(&result.loss, &chosen),
-            &format!("/dpo/{name}_grad_policy_chosen"),
+        let config = DirectPreferenceConfig {
+            loss,
+            beta: golden.number("/dpo/beta"),
+        };
+        let (x, rows) = (
+            Var::new(policy.as_slice(), &Device::Cpu).unwrap(),
+            Rows::new(&offsets).unwrap(),
         );
-        golden.check_list(
-            &gradient(&result.loss, &rejected),
-            &format!("/dpo/{name}_grad_policy_rejected"),
+        let result = direct_preference(&x, rows, &reference, &config, policy.len() / 2).unwrap();
+        golden.check_number(result.value, &format!("/dpo/{name}"));
+        let [chosen, rejected] =
+            ["chosen", "rejected"].map(|answer| format!("/dpo/{name}_grad_policy_{answer}"));
+        check(
+            &gradient(&result.loss, &x),
+            &interleaved(&golden, &chosen, &rejected),
+            name,
+        );
+    }
+}
+
+/// Answers of several tokens: `golden/preference.json`, made by `golden/make_preference.py`.
+#[test]
+fn direct_preference_of_whole_answers() {
+    let json: Value = serde_json::from_str(include_str!("golden/preference.json")).unwrap();
+    let list = |value: &Value| serde_json::from_value::<Vec<f64>>(value.clone()).unwrap();
+    let joined = |value: &Value| {
+        serde_json::from_value::<Vec<Vec<f64>>>(value.clone())
+            .unwrap()
+            .concat()
+    };
+    let mut offsets = vec![0];
+    offsets.extend(list(&json["lengths"]).iter().scan(0, |end, n| {
+        *end += *n as usize;
+        Some(*end)
+    }));
+    let (tokens, reference) = (joined(&json["log_probs"]), list(&json["reference"]));
+    for name in ["sigmoid", "cdpo", "ipo", "simpo"] {
+        let case = &json[name];
+        let number = |key: &str| case[key].as_f64().unwrap();
+        let loss = match name {
+            "ipo" => DirectLoss::Ipo,
+            "simpo" => DirectLoss::SimPo {
+                gamma: number("gamma"),
+            },
+            _ => DirectLoss::Sigmoid {
+                label_smoothing: number("label_smoothing"),
+            },
+        };
+        let config = DirectPreferenceConfig {
+            loss,
+            beta: number("beta"),
+        };
+        let reference = match loss.has_reference() {
+            true => &reference[..],
+            false => &[],
+        };
+        let (x, rows) = (
+            Var::new(tokens.as_slice(), &Device::Cpu).unwrap(),
+            Rows::new(&offsets).unwrap(),
+        );
+        let pairs = rows.len() / 2;
+        let found = direct_preference(&x, rows, reference, &config, pairs).unwrap();
+        check(&[found.value], &[number("loss")], name);
+        check(&gradient(&found.loss, &x), &joined(&case["gradient"]), name);
+        let rewards = list(&case["rewards"]);
+        let margins: Vec<f64> = rewards.chunks(2).map(|pair| pair[0] - pair[1]).collect();
+        let right = margins.iter().filter(|margin| **margin > 0.0).count();
+        check(
+            &[found.stats.rewards.margin(), found.stats.rewards.accuracy()],
+            &[
+                margins.iter().sum::<f64>() / pairs as f64,
+                right as f64 / pairs as f64,
+            ],
+            name,
         );
     }
 }
@@ -324,4 +395,81 @@ fn remax_advantages() {
         &expected,
         pointer,
     );
+}
+
+/// What the formulas give with the constants that `[ppo]` and `[dpo]` have when nothing is typed, against TRL with those that its
+/// classes have (`golden/trl_defaults.json`, made by `golden/make_trl_defaults.py`).
+#[test]
+fn losses_with_every_default_are_trls() {
+    let golden = Golden::load();
+    let trl: Value = serde_json::from_str(include_str!("golden/trl_defaults.json")).unwrap();
+    let trl = &trl["on_algorithms"];
+    let number = |key: &str| trl[key].as_f64().unwrap();
+    let tokens = |key: &str| -> Vec<f64> {
+        let padded: Vec<Vec<f64>> = serde_json::from_value(trl[key].clone()).unwrap();
+        let padded = padded.concat().into_iter().zip(golden.valid.concat());
+        padded
+            .filter(|(_, valid)| *valid == 1.0)
+            .map(|(value, _)| value)
+            .collect()
+    };
+    let (ppo, rows) = (Ppo::default(), golden.rows());
+    let (old, reference) = (golden.tokens("/logp_old"), golden.tokens("/logp_ref"));
+    let kl = KlEstimator::K1.per_token(&old, &reference).unwrap();
+    let rewards = token_rewards(&golden.list("/score"), &kl, ppo.objective.kl_coef, rows).unwrap();
+    check(&rewards, &tokens("rewards"), "rewards");
+
+    let config = GaeConfig {
+        gamma: ppo.objective.gamma,
+        lam: ppo.critic.lam,
+    };
+    let gae = gae(&rewards, &golden.tokens("/value_old"), rows, config).unwrap();
+    // TRL whitens by the unbiased variance; ours, and that of OpenAI's code, is biased.
+    let count = rows.tokens() as f64;
+    let unbiased = ((count - 1.0) / count).sqrt();
+    let advantages: Vec<f64> = whiten(&gae.advantages, Mean::Remove)
+        .iter()
+        .map(|advantage| advantage * unbiased)
+        .collect();
+    check_within(&advantages, &tokens("advantages"), 1e-7, "advantages");
+
+    let weights = golden.token_mean();
+    let config = PolicyLossConfig {
+        cliprange_low: ppo.objective.cliprange,
+        cliprange_high: ppo.objective.cliprange_high(),
+        dual_clip: None,
+    };
+    let new = golden.var("/logp_new");
+    let policy = policy_loss(&new, &old, &advantages, &weights, &config).unwrap();
+    let config = ValueLossConfig {
+        cliprange_value: Some(ppo.critic.cliprange_value),
+    };
+    let (new, old) = (golden.var("/value_new"), golden.tokens("/value_old"));
+    let value = value_loss(&new, &old, &gae.returns, &weights, &config).unwrap();
+    let loss = policy.value + ppo.critic.vf_coef * value.value;
+    for (found, key) in [
+        (policy.value, "policy_loss"),
+        (value.value, "value_loss"),
+        (loss, "loss"),
+    ] {
+        check_within(&[found], &[number(key)], 1e-7, key);
+    }
+
+    let dpo = Dpo::default();
+    assert_eq!(dpo.loss_type, LossType::Sigmoid);
+    let config = DirectPreferenceConfig {
+        loss: DirectLoss::Sigmoid {
+            label_smoothing: dpo.label_smoothing,
+        },
+        beta: dpo.beta,
+    };
+    let policy = interleaved(&golden, "/dpo/policy_chosen", "/dpo/policy_rejected");
+    let reference = interleaved(&golden, "/dpo/ref_chosen", "/dpo/ref_rejected");
+    let offsets: Vec<usize> = (0..=policy.len()).collect();
+    let (x, rows) = (
+        Var::new(policy.as_slice(), &Device::Cpu).unwrap(),
+        Rows::new(&offsets).unwrap(),
+    );
+    let found = direct_preference(&x, rows, &reference, &config, policy.len() / 2).unwrap();
+    check(&[found.value], &[number("dpo_loss")], "dpo_loss");
 }

@@ -21,9 +21,13 @@ mod overfitting;
 mod pipeline;
 #[path = "stages/ppo_update.rs"]
 mod ppo_update;
+#[path = "stages/preference.rs"]
+mod preference;
 #[path = "stages/refusal.rs"]
 mod refusal;
 #[path = "stages/rewards.rs"]
 mod rewards;
 #[path = "stages/support.rs"]
 mod support;
+#[path = "stages/watching.rs"]
+mod watching;

@@ -78,6 +78,7 @@ fn examples_work_once_the_first_has_run() {
             Command::Run(args) => drop(resolve(&args)),
             Command::Pretrain(args)
             | Command::Sft(args)
+            | Command::Dpo(args)
             | Command::Reward(args)
             | Command::Judge(args)
             | Command::Ppo(args) => assert_can_run(&args, words[1]),
@@ -110,6 +111,20 @@ fn resolve(args: &ConfigArgs) -> Config {
     let config = Config::resolve(&document).unwrap_or_else(|e| panic!("{e}"));
     config.check_files(&document, &config.stages()).unwrap();
     config
+}
+
+/// `configs/dpo.toml` goes on from what the quickstart has left, so the tables that both have must be the same.
+#[test]
+fn the_preference_example_continues_the_quickstart() {
+    let load = |name: &str| Config::load(&Path::new("configs").join(name), &[]).unwrap();
+    let changes = diff(&load("quickstart.toml"), &load("dpo.toml")).unwrap();
+    let whole_tables = |change: &crate::config::diff::Change| !change.key.contains('.');
+    assert!(changes.iter().all(whole_tables), "{changes:?}");
+    assert!(
+        changes
+            .iter()
+            .all(|change| change.effect == Effect::Harmless)
+    );
 }
 
 #[test]

@@ -101,7 +101,8 @@ impl<'a> Checker<'a> {
     /// Notes that there is nothing to do.
     pub(super) fn no_stage(&mut self) {
         let message =
-            "has no stage; add at least one of [pretrain], [sft], [reward], [judge], [ppo]".into();
+            "has no stage; add at least one of [pretrain], [sft], [dpo], [reward], [judge], [ppo]"
+                .into();
         let place = self
             .document
             .map_or(Place::Flag, |document| document.table_place(""));

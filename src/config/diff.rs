@@ -147,7 +147,9 @@ fn effect(table: &str, key: &str, old: &Table, new: &Table) -> Effect {
         (_, "recompute") => true,
         // Evaluations decide when training stops if they stop it early. What they measure on stays the same in any case, or
         // the closing table would hold one thing against another.
-        ("sft", "eval_steps") => old.get("early_stopping_patience") == Some(&Value::Integer(0)),
+        ("sft" | "dpo", "eval_steps") => {
+            old.get("early_stopping_patience") == Some(&Value::Integer(0))
+        }
         (_, "eval_steps") => true,
         // Draws are keyed by sequence and position, not by who was sampled beside whom.
         ("ppo", "rollout_batch" | "cache_bytes" | "cache_tokens") => true,

@@ -12,6 +12,7 @@ mod check;
 mod data;
 pub mod diff;
 mod document;
+mod dpo;
 mod error;
 mod generation;
 mod hub;
@@ -35,6 +36,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub use check::{Checker, Keys};
 pub use data::{Data, HeldOut, Source};
 pub use document::{Document, Override};
+pub use dpo::{Dpo, LossType};
 pub use error::{ConfigError, Place, Problem, Problems};
 pub use generation::Generation;
 pub use hub::HubName;
@@ -68,6 +70,8 @@ pub struct Config {
     pub pretrain: Option<Pretrain>,
     /// `[sft]`, if the configuration has this stage.
     pub sft: Option<Sft>,
+    /// `[dpo]`, if the configuration has this stage.
+    pub dpo: Option<Dpo>,
     /// `[reward]`, if the configuration has this stage.
     pub reward: Option<Reward>,
     /// `[judge]`, if the configuration has this stage.
@@ -83,6 +87,8 @@ pub enum Stage {
     Pretrain,
     /// Training on answers.
     Sft,
+    /// Tuning the policy on preferences, without a reward model.
+    Dpo,
     /// The reward model.
     Reward,
     /// The reward model that only evaluations use.
@@ -93,9 +99,10 @@ pub enum Stage {
 
 impl Stage {
     /// All stages in the order in which they run.
-    pub const ALL: [Stage; 5] = [
+    pub const ALL: [Stage; 6] = [
         Stage::Pretrain,
         Stage::Sft,
+        Stage::Dpo,
         Stage::Reward,
         Stage::Judge,
         Stage::Ppo,
@@ -106,6 +113,7 @@ impl Stage {
         match self {
             Stage::Pretrain => "pretrain",
             Stage::Sft => "sft",
+            Stage::Dpo => "dpo",
             Stage::Reward => "reward",
             Stage::Judge => "judge",
             Stage::Ppo => "ppo",
@@ -145,6 +153,7 @@ impl Config {
             tokenizer: document.lower("tokenizer", &mut checker)?,
             pretrain: lower_stage(document, Stage::Pretrain, &mut checker)?,
             sft: lower_stage(document, Stage::Sft, &mut checker)?,
+            dpo: lower_stage(document, Stage::Dpo, &mut checker)?,
             reward: lower_stage(document, Stage::Reward, &mut checker)?,
             judge: lower_stage(document, Stage::Judge, &mut checker)?,
             ppo: lower_stage(document, Stage::Ppo, &mut checker)?,
@@ -179,6 +188,7 @@ impl Config {
         match stage {
             Stage::Pretrain => self.pretrain.as_ref().map(|stage| &stage.training),
             Stage::Sft => self.sft.as_ref().map(|stage| &stage.training),
+            Stage::Dpo => self.dpo.as_ref().map(|stage| &stage.training),
             Stage::Reward => self.reward.as_ref().map(|stage| &stage.training),
             Stage::Judge => self.judge.as_ref().map(|stage| &stage.training),
             Stage::Ppo => self.ppo.as_ref().map(|stage| &stage.training),
@@ -245,6 +255,7 @@ impl Config {
                 .flat_map(Pretrain::data_files)
                 .collect(),
             Stage::Sft => self.sft.iter().flat_map(Sft::data_files).collect(),
+            Stage::Dpo => self.dpo.iter().flat_map(Dpo::data_files).collect(),
             Stage::Reward => self.reward.iter().flat_map(Reward::data_files).collect(),
             Stage::Judge => self.judge.iter().flat_map(Reward::data_files).collect(),
             Stage::Ppo => self.ppo.iter().flat_map(Ppo::data_files).collect(),
@@ -259,6 +270,11 @@ impl Config {
                 .sft
                 .iter()
                 .map(|sft| ("from", sft.from.as_path()))
+                .collect(),
+            Stage::Dpo => self
+                .dpo
+                .iter()
+                .map(|dpo| ("from", dpo.from.as_path()))
                 .collect(),
             Stage::Reward => self
                 .reward
@@ -280,6 +296,7 @@ impl Config {
             model,
             tokenizer,
             sft,
+            dpo,
             reward,
             judge,
             ppo,
@@ -295,6 +312,11 @@ impl Config {
             sft.iter_mut()
                 .filter(|_| runs(Stage::Sft))
                 .map(|sft| &mut sft.from),
+        );
+        folders.extend(
+            dpo.iter_mut()
+                .filter(|_| runs(Stage::Dpo))
+                .map(|dpo| &mut dpo.from),
         );
         for (stage, table) in [(Stage::Reward, reward), (Stage::Judge, judge)] {
             folders.extend(
@@ -339,6 +361,9 @@ impl Config {
         self.sft
             .iter_mut()
             .for_each(|sft| start(&mut sft.from, "sft", &base));
+        self.dpo
+            .iter_mut()
+            .for_each(|dpo| start(&mut dpo.from, "dpo", &tuned));
         self.reward
             .iter_mut()
             .for_each(|reward| start(&mut reward.from, "reward", &tuned));
@@ -360,6 +385,7 @@ impl Config {
         self.check_pretrain_start(checker);
         self.pretrain.iter().for_each(|stage| stage.check(checker));
         self.sft.iter().for_each(|stage| stage.check(checker));
+        self.dpo.iter().for_each(|stage| stage.check(checker));
         self.reward
             .iter()
             .for_each(|stage| stage.check("reward", checker));
@@ -437,3 +463,5 @@ fn optional_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Pa
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trl_defaults;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::check::Keys;
+use super::data::HeldOut;
 
 /// The keys common to all stages. They stand in the stage's own table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -178,6 +179,19 @@ impl Training {
         if self.max_steps > 0 && self.warmup_steps > self.max_steps {
             let message = format!("is longer than max_steps = {}; shorten it", self.max_steps);
             keys.wrong("warmup_steps", self.warmup_steps, message);
+        }
+    }
+
+    /// Early stopping looks at evaluations on held-out records.
+    pub(super) fn check_patience(
+        &self,
+        patience: usize,
+        held_out: &HeldOut,
+        keys: &mut Keys<'_, '_>,
+    ) {
+        if patience > 0 && (held_out.is_empty() || self.eval_steps == 0) {
+            let message = "early stopping needs eval_steps and held-out records; set eval_data or eval_fraction";
+            keys.wrong("early_stopping_patience", patience, message);
         }
     }
 

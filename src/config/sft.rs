@@ -94,16 +94,8 @@ impl Sft {
                 "must be above 0 and at most 1; 1 is off",
             );
         }
-        if self.early_stopping_patience > 0
-            && (self.held_out.is_empty() || self.training.eval_steps == 0)
-        {
-            let message = "early stopping needs eval_steps and held-out records; set eval_data or eval_fraction";
-            keys.wrong(
-                "early_stopping_patience",
-                self.early_stopping_patience,
-                message,
-            );
-        }
+        self.training
+            .check_patience(self.early_stopping_patience, &self.held_out, &mut keys);
         self.training.check(&mut keys);
         self.training
             .check_row("max_length", self.max_length, &mut keys);

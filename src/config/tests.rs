@@ -33,6 +33,9 @@ data = "other.jsonl"
 prompts = "prompts.jsonl"
 max_steps = 40
 learning_rate = 3e-4
+
+[dpo]
+data = "pairs.jsonl"
 "#;
 
 /// Another text with overrides.
@@ -88,6 +91,43 @@ fn what_is_not_typed_is_filled() {
     // A stage's defaults are its own, though the keys are shared.
     assert_eq!(config.pretrain.as_ref().unwrap().training.weight_decay, 0.1);
     assert_eq!(ppo.training.weight_decay, 0.0);
+}
+
+#[test]
+fn preference_tuning_starts_where_ppo_does() {
+    let dpo = |overrides: &[&str]| resolve(overrides).unwrap().dpo.unwrap();
+    assert_eq!(dpo(&[]).from, Path::new("runs/trial/sft/final"));
+    let simpo = dpo(&["dpo.loss_type=simpo", "dpo.beta=2", "dpo.simpo_gamma=1"]);
+    assert_eq!(
+        (simpo.loss_type, simpo.beta, simpo.simpo_gamma),
+        (LossType::Simpo, 2.0, 1.0)
+    );
+}
+
+#[test]
+fn keys_without_effect_on_a_preference_loss_are_refused() {
+    for (loss, key, only) in [
+        ("ipo", "label_smoothing", "sigmoid"),
+        ("simpo", "label_smoothing", "sigmoid"),
+        ("sigmoid", "simpo_gamma", "simpo"),
+        ("ipo", "simpo_gamma", "simpo"),
+    ] {
+        let (loss, value) = (format!("dpo.loss_type={loss}"), format!("dpo.{key}=0.2"));
+        let says = format!("is of no use unless loss_type = \"{only}\"; remove it");
+        let error = refusal(&[&loss, &value]);
+        assert!(error.contains(&says), "{error}");
+    }
+    for (key, says) in [
+        ("dpo.label_smoothing=0.5", "below 0.5"),
+        ("dpo.beta=0", "must be larger than 0"),
+        ("dpo.loss_type=kto", "unknown word"),
+        ("dpo.micro_batch_tokens=100", "2 × max_length = 2048"),
+        ("dpo.early_stopping_patience=2", "early stopping needs"),
+        ("dpo.gamma=1", "did you mean `simpo_gamma`?"),
+    ] {
+        let error = refusal(&[key]);
+        assert!(error.contains(says), "{key}: {error}");
+    }
 }
 
 #[test]

@@ -34,6 +34,12 @@ impl Scores {
         }
     }
 
+    /// What each component made of completion `index`.
+    pub fn of(&self, index: usize) -> impl Iterator<Item = (String, f32)> + '_ {
+        let components = self.components.iter();
+        components.map(move |(name, scores)| (name.clone(), scores[index]))
+    }
+
     /// Those of the completions that `chosen` says of.
     pub fn select(self, chosen: impl Fn(usize) -> bool) -> Self {
         let some = |all: Vec<f32>| {

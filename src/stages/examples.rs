@@ -1,5 +1,5 @@
 //! Records → examples to train on and others held out, for the stages that learn from answers:
-//! `sft`, `reward` and `judge`.
+//! `sft`, `dpo`, `reward` and `judge`.
 //!
 //! A record that is too long is cut or left out. How many were is said when the stage starts, with
 //! the key that changes it, and again in the closing table.

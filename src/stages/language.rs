@@ -10,7 +10,7 @@ use crate::model::{Decoder, Gradient};
 use crate::ops::attention::Segments;
 use crate::ops::head::Target;
 use crate::train::metrics::names;
-use crate::train::supervised::{Evaluation, Task};
+use crate::train::supervised::{Evaluation, Share, Task};
 
 /// Rows by index.
 pub trait RowSet {
@@ -78,8 +78,9 @@ impl<R: RowSet> Task for LanguageTask<'_, R> {
         micro: &Batch,
         total: f64,
         gradient: Gradient,
-    ) -> Result<Tensor> {
-        Ok((log_prob_sum(model, micro, gradient)? * (-1.0 / total))?)
+    ) -> Result<Share> {
+        let loss = (log_prob_sum(model, micro, gradient)? * (-1.0 / total))?;
+        Ok(loss.into())
     }
 
     fn evaluate(&self, model: &Decoder) -> Result<Option<Evaluation>> {

@@ -3,6 +3,7 @@
 mod architecture;
 mod context;
 mod dataset;
+mod dpo;
 mod examples;
 mod language;
 mod origin;

@@ -18,7 +18,7 @@ use crate::ops::attention::Segments;
 use crate::ops::param::Training as Trained;
 use crate::rlhf::preference::{BradleyTerryLoss, bradley_terry};
 use crate::train::metrics::names;
-use crate::train::supervised::{Evaluation, Plan, Task, train};
+use crate::train::supervised::{Evaluation, Plan, Share, Task, train};
 
 /// Bins of the expected calibration error (Guo et al. 2017, eq. 3).
 const CALIBRATION_BINS: usize = 10;
@@ -199,10 +199,9 @@ impl Task for PairTask<'_> {
         micro: &PairBatch,
         total: f64,
         gradient: Gradient,
-    ) -> Result<Tensor> {
-        Ok(micro
-            .loss(model, gradient, self.centering, total as usize)?
-            .loss)
+    ) -> Result<Share> {
+        let found = micro.loss(model, gradient, self.centering, total as usize)?;
+        Ok(found.loss.into())
     }
 
     fn evaluate(&self, model: &Decoder) -> Result<Option<Evaluation>> {

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 
 use super::context::{Context, Finished};
-use super::{origin, pretrain, reward, sft};
+use super::{dpo, origin, pretrain, reward, sft};
 use crate::config::{Config, Length, Stage, Training};
 use crate::model::hub;
 use crate::ops::{device, profile};
@@ -133,6 +133,7 @@ fn run_one(context: &Context, stage: Stage) -> Result<Option<Finished>> {
             pretrain::pretrain(context, config.pretrain.as_ref().with_context(missing)?)
         }
         Stage::Sft => sft::sft(context, config.sft.as_ref().with_context(missing)?),
+        Stage::Dpo => dpo::dpo(context, config.dpo.as_ref().with_context(missing)?),
         Stage::Reward => reward::reward(
             context,
             config.reward.as_ref().with_context(missing)?,

@@ -106,7 +106,7 @@ fn check_frozen(config: &Sft, model: &Decoder) -> Result<()> {
 }
 
 /// Answers end in the tokenizer's EOS, so generation must stop there too.
-fn stop_at_eos(model: &mut Decoder, tokenizer: &Tokenizer) -> Result<()> {
+pub(super) fn stop_at_eos(model: &mut Decoder, tokenizer: &Tokenizer) -> Result<()> {
     let eos = tokenizer.eos_id()?;
     let stops = &mut model.config_mut().stop_ids;
     if !stops.contains(&eos) {

@@ -45,16 +45,41 @@ pub mod names {
     pub const EVAL_MARGIN: &str = "eval/margin";
     /// Expected calibration error of σ(chosen − rejected) on held-out pairs.
     pub const EVAL_CALIBRATION_ERROR: &str = "eval/calibration_error";
+    /// Mean implicit reward of the chosen answers: DPO's β (log π − log π_ref).
+    pub const REWARDS_CHOSEN: &str = "rewards/chosen";
+    /// Mean implicit reward of the rejected answers.
+    pub const REWARDS_REJECTED: &str = "rewards/rejected";
+    /// Share of pairs whose chosen answer has the higher implicit reward; a tie is wrong.
+    pub const REWARDS_ACCURACIES: &str = "rewards/accuracies";
+    /// Mean of chosen minus rejected implicit reward.
+    pub const REWARDS_MARGINS: &str = "rewards/margins";
+    /// Mean log-prob of the chosen answers, each as a whole.
+    pub const LOGPS_CHOSEN: &str = "logps/chosen";
+    /// Mean log-prob of the rejected answers, each as a whole.
+    pub const LOGPS_REJECTED: &str = "logps/rejected";
+
     /// Mean score of the reward model on held-out prompts.
     pub const EVAL_SCORE: &str = "eval/score";
     /// Mean score of the judge on held-out prompts.
     pub const EVAL_JUDGE_SCORE: &str = "eval/judge_score";
     /// [`REWARD`] on held-out prompts.
     pub const EVAL_REWARD: &str = "eval/reward/";
+    /// Spearman's correlation of the reward model's and the judge's scores over held-out prompts.
+    pub const EVAL_JUDGE_CORRELATION: &str = "eval/judge_correlation";
+    /// Share of held-out prompts on which one of the two scores rose since the start and the other fell.
+    pub const EVAL_JUDGE_DISAGREEMENT: &str = "eval/judge_disagreement";
+    /// 1 where the judge has fallen and the score risen since the judge's best evaluation, beyond noise; else 0.
+    pub const EVAL_HACKING_WARNING: &str = "eval/hacking_warning";
     /// Mean over held-out prompts of Σ_t k1.
     pub const EVAL_KL: &str = "eval/kl";
     /// Mean tokens of a completion of a held-out prompt.
     pub const EVAL_LENGTH_MEAN: &str = "eval/length_mean";
+    /// [`EVAL_LENGTH_MEAN`] as a multiple of that before training.
+    pub const EVAL_LENGTH_DRIFT: &str = "eval/length_drift";
+    /// Token mean of the policy's entropy on held-out prompts.
+    pub const EVAL_ENTROPY: &str = "eval/entropy";
+    /// Mean over completions of the share of runs of four tokens that came before in it: seq-rep-4.
+    pub const EVAL_SEQ_REP_4: &str = "eval/seq_rep_4";
     /// Share of completions of held-out prompts that ended by themselves.
     pub const EVAL_EOS_FRACTION: &str = "eval/eos_fraction";
     /// Different bigrams of the completions as a share of all.

@@ -53,7 +53,7 @@ pub trait Task {
         micro: &Self::Micro,
         total: f64,
         gradient: Gradient,
-    ) -> Result<Tensor>;
+    ) -> Result<Share>;
 
     /// Measures the model on held-out data; `None` without any.
     ///
@@ -63,6 +63,31 @@ pub trait Task {
 
     /// Passes over the data after `step` steps.
     fn epochs(&self, step: u64) -> f64;
+}
+
+/// What a micro-batch adds to a step.
+pub struct Share {
+    /// Its share of the mean loss, to call `backward` on.
+    pub loss: Tensor,
+    /// Its shares of other means over the step, by metric name.
+    pub measures: Vec<(&'static str, f64)>,
+}
+
+impl From<Tensor> for Share {
+    fn from(loss: Tensor) -> Self {
+        Self {
+            loss,
+            measures: Vec::new(),
+        }
+    }
+}
+
+/// What the micro-batches of a step came to.
+#[derive(Default)]
+struct Sums {
+    loss: f64,
+    tokens: usize,
+    measures: BTreeMap<&'static str, f64>,
 }
 
 /// Held-out measures by metric name.
@@ -216,7 +241,11 @@ impl<'a, T: Task> Run<'a, T> {
     fn step(&mut self) -> Result<()> {
         let (start, step) = (Instant::now(), self.step + 1);
         let part = profile::part("step");
-        let (loss, tokens) = self.accumulate(step)?;
+        let Sums {
+            loss,
+            tokens,
+            measures,
+        } = self.accumulate(step)?;
         let rate = self.schedule.lr_at(step as usize);
         let grad_norm = self.update(loss, rate)?;
         drop(part);
@@ -235,6 +264,9 @@ impl<'a, T: Task> Run<'a, T> {
                 tokens as f64 / start.elapsed().as_secs_f64(),
             )
             .set(names::TIME_STEP, start.elapsed().as_secs_f64());
+        measures.iter().for_each(|(name, value)| {
+            metrics.set(name, *value);
+        });
         self.progress.step(
             step,
             &[
@@ -253,22 +285,25 @@ impl<'a, T: Task> Run<'a, T> {
         Ok(())
     }
 
-    /// Gradients of the step's mean loss; returns that loss and the tokens fed.
-    fn accumulate(&self, step: u64) -> Result<(f64, usize)> {
+    /// Gradients of the step's mean loss; returns that loss, the tokens fed and what else was measured on the way.
+    fn accumulate(&self, step: u64) -> Result<Sums> {
         let micros = self.task.micro_batches(step)?;
         let total: f64 = micros.iter().map(|m| self.task.count(m)).sum();
         self.model.params().zero_grad()?;
-        let (mut loss, mut tokens) = (0.0, 0);
+        let mut sums = Sums::default();
         for micro in &micros {
             let share = self
                 .task
                 .loss(self.model, micro, total, gradient(self.plan.training))?;
-            loss += f64::from(share.to_scalar::<f32>()?);
-            tokens += self.task.tokens(micro);
-            share.backward()?;
+            sums.loss += f64::from(share.loss.to_scalar::<f32>()?);
+            sums.tokens += self.task.tokens(micro);
+            for (name, part) in share.measures {
+                *sums.measures.entry(name).or_default() += part;
+            }
+            share.loss.backward()?;
         }
         match self.model.params().unreached().as_slice() {
-            [] => Ok((loss, tokens)),
+            [] => Ok(sums),
             missed => bail!(
                 "no gradient reached {}; a trained parameter is not part of the loss",
                 missed.join(", ")

@@ -14,10 +14,11 @@ const EARLY: Moment = Moment {
     delay: Duration::from_millis(2),
 };
 
-const STAGES: [(&str, &str); 4] = [
+const STAGES: [(&str, &str); 5] = [
     ("pretrain", "--set pretrain.max_steps=80"),
     ("sft", "--set sft.max_steps=80"),
     ("reward", "--set reward.max_steps=80"),
+    ("dpo", "--set dpo.max_steps=80"),
     ("ppo", "--set ppo.max_steps=40"),
 ];
 

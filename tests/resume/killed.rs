@@ -97,6 +97,14 @@ fn the_reward_model_continues_to_the_same_bits() {
 }
 
 #[test]
+fn preference_tuning_continues_to_the_same_bits() {
+    // The log-probs of the reference and the best weights so far are part of what must survive.
+    let flags =
+        "--set dpo.max_steps=80 --set dpo.early_stopping_patience=30 --set dpo.eval_steps=3";
+    assert_continues("dpo", Purpose::Init, flags);
+}
+
+#[test]
 fn ppo_continues_to_the_same_bits() {
     assert_continues(
         "ppo",
@@ -107,7 +115,9 @@ fn ppo_continues_to_the_same_bits() {
 
 #[test]
 fn ppo_with_fixed_score_scale_continues_to_the_same_bits() {
-    let flags = "--set ppo.max_steps=30 --set ppo.save_steps=4 --set ppo.score_normalization=reference --set ppo.num_samples_per_prompt=2";
+    // A judge watches too: what it has seen is part of what must survive.
+    let flags = "--set ppo.max_steps=30 --set ppo.save_steps=4 --set ppo.score_normalization=reference --set ppo.num_samples_per_prompt=2 \
+                 --set ppo.judge_model=models/reward --set ppo.eval_steps=3";
     assert_continues("ppo", Purpose::Evaluation, flags);
 }
 

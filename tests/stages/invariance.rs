@@ -83,6 +83,15 @@ fn reward_models_do_not_depend_on_threads_or_recomputation() {
 }
 
 #[test]
+fn preference_tuning_does_not_depend_on_threads_or_recomputation() {
+    assert_invariant(
+        "dpo",
+        "",
+        &["run.threads=1", "run.threads=2", "dpo.recompute=block"],
+    );
+}
+
+#[test]
 fn ppo_does_not_depend_on_threads_or_recomputation() {
     assert_invariant(
         "ppo",

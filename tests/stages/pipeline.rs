@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::refusal::refused;
 use crate::support::{Workspace, lines, read};
 
-const STAGES: [&str; 4] = ["pretrain", "sft", "reward", "ppo"];
+const STAGES: [&str; 5] = ["pretrain", "sft", "dpo", "reward", "ppo"];
 
 #[test]
 fn every_stage_leaves_a_model_and_then_has_nothing_to_do() {
@@ -37,6 +37,7 @@ fn every_stage_leaves_a_model_and_then_has_nothing_to_do() {
         "after",
         "eval/perplexity",
         "eval/accuracy",
+        "eval/rewards/margins",
         "KL a sequence",
     ] {
         assert!(first.contains(column), "no {column} in {}", first);

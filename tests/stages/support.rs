@@ -46,6 +46,16 @@ learning_rate = 5e-3
 eval_steps = 25
 save_steps = 7
 
+[dpo]
+data = "pairs.jsonl"
+eval_fraction = 0.1
+max_length = 48
+batch_size = 16
+max_steps = 30
+learning_rate = 1e-3
+eval_steps = 25
+save_steps = 7
+
 [reward]
 data = "pairs.jsonl"
 eval_fraction = 0.1
@@ -123,6 +133,7 @@ impl Workspace {
         }
         let config = CONFIG
             .replace("[sft]", "[sft]\nfrom = \"models/pretrain\"")
+            .replace("[dpo]", "[dpo]\nfrom = \"models/sft\"")
             .replace("[reward]", "[reward]\nfrom = \"models/sft\"")
             .replace(
                 "[ppo]",

@@ -48,8 +48,9 @@ pub struct Ppo {
     // Read table by table, for each type has keys of its own.
     #[serde(skip_deserializing)]
     pub rewards: Vec<RewardComponent>,
-    /// Folder of a second reward model that evaluations report and training never sees. When unset:
-    /// the one that `[judge]` trains, if the configuration has that table and `eval_prompts`.
+    /// Folder of a second reward model that evaluations report and training never sees: they warn
+    /// where it falls while the reward rises. When unset: the one that `[judge]` trains, if the
+    /// configuration has that table and `eval_prompts`.
     #[serde(default, deserialize_with = "optional_path")]
     pub judge_model: Option<PathBuf>,
     /// Records with `prompt`, to train on. Required.

@@ -35,7 +35,7 @@ use crate::train::progress::Progress;
 use crate::train::run_folder::Done;
 use crate::train::supervised::{is_due, schedule};
 use clock::Clock;
-use evaluation::{Evaluator, Measured};
+use evaluation::{Evaluator, Measured, Verdict};
 use rollouts::Sampler;
 use state::{Optimizers, State, Store};
 use targets::targets;
@@ -357,11 +357,12 @@ impl<'a> Run<'a> {
         };
         let _part = profile::part("evaluate");
         let start = Instant::now();
-        let (measured, samples) =
+        let (mut measured, samples) =
             evaluator.measure(&self.sampler, self.roles, self.state.iteration)?;
         samples
             .iter()
             .try_for_each(|sample| self.samples.write(sample))?;
+        measured.hold_against(self.state.before.as_ref());
         measured.write(metrics);
         metrics.set(names::TIME_EVAL, start.elapsed().as_secs_f64());
         self.progress.note(&format!(
@@ -369,7 +370,21 @@ impl<'a> Run<'a> {
             self.state.iteration,
             measured.line()
         ));
+        self.watch(&measured, metrics);
         Ok(Some(measured))
+    }
+
+    /// Says so where the judge fell while the reward rose.
+    fn watch(&mut self, measured: &Measured, metrics: &mut Metrics) {
+        let iteration = self.state.iteration;
+        let Some(verdict) = self.state.watch.observe(iteration, measured) else {
+            return;
+        };
+        let hacked = f64::from(u8::from(verdict != Verdict::Sound));
+        metrics.set(names::EVAL_HACKING_WARNING, hacked);
+        if let Verdict::Hacked(words) = verdict {
+            self.progress.note(&words);
+        }
     }
 
     /// Writes a checkpoint, unless the last one is of this iteration: it holds the same.

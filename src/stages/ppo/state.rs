@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::evaluation::Measured;
+use super::evaluation::{Measured, Watch};
 use crate::config::{KlControllerKind, Objective, Ppo, Training};
 use crate::rlhf::{AdaptiveKl, FixedKl, KlController, RlhfError, ScoreNormalizer};
 use crate::roles::Roles;
@@ -50,6 +50,9 @@ pub struct State {
     pub before: Option<Measured>,
     /// The newest evaluation.
     pub last: Option<Measured>,
+    /// What the evaluations have shown so far.
+    #[serde(default)]
+    pub watch: Watch,
     actor_steps: u64,
     critic_steps: u64,
 }
@@ -93,6 +96,7 @@ impl State {
             rolled_back: 0,
             before: None,
             last: None,
+            watch: Watch::default(),
             actor_steps: 0,
             critic_steps: 0,
         })

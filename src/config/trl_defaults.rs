@@ -1,0 +1,362 @@
+//! Our defaults beside TRL's, field by field: each of TRL's is one of ours, or differs for a reason, or has no counterpart for one.
+//!
+//! TRL's stand in `tests/golden/trl_defaults.json`, made by `make_trl_defaults.py` from the configuration classes of the version named
+//! there.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{Dpo, Ppo, Reward, Sft};
+
+/// What became of a field of TRL's.
+enum Ours {
+    /// The key has its default.
+    Same(&'static str),
+    /// The key has another default, because.
+    Differs(&'static str, &'static str),
+    /// There is no such key, because.
+    Absent(&'static str),
+}
+use Ours::{Absent, Differs, Same};
+
+type Row = (&'static str, Ours);
+
+/// What all stages have in common.
+const SHARED: &[Row] = &[
+    ("warmup_steps", Same("warmup_steps")),
+    ("weight_decay", Same("weight_decay")),
+    ("adam_beta1", Same("adam_beta1")),
+    (
+        "adam_beta2",
+        Differs(
+            "adam_beta2",
+            "0.95 is what language models are trained with (Brown et al. 2020, §B)",
+        ),
+    ),
+    ("adam_epsilon", Same("adam_epsilon")),
+    ("max_grad_norm", Same("max_grad_norm")),
+    (
+        "per_device_train_batch_size",
+        Differs(
+            "batch_size",
+            "ours is the whole step's, however it is cut into micro-batches",
+        ),
+    ),
+    (
+        "max_steps",
+        Differs("max_steps", "0 and −1 both mean that epochs say how long"),
+    ),
+    (
+        "save_steps",
+        Differs(
+            "save_steps",
+            "what a killed run loses is at most so many steps, and runs here are short",
+        ),
+    ),
+    (
+        "eval_steps",
+        Differs(
+            "eval_steps",
+            "TRL evaluates nothing by itself; here held-out records are asked for to be looked at",
+        ),
+    ),
+    (
+        "logging_steps",
+        Differs(
+            "log_steps",
+            "lines on the terminal are spaced by time as well; the file has every step",
+        ),
+    ),
+    (
+        "gradient_checkpointing",
+        Differs(
+            "recompute",
+            "it costs a third of the speed, and memory is short in few runs on a CPU",
+        ),
+    ),
+    (
+        "dataset_num_proc",
+        Absent("records are read on all threads"),
+    ),
+    (
+        "model_init_kwargs",
+        Absent("a model's folder says what it is"),
+    ),
+    ("trust_remote_code", Absent("no model brings code")),
+    (
+        "router_aux_loss_coef",
+        Absent("no family here is a mixture of experts"),
+    ),
+    (
+        "chat_template_path",
+        Absent("the tokenizer's folder has the template"),
+    ),
+    ("eos_token", Absent("the tokenizer's folder says it")),
+    ("disable_dropout", Absent("there is no dropout")),
+    (
+        "padding_free",
+        Absent("rows are always packed without padding"),
+    ),
+    (
+        "pad_to_multiple_of",
+        Absent("rows are always packed without padding"),
+    ),
+    (
+        "activation_offloading",
+        Absent("activations are where the weights are"),
+    ),
+];
+
+const SUPERVISED: &[Row] = &[
+    (
+        "lr_scheduler_type",
+        Differs(
+            "lr_scheduler_type",
+            "half a cosine falls to the same end, and stays high for longer",
+        ),
+    ),
+    (
+        "num_train_epochs",
+        Absent(
+            "without max_steps and max_epochs it is one: more over-fit (Ouyang et al. 2022, §3.5)",
+        ),
+    ),
+];
+
+const SFT: &[Row] = &[
+    ("learning_rate", Same("learning_rate")),
+    ("max_length", Same("max_length")),
+    (
+        "truncation_mode",
+        Differs(
+            "too_long",
+            "the same under another word: an end is cut, a prompt never",
+        ),
+    ),
+    (
+        "dataset_text_field",
+        Absent("field names are fixed: prompt, completion, messages"),
+    ),
+    ("dataset_kwargs", Absent("there are no others to pass on")),
+    (
+        "shuffle_dataset",
+        Absent("records are always shuffled, by the seed"),
+    ),
+    (
+        "packing",
+        Absent("rows are always packed, and see nothing of one another"),
+    ),
+    (
+        "packing_strategy",
+        Absent("rows are cut by micro_batch_tokens"),
+    ),
+    ("eval_packing", Absent("as packing")),
+    (
+        "completion_only_loss",
+        Absent("the loss always counts answers only, as TRL's does where there is a prompt"),
+    ),
+    (
+        "assistant_only_loss",
+        Absent("of a conversation it is the assistant's turns that count"),
+    ),
+    ("loss_type", Absent("there is one: negative log-likelihood")),
+];
+
+const REWARD: &[Row] = &[
+    (
+        "learning_rate",
+        Differs(
+            "learning_rate",
+            "1e-4 is for adapters; whole models took 9e-6 (Ouyang et al. 2022) and 1.5e-5 (Stiennon et al. 2020)",
+        ),
+    ),
+    ("max_length", Same("max_length")),
+    (
+        "center_rewards_coefficient",
+        Differs("center_rewards_coefficient", "0 and None both mean off"),
+    ),
+];
+
+const PPO: &[Row] = &[
+    (
+        "learning_rate",
+        Differs(
+            "learning_rate",
+            "1e-6 is the actor's in OpenRLHF and verl; the critic has a rate of its own",
+        ),
+    ),
+    (
+        "lr_scheduler_type",
+        Differs(
+            "lr_scheduler_type",
+            "a run goes on for as long as its judge rises, which is not known before",
+        ),
+    ),
+    (
+        "num_train_epochs",
+        Absent("without max_steps and max_epochs it is one pass over the prompts"),
+    ),
+    ("num_mini_batches", Same("num_mini_batches")),
+    (
+        "total_episodes",
+        Absent("max_steps or max_epochs says how long"),
+    ),
+    ("local_rollout_forward_batch_size", Same("rollout_batch")),
+    (
+        "num_sample_generations",
+        Absent("samples.jsonl has the completions of each evaluation"),
+    ),
+    (
+        "response_length",
+        Differs(
+            "max_new_tokens",
+            "53 is the length of one data set's summaries",
+        ),
+    ),
+    (
+        "stop_token",
+        Absent("a completion always ends at EOS; `stop` adds to it"),
+    ),
+    (
+        "stop_token_id",
+        Absent("a completion always ends at EOS; `stop_token_ids` adds to it"),
+    ),
+    (
+        "temperature",
+        Differs(
+            "temperature",
+            "at 1 what is sampled is the policy itself, as in Huang et al. 2024",
+        ),
+    ),
+    ("missing_eos_penalty", Same("missing_eos_penalty")),
+    (
+        "sft_model_path",
+        Absent("`from` is the model that [sft] leaves"),
+    ),
+    (
+        "reward_model_path",
+        Absent("`reward_model` is the one that [reward] leaves"),
+    ),
+    ("world_size", Absent("one process")),
+    ("num_total_batches", Absent("derived from other fields")),
+    ("micro_batch_size", Absent("derived from other fields")),
+    ("local_batch_size", Absent("derived from other fields")),
+    (
+        "batch_size",
+        Differs("batch_size", "TRL's is derived from other fields"),
+    ),
+    ("local_mini_batch_size", Absent("derived from other fields")),
+    ("mini_batch_size", Absent("derived from other fields")),
+    ("push_to_hub", Absent("nothing is uploaded")),
+    ("model_adapter_name", Absent("adapters have no names")),
+    ("ref_adapter_name", Absent("adapters have no names")),
+    ("num_ppo_epochs", Same("num_ppo_epochs")),
+    ("whiten_rewards", Same("whiten_rewards")),
+    ("kl_coef", Same("kl_coef")),
+    ("kl_estimator", Same("kl_estimator")),
+    ("cliprange", Same("cliprange")),
+    ("vf_coef", Same("vf_coef")),
+    ("cliprange_value", Same("cliprange_value")),
+    ("gamma", Same("gamma")),
+    ("lam", Same("lam")),
+    (
+        "ds3_gather_for_generation",
+        Absent("generation reads the weights that are trained"),
+    ),
+];
+
+const DPO: &[Row] = &[
+    ("learning_rate", Same("learning_rate")),
+    ("max_length", Same("max_length")),
+    (
+        "truncation_mode",
+        Absent("the end of an answer is cut, which is what keep_start does"),
+    ),
+    ("precompute_ref_log_probs", Absent("they always are")),
+    (
+        "precompute_ref_batch_size",
+        Absent("micro_batch_tokens says it"),
+    ),
+    ("loss_type", Same("loss_type")),
+    ("loss_weights", Absent("there is one loss at a time")),
+    (
+        "ld_alpha",
+        Absent("length is handled by the losses by the token"),
+    ),
+    (
+        "f_divergence_type",
+        Absent("the KL, TRL's default, is the only one"),
+    ),
+    ("f_alpha_divergence_coef", Absent("as f_divergence_type")),
+    // With `sigmoid` it has no effect in this version of TRL; here it makes cDPO of it.
+    ("label_smoothing", Same("label_smoothing")),
+    ("beta", Same("beta")),
+    ("use_weighting", Absent("WPO is not here")),
+    ("discopop_tau", Absent("DiscoPOP is not here")),
+    (
+        "sync_ref_model",
+        Absent("the reference stays as it was, TRL's default"),
+    ),
+    ("ref_model_mixup_alpha", Absent("as sync_ref_model")),
+    ("ref_model_sync_steps", Absent("as sync_ref_model")),
+];
+
+/// Of `CPOConfig`, which has SimPO.
+const CPO: &[Row] = &[("beta", Same("beta")), ("simpo_gamma", Same("simpo_gamma"))];
+
+/// Holds each field of TRL's class against its row.
+fn check(class: &str, ours: &impl Serialize, rows: &[&[Row]]) {
+    let golden = include_str!("../../tests/golden/trl_defaults.json");
+    let golden: Value = serde_json::from_str(golden).unwrap();
+    let (theirs, ours) = (&golden[class], serde_json::to_value(ours).unwrap());
+    let rows: Vec<&Row> = rows.iter().flat_map(|rows| rows.iter()).collect();
+    for (field, theirs) in theirs.as_object().expect("a class of TRL's") {
+        let row = rows.iter().find(|(name, _)| name == field);
+        let (_, row) = row.unwrap_or_else(|| panic!("{class}: nothing is said of TRL's {field}"));
+        let default = |key: &str| {
+            let found = ours.get(key);
+            found.unwrap_or_else(|| {
+                panic!("[{class}] has no {key}, which stands beside TRL's {field}")
+            })
+        };
+        match row {
+            Same(key) => {
+                let found = default(key);
+                assert!(
+                    is_same(found, theirs),
+                    "[{class}] {key} is {found}, TRL's {field} {theirs}"
+                );
+            }
+            Differs(key, reason) => {
+                let found = default(key);
+                assert!(
+                    !is_same(found, theirs),
+                    "[{class}] {key} no longer differs ({reason})"
+                );
+            }
+            // A key of the same name would be compared.
+            Absent(reason) => assert!(
+                ours.get(field).is_none(),
+                "[{class}] {field} is there after all ({reason})"
+            ),
+        }
+    }
+}
+
+/// Numbers by value; a list of one is what it holds, as TRL has `["sigmoid"]`.
+fn is_same(ours: &Value, theirs: &Value) -> bool {
+    match (ours, theirs) {
+        (ours, Value::Array(items)) if items.len() == 1 => is_same(ours, &items[0]),
+        (Value::Number(ours), Value::Number(theirs)) => ours.as_f64() == theirs.as_f64(),
+        (ours, theirs) => ours == theirs,
+    }
+}
+
+#[test]
+fn every_default_of_trls_is_ours_or_differs_for_a_reason() {
+    check("sft", &Sft::default(), &[SHARED, SUPERVISED, SFT]);
+    check("reward", &Reward::default(), &[SHARED, SUPERVISED, REWARD]);
+    check("ppo", &Ppo::default(), &[SHARED, PPO]);
+    check("dpo", &Dpo::default(), &[SHARED, SUPERVISED, DPO]);
+    check("cpo", &Dpo::default(), &[CPO]);
+}

@@ -1,0 +1,289 @@
+//! What the reference says of the answers: computed once, and kept in `reference.safetensors` in the stage's folder, with what it
+//! depends on.
+//!
+//! It is read back only if the models and data files (`inputs.json`), the tokens of all pairs and the program are those that it was
+//! made with, and its bytes are whole; else it is computed again, which gives the same bits.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use anyhow::Result;
+use safetensors::{Dtype, SafeTensors};
+
+use super::answers::{Answers, tokens};
+use crate::config::{Stage, Training};
+use crate::data::example::Pair;
+use crate::data::packing::cut;
+use crate::files::checksum::{self, Checksum, Summed};
+use crate::files::durable::{on, replace_file};
+use crate::files::tensor_file::{Description, write_header};
+use crate::model::{Decoder, Gradient};
+use crate::stages::Context;
+
+const FILE: &str = "reference.safetensors";
+const TRAINING: &str = "training";
+const HELD_OUT: &str = "held_out";
+/// The one note in the file's header (of several the order would not be fixed): what the values depend on, and their sum.
+const NOTE: &str = "reference_log_probs";
+/// Parts what the values depend on and their sum.
+const VALUES: &str = "; values ";
+
+/// The pairs that are trained on and those that are held out.
+pub struct Pairs<'a> {
+    /// To train on.
+    pub training: &'a [Pair],
+    /// To measure on.
+    pub held_out: &'a [Pair],
+}
+
+/// The reference's log-prob of each pair's chosen and rejected answer as a whole; none for losses without a reference.
+#[derive(Debug, Default, PartialEq)]
+pub struct References {
+    /// Of the pairs that are trained on.
+    pub training: Vec<[f64; 2]>,
+    /// Of those that are held out.
+    pub held_out: Vec<[f64; 2]>,
+}
+
+/// Why kept log-probs are not used.
+enum Unusable {
+    /// They are of something else.
+    Other,
+    /// The file is damaged.
+    Damaged,
+}
+
+impl References {
+    /// Reads what a former process kept, or computes it with `model`, which must hold the weights of the start. `None`: a signal
+    /// came first.
+    ///
+    /// # Errors
+    /// If the computation fails, or a file cannot be read or written.
+    pub fn read_or_compute(
+        context: &Context,
+        pairs: &Pairs,
+        model: &Decoder,
+        training: &Training,
+    ) -> Result<Option<Self>> {
+        let kept = Kept {
+            file: context.folder.path().join(FILE),
+            depends_on: depends_on(context, pairs)?,
+        };
+        let why = match kept.read(pairs)? {
+            Some(Ok(references)) => return Ok(Some(references)),
+            Some(Err(Unusable::Damaged)) => ", for those that were kept are damaged",
+            Some(Err(Unusable::Other)) => ", for those that were kept are of other pairs",
+            None => "",
+        };
+        eprintln!(
+            "{}: log-probs of {} pairs under the reference, computed once{why}",
+            Stage::Dpo,
+            pairs.training.len() + pairs.held_out.len()
+        );
+        let limit = training.micro_batch_tokens;
+        let of = |pairs| log_probs(context, pairs, model, limit);
+        let (Some(training), Some(held_out)) = (of(pairs.training)?, of(pairs.held_out)?) else {
+            return Ok(None);
+        };
+        let references = Self { training, held_out };
+        kept.write(&references)?;
+        Ok(Some(references))
+    }
+
+    /// The values of both sets as they stand in the file.
+    fn bytes(&self) -> Vec<u8> {
+        let values = self.held_out.iter().chain(&self.training).flatten();
+        values.flat_map(|value| value.to_le_bytes()).collect()
+    }
+}
+
+/// Log-probs of whole answers, pair by pair; `None` if a signal came.
+fn log_probs(
+    context: &Context,
+    pairs: &[Pair],
+    model: &Decoder,
+    limit: usize,
+) -> Result<Option<Vec<[f64; 2]>>> {
+    let mut all = Vec::with_capacity(pairs.len());
+    for run in cut((0..pairs.len()).collect(), |i| tokens(&pairs[i]), limit) {
+        if context.stop.is_requested() {
+            return Ok(None);
+        }
+        let answers = Answers::new(run.iter().map(|&i| &pairs[i]));
+        let found = answers.log_probs(model, Gradient::Skip)?.to_vec1::<f32>()?;
+        let sums = answers.rows()?.sums("log-probs of answers", &found)?;
+        all.extend(sums.as_chunks().0);
+    }
+    Ok(Some(all))
+}
+
+/// Everything that the log-probs are a function of, in a few words: what the stage reads, the tokens that were made of it, and the
+/// program.
+fn depends_on(context: &Context, pairs: &Pairs) -> Result<String> {
+    let inputs = checksum::of_file(&context.folder.inputs())?;
+    let mut tokens = Summed::new(io::sink());
+    for pair in pairs.training.iter().chain(pairs.held_out) {
+        for part in [&pair.prompt, &pair.chosen, &pair.rejected] {
+            tokens.write_all(&(part.len() as u64).to_le_bytes())?;
+            part.iter()
+                .try_for_each(|id| tokens.write_all(&id.to_le_bytes()))?;
+        }
+    }
+    let parts = [
+        ("inputs", shown(inputs)),
+        ("tokens", shown(tokens.finish())),
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+    ];
+    let parts = parts.map(|(name, value)| format!("{name} {value}"));
+    Ok(parts.join(", "))
+}
+
+fn shown(sum: Checksum) -> String {
+    format!("{} bytes {:08x}", sum.bytes, sum.crc32)
+}
+
+/// The file, and what its contents must depend on.
+struct Kept {
+    file: PathBuf,
+    depends_on: String,
+}
+
+impl Kept {
+    /// The log-probs of `pairs`, or why they are not used; `None` if nothing was kept.
+    fn read(&self, pairs: &Pairs) -> io::Result<Option<Result<References, Unusable>>> {
+        match fs::read(&self.file) {
+            Ok(bytes) => Ok(Some(self.parse(&bytes, pairs))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(on("read", &self.file)(error)),
+        }
+    }
+
+    fn parse(&self, bytes: &[u8], pairs: &Pairs) -> Result<References, Unusable> {
+        let damaged = |_| Unusable::Damaged;
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
+        let notes = header.metadata().as_ref();
+        let note = notes.and_then(|notes| notes.get(NOTE)?.split_once(VALUES));
+        let (depends_on, checksum) = note.ok_or(Unusable::Damaged)?;
+        if depends_on != self.depends_on {
+            return Err(Unusable::Other);
+        }
+        let tensors = SafeTensors::deserialize(bytes).map_err(damaged)?;
+        let values = |name: &str, pairs: &[Pair]| {
+            let tensor = tensors.tensor(name).map_err(damaged)?;
+            let (values, rest) = tensor.data().as_chunks();
+            let values: Vec<f64> = values.iter().map(|b| f64::from_le_bytes(*b)).collect();
+            let whole = rest.is_empty() && values.len() == 2 * pairs.len();
+            whole
+                .then(|| values.as_chunks().0.to_vec())
+                .ok_or(Unusable::Other)
+        };
+        let references = References {
+            training: values(TRAINING, pairs.training)?,
+            held_out: values(HELD_OUT, pairs.held_out)?,
+        };
+        match checksum == sum(&references.bytes()) {
+            true => Ok(references),
+            false => Err(Unusable::Damaged),
+        }
+    }
+
+    fn write(&self, references: &References) -> io::Result<()> {
+        let bytes = references.bytes();
+        let note = [&self.depends_on, VALUES, &sum(&bytes)].concat();
+        let notes = HashMap::from([(NOTE.to_owned(), note)]);
+        let described = [
+            (HELD_OUT, references.held_out.len()),
+            (TRAINING, references.training.len()),
+        ]
+        .map(|(name, pairs)| Description {
+            name: name.to_owned(),
+            dtype: Dtype::F64,
+            shape: vec![pairs, 2],
+        });
+        replace_file(&self.file, |out| {
+            write_header(out, Some(notes), described.into_iter())?;
+            out.write_all(&bytes)
+        })
+    }
+}
+
+fn sum(bytes: &[u8]) -> String {
+    let mut summed = Summed::new(io::sink());
+    // A sink takes everything.
+    let _ = summed.write_all(bytes);
+    shown(summed.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(folder: &tempfile::TempDir, depends_on: &str) -> Kept {
+        Kept {
+            file: folder.path().join(FILE),
+            depends_on: depends_on.to_owned(),
+        }
+    }
+
+    fn pairs(count: usize) -> Vec<Pair> {
+        let pair = Pair {
+            prompt: vec![1],
+            chosen: vec![2],
+            rejected: vec![3],
+            margin: 0.0,
+        };
+        vec![pair; count]
+    }
+
+    #[test]
+    fn what_was_kept_is_read_back_bit_for_bit_unless_anything_is_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let written = References {
+            training: vec![[-1.0 / 3.0, f64::NEG_INFINITY], [-0.1, 1e-300]],
+            held_out: vec![[-7.25, 0.0]],
+        };
+        let (two, one) = (pairs(2), pairs(1));
+        let of = |training, held_out| Pairs { training, held_out };
+        let ours = kept(&folder, "this");
+        assert!(ours.read(&of(&two, &one)).unwrap().is_none());
+        ours.write(&written).unwrap();
+        let read = ours.read(&of(&two, &one)).unwrap().unwrap();
+        assert!(read.is_ok_and(|read| read == written));
+        for (kept, pairs) in [
+            (kept(&folder, "that"), of(&two, &one)),
+            (kept(&folder, "this"), of(&one, &one)),
+        ] {
+            let read = kept.read(&pairs).unwrap().unwrap();
+            assert!(matches!(read, Err(Unusable::Other)));
+        }
+    }
+
+    #[test]
+    fn a_damaged_file_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let (two, ours) = (pairs(2), kept(&folder, "this"));
+        let written = References {
+            training: vec![[-1.0, -2.0]; 2],
+            held_out: Vec::new(),
+        };
+        ours.write(&written).unwrap();
+        let whole = fs::read(&ours.file).unwrap();
+        let mut flipped = whole.clone();
+        *flipped.last_mut().unwrap() ^= 1;
+        for bytes in [&flipped[..], &whole[..whole.len() - 1], &whole[..9], b""] {
+            fs::write(&ours.file, bytes).unwrap();
+            let pairs = Pairs {
+                training: &two,
+                held_out: &[],
+            };
+            let read = ours.read(&pairs).unwrap().unwrap();
+            assert!(
+                matches!(read, Err(Unusable::Damaged)),
+                "{} bytes",
+                bytes.len()
+            );
+        }
+    }
+}

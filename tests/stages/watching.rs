@@ -1,0 +1,117 @@
+//! What evaluations watch: repetition, entropy, drift of length, and a judge that training never sees and that may say otherwise than
+//! the reward model.
+
+use crate::support::{Line, Workspace, lines, pair, prompt, records};
+
+const JUDGE: &str = r#"
+[judge]
+from = "models/sft"
+data = "judged.jsonl"
+max_length = 48
+batch_size = 16
+max_steps = 30
+learning_rate = 5e-3
+"#;
+
+/// What a run with a judge left and said.
+struct Tuned {
+    /// The lines of `metrics.jsonl` with an evaluation.
+    evaluations: Vec<Line>,
+    samples: Vec<Line>,
+    said: String,
+}
+
+/// Tunes the policy while a judge watches that was trained on `judged` pairs.
+fn tuned(judged: fn(usize) -> serde_json::Value) -> Tuned {
+    let workspace = Workspace::trained();
+    workspace.write("judged.jsonl", &records(0, 200, judged));
+    workspace.write("prompts_eval.jsonl", &records(0, 30, prompt));
+    let config = std::fs::read_to_string(workspace.path("config.toml")).expect("a configuration");
+    workspace.write("config.toml", &(config + JUDGE));
+    workspace.succeed("judge config.toml");
+    let flags = "--set ppo.max_steps=12 --set ppo.eval_samples=30 --set ppo.learning_rate=3e-3 --set ppo.kl_coef=0.0";
+    let said = workspace
+        .command(&format!("ppo config.toml {flags}"))
+        .output();
+    let said = said.expect("the binary");
+    assert!(said.status.success());
+    let said = [said.stdout, said.stderr].concat();
+    let mut evaluations = workspace.metrics("trial", "ppo");
+    evaluations.retain(|line| line.contains_key("eval/score"));
+    Tuned {
+        evaluations,
+        samples: lines(&workspace.stage("trial", "ppo").join("samples.jsonl")),
+        said: String::from_utf8(said).expect("UTF-8"),
+    }
+}
+
+fn number(line: &Line, name: &str) -> f64 {
+    line[name]
+        .as_f64()
+        .unwrap_or_else(|| panic!("{name} in {line:?}"))
+}
+
+/// It likes what the reward model dislikes.
+fn contrary(i: usize) -> serde_json::Value {
+    let mut pair = pair(i);
+    let chosen = pair["chosen"].take();
+    pair["chosen"] = pair["rejected"].take();
+    pair["rejected"] = chosen;
+    pair
+}
+
+#[test]
+fn a_judge_that_falls_while_the_reward_rises_is_warned_of() {
+    let Tuned {
+        evaluations, said, ..
+    } = tuned(contrary);
+    let (first, last) = (&evaluations[0], evaluations.last().expect("an evaluation"));
+    assert!(number(last, "eval/score") > number(first, "eval/score"));
+    assert!(number(last, "eval/judge_score") < number(first, "eval/judge_score"));
+    assert_eq!(number(first, "eval/hacking_warning"), 0.0);
+    assert_eq!(number(last, "eval/hacking_warning"), 1.0, "{said}");
+    assert!(number(last, "eval/judge_disagreement") > 0.5, "{last:?}");
+    assert!(number(first, "eval/judge_correlation") < -0.5, "{first:?}");
+    for words in [
+        "ppo warning: since iteration 0 the judge fell from",
+        "judge fell while reward rose",
+        "moved against the judge",
+    ] {
+        assert!(said.contains(words), "no {words:?} in {said}");
+    }
+}
+
+#[test]
+fn a_judge_that_agrees_is_not() {
+    let Tuned {
+        evaluations,
+        samples,
+        said,
+    } = tuned(pair);
+    let (first, last) = (&evaluations[0], evaluations.last().expect("an evaluation"));
+    assert!(number(last, "eval/score") > number(first, "eval/score"));
+    let warns = |line: &Line| number(line, "eval/hacking_warning") != 0.0;
+    assert!(!evaluations.iter().any(warns));
+    assert!(number(last, "eval/judge_disagreement") < 0.5, "{last:?}");
+    assert!(!said.contains("warning"), "{said}");
+    assert_eq!(number(first, "eval/length_drift"), 1.0);
+    for line in &evaluations {
+        let drift = number(line, "eval/length_mean") / number(first, "eval/length_mean");
+        assert!((number(line, "eval/length_drift") - drift).abs() < 1e-12);
+        let of_step = samples
+            .iter()
+            .filter(|sample| sample["step"] == line["step"]);
+        let (mut entropy, mut tokens, mut repeated, mut count) = (0.0, 0.0, 0.0, 0.0);
+        for sample in of_step {
+            entropy += number(sample, "entropy") * number(sample, "tokens");
+            tokens += number(sample, "tokens");
+            repeated += number(sample, "seq_rep_4");
+            count += 1.0;
+        }
+        assert_eq!(count, 30.0);
+        let entropy = entropy / tokens;
+        assert!(entropy > 0.0 && entropy < (320f64).ln(), "{entropy}");
+        assert!((number(line, "eval/entropy") - entropy).abs() < 1e-9);
+        assert!((number(line, "eval/seq_rep_4") - repeated / count).abs() < 1e-9);
+    }
+}
