@@ -8,7 +8,7 @@ use crate::random::Key;
 use crate::sampling::{Draw, Drawn};
 use crate::scheduler::{Plan, Scheduler, Turn};
 use crate::sequence::{Finish, Sequence};
-use crate::settings::{self, Request, Settings};
+use crate::settings::{self, LastToken, Request, Settings};
 
 /// One generated answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -131,6 +131,7 @@ impl Generation<'_> {
             self.count(turn);
             self.scheduler.sequences[turn.index].cached += turn.count;
         }
+        self.end_read(&plan, model);
         let drawing = self.drawing(&plan);
         let drawn = self.draw(model, &logits, &drawing)?;
         self.stats.steps += 1;
@@ -185,7 +186,7 @@ impl Generation<'_> {
         let mut drawing = Vec::new();
         for (row, turn) in plan.turns.iter().enumerate() {
             let sequence = &self.scheduler.sequences[turn.index];
-            if sequence.unread() > 0 {
+            if sequence.unread() > 0 || sequence.finish.is_some() {
                 continue;
             }
             drawing.push((row, turn.index));
@@ -267,10 +268,26 @@ impl Generation<'_> {
         self.tokens += 1;
         if sequence.finish.is_some() {
             self.finished += 1;
-            model.release(sequence.id);
-            self.scheduler.retire(index);
+            if self.settings.last_token == LastToken::Unread {
+                self.end(index, model);
+            }
         }
         Ok(())
+    }
+
+    /// Retires the finished sequences whose last token has been read.
+    fn end_read<M: Model>(&mut self, plan: &Plan, model: &mut M) {
+        for turn in &plan.turns {
+            let sequence = &self.scheduler.sequences[turn.index];
+            if sequence.finish.is_some() && sequence.unread() == 0 {
+                self.end(turn.index, model);
+            }
+        }
+    }
+
+    fn end<M: Model>(&mut self, index: usize, model: &mut M) {
+        model.release(self.scheduler.sequences[index].id);
+        self.scheduler.retire(index);
     }
 
     fn progress(&self) -> Progress {

@@ -57,7 +57,7 @@ impl Scheduler {
             .iter()
             .enumerate()
             .flat_map(ids)
-            .map(|id| Sequence::new(id, &requests[id.request]))
+            .map(|id| Sequence::new(id, &requests[id.request], settings.last_token))
             .collect();
         let starts = |(_, sequence): &(usize, &Sequence)| {
             sequence.id.sample == 0 && sequence.finish.is_none()

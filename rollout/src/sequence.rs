@@ -3,7 +3,7 @@
 use crate::blocks::BlockPool;
 use crate::model::{BLOCK_TOKENS, SequenceId};
 use crate::sampling::Drawn;
-use crate::settings::{Request, Settings, blocks_for};
+use crate::settings::{LastToken, Request, Settings, blocks_for};
 
 /// Why a completion ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,6 +23,8 @@ pub struct Sequence {
     pub prompt_len: usize,
     /// Length at which it ends.
     limit: usize,
+    /// Tokens that are read of it at most.
+    read_to: usize,
     min_new_tokens: usize,
     pub log_probs: Vec<f32>,
     pub kept: Vec<Option<Vec<u32>>>,
@@ -34,12 +36,13 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    pub fn new(id: SequenceId, request: &Request) -> Self {
+    pub fn new(id: SequenceId, request: &Request, last: LastToken) -> Self {
         Self {
             id,
             tokens: request.prompt.clone(),
             prompt_len: request.prompt.len(),
             limit: request.prompt.len() + request.max_new_tokens,
+            read_to: request.read_to(last),
             min_new_tokens: request.min_new_tokens,
             log_probs: Vec::new(),
             kept: Vec::new(),
@@ -98,8 +101,7 @@ impl Sequence {
 
     /// Free blocks needed to read all it has and to go on for one block's worth of tokens.
     pub fn blocks_ahead(&self, pool: &BlockPool) -> usize {
-        // The token at the limit is never read.
-        let end = (self.tokens.len() + BLOCK_TOKENS).min(self.limit - 1);
+        let end = (self.tokens.len() + BLOCK_TOKENS).min(self.read_to);
         self.blocks_needed(end.max(self.tokens.len()) - self.cached, pool)
     }
 

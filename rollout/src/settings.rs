@@ -39,6 +39,16 @@ pub enum CacheBudget {
 /// tokens alone.
 pub type StopText<'a> = &'a dyn Fn(&[u32]) -> bool;
 
+/// Whether the model reads the token that a completion ends with. No other depends on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LastToken {
+    /// It does not: nothing follows.
+    #[default]
+    Unread,
+    /// It does, in a step of which nothing is drawn, for a model that keeps what it computes of each token.
+    Read,
+}
+
 /// How requests are run. `Settings::default()` gives the rest of a struct expression.
 #[derive(Clone, Copy)]
 pub struct Settings<'a> {
@@ -60,6 +70,8 @@ pub struct Settings<'a> {
     pub stop_ids: &'a [u32],
     /// Ends a completion by its text.
     pub stop_text: Option<StopText<'a>>,
+    /// Whether completions are read to their end.
+    pub last_token: LastToken,
     /// Generation stops with [`Error::Cancelled`] before the next step once this is set.
     pub cancel: Option<&'a AtomicBool>,
 }
@@ -77,6 +89,7 @@ impl Default for Settings<'_> {
             prefill_tokens: 2048,
             stop_ids: &[],
             stop_text: None,
+            last_token: LastToken::Unread,
             cancel: None,
         }
     }
@@ -101,13 +114,13 @@ pub fn check(
     for (index, request) in requests.iter().enumerate() {
         check_request(index, request, spec)?;
     }
-    let blocks =
-        useful_blocks(requests, settings.max_batch).min(budget_blocks(settings.cache, spec));
+    let blocks = useful_blocks(requests, settings).min(budget_blocks(settings.cache, spec));
     for (index, request) in requests.iter().enumerate() {
-        if request.blocks() > blocks {
+        let needed = request.blocks(settings.last_token);
+        if needed > blocks {
             return Err(Error::CacheTooSmall {
                 request: index,
-                needed: request.blocks() * BLOCK_TOKENS,
+                needed: needed * BLOCK_TOKENS,
                 available: blocks * BLOCK_TOKENS,
             });
         }
@@ -168,12 +181,20 @@ fn check_request(index: usize, request: &Request, spec: &CacheSpec) -> Result<()
 }
 
 impl Request {
-    /// Blocks of one sample that runs to the limit. The last token is never read, so it takes no
-    /// place.
-    fn blocks(&self) -> usize {
+    /// Tokens that the cache holds of one sample that runs to the limit. A last token that is not read takes no place.
+    pub(crate) fn read_to(&self, last: LastToken) -> usize {
+        let end = self.prompt.len() + self.max_new_tokens;
+        match last {
+            LastToken::Unread => end.saturating_sub(1),
+            LastToken::Read => end,
+        }
+    }
+
+    /// Blocks of these.
+    fn blocks(&self, last: LastToken) -> usize {
         match self.max_new_tokens {
             0 => 0,
-            limit => blocks_for(self.prompt.len() + limit - 1),
+            _ => blocks_for(self.read_to(last)),
         }
     }
 }
@@ -189,8 +210,9 @@ fn budget_blocks(cache: CacheBudget, spec: &CacheSpec) -> usize {
 /// More than this many blocks are never held: `max_batch` sequences of their own, and the shared
 /// prompts of samples that wait for a place (a new request is admitted only when no sample of an
 /// older one waits, so these are at most `max_batch` requests).
-fn useful_blocks(requests: &[Request], max_batch: usize) -> usize {
-    let copies = |r: &Request| std::iter::repeat_n(r.blocks(), r.samples.min(max_batch));
+fn useful_blocks(requests: &[Request], settings: &Settings<'_>) -> usize {
+    let (max_batch, last) = (settings.max_batch, settings.last_token);
+    let copies = |r: &Request| std::iter::repeat_n(r.blocks(last), r.samples.min(max_batch));
     let sequences: Vec<usize> = requests.iter().flat_map(copies).collect();
     let prompts = requests
         .iter()

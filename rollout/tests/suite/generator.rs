@@ -5,8 +5,8 @@ use std::sync::atomic::AtomicBool;
 
 use rollout::random::{Key, Purpose};
 use rollout::{
-    BLOCK_TOKENS, CacheBudget, Completion, Decoding, Error, Finish, Output, Request, Sampling,
-    Settings, generate,
+    BLOCK_TOKENS, CacheBudget, Completion, Decoding, Error, Finish, LastToken, Output, Request,
+    Sampling, SequenceId, Settings, generate,
 };
 
 use crate::model::{Parrot, STOP, greedy, one_by_one, ragged, request};
@@ -148,6 +148,38 @@ fn a_finished_sequence_gives_its_place_and_blocks_to_the_next() {
     assert_eq!(model.batches, [2; 10]);
     assert_eq!(output.stats.peak_blocks, 2);
     assert_eq!(output.stats.reserved_blocks, 2);
+}
+
+#[test]
+fn completions_are_read_to_their_end_where_asked() {
+    let requests = ragged();
+    for cache in [CacheBudget::Unlimited, CacheBudget::Tokens(128)] {
+        let settings = Settings {
+            stop_ids: &[STOP],
+            max_batch: 5,
+            cache,
+            ..Settings::default()
+        };
+        let (expected, _) = run(&requests, &settings);
+        let last_token = LastToken::Read;
+        let (output, model) = run(
+            &requests,
+            &Settings {
+                last_token,
+                ..settings
+            },
+        );
+        assert_eq!(output.completions, expected.completions);
+        assert_eq!(model.released.len(), output.completions.len());
+        for c in output.completions.iter().filter(|c| !c.tokens.is_empty()) {
+            let id = SequenceId {
+                request: c.request,
+                sample: c.sample,
+            };
+            let length = requests[c.request].prompt.len() + c.tokens.len();
+            assert_eq!(model.read[&id], length, "{id:?}");
+        }
+    }
 }
 
 #[test]

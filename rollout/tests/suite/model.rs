@@ -1,7 +1,7 @@
 //! A model of twenty words whose logits are a hash of the whole history, and which knows that
 //! history from its cache blocks alone: a wrong block, copy or position changes what it says next.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use rollout::random::{Key, Purpose};
 use rollout::{
@@ -21,6 +21,8 @@ pub struct Parrot {
     /// Chunks of each step.
     pub batches: Vec<usize>,
     pub released: Vec<SequenceId>,
+    /// Tokens that the cache holds of each sequence.
+    pub read: HashMap<SequenceId, usize>,
 }
 
 /// The logits that follow a history.
@@ -60,6 +62,8 @@ impl Model for Parrot {
         self.batches.push(step.chunks.len());
         assert_fair(step);
         for chunk in step.chunks {
+            let end = chunk.past + chunk.tokens.len();
+            self.read.insert(chunk.sequence, end);
             for (position, &token) in (chunk.past..).zip(chunk.tokens) {
                 let block = chunk.blocks[position / BLOCK_TOKENS] as usize;
                 self.cache[block][position % BLOCK_TOKENS] = Some(token);
