@@ -30,7 +30,7 @@ pub struct Override {
 impl std::str::FromStr for Override {
     type Err = ConfigError;
 
-    /// Reads `TABLE.KEY=VALUE`. The value is TOML; what is not TOML and does not look like the
+    /// Reads `TABLE.KEY=VALUE`, or `TABLE.KEY.PART=VALUE` where the key's value is a table itself. The value is TOML; what is not TOML and does not look like the
     /// start of a list, table or quoted string is taken as a string, so that `--set run.name=trial`
     /// needs no quotes.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
@@ -41,7 +41,8 @@ impl std::str::FromStr for Override {
         let usage = "expected TABLE.KEY=VALUE, for example ppo.kl_coef=0.1";
         let (name, value) = text.split_once('=').ok_or_else(|| refuse(usage))?;
         let (table, key) = name.trim().split_once('.').ok_or_else(|| refuse(usage))?;
-        if table.is_empty() || key.is_empty() || key.contains('.') {
+        let parts = || key.split('.');
+        if table.is_empty() || parts().any(str::is_empty) || parts().count() > 2 {
             return Err(refuse(usage));
         }
         let value = parse_value(value.trim()).map_err(|message| refuse(&message))?;
@@ -150,9 +151,7 @@ impl Document {
                 .or_insert_with(|| Value::Table(Table::new()));
             // Something that is not a table is refused, with its line, when the tables' names are
             // checked.
-            if let Some(entries) = entry.as_table_mut() {
-                entries.insert(key.clone(), value.clone());
-            }
+            let key = insert(entry, key, value);
             let place = Place::Override(text.clone());
             self.places
                 .entry(table.clone())
@@ -226,6 +225,25 @@ impl Document {
             .try_into()
             .map_err(|error| ConfigError::Serialize(error.to_string()))
     }
+}
+
+/// Sets `key`, or a part of it, in a table, and returns the key.
+fn insert<'k>(table: &mut Value, key: &'k str, value: &Value) -> &'k str {
+    let Some(entries) = table.as_table_mut() else {
+        return key;
+    };
+    let Some((key, part)) = key.split_once('.') else {
+        entries.insert(key.to_owned(), value.clone());
+        return key;
+    };
+    let whole = entries
+        .entry(key.to_owned())
+        .or_insert_with(|| Value::Table(Table::new()));
+    if !whole.is_table() {
+        *whole = Value::Table(Table::new());
+    }
+    insert(whole, part, value);
+    key
 }
 
 /// The names of all keys of `value`, those that are unset included.

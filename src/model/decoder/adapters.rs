@@ -7,6 +7,7 @@ use std::path::Path;
 
 use super::Decoder;
 use super::assembly::{Fallible, Source};
+use crate::model::ModelError;
 use crate::model::config::{Head, SCORE, TensorSpec, weight};
 use crate::model::fingerprint::Fingerprint;
 use crate::model::hf_config::adapter::AdapterConfig;
@@ -48,6 +49,14 @@ impl Decoder {
         training: Training,
     ) -> Fallible<Self> {
         let adapter = AdapterFolder::open(folder, base.decoder_config())?;
+        if head == Head::LanguageModel && adapter.config.head == Head::Score {
+            let (found, needed) = ("the adapter of a reward model", "that of a language model");
+            return Err(ModelError::Kind {
+                folder: folder.to_owned(),
+                found,
+                needed,
+            });
+        }
         let values = |spec: &TensorSpec| match base.params().find(&spec.name) {
             _ if adapter.has(&spec.name) || spec.name != weight(SCORE) => Ok(adapter.load(spec)?),
             Some(param) => Ok(param.read(<[f32]>::to_vec)?),
