@@ -169,7 +169,7 @@ fn base_and_adapter(
     }
 }
 
-/// What `config.json` says of a model under an adapter; the adapter's own file goes before.
+/// The configuration of a model under an adapter.
 fn config_with(path: &Path, adapter: &Path) -> anyhow::Result<HfConfig> {
     let Some(found) = AdapterConfig::read(adapter)? else {
         bail!(
@@ -177,13 +177,7 @@ fn config_with(path: &Path, adapter: &Path) -> anyhow::Result<HfConfig> {
             adapter.display()
         )
     };
-    let own = adapter.join("config.json").is_file();
-    let mut config = HfConfig::read(if own { adapter } else { path })?;
-    config.decoder.head = match (found.head, config.decoder.head) {
-        (Head::LanguageModel, head) => head,
-        (Head::Score, _) => Head::Score,
-    };
-    Ok(config)
+    Ok(HfConfig::read_adapted(path, adapter, found.head)?)
 }
 
 /// An error about a record, naming file and line.

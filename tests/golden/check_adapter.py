@@ -46,9 +46,8 @@ def main():
     base, scores = config.base_model_name_or_path, config.task_type == "SEQ_CLS"
     options = dict(dtype=torch.float32, attn_implementation="eager")
     if scores:
-        with open(os.path.join(args.adapter, "config.json")) as f:
-            pad = json.load(f)["pad_token_id"]
-        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, pad_token_id=pad, **options)
+        # No row has token 0, so it may fill.
+        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, pad_token_id=0, **options)
     else:
         model = AutoModelForCausalLM.from_pretrained(base, **options)
     model = PeftModel.from_pretrained(model, args.adapter).eval()

@@ -107,8 +107,9 @@ impl Decoder {
         Fingerprint::of(self.params().iter().filter(|p| names.contains(p.name())))
     }
 
-    /// Writes the adapters as a PEFT folder, with the `config.json` of the adapted model beside them. `base` is the folder of the
-    /// model that they stand on; it is noted as an absolute path.
+    /// Writes the adapters as a PEFT folder, with a `generation_config.json` beside those of a language model. `base` is the folder of
+    /// the model that they stand on; it is noted as an absolute path. A `config.json` is left out: transformers would then look for
+    /// the whole model here.
     ///
     /// # Errors
     /// If the decoder has no adapters or a file cannot be written.
@@ -129,6 +130,6 @@ impl Decoder {
             self.own_values(name)
         });
         folder::save(folder, &config, lora, decoder, dtype, fingerprint, fetch)?;
-        self.save_config(folder, dtype)
+        Ok(self.config().write_generation(folder)?)
     }
 }
