@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Checker, ConfigError, Device, Generation, Override, Problems};
+use crate::model::weights::SaveDtype;
 use crate::train::run_folder::Existing;
 
 /// Align language models: pretrain, sft, dpo, reward and ppo in one binary.
@@ -115,6 +116,17 @@ pub enum Command {
         after_help = "Example:\n  collimate score --model runs/quickstart/reward/final --data configs/data/sft_eval.jsonl --out scores.jsonl"
     )]
     Score(ScoreArgs),
+
+    /// Merge an adapter into its model
+    ///
+    /// Reads a PEFT folder (adapter_config.json, adapter_model.safetensors), as [sft.lora] and
+    /// [reward.lora] leave it, and the model that it was trained on. Writes a Hugging Face folder
+    /// that needs neither, with the tokenizer.
+    #[command(
+        after_help = "Example:\n  collimate sft configs/quickstart.toml --fresh --set sft.lora={}\n  \
+                      collimate export --model runs/quickstart/pretrain/final --adapter runs/quickstart/sft/final --out merged"
+    )]
+    Export(ExportArgs),
 }
 
 /// Flags of the commands that read a configuration.
@@ -173,6 +185,10 @@ pub struct GenerateArgs {
     /// The model: a Hugging Face folder
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
+
+    /// An adapter on it: a PEFT folder
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
 
     /// The prompts: a JSON object a line
     #[arg(long, value_name = "FILE")]
@@ -289,6 +305,10 @@ pub struct ScoreArgs {
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
 
+    /// An adapter on it: a PEFT folder
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+
     /// The texts: a JSON object a line
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
@@ -304,6 +324,33 @@ pub struct ScoreArgs {
     /// What to compute on: cpu or cuda:N
     #[arg(long, default_value = "cpu")]
     pub device: Device,
+}
+
+/// Flags of `export`.
+#[derive(Clone, Debug, Args)]
+pub struct ExportArgs {
+    /// The model that the adapter was trained on: a Hugging Face folder
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+
+    /// The adapter: a PEFT folder
+    #[arg(long, value_name = "DIR")]
+    pub adapter: PathBuf,
+
+    /// Where the merged model goes: a folder, made if need be
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+
+    /// Type of its weights: float32, bfloat16 or float16
+    #[arg(long, value_name = "TYPE", default_value = "float32", value_parser = save_dtype)]
+    pub dtype: SaveDtype,
+}
+
+fn save_dtype(text: &str) -> Result<SaveDtype, String> {
+    SaveDtype::from_torch_name(text).ok_or_else(|| {
+        let names = SaveDtype::ALL.map(SaveDtype::torch_name);
+        format!("expected one of {}", names.join(", "))
+    })
 }
 
 fn positive(text: &str) -> Result<usize, String> {

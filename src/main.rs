@@ -43,6 +43,7 @@ fn dispatch(command: &Command) -> anyhow::Result<Outcome> {
         Command::Ppo(args) => stage(args, Stage::Ppo),
         Command::Generate(args) => commands::generate(args),
         Command::Score(args) => commands::score(args),
+        Command::Export(args) => commands::export(args),
     }
 }
 

@@ -1,6 +1,8 @@
 //! The binary as its users meet it: run in fresh folders, judged by its files, messages and exit
 //! codes.
 
+#[path = "cli/adapters.rs"]
+mod adapters;
 #[path = "cli/bad_input.rs"]
 mod bad_input;
 #[path = "cli/golden.rs"]

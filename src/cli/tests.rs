@@ -75,6 +75,7 @@ fn examples_work_once_the_first_has_run() {
         match cli.command {
             Command::Generate(args) => assert!(is_left(&args.model) && args.prompts.exists()),
             Command::Score(args) => assert!(is_left(&args.model) && args.data.exists()),
+            Command::Export(args) => assert!(is_left(&args.model) && is_left(&args.adapter)),
             Command::Run(args) => drop(resolve(&args)),
             Command::Pretrain(args)
             | Command::Sft(args)

@@ -53,7 +53,7 @@ struct Line<'a> {
 pub fn generate(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     let stop = StopRequest::listen()?;
     let generation = args.generation();
-    let folder = ModelFolder::open(&args.model)?;
+    let folder = ModelFolder::open(&args.model, args.adapter.as_deref())?;
     let requests = requests(args, &folder)?;
     let ends = ends(&generation.stop, args.stop_tokens(), &folder)?;
     let mut out = JsonLines::create(&args.out)?;

@@ -5,18 +5,23 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::bail;
+
 use crate::config::{Device, TooLong};
 use crate::data::{DataError, Encoder, Limit, Record, Result, Tokenizer};
 use crate::model::Decoder;
 use crate::model::config::Head;
 use crate::model::hf_config::HfConfig;
+use crate::model::hf_config::adapter::AdapterConfig;
 use crate::model::hub;
+use crate::model::weights::Weights;
 use crate::ops::device;
 use crate::ops::param::Training;
 
-/// A Hugging Face folder: its configuration, and its tokenizer if it has one.
+/// A Hugging Face folder: its configuration, and its tokenizer if it has one; perhaps with a PEFT folder on it.
 pub(super) struct ModelFolder {
     path: PathBuf,
+    adapter: Option<PathBuf>,
     config: HfConfig,
     tokenizer: Option<Tokenizer>,
 }
@@ -30,17 +35,24 @@ pub(super) struct TextEncoder<'a> {
 }
 
 impl ModelFolder {
-    /// Reads all but the weights; a model of the hub is fetched first.
+    /// Reads all but the weights; a model of the hub is fetched first. A `path` that is a PEFT folder itself stands for its base
+    /// with that adapter.
     ///
     /// # Errors
-    /// A folder without `config.json`, a file that cannot be understood, or a model that cannot be fetched.
-    pub fn open(path: &Path) -> anyhow::Result<Self> {
-        let path = hub::local(path)?;
-        let config = HfConfig::read(&path)?;
-        let has_tokenizer = path.join("tokenizer.json").exists();
-        let tokenizer = has_tokenizer.then(|| Tokenizer::load(&path)).transpose()?;
+    /// A folder without `config.json`, a file that cannot be understood, a model that cannot be fetched, or two adapters.
+    pub fn open(path: &Path, adapter: Option<&Path>) -> anyhow::Result<Self> {
+        let (path, adapter) = base_and_adapter(hub::local(path)?, adapter)?;
+        let config = match &adapter {
+            Some(adapter) => config_with(&path, adapter)?,
+            None => HfConfig::read(&path)?,
+        };
+        // An adapter's own tokenizer is the one that it was trained with.
+        let has_one = |folder: &&PathBuf| folder.join("tokenizer.json").exists();
+        let place = adapter.iter().chain([&path]).find(has_one);
+        let tokenizer = place.map(Tokenizer::load).transpose()?;
         Ok(Self {
             path,
+            adapter,
             config,
             tokenizer,
         })
@@ -66,14 +78,16 @@ impl ModelFolder {
     /// # Errors
     /// A missing or damaged file, a tensor of another shape, or a device that cannot be used.
     pub fn decoder(&self, head: Head, on: Device) -> anyhow::Result<Decoder> {
-        let frozen = |_: &_| Training::Frozen;
-        Ok(Decoder::load(
-            &self.path,
-            head,
-            0,
-            frozen,
-            &device::open(on)?,
-        )?)
+        let (frozen, device) = (|_: &_| Training::Frozen, device::open(on)?);
+        let Some(adapter) = &self.adapter else {
+            return Ok(Decoder::load(&self.path, head, 0, frozen, &device)?);
+        };
+        let found = HfConfig::read(&self.path)?.decoder.head;
+        let base = Decoder::load(&self.path, found, 0, frozen, &device)?;
+        let frozen = Training::Frozen;
+        let mut decoder = Decoder::load_adapter(&base, adapter, head, 0, frozen)?;
+        *decoder.config_mut() = self.config.clone();
+        Ok(decoder)
     }
 
     /// The token ids of each record: those in its field `ids_field`, else what `encode` makes of
@@ -137,6 +151,33 @@ impl ModelFolder {
             )),
         }
     }
+}
+
+/// A model folder and an adapter on it: the one given, or the folder itself if it is a PEFT one.
+fn base_and_adapter(
+    path: PathBuf,
+    adapter: Option<&Path>,
+) -> anyhow::Result<(PathBuf, Option<PathBuf>)> {
+    let own = AdapterConfig::read(&path)?.filter(|_| !Weights::are_in(&path));
+    match (own, adapter) {
+        (None, adapter) => Ok((path, adapter.map(Path::to_path_buf))),
+        (Some(own), None) => Ok((own.base_folder(&path)?, Some(path))),
+        (Some(_), Some(_)) => bail!(
+            "--model {} is an adapter itself, and --adapter asks for another; name the base model",
+            path.display()
+        ),
+    }
+}
+
+/// The configuration of a model under an adapter.
+fn config_with(path: &Path, adapter: &Path) -> anyhow::Result<HfConfig> {
+    let Some(found) = AdapterConfig::read(adapter)? else {
+        bail!(
+            "{}: no adapter_config.json here; --adapter names a PEFT folder",
+            adapter.display()
+        )
+    };
+    Ok(HfConfig::read_adapted(path, adapter, found.head)?)
 }
 
 /// An error about a record, naming file and line.

@@ -50,7 +50,7 @@ struct TokenScores<'a> {
 /// context, or a file that cannot be written.
 pub fn score(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     let stop = StopRequest::listen()?;
-    let folder = ModelFolder::open(&args.model)?;
+    let folder = ModelFolder::open(&args.model, args.adapter.as_deref())?;
     let head = folder.config().decoder.head;
     let sequences = sequences(args, &folder, head)?;
     let mut out = JsonLines::create(&args.out)?;

@@ -252,6 +252,7 @@ fn in_plain_words(serde: &str) -> String {
             "expected a list, such as [\"a\", \"b\"]",
         ),
         ("unknown variant", "unknown word"),
+        ("unknown field", "unknown key"),
         ("path string", "a path in quotes"),
     ];
     let line = serde.lines().next().unwrap_or_default();

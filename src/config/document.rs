@@ -18,23 +18,51 @@ use super::check::Checker;
 use super::error::{ConfigError, Place};
 use super::names;
 
-/// An override of one key, `--set ppo.kl_coef=0.1`, or of a key of one table of an array, `--set ppo.rewards[0].weight=0.5`.
+/// An override of one key, `--set ppo.kl_coef=0.1`; of a part of one whose value is a table, `--set sft.lora.r=4`; or of a key of one
+/// table of an array, `--set ppo.rewards[0].weight=0.5`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Override {
     table: String,
     key: String,
-    /// The key of one table where `key` is an array of them: its place and its name there.
-    item: Option<(usize, String)>,
+    within: Within,
     value: Value,
     text: String,
+}
+
+/// What of a key's value is set.
+#[derive(Clone, Debug, PartialEq)]
+enum Within {
+    /// All of it.
+    Whole,
+    /// A key of the table that it is.
+    Part(String),
+    /// A key of one of the tables that it is an array of: the table's place, and the key.
+    Item(usize, String),
+}
+
+impl Within {
+    /// Reads `KEY`, `KEY.PART` or `KEY[INDEX].PART`.
+    fn read(text: &str) -> Option<(&str, Self)> {
+        let Some((key, part)) = text.split_once('.') else {
+            return (!text.is_empty()).then_some((text, Self::Whole));
+        };
+        if key.is_empty() || part.is_empty() || part.contains('.') {
+            return None;
+        }
+        let part = part.to_owned();
+        Some(match indexed(key) {
+            Some((key, index)) => (key, Self::Item(index, part)),
+            None => (key, Self::Part(part)),
+        })
+    }
 }
 
 impl std::str::FromStr for Override {
     type Err = ConfigError;
 
-    /// Reads `TABLE.KEY=VALUE`. The value is TOML; what is not TOML and does not look like the
-    /// start of a list, table or quoted string is taken as a string, so that `--set run.name=trial`
-    /// needs no quotes.
+    /// Reads `TABLE.KEY=VALUE`, `TABLE.KEY.PART=VALUE` or `TABLE.KEY[INDEX].PART=VALUE`. The value is TOML; what is not TOML and does
+    /// not look like the start of a list, table or quoted string is taken as a string, so that `--set run.name=trial` needs no
+    /// quotes.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let refuse = |message: &str| ConfigError::Override {
             text: text.into(),
@@ -43,22 +71,15 @@ impl std::str::FromStr for Override {
         let usage = "expected TABLE.KEY=VALUE, for example ppo.kl_coef=0.1";
         let (name, value) = text.split_once('=').ok_or_else(|| refuse(usage))?;
         let (table, key) = name.trim().split_once('.').ok_or_else(|| refuse(usage))?;
-        let (key, item) = match key.split_once('.') {
-            None => (key, None),
-            Some((array, inner)) => {
-                let (key, index) = indexed(array).ok_or_else(|| refuse(usage))?;
-                (key, Some((index, inner.to_owned())))
-            }
-        };
-        let inner = item.as_ref().map_or("-", |(_, inner)| inner);
-        if [table, key, inner].iter().any(|name| name.is_empty()) || inner.contains('.') {
+        let (key, within) = Within::read(key).ok_or_else(|| refuse(usage))?;
+        if table.is_empty() {
             return Err(refuse(usage));
         }
         let value = parse_value(value.trim()).map_err(|message| refuse(&message))?;
         Ok(Self {
             table: table.into(),
             key: key.into(),
-            item,
+            within,
             value,
             text: text.into(),
         })
@@ -148,66 +169,73 @@ impl Document {
     /// If an override names a stage that the file does not have: it would add a stage by accident; or a table that an array does
     /// not have.
     pub fn with(mut self, overrides: &[Override]) -> Result<Self, ConfigError> {
-        for Override {
-            table,
-            key,
-            item,
-            value,
-            text,
-        } in overrides
-        {
-            if names::is_stage(table) && !self.tables.contains_key(table) {
-                let message = format!(
-                    "{} has no [{table}] table to set a key in",
-                    self.file.display()
-                );
-                return Err(ConfigError::Override {
-                    text: text.clone(),
-                    message,
-                });
-            }
-            let entry = self
-                .tables
-                .entry(table.clone())
-                .or_insert_with(|| Value::Table(Table::new()));
-            // Something that is not a table is refused, with its line, when the tables' names are
-            // checked.
-            let entries = entry.as_table_mut();
-            let place = Place::Override(text.clone());
-            self.places
-                .entry(table.clone())
-                .or_insert_with(|| place.clone());
-            let name = format!("{table}.{key}");
-            let Some((index, inner)) = item else {
-                if let Some(entries) = entries {
-                    entries.insert(key.clone(), value.clone());
-                }
-                // What stood in an array that is replaced as a whole was given nowhere.
-                let old = format!("{name}[");
-                self.places.retain(|place, _| !place.starts_with(&old));
-                for part in parts(&name, value) {
+        overrides.iter().try_for_each(|o| self.set(o))?;
+        Ok(self)
+    }
+
+    fn set(&mut self, o: &Override) -> Result<(), ConfigError> {
+        let file = self.file.display().to_string();
+        let refuse = |message: String| ConfigError::Override {
+            text: o.text.clone(),
+            message,
+        };
+        let Override { table, key, .. } = o;
+        if names::is_stage(table) && !self.tables.contains_key(table) {
+            return Err(refuse(format!(
+                "{file} has no [{table}] table to set a key in"
+            )));
+        }
+        let (name, place) = (format!("{table}.{key}"), Place::Override(o.text.clone()));
+        let entry = self.tables.entry(table.clone());
+        let entry = entry.or_insert_with(|| Value::Table(Table::new()));
+        self.places
+            .entry(table.clone())
+            .or_insert_with(|| place.clone());
+        // Something that is not a table is refused, with its line, when the tables' names are checked.
+        let Some(entries) = entry.as_table_mut() else {
+            self.places.insert(name, place);
+            return Ok(());
+        };
+        match &o.within {
+            Within::Whole => {
+                entries.insert(key.clone(), o.value.clone());
+                self.forget_parts(&name);
+                for part in parts(&name, &o.value) {
                     self.places.insert(part, place.clone());
                 }
                 self.places.insert(name, place);
-                continue;
-            };
-            let array = entries.and_then(|entries| entries.get_mut(key)?.as_array_mut());
-            let count = array.as_ref().map_or(0, |array| array.len());
-            let Some(entries) = array.and_then(|array| array.get_mut(*index)?.as_table_mut())
-            else {
-                return Err(ConfigError::Override {
-                    text: text.clone(),
-                    message: format!(
-                        "{} has {count} tables [[{name}]], counted from 0",
-                        self.file.display()
-                    ),
-                });
-            };
-            entries.insert(inner.clone(), value.clone());
-            self.places
-                .insert(format!("{name}[{index}].{inner}"), place);
+            }
+            Within::Part(part) => {
+                let whole = entries
+                    .entry(key.clone())
+                    .or_insert_with(|| Value::Table(Table::new()));
+                if !whole.is_table() {
+                    *whole = Value::Table(Table::new());
+                }
+                if let Some(whole) = whole.as_table_mut() {
+                    whole.insert(part.clone(), o.value.clone());
+                }
+                self.places.insert(name, place);
+            }
+            Within::Item(index, part) => {
+                let array = entries.get_mut(key).and_then(Value::as_array_mut);
+                let count = array.as_ref().map_or(0, |array| array.len());
+                let item = array.and_then(|array| array.get_mut(*index)?.as_table_mut());
+                let Some(item) = item else {
+                    let message = format!("{file} has {count} tables [[{name}]], counted from 0");
+                    return Err(refuse(message));
+                };
+                item.insert(part.clone(), o.value.clone());
+                self.places.insert(format!("{name}[{index}].{part}"), place);
+            }
         }
-        Ok(self)
+        Ok(())
+    }
+
+    /// What stood in an array that is replaced as a whole was given nowhere.
+    fn forget_parts(&mut self, name: &str) {
+        let old = format!("{name}[");
+        self.places.retain(|place, _| !place.starts_with(&old));
     }
 
     /// Whether the file has the table `name`.

@@ -16,6 +16,7 @@ mod dpo;
 mod error;
 mod generation;
 mod hub;
+mod lora;
 mod model;
 mod names;
 mod optim;
@@ -40,6 +41,7 @@ pub use dpo::{Dpo, LossType};
 pub use error::{ConfigError, Place, Problem, Problems};
 pub use generation::Generation;
 pub use hub::HubName;
+pub use lora::{AllLinear, LayersToTransform, Lora, TargetModules, Top};
 pub use model::{Architecture, Family, Model, ModelStart, SaveDtype};
 pub use optim::{Length, LrScheduler, Recompute, Training};
 pub use ppo::{

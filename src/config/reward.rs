@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::check::Checker;
 use super::data::{Data, HeldOut};
+use super::lora::Lora;
 use super::optim::Training;
 
 /// The `[reward]` table, and the `[judge]` table.
@@ -26,6 +27,8 @@ pub struct Reward {
     pub center_rewards_coefficient: f64,
     /// Most tokens of prompt and answer together; pairs with a longer answer are cut.
     pub max_length: usize,
+    /// Trains adapters, and the scalar head, on the model instead of its weights.
+    pub lora: Option<Lora>,
     /// The keys that every stage has. `batch_size` counts pairs.
     #[serde(flatten)]
     pub training: Training,
@@ -39,6 +42,7 @@ impl Default for Reward {
             held_out: HeldOut::default(),
             center_rewards_coefficient: 0.0,
             max_length: 1024,
+            lora: None,
             training: Training {
                 learning_rate: 1e-5,
                 ..Training::default()
@@ -65,6 +69,9 @@ impl Reward {
             mend,
         );
         keys.at_least("max_length", self.max_length, 1, "an answer needs a token");
+        if let Some(lora) = &self.lora {
+            lora.check(&mut keys);
+        }
         self.training.check(&mut keys);
         // Chosen and rejected of one pair are scored in one pass.
         self.training.check_row(

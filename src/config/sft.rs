@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::check::Checker;
 use super::data::{Data, HeldOut};
+use super::lora::Lora;
 use super::optim::Training;
 
 /// The `[sft]` table.
@@ -29,6 +30,8 @@ pub struct Sft {
     pub freeze_embeddings: bool,
     /// Each layer's learning rate as a share of the one above it; 1 treats all alike.
     pub layerwise_lr_decay: f64,
+    /// Trains adapters on the model instead of its weights.
+    pub lora: Option<Lora>,
     /// Evaluations without a new best loss after which training ends, and the best weights are
     /// kept; 0 trains on to the end and keeps the last.
     pub early_stopping_patience: usize,
@@ -61,6 +64,7 @@ impl Default for Sft {
             freeze_layers: 0,
             freeze_embeddings: false,
             layerwise_lr_decay: 1.0,
+            lora: None,
             early_stopping_patience: 0,
             training: Training {
                 learning_rate: 2e-5,
@@ -96,6 +100,16 @@ impl Sft {
         }
         self.training
             .check_patience(self.early_stopping_patience, &self.held_out, &mut keys);
+        if let Some(lora) = &self.lora {
+            lora.check(&mut keys);
+            let message = "is of no use beside lora, which leaves all weights of the model as they are; remove one of the two";
+            if self.freeze_layers > 0 {
+                keys.wrong("freeze_layers", self.freeze_layers, message);
+            }
+            if self.freeze_embeddings {
+                keys.wrong("freeze_embeddings", true, message);
+            }
+        }
         self.training.check(&mut keys);
         self.training
             .check_row("max_length", self.max_length, &mut keys);

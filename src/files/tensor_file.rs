@@ -3,7 +3,7 @@
 //! Only the values of one tensor need be in memory. Left out: reading, which maps the file and asks the `safetensors` crate for
 //! its header.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use safetensors::Dtype;
@@ -29,7 +29,7 @@ pub struct Description {
 /// If `out` refuses, or the sizes overflow.
 pub fn write_header(
     out: &mut dyn Write,
-    notes: Option<HashMap<String, String>>,
+    notes: Option<&BTreeMap<String, String>>,
     tensors: impl Iterator<Item = Description>,
 ) -> io::Result<()> {
     let mut end = 0;
@@ -43,11 +43,25 @@ pub fn write_header(
         };
         (tensor.name, info)
     };
-    let metadata = Metadata::new(notes, tensors.map(info).collect()).map_err(io::Error::other)?;
+    let metadata = Metadata::new(None, tensors.map(info).collect()).map_err(io::Error::other)?;
     let mut text = serde_json::to_vec(&metadata)?;
+    if let Some(notes) = notes {
+        text = with_notes(text, notes)?;
+    }
     text.resize(text.len().next_multiple_of(size_of::<u64>()), b' ');
     out.write_all(&(text.len() as u64).to_le_bytes())?;
     out.write_all(&text)
+}
+
+/// The crate would write notes in an order of chance; a file's bytes are to follow from its contents.
+fn with_notes(text: Vec<u8>, notes: &BTreeMap<String, String>) -> io::Result<Vec<u8>> {
+    let mut noted = b"{\"__metadata__\":".to_vec();
+    serde_json::to_writer(&mut noted, notes)?;
+    if text != b"{}" {
+        noted.push(b',');
+    }
+    noted.extend(&text[1..]);
+    Ok(noted)
 }
 
 /// Writes a tensor's values, each as `encode` appends it to the bytes.
@@ -73,6 +87,29 @@ mod tests {
     use safetensors::SafeTensors;
 
     use super::*;
+
+    #[test]
+    fn notes_stand_in_the_header_in_one_order() {
+        let notes = ["b", "a", "c"].map(|key| (key.to_owned(), key.to_uppercase()));
+        let notes = BTreeMap::from(notes);
+        for tensors in [0, 1] {
+            let described = (0..tensors).map(|_| Description {
+                name: "t".into(),
+                dtype: Dtype::F32,
+                shape: vec![0],
+            });
+            let mut file = Vec::new();
+            write_header(&mut file, Some(&notes), described).unwrap();
+            let (_, metadata) = SafeTensors::read_metadata(&file).unwrap();
+            let read = metadata.metadata().clone().unwrap();
+            assert_eq!(BTreeMap::from_iter(read), notes);
+            let text = String::from_utf8_lossy(&file[8..]).into_owned();
+            assert!(
+                text.starts_with(r#"{"__metadata__":{"a":"A","b":"B","c":"C"}"#),
+                "{text}"
+            );
+        }
+    }
 
     #[test]
     fn what_is_written_is_a_safetensors_file() {

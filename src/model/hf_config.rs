@@ -117,24 +117,34 @@ impl HfConfig {
     /// # Errors
     /// A file that is missing or not JSON; a key that is missing, of the wrong type, or asks for what is not supported.
     pub fn read(folder: &Path) -> Result<Self, HfConfigError> {
-        if folder.join(CONFIG).is_file() {
-            return Self::read_here(folder);
+        match AdapterConfig::read(folder)? {
+            Some(adapter) if !folder.join(CONFIG).is_file() => {
+                Self::read_adapted(&adapter.base_folder(folder)?, folder, adapter.head)
+            }
+            _ => Self::read_from(folder, folder),
         }
-        let Some(adapter) = AdapterConfig::read(folder)? else {
-            return Self::read_here(folder);
-        };
-        let mut config = Self::read_here(&adapter.base_folder(folder)?)?;
-        if adapter.head == Head::Score {
+    }
+
+    /// The configuration of the model in `base` under the adapter in `folder`, which makes a model with this head of it and may
+    /// have a `generation_config.json`.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_adapted(base: &Path, folder: &Path, head: Head) -> Result<Self, HfConfigError> {
+        let own = folder.join(GENERATION_CONFIG).is_file();
+        let mut config = Self::read_from(base, if own { folder } else { base })?;
+        if head == Head::Score {
             config.decoder.head = Head::Score;
         }
         Ok(config)
     }
 
-    fn read_here(folder: &Path) -> Result<Self, HfConfigError> {
+    /// From the files of two folders.
+    fn read_from(folder: &Path, generation: &Path) -> Result<Self, HfConfigError> {
         let file = folder.join(CONFIG);
         let config = read_object(&file)?;
         let decoder = parse::decoder(&Fields::new(&file, &config))?;
-        let file = folder.join(GENERATION_CONFIG);
+        let file = generation.join(GENERATION_CONFIG);
         let generation = if file.is_file() {
             read_object(&file)?
         } else {

@@ -49,6 +49,23 @@ impl Context<'_> {
         })
     }
 
+    /// Writes `final/`: the adapters of a model as a PEFT folder, and the tokenizer. `base` is the folder that they stand on.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn write_final_adapter(
+        &self,
+        model: &Decoder,
+        base: &Path,
+        tokenizer: &Tokenizer,
+    ) -> Result<()> {
+        self.folder.write_final(|folder| {
+            tokenizer.save(folder)?;
+            model.save_adapter(folder, base, save_dtype(self.config.model.save_dtype))?;
+            anyhow::Ok(())
+        })
+    }
+
     /// The tokenizer of a model folder, or the one that `[tokenizer]` names instead.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! The stages, one loop each, and what runs them in order.
 
+mod adapters;
 mod architecture;
 mod context;
 mod dataset;

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::config::diff::{Change, Effect, diff};
 use crate::config::{Config, ModelStart, Stage};
 use crate::files::checksum::{self, Checksum};
+use crate::model::hf_config::adapter::AdapterConfig;
 use crate::train::run_folder::{RunFolder, StageFolder};
 
 /// The checksums of what each key names, such as `ppo.from`, file by file.
@@ -124,9 +125,14 @@ fn inputs(config: &Config, stage: Stage) -> Result<Inputs> {
     Ok(inputs)
 }
 
-fn sums(path: &Path) -> io::Result<Vec<Checksum>> {
-    let files = files_of(path)?;
-    files.iter().map(|file| checksum::of_file(file)).collect()
+/// The sums of a file, or of those of a model folder; those of an adapter's base too.
+fn sums(path: &Path) -> Result<Vec<Checksum>> {
+    let mut files = files_of(path)?;
+    if let Some(adapter) = AdapterConfig::read(path)? {
+        files.extend(files_of(&adapter.base_folder(path)?)?);
+    }
+    let sum = |file: &PathBuf| Ok(checksum::of_file(file)?);
+    files.iter().map(sum).collect()
 }
 
 /// The file itself, or a folder's JSON, templates and weights, by name.

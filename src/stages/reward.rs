@@ -5,6 +5,7 @@
 use anyhow::{Result, bail};
 use candle_core::Tensor;
 
+use super::adapters::{Start, Trainee};
 use super::context::{Context, Finished, steps};
 use super::dataset::Walk;
 use super::examples::{Examples, limit};
@@ -31,17 +32,19 @@ pub fn reward(context: &Context, config: &Reward, stage: Stage) -> Result<Option
     // 1. The model to start from, with a fresh scalar head.
     let tokenizer = context.tokenizer_of(&config.from)?;
     let seed = context.config.run.seed;
-    let mut model = Decoder::load(
-        &config.from,
-        Head::Score,
+    let start = Start {
+        table: stage.name(),
+        from: &config.from,
+        head: Head::Score,
         seed,
-        |_| Trained::Trained,
-        context.device,
-    )?;
-    choose_padding(&mut model, &tokenizer)?;
+        device: context.device,
+    };
+    let mut trainee = Trainee::load(&start, config.lora.as_ref(), |_| Trained::Trained)?;
+    choose_padding(&mut trainee.model, &tokenizer)?;
+    let model = &trainee.model;
 
     // 2. Records → pairs, some of them held out.
-    let limit = limit(stage, config.max_length, &model);
+    let limit = limit(stage, config.max_length, model);
     let encoder = Encoder::new(&tokenizer, limit, TooLong::Truncate)?;
     let pairs = Examples::read(
         stage,
@@ -76,10 +79,10 @@ pub fn reward(context: &Context, config: &Reward, stage: Stage) -> Result<Option
         centering,
         training: &config.training,
     };
-    let Some(report) = train(&task, &model, &plan)? else {
+    let Some(report) = train(&task, model, &plan)? else {
         return Ok(None);
     };
-    context.write_final(&model, &tokenizer)?;
+    trainee.write_final(context, &tokenizer)?;
     let mut finished = Finished::supervised(plan.stage, &report, context.folder);
     pairs.misfits.add_to(&mut finished.table);
     Ok(Some(finished))

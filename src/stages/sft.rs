@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 
+use super::adapters::{Start, Trainee};
 use super::context::{Context, Finished, steps};
 use super::examples::{Examples, limit};
 use super::language::{LanguageTask, RowSet};
@@ -34,21 +35,24 @@ impl RowSet for Vec<Example> {
 /// # Errors
 /// If data, model or a file is wrong, or training diverges.
 pub fn sft(context: &Context, config: &Sft) -> Result<Option<Finished>> {
-    // 1. The model, with the layers that are to stay as they are.
+    // 1. The model, with the layers that are to stay as they are, or with adapters.
     let tokenizer = context.tokenizer_of(&config.from)?;
     let seed = context.config.run.seed;
-    let mut model = Decoder::load(
-        &config.from,
-        Head::LanguageModel,
+    let start = Start {
+        table: Stage::Sft.name(),
+        from: &config.from,
+        head: Head::LanguageModel,
         seed,
-        |spec| training(config, spec),
-        context.device,
-    )?;
-    check_frozen(config, &model)?;
-    stop_at_eos(&mut model, &tokenizer)?;
+        device: context.device,
+    };
+    let choose = |spec: &TensorSpec| training(config, spec);
+    let mut trainee = Trainee::load(&start, config.lora.as_ref(), choose)?;
+    check_frozen(config, &trainee.model)?;
+    stop_at_eos(&mut trainee.model, &tokenizer)?;
+    let model = &trainee.model;
 
     // 2. Records → examples, some of them held out.
-    let encoder = encoder(&tokenizer, config, &model)?;
+    let encoder = encoder(&tokenizer, config, model)?;
     let examples = Examples::read(
         Stage::Sft,
         &config.data,
@@ -84,10 +88,10 @@ pub fn sft(context: &Context, config: &Sft) -> Result<Option<Finished>> {
         held_out,
         training: &config.training,
     };
-    let Some(report) = train(&task, &model, &plan)? else {
+    let Some(report) = train(&task, model, &plan)? else {
         return Ok(None);
     };
-    context.write_final(&model, &tokenizer)?;
+    trainee.write_final(context, &tokenizer)?;
     let mut finished = Finished::supervised(plan.stage, &report, context.folder);
     examples.misfits.add_to(&mut finished.table);
     Ok(Some(finished))

@@ -34,7 +34,11 @@ fn help_lists_commands_flags_and_fields() {
         ),
         (
             "score --help",
-            &["--data", "logprobs", "entropy", "Example"],
+            &["--data", "--adapter", "logprobs", "entropy", "Example"],
+        ),
+        (
+            "export --help",
+            &["--model", "--adapter", "--out", "PEFT", "Example"],
         ),
     ] {
         let ended = workspace.run(arguments);

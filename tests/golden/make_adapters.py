@@ -4,6 +4,8 @@
     pip install torch transformers peft safetensors
     python make_adapters.py --models tests/golden/models --out tests/golden/adapters
 
+The folders were made with torch 2.15.0, transformers 5.24.0 and peft 0.21.2.
+
 For each case a folder as PEFT saves it (its base by a relative path; README.md left out), and beside it `expected.safetensors`, for the
 rows of the base's own `expected.safetensors`:
     logits       (3, 24, V) f32  of a language model

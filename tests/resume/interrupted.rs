@@ -14,10 +14,15 @@ const EARLY: Moment = Moment {
     delay: Duration::from_millis(2),
 };
 
-const STAGES: [(&str, &str); 5] = [
+const STAGES: [(&str, &str); 7] = [
     ("pretrain", "--set pretrain.max_steps=80"),
     ("sft", "--set sft.max_steps=80"),
     ("reward", "--set reward.max_steps=80"),
+    ("sft", "--set sft.max_steps=80 --set sft.lora.r=4"),
+    (
+        "reward",
+        "--set reward.max_steps=80 --set reward.lora.r=4 --set reward.lora.layers_to_transform=top:1",
+    ),
     ("dpo", "--set dpo.max_steps=80"),
     ("ppo", "--set ppo.max_steps=40"),
 ];

@@ -161,9 +161,13 @@ impl Workspace {
         self.stage(run, stage).join("final")
     }
 
-    /// The bytes of a stage's final weights.
+    /// The bytes of a stage's final weights, or adapters.
     pub fn weights(&self, run: &str, stage: &str) -> Vec<u8> {
-        read(&self.model(run, stage).join("model.safetensors"))
+        let files = ["model.safetensors", "adapter_model.safetensors"];
+        let mut paths = files
+            .map(|file| self.model(run, stage).join(file))
+            .into_iter();
+        read(&paths.find(|path| path.exists()).expect("a model"))
     }
 
     /// The lines of a stage's `metrics.jsonl`.

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use super::Decoder;
 use super::assembly::{Fallible, Source};
+use crate::model::ModelError;
 use crate::model::config::{Head, SCORE, TensorSpec, weight};
 use crate::model::fingerprint::Fingerprint;
 use crate::model::hf_config::adapter::AdapterConfig;
@@ -48,6 +49,14 @@ impl Decoder {
         training: Training,
     ) -> Fallible<Self> {
         let adapter = AdapterFolder::open(folder, base.decoder_config())?;
+        if head == Head::LanguageModel && adapter.config.head == Head::Score {
+            let (found, needed) = ("the adapter of a reward model", "that of a language model");
+            return Err(ModelError::Kind {
+                folder: folder.to_owned(),
+                found,
+                needed,
+            });
+        }
         let values = |spec: &TensorSpec| match base.params().find(&spec.name) {
             _ if adapter.has(&spec.name) || spec.name != weight(SCORE) => Ok(adapter.load(spec)?),
             Some(param) => Ok(param.read(<[f32]>::to_vec)?),
@@ -98,8 +107,9 @@ impl Decoder {
         Fingerprint::of(self.params().iter().filter(|p| names.contains(p.name())))
     }
 
-    /// Writes the adapters as a PEFT folder, with the `config.json` of the adapted model beside them. `base` is the folder of the
-    /// model that they stand on; it is noted as an absolute path.
+    /// Writes the adapters as a PEFT folder, with a `generation_config.json` beside those of a language model. `base` is the folder of
+    /// the model that they stand on; it is noted as an absolute path. A `config.json` is left out: transformers would then look for
+    /// the whole model here.
     ///
     /// # Errors
     /// If the decoder has no adapters or a file cannot be written.
@@ -120,6 +130,6 @@ impl Decoder {
             self.own_values(name)
         });
         folder::save(folder, &config, lora, decoder, dtype, fingerprint, fetch)?;
-        self.save_config(folder, dtype)
+        Ok(self.config().write_generation(folder)?)
     }
 }

@@ -223,11 +223,6 @@ impl Decoder {
             DEFAULT_MAX_SHARD_BYTES,
             fetch,
         )?;
-        self.save_config(folder, dtype)
-    }
-
-    /// Writes `config.json` and what belongs to it.
-    pub(super) fn save_config(&self, folder: &Path, dtype: SaveDtype) -> Fallible<()> {
         let mut config = self.config.clone();
         if config.decoder.head == Head::Score {
             config.decoder.pad_token_id = config.scoring_pad_id().or(config.decoder.pad_token_id);

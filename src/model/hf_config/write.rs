@@ -33,6 +33,14 @@ impl HfConfig {
         self.check_scoring_pad(&file)?;
         fs::create_dir_all(folder).map_err(on("create", folder))?;
         write_object(&file, self.config_map(dtype))?;
+        self.write_generation(folder)
+    }
+
+    /// Writes `generation_config.json` for a language model; a reward model has none.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write_generation(&self, folder: &Path) -> Result<(), HfConfigError> {
         match self.decoder.head {
             Head::LanguageModel => {
                 write_object(&folder.join(GENERATION_CONFIG), self.generation_map())

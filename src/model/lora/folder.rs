@@ -3,12 +3,12 @@
 //! A tensor's name in the file is the model's with `base_model.model.` before it. The scalar head of a reward model, which no base
 //! has, is saved with its adapter.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{Lora, Module, a_of, leaf, projections};
+use super::{Lora, LoraError, Module, a_of, leaf, projections};
 use crate::files::durable::{on, replace_file};
 use crate::model::ModelError;
 use crate::model::config::{DecoderConfig, Layout, SCORE, TensorSpec, layer_of, weight};
@@ -68,18 +68,13 @@ impl AdapterFolder {
             .map(|spec| in_file(&spec.name))
             .chain([in_file(&weight(SCORE))])
             .collect();
-        let unknown: Vec<String> = names
-            .iter()
-            .filter(|name| !known.contains(**name))
-            .map(|&name| name.to_owned())
-            .collect();
-        if !unknown.is_empty() {
-            let place = file;
-            return Err(WeightsError::Unexpected {
-                place,
-                names: unknown,
-            }
-            .into());
+        let mut unknown = names.iter().filter(|name| !known.contains(**name));
+        if let Some(name) = unknown.next() {
+            return Err(ModelError::Lora(LoraError::Module {
+                file,
+                name: (*name).to_owned(),
+                others: unknown.count(),
+            }));
         }
         Ok(Self {
             config,
@@ -156,7 +151,7 @@ pub fn save(
         .iter_mut()
         .for_each(|spec| spec.name = in_file(&spec.name));
     let own: HashMap<&str, &String> = specs.iter().map(|s| s.name.as_str()).zip(&names).collect();
-    let notes = HashMap::from([(FINGERPRINT.to_owned(), base.to_string())]);
+    let notes = BTreeMap::from([(FINGERPRINT.to_owned(), base.to_string())]);
     std::fs::create_dir_all(folder)
         .map_err(on("create", folder))
         .map_err(WeightsError::from)?;

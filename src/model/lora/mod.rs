@@ -7,6 +7,8 @@ pub mod folder;
 mod merge;
 mod stored;
 
+use std::path::PathBuf;
+
 use super::config::{DecoderConfig, Family, Init, Layout, TensorSpec, layer_of};
 
 pub use merge::merged;
@@ -84,6 +86,19 @@ pub enum LoraError {
         asked: String,
         /// What there is.
         layers: usize,
+    },
+    /// A folder adapts what the model has not.
+    #[error(
+        "{}: has `{name}`, which fits no module of the model{}; the model must be the one that the adapter was trained on", .file.display(),
+        and_others(*.others)
+    )]
+    Module {
+        /// The file of tensors.
+        file: PathBuf,
+        /// The first of those tensors.
+        name: String,
+        /// How many there are beside it.
+        others: usize,
     },
     /// Nothing is left to be adapted.
     #[error("no module has an adapter: target_modules and layers_to_transform leave none")]
@@ -270,6 +285,13 @@ fn is_target(module: &str, target: &str) -> bool {
 /// The last part of a module's name.
 fn leaf(module: &str) -> &str {
     module.rsplit('.').next().unwrap_or(module)
+}
+
+fn and_others(count: usize) -> String {
+    match count {
+        0 => String::new(),
+        count => format!(", and {count} more such tensors"),
+    }
 }
 
 fn unknown_target(name: &str, modules: &[Module]) -> LoraError {

@@ -4,7 +4,7 @@
 //! are files of an earlier layout removed, so that a killed save leaves a folder that still opens.
 
 use std::borrow::Cow;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as StdError;
 use std::fs;
 use std::io::Write;
@@ -110,7 +110,7 @@ where
     for (index, &shard) in shards.iter().enumerate() {
         let name = shard_name(index, shards.len());
         replace_file(&folder.join(&name), |out| {
-            write_shard(out, shard, dtype, HashMap::new(), &mut fetch)
+            write_shard(out, shard, dtype, BTreeMap::new(), &mut fetch)
         })?;
         places.extend(shard.iter().map(|spec| (&spec.name, name.clone())));
         files.insert(name);
@@ -130,7 +130,7 @@ pub fn save_file<'a, E>(
     file: &Path,
     specs: &[TensorSpec],
     dtype: SaveDtype,
-    notes: HashMap<String, String>,
+    notes: BTreeMap<String, String>,
     mut fetch: impl FnMut(&TensorSpec) -> Result<Cow<'a, [f32]>, E>,
 ) -> Result<(), WeightsError>
 where
@@ -178,7 +178,7 @@ fn write_shard<'a, E>(
     out: &mut dyn Write,
     specs: &[TensorSpec],
     dtype: SaveDtype,
-    mut notes: HashMap<String, String>,
+    mut notes: BTreeMap<String, String>,
     fetch: &mut impl FnMut(&TensorSpec) -> Result<Cow<'a, [f32]>, E>,
 ) -> Result<(), WeightsError>
 where
@@ -191,7 +191,7 @@ where
         dtype: dtype.stored(),
         shape: spec.stored_shape(),
     });
-    write_header(out, Some(notes), described)?;
+    write_header(out, Some(&notes), described)?;
     for spec in specs {
         let values = fetch(spec).map_err(|source| WeightsError::Fetch {
             name: spec.name.clone(),

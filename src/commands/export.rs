@@ -1,0 +1,55 @@
+//! `collimate export`: a model with an adapter merged into it, as a Hugging Face folder of its own.
+
+use std::path::Path;
+
+use anyhow::ensure;
+
+use super::inputs::ModelFolder;
+use crate::cli::ExportArgs;
+use crate::config::Device;
+use crate::data::Tokenizer;
+use crate::model::Decoder;
+use crate::model::config::Head;
+use crate::train::signal::Outcome;
+
+/// Merges the adapter in `args.adapter` into the model in `args.model`, and writes the whole to `args.out` with the tokenizer.
+///
+/// # Errors
+/// A folder that cannot be read, an adapter of another model, or a file that cannot be written.
+pub fn export(args: &ExportArgs) -> anyhow::Result<Outcome> {
+    for input in [&args.model, &args.adapter] {
+        ensure!(
+            !is_same(input, &args.out),
+            "--out is {}, which is read from; name another folder",
+            args.out.display()
+        );
+    }
+    let folder = ModelFolder::open(&args.model, Some(&args.adapter))?;
+    let mut decoder = folder.decoder(folder.config().decoder.head, Device::Cpu)?;
+    if decoder.decoder_config().head == Head::Score {
+        choose_padding(&mut decoder, folder.tokenizer());
+    }
+    decoder.save(&args.out, args.dtype)?;
+    if let Some(tokenizer) = folder.tokenizer() {
+        tokenizer.save(&args.out)?;
+    }
+    println!("{}", args.out.display());
+    Ok(Outcome::Finished)
+}
+
+/// A reward model needs a padding token that no answer ends in; where the base has none, it is the tokenizer's.
+fn choose_padding(decoder: &mut Decoder, tokenizer: Option<&Tokenizer>) {
+    let config = decoder.config_mut();
+    if config.scoring_pad_id().is_none()
+        && let Some(pad) = tokenizer.and_then(Tokenizer::pad_id)
+    {
+        config.decoder.pad_token_id = Some(pad);
+    }
+}
+
+fn is_same(a: &Path, b: &Path) -> bool {
+    match (a.canonicalize(), b.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => a == b,
+    }
+}

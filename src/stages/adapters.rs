@@ -1,0 +1,132 @@
+//! What a supervised stage trains: all weights of a model, or adapters on it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use candle_core::Device;
+
+use super::context::Context;
+use crate::config::{LayersToTransform, Lora, TargetModules, Top};
+use crate::data::tokenizer::Tokenizer;
+use crate::model::Decoder;
+use crate::model::config::{Head, TensorSpec};
+use crate::model::hf_config::HfConfig;
+use crate::model::hf_config::adapter::AdapterConfig;
+use crate::model::lora::{Layers, LoraConfig, Scaling, Targets};
+use crate::ops::param::Training;
+
+/// A model to be trained, and the folder of its base if adapters are what is trained.
+pub struct Trainee {
+    /// The model.
+    pub model: Decoder,
+    base: Option<PathBuf>,
+}
+
+/// Where a stage begins.
+pub struct Start<'a> {
+    /// Name of the stage's table.
+    pub table: &'static str,
+    /// The model folder.
+    pub from: &'a Path,
+    /// The head to be trained.
+    pub head: Head,
+    /// Of what is drawn.
+    pub seed: u64,
+    /// What to compute on.
+    pub device: &'a Device,
+}
+
+impl Trainee {
+    /// Loads the model that a stage starts from; with `lora` frozen, with adapters. Those of a PEFT folder are trained further.
+    ///
+    /// # Errors
+    /// If a file is wrong, or the adapters do not fit the model or the folder's own.
+    pub fn load(
+        start: &Start,
+        lora: Option<&Lora>,
+        training: impl Fn(&TensorSpec) -> Training,
+    ) -> Result<Self> {
+        let Some(lora) = lora else {
+            let (head, seed) = (start.head, start.seed);
+            let model = Decoder::load(start.from, head, seed, training, start.device)?;
+            return Ok(Self { model, base: None });
+        };
+        let asked = lora_config(lora);
+        let key = || format!("{}.lora", start.table);
+        let (model, base) = match AdapterConfig::read(start.from)? {
+            None => {
+                let base = base(start.from, start)?;
+                let model =
+                    Decoder::adapt(&base, &asked, start.head, start.seed, Training::Trained)
+                        .with_context(key)?;
+                (model, start.from.to_owned())
+            }
+            Some(adapter) => {
+                let folder = adapter.base_folder(start.from)?;
+                let model = continued(start, &asked, &base(&folder, start)?)?;
+                (model, folder)
+            }
+        };
+        Ok(Self {
+            model,
+            base: Some(base),
+        })
+    }
+
+    /// Writes `final/`: the model, or its adapters as a PEFT folder, with the tokenizer.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn write_final(&self, context: &Context, tokenizer: &Tokenizer) -> Result<()> {
+        match &self.base {
+            None => context.write_final(&self.model, tokenizer),
+            Some(base) => context.write_final_adapter(&self.model, base, tokenizer),
+        }
+    }
+}
+
+/// The frozen model that adapters stand on, with the head that it has.
+fn base(folder: &Path, start: &Start) -> Result<Decoder> {
+    let head = match start.head {
+        Head::LanguageModel => Head::LanguageModel,
+        Head::Score => HfConfig::read(folder)?.decoder.head,
+    };
+    let frozen = |_: &TensorSpec| Training::Frozen;
+    Ok(Decoder::load(folder, head, 0, frozen, start.device)?)
+}
+
+/// The adapters of a PEFT folder, if they are the ones that were asked for.
+fn continued(start: &Start, asked: &LoraConfig, base: &Decoder) -> Result<Decoder> {
+    let (from, head) = (start.from, start.head);
+    let model = Decoder::load_adapter(base, from, head, start.seed, Training::Trained)?;
+    let asked = asked.resolve(base.decoder_config())?;
+    ensure!(
+        model.lora() == Some(&asked),
+        "{}.lora asks for other adapters than those in {}, which are trained further (r, lora_alpha, use_rslora, modules and layers \
+         must be the same); give the same, or merge the old ones first: collimate export",
+        start.table,
+        from.display()
+    );
+    Ok(model)
+}
+
+fn lora_config(lora: &Lora) -> LoraConfig {
+    LoraConfig {
+        r: lora.r,
+        lora_alpha: lora.lora_alpha,
+        scaling: match lora.use_rslora {
+            true => Scaling::RootRank,
+            false => Scaling::Rank,
+        },
+        target_modules: match &lora.target_modules {
+            None => Targets::Usual,
+            Some(TargetModules::Word(_)) => Targets::AllLinear,
+            Some(TargetModules::Names(names)) => Targets::Named(names.clone()),
+        },
+        layers_to_transform: match &lora.layers_to_transform {
+            None => Layers::All,
+            Some(LayersToTransform::Top(Top(count))) => Layers::Top(*count),
+            Some(LayersToTransform::These(layers)) => Layers::These(layers.clone()),
+        },
+    }
+}
