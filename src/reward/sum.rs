@@ -62,7 +62,7 @@ struct Component {
 
 /// Models stand apart from the rest, for the other roles of the run may share weights with them.
 enum Scorer {
-    Model(PathBuf, RewardModel),
+    Model(PathBuf, Box<RewardModel>),
     Ensemble(Vec<PathBuf>, Ensemble),
     Other(Box<dyn Reward>),
 }
@@ -88,9 +88,10 @@ impl Rewards {
     pub fn models(&self) -> impl Iterator<Item = (&Path, &RewardModel)> {
         self.0.iter().flat_map(|component| {
             let (folders, models): (&[PathBuf], &[RewardModel]) = match &component.scorer {
-                Scorer::Model(folder, model) => {
-                    (std::slice::from_ref(folder), std::slice::from_ref(model))
-                }
+                Scorer::Model(folder, model) => (
+                    std::slice::from_ref(folder),
+                    std::slice::from_ref(model.as_ref()),
+                ),
                 Scorer::Ensemble(folders, ensemble) => (folders, ensemble.models()),
                 Scorer::Other(_) => (&[], &[]),
             };
@@ -102,9 +103,10 @@ impl Rewards {
     pub fn models_mut(&mut self) -> impl Iterator<Item = (&Path, &mut RewardModel)> {
         self.0.iter_mut().flat_map(|component| {
             let (folders, models): (&[PathBuf], &mut [RewardModel]) = match &mut component.scorer {
-                Scorer::Model(folder, model) => {
-                    (std::slice::from_ref(folder), std::slice::from_mut(model))
-                }
+                Scorer::Model(folder, model) => (
+                    std::slice::from_ref(folder),
+                    std::slice::from_mut(model.as_mut()),
+                ),
                 Scorer::Ensemble(folders, ensemble) => (folders, ensemble.models_mut()),
                 Scorer::Other(_) => (&[], &mut []),
             };
@@ -163,7 +165,7 @@ impl Component {
 impl Scorer {
     fn reward(&self) -> &dyn Reward {
         match self {
-            Self::Model(_, model) => model,
+            Self::Model(_, model) => model.as_ref(),
             Self::Ensemble(_, ensemble) => ensemble,
             Self::Other(reward) => reward.as_ref(),
         }
@@ -174,7 +176,7 @@ fn scorer(kind: &RewardKind, device: &Device) -> Result<Scorer, RewardError> {
     let other: Box<dyn Reward> = match kind {
         RewardKind::Model(config) => {
             let model = RewardModel::load(&config.path, device)?;
-            return Ok(Scorer::Model(config.path.clone(), model));
+            return Ok(Scorer::Model(config.path.clone(), Box::new(model)));
         }
         RewardKind::Ensemble(config) => return ensemble(config, device),
         RewardKind::Classifier(config) => Box::new(Classifier::load(config)?),

@@ -219,7 +219,7 @@ fn mistakes_are_named() {
     refused(&silent, "ppo config.toml", &says);
 
     let missing = MODEL.replace("models/reward", "models/other");
-    let says = ["ppo.rewards", "models/other", "no such file or folder"];
+    let says = ["ppo.rewards", "models/other", "no such folder"];
     refused(&workspace(&[&missing]), "ppo config.toml", &says);
     let language = MODEL.replace("models/reward", "models/sft");
     let says = ["reward `model`", "models/sft", "a language model"];

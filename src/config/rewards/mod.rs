@@ -3,6 +3,7 @@
 //! Each table has a `type`, a `name`, a `weight` and the keys of its type ([`kinds`]). A configuration without the array scores
 //! by one reward model, `ppo.reward_model`.
 
+mod checks;
 mod kinds;
 
 use std::collections::BTreeMap;

@@ -60,18 +60,8 @@ impl Network {
             return Err(wrong(folder, message));
         }
         let tensors = tensors(folder)?;
-        let layers: usize = match kind {
-            "modernbert" => settings.modern_bert()?.num_hidden_layers,
-            _ => 0,
-        };
-        // Its absence would pass for the first layer's, which has none.
-        let norm = |layer| format!("model.layers.{layer}.attn_norm.weight");
-        if let Some(missing) = (1..layers)
-            .map(norm)
-            .find(|name| !tensors.contains_key(name))
-        {
-            return Err(wrong(folder, format!("the weights lack {missing}")));
-        }
+        check_layers(kind, &tensors, settings.layers()?)
+            .map_err(|message| wrong(folder, message))?;
         let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
         let built = match kind {
             "bert" => Bert::build(vb, settings),
@@ -150,6 +140,32 @@ impl ModernBertHead {
             .norm
             .forward(&self.dense.forward(&pooled)?.gelu_erf()?)?;
         self.classifier.forward(&head)
+    }
+}
+
+/// Makes sure that the files hold the `count` layers of `config.json` and no more; candle-transformers would leave out what is
+/// too many, and a norm that a ModernBERT lacks.
+fn check_layers(kind: &str, tensors: &HashMap<String, Tensor>, count: usize) -> Result<(), String> {
+    let layers = match kind {
+        "bert" => "bert.encoder.layer.",
+        "deberta-v2" => "deberta.encoder.layer.",
+        _ => "model.layers.",
+    };
+    let layer = |name: &str| name.strip_prefix(layers)?.split('.').next()?.parse().ok();
+    let beyond = |name: &&String| layer(name).is_some_and(|layer: usize| layer >= count);
+    if let Some(name) = tensors.keys().filter(beyond).min() {
+        return Err(format!(
+            "the weights hold {name}, but config.json has {count} layers only"
+        ));
+    }
+    // The first layer has none.
+    let norm = |layer| format!("{layers}{layer}.attn_norm.weight");
+    let missing = (1..count)
+        .map(norm)
+        .find(|name| !tensors.contains_key(name));
+    match missing.filter(|_| kind == "modernbert") {
+        Some(name) => Err(format!("the weights lack {name}")),
+        None => Ok(()),
     }
 }
 

@@ -98,11 +98,22 @@ impl Settings {
     /// # Errors
     /// If `max_position_embeddings` is missing.
     pub fn positions(&self) -> Result<usize, RewardError> {
-        let positions = self.fields.get("max_position_embeddings");
-        let positions = positions.and_then(Value::as_u64);
-        positions
-            .map(|positions| positions as usize)
-            .ok_or_else(|| self.wrong("config.json has no max_position_embeddings"))
+        self.count("max_position_embeddings")
+    }
+
+    /// How many layers there are.
+    ///
+    /// # Errors
+    /// If `num_hidden_layers` is missing.
+    pub fn layers(&self) -> Result<usize, RewardError> {
+        self.count("num_hidden_layers")
+    }
+
+    fn count(&self, key: &str) -> Result<usize, RewardError> {
+        let count = self.fields.get(key).and_then(Value::as_u64);
+        count
+            .map(|count| count as usize)
+            .ok_or_else(|| self.wrong(&format!("config.json has no whole number {key}")))
     }
 
     /// BERT's sizes.

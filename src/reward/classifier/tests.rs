@@ -256,6 +256,8 @@ fn what_is_not_computed_is_refused() {
         ("bert", "position_embedding_type", json!("relative_key")),
         ("bert", "hidden_size", Value::Null),
         ("bert", "num_hidden_layers", json!(4)),
+        ("bert", "num_hidden_layers", json!(2)),
+        ("deberta_v3", "num_hidden_layers", json!(2)),
         ("bert", "max_position_embeddings", json!("x")),
         ("bert", "id2label", json!({"1": "a"})),
         ("bert", "id2label", json!({"0": "a", "1": "b"})),
