@@ -76,7 +76,7 @@ impl ScoreNormalizer {
     /// Fixed by the scores of reference samples, such as the dataset's own answers.
     ///
     /// # Errors
-    /// [`RlhfError::Range`](super::RlhfError::Range) if their deviation is zero or not finite.
+    /// [`RlhfError::Range`] if their deviation is zero or not finite.
     pub fn from_reference<T: Real>(scores: &[T]) -> Result<Self> {
         let std = variance(scores).sqrt();
         check_positive("the standard deviation of the reference scores", std)?;
@@ -112,7 +112,7 @@ impl ScoreNormalizer {
 /// Scores within ±`limit`. NaN stays NaN.
 ///
 /// # Errors
-/// [`RlhfError::Range`](super::RlhfError::Range) if `limit` is not above zero.
+/// [`RlhfError::Range`] if `limit` is not above zero.
 pub fn clip_scores<T: Real>(scores: &[T], limit: f64) -> Result<Vec<f64>> {
     check_positive("the score clip", limit)?;
     Ok(scores
