@@ -20,7 +20,7 @@ pub mod names {
     /// Steps done; the key that every line has.
     pub const STEP: &str = "step";
 
-    /// Mean loss per counted token (reward models: per pair) of the step.
+    /// Mean loss per counted token (where pairs are compared: per pair) of the step.
     pub const TRAIN_LOSS: &str = "train/loss";
     /// Learning rate of the step.
     pub const TRAIN_LEARNING_RATE: &str = "train/learning_rate";

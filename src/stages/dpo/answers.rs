@@ -132,9 +132,9 @@ mod tests {
 
     #[test]
     fn an_answer_that_nothing_predicts_is_refused() {
-        let good = pair(&[1], &[9], &[2, 9]);
-        assert!(check_predicted("data", &[good.clone()]).is_ok());
-        let error = check_predicted("data", &[good, pair(&[], &[2, 9], &[9])]).unwrap_err();
+        let pairs = [pair(&[1], &[9], &[2, 9]), pair(&[], &[2, 9], &[9])];
+        assert!(check_predicted("data", &pairs[..1]).is_ok());
+        let error = check_predicted("data", &pairs).unwrap_err();
         assert!(
             error.to_string().starts_with("[dpo] data: pair 2"),
             "{error}"
