@@ -4,7 +4,7 @@
 //! It is read back only if the models and data files (`inputs.json`), the tokens of all pairs and the program are those that it was
 //! made with, and its bytes are whole; else it is computed again, which gives the same bits.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -192,7 +192,7 @@ impl Kept {
     fn write(&self, references: &References) -> io::Result<()> {
         let bytes = references.bytes();
         let note = [&self.depends_on, VALUES, &sum(&bytes)].concat();
-        let notes = HashMap::from([(NOTE.to_owned(), note)]);
+        let notes = BTreeMap::from([(NOTE.to_owned(), note)]);
         let described = [
             (HELD_OUT, references.held_out.len()),
             (TRAINING, references.training.len()),
@@ -203,7 +203,7 @@ impl Kept {
             shape: vec![pairs, 2],
         });
         replace_file(&self.file, |out| {
-            write_header(out, Some(notes), described.into_iter())?;
+            write_header(out, Some(&notes), described.into_iter())?;
             out.write_all(&bytes)
         })
     }
