@@ -29,6 +29,8 @@ mod preference;
 mod refusal;
 #[path = "stages/rewards.rs"]
 mod rewards;
+#[path = "stages/sharing.rs"]
+mod sharing;
 #[path = "stages/support.rs"]
 mod support;
 #[path = "stages/watching.rs"]

@@ -52,6 +52,7 @@ impl Within {
         let part = part.to_owned();
         Some(match indexed(key) {
             Some((key, index)) => (key, Self::Item(index, part)),
+            None if key.contains('[') => return None,
             None => (key, Self::Part(part)),
         })
     }

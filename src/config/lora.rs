@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::check::Keys;
 
+/// What is said of keys that freeze weights beside a `lora` table.
+pub(super) const BESIDE_LORA: &str = "is of no use beside lora, which leaves all weights of the model as they are; remove one of the two";
+
 /// The `lora` table of a stage. A stage that has it, even empty, trains low-rank adapters (Hu et al. 2021) and leaves the model's own
 /// weights as they are.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

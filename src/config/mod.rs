@@ -47,6 +47,7 @@ pub use optim::{Length, LrScheduler, Recompute, Training};
 pub use ppo::{
     AdvantageEstimator, Critic, CriticFrom, Evaluation, KlControllerKind, KlEstimator, KlIn,
     LossAggregation, Objective, Ppo, PpoUpdate, Ptx, Rollout, ScoreNormalization, Scores, Share,
+    Sharing,
 };
 pub use pretrain::Pretrain;
 pub use reward::Reward;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::check::Checker;
 use super::data::{Data, HeldOut};
-use super::lora::Lora;
+use super::lora::{BESIDE_LORA, Lora};
 use super::optim::Training;
 
 /// The `[reward]` table, and the `[judge]` table.
@@ -27,6 +27,8 @@ pub struct Reward {
     pub center_rewards_coefficient: f64,
     /// Most tokens of prompt and answer together; pairs with a longer answer are cut.
     pub max_length: usize,
+    /// Layers, from the lowest, that stay as they are, with the embedding: a trunk that `[ppo]` can hold once for all roles.
+    pub freeze_layers: usize,
     /// Trains adapters, and the scalar head, on the model instead of its weights.
     pub lora: Option<Lora>,
     /// The keys that every stage has. `batch_size` counts pairs.
@@ -42,6 +44,7 @@ impl Default for Reward {
             held_out: HeldOut::default(),
             center_rewards_coefficient: 0.0,
             max_length: 1024,
+            freeze_layers: 0,
             lora: None,
             training: Training {
                 learning_rate: 1e-5,
@@ -71,6 +74,9 @@ impl Reward {
         keys.at_least("max_length", self.max_length, 1, "an answer needs a token");
         if let Some(lora) = &self.lora {
             lora.check(&mut keys);
+            if self.freeze_layers > 0 {
+                keys.wrong("freeze_layers", self.freeze_layers, BESIDE_LORA);
+            }
         }
         self.training.check(&mut keys);
         // Chosen and rejected of one pair are scored in one pass.

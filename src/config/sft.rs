@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::check::Checker;
 use super::data::{Data, HeldOut};
-use super::lora::Lora;
+use super::lora::{BESIDE_LORA, Lora};
 use super::optim::Training;
 
 /// The `[sft]` table.
@@ -102,12 +102,11 @@ impl Sft {
             .check_patience(self.early_stopping_patience, &self.held_out, &mut keys);
         if let Some(lora) = &self.lora {
             lora.check(&mut keys);
-            let message = "is of no use beside lora, which leaves all weights of the model as they are; remove one of the two";
             if self.freeze_layers > 0 {
-                keys.wrong("freeze_layers", self.freeze_layers, message);
+                keys.wrong("freeze_layers", self.freeze_layers, BESIDE_LORA);
             }
             if self.freeze_embeddings {
-                keys.wrong("freeze_embeddings", true, message);
+                keys.wrong("freeze_embeddings", true, BESIDE_LORA);
             }
         }
         self.training.check(&mut keys);

@@ -253,7 +253,13 @@ const PPO: &[Row] = &[
     ("num_ppo_epochs", Same("num_ppo_epochs")),
     ("whiten_rewards", Same("whiten_rewards")),
     ("kl_coef", Same("kl_coef")),
-    ("kl_estimator", Same("kl_estimator")),
+    (
+        "kl_estimator",
+        Differs(
+            "kl_estimator",
+            "unset, which is k1 in the reward, as TRL has it, and k3 where kl_in puts it into the loss",
+        ),
+    ),
     ("cliprange", Same("cliprange")),
     ("vf_coef", Same("vf_coef")),
     ("cliprange_value", Same("cliprange_value")),

@@ -43,6 +43,27 @@ pub enum ModelError {
         /// That of the one given.
         found: String,
     },
+    /// A trunk of more layers than there are.
+    #[error("a trunk of {layers} layers was asked for, the model has {found}")]
+    TrunkLayers {
+        /// What was asked for.
+        layers: usize,
+        /// What there is.
+        found: usize,
+    },
+    /// A model was trained on another trunk than the one that it is to share.
+    #[error("{}: its lowest {layers} layers have the fingerprint {found}, those of the policy {expected}; to share a trunk it must be \
+         trained from the same model with these layers frozen (reward.freeze_layers = {layers})", .folder.display())]
+    OtherTrunk {
+        /// The model folder.
+        folder: PathBuf,
+        /// Layers of the trunk.
+        layers: usize,
+        /// The trunk's fingerprint.
+        expected: String,
+        /// The folder's.
+        found: String,
+    },
     /// A computation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

@@ -7,6 +7,7 @@ use candle_core::Tensor;
 use rollout::{CacheSpec, Draw, Drawn, Model, ModelResult, Step, draw_row};
 
 use super::Decoder;
+use super::boundary::Collector;
 use crate::ops::attention::cached::{BLOCK_TOKENS, Cache, NewTokens};
 use crate::ops::{pool, profile, storage};
 
@@ -17,6 +18,7 @@ const _: () = assert!(BLOCK_TOKENS == rollout::BLOCK_TOKENS);
 pub struct Generator<'a> {
     decoder: &'a Decoder,
     cache: Option<Cache>,
+    collector: Option<Collector>,
 }
 
 impl<'a> Generator<'a> {
@@ -26,7 +28,21 @@ impl<'a> Generator<'a> {
         Self {
             decoder,
             cache: None,
+            collector: None,
         }
+    }
+
+    /// Keeps what is fed to layer `layer`, of every token.
+    pub fn keeping(decoder: &'a Decoder, layer: usize) -> Self {
+        let width = decoder.decoder_config().hidden_size;
+        let mut generator = Self::new(decoder);
+        generator.collector = Some(Collector::new(layer, width));
+        generator
+    }
+
+    /// What was kept.
+    pub fn take_states(&mut self) -> Option<Collector> {
+        self.collector.take()
     }
 }
 
@@ -85,7 +101,15 @@ impl Model for Generator<'_> {
                 blocks: c.blocks,
             })
             .collect();
-        let hidden = self.decoder.forward_cached(&ids, &news, cache)?;
+        let hidden = match &mut self.collector {
+            None => self.decoder.forward_cached(&ids, &news, cache)?,
+            Some(collector) => {
+                let layer = collector.layer();
+                let keep = |x: &Tensor| collect(collector, step, x);
+                self.decoder
+                    .forward_cached_keeping(&ids, &news, cache, layer, keep)?
+            }
+        };
         Ok(self.decoder.logits(&hidden)?)
     }
 
@@ -99,4 +123,17 @@ impl Model for Generator<'_> {
         })?;
         Ok(drawn.into_iter().collect::<Result<_, _>>()?)
     }
+}
+
+/// Hands each chunk's rows of `x` to the collector.
+fn collect(collector: &mut Collector, step: &Step<'_>, x: &Tensor) -> candle_core::Result<()> {
+    let (width, on_host) = (x.dim(1)?, x.to_device(&candle_core::Device::Cpu)?);
+    storage::read(&on_host, |rows| {
+        let mut rest = rows;
+        for chunk in step.chunks {
+            let (own, others) = rest.split_at(chunk.tokens.len() * width);
+            collector.add(chunk.sequence, chunk.past, own);
+            rest = others;
+        }
+    })
 }

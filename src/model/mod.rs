@@ -4,6 +4,7 @@
 //! generation, over a block-paged cache ([`generator`]).
 
 mod block;
+pub mod boundary;
 pub mod config;
 pub mod decoder;
 mod error;
@@ -14,6 +15,7 @@ pub mod hf_config;
 pub mod hub;
 mod init;
 pub mod lora;
+pub mod trunk;
 pub mod weights;
 
 pub use decoder::{Decoder, Gradient, Holding, Recompute, Source};

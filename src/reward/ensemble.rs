@@ -28,11 +28,6 @@ impl Ensemble {
     pub fn models(&self) -> &[RewardModel] {
         &self.models
     }
-
-    /// The models, to be changed in place.
-    pub fn models_mut(&mut self) -> &mut [RewardModel] {
-        &mut self.models
-    }
 }
 
 impl Reward for Ensemble {

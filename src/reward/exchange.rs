@@ -79,6 +79,7 @@ mod tests {
             prompt: "2+2=",
             text: "4",
             ids: &[5, 6, 7, 1],
+            states: None,
             response: vec![7, 1],
             fields: fields.as_object().unwrap(),
         };

@@ -190,6 +190,7 @@ mod tests {
                 prompt: "a",
                 text,
                 ids: &[],
+                states: None,
                 response: Vec::new(),
                 fields: &fields,
             })

@@ -15,12 +15,14 @@ mod sum;
 
 use serde_json::{Map, Value};
 
+use crate::model::boundary::States;
+
 pub use classifier::Classifier;
 pub use ensemble::Ensemble;
 pub use error::RewardError;
 pub use http::Http;
 pub use lexicon::{Lexicon, LexiconError, Valence};
-pub use model::RewardModel;
+pub use model::{RewardModel, Standing};
 pub use program::Program;
 pub use rules::{Exact, Json, Length, Numeric, Pattern, Repetition};
 pub use sum::{Rewards, Scores};
@@ -34,6 +36,8 @@ pub struct Completion<'a> {
     pub text: &'a str,
     /// All tokens, given and generated.
     pub ids: &'a [u32],
+    /// What generation computed of them below the layers that any role trains, where it kept that.
+    pub states: Option<&'a States>,
     /// The generated tokens.
     pub response: Vec<u32>,
     /// The fields of the prompt's record beside `prompt`.

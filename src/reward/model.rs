@@ -2,21 +2,48 @@
 
 use std::path::Path;
 
-use candle_core::{Device, Result, bail};
+use candle_core::{Device, Result, Tensor, bail};
 
 use super::{Batch, Reward, RewardError};
 use crate::data::packing::cut;
+use crate::model::boundary::{Boundary, States};
 use crate::model::{Decoder, Gradient, ModelError};
 use crate::ops::attention::Segments;
 use crate::ops::param::Training;
 
 /// A frozen reward model.
-pub struct RewardModel(Decoder);
+pub struct RewardModel {
+    decoder: Decoder,
+    standing: Standing,
+}
+
+/// What a reward model holds in common with the policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing: it reads token ids.
+    Alone,
+    /// The layers below the boundary at which generation keeps states: it starts from these.
+    OnTrunk,
+}
+
+/// A sequence to be scored: its ids, and what generation computed of them, if it kept that.
+pub type Scored<'a> = (&'a [u32], Option<&'a States>);
 
 impl RewardModel {
-    /// Wraps a decoder with a scalar head.
+    /// Wraps a decoder with a scalar head that stands alone.
     pub fn new(decoder: Decoder) -> Self {
-        Self(decoder)
+        Self {
+            decoder,
+            standing: Standing::Alone,
+        }
+    }
+
+    /// Wraps one that shares the policy's layers below the boundary.
+    pub fn on_trunk(decoder: Decoder) -> Self {
+        Self {
+            decoder,
+            standing: Standing::OnTrunk,
+        }
     }
 
     /// Reads a frozen reward model.
@@ -25,12 +52,19 @@ impl RewardModel {
     /// If the folder holds none, or it cannot be read.
     pub fn load(folder: &Path, device: &Device) -> std::result::Result<Self, ModelError> {
         let frozen = |_: &_| Training::Frozen;
-        Ok(Self(Decoder::load_reward_model(folder, frozen, device)?))
+        Ok(Self::new(Decoder::load_reward_model(
+            folder, frozen, device,
+        )?))
     }
 
     /// The model itself.
     pub fn decoder(&self) -> &Decoder {
-        &self.0
+        &self.decoder
+    }
+
+    /// Whether it shares layers with the policy.
+    pub fn standing(&self) -> Standing {
+        self.standing
     }
 
     /// One raw score a sequence, in packed passes of at most `limit` tokens.
@@ -38,31 +72,57 @@ impl RewardModel {
     /// # Errors
     /// If an id lies outside the vocabulary, a sequence is empty or too long, or the device fails.
     pub fn score(&self, sequences: &[&[u32]], limit: usize) -> Result<Vec<f32>> {
-        if let Some(empty) = sequences.iter().position(|s| s.is_empty()) {
+        let sequences: Vec<Scored> = sequences.iter().map(|&ids| (ids, None)).collect();
+        self.score_kept(&sequences, limit)
+    }
+
+    /// [`Self::score`] of sequences whose states may be known.
+    ///
+    /// # Errors
+    /// Likewise, and if states do not fit their sequences.
+    pub fn score_kept(&self, sequences: &[Scored], limit: usize) -> Result<Vec<f32>> {
+        if let Some(empty) = sequences.iter().position(|(ids, _)| ids.is_empty()) {
             bail!("sequence {empty} is empty; a reward model scores at the last token");
         }
         let mut scores = Vec::with_capacity(sequences.len());
         for run in cut(
             (0..sequences.len()).collect(),
-            |i| sequences[i].len(),
+            |i| sequences[i].0.len(),
             limit,
         ) {
-            let rows: Vec<&[u32]> = run.iter().map(|&i| sequences[i]).collect();
-            let segments = Segments::from_lengths(rows.iter().map(|r| r.len()));
-            let last = Some(segments.last_rows()?.into());
-            let hidden = self
-                .0
-                .forward_at(&rows.concat(), &segments, last, Gradient::Skip)?;
-            let last = self.0.scores(&hidden)?;
+            let run: Vec<Scored> = run.iter().map(|&i| sequences[i]).collect();
+            let last = self.decoder.scores(&self.last_states(&run)?)?;
             scores.extend(last.to_vec1::<f32>()?);
         }
         Ok(scores)
+    }
+
+    /// Hidden states after each sequence's last token: `[sequences, hidden]`.
+    fn last_states(&self, run: &[Scored]) -> Result<Tensor> {
+        let segments = Segments::from_lengths(run.iter().map(|(ids, _)| ids.len()));
+        let (decoder, skip) = (&self.decoder, Gradient::Skip);
+        let last = Some(segments.last_rows()?.into());
+        if let Some(Boundary { layer, hidden }) = self.boundary(run)? {
+            return decoder.forward_from(layer, &hidden, &segments, last, skip);
+        }
+        let ids: Vec<u32> = run.iter().flat_map(|(ids, _)| *ids).copied().collect();
+        decoder.forward_at(&ids, &segments, last, skip)
+    }
+
+    fn boundary(&self, run: &[Scored]) -> Result<Option<Boundary>> {
+        if self.standing == Standing::Alone {
+            return Ok(None);
+        }
+        let states = run.iter().map(|&(ids, states)| (states, ids.len()));
+        let width = self.decoder.decoder_config().hidden_size;
+        Boundary::join(states, width, self.decoder.params().device())
     }
 }
 
 impl Reward for RewardModel {
     fn scores(&self, batch: &Batch) -> std::result::Result<Vec<f32>, RewardError> {
-        let ids: Vec<&[u32]> = batch.completions.iter().map(|c| c.ids).collect();
-        Ok(self.score(&ids, batch.pass_tokens)?)
+        let sequences = batch.completions.iter().map(|c| (c.ids, c.states));
+        let sequences: Vec<Scored> = sequences.collect();
+        Ok(self.score_kept(&sequences, batch.pass_tokens)?)
     }
 }

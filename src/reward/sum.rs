@@ -2,12 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
 use serde_json::{Map, Value};
 
 use super::rules::{Exact, Json, Length, Numeric, Pattern, Repetition};
 use super::{Batch, Classifier, Ensemble, Http, Program, Reward, RewardError, RewardModel};
 use crate::config::{EnsembleReward, RewardComponent, RewardKind};
+use crate::model::ModelError;
+
+/// Reads the reward model of a folder.
+pub type LoadModel<'a> = &'a dyn Fn(&Path) -> Result<RewardModel, ModelError>;
 
 /// All that scores completions.
 pub struct Rewards(Vec<Component>);
@@ -68,13 +71,13 @@ enum Scorer {
 }
 
 impl Rewards {
-    /// Loads what each component needs and starts its programs. Reward models go to `device`.
+    /// Loads what each component needs and starts its programs. Reward models come from `model`.
     ///
     /// # Errors
     /// If one cannot be read or started; the error names the component.
-    pub fn load(components: &[RewardComponent], device: &Device) -> Result<Self, RewardError> {
+    pub fn load(components: &[RewardComponent], model: LoadModel) -> Result<Self, RewardError> {
         let load = |component: &RewardComponent| -> Result<Component, RewardError> {
-            let scorer = scorer(&component.kind, device).map_err(in_component(&component.name))?;
+            let scorer = scorer(&component.kind, model).map_err(in_component(&component.name))?;
             Ok(Component {
                 name: component.name.clone(),
                 weight: component.weight,
@@ -94,21 +97,6 @@ impl Rewards {
                 ),
                 Scorer::Ensemble(folders, ensemble) => (folders, ensemble.models()),
                 Scorer::Other(_) => (&[], &[]),
-            };
-            folders.iter().map(PathBuf::as_path).zip(models)
-        })
-    }
-
-    /// As [`Self::models`], to be changed in place.
-    pub fn models_mut(&mut self) -> impl Iterator<Item = (&Path, &mut RewardModel)> {
-        self.0.iter_mut().flat_map(|component| {
-            let (folders, models): (&[PathBuf], &mut [RewardModel]) = match &mut component.scorer {
-                Scorer::Model(folder, model) => (
-                    std::slice::from_ref(folder),
-                    std::slice::from_mut(model.as_mut()),
-                ),
-                Scorer::Ensemble(folders, ensemble) => (folders, ensemble.models_mut()),
-                Scorer::Other(_) => (&[], &mut []),
             };
             folders.iter().map(PathBuf::as_path).zip(models)
         })
@@ -172,13 +160,13 @@ impl Scorer {
     }
 }
 
-fn scorer(kind: &RewardKind, device: &Device) -> Result<Scorer, RewardError> {
+fn scorer(kind: &RewardKind, model: LoadModel) -> Result<Scorer, RewardError> {
     let other: Box<dyn Reward> = match kind {
         RewardKind::Model(config) => {
-            let model = RewardModel::load(&config.path, device)?;
+            let model = model(&config.path)?;
             return Ok(Scorer::Model(config.path.clone(), Box::new(model)));
         }
-        RewardKind::Ensemble(config) => return ensemble(config, device),
+        RewardKind::Ensemble(config) => return ensemble(config, model),
         RewardKind::Classifier(config) => Box::new(Classifier::load(config)?),
         RewardKind::Exact(config) => Box::new(Exact::new(config)?),
         RewardKind::Numeric(config) => Box::new(Numeric::new(config)?),
@@ -192,9 +180,8 @@ fn scorer(kind: &RewardKind, device: &Device) -> Result<Scorer, RewardError> {
     Ok(Scorer::Other(other))
 }
 
-fn ensemble(config: &EnsembleReward, device: &Device) -> Result<Scorer, RewardError> {
-    let models = config.paths.iter();
-    let models = models.map(|folder| RewardModel::load(folder, device));
+fn ensemble(config: &EnsembleReward, model: LoadModel) -> Result<Scorer, RewardError> {
+    let models = config.paths.iter().map(|folder| model(folder));
     let models = models.collect::<Result<_, _>>()?;
     let ensemble = Ensemble::new(models, config.combine, config.deviations());
     Ok(Scorer::Ensemble(config.paths.clone(), ensemble))
@@ -209,6 +196,7 @@ fn in_component(name: &str) -> impl FnOnce(RewardError) -> RewardError {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
     use serde_json::json;
 
     use super::*;
@@ -234,7 +222,10 @@ mod tests {
             component("right", 2.0, exact),
             component("short", -0.5, length),
         ];
-        Rewards::load(&components, &Device::Cpu).unwrap()
+        Rewards::load(&components, &|folder| {
+            RewardModel::load(folder, &Device::Cpu)
+        })
+        .unwrap()
     }
 
     #[test]
@@ -245,6 +236,7 @@ mod tests {
             prompt: "2+2",
             text,
             ids: &[],
+            states: None,
             response: Vec::new(),
             fields,
         });

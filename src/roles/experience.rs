@@ -6,6 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::model::boundary::States;
 use crate::rlhf::{RlhfError, Rows};
 
 /// A prompt with its continuation.
@@ -25,6 +26,8 @@ pub struct Sequence {
     pub kept: Vec<Option<Arc<[u32]>>>,
     /// Whether it ended by a stop, not by the limit.
     pub finished: bool,
+    /// What generation computed of its tokens below the layers that any role trains, where the roles share those.
+    pub states: Option<States>,
 }
 
 /// A batch that does not fit together.
@@ -60,6 +63,12 @@ impl Sequence {
     /// The generated tokens.
     pub fn response(&self) -> Vec<u32> {
         self.positions().map(|p| self.ids[p]).collect()
+    }
+
+    /// Width of its states, if it has any.
+    pub fn state_width(&self) -> Option<usize> {
+        let states = self.states.as_ref()?;
+        Some(states.rows.len() / self.ids.len())
     }
 
     fn fits(&self) -> bool {
@@ -155,6 +164,7 @@ mod tests {
             log_probs: vec![0.0; count],
             kept: vec![None; count],
             finished: true,
+            states: None,
         }
     }
 

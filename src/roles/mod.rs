@@ -1,25 +1,29 @@
 //! Actor, critic, reference and reward model: what each owns, and how a batch is scored by them.
 //!
-//! With `share = "none"` actor and critic own all their weights; the reference is the frozen start of the actor. The critic starts
-//! from the reward model or from the policy; an estimator without values has none, and then nothing of one is loaded.
+//! What they hold in common is [`Sharing`]'s: nothing, a trunk of frozen layers, or all but adapters. The reference is the frozen start
+//! of the actor. The critic starts from the reward model or from the policy; an estimator without values has none, and then nothing of
+//! one is loaded.
 
 mod critic;
 pub mod experience;
 mod scoring;
+mod sharing;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 
+use crate::config::RewardComponent;
 use crate::data::{DataError, Tokenizer};
-use crate::model::config::Head;
 use crate::model::{Decoder, ModelError};
-use crate::ops::param::Training;
-use crate::reward::{RewardModel, Rewards};
+use crate::reward::{RewardError, RewardModel, Rewards};
 
 pub use critic::CriticStart;
 pub use experience::{Experience, ExperienceError, Sequence};
 pub use scoring::{Packed, TokenScores, log_probs, values};
+pub use sharing::{Ground, Sharing};
+
+use sharing::boundary;
 
 /// The four models of PPO.
 pub struct Roles {
@@ -31,6 +35,10 @@ pub struct Roles {
     pub reference: Decoder,
     /// What scores: the frozen reward model, or a sum of other things.
     pub reward: Rewards,
+    /// The folder of the frozen model that adapters stand on.
+    pub base: PathBuf,
+    /// The layer below which all of them are one and frozen, if they share layers.
+    pub boundary: Option<usize>,
 }
 
 /// Roles that cannot work together.
@@ -42,12 +50,9 @@ pub enum RolesError {
     /// A tokenizer cannot be read.
     #[error(transparent)]
     Tokenizer(#[from] DataError),
-    /// No reward model is among the rewards.
-    #[error(
-        "the critic starts from the reward model; there is none: add one to [[ppo.rewards]], type = \"model\" (weight = 0.0 if it \
-         should not score)"
-    )]
-    NoCritic,
+    /// What scores cannot be read or started.
+    #[error(transparent)]
+    Reward(#[from] RewardError),
     /// Policy and scorer read different vocabularies.
     #[error(
         "{scorer} has a vocabulary of {found} tokens, the policy one of {expected}: they were made with different tokenizers, \
@@ -79,23 +84,28 @@ pub enum RolesError {
 }
 
 impl Roles {
-    /// Loads actor and reference from `policy`, and the critic, if there is to be one, from where it starts.
+    /// Loads them on their common ground: the critic, if there is to be one, from where it starts; what scores as `rewards` says.
     ///
     /// # Errors
-    /// If a model or tokenizer cannot be read or vocabularies differ.
+    /// If a model or tokenizer cannot be read, vocabularies differ, or a model was trained on other ground.
     pub fn load(
+        ground: Ground,
+        sharing: &Sharing,
         policy: &Path,
-        reward: Rewards,
         critic: Option<CriticStart>,
-        device: &Device,
+        rewards: &[RewardComponent],
     ) -> Result<Self, RolesError> {
-        let language = |training: Training| {
-            Decoder::load(policy, Head::LanguageModel, 0, move |_| training, device)
-        };
+        let reward = Rewards::load(rewards, &|folder| ground.reward_model(folder))?;
+        let actor = ground.actor()?;
+        let critic = critic.map(|start| ground.critic(start)).transpose()?;
+        let trained = critic.iter().chain([&actor]);
+        let models = reward.models().map(|(_, model)| model);
         let roles = Self {
-            actor: language(Training::Trained)?,
-            reference: language(Training::Frozen)?,
-            critic: critic.map(|start| start.load(device)).transpose()?,
+            boundary: boundary(sharing, trained, models),
+            base: ground.base_folder().to_owned(),
+            actor,
+            critic,
+            reference: ground.reference()?,
             reward,
         };
         for (folder, model) in roles.reward.models() {

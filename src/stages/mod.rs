@@ -6,6 +6,7 @@ mod context;
 mod dataset;
 mod dpo;
 mod examples;
+mod freezing;
 mod language;
 mod origin;
 mod ppo;

@@ -9,14 +9,14 @@ use super::adapters::{Start, Trainee};
 use super::context::{Context, Finished, steps};
 use super::dataset::Walk;
 use super::examples::{Examples, limit};
+use super::freezing::Frozen;
 use crate::config::{Reward, Stage, TooLong, Training};
 use crate::data::example::{Encoder, Pair};
 use crate::data::packing::cut;
 use crate::data::tokenizer::Tokenizer;
-use crate::model::config::Head;
+use crate::model::config::{Head, TensorSpec};
 use crate::model::{Decoder, Gradient};
 use crate::ops::attention::Segments;
-use crate::ops::param::Training as Trained;
 use crate::rlhf::preference::{BradleyTerryLoss, bradley_terry};
 use crate::train::metrics::names;
 use crate::train::supervised::{Evaluation, Plan, Share, Task, train};
@@ -39,7 +39,13 @@ pub fn reward(context: &Context, config: &Reward, stage: Stage) -> Result<Option
         seed,
         device: context.device,
     };
-    let mut trainee = Trainee::load(&start, config.lora.as_ref(), |_| Trained::Trained)?;
+    let frozen = Frozen {
+        layers: config.freeze_layers,
+        embeddings: false,
+    };
+    let choose = |spec: &TensorSpec| frozen.training(spec);
+    let mut trainee = Trainee::load(&start, config.lora.as_ref(), choose)?;
+    frozen.check(start.table, start.from, &trainee.model)?;
     choose_padding(&mut trainee.model, &tokenizer)?;
     let model = &trainee.model;
 

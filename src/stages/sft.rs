@@ -1,10 +1,11 @@
 //! Supervised fine-tuning: the loss counts the answers' tokens only.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use super::adapters::{Start, Trainee};
 use super::context::{Context, Finished, steps};
 use super::examples::{Examples, limit};
+use super::freezing::Frozen;
 use super::language::{LanguageTask, RowSet};
 use crate::config::{Sft, Stage, TooLong};
 use crate::data::example::{Encoder, Example};
@@ -12,7 +13,7 @@ use crate::data::packing::Batch;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
 use crate::model::config::{Head, TensorSpec, is_embedding, layer_of};
-use crate::ops::param::{Param, Training};
+use crate::ops::param::Param;
 use crate::train::supervised::{Plan, train};
 
 impl RowSet for Vec<Example> {
@@ -45,9 +46,13 @@ pub fn sft(context: &Context, config: &Sft) -> Result<Option<Finished>> {
         seed,
         device: context.device,
     };
-    let choose = |spec: &TensorSpec| training(config, spec);
+    let frozen = Frozen {
+        layers: config.freeze_layers,
+        embeddings: config.freeze_embeddings,
+    };
+    let choose = |spec: &TensorSpec| frozen.training(spec);
     let mut trainee = Trainee::load(&start, config.lora.as_ref(), choose)?;
-    check_frozen(config, &trainee.model)?;
+    frozen.check(start.table, start.from, &trainee.model)?;
     stop_at_eos(&mut trainee.model, &tokenizer)?;
     let model = &trainee.model;
 
@@ -97,18 +102,6 @@ pub fn sft(context: &Context, config: &Sft) -> Result<Option<Finished>> {
     Ok(Some(finished))
 }
 
-/// More frozen layers than the model has would leave next to nothing to train.
-fn check_frozen(config: &Sft, model: &Decoder) -> Result<()> {
-    let layers = model.decoder_config().num_hidden_layers;
-    ensure!(
-        config.freeze_layers <= layers,
-        "sft.freeze_layers is {}, but the model in {} has {layers} layers; freeze that many or fewer",
-        config.freeze_layers,
-        config.from.display()
-    );
-    Ok(())
-}
-
 /// Answers end in the tokenizer's EOS, so generation must stop there too.
 pub(super) fn stop_at_eos(model: &mut Decoder, tokenizer: &Tokenizer) -> Result<()> {
     let eos = tokenizer.eos_id()?;
@@ -117,18 +110,6 @@ pub(super) fn stop_at_eos(model: &mut Decoder, tokenizer: &Tokenizer) -> Result<
         stops.push(eos);
     }
     Ok(())
-}
-
-fn training(config: &Sft, spec: &TensorSpec) -> Training {
-    let frozen = match layer_of(&spec.name) {
-        Some(layer) => layer < config.freeze_layers,
-        None => is_embedding(&spec.name) && (config.freeze_embeddings || config.freeze_layers > 0),
-    };
-    if frozen {
-        Training::Frozen
-    } else {
-        Training::Trained
-    }
 }
 
 /// Layer-wise decay (Howard and Ruder 2018, §3.1): the top layer, the final norm and the head learn at the full rate, each layer

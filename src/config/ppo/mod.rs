@@ -11,6 +11,7 @@ mod ptx;
 mod reward;
 mod rollout;
 mod scores;
+mod sharing;
 #[cfg(test)]
 mod tests;
 mod update;
@@ -31,6 +32,7 @@ pub use objective::{AdvantageEstimator, KlControllerKind, KlEstimator, Objective
 pub use ptx::Ptx;
 pub use rollout::Rollout;
 pub use scores::{ScoreNormalization, Scores};
+pub use sharing::{Share, Sharing};
 pub use update::{KlIn, LossAggregation, PpoUpdate};
 
 /// The `[ppo]` table.
@@ -59,7 +61,8 @@ pub struct Ppo {
     #[serde(default, deserialize_with = "optional_path")]
     pub eval_prompts: Option<PathBuf>,
     /// What the four roles hold in common.
-    pub share: Share,
+    #[serde(flatten)]
+    pub sharing: Sharing,
     /// Completions of each prompt in an iteration; divides `batch_size`.
     pub num_samples_per_prompt: usize,
     /// Minibatches (optimizer steps) that an epoch cuts the batch into; divides `batch_size`.
@@ -93,14 +96,6 @@ pub struct Ppo {
     pub training: Training,
 }
 
-/// What the four roles hold in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Share {
-    /// Nothing: actor and critic own all their weights.
-    None,
-}
-
 impl Default for Ppo {
     fn default() -> Self {
         Self {
@@ -110,7 +105,7 @@ impl Default for Ppo {
             judge_model: None,
             prompts: PathBuf::new(),
             eval_prompts: None,
-            share: Share::None,
+            sharing: Sharing::default(),
             num_samples_per_prompt: 1,
             num_mini_batches: 1,
             num_ppo_epochs: 4,
@@ -205,6 +200,7 @@ impl Ppo {
             );
         }
         self.check_batch(&mut keys);
+        self.sharing.check(&mut keys);
         self.objective.check(&mut keys);
         match self.has_critic() {
             true => self.critic.check(&self.training, &mut keys),

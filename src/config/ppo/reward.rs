@@ -36,7 +36,7 @@ impl Ppo {
     }
 
     /// The first reward model among them.
-    pub(super) fn first_reward_model(&self) -> Option<PathBuf> {
+    pub fn first_reward_model(&self) -> Option<PathBuf> {
         let components = self.reward_components();
         let first = |component: &RewardComponent| match &component.kind {
             RewardKind::Model(model) => Some(model.path.clone()),

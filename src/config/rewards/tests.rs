@@ -214,7 +214,7 @@ fn overrides_reach_single_tables_and_replace_all() {
         "ppo.rewards[0]=1",
         "ppo.rewards[x].a=1",
         "ppo.rewards[0].a.b=1",
-        "ppo.a.b=1",
+        "ppo.a.b.c=1",
     ] {
         let error = wrong
             .parse::<Override>()
@@ -275,7 +275,13 @@ fn changes_are_named_by_table_and_key() {
         ]
     );
     let fewer = changed(&["ppo.rewards=[{type=\"json\"}]"]);
-    assert_eq!((fewer.len(), fewer[0].1), (1, Effect::ChangesResult));
+    // Without a reward model the critic starts from the policy.
+    assert!(
+        fewer
+            .iter()
+            .any(|(change, ..)| change.starts_with("ppo.critic_from"))
+    );
+    assert_eq!((fewer.len(), fewer[0].1), (2, Effect::ChangesResult));
 }
 
 #[test]

@@ -121,6 +121,7 @@ fn score(classifier: &Classifier, prompt: &str, text: &str) -> f32 {
         prompt,
         text,
         ids: &[],
+        states: None,
         response: Vec::new(),
         fields: &Map::new(),
     };

@@ -43,6 +43,7 @@ mod tests {
             prompt: "a prompt",
             text,
             ids: tokens,
+            states: None,
             response: tokens.to_vec(),
             fields: record.as_object().unwrap_or(&empty),
         };

@@ -203,6 +203,7 @@ mod tests {
             log_probs: vec![0.0; 2],
             kept: vec![None; 2],
             finished: true,
+            states: None,
         }
     }
 

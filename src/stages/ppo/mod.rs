@@ -20,16 +20,16 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, anyhow, bail};
 use rollout::random::Purpose;
 
+use super::adapters::lora_config;
 use super::context::{Context, Finished, steps};
-use crate::config::{CriticFrom, Ppo, Stage, TooLong};
+use crate::config::{CriticFrom, Ppo, Share, Stage, TooLong};
 use crate::data::example::{Encoder, Limit, Prompt};
 use crate::data::loader::Order;
 use crate::data::records::read;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
 use crate::ops::profile;
-use crate::reward::Rewards;
-use crate::roles::{self, CriticStart, Experience, Roles, TokenScores};
+use crate::roles::{self, CriticStart, Experience, Ground, Roles, Sharing, TokenScores};
 use crate::train::metrics::{Keep, Metrics, StepLog, names};
 use crate::train::progress::Progress;
 use crate::train::run_folder::Done;
@@ -47,10 +47,13 @@ use update::{Outcome, PretrainMix};
 /// If data, a model or a file is wrong, or training diverges.
 pub fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
     let tokenizer = context.tokenizer_of(&config.from)?;
-    let rewards = Rewards::load(&config.reward_components(), context.device)?;
-    let scorer = rewards.models().next().map(|(folder, _)| folder.to_owned());
-    let critic = critic_start(config, scorer.as_deref(), context.config.run.seed)?;
-    let roles = Roles::load(&config.from, rewards, critic, context.device)?;
+    let seed = context.config.run.seed;
+    let sharing = sharing(config);
+    let ground = Ground::load(&config.from, &sharing, seed, context.device)?;
+    let scorer = config.first_reward_model();
+    let critic = critic_start(config, scorer.as_deref(), seed)?;
+    let rewards = config.reward_components();
+    let roles = Roles::load(ground, &sharing, &config.from, critic, &rewards)?;
     let prompts = prompts(&tokenizer, config, &roles, &config.prompts, "prompts")?;
     let evaluator = Evaluator::load(context, config, &tokenizer, &roles)?;
     let mix = PretrainMix::load(config, &tokenizer, &roles, context.config.run.seed)?;
@@ -66,6 +69,18 @@ pub fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
         run.iterate()?;
     }
     run.finish().map(Some)
+}
+
+/// What the roles hold in common.
+fn sharing(config: &Ppo) -> Sharing {
+    let keys = &config.sharing;
+    match keys.share {
+        Share::None => Sharing::None,
+        Share::Trunk => Sharing::Trunk {
+            layers: keys.trunk_layers.unwrap_or_default(),
+        },
+        Share::Adapter => Sharing::Adapter(lora_config(&keys.lora.clone().unwrap_or_default())),
+    }
 }
 
 /// Where the critic starts from, `scorer` being the first reward model; `None` where the estimator has no critic.
@@ -194,7 +209,7 @@ impl<'a> Run<'a> {
         notes.iter().for_each(|note| progress.note(note));
         Ok(Self {
             order: Order::new(prompts.len(), context.config.run.seed, Purpose::Shuffle)?,
-            sampler: Sampler::new(config, tokenizer, &roles.actor, context),
+            sampler: Sampler::new(config, tokenizer, roles, context),
             log: StepLog::open(&context.folder.metrics(), keep)?,
             samples: StepLog::open(&context.folder.samples(), keep)?,
             context,
@@ -402,8 +417,16 @@ impl<'a> Run<'a> {
 
     fn finish(mut self) -> Result<Finished> {
         self.progress.finish();
-        self.context
-            .write_final(&self.roles.actor, self.tokenizer)?;
+        match self.config.sharing.share {
+            Share::Adapter => {
+                let (actor, base) = (&self.roles.actor, &self.roles.base);
+                self.context
+                    .write_final_adapter(actor, base, self.tokenizer)?;
+            }
+            Share::None | Share::Trunk => self
+                .context
+                .write_final(&self.roles.actor, self.tokenizer)?,
+        }
         let table = evaluation::table(&self.state, self.evaluator.as_ref(), self.context.folder)?;
         let summary = self
             .state

@@ -31,6 +31,7 @@ pub fn score(
             prompt: &prompt.text,
             text,
             ids: &sequence.ids,
+            states: sequence.states.as_ref(),
             response: sequence.response(),
             fields: &prompt.fields,
         })

@@ -3,7 +3,8 @@
 use anyhow::Result;
 use rollout::random::Purpose;
 use rollout::{
-    CacheBudget, Decoding, Error, Finish, Request, Sampling, Settings, StopText, generate,
+    CacheBudget, Decoding, Error, Finish, LastToken, Request, Sampling, SequenceId, Settings,
+    StopText, generate,
 };
 
 use crate::config::Ppo;
@@ -11,8 +12,9 @@ use crate::data::ends::Ends;
 use crate::data::example::Prompt;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
+use crate::model::boundary::Collector;
 use crate::model::generator::Generator;
-use crate::roles::Sequence;
+use crate::roles::{Roles, Sequence};
 use crate::stages::Context;
 use crate::train::signal::StopRequest;
 
@@ -24,6 +26,8 @@ pub struct Sampler<'a> {
     config: &'a Ppo,
     tokenizer: &'a Tokenizer,
     ends: Ends,
+    /// The layer whose inputs are kept.
+    boundary: Option<usize>,
     seed: u64,
     stop: &'a StopRequest,
 }
@@ -33,15 +37,16 @@ impl<'a> Sampler<'a> {
     pub fn new(
         config: &'a Ppo,
         tokenizer: &'a Tokenizer,
-        actor: &Decoder,
+        roles: &Roles,
         context: &'a Context,
     ) -> Self {
-        let mut ids = actor.config().stop_ids.clone();
+        let mut ids = roles.actor.config().stop_ids.clone();
         ids.extend(&config.generation.stop_token_ids);
         Self {
             config,
             tokenizer,
             ends: Ends::new(ids, &config.generation.stop, tokenizer),
+            boundary: roles.boundary,
             seed: context.config.run.seed,
             stop: context.stop,
         }
@@ -139,21 +144,24 @@ impl<'a> Sampler<'a> {
     ) -> Result<Option<Vec<Sequence>>> {
         let completed = |generated: &[u32]| self.ends.completed(self.tokenizer, generated);
         let stop_text: Option<StopText> = self.ends.has_texts().then_some(&completed);
+        let (mut generator, last_token) = match self.boundary {
+            None => (Generator::new(model), LastToken::Unread),
+            // A reward model reads the last token too.
+            Some(layer) => (Generator::keeping(model, layer), LastToken::Read),
+        };
         let settings = Settings {
             stop_text,
+            last_token,
             ..settings
         };
-        let output = match generate(&mut Generator::new(model), requests, &settings, &mut |_| {}) {
+        let output = match generate(&mut generator, requests, &settings, &mut |_| {}) {
             Err(Error::Cancelled) => return Ok(None),
             output => output?,
         };
-        Ok(Some(
-            output
-                .completions
-                .into_iter()
-                .map(|completion| sequence(requests, completion))
-                .collect(),
-        ))
+        let kept = generator.take_states();
+        let completions = output.completions.into_iter();
+        let sequences = completions.map(|completion| sequence(requests, completion, kept.as_ref()));
+        Ok(Some(sequences.collect()))
     }
 
     fn request(&self, key: u64, prompt: &Prompt, samples: usize) -> Request {
@@ -186,7 +194,15 @@ impl<'a> Sampler<'a> {
     }
 }
 
-fn sequence(requests: &[Request], completion: rollout::Completion) -> Sequence {
+fn sequence(
+    requests: &[Request],
+    completion: rollout::Completion,
+    kept: Option<&Collector>,
+) -> Sequence {
+    let id = SequenceId {
+        request: completion.request,
+        sample: completion.sample,
+    };
     let request = &requests[completion.request];
     let mut ids = request.prompt.clone();
     ids.extend(&completion.tokens);
@@ -202,5 +218,6 @@ fn sequence(requests: &[Request], completion: rollout::Completion) -> Sequence {
             .map(|kept| kept.map(Into::into))
             .collect(),
         finished: completion.finish == Finish::Stop,
+        states: kept.and_then(|kept| kept.states(id)),
     }
 }

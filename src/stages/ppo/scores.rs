@@ -108,6 +108,7 @@ mod tests {
             log_probs: vec![0.0; tokens],
             kept: vec![None; tokens],
             finished,
+            states: None,
         }
     }
 

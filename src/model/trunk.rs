@@ -1,0 +1,71 @@
+//! The trunk: the embedding and the lowest layers of a frozen decoder, which others hold in common with it.
+
+use std::path::Path;
+
+use super::config::{TensorSpec, is_embedding, layer_of};
+use super::decoder::{Decoder, Holding};
+use super::error::ModelError;
+use super::fingerprint::{Fingerprint, FingerprintBuilder};
+use super::hf_config::HfConfig;
+use super::lora::Stored;
+use crate::model::config::Head;
+use crate::ops::param::Training;
+
+/// Whether a tensor belongs to a trunk of so many layers.
+pub fn in_trunk(name: &str, layers: usize) -> bool {
+    layer_of(name).map_or(is_embedding(name), |layer| layer < layers)
+}
+
+impl Decoder {
+    /// Reads a folder's upper layers, norm and head onto the trunk of `base`; its own trunk is passed over. The rest is held as
+    /// `training` says.
+    ///
+    /// # Errors
+    /// As [`Decoder::load_sharing`], and if the base has not so many layers.
+    pub fn load_on_trunk(
+        base: &Decoder,
+        layers: usize,
+        folder: &Path,
+        head: Head,
+        seed: u64,
+        training: Training,
+    ) -> Result<Self, ModelError> {
+        let found = base.decoder_config().num_hidden_layers;
+        if layers > found {
+            return Err(ModelError::TrunkLayers { layers, found });
+        }
+        let shared = |spec: &TensorSpec| base.params().find(&spec.name);
+        let holding = |spec: &TensorSpec| match shared(spec) {
+            Some(param) if in_trunk(&spec.name, layers) => Holding::Shared(param),
+            _ => Holding::Own(training),
+        };
+        Self::load_sharing(folder, head, seed, holding, base.params().device())
+    }
+
+    /// Makes sure that the model in `folder` was trained on this decoder's trunk: a branch means nothing on another.
+    ///
+    /// # Errors
+    /// If the lowest layers differ, with the fingerprints of both, or a file cannot be read.
+    pub fn check_trunk(&self, layers: usize, folder: &Path) -> Result<(), ModelError> {
+        let own = self.params().iter();
+        let expected = Fingerprint::of(own.filter(|p| in_trunk(p.name(), layers)))?;
+        let (stored, specs) = (
+            Stored::open(folder)?,
+            HfConfig::read(folder)?.decoder.tensors(),
+        );
+        let mut sums = FingerprintBuilder::default();
+        for spec in specs.iter().filter(|spec| in_trunk(&spec.name, layers)) {
+            sums.add(&spec.name, &stored.load(spec)?);
+        }
+        let found = sums.finish();
+        match found == expected {
+            true => Ok(()),
+            false => Err(ModelError::OtherTrunk {
+                folder: folder.to_owned(),
+                layers,
+                expected: expected.to_string(),
+                found: found.to_string(),
+            }),
+        }
+    }
+}

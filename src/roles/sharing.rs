@@ -1,0 +1,204 @@
+//! What the roles hold in common: the ground on which each of them is loaded.
+//!
+//! - Nothing: each owns its weights.
+//! - A trunk: the embedding and the lowest layers of the policy, frozen. Above it each role has a branch of its own.
+//! - A base under adapters (Hu et al. 2021): all of the policy, frozen. Each role but the reference adds low-rank matrices, and its
+//!   head; a policy that has adapters itself brings its base, and the reference keeps a frozen copy of them.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+
+use super::critic::CriticStart;
+use crate::model::config::{Head, layer_of};
+use crate::model::hf_config::HfConfig;
+use crate::model::hf_config::adapter::AdapterConfig;
+use crate::model::lora::LoraConfig;
+use crate::model::{Decoder, ModelError};
+use crate::ops::param::Training;
+use crate::reward::{RewardModel, Standing};
+
+type Result<T> = std::result::Result<T, ModelError>;
+
+/// What the roles hold in common.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Sharing {
+    /// Nothing.
+    None,
+    /// The lowest layers.
+    Trunk {
+        /// How many.
+        layers: usize,
+    },
+    /// All but adapters and heads. Those of a policy that has adapters are trained further, and these are not asked for.
+    Adapter(LoraConfig),
+}
+
+/// The policy as it starts, on which roles are loaded.
+pub struct Ground<'a> {
+    policy: &'a Path,
+    sharing: &'a Sharing,
+    seed: u64,
+    device: &'a Device,
+    /// Frozen; with adapters the model that all of them stand on.
+    base: Decoder,
+    /// The folder of that model.
+    base_folder: PathBuf,
+}
+
+impl<'a> Ground<'a> {
+    /// Reads the policy's frozen weights, or its base's where adapters are what is trained and it has them already. `seed` draws
+    /// fresh adapters and heads.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn load(
+        policy: &'a Path,
+        sharing: &'a Sharing,
+        seed: u64,
+        device: &'a Device,
+    ) -> Result<Self> {
+        let base_folder = match (sharing, AdapterConfig::read(policy)?) {
+            (Sharing::Adapter(_), Some(adapter)) => adapter.base_folder(policy)?,
+            _ => policy.to_owned(),
+        };
+        let frozen = |_: &_| Training::Frozen;
+        let base = Decoder::load(&base_folder, Head::LanguageModel, 0, frozen, device)?;
+        Ok(Self {
+            policy,
+            sharing,
+            seed,
+            device,
+            base,
+            base_folder,
+        })
+    }
+
+    /// The folder of the model that adapters stand on.
+    pub fn base_folder(&self) -> &Path {
+        &self.base_folder
+    }
+
+    /// The policy that is trained.
+    ///
+    /// # Errors
+    /// If it cannot be read, or the ground does not fit it.
+    pub fn actor(&self) -> Result<Decoder> {
+        let (head, trained) = (Head::LanguageModel, Training::Trained);
+        match self.sharing {
+            Sharing::None => Decoder::load(self.policy, head, 0, |_| trained, self.device),
+            Sharing::Trunk { layers } => {
+                Decoder::load_on_trunk(&self.base, *layers, self.policy, head, 0, trained)
+            }
+            Sharing::Adapter(_) if self.has_adapters() => self.adapters_of(self.policy, trained),
+            Sharing::Adapter(lora) => {
+                Decoder::adapt(&self.base, lora, head, self.seed, Training::Trained)
+            }
+        }
+    }
+
+    /// The value function.
+    ///
+    /// # Errors
+    /// As [`Self::actor`], and if it starts from a reward model that was trained on other ground.
+    pub fn critic(&self, start: CriticStart) -> Result<Decoder> {
+        let (head, trained) = (Head::Score, Training::Trained);
+        match (self.sharing, start) {
+            (Sharing::None, start) => start.load(self.device),
+            (_, CriticStart::RewardModel(folder)) => self.scorer(folder, trained),
+            (Sharing::Trunk { layers }, CriticStart::Policy { folder, seed }) => {
+                Decoder::load_on_trunk(&self.base, *layers, folder, head, seed, trained)
+            }
+            (Sharing::Adapter(_), CriticStart::Policy { folder, seed }) if self.has_adapters() => {
+                Decoder::load_adapter(&self.base, folder, head, seed, trained)
+            }
+            (Sharing::Adapter(lora), CriticStart::Policy { seed, .. }) => {
+                Decoder::adapt(&self.base, lora, head, seed, trained)
+            }
+        }
+    }
+
+    /// A frozen reward model. One without adapters stands alone where the others are adapters.
+    ///
+    /// # Errors
+    /// As [`Self::critic`].
+    pub fn reward_model(&self, folder: &Path) -> Result<RewardModel> {
+        let whole = || Ok::<_, ModelError>(AdapterConfig::read(folder)?.is_none());
+        match self.sharing {
+            Sharing::None => RewardModel::load(folder, self.device),
+            Sharing::Adapter(_) if whole()? => RewardModel::load(folder, self.device),
+            _ => Ok(RewardModel::on_trunk(
+                self.scorer(folder, Training::Frozen)?,
+            )),
+        }
+    }
+
+    /// The frozen start of the actor.
+    ///
+    /// # Errors
+    /// As [`Self::actor`].
+    pub fn reference(self) -> Result<Decoder> {
+        match self.has_adapters() {
+            true => self.adapters_of(self.policy, Training::Frozen),
+            false => Ok(self.base),
+        }
+    }
+
+    /// Whether the policy is a base with adapters on it.
+    fn has_adapters(&self) -> bool {
+        self.base_folder != self.policy
+    }
+
+    fn adapters_of(&self, folder: &Path, training: Training) -> Result<Decoder> {
+        Decoder::load_adapter(&self.base, folder, Head::LanguageModel, self.seed, training)
+    }
+
+    /// A reward model's own weights on what it shares.
+    fn scorer(&self, folder: &Path, training: Training) -> Result<Decoder> {
+        let refuse = |found, needed| {
+            let folder = folder.to_owned();
+            Err(ModelError::Kind {
+                folder,
+                found,
+                needed,
+            })
+        };
+        if HfConfig::read(folder)?.decoder.head != Head::Score {
+            let needed = "a reward model (...ForSequenceClassification with one label)";
+            return refuse("a language model", needed);
+        }
+        let Sharing::Trunk { layers } = self.sharing else {
+            if AdapterConfig::read(folder)?.is_none() {
+                let needed = "an adapter on the policy's base ([reward.lora]), or ppo.critic_from = \"policy\",";
+                return refuse("a whole reward model", needed);
+            }
+            return Decoder::load_adapter(&self.base, folder, Head::Score, self.seed, training);
+        };
+        self.base.check_trunk(*layers, folder)?;
+        Decoder::load_on_trunk(&self.base, *layers, folder, Head::Score, 0, training)
+    }
+}
+
+/// The layer below which all roles are one, if there is one above the lowest: generation keeps the states at its input.
+pub fn boundary<'d>(
+    sharing: &Sharing,
+    trained: impl Iterator<Item = &'d Decoder>,
+    scorers: impl Iterator<Item = &'d RewardModel>,
+) -> Option<usize> {
+    let layer = match sharing {
+        Sharing::None => 0,
+        Sharing::Trunk { layers } => *layers,
+        Sharing::Adapter(_) => {
+            let scorers = scorers.filter(|model| model.standing() == Standing::OnTrunk);
+            let all = trained.chain(scorers.map(RewardModel::decoder));
+            all.map(lowest_adapter).min().unwrap_or(0)
+        }
+    };
+    (layer > 0).then_some(layer)
+}
+
+fn lowest_adapter(model: &Decoder) -> usize {
+    let modules = model.lora().into_iter().flat_map(|lora| &lora.modules);
+    let layers = modules.filter_map(|module| layer_of(&module.name));
+    layers.min().unwrap_or(0)
+}

@@ -1,0 +1,47 @@
+//! Which weights of a model a supervised stage leaves as they are.
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+
+use crate::model::Decoder;
+use crate::model::config::{TensorSpec, is_embedding, layer_of};
+use crate::ops::param::Training;
+
+/// What stays as it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Frozen {
+    /// Layers, from the lowest, and with them the embeddings.
+    pub layers: usize,
+    /// The embeddings, whatever becomes of the layers.
+    pub embeddings: bool,
+}
+
+impl Frozen {
+    /// Whether a tensor is trained.
+    pub fn training(self, spec: &TensorSpec) -> Training {
+        let frozen = match layer_of(&spec.name) {
+            Some(layer) => layer < self.layers,
+            None => is_embedding(&spec.name) && (self.embeddings || self.layers > 0),
+        };
+        match frozen {
+            true => Training::Frozen,
+            false => Training::Trained,
+        }
+    }
+
+    /// More frozen layers than the model has would leave next to nothing to train.
+    ///
+    /// # Errors
+    /// If there are not so many, with the key of `table`.
+    pub fn check(self, table: &str, from: &Path, model: &Decoder) -> Result<()> {
+        let layers = model.decoder_config().num_hidden_layers;
+        ensure!(
+            self.layers <= layers,
+            "{table}.freeze_layers is {}, but the model in {} has {layers} layers; freeze that many or fewer",
+            self.layers,
+            from.display()
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,211 @@
+//! Roles that hold layers in common: as exact as roles that own everything, and what is shared never moves.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+
+use crate::on_policy::{assert_start_on_policy, iterations, number};
+use crate::refusal::refused;
+use crate::support::{Line, Workspace};
+
+/// Everything that bends sampling, and a cache so short that sequences give way and read again.
+const BENT: &str = "--set ppo.temperature=0.7 --set ppo.top_k=24 --set ppo.num_samples_per_prompt=4 --set ppo.cache_tokens=96";
+
+/// A reward model on the policy's lowest layer, and PPO that shares it.
+fn trunk(workspace: &Workspace) -> String {
+    workspace.succeed("reward config.toml --set run.name=branch --set reward.freeze_layers=1");
+    "--set ppo.share=trunk --set ppo.trunk_layers=1 --set ppo.reward_model=runs/branch/reward/final"
+        .to_owned()
+}
+
+/// A reward model of adapters, and PPO with adapters on these layers.
+fn adapters(workspace: &Workspace, layers: &str) -> String {
+    let lora = |table: &str| {
+        format!(
+            "--set {table}.lora.r=4 --set {table}.lora.target_modules=all-linear --set {table}.lora.layers_to_transform={layers}"
+        )
+    };
+    let name = format!("adapter-{}", layers.replace(':', "-"));
+    let reward = lora("reward");
+    workspace.succeed(&format!(
+        "reward config.toml --set run.name={name} {reward}"
+    ));
+    format!(
+        "--set ppo.share=adapter --set ppo.reward_model=runs/{name}/reward/final {}",
+        lora("ppo")
+    )
+}
+
+fn tensors(file: &Path) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(file, &Device::Cpu).expect("tensors")
+}
+
+fn bits(tensor: &Tensor) -> Vec<u32> {
+    let values = tensor.flatten_all().and_then(|t| t.to_vec1::<f32>());
+    values.expect("f32").iter().map(|x| x.to_bits()).collect()
+}
+
+/// Names of the tensors that a run's newest checkpoint holds of a role.
+fn saved(workspace: &Workspace, run: &str, role: &str) -> Vec<String> {
+    let folder = workspace.stage(run, "ppo").join("checkpoints");
+    let checkpoints = fs::read_dir(folder).expect("checkpoints");
+    let newest = checkpoints.map(|e| e.expect("an entry").path()).max();
+    let file = newest.expect("one").join(format!("{role}.safetensors"));
+    tensors(&file).into_keys().collect()
+}
+
+/// What an iteration says before any weight has moved.
+fn start(line: &Line) -> Vec<u64> {
+    let names = [
+        "objective/scores",
+        "objective/entropy",
+        "objective/rlhf_reward",
+        "rollout/length_mean",
+        "value/explained_variance",
+    ];
+    names.map(|name| number(line, name).to_bits()).into()
+}
+
+/// The same models without anything in common: what sharing must not change.
+fn alone(workspace: &Workspace, name: &str, reward: &str, flags: &str) -> Line {
+    let reward = format!("--set ppo.reward_model={reward}");
+    iterations(
+        workspace,
+        name,
+        &format!("{reward} {flags} --set ppo.max_steps=1"),
+    )
+    .remove(0)
+}
+
+#[test]
+fn a_trunk_is_exact_and_stays_as_it_is() {
+    let workspace = Workspace::trained();
+    let share = trunk(&workspace);
+    for (name, flags) in [("plain", ""), ("bent", BENT)] {
+        let lines = iterations(&workspace, name, &format!("{share} {flags}"));
+        assert_start_on_policy(&lines, flags);
+        let whole = alone(
+            &workspace,
+            &format!("{name}-whole"),
+            "runs/branch/reward/final",
+            flags,
+        );
+        assert_eq!(start(&lines[0]), start(&whole), "{flags}");
+    }
+    let before = tensors(&workspace.path("models/sft/model.safetensors"));
+    let after = tensors(&workspace.model("plain", "ppo").join("model.safetensors"));
+    assert_eq!(before.len(), after.len());
+    for (name, tensor) in &before {
+        let in_trunk = name.contains("layers.0.") || name.contains("embed_tokens");
+        assert_eq!(bits(tensor) == bits(&after[name]), in_trunk, "{name}");
+    }
+    for role in ["actor", "critic"] {
+        let names = saved(&workspace, "plain", role);
+        let of_trunk = |name: &String| name.contains("layers.0.") || name.contains("embed_tokens");
+        assert!(
+            !names.is_empty() && !names.iter().any(of_trunk),
+            "{names:?}"
+        );
+    }
+}
+
+#[test]
+fn adapters_are_exact_and_leave_their_base_as_it_is() {
+    let workspace = Workspace::trained();
+    for layers in ["top:1", "top:2"] {
+        let share = adapters(&workspace, layers);
+        let reward = format!("runs/adapter-{}/reward/final", layers.replace(':', "-"));
+        for (kind, flags) in [("plain", ""), ("bent", BENT)] {
+            let name = format!("{kind}-{}", layers.replace(':', "-"));
+            let lines = iterations(&workspace, &name, &format!("{share} {flags}"));
+            assert_start_on_policy(&lines, flags);
+            // Merged weights are rounded, so that the scores of a whole model agree to so many digits.
+            let whole = alone(&workspace, &format!("{name}-whole"), &reward, flags);
+            let score = |line: &Line| number(line, "objective/scores");
+            let gap = (score(&lines[0]) - score(&whole)).abs();
+            assert!(gap < 1e-4, "{layers} {flags}: {gap}");
+            let names = saved(&workspace, &name, "actor");
+            assert!(names.iter().all(|name| name.contains("lora_")), "{names:?}");
+        }
+    }
+    let folder = workspace.model("plain-top-1", "ppo");
+    assert!(folder.join("adapter_config.json").exists());
+    assert!(!folder.join("model.safetensors").exists());
+    // Later commands read it as a model.
+    workspace.succeed(&format!(
+        "generate --model {} --prompts prompts.jsonl --out out.jsonl --max-new-tokens 4",
+        folder.display()
+    ));
+}
+
+/// A policy that has adapters brings its base; they are trained further, and the reference keeps them as they were.
+#[test]
+fn a_policy_of_adapters_is_tuned_further() {
+    let workspace = Workspace::trained();
+    let lora = "--set sft.lora.r=4 --set sft.lora.target_modules=all-linear";
+    workspace.succeed(&format!("sft config.toml --set run.name=tuned {lora}"));
+    let lines = iterations(
+        &workspace,
+        "further",
+        "--set ppo.share=adapter --set ppo.from=runs/tuned/sft/final --set ppo.critic_from=policy",
+    );
+    assert_start_on_policy(&lines, "adapters of the policy");
+    let file = "adapter_model.safetensors";
+    let before = tensors(&workspace.model("tuned", "sft").join(file));
+    let after = tensors(&workspace.model("further", "ppo").join(file));
+    assert_eq!(before.len(), after.len());
+    assert!(before.iter().any(|(name, t)| bits(t) != bits(&after[name])));
+}
+
+/// Interrupted after two iterations and continued, a run ends in the bits of one that went through.
+#[test]
+fn sharing_survives_an_interruption() {
+    let workspace = Workspace::trained();
+    for (name, share) in [
+        ("trunk", trunk(&workspace)),
+        ("adapter", adapters(&workspace, "top:1")),
+    ] {
+        let run = |name: &str, steps: usize| {
+            iterations(
+                &workspace,
+                name,
+                &format!("{share} --set ppo.max_steps={steps}"),
+            );
+        };
+        run(&format!("{name}-through"), 4);
+        run(&format!("{name}-halved"), 2);
+        run(&format!("{name}-halved"), 4);
+        let [through, halved] =
+            ["through", "halved"].map(|half| workspace.weights(&format!("{name}-{half}"), "ppo"));
+        assert!(through == halved, "{name}");
+    }
+}
+
+#[test]
+fn a_model_from_other_ground_is_refused() {
+    let workspace = Workspace::trained();
+    let share = "--set ppo.share=trunk --set ppo.trunk_layers=1";
+    refused(
+        &workspace,
+        &format!("ppo config.toml {share}"),
+        &["models/reward", "fingerprint", "reward.freeze_layers = 1"],
+    );
+    let many = "--set ppo.share=trunk --set ppo.trunk_layers=3";
+    refused(
+        &workspace,
+        &format!("ppo config.toml {many}"),
+        &["3 layers", "has 2"],
+    );
+    refused(
+        &workspace,
+        "ppo config.toml --set ppo.share=adapter",
+        &["models/reward", "whole reward model", "ppo.critic_from"],
+    );
+    refused(
+        &workspace,
+        "reward config.toml --set reward.freeze_layers=3",
+        &["reward.freeze_layers", "2 layers"],
+    );
+}
