@@ -25,7 +25,8 @@ a = ap.parse_args()
 if a.what == "all":
     me = [os.path.abspath(__file__), "--threads", str(a.threads), "--reps", str(a.reps), "--out", a.out, "--smollm2", a.smollm2]
     quick = ["--model", "quickstart", "--batch", "64", "--prompt", "10", "--new", "40", "--epochs", "2", "--minibatches", "2"]
-    runs = [["--what", "ceil"], ["--what", "ppo", "--minibatches", "4"], ["--what", "ppo", *quick]]
+    runs = [["--what", "ceil"], ["--what", "ppo", "--minibatches", "4"], ["--what", "ppo", *quick],
+            ["--what", "ppo", "--model", "smollm2", "--minibatches", "4"]]
     runs += [["--what", w, "--model", m, *b] for m in ("tiny6", "smollm2")
              for w, b in (("generate", ["--batch", "8"]), ("generate", ["--batch", "32"]), ("ragged", []), ("sft", []))]
     for r in runs:

@@ -10,9 +10,11 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use candle_core::Device;
 use collimate::config::{Config, Document, Stage};
 use collimate::model::Decoder;
 use collimate::model::config::{Geometry, Head};
+use collimate::model::lora::{Layers, LoraConfig, Scaling, Targets};
 use collimate::model::weights::SaveDtype;
 use collimate::ops::param::Training;
 use collimate::stages;
@@ -31,34 +33,60 @@ const QUICKSTART: Geometry = Geometry {
     max_position_embeddings: 128,
 };
 
-/// Iterations that are timed, behind one that warms up.
-const TIMED: usize = 5;
+/// What the roles hold in common.
+#[derive(Clone, Copy)]
+enum Sharing {
+    None,
+    /// The lowest 24 of SmolLM2's 30 layers.
+    Trunk,
+    /// All but adapters of rank 16 on every projection.
+    Adapter,
+}
 
-struct Sizes {
-    model: Geometry,
-    tied: bool,
+enum Start {
+    /// Random weights.
+    Random { sizes: Geometry, tied: bool },
+    /// SmolLM2-135M-Instruct.
+    SmolLm2(Sharing),
+}
+
+struct Case {
+    model: Start,
     batch: usize,
     prompt: usize,
     new: usize,
     epochs: usize,
     minibatches: usize,
+    /// Iterations that are timed, behind one that warms up.
+    timed: usize,
 }
 
 fn main() -> Result<()> {
-    support::run(&[("ppo quickstart", quickstart), ("ppo tiny6", tiny6)])
+    support::run(&[
+        ("ppo quickstart", quickstart),
+        ("ppo tiny6", tiny6),
+        ("ppo smollm2 none", |case| smollm2(case, Sharing::None)),
+        ("ppo smollm2 trunk", |case| smollm2(case, Sharing::Trunk)),
+        ("ppo smollm2 adapter", |case| {
+            smollm2(case, Sharing::Adapter)
+        }),
+    ])
 }
 
 fn quickstart(case: &str) -> Result<()> {
     iterate(
         case,
-        &Sizes {
-            model: QUICKSTART,
-            tied: true,
+        &Case {
+            model: Start::Random {
+                sizes: QUICKSTART,
+                tied: true,
+            },
             batch: 64,
             prompt: 10,
             new: 40,
             epochs: 2,
             minibatches: 2,
+            timed: 5,
         },
     )
 }
@@ -66,21 +94,39 @@ fn quickstart(case: &str) -> Result<()> {
 fn tiny6(case: &str) -> Result<()> {
     iterate(
         case,
-        &Sizes {
-            model: support::TINY6,
-            tied: false,
+        &Case {
+            model: Start::Random {
+                sizes: support::TINY6,
+                tied: false,
+            },
             batch: 32,
             prompt: 32,
             new: 64,
             epochs: 4,
             minibatches: 4,
+            timed: 5,
         },
     )
 }
 
-fn iterate(case: &str, sizes: &Sizes) -> Result<()> {
+fn smollm2(case: &str, sharing: Sharing) -> Result<()> {
+    iterate(
+        case,
+        &Case {
+            model: Start::SmolLm2(sharing),
+            batch: 32,
+            prompt: 32,
+            new: 64,
+            epochs: 4,
+            minibatches: 4,
+            timed: 2,
+        },
+    )
+}
+
+fn iterate(name: &str, case: &Case) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let config = prepare(sizes, folder.path())?;
+    let config = prepare(case, folder.path())?;
     let document = Document::parse(&config, Path::new("bench.toml"))?;
     let config = Config::resolve(&document)?;
     if std::env::var_os("PROFILE").is_some() {
@@ -102,7 +148,7 @@ fn iterate(case: &str, sizes: &Sizes) -> Result<()> {
         Ok(support::median(&times))
     };
     support::report(
-        case,
+        name,
         json!({
             "seconds_per_iteration": part("time/step")?, "rollout": part("time/rollout")?,
             "score": part("time/score")?, "update": part("time/update")?,
@@ -113,32 +159,18 @@ fn iterate(case: &str, sizes: &Sizes) -> Result<()> {
 }
 
 /// Writes models and prompts and returns the configuration.
-fn prepare(sizes: &Sizes, folder: &Path) -> Result<String> {
-    let save = |model: Decoder, name: &str| -> Result<()> {
-        let folder = folder.join(name);
-        model.save(&folder, SaveDtype::F32)?;
-        std::fs::write(
-            folder.join("tokenizer.json"),
-            tokenizer(sizes.model.vocab_size)?,
-        )?;
-        let special = json!({ "eos_token": "</s>", "pad_token": "<pad>" });
-        std::fs::write(folder.join("tokenizer_config.json"), special.to_string())?;
-        Ok(())
+fn prepare(case: &Case, folder: &Path) -> Result<String> {
+    let keys = match &case.model {
+        Start::Random { sizes, tied } => random_models(sizes, *tied, folder)?,
+        Start::SmolLm2(sharing) => smollm2_models(*sharing, folder)?,
     };
-    let random = |head| support::random(&sizes.model, head, sizes.tied, Training::Frozen);
-    let mut policy = random(Head::LanguageModel)?;
-    policy.config_mut().stop_ids = vec![2];
-    save(policy, "policy")?;
-    let mut reward = random(Head::Score)?;
-    reward.config_mut().decoder.pad_token_id = Some(0);
-    save(reward, "reward")?;
     let words = |i: usize| {
-        (0..sizes.prompt).fold(String::new(), |mut text, j| {
+        (0..case.prompt).fold(String::new(), |mut text, j| {
             let _ = write!(text, "t{} ", 3 + (i * 977 + j * 31) % 1000);
             text
         })
     };
-    let prompts = (0..sizes.batch * (TIMED + 1)).map(|i| json!({ "prompt": words(i).trim() }));
+    let prompts = (0..case.batch * (case.timed + 1)).map(|i| json!({ "prompt": words(i).trim() }));
     let prompts: String = prompts.map(|line| format!("{line}\n")).collect();
     std::fs::write(folder.join("prompts.jsonl"), prompts)?;
     let at = folder.display();
@@ -146,13 +178,74 @@ fn prepare(sizes: &Sizes, folder: &Path) -> Result<String> {
         "[run]\nname = \"bench\"\ndir = \"{at}/runs\"\n\
          [ppo]\nfrom = \"{at}/policy\"\nreward_model = \"{at}/reward\"\nprompts = \"{at}/prompts.jsonl\"\n\
          batch_size = {}\nnum_ppo_epochs = {}\nnum_mini_batches = {}\nmax_new_tokens = {new}\nmin_new_tokens = {new}\n\
-         max_steps = {}\nlearning_rate = 1e-5\nsave_steps = 1000\neval_steps = 0\n",
-        sizes.batch,
-        sizes.epochs,
-        sizes.minibatches,
-        TIMED + 1,
-        new = sizes.new,
+         max_steps = {}\nlearning_rate = 1e-5\nsave_steps = 1000\neval_steps = 0\n{keys}",
+        case.batch,
+        case.epochs,
+        case.minibatches,
+        case.timed + 1,
+        new = case.new,
     ))
+}
+
+/// A policy and a reward model with random weights; no more keys are needed.
+fn random_models(sizes: &Geometry, tied: bool, folder: &Path) -> Result<String> {
+    let random = |head| support::random(sizes, head, tied, Training::Frozen);
+    save(random(Head::LanguageModel)?, &folder.join("policy"))?;
+    save(random(Head::Score)?, &folder.join("reward"))?;
+    Ok(String::new())
+}
+
+/// SmolLM2 as the policy, and under a fresh head as the reward model; the keys that say what they share.
+fn smollm2_models(sharing: Sharing, folder: &Path) -> Result<String> {
+    let load = |head| {
+        let frozen = |_: &_| Training::Frozen;
+        Decoder::load(Path::new(support::SMOLLM2), head, 0, frozen, &Device::Cpu)
+    };
+    let (policy, reward) = (folder.join("policy"), folder.join("reward"));
+    save(load(Head::LanguageModel)?, &policy)?;
+    let lora = "lora = { r = 16, target_modules = \"all-linear\" }";
+    Ok(match sharing {
+        Sharing::None => {
+            save(load(Head::Score)?, &reward)?;
+            String::new()
+        }
+        Sharing::Trunk => {
+            save(load(Head::Score)?, &reward)?;
+            "share = \"trunk\"\ntrunk_layers = 24\n".to_owned()
+        }
+        Sharing::Adapter => {
+            let config = LoraConfig {
+                r: 16,
+                lora_alpha: 32.0,
+                scaling: Scaling::Rank,
+                target_modules: Targets::AllLinear,
+                layers_to_transform: Layers::All,
+            };
+            let base = load(Head::LanguageModel)?;
+            let adapted = Decoder::adapt(&base, &config, Head::Score, 0, Training::Frozen)?;
+            adapted.save_adapter(&reward, &policy, SaveDtype::F32)?;
+            tokenizer_files(&reward, base.decoder_config().vocab_size)?;
+            format!("share = \"adapter\"\n{lora}\n")
+        }
+    })
+}
+
+fn save(mut model: Decoder, folder: &Path) -> Result<()> {
+    match model.decoder_config().head {
+        Head::LanguageModel => model.config_mut().stop_ids = vec![2],
+        Head::Score => model.config_mut().decoder.pad_token_id = Some(0),
+    }
+    model.save(folder, SaveDtype::F32)?;
+    tokenizer_files(folder, model.decoder_config().vocab_size)
+}
+
+fn tokenizer_files(folder: &Path, size: usize) -> Result<()> {
+    std::fs::write(folder.join("tokenizer.json"), tokenizer(size)?)?;
+    let special = json!({ "eos_token": "</s>", "pad_token": "<pad>" });
+    Ok(std::fs::write(
+        folder.join("tokenizer_config.json"),
+        special.to_string(),
+    )?)
 }
 
 /// A tokenizer of whole words `t3`, `t4`, … behind the special tokens.

@@ -202,11 +202,9 @@ fn mistakes_are_named() {
     refused(&unanswered, "ppo config.toml", &says);
 
     let models = workspace(&[LENGTH]);
-    let says = [
-        "the critic starts from the reward model; there is none",
-        "[[ppo.rewards]]",
-    ];
-    refused(&models, "ppo config.toml", &says);
+    let says = ["ppo.critic_from", "no reward model is among what scores"];
+    let start = "ppo config.toml --set ppo.critic_from=reward_model";
+    refused(&models, start, &says);
 
     let silent = workspace(&[MODEL, PROGRAM]);
     silent.write("reward.sh", "echo no such module >&2; exit 7\n");

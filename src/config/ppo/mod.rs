@@ -203,7 +203,10 @@ impl Ppo {
         self.sharing.check(&mut keys);
         self.objective.check(&mut keys);
         match self.has_critic() {
-            true => self.critic.check(&self.training, &mut keys),
+            true => {
+                self.critic.check(&self.training, &mut keys);
+                self.check_critic_start(&mut keys);
+            }
             false => self.refuse_critic_keys(&mut keys),
         }
         self.scores.check(self.generation.max_new_tokens, &mut keys);

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Ppo;
-use crate::config::check::Checker;
+use super::{CriticFrom, Ppo};
+use crate::config::check::{Checker, Keys};
 use crate::config::rewards::{self, ModelReward, RewardComponent, RewardKind};
 
 impl Ppo {
@@ -44,6 +44,15 @@ impl Ppo {
             _ => None,
         };
         components.iter().find_map(first)
+    }
+
+    pub(super) fn check_critic_start(&self, keys: &mut Keys<'_, '_>) {
+        let from_scorer = self.critic.critic_from == Some(CriticFrom::RewardModel);
+        if from_scorer && self.first_reward_model().is_none() {
+            let message = "no reward model is among what scores; set it to \"policy\", or add one: [[ppo.rewards]] type = \"model\" \
+                           (weight = 0.0 if it should not score)";
+            keys.wrong("critic_from", "\"reward_model\"", message);
+        }
     }
 
     /// The files that the commands of reward programs name, as far as they can be told: an interpreter's script among them.

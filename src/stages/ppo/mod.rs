@@ -51,7 +51,7 @@ pub fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
     let sharing = sharing(config);
     let ground = Ground::load(&config.from, &sharing, seed, context.device)?;
     let scorer = config.first_reward_model();
-    let critic = critic_start(config, scorer.as_deref(), seed)?;
+    let critic = critic_start(config, scorer.as_deref(), seed);
     let rewards = config.reward_components();
     let roles = Roles::load(ground, &sharing, &config.from, critic, &rewards)?;
     let prompts = prompts(&tokenizer, config, &roles, &config.prompts, "prompts")?;
@@ -88,21 +88,16 @@ fn critic_start<'a>(
     config: &'a Ppo,
     scorer: Option<&'a Path>,
     seed: u64,
-) -> Result<Option<CriticStart<'a>>> {
+) -> Option<CriticStart<'a>> {
     let policy = CriticStart::Policy {
         folder: &config.from,
         seed,
     };
-    if !config.has_critic() {
-        return Ok(None);
-    }
-    Ok(Some(match (config.critic.critic_from, scorer) {
+    let start = match (config.critic.critic_from, scorer) {
         (Some(CriticFrom::RewardModel), Some(folder)) => CriticStart::RewardModel(folder),
-        (Some(CriticFrom::RewardModel), None) => bail!(
-            "ppo.critic_from is \"reward_model\", but no reward model is among what scores; set critic_from = \"policy\""
-        ),
-        (Some(CriticFrom::Policy) | None, _) => policy,
-    }))
+        _ => policy,
+    };
+    config.has_critic().then_some(start)
 }
 
 /// Reads prompts and leaves room for the response.
