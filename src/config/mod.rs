@@ -21,6 +21,7 @@ mod model;
 mod names;
 mod optim;
 mod order;
+mod overrides;
 mod ppo;
 mod pretrain;
 mod reward;
@@ -36,7 +37,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 pub use check::{Checker, Keys};
 pub use data::{Data, HeldOut, Source};
-pub use document::{Document, Override};
+pub use document::Document;
 pub use dpo::{Dpo, LossType};
 pub use error::{ConfigError, Place, Problem, Problems};
 pub use generation::Generation;
@@ -44,6 +45,7 @@ pub use hub::HubName;
 pub use lora::{AllLinear, LayersToTransform, Lora, TargetModules, Top};
 pub use model::{Architecture, Family, Model, ModelStart, SaveDtype};
 pub use optim::{Length, LrScheduler, Recompute, Training};
+pub use overrides::Override;
 pub use ppo::{
     AdvantageEstimator, Critic, CriticFrom, Evaluation, KlControllerKind, KlEstimator, KlIn,
     LossAggregation, Objective, Ppo, PpoUpdate, Ptx, Rollout, ScoreNormalization, Scores, Share,

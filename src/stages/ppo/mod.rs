@@ -10,26 +10,23 @@ mod report;
 mod rewards;
 mod rollouts;
 mod scores;
+mod setup;
 mod state;
 mod targets;
 mod update;
 
-use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::Result;
 use rollout::random::Purpose;
 
-use super::adapters::lora_config;
 use super::context::{Context, Finished, steps};
-use crate::config::{CriticFrom, Ppo, Share, Stage, TooLong};
-use crate::data::example::{Encoder, Limit, Prompt};
+use crate::config::{Ppo, Share, Stage};
+use crate::data::example::Prompt;
 use crate::data::loader::Order;
-use crate::data::records::read;
 use crate::data::tokenizer::Tokenizer;
-use crate::model::Decoder;
 use crate::ops::profile;
-use crate::roles::{self, CriticStart, Experience, Ground, Roles, Sharing, TokenScores};
+use crate::roles::{self, Experience, Roles, TokenScores};
 use crate::train::metrics::{Keep, Metrics, StepLog, names};
 use crate::train::progress::Progress;
 use crate::train::run_folder::Done;
@@ -47,14 +44,8 @@ use update::{Outcome, PretrainMix};
 /// If data, a model or a file is wrong, or training diverges.
 pub fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
     let tokenizer = context.tokenizer_of(&config.from)?;
-    let seed = context.config.run.seed;
-    let sharing = sharing(config);
-    let ground = Ground::load(&config.from, &sharing, seed, context.device)?;
-    let scorer = config.first_reward_model();
-    let critic = critic_start(config, scorer.as_deref(), seed);
-    let rewards = config.reward_components();
-    let roles = Roles::load(ground, &sharing, &config.from, critic, &rewards)?;
-    let prompts = prompts(&tokenizer, config, &roles, &config.prompts, "prompts")?;
+    let roles = setup::roles(context, config)?;
+    let prompts = setup::prompts(&tokenizer, config, &roles, &config.prompts, "prompts")?;
     let evaluator = Evaluator::load(context, config, &tokenizer, &roles)?;
     let mix = PretrainMix::load(config, &tokenizer, &roles, context.config.run.seed)?;
     let mut run = Run::resume(
@@ -69,77 +60,6 @@ pub fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
         run.iterate()?;
     }
     run.finish().map(Some)
-}
-
-/// What the roles hold in common.
-fn sharing(config: &Ppo) -> Sharing {
-    let keys = &config.sharing;
-    match keys.share {
-        Share::None => Sharing::None,
-        Share::Trunk => Sharing::Trunk {
-            layers: keys.trunk_layers.unwrap_or_default(),
-        },
-        Share::Adapter => Sharing::Adapter(lora_config(&keys.lora.clone().unwrap_or_default())),
-    }
-}
-
-/// Where the critic starts from, `scorer` being the first reward model; `None` where the estimator has no critic.
-fn critic_start<'a>(
-    config: &'a Ppo,
-    scorer: Option<&'a Path>,
-    seed: u64,
-) -> Option<CriticStart<'a>> {
-    let policy = CriticStart::Policy {
-        folder: &config.from,
-        seed,
-    };
-    let start = match (config.critic.critic_from, scorer) {
-        (Some(CriticFrom::RewardModel), Some(folder)) => CriticStart::RewardModel(folder),
-        _ => policy,
-    };
-    config.has_critic().then_some(start)
-}
-
-/// Reads prompts and leaves room for the response.
-fn prompts(
-    tokenizer: &Tokenizer,
-    config: &Ppo,
-    roles: &Roles,
-    file: &std::path::Path,
-    key: &str,
-) -> Result<Vec<Prompt>> {
-    let encoder = Encoder::new(tokenizer, room(config, roles), TooLong::Error)?;
-    let records = read(file)?;
-    let prompts = encoder
-        .prompts(&records)
-        .with_context(|| format!("ppo.{key}"))?
-        .items;
-    for record in &records {
-        let check = roles.reward.check(&record.fields);
-        check.map_err(|lacks| anyhow!("ppo.{key}: {}: {lacks}", record.source))?;
-    }
-    if prompts.is_empty() {
-        bail!("ppo.{key}: {} holds no prompt", file.display());
-    }
-    Ok(prompts)
-}
-
-/// What the response leaves for a prompt in the context of policy and reward model.
-fn room(config: &Ppo, roles: &Roles) -> Limit {
-    let context = |model: &Decoder| model.decoder_config().max_position_embeddings;
-    let actor = ("the policy's", context(&roles.actor));
-    let scorers = roles.reward.models();
-    let scorers = scorers.map(|(_, model)| ("the reward model's", context(model.decoder())));
-    let least = |a: (&'static str, usize), b: (&'static str, usize)| if b.1 < a.1 { b } else { a };
-    let (whose, context) = scorers.fold(actor, least);
-    let response = config.generation.max_new_tokens;
-    Limit {
-        tokens: context.saturating_sub(response),
-        words: format!(
-            "{whose} context holds {context}, of which the response may take {response}"
-        ),
-        mend: "lower ppo.max_new_tokens".to_owned(),
-    }
 }
 
 struct Run<'a> {

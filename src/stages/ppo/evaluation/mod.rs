@@ -75,7 +75,7 @@ impl<'a> Evaluator<'a> {
         let Some(file) = &config.eval_prompts else {
             return Ok(None);
         };
-        let mut prompts = super::prompts(tokenizer, config, roles, file, "eval_prompts")?;
+        let mut prompts = super::setup::prompts(tokenizer, config, roles, file, "eval_prompts")?;
         prompts.truncate(config.evaluation.eval_samples);
         let judge = config
             .judge_model

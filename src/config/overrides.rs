@@ -1,0 +1,91 @@
+//! `--set`: one key of the configuration, set for one call.
+
+use toml::Value;
+
+use super::error::ConfigError;
+
+/// An override of one key, `--set ppo.kl_coef=0.1`; of a part of one whose value is a table, `--set sft.lora.r=4`; or of a key of one
+/// table of an array, `--set ppo.rewards[0].weight=0.5`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Override {
+    pub(super) table: String,
+    pub(super) key: String,
+    pub(super) within: Within,
+    pub(super) value: Value,
+    /// As it was typed.
+    pub(super) text: String,
+}
+
+/// What of a key's value is set.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Within {
+    /// All of it.
+    Whole,
+    /// A key of the table that it is.
+    Part(String),
+    /// A key of one of the tables that it is an array of: the table's place, and the key.
+    Item(usize, String),
+}
+
+impl Within {
+    /// Reads `KEY`, `KEY.PART` or `KEY[INDEX].PART`.
+    fn read(text: &str) -> Option<(&str, Self)> {
+        let Some((key, part)) = text.split_once('.') else {
+            return (!text.is_empty()).then_some((text, Self::Whole));
+        };
+        if key.is_empty() || part.is_empty() || part.contains('.') {
+            return None;
+        }
+        let part = part.to_owned();
+        Some(match indexed(key) {
+            Some((key, index)) => (key, Self::Item(index, part)),
+            None if key.contains('[') => return None,
+            None => (key, Self::Part(part)),
+        })
+    }
+}
+
+impl std::str::FromStr for Override {
+    type Err = ConfigError;
+
+    /// Reads `TABLE.KEY=VALUE`, `TABLE.KEY.PART=VALUE` or `TABLE.KEY[INDEX].PART=VALUE`. The value is TOML; what is not TOML and does
+    /// not look like the start of a list, table or quoted string is taken as a string, so that `--set run.name=trial` needs no
+    /// quotes.
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let refuse = |message: &str| ConfigError::Override {
+            text: text.into(),
+            message: message.into(),
+        };
+        let usage = "expected TABLE.KEY=VALUE, for example ppo.kl_coef=0.1";
+        let (name, value) = text.split_once('=').ok_or_else(|| refuse(usage))?;
+        let (table, key) = name.trim().split_once('.').ok_or_else(|| refuse(usage))?;
+        let (key, within) = Within::read(key).ok_or_else(|| refuse(usage))?;
+        if table.is_empty() {
+            return Err(refuse(usage));
+        }
+        let value = parse_value(value.trim()).map_err(|message| refuse(&message))?;
+        Ok(Self {
+            table: table.into(),
+            key: key.into(),
+            within,
+            value,
+            text: text.into(),
+        })
+    }
+}
+
+/// `rewards[0]` → `rewards` and 0.
+fn indexed(text: &str) -> Option<(&str, usize)> {
+    let (key, index) = text.strip_suffix(']')?.split_once('[')?;
+    Some((key, index.parse().ok()?))
+}
+
+fn parse_value(text: &str) -> Result<Value, String> {
+    match text.parse::<Value>() {
+        Ok(value) => Ok(value),
+        Err(error) if text.starts_with(['[', '{', '"', '\'']) => {
+            Err(format!("the value is not valid TOML: {}", error.message()))
+        }
+        Err(_) => Ok(Value::String(text.into())),
+    }
+}

@@ -1,0 +1,107 @@
+//! What PPO works with: the roles on their common ground, and prompts that leave room for the response.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+
+use crate::config::{CriticFrom, Ppo, Share, TooLong};
+use crate::data::example::{Encoder, Limit, Prompt};
+use crate::data::records::read;
+use crate::data::tokenizer::Tokenizer;
+use crate::model::Decoder;
+use crate::roles::{CriticStart, Ground, Roles, Sharing};
+use crate::stages::Context;
+use crate::stages::adapters::lora_config;
+
+/// Loads the roles.
+///
+/// # Errors
+/// If a model or what scores cannot be read, or they do not go together.
+pub fn roles(context: &Context, config: &Ppo) -> Result<Roles> {
+    let (seed, sharing) = (context.config.run.seed, sharing(config));
+    let ground = Ground::load(&config.from, &sharing, seed, context.device)?;
+    let scorer = config.first_reward_model();
+    let critic = critic_start(config, scorer.as_deref(), seed);
+    let rewards = config.reward_components();
+    Ok(Roles::load(
+        ground,
+        &sharing,
+        &config.from,
+        critic,
+        &rewards,
+    )?)
+}
+
+/// What the roles hold in common.
+fn sharing(config: &Ppo) -> Sharing {
+    let keys = &config.sharing;
+    match keys.share {
+        Share::None => Sharing::None,
+        Share::Trunk => Sharing::Trunk {
+            layers: keys.trunk_layers.unwrap_or_default(),
+        },
+        Share::Adapter => Sharing::Adapter(lora_config(&keys.lora.clone().unwrap_or_default())),
+    }
+}
+
+/// Where the critic starts from, `scorer` being the first reward model; `None` where the estimator has no critic.
+fn critic_start<'a>(
+    config: &'a Ppo,
+    scorer: Option<&'a Path>,
+    seed: u64,
+) -> Option<CriticStart<'a>> {
+    let policy = CriticStart::Policy {
+        folder: &config.from,
+        seed,
+    };
+    let start = match (config.critic.critic_from, scorer) {
+        (Some(CriticFrom::RewardModel), Some(folder)) => CriticStart::RewardModel(folder),
+        _ => policy,
+    };
+    config.has_critic().then_some(start)
+}
+
+/// Reads prompts and leaves room for the response.
+///
+/// # Errors
+/// If a record is wrong or does not fit, or what scores lacks a field in it.
+pub fn prompts(
+    tokenizer: &Tokenizer,
+    config: &Ppo,
+    roles: &Roles,
+    file: &Path,
+    key: &str,
+) -> Result<Vec<Prompt>> {
+    let encoder = Encoder::new(tokenizer, room(config, roles), TooLong::Error)?;
+    let records = read(file)?;
+    let prompts = encoder
+        .prompts(&records)
+        .with_context(|| format!("ppo.{key}"))?
+        .items;
+    for record in &records {
+        let check = roles.reward.check(&record.fields);
+        check.map_err(|lacks| anyhow!("ppo.{key}: {}: {lacks}", record.source))?;
+    }
+    if prompts.is_empty() {
+        bail!("ppo.{key}: {} holds no prompt", file.display());
+    }
+    Ok(prompts)
+}
+
+/// What the response leaves for a prompt in the context of policy and reward model.
+fn room(config: &Ppo, roles: &Roles) -> Limit {
+    let context = |model: &Decoder| model.decoder_config().max_position_embeddings;
+    let actor = ("the policy's", context(&roles.actor));
+    let scorers = roles.reward.models();
+    let scorers = scorers.map(|(_, model)| ("the reward model's", context(model.decoder())));
+    let least = |a: (&'static str, usize), b: (&'static str, usize)| if b.1 < a.1 { b } else { a };
+    let (whose, context) = scorers.fold(actor, least);
+    let response = config.generation.max_new_tokens;
+    Limit {
+        tokens: context.saturating_sub(response),
+        words: format!(
+            "{whose} context holds {context}, of which the response may take {response}"
+        ),
+        mend: "lower ppo.max_new_tokens".to_owned(),
+    }
+}
