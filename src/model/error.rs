@@ -44,7 +44,9 @@ pub enum ModelError {
         found: String,
     },
     /// A trunk of more layers than there are.
-    #[error("a trunk of {layers} layers was asked for, the model has {found}")]
+    #[error(
+        "a trunk of {layers} layers was asked for (ppo.trunk_layers), but the policy has {found}"
+    )]
     TrunkLayers {
         /// What was asked for.
         layers: usize,

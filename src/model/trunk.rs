@@ -30,16 +30,25 @@ impl Decoder {
         seed: u64,
         training: Training,
     ) -> Result<Self, ModelError> {
-        let found = base.decoder_config().num_hidden_layers;
-        if layers > found {
-            return Err(ModelError::TrunkLayers { layers, found });
-        }
+        base.check_depth(layers)?;
         let shared = |spec: &TensorSpec| base.params().find(&spec.name);
         let holding = |spec: &TensorSpec| match shared(spec) {
             Some(param) if in_trunk(&spec.name, layers) => Holding::Shared(param),
             _ => Holding::Own(training),
         };
         Self::load_sharing(folder, head, seed, holding, base.params().device())
+    }
+
+    /// Makes sure that a trunk of so many layers is there.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub fn check_depth(&self, layers: usize) -> Result<(), ModelError> {
+        let found = self.decoder_config().num_hidden_layers;
+        match layers <= found {
+            true => Ok(()),
+            false => Err(ModelError::TrunkLayers { layers, found }),
+        }
     }
 
     /// Makes sure that the model in `folder` was trained on this decoder's trunk: a branch means nothing on another.

@@ -64,6 +64,9 @@ impl<'a> Ground<'a> {
         };
         let frozen = |_: &_| Training::Frozen;
         let base = Decoder::load(&base_folder, Head::LanguageModel, 0, frozen, device)?;
+        if let Sharing::Trunk { layers } = sharing {
+            base.check_depth(*layers)?;
+        }
         Ok(Self {
             policy,
             sharing,

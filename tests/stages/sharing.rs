@@ -196,7 +196,7 @@ fn a_model_from_other_ground_is_refused() {
     refused(
         &workspace,
         &format!("ppo config.toml {many}"),
-        &["3 layers", "has 2"],
+        &["3 layers", "ppo.trunk_layers", "has 2"],
     );
     refused(
         &workspace,
