@@ -1,6 +1,8 @@
 //! The stages as a user runs them: the binary on tiny models of a small language, judged by metrics, weights, messages and exit
 //! codes. Killed and continued runs have a binary of their own, `resume`.
 
+#[path = "stages/arithmetic.rs"]
+mod arithmetic;
 #[path = "stages/dynamic_sampling.rs"]
 mod dynamic_sampling;
 #[path = "stages/estimators.rs"]
