@@ -128,6 +128,49 @@ fn the_preference_example_continues_the_quickstart() {
     );
 }
 
+/// Every bundled configuration resolves, and the data that it names is there.
+#[test]
+fn bundled_configurations_are_whole() {
+    let entries = std::fs::read_dir("configs").unwrap();
+    let files = entries.map(|entry| entry.unwrap().path());
+    let configs: Vec<_> = files
+        .filter(|file| file.extension().is_some_and(|kind| kind == "toml"))
+        .collect();
+    assert!(configs.len() >= 6, "{configs:?}");
+    for file in configs {
+        let config = Config::load(&file, &[]).unwrap_or_else(|e| panic!("{e}"));
+        for stage in config.stages() {
+            for (key, data) in config.data_files(stage) {
+                assert!(data.exists(), "{}: {stage}.{key}", file.display());
+            }
+        }
+    }
+}
+
+/// The two ways from one fine-tuned model: with a critic, and without.
+#[test]
+fn the_arithmetic_examples_differ_by_their_estimator_alone() {
+    let load = |name: &str| Config::load(&Path::new("configs").join(name), &[]).unwrap();
+    let (grpo, ppo) = (load("arithmetic.toml"), load("arithmetic_ppo.toml"));
+    let (with, without) = (ppo.ppo.as_ref().unwrap(), grpo.ppo.as_ref().unwrap());
+    assert_eq!(with.from, grpo.run.final_model(Stage::Sft));
+    assert!(with.has_critic() && !without.has_critic());
+    let its_own = [
+        "from",
+        "advantage_estimator",
+        "whiten_advantages",
+        "num_samples_per_prompt",
+        "dynamic_sampling",
+        "critic_from",
+        "critic_learning_rate",
+    ];
+    for change in diff(&grpo, &ppo).unwrap() {
+        let key = change.key.strip_prefix("ppo.");
+        let shared = key.is_some_and(|key| !its_own.contains(&key));
+        assert!(!shared, "{change}");
+    }
+}
+
 #[test]
 fn stages_read_overrides_and_fresh() {
     let line = [
