@@ -1,13 +1,10 @@
 //! The stages as a user runs them: the binary on tiny models of a small language, judged by metrics, weights, messages and exit
 //! codes. Killed and continued runs have a binary of their own, `resume`.
 
-<<<<<<< HEAD
 #[path = "stages/adapters.rs"]
 mod adapters;
-=======
 #[path = "stages/arithmetic.rs"]
 mod arithmetic;
->>>>>>> ef7e5dbe6733a69015b246d00dfd9539f077d552
 #[path = "stages/dynamic_sampling.rs"]
 mod dynamic_sampling;
 #[path = "stages/estimators.rs"]

@@ -398,6 +398,12 @@ impl Config {
             .iter()
             .for_each(|stage| stage.check("judge", checker));
         self.ppo.iter().for_each(|stage| stage.check(checker));
+        if let (Some(ppo), Some(reward)) = (&self.ppo, &self.reward) {
+            let trained_here = self.run.final_model(Stage::Reward);
+            if ppo.first_reward_model() == Some(trained_here) {
+                ppo.check_ground_of(reward, checker);
+            }
+        }
     }
 
     fn check_pretrain_start(&self, checker: &mut Checker<'_>) {

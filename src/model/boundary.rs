@@ -14,6 +14,8 @@ use rollout::SequenceId;
 pub struct States {
     /// The layer that they are the input of.
     pub layer: usize,
+    /// Their width, `hidden`.
+    pub width: usize,
     /// `[tokens, hidden]`, row-major.
     pub rows: Arc<[f32]>,
 }
@@ -33,23 +35,25 @@ impl Boundary {
     /// If states are of different layers, or too few.
     pub fn join<'s>(
         sequences: impl Iterator<Item = (Option<&'s States>, usize)>,
-        width: usize,
         device: &Device,
     ) -> Result<Option<Self>> {
-        let (mut layer, mut rows) = (None, Vec::new());
+        let (mut place, mut rows) = (None, Vec::new());
         for (states, count) in sequences {
             let Some(states) = states else {
                 return Ok(None);
             };
-            if *layer.get_or_insert(states.layer) != states.layer {
+            let own = (states.layer, states.width);
+            if *place.get_or_insert(own) != own {
                 bail!("states at the inputs of different layers in one pass");
             }
-            match states.rows.get(..count * width) {
+            match states.rows.get(..count * states.width) {
                 Some(some) => rows.extend_from_slice(some),
                 None => bail!("a sequence of {count} tokens has states of fewer"),
             }
         }
-        let Some(layer) = layer else { return Ok(None) };
+        let Some((layer, width)) = place else {
+            return Ok(None);
+        };
         let count = rows.len() / width.max(1);
         let hidden = Tensor::from_vec(rows, (count, width), device)?;
         Ok(Some(Self { layer, hidden }))
@@ -98,22 +102,22 @@ impl Collector {
         kept.rows.extend_from_slice(rows);
     }
 
-    /// All states of a sequence, in the order of its tokens.
-    pub fn states(&self, sequence: SequenceId) -> Option<States> {
-        let kept = self.kept.get(&sequence)?;
-        let shared = match kept.from {
-            0 => &[][..],
-            from => {
-                let first = self.kept.get(&SequenceId {
-                    sample: 0,
-                    ..sequence
-                })?;
-                first.rows.get(..from * self.width)?
-            }
-        };
+    /// Gives away all states of a sequence, in the order of its tokens. The first sample of a request must be asked for last: it has
+    /// those of the prompt.
+    pub fn take(&mut self, sequence: SequenceId) -> Option<States> {
+        let Kept { from, mut rows } = self.kept.remove(&sequence)?;
+        if from > 0 {
+            let first = SequenceId {
+                sample: 0,
+                ..sequence
+            };
+            let shared = self.kept.get(&first)?.rows.get(..from * self.width)?;
+            rows = [shared, &rows].concat();
+        }
         Some(States {
             layer: self.layer,
-            rows: [shared, &kept.rows].concat().into(),
+            width: self.width,
+            rows: rows.into(),
         })
     }
 }
@@ -133,10 +137,14 @@ mod tests {
         collector.add(id(0), 2, &[3.0]);
         collector.add(id(1), 2, &[4.0]);
         collector.add(id(1), 3, &[5.0]);
-        let rows = |sample| collector.states(id(sample)).unwrap().rows.to_vec();
-        assert_eq!(rows(0), [1.0, 2.0, 3.0]);
-        assert_eq!(rows(1), [1.0, 2.0, 4.0, 5.0]);
-        assert_eq!(collector.states(id(2)), None);
+        let mut rows = |sample| {
+            collector
+                .take(id(sample))
+                .map(|states| states.rows.to_vec())
+        };
+        assert_eq!(rows(2), None);
+        assert_eq!(rows(1).unwrap(), [1.0, 2.0, 4.0, 5.0]);
+        assert_eq!(rows(0).unwrap(), [1.0, 2.0, 3.0]);
     }
 
     #[test]
@@ -146,7 +154,7 @@ mod tests {
         collector.add(id(1), 2, &[4.0]);
         collector.add(id(1), 0, &[1.0, 2.0, 4.0, 5.0]);
         collector.add(id(1), 4, &[6.0]);
-        let rows = collector.states(id(1)).unwrap().rows;
+        let rows = collector.take(id(1)).unwrap().rows;
         assert_eq!(rows[..], [1.0, 2.0, 4.0, 5.0, 6.0]);
     }
 
@@ -154,11 +162,12 @@ mod tests {
     fn states_are_joined_if_all_are_there() {
         let states = |rows: &[f32]| States {
             layer: 1,
+            width: 2,
             rows: rows.into(),
         };
         let (a, b) = (states(&[1.0, 2.0, 3.0, 4.0]), states(&[5.0, 6.0]));
         let join =
-            |all: &[(Option<&States>, usize)]| Boundary::join(all.iter().copied(), 2, &Device::Cpu);
+            |all: &[(Option<&States>, usize)]| Boundary::join(all.iter().copied(), &Device::Cpu);
         let joined = join(&[(Some(&a), 1), (Some(&b), 1)]).unwrap().unwrap();
         assert_eq!(
             joined.hidden.to_vec2::<f32>().unwrap(),

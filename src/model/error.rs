@@ -34,7 +34,8 @@ pub enum ModelError {
     Lora(#[from] LoraError),
     /// An adapter stands on another base than it was trained on.
     #[error("{}: the adapter was trained on a base with fingerprint {expected}, this one has {found}; \
-         set base_model_name_or_path in adapter_config.json to the right model", .file.display())]
+         it means nothing on another: train it on this one, or give the model that it was trained on (base_model_name_or_path in \
+         adapter_config.json)", .file.display())]
     OtherBase {
         /// The adapter's tensors.
         file: PathBuf,

@@ -139,6 +139,24 @@ impl HfConfig {
         Ok(config)
     }
 
+    /// Takes stop ids and settings of generation from the `generation_config.json` in `folder`, if it has one.
+    ///
+    /// # Errors
+    /// If the file is no JSON, or a key has the wrong type.
+    pub fn take_generation(&mut self, folder: &Path) -> Result<(), HfConfigError> {
+        let file = folder.join(GENERATION_CONFIG);
+        if !file.is_file() {
+            return Ok(());
+        }
+        let generation = read_object(&file)?;
+        let ids = Fields::new(&file, &generation).token_ids("eos_token_id")?;
+        if !ids.is_empty() {
+            self.stop_ids = ids;
+        }
+        self.generation = generation;
+        Ok(())
+    }
+
     /// From the files of two folders.
     fn read_from(folder: &Path, generation: &Path) -> Result<Self, HfConfigError> {
         let file = folder.join(CONFIG);

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use half::{bf16, f16};
+
 use super::config::{TensorSpec, is_embedding, layer_of};
 use super::decoder::{Decoder, Holding};
 use super::error::ModelError;
@@ -51,13 +53,12 @@ impl Decoder {
         }
     }
 
-    /// Makes sure that the model in `folder` was trained on this decoder's trunk: a branch means nothing on another.
+    /// Makes sure that the model in `folder` was trained on this decoder's trunk: a branch means nothing on another. A folder of a
+    /// 16-bit type holds a trunk that was rounded when it was written, and is held against this one, rounded likewise.
     ///
     /// # Errors
     /// If the lowest layers differ, with the fingerprints of both, or a file cannot be read.
     pub fn check_trunk(&self, layers: usize, folder: &Path) -> Result<(), ModelError> {
-        let own = self.params().iter();
-        let expected = Fingerprint::of(own.filter(|p| in_trunk(p.name(), layers)))?;
         let (stored, specs) = (
             Stored::open(folder)?,
             HfConfig::read(folder)?.decoder.tensors(),
@@ -67,14 +68,33 @@ impl Decoder {
             sums.add(&spec.name, &stored.load(spec)?);
         }
         let found = sums.finish();
-        match found == expected {
-            true => Ok(()),
-            false => Err(ModelError::OtherTrunk {
-                folder: folder.to_owned(),
-                layers,
-                expected: expected.to_string(),
-                found: found.to_string(),
-            }),
+        let exact = self.trunk_fingerprint(layers, |x| x)?;
+        if found == exact
+            || found == self.trunk_fingerprint(layers, |x| bf16::from_f32(x).to_f32())?
+            || found == self.trunk_fingerprint(layers, |x| f16::from_f32(x).to_f32())?
+        {
+            return Ok(());
         }
+        Err(ModelError::OtherTrunk {
+            folder: folder.to_owned(),
+            layers,
+            expected: exact.to_string(),
+            found: found.to_string(),
+        })
+    }
+
+    /// That of the trunk, its values rounded by `round`.
+    fn trunk_fingerprint(
+        &self,
+        layers: usize,
+        round: impl Fn(f32) -> f32,
+    ) -> Result<Fingerprint, ModelError> {
+        let mut sums = FingerprintBuilder::default();
+        for param in self.params().iter().filter(|p| in_trunk(p.name(), layers)) {
+            let rounded =
+                param.read(|values| values.iter().map(|&x| round(x)).collect::<Vec<_>>())?;
+            sums.add(param.name(), &rounded);
+        }
+        Ok(sums.finish())
     }
 }

@@ -49,12 +49,17 @@ fn combined(scores: &[f64], combine: Combine, deviations: f64) -> f64 {
     let mean = scores.iter().sum::<f64>() / count;
     match combine {
         Combine::Mean => mean,
-        Combine::Minimum => scores.iter().copied().fold(f64::INFINITY, f64::min),
+        // A score that is no number stays one: f64::min would hide it.
+        Combine::Minimum => scores.iter().copied().fold(f64::INFINITY, smaller),
         Combine::MeanMinusDeviation => {
             let variance = scores.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / count;
             mean - deviations * variance.sqrt()
         }
     }
+}
+
+fn smaller(a: f64, b: f64) -> f64 {
+    if b < a || b.is_nan() { b } else { a }
 }
 
 #[cfg(test)]

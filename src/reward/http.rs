@@ -12,6 +12,9 @@ use super::exchange::{question, scores, shown};
 use super::{Batch, Completion, Reward, RewardError};
 use crate::config::HttpReward;
 
+/// Longest pause between two attempts, in seconds.
+const LONGEST_WAIT: f64 = 60.0;
+
 /// An endpoint that scores.
 pub struct Http {
     config: HttpReward,
@@ -73,7 +76,7 @@ impl Http {
                 }
                 Err(_) => {
                     thread::sleep(Duration::from_secs_f64(wait));
-                    wait *= 2.0;
+                    wait = (wait * 2.0).min(LONGEST_WAIT);
                     left -= 1;
                 }
             }
@@ -121,7 +124,7 @@ impl Reward for Http {
 fn no_answer(error: Error) -> Failure {
     let lasting = matches!(
         error,
-        Error::BadUri(_) | Error::InvalidProxyUrl | Error::BodyExceedsLimit(_)
+        Error::BadUri(_) | Error::Http(_) | Error::InvalidProxyUrl | Error::BodyExceedsLimit(_)
     );
     Failure {
         what: format!("did not answer: {error}"),

@@ -114,8 +114,7 @@ impl RewardModel {
             return Ok(None);
         }
         let states = run.iter().map(|&(ids, states)| (states, ids.len()));
-        let width = self.decoder.decoder_config().hidden_size;
-        Boundary::join(states, width, self.decoder.params().device())
+        Boundary::join(states, self.decoder.params().device())
     }
 }
 

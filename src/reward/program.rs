@@ -46,6 +46,8 @@ struct Running {
 enum Silence {
     Died,
     TooLate,
+    /// It wrote a line before it was asked.
+    Unasked(String),
 }
 
 impl Program {
@@ -87,6 +89,12 @@ impl Program {
         match running.ask(question, self.timeout) {
             Ok(answer) => Ok(Some(answer)),
             Err(Silence::Died) => Ok(None),
+            Err(Silence::Unasked(line)) => {
+                let shown: String = line.chars().take(80).collect();
+                Err(self.failed(format!(
+                    "wrote a line that nobody asked for ({shown:?}); it may write one line for each that it reads, the rest goes to standard error"
+                )))
+            }
             Err(Silence::TooLate) => {
                 running.kill();
                 let seconds = self.timeout.as_secs_f64();
@@ -162,6 +170,10 @@ impl Running {
     }
 
     fn ask(&mut self, question: &str, timeout: Duration) -> Result<String, Silence> {
+        // An answer too many would be taken for that of the next question.
+        if let Ok(line) = self.answers.try_recv() {
+            return Err(Silence::Unasked(line));
+        }
         let questions = self.questions.as_ref().ok_or(Silence::Died)?;
         questions
             .send(format!("{question}\n"))
@@ -291,6 +303,22 @@ mod tests {
     }
 
     #[test]
+    fn a_line_too_many_is_not_the_next_answer() {
+        let twice = program("while read -r l; do echo [1]; echo [1]; done", 20.0);
+        assert_eq!(score(&twice, &["a"]), Ok(vec![1.0]));
+        let answer = |_| {
+            // The second line may take its time.
+            thread::sleep(Duration::from_millis(20));
+            score(&twice, &["b"])
+        };
+        let error = (0..100).find_map(|i| answer(i).err()).unwrap();
+        assert!(
+            error.contains("nobody asked for") && error.contains("[1]"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn a_program_that_is_too_slow_is_killed() {
         let start = Instant::now();
         let slow = program("sleep 60", 0.2);
@@ -314,7 +342,11 @@ mod tests {
             error.contains("while read") && error.contains("\"[1]\""),
             "{error}"
         );
-        let error = score(&program("echo ready; cat > /dev/null", 20.0), &["a"]).unwrap_err();
+        let error = score(
+            &program("read -r l; echo ready; cat > /dev/null", 20.0),
+            &["a"],
+        )
+        .unwrap_err();
         assert!(
             error.contains("\"ready\"") && error.contains("not JSON"),
             "{error}"

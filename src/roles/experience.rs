@@ -65,12 +65,6 @@ impl Sequence {
         self.positions().map(|p| self.ids[p]).collect()
     }
 
-    /// Width of its states, if it has any.
-    pub fn state_width(&self) -> Option<usize> {
-        let states = self.states.as_ref()?;
-        Some(states.rows.len() / self.ids.len())
-    }
-
     fn fits(&self) -> bool {
         // A generated token is predicted by the one before it, so none may stand first.
         let inside = self

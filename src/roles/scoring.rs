@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::experience::Sequence;
 use crate::data::packing::cut;
-use crate::model::boundary::Boundary;
+use crate::model::boundary::{Boundary, States};
 use crate::model::{Decoder, Gradient};
 use crate::ops::attention::Segments;
 use crate::ops::head::{Target, TokenLogProbs};
@@ -19,8 +19,8 @@ pub struct Packed {
     rows: Arc<[u32]>,
     /// What each of them predicts.
     targets: Vec<Target>,
-    /// What is known of the tokens already.
-    boundary: Option<Boundary>,
+    /// What is known of each sequence's tokens already, and how many of them are read.
+    states: Vec<(Option<States>, usize)>,
 }
 
 /// What a language model says of the generated tokens.
@@ -34,16 +34,8 @@ pub struct TokenScores {
 
 impl Packed {
     /// Packs sequences in order, for a model on the trunk that their states are of, if they have any.
-    ///
-    /// # Errors
-    /// If states do not fit their sequences.
-    pub fn new<'s>(sequences: impl Iterator<Item = &'s Sequence>) -> Result<Self> {
-        let sequences: Vec<&Sequence> = sequences.collect();
-        let states = sequences
-            .iter()
-            .map(|s| (s.states.as_ref(), s.ids.len() - 1));
-        let width = sequences.iter().find_map(|s| s.state_width()).unwrap_or(0);
-        let boundary = Boundary::join(states, width, &Device::Cpu)?;
+    pub fn new<'s>(sequences: impl Iterator<Item = &'s Sequence>) -> Self {
+        let mut states = Vec::new();
         let (mut ids, mut lengths) = (Vec::new(), Vec::new());
         let (mut rows, mut targets) = (Vec::new(), Vec::new());
         for s in sequences {
@@ -56,26 +48,30 @@ impl Packed {
                 });
                 rows.push((start + p - 1) as u32);
             }
+            states.push((s.states.clone(), s.ids.len() - 1));
             ids.extend(&s.ids[..s.ids.len() - 1]);
             lengths.push(s.ids.len() - 1);
         }
-        Ok(Self {
+        Self {
             ids,
             segments: Segments::from_lengths(lengths),
             rows: rows.into(),
             targets,
-            boundary,
-        })
+            states,
+        }
     }
 
     /// Hidden states of the rows that predict.
     fn hidden(&self, model: &Decoder, gradient: Gradient) -> Result<Tensor> {
         let wanted = Some(self.rows.clone());
-        let Some(Boundary { layer, hidden }) = &self.boundary else {
-            return model.forward_at(&self.ids, &self.segments, wanted, gradient);
-        };
-        let hidden = hidden.to_device(model.params().device())?;
-        model.forward_from(*layer, &hidden, &self.segments, wanted, gradient)
+        let states = self.states.iter();
+        let states = states.map(|(states, count)| (states.as_ref(), *count));
+        match Boundary::join(states, model.params().device())? {
+            None => model.forward_at(&self.ids, &self.segments, wanted, gradient),
+            Some(Boundary { layer, hidden }) => {
+                model.forward_from(layer, &hidden, &self.segments, wanted, gradient)
+            }
+        }
     }
 
     /// Log-probs and entropies of the generated tokens: `[n]` each.
@@ -112,7 +108,7 @@ fn in_runs(
         |i| sequences[i].ids.len(),
         limit,
     ) {
-        pass(Packed::new(run.iter().map(|&i| &sequences[i]))?)?;
+        pass(Packed::new(run.iter().map(|&i| &sequences[i])))?;
     }
     Ok(())
 }

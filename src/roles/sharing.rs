@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 
 use super::critic::CriticStart;
-use crate::model::config::{Head, layer_of};
+use crate::model::config::{Head, SCORE, layer_of, weight};
 use crate::model::hf_config::HfConfig;
 use crate::model::hf_config::adapter::AdapterConfig;
-use crate::model::lora::LoraConfig;
+use crate::model::lora::folder::AdapterFolder;
+use crate::model::lora::{LoraConfig, LoraError};
 use crate::model::{Decoder, ModelError};
 use crate::ops::param::Training;
 use crate::reward::{RewardModel, Standing};
@@ -30,8 +31,9 @@ pub enum Sharing {
         /// How many.
         layers: usize,
     },
-    /// All but adapters and heads. Those of a policy that has adapters are trained further, and these are not asked for.
-    Adapter(LoraConfig),
+    /// All but adapters and heads. The adapters of a policy that has some are trained further: if any are asked for they must be the
+    /// same. Otherwise those that are asked for are drawn, or the usual ones.
+    Adapter(Option<LoraConfig>),
 }
 
 /// The policy as it starts, on which roles are loaded.
@@ -93,10 +95,12 @@ impl<'a> Ground<'a> {
             Sharing::Trunk { layers } => {
                 Decoder::load_on_trunk(&self.base, *layers, self.policy, head, 0, trained)
             }
-            Sharing::Adapter(_) if self.has_adapters() => self.adapters_of(self.policy, trained),
-            Sharing::Adapter(lora) => {
-                Decoder::adapt(&self.base, lora, head, self.seed, Training::Trained)
+            Sharing::Adapter(asked) if self.has_adapters() => {
+                let actor = self.adapters_of(self.policy, trained)?;
+                self.check_asked(asked.as_ref(), &actor)?;
+                Ok(actor)
             }
+            Sharing::Adapter(asked) => self.adapt(asked.as_ref(), head, self.seed),
         }
     }
 
@@ -115,8 +119,8 @@ impl<'a> Ground<'a> {
             (Sharing::Adapter(_), CriticStart::Policy { folder, seed }) if self.has_adapters() => {
                 Decoder::load_adapter(&self.base, folder, head, seed, trained)
             }
-            (Sharing::Adapter(lora), CriticStart::Policy { seed, .. }) => {
-                Decoder::adapt(&self.base, lora, head, seed, trained)
+            (Sharing::Adapter(asked), CriticStart::Policy { seed, .. }) => {
+                self.adapt(asked.as_ref(), head, seed)
             }
         }
     }
@@ -152,6 +156,25 @@ impl<'a> Ground<'a> {
         self.base_folder != self.policy
     }
 
+    fn adapt(&self, asked: Option<&LoraConfig>, head: Head, seed: u64) -> Result<Decoder> {
+        let usual = LoraConfig::default();
+        let lora = asked.unwrap_or(&usual);
+        Decoder::adapt(&self.base, lora, head, seed, Training::Trained)
+    }
+
+    /// Adapters that are trained further are the policy's own.
+    fn check_asked(&self, asked: Option<&LoraConfig>, actor: &Decoder) -> Result<()> {
+        let Some(asked) = asked else { return Ok(()) };
+        let asked = asked.resolve(self.base.decoder_config())?;
+        match actor.lora() == Some(&asked) {
+            true => Ok(()),
+            false => Err(LoraError::Others {
+                folder: self.policy.to_owned(),
+            }
+            .into()),
+        }
+    }
+
     fn adapters_of(&self, folder: &Path, training: Training) -> Result<Decoder> {
         Decoder::load_adapter(&self.base, folder, Head::LanguageModel, self.seed, training)
     }
@@ -175,10 +198,31 @@ impl<'a> Ground<'a> {
                 let needed = "an adapter on the policy's base ([reward.lora]), or ppo.critic_from = \"policy\",";
                 return refuse("a whole reward model", needed);
             }
-            return Decoder::load_adapter(&self.base, folder, Head::Score, self.seed, training);
+            return self.scorer_adapter(folder, training);
         };
         self.base.check_trunk(*layers, folder)?;
         Decoder::load_on_trunk(&self.base, *layers, folder, Head::Score, 0, training)
+    }
+}
+
+impl Ground<'_> {
+    /// A reward model's adapters and head, which must have been trained on the policy's base.
+    fn scorer_adapter(&self, folder: &Path, training: Training) -> Result<Decoder> {
+        let adapter = AdapterFolder::open(folder, self.base.decoder_config())?;
+        if !adapter.has(&weight(SCORE)) {
+            return Err(ModelError::Kind {
+                folder: folder.to_owned(),
+                found: "an adapter without score.weight",
+                needed: "one with the scalar head that it was trained with (PEFT: modules_to_save = [\"score\"])",
+            });
+        }
+        if !adapter.has_note() {
+            // Peft says which model it was by its folder alone.
+            let base = adapter.config.base_folder(folder)?;
+            self.base
+                .check_trunk(self.base.decoder_config().num_hidden_layers, &base)?;
+        }
+        Decoder::load_adapter(&self.base, folder, Head::Score, self.seed, training)
     }
 }
 
@@ -200,8 +244,65 @@ pub fn boundary<'d>(
     (layer > 0).then_some(layer)
 }
 
+/// The lowest layer that has an adapter.
 fn lowest_adapter(model: &Decoder) -> usize {
     let modules = model.lora().into_iter().flat_map(|lora| &lora.modules);
     let layers = modules.filter_map(|module| layer_of(&module.name));
     layers.min().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::config::{DecoderConfig, Family, Geometry};
+    use crate::model::lora::Layers;
+
+    fn base() -> Decoder {
+        let sizes = Geometry {
+            hidden_size: 8,
+            intermediate_size: 12,
+            num_hidden_layers: 3,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            head_dim: None,
+            vocab_size: 10,
+            max_position_embeddings: 16,
+        };
+        let config = DecoderConfig::from_scratch(Family::Llama, &sizes).unwrap();
+        let frozen = |_: &_| Training::Frozen;
+        Decoder::fresh(HfConfig::new(config), 0, frozen, &Device::Cpu).unwrap()
+    }
+
+    fn adapted(base: &Decoder, layers: Layers, head: Head) -> Decoder {
+        let config = LoraConfig {
+            layers_to_transform: layers,
+            ..LoraConfig::default()
+        };
+        Decoder::adapt(base, &config, head, 0, Training::Trained).unwrap()
+    }
+
+    #[test]
+    fn the_boundary_lies_below_all_that_is_trained_or_adapted() {
+        let base = base();
+        let [actor, critic] = [Layers::Top(1), Layers::Top(2)]
+            .map(|layers| adapted(&base, layers, Head::LanguageModel));
+        let lowest = adapted(&base, Layers::All, Head::Score);
+        let middle = adapted(&base, Layers::Top(2), Head::Score);
+        let adapter = Sharing::Adapter(None);
+        let found = |trained: &[&Decoder], scorers: &[&RewardModel]| {
+            boundary(&adapter, trained.iter().copied(), scorers.iter().copied())
+        };
+        assert_eq!(found(&[&actor], &[]), Some(2));
+        assert_eq!(found(&[&actor, &critic], &[]), Some(1));
+        assert_eq!(found(&[&actor], &[&RewardModel::on_trunk(middle)]), Some(1));
+        let [lowest, alone] = [
+            RewardModel::on_trunk(lowest),
+            RewardModel::new(adapted(&base, Layers::All, Head::Score)),
+        ];
+        assert_eq!(found(&[&actor], &[&lowest]), None);
+        assert_eq!(found(&[&actor], &[&alone]), Some(2));
+        let of = |sharing| boundary(&sharing, [&actor].into_iter(), [].into_iter());
+        assert_eq!(of(Sharing::None), None);
+        assert_eq!(of(Sharing::Trunk { layers: 3 }), Some(3));
+    }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use collimate::model::config::{Family, Head, TensorSpec, is_embedding, layer_of};
+use collimate::model::generator::Generator;
 use collimate::model::hf_config::HfConfig;
 use collimate::model::weights::SaveDtype;
 use collimate::model::{Decoder, Gradient, Holding, Recompute, Source};
@@ -13,6 +14,7 @@ use collimate::ops::attention::cached::{BLOCK_TOKENS, Cache, NewTokens};
 use collimate::ops::dispatch::without_kernels;
 use collimate::ops::head::Target;
 use collimate::ops::param::{Param, Training};
+use rollout::{CacheBudget, LastToken, Request, SequenceId, Settings, generate};
 
 use crate::differences::{decoder, two_layers};
 use crate::support::{Anyhow, folder, gap, load, tensor};
@@ -162,6 +164,43 @@ fn generation_hands_out_the_boundary_states() -> Anyhow {
     let hidden = branch.forward_from(TRUNK, &boundary, &whole, None, Gradient::Skip)?;
     let hidden = hidden.narrow(0, 4, ids.len() - 4)?;
     assert_eq!(bits(&Tensor::cat(&last, 0)?)?, bits(&hidden)?);
+    Ok(())
+}
+
+/// Samples that share a prompt, in a cache too small for all of them: who gave way reads again, and the states are those of a pass
+/// over the whole sequence, its last token among them.
+#[test]
+fn kept_states_survive_giving_way() -> Anyhow {
+    let (base, branch) = base_and_branch(Family::Llama)?;
+    let request = |key: u32| Request {
+        key: key.into(),
+        prompt: (0..10).map(|i| (i * 7 + key) % 30).collect(),
+        max_new_tokens: 24,
+        min_new_tokens: 24,
+        samples: 3,
+    };
+    let requests: Vec<Request> = (0..3).map(request).collect();
+    let settings = Settings {
+        cache: CacheBudget::Tokens(6 * BLOCK_TOKENS),
+        last_token: LastToken::Read,
+        max_batch: 8,
+        ..Settings::default()
+    };
+    let mut generator = Generator::keeping(&branch, TRUNK);
+    let output = generate(&mut generator, &requests, &settings, &mut |_| {})?;
+    assert!(output.stats.preemptions > 0, "{:?}", output.stats);
+    let mut kept = generator.take_states().expect("what was kept");
+    for completion in output.completions.iter().rev() {
+        let ids = [&requests[completion.request].prompt[..], &completion.tokens].concat();
+        let whole = base.hidden_at(TRUNK, &ids, &Segments::from_lengths([ids.len()]))?;
+        let id = SequenceId {
+            request: completion.request,
+            sample: completion.sample,
+        };
+        let rows = kept.take(id).expect("states").rows;
+        let found: Vec<u32> = rows.iter().map(|x| x.to_bits()).collect();
+        assert_eq!(found, bits(&whole)?, "{id:?}");
+    }
     Ok(())
 }
 

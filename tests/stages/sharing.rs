@@ -5,10 +5,11 @@ use std::fs;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
+use serde_json::{Value, json};
 
 use crate::on_policy::{assert_start_on_policy, iterations, number};
 use crate::refusal::refused;
-use crate::support::{Line, Workspace};
+use crate::support::{Line, Workspace, read};
 
 /// Everything that bends sampling, and a cache so short that sequences give way and read again.
 const BENT: &str = "--set ppo.temperature=0.7 --set ppo.top_k=24 --set ppo.num_samples_per_prompt=4 --set ppo.cache_tokens=96";
@@ -131,6 +132,10 @@ fn adapters_are_exact_and_leave_their_base_as_it_is() {
         }
     }
     let folder = workspace.model("plain-top-1", "ppo");
+    let config = read(&folder.join("adapter_config.json"));
+    let config: Value = serde_json::from_slice(&config).expect("JSON");
+    let base = Path::new(config["base_model_name_or_path"].as_str().expect("a path"));
+    assert!(base.ends_with("models/sft"), "{}", base.display());
     assert!(folder.join("adapter_config.json").exists());
     assert!(!folder.join("model.safetensors").exists());
     // Later commands read it as a model.
@@ -146,12 +151,32 @@ fn a_policy_of_adapters_is_tuned_further() {
     let workspace = Workspace::trained();
     let lora = "--set sft.lora.r=4 --set sft.lora.target_modules=all-linear";
     workspace.succeed(&format!("sft config.toml --set run.name=tuned {lora}"));
+    // What fine-tuning taught to end an answer stands in the adapter's folder alone.
+    let file = workspace
+        .model("tuned", "sft")
+        .join("generation_config.json");
+    let mut generation: Value = serde_json::from_slice(&read(&file)).expect("JSON");
+    generation["eos_token_id"] = json!([2, 7]);
+    fs::write(&file, generation.to_string()).expect("a writable folder");
+    let other = "ppo config.toml --set ppo.share=adapter --set ppo.from=runs/tuned/sft/final --set ppo.critic_from=policy --set ppo.lora.r=8";
+    refused(
+        &workspace,
+        other,
+        &["ppo.lora", "runs/tuned/sft/final", "other adapters"],
+    );
     let lines = iterations(
         &workspace,
         "further",
         "--set ppo.share=adapter --set ppo.from=runs/tuned/sft/final --set ppo.critic_from=policy",
     );
     assert_start_on_policy(&lines, "adapters of the policy");
+    let left = read(
+        &workspace
+            .model("further", "ppo")
+            .join("generation_config.json"),
+    );
+    let left: Value = serde_json::from_slice(&left).expect("JSON");
+    assert_eq!(left["eos_token_id"], json!([2, 7]));
     let file = "adapter_model.safetensors";
     let before = tensors(&workspace.model("tuned", "sft").join(file));
     let after = tensors(&workspace.model("further", "ppo").join(file));

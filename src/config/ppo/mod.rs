@@ -142,7 +142,16 @@ impl Ppo {
     /// Estimator of the KL to the reference.
     pub fn kl_estimator(&self) -> KlEstimator {
         let own = self.objective.kl_estimator;
-        own.unwrap_or_else(|| self.update.usual_estimator())
+        own.unwrap_or_else(|| PpoUpdate::usual_estimator(self.kl_in()))
+    }
+
+    /// Where the KL to the reference enters.
+    pub fn kl_in(&self) -> KlIn {
+        let usual = match self.objective.advantage_estimator {
+            AdvantageEstimator::Grpo | AdvantageEstimator::DrGrpo => KlIn::Loss,
+            _ => KlIn::Reward,
+        };
+        self.update.kl_in.unwrap_or(usual)
     }
 
     /// Peak learning rate of the critic.
@@ -169,6 +178,7 @@ impl Ppo {
         }
         self.fill_rewards(scorer, checker);
         self.objective.fill();
+        self.update.kl_in = Some(self.kl_in());
         self.objective.kl_estimator = Some(self.kl_estimator());
         // A minibatch of none is refused by the checks.
         let sequences = self.training.batch_size.checked_div(self.num_mini_batches);

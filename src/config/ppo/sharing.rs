@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Keys;
+use super::{CriticFrom, Keys, Ppo};
+use crate::config::Reward;
+use crate::config::check::Checker;
 use crate::config::lora::Lora;
 
 /// The keys of sharing in `[ppo]`.
@@ -57,6 +59,30 @@ impl Sharing {
     }
 }
 
+impl Ppo {
+    /// A reward model that this run trains must stand on what it is to share.
+    pub(in crate::config) fn check_ground_of(&self, reward: &Reward, checker: &mut Checker<'_>) {
+        let mut keys = checker.table("ppo");
+        match (self.sharing.share, self.sharing.trunk_layers) {
+            (Share::Trunk, Some(layers)) if reward.freeze_layers < layers => {
+                let message = format!(
+                    "the reward model that [reward] trains would move the trunk; set reward.freeze_layers = {layers}"
+                );
+                keys.wrong("trunk_layers", layers, message);
+            }
+            (Share::Adapter, _)
+                if reward.lora.is_none()
+                    && self.critic.critic_from == Some(CriticFrom::RewardModel) =>
+            {
+                let message = "the reward model that [reward] trains would be a whole model, from which no adapted critic can start; add \
+                               [reward.lora], or set critic_from = \"policy\"";
+                keys.wrong("share", "\"adapter\"", message);
+            }
+            _ => {}
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,9 +96,10 @@ mod tests {
     #[test]
     fn each_way_has_its_keys() {
         assert_eq!(sharing(&[]).unwrap(), Sharing::default());
-        let trunk = sharing(&["ppo.share=trunk", "ppo.trunk_layers=3"]).unwrap();
+        let frozen = "reward.freeze_layers=3";
+        let trunk = sharing(&["ppo.share=trunk", "ppo.trunk_layers=3", frozen]).unwrap();
         assert_eq!((trunk.share, trunk.trunk_layers), (Share::Trunk, Some(3)));
-        let adapter = sharing(&["ppo.share=adapter", "ppo.lora.r=4"]).unwrap();
+        let adapter = sharing(&["ppo.share=adapter", "ppo.lora.r=4", "reward.lora={}"]).unwrap();
         assert_eq!(adapter.lora.unwrap().r, 4);
         for (overrides, says) in [
             (&["ppo.share=trunk"][..], "ppo.trunk_layers"),
@@ -81,6 +108,11 @@ mod tests {
                 "ppo.trunk_layers",
             ),
             (&["ppo.trunk_layers=3"], "without share"),
+            (
+                &["ppo.share=trunk", "ppo.trunk_layers=3"],
+                "reward.freeze_layers = 3",
+            ),
+            (&["ppo.share=adapter"], "[reward.lora]"),
             (&["ppo.lora={}"], "without share"),
             (&["ppo.share=adapter", "ppo.lora.r=0"], "r must be 1"),
             (&["ppo.share=all"], "ppo.share"),

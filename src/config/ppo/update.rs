@@ -16,8 +16,9 @@ pub struct PpoUpdate {
     pub dual_clip: Option<f64>,
     /// Weight of the policy's entropy, which the loss rewards; 0 does not.
     pub entropy_coef: f64,
-    /// Where the KL to the reference enters, with `kl_coef` as its weight.
-    pub kl_in: KlIn,
+    /// Where the KL to the reference enters, with `kl_coef` as its weight. When unset: the loss with `grpo` and `dr_grpo`, whose
+    /// advantages are of scores alone (Shao et al. 2024, eq. 3), else the reward. Filled once read.
+    pub kl_in: Option<KlIn>,
     /// An iteration's updates end before the first minibatch whose `policy/approx_kl` exceeds this: it takes no step, neither
     /// actor's nor critic's. Unset never ends them early.
     pub target_kl: Option<f64>,
@@ -45,11 +46,10 @@ pub enum LossAggregation {
 }
 
 /// Where the KL to the reference enters.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KlIn {
     /// Each token's reward: PPO's.
-    #[default]
     Reward,
     /// The loss, by the log-probs of the policy as it moves: GRPO's.
     Loss,
@@ -67,8 +67,8 @@ impl PpoUpdate {
     }
 
     /// The estimator that an unset `kl_estimator` stands for: what each place is usually given.
-    pub(super) fn usual_estimator(&self) -> KlEstimator {
-        match self.kl_in {
+    pub(super) fn usual_estimator(kl_in: KlIn) -> KlEstimator {
+        match kl_in {
             KlIn::Reward => KlEstimator::K1,
             KlIn::Loss => KlEstimator::K3,
         }
@@ -82,10 +82,14 @@ impl PpoUpdate {
         self.check_kl(ppo, keys);
         self.check_limits(ppo, keys);
         self.ptx.check(keys);
+        if self.ptx.is_on() {
+            let length = self.ptx.ptx_length;
+            ppo.training.check_row("ptx_length", length, keys);
+        }
     }
 
     fn check_kl(&self, ppo: &Ppo, keys: &mut Keys<'_, '_>) {
-        if self.kl_in == KlIn::Loss && ppo.kl_estimator() == KlEstimator::K1 {
+        if ppo.kl_in() == KlIn::Loss && ppo.kl_estimator() == KlEstimator::K1 {
             let message = "pulls towards nothing as a loss: its gradient is zero in expectation; set \"k3\" (GRPO's) or \"k2\", or \
                            kl_in = \"reward\"";
             keys.wrong("kl_estimator", "\"k1\"", message);
@@ -142,6 +146,12 @@ mod tests {
             ppo(&["ppo.kl_in=loss"]).objective.kl_estimator,
             Some(KlEstimator::K3)
         );
+        let grpo = [
+            "ppo.advantage_estimator=grpo",
+            "ppo.num_samples_per_prompt=4",
+        ];
+        assert_eq!(ppo(&grpo).update.kl_in, Some(KlIn::Loss));
+        assert_eq!(ppo(&grpo).objective.kl_estimator, Some(KlEstimator::K3));
         let chosen = ppo(&["ppo.kl_in=loss", "ppo.kl_estimator=k2"]);
         assert_eq!(chosen.objective.kl_estimator, Some(KlEstimator::K2));
         refused(

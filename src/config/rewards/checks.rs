@@ -152,7 +152,8 @@ fn check_pattern(key: &str, pattern: &str, keys: &mut Keys<'_, '_>) {
 
 fn check_outcomes(pass: f64, fail: f64, keys: &mut Keys<'_, '_>) {
     for (key, score) in [("pass", pass), ("fail", fail)] {
-        if !score.is_finite() {
+        // Scores are f32.
+        if !(score as f32).is_finite() {
             keys.wrong(key, score, "must be finite");
         }
     }

@@ -157,7 +157,7 @@ pub(super) fn check(components: &[RewardComponent], checker: &mut Checker<'_>) {
             let message = "may hold letters, digits, '_', '-' and '.' only, for it names a metric";
             keys.wrong("name", format!("\"{name}\""), message);
         }
-        if !component.weight.is_finite() {
+        if !(component.weight as f32).is_finite() {
             keys.wrong("weight", component.weight, "must be finite; 1.0 is usual");
         }
         component.kind.check(&mut keys);

@@ -62,7 +62,9 @@ impl Decoder {
             Some(param) => Ok(param.read(<[f32]>::to_vec)?),
             None => Ok(fresh(spec, seed)),
         };
-        let adapted = Self::on_base(base, adapter.lora.clone(), head, training, values)?;
+        let mut adapted = Self::on_base(base, adapter.lora.clone(), head, training, values)?;
+        // What an adapter's training taught to end an answer.
+        adapted.config_mut().take_generation(folder)?;
         adapter.check_base(|| Ok(base.fingerprint_under(adapter.config.head)?))?;
         Ok(adapted)
     }

@@ -90,6 +90,11 @@ impl AdapterFolder {
         self.weights.names().any(|found| found == name)
     }
 
+    /// Whether the file says by its fingerprint what its base was.
+    pub fn has_note(&self) -> bool {
+        self.weights.note(FINGERPRINT).is_some()
+    }
+
     /// The values of a tensor, which `spec` calls as the model does.
     ///
     /// # Errors

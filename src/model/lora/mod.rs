@@ -66,6 +66,19 @@ pub struct LoraConfig {
     pub layers_to_transform: Layers,
 }
 
+impl Default for LoraConfig {
+    /// TRL's rank and scale, PEFT's modules.
+    fn default() -> Self {
+        Self {
+            r: 16,
+            lora_alpha: 32.0,
+            scaling: Scaling::default(),
+            target_modules: Targets::default(),
+            layers_to_transform: Layers::default(),
+        }
+    }
+}
+
 /// Adapters that a decoder cannot have.
 #[derive(Debug, thiserror::Error)]
 pub enum LoraError {
@@ -99,6 +112,15 @@ pub enum LoraError {
         name: String,
         /// How many there are beside it.
         others: usize,
+    },
+    /// Other adapters are asked for than a folder has, whose adapters are to be trained further.
+    #[error(
+        "{}: has other adapters than those asked for, and they are trained further (r, lora_alpha, use_rslora, modules and layers must be \
+         the same); ask for the same, or merge the old ones first: collimate export", .folder.display()
+    )]
+    Others {
+        /// The folder.
+        folder: PathBuf,
     },
     /// Nothing is left to be adapted.
     #[error("no module has an adapter: target_modules and layers_to_transform leave none")]

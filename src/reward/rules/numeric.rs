@@ -11,8 +11,9 @@ use crate::config::NumericReward;
 use crate::reward::{Batch, Completion, Reward, RewardError};
 
 /// Digits with commas among them, a fraction, an exponent; signs are looked for before it.
-static NUMBER: LazyLock<Option<Regex>> =
-    LazyLock::new(|| Regex::new(r"(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?").ok());
+static NUMBER: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    Regex::new(r"(?:[0-9]+(?:,[0-9]+)*(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?").ok()
+});
 
 /// Compares numbers.
 pub struct Numeric {

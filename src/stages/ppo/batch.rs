@@ -114,10 +114,12 @@ impl<'a> Run<'a> {
     /// What ReMax holds the samples of each prompt against.
     fn baseline(&self, prompts: &[(u64, &Prompt)], clock: &mut Clock) -> Result<Option<Sampled>> {
         let _part = profile::part("baseline");
-        let Some(sequences) = self.sampler.greedy(&self.roles.actor, prompts)? else {
+        let Some(mut sequences) = self.sampler.greedy(&self.roles.actor, prompts)? else {
             return Ok(None);
         };
         let scores = self.raw_scores(prompts, &sequences)?;
+        // Only scoring reads them.
+        sequences.iter_mut().for_each(|s| s.states = None);
         clock.lap(names::TIME_BASELINE);
         Ok(Some(Sampled { sequences, scores }))
     }

@@ -45,7 +45,7 @@ use update::{Outcome, PretrainMix};
 pub fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
     let tokenizer = context.tokenizer_of(&config.from)?;
     let roles = setup::roles(context, config)?;
-    let prompts = setup::prompts(&tokenizer, config, &roles, &config.prompts, "prompts")?;
+    let prompts = setup::prompts(&tokenizer, config, &roles, None, &config.prompts, "prompts")?;
     let evaluator = Evaluator::load(context, config, &tokenizer, &roles)?;
     let mix = PretrainMix::load(config, &tokenizer, &roles, context.config.run.seed)?;
     let mut run = Run::resume(
@@ -110,6 +110,7 @@ impl<'a> Run<'a> {
             prompts.len(),
             config.prompts_per_iteration(),
         );
+        setup::check_warmup(config, iterations)?;
         let keep = if state.prepared {
             Keep::UpTo(state.iteration)
         } else {

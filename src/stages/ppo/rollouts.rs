@@ -14,6 +14,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
 use crate::model::boundary::Collector;
 use crate::model::generator::Generator;
+use crate::reward::Standing;
 use crate::roles::{Roles, Sequence};
 use crate::stages::Context;
 use crate::train::signal::StopRequest;
@@ -28,6 +29,8 @@ pub struct Sampler<'a> {
     ends: Ends,
     /// The layer whose inputs are kept.
     boundary: Option<usize>,
+    /// Whether anyone reads a completion's last token from what is kept of it.
+    last_token: LastToken,
     seed: u64,
     stop: &'a StopRequest,
 }
@@ -47,6 +50,7 @@ impl<'a> Sampler<'a> {
             tokenizer,
             ends: Ends::new(ids, &config.generation.stop, tokenizer),
             boundary: roles.boundary,
+            last_token: last_token(roles),
             seed: context.config.run.seed,
             stop: context.stop,
         }
@@ -144,24 +148,27 @@ impl<'a> Sampler<'a> {
     ) -> Result<Option<Vec<Sequence>>> {
         let completed = |generated: &[u32]| self.ends.completed(self.tokenizer, generated);
         let stop_text: Option<StopText> = self.ends.has_texts().then_some(&completed);
-        let (mut generator, last_token) = match self.boundary {
-            None => (Generator::new(model), LastToken::Unread),
-            // A reward model reads the last token too.
-            Some(layer) => (Generator::keeping(model, layer), LastToken::Read),
+        let mut generator = match self.boundary {
+            None => Generator::new(model),
+            Some(layer) => Generator::keeping(model, layer),
         };
         let settings = Settings {
             stop_text,
-            last_token,
+            last_token: self.last_token,
             ..settings
         };
         let output = match generate(&mut generator, requests, &settings, &mut |_| {}) {
             Err(Error::Cancelled) => return Ok(None),
             output => output?,
         };
-        let kept = generator.take_states();
-        let completions = output.completions.into_iter();
-        let sequences = completions.map(|completion| sequence(requests, completion, kept.as_ref()));
-        Ok(Some(sequences.collect()))
+        let mut kept = generator.take_states();
+        drop(generator);
+        // From the last sample of a prompt to its first, which holds the prompt's states for all.
+        let completions = output.completions.into_iter().rev();
+        let sequences = completions.map(|completion| sequence(requests, completion, kept.as_mut()));
+        let mut sequences: Vec<Sequence> = sequences.collect();
+        sequences.reverse();
+        Ok(Some(sequences))
     }
 
     fn request(&self, key: u64, prompt: &Prompt, samples: usize) -> Request {
@@ -194,10 +201,20 @@ impl<'a> Sampler<'a> {
     }
 }
 
+/// A reward model on the trunk reads the last token of a completion; actor, critic and reference do not.
+fn last_token(roles: &Roles) -> LastToken {
+    let mut models = roles.reward.models();
+    let reads = models.any(|(_, model)| model.standing() == Standing::OnTrunk);
+    match roles.boundary.is_some() && reads {
+        true => LastToken::Read,
+        false => LastToken::Unread,
+    }
+}
+
 fn sequence(
     requests: &[Request],
     completion: rollout::Completion,
-    kept: Option<&Collector>,
+    kept: Option<&mut Collector>,
 ) -> Sequence {
     let id = SequenceId {
         request: completion.request,
@@ -218,6 +235,6 @@ fn sequence(
             .map(|kept| kept.map(Into::into))
             .collect(),
         finished: completion.finish == Finish::Stop,
-        states: kept.and_then(|kept| kept.states(id)),
+        states: kept.and_then(|kept| kept.take(id)),
     }
 }

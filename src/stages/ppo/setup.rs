@@ -9,6 +9,7 @@ use crate::data::example::{Encoder, Limit, Prompt};
 use crate::data::records::read;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
+use crate::reward::RewardModel;
 use crate::roles::{CriticStart, Ground, Roles, Sharing};
 use crate::stages::Context;
 use crate::stages::adapters::lora_config;
@@ -23,13 +24,13 @@ pub fn roles(context: &Context, config: &Ppo) -> Result<Roles> {
     let scorer = config.first_reward_model();
     let critic = critic_start(config, scorer.as_deref(), seed);
     let rewards = config.reward_components();
-    Ok(Roles::load(
-        ground,
-        &sharing,
-        &config.from,
-        critic,
-        &rewards,
-    )?)
+    Roles::load(ground, &sharing, &config.from, critic, &rewards).with_context(|| {
+        match config.sharing.share {
+            Share::None => "[ppo]",
+            Share::Trunk => "ppo.share = \"trunk\"",
+            Share::Adapter => "ppo.share = \"adapter\", ppo.lora",
+        }
+    })
 }
 
 /// What the roles hold in common.
@@ -40,7 +41,7 @@ fn sharing(config: &Ppo) -> Sharing {
         Share::Trunk => Sharing::Trunk {
             layers: keys.trunk_layers.unwrap_or_default(),
         },
-        Share::Adapter => Sharing::Adapter(lora_config(&keys.lora.clone().unwrap_or_default())),
+        Share::Adapter => Sharing::Adapter(keys.lora.as_ref().map(lora_config)),
     }
 }
 
@@ -61,6 +62,20 @@ fn critic_start<'a>(
     config.has_critic().then_some(start)
 }
 
+/// A warm-up of the critic as long as the run would leave the policy as it is.
+///
+/// # Errors
+/// If it is.
+pub fn check_warmup(config: &Ppo, iterations: u64) -> Result<()> {
+    let warmup = config.critic.critic_warmup as u64;
+    if config.has_critic() && warmup > 0 && warmup >= iterations {
+        bail!(
+            "ppo.critic_warmup = {warmup} leaves the policy none of the run's {iterations} iterations; lower it, or make the run longer"
+        );
+    }
+    Ok(())
+}
+
 /// Reads prompts and leaves room for the response.
 ///
 /// # Errors
@@ -69,10 +84,11 @@ pub fn prompts(
     tokenizer: &Tokenizer,
     config: &Ppo,
     roles: &Roles,
+    judge: Option<&RewardModel>,
     file: &Path,
     key: &str,
 ) -> Result<Vec<Prompt>> {
-    let encoder = Encoder::new(tokenizer, room(config, roles), TooLong::Error)?;
+    let encoder = Encoder::new(tokenizer, room(config, roles, judge), TooLong::Error)?;
     let records = read(file)?;
     let prompts = encoder
         .prompts(&records)
@@ -88,12 +104,14 @@ pub fn prompts(
     Ok(prompts)
 }
 
-/// What the response leaves for a prompt in the context of policy and reward model.
-fn room(config: &Ppo, roles: &Roles) -> Limit {
+/// What the response leaves for a prompt in the context of policy, reward models and judge.
+fn room(config: &Ppo, roles: &Roles, judge: Option<&RewardModel>) -> Limit {
     let context = |model: &Decoder| model.decoder_config().max_position_embeddings;
     let actor = ("the policy's", context(&roles.actor));
     let scorers = roles.reward.models();
     let scorers = scorers.map(|(_, model)| ("the reward model's", context(model.decoder())));
+    let judge = judge.map(|model| ("the judge's", context(model.decoder())));
+    let scorers = scorers.chain(judge);
     let least = |a: (&'static str, usize), b: (&'static str, usize)| if b.1 < a.1 { b } else { a };
     let (whose, context) = scorers.fold(actor, least);
     let response = config.generation.max_new_tokens;

@@ -91,7 +91,7 @@ pub fn targets(
     if state.iteration >= config.critic.critic_warmup as u64 {
         state.kl.update(objective, rows.len());
     }
-    let (reward_coef, loss_kl_coef) = match config.update.kl_in {
+    let (reward_coef, loss_kl_coef) = match config.kl_in() {
         KlIn::Reward => (coef, None),
         KlIn::Loss => (0.0, Some(coef).filter(|&coef| coef > 0.0)),
     };

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::rewards;
 use super::rollouts::Sampler;
+use super::setup;
 use crate::config::Ppo;
 use crate::data::example::Prompt;
 use crate::data::tokenizer::Tokenizer;
@@ -75,13 +76,14 @@ impl<'a> Evaluator<'a> {
         let Some(file) = &config.eval_prompts else {
             return Ok(None);
         };
-        let mut prompts = super::setup::prompts(tokenizer, config, roles, file, "eval_prompts")?;
-        prompts.truncate(config.evaluation.eval_samples);
         let judge = config
             .judge_model
             .as_deref()
             .map(|folder| load_judge(&roles.actor, &config.from, folder, context.device))
             .transpose()?;
+        let key = "eval_prompts";
+        let mut prompts = setup::prompts(tokenizer, config, roles, judge.as_ref(), file, key)?;
+        prompts.truncate(config.evaluation.eval_samples);
         let lexicon = config
             .evaluation
             .lexicon

@@ -61,7 +61,7 @@ impl<'a> Micro<'a> {
             sequences,
             offsets,
             totals,
-            packed: Packed::new(sequences.iter().map(|&i| &experience.sequences()[i]))?,
+            packed: Packed::new(sequences.iter().map(|&i| &experience.sequences()[i])),
         })
     }
 
