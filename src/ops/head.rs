@@ -57,6 +57,21 @@ pub fn chunk_rows(vocabulary: usize) -> usize {
     (CHUNK / vocabulary.max(1)).max(LEAST_ROWS)
 }
 
+/// Most logits that [`token_log_probs`] has in memory at once where its backward pass is to come: those that are held for it, and a
+/// chunk that finds no room.
+pub fn most_logits(targets: usize, vocabulary: usize) -> usize {
+    let rows = chunk_rows(vocabulary);
+    let (mut held, mut most) = (0, 0);
+    for first in (0..targets).step_by(rows) {
+        let chunk = rows.min(targets - first) * vocabulary;
+        most = most.max(held + chunk);
+        if held + chunk <= HELD {
+            held += chunk;
+        }
+    }
+    most
+}
+
 /// What [`token_log_probs`] returns; both `[targets]` and differentiable.
 pub struct TokenLogProbs {
     /// log p(token)

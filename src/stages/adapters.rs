@@ -110,7 +110,8 @@ fn continued(start: &Start, asked: &LoraConfig, base: &Decoder) -> Result<Decode
     Ok(model)
 }
 
-fn lora_config(lora: &Lora) -> LoraConfig {
+/// The adapters that a `lora` table asks for.
+pub fn lora_config(lora: &Lora) -> LoraConfig {
     LoraConfig {
         r: lora.r,
         lora_alpha: lora.lora_alpha,

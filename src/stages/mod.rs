@@ -8,6 +8,7 @@ mod dpo;
 mod examples;
 mod language;
 mod origin;
+pub mod plan;
 mod ppo;
 mod pretrain;
 mod reward;

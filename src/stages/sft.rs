@@ -119,7 +119,8 @@ pub(super) fn stop_at_eos(model: &mut Decoder, tokenizer: &Tokenizer) -> Result<
     Ok(())
 }
 
-fn training(config: &Sft, spec: &TensorSpec) -> Training {
+/// Whether the stage trains a tensor of the model.
+pub(super) fn training(config: &Sft, spec: &TensorSpec) -> Training {
     let frozen = match layer_of(&spec.name) {
         Some(layer) => layer < config.freeze_layers,
         None => is_embedding(&spec.name) && (config.freeze_embeddings || config.freeze_layers > 0),
