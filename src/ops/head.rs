@@ -431,3 +431,21 @@ impl CustomOp1 for Fused {
         Ok(Some(Tensor::from_vec(dh, hidden.dims(), hidden.device())?))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By hand: chunks of 384 rows of 20 000 logits are 7.68 million, of which one finds room among 8.39 million.
+    #[test]
+    fn most_logits_are_those_held_and_a_chunk() {
+        assert_eq!(chunk_rows(20_000), 384);
+        assert_eq!(most_logits(1000, 20_000), 2 * 384 * 20_000);
+        // The rest of a batch still finds its own.
+        assert_eq!(most_logits(384 + 30, 20_000), (384 + 30) * 20_000);
+        // All of a small vocabulary's are held, and none of a large one's.
+        assert_eq!(most_logits(4096, 2048), 4096 * 2048);
+        assert_eq!(most_logits(4096, 128_256), 384 * 128_256);
+        assert_eq!(most_logits(0, 2048), 0);
+    }
+}

@@ -5,7 +5,7 @@
 //! rows, such as packed panels and the threads' scratch, is left out. On a device without our kernels the graph holds more.
 
 use crate::model::Recompute;
-use crate::model::config::{Activation, DecoderConfig, QkNorm};
+use crate::model::config::{Activation, DecoderConfig, Position, QkNorm};
 
 /// A forward pass that is differentiated.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +27,12 @@ impl Pass<'_> {
         let widths = Widths::of(self.decoder);
         // What the final norm reads and what it makes.
         let above = 2 * widths.hidden;
-        self.bytes(layers * widths.held(self.recompute) + above)
+        // A graph of the embeddings has those of tokens and positions beside their sum.
+        let below = match (self.first, self.decoder.position) {
+            (0, Position::Learned) => 2 * widths.hidden,
+            _ => 0,
+        };
+        self.bytes(layers * widths.held(self.recompute) + above + below)
     }
 
     /// Most bytes that the backward pass of one branch has beside these.
