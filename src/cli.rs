@@ -95,6 +95,16 @@ pub enum Command {
     )]
     Ppo(ConfigArgs),
 
+    /// List the memory that each stage of CONFIG will take
+    ///
+    /// Reads the configuration, each model's config.json and the prompts; never the weights. A table
+    /// for each stage has the bytes of each role's weights, gradients and AdamW's moments, then
+    /// what no role owns: cache, activations of one micro-batch, the log-prob chunk.
+    #[command(
+        after_help = "Example:\n  collimate plan configs/quickstart.toml --set ppo.micro_batch_tokens=1024"
+    )]
+    Plan(PlanArgs),
+
     /// Complete the prompts of a file
     ///
     /// Reads a JSON object a line: {"prompt": text}, {"messages": [...]} or {"prompt_ids": [...]},
@@ -159,6 +169,19 @@ impl ConfigArgs {
             Existing::Continue
         }
     }
+}
+
+/// Flags of `plan`.
+#[derive(Clone, Debug, Args)]
+pub struct PlanArgs {
+    /// The TOML file that describes the run
+    pub config: PathBuf,
+
+    /// Override a key, for example ppo.micro_batch_tokens=1024; may be given several times
+    ///
+    /// VALUE is TOML; bare words are strings.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<Override>,
 }
 
 /// How the next token is chosen.

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use collimate::cli::{Cli, Command, ConfigArgs};
+use collimate::cli::{Cli, Command, ConfigArgs, PlanArgs};
 use collimate::config::{Config, Document, Stage};
 use collimate::ops::profile;
 use collimate::train::process;
@@ -41,6 +41,7 @@ fn dispatch(command: &Command) -> anyhow::Result<Outcome> {
         Command::Reward(args) => stage(args, Stage::Reward),
         Command::Judge(args) => stage(args, Stage::Judge),
         Command::Ppo(args) => stage(args, Stage::Ppo),
+        Command::Plan(args) => plan(args),
         Command::Generate(args) => commands::generate(args),
         Command::Score(args) => commands::score(args),
         Command::Export(args) => commands::export(args),
@@ -49,6 +50,14 @@ fn dispatch(command: &Command) -> anyhow::Result<Outcome> {
 
 fn stage(args: &ConfigArgs, stage: Stage) -> anyhow::Result<Outcome> {
     stages::run_stage(&load(args, Some(stage))?, stage, args.existing())
+}
+
+fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
+    let config = Config::load(&args.config, &args.overrides)?;
+    for plan in stages::plan::plan(&config)? {
+        println!("{plan}\n");
+    }
+    Ok(Outcome::Finished)
 }
 
 /// Reads the configuration and looks for the files of the one stage to run, or of all.

@@ -7,6 +7,8 @@ mod adapters;
 mod bad_input;
 #[path = "cli/golden.rs"]
 mod golden;
+#[path = "cli/plan.rs"]
+mod plan;
 #[path = "cli/support.rs"]
 mod support;
 #[path = "cli/text.rs"]

@@ -13,6 +13,8 @@ mod folders;
 mod golden;
 #[path = "models/gradients.rs"]
 mod gradients;
+#[path = "models/memory.rs"]
+mod memory;
 #[path = "models/rollouts.rs"]
 mod rollouts;
 #[path = "models/sharing.rs"]

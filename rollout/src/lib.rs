@@ -38,4 +38,4 @@ pub use generator::{Completion, Output, Progress, Stats, generate};
 pub use model::{BLOCK_TOKENS, CacheSpec, Chunk, Model, ModelResult, SequenceId, Step};
 pub use sampling::{Decoding, Draw, Drawn, Sampling, draw_row};
 pub use sequence::Finish;
-pub use settings::{CacheBudget, LastToken, Request, Settings, StopText};
+pub use settings::{CacheBudget, LastToken, Request, Settings, StopText, check};

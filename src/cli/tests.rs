@@ -77,6 +77,7 @@ fn examples_work_once_the_first_has_run() {
             Command::Score(args) => assert!(is_left(&args.model) && args.data.exists()),
             Command::Export(args) => assert!(is_left(&args.model) && is_left(&args.adapter)),
             Command::Run(args) => drop(resolve(&args)),
+            Command::Plan(args) => drop(Config::load(&args.config, &args.overrides).unwrap()),
             Command::Pretrain(args)
             | Command::Sft(args)
             | Command::Dpo(args)

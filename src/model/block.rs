@@ -158,7 +158,8 @@ impl Block {
     }
 }
 
-fn attention_of(config: &DecoderConfig, layer: usize) -> Attention {
+/// The attention of a layer.
+pub fn attention_of(config: &DecoderConfig, layer: usize) -> Attention {
     Attention {
         query_heads: config.num_attention_heads,
         kv_heads: config.num_key_value_heads,

@@ -3,16 +3,28 @@
 //! It borrows the live parameters, so nothing is copied or synchronised between training and rollout. While it lives, those keep
 //! their packed panels, which are made again when they move.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use rollout::{CacheSpec, Draw, Drawn, Model, ModelResult, Step, draw_row};
 
 use super::Decoder;
+use super::block::attention_of;
 use super::boundary::Collector;
+use super::config::DecoderConfig;
 use crate::ops::attention::cached::{BLOCK_TOKENS, Cache, NewTokens};
 use crate::ops::{pool, profile, storage};
 
 // The generator's blocks are the kernel's.
 const _: () = assert!(BLOCK_TOKENS == rollout::BLOCK_TOKENS);
+
+/// The cache of a decoder on `device`.
+pub fn cache_spec(config: &DecoderConfig, device: &Device) -> CacheSpec {
+    let (spec, layers) = (attention_of(config, 0), config.num_hidden_layers);
+    CacheSpec {
+        block_bytes: Cache::block_bytes(spec, layers, device),
+        max_positions: config.max_position_embeddings,
+        vocab_size: config.vocab_size,
+    }
+}
 
 /// A decoder that generates.
 pub struct Generator<'a> {
@@ -59,13 +71,10 @@ impl Model for Generator<'_> {
     type Logits = Tensor;
 
     fn cache_spec(&self) -> CacheSpec {
-        let config = self.decoder.decoder_config();
-        let (spec, device) = (self.decoder.attention(0), self.decoder.params().device());
-        CacheSpec {
-            block_bytes: Cache::block_bytes(spec, config.num_hidden_layers, device),
-            max_positions: config.max_position_embeddings,
-            vocab_size: config.vocab_size,
-        }
+        cache_spec(
+            self.decoder.decoder_config(),
+            self.decoder.params().device(),
+        )
     }
 
     fn reserve(&mut self, blocks: usize) -> ModelResult<()> {
@@ -115,7 +124,7 @@ impl Model for Generator<'_> {
 
     fn draw(&mut self, logits: &Tensor, draws: &[Draw<'_>]) -> ModelResult<Vec<Drawn>> {
         let _span = profile::span("draw");
-        let (vocabulary, on_host) = (logits.dim(1)?, logits.to_device(&candle_core::Device::Cpu)?);
+        let (vocabulary, on_host) = (logits.dim(1)?, logits.to_device(&Device::Cpu)?);
         let drawn = storage::read(&on_host, |logits| {
             pool::map(draws, |d| {
                 draw_row(&logits[d.row * vocabulary..][..vocabulary], d)

@@ -57,6 +57,21 @@ pub fn chunk_rows(vocabulary: usize) -> usize {
     (CHUNK / vocabulary.max(1)).max(LEAST_ROWS)
 }
 
+/// Most logits that [`token_log_probs`] has in memory at once where its backward pass is to come: those that are held for it, and a
+/// chunk that finds no room.
+pub fn most_logits(targets: usize, vocabulary: usize) -> usize {
+    let rows = chunk_rows(vocabulary);
+    let (mut held, mut most) = (0, 0);
+    for first in (0..targets).step_by(rows) {
+        let chunk = rows.min(targets - first) * vocabulary;
+        most = most.max(held + chunk);
+        if held + chunk <= HELD {
+            held += chunk;
+        }
+    }
+    most
+}
+
 /// What [`token_log_probs`] returns; both `[targets]` and differentiable.
 pub struct TokenLogProbs {
     /// log p(token)
@@ -414,5 +429,23 @@ impl CustomOp1 for Fused {
             })
         })???;
         Ok(Some(Tensor::from_vec(dh, hidden.dims(), hidden.device())?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By hand: chunks of 384 rows of 20 000 logits are 7.68 million, of which one finds room among 8.39 million.
+    #[test]
+    fn most_logits_are_those_held_and_a_chunk() {
+        assert_eq!(chunk_rows(20_000), 384);
+        assert_eq!(most_logits(1000, 20_000), 2 * 384 * 20_000);
+        // The rest of a batch still finds its own.
+        assert_eq!(most_logits(384 + 30, 20_000), (384 + 30) * 20_000);
+        // All of a small vocabulary's are held, and none of a large one's.
+        assert_eq!(most_logits(4096, 2048), 4096 * 2048);
+        assert_eq!(most_logits(4096, 128_256), 384 * 128_256);
+        assert_eq!(most_logits(0, 2048), 0);
     }
 }

@@ -110,7 +110,7 @@ fn continued(start: &Start, asked: &LoraConfig, base: &Decoder) -> Result<Decode
     Ok(model)
 }
 
-/// The keys as the model has them.
+/// The adapters that a `lora` table asks for.
 pub fn lora_config(lora: &Lora) -> LoraConfig {
     LoraConfig {
         r: lora.r,

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 
+use crate::config::{Reward, Sft};
 use crate::model::Decoder;
 use crate::model::config::{TensorSpec, is_embedding, layer_of};
 use crate::ops::param::Training;
@@ -15,6 +16,24 @@ pub struct Frozen {
     pub layers: usize,
     /// The embeddings, whatever becomes of the layers.
     pub embeddings: bool,
+}
+
+impl From<&Sft> for Frozen {
+    fn from(config: &Sft) -> Self {
+        Self {
+            layers: config.freeze_layers,
+            embeddings: config.freeze_embeddings,
+        }
+    }
+}
+
+impl From<&Reward> for Frozen {
+    fn from(config: &Reward) -> Self {
+        Self {
+            layers: config.freeze_layers,
+            embeddings: false,
+        }
+    }
 }
 
 impl Frozen {

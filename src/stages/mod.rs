@@ -9,6 +9,7 @@ mod examples;
 mod freezing;
 mod language;
 mod origin;
+pub mod plan;
 mod ppo;
 mod pretrain;
 mod reward;

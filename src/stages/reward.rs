@@ -39,10 +39,7 @@ pub fn reward(context: &Context, config: &Reward, stage: Stage) -> Result<Option
         seed,
         device: context.device,
     };
-    let frozen = Frozen {
-        layers: config.freeze_layers,
-        embeddings: false,
-    };
+    let frozen = Frozen::from(config);
     let choose = |spec: &TensorSpec| frozen.training(spec);
     let mut trainee = Trainee::load(&start, config.lora.as_ref(), choose)?;
     frozen.check(start.table, start.from, &trainee.model)?;

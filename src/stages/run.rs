@@ -106,7 +106,7 @@ fn run_in_order(
 }
 
 /// The configuration with models of the hub replaced by the folders that they were fetched to.
-fn with_local_models(config: &Config, stages: &[Stage]) -> Result<Config> {
+pub(super) fn with_local_models(config: &Config, stages: &[Stage]) -> Result<Config> {
     let mut config = config.clone();
     let made = config.run.folder();
     for folder in config.model_folders_mut(stages) {

@@ -46,10 +46,7 @@ pub fn sft(context: &Context, config: &Sft) -> Result<Option<Finished>> {
         seed,
         device: context.device,
     };
-    let frozen = Frozen {
-        layers: config.freeze_layers,
-        embeddings: config.freeze_embeddings,
-    };
+    let frozen = Frozen::from(config);
     let choose = |spec: &TensorSpec| frozen.training(spec);
     let mut trainee = Trainee::load(&start, config.lora.as_ref(), choose)?;
     frozen.check(start.table, start.from, &trainee.model)?;

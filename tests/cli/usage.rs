@@ -17,6 +17,7 @@ fn help_lists_commands_flags_and_fields() {
                 "sft",
                 "reward",
                 "ppo",
+                "plan",
                 "generate",
                 "score",
                 "Exit codes",
@@ -35,6 +36,16 @@ fn help_lists_commands_flags_and_fields() {
         (
             "score --help",
             &["--data", "--adapter", "logprobs", "entropy", "Example"],
+        ),
+        (
+            "plan --help",
+            &[
+                "--set",
+                "cache",
+                "activations",
+                "never the weights",
+                "Example",
+            ],
         ),
         (
             "export --help",
@@ -69,6 +80,8 @@ fn wrong_usage_exits_with_2() {
         &format!("{generate} --greedy --temperature 0.5"),
         &format!("{generate} --device gpu"),
         "run config.toml --set nonsense",
+        "plan",
+        "plan config.toml --fresh",
     ] {
         let ended = workspace.run(arguments);
         assert_eq!(ended.code, Some(2), "{arguments}: {}", ended.stderr);

@@ -38,6 +38,8 @@ use state::{Optimizers, State, Store};
 use targets::targets;
 use update::{Outcome, PretrainMix};
 
+pub(super) use rollouts::cache_budget;
+
 /// Runs the stage; `None` when a signal stopped it.
 ///
 /// # Errors

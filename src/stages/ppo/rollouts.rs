@@ -7,7 +7,7 @@ use rollout::{
     StopText, generate,
 };
 
-use crate::config::Ppo;
+use crate::config::{Ppo, Rollout};
 use crate::data::ends::Ends;
 use crate::data::example::Prompt;
 use crate::data::tokenizer::Tokenizer;
@@ -133,7 +133,7 @@ impl<'a> Sampler<'a> {
             },
             purpose,
             max_batch: self.config.rollout.rollout_batch,
-            cache: self.budget(),
+            cache: cache_budget(&self.config.rollout),
             prefill_tokens: PREFILL_TOKENS,
             stop_ids: self.ends.ids(),
             ..Settings::default()
@@ -181,23 +181,21 @@ impl<'a> Sampler<'a> {
         }
     }
 
-    fn budget(&self) -> CacheBudget {
-        match (
-            self.config.rollout.cache_bytes,
-            self.config.rollout.cache_tokens,
-        ) {
-            (Some(bytes), _) => CacheBudget::Bytes(bytes),
-            (None, Some(tokens)) => CacheBudget::Tokens(tokens),
-            (None, None) => CacheBudget::Unlimited,
-        }
-    }
-
     /// The response as text, without the stop text that ended it.
     ///
     /// # Errors
     /// If the tokenizer cannot decode it.
     pub fn text(&self, sequence: &Sequence) -> Result<String> {
         Ok(self.ends.text(self.tokenizer, &sequence.response())?)
+    }
+}
+
+/// How much cache the configuration lets a generation have.
+pub fn cache_budget(rollout: &Rollout) -> CacheBudget {
+    match (rollout.cache_bytes, rollout.cache_tokens) {
+        (Some(bytes), _) => CacheBudget::Bytes(bytes),
+        (None, Some(tokens)) => CacheBudget::Tokens(tokens),
+        (None, None) => CacheBudget::Unlimited,
     }
 }
 

@@ -1,0 +1,147 @@
+//! A model's folder → its sizes, also where an earlier stage is yet to make it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::config::{Config, ModelStart, Reward, Stage};
+use crate::data::tokenizer::Tokenizer;
+use crate::model::config::{DecoderConfig, Head};
+use crate::model::hf_config::HfConfig;
+use crate::model::hf_config::adapter::{ADAPTER_CONFIG, AdapterConfig};
+use crate::model::lora::Lora;
+use crate::model::lora::folder::AdapterFolder;
+use crate::stages::adapters::lora_config;
+use crate::stages::architecture::describe;
+
+use super::roles::Scorer;
+
+/// The file of a model's sizes.
+const CONFIG: &str = "config.json";
+
+/// The models of a run.
+#[derive(Clone, Copy)]
+pub struct Folders<'a>(pub &'a Config);
+
+impl<'a> Folders<'a> {
+    /// The sizes of the model in `folder`, or of what the stage that makes it starts from.
+    ///
+    /// # Errors
+    /// If a `config.json` cannot be read, or no stage makes the folder.
+    pub fn decoder(self, folder: &Path) -> Result<DecoderConfig> {
+        match self.origin(folder) {
+            Some(existing) => Ok(HfConfig::read(&existing)?.decoder),
+            None => self.scratch(),
+        }
+    }
+
+    /// The same with a scalar head.
+    ///
+    /// # Errors
+    /// As [`Self::decoder`].
+    pub fn scoring(self, folder: &Path) -> Result<DecoderConfig> {
+        let mut decoder = self.decoder(folder)?;
+        decoder.head = Head::Score;
+        Ok(decoder)
+    }
+
+    /// A reward model, with its adapters if it is, or will be, a PEFT folder.
+    ///
+    /// # Errors
+    /// As [`Self::decoder`], and if the folder's adapters do not fit its base.
+    pub fn scorer(self, folder: &Path) -> Result<Scorer> {
+        let decoder = self.scoring(folder)?;
+        let adapter = match self.made_by(folder).filter(|_| !is_model(folder)) {
+            Some(stage) => {
+                let lora = self.reward(stage).and_then(|reward| reward.lora.as_ref());
+                lora.map(|lora| lora_config(lora).resolve(&decoder))
+                    .transpose()?
+            }
+            None => adapter_in(folder)?,
+        };
+        Ok(Scorer { decoder, adapter })
+    }
+
+    /// The sizes that `[model]` gives; before a tokenizer is trained its vocabulary is the one that is asked for.
+    ///
+    /// # Errors
+    /// If the table has no sizes, or the tokenizer cannot be read.
+    pub fn scratch(self) -> Result<DecoderConfig> {
+        let vocabulary = match &self.0.tokenizer.from {
+            Some(folder) => Tokenizer::load(folder)?.vocab_size(),
+            None => self.0.tokenizer.vocab_size,
+        };
+        match &self.0.model.start {
+            Some(ModelStart::Scratch(sizes)) => describe(sizes, vocabulary),
+            Some(ModelStart::Folder(folder)) => self.decoder(folder),
+            None => bail!("[model] says neither `from` nor sizes; pretraining needs one of them"),
+        }
+    }
+
+    /// The tokenizer that the stage which reads `folder` will have, unless it is yet to be trained.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn tokenizer(self, folder: &Path) -> Result<Option<Tokenizer>> {
+        let origin = self
+            .0
+            .tokenizer
+            .from
+            .clone()
+            .or_else(|| self.origin(folder));
+        let there = origin.filter(|place| place.join("tokenizer.json").is_file());
+        there
+            .map(|place| {
+                let what = || format!("the tokenizer in {}", place.display());
+                Tokenizer::load(&place).with_context(what)
+            })
+            .transpose()
+    }
+
+    /// The folder itself if it is there or no stage of the run makes it, or else that of what its stage starts from; `None` where
+    /// this is made from scratch.
+    fn origin(self, folder: &Path) -> Option<PathBuf> {
+        let Some(stage) = self.made_by(folder).filter(|_| !is_model(folder)) else {
+            return Some(folder.to_owned());
+        };
+        let config = self.0;
+        match stage {
+            Stage::Pretrain => match &config.model.start {
+                Some(ModelStart::Folder(start)) => self.origin(start),
+                _ => None,
+            },
+            Stage::Sft => self.origin(&config.sft.as_ref()?.from),
+            Stage::Dpo => self.origin(&config.dpo.as_ref()?.from),
+            Stage::Reward | Stage::Judge => self.origin(&self.reward(stage)?.from),
+            Stage::Ppo => self.origin(&config.ppo.as_ref()?.from),
+        }
+    }
+
+    /// The stage whose model the folder is.
+    fn made_by(self, folder: &Path) -> Option<Stage> {
+        let makes = |stage: &Stage| self.0.run.final_model(*stage) == folder;
+        self.0.stages().into_iter().find(makes)
+    }
+
+    fn reward(self, stage: Stage) -> Option<&'a Reward> {
+        match stage {
+            Stage::Judge => self.0.judge.as_ref(),
+            _ => self.0.reward.as_ref(),
+        }
+    }
+}
+
+/// Whether a folder has a model, or adapters, in it already.
+fn is_model(folder: &Path) -> bool {
+    [CONFIG, ADAPTER_CONFIG]
+        .iter()
+        .any(|file| folder.join(file).is_file())
+}
+
+fn adapter_in(folder: &Path) -> Result<Option<Lora>> {
+    let Some(adapter) = AdapterConfig::read(folder)? else {
+        return Ok(None);
+    };
+    let base = HfConfig::read(&adapter.base_folder(folder)?)?.decoder;
+    Ok(Some(AdapterFolder::open(folder, &base)?.lora))
+}

@@ -1,0 +1,276 @@
+//! The stage of four roles.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use super::activations::Pass;
+use super::generation::{Prompts, Reserve, panels, reserve};
+use super::models::Folders;
+use super::roles::{Models, Role, Sharing};
+use super::{Buffer, Phase, Plan, activations, log_prob_chunk, recompute};
+use crate::config::{CriticFrom, Ppo, RewardKind, ScoreNormalization, Share, Stage, TooLong};
+use crate::data::example::{Encoder, Limit};
+use crate::data::records::read;
+use crate::model::config::{DecoderConfig, Head, TensorSpec};
+use crate::stages::adapters::lora_config;
+use crate::stages::ppo::cache_budget;
+
+/// The plan of `[ppo]`.
+///
+/// # Errors
+/// If a model's sizes are not known, the prompts cannot be read, or one does not fit.
+pub fn ppo(folders: Folders, config: &Ppo) -> Result<Plan> {
+    let models = models(folders, config)?;
+    let sharing = sharing(config);
+    let roles = sharing.roles(&models).context("ppo")?;
+    let prompts = LongestPrompt::of(folders, config, &models)?;
+    let sizes = Sizes {
+        config,
+        models: &models,
+        roles: &roles,
+        longest: prompts.tokens + config.generation.max_new_tokens,
+    };
+    let mut buffers = sizes.rollout(prompts.tokens)?;
+    buffers.extend(sizes.boundary());
+    buffers.extend(sizes.update());
+    let mut notes = vec![prompts.note];
+    notes.extend(classifiers(config));
+    Ok(Plan {
+        stage: Stage::Ppo,
+        roles,
+        buffers,
+        notes,
+    })
+}
+
+/// The rule that `ppo.share` names.
+fn sharing(config: &Ppo) -> Sharing {
+    let keys = &config.sharing;
+    match keys.share {
+        Share::None => Sharing::None,
+        Share::Trunk => Sharing::Trunk {
+            layers: keys.trunk_layers.unwrap_or_default(),
+        },
+        Share::Adapter => Sharing::Adapter(keys.lora.as_ref().map(lora_config).unwrap_or_default()),
+    }
+}
+
+fn models(folders: Folders, config: &Ppo) -> Result<Models> {
+    let policy = folders.decoder(&config.from)?;
+    let components = config.reward_components();
+    let paths = components.iter().flat_map(|c| match &c.kind {
+        RewardKind::Model(model) => std::slice::from_ref(&model.path),
+        RewardKind::Ensemble(ensemble) => &ensemble.paths,
+        _ => &[],
+    });
+    let rewards: Vec<_> = paths
+        .map(|path| folders.scorer(path))
+        .collect::<Result<_>>()?;
+    let critic = config.has_critic().then(|| {
+        let scorer = rewards.first().map(|reward| &reward.decoder);
+        let of_reward = config.critic.critic_from == Some(CriticFrom::RewardModel);
+        let mut start = scorer.filter(|_| of_reward).unwrap_or(&policy).clone();
+        start.head = Head::Score;
+        start
+    });
+    let judge = config.judge_model.as_deref();
+    let judge = judge.filter(|_| config.eval_prompts.is_some());
+    Ok(Models {
+        critic,
+        rewards,
+        judge: judge.map(|folder| folders.scoring(folder)).transpose()?,
+        policy,
+    })
+}
+
+/// Says what is not counted.
+fn classifiers(config: &Ppo) -> Option<String> {
+    let is_classifier = |kind: &RewardKind| matches!(kind, RewardKind::Classifier(_));
+    let mut components = config.rewards.iter();
+    let any = components.any(|component| is_classifier(&component.kind));
+    any.then(|| "classifiers among ppo.rewards are not counted".to_owned())
+}
+
+/// Tokens of the longest prompt, and where that is known from.
+struct LongestPrompt {
+    tokens: usize,
+    note: String,
+}
+
+impl LongestPrompt {
+    fn of(folders: Folders, config: &Ppo, models: &Models) -> Result<Self> {
+        if let Some(tokens) = measured(folders, config)? {
+            let note = format!("the longest prompt has {tokens} tokens");
+            return Ok(Self { tokens, note });
+        }
+        let scorers = models.rewards.iter().map(|reward| &reward.decoder);
+        let contexts = scorers.chain([&models.policy]);
+        let least = contexts
+            .map(|decoder| decoder.max_position_embeddings)
+            .min();
+        let tokens = least
+            .unwrap_or(0)
+            .saturating_sub(config.generation.max_new_tokens);
+        let note = format!(
+            "the prompts cannot be counted before their file and the tokenizer are there; taken are {tokens} tokens, all that the context \
+             leaves"
+        );
+        Ok(Self { tokens, note })
+    }
+}
+
+/// Tokens of the longest prompt to train or evaluate on, if the files are there.
+fn measured(folders: Folders, config: &Ppo) -> Result<Option<usize>> {
+    let files: Vec<&Path> = std::iter::once(config.prompts.as_path())
+        .chain(config.eval_prompts.as_deref())
+        .collect();
+    if !files.iter().all(|file| file.exists()) {
+        return Ok(None);
+    }
+    let Some(tokenizer) = folders.tokenizer(&config.from)? else {
+        return Ok(None);
+    };
+    let encoder = Encoder::new(&tokenizer, Limit::none(), TooLong::Error)?;
+    let mut longest = 0;
+    for file in files {
+        let prompts = encoder.prompts(&read(file)?)?.items;
+        let tokens = prompts.iter().map(|prompt| prompt.ids.len()).max();
+        longest = longest.max(tokens.unwrap_or(0));
+    }
+    Ok(Some(longest))
+}
+
+/// What buffers are computed from.
+struct Sizes<'a> {
+    config: &'a Ppo,
+    models: &'a Models,
+    roles: &'a [Role],
+    /// Tokens of the longest sequence.
+    longest: usize,
+}
+
+impl Sizes<'_> {
+    fn role(&self, name: &str) -> Option<&Role> {
+        self.roles.iter().find(|role| role.name == name)
+    }
+
+    /// The largest cache of those that training and evaluations reserve, and the panels.
+    fn rollout(&self, prompt: usize) -> Result<Vec<Buffer>> {
+        let (config, policy) = (self.config, &self.models.policy);
+        let (rollout, max_new_tokens) = (&config.rollout, config.generation.max_new_tokens);
+        let reserved = |count, samples| {
+            let prompts = Prompts {
+                count,
+                tokens: prompt,
+                samples,
+                max_new_tokens,
+            };
+            let budget = cache_budget(rollout);
+            reserve(policy, prompts, rollout.rollout_batch, budget)
+        };
+        let training = reserved(
+            config.prompts_per_iteration(),
+            config.num_samples_per_prompt,
+        )?;
+        let others = match self.answers_single_prompts() {
+            true => reserved(rollout.rollout_batch, 1)?,
+            false => training,
+        };
+        let cache: Reserve = match others.bytes > training.bytes {
+            true => others,
+            false => training,
+        };
+        let buffer = |name, bytes| Buffer {
+            name,
+            bytes,
+            phase: Phase::Rollout,
+        };
+        Ok(vec![
+            buffer(format!("cache of {} tokens", cache.tokens()), cache.bytes),
+            buffer("panels for generation".to_owned(), self.panels()),
+        ])
+    }
+
+    /// Whether prompts beyond those of a batch are answered, one sample each.
+    fn answers_single_prompts(&self) -> bool {
+        let reference = ScoreNormalization::Reference;
+        self.config.eval_prompts.is_some() || self.config.scores.score_normalization == reference
+    }
+
+    fn panels(&self) -> usize {
+        let policy = &self.models.policy;
+        let known = policy.tensors();
+        let is_adapter = |spec: &TensorSpec| known.iter().all(|own| own.name != spec.name);
+        let actor = self.role("actor").into_iter();
+        let own = actor.flat_map(|role| role.tensors.iter().map(|owned| owned.spec.clone()));
+        panels(policy, &own.filter(is_adapter).collect::<Vec<_>>())
+    }
+
+    /// The batch's hidden states below the lowest layer that any role trains or adapts, where the roles share what lies below.
+    fn boundary(&self) -> Option<Buffer> {
+        let (config, policy) = (self.config, &self.models.policy);
+        let layers = policy.num_hidden_layers;
+        let trained = self.roles.iter().filter(|role| role.gradients() > 0);
+        let first = trained.map(|role| role.graph_begins(layers)).min()?;
+        let shared = self.role("trunk").or(self.role("base")).is_some();
+        (shared && first > 0).then(|| Buffer {
+            name: "boundary buffer".to_owned(),
+            bytes: config.training.batch_size
+                * self.longest
+                * policy.hidden_size
+                * size_of::<f32>(),
+            phase: Phase::Both,
+        })
+    }
+
+    /// Actor and critic are updated one after the other, so that the larger one's activations count.
+    fn update(&self) -> Vec<Buffer> {
+        let (config, policy) = (self.config, &self.models.policy);
+        let rows = self.rows();
+        let actor = self.role("actor").map(|role| (role, policy));
+        let critic = self.role("critic").zip(self.models.critic.as_ref());
+        let passes = actor.into_iter().chain(critic);
+        let largest = passes
+            .map(|(role, decoder)| activations(self.pass(role, decoder, rows)))
+            .max_by_key(|buffer| buffer.bytes);
+        let mut buffers: Vec<Buffer> = largest.into_iter().collect();
+        buffers.push(log_prob_chunk(self.targets(rows), policy.vocab_size));
+        if config.update.rollback_kl().is_some() {
+            let trained: usize = self.roles.iter().map(Role::gradients).sum();
+            buffers.push(Buffer {
+                name: "rollback copy".to_owned(),
+                bytes: 3 * trained,
+                phase: Phase::Update,
+            });
+        }
+        buffers
+    }
+
+    fn pass<'a>(&self, role: &Role, decoder: &'a DecoderConfig, rows: usize) -> Pass<'a> {
+        Pass {
+            decoder,
+            rows,
+            first: role.graph_begins(decoder.num_hidden_layers),
+            recompute: recompute(self.config.training.recompute),
+        }
+    }
+
+    /// Tokens of a micro-batch.
+    fn rows(&self) -> usize {
+        let limit = self.config.training.micro_batch_tokens;
+        match self.config.update.ptx.is_on() {
+            true => limit,
+            false => limit.min(self.config.mini_batch_size() * self.longest),
+        }
+    }
+
+    /// Of `rows` tokens those whose log-probs are asked for: of prompts none.
+    fn targets(&self, rows: usize) -> usize {
+        let generated = self.config.mini_batch_size() * self.config.generation.max_new_tokens;
+        match self.config.update.ptx.is_on() {
+            true => rows,
+            false => rows.min(generated),
+        }
+    }
+}

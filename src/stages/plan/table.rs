@@ -1,0 +1,55 @@
+//! The plan of a stage as a table, in MiB.
+
+use std::fmt;
+
+use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, presets};
+
+use super::{Phase, Plan};
+
+const MIB: f64 = (1 << 20) as f64;
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut table = Table::new();
+        let title = format!("{} (MiB)", self.stage);
+        table
+            .load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()))
+            .set_content_arrangement(ContentArrangement::Disabled)
+            .set_header([&title, "weights", "gradients", "moments", "in all"]);
+        for role in &self.roles {
+            let parts = [
+                role.weights(),
+                role.gradients(),
+                role.moments(),
+                role.bytes(),
+            ];
+            table.add_row(row(&role.name, parts.map(Some)));
+        }
+        let in_all = |name: &str, bytes| row(name, [None, None, None, Some(bytes)]);
+        for buffer in &self.buffers {
+            table.add_row(in_all(&buffer.name, buffer.bytes));
+        }
+        table.add_row(in_all("total", self.total()));
+        if self.most_at_once() < self.total() {
+            table.add_row(in_all("most at once", self.most_at_once()));
+        }
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        write!(f, "{table}")?;
+        if self.buffers.iter().any(|b| b.phase == Phase::Rollout) {
+            let words = "most at once: what rollout takes is gone when the update begins";
+            write!(f, "\n{words}")?;
+        }
+        self.notes.iter().try_for_each(|note| write!(f, "\n{note}"))
+    }
+}
+
+fn row(name: &str, bytes: [Option<usize>; 4]) -> Vec<String> {
+    let mib = |bytes: Option<usize>| match bytes {
+        None | Some(0) => String::new(),
+        Some(bytes) => format!("{:.1}", bytes as f64 / MIB),
+    };
+    let cells = bytes.into_iter().map(mib);
+    std::iter::once(name.to_owned()).chain(cells).collect()
+}

@@ -1,0 +1,160 @@
+//! `plan`: a table for each stage, from sizes alone.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::support::{Workspace, fixture};
+
+const CONFIG: &str = r#"
+[run]
+name = "trial"
+
+[model]
+hidden_size = 32
+intermediate_size = 64
+num_hidden_layers = 2
+num_attention_heads = 4
+num_key_value_heads = 2
+max_position_embeddings = 64
+
+[tokenizer]
+vocab_size = 320
+
+[pretrain]
+data = "text.txt"
+context_length = 33
+batch_size = 8
+
+[sft]
+data = "sft.jsonl"
+max_length = 48
+lora = { r = 4, layers_to_transform = "top:1" }
+
+[reward]
+data = "pairs.jsonl"
+max_length = 48
+
+[ppo]
+prompts = "prompts.jsonl"
+batch_size = 16
+max_new_tokens = 12
+target_kl = 0.1
+rollback_kl_factor = 2.0
+"#;
+
+/// The cells of each line that has any, table by table.
+fn tables(text: &str) -> Vec<Vec<Vec<&str>>> {
+    let mut tables: Vec<Vec<Vec<&str>>> = Vec::new();
+    for line in text.lines().filter(|l| l.contains(char::is_alphanumeric)) {
+        let cells: Vec<&str> = line
+            .split("  ")
+            .map(str::trim)
+            .filter(|c| !c.is_empty())
+            .collect();
+        match cells.contains(&"in all") {
+            true => tables.push(vec![cells]),
+            false => tables.last_mut().expect("a heading first").push(cells),
+        }
+    }
+    tables
+}
+
+fn heads<'a>(table: &[Vec<&'a str>]) -> Vec<&'a str> {
+    table.iter().map(|cells| cells[0]).collect()
+}
+
+/// Models of the run and data are yet to be made.
+#[test]
+fn every_stage_has_its_table_before_anything_is_made() {
+    let workspace = Workspace::new();
+    workspace.write("config.toml", CONFIG);
+    let ended = workspace.run("plan config.toml");
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let tables = tables(&ended.stdout);
+    let [pretrain, sft, reward, ppo] = &tables[..] else {
+        panic!("{}", ended.stdout);
+    };
+    let activations = "activations of 256 tokens";
+    assert_eq!(
+        heads(pretrain),
+        [
+            "pretrain (MiB)",
+            "model",
+            activations,
+            "log-prob chunk",
+            "total"
+        ]
+    );
+    assert_eq!(heads(sft)[1..3], ["base", "adapters"]);
+    assert_eq!(heads(reward)[0..2], ["reward (MiB)", "model"]);
+    assert_eq!(
+        heads(ppo),
+        [
+            "ppo (MiB)",
+            "actor",
+            "critic",
+            "reference",
+            "reward",
+            "cache of 1024 tokens",
+            "panels for generation",
+            "activations of 1024 tokens",
+            "log-prob chunk",
+            "rollback copy",
+            "total",
+            "most at once",
+            "most at once: what rollout takes is gone when the update begins",
+            "the prompts cannot be counted before their file and the tokenizer are there; taken are 52 tokens, all that the context leaves",
+        ]
+    );
+    // Embedding 320 · 32; a layer: two norms of 32, q and o 32 · 32, k and v 16 · 32, three of 64 · 32; a norm; × 4 bytes.
+    let elements = 320 * 32 + 2 * (2 * 32 + 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32) + 32;
+    let mib = |count: f64| format!("{:.1}", elements as f64 * 4.0 * count / f64::from(1 << 20));
+    let model = ["model".to_owned(), mib(1.0), mib(1.0), mib(2.0), mib(4.0)];
+    assert_eq!(pretrain[1], model);
+    assert_eq!(workspace.names(), ["config.toml"], "a plan writes nothing");
+}
+
+/// A model whose weights are not even there, at a size at which a plan is wanted.
+#[test]
+fn a_folder_is_asked_for_its_sizes_alone() {
+    let workspace = Workspace::new();
+    workspace.copy_model("llama");
+    fs::remove_file(workspace.path("model/model.safetensors")).expect("a file");
+    let file = workspace.path("model/config.json");
+    let mut sizes: Value = serde_json::from_slice(&fs::read(&file).expect("a file")).expect("JSON");
+    sizes["vocab_size"] = json!(128_256);
+    sizes["hidden_size"] = json!(1024);
+    workspace.write("model/config.json", &sizes.to_string());
+    workspace.write(
+        "config.toml",
+        "[run]\nname = \"trial\"\n[model]\nfrom = \"model\"\n[dpo]\ndata = \"pairs.jsonl\"\nmicro_batch_tokens = 2048\n",
+    );
+    let ended = workspace.run("plan config.toml");
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let tables = tables(&ended.stdout);
+    let chunk = tables[0].iter().find(|cells| cells[0] == "log-prob chunk");
+    // Rows for which a pass over the head pays: 384.
+    let mib = 384.0 * 128_256.0 * 4.0 / f64::from(1 << 20);
+    assert_eq!(chunk.expect("a row")[1], format!("{mib:.1}"));
+}
+
+#[test]
+fn what_cannot_be_planned_is_said() {
+    let workspace = Workspace::new();
+    let missing =
+        "[run]\nname = \"trial\"\n[model]\nfrom = \"nowhere\"\n[sft]\ndata = \"sft.jsonl\"\n";
+    workspace.write("config.toml", missing);
+    let ended = workspace.run("plan config.toml");
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.contains("nowhere"), "{}", ended.stderr);
+    let model = fixture("llama");
+    let ended = workspace.run(&format!(
+        "plan config.toml --set model.from={} --set sft.lora.target_modules=[\"c_attn\"]",
+        model.display()
+    ));
+    assert_eq!(ended.code, Some(1));
+    for word in ["sft.lora", "c_attn"] {
+        assert!(ended.stderr.contains(word), "{}", ended.stderr);
+    }
+}

@@ -1,0 +1,104 @@
+//! What a differentiated pass has in memory, counted by the allocator, against what `plan` says of it. It stands alone in its binary,
+//! for the count is the whole process's.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use candle_core::Device;
+use collimate::model::config::{DecoderConfig, Family, Geometry};
+use collimate::model::hf_config::HfConfig;
+use collimate::model::{Decoder, Gradient, Recompute};
+use collimate::ops::attention::Segments;
+use collimate::ops::head::{Target, most_logits};
+use collimate::ops::param::Training;
+use collimate::stages::plan::activations::Pass;
+
+/// The system's allocator, which counts.
+struct Counting;
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: the system's allocator does the work.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let live = LIVE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
+        PEAK.fetch_max(live, Ordering::Relaxed);
+        // SAFETY: the caller's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const ROWS: usize = 2048;
+
+fn model(family: Family) -> Decoder {
+    let sizes = Geometry {
+        hidden_size: 64,
+        intermediate_size: 160,
+        num_hidden_layers: 6,
+        num_attention_heads: 4,
+        num_key_value_heads: if family == Family::Gpt2 { 4 } else { 2 },
+        head_dim: None,
+        vocab_size: 512,
+        max_position_embeddings: 128,
+    };
+    let config = DecoderConfig::from_scratch(family, &sizes).expect("a valid model");
+    let all = |_: &_| Training::Trained;
+    Decoder::fresh(HfConfig::new(config), 1, all, &Device::Cpu).expect("a model")
+}
+
+/// Bytes that are held between the passes, and most of both passes; before them is nothing.
+fn measured(model: &Decoder, recompute: Recompute) -> [usize; 2] {
+    let ids: Vec<u32> = (0..ROWS as u32).map(|i| i * 7 % 512).collect();
+    let segments = Segments::from_lengths([128; ROWS / 128]);
+    let targets: Vec<Target> = (0..ROWS).map(|row| Target::whole(row, 3)).collect();
+    let before = LIVE.load(Ordering::Relaxed);
+    PEAK.store(before, Ordering::Relaxed);
+    let hidden = model.forward(&ids, &segments, Gradient::Record(recompute));
+    let hidden = hidden.expect("a pass");
+    let held = LIVE.load(Ordering::Relaxed) - before;
+    let found = model.log_probs(&hidden, &targets, 1.0).expect("log-probs");
+    let loss = found.log_probs.sum_all().expect("a sum");
+    drop(loss.backward().expect("gradients"));
+    [held, PEAK.load(Ordering::Relaxed) - before]
+}
+
+#[test]
+fn a_pass_has_in_memory_what_is_planned() {
+    for family in [Family::Llama, Family::Qwen3, Family::Gpt2] {
+        let model = model(family);
+        for recompute in [Recompute::None, Recompute::Block] {
+            // The threads' scratch is there from the first pass on.
+            measured(&model, recompute);
+            let [held, peak] = measured(&model, recompute);
+            let pass = Pass {
+                decoder: model.decoder_config(),
+                rows: ROWS,
+                first: 0,
+                recompute,
+            };
+            let logits = most_logits(ROWS, 512) * size_of::<f32>();
+            // The head's backward pass has ended when that of the layers begins.
+            let planned = [pass.held(), pass.held() + pass.backward().max(logits)];
+            for (what, found, planned) in [("held", held, planned[0]), ("peak", peak, planned[1])] {
+                let ratio = planned as f64 / found as f64;
+                println!(
+                    "{family:?} {recompute:?} {what}: {found} found, {planned} planned, {ratio:.3}"
+                );
+                assert!(
+                    (0.9..1.15).contains(&ratio),
+                    "{family:?} {recompute:?} {what}: {found} found, {planned} planned"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! What `plan` lists against what is really allocated.
+
+use std::sync::Arc;
+
+use candle_core::Device;
+use collimate::model::config::{DecoderConfig, Head, TensorSpec, is_embedding, layer_of};
+use collimate::model::generator::Generator;
+use collimate::model::hf_config::HfConfig;
+use collimate::model::lora::{Layers, LoraConfig, Scaling, Targets};
+use collimate::model::{Decoder, Holding};
+use collimate::ops::attention::cached::Cache;
+use collimate::ops::param::{Operand, Param, Training};
+use collimate::stages::plan::generation::{Prompts, panels, reserve};
+use collimate::stages::plan::roles::{Models, Role, Scorer, Sharing, adapted};
+use collimate::train::optimizer::{AdamW, AdamWConfig};
+use rollout::{CacheBudget, Request, Settings, generate};
+
+use crate::support::{Anyhow, LANGUAGE_MODELS, folder};
+
+/// Of each fixture.
+const LAYERS: usize = 3;
+
+fn bytes<'a>(params: impl Iterator<Item = &'a Arc<Param>>) -> usize {
+    params.map(|p| p.bytes()).sum()
+}
+
+/// The role's bytes are those of the decoder that plays it.
+#[track_caller]
+fn check(role: &Role, model: &Decoder) {
+    let name = &role.name;
+    let params = model.params();
+    assert_eq!(role.weights(), bytes(params.owned()), "{name}: weights");
+    let arena = params
+        .arena()
+        .map_or(0, |a| a.elem_count() * size_of::<f32>());
+    assert_eq!(role.gradients(), arena, "{name}: gradients");
+    let config = AdamWConfig {
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-8,
+        weight_decay: 0.0,
+        max_grad_norm: 1.0,
+    };
+    let optimizer = AdamW::new(params, config).unwrap();
+    let moments = optimizer.moments().unwrap();
+    let moments: usize = moments.iter().map(|m| m.len() * size_of::<f32>()).sum();
+    assert_eq!(role.moments(), moments, "{name}: moments");
+}
+
+fn load(name: &str, head: Head, holding: impl Fn(&TensorSpec) -> Holding) -> Anyhow<Decoder> {
+    let folder = folder(name);
+    Ok(Decoder::load_sharing(
+        &folder,
+        head,
+        1,
+        holding,
+        &Device::Cpu,
+    )?)
+}
+
+fn own(training: Training) -> impl Fn(&TensorSpec) -> Holding {
+    move |_| Holding::Own(training)
+}
+
+fn decoder(name: &str) -> Anyhow<DecoderConfig> {
+    Ok(HfConfig::read(&folder(name))?.decoder)
+}
+
+/// A policy with critic, reference, reward model and judge of its own sizes.
+fn models(name: &str) -> Anyhow<Models> {
+    let policy = decoder(name)?;
+    let scoring = DecoderConfig {
+        head: Head::Score,
+        ..policy.clone()
+    };
+    Ok(Models {
+        critic: Some(scoring.clone()),
+        rewards: vec![Scorer {
+            decoder: scoring.clone(),
+            adapter: None,
+        }],
+        judge: Some(scoring),
+        policy,
+    })
+}
+
+fn names(roles: &[Role]) -> Vec<&str> {
+    roles.iter().map(|role| role.name.as_str()).collect()
+}
+
+#[test]
+fn roles_that_share_nothing_hold_what_is_listed() -> Anyhow {
+    for name in LANGUAGE_MODELS {
+        let roles = Sharing::None.roles(&models(name)?)?;
+        assert_eq!(
+            names(&roles),
+            ["actor", "critic", "reference", "reward", "judge"]
+        );
+        let (trained, frozen) = (Training::Trained, Training::Frozen);
+        let kinds = [
+            (Head::LanguageModel, trained),
+            (Head::Score, trained),
+            (Head::LanguageModel, frozen),
+            (Head::Score, frozen),
+            (Head::Score, frozen),
+        ];
+        for (role, (head, training)) in roles.iter().zip(kinds) {
+            check(role, &load(name, head, own(training))?);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn roles_on_a_trunk_hold_it_once() -> Anyhow {
+    for name in LANGUAGE_MODELS {
+        let roles = Sharing::Trunk { layers: 1 }.roles(&models(name)?)?;
+        assert_eq!(
+            names(&roles),
+            ["trunk", "actor", "critic", "reference", "reward", "judge"]
+        );
+        let reference = load(name, Head::LanguageModel, own(Training::Frozen))?;
+        let below =
+            |spec: &TensorSpec| layer_of(&spec.name).map_or(is_embedding(&spec.name), |l| l < 1);
+        let shared = |spec: &TensorSpec| reference.params().find(&spec.name).expect("shared");
+        let on_trunk = |training| {
+            let (below, shared) = (&below, &shared);
+            move |spec: &TensorSpec| match below(spec) {
+                true => Holding::Shared(shared(spec)),
+                false => Holding::Own(training),
+            }
+        };
+        let actor = load(name, Head::LanguageModel, on_trunk(Training::Trained))?;
+        check(&roles[1], &actor);
+        check(
+            &roles[2],
+            &load(name, Head::Score, on_trunk(Training::Trained))?,
+        );
+        check(
+            &roles[4],
+            &load(name, Head::Score, on_trunk(Training::Frozen))?,
+        );
+        assert_eq!(roles[0].weights(), bytes(actor.params().shared()), "{name}");
+        let whole = bytes(reference.params().owned());
+        assert_eq!(roles[0].weights() + roles[3].weights(), whole, "{name}");
+        assert_eq!((roles[0].gradients(), roles[3].gradients()), (0, 0));
+        assert_eq!(roles[1].graph_begins(LAYERS), 1, "{name}");
+    }
+    Ok(())
+}
+
+fn lora(layers: Layers) -> LoraConfig {
+    LoraConfig {
+        r: 3,
+        lora_alpha: 4.0,
+        scaling: Scaling::Rank,
+        target_modules: Targets::AllLinear,
+        layers_to_transform: layers,
+    }
+}
+
+#[test]
+fn roles_of_adapters_hold_the_base_once() -> Anyhow {
+    for name in LANGUAGE_MODELS {
+        let lora = lora(Layers::Top(1));
+        let mut models = models(name)?;
+        models.rewards[0].adapter = Some(lora.resolve(&models.policy)?);
+        let roles = Sharing::Adapter(lora.clone()).roles(&models)?;
+        assert_eq!(
+            names(&roles),
+            ["base", "actor", "critic", "reward", "judge"]
+        );
+        let base = load(name, Head::LanguageModel, own(Training::Frozen))?;
+        let adapt = |head, training| Decoder::adapt(&base, &lora, head, 1, training);
+        check(&roles[0], &base);
+        check(&roles[1], &adapt(Head::LanguageModel, Training::Trained)?);
+        check(&roles[2], &adapt(Head::Score, Training::Trained)?);
+        check(&roles[3], &adapt(Head::Score, Training::Frozen)?);
+        assert_eq!(roles[1].graph_begins(LAYERS), LAYERS - 1, "{name}");
+
+        let trainee = adapted(&models.policy, Head::Score, &lora)?;
+        check(&trainee[0], &base);
+        check(&trainee[1], &adapt(Head::Score, Training::Trained)?);
+    }
+    Ok(())
+}
+
+/// A base that is a reward model has a head of its own beside the one that is trained.
+#[test]
+fn a_reward_model_as_a_base_keeps_its_head() -> Anyhow {
+    let (name, lora) = ("llama_reward", lora(Layers::All));
+    let roles = adapted(&decoder(name)?, Head::Score, &lora)?;
+    let base = load(name, Head::Score, own(Training::Frozen))?;
+    check(&roles[0], &base);
+    let model = Decoder::adapt(&base, &lora, Head::Score, 1, Training::Trained)?;
+    check(&roles[1], &model);
+    Ok(())
+}
+
+/// Blocks of a generation, in a cache that is large enough and in one that is not.
+#[test]
+fn the_cache_is_the_one_that_a_generation_reserves() -> Anyhow {
+    for name in LANGUAGE_MODELS {
+        let model = load(name, Head::LanguageModel, own(Training::Frozen))?;
+        let layers = model.decoder_config().num_hidden_layers;
+        let block = Cache::block_bytes(model.attention(0), layers, &Device::Cpu);
+        let prompts = Prompts {
+            count: 5,
+            tokens: 6,
+            samples: 2,
+            max_new_tokens: 9,
+        };
+        for cache in [CacheBudget::Unlimited, CacheBudget::Bytes(3 * block + 1)] {
+            let request = |key| Request {
+                key,
+                prompt: vec![3; prompts.tokens],
+                max_new_tokens: prompts.max_new_tokens,
+                min_new_tokens: 0,
+                samples: prompts.samples,
+            };
+            let requests: Vec<Request> = (0..prompts.count as u64).map(request).collect();
+            let settings = Settings {
+                max_batch: 4,
+                cache,
+                ..Settings::default()
+            };
+            let output = generate(
+                &mut Generator::new(&model),
+                &requests,
+                &settings,
+                &mut |_| {},
+            )?;
+            let planned = reserve(model.decoder_config(), prompts, 4, cache)?;
+            assert_eq!(planned.blocks, output.stats.reserved_blocks, "{name}");
+            assert_eq!(planned.bytes, planned.blocks * block, "{name}");
+        }
+    }
+    Ok(())
+}
+
+/// The parameters that hold panels after a generation.
+#[test]
+fn panels_are_those_that_a_generation_keeps() -> Anyhow {
+    let lora = lora(Layers::Top(1));
+    for name in LANGUAGE_MODELS {
+        let base = load(name, Head::LanguageModel, own(Training::Frozen))?;
+        let model = Decoder::adapt(&base, &lora, Head::LanguageModel, 1, Training::Frozen)?;
+        for (model, adapters) in [
+            (&base, Vec::new()),
+            (&model, lora.resolve(base.decoder_config())?.tensors()),
+        ] {
+            let _generator = Generator::new(model);
+            let read = |param: &Arc<Param>| -> usize {
+                let reads_rows = param.dims().len() != 2 || is_table(model, param);
+                match param.operand() {
+                    Ok(Operand::Panels(kept)) if !reads_rows => {
+                        kept.outputs().next_multiple_of(16) * kept.inputs() * size_of::<f32>()
+                    }
+                    _ => 0,
+                }
+            };
+            let kept: usize = model.params().iter().map(read).sum();
+            assert_eq!(panels(model.decoder_config(), &adapters), kept, "{name}");
+        }
+    }
+    Ok(())
+}
+
+/// An embedding that is no head: it is looked up, never multiplied.
+fn is_table(model: &Decoder, param: &Param) -> bool {
+    let config = model.decoder_config();
+    let token = format!("{}.weight", config.family.names().embedding);
+    let tied = config.tie_word_embeddings && param.name() == token;
+    is_embedding(param.name()) && !tied
+}
