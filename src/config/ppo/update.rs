@@ -125,7 +125,7 @@ impl PpoUpdate {
 #[cfg(test)]
 mod tests {
     use crate::config::tests::resolve;
-    use crate::config::{KlEstimator, Ppo};
+    use crate::config::{KlEstimator, KlIn, Ppo};
 
     fn ppo(overrides: &[&str]) -> Ppo {
         resolve(overrides).unwrap().ppo.unwrap()
