@@ -274,3 +274,40 @@ impl Sizes<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::hf_config::HfConfig;
+
+    /// The buffer of a batch of 4 sequences of up to 20 tokens.
+    fn boundary(sharing: &Sharing) -> Option<usize> {
+        let models_folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
+        let policy = HfConfig::read(&models_folder.join("llama"))
+            .unwrap()
+            .decoder;
+        let models = Models {
+            critic: None,
+            rewards: Vec::new(),
+            judge: None,
+            policy,
+        };
+        let mut config = Ppo::default();
+        config.training.batch_size = 4;
+        let roles = sharing.roles(&models).unwrap();
+        let sizes = Sizes {
+            config: &config,
+            models: &models,
+            roles: &roles,
+            longest: 20,
+        };
+        let bytes = sizes.boundary().map(|buffer| buffer.bytes);
+        bytes.map(|bytes| bytes / models.policy.hidden_size)
+    }
+
+    #[test]
+    fn hidden_states_are_kept_where_lower_layers_are_shared() {
+        assert_eq!(boundary(&Sharing::None), None);
+        assert_eq!(boundary(&Sharing::Trunk { layers: 1 }), Some(4 * 20 * 4));
+    }
+}
