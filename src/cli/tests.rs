@@ -164,7 +164,11 @@ fn the_arithmetic_examples_differ_by_their_estimator_alone() {
         "dynamic_sampling",
         "critic_from",
         "critic_learning_rate",
+        // Where the KL would enter: its weight is 0 in both.
+        "kl_in",
+        "kl_estimator",
     ];
+    assert_eq!(with.objective.kl_coef, 0.0);
     for change in diff(&grpo, &ppo).unwrap() {
         let key = change.key.strip_prefix("ppo.");
         let shared = key.is_some_and(|key| !its_own.contains(&key));

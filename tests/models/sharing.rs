@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use collimate::model::config::{Family, Head, TensorSpec, is_embedding, layer_of};
+use collimate::model::config::{DecoderConfig, Family, Head, TensorSpec, is_embedding, layer_of};
 use collimate::model::generator::Generator;
 use collimate::model::hf_config::HfConfig;
 use collimate::model::weights::SaveDtype;
@@ -36,7 +36,11 @@ fn segments() -> Segments {
 
 /// A frozen decoder of the family, and one whose layers above the trunk, norm and head are its own copies, trained.
 fn base_and_branch(family: Family) -> Anyhow<(Decoder, Decoder)> {
-    let config = HfConfig::new(two_layers(family)?);
+    base_and_branch_of(two_layers(family)?)
+}
+
+fn base_and_branch_of(config: DecoderConfig) -> Anyhow<(Decoder, Decoder)> {
+    let config = HfConfig::new(config);
     let frozen = |_: &TensorSpec| Training::Frozen;
     let base = Decoder::fresh(config.clone(), 1, frozen, &Device::Cpu)?;
     let source = |spec: &TensorSpec| {
@@ -171,12 +175,14 @@ fn generation_hands_out_the_boundary_states() -> Anyhow {
 /// over the whole sequence, its last token among them.
 #[test]
 fn kept_states_survive_giving_way() -> Anyhow {
-    let (base, branch) = base_and_branch(Family::Llama)?;
+    let mut config = two_layers(Family::Llama)?;
+    config.max_position_embeddings = 96;
+    let (base, branch) = base_and_branch_of(config)?;
     let request = |key: u32| Request {
         key: key.into(),
         prompt: (0..10).map(|i| (i * 7 + key) % 30).collect(),
-        max_new_tokens: 24,
-        min_new_tokens: 24,
+        max_new_tokens: 50,
+        min_new_tokens: 50,
         samples: 3,
     };
     let requests: Vec<Request> = (0..3).map(request).collect();
