@@ -8,8 +8,9 @@ mod support;
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use collimate::config::{Config, Document, Stage};
 use collimate::model::Decoder;
@@ -124,9 +125,25 @@ fn smollm2(case: &str, sharing: Sharing) -> Result<()> {
     )
 }
 
+/// Asks a case to write its models and prompts into this folder, and nothing else.
+const PREPARE_INTO: &str = "PREPARE_INTO";
+
 fn iterate(name: &str, case: &Case) -> Result<()> {
+    if let Some(folder) = std::env::var_os(PREPARE_INTO) {
+        let folder = Path::new(&folder);
+        return Ok(std::fs::write(
+            folder.join("bench.toml"),
+            prepare(case, folder)?,
+        )?);
+    }
     let folder = tempfile::tempdir()?;
-    let config = prepare(case, folder.path())?;
+    // In a process of its own, for the models are whole while they are made.
+    let made = Command::new(std::env::current_exe()?)
+        .args(["--case", name])
+        .env(PREPARE_INTO, folder.path())
+        .status()?;
+    ensure!(made.success(), "{name}: its models could not be made");
+    let config = std::fs::read_to_string(folder.path().join("bench.toml"))?;
     let document = Document::parse(&config, Path::new("bench.toml"))?;
     let config = Config::resolve(&document)?;
     if std::env::var_os("PROFILE").is_some() {
