@@ -1,5 +1,6 @@
 //! The loop: plan a step, run the model, draw, and see who has finished.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::error::Error;
@@ -23,7 +24,7 @@ pub struct Completion {
     pub log_probs: Vec<f32>,
     /// For each token the ids that could have been drawn, ascending; `None` for the whole
     /// vocabulary.
-    pub kept: Vec<Option<Vec<u32>>>,
+    pub kept: Vec<Option<Arc<[u32]>>>,
     /// Why it ended.
     pub finish: Finish,
 }
@@ -93,6 +94,7 @@ pub fn generate<M: Model>(
             ..Stats::default()
         },
         tokens: 0,
+        newest_kept: None,
         finished: requests
             .iter()
             .filter(|r| r.max_new_tokens == 0)
@@ -121,6 +123,8 @@ struct Generation<'a> {
     stats: Stats,
     tokens: usize,
     finished: usize,
+    /// The newest kept set. A mask of stops leaves the same set for token after token, nearly the whole vocabulary: it is held once.
+    newest_kept: Option<Arc<[u32]>>,
 }
 
 impl Generation<'_> {
@@ -252,7 +256,13 @@ impl Generation<'_> {
     }
 
     /// Adds a drawn token; retires the sequence if it ends there.
-    fn accept<M: Model>(&mut self, index: usize, drawn: Drawn, model: &mut M) -> Result<(), Error> {
+    fn accept<M: Model>(
+        &mut self,
+        index: usize,
+        mut drawn: Drawn,
+        model: &mut M,
+    ) -> Result<(), Error> {
+        let kept = drawn.kept.take().map(|ids| self.held_once(ids));
         let sequence = &mut self.scheduler.sequences[index];
         if drawn.token as usize >= self.vocab_size || !drawn.log_prob.is_finite() {
             return Err(Error::Drawn {
@@ -264,7 +274,7 @@ impl Generation<'_> {
                 expected: "both must be finite and the token one of the vocabulary",
             });
         }
-        sequence.push(drawn, self.settings);
+        sequence.push(&drawn, kept, self.settings);
         self.tokens += 1;
         if sequence.finish.is_some() {
             self.finished += 1;
@@ -273,6 +283,14 @@ impl Generation<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The newest kept set, if `ids` are the same; else these, which become the newest.
+    fn held_once(&mut self, ids: Vec<u32>) -> Arc<[u32]> {
+        match &self.newest_kept {
+            Some(newest) if **newest == *ids => newest.clone(),
+            _ => self.newest_kept.insert(ids.into()).clone(),
+        }
     }
 
     /// Retires the finished sequences whose last token has been read.

@@ -1,5 +1,7 @@
 //! One sample on its way from prompt to completion: its tokens, and which of them the cache holds.
 
+use std::sync::Arc;
+
 use crate::blocks::BlockPool;
 use crate::model::{BLOCK_TOKENS, SequenceId};
 use crate::sampling::Drawn;
@@ -27,7 +29,7 @@ pub struct Sequence {
     read_to: usize,
     min_new_tokens: usize,
     pub log_probs: Vec<f32>,
-    pub kept: Vec<Option<Vec<u32>>>,
+    pub kept: Vec<Option<Arc<[u32]>>>,
     /// The cache blocks it owns, alone or with others.
     pub blocks: Vec<u32>,
     /// How many of its tokens they hold.
@@ -70,11 +72,11 @@ impl Sequence {
         }
     }
 
-    /// Adds a drawn token and decides whether the sequence ends with it.
-    pub fn push(&mut self, drawn: Drawn, settings: &Settings<'_>) {
+    /// Adds a drawn token, with the ids that were kept for it, and decides whether the sequence ends with it.
+    pub fn push(&mut self, drawn: &Drawn, kept: Option<Arc<[u32]>>, settings: &Settings<'_>) {
         self.tokens.push(drawn.token);
         self.log_probs.push(drawn.log_prob);
-        self.kept.push(drawn.kept);
+        self.kept.push(kept);
         self.finish = if self.stops(drawn.token, settings) {
             Some(Finish::Stop)
         } else if self.tokens.len() >= self.limit {

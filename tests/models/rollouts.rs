@@ -64,11 +64,10 @@ fn assert_equal_to_training(
     for completion in &output.completions {
         let prompt = &requests[completion.request].prompt;
         for (i, (&token, kept)) in completion.tokens.iter().zip(&completion.kept).enumerate() {
-            let kept = kept.as_ref().map(|k| k.as_slice().into());
             targets.push(Target {
                 row: ids.len() + prompt.len() + i - 1,
                 token,
-                kept,
+                kept: kept.clone(),
             });
         }
         ids.extend(prompt.iter().chain(&completion.tokens));

@@ -1,6 +1,7 @@
 //! The generator against the oracle that has no cache and no batch, and its promises about stops,
 //! order and memory.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use rollout::random::{Key, Purpose};
@@ -260,6 +261,10 @@ fn stops_do_not_count_before_min_new_tokens() {
                 .is_some_and(|ids| ids.len() == 19 && ids[0] == 1)
         }));
         assert!(c.kept[5..].iter().all(Option::is_none));
+        // A mask leaves one set, which all hold in common.
+        let first = output.completions[0].kept[0].as_ref().unwrap();
+        let alike = |kept: &Option<Arc<[u32]>>| Arc::ptr_eq(kept.as_ref().unwrap(), first);
+        assert!(c.kept[..5].iter().all(alike));
         let stop = c.tokens[4..].iter().position(|token| token % 2 == 0);
         assert_eq!(
             stop.map(|place| place + 5),

@@ -154,7 +154,7 @@ fn alone(index: usize, request: &Request, sample: usize, settings: &Settings<'_>
         let drawn = draw_row(&logits(&[&request.prompt[..], &tokens].concat()), &draw).unwrap();
         tokens.push(drawn.token);
         log_probs.push(drawn.log_prob);
-        kept.push(drawn.kept);
+        kept.push(drawn.kept.map(Into::into));
         let ends_text = position + 1 >= request.min_new_tokens
             && settings.stop_text.is_some_and(|ends| ends(&tokens));
         if settings.stop_ids.contains(&drawn.token) || ends_text {

@@ -227,11 +227,7 @@ fn sequence(
         generated: std::iter::once(request.prompt.len()..ids.len()).collect(),
         ids,
         log_probs: completion.log_probs,
-        kept: completion
-            .kept
-            .into_iter()
-            .map(|kept| kept.map(Into::into))
-            .collect(),
+        kept: completion.kept,
         finished: completion.finish == Finish::Stop,
         states: kept.and_then(|kept| kept.take(id)),
     }
