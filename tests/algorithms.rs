@@ -7,7 +7,7 @@
 mod policy_update;
 
 use candle_core::{Device, Tensor, Var};
-use collimate::config::{Dpo, LossType, Ppo};
+use collimate::config::{self, Dpo, LossType, Ppo};
 use collimate::rlhf::advantage::gae::{Gae, GaeConfig, gae};
 use collimate::rlhf::advantage::remax::remax;
 use collimate::rlhf::advantage::{group, reinforce};
@@ -415,7 +415,13 @@ fn losses_with_every_default_are_trls() {
     };
     let (ppo, rows) = (Ppo::default(), golden.rows());
     let (old, reference) = (golden.tokens("/logp_old"), golden.tokens("/logp_ref"));
-    let kl = KlEstimator::K1.per_token(&old, &reference).unwrap();
+    let estimator = match ppo.kl_estimator() {
+        config::KlEstimator::K1 => KlEstimator::K1,
+        config::KlEstimator::K2 => KlEstimator::K2,
+        config::KlEstimator::K3 => KlEstimator::K3,
+    };
+    assert_eq!(ppo.kl_in(), config::KlIn::Reward);
+    let kl = estimator.per_token(&old, &reference).unwrap();
     let rewards = token_rewards(&golden.list("/score"), &kl, ppo.objective.kl_coef, rows).unwrap();
     check(&rewards, &tokens("rewards"), "rewards");
 
@@ -433,11 +439,12 @@ fn losses_with_every_default_are_trls() {
         .collect();
     check_within(&advantages, &tokens("advantages"), 1e-7, "advantages");
 
+    assert_eq!(ppo.update.loss_aggregation, config::LossAggregation::Token);
     let weights = golden.token_mean();
     let config = PolicyLossConfig {
         cliprange_low: ppo.objective.cliprange,
         cliprange_high: ppo.objective.cliprange_high(),
-        dual_clip: None,
+        dual_clip: ppo.update.dual_clip,
     };
     let new = golden.var("/logp_new");
     let policy = policy_loss(&new, &old, &advantages, &weights, &config).unwrap();

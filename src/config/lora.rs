@@ -1,4 +1,4 @@
-//! `[sft.lora]`, `[reward.lora]` and `[judge.lora]`: adapters on a frozen model instead of training all of it.
+//! `[sft.lora]`, `[reward.lora]`, `[judge.lora]` and `[ppo.lora]`: adapters on a frozen model instead of training all of it.
 //!
 //! Keys are those of PEFT's `LoraConfig`, and `r` and `lora_alpha` begin where TRL's do.
 

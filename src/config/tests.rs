@@ -52,6 +52,15 @@ pub(super) fn resolve(overrides: &[&str]) -> Result<Config, ConfigError> {
     resolve_text(SAMPLE, overrides)
 }
 
+/// The sample with these overrides is refused in words that hold these.
+#[track_caller]
+pub(super) fn refused(overrides: &[&str], words: &[&str]) {
+    let message = refusal(overrides);
+    for word in words {
+        assert!(message.contains(word), "no {word:?} in: {message}");
+    }
+}
+
 /// What is said of the sample with overrides that must be refused.
 pub(super) fn refusal(overrides: &[&str]) -> String {
     resolve(overrides).expect_err("must be refused").to_string()

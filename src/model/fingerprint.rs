@@ -1,7 +1,7 @@
 //! What tells one model's tensors from another's: a checksum over their names and `f32` values, in name order.
 //!
-//! An adapter, or the upper part of a model, means nothing on other weights than those that it was trained on; it is kept with their
-//! fingerprint. The type of the file that held them does not matter. CRC-32 guards against mistakes, not against malice.
+//! An adapter, or the upper part of a model, means nothing on other weights than those that it was trained on. An adapter is kept with
+//! their fingerprint; a model that is to share its lower part with another is held against that one's. The type of the file that held them does not matter. CRC-32 guards against mistakes, not against malice.
 
 use std::collections::BTreeMap;
 use std::fmt;

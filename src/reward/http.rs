@@ -137,10 +137,11 @@ mod tests {
     use std::sync::{Arc, Mutex};
     use std::time::Instant;
 
-    use serde_json::{Map, Value, json};
+    use serde_json::{Value, json};
     use tiny_http::{Request, Response, Server};
 
     use super::*;
+    use crate::reward::sample::score_texts;
 
     /// What the endpoint was asked: the body, and the header with the token.
     type Asked = Arc<Mutex<Vec<(Value, Option<String>)>>>;
@@ -185,25 +186,9 @@ mod tests {
     }
 
     fn score(config: &HttpReward, count: usize) -> Result<Vec<f32>, String> {
-        let fields = Map::new();
         let texts: Vec<String> = (0..count).map(|i| "x".repeat(i)).collect();
-        let completions: Vec<Completion> = texts
-            .iter()
-            .map(|text| Completion {
-                prompt: "a",
-                text,
-                ids: &[],
-                states: None,
-                response: Vec::new(),
-                fields: &fields,
-            })
-            .collect();
-        let batch = Batch {
-            completions: &completions,
-            pass_tokens: 1,
-        };
         let http = Http::new(config).map_err(|error| error.to_string())?;
-        http.scores(&batch).map_err(|error| error.to_string())
+        score_texts(&http, &texts).map_err(|error| error.to_string())
     }
 
     /// A score for each completion: its length.

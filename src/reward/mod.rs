@@ -11,6 +11,8 @@ mod lexicon;
 mod model;
 mod program;
 mod rules;
+#[cfg(test)]
+mod sample;
 mod sum;
 
 use serde_json::{Map, Value};

@@ -234,10 +234,8 @@ fn failed(command: &[String], message: String) -> RewardError {
 mod tests {
     use std::path::Path;
 
-    use serde_json::Map;
-
     use super::*;
-    use crate::reward::Completion;
+    use crate::reward::sample::score_texts;
 
     fn program(script: &str, timeout_seconds: f64) -> Program {
         let command = ["sh", "-c", script].map(str::to_owned).to_vec();
@@ -249,23 +247,7 @@ mod tests {
     }
 
     fn score(program: &Program, texts: &[&str]) -> Result<Vec<f32>, String> {
-        let fields = Map::new();
-        let completions: Vec<Completion> = texts
-            .iter()
-            .map(|&text| Completion {
-                prompt: "a",
-                text,
-                ids: &[],
-                states: None,
-                response: Vec::new(),
-                fields: &fields,
-            })
-            .collect();
-        let batch = Batch {
-            completions: &completions,
-            pass_tokens: 1,
-        };
-        program.scores(&batch).map_err(|error| error.to_string())
+        score_texts(program, texts).map_err(|error| error.to_string())
     }
 
     /// Answers each batch with how many lines it has read, as many times as there are completions.

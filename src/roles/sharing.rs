@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 
 use super::critic::CriticStart;
-use crate::model::config::{Head, SCORE, layer_of, weight};
+use crate::model::config::{Head, SCORE, weight};
 use crate::model::hf_config::HfConfig;
 use crate::model::hf_config::adapter::AdapterConfig;
 use crate::model::lora::folder::AdapterFolder;
-use crate::model::lora::{LoraConfig, LoraError};
+use crate::model::lora::{Lora, LoraConfig, LoraError};
 use crate::model::{Decoder, ModelError};
 use crate::ops::param::Training;
 use crate::reward::{RewardModel, Standing};
@@ -244,11 +244,8 @@ pub fn boundary<'d>(
     (layer > 0).then_some(layer)
 }
 
-/// The lowest layer that has an adapter.
 fn lowest_adapter(model: &Decoder) -> usize {
-    let modules = model.lora().into_iter().flat_map(|lora| &lora.modules);
-    let layers = modules.filter_map(|module| layer_of(&module.name));
-    layers.min().unwrap_or(0)
+    model.lora().and_then(Lora::lowest_layer).unwrap_or(0)
 }
 
 #[cfg(test)]

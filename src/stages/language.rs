@@ -10,7 +10,7 @@ use crate::model::{Decoder, Gradient};
 use crate::ops::attention::Segments;
 use crate::ops::head::Target;
 use crate::train::metrics::names;
-use crate::train::supervised::{Evaluation, Share, Task};
+use crate::train::task::{Evaluation, Share, Task};
 
 /// Rows by index.
 pub trait RowSet {

@@ -19,7 +19,8 @@ use crate::model::{Decoder, Gradient};
 use crate::ops::attention::Segments;
 use crate::rlhf::preference::{BradleyTerryLoss, bradley_terry};
 use crate::train::metrics::names;
-use crate::train::supervised::{Evaluation, Plan, Share, Task, train};
+use crate::train::supervised::{Plan, train};
+use crate::train::task::{Evaluation, Share, Task};
 
 /// Bins of the expected calibration error (Guo et al. 2017, eq. 3).
 const CALIBRATION_BINS: usize = 10;

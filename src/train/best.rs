@@ -12,7 +12,7 @@ use super::durable::{self, on};
 use super::float;
 use super::metrics::names;
 use super::snapshot::{self, SnapshotError};
-use super::supervised::Evaluation;
+use super::task::Evaluation;
 use crate::model::Decoder;
 
 /// A step and its held-out measures.

@@ -2,6 +2,7 @@
 
 mod best;
 pub mod checkpoint;
+pub mod configured;
 pub mod float;
 pub mod memory;
 pub mod metrics;
@@ -16,5 +17,6 @@ pub mod signal;
 pub mod snapshot;
 pub mod summary;
 pub mod supervised;
+pub mod task;
 
 use crate::files::durable;

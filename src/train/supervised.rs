@@ -1,86 +1,31 @@
 //! The loop that pretraining, fine-tuning and reward models share: accumulate, step, evaluate, save, and continue where it was.
 //!
 //! What a step reads is a function of its number, so a continued run repeats the bits of an unbroken one. A task says what a
-//! step's data and loss are; nothing here knows text or pairs.
+//! step's data and loss are ([`Task`]); nothing here knows text or pairs.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::best::{Best, BestWeights};
 use super::checkpoint::{Checkpoint, Checkpoints};
+use super::configured::{adamw, gradient, is_due, schedule};
 use super::float;
 use super::memory::peak_bytes;
 use super::metrics::{Keep, Metrics, StepLog, names};
-use super::optimizer::{AdamW, AdamWConfig, StepOutcome};
+use super::optimizer::{AdamW, StepOutcome};
 use super::progress::Progress;
 use super::run_folder::StageFolder;
-use super::schedule::{Schedule, ScheduleKind};
+use super::schedule::Schedule;
 use super::signal::StopRequest;
 use super::snapshot;
-use crate::config::{LrScheduler, Recompute, Training};
-use crate::model::{self, Decoder, Gradient};
+use super::task::{Evaluation, Task};
+use crate::config::Training;
+use crate::model::Decoder;
 use crate::ops::param::Param;
 use crate::ops::profile;
-
-/// What is learned: the data of each step and its loss.
-pub trait Task {
-    /// What one forward and backward pass reads.
-    type Micro;
-
-    /// The data of optimizer step `step` (from 1), cut into micro-batches.
-    ///
-    /// # Errors
-    /// If a record cannot be made into a batch.
-    fn micro_batches(&self, step: u64) -> Result<Vec<Self::Micro>>;
-
-    /// Tokens that a micro-batch feeds.
-    fn tokens(&self, micro: &Self::Micro) -> usize;
-
-    /// What a micro-batch counts in the mean loss: target tokens, or pairs.
-    fn count(&self, micro: &Self::Micro) -> f64;
-
-    /// A micro-batch's share of the step's mean loss, whose whole count is `total`.
-    ///
-    /// # Errors
-    /// If the computation fails.
-    fn loss(
-        &self,
-        model: &Decoder,
-        micro: &Self::Micro,
-        total: f64,
-        gradient: Gradient,
-    ) -> Result<Share>;
-
-    /// Measures the model on held-out data; `None` without any.
-    ///
-    /// # Errors
-    /// If the computation fails.
-    fn evaluate(&self, model: &Decoder) -> Result<Option<Evaluation>>;
-
-    /// Passes over the data after `step` steps.
-    fn epochs(&self, step: u64) -> f64;
-}
-
-/// What a micro-batch adds to a step.
-pub struct Share {
-    /// Its share of the mean loss, to call `backward` on.
-    pub loss: Tensor,
-    /// Its shares of other means over the step, by metric name.
-    pub measures: Vec<(&'static str, f64)>,
-}
-
-impl From<Tensor> for Share {
-    fn from(loss: Tensor) -> Self {
-        Self {
-            loss,
-            measures: Vec::new(),
-        }
-    }
-}
 
 /// What the micro-batches of a step came to.
 #[derive(Default)]
@@ -89,9 +34,6 @@ struct Sums {
     tokens: usize,
     measures: BTreeMap<&'static str, f64>,
 }
-
-/// Held-out measures by metric name.
-pub type Evaluation = BTreeMap<String, f64>;
 
 /// How a stage trains.
 pub struct Plan<'a> {
@@ -465,45 +407,6 @@ fn restore(checkpoint: &Checkpoint, model: &Decoder, optimizer: &mut AdamW) -> R
     let state: State = checkpoint.state()?;
     snapshot::restore(checkpoint, ROLE, model, optimizer, state.optimizer_steps)?;
     Ok(state)
-}
-
-/// Whether something that comes every `every` steps comes at `step`; 0 is never.
-pub fn is_due(step: u64, every: usize) -> bool {
-    every > 0 && step.is_multiple_of(every as u64)
-}
-
-/// The optimizer's constants as configured.
-pub fn adamw(training: &Training) -> AdamWConfig {
-    AdamWConfig {
-        beta1: training.adam_beta1,
-        beta2: training.adam_beta2,
-        epsilon: training.adam_epsilon,
-        weight_decay: training.weight_decay,
-        max_grad_norm: training.max_grad_norm,
-    }
-}
-
-/// The learning-rate schedule as configured, with this peak.
-pub fn schedule(training: &Training, steps: u64, learning_rate: f64) -> Schedule {
-    Schedule {
-        kind: match training.lr_scheduler_type {
-            LrScheduler::Constant => ScheduleKind::Constant,
-            LrScheduler::Linear => ScheduleKind::Linear,
-            LrScheduler::Cosine => ScheduleKind::Cosine,
-        },
-        learning_rate,
-        warmup_steps: training.warmup_steps,
-        total_steps: steps as usize,
-        min_lr_ratio: training.min_lr_ratio,
-    }
-}
-
-/// What the backward pass keeps, as configured.
-pub fn gradient(training: &Training) -> Gradient {
-    Gradient::Record(match training.recompute {
-        Recompute::None => model::Recompute::None,
-        Recompute::Block => model::Recompute::Block,
-    })
 }
 
 #[cfg(test)]

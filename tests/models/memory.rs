@@ -3,15 +3,18 @@
 use std::sync::Arc;
 
 use candle_core::Device;
-use collimate::model::config::{DecoderConfig, Head, TensorSpec, is_embedding, layer_of};
+use collimate::model::config::{
+    DecoderConfig, Family, Geometry, Head, TensorSpec, is_embedding, layer_of,
+};
 use collimate::model::generator::Generator;
 use collimate::model::hf_config::HfConfig;
 use collimate::model::lora::{Layers, LoraConfig, Scaling, Targets};
 use collimate::model::{Decoder, Holding};
 use collimate::ops::attention::cached::Cache;
 use collimate::ops::param::{Operand, Param, Training};
+use collimate::roles::Sharing;
 use collimate::stages::plan::generation::{Prompts, panels, reserve};
-use collimate::stages::plan::roles::{Models, Role, Scorer, Sharing, adapted};
+use collimate::stages::plan::roles::{Models, Role, Start, adapted, roles};
 use collimate::train::optimizer::{AdamW, AdamWConfig};
 use rollout::{CacheBudget, Request, Settings, generate};
 
@@ -69,19 +72,24 @@ fn decoder(name: &str) -> Anyhow<DecoderConfig> {
 /// A policy with critic, reference, reward model and judge of its own sizes.
 fn models(name: &str) -> Anyhow<Models> {
     let policy = decoder(name)?;
+    Ok(all_of(policy))
+}
+
+fn all_of(policy: DecoderConfig) -> Models {
+    let whole = |decoder: &DecoderConfig| Start {
+        decoder: decoder.clone(),
+        adapter: None,
+    };
     let scoring = DecoderConfig {
         head: Head::Score,
         ..policy.clone()
     };
-    Ok(Models {
-        critic: Some(scoring.clone()),
-        rewards: vec![Scorer {
-            decoder: scoring.clone(),
-            adapter: None,
-        }],
+    Models {
+        critic: Some(whole(&scoring)),
+        rewards: vec![whole(&scoring)],
         judge: Some(scoring),
-        policy,
-    })
+        policy: whole(&policy),
+    }
 }
 
 fn names(roles: &[Role]) -> Vec<&str> {
@@ -91,7 +99,7 @@ fn names(roles: &[Role]) -> Vec<&str> {
 #[test]
 fn roles_that_share_nothing_hold_what_is_listed() -> Anyhow {
     for name in LANGUAGE_MODELS {
-        let roles = Sharing::None.roles(&models(name)?)?;
+        let roles = roles(&Sharing::None, &models(name)?)?;
         assert_eq!(
             names(&roles),
             ["actor", "critic", "reference", "reward", "judge"]
@@ -114,7 +122,7 @@ fn roles_that_share_nothing_hold_what_is_listed() -> Anyhow {
 #[test]
 fn roles_on_a_trunk_hold_it_once() -> Anyhow {
     for name in LANGUAGE_MODELS {
-        let roles = Sharing::Trunk { layers: 1 }.roles(&models(name)?)?;
+        let roles = roles(&Sharing::Trunk { layers: 1 }, &models(name)?)?;
         assert_eq!(
             names(&roles),
             ["trunk", "actor", "critic", "reference", "reward", "judge"]
@@ -164,8 +172,10 @@ fn roles_of_adapters_hold_the_base_once() -> Anyhow {
     for name in LANGUAGE_MODELS {
         let lora = lora(Layers::Top(1));
         let mut models = models(name)?;
-        models.rewards[0].adapter = Some(lora.resolve(&models.policy)?);
-        let roles = Sharing::Adapter(lora.clone()).roles(&models)?;
+        let resolved = lora.resolve(&models.policy.decoder)?;
+        models.rewards[0].adapter = Some(resolved.clone());
+        let sharing = Sharing::Adapter(Some(lora.clone()));
+        let roles = roles(&sharing, &models)?;
         assert_eq!(
             names(&roles),
             ["base", "actor", "critic", "reward", "judge"]
@@ -178,10 +188,62 @@ fn roles_of_adapters_hold_the_base_once() -> Anyhow {
         check(&roles[3], &adapt(Head::Score, Training::Frozen)?);
         assert_eq!(roles[1].graph_begins(LAYERS), LAYERS - 1, "{name}");
 
-        let trainee = adapted(&models.policy, Head::Score, &lora)?;
+        let trainee = adapted(&models.policy.decoder, Head::Score, &lora)?;
         check(&trainee[0], &base);
         check(&trainee[1], &adapt(Head::Score, Training::Trained)?);
+
+        // A policy of adapters: they are trained further, and the reference keeps them as they were. Nothing else is asked for.
+        models.policy.adapter = Some(resolved);
+        let further = collimate::stages::plan::roles::roles(&Sharing::Adapter(None), &models)?;
+        assert_eq!(
+            names(&further),
+            ["base", "actor", "critic", "reference", "reward", "judge"]
+        );
+        check(&further[1], &adapt(Head::LanguageModel, Training::Trained)?);
+        check(&further[3], &adapt(Head::LanguageModel, Training::Frozen)?);
     }
+    Ok(())
+}
+
+/// The four roles of SmolLM2-135M beside one model.
+#[test]
+fn four_roles_cost_little_more_than_one_model() -> Anyhow {
+    let sizes = Geometry {
+        hidden_size: 576,
+        intermediate_size: 1536,
+        num_hidden_layers: 30,
+        num_attention_heads: 9,
+        num_key_value_heads: 3,
+        head_dim: None,
+        vocab_size: 49152,
+        max_position_embeddings: 8192,
+    };
+    let mut policy = DecoderConfig::from_scratch(Family::Llama, &sizes)?;
+    policy.tie_word_embeddings = true;
+    let lora = LoraConfig {
+        target_modules: Targets::AllLinear,
+        ..LoraConfig::default()
+    };
+    assert_eq!(lora.r, 16);
+    let mut models = all_of(policy.clone());
+    models.judge = None;
+    models.rewards[0].adapter = Some(lora.resolve(&policy)?);
+    let weights = |sharing: &Sharing| -> Anyhow<usize> {
+        Ok(roles(sharing, &models)?.iter().map(Role::weights).sum())
+    };
+    let one = policy
+        .tensors()
+        .iter()
+        .map(TensorSpec::numel)
+        .sum::<usize>()
+        * size_of::<f32>();
+    let ratio = |sharing| -> Anyhow<f64> { Ok(weights(&sharing)? as f64 / one as f64) };
+    let (trunk, adapter) = (
+        ratio(Sharing::Trunk { layers: 24 })?,
+        ratio(Sharing::Adapter(Some(lora.clone())))?,
+    );
+    assert!(trunk > 1.0 && trunk <= 1.50, "{trunk}");
+    assert!(adapter > 1.0 && adapter <= 1.12, "{adapter}");
     Ok(())
 }
 

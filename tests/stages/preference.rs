@@ -185,11 +185,17 @@ fn mistakes_are_named() {
         "pairs.jsonl",
         &records(0, 2, |_| json!({"chosen": "", "rejected": "b"})),
     );
-    refused(
-        &workspace,
-        run,
-        &["stage dpo", "pair 1", "no prompt", "give it a `prompt`"],
-    );
+    let says = [
+        "stage dpo",
+        "[dpo] data",
+        "pairs.jsonl:1",
+        "no prompt",
+        "give it a `prompt`",
+    ];
+    refused(&workspace, run, &says);
+    // Held out of the same file, it is blamed likewise.
+    let held_out = "dpo config.toml --set dpo.eval_fraction=0.5";
+    refused(&workspace, held_out, &says);
     workspace.write("pairs.jsonl", &records(0, 20, pair));
     let scorer = format!("{run} --set dpo.from=models/reward");
     refused(

@@ -109,6 +109,44 @@ fn a_weighted_sum_trains_and_logs_its_components() {
     }
 }
 
+/// Two models that differ, apart and combined in each way: what an ensemble says of a completion is what its rule makes of theirs.
+#[test]
+fn an_ensemble_combines_models_that_disagree() {
+    let other = MODEL.replace("models/reward", "runs/other/reward/final");
+    let named = |table: &str, name: &str| format!("{table}name = \"{name}\"\n");
+    let ensemble = |name: &str, rule: &str| {
+        let paths = "paths = [\"models/reward\", \"runs/other/reward/final\"]\n";
+        format!("[[ppo.rewards]]\ntype = \"ensemble\"\nname = \"{name}\"\n{paths}{rule}\n")
+    };
+    let deviation = "combine = \"mean_minus_deviation\"\ndeviations = 2.0";
+    let workspace = workspace(&[
+        &named(MODEL, "a"),
+        &named(&other, "b"),
+        &ensemble("mean", "combine = \"mean\""),
+        &ensemble("least", "combine = \"minimum\""),
+        &ensemble("sure", deviation),
+    ]);
+    workspace.succeed("reward config.toml --set run.name=other --set run.seed=9");
+    workspace.succeed("ppo config.toml --set ppo.max_steps=1");
+    let samples = lines(&workspace.stage("trial", "ppo").join("samples.jsonl"));
+    assert!(!samples.is_empty());
+    for sample in &samples {
+        let rewards = sample["rewards"].as_object().expect("components");
+        let of = |name: &str| rewards[name].as_f64().expect("a score");
+        let (a, b) = (of("a"), of("b"));
+        assert!((a - b).abs() > 1e-3, "they agree: {sample:?}");
+        // The deviation of two numbers is half their distance.
+        let (mean, deviation) = ((a + b) / 2.0, (a - b).abs() / 2.0);
+        for (name, expected) in [
+            ("mean", mean),
+            ("least", a.min(b)),
+            ("sure", mean - 2.0 * deviation),
+        ] {
+            assert!((of(name) - expected).abs() < 1e-5, "{name}: {sample:?}");
+        }
+    }
+}
+
 #[test]
 fn programs_are_asked_with_the_fields_of_the_record() {
     let workspace = workspace(&[MODEL, PROGRAM]);

@@ -117,15 +117,7 @@ impl Critic {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::tests::resolve;
-
-    #[track_caller]
-    fn refused(overrides: &[&str], words: &[&str]) {
-        let message = resolve(overrides).expect_err("must be refused").to_string();
-        for word in words {
-            assert!(message.contains(word), "no {word:?} in: {message}");
-        }
-    }
+    use crate::config::tests::{refused, resolve};
 
     #[test]
     fn a_warm_up_that_never_ends_or_warms_nothing_is_refused() {

@@ -43,7 +43,7 @@ pub enum AdvantageEstimator {
     Gae,
     /// Mean and deviation of the prompt's samples (Shao et al. 2024).
     Grpo,
-    /// Their mean (Liu et al. 2025).
+    /// Their mean (Liu et al. 2025, whose loss also has `loss_aggregation = "constant"`).
     DrGrpo,
     /// The mean of the prompt's other samples (Ahmadian et al. 2024).
     Rloo,

@@ -53,7 +53,7 @@ impl Ptx {
         keys.not_negative(
             "ptx_coef",
             self.ptx_coef,
-            "1.0 weighs a token of text like one of a response, 0 mixes nothing in",
+            "1.0 weighs the mean over the text like that over the responses, 0 mixes nothing in",
         );
         if !self.is_on() {
             return self.check_unused(keys);
@@ -106,19 +106,11 @@ impl Ptx {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::tests::resolve;
+    use crate::config::tests::{refused, resolve};
     use crate::config::{Ptx, Stage};
 
     fn ptx(overrides: &[&str]) -> Ptx {
         resolve(overrides).unwrap().ppo.unwrap().update.ptx
-    }
-
-    #[track_caller]
-    fn refused(overrides: &[&str], words: &[&str]) {
-        let message = resolve(overrides).expect_err("must be refused").to_string();
-        for word in words {
-            assert!(message.contains(word), "no {word:?} in: {message}");
-        }
     }
 
     const ON: [&str; 2] = ["ppo.ptx_coef=0.5", "ppo.ptx_data=[\"a.txt\", \"b.txt\"]"];

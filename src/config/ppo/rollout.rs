@@ -7,7 +7,7 @@ use super::Keys;
 /// The keys of rollouts in `[ppo]`, beside those of sampling.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rollout {
-    /// Most extra rounds in which prompts whose samples all score alike are replaced by the next prompts; 0 replaces none
+    /// Most extra rounds in which prompts whose samples all score alike (before normalising and penalties) are replaced by the next prompts; 0 replaces none
     /// (Yu et al. 2025, "DAPO", eq. 11). What then is still missing is filled with the prompts that were to be replaced, so that a
     /// batch always has its size. `max_epochs` counts prompts of batches, not those that were replaced.
     pub dynamic_sampling: usize,

@@ -26,7 +26,7 @@ pub struct Scores {
 pub enum ScoreNormalization {
     /// They are not.
     None,
-    /// By mean and deviation of all scores so far.
+    /// By mean and deviation of the scores of all batches so far; groups that dynamic sampling drops are in none.
     Running,
     /// By mean and deviation of the reference's samples, measured once before training.
     Reference,

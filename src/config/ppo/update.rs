@@ -124,19 +124,11 @@ impl PpoUpdate {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::tests::resolve;
+    use crate::config::tests::{refused, resolve};
     use crate::config::{KlEstimator, KlIn, Ppo};
 
     fn ppo(overrides: &[&str]) -> Ppo {
         resolve(overrides).unwrap().ppo.unwrap()
-    }
-
-    #[track_caller]
-    fn refused(overrides: &[&str], words: &[&str]) {
-        let message = resolve(overrides).expect_err("must be refused").to_string();
-        for word in words {
-            assert!(message.contains(word), "no {word:?} in: {message}");
-        }
     }
 
     #[test]

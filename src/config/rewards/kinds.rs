@@ -222,9 +222,9 @@ pub struct HttpReward {
     pub batch_size: usize,
     /// Longest wait for one answer.
     pub timeout_seconds: f64,
-    /// How often a request is sent again after no answer, status 429 or 5xx.
+    /// How often a request is sent again after no answer, status 408, 429 or 5xx.
     pub retries: usize,
-    /// Wait before the first of them; it doubles each time.
+    /// Wait before the first of them; it doubles each time, up to a minute.
     pub backoff_seconds: f64,
     /// The environment variable with a token that is sent as `Authorization: Bearer …`; unset sends none.
     pub token_env: Option<String>,

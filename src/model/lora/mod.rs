@@ -238,6 +238,11 @@ impl Lora {
         (self.lora_alpha / below) as f32
     }
 
+    /// The lowest layer that has an adapter.
+    pub fn lowest_layer(&self) -> Option<usize> {
+        self.modules.iter().filter_map(|m| layer_of(&m.name)).min()
+    }
+
     /// Whether a projection has an adapter.
     pub fn adapts(&self, module: &str) -> bool {
         self.modules.iter().any(|m| m.name == module)

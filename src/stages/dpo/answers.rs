@@ -1,9 +1,11 @@
 //! The answers of some pairs laid end to end, each behind its prompt, and the log-probs of their tokens.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use candle_core::Tensor;
 
-use crate::data::example::Pair;
+use crate::data::example::{Encoded, Encoder, Pair};
+use crate::data::records::Record;
+use crate::data::{self, DataError};
 use crate::model::{Decoder, Gradient};
 use crate::ops::attention::Segments;
 use crate::ops::head::Target;
@@ -78,21 +80,24 @@ fn first_predicted(pair: &Pair) -> usize {
     pair.prompt.len().max(1)
 }
 
-/// Every answer must have a token that is predicted.
+/// Pairs of which every answer has a token that is predicted.
 ///
 /// # Errors
-/// If one of `pairs`, which come from `key`, has an answer without.
-pub fn check_predicted(key: &str, pairs: &[Pair]) -> Result<()> {
+/// Those of [`Encoder::pairs`]; and if a record has an answer without one, where it stands.
+pub fn predicted_pairs(encoder: &Encoder, records: &[Record]) -> data::Result<Encoded<Pair>> {
+    let encoded = encoder.pairs(records)?;
     let unpredicted = |pair: &Pair| {
         let answers = pair.sequences();
         answers.iter().any(|ids| ids.len() <= first_predicted(pair))
     };
-    match pairs.iter().position(unpredicted) {
-        None => Ok(()),
-        Some(index) => bail!(
-            "[dpo] {key}: pair {} has no prompt and an empty answer, so that nothing of the answer is predicted; give it a `prompt`",
-            index + 1
-        ),
+    // None is left out: what is too long is cut.
+    let mut found = records.iter().zip(&encoded.items);
+    match found.find(|(_, pair)| unpredicted(pair)) {
+        None => Ok(encoded),
+        Some((record, _)) => Err(DataError::Record {
+            at: record.source.clone(),
+            message: "no prompt and an empty answer, so that nothing of the answer is predicted; give it a `prompt`".to_owned(),
+        }),
     }
 }
 
@@ -128,16 +133,5 @@ mod tests {
         assert_eq!(answers.offsets, [0, 2, 5, 6, 7]);
         assert_eq!((answers.pairs(), answers.tokens()), (2, 9));
         assert_eq!(pairs.iter().map(tokens).sum::<usize>(), 9);
-    }
-
-    #[test]
-    fn an_answer_that_nothing_predicts_is_refused() {
-        let pairs = [pair(&[1], &[9], &[2, 9]), pair(&[], &[2, 9], &[9])];
-        assert!(check_predicted("data", &pairs[..1]).is_ok());
-        let error = check_predicted("data", &pairs).unwrap_err();
-        assert!(
-            error.to_string().starts_with("[dpo] data: pair 2"),
-            "{error}"
-        );
     }
 }

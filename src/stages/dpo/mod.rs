@@ -23,8 +23,9 @@ use crate::rlhf::preference::{
     DirectLoss, DirectPreferenceConfig, DirectPreferenceLoss, DirectStats, direct_preference,
 };
 use crate::train::metrics::names;
-use crate::train::supervised::{Evaluation, Plan, Share, Task, train};
-use answers::{Answers, check_predicted, tokens};
+use crate::train::supervised::{Plan, train};
+use crate::train::task::{Evaluation, Share, Task};
+use answers::{Answers, predicted_pairs, tokens};
 use reference::{Pairs, References};
 
 /// Runs the stage; `None` when a signal stopped it.
@@ -48,9 +49,7 @@ pub fn dpo(context: &Context, config: &Dpo) -> Result<Option<Finished>> {
     let limit = limit(Stage::Dpo, config.max_length, &model);
     let encoder = Encoder::new(&tokenizer, limit, TooLong::Truncate)?;
     let (data, held_out) = (&config.data, &config.held_out);
-    let examples = Examples::read(Stage::Dpo, data, held_out, seed, &encoder, Encoder::pairs)?;
-    check_predicted("data", &examples.training.all)?;
-    check_predicted("eval_data", &examples.held_out)?;
+    let examples = Examples::read(Stage::Dpo, data, held_out, seed, &encoder, predicted_pairs)?;
     let walk = examples.training.walk(seed)?;
 
     // 3. What the reference says of them.

@@ -4,17 +4,17 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::config::{Config, ModelStart, Reward, Stage};
+use crate::config::{Config, Lora, ModelStart, Reward, Stage};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::config::{DecoderConfig, Head};
 use crate::model::hf_config::HfConfig;
 use crate::model::hf_config::adapter::{ADAPTER_CONFIG, AdapterConfig};
-use crate::model::lora::Lora;
+use crate::model::lora;
 use crate::model::lora::folder::AdapterFolder;
 use crate::stages::adapters::lora_config;
 use crate::stages::architecture::describe;
 
-use super::roles::Scorer;
+use super::roles::Start;
 
 /// The file of a model's sizes.
 const CONFIG: &str = "config.json";
@@ -35,31 +35,31 @@ impl<'a> Folders<'a> {
         }
     }
 
-    /// The same with a scalar head.
-    ///
-    /// # Errors
-    /// As [`Self::decoder`].
-    pub fn scoring(self, folder: &Path) -> Result<DecoderConfig> {
-        let mut decoder = self.decoder(folder)?;
-        decoder.head = Head::Score;
-        Ok(decoder)
-    }
-
-    /// A reward model, with its adapters if it is, or will be, a PEFT folder.
+    /// What a role starts from, under this head: a model, with its adapters if it is, or will be, a PEFT folder.
     ///
     /// # Errors
     /// As [`Self::decoder`], and if the folder's adapters do not fit its base.
-    pub fn scorer(self, folder: &Path) -> Result<Scorer> {
-        let decoder = self.scoring(folder)?;
+    pub fn start(self, folder: &Path, head: Head) -> Result<Start> {
+        let mut decoder = self.decoder(folder)?;
+        decoder.head = head;
         let adapter = match self.made_by(folder).filter(|_| !is_model(folder)) {
             Some(stage) => {
-                let lora = self.reward(stage).and_then(|reward| reward.lora.as_ref());
-                lora.map(|lora| lora_config(lora).resolve(&decoder))
-                    .transpose()?
+                let lora = self.lora(stage).map(lora_config);
+                lora.map(|lora| lora.resolve(&decoder)).transpose()?
             }
             None => adapter_in(folder)?,
         };
-        Ok(Scorer { decoder, adapter })
+        Ok(Start { decoder, adapter })
+    }
+
+    /// The adapters that a stage will leave.
+    fn lora(self, stage: Stage) -> Option<&'a Lora> {
+        match stage {
+            Stage::Sft => self.0.sft.as_ref()?.lora.as_ref(),
+            Stage::Reward | Stage::Judge => self.reward(stage)?.lora.as_ref(),
+            Stage::Ppo => self.0.ppo.as_ref()?.sharing.lora.as_ref(),
+            Stage::Pretrain | Stage::Dpo => None,
+        }
     }
 
     /// The sizes that `[model]` gives; before a tokenizer is trained its vocabulary is the one that is asked for.
@@ -138,7 +138,7 @@ fn is_model(folder: &Path) -> bool {
         .any(|file| folder.join(file).is_file())
 }
 
-fn adapter_in(folder: &Path) -> Result<Option<Lora>> {
+fn adapter_in(folder: &Path) -> Result<Option<lora::Lora>> {
     let Some(adapter) = AdapterConfig::read(folder)? else {
         return Ok(None);
     };

@@ -7,14 +7,14 @@ use anyhow::{Context as _, Result};
 use super::activations::Pass;
 use super::generation::{Prompts, Reserve, panels, reserve};
 use super::models::Folders;
-use super::roles::{Models, Role, Sharing};
+use super::roles::{Models, Role, Start, roles};
 use super::{Buffer, Phase, Plan, activations, log_prob_chunk, recompute};
-use crate::config::{CriticFrom, Ppo, RewardKind, ScoreNormalization, Share, Stage, TooLong};
+use crate::config::{CriticFrom, Ppo, RewardKind, ScoreNormalization, Stage, TooLong};
 use crate::data::example::{Encoder, Limit};
 use crate::data::records::read;
 use crate::model::config::{DecoderConfig, Head, TensorSpec};
-use crate::stages::adapters::lora_config;
-use crate::stages::ppo::cache_budget;
+use crate::model::lora::Lora;
+use crate::stages::ppo::{cache_budget, sharing};
 
 /// The plan of `[ppo]`.
 ///
@@ -23,7 +23,7 @@ use crate::stages::ppo::cache_budget;
 pub fn ppo(folders: Folders, config: &Ppo) -> Result<Plan> {
     let models = models(folders, config)?;
     let sharing = sharing(config);
-    let roles = sharing.roles(&models).context("ppo")?;
+    let roles = roles(&sharing, &models).context("ppo")?;
     let prompts = LongestPrompt::of(folders, config, &models)?;
     let sizes = Sizes {
         config,
@@ -44,42 +44,34 @@ pub fn ppo(folders: Folders, config: &Ppo) -> Result<Plan> {
     })
 }
 
-/// The rule that `ppo.share` names.
-fn sharing(config: &Ppo) -> Sharing {
-    let keys = &config.sharing;
-    match keys.share {
-        Share::None => Sharing::None,
-        Share::Trunk => Sharing::Trunk {
-            layers: keys.trunk_layers.unwrap_or_default(),
-        },
-        Share::Adapter => Sharing::Adapter(keys.lora.as_ref().map(lora_config).unwrap_or_default()),
-    }
-}
-
 fn models(folders: Folders, config: &Ppo) -> Result<Models> {
-    let policy = folders.decoder(&config.from)?;
+    let policy = folders.start(&config.from, Head::LanguageModel)?;
     let components = config.reward_components();
     let paths = components.iter().flat_map(|c| match &c.kind {
         RewardKind::Model(model) => std::slice::from_ref(&model.path),
         RewardKind::Ensemble(ensemble) => &ensemble.paths,
         _ => &[],
     });
-    let rewards: Vec<_> = paths
-        .map(|path| folders.scorer(path))
+    let rewards: Vec<Start> = paths
+        .map(|path| folders.start(path, Head::Score))
         .collect::<Result<_>>()?;
     let critic = config.has_critic().then(|| {
-        let scorer = rewards.first().map(|reward| &reward.decoder);
         let of_reward = config.critic.critic_from == Some(CriticFrom::RewardModel);
-        let mut start = scorer.filter(|_| of_reward).unwrap_or(&policy).clone();
-        start.head = Head::Score;
+        let mut start = rewards
+            .first()
+            .filter(|_| of_reward)
+            .unwrap_or(&policy)
+            .clone();
+        start.decoder.head = Head::Score;
         start
     });
     let judge = config.judge_model.as_deref();
     let judge = judge.filter(|_| config.eval_prompts.is_some());
+    let judge = judge.map(|folder| folders.start(folder, Head::Score));
     Ok(Models {
         critic,
         rewards,
-        judge: judge.map(|folder| folders.scoring(folder)).transpose()?,
+        judge: judge.transpose()?.map(|judge| judge.decoder),
         policy,
     })
 }
@@ -105,7 +97,7 @@ impl LongestPrompt {
             return Ok(Self { tokens, note });
         }
         let scorers = models.rewards.iter().map(|reward| &reward.decoder);
-        let contexts = scorers.chain([&models.policy]);
+        let contexts = scorers.chain([&models.policy.decoder]);
         let least = contexts
             .map(|decoder| decoder.max_position_embeddings)
             .min();
@@ -157,7 +149,7 @@ impl Sizes<'_> {
 
     /// The largest cache of those that training and evaluations reserve, and the panels.
     fn rollout(&self, prompt: usize) -> Result<Vec<Buffer>> {
-        let (config, policy) = (self.config, &self.models.policy);
+        let (config, policy) = (self.config, &self.models.policy.decoder);
         let (rollout, max_new_tokens) = (&config.rollout, config.generation.max_new_tokens);
         let reserved = |count, samples| {
             let prompts = Prompts {
@@ -199,7 +191,7 @@ impl Sizes<'_> {
     }
 
     fn panels(&self) -> usize {
-        let policy = &self.models.policy;
+        let policy = &self.models.policy.decoder;
         let known = policy.tensors();
         let is_adapter = |spec: &TensorSpec| known.iter().all(|own| own.name != spec.name);
         let actor = self.role("actor").into_iter();
@@ -209,10 +201,19 @@ impl Sizes<'_> {
 
     /// The batch's hidden states below the lowest layer that any role trains or adapts, where the roles share what lies below.
     fn boundary(&self) -> Option<Buffer> {
-        let (config, policy) = (self.config, &self.models.policy);
+        let (config, policy) = (self.config, &self.models.policy.decoder);
         let layers = policy.num_hidden_layers;
         let trained = self.roles.iter().filter(|role| role.gradients() > 0);
-        let first = trained.map(|role| role.graph_begins(layers)).min()?;
+        let trained = trained.map(|role| role.graph_begins(layers));
+        let scorers = self
+            .models
+            .rewards
+            .iter()
+            .filter_map(|r| r.adapter.as_ref());
+        let scorers = scorers.filter(|_| self.role("base").is_some());
+        let first = trained
+            .chain(scorers.filter_map(Lora::lowest_layer))
+            .min()?;
         let shared = self.role("trunk").or(self.role("base")).is_some();
         (shared && first > 0).then(|| Buffer {
             name: "boundary buffer".to_owned(),
@@ -226,10 +227,11 @@ impl Sizes<'_> {
 
     /// Actor and critic are updated one after the other, so that the larger one's activations count.
     fn update(&self) -> Vec<Buffer> {
-        let (config, policy) = (self.config, &self.models.policy);
+        let (config, policy) = (self.config, &self.models.policy.decoder);
         let rows = self.rows();
         let actor = self.role("actor").map(|role| (role, policy));
-        let critic = self.role("critic").zip(self.models.critic.as_ref());
+        let critic = self.models.critic.as_ref().map(|critic| &critic.decoder);
+        let critic = self.role("critic").zip(critic);
         let passes = actor.into_iter().chain(critic);
         let largest = passes
             .map(|(role, decoder)| activations(self.pass(role, decoder, rows)))
@@ -279,22 +281,34 @@ impl Sizes<'_> {
 mod tests {
     use super::*;
     use crate::model::hf_config::HfConfig;
+    use crate::model::lora::{Layers, LoraConfig};
+    use crate::roles::Sharing;
 
-    /// The buffer of a batch of 4 sequences of up to 20 tokens.
-    fn boundary(sharing: &Sharing) -> Option<usize> {
-        let models_folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
-        let policy = HfConfig::read(&models_folder.join("llama"))
-            .unwrap()
-            .decoder;
+    fn start(adapter: Option<Layers>) -> Start {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/llama");
+        let decoder = HfConfig::read(&folder).unwrap().decoder;
+        let adapter = adapter.map(|layers| on(layers).resolve(&decoder).unwrap());
+        Start { decoder, adapter }
+    }
+
+    fn on(layers: Layers) -> LoraConfig {
+        LoraConfig {
+            layers_to_transform: layers,
+            ..LoraConfig::default()
+        }
+    }
+
+    /// The buffer of a batch of 4 sequences of up to 20 tokens, in numbers a unit of width.
+    fn boundary(sharing: &Sharing, reward: Option<Layers>) -> Option<usize> {
         let models = Models {
             critic: None,
-            rewards: Vec::new(),
+            rewards: vec![start(reward)],
             judge: None,
-            policy,
+            policy: start(None),
         };
         let mut config = Ppo::default();
         config.training.batch_size = 4;
-        let roles = sharing.roles(&models).unwrap();
+        let roles = roles(sharing, &models).unwrap();
         let sizes = Sizes {
             config: &config,
             models: &models,
@@ -302,12 +316,17 @@ mod tests {
             longest: 20,
         };
         let bytes = sizes.boundary().map(|buffer| buffer.bytes);
-        bytes.map(|bytes| bytes / models.policy.hidden_size)
+        bytes.map(|bytes| bytes / models.policy.decoder.hidden_size / size_of::<f32>())
     }
 
     #[test]
     fn hidden_states_are_kept_where_lower_layers_are_shared() {
-        assert_eq!(boundary(&Sharing::None), None);
-        assert_eq!(boundary(&Sharing::Trunk { layers: 1 }), Some(4 * 20 * 4));
+        assert_eq!(boundary(&Sharing::None, None), None);
+        assert_eq!(boundary(&Sharing::Trunk { layers: 1 }, None), Some(4 * 20));
+        let top = Sharing::Adapter(Some(on(Layers::Top(1))));
+        assert_eq!(boundary(&top, None), Some(4 * 20));
+        assert_eq!(boundary(&top, Some(Layers::Top(1))), Some(4 * 20));
+        assert_eq!(boundary(&top, Some(Layers::All)), None);
+        assert_eq!(boundary(&Sharing::Adapter(None), None), None);
     }
 }

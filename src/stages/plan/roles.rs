@@ -7,39 +7,27 @@ use crate::model::config::{
     DecoderConfig, Head, SCORE, TensorSpec, is_embedding, layer_of, weight,
 };
 use crate::model::lora::{Lora, LoraConfig, LoraError};
+use crate::model::trunk::in_trunk;
 use crate::ops::param::Training;
-
-/// What the roles of PPO hold in common.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Sharing {
-    /// Nothing.
-    None,
-    /// The embeddings and the lowest layers, frozen.
-    Trunk {
-        /// How many layers.
-        layers: usize,
-    },
-    /// The whole frozen model, which is the reference; the other roles are adapters on it.
-    Adapter(LoraConfig),
-}
+use crate::roles::Sharing;
 
 /// The models that the roles of PPO are made of.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Models {
     /// The policy, which is the reference too.
-    pub policy: DecoderConfig,
+    pub policy: Start,
     /// What the critic starts from, with its scalar head; none where there is no critic.
-    pub critic: Option<DecoderConfig>,
+    pub critic: Option<Start>,
     /// The reward models.
-    pub rewards: Vec<Scorer>,
+    pub rewards: Vec<Start>,
     /// The reward model of evaluations.
     pub judge: Option<DecoderConfig>,
 }
 
-/// A reward model.
+/// A model, and the adapters that make it of its base.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Scorer {
-    /// The model, with its scalar head.
+pub struct Start {
+    /// The model, with its head.
     pub decoder: DecoderConfig,
     /// Its adapters, where its folder is a PEFT folder.
     pub adapter: Option<Lora>,
@@ -120,73 +108,87 @@ fn bytes<'a>(tensors: impl Iterator<Item = &'a Owned>) -> usize {
     elements * size_of::<f32>()
 }
 
-impl Sharing {
-    /// The roles of PPO, and before them what they share.
-    ///
-    /// # Errors
-    /// If a model cannot have the adapters.
-    pub fn roles(&self, models: &Models) -> Result<Vec<Role>, LoraError> {
-        let (trained, frozen) = (Training::Trained, Training::Frozen);
-        let (policy, critic) = (&models.policy, models.critic.as_ref());
-        let mut roles = Vec::new();
-        match self {
-            Self::None | Self::Trunk { .. } => {
-                roles.extend(self.trunk(policy));
-                roles.push(Role::new("actor", self.own(policy), trained));
-                roles.extend(critic.map(|c| Role::new("critic", self.own(c), trained)));
-                roles.push(Role::new("reference", self.own(policy), frozen));
-            }
-            Self::Adapter(lora) => {
-                let adapters = |decoder| lora.resolve(decoder).map(|lora| lora.tensors());
-                roles.push(Role::new("base", policy.tensors(), frozen));
-                roles.push(Role::new("actor", adapters(policy)?, trained));
-                if let Some(critic) = critic {
-                    let tensors = adapters(critic)?.into_iter().chain(score(critic));
-                    roles.push(Role::new("critic", tensors, trained));
-                }
-            }
+/// The roles of PPO, and before them what they share.
+///
+/// # Errors
+/// If a model cannot have the adapters.
+pub fn roles(sharing: &Sharing, models: &Models) -> Result<Vec<Role>, LoraError> {
+    let mut roles = match sharing {
+        Sharing::None => branches(models, 0),
+        Sharing::Trunk { layers } => {
+            let mut trunk = models.policy.decoder.tensors();
+            trunk.retain(|spec| in_trunk(&spec.name, *layers));
+            let mut roles = vec![Role::new("trunk", trunk, Training::Frozen)];
+            roles.extend(branches(models, *layers));
+            roles
         }
-        let count = models.rewards.len();
-        let rewards = models.rewards.iter().enumerate().map(|(i, reward)| {
-            let name = match count {
-                1 => "reward".to_owned(),
-                _ => format!("reward {}", i + 1),
-            };
-            Role::new(name, self.scorer(reward), frozen)
-        });
-        roles.extend(rewards);
-        let judge = models.judge.iter();
-        roles.extend(judge.map(|judge| Role::new("judge", judge.tensors(), frozen)));
-        Ok(roles)
-    }
-
-    fn trunk(&self, policy: &DecoderConfig) -> Option<Role> {
-        let Self::Trunk { layers } = self else {
-            return None;
+        Sharing::Adapter(asked) => adapters(models, &asked.clone().unwrap_or_default())?,
+    };
+    let count = models.rewards.len();
+    let rewards = models.rewards.iter().enumerate().map(|(i, reward)| {
+        let name = match count {
+            1 => "reward".to_owned(),
+            _ => format!("reward {}", i + 1),
         };
-        let inside = policy.tensors().into_iter();
-        let inside = inside.filter(|spec| is_below(spec, *layers));
-        Some(Role::new("trunk", inside, Training::Frozen))
-    }
+        Role::new(name, scorer(sharing, reward), Training::Frozen)
+    });
+    roles.extend(rewards);
+    let judge = models.judge.iter();
+    roles.extend(judge.map(|judge| Role::new("judge", judge.tensors(), Training::Frozen)));
+    Ok(roles)
+}
 
-    /// What a decoder of its own has beside what it shares.
-    fn own(&self, decoder: &DecoderConfig) -> Vec<TensorSpec> {
-        let mut tensors = decoder.tensors();
-        if let Self::Trunk { layers } = self {
-            tensors.retain(|spec| !is_below(spec, *layers));
-        }
-        tensors
-    }
+/// Actor, critic and reference above a trunk of so many layers; of none, whole.
+fn branches(models: &Models, layers: usize) -> Vec<Role> {
+    let (policy, critic) = (&models.policy.decoder, models.critic.as_ref());
+    let mut roles = vec![Role::new("actor", above(policy, layers), Training::Trained)];
+    let critic = critic.map(|critic| above(&critic.decoder, layers));
+    roles.extend(critic.map(|tensors| Role::new("critic", tensors, Training::Trained)));
+    roles.push(Role::new(
+        "reference",
+        above(policy, layers),
+        Training::Frozen,
+    ));
+    roles
+}
 
-    fn scorer(&self, scorer: &Scorer) -> Vec<TensorSpec> {
-        match (self, &scorer.adapter) {
-            (Self::Adapter(_), Some(lora)) => {
-                let tensors = lora.tensors().into_iter();
-                tensors.chain(score(&scorer.decoder)).collect()
-            }
-            (Self::Adapter(_), None) => scorer.decoder.tensors(),
-            _ => self.own(&scorer.decoder),
+/// What a decoder has above a trunk of so many layers, if there is a trunk.
+fn above(decoder: &DecoderConfig, layers: usize) -> Vec<TensorSpec> {
+    let mut tensors = decoder.tensors();
+    tensors.retain(|spec| layers == 0 || !in_trunk(&spec.name, layers));
+    tensors
+}
+
+/// The base with actor and critic, whose adapters are those that they start with or else those that are asked for. A policy that has
+/// adapters leaves a frozen copy of them to the reference.
+fn adapters(models: &Models, asked: &LoraConfig) -> Result<Vec<Role>, LoraError> {
+    let (policy, trained) = (&models.policy, Training::Trained);
+    let of = |start: &Start| match &start.adapter {
+        Some(lora) => Ok(lora.tensors()),
+        None => asked.resolve(&start.decoder).map(|lora| lora.tensors()),
+    };
+    let mut roles = vec![
+        Role::new("base", policy.decoder.tensors(), Training::Frozen),
+        Role::new("actor", of(policy)?, trained),
+    ];
+    if let Some(critic) = &models.critic {
+        let tensors = of(critic)?.into_iter().chain(score(&critic.decoder));
+        roles.push(Role::new("critic", tensors, trained));
+    }
+    if policy.adapter.is_some() {
+        roles.push(Role::new("reference", of(policy)?, Training::Frozen));
+    }
+    Ok(roles)
+}
+
+fn scorer(sharing: &Sharing, start: &Start) -> Vec<TensorSpec> {
+    match (sharing, &start.adapter) {
+        (Sharing::Adapter(_), Some(lora)) => {
+            let tensors = lora.tensors().into_iter();
+            tensors.chain(score(&start.decoder)).collect()
         }
+        (Sharing::Trunk { layers }, _) => above(&start.decoder, *layers),
+        _ => start.decoder.tensors(),
     }
 }
 
@@ -228,9 +230,4 @@ pub fn adapted(
 fn score(decoder: &DecoderConfig) -> impl Iterator<Item = TensorSpec> {
     let is_score = |spec: &TensorSpec| spec.name == weight(SCORE);
     decoder.tensors().into_iter().filter(is_score)
-}
-
-/// Whether a tensor belongs to the embeddings or to one of the lowest `layers` layers.
-fn is_below(spec: &TensorSpec, layers: usize) -> bool {
-    layer_of(&spec.name).map_or(is_embedding(&spec.name), |layer| layer < layers)
 }

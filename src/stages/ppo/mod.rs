@@ -27,10 +27,10 @@ use crate::data::loader::Order;
 use crate::data::tokenizer::Tokenizer;
 use crate::ops::profile;
 use crate::roles::{self, Experience, Roles, TokenScores};
+use crate::train::configured::{is_due, schedule};
 use crate::train::metrics::{Keep, Metrics, StepLog, names};
 use crate::train::progress::Progress;
 use crate::train::run_folder::Done;
-use crate::train::supervised::{is_due, schedule};
 use clock::Clock;
 use evaluation::{Evaluator, Measured, Verdict};
 use rollouts::Sampler;
@@ -39,6 +39,7 @@ use targets::targets;
 use update::{Outcome, PretrainMix};
 
 pub(super) use rollouts::cache_budget;
+pub(super) use setup::sharing;
 
 /// Runs the stage; `None` when a signal stopped it.
 ///

@@ -34,7 +34,7 @@ pub fn roles(context: &Context, config: &Ppo) -> Result<Roles> {
 }
 
 /// What the roles hold in common.
-fn sharing(config: &Ppo) -> Sharing {
+pub fn sharing(config: &Ppo) -> Sharing {
     let keys = &config.sharing;
     match keys.share {
         Share::None => Sharing::None,

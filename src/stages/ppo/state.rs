@@ -8,10 +8,10 @@ use crate::config::{KlControllerKind, Objective, Ppo, Training};
 use crate::rlhf::{AdaptiveKl, FixedKl, KlController, RlhfError, ScoreNormalizer};
 use crate::roles::Roles;
 use crate::train::checkpoint::Checkpoints;
+use crate::train::configured::adamw;
 use crate::train::optimizer::AdamW;
 use crate::train::run_folder::StageFolder;
 use crate::train::snapshot;
-use crate::train::supervised::adamw;
 
 /// One optimizer for each trained role.
 pub struct Optimizers {

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result};
 use super::{Micro, Update};
 use crate::model::Decoder;
 use crate::rlhf::{LossAggregation, ValueLossConfig, ValueStats, value_loss};
-use crate::train::supervised::gradient;
+use crate::train::configured::gradient;
 
 /// Sums of the critic over one minibatch.
 #[derive(Default)]

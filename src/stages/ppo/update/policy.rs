@@ -10,7 +10,7 @@ use crate::rlhf::differentiable::weighted_sum;
 use crate::rlhf::kl::kl_loss;
 use crate::rlhf::{LossAggregation, PolicyLossConfig, PolicyStats, policy_loss};
 use crate::stages::ppo::targets::estimator;
-use crate::train::supervised::gradient;
+use crate::train::configured::gradient;
 
 /// Sums of the actor over one minibatch. Terms that the loss does not have are `None`.
 #[derive(Default)]

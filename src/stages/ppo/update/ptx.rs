@@ -17,7 +17,7 @@ use crate::roles::Roles;
 use crate::stages::dataset::Records;
 use crate::stages::language::{RowSet, log_prob_sum};
 use crate::stages::pretrain::pack;
-use crate::train::supervised::gradient;
+use crate::train::configured::gradient;
 
 /// Rows of pretraining text, in the order in which the actor meets them.
 pub struct PretrainMix {

@@ -1,0 +1,26 @@
+//! What the tests of rewards score: completions of texts alone.
+
+use serde_json::Map;
+
+use super::{Batch, Completion, Reward, RewardError};
+
+/// The scores of these texts, each the answer to one prompt without tokens.
+pub fn score_texts<T: AsRef<str>>(
+    reward: &dyn Reward,
+    texts: &[T],
+) -> Result<Vec<f32>, RewardError> {
+    let fields = Map::new();
+    let completion = |text| Completion {
+        prompt: "a",
+        text,
+        ids: &[],
+        states: None,
+        response: Vec::new(),
+        fields: &fields,
+    };
+    let completions: Vec<Completion> = texts.iter().map(|t| completion(t.as_ref())).collect();
+    reward.scores(&Batch {
+        completions: &completions,
+        pass_tokens: 1,
+    })
+}
