@@ -13,7 +13,7 @@ use super::critic::CriticStart;
 use crate::model::config::{Head, SCORE, weight};
 use crate::model::hf_config::HfConfig;
 use crate::model::hf_config::adapter::AdapterConfig;
-use crate::model::lora::folder::AdapterFolder;
+use crate::model::lora::folder::{ADAPTER_WEIGHTS, AdapterFolder};
 use crate::model::lora::{Lora, LoraConfig, LoraError};
 use crate::model::{Decoder, ModelError};
 use crate::ops::param::Training;
@@ -217,12 +217,26 @@ impl Ground<'_> {
             });
         }
         if !adapter.has_note() {
-            // Peft says which model it was by its folder alone.
-            let base = adapter.config.base_folder(folder)?;
-            self.base
-                .check_trunk(self.base.decoder_config().num_hidden_layers, &base)?;
+            self.check_base(folder, &adapter.config.base_folder(folder)?)?;
         }
         Decoder::load_adapter(&self.base, folder, Head::Score, self.seed, training)
+    }
+
+    /// Peft notes by its folder alone which model an adapter was trained on.
+    fn check_base(&self, folder: &Path, base: &Path) -> Result<()> {
+        let layers = self.base.decoder_config().num_hidden_layers;
+        self.base
+            .check_trunk(layers, base)
+            .map_err(|error| match error {
+                ModelError::OtherTrunk {
+                    expected, found, ..
+                } => ModelError::OtherBase {
+                    file: folder.join(ADAPTER_WEIGHTS),
+                    expected: found,
+                    found: expected,
+                },
+                other => other,
+            })
     }
 }
 
@@ -252,7 +266,9 @@ fn lowest_adapter(model: &Decoder) -> usize {
 mod tests {
     use super::*;
     use crate::model::config::{DecoderConfig, Family, Geometry};
+    use crate::model::hf_config::adapter::ADAPTER_CONFIG;
     use crate::model::lora::Layers;
+    use crate::model::weights::SaveDtype;
 
     fn base() -> Decoder {
         let sizes = Geometry {
@@ -276,6 +292,46 @@ mod tests {
             ..LoraConfig::default()
         };
         Decoder::adapt(base, &config, head, 0, Training::Trained).unwrap()
+    }
+
+    fn golden(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/golden")
+            .join(name)
+    }
+
+    /// An adapter that peft wrote has no fingerprint: the model that it names is held against the policy.
+    #[test]
+    fn an_adapter_of_another_base_or_without_a_head_is_no_reward_model() {
+        let (policy, reward) = (golden("models/llama"), golden("adapters/llama_reward"));
+        let sharing = Sharing::Adapter(None);
+        let load = |policy: &Path, reward: &Path| {
+            let ground = Ground::load(policy, &sharing, 0, &Device::Cpu).unwrap();
+            ground.reward_model(reward).map(|model| model.standing())
+        };
+        assert_eq!(load(&policy, &reward).unwrap(), Standing::OnTrunk);
+
+        let folder = tempfile::tempdir().unwrap();
+        let config = HfConfig::read(&policy).unwrap();
+        let other = Decoder::fresh(config, 5, |_| Training::Frozen, &Device::Cpu).unwrap();
+        other.save(folder.path(), SaveDtype::F32).unwrap();
+        let error = load(folder.path(), &reward).unwrap_err().to_string();
+        assert!(
+            error.contains("trained on a base with fingerprint"),
+            "{error}"
+        );
+
+        let headless = tempfile::tempdir().unwrap();
+        let tensors = candle_core::safetensors::load(reward.join(ADAPTER_WEIGHTS), &Device::Cpu);
+        let mut tensors = tensors.unwrap();
+        tensors.retain(|name, _| !name.contains("score"));
+        candle_core::safetensors::save(&tensors, headless.path().join(ADAPTER_WEIGHTS)).unwrap();
+        let text = std::fs::read_to_string(reward.join(ADAPTER_CONFIG)).unwrap();
+        let mut keys: serde_json::Value = serde_json::from_str(&text).unwrap();
+        keys["base_model_name_or_path"] = policy.display().to_string().into();
+        std::fs::write(headless.path().join(ADAPTER_CONFIG), keys.to_string()).unwrap();
+        let error = load(&policy, headless.path()).unwrap_err().to_string();
+        assert!(error.contains("without score.weight"), "{error}");
     }
 
     #[test]

@@ -208,6 +208,26 @@ fn sharing_survives_an_interruption() {
     }
 }
 
+/// A branch in 16 bit was written with a rounded trunk, and stands on the same one.
+#[test]
+fn a_branch_may_be_kept_in_half_the_bits() {
+    let workspace = Workspace::trained();
+    for dtype in ["bfloat16", "float16"] {
+        let half = format!("--set run.name={dtype} --set model.save_dtype={dtype}");
+        workspace.succeed(&format!(
+            "reward config.toml --set reward.freeze_layers=1 {half}"
+        ));
+        let share = "--set ppo.share=trunk --set ppo.trunk_layers=1 --set ppo.max_steps=2";
+        let reward = format!("--set ppo.reward_model=runs/{dtype}/reward/final");
+        let lines = iterations(
+            &workspace,
+            &format!("on-{dtype}"),
+            &format!("{share} {reward}"),
+        );
+        assert_start_on_policy(&lines, dtype);
+    }
+}
+
 #[test]
 fn a_model_from_other_ground_is_refused() {
     let workspace = Workspace::trained();
