@@ -301,6 +301,7 @@ mod tests {
     }
 
     /// An adapter that peft wrote has no fingerprint: the model that it names is held against the policy.
+    #[expect(clippy::disallowed_methods, reason = "the file is to lack something")]
     #[test]
     fn an_adapter_of_another_base_or_without_a_head_is_no_reward_model() {
         let (policy, reward) = (golden("models/llama"), golden("adapters/llama_reward"));
