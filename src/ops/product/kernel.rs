@@ -1,10 +1,13 @@
 //! The register tile, and one task of a product: some rows against neighbouring panels.
 
+use std::ops::Range;
+
 use super::Write;
+use super::ahead::{NextPanels, NextRows, TURN};
 use super::destination::Destination;
 use super::lanes::{LANES, Lanes, Line, on_widest};
 use super::matrix::Matrix;
-use super::pack::pack_on;
+use super::pack::{pack_rows, packed_at};
 
 /// Inputs that a task works on at once: its packed rows stay in the second-level cache. Chains go on through memory, which
 /// changes no bit.
@@ -12,10 +15,6 @@ const DEPTH: usize = 192;
 
 /// Lines of packed rows that fit the second-level cache whole. Then panels, which come from memory, are read from end to end.
 pub const FEW: usize = 1 << 12;
-
-/// Passes over a round of panels from which on fetching the next round ahead pays; with fewer, the processor's own prefetching does
-/// better.
-const LEAST_PASSES: usize = 3;
 
 /// Rows of `a` against neighbouring panels.
 pub struct Task<'a> {
@@ -31,6 +30,20 @@ pub struct Task<'a> {
     pub c: Destination<'a>,
     /// What becomes of what it holds.
     pub write: Write,
+}
+
+on_widest! {
+    /// Packs few rows for all tasks that read them.
+    ///
+    /// # Safety
+    /// It asks for instructions alone.
+    pub unsafe fn pack_few(rows: Matrix, packed: &mut [Line]) = pack_few_on;
+}
+
+#[inline(always)]
+unsafe fn pack_few_on<L: Lanes>(rows: Matrix, packed: &mut [Line]) {
+    // SAFETY: the caller's.
+    unsafe { pack_rows::<L>(rows, 0..rows.width(), packed) }
 }
 
 on_widest! {
@@ -57,7 +70,7 @@ unsafe fn run_on<L: Lanes>(task: &Task, scratch: &mut Vec<Line>) {
             "packed rows of a product are too few"
         );
         // SAFETY: the caller's, and the panels' number was checked.
-        return unsafe { sweep::<L>(task, 0, k, task.write, packed) };
+        return unsafe { sweep::<L>(task, 0..k, k..k, task.write, packed) };
     }
     let most = if count * k <= FEW { k.max(1) } else { DEPTH };
     if scratch.len() < count * most {
@@ -66,55 +79,54 @@ unsafe fn run_on<L: Lanes>(task: &Task, scratch: &mut Vec<Line>) {
     let mut write = task.write;
     // A product of no inputs sets its destination too.
     for start in (0..k.max(1)).step_by(most) {
-        let depth = most.min(k - start);
-        let packed = &mut scratch[..count * depth];
-        // SAFETY: the caller's.
-        unsafe { pack_on::<L>(task.a, 0, start..start + depth, packed) };
+        let end = k.min(start + most);
+        let packed = &mut scratch[..count * (end - start)];
         // SAFETY: the caller's, and the panels' number was checked.
-        unsafe { sweep::<L>(task, start, depth, write, scratch) };
+        unsafe {
+            pack_rows::<L>(task.a, start..end, packed);
+            sweep::<L>(task, start..end, end..k.min(end + most), write, packed);
+        }
         write = Write::Add;
     }
 }
 
-/// All packed rows against all panels, for inputs `start..start + depth`.
+/// All packed rows against all panels, for some of the inputs; `next` are those after them.
 #[inline(always)]
-unsafe fn sweep<L: Lanes>(task: &Task, start: usize, depth: usize, write: Write, packed: &[Line]) {
-    let (rows, k) = (task.a.height(), task.a.width());
+unsafe fn sweep<L: Lanes>(
+    task: &Task,
+    inputs: Range<usize>,
+    next: Range<usize>,
+    write: Write,
+    packed: &[Line],
+) {
+    let (rows, k, depth) = (task.a.height(), task.a.width(), inputs.len());
     let passes = rows.div_ceil(L::ROWS);
+    let rounds = task.columns.div_ceil(L::PANELS * LANES);
+    let mut next_rows = NextRows::new(task.a, next, passes * rounds);
+    let panels: *const f32 = task.panels.as_ptr().wrapping_add(inputs.start).cast();
     let mut column = 0;
     while column < task.columns {
         let columns = (task.columns - column).min(round::<L>(task.columns - column) * LANES);
-        // What the next round reads is fetched while this one computes: a share a pass.
-        let ahead = Ahead {
-            from: task
-                .panels
-                .as_ptr()
-                .wrapping_add((column / LANES + L::PANELS) * k + start)
-                .cast(),
-            step: if passes < LEAST_PASSES {
-                0
-            } else {
-                L::PANELS * LANES / passes
-            },
-        };
+        let b = panels.wrapping_add(column * k);
+        let ahead = NextPanels::new(b.wrapping_add(L::PANELS * LANES * k), k * LANES, passes);
         for row in (0..rows).step_by(LANES) {
             let end = rows.min(row + LANES);
             for first in (row..end).step_by(L::ROWS) {
                 // SAFETY: packed rows and panels hold what the offsets reach, the destination by the caller's word.
                 unsafe {
+                    next_rows.fetch::<L>();
                     let tile = Tile {
                         a: packed
                             .as_ptr()
-                            .add(row / LANES * depth)
                             .cast::<f32>()
-                            .add(first - row),
-                        b: task.panels.as_ptr().add(column / LANES * k + start).cast(),
+                            .add(packed_at::<L>(first, depth)),
+                        b,
                         panel: k * LANES,
                         depth,
                         c: task.c.below(first).right(column),
                         columns,
                         write,
-                        ahead: ahead.after(first / L::ROWS * depth),
+                        ahead: ahead.after(first / L::ROWS, depth / TURN),
                     };
                     tile.dispatch::<L>((end - first).min(L::ROWS));
                 }
@@ -145,25 +157,7 @@ struct Tile<'a> {
     c: Destination<'a>,
     columns: usize,
     write: Write,
-    ahead: Ahead,
-}
-
-/// What a tile fetches for those after it.
-#[derive(Clone, Copy)]
-struct Ahead {
-    from: *const f32,
-    /// Elements for each of the tile's own inputs; 0 where nothing is to be fetched.
-    step: usize,
-}
-
-impl Ahead {
-    /// What remains after so many inputs.
-    fn after(self, inputs: usize) -> Self {
-        Self {
-            from: self.from.wrapping_add(inputs * self.step),
-            ..self
-        }
-    }
+    ahead: NextPanels,
 }
 
 impl Tile<'_> {
@@ -222,20 +216,18 @@ impl Tile<'_> {
                     }
                 }
             }
-            for p in 0..self.depth {
-                if self.ahead.step > 0 {
-                    L::prefetch(self.ahead.from.wrapping_add(p * self.ahead.step));
+            if self.write == Write::Set {
+                self.ask_for_destination::<L, M, N>();
+            }
+            let turns = self.depth / TURN;
+            for turn in 0..turns {
+                self.ahead.fetch::<L, N>(turn);
+                for p in 0..TURN {
+                    self.multiply::<L, M, N>(turn * TURN + p, &mut acc);
                 }
-                let mut b = [L::zero(); N];
-                for j in 0..N {
-                    b[j] = L::load(self.b.add(j * self.panel + p * LANES));
-                }
-                for i in 0..M {
-                    let a = L::splat(self.a.add(p * LANES + i));
-                    for j in 0..N {
-                        acc[i][j] = a.mul_add(b[j], acc[i][j]);
-                    }
-                }
+            }
+            for p in turns * TURN..self.depth {
+                self.multiply::<L, M, N>(p, &mut acc);
             }
             for i in 0..M {
                 for j in 0..N {
@@ -246,6 +238,45 @@ impl Tile<'_> {
                 self.copy_edge::<M>((N - 1) * LANES, |i, c, n| {
                     std::slice::from_raw_parts_mut(c, n).copy_from_slice(&edge[i][..n])
                 });
+            }
+        }
+    }
+
+    /// One input: `acc[i][j] += a[p][i] · b[p][j]`.
+    #[expect(
+        clippy::needless_range_loop,
+        reason = "plain indices unroll into registers"
+    )]
+    #[inline(always)]
+    unsafe fn multiply<L: Lanes, const M: usize, const N: usize>(
+        &self,
+        p: usize,
+        acc: &mut [[L; N]; M],
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            let mut b = [L::zero(); N];
+            for j in 0..N {
+                b[j] = L::load(self.b.add(j * self.panel + p * LANES));
+            }
+            for i in 0..M {
+                let a = L::splat(self.a.add(p * L::GROUP + i));
+                for j in 0..N {
+                    acc[i][j] = a.mul_add(b[j], acc[i][j]);
+                }
+            }
+        }
+    }
+
+    /// Has the lines that will be written brought near meanwhile.
+    #[inline(always)]
+    unsafe fn ask_for_destination<L: Lanes, const M: usize, const N: usize>(&self) {
+        for i in 0..M {
+            for j in 0..N {
+                // SAFETY: any address may be asked for; the instruction is the caller's.
+                unsafe {
+                    L::prefetch_near(self.c.at.wrapping_add(i * self.c.stride + j * LANES));
+                }
             }
         }
     }

@@ -20,6 +20,8 @@ pub trait Lanes: Copy {
     const ROWS: usize;
     /// Panels of that tile.
     const PANELS: usize;
+    /// Packed rows that lie side by side: those of a tile, where they make up half a line.
+    const GROUP: usize;
 
     /// Sixteen zeros.
     unsafe fn zero() -> Self;
@@ -29,6 +31,8 @@ pub trait Lanes: Copy {
     unsafe fn splat(from: *const f32) -> Self;
     /// Writes sixteen neighbours.
     unsafe fn store(self, to: *mut f32);
+    /// Writes the first eight, and the last eight.
+    unsafe fn store_halves(self, first: *mut f32, last: *mut f32);
     /// `self · b + c`, rounded once.
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
     /// `self · b`
@@ -36,6 +40,9 @@ pub trait Lanes: Copy {
     /// Brings the line at `from`, which may lie anywhere, into the second-level cache.
     #[inline(always)]
     unsafe fn prefetch(_from: *const f32) {}
+    /// Brings the line at `from`, which may lie anywhere, into the first-level cache.
+    #[inline(always)]
+    unsafe fn prefetch_near(_from: *const f32) {}
     /// `a₀ b₀ a₁ b₁ …`: the first eight pairs, and the last eight.
     unsafe fn interleave(self, b: Self) -> [Self; 2];
 }
@@ -110,6 +117,7 @@ pub struct Plain([f32; LANES]);
 impl Lanes for Plain {
     const ROWS: usize = 4;
     const PANELS: usize = 1;
+    const GROUP: usize = LANES;
 
     #[inline(always)]
     unsafe fn zero() -> Self {
@@ -132,6 +140,16 @@ impl Lanes for Plain {
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the caller's pointer is good for sixteen elements.
         unsafe { to.cast::<[f32; LANES]>().write_unaligned(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_halves(self, first: *mut f32, last: *mut f32) {
+        let [low, high] = [0, LANES / 2].map(|from| std::array::from_fn(|i| self.0[from + i]));
+        // SAFETY: the caller's pointers are good for eight elements.
+        unsafe {
+            first.cast::<[f32; LANES / 2]>().write_unaligned(low);
+            last.cast::<[f32; LANES / 2]>().write_unaligned(high);
+        }
     }
 
     #[inline(always)]
@@ -163,14 +181,15 @@ pub use x86::{Avx2, Avx512};
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
-        __m256, __m512, _MM_HINT_T1, _mm_prefetch, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_mul_ps,
-        _mm256_permute2f128_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
-        _mm256_unpackhi_ps, _mm256_unpacklo_ps, _mm512_add_epi32, _mm512_fmadd_ps, _mm512_loadu_ps,
-        _mm512_mul_ps, _mm512_permutex2var_ps, _mm512_set1_epi32, _mm512_set1_ps,
+        __m256, __m512, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm256_castpd_ps, _mm256_fmadd_ps,
+        _mm256_loadu_ps, _mm256_mul_ps, _mm256_permute2f128_ps, _mm256_set1_ps, _mm256_setzero_ps,
+        _mm256_storeu_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps, _mm512_add_epi32,
+        _mm512_castps_pd, _mm512_castps512_ps256, _mm512_extractf64x4_pd, _mm512_fmadd_ps,
+        _mm512_loadu_ps, _mm512_mul_ps, _mm512_permutex2var_ps, _mm512_set1_epi32, _mm512_set1_ps,
         _mm512_setr_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
     };
 
-    use super::Lanes;
+    use super::{LANES, Lanes};
 
     /// One register of AVX-512.
     #[derive(Clone, Copy)]
@@ -180,6 +199,7 @@ mod x86 {
     impl Lanes for Avx512 {
         const ROWS: usize = 8;
         const PANELS: usize = 3;
+        const GROUP: usize = 8;
 
         #[inline(always)]
         unsafe fn zero() -> Self {
@@ -202,6 +222,15 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn store_halves(self, first: *mut f32, last: *mut f32) {
+            unsafe {
+                _mm256_storeu_ps(first, _mm512_castps512_ps256(self.0));
+                let high = _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0));
+                _mm256_storeu_ps(last, _mm256_castpd_ps(high));
+            }
+        }
+
+        #[inline(always)]
         unsafe fn mul_add(self, b: Self, c: Self) -> Self {
             Self(unsafe { _mm512_fmadd_ps(self.0, b.0, c.0) })
         }
@@ -214,6 +243,11 @@ mod x86 {
         #[inline(always)]
         unsafe fn prefetch(from: *const f32) {
             unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn prefetch_near(from: *const f32) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
         }
 
         #[inline(always)]
@@ -235,6 +269,7 @@ mod x86 {
     impl Lanes for Avx2 {
         const ROWS: usize = 6;
         const PANELS: usize = 1;
+        const GROUP: usize = LANES;
 
         #[inline(always)]
         unsafe fn zero() -> Self {
@@ -257,6 +292,14 @@ mod x86 {
             unsafe {
                 _mm256_storeu_ps(to, self.0);
                 _mm256_storeu_ps(to.add(8), self.1);
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn store_halves(self, first: *mut f32, last: *mut f32) {
+            unsafe {
+                _mm256_storeu_ps(first, self.0);
+                _mm256_storeu_ps(last, self.1);
             }
         }
 

@@ -8,6 +8,7 @@
 //! Both operands are read in [`pack`]ed form (Goto and van de Geijn 2008). The generator packs weights once per rollout
 //! ([`Panels`]); a training pass has so many rows that packing on the way costs less than holding a second copy.
 
+mod ahead;
 mod destination;
 mod kernel;
 pub(crate) mod lanes;
@@ -26,7 +27,9 @@ pub use matrix::{Matrix, Panels};
 pub(crate) use pack::pack;
 
 /// Rows of one task when the rows are many: packed, a depth of them fits the second-level cache.
-const ROW_BLOCK: usize = 96;
+const ROW_BLOCK: usize = 192;
+/// Rows that are few: packed once, and not cut.
+const FEW_ROWS: usize = 96;
 /// Rows of a register tile, at most.
 const TILE_ROWS: usize = 8;
 /// Rows of one task, at least, where they are many.
@@ -127,12 +130,17 @@ pub fn add_product_at(x: Matrix, weight: Weight, y: &mut [f32], width: usize, co
 
 fn fill(x: Matrix, weights: &[Weight], y: Destination, write: Write) {
     let count = x.height().div_ceil(LANES);
-    if x.height() > ROW_BLOCK || count * x.width() > kernel::FEW {
+    if x.height() > FEW_ROWS || count * x.width() > kernel::FEW {
         return fill_from(x, None, weights, y, write);
     }
     // Few rows are packed once for all pieces.
     with_buffer(&PANELS, |packed| {
-        matrix::pack_all(&[x], packed, Threads::Caller);
+        let lines = count * x.width();
+        if packed.len() < lines {
+            packed.resize(lines, Line::default());
+        }
+        // SAFETY: it asks for instructions alone.
+        unsafe { kernel::pack_few(x, &mut packed[..lines]) };
         fill_from(x, Some(packed), weights, y, write);
     });
 }
@@ -350,11 +358,11 @@ impl Grid {
         let wanted = match threads {
             Threads::Caller => 1,
             // Weights come from memory then, and the longer the runs the better.
-            Threads::All if m <= ROW_BLOCK => pool::threads(),
+            Threads::All if m <= FEW_ROWS => pool::threads(),
             Threads::All => PIECES * pool::threads(),
         };
         // Rows are packed once for each piece across, so it is cut by rows first.
-        let rows = match m <= ROW_BLOCK {
+        let rows = match m <= FEW_ROWS {
             true => m.next_multiple_of(TILE_ROWS),
             false => balanced(m, wanted),
         };

@@ -24,16 +24,68 @@ on_widest! {
     ) = pack_on;
 }
 
-/// [`pack`] with the registers of `L`.
-///
-/// # Safety
-/// The processor must have their instructions.
 #[inline(always)]
-pub unsafe fn pack_on<L: Lanes>(
+unsafe fn pack_on<L: Lanes>(
     matrix: Matrix,
     first: usize,
     columns: Range<usize>,
     panels: &mut [Line],
+) {
+    // SAFETY: the caller's.
+    unsafe { pack_groups::<L>(matrix, first, columns, panels, LANES) }
+}
+
+/// Packs all rows of `matrix`, columns `columns`, as the kernel wants those of its tiles: like panels, but [`Lanes::GROUP`] side by
+/// side.
+///
+/// # Safety
+/// The processor must have the instructions of `L`.
+#[inline(always)]
+pub unsafe fn pack_rows<L: Lanes>(matrix: Matrix, columns: Range<usize>, panels: &mut [Line]) {
+    // SAFETY: the caller's.
+    unsafe { pack_groups::<L>(matrix, 0, columns, panels, L::GROUP) }
+}
+
+/// Where tiles of row `first` begin among rows that were packed to a depth.
+#[inline(always)]
+pub fn packed_at<L: Lanes>(first: usize, depth: usize) -> usize {
+    first / L::GROUP * L::GROUP * depth + first % L::GROUP
+}
+
+/// A panel, or the two halves of one, each of eight rows.
+struct Place {
+    at: *mut f32,
+    depth: usize,
+    group: usize,
+}
+
+impl Place {
+    /// Where row `i` of the sixteen has column `p`.
+    #[inline(always)]
+    fn of(&self, i: usize, p: usize) -> *mut f32 {
+        let at = (i / self.group * self.depth + p) * self.group + i % self.group;
+        self.at.wrapping_add(at)
+    }
+
+    #[inline(always)]
+    unsafe fn put<L: Lanes>(&self, p: usize, line: L) {
+        // SAFETY: the caller's.
+        unsafe {
+            match self.group {
+                LANES => line.store(self.of(0, p)),
+                _ => line.store_halves(self.of(0, p), self.of(LANES / 2, p)),
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn pack_groups<L: Lanes>(
+    matrix: Matrix,
+    first: usize,
+    columns: Range<usize>,
+    panels: &mut [Line],
+    group: usize,
 ) {
     let (k, [row_stride, column_stride]) = (columns.len(), matrix.strides());
     let rows = matrix.height() - first;
@@ -41,35 +93,41 @@ pub unsafe fn pack_on<L: Lanes>(
     let start = first * row_stride + columns.start * column_stride;
     let from = &data[start.min(data.len())..];
     if column_stride != 1 {
-        return gather(from, column_stride, rows, k, panels);
+        // SAFETY: the caller's.
+        return unsafe { gather::<L>(from, column_stride, rows, k, panels, group) };
     }
     for (i, panel) in panels.chunks_exact_mut(k.max(1)).enumerate() {
         let first = i * LANES;
         let from = &from[(first * row_stride).min(from.len())..];
+        let to = Place {
+            at: panel.as_mut_ptr().cast(),
+            depth: k,
+            group,
+        };
         // SAFETY: the caller's.
-        unsafe { transpose::<L>(from, row_stride, LANES.min(rows - first), panel) };
+        unsafe { transpose::<L>(from, row_stride, LANES.min(rows - first), to) };
     }
 }
 
 /// Rows whose elements are neighbours.
 #[inline(always)]
-unsafe fn transpose<L: Lanes>(from: &[f32], stride: usize, count: usize, panel: &mut [Line]) {
-    let k = panel.len();
+unsafe fn transpose<L: Lanes>(from: &[f32], stride: usize, count: usize, to: Place) {
+    let k = to.depth;
     assert!(
         k == 0 || (count - 1) * stride + k <= from.len(),
         "rows to be packed reach past the matrix"
     );
-    let (blocks, rest) = panel.as_chunks_mut::<LANES>();
-    for (i, lines) in blocks.iter_mut().enumerate() {
-        // SAFETY: sixteen elements from column 16·i on lie inside each of the rows, as was checked.
-        unsafe { transpose_block::<L>(from.as_ptr().add(i * LANES), stride, count, lines) };
+    let done = k / LANES * LANES;
+    for start in (0..done).step_by(LANES) {
+        // SAFETY: sixteen elements from column `start` on lie inside each of the rows, as was checked.
+        unsafe { transpose_block::<L>(from.as_ptr().add(start), stride, count, start, &to) };
     }
-    let done = k - rest.len();
-    for (p, line) in rest.iter_mut().enumerate() {
-        line.0 = std::array::from_fn(|i| match i < count {
-            true => from[i * stride + done + p],
-            false => 0.0,
-        });
+    for p in done..k {
+        for i in 0..LANES {
+            let element = if i < count { from[i * stride + p] } else { 0.0 };
+            // SAFETY: the panel has room for sixteen rows of `depth` columns.
+            unsafe { *to.of(i, p) = element };
+        }
     }
 }
 
@@ -79,7 +137,8 @@ unsafe fn transpose_block<L: Lanes>(
     from: *const f32,
     stride: usize,
     count: usize,
-    lines: &mut [Line; LANES],
+    start: usize,
+    to: &Place,
 ) {
     // SAFETY: the caller's: `count` rows of sixteen elements can be read.
     unsafe {
@@ -95,25 +154,42 @@ unsafe fn transpose_block<L: Lanes>(
                 [rows[2 * i], rows[2 * i + 1]] = before[i].interleave(before[i + LANES / 2]);
             }
         }
-        for (row, line) in rows.into_iter().zip(lines) {
-            row.store(line.0.as_mut_ptr());
+        for (p, row) in rows.into_iter().enumerate() {
+            to.put(start + p, row);
         }
     }
 }
 
 /// Columns whose elements are neighbours; each is read once for all panels.
 #[inline(always)]
-fn gather(from: &[f32], stride: usize, rows: usize, k: usize, panels: &mut [Line]) {
+unsafe fn gather<L: Lanes>(
+    from: &[f32],
+    stride: usize,
+    rows: usize,
+    k: usize,
+    panels: &mut [Line],
+    group: usize,
+) {
+    let count = panels.len() / k.max(1);
     for p in 0..k {
         let column = &from[p * stride..];
-        for (i, line) in panels.iter_mut().skip(p).step_by(k).enumerate() {
+        for i in 0..count {
+            let to = Place {
+                at: panels[i * k..].as_mut_ptr().cast(),
+                depth: k,
+                group,
+            };
             let from = &column[i * LANES..];
-            match from.first_chunk::<LANES>() {
-                Some(all) if rows >= (i + 1) * LANES => line.0 = *all,
-                _ => {
-                    let count = rows - i * LANES;
-                    line.0 = [0.0; LANES];
-                    line.0[..count].copy_from_slice(&from[..count]);
+            // SAFETY: the panel has room for sixteen rows of `k` columns.
+            unsafe {
+                match from.first_chunk::<LANES>() {
+                    Some(all) if rows >= (i + 1) * LANES => to.put(p, L::load(all.as_ptr())),
+                    _ => {
+                        let count = rows - i * LANES;
+                        let mut line = [0.0; LANES];
+                        line[..count].copy_from_slice(&from[..count]);
+                        to.put(p, L::load(line.as_ptr()));
+                    }
                 }
             }
         }
