@@ -113,7 +113,8 @@ impl Model for Generator<'_> {
         let going = going_on(step);
         if going.is_empty() {
             let vocabulary = decoder.decoder_config().vocab_size;
-            return Ok(Tensor::zeros((0, vocabulary), DType::F32, hidden.device())?);
+            // Nothing is drawn from it.
+            return Ok(Tensor::zeros((0, vocabulary), DType::F32, &Device::Cpu)?);
         }
         let hidden = rows_of(step, hidden)?;
         let hidden = decoder.forward_from_cached(layer, hidden, &going, cache)?;

@@ -198,21 +198,64 @@ fn kept_states_survive_giving_way() -> Anyhow {
         last_token: LastToken::Unread,
         ..settings
     };
-    let alone = generate(&mut Generator::new(&branch), &requests, &unread, &mut |_| {})?;
+    let alone = generate(
+        &mut Generator::new(&branch),
+        &requests,
+        &unread,
+        &mut |_| {},
+    )?;
     assert_eq!(output.completions, alone.completions);
     let mut kept = generator.take_states().expect("what was kept");
-    for completion in output.completions.iter().rev() {
-        let ids = [&requests[completion.request].prompt[..], &completion.tokens].concat();
+    for completion in &output.completions {
+        let prompt = &requests[completion.request].prompt;
+        let ids = [&prompt[..], &completion.tokens].concat();
         let whole = base.hidden_at(TRUNK, &ids, &Segments::from_lengths([ids.len()]))?;
         let id = SequenceId {
             request: completion.request,
             sample: completion.sample,
         };
-        let rows = kept.take(id).expect("states").rows;
+        let states = kept.take(id, prompt.len()).expect("states");
+        let rows = [&states.prompt[..], &states.generated].concat();
         let found: Vec<u32> = rows.iter().map(|x| x.to_bits()).collect();
         assert_eq!(found, bits(&whole)?, "{id:?}");
     }
     Ok(())
+}
+
+/// On devices without kernels the bits of a product depend on its rows, so that states agree to so many digits.
+#[test]
+fn last_tokens_are_read_without_kernels_too() -> Anyhow {
+    let (base, branch) = base_and_branch(Family::Qwen3)?;
+    let request = |key: u32| Request {
+        key: key.into(),
+        prompt: (0..4 + key).map(|i| (i * 7 + key) % 30).collect(),
+        max_new_tokens: 5 + key as usize,
+        min_new_tokens: 5 + key as usize,
+        samples: 2,
+    };
+    let requests: Vec<Request> = (0..3).map(request).collect();
+    let settings = Settings {
+        last_token: LastToken::Read,
+        ..Settings::default()
+    };
+    without_kernels(|| {
+        let mut generator = Generator::keeping(&branch, TRUNK);
+        let output = generate(&mut generator, &requests, &settings, &mut |_| {})?;
+        let mut kept = generator.take_states().expect("what was kept");
+        for completion in &output.completions {
+            let prompt = &requests[completion.request].prompt;
+            let ids = [&prompt[..], &completion.tokens].concat();
+            let whole = base.hidden_at(TRUNK, &ids, &Segments::from_lengths([ids.len()]))?;
+            let id = SequenceId {
+                request: completion.request,
+                sample: completion.sample,
+            };
+            let states = kept.take(id, prompt.len()).expect("states");
+            let rows = [&states.prompt[..], &states.generated].concat();
+            assert!(gap(&rows, &floats(&bits(&whole)?)) < 1e-5, "{id:?}");
+        }
+        Ok(())
+    })
 }
 
 /// Of a token that nothing is drawn after, the states at the boundary are all that is computed: counted by the rows that attention
