@@ -21,3 +21,5 @@ mod rollouts;
 mod sharing;
 #[path = "models/support.rs"]
 mod support;
+#[path = "models/trunks.rs"]
+mod trunks;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::error::Error;
-use crate::model::{Chunk, Model, SequenceId, Step};
+use crate::model::{Chunk, Model, Next, SequenceId, Step};
 use crate::random::Key;
 use crate::sampling::{Draw, Drawn};
 use crate::scheduler::{Plan, Scheduler, Turn};
@@ -153,6 +153,7 @@ impl Generation<'_> {
                 tokens: &sequence.tokens[sequence.cached..sequence.cached + turn.count],
                 past: sequence.cached,
                 blocks: &sequence.blocks,
+                next: sequence.next(),
             }
         };
         let chunks: Vec<Chunk<'_>> = plan.turns.iter().map(chunk).collect();
@@ -184,13 +185,16 @@ impl Generation<'_> {
         }
     }
 
-    /// Who draws from which row: each sequence that has been read to its end. Where that end is the
-    /// prompt's, the request's other samples fork and draw from the same row.
+    /// Who draws from which row: each sequence that goes on and has been read to its end. Where that
+    /// end is the prompt's, the request's other samples fork and draw from the same row.
     fn drawing(&mut self, plan: &Plan) -> Vec<(usize, usize)> {
+        let sequences = &self.scheduler.sequences;
+        let goes_on = |turn: &&Turn| sequences[turn.index].next() == Next::GoesOn;
+        let turns: Vec<Turn> = plan.turns.iter().filter(goes_on).copied().collect();
         let mut drawing = Vec::new();
-        for (row, turn) in plan.turns.iter().enumerate() {
+        for (row, turn) in turns.into_iter().enumerate() {
             let sequence = &self.scheduler.sequences[turn.index];
-            if sequence.unread() > 0 || sequence.finish.is_some() {
+            if sequence.unread() > 0 {
                 continue;
             }
             drawing.push((row, turn.index));

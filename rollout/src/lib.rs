@@ -35,7 +35,7 @@ mod settings;
 
 pub use error::Error;
 pub use generator::{Completion, Output, Progress, Stats, generate};
-pub use model::{BLOCK_TOKENS, CacheSpec, Chunk, Model, ModelResult, SequenceId, Step};
+pub use model::{BLOCK_TOKENS, CacheSpec, Chunk, Model, ModelResult, Next, SequenceId, Step};
 pub use sampling::{Decoding, Draw, Drawn, Sampling, draw_row};
 pub use sequence::Finish;
 pub use settings::{CacheBudget, LastToken, Request, Settings, StopText, check};

@@ -47,7 +47,8 @@ pub trait Model {
     fn reserve(&mut self, blocks: usize) -> ModelResult<()>;
 
     /// Copies blocks, reads each chunk's tokens into its blocks, and returns the logits that follow
-    /// each chunk's last token, one row a chunk, in order.
+    /// the last token of each chunk whose sequence goes on, one row a chunk, in order; none for the
+    /// others.
     fn forward(&mut self, step: &Step<'_>) -> ModelResult<Self::Logits>;
 
     /// Draws one token for each request, in order; [`crate::draw_row`] does it for a row in memory.
@@ -81,4 +82,16 @@ pub struct Chunk<'a> {
     /// `blocks[p / BLOCK_TOKENS]`, row `p % BLOCK_TOKENS`. Blocks that receive a token belong to
     /// this chunk alone.
     pub blocks: &'a [u32],
+    /// What becomes of the sequence.
+    pub next: Next,
+}
+
+/// What becomes of a sequence once a chunk of it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// It goes on: the next token may be drawn from the logits after the chunk, and is read after it.
+    GoesOn,
+    /// It has ended: no token is drawn of it any more, and no sequence that goes on reads the
+    /// chunk's blocks. A model that keeps something of each token has to compute that and no more.
+    Ended,
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::blocks::BlockPool;
-use crate::model::{BLOCK_TOKENS, SequenceId};
+use crate::model::{BLOCK_TOKENS, Next, SequenceId};
 use crate::sampling::Drawn;
 use crate::settings::{LastToken, Request, Settings, blocks_for};
 
@@ -62,6 +62,14 @@ impl Sequence {
     /// How many tokens the model has yet to read.
     pub fn unread(&self) -> usize {
         self.tokens.len() - self.cached
+    }
+
+    /// Whether anything follows what it has.
+    pub fn next(&self) -> Next {
+        match self.finish {
+            None => Next::GoesOn,
+            Some(_) => Next::Ended,
+        }
     }
 
     /// Ids that may not be drawn next.

@@ -45,7 +45,8 @@ pub enum LastToken {
     /// It does not: nothing follows.
     #[default]
     Unread,
-    /// It does, in a step of which nothing is drawn, for a model that keeps what it computes of each token.
+    /// It does, for a model that keeps something of each token: in a chunk of a sequence that has ended
+    /// ([`Next::Ended`](crate::Next::Ended)), for which the model computes that and nothing else.
     Read,
 }
 

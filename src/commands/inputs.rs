@@ -14,7 +14,6 @@ use crate::model::config::Head;
 use crate::model::hf_config::HfConfig;
 use crate::model::hf_config::adapter::AdapterConfig;
 use crate::model::hub;
-use crate::model::weights::Weights;
 use crate::ops::device;
 use crate::ops::param::Training;
 
@@ -158,7 +157,7 @@ fn base_and_adapter(
     path: PathBuf,
     adapter: Option<&Path>,
 ) -> anyhow::Result<(PathBuf, Option<PathBuf>)> {
-    let own = AdapterConfig::read(&path)?.filter(|_| !Weights::are_in(&path));
+    let own = AdapterConfig::find(&path)?;
     match (own, adapter) {
         (None, adapter) => Ok((path, adapter.map(Path::to_path_buf))),
         (Some(own), None) => Ok((own.base_folder(&path)?, Some(path))),

@@ -9,15 +9,26 @@ use std::sync::Arc;
 use candle_core::{Device, Result, Tensor, bail};
 use rollout::SequenceId;
 
-/// The states of one sequence.
+/// The states of one sequence. Samples of one prompt hold the prompt's in common.
 #[derive(Clone, Debug, PartialEq)]
 pub struct States {
     /// The layer that they are the input of.
     pub layer: usize,
     /// Their width, `hidden`.
     pub width: usize,
-    /// `[tokens, hidden]`, row-major.
-    pub rows: Arc<[f32]>,
+    /// Those of the prompt: `[tokens, hidden]`, row-major.
+    pub prompt: Arc<[f32]>,
+    /// Those of what follows it, likewise.
+    pub generated: Arc<[f32]>,
+}
+
+impl States {
+    /// Those of the first `count` tokens, in two parts; `None` where there are fewer.
+    pub fn first(&self, count: usize) -> Option<[&[f32]; 2]> {
+        let numbers = count * self.width;
+        let prompt = &self.prompt[..numbers.min(self.prompt.len())];
+        Some([prompt, self.generated.get(..numbers - prompt.len())?])
+    }
 }
 
 /// Sequences' states end to end: `[rows, hidden]` at the input of a layer.
@@ -46,10 +57,10 @@ impl Boundary {
             if *place.get_or_insert(own) != own {
                 bail!("states at the inputs of different layers in one pass");
             }
-            match states.rows.get(..count * states.width) {
-                Some(some) => rows.extend_from_slice(some),
+            match states.first(count) {
+                Some(parts) => parts.map(|part| rows.extend_from_slice(part)),
                 None => bail!("a sequence of {count} tokens has states of fewer"),
-            }
+            };
         }
         let Some((layer, width)) = place else {
             return Ok(None);
@@ -65,6 +76,8 @@ pub struct Collector {
     layer: usize,
     width: usize,
     kept: HashMap<SequenceId, Kept>,
+    /// Those of the prompts of which a sample was taken.
+    prompts: HashMap<usize, Arc<[f32]>>,
 }
 
 /// What a sequence read itself: all, or all behind the prompt that its request's first sample read for it.
@@ -80,6 +93,7 @@ impl Collector {
             layer,
             width,
             kept: HashMap::new(),
+            prompts: HashMap::new(),
         }
     }
 
@@ -102,23 +116,28 @@ impl Collector {
         kept.rows.extend_from_slice(rows);
     }
 
-    /// Gives away all states of a sequence, in the order of its tokens. The first sample of a request must be asked for last: it has
-    /// those of the prompt.
-    pub fn take(&mut self, sequence: SequenceId) -> Option<States> {
-        let Kept { from, mut rows } = self.kept.remove(&sequence)?;
-        if from > 0 {
-            let first = SequenceId {
-                sample: 0,
-                ..sequence
-            };
-            let shared = self.kept.get(&first)?.rows.get(..from * self.width)?;
-            rows = [shared, &rows].concat();
-        }
+    /// Gives away all states of a sequence, whose prompt has so many tokens, in the order of its tokens.
+    pub fn take(&mut self, sequence: SequenceId, prompt: usize) -> Option<States> {
+        let shared = self.prompt(sequence.request, prompt)?;
+        let Kept { from, rows } = self.kept.remove(&sequence)?;
+        let own = rows.get(prompt.checked_sub(from)? * self.width..)?;
         Some(States {
             layer: self.layer,
             width: self.width,
-            rows: rows.into(),
+            prompt: shared,
+            generated: own.into(),
         })
+    }
+
+    /// Those of a request's prompt, which its first sample has read for all.
+    fn prompt(&mut self, request: usize, tokens: usize) -> Option<Arc<[f32]>> {
+        if let Some(known) = self.prompts.get(&request) {
+            return Some(known.clone());
+        }
+        let first = self.kept.get(&SequenceId { request, sample: 0 })?;
+        let rows: Arc<[f32]> = first.rows.get(..tokens * self.width)?.into();
+        self.prompts.insert(request, rows.clone());
+        Some(rows)
     }
 }
 
@@ -137,14 +156,13 @@ mod tests {
         collector.add(id(0), 2, &[3.0]);
         collector.add(id(1), 2, &[4.0]);
         collector.add(id(1), 3, &[5.0]);
-        let mut rows = |sample| {
-            collector
-                .take(id(sample))
-                .map(|states| states.rows.to_vec())
-        };
-        assert_eq!(rows(2), None);
-        assert_eq!(rows(1).unwrap(), [1.0, 2.0, 4.0, 5.0]);
-        assert_eq!(rows(0).unwrap(), [1.0, 2.0, 3.0]);
+        assert_eq!(collector.take(id(2), 2), None);
+        let [first, second] = [0, 1].map(|sample| collector.take(id(sample), 2).unwrap());
+        assert_eq!(first.first(3), Some([&[1.0, 2.0][..], &[3.0]]));
+        assert_eq!(second.first(4), Some([&[1.0, 2.0][..], &[4.0, 5.0]]));
+        assert_eq!(second.first(1), Some([&[1.0][..], &[]]));
+        assert_eq!(second.first(5), None);
+        assert!(Arc::ptr_eq(&first.prompt, &second.prompt));
     }
 
     #[test]
@@ -154,8 +172,9 @@ mod tests {
         collector.add(id(1), 2, &[4.0]);
         collector.add(id(1), 0, &[1.0, 2.0, 4.0, 5.0]);
         collector.add(id(1), 4, &[6.0]);
-        let rows = collector.take(id(1)).unwrap().rows;
-        assert_eq!(rows[..], [1.0, 2.0, 4.0, 5.0, 6.0]);
+        let [first, second] = [0, 1].map(|sample| collector.take(id(sample), 2).unwrap());
+        assert_eq!(second.generated[..], [4.0, 5.0, 6.0]);
+        assert!(Arc::ptr_eq(&first.prompt, &second.prompt));
     }
 
     #[test]
@@ -163,7 +182,8 @@ mod tests {
         let states = |rows: &[f32]| States {
             layer: 1,
             width: 2,
-            rows: rows.into(),
+            prompt: rows[..2].into(),
+            generated: rows[2..].into(),
         };
         let (a, b) = (states(&[1.0, 2.0, 3.0, 4.0]), states(&[5.0, 6.0]));
         let join =

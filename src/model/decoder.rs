@@ -6,6 +6,7 @@
 
 mod adapters;
 mod assembly;
+mod cached;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -192,47 +193,6 @@ impl Decoder {
             .forward(&enter_graph(x, gradient, Training::Trained)?)
     }
 
-    /// Reads new tokens of several sequences into the cache and returns the hidden state after each sequence's last:
-    /// `[sequences, hidden]`.
-    ///
-    /// # Errors
-    /// As [`Self::forward`], and if a sequence lacks blocks.
-    pub fn forward_cached(
-        &self,
-        ids: &[u32],
-        news: &[NewTokens],
-        cache: &mut Cache,
-    ) -> Result<Tensor> {
-        self.forward_cached_keeping(ids, news, cache, 0, |_| Ok(()))
-    }
-
-    /// [`Self::forward_cached`], which hands out what it fed to layer `layer`, `[tokens, hidden]` in the order of `ids`: the rows of
-    /// [`Self::hidden_at`], bit for bit.
-    ///
-    /// # Errors
-    /// As [`Self::forward_cached`], if there is no such layer, and those of `keep`.
-    pub fn forward_cached_keeping(
-        &self,
-        ids: &[u32],
-        news: &[NewTokens],
-        cache: &mut Cache,
-        layer: usize,
-        keep: impl FnOnce(&Tensor) -> Result<()>,
-    ) -> Result<Tensor> {
-        self.check_boundary(layer)?;
-        let positions: Vec<u32> = news
-            .iter()
-            .flat_map(|n| n.past as u32..(n.past + n.count) as u32)
-            .collect();
-        let (skip, mut tokens) = (Gradient::Skip, Tokens::Cached(cache, news));
-        let x = self.embed(ids, &positions, skip)?;
-        let x = self.run(0..layer, x, &positions, &None, skip, &mut tokens)?;
-        keep(&x)?;
-        let above = layer..self.layers.len();
-        let x = self.run(above, x, &positions, &last_rows(news), skip, &mut tokens)?;
-        self.norm.forward(&x)
-    }
-
     /// Log-probability and entropy of tokens, given the hidden states of [`Self::forward`].
     ///
     /// # Errors
@@ -402,15 +362,6 @@ fn run_layer(
             block.forward(x, angles, &wanted, |qkv, spec| attend(qkv, segments, spec))
         }
     }
-}
-
-/// Each sequence's last new row, unless those are all.
-fn last_rows(news: &[NewTokens]) -> Wanted {
-    let last = news.iter().scan(0, |end, n| {
-        *end += n.count as u32;
-        Some(*end - 1)
-    });
-    news.iter().any(|n| n.count != 1).then(|| last.collect())
 }
 
 fn check_wanted(wanted: &Wanted, segments: &Segments) -> Result<()> {

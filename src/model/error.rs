@@ -67,6 +67,16 @@ pub enum ModelError {
         /// The folder's.
         found: String,
     },
+    /// The trunk has the same weights, but something else is computed with them.
+    #[error("{}: its lowest {layers} layers have the weights of the policy's, but its config.json asks for another computation with them \
+         (heads, norm epsilon, rotary embedding, activation or sliding window); give both the config.json that they were trained with",
+         .folder.display())]
+    OtherLayers {
+        /// The model folder.
+        folder: PathBuf,
+        /// Layers of the trunk.
+        layers: usize,
+    },
     /// A computation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

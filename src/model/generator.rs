@@ -3,8 +3,8 @@
 //! It borrows the live parameters, so nothing is copied or synchronised between training and rollout. While it lives, those keep
 //! their packed panels, which are made again when they move.
 
-use candle_core::{Device, Tensor};
-use rollout::{CacheSpec, Draw, Drawn, Model, ModelResult, Step, draw_row};
+use candle_core::{DType, Device, Tensor};
+use rollout::{CacheSpec, Chunk, Draw, Drawn, Model, ModelResult, Next, Step, draw_row};
 
 use super::Decoder;
 use super::block::attention_of;
@@ -100,26 +100,25 @@ impl Model for Generator<'_> {
             .as_mut()
             .ok_or("the cache was not reserved before the first step")?;
         cache.copy(step.copies)?;
+        let (decoder, layer) = (
+            self.decoder,
+            self.collector.as_ref().map_or(0, Collector::layer),
+        );
         let ids: Vec<u32> = step.chunks.iter().flat_map(|c| c.tokens).copied().collect();
-        let news: Vec<NewTokens> = step
-            .chunks
-            .iter()
-            .map(|c| NewTokens {
-                count: c.tokens.len(),
-                past: c.past,
-                blocks: c.blocks,
-            })
-            .collect();
-        let hidden = match &mut self.collector {
-            None => self.decoder.forward_cached(&ids, &news, cache)?,
-            Some(collector) => {
-                let layer = collector.layer();
-                let keep = |x: &Tensor| collect(collector, step, x);
-                self.decoder
-                    .forward_cached_keeping(&ids, &news, cache, layer, keep)?
-            }
-        };
-        Ok(self.decoder.logits(&hidden)?)
+        let news: Vec<NewTokens> = step.chunks.iter().map(new_tokens).collect();
+        let hidden = decoder.hidden_at_cached(layer, &ids, &news, cache)?;
+        if let Some(collector) = &mut self.collector {
+            collect(collector, step, &hidden)?;
+        }
+        let going = going_on(step);
+        if going.is_empty() {
+            let vocabulary = decoder.decoder_config().vocab_size;
+            // Nothing is drawn from it.
+            return Ok(Tensor::zeros((0, vocabulary), DType::F32, &Device::Cpu)?);
+        }
+        let hidden = rows_of(step, hidden)?;
+        let hidden = decoder.forward_from_cached(layer, hidden, &going, cache)?;
+        Ok(decoder.logits(&hidden)?)
     }
 
     fn draw(&mut self, logits: &Tensor, draws: &[Draw<'_>]) -> ModelResult<Vec<Drawn>> {
@@ -131,6 +130,33 @@ impl Model for Generator<'_> {
             })
         })?;
         Ok(drawn.into_iter().collect::<Result<_, _>>()?)
+    }
+}
+
+fn new_tokens<'c>(chunk: &Chunk<'c>) -> NewTokens<'c> {
+    NewTokens {
+        count: chunk.tokens.len(),
+        past: chunk.past,
+        blocks: chunk.blocks,
+    }
+}
+
+/// The chunks of sequences that go on.
+fn going_on<'c>(step: &Step<'c>) -> Vec<NewTokens<'c>> {
+    let goes_on = |chunk: &&Chunk| chunk.next == Next::GoesOn;
+    step.chunks.iter().filter(goes_on).map(new_tokens).collect()
+}
+
+/// Their rows of `x`, which has those of all.
+fn rows_of(step: &Step<'_>, x: Tensor) -> candle_core::Result<Tensor> {
+    let of_each = |chunk: &Chunk| std::iter::repeat_n(chunk.next, chunk.tokens.len());
+    let all = (0..).zip(step.chunks.iter().flat_map(of_each));
+    let rows: Vec<u32> = all
+        .filter_map(|(row, next)| (next == Next::GoesOn).then_some(row))
+        .collect();
+    match rows.len() == x.dim(0)? {
+        true => Ok(x),
+        false => x.index_select(&Tensor::from_slice(&rows, rows.len(), x.device())?, 0),
     }
 }
 

@@ -91,6 +91,11 @@ pub enum HfConfigError {
         "{}: the base model {} is an adapter itself; merge that one first (collimate export)", .file.display(), .base.display()
     )]
     AdaptedBase { file: PathBuf, base: PathBuf },
+    #[error(
+        "{}: holds a whole model and an adapter (adapter_config.json), so that it is not clear which is meant: move the adapter to a folder \
+         of its own, or the model's config.json and weights", .0.display()
+    )]
+    ModelAndAdapter(PathBuf),
     /// The file system refused a write; the error names what and where.
     #[error(transparent)]
     Write(#[from] std::io::Error),
@@ -117,7 +122,7 @@ impl HfConfig {
     /// # Errors
     /// A file that is missing or not JSON; a key that is missing, of the wrong type, or asks for what is not supported.
     pub fn read(folder: &Path) -> Result<Self, HfConfigError> {
-        match AdapterConfig::read(folder)? {
+        match AdapterConfig::find(folder)? {
             Some(adapter) if !folder.join(CONFIG).is_file() => {
                 Self::read_adapted(&adapter.base_folder(folder)?, folder, adapter.head)
             }

@@ -7,30 +7,26 @@
 
 mod error;
 mod save;
+mod values;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
 use memmap2::Mmap;
-use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde_json::Value;
 
 use super::config::{LM_HEAD, Layout, SCORE, TensorSpec, weight, without_trunk};
+
+use values::{transpose, widen};
 
 pub use error::WeightsError;
 pub use save::{DEFAULT_MAX_SHARD_BYTES, SaveDtype, save, save_file};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-
-/// Elements that one thread converts at a time.
-const CONVERT_BLOCK: usize = 1 << 16;
-/// Side of the square that a transposition moves at a time: two of them stay in the first-level cache.
-const TRANSPOSE_TILE: usize = 32;
 
 /// The weights of a model folder, open for reading.
 #[derive(Debug)]
@@ -98,10 +94,13 @@ impl Weights {
         }
     }
 
-    /// What a file's header notes under `key`, beside its tensors.
-    pub fn note(&self, key: &str) -> Option<String> {
-        let mut notes = self.shards.iter().filter_map(|shard| shard.notes.get(key));
-        notes.next().cloned()
+    /// What the headers of all files note under `key`, beside their tensors: `None` where one of them says something else, or nothing,
+    /// for another program may have written it anew.
+    pub fn note(&self, key: &str) -> Option<&str> {
+        let mut notes = self.shards.iter().map(|shard| shard.notes.get(key));
+        let first = notes.next()??;
+        let agrees = |note: Option<&String>| note == Some(first);
+        notes.all(agrees).then_some(first)
     }
 
     /// The names in the files, ascending.
@@ -125,27 +124,36 @@ impl Weights {
     /// # Errors
     /// The tensor is missing, has another shape, or a type that is not a float of 16, 32 or 64 bits.
     pub fn load(&self, spec: &TensorSpec) -> Result<Vec<f32>, WeightsError> {
-        let (name, entry) = self.resolve(&spec.name).ok_or_else(|| self.missing(spec))?;
-        let shard = &self.shards[entry.shard];
-        let expected = spec.stored_shape();
-        if entry.shape != expected {
-            return Err(WeightsError::Shape {
-                name: name.to_owned(),
-                file: shard.file.clone(),
-                found: entry.shape.clone(),
-                expected,
-            });
-        }
-        let bytes = &shard.bytes[entry.range.clone()];
-        let values = widen(bytes, entry.dtype).ok_or_else(|| WeightsError::Dtype {
-            name: name.to_owned(),
-            file: shard.file.clone(),
-            found: entry.dtype,
-        })?;
+        let (name, entry) = self.entry(spec)?;
+        let bytes = &self.shards[entry.shard].bytes[entry.range.clone()];
+        let values = widen(bytes, entry.dtype).ok_or_else(|| self.wrong_type(name, entry))?;
         Ok(match (spec.layout, entry.shape.as_slice()) {
             (Layout::Conv1d, &[rows, columns]) => transpose(&values, rows, columns),
             _ => values,
         })
+    }
+
+    /// Where the tensor lies, with its name in the file, if it has the right shape.
+    fn entry(&self, spec: &TensorSpec) -> Result<(&str, &Entry), WeightsError> {
+        let (name, entry) = self.resolve(&spec.name).ok_or_else(|| self.missing(spec))?;
+        let expected = spec.stored_shape();
+        match entry.shape == expected {
+            true => Ok((name, entry)),
+            false => Err(WeightsError::Shape {
+                name: name.to_owned(),
+                file: self.shards[entry.shard].file.clone(),
+                found: entry.shape.clone(),
+                expected,
+            }),
+        }
+    }
+
+    fn wrong_type(&self, name: &str, entry: &Entry) -> WeightsError {
+        WeightsError::Dtype {
+            name: name.to_owned(),
+            file: self.shards[entry.shard].file.clone(),
+            found: entry.dtype,
+        }
     }
 
     /// Makes sure that the model of `specs` is the whole of the one in the files: a layer or a bias left out would make its results
@@ -360,47 +368,6 @@ fn is_known_surplus(name: &str) -> bool {
         || name.ends_with(".attn.bias")
         || name.ends_with(".attn.masked_bias")
         || name.ends_with("rotary_emb.inv_freq")
-}
-
-/// Little-endian values of `dtype` as f32; `None` for a type that is not a plain float.
-fn widen(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
-    match dtype {
-        Dtype::F32 => Some(convert(bytes, f32::from_le_bytes)),
-        Dtype::BF16 => Some(convert(bytes, |b| bf16::from_le_bytes(b).to_f32())),
-        Dtype::F16 => Some(convert(bytes, |b| f16::from_le_bytes(b).to_f32())),
-        Dtype::F64 => Some(convert(bytes, |b| f64::from_le_bytes(b) as f32)),
-        _ => None,
-    }
-}
-
-fn convert<const N: usize>(bytes: &[u8], widen: impl Fn([u8; N]) -> f32 + Sync) -> Vec<f32> {
-    let (values, _) = bytes.as_chunks::<N>();
-    values
-        .par_iter()
-        .with_min_len(CONVERT_BLOCK)
-        .map(|&value| widen(value))
-        .collect()
-}
-
-/// `matrix` [rows, columns] as [columns, rows].
-fn transpose(matrix: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut turned = vec![0.0; matrix.len()];
-    if matrix.is_empty() {
-        return turned;
-    }
-    let strips = turned.par_chunks_mut(rows * TRANSPOSE_TILE).enumerate();
-    strips.for_each(|(strip, lines)| {
-        let first = strip * TRANSPOSE_TILE;
-        for top in (0..rows).step_by(TRANSPOSE_TILE) {
-            let bottom = rows.min(top + TRANSPOSE_TILE);
-            for (offset, line) in lines.chunks_exact_mut(rows).enumerate() {
-                for row in top..bottom {
-                    line[row] = matrix[row * columns + first + offset];
-                }
-            }
-        }
-    });
-    turned
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ pub use ensemble::Ensemble;
 pub use error::RewardError;
 pub use http::Http;
 pub use lexicon::{Lexicon, LexiconError, Valence};
-pub use model::{RewardModel, Standing};
+pub use model::{RewardModel, Scored, Standing};
 pub use program::Program;
 pub use rules::{Exact, Json, Length, Numeric, Pattern, Repetition};
 pub use sum::{Rewards, Scores};

@@ -11,8 +11,6 @@ mod sharing;
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
-
 use crate::config::RewardComponent;
 use crate::data::{DataError, Tokenizer};
 use crate::model::{Decoder, ModelError};
@@ -35,6 +33,8 @@ pub struct Roles {
     pub reference: Decoder,
     /// What scores: the frozen reward model, or a sum of other things.
     pub reward: Rewards,
+    /// A second reward model, which only evaluations use, if there is one.
+    pub judge: Option<RewardModel>,
     /// The folder of the frozen model that adapters stand on.
     pub base: PathBuf,
     /// The layer below which all of them are one and frozen, if they share layers.
@@ -84,7 +84,8 @@ pub enum RolesError {
 }
 
 impl Roles {
-    /// Loads them on their common ground: the critic, if there is to be one, from where it starts; what scores as `rewards` says.
+    /// Loads them on their common ground: the critic, if there is to be one, from where it starts; what scores as `rewards` says; the judge
+    /// from its folder, if it has one.
     ///
     /// # Errors
     /// If a model or tokenizer cannot be read, vocabularies differ, or a model was trained on other ground.
@@ -94,21 +95,25 @@ impl Roles {
         policy: &Path,
         critic: Option<CriticStart>,
         rewards: &[RewardComponent],
+        judge: Option<&Path>,
     ) -> Result<Self, RolesError> {
         let reward = Rewards::load(rewards, &|folder| ground.reward_model(folder))?;
         let actor = ground.actor()?;
         let critic = critic.map(|start| ground.critic(start)).transpose()?;
         let trained = critic.iter().chain([&actor]);
         let models = reward.models().map(|(_, model)| model);
+        let boundary = boundary(sharing, trained, models);
+        let loaded = judge.map(|folder| ground.judge(folder, boundary));
         let roles = Self {
-            boundary: boundary(sharing, trained, models),
+            judge: loaded.transpose()?,
+            boundary,
             base: ground.base_folder().to_owned(),
             actor,
             critic,
             reference: ground.reference()?,
             reward,
         };
-        for (folder, model) in roles.reward.models() {
+        for (folder, model) in roles.reward.models().chain(judge.zip(roles.judge.as_ref())) {
             check_vocabulary(&roles.actor, model.decoder(), folder)?;
             check_tokens(policy, folder)?;
         }
@@ -120,22 +125,6 @@ impl Roles {
         let critic = self.critic.iter().map(|critic| ("critic", critic));
         std::iter::once(("actor", &self.actor)).chain(critic)
     }
-}
-
-/// Loads a second reward model that only evaluations use; `actor` was loaded from the folder `policy`.
-///
-/// # Errors
-/// As [`Roles::load`].
-pub fn load_judge(
-    actor: &Decoder,
-    policy: &Path,
-    folder: &Path,
-    device: &Device,
-) -> Result<RewardModel, RolesError> {
-    let judge = RewardModel::load(folder, device)?;
-    check_vocabulary(actor, judge.decoder(), folder)?;
-    check_tokens(policy, folder)?;
-    Ok(judge)
 }
 
 fn check_vocabulary(policy: &Decoder, scorer: &Decoder, folder: &Path) -> Result<(), RolesError> {

@@ -5,15 +5,17 @@
 //! - A base under adapters (Hu et al. 2021): all of the policy, frozen. Each role but the reference adds low-rank matrices, and its
 //!   head; a policy that has adapters itself brings its base, and the reference keeps a frozen copy of them.
 
+mod scorers;
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 
 use super::critic::CriticStart;
-use crate::model::config::{Head, SCORE, weight};
-use crate::model::hf_config::HfConfig;
+use crate::model::config::Head;
 use crate::model::hf_config::adapter::AdapterConfig;
-use crate::model::lora::folder::{ADAPTER_WEIGHTS, AdapterFolder};
 use crate::model::lora::{Lora, LoraConfig, LoraError};
 use crate::model::{Decoder, ModelError};
 use crate::ops::param::Training;
@@ -46,6 +48,8 @@ pub struct Ground<'a> {
     base: Decoder,
     /// The folder of that model.
     base_folder: PathBuf,
+    /// The folders of those that were found to stand on it.
+    known: RefCell<BTreeSet<PathBuf>>,
 }
 
 impl<'a> Ground<'a> {
@@ -60,7 +64,7 @@ impl<'a> Ground<'a> {
         seed: u64,
         device: &'a Device,
     ) -> Result<Self> {
-        let base_folder = match (sharing, AdapterConfig::read(policy)?) {
+        let base_folder = match (sharing, AdapterConfig::find(policy)?) {
             (Sharing::Adapter(_), Some(adapter)) => adapter.base_folder(policy)?,
             _ => policy.to_owned(),
         };
@@ -76,6 +80,7 @@ impl<'a> Ground<'a> {
             device,
             base,
             base_folder,
+            known: RefCell::default(),
         })
     }
 
@@ -125,21 +130,6 @@ impl<'a> Ground<'a> {
         }
     }
 
-    /// A frozen reward model. One without adapters stands alone where the others are adapters.
-    ///
-    /// # Errors
-    /// As [`Self::critic`].
-    pub fn reward_model(&self, folder: &Path) -> Result<RewardModel> {
-        let whole = || Ok::<_, ModelError>(AdapterConfig::read(folder)?.is_none());
-        match self.sharing {
-            Sharing::None => RewardModel::load(folder, self.device),
-            Sharing::Adapter(_) if whole()? => RewardModel::load(folder, self.device),
-            _ => Ok(RewardModel::on_trunk(
-                self.scorer(folder, Training::Frozen)?,
-            )),
-        }
-    }
-
     /// The frozen start of the actor.
     ///
     /// # Errors
@@ -178,66 +168,6 @@ impl<'a> Ground<'a> {
     fn adapters_of(&self, folder: &Path, training: Training) -> Result<Decoder> {
         Decoder::load_adapter(&self.base, folder, Head::LanguageModel, self.seed, training)
     }
-
-    /// A reward model's own weights on what it shares.
-    fn scorer(&self, folder: &Path, training: Training) -> Result<Decoder> {
-        let refuse = |found, needed| {
-            let folder = folder.to_owned();
-            Err(ModelError::Kind {
-                folder,
-                found,
-                needed,
-            })
-        };
-        if HfConfig::read(folder)?.decoder.head != Head::Score {
-            let needed = "a reward model (...ForSequenceClassification with one label)";
-            return refuse("a language model", needed);
-        }
-        let Sharing::Trunk { layers } = self.sharing else {
-            if AdapterConfig::read(folder)?.is_none() {
-                let needed = "an adapter on the policy's base ([reward.lora]), or ppo.critic_from = \"policy\",";
-                return refuse("a whole reward model", needed);
-            }
-            return self.scorer_adapter(folder, training);
-        };
-        self.base.check_trunk(*layers, folder)?;
-        Decoder::load_on_trunk(&self.base, *layers, folder, Head::Score, 0, training)
-    }
-}
-
-impl Ground<'_> {
-    /// A reward model's adapters and head, which must have been trained on the policy's base.
-    fn scorer_adapter(&self, folder: &Path, training: Training) -> Result<Decoder> {
-        let adapter = AdapterFolder::open(folder, self.base.decoder_config())?;
-        if !adapter.has(&weight(SCORE)) {
-            return Err(ModelError::Kind {
-                folder: folder.to_owned(),
-                found: "an adapter without score.weight",
-                needed: "one with the scalar head that it was trained with (PEFT: modules_to_save = [\"score\"])",
-            });
-        }
-        if !adapter.has_note() {
-            self.check_base(folder, &adapter.config.base_folder(folder)?)?;
-        }
-        Decoder::load_adapter(&self.base, folder, Head::Score, self.seed, training)
-    }
-
-    /// Peft notes by its folder alone which model an adapter was trained on.
-    fn check_base(&self, folder: &Path, base: &Path) -> Result<()> {
-        let layers = self.base.decoder_config().num_hidden_layers;
-        self.base
-            .check_trunk(layers, base)
-            .map_err(|error| match error {
-                ModelError::OtherTrunk {
-                    expected, found, ..
-                } => ModelError::OtherBase {
-                    file: folder.join(ADAPTER_WEIGHTS),
-                    expected: found,
-                    found: expected,
-                },
-                other => other,
-            })
-    }
 }
 
 /// The layer below which all roles are one, if there is one above the lowest: generation keeps the states at its input.
@@ -266,9 +196,8 @@ fn lowest_adapter(model: &Decoder) -> usize {
 mod tests {
     use super::*;
     use crate::model::config::{DecoderConfig, Family, Geometry};
-    use crate::model::hf_config::adapter::ADAPTER_CONFIG;
+    use crate::model::hf_config::HfConfig;
     use crate::model::lora::Layers;
-    use crate::model::weights::SaveDtype;
 
     fn base() -> Decoder {
         let sizes = Geometry {
@@ -292,47 +221,6 @@ mod tests {
             ..LoraConfig::default()
         };
         Decoder::adapt(base, &config, head, 0, Training::Trained).unwrap()
-    }
-
-    fn golden(name: &str) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/golden")
-            .join(name)
-    }
-
-    /// An adapter that peft wrote has no fingerprint: the model that it names is held against the policy.
-    #[expect(clippy::disallowed_methods, reason = "the file is to lack something")]
-    #[test]
-    fn an_adapter_of_another_base_or_without_a_head_is_no_reward_model() {
-        let (policy, reward) = (golden("models/llama"), golden("adapters/llama_reward"));
-        let sharing = Sharing::Adapter(None);
-        let load = |policy: &Path, reward: &Path| {
-            let ground = Ground::load(policy, &sharing, 0, &Device::Cpu).unwrap();
-            ground.reward_model(reward).map(|model| model.standing())
-        };
-        assert_eq!(load(&policy, &reward).unwrap(), Standing::OnTrunk);
-
-        let folder = tempfile::tempdir().unwrap();
-        let config = HfConfig::read(&policy).unwrap();
-        let other = Decoder::fresh(config, 5, |_| Training::Frozen, &Device::Cpu).unwrap();
-        other.save(folder.path(), SaveDtype::F32).unwrap();
-        let error = load(folder.path(), &reward).unwrap_err().to_string();
-        assert!(
-            error.contains("trained on a base with fingerprint"),
-            "{error}"
-        );
-
-        let headless = tempfile::tempdir().unwrap();
-        let tensors = candle_core::safetensors::load(reward.join(ADAPTER_WEIGHTS), &Device::Cpu);
-        let mut tensors = tensors.unwrap();
-        tensors.retain(|name, _| !name.contains("score"));
-        candle_core::safetensors::save(&tensors, headless.path().join(ADAPTER_WEIGHTS)).unwrap();
-        let text = std::fs::read_to_string(reward.join(ADAPTER_CONFIG)).unwrap();
-        let mut keys: serde_json::Value = serde_json::from_str(&text).unwrap();
-        keys["base_model_name_or_path"] = policy.display().to_string().into();
-        std::fs::write(headless.path().join(ADAPTER_CONFIG), keys.to_string()).unwrap();
-        let error = load(&policy, headless.path()).unwrap_err().to_string();
-        assert!(error.contains("without score.weight"), "{error}");
     }
 
     #[test]

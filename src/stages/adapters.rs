@@ -53,7 +53,7 @@ impl Trainee {
         };
         let asked = lora_config(lora);
         let key = || format!("{}.lora", start.table);
-        let (model, base) = match AdapterConfig::read(start.from)? {
+        let (model, base) = match AdapterConfig::find(start.from)? {
             None => {
                 let base = base(start.from, start)?;
                 let model =

@@ -128,7 +128,7 @@ fn inputs(config: &Config, stage: Stage) -> Result<Inputs> {
 /// The sums of a file, or of those of a model folder; those of an adapter's base too.
 fn sums(path: &Path) -> Result<Vec<Checksum>> {
     let mut files = files_of(path)?;
-    if let Some(adapter) = AdapterConfig::read(path)? {
+    if let Some(adapter) = AdapterConfig::find(path)? {
         files.extend(files_of(&adapter.base_folder(path)?)?);
     }
     let sum = |file: &PathBuf| Ok(checksum::of_file(file)?);

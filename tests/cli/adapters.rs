@@ -1,6 +1,7 @@
 //! Adapters on the command line: `--adapter`, a PEFT folder as the model, and `export`, on what PEFT saved
 //! (`tests/golden/make_adapters.py`).
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{D, Device, IndexOp, Tensor};
@@ -180,4 +181,43 @@ fn folders_that_do_not_belong_together_are_refused() {
         ended.stderr
     );
     assert_eq!(workspace.names(), Vec::<String>::new());
+}
+
+/// A model with an adapter beside it may be meant as the one, the other, or both.
+#[test]
+fn a_folder_of_a_model_and_an_adapter_is_refused_by_all_that_read_models() {
+    let workspace = Workspace::new();
+    workspace.copy_model("llama");
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::copy(
+            adapter("llama").join(file),
+            workspace.path("model").join(file),
+        )
+        .expect("a copy");
+    }
+    workspace.write("data.jsonl", "{\"ids\": [1, 2]}\n");
+    workspace.write("prompts.jsonl", "{\"prompt_ids\": [5]}\n");
+    let lora =
+        "[run]\nname = \"t\"\n[sft]\nfrom = \"model\"\ndata = \"data.jsonl\"\nlora = { r = 2 }\n";
+    workspace.write("lora.toml", lora);
+    workspace.write("whole.toml", &lora.replace("lora = { r = 2 }", ""));
+    for arguments in [
+        "score --model model --data data.jsonl --out o.jsonl",
+        "generate --model model --prompts prompts.jsonl --out o.jsonl",
+        "sft whole.toml",
+        "sft lora.toml",
+        "plan lora.toml",
+    ] {
+        let ended = workspace.run(arguments);
+        assert_eq!(ended.code, Some(1), "{arguments}");
+        let said = "a whole model and an adapter";
+        assert!(ended.stderr.contains(said), "{arguments}: {}", ended.stderr);
+    }
+    // Named as an adapter it is one, and the model in it nothing.
+    let base = fixture("llama");
+    let ended = workspace.run(&format!(
+        "score --model {} --adapter model --data data.jsonl --out o.jsonl",
+        base.display()
+    ));
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
 }

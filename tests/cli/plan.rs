@@ -115,6 +115,48 @@ fn every_stage_has_its_table_before_anything_is_made() {
     assert_eq!(workspace.names(), ["config.toml"], "a plan writes nothing");
 }
 
+/// A judge that will stand on the roles' ground owns what a reward model does, any other a whole model.
+#[test]
+fn a_judge_is_listed_with_what_it_will_own() {
+    let workspace = Workspace::new();
+    let judge = "\n[judge]\ndata = \"pairs.jsonl\"\n";
+    workspace.write("config.toml", &(CONFIG.to_owned() + judge));
+    let rows = |flags: &str| {
+        let ended = workspace.run(&format!(
+            "plan config.toml --set ppo.eval_prompts=more.jsonl {flags}"
+        ));
+        assert_eq!(ended.code, Some(0), "{flags}: {}", ended.stderr);
+        let tables = tables(&ended.stdout);
+        let ppo = tables.last().expect("tables");
+        let row = |name: &str| {
+            let row = ppo.iter().find(|cells| cells[0] == name);
+            row.expect(name)[1].to_owned()
+        };
+        [row("reward"), row("judge")]
+    };
+    let whole = rows("")[1].clone();
+    let trunk = "--set ppo.share=trunk --set ppo.trunk_layers=1 --set reward.freeze_layers=1";
+    let [branch, judge] = rows(&format!("{trunk} --set judge.freeze_layers=1"));
+    assert!(judge == branch && judge != whole, "{judge} {branch}");
+    for other in ["", "--set judge.freeze_layers=1 --set judge.from=elsewhere"] {
+        if !other.is_empty() {
+            let from = workspace.path("elsewhere");
+            fs::create_dir(&from).expect("a folder");
+            fs::copy(
+                fixture("llama").join("config.json"),
+                from.join("config.json"),
+            )
+            .expect("a copy");
+        }
+        assert_ne!(rows(&format!("{trunk} {other}"))[1], branch, "{other}");
+    }
+    assert_eq!(rows(trunk)[1], whole);
+    let adapter = "--set ppo.share=adapter --set reward.lora.r=4";
+    let [branch, judge] = rows(&format!("{adapter} --set judge.lora.r=4"));
+    assert!(judge == branch && judge != whole, "{judge} {branch}");
+    assert_eq!(rows(adapter)[1], whole);
+}
+
 /// A model whose weights are not even there, at a size at which a plan is wanted.
 #[test]
 fn a_folder_is_asked_for_its_sizes_alone() {

@@ -370,3 +370,24 @@ fn what_is_not_done_is_refused_by_its_key() -> Anyhow {
     assert!(refused("r", "5")?.contains("shape"));
     Ok(())
 }
+
+#[expect(clippy::disallowed_methods, reason = "the file is to lack something")]
+#[test]
+fn a_file_without_an_adapter_is_none() -> Anyhow {
+    let (copy, file) = (tempfile::tempdir()?, "adapter_model.safetensors");
+    let mut tensors =
+        candle_core::safetensors::load(adapter_folder("llama_reward").join(file), &Device::Cpu)?;
+    tensors.retain(|name, _| name.contains("score"));
+    assert!(!tensors.is_empty());
+    candle_core::safetensors::save(&tensors, copy.path().join(file))?;
+    let keys = fs::read_to_string(adapter_folder("llama_reward").join("adapter_config.json"))?;
+    let mut keys: serde_json::Value = serde_json::from_str(&keys)?;
+    keys["base_model_name_or_path"] = folder("llama").display().to_string().into();
+    fs::write(copy.path().join("adapter_config.json"), keys.to_string())?;
+    let message = load(copy.path(), Head::Score)
+        .map(|_| ())
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("no adapter of any module"), "{message}");
+    Ok(())
+}

@@ -1,6 +1,7 @@
 //! A model folder must hold the model that its configuration describes: no tensor missing, none left over.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fs;
 
 use candle_core::Device;
@@ -27,7 +28,14 @@ fn copy(
         let found = weights.load(spec);
         Ok::<_, WeightsError>(Cow::Owned(found.unwrap_or(vec![0.5; spec.numel()])))
     };
-    save(to.path(), &specs, SaveDtype::F32, u64::MAX, fetch)?;
+    save(
+        to.path(),
+        &specs,
+        SaveDtype::F32,
+        u64::MAX,
+        &BTreeMap::new(),
+        fetch,
+    )?;
     let text = fs::read_to_string(from.join("config.json"))?;
     fs::write(to.path().join("config.json"), config(text))?;
     Ok(to)

@@ -14,9 +14,9 @@ use collimate::ops::attention::cached::Cache;
 use collimate::ops::param::{Operand, Param, Training};
 use collimate::roles::Sharing;
 use collimate::stages::plan::generation::{Prompts, panels, reserve};
-use collimate::stages::plan::roles::{Models, Role, Start, adapted, roles};
+use collimate::stages::plan::roles::{Judge, Models, Role, Start, adapted, roles};
 use collimate::train::optimizer::{AdamW, AdamWConfig};
-use rollout::{CacheBudget, Request, Settings, generate};
+use rollout::{CacheBudget, LastToken, Request, Settings, generate};
 
 use crate::support::{Anyhow, LANGUAGE_MODELS, folder};
 
@@ -87,7 +87,7 @@ fn all_of(policy: DecoderConfig) -> Models {
     Models {
         critic: Some(whole(&scoring)),
         rewards: vec![whole(&scoring)],
-        judge: Some(scoring),
+        judge: Some(Judge::Alone(scoring)),
         policy: whole(&policy),
     }
 }
@@ -153,8 +153,22 @@ fn roles_on_a_trunk_hold_it_once() -> Anyhow {
         assert_eq!(roles[0].weights() + roles[3].weights(), whole, "{name}");
         assert_eq!((roles[0].gradients(), roles[3].gradients()), (0, 0));
         assert_eq!(roles[1].graph_begins(LAYERS), 1, "{name}");
+        // A judge on the trunk owns as much as a reward model; on another it is whole.
+        assert_eq!(roles[5].weights(), whole_judge(name)?, "{name}");
+        let sharing = Models {
+            judge: Some(Judge::Sharing(models(name)?.rewards[0].clone())),
+            ..models(name)?
+        };
+        let shared =
+            collimate::stages::plan::roles::roles(&Sharing::Trunk { layers: 1 }, &sharing)?;
+        assert_eq!(shared[5].tensors, roles[4].tensors, "{name}");
     }
     Ok(())
+}
+
+fn whole_judge(name: &str) -> Anyhow<usize> {
+    let judge = load(name, Head::Score, own(Training::Frozen))?;
+    Ok(bytes(judge.params().owned()))
 }
 
 fn lora(layers: Layers) -> LoraConfig {
@@ -174,6 +188,7 @@ fn roles_of_adapters_hold_the_base_once() -> Anyhow {
         let mut models = models(name)?;
         let resolved = lora.resolve(&models.policy.decoder)?;
         models.rewards[0].adapter = Some(resolved.clone());
+        models.judge = Some(Judge::Sharing(models.rewards[0].clone()));
         let sharing = Sharing::Adapter(Some(lora.clone()));
         let roles = roles(&sharing, &models)?;
         assert_eq!(
@@ -186,6 +201,7 @@ fn roles_of_adapters_hold_the_base_once() -> Anyhow {
         check(&roles[1], &adapt(Head::LanguageModel, Training::Trained)?);
         check(&roles[2], &adapt(Head::Score, Training::Trained)?);
         check(&roles[3], &adapt(Head::Score, Training::Frozen)?);
+        check(&roles[4], &adapt(Head::Score, Training::Frozen)?);
         assert_eq!(roles[1].graph_begins(LAYERS), LAYERS - 1, "{name}");
 
         let trainee = adapted(&models.policy.decoder, Head::Score, &lora)?;
@@ -270,9 +286,19 @@ fn the_cache_is_the_one_that_a_generation_reserves() -> Anyhow {
             count: 5,
             tokens: 6,
             samples: 2,
-            max_new_tokens: 9,
+            max_new_tokens: 11,
+            last_token: LastToken::Unread,
         };
-        for cache in [CacheBudget::Unlimited, CacheBudget::Bytes(3 * block + 1)] {
+        // Of six tokens and eleven a last one that is read lies in a block of its own.
+        for (cache, last_token) in [
+            (CacheBudget::Unlimited, LastToken::Unread),
+            (CacheBudget::Unlimited, LastToken::Read),
+            (CacheBudget::Bytes(3 * block + 1), LastToken::Read),
+        ] {
+            let prompts = Prompts {
+                last_token,
+                ..prompts
+            };
             let request = |key| Request {
                 key,
                 prompt: vec![3; prompts.tokens],
@@ -284,6 +310,7 @@ fn the_cache_is_the_one_that_a_generation_reserves() -> Anyhow {
             let settings = Settings {
                 max_batch: 4,
                 cache,
+                last_token,
                 ..Settings::default()
             };
             let output = generate(

@@ -14,6 +14,7 @@ use collimate::ops::attention::cached::{BLOCK_TOKENS, Cache, NewTokens};
 use collimate::ops::dispatch::without_kernels;
 use collimate::ops::head::Target;
 use collimate::ops::param::{Param, Training};
+use collimate::ops::profile;
 use rollout::{CacheBudget, LastToken, Request, SequenceId, Settings, generate};
 
 use crate::differences::{decoder, two_layers};
@@ -156,11 +157,9 @@ fn generation_hands_out_the_boundary_states() -> Anyhow {
             past: step.start,
             blocks: &[0, 1][..step.end.div_ceil(BLOCK_TOKENS)],
         }];
-        let keep = |x: &Tensor| {
-            kept.push(x.clone());
-            Ok(())
-        };
-        last.push(branch.forward_cached_keeping(&ids[step], &news, &mut cache, TRUNK, keep)?);
+        let hidden = branch.hidden_at_cached(TRUNK, &ids[step], &news, &mut cache)?;
+        kept.push(hidden.clone());
+        last.push(branch.forward_from_cached(TRUNK, hidden, &news, &mut cache)?);
     }
     let whole = Segments::from_lengths([ids.len()]);
     let boundary = base.hidden_at(TRUNK, &ids, &whole)?;
@@ -195,18 +194,101 @@ fn kept_states_survive_giving_way() -> Anyhow {
     let mut generator = Generator::keeping(&branch, TRUNK);
     let output = generate(&mut generator, &requests, &settings, &mut |_| {})?;
     assert!(output.stats.preemptions > 0, "{:?}", output.stats);
+    let unread = Settings {
+        last_token: LastToken::Unread,
+        ..settings
+    };
+    let alone = generate(
+        &mut Generator::new(&branch),
+        &requests,
+        &unread,
+        &mut |_| {},
+    )?;
+    assert_eq!(output.completions, alone.completions);
     let mut kept = generator.take_states().expect("what was kept");
-    for completion in output.completions.iter().rev() {
-        let ids = [&requests[completion.request].prompt[..], &completion.tokens].concat();
+    for completion in &output.completions {
+        let prompt = &requests[completion.request].prompt;
+        let ids = [&prompt[..], &completion.tokens].concat();
         let whole = base.hidden_at(TRUNK, &ids, &Segments::from_lengths([ids.len()]))?;
         let id = SequenceId {
             request: completion.request,
             sample: completion.sample,
         };
-        let rows = kept.take(id).expect("states").rows;
+        let states = kept.take(id, prompt.len()).expect("states");
+        let rows = [&states.prompt[..], &states.generated].concat();
         let found: Vec<u32> = rows.iter().map(|x| x.to_bits()).collect();
         assert_eq!(found, bits(&whole)?, "{id:?}");
     }
+    Ok(())
+}
+
+/// On devices without kernels the bits of a product depend on its rows, so that states agree to so many digits.
+#[test]
+fn last_tokens_are_read_without_kernels_too() -> Anyhow {
+    let (base, branch) = base_and_branch(Family::Qwen3)?;
+    let request = |key: u32| Request {
+        key: key.into(),
+        prompt: (0..4 + key).map(|i| (i * 7 + key) % 30).collect(),
+        max_new_tokens: 5 + key as usize,
+        min_new_tokens: 5 + key as usize,
+        samples: 2,
+    };
+    let requests: Vec<Request> = (0..3).map(request).collect();
+    let settings = Settings {
+        last_token: LastToken::Read,
+        ..Settings::default()
+    };
+    without_kernels(|| {
+        let mut generator = Generator::keeping(&branch, TRUNK);
+        let output = generate(&mut generator, &requests, &settings, &mut |_| {})?;
+        let mut kept = generator.take_states().expect("what was kept");
+        for completion in &output.completions {
+            let prompt = &requests[completion.request].prompt;
+            let ids = [&prompt[..], &completion.tokens].concat();
+            let whole = base.hidden_at(TRUNK, &ids, &Segments::from_lengths([ids.len()]))?;
+            let id = SequenceId {
+                request: completion.request,
+                sample: completion.sample,
+            };
+            let states = kept.take(id, prompt.len()).expect("states");
+            let rows = [&states.prompt[..], &states.generated].concat();
+            assert!(gap(&rows, &floats(&bits(&whole)?)) < 1e-5, "{id:?}");
+        }
+        Ok(())
+    })
+}
+
+/// Of a token that nothing is drawn after, the states at the boundary are all that is computed: counted by the rows that attention
+/// wrote, layer by layer.
+#[test]
+fn a_last_token_is_read_below_the_boundary_alone() -> Anyhow {
+    const PART: &str = "a last token is read";
+    let (_, branch) = base_and_branch(Family::Llama)?;
+    let request = |key: u32| Request {
+        key: key.into(),
+        prompt: (0..5).map(|i| (i * 7 + key) % 30).collect(),
+        max_new_tokens: 4,
+        min_new_tokens: 4,
+        samples: 2,
+    };
+    let requests: Vec<Request> = (0..3).map(request).collect();
+    let attended = |last_token| -> Anyhow<u64> {
+        let settings = Settings {
+            last_token,
+            ..Settings::default()
+        };
+        profile::enable();
+        let part = profile::part(PART);
+        let mut generator = Generator::keeping(&branch, TRUNK);
+        generate(&mut generator, &requests, &settings, &mut |_| {})?;
+        drop(part);
+        let attention = profile::take()[&(PART, "cached attention")];
+        Ok(attention.bytes / (branch.attention(0).outputs() * size_of::<f32>()) as u64)
+    };
+    // Two layers read each prompt once and, of each of its two samples, three of the four tokens; a trunk of one the fourth.
+    let (unread, read) = (attended(LastToken::Unread)?, attended(LastToken::Read)?);
+    assert_eq!(unread, 2 * (3 * 5 + 6 * 3));
+    assert_eq!(read, unread + 6);
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::on_policy::{assert_start_on_policy, iterations, number};
 use crate::refusal::refused;
-use crate::support::{Line, Workspace, read};
+use crate::support::{Line, Workspace, lines, read};
 
 /// Everything that bends sampling, and a cache so short that sequences give way and read again.
 const BENT: &str = "--set ppo.temperature=0.7 --set ppo.top_k=24 --set ppo.num_samples_per_prompt=4 --set ppo.cache_tokens=96";
@@ -46,6 +46,14 @@ fn tensors(file: &Path) -> HashMap<String, Tensor> {
 fn bits(tensor: &Tensor) -> Vec<u32> {
     let values = tensor.flatten_all().and_then(|t| t.to_vec1::<f32>());
     values.expect("f32").iter().map(|x| x.to_bits()).collect()
+}
+
+/// Layers and fingerprint of the trunk that a file of weights notes.
+fn noted_trunk(file: &Path) -> [String; 2] {
+    let (bytes, keys) = (read(file), ["trunk_layers", "trunk_fingerprint"]);
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).expect("a header");
+    let notes = header.metadata().as_ref().expect("notes");
+    keys.map(|key| notes[key].clone())
 }
 
 /// Names of the tensors that a run's newest checkpoint holds of a role.
@@ -102,6 +110,15 @@ fn a_trunk_is_exact_and_stays_as_it_is() {
         let in_trunk = name.contains("layers.0.") || name.contains("embed_tokens");
         assert_eq!(bits(tensor) == bits(&after[name]), in_trunk, "{name}");
     }
+    // Reward model and policy say on which trunk they were trained, and it is one.
+    let [reward, policy] = ["branch", "plain"].map(|run| {
+        let stage = if run == "branch" { "reward" } else { "ppo" };
+        noted_trunk(&workspace.model(run, stage).join("model.safetensors"))
+    });
+    assert!(
+        reward[0] == "1" && reward == policy,
+        "{reward:?} {policy:?}"
+    );
     for role in ["actor", "critic"] {
         let names = saved(&workspace, "plain", role);
         let of_trunk = |name: &String| name.contains("layers.0.") || name.contains("embed_tokens");
@@ -184,6 +201,80 @@ fn a_policy_of_adapters_is_tuned_further() {
     assert!(before.iter().any(|(name, t)| bits(t) != bits(&after[name])));
 }
 
+/// The judge's scores at the start of a run with these flags.
+fn judged(workspace: &Workspace, name: &str, flags: &str) -> Vec<f64> {
+    workspace.succeed(&format!(
+        "ppo config.toml --set run.name={name} --set ppo.max_steps=1 {flags}"
+    ));
+    let samples = lines(&workspace.stage(name, "ppo").join("samples.jsonl"));
+    let first = samples.iter().filter(|sample| sample["step"] == 0);
+    first.map(|sample| number(sample, "judge_score")).collect()
+}
+
+/// A judge that shares what it can, and one that shares nothing for it was trained on other ground, score as they do alone.
+#[test]
+fn a_judge_scores_the_same_whatever_it_shares() {
+    let workspace = Workspace::trained();
+    workspace.succeed(
+        "reward config.toml --set run.name=judge --set reward.freeze_layers=1 --set reward.max_steps=20",
+    );
+    let on_trunk = trunk(&workspace);
+    for (name, judge) in [
+        ("branch", "runs/judge/reward/final"),
+        ("other", "models/reward"),
+    ] {
+        let judge = format!("--set ppo.judge_model={judge}");
+        let alone = judged(&workspace, &format!("{name}-alone"), &judge);
+        let shared = judged(
+            &workspace,
+            &format!("{name}-trunk"),
+            &format!("{judge} {on_trunk}"),
+        );
+        assert!(alone.len() == 8 && alone == shared, "{name}");
+    }
+    // Where rules are what trains, evaluations alone read what is known of last tokens.
+    let config = String::from_utf8(read(&workspace.path("config.toml"))).expect("UTF-8");
+    let rule = "\n[[ppo.rewards]]\ntype = \"length\"\nmax = 6\nmargin = 4\n";
+    let config = config.replace(
+        "reward_model = \"models/reward\"",
+        "critic_from = \"policy\"",
+    );
+    workspace.write("rules.toml", &(config + rule));
+    let judge = "--set ppo.judge_model=runs/judge/reward/final";
+    workspace.succeed(&format!(
+        "ppo rules.toml --set run.name=rules {judge} --set ppo.share=trunk --set ppo.trunk_layers=1 --set ppo.max_steps=2"
+    ));
+    let samples = lines(&workspace.stage("rules", "ppo").join("samples.jsonl"));
+    let first = samples.iter().filter(|sample| sample["step"] == 0);
+    let scores: Vec<f64> = first.map(|sample| number(sample, "judge_score")).collect();
+    assert_eq!(scores, judged(&workspace, "again", judge));
+}
+
+/// Adapters reach as low as the policy's, or below the boundary of the roles.
+#[test]
+fn a_judge_of_adapters_scores_as_it_does_merged() {
+    let workspace = Workspace::trained();
+    let on_base = adapters(&workspace, "top:1");
+    for layers in ["top:1", "top:2"] {
+        let (name, lora) = (layers.replace(':', "-"), "--set reward.lora.r=2");
+        workspace.succeed(&format!(
+            "reward config.toml --set run.name=judge-{name} {lora} --set reward.lora.layers_to_transform={layers}"
+        ));
+        let judge = format!("--set ppo.judge_model=runs/judge-{name}/reward/final");
+        let merged = judged(&workspace, &format!("merged-{name}"), &judge);
+        let shared = judged(
+            &workspace,
+            &format!("shared-{name}"),
+            &format!("{judge} {on_base}"),
+        );
+        assert_eq!((merged.len(), shared.len()), (8, 8));
+        let gap = |(a, b): (&f64, &f64)| (a - b).abs();
+        let gaps = merged.iter().zip(&shared).map(gap);
+        let gap = gaps.fold(0.0, f64::max);
+        assert!(gap < 1e-4, "{layers}: {gap}");
+    }
+}
+
 /// Interrupted after two iterations and continued, a run ends in the bits of one that went through.
 #[test]
 fn sharing_survives_an_interruption() {
@@ -236,6 +327,17 @@ fn a_model_from_other_ground_is_refused() {
         &workspace,
         &format!("ppo config.toml {share}"),
         &["models/reward", "fingerprint", "reward.freeze_layers = 1"],
+    );
+    // A branch on another trunk is known by what it notes.
+    workspace.succeed("reward config.toml --set run.name=elsewhere --set reward.from=models/pretrain --set reward.freeze_layers=1");
+    refused(
+        &workspace,
+        &format!("ppo config.toml {share} --set ppo.reward_model=runs/elsewhere/reward/final"),
+        &[
+            "runs/elsewhere/reward/final",
+            "have the fingerprint",
+            "those of the policy",
+        ],
     );
     let many = "--set ppo.share=trunk --set ppo.trunk_layers=3";
     refused(

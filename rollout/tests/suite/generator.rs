@@ -180,6 +180,12 @@ fn completions_are_read_to_their_end_where_asked() {
             let length = requests[c.request].prompt.len() + c.tokens.len();
             assert_eq!(model.read[&id], length, "{id:?}");
         }
+        let answered = output.completions.iter().filter(|c| !c.tokens.is_empty());
+        let answered = answered.count();
+        match output.stats.preemptions {
+            0 => assert_eq!(model.after_the_end, answered),
+            _ => assert!(model.after_the_end >= answered),
+        }
     }
 }
 

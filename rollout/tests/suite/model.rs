@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use rollout::random::{Key, Purpose};
 use rollout::{
-    BLOCK_TOKENS, CacheSpec, Completion, Decoding, Draw, Drawn, Finish, Model, ModelResult,
+    BLOCK_TOKENS, CacheSpec, Completion, Decoding, Draw, Drawn, Finish, Model, ModelResult, Next,
     Request, SequenceId, Settings, Step, draw_row,
 };
 
@@ -21,8 +21,10 @@ pub struct Parrot {
     /// Chunks of each step.
     pub batches: Vec<usize>,
     pub released: Vec<SequenceId>,
-    /// Tokens that the cache holds of each sequence.
+    /// Tokens that were read of each sequence.
     pub read: HashMap<SequenceId, usize>,
+    /// Tokens that were read after their sequence had ended.
+    pub after_the_end: usize,
 }
 
 /// The logits that follow a history.
@@ -64,9 +66,12 @@ impl Model for Parrot {
         for chunk in step.chunks {
             let end = chunk.past + chunk.tokens.len();
             self.read.insert(chunk.sequence, end);
+            // A sequence that has ended leaves holes where its tokens would lie.
+            let goes_on = chunk.next == Next::GoesOn;
             for (position, &token) in (chunk.past..).zip(chunk.tokens) {
                 let block = chunk.blocks[position / BLOCK_TOKENS] as usize;
-                self.cache[block][position % BLOCK_TOKENS] = Some(token);
+                self.cache[block][position % BLOCK_TOKENS] = goes_on.then_some(token);
+                self.after_the_end += usize::from(!goes_on);
             }
         }
         let history = |blocks: &[u32], len| -> Vec<u32> {
@@ -79,6 +84,7 @@ impl Model for Parrot {
         Ok(step
             .chunks
             .iter()
+            .filter(|c| c.next == Next::GoesOn)
             .map(|c| logits(&history(c.blocks, c.past + c.tokens.len())))
             .collect())
     }

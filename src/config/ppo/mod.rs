@@ -51,8 +51,9 @@ pub struct Ppo {
     #[serde(skip_deserializing)]
     pub rewards: Vec<RewardComponent>,
     /// Folder of a second reward model that evaluations report and training never sees: they warn
-    /// where it falls while the reward rises. When unset: the one that `[judge]` trains, if the
-    /// configuration has that table and `eval_prompts`.
+    /// where it falls while the reward rises. It shares what the roles share if it was trained on
+    /// the same trunk or base, else it is held whole. When unset: the one that `[judge]` trains, if
+    /// the configuration has that table and `eval_prompts`.
     #[serde(default, deserialize_with = "optional_path")]
     pub judge_model: Option<PathBuf>,
     /// Records with `prompt`, to train on. Required.

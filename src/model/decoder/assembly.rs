@@ -1,6 +1,7 @@
 //! How a decoder comes by its parameters: drawn, read from a Hugging Face folder, or shared with another decoder; and how they
 //! go out again.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use crate::model::frequencies::rotation;
 use crate::model::hf_config::HfConfig;
 use crate::model::init::fresh;
 use crate::model::lora::{Lora, Stored, a_of, b_of, merged};
+use crate::model::trunk::TrunkRecord;
 use crate::model::weights::{DEFAULT_MAX_SHARD_BYTES, SaveDtype, save};
 use crate::ops::linear::{Linear, Projection};
 use crate::ops::param::{Initial, Param, ParamStore, Training};
@@ -210,17 +212,19 @@ impl Decoder {
     }
 
     /// Writes the model as a Hugging Face folder, with shared tensors too, and adapters merged into their weights; a reward model as
-    /// `...ForSequenceClassification` with one label.
+    /// `...ForSequenceClassification` with one label. Lower layers that were frozen under trained ones are noted ([`TrunkRecord`]).
     ///
     /// # Errors
     /// If a file cannot be written or a scoring model has no padding token.
     pub fn save(&self, folder: &Path, dtype: SaveDtype) -> Fallible<()> {
         let fetch = |spec: &TensorSpec| self.merged_values(&spec.name).map(Into::into);
+        let record = TrunkRecord::of(self)?;
         save(
             folder,
             &self.config.decoder.tensors(),
             dtype,
             DEFAULT_MAX_SHARD_BYTES,
+            &record.map_or_else(BTreeMap::new, |record| record.notes()),
             fetch,
         )?;
         let mut config = self.config.clone();

@@ -12,6 +12,7 @@ use super::{HfConfigError, read_object};
 use crate::model::config::Head;
 use crate::model::hub;
 use crate::model::lora::Scaling;
+use crate::model::weights::Weights;
 
 /// The file that makes a folder a PEFT folder.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
@@ -57,6 +58,19 @@ pub struct AdapterConfig {
 }
 
 impl AdapterConfig {
+    /// That of a model folder, if it is a PEFT folder: a model made of another one's weights. It must have no weights of its own beside
+    /// the adapter, for readers disagree on what it then is: the model alone, the adapter on that model, or on the one that it names.
+    ///
+    /// # Errors
+    /// If it has, and as [`Self::read`].
+    pub fn find(folder: &Path) -> Result<Option<Self>, HfConfigError> {
+        let found = Self::read(folder)?;
+        match found.is_some() && Weights::are_in(folder) {
+            true => Err(HfConfigError::ModelAndAdapter(folder.to_owned())),
+            false => Ok(found),
+        }
+    }
+
     /// Reads the file in `folder`; `None` where there is none.
     ///
     /// # Errors

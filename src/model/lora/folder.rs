@@ -37,7 +37,7 @@ impl AdapterFolder {
     /// Opens a PEFT folder whose base is `decoder`.
     ///
     /// # Errors
-    /// If a file is missing or wrong, or the adapter has tensors that the decoder has no place for.
+    /// If a file is missing or wrong, or the adapter has tensors that the decoder has no place for, or none of a module.
     pub fn open(folder: &Path, decoder: &DecoderConfig) -> Result<Self, ModelError> {
         let Some(config) = AdapterConfig::read(folder)? else {
             let (found, needed) = (
@@ -75,6 +75,9 @@ impl AdapterFolder {
                 name: (*name).to_owned(),
                 others: unknown.count(),
             }));
+        }
+        if lora.modules.is_empty() {
+            return Err(ModelError::Lora(LoraError::Empty { file }));
         }
         Ok(Self {
             config,
@@ -123,7 +126,7 @@ impl AdapterFolder {
             true => Ok(()),
             false => Err(ModelError::OtherBase {
                 file: self.file.clone(),
-                expected,
+                expected: expected.to_owned(),
                 found,
             }),
         }

@@ -3,14 +3,14 @@
 //! An adapted projection is `W · x + scale · B · A · x` with a frozen `W`. Names and defaults are those of Hugging Face's PEFT, whose
 //! folders come in and go out in [`folder`]. Left out: dropout, biases, adapters of embeddings and heads.
 
+mod error;
 pub mod folder;
 mod merge;
 mod stored;
 
-use std::path::PathBuf;
-
 use super::config::{DecoderConfig, Family, Init, Layout, TensorSpec, layer_of};
 
+pub use error::LoraError;
 pub use merge::merged;
 pub use stored::Stored;
 
@@ -77,66 +77,6 @@ impl Default for LoraConfig {
             layers_to_transform: Layers::default(),
         }
     }
-}
-
-/// Adapters that a decoder cannot have.
-#[derive(Debug, thiserror::Error)]
-pub enum LoraError {
-    /// A target is no projection.
-    #[error(
-        "target_modules has `{name}`, but no projection of the model is called so; it has {known}"
-    )]
-    Target {
-        /// What was asked for.
-        name: String,
-        /// What there is.
-        known: String,
-    },
-    /// A layer does not exist.
-    #[error("layers_to_transform asks for {asked}; the model has {layers} layers")]
-    Layer {
-        /// What was asked for.
-        asked: String,
-        /// What there is.
-        layers: usize,
-    },
-    /// A folder adapts what the model has not.
-    #[error(
-        "{}: has `{name}`, which fits no module of the model{}; the model must be the one that the adapter was trained on", .file.display(),
-        and_others(*.others)
-    )]
-    Module {
-        /// The file of tensors.
-        file: PathBuf,
-        /// The first of those tensors.
-        name: String,
-        /// How many there are beside it.
-        others: usize,
-    },
-    /// Other adapters are asked for than a folder has, whose adapters are to be trained further.
-    #[error(
-        "{}: has other adapters than those asked for, and they are trained further (r, lora_alpha, use_rslora, modules and layers must be \
-         the same); ask for the same, or merge the old ones first: collimate export", .folder.display()
-    )]
-    Others {
-        /// The folder.
-        folder: PathBuf,
-    },
-    /// Nothing is left to be adapted.
-    #[error("no module has an adapter: target_modules and layers_to_transform leave none")]
-    Nothing,
-    /// The base has adapters itself.
-    #[error("the base model has adapters already; merge them first: collimate export")]
-    Adapted,
-    /// The base is a reward model.
-    #[error("the base is a reward model, and the adapters are to make a language model")]
-    RewardModel,
-    /// There are no adapters to save.
-    #[error("the model has no adapters")]
-    Missing,
-    /// The base is trained, so that it cannot be shared.
-    #[error("the base of an adapter must be frozen")]
-    Trained,
 }
 
 /// A projection that has an adapter.
@@ -312,13 +252,6 @@ fn is_target(module: &str, target: &str) -> bool {
 /// The last part of a module's name.
 fn leaf(module: &str) -> &str {
     module.rsplit('.').next().unwrap_or(module)
-}
-
-fn and_others(count: usize) -> String {
-    match count {
-        0 => String::new(),
-        count => format!(", and {count} more such tensors"),
-    }
 }
 
 fn unknown_target(name: &str, modules: &[Module]) -> LoraError {

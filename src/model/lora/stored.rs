@@ -26,17 +26,17 @@ pub struct Adapted {
 }
 
 impl Stored {
-    /// Opens a model folder. One that has weights of its own is whole, whatever lies beside them.
+    /// Opens a model folder.
     ///
     /// # Errors
-    /// If a file is missing or wrong, or the base is not the one that the adapter was trained on.
+    /// If a file is missing or wrong, the folder has both weights and an adapter, or the base is not the one that the adapter was trained on.
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
-        match AdapterConfig::read(folder)? {
-            Some(config) if !Weights::are_in(folder) => {
+        match AdapterConfig::find(folder)? {
+            Some(config) => {
                 let base = config.base_folder(folder)?;
                 Ok(Self::Adapted(Box::new(Adapted::open(folder, &base)?)))
             }
-            _ => Ok(Self::Whole(Weights::open(folder)?)),
+            None => Ok(Self::Whole(Weights::open(folder)?)),
         }
     }
 

@@ -87,7 +87,8 @@ impl SaveDtype {
 }
 
 /// Writes `specs` into `folder` (made if need be), in their order; `fetch` gives the values of each in the engine's layout
-/// when its turn comes. More than `max_shard_bytes` of values are spread over several files; a tensor is never split.
+/// when its turn comes. More than `max_shard_bytes` of values are spread over several files, each with `notes` in its header; a tensor is
+/// never split.
 ///
 /// # Errors
 /// A file cannot be written, `fetch` fails or gives another number of values than the shape holds, a value is too large
@@ -97,6 +98,7 @@ pub fn save<'a, E>(
     specs: &[TensorSpec],
     dtype: SaveDtype,
     max_shard_bytes: u64,
+    notes: &BTreeMap<String, String>,
     mut fetch: impl FnMut(&TensorSpec) -> Result<Cow<'a, [f32]>, E>,
 ) -> Result<(), WeightsError>
 where
@@ -110,7 +112,7 @@ where
     for (index, &shard) in shards.iter().enumerate() {
         let name = shard_name(index, shards.len());
         replace_file(&folder.join(&name), |out| {
-            write_shard(out, shard, dtype, BTreeMap::new(), &mut fetch)
+            write_shard(out, shard, dtype, notes.clone(), &mut fetch)
         })?;
         places.extend(shard.iter().map(|spec| (&spec.name, name.clone())));
         files.insert(name);

@@ -2,6 +2,7 @@ use std::borrow::Cow;
 use std::convert::Infallible;
 use std::fs;
 
+use half::{bf16, f16};
 use safetensors::serialize;
 use safetensors::tensor::TensorView;
 
@@ -47,7 +48,7 @@ type Named = (TensorSpec, Vec<f32>);
 /// Saves `tensors` into `folder`.
 fn put(folder: &Path, tensors: &[Named], dtype: SaveDtype, most: u64) -> Result<(), WeightsError> {
     let specs: Vec<TensorSpec> = tensors.iter().map(|(spec, _)| spec.clone()).collect();
-    save(folder, &specs, dtype, most, |spec| {
+    save(folder, &specs, dtype, most, &BTreeMap::new(), |spec| {
         let found = tensors.iter().find(|(other, _)| other.name == spec.name);
         Ok::<_, Infallible>(Cow::Borrowed(found.map_or(&[][..], |(_, values)| values)))
     })
@@ -244,6 +245,7 @@ fn a_failed_save_keeps_the_old_weights() {
         std::slice::from_ref(&a),
         SaveDtype::F32,
         1,
+        &BTreeMap::new(),
         fetch,
     );
     assert!(matches!(refused, Err(WeightsError::Fetch { .. })));
@@ -414,4 +416,36 @@ fn a_bare_llama_is_found_without_its_prefix() {
     let weights = Weights::open(folder.path()).expect("opened");
     let norm = spec("model.norm.weight", &[1], Layout::OutIn);
     assert_eq!(weights.load(&norm).expect("loaded"), [1.5]);
+}
+
+#[test]
+fn single_values_are_found_where_the_whole_has_them() {
+    for name in ["llama", "gpt2"] {
+        let weights = Weights::open(&golden(name)).expect(name);
+        for (spec, values) in loaded(name) {
+            let places: Vec<usize> = (0..spec.numel()).step_by(7).collect();
+            let found = weights.load_at(&spec, &places).expect(&spec.name);
+            let wanted: Vec<f32> = places.iter().map(|&place| values[place]).collect();
+            assert_eq!(found, wanted, "{name}: {}", spec.name);
+        }
+    }
+}
+
+/// One of two files was written anew by a program that knows nothing of notes.
+#[test]
+fn a_note_that_not_all_files_bear_is_none() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let specs = ["a", "b"].map(|name| spec(name, &[1], Layout::OutIn));
+    let notes = BTreeMap::from([("key".to_owned(), "what it says".to_owned())]);
+    let fetch = |_: &TensorSpec| Ok::<_, Infallible>(Cow::Owned(vec![1.0]));
+    save(folder.path(), &specs, SaveDtype::F32, 4, &notes, fetch).expect("two files");
+    let note = |key: &str| {
+        let weights = Weights::open(folder.path()).expect("opened");
+        weights.note(key).map(str::to_owned)
+    };
+    assert_eq!(note("key").as_deref(), Some("what it says"));
+    assert_eq!(note("other"), None);
+    let second = folder.path().join("model-00002-of-00002.safetensors");
+    save_file(&second, &specs[1..], SaveDtype::F32, BTreeMap::new(), fetch).expect("anew");
+    assert_eq!(note("key"), None);
 }

@@ -1,7 +1,7 @@
 //! What generation takes: the cache, as the generator reserves it, and the panels that it keeps of the policy's matrices.
 
 use candle_core::Device;
-use rollout::{BLOCK_TOKENS, CacheBudget, Error, Request, Settings};
+use rollout::{BLOCK_TOKENS, CacheBudget, Error, LastToken, Request, Settings};
 
 use crate::model::config::{DecoderConfig, LM_HEAD, TensorSpec, layer_of, weight};
 use crate::model::generator::cache_spec;
@@ -18,6 +18,8 @@ pub struct Prompts {
     pub samples: usize,
     /// Most tokens of a completion.
     pub max_new_tokens: usize,
+    /// Whether its last one is read.
+    pub last_token: LastToken,
 }
 
 /// The cache of a generation.
@@ -56,6 +58,7 @@ pub fn reserve(
     let settings = Settings {
         max_batch,
         cache,
+        last_token: prompts.last_token,
         ..Settings::default()
     };
     let spec = cache_spec(decoder, &Device::Cpu);

@@ -7,6 +7,7 @@
 
 pub mod activations;
 pub mod generation;
+mod judge;
 mod models;
 mod ppo;
 pub mod roles;

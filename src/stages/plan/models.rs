@@ -42,7 +42,7 @@ impl<'a> Folders<'a> {
     pub fn start(self, folder: &Path, head: Head) -> Result<Start> {
         let mut decoder = self.decoder(folder)?;
         decoder.head = head;
-        let adapter = match self.made_by(folder).filter(|_| !is_model(folder)) {
+        let adapter = match self.to_be_made_by(folder) {
             Some(stage) => {
                 let lora = self.lora(stage).map(lora_config);
                 lora.map(|lora| lora.resolve(&decoder)).transpose()?
@@ -53,7 +53,7 @@ impl<'a> Folders<'a> {
     }
 
     /// The adapters that a stage will leave.
-    fn lora(self, stage: Stage) -> Option<&'a Lora> {
+    pub(super) fn lora(self, stage: Stage) -> Option<&'a Lora> {
         match stage {
             Stage::Sft => self.0.sft.as_ref()?.lora.as_ref(),
             Stage::Reward | Stage::Judge => self.reward(stage)?.lora.as_ref(),
@@ -101,7 +101,7 @@ impl<'a> Folders<'a> {
     /// The folder itself if it is there or no stage of the run makes it, or else that of what its stage starts from; `None` where
     /// this is made from scratch.
     fn origin(self, folder: &Path) -> Option<PathBuf> {
-        let Some(stage) = self.made_by(folder).filter(|_| !is_model(folder)) else {
+        let Some(stage) = self.to_be_made_by(folder) else {
             return Some(folder.to_owned());
         };
         let config = self.0;
@@ -110,11 +110,25 @@ impl<'a> Folders<'a> {
                 Some(ModelStart::Folder(start)) => self.origin(start),
                 _ => None,
             },
-            Stage::Sft => self.origin(&config.sft.as_ref()?.from),
-            Stage::Dpo => self.origin(&config.dpo.as_ref()?.from),
-            Stage::Reward | Stage::Judge => self.origin(&self.reward(stage)?.from),
-            Stage::Ppo => self.origin(&config.ppo.as_ref()?.from),
+            _ => self.origin(self.from(stage)?),
         }
+    }
+
+    /// The folder of the model that a stage after pretraining starts from.
+    pub(super) fn from(self, stage: Stage) -> Option<&'a Path> {
+        let config = self.0;
+        Some(match stage {
+            Stage::Pretrain => return None,
+            Stage::Sft => &config.sft.as_ref()?.from,
+            Stage::Dpo => &config.dpo.as_ref()?.from,
+            Stage::Reward | Stage::Judge => &self.reward(stage)?.from,
+            Stage::Ppo => &config.ppo.as_ref()?.from,
+        })
+    }
+
+    /// The stage that is yet to make the model in the folder.
+    pub(super) fn to_be_made_by(self, folder: &Path) -> Option<Stage> {
+        self.made_by(folder).filter(|_| !is_model(folder))
     }
 
     /// The stage whose model the folder is.
@@ -123,7 +137,7 @@ impl<'a> Folders<'a> {
         self.0.stages().into_iter().find(makes)
     }
 
-    fn reward(self, stage: Stage) -> Option<&'a Reward> {
+    pub(super) fn reward(self, stage: Stage) -> Option<&'a Reward> {
         match stage {
             Stage::Judge => self.0.judge.as_ref(),
             _ => self.0.reward.as_ref(),
@@ -132,14 +146,14 @@ impl<'a> Folders<'a> {
 }
 
 /// Whether a folder has a model, or adapters, in it already.
-fn is_model(folder: &Path) -> bool {
+pub(super) fn is_model(folder: &Path) -> bool {
     [CONFIG, ADAPTER_CONFIG]
         .iter()
         .any(|file| folder.join(file).is_file())
 }
 
 fn adapter_in(folder: &Path) -> Result<Option<lora::Lora>> {
-    let Some(adapter) = AdapterConfig::read(folder)? else {
+    let Some(adapter) = AdapterConfig::find(folder)? else {
         return Ok(None);
     };
     let base = HfConfig::read(&adapter.base_folder(folder)?)?.decoder;

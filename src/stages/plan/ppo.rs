@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use rollout::LastToken;
 
 use super::activations::Pass;
 use super::generation::{Prompts, Reserve, panels, reserve};
 use super::models::Folders;
-use super::roles::{Models, Role, Start, roles};
+use super::roles::{Judge, Models, Role, Start, roles};
 use super::{Buffer, Phase, Plan, activations, log_prob_chunk, recompute};
 use crate::config::{CriticFrom, Ppo, RewardKind, ScoreNormalization, Stage, TooLong};
 use crate::data::example::{Encoder, Limit};
@@ -67,11 +68,11 @@ fn models(folders: Folders, config: &Ppo) -> Result<Models> {
     });
     let judge = config.judge_model.as_deref();
     let judge = judge.filter(|_| config.eval_prompts.is_some());
-    let judge = judge.map(|folder| folders.start(folder, Head::Score));
+    let judge = judge.map(|folder| folders.judge(folder, config));
     Ok(Models {
         critic,
         rewards,
-        judge: judge.transpose()?.map(|judge| judge.decoder),
+        judge: judge.transpose()?,
         policy,
     })
 }
@@ -151,12 +152,13 @@ impl Sizes<'_> {
     fn rollout(&self, prompt: usize) -> Result<Vec<Buffer>> {
         let (config, policy) = (self.config, &self.models.policy.decoder);
         let (rollout, max_new_tokens) = (&config.rollout, config.generation.max_new_tokens);
-        let reserved = |count, samples| {
+        let reserved = |count, samples, last_token| {
             let prompts = Prompts {
                 count,
                 tokens: prompt,
                 samples,
                 max_new_tokens,
+                last_token,
             };
             let budget = cache_budget(rollout);
             reserve(policy, prompts, rollout.rollout_batch, budget)
@@ -164,9 +166,14 @@ impl Sizes<'_> {
         let training = reserved(
             config.prompts_per_iteration(),
             config.num_samples_per_prompt,
+            self.last_token(None),
         )?;
         let others = match self.answers_single_prompts() {
-            true => reserved(rollout.rollout_batch, 1)?,
+            true => reserved(
+                rollout.rollout_batch,
+                1,
+                self.last_token(self.models.judge.as_ref()),
+            )?,
             false => training,
         };
         let cache: Reserve = match others.bytes > training.bytes {
@@ -199,10 +206,9 @@ impl Sizes<'_> {
         panels(policy, &own.filter(is_adapter).collect::<Vec<_>>())
     }
 
-    /// The batch's hidden states below the lowest layer that any role trains or adapts, where the roles share what lies below.
-    fn boundary(&self) -> Option<Buffer> {
-        let (config, policy) = (self.config, &self.models.policy.decoder);
-        let layers = policy.num_hidden_layers;
+    /// The lowest layer that any role trains or adapts, where the roles share what lies below.
+    fn boundary_layer(&self) -> Option<usize> {
+        let layers = self.models.policy.decoder.num_hidden_layers;
         let trained = self.roles.iter().filter(|role| role.gradients() > 0);
         let trained = trained.map(|role| role.graph_begins(layers));
         let scorers = self
@@ -215,12 +221,34 @@ impl Sizes<'_> {
             .chain(scorers.filter_map(Lora::lowest_layer))
             .min()?;
         let shared = self.role("trunk").or(self.role("base")).is_some();
-        (shared && first > 0).then(|| Buffer {
+        (shared && first > 0).then_some(first)
+    }
+
+    /// Whether a reward model or this judge starts from the states of a completion's last token.
+    fn last_token(&self, judge: Option<&Judge>) -> LastToken {
+        let on_base = self.role("base").is_some();
+        let judge = judge.and_then(Judge::sharing);
+        let starts = self.boundary_layer().is_some_and(|layer| {
+            let lowest = |start: &Start| start.adapter.as_ref().and_then(Lora::lowest_layer);
+            let reads = |start: &Start| !on_base || lowest(start) >= Some(layer);
+            self.models.rewards.iter().chain(judge).any(reads)
+        });
+        match starts {
+            true => LastToken::Read,
+            false => LastToken::Unread,
+        }
+    }
+
+    /// The batch's hidden states at that layer.
+    fn boundary(&self) -> Option<Buffer> {
+        let (config, policy) = (self.config, &self.models.policy.decoder);
+        // Samples of a prompt hold its states in common.
+        let generated = config.generation.max_new_tokens.min(self.longest);
+        let tokens = config.prompts_per_iteration() * (self.longest - generated)
+            + config.training.batch_size * generated;
+        self.boundary_layer().map(|_| Buffer {
             name: "boundary buffer".to_owned(),
-            bytes: config.training.batch_size
-                * self.longest
-                * policy.hidden_size
-                * size_of::<f32>(),
+            bytes: tokens * policy.hidden_size * size_of::<f32>(),
             phase: Phase::Both,
         })
     }
@@ -298,34 +326,74 @@ mod tests {
         }
     }
 
-    /// The buffer of a batch of 4 sequences of up to 20 tokens, in numbers a unit of width.
-    fn boundary(sharing: &Sharing, reward: Option<Layers>) -> Option<usize> {
+    /// What `asked` says of 2 samples each of 2 prompts, of up to 12 + 8 tokens.
+    fn of<R>(
+        sharing: &Sharing,
+        models: (Option<Start>, Option<Judge>),
+        asked: impl Fn(&Sizes) -> R,
+    ) -> R {
+        let (reward, judge) = models;
         let models = Models {
             critic: None,
-            rewards: vec![start(reward)],
-            judge: None,
+            rewards: reward.into_iter().collect(),
+            judge,
             policy: start(None),
         };
         let mut config = Ppo::default();
         config.training.batch_size = 4;
+        config.num_samples_per_prompt = 2;
+        config.generation.max_new_tokens = 8;
         let roles = roles(sharing, &models).unwrap();
-        let sizes = Sizes {
+        asked(&Sizes {
             config: &config,
             models: &models,
             roles: &roles,
             longest: 20,
+        })
+    }
+
+    /// The buffer, in numbers a unit of width.
+    fn boundary(sharing: &Sharing, reward: Option<Layers>) -> Option<usize> {
+        of(sharing, (Some(start(reward)), None), |sizes| {
+            let bytes = sizes.boundary().map(|buffer| buffer.bytes);
+            bytes.map(|bytes| bytes / sizes.models.policy.decoder.hidden_size / size_of::<f32>())
+        })
+    }
+
+    #[test]
+    fn last_tokens_are_read_where_somebody_scores_from_their_states() {
+        let (top, trunk) = (|layers| Layers::Top(layers), Sharing::Trunk { layers: 1 });
+        let adapter = Sharing::Adapter(Some(on(top(1))));
+        let reads = |sharing: &Sharing, reward: Option<Start>, judge: Option<Judge>| {
+            of(sharing, (reward, judge), |sizes| {
+                let judge = sizes.models.judge.as_ref();
+                [sizes.last_token(None), sizes.last_token(judge)].map(|t| t == LastToken::Read)
+            })
         };
-        let bytes = sizes.boundary().map(|buffer| buffer.bytes);
-        bytes.map(|bytes| bytes / models.policy.decoder.hidden_size / size_of::<f32>())
+        let shared = |layers: Option<Layers>| Some(Judge::Sharing(start(layers)));
+        let alone = Some(Judge::Alone(start(None).decoder));
+        assert_eq!(reads(&trunk, Some(start(None)), None), [true; 2]);
+        assert_eq!(reads(&trunk, None, shared(None)), [false, true]);
+        assert_eq!(reads(&trunk, None, alone), [false; 2]);
+        assert_eq!(reads(&Sharing::None, Some(start(None)), None), [false; 2]);
+        assert_eq!(reads(&adapter, Some(start(Some(top(1)))), None), [true; 2]);
+        assert_eq!(
+            reads(&adapter, Some(start(None)), shared(Some(top(1)))),
+            [false, true]
+        );
+        assert_eq!(reads(&adapter, None, shared(Some(top(2)))), [false; 2]);
     }
 
     #[test]
     fn hidden_states_are_kept_where_lower_layers_are_shared() {
         assert_eq!(boundary(&Sharing::None, None), None);
-        assert_eq!(boundary(&Sharing::Trunk { layers: 1 }, None), Some(4 * 20));
+        assert_eq!(
+            boundary(&Sharing::Trunk { layers: 1 }, None),
+            Some(2 * 12 + 4 * 8)
+        );
         let top = Sharing::Adapter(Some(on(Layers::Top(1))));
-        assert_eq!(boundary(&top, None), Some(4 * 20));
-        assert_eq!(boundary(&top, Some(Layers::Top(1))), Some(4 * 20));
+        assert_eq!(boundary(&top, None), Some(2 * 12 + 4 * 8));
+        assert_eq!(boundary(&top, Some(Layers::Top(1))), Some(2 * 12 + 4 * 8));
         assert_eq!(boundary(&top, Some(Layers::All)), None);
         assert_eq!(boundary(&Sharing::Adapter(None), None), None);
     }

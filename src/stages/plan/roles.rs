@@ -21,7 +21,26 @@ pub struct Models {
     /// The reward models.
     pub rewards: Vec<Start>,
     /// The reward model of evaluations.
-    pub judge: Option<DecoderConfig>,
+    pub judge: Option<Judge>,
+}
+
+/// A judge, which shares what the roles have in common if it can.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Judge {
+    /// It cannot.
+    Alone(DecoderConfig),
+    /// It was trained on the same ground.
+    Sharing(Start),
+}
+
+impl Judge {
+    /// The judge that shares.
+    pub fn sharing(&self) -> Option<&Start> {
+        match self {
+            Self::Alone(_) => None,
+            Self::Sharing(start) => Some(start),
+        }
+    }
 }
 
 /// A model, and the adapters that make it of its base.
@@ -133,8 +152,11 @@ pub fn roles(sharing: &Sharing, models: &Models) -> Result<Vec<Role>, LoraError>
         Role::new(name, scorer(sharing, reward), Training::Frozen)
     });
     roles.extend(rewards);
-    let judge = models.judge.iter();
-    roles.extend(judge.map(|judge| Role::new("judge", judge.tensors(), Training::Frozen)));
+    let judge = models.judge.iter().map(|judge| match judge {
+        Judge::Alone(decoder) => decoder.tensors(),
+        Judge::Sharing(start) => scorer(sharing, start),
+    });
+    roles.extend(judge.map(|tensors| Role::new("judge", tensors, Training::Frozen)));
     Ok(roles)
 }
 

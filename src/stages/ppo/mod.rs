@@ -49,7 +49,7 @@ pub fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
     let tokenizer = context.tokenizer_of(&config.from)?;
     let roles = setup::roles(context, config)?;
     let prompts = setup::prompts(&tokenizer, config, &roles, None, &config.prompts, "prompts")?;
-    let evaluator = Evaluator::load(context, config, &tokenizer, &roles)?;
+    let evaluator = Evaluator::load(config, &tokenizer, &roles)?;
     let mix = PretrainMix::load(config, &tokenizer, &roles, context.config.run.seed)?;
     let mut run = Run::resume(
         context, config, &tokenizer, &roles, &prompts, evaluator, mix,

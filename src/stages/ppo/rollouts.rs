@@ -14,7 +14,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
 use crate::model::boundary::Collector;
 use crate::model::generator::Generator;
-use crate::reward::Standing;
+use crate::reward::{RewardModel, Standing};
 use crate::roles::{Roles, Sequence};
 use crate::stages::Context;
 use crate::train::signal::StopRequest;
@@ -31,6 +31,8 @@ pub struct Sampler<'a> {
     boundary: Option<usize>,
     /// Whether anyone reads a completion's last token from what is kept of it.
     last_token: LastToken,
+    /// Likewise in evaluations.
+    judged_token: LastToken,
     seed: u64,
     stop: &'a StopRequest,
 }
@@ -50,7 +52,8 @@ impl<'a> Sampler<'a> {
             tokenizer,
             ends: Ends::new(ids, &config.generation.stop, tokenizer),
             boundary: roles.boundary,
-            last_token: last_token(roles),
+            last_token: last_token(roles, None),
+            judged_token: last_token(roles, roles.judge.as_ref()),
             seed: context.config.run.seed,
             stop: context.stop,
         }
@@ -119,6 +122,10 @@ impl<'a> Sampler<'a> {
 
     fn settings(&self, purpose: Purpose) -> Settings<'_> {
         let generation = &self.config.generation;
+        let (seed, last_token) = match purpose {
+            Purpose::Evaluation => (self.config.evaluation.eval_seed, self.judged_token),
+            _ => (self.seed, self.last_token),
+        };
         Settings {
             decoding: Decoding::Sample(Sampling {
                 temperature: generation.temperature as f32,
@@ -126,12 +133,9 @@ impl<'a> Sampler<'a> {
                 top_p: generation.top_p as f32,
                 min_p: generation.min_p as f32,
             }),
-            seed: if purpose == Purpose::Evaluation {
-                self.config.evaluation.eval_seed
-            } else {
-                self.seed
-            },
+            seed,
             purpose,
+            last_token,
             max_batch: self.config.rollout.rollout_batch,
             cache: cache_budget(&self.config.rollout),
             prefill_tokens: PREFILL_TOKENS,
@@ -154,7 +158,6 @@ impl<'a> Sampler<'a> {
         };
         let settings = Settings {
             stop_text,
-            last_token: self.last_token,
             ..settings
         };
         let output = match generate(&mut generator, requests, &settings, &mut |_| {}) {
@@ -163,12 +166,9 @@ impl<'a> Sampler<'a> {
         };
         let mut kept = generator.take_states();
         drop(generator);
-        // From the last sample of a prompt to its first, which holds the prompt's states for all.
-        let completions = output.completions.into_iter().rev();
+        let completions = output.completions.into_iter();
         let sequences = completions.map(|completion| sequence(requests, completion, kept.as_mut()));
-        let mut sequences: Vec<Sequence> = sequences.collect();
-        sequences.reverse();
-        Ok(Some(sequences))
+        Ok(Some(sequences.collect()))
     }
 
     fn request(&self, key: u64, prompt: &Prompt, samples: usize) -> Request {
@@ -199,10 +199,12 @@ pub fn cache_budget(rollout: &Rollout) -> CacheBudget {
     }
 }
 
-/// A reward model on the trunk reads the last token of a completion; actor, critic and reference do not.
-fn last_token(roles: &Roles) -> LastToken {
-    let mut models = roles.reward.models();
-    let reads = models.any(|(_, model)| model.standing() == Standing::OnTrunk);
+/// A reward model or judge on the trunk reads the last token of a completion; actor, critic and reference do not.
+fn last_token(roles: &Roles, judge: Option<&RewardModel>) -> LastToken {
+    let models = roles.reward.models().map(|(_, model)| model);
+    let reads = models
+        .chain(judge)
+        .any(|model| model.standing() == Standing::OnTrunk);
     match roles.boundary.is_some() && reads {
         true => LastToken::Read,
         false => LastToken::Unread,
@@ -229,6 +231,6 @@ fn sequence(
         log_probs: completion.log_probs,
         kept: completion.kept,
         finished: completion.finish == Finish::Stop,
-        states: kept.and_then(|kept| kept.take(id)),
+        states: kept.and_then(|kept| kept.take(id, request.prompt.len())),
     }
 }

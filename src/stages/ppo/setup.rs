@@ -24,7 +24,9 @@ pub fn roles(context: &Context, config: &Ppo) -> Result<Roles> {
     let scorer = config.first_reward_model();
     let critic = critic_start(config, scorer.as_deref(), seed);
     let rewards = config.reward_components();
-    Roles::load(ground, &sharing, &config.from, critic, &rewards).with_context(|| {
+    let judge = config.judge_model.as_deref();
+    let judge = judge.filter(|_| config.eval_prompts.is_some());
+    Roles::load(ground, &sharing, &config.from, critic, &rewards, judge).with_context(|| {
         match config.sharing.share {
             Share::None => "[ppo]",
             Share::Trunk => "ppo.share = \"trunk\"",

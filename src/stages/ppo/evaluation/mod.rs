@@ -18,10 +18,9 @@ use super::setup;
 use crate::config::Ppo;
 use crate::data::example::Prompt;
 use crate::data::tokenizer::Tokenizer;
-use crate::reward::{Lexicon, RewardModel, Valence};
+use crate::reward::{Lexicon, RewardModel, Scored, Valence};
 use crate::rlhf::stats::mean;
-use crate::roles::{self, Roles, load_judge};
-use crate::stages::Context;
+use crate::roles::{self, Roles};
 use crate::train::metrics::names;
 use measures::{distinct_2, rank_correlation, seq_rep};
 
@@ -38,7 +37,7 @@ const REPEATED_RUN: usize = 4;
 /// What an evaluation needs.
 pub struct Evaluator<'a> {
     prompts: Vec<Prompt>,
-    judge: Option<RewardModel>,
+    judge: Option<&'a RewardModel>,
     lexicon: Option<Lexicon>,
     config: &'a Ppo,
 }
@@ -63,26 +62,16 @@ pub struct Sample {
 }
 
 impl<'a> Evaluator<'a> {
-    /// Reads prompts, judge and lexicon; `None` when the configuration has no held-out prompts.
+    /// Reads prompts and lexicon, and takes the judge; `None` when the configuration has no held-out prompts.
     ///
     /// # Errors
     /// If one of them cannot be read.
-    pub fn load(
-        context: &Context,
-        config: &'a Ppo,
-        tokenizer: &Tokenizer,
-        roles: &Roles,
-    ) -> Result<Option<Self>> {
+    pub fn load(config: &'a Ppo, tokenizer: &Tokenizer, roles: &'a Roles) -> Result<Option<Self>> {
         let Some(file) = &config.eval_prompts else {
             return Ok(None);
         };
-        let judge = config
-            .judge_model
-            .as_deref()
-            .map(|folder| load_judge(&roles.actor, &config.from, folder, context.device))
-            .transpose()?;
-        let key = "eval_prompts";
-        let mut prompts = setup::prompts(tokenizer, config, roles, judge.as_ref(), file, key)?;
+        let (judge, key) = (roles.judge.as_ref(), "eval_prompts");
+        let mut prompts = setup::prompts(tokenizer, config, roles, judge, file, key)?;
         prompts.truncate(config.evaluation.eval_samples);
         let lexicon = config
             .evaluation
@@ -120,13 +109,11 @@ impl<'a> Evaluator<'a> {
         let policy = roles::log_probs(&roles.actor, &sequences, temperature, limit)?;
         let reference =
             roles::log_probs(&roles.reference, &sequences, temperature, limit)?.log_probs;
-        let ids: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
         let scores = rewards::score(self.config, &roles.reward, sampler, &prompts, &sequences)?;
-        let judge = self
-            .judge
-            .as_ref()
-            .map(|judge| judge.score(&ids, limit))
-            .transpose()?;
+        let known = sequences.iter().map(|s| (&s.ids[..], s.states.as_ref()));
+        let known: Vec<Scored> = known.collect();
+        let judge = self.judge.map(|judge| judge.score_kept(&known, limit));
+        let judge = judge.transpose()?;
         let mut at = 0;
         let mut samples = Vec::with_capacity(sequences.len());
         for (index, sequence) in sequences.iter().enumerate() {
