@@ -31,6 +31,11 @@ data = "sft.jsonl"
 max_length = 48
 lora = { r = 4, layers_to_transform = "top:1" }
 
+[dpo]
+data = "pairs.jsonl"
+max_length = 48
+freeze_layers = 1
+
 [reward]
 data = "pairs.jsonl"
 max_length = 48
@@ -72,7 +77,7 @@ fn every_stage_has_its_table_before_anything_is_made() {
     let ended = workspace.run("plan config.toml");
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     let tables = tables(&ended.stdout);
-    let [pretrain, sft, reward, ppo] = &tables[..] else {
+    let [pretrain, sft, dpo, reward, ppo] = &tables[..] else {
         panic!("{}", ended.stdout);
     };
     let activations = "activations of 256 tokens";
@@ -87,6 +92,7 @@ fn every_stage_has_its_table_before_anything_is_made() {
         ]
     );
     assert_eq!(heads(sft)[1..3], ["base", "adapters"]);
+    assert_eq!(heads(dpo)[0..2], ["dpo (MiB)", "model"]);
     assert_eq!(heads(reward)[0..2], ["reward (MiB)", "model"]);
     assert_eq!(
         heads(ppo),
@@ -108,10 +114,21 @@ fn every_stage_has_its_table_before_anything_is_made() {
         ]
     );
     // Embedding 320 · 32; a layer: two norms of 32, q and o 32 · 32, k and v 16 · 32, three of 64 · 32; a norm; × 4 bytes.
-    let elements = 320 * 32 + 2 * (2 * 32 + 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32) + 32;
-    let mib = |count: f64| format!("{:.1}", elements as f64 * 4.0 * count / f64::from(1 << 20));
-    let model = ["model".to_owned(), mib(1.0), mib(1.0), mib(2.0), mib(4.0)];
-    assert_eq!(pretrain[1], model);
+    let layer = 2 * 32 + 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32;
+    let (whole, branch) = (320 * 32 + 2 * layer + 32, layer + 32);
+    let mib = |elements: usize| format!("{:.1}", elements as f64 * 4.0 / f64::from(1 << 20));
+    let row = |trained| {
+        [
+            "model".to_owned(),
+            mib(whole),
+            mib(trained),
+            mib(2 * trained),
+            mib(whole + 3 * trained),
+        ]
+    };
+    assert_eq!(pretrain[1], row(whole));
+    // Above the trunk are a layer and the norm; the head is the embedding.
+    assert_eq!(dpo[1], row(branch));
     assert_eq!(workspace.names(), ["config.toml"], "a plan writes nothing");
 }
 
