@@ -31,11 +31,6 @@ data = "sft.jsonl"
 max_length = 48
 lora = { r = 4, layers_to_transform = "top:1" }
 
-[dpo]
-data = "pairs.jsonl"
-max_length = 48
-freeze_layers = 1
-
 [reward]
 data = "pairs.jsonl"
 max_length = 48
@@ -77,7 +72,7 @@ fn every_stage_has_its_table_before_anything_is_made() {
     let ended = workspace.run("plan config.toml");
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     let tables = tables(&ended.stdout);
-    let [pretrain, sft, dpo, reward, ppo] = &tables[..] else {
+    let [pretrain, sft, reward, ppo] = &tables[..] else {
         panic!("{}", ended.stdout);
     };
     let activations = "activations of 256 tokens";
@@ -92,7 +87,6 @@ fn every_stage_has_its_table_before_anything_is_made() {
         ]
     );
     assert_eq!(heads(sft)[1..3], ["base", "adapters"]);
-    assert_eq!(heads(dpo)[0..2], ["dpo (MiB)", "model"]);
     assert_eq!(heads(reward)[0..2], ["reward (MiB)", "model"]);
     assert_eq!(
         heads(ppo),
@@ -114,21 +108,10 @@ fn every_stage_has_its_table_before_anything_is_made() {
         ]
     );
     // Embedding 320 · 32; a layer: two norms of 32, q and o 32 · 32, k and v 16 · 32, three of 64 · 32; a norm; × 4 bytes.
-    let layer = 2 * 32 + 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32;
-    let (whole, branch) = (320 * 32 + 2 * layer + 32, layer + 32);
-    let mib = |elements: usize| format!("{:.1}", elements as f64 * 4.0 / f64::from(1 << 20));
-    let row = |trained| {
-        [
-            "model".to_owned(),
-            mib(whole),
-            mib(trained),
-            mib(2 * trained),
-            mib(whole + 3 * trained),
-        ]
-    };
-    assert_eq!(pretrain[1], row(whole));
-    // Above the trunk are a layer and the norm; the head is the embedding.
-    assert_eq!(dpo[1], row(branch));
+    let elements = 320 * 32 + 2 * (2 * 32 + 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32) + 32;
+    let mib = |count: f64| format!("{:.1}", elements as f64 * 4.0 * count / f64::from(1 << 20));
+    let model = ["model".to_owned(), mib(1.0), mib(1.0), mib(2.0), mib(4.0)];
+    assert_eq!(pretrain[1], model);
     assert_eq!(workspace.names(), ["config.toml"], "a plan writes nothing");
 }
 
@@ -174,4 +157,33 @@ fn what_cannot_be_planned_is_said() {
     for word in ["sft.lora", "c_attn"] {
         assert!(ended.stderr.contains(word), "{}", ended.stderr);
     }
+}
+
+/// A policy that is yet to be tuned on pairs, and PPO that is to start from it.
+#[test]
+fn what_preference_tuning_trains_is_counted() {
+    let workspace = Workspace::new();
+    let text = format!(
+        "[run]\nname = \"trial\"\n[model]\nfrom = {:?}\n[dpo]\ndata = \"pairs.jsonl\"\n[ppo]\nprompts = \"prompts.jsonl\"\n\
+         from = \"runs/trial/dpo/final\"\ncritic_from = \"policy\"\nmax_new_tokens = 4\n[[ppo.rewards]]\ntype = \"json\"\n",
+        fixture("llama")
+    );
+    workspace.write("config.toml", &text);
+    let planned = |flags: &str| {
+        let ended = workspace.run(&format!("plan config.toml {flags}"));
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        ended.stdout
+    };
+    let whole = planned("");
+    assert_eq!(heads(&tables(&whole)[0])[..2], ["dpo (MiB)", "model"]);
+    let actor = "--set ppo.share=adapter --set dpo.lora.r=4";
+    let adapters = planned(actor);
+    let tables = tables(&adapters);
+    let [dpo, ppo] = &tables[..] else {
+        panic!("{adapters}");
+    };
+    assert_eq!(heads(dpo)[..3], ["dpo (MiB)", "base", "adapters"]);
+    // They are the actor's, and the reference keeps them as they were.
+    let roles = ["ppo (MiB)", "base", "actor", "critic", "reference"];
+    assert_eq!(heads(ppo)[..5], roles);
 }

@@ -252,7 +252,6 @@ fn a_stage_holds_what_is_planned_for_it() -> Anyhow {
             check(&planned[0], &base);
             let adapted = Decoder::adapt(&base, &lora, head, 1, Training::Trained)?;
             check(&planned[1], &adapted);
-            assert_eq!(planned[0].weights(), bytes(adapted.params().shared()));
         }
     }
     Ok(())

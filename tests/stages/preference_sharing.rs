@@ -213,6 +213,10 @@ fn a_branch_is_tuned_further_by_ppo() {
     refused(
         &workspace,
         &format!("ppo config.toml --set run.name=moved {}", share("whole")),
-        &["runs/trial/reward/final", "fingerprint"],
+        &[
+            "runs/trial/reward/final",
+            "fingerprint",
+            "dpo.freeze_layers = 1",
+        ],
     );
 }
