@@ -228,20 +228,22 @@ fn a_stage_holds_what_is_planned_for_it() -> Anyhow {
         ("dpo", Head::LanguageModel),
         ("reward", Head::Score),
     ];
-    let body = |spec: &TensorSpec| !is_embedding(&spec.name);
-    let branch = |spec: &TensorSpec| body(spec) && layer_of(&spec.name) != Some(0);
-    let choices: [(&str, &dyn Fn(&TensorSpec) -> bool); 3] = [
-        ("", &|_| true),
-        ("freeze_embeddings = true", &body),
-        ("freeze_layers = 1", &branch),
+    // The lowest layer that learns, and whether the embeddings do.
+    let choices = [
+        ("", 0, true),
+        ("freeze_embeddings = true", 0, false),
+        ("freeze_layers = 1", 1, false),
     ];
     for name in LANGUAGE_MODELS {
         let base = load(name, Head::LanguageModel, own(Training::Frozen))?;
         for (stage, head) in stages {
-            for (keys, learns) in choices {
-                let holding = |spec: &TensorSpec| match learns(spec) {
-                    true => Holding::Own(Training::Trained),
-                    false => Holding::Own(Training::Frozen),
+            for (keys, lowest, embeddings) in choices {
+                let holding = |spec: &TensorSpec| match layer_of(&spec.name) {
+                    Some(layer) if layer < lowest => Holding::Own(Training::Frozen),
+                    None if is_embedding(&spec.name) && !embeddings => {
+                        Holding::Own(Training::Frozen)
+                    }
+                    _ => Holding::Own(Training::Trained),
                 };
                 let planned = planned(stage, name, keys)?;
                 assert_eq!(names(&planned), ["model"]);

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::on_policy::{assert_start_on_policy, iterations, number};
 use crate::refusal::refused;
@@ -94,11 +94,8 @@ fn adapters_that_are_trained_further_are_the_reference_as_they_start() {
     let [further, merged, base] =
         ["further", "merged", "base"].map(|name| tensors(&file(name))["training"].clone());
     let gap = |other: &Tensor| {
-        largest(
-            &(&further - other)
-                .and_then(|gap| gap.to_dtype(candle_core::DType::F32))
-                .expect("one shape"),
-        )
+        let gap = (&further - other).and_then(|gap| gap.to_dtype(DType::F32));
+        largest(&gap.expect("one shape"))
     };
     assert!(gap(&merged) < 1e-3, "{}", gap(&merged));
     assert!(gap(&base) > 1.0, "{}", gap(&base));
@@ -145,13 +142,11 @@ fn adapters_alone_learn() {
 fn frozen_weights_keep_their_bits() {
     let workspace = Workspace::trained();
     let start = tensors(&workspace.path("models/sft/model.safetensors"));
-    let is_embedding = |name: &str| name.contains("embed_tokens");
-    let in_trunk = |name: &str| is_embedding(name) || name.contains("layers.0.");
-    let frozen: [(&str, &dyn Fn(&str) -> bool); 2] = [
-        ("freeze_layers=1", &in_trunk),
-        ("freeze_embeddings=true", &is_embedding),
+    let frozen: [(&str, &[&str]); 2] = [
+        ("freeze_layers=1", &["embed_tokens", "layers.0."]),
+        ("freeze_embeddings=true", &["embed_tokens"]),
     ];
-    for (i, (key, is_frozen)) in frozen.into_iter().enumerate() {
+    for (i, (key, parts)) in frozen.into_iter().enumerate() {
         let name = format!("frozen-{i}");
         workspace.succeed(&format!(
             "dpo config.toml --set run.name={name} --set dpo.max_steps=3 --set dpo.{key}"
@@ -160,11 +155,8 @@ fn frozen_weights_keep_their_bits() {
         assert_eq!(start.len(), end.len());
         for (name, tensor) in &end {
             let step = largest(&(tensor - &start[name]).expect("one shape"));
-            assert_eq!(
-                step == 0.0,
-                is_frozen(name),
-                "{key}: {name} moved by {step}"
-            );
+            let is_frozen = parts.iter().any(|part| name.contains(part));
+            assert_eq!(step == 0.0, is_frozen, "{key}: {name} moved by {step}");
         }
     }
     refused(

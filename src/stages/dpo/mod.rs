@@ -6,8 +6,8 @@
 //! change nothing yet, so that the reference is the base without them; those of a PEFT folder that are trained further are the reference
 //! as they stand there, of which TRL keeps a second, frozen copy in the model. Frozen layers are the reference's too.
 //!
-//! States above frozen layers are not kept for later passes as PPO keeps them: most runs see each pair once after the reference
-//! did, and the states of a whole data set, `4 · hidden_size` bytes a token, would not fit into memory.
+//! States at the upper end of frozen layers are not kept for later passes as PPO keeps them: most runs see a pair once after the
+//! reference did, and those of a whole data set, `4 · hidden_size` bytes a token, would fill the memory that freezing spares.
 
 mod answers;
 mod reference;

@@ -7,7 +7,7 @@ use super::models::Folders;
 use super::roles::{Role, adapted, whole};
 use super::{Plan, activations, log_prob_chunk, recompute};
 use crate::config::{Dpo, Pretrain, Reward, Sft, Stage, Trainable, Training};
-use crate::model::config::{DecoderConfig, Head, TensorSpec};
+use crate::model::config::{DecoderConfig, Head};
 use crate::ops::param::Training as Trained;
 use crate::stages::adapters::lora_config;
 use crate::stages::freezing::Frozen;
@@ -85,7 +85,7 @@ fn trainee(
             let mut decoder = found.clone();
             decoder.head = head;
             let frozen = Frozen::from(trainable);
-            Ok(whole(&decoder, |spec: &TensorSpec| frozen.training(spec)))
+            Ok(whole(&decoder, |spec| frozen.training(spec)))
         }
     }
 }
