@@ -27,6 +27,8 @@ mod pipeline;
 mod ppo_update;
 #[path = "stages/preference.rs"]
 mod preference;
+#[path = "stages/preference_sharing.rs"]
+mod preference_sharing;
 #[path = "stages/refusal.rs"]
 mod refusal;
 #[path = "stages/rewards.rs"]

@@ -8,11 +8,13 @@ use serde::{Deserialize, Serialize};
 use super::check::{Checker, Keys};
 use super::data::{Data, HeldOut};
 use super::optim::Training;
+use super::trainable::Trainable;
 
 /// The `[dpo]` table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Dpo {
-    /// Folder of the policy to start from, which is the reference too. When unset: `sft`'s if the
+    /// Folder of the policy to start from, which is the reference too. A PEFT folder's adapters are
+    /// trained further where there is a `lora` table, else merged. When unset: `sft`'s if the
     /// configuration has that stage, else `pretrain`'s, else `model.from`. Always filled once the
     /// configuration is read.
     pub from: PathBuf,
@@ -32,6 +34,9 @@ pub struct Dpo {
     pub simpo_gamma: f64,
     /// Most tokens of prompt and answer together; pairs with a longer answer are cut.
     pub max_length: usize,
+    /// Which weights are trained.
+    #[serde(flatten)]
+    pub trainable: Trainable,
     /// Evaluations without a new best loss after which training ends, and the best weights are
     /// kept; 0 trains on to the end and keeps the last.
     pub early_stopping_patience: usize,
@@ -63,6 +68,7 @@ impl Default for Dpo {
             label_smoothing: 0.0,
             simpo_gamma: 0.5,
             max_length: 1024,
+            trainable: Trainable::default(),
             early_stopping_patience: 0,
             training: Training {
                 learning_rate: 1e-6,
@@ -90,6 +96,7 @@ impl Dpo {
             2,
             "a pair needs a prompt and answers",
         );
+        self.trainable.check(&mut keys);
         self.training
             .check_patience(self.early_stopping_patience, &self.held_out, &mut keys);
         self.training.check(&mut keys);

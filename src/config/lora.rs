@@ -1,13 +1,10 @@
-//! `[sft.lora]`, `[reward.lora]`, `[judge.lora]` and `[ppo.lora]`: adapters on a frozen model instead of training all of it.
+//! `[sft.lora]`, `[dpo.lora]`, `[reward.lora]`, `[judge.lora]` and `[ppo.lora]`: adapters on a frozen model instead of training all of it.
 //!
 //! Keys are those of PEFT's `LoraConfig`, and `r` and `lora_alpha` begin where TRL's do.
 
 use serde::{Deserialize, Serialize};
 
 use super::check::Keys;
-
-/// What is said of keys that freeze weights beside a `lora` table.
-pub(super) const BESIDE_LORA: &str = "is of no use beside lora, which leaves all weights of the model as they are; remove one of the two";
 
 /// The `lora` table of a stage. A stage that has it, even empty, trains low-rank adapters (Hu et al. 2021) and leaves the model's own
 /// weights as they are.
@@ -152,12 +149,12 @@ mod tests {
 
     fn lora(value: &str) -> Result<Option<Lora>, String> {
         let config = resolve(&[&format!("sft.lora={value}")]).map_err(|e| e.to_string())?;
-        Ok(config.sft.unwrap().lora)
+        Ok(config.sft.unwrap().trainable.lora)
     }
 
     #[test]
     fn defaults_are_trls_and_an_empty_table_has_them() {
-        assert_eq!(resolve(&[]).unwrap().sft.unwrap().lora, None);
+        assert_eq!(resolve(&[]).unwrap().sft.unwrap().trainable.lora, None);
         let lora = lora("{}").unwrap().unwrap();
         assert_eq!(lora, Lora::default());
         assert_eq!(
@@ -192,7 +189,7 @@ mod tests {
     #[test]
     fn one_key_of_the_table_can_be_set() {
         let config = resolve(&["reward.lora.r=2", "reward.lora.lora_alpha=3"]).unwrap();
-        let lora = config.reward.unwrap().lora.unwrap();
+        let lora = config.reward.unwrap().trainable.lora.unwrap();
         assert_eq!((lora.r, lora.lora_alpha), (2, 3.0));
     }
 
@@ -213,8 +210,5 @@ mod tests {
             assert!(message.starts_with("sft.lora"), "{message}");
             assert!(message.contains(says), "{value}: {message}");
         }
-        let frozen = resolve(&["sft.lora={}", "sft.freeze_layers=1"]);
-        let message = frozen.unwrap_err().to_string();
-        assert!(message.contains("sft.freeze_layers"), "{message}");
     }
 }

@@ -29,6 +29,7 @@ mod rewards;
 mod run;
 mod sft;
 mod tokenizer;
+mod trainable;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -61,6 +62,7 @@ pub use rewards::{
 pub use run::{Device, Run};
 pub use sft::{Sft, TooLong};
 pub use tokenizer::Tokenizer;
+pub use trainable::Trainable;
 
 /// A resolved and checked configuration: every value is the one that the run uses.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -402,6 +404,10 @@ impl Config {
             let trained_here = self.run.final_model(Stage::Reward);
             if ppo.first_reward_model() == Some(trained_here) {
                 ppo.check_ground_of(reward, checker);
+                let tuned_here = self.run.final_model(Stage::Dpo) == ppo.from;
+                if let Some(dpo) = self.dpo.as_ref().filter(|_| tuned_here) {
+                    ppo.check_ground_after(dpo, reward, checker);
+                }
             }
         }
     }

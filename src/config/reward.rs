@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::check::Checker;
 use super::data::{Data, HeldOut};
-use super::lora::{BESIDE_LORA, Lora};
 use super::optim::Training;
+use super::trainable::Trainable;
 
 /// The `[reward]` table, and the `[judge]` table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,10 +27,9 @@ pub struct Reward {
     pub center_rewards_coefficient: f64,
     /// Most tokens of prompt and answer together; pairs with a longer answer are cut.
     pub max_length: usize,
-    /// Layers, from the lowest, that stay as they are, with the embedding: a trunk that `[ppo]` can hold once for all roles.
-    pub freeze_layers: usize,
-    /// Trains adapters, and the scalar head, on the model instead of its weights.
-    pub lora: Option<Lora>,
+    /// Which weights are trained.
+    #[serde(flatten)]
+    pub trainable: Trainable,
     /// The keys that every stage has. `batch_size` counts pairs.
     #[serde(flatten)]
     pub training: Training,
@@ -44,8 +43,7 @@ impl Default for Reward {
             held_out: HeldOut::default(),
             center_rewards_coefficient: 0.0,
             max_length: 1024,
-            freeze_layers: 0,
-            lora: None,
+            trainable: Trainable::default(),
             training: Training {
                 learning_rate: 1e-5,
                 ..Training::default()
@@ -72,12 +70,7 @@ impl Reward {
             mend,
         );
         keys.at_least("max_length", self.max_length, 1, "an answer needs a token");
-        if let Some(lora) = &self.lora {
-            lora.check(&mut keys);
-            if self.freeze_layers > 0 {
-                keys.wrong("freeze_layers", self.freeze_layers, BESIDE_LORA);
-            }
-        }
+        self.trainable.check(&mut keys);
         self.training.check(&mut keys);
         // Chosen and rejected of one pair are scored in one pass.
         self.training.check_row(

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::check::Checker;
 use super::data::{Data, HeldOut};
-use super::lora::{BESIDE_LORA, Lora};
 use super::optim::Training;
+use super::trainable::Trainable;
 
 /// The `[sft]` table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,14 +24,11 @@ pub struct Sft {
     pub max_length: usize,
     /// What happens to a longer one.
     pub too_long: TooLong,
-    /// The embedding and this many of the lowest layers keep their weights.
-    pub freeze_layers: usize,
-    /// Whether the embedding keeps its weights (it does anyway when layers are frozen).
-    pub freeze_embeddings: bool,
+    /// Which weights are trained.
+    #[serde(flatten)]
+    pub trainable: Trainable,
     /// Each layer's learning rate as a share of the one above it; 1 treats all alike.
     pub layerwise_lr_decay: f64,
-    /// Trains adapters on the model instead of its weights.
-    pub lora: Option<Lora>,
     /// Evaluations without a new best loss after which training ends, and the best weights are
     /// kept; 0 trains on to the end and keeps the last.
     pub early_stopping_patience: usize,
@@ -61,10 +58,8 @@ impl Default for Sft {
             held_out: HeldOut::default(),
             max_length: 1024,
             too_long: TooLong::Truncate,
-            freeze_layers: 0,
-            freeze_embeddings: false,
+            trainable: Trainable::default(),
             layerwise_lr_decay: 1.0,
-            lora: None,
             early_stopping_patience: 0,
             training: Training {
                 learning_rate: 2e-5,
@@ -100,15 +95,7 @@ impl Sft {
         }
         self.training
             .check_patience(self.early_stopping_patience, &self.held_out, &mut keys);
-        if let Some(lora) = &self.lora {
-            lora.check(&mut keys);
-            if self.freeze_layers > 0 {
-                keys.wrong("freeze_layers", self.freeze_layers, BESIDE_LORA);
-            }
-            if self.freeze_embeddings {
-                keys.wrong("freeze_embeddings", true, BESIDE_LORA);
-            }
-        }
+        self.trainable.check(&mut keys);
         self.training.check(&mut keys);
         self.training
             .check_row("max_length", self.max_length, &mut keys);

@@ -56,7 +56,8 @@ pub enum ModelError {
     },
     /// A model was trained on another trunk than the one that it is to share.
     #[error("{}: its lowest {layers} layers have the fingerprint {found}, those of the policy {expected}; to share a trunk it must be \
-         trained from the same model with these layers frozen (reward.freeze_layers = {layers})", .folder.display())]
+         trained from the same model with these layers frozen (reward.freeze_layers = {layers}), and so must the policy if [dpo] tuned it \
+         (dpo.freeze_layers = {layers})", .folder.display())]
     OtherTrunk {
         /// The model folder.
         folder: PathBuf,

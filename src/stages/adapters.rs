@@ -1,4 +1,4 @@
-//! What a supervised stage trains: all weights of a model, or adapters on it.
+//! What a supervised stage trains: a model's weights, all or those above frozen layers, or adapters on it.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use candle_core::Device;
 
 use super::context::Context;
-use crate::config::{LayersToTransform, Lora, TargetModules, Top};
+use super::freezing::Frozen;
+use crate::config::{LayersToTransform, Lora, TargetModules, Top, Trainable};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
 use crate::model::config::{Head, TensorSpec};
@@ -37,18 +38,17 @@ pub struct Start<'a> {
 }
 
 impl Trainee {
-    /// Loads the model that a stage starts from; with `lora` frozen, with adapters. Those of a PEFT folder are trained further.
+    /// Loads the model that a stage starts from; with a `lora` table frozen, with adapters. Those of a PEFT folder are trained further;
+    /// without the table they are merged.
     ///
     /// # Errors
-    /// If a file is wrong, or the adapters do not fit the model or the folder's own.
-    pub fn load(
-        start: &Start,
-        lora: Option<&Lora>,
-        training: impl Fn(&TensorSpec) -> Training,
-    ) -> Result<Self> {
-        let Some(lora) = lora else {
-            let (head, seed) = (start.head, start.seed);
+    /// If a file is wrong, the model has fewer layers than are to be frozen, or the adapters do not fit it or the folder's own.
+    pub fn load(start: &Start, trainable: &Trainable) -> Result<Self> {
+        let Some(lora) = &trainable.lora else {
+            let (head, seed, frozen) = (start.head, start.seed, Frozen::from(trainable));
+            let training = |spec: &TensorSpec| frozen.training(spec);
             let model = Decoder::load(start.from, head, seed, training, start.device)?;
+            frozen.check(start.table, start.from, &model)?;
             return Ok(Self { model, base: None });
         };
         let asked = lora_config(lora);

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 
-use crate::config::{Reward, Sft};
+use crate::config::Trainable;
 use crate::model::Decoder;
 use crate::model::config::{TensorSpec, is_embedding, layer_of};
 use crate::ops::param::Training;
@@ -18,20 +18,11 @@ pub struct Frozen {
     pub embeddings: bool,
 }
 
-impl From<&Sft> for Frozen {
-    fn from(config: &Sft) -> Self {
+impl From<&Trainable> for Frozen {
+    fn from(keys: &Trainable) -> Self {
         Self {
-            layers: config.freeze_layers,
-            embeddings: config.freeze_embeddings,
-        }
-    }
-}
-
-impl From<&Reward> for Frozen {
-    fn from(config: &Reward) -> Self {
-        Self {
-            layers: config.freeze_layers,
-            embeddings: false,
+            layers: keys.freeze_layers,
+            embeddings: keys.freeze_embeddings,
         }
     }
 }

@@ -9,12 +9,11 @@ use super::adapters::{Start, Trainee};
 use super::context::{Context, Finished, steps};
 use super::dataset::Walk;
 use super::examples::{Examples, limit};
-use super::freezing::Frozen;
 use crate::config::{Reward, Stage, TooLong, Training};
 use crate::data::example::{Encoder, Pair};
 use crate::data::packing::cut;
 use crate::data::tokenizer::Tokenizer;
-use crate::model::config::{Head, TensorSpec};
+use crate::model::config::Head;
 use crate::model::{Decoder, Gradient};
 use crate::ops::attention::Segments;
 use crate::rlhf::preference::{BradleyTerryLoss, bradley_terry};
@@ -40,10 +39,7 @@ pub fn reward(context: &Context, config: &Reward, stage: Stage) -> Result<Option
         seed,
         device: context.device,
     };
-    let frozen = Frozen::from(config);
-    let choose = |spec: &TensorSpec| frozen.training(spec);
-    let mut trainee = Trainee::load(&start, config.lora.as_ref(), choose)?;
-    frozen.check(start.table, start.from, &trainee.model)?;
+    let mut trainee = Trainee::load(&start, &config.trainable)?;
     choose_padding(&mut trainee.model, &tokenizer)?;
     let model = &trainee.model;
 

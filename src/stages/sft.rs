@@ -5,14 +5,13 @@ use anyhow::Result;
 use super::adapters::{Start, Trainee};
 use super::context::{Context, Finished, steps};
 use super::examples::{Examples, limit};
-use super::freezing::Frozen;
 use super::language::{LanguageTask, RowSet};
 use crate::config::{Sft, Stage, TooLong};
 use crate::data::example::{Encoder, Example};
 use crate::data::packing::Batch;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
-use crate::model::config::{Head, TensorSpec, is_embedding, layer_of};
+use crate::model::config::{Head, is_embedding, layer_of};
 use crate::ops::param::Param;
 use crate::train::supervised::{Plan, train};
 
@@ -46,10 +45,7 @@ pub fn sft(context: &Context, config: &Sft) -> Result<Option<Finished>> {
         seed,
         device: context.device,
     };
-    let frozen = Frozen::from(config);
-    let choose = |spec: &TensorSpec| frozen.training(spec);
-    let mut trainee = Trainee::load(&start, config.lora.as_ref(), choose)?;
-    frozen.check(start.table, start.from, &trainee.model)?;
+    let mut trainee = Trainee::load(&start, &config.trainable)?;
     stop_at_eos(&mut trainee.model, &tokenizer)?;
     let model = &trainee.model;
 

@@ -200,3 +200,32 @@ fn what_cannot_be_planned_is_said() {
         assert!(ended.stderr.contains(word), "{}", ended.stderr);
     }
 }
+
+/// A policy that is yet to be tuned on pairs, and PPO that is to start from it.
+#[test]
+fn what_preference_tuning_trains_is_counted() {
+    let workspace = Workspace::new();
+    let text = format!(
+        "[run]\nname = \"trial\"\n[model]\nfrom = {:?}\n[dpo]\ndata = \"pairs.jsonl\"\n[ppo]\nprompts = \"prompts.jsonl\"\n\
+         from = \"runs/trial/dpo/final\"\ncritic_from = \"policy\"\nmax_new_tokens = 4\n[[ppo.rewards]]\ntype = \"json\"\n",
+        fixture("llama")
+    );
+    workspace.write("config.toml", &text);
+    let planned = |flags: &str| {
+        let ended = workspace.run(&format!("plan config.toml {flags}"));
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        ended.stdout
+    };
+    let whole = planned("");
+    assert_eq!(heads(&tables(&whole)[0])[..2], ["dpo (MiB)", "model"]);
+    let actor = "--set ppo.share=adapter --set dpo.lora.r=4";
+    let adapters = planned(actor);
+    let tables = tables(&adapters);
+    let [dpo, ppo] = &tables[..] else {
+        panic!("{adapters}");
+    };
+    assert_eq!(heads(dpo)[..3], ["dpo (MiB)", "base", "adapters"]);
+    // They are the actor's, and the reference keeps them as they were.
+    let roles = ["ppo (MiB)", "base", "actor", "critic", "reference"];
+    assert_eq!(heads(ppo)[..5], roles);
+}

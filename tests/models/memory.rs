@@ -1,8 +1,10 @@
 //! What `plan` lists against what is really allocated.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::Device;
+use collimate::config::{Config, Document};
 use collimate::model::config::{
     DecoderConfig, Family, Geometry, Head, TensorSpec, is_embedding, layer_of,
 };
@@ -14,6 +16,7 @@ use collimate::ops::attention::cached::Cache;
 use collimate::ops::param::{Operand, Param, Training};
 use collimate::roles::Sharing;
 use collimate::stages::plan::generation::{Prompts, panels, reserve};
+use collimate::stages::plan::plan;
 use collimate::stages::plan::roles::{Judge, Models, Role, Start, adapted, roles};
 use collimate::train::optimizer::{AdamW, AdamWConfig};
 use rollout::{CacheBudget, LastToken, Request, Settings, generate};
@@ -217,6 +220,57 @@ fn roles_of_adapters_hold_the_base_once() -> Anyhow {
         );
         check(&further[1], &adapt(Head::LanguageModel, Training::Trained)?);
         check(&further[3], &adapt(Head::LanguageModel, Training::Frozen)?);
+    }
+    Ok(())
+}
+
+/// The roles that are planned for a stage on a fixture's model, with these keys in its table.
+fn planned(stage: &str, name: &str, keys: &str) -> Anyhow<Vec<Role>> {
+    let text = format!(
+        "[run]\nname = \"trial\"\n[{stage}]\nfrom = {:?}\ndata = \"records.jsonl\"\n{keys}\n",
+        folder(name)
+    );
+    let document = Document::parse(&text, Path::new("config.toml"))?;
+    Ok(plan(&Config::resolve(&document)?)?.remove(0).roles)
+}
+
+/// Of a stage that trains one model, under each choice of what learns.
+#[test]
+fn a_stage_holds_what_is_planned_for_it() -> Anyhow {
+    let lora = lora(Layers::Top(1));
+    let table = "lora = { r = 3, lora_alpha = 4.0, target_modules = \"all-linear\", layers_to_transform = \"top:1\" }";
+    let stages = [
+        ("sft", Head::LanguageModel),
+        ("dpo", Head::LanguageModel),
+        ("reward", Head::Score),
+    ];
+    // The lowest layer that learns, and whether the embeddings do.
+    let choices = [
+        ("", 0, true),
+        ("freeze_embeddings = true", 0, false),
+        ("freeze_layers = 1", 1, false),
+    ];
+    for name in LANGUAGE_MODELS {
+        let base = load(name, Head::LanguageModel, own(Training::Frozen))?;
+        for (stage, head) in stages {
+            for (keys, lowest, embeddings) in choices {
+                let holding = |spec: &TensorSpec| match layer_of(&spec.name) {
+                    Some(layer) if layer < lowest => Holding::Own(Training::Frozen),
+                    None if is_embedding(&spec.name) && !embeddings => {
+                        Holding::Own(Training::Frozen)
+                    }
+                    _ => Holding::Own(Training::Trained),
+                };
+                let planned = planned(stage, name, keys)?;
+                assert_eq!(names(&planned), ["model"]);
+                check(&planned[0], &load(name, head, holding)?);
+            }
+            let planned = planned(stage, name, table)?;
+            assert_eq!(names(&planned), ["base", "adapters"]);
+            check(&planned[0], &base);
+            let adapted = Decoder::adapt(&base, &lora, head, 1, Training::Trained)?;
+            check(&planned[1], &adapted);
+        }
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ const EARLY: Moment = Moment {
     delay: Duration::from_millis(2),
 };
 
-const STAGES: [(&str, &str); 7] = [
+const STAGES: [(&str, &str); 8] = [
     ("pretrain", "--set pretrain.max_steps=80"),
     ("sft", "--set sft.max_steps=80"),
     ("reward", "--set reward.max_steps=80"),
@@ -24,6 +24,7 @@ const STAGES: [(&str, &str); 7] = [
         "--set reward.max_steps=80 --set reward.lora.r=4 --set reward.lora.layers_to_transform=top:1",
     ),
     ("dpo", "--set dpo.max_steps=80"),
+    ("dpo", "--set dpo.max_steps=80 --set dpo.lora.r=4"),
     ("ppo", "--set ppo.max_steps=40"),
 ];
 

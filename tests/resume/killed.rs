@@ -105,6 +105,12 @@ fn preference_tuning_continues_to_the_same_bits() {
 }
 
 #[test]
+fn preference_tuning_of_adapters_continues_to_the_same_bits() {
+    let flags = "--set dpo.max_steps=80 --set dpo.learning_rate=1e-2 --set dpo.lora.r=4 --set dpo.lora.layers_to_transform=top:1";
+    assert_continues("dpo", Purpose::Shuffle, flags);
+}
+
+#[test]
 fn ppo_continues_to_the_same_bits() {
     assert_continues(
         "ppo",

@@ -89,6 +89,11 @@ fn preference_tuning_does_not_depend_on_threads_or_recomputation() {
         "",
         &["run.threads=1", "run.threads=2", "dpo.recompute=block"],
     );
+    assert_invariant(
+        "dpo",
+        "--set dpo.lora.r=4",
+        &["run.threads=1", "dpo.recompute=block"],
+    );
 }
 
 #[test]

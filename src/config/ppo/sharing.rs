@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{CriticFrom, Keys, Ppo};
-use crate::config::Reward;
 use crate::config::check::Checker;
 use crate::config::lora::Lora;
+use crate::config::{Dpo, Reward};
 
 /// The keys of sharing in `[ppo]`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -64,18 +64,49 @@ impl Ppo {
     pub(in crate::config) fn check_ground_of(&self, reward: &Reward, checker: &mut Checker<'_>) {
         let mut keys = checker.table("ppo");
         match (self.sharing.share, self.sharing.trunk_layers) {
-            (Share::Trunk, Some(layers)) if reward.freeze_layers < layers => {
+            (Share::Trunk, Some(layers)) if reward.trainable.freeze_layers < layers => {
                 let message = format!(
                     "the reward model that [reward] trains would move the trunk; set reward.freeze_layers = {layers}"
                 );
                 keys.wrong("trunk_layers", layers, message);
             }
             (Share::Adapter, _)
-                if reward.lora.is_none()
+                if reward.trainable.lora.is_none()
                     && self.critic.critic_from == Some(CriticFrom::RewardModel) =>
             {
                 let message = "the reward model that [reward] trains would be a whole model, from which no adapted critic can start; add \
                                [reward.lora], or set critic_from = \"policy\"";
+                keys.wrong("share", "\"adapter\"", message);
+            }
+            _ => {}
+        }
+    }
+
+    /// A policy that `[dpo]` of this run has tuned must still stand on what the reward model stands on, unless that starts from it.
+    pub(in crate::config) fn check_ground_after(
+        &self,
+        dpo: &Dpo,
+        reward: &Reward,
+        checker: &mut Checker<'_>,
+    ) {
+        if reward.from == self.from || dpo.trainable.lora.is_some() {
+            return;
+        }
+        let start = self.from.display();
+        let mut keys = checker.table("ppo");
+        match (self.sharing.share, self.sharing.trunk_layers) {
+            (Share::Trunk, Some(layers)) if dpo.trainable.freeze_layers < layers => {
+                let message = format!(
+                    "the policy that [dpo] tunes would have moved the trunk that the reward model stands on; set dpo.freeze_layers = \
+                     {layers}, or reward.from = \"{start}\""
+                );
+                keys.wrong("trunk_layers", layers, message);
+            }
+            (Share::Adapter, _) if reward.trainable.lora.is_some() => {
+                let message = format!(
+                    "the policy that [dpo] tunes would be another base than the one that [reward.lora] stands on; add [dpo.lora], or set \
+                     reward.from = \"{start}\""
+                );
                 keys.wrong("share", "\"adapter\"", message);
             }
             _ => {}
@@ -119,6 +150,32 @@ mod tests {
         ] {
             let message = sharing(overrides).unwrap_err();
             assert!(message.contains(says), "{overrides:?}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_policy_that_was_tuned_on_pairs_stands_where_the_reward_model_does() {
+        let tuned = "runs/trial/dpo/final";
+        let from = format!("ppo.from={tuned}");
+        let trunk = [
+            "ppo.share=trunk",
+            "ppo.trunk_layers=2",
+            "reward.freeze_layers=2",
+        ];
+        let adapter = ["ppo.share=adapter", "reward.lora={}"];
+        let reward_from = format!("reward.from={tuned}");
+        for (share, kept, says) in [
+            (&trunk[..], "dpo.freeze_layers=2", "dpo.freeze_layers = 2"),
+            (&adapter[..], "dpo.lora={}", "[dpo.lora]"),
+        ] {
+            let with = |more: &[&str]| sharing(&[share, &[&from], more].concat());
+            let message = with(&[]).unwrap_err();
+            assert!(
+                message.contains(says) && message.contains(tuned),
+                "{message}"
+            );
+            assert!(with(&[kept]).is_ok() && with(&[&reward_from]).is_ok());
+            assert!(sharing(share).is_ok(), "the policy of [sft] has not moved");
         }
     }
 }

@@ -2,13 +2,19 @@
 //! model and without sampling. Formulas stand in `rlhf::preference`.
 //!
 //! The reference is the policy as it starts, so its log-probs are computed before the first step with the policy's own weights,
-//! once, and kept in the stage's folder: no second model is ever in memory.
+//! once, and kept in the stage's folder: no second model is ever in memory. That holds for whatever is trained. Adapters that are new
+//! change nothing yet, so that the reference is the base without them; those of a PEFT folder that are trained further are the reference
+//! as they stand there, of which TRL keeps a second, frozen copy in the model. Frozen layers are the reference's too.
+//!
+//! States at the upper end of frozen layers are not kept for later passes as PPO keeps them: most runs see a pair once after the
+//! reference did, and those of a whole data set, `4 · hidden_size` bytes a token, would fill the memory that freezing spares.
 
 mod answers;
 mod reference;
 
 use anyhow::Result;
 
+use super::adapters::{Start, Trainee};
 use super::context::{Context, Finished, steps};
 use super::dataset::Walk;
 use super::examples::{Examples, limit};
@@ -18,7 +24,6 @@ use crate::data::example::{Encoder, Pair};
 use crate::data::packing::cut;
 use crate::model::config::Head;
 use crate::model::{Decoder, Gradient};
-use crate::ops::param::Training as Trained;
 use crate::rlhf::preference::{
     DirectLoss, DirectPreferenceConfig, DirectPreferenceLoss, DirectStats, direct_preference,
 };
@@ -36,17 +41,19 @@ pub fn dpo(context: &Context, config: &Dpo) -> Result<Option<Finished>> {
     // 1. The policy, which as it starts is the reference too.
     let tokenizer = context.tokenizer_of(&config.from)?;
     let seed = context.config.run.seed;
-    let mut model = Decoder::load(
-        &config.from,
-        Head::LanguageModel,
+    let start = Start {
+        table: Stage::Dpo.name(),
+        from: &config.from,
+        head: Head::LanguageModel,
         seed,
-        |_| Trained::Trained,
-        context.device,
-    )?;
-    stop_at_eos(&mut model, &tokenizer)?;
+        device: context.device,
+    };
+    let mut trainee = Trainee::load(&start, &config.trainable)?;
+    stop_at_eos(&mut trainee.model, &tokenizer)?;
+    let model = &trainee.model;
 
     // 2. Records → pairs, some of them held out.
-    let limit = limit(Stage::Dpo, config.max_length, &model);
+    let limit = limit(Stage::Dpo, config.max_length, model);
     let encoder = Encoder::new(&tokenizer, limit, TooLong::Truncate)?;
     let (data, held_out) = (&config.data, &config.held_out);
     let examples = Examples::read(Stage::Dpo, data, held_out, seed, &encoder, predicted_pairs)?;
@@ -59,7 +66,7 @@ pub fn dpo(context: &Context, config: &Dpo) -> Result<Option<Finished>> {
         held_out: &examples.held_out,
     };
     let references = match preference.loss.has_reference() {
-        true => References::read_or_compute(context, &pairs, &model, &config.training)?,
+        true => References::read_or_compute(context, &pairs, model, &config.training)?,
         false => Some(References::default()),
     };
     let Some(references) = references else {
@@ -88,10 +95,10 @@ pub fn dpo(context: &Context, config: &Dpo) -> Result<Option<Finished>> {
         preference,
         training: &config.training,
     };
-    let Some(report) = train(&task, &model, &plan)? else {
+    let Some(report) = train(&task, model, &plan)? else {
         return Ok(None);
     };
-    context.write_final(&model, &tokenizer)?;
+    trainee.write_final(context, &tokenizer)?;
     let mut finished = Finished::supervised(plan.stage, &report, context.folder);
     examples.misfits.add_to(&mut finished.table);
     Ok(Some(finished))

@@ -55,10 +55,11 @@ impl<'a> Folders<'a> {
     /// The adapters that a stage will leave.
     pub(super) fn lora(self, stage: Stage) -> Option<&'a Lora> {
         match stage {
-            Stage::Sft => self.0.sft.as_ref()?.lora.as_ref(),
-            Stage::Reward | Stage::Judge => self.reward(stage)?.lora.as_ref(),
+            Stage::Sft => self.0.sft.as_ref()?.trainable.lora.as_ref(),
+            Stage::Dpo => self.0.dpo.as_ref()?.trainable.lora.as_ref(),
+            Stage::Reward | Stage::Judge => self.reward(stage)?.trainable.lora.as_ref(),
             Stage::Ppo => self.0.ppo.as_ref()?.sharing.lora.as_ref(),
-            Stage::Pretrain | Stage::Dpo => None,
+            Stage::Pretrain => None,
         }
     }
 

@@ -6,8 +6,8 @@ use super::activations::Pass;
 use super::models::Folders;
 use super::roles::{Role, adapted, whole};
 use super::{Plan, activations, log_prob_chunk, recompute};
-use crate::config::{Dpo, Lora, Pretrain, Reward, Sft, Stage, Training};
-use crate::model::config::{DecoderConfig, Head, TensorSpec};
+use crate::config::{Dpo, Pretrain, Reward, Sft, Stage, Trainable, Training};
+use crate::model::config::{DecoderConfig, Head};
 use crate::ops::param::Training as Trained;
 use crate::stages::adapters::lora_config;
 use crate::stages::freezing::Frozen;
@@ -35,13 +35,8 @@ pub fn pretrain(folders: Folders, config: &Pretrain) -> Result<Plan> {
 /// If the model's sizes are not known, or it cannot have the adapters.
 pub fn sft(folders: Folders, config: &Sft) -> Result<Plan> {
     let decoder = folders.decoder(&config.from)?;
-    let roles = trainee(
-        &decoder,
-        Head::LanguageModel,
-        config.lora.as_ref(),
-        |spec| Frozen::from(config).training(spec),
-        Stage::Sft,
-    )?;
+    let (head, trainable) = (Head::LanguageModel, &config.trainable);
+    let roles = trainee(&decoder, head, trainable, Stage::Sft)?;
     let batch = config.training.batch_size * config.max_length;
     Ok(of(Stage::Sft, &decoder, roles, &config.training, batch))
 }
@@ -49,10 +44,11 @@ pub fn sft(folders: Folders, config: &Sft) -> Result<Plan> {
 /// The plan of `[dpo]`. Its reference is the policy as it starts, of which log-probs alone are kept.
 ///
 /// # Errors
-/// If the model's sizes are not known.
+/// As [`sft`].
 pub fn dpo(folders: Folders, config: &Dpo) -> Result<Plan> {
     let decoder = folders.decoder(&config.from)?;
-    let roles = whole(&decoder, |_| Trained::Trained);
+    let (head, trainable) = (Head::LanguageModel, &config.trainable);
+    let roles = trainee(&decoder, head, trainable, Stage::Dpo)?;
     let batch = 2 * config.training.batch_size * config.max_length;
     Ok(of(Stage::Dpo, &decoder, roles, &config.training, batch))
 }
@@ -62,10 +58,8 @@ pub fn dpo(folders: Folders, config: &Dpo) -> Result<Plan> {
 /// # Errors
 /// As [`sft`].
 pub fn reward(folders: Folders, config: &Reward, stage: Stage) -> Result<Plan> {
-    let lora = config.lora.as_ref();
-    let choose = |spec: &TensorSpec| Frozen::from(config).training(spec);
     let found = folders.decoder(&config.from)?;
-    let roles = trainee(&found, Head::Score, lora, choose, stage)?;
+    let roles = trainee(&found, Head::Score, &config.trainable, stage)?;
     let decoder = scoring(found);
     let batch = 2 * config.training.batch_size * config.max_length;
     Ok(of(stage, &decoder, roles, &config.training, batch))
@@ -80,18 +74,18 @@ fn scoring(mut decoder: DecoderConfig) -> DecoderConfig {
 fn trainee(
     found: &DecoderConfig,
     head: Head,
-    lora: Option<&Lora>,
-    training: impl Fn(&TensorSpec) -> Trained,
+    trainable: &Trainable,
     stage: Stage,
 ) -> Result<Vec<Role>> {
-    match lora {
+    match &trainable.lora {
         Some(lora) => {
             adapted(found, head, &lora_config(lora)).with_context(|| format!("{stage}.lora"))
         }
         None => {
             let mut decoder = found.clone();
             decoder.head = head;
-            Ok(whole(&decoder, training))
+            let frozen = Frozen::from(trainable);
+            Ok(whole(&decoder, |spec| frozen.training(spec)))
         }
     }
 }
