@@ -100,8 +100,12 @@ pub enum Command {
     /// Reads the configuration, each model's config.json and the prompts; never the weights. A table
     /// for each stage has the bytes of each role's weights, gradients and AdamW's moments, then
     /// what no role owns: cache, activations of one micro-batch, the log-prob chunk.
+    ///
+    /// With --probe each stage whose models and data are there is run for a step or two, in a
+    /// process and a temporary folder of its own: will it fit, and how long will it take?
     #[command(
-        after_help = "Example:\n  collimate plan configs/quickstart.toml --set ppo.micro_batch_tokens=1024"
+        after_help = "Examples:\n  collimate plan configs/quickstart.toml --set ppo.micro_batch_tokens=1024\n  \
+                      collimate plan configs/quickstart.toml --probe"
     )]
     Plan(PlanArgs),
 
@@ -182,6 +186,31 @@ pub struct PlanArgs {
     /// VALUE is TOML; bare words are strings.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<Override>,
+
+    /// Try the stages too, and print peak memory and seconds a step beside the plan
+    ///
+    /// Programs and endpoints among ppo.rewards are asked as in training.
+    #[arg(long)]
+    probe: bool,
+}
+
+/// Whether `plan` tries what it plans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trials {
+    /// Sizes are enough.
+    None,
+    /// A step or two of each stage.
+    Probe,
+}
+
+impl PlanArgs {
+    /// Whether the stages are tried.
+    pub fn trials(&self) -> Trials {
+        match self.probe {
+            true => Trials::Probe,
+            false => Trials::None,
+        }
+    }
 }
 
 /// How the next token is chosen.

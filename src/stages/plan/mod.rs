@@ -9,6 +9,7 @@ pub mod activations;
 pub mod generation;
 mod models;
 mod ppo;
+mod probe;
 pub mod roles;
 mod supervised;
 mod table;
@@ -20,6 +21,7 @@ use crate::model::Recompute;
 use crate::ops::head::most_logits;
 use activations::Pass;
 use models::Folders;
+pub use probe::{Probed, probe};
 use roles::Role;
 
 /// The memory of a stage.
