@@ -123,6 +123,14 @@ impl Document {
                 self.places.insert(name, place);
             }
             Within::Part(part) => {
+                if let Some(items) = entries.get(key).and_then(Value::as_array) {
+                    let message = format!(
+                        "{name} is a list (of {} in {file}); say which is meant, counted from 0, for example --set {name}[0].{part}=… or \
+                         --set {name}.0.{part}=…",
+                        items.len()
+                    );
+                    return Err(refuse(message));
+                }
                 let whole = entries
                     .entry(key.clone())
                     .or_insert_with(|| Value::Table(Table::new()));
