@@ -416,6 +416,9 @@ fn last_rows(news: &[NewTokens]) -> Wanted {
 fn check_wanted(wanted: &Wanted, segments: &Segments) -> Result<()> {
     let rows = segments.tokens();
     let outside = |row: &&u32| **row as usize >= rows;
+    if wanted.as_ref().is_some_and(|wanted| wanted.is_empty()) {
+        bail!("none of a pass of {rows} rows is wanted; it would compute nothing")
+    }
     match wanted.iter().flat_map(|wanted| wanted.iter()).find(outside) {
         Some(row) => bail!("row {row} is wanted of a pass of {rows} rows"),
         None => Ok(()),
