@@ -31,6 +31,7 @@ mod run;
 mod sft;
 mod stage;
 mod tokenizer;
+mod written;
 
 use std::path::{Path, PathBuf};
 
@@ -160,7 +161,7 @@ impl Config {
     /// # Errors
     /// If a path is not UTF-8.
     pub fn to_toml(&self) -> Result<String, ConfigError> {
-        document::to_toml(self)
+        written::to_toml(self)
     }
 
     /// Fills the values that unset keys take from other keys and other tables.
