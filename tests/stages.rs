@@ -13,6 +13,8 @@ mod estimators;
 mod fine_tuning;
 #[path = "stages/invariance.rs"]
 mod invariance;
+#[path = "stages/limits.rs"]
+mod limits;
 #[path = "stages/mistakes.rs"]
 mod mistakes;
 #[path = "stages/objective.rs"]
@@ -27,6 +29,8 @@ mod pipeline;
 mod ppo_update;
 #[path = "stages/preference.rs"]
 mod preference;
+#[path = "stages/ptx.rs"]
+mod ptx;
 #[path = "stages/refusal.rs"]
 mod refusal;
 #[path = "stages/rewards.rs"]
