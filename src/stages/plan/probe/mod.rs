@@ -4,6 +4,7 @@
 //! that goes with it. Each stage has two: one step on the longest sequences that it may meet, as the plan takes them, for the memory;
 //! and some steps on its own records, for the time. Not measured is what comes seldom: evaluations and checkpoints.
 
+mod long;
 mod process;
 mod table;
 mod trial;
@@ -81,18 +82,18 @@ pub fn probe(config: &Config, plans: &[Plan]) -> Result<Option<Probed>> {
 fn measure(config: &Config, plan: &Plan, stop: &StopRequest) -> Result<Option<Measured>> {
     let stage = plan.stage;
     eprintln!("{stage}: one step on the longest sequences, for the memory");
-    let Some(longest) = try_out(config, stage, Lengths::Longest, stop)? else {
+    let Some((longest, _)) = try_out(config, stage, Lengths::Longest, stop)? else {
         return Ok(None);
     };
     eprintln!("{stage}: some steps on its own records, for the time");
-    let Some(usual) = try_out(config, stage, Lengths::OwnRecords, stop)? else {
+    let Some((usual, steps)) = try_out(config, stage, Lengths::OwnRecords, stop)? else {
         return Ok(None);
     };
     Ok(Some(Measured {
         planned: plan.most_at_once(),
-        peak: longest.0.peak_bytes.max(usual.0.peak_bytes),
-        seconds: usual.0.seconds,
-        steps: usual.1,
+        peak: longest.peak_bytes.max(usual.peak_bytes),
+        seconds: usual.seconds,
+        steps,
     }))
 }
 

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::long::{pair, words};
 use super::process::Step;
 use crate::config::{
     Config, Data, Dpo, HeldOut, Length, Ppo, Reward, ScoreNormalization, Sft, Source, Stage,
@@ -279,34 +280,88 @@ fn remove(config: &mut Config, stage: Stage) {
     }
 }
 
-fn pair(text: &str) -> Value {
-    json!({"prompt": "a", "chosen": format!("{text} a"), "rejected": format!("a {text}")})
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Document;
 
-/// So many words of what the records say, over and over.
-fn words<'r>(records: impl Iterator<Item = &'r Record>, count: usize) -> String {
-    let mut found = Vec::new();
-    for record in records {
-        record
-            .fields
-            .values()
-            .for_each(|value| say(value, &mut found));
-        if found.len() >= count {
-            break;
-        }
+    /// A folder with ten records, three words each, and a configuration that trains on them.
+    fn run(table: &str) -> (TempDir, Config) {
+        let folder = tempfile::tempdir().unwrap();
+        let records =
+            |i: usize| format!("{{\"prompt\": \"p{i}\", \"completion\": \"c{i} d{i}\"}}\n");
+        let data = folder.path().join("data.jsonl");
+        fs::write(&data, (0..10).map(records).collect::<String>()).unwrap();
+        let text = format!(
+            "[run]\nname = \"trial\"\ndir = {:?}\n[model]\nfrom = \"model\"\n{table}\ndata = {data:?}\nmax_length = 6\n",
+            folder.path()
+        );
+        let document = Document::parse(&text, Path::new("trial.toml")).unwrap();
+        let config = Config::resolve(&document).unwrap();
+        (folder, config)
     }
-    if found.is_empty() {
-        found.push("a");
-    }
-    let words: Vec<&str> = found.into_iter().cycle().take(count).collect();
-    words.join(" ")
-}
 
-fn say<'v>(value: &'v Value, found: &mut Vec<&'v str>) {
-    match value {
-        Value::String(text) => found.extend(text.split_whitespace()),
-        Value::Array(items) => items.iter().for_each(|item| say(item, found)),
-        Value::Object(fields) => fields.values().for_each(|value| say(value, found)),
-        _ => {}
+    /// The trial's configuration as its process reads it, and its records.
+    fn read_back(trial: &Trial) -> (Config, Vec<Record>) {
+        let config = Config::load(&trial.config(), &[]).unwrap();
+        let records = read(trial.folder.path().join("data-0.jsonl")).unwrap();
+        (config, records)
+    }
+
+    fn text<'r>(record: &'r Record, key: &str) -> &'r str {
+        record.fields[key].as_str().unwrap()
+    }
+
+    #[test]
+    fn the_longest_records_fill_what_the_plan_allows() {
+        let (folder, config) =
+            run("[sft]\nbatch_size = 3\ntoo_long = \"error\"\neval_fraction = 0.2");
+        let trial = Trial::new(&config, Stage::Sft, Lengths::Longest).unwrap();
+        let (found, records) = read_back(&trial);
+        let sft = found.sft.unwrap();
+        assert_eq!(
+            (sft.too_long, sft.training.batch_size),
+            (TooLong::Truncate, 3)
+        );
+        assert!(sft.held_out.is_empty() && found.run.dir.starts_with(folder.path()));
+        let lengths = records
+            .iter()
+            .map(|r| text(r, "completion").split(' ').count());
+        assert_eq!(lengths.collect::<Vec<_>>(), [6; 3]);
+        // Eight records are trained on, three a step.
+        assert_eq!((trial.last(), trial.length), (1, Length::Steps(3)));
+
+        let (_folder, config) = run("[dpo]\nbatch_size = 2");
+        let trial = Trial::new(&config, Stage::Dpo, Lengths::Longest).unwrap();
+        let (_, records) = read_back(&trial);
+        assert_eq!(records.len(), 2);
+        let answers = ["chosen", "rejected"].map(|key| text(&records[0], key));
+        assert!(answers.iter().all(|answer| answer.split(' ').count() > 6));
+        assert_ne!(answers[0], answers[1]);
+    }
+
+    #[test]
+    fn a_stages_own_records_are_chosen_evenly() {
+        let (_folder, config) = run("[sft]\nbatch_size = 2\nmax_epochs = 3.0");
+        let trial = Trial::new(&config, Stage::Sft, Lengths::OwnRecords).unwrap();
+        let (found, records) = read_back(&trial);
+        let prompts: Vec<&str> = records.iter().map(|r| text(r, "prompt")).collect();
+        assert_eq!(prompts, ["p0", "p2", "p4", "p6", "p8"]);
+        let sft = found.sft.unwrap();
+        assert_eq!(
+            (sft.training.max_steps, sft.training.max_epochs),
+            (15, None)
+        );
+        assert_eq!((trial.last(), trial.length), (2, Length::Steps(15)));
+    }
+
+    #[test]
+    fn a_folder_goes_with_its_trial() {
+        let (folder, config) = run("[sft]");
+        let trial = Trial::new(&config, Stage::Sft, Lengths::Longest).unwrap();
+        let count = || fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(count(), 2);
+        drop(trial);
+        assert_eq!(count(), 1);
     }
 }
