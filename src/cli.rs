@@ -2,13 +2,15 @@
 //!
 //! Flags are only read here. What they mean is worked out by the configuration and the commands.
 
-use std::path::PathBuf;
+mod configured;
+mod generate;
+mod models;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
-use crate::config::{Checker, ConfigError, Device, Generation, Override, Problems};
-use crate::model::weights::SaveDtype;
-use crate::train::run_folder::Existing;
+pub use configured::{ConfigArgs, PlanArgs, Trials};
+pub use generate::{Decoding, GenerateArgs, StopTokens};
+pub use models::{ExportArgs, ScoreArgs};
 
 /// Align language models: pretrain, sft, dpo, reward and ppo in one binary.
 ///
@@ -100,8 +102,12 @@ pub enum Command {
     /// Reads the configuration, each model's config.json and the prompts; never the weights. A table
     /// for each stage has the bytes of each role's weights, gradients and AdamW's moments, then
     /// what no role owns: cache, activations of one micro-batch, the log-prob chunk.
+    ///
+    /// With --probe each stage whose models and data are there is run for a step or two, in a
+    /// process and a temporary folder of its own: will it fit, and how long will it take?
     #[command(
-        after_help = "Example:\n  collimate plan configs/quickstart.toml --set ppo.micro_batch_tokens=1024"
+        after_help = "Examples:\n  collimate plan configs/quickstart.toml --set ppo.micro_batch_tokens=1024\n  \
+                      collimate plan configs/quickstart.toml --probe"
     )]
     Plan(PlanArgs),
 
@@ -139,304 +145,12 @@ pub enum Command {
     Export(ExportArgs),
 }
 
-/// Flags of the commands that read a configuration.
-#[derive(Clone, Debug, Args)]
-pub struct ConfigArgs {
-    /// The TOML file that describes the run
-    pub config: PathBuf,
-
-    /// Override a key, for example ppo.kl_coef=0.1; may be given several times
-    ///
-    /// VALUE is TOML; bare words are strings.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub overrides: Vec<Override>,
-
-    /// Set the old folder aside (NAME.old-1) and start over instead of continuing
-    #[arg(long)]
-    fresh: bool,
-
-    /// Print where each stage's time went, by part and operation, when it ends
-    #[arg(long)]
-    pub profile: bool,
-}
-
-impl ConfigArgs {
-    /// What happens to what a former run left.
-    pub fn existing(&self) -> Existing {
-        if self.fresh {
-            Existing::SetAside
-        } else {
-            Existing::Continue
-        }
-    }
-}
-
-/// Flags of `plan`.
-#[derive(Clone, Debug, Args)]
-pub struct PlanArgs {
-    /// The TOML file that describes the run
-    pub config: PathBuf,
-
-    /// Override a key, for example ppo.micro_batch_tokens=1024; may be given several times
-    ///
-    /// VALUE is TOML; bare words are strings.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub overrides: Vec<Override>,
-}
-
-/// How the next token is chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decoding {
-    /// Drawn from the distribution that the sampling settings leave.
-    Sample,
-    /// The likeliest.
-    Greedy,
-}
-
-/// What stop tokens do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StopTokens {
-    /// They end a completion.
-    End,
-    /// They are tokens like others: completions run to the limit.
-    Ignore,
-}
-
-/// Flags of `generate`.
-#[derive(Clone, Debug, Args)]
-pub struct GenerateArgs {
-    /// The model: a Hugging Face folder
-    #[arg(long, value_name = "DIR")]
-    pub model: PathBuf,
-
-    /// An adapter on it: a PEFT folder
-    #[arg(long, value_name = "DIR")]
-    pub adapter: Option<PathBuf>,
-
-    /// The prompts: a JSON object a line
-    #[arg(long, value_name = "FILE")]
-    pub prompts: PathBuf,
-
-    /// Where completions go: a JSON object a line
-    #[arg(long, value_name = "FILE")]
-    pub out: PathBuf,
-
-    /// Completions of each prompt
-    #[arg(long = "n", value_name = "N", default_value = "1", value_parser = positive)]
-    pub num_samples: usize,
-
-    /// Most tokens of a completion; a prompt's own "max_new_tokens" goes before it
-    #[arg(long, value_name = "N", default_value = "64", value_parser = positive)]
-    pub max_new_tokens: usize,
-
-    /// Divides the logits: below 1 surer, above 1 more varied
-    #[arg(
-        long,
-        value_name = "T",
-        default_value = "1.0",
-        value_parser = temperature,
-        conflicts_with = "greedy"
-    )]
-    temperature: f64,
-
-    /// Draw among the K likeliest tokens only; 0 does not cut
-    #[arg(long, value_name = "K", default_value = "0", conflicts_with = "greedy")]
-    top_k: usize,
-
-    /// Draw among the likeliest tokens that together reach probability P; 1 does not cut
-    #[arg(
-        long,
-        value_name = "P",
-        default_value = "1.0",
-        value_parser = top_p,
-        conflicts_with = "greedy"
-    )]
-    top_p: f64,
-
-    /// Draw among tokens at least P times as probable as the likeliest; 0 does not cut
-    #[arg(
-        long,
-        value_name = "P",
-        default_value = "0.0",
-        value_parser = min_p,
-        conflicts_with = "greedy"
-    )]
-    min_p: f64,
-
-    /// A text that ends a completion; may be given several times
-    #[arg(long, value_name = "TEXT", value_parser = stop_text)]
-    stop: Vec<String>,
-
-    /// Take the likeliest token each time instead of drawing
-    #[arg(long)]
-    greedy: bool,
-
-    /// Run to the limit whatever the model says
-    #[arg(long)]
-    ignore_eos: bool,
-
-    /// Seed of the draws
-    #[arg(long, value_name = "N", default_value = "0")]
-    pub seed: u64,
-
-    /// Most sequences at once; the completions do not depend on it
-    #[arg(long, value_name = "N", default_value = "32", value_parser = positive)]
-    pub batch: usize,
-
-    /// What to compute on: cpu or cuda:N
-    #[arg(long, default_value = "cpu")]
-    pub device: Device,
-}
-
-impl GenerateArgs {
-    /// The sampling settings.
-    pub fn generation(&self) -> Generation {
-        Generation {
-            max_new_tokens: self.max_new_tokens,
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            stop: self.stop.clone(),
-            ..Generation::default()
-        }
-    }
-
-    /// How the next token is chosen.
-    pub fn decoding(&self) -> Decoding {
-        if self.greedy {
-            Decoding::Greedy
-        } else {
-            Decoding::Sample
-        }
-    }
-
-    /// What stop tokens do.
-    pub fn stop_tokens(&self) -> StopTokens {
-        if self.ignore_eos {
-            StopTokens::Ignore
-        } else {
-            StopTokens::End
-        }
-    }
-}
-
-/// Flags of `score`.
-#[derive(Clone, Debug, Args)]
-pub struct ScoreArgs {
-    /// The model: a Hugging Face folder
-    #[arg(long, value_name = "DIR")]
-    pub model: PathBuf,
-
-    /// An adapter on it: a PEFT folder
-    #[arg(long, value_name = "DIR")]
-    pub adapter: Option<PathBuf>,
-
-    /// The texts: a JSON object a line
-    #[arg(long, value_name = "FILE")]
-    pub data: PathBuf,
-
-    /// Where scores go: a JSON object a line
-    #[arg(long, value_name = "FILE")]
-    pub out: PathBuf,
-
-    /// Sequences at once; the scores do not depend on it
-    #[arg(long, value_name = "N", default_value = "32", value_parser = positive)]
-    pub batch: usize,
-
-    /// What to compute on: cpu or cuda:N
-    #[arg(long, default_value = "cpu")]
-    pub device: Device,
-}
-
-/// Flags of `export`.
-#[derive(Clone, Debug, Args)]
-pub struct ExportArgs {
-    /// The model that the adapter was trained on: a Hugging Face folder
-    #[arg(long, value_name = "DIR")]
-    pub model: PathBuf,
-
-    /// The adapter: a PEFT folder
-    #[arg(long, value_name = "DIR")]
-    pub adapter: PathBuf,
-
-    /// Where the merged model goes: a folder, made if need be
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
-
-    /// Type of its weights: float32, bfloat16 or float16
-    #[arg(long, value_name = "TYPE", default_value = "float32", value_parser = save_dtype)]
-    pub dtype: SaveDtype,
-}
-
-fn save_dtype(text: &str) -> Result<SaveDtype, String> {
-    SaveDtype::from_torch_name(text).ok_or_else(|| {
-        let names = SaveDtype::ALL.map(SaveDtype::torch_name);
-        format!("expected one of {}", names.join(", "))
-    })
-}
-
 fn positive(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("must be at least 1".into()),
         Ok(number) => Ok(number),
         Err(_) => Err("expected a whole number, 1 or larger".into()),
     }
-}
-
-fn temperature(text: &str) -> Result<f64, String> {
-    let temperature = number(text)?;
-    in_range(Generation {
-        temperature,
-        ..Generation::default()
-    })?;
-    Ok(temperature)
-}
-
-fn top_p(text: &str) -> Result<f64, String> {
-    let top_p = number(text)?;
-    in_range(Generation {
-        top_p,
-        ..Generation::default()
-    })?;
-    Ok(top_p)
-}
-
-fn min_p(text: &str) -> Result<f64, String> {
-    let min_p = number(text)?;
-    in_range(Generation {
-        min_p,
-        ..Generation::default()
-    })?;
-    Ok(min_p)
-}
-
-fn stop_text(text: &str) -> Result<String, String> {
-    let stop = vec![text.to_owned()];
-    in_range(Generation {
-        stop,
-        ..Generation::default()
-    })?;
-    Ok(text.to_owned())
-}
-
-fn number(text: &str) -> Result<f64, String> {
-    text.parse().map_err(|_| "expected a number".to_owned())
-}
-
-/// Flags have the ranges that the keys of their names have in a configuration.
-fn in_range(generation: Generation) -> Result<(), String> {
-    let mut checker = Checker::flags();
-    generation.check(&mut checker.table("generate"));
-    checker.finish().map_err(|error| match error {
-        // The parser names the flag and its value.
-        ConfigError::Invalid(Problems(problems)) => problems
-            .into_iter()
-            .map(|problem| problem.message)
-            .collect::<Vec<_>>()
-            .join("; "),
-        other => other.to_string(),
-    })
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use collimate::cli::{Cli, Command, ConfigArgs, PlanArgs};
+use collimate::cli::{Cli, Command, ConfigArgs, PlanArgs, Trials};
 use collimate::config::{Config, Document, Stage};
 use collimate::ops::profile;
 use collimate::train::process;
@@ -54,9 +54,15 @@ fn stage(args: &ConfigArgs, stage: Stage) -> anyhow::Result<Outcome> {
 
 fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
     let config = Config::load(&args.config, &args.overrides)?;
-    for plan in stages::plan::plan(&config)? {
-        println!("{plan}\n");
+    let plans = stages::plan::plan(&config)?;
+    plans.iter().for_each(|plan| println!("{plan}\n"));
+    if args.trials() == Trials::None {
+        return Ok(Outcome::Finished);
     }
+    let Some(probed) = stages::plan::probe(&config, &plans)? else {
+        return Ok(Outcome::Stopped);
+    };
+    println!("{probed}");
     Ok(Outcome::Finished)
 }
 

@@ -7,8 +7,12 @@ mod adapters;
 mod bad_input;
 #[path = "cli/golden.rs"]
 mod golden;
+#[path = "stages/language.rs"]
+mod language;
 #[path = "cli/plan.rs"]
 mod plan;
+#[path = "cli/probe.rs"]
+mod probe;
 #[path = "cli/support.rs"]
 mod support;
 #[path = "cli/text.rs"]

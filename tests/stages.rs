@@ -13,6 +13,8 @@ mod estimators;
 mod fine_tuning;
 #[path = "stages/invariance.rs"]
 mod invariance;
+#[path = "stages/limits.rs"]
+mod limits;
 #[path = "stages/mistakes.rs"]
 mod mistakes;
 #[path = "stages/objective.rs"]
@@ -29,6 +31,8 @@ mod ppo_update;
 mod preference;
 #[path = "stages/preference_sharing.rs"]
 mod preference_sharing;
+#[path = "stages/ptx.rs"]
+mod ptx;
 #[path = "stages/refusal.rs"]
 mod refusal;
 #[path = "stages/rewards.rs"]

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use super::*;
 use crate::config::diff::{Effect, diff};
-use crate::config::{Config, Document, Stage};
+use crate::config::{Config, Device, Document, Stage};
+use crate::train::run_folder::Existing;
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::document::to_table;
+use super::written::to_table;
 use super::{Config, ConfigError, Stage};
 
 /// Stands for the run's folder in the paths that are compared.

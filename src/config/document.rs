@@ -18,6 +18,7 @@ use super::check::Checker;
 use super::error::{ConfigError, Place};
 use super::names;
 use super::overrides::{Override, Within};
+use super::written::{key_names, to_table};
 
 /// A configuration file after parsing and overrides, before any key has been looked at.
 #[derive(Clone, Debug)]
@@ -123,6 +124,14 @@ impl Document {
                 self.places.insert(name, place);
             }
             Within::Part(part) => {
+                if let Some(items) = entries.get(key).and_then(Value::as_array) {
+                    let message = format!(
+                        "{name} is a list (of {} in {file}); say which is meant, counted from 0, for example --set {name}[0].{part}=… or \
+                         --set {name}.0.{part}=…",
+                        items.len()
+                    );
+                    return Err(refuse(message));
+                }
                 let whole = entries
                     .entry(key.clone())
                     .or_insert_with(|| Value::Table(Table::new()));
@@ -270,47 +279,6 @@ fn parts(name: &str, value: &Value) -> Vec<String> {
         std::iter::once(table_name).chain(keys)
     });
     parts.collect()
-}
-
-/// The names of all keys of `value`, those that are unset included.
-pub fn key_names<T: Serialize>(value: &T) -> Result<Vec<String>, ConfigError> {
-    match serde_json::to_value(value) {
-        Ok(serde_json::Value::Object(entries)) => {
-            Ok(entries.into_iter().map(|(key, _)| key).collect())
-        }
-        Ok(other) => Err(ConfigError::Serialize(format!(
-            "expected a table, found {other}"
-        ))),
-        Err(error) => Err(ConfigError::Serialize(error.to_string())),
-    }
-}
-
-/// `value` as a TOML table; unset optional keys are left out, for TOML has no word for them.
-pub fn to_table<T: Serialize>(value: &T) -> Result<Table, ConfigError> {
-    Table::try_from(to_json(value)?).map_err(|error| ConfigError::Serialize(error.to_string()))
-}
-
-/// `value` as TOML text, keys in the order of its fields.
-pub fn to_toml<T: Serialize>(value: &T) -> Result<String, ConfigError> {
-    toml::to_string(&to_json(value)?).map_err(|error| ConfigError::Serialize(error.to_string()))
-}
-
-fn to_json<T: Serialize>(value: &T) -> Result<serde_json::Value, ConfigError> {
-    let json =
-        serde_json::to_value(value).map_err(|error| ConfigError::Serialize(error.to_string()))?;
-    Ok(without_nulls(json))
-}
-
-fn without_nulls(value: serde_json::Value) -> serde_json::Value {
-    match value {
-        serde_json::Value::Object(entries) => entries
-            .into_iter()
-            .filter(|(_, value)| !value.is_null())
-            .map(|(key, value)| (key, without_nulls(value)))
-            .collect(),
-        serde_json::Value::Array(items) => items.into_iter().map(without_nulls).collect(),
-        other => other,
-    }
 }
 
 fn syntax(error: &toml::de::Error, text: &str, file: &Path) -> ConfigError {

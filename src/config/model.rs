@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::check::{Checker, Keys};
-use super::document::{Document, key_names};
+use super::document::Document;
 use super::error::ConfigError;
 use super::optional_path;
+use super::written::key_names;
 
 /// What the `[model]` table means.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -5,7 +5,7 @@ use toml::Value;
 use super::error::ConfigError;
 
 /// An override of one key, `--set ppo.kl_coef=0.1`; of a part of one whose value is a table, `--set sft.lora.r=4`; or of a key of one
-/// table of an array, `--set ppo.rewards[0].weight=0.5`.
+/// table of an array, `--set ppo.rewards[0].weight=0.5` or, where a shell makes something of brackets, `--set ppo.rewards.0.weight=0.5`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Override {
     pub(super) table: String,
@@ -28,27 +28,29 @@ pub(super) enum Within {
 }
 
 impl Within {
-    /// Reads `KEY`, `KEY.PART` or `KEY[INDEX].PART`.
+    /// Reads `KEY`, `KEY.PART`, `KEY[INDEX].PART` or `KEY.INDEX.PART`.
     fn read(text: &str) -> Option<(&str, Self)> {
-        let Some((key, part)) = text.split_once('.') else {
-            return (!text.is_empty()).then_some((text, Self::Whole));
-        };
-        if key.is_empty() || part.is_empty() || part.contains('.') {
+        let names: Vec<&str> = text.split('.').collect();
+        if names.iter().any(|name| name.is_empty()) {
             return None;
         }
-        let part = part.to_owned();
-        Some(match indexed(key) {
-            Some((key, index)) => (key, Self::Item(index, part)),
-            None if key.contains('[') => return None,
-            None => (key, Self::Part(part)),
-        })
+        let within = match names[..] {
+            [key] => return Some((key, Self::Whole)),
+            [key, part] => match indexed(key) {
+                Some((key, index)) => return Some((key, Self::Item(index, part.to_owned()))),
+                None => Self::Part(part.to_owned()),
+            },
+            [_, index, part] => Self::Item(index.parse().ok()?, part.to_owned()),
+            _ => return None,
+        };
+        (!names[0].contains('[')).then_some((names[0], within))
     }
 }
 
 impl std::str::FromStr for Override {
     type Err = ConfigError;
 
-    /// Reads `TABLE.KEY=VALUE`, `TABLE.KEY.PART=VALUE` or `TABLE.KEY[INDEX].PART=VALUE`. The value is TOML; what is not TOML and does
+    /// Reads `TABLE.KEY=VALUE`, `TABLE.KEY.PART=VALUE`, `TABLE.KEY[INDEX].PART=VALUE` or `TABLE.KEY.INDEX.PART=VALUE`. The value is TOML; what is not TOML and does
     /// not look like the start of a list, table or quoted string is taken as a string, so that `--set run.name=trial` needs no
     /// quotes.
     fn from_str(text: &str) -> Result<Self, ConfigError> {

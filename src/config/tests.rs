@@ -171,7 +171,7 @@ fn the_written_file_reads_back_the_same() {
 #[test]
 fn every_key_of_every_table_is_known_by_its_name() {
     let config = resolve(&[]).unwrap();
-    let keys = document::key_names(config.ppo.as_ref().unwrap()).unwrap();
+    let keys = written::key_names(config.ppo.as_ref().unwrap()).unwrap();
     for key in [
         "kl_coef",
         "vf_coef",

@@ -1,22 +1,20 @@
-//! Parameters that carry their gradient, in one ordered store.
+//! Parameters that carry their gradient.
 //!
-//! A parameter is a name, an `f32` value and, when it is trained, a gradient that is a view of the store's arena: one
-//! flat buffer for the norm, and the place where an all-reduce would go. candle's graph carries activations only;
-//! each operation that reads a parameter adds its gradient here itself and does nothing for a frozen one.
-//! The order is that of the names, so that sums over parameters and saved files never depend on chance.
-//!
-//! A store may hold frozen parameters of another store beside its own: models that have weights in common hold them once.
+//! A parameter is a name, an `f32` value and, when it is trained, a gradient that is a view of its store's arena. candle's graph
+//! carries activations only; each operation that reads a parameter adds its gradient here itself and does nothing for a frozen one.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod store;
+
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Result, Storage, Tensor, bail};
 
-use super::dispatch::has_kernels;
 use super::product::{Matrix, Panels, Weight};
 use super::storage::{self, Reading};
+
+pub use store::{Initial, ParamStore};
 
 /// Whether a parameter is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,18 +23,6 @@ pub enum Training {
     Trained,
     /// It has no gradient and never moves.
     Frozen,
-}
-
-/// What a new parameter starts from.
-pub struct Initial {
-    /// Hugging Face tensor name.
-    pub name: String,
-    /// Shape in the engine's layout: matrices are `[outputs, inputs]`.
-    pub shape: Vec<usize>,
-    /// Row-major elements.
-    pub data: Vec<f32>,
-    /// Whether it is trained.
-    pub training: Training,
 }
 
 /// A named `f32` tensor with its gradient.
@@ -216,164 +202,6 @@ impl Param {
     }
 }
 
-/// Parameters in name order, with the gradients of the trained ones in one arena.
-pub struct ParamStore {
-    params: BTreeMap<String, Arc<Param>>,
-    /// Names of those that belong to another store.
-    shared: BTreeSet<String>,
-    arena: Option<Tensor>,
-    device: Device,
-}
-
-impl ParamStore {
-    /// Builds the store; values go to `device`, the arena starts at zero.
-    ///
-    /// # Errors
-    /// If two parameters have one name or a shape does not fit its data.
-    pub fn new(initial: Vec<Initial>, device: &Device) -> Result<Self> {
-        Self::sharing(initial, Vec::new(), device)
-    }
-
-    /// Builds a store that holds `shared`, frozen parameters of other stores, beside its own.
-    ///
-    /// # Errors
-    /// As [`Self::new`], and if a shared parameter is trained, whose owner alone may move it, or lives on another device.
-    pub fn sharing(
-        mut initial: Vec<Initial>,
-        shared: Vec<Arc<Param>>,
-        device: &Device,
-    ) -> Result<Self> {
-        initial.sort_by(|a, b| a.name.cmp(&b.name));
-        let size = |i: &Initial| {
-            if i.training == Training::Trained {
-                i.data.len()
-            } else {
-                0
-            }
-        };
-        let total: usize = initial.iter().map(size).sum();
-        let arena = (total > 0)
-            .then(|| Tensor::zeros(total, DType::F32, device))
-            .transpose()?;
-        let (mut params, mut offset) = (BTreeMap::new(), 0);
-        for item in initial {
-            let length = size(&item);
-            let grad = arena
-                .as_ref()
-                .filter(|_| length > 0)
-                .map(|a| Grad::new(a, offset, &item.shape))
-                .transpose()?;
-            offset += length;
-            let value = Tensor::from_vec(item.data, item.shape, device)?;
-            let param = Param {
-                name: item.name.clone(),
-                value,
-                grad,
-                packing: Mutex::new(Packing::OnTheWay),
-            };
-            if params.insert(item.name.clone(), Arc::new(param)).is_some() {
-                bail!("parameter {} is given twice", item.name);
-            }
-        }
-        let mut store = Self {
-            params,
-            shared: BTreeSet::new(),
-            arena,
-            device: device.clone(),
-        };
-        shared
-            .into_iter()
-            .try_for_each(|param| store.share(param))?;
-        Ok(store)
-    }
-
-    fn share(&mut self, param: Arc<Param>) -> Result<()> {
-        let name = param.name().to_owned();
-        if param.is_trained() {
-            bail!("parameter {name} is trained, and only a frozen one can be shared");
-        }
-        if !param.value().device().same_device(&self.device) {
-            bail!("parameter {name} lives on another device than those beside it");
-        }
-        if self.params.insert(name.clone(), param).is_some() {
-            bail!("parameter {name} is given twice");
-        }
-        self.shared.insert(name);
-        Ok(())
-    }
-
-    /// The parameter of that name.
-    ///
-    /// # Errors
-    /// If there is none.
-    pub fn get(&self, name: &str) -> Result<Arc<Param>> {
-        match self.find(name) {
-            Some(param) => Ok(param),
-            None => bail!("no parameter is named {name}"),
-        }
-    }
-
-    /// The parameter of that name, if there is one.
-    pub fn find(&self, name: &str) -> Option<Arc<Param>> {
-        self.params.get(name).cloned()
-    }
-
-    /// All parameters in name order.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Param>> {
-        self.params.values()
-    }
-
-    /// The parameters that this store alone brings, in name order.
-    pub fn owned(&self) -> impl Iterator<Item = &Arc<Param>> {
-        self.iter().filter(|p| !self.shared.contains(p.name()))
-    }
-
-    /// The parameters that belong to another store, in name order.
-    pub fn shared(&self) -> impl Iterator<Item = &Arc<Param>> {
-        self.iter().filter(|p| self.shared.contains(p.name()))
-    }
-
-    /// The trained parameters in name order.
-    pub fn trained(&self) -> impl Iterator<Item = &Arc<Param>> {
-        self.iter().filter(|p| p.is_trained())
-    }
-
-    /// Where the parameters live.
-    pub fn device(&self) -> &Device {
-        &self.device
-    }
-
-    /// All gradients as one flat tensor, in name order; `None` when everything is frozen.
-    pub fn arena(&self) -> Option<&Tensor> {
-        self.arena.as_ref()
-    }
-
-    /// Sets every gradient to zero and forgets which parameters were reached.
-    ///
-    /// # Errors
-    /// If the device fails.
-    pub fn zero_grad(&self) -> Result<()> {
-        for grad in self.trained().filter_map(|p| p.grad.as_ref()) {
-            grad.reached.store(false, Ordering::Relaxed);
-        }
-        match &self.arena {
-            Some(arena) if has_kernels(arena.device()) => storage::update(arena, storage::clear),
-            Some(arena) => arena.zero_set(),
-            None => Ok(()),
-        }
-    }
-
-    /// Trained parameters that no backward pass has reached since [`Self::zero_grad`].
-    pub fn unreached(&self) -> Vec<&str> {
-        let missed = |p: &&Arc<Param>| {
-            p.grad
-                .as_ref()
-                .is_some_and(|g| !g.reached.load(Ordering::Relaxed))
-        };
-        self.iter().filter(missed).map(|p| p.name()).collect()
-    }
-}
-
 impl Grad {
     fn new(arena: &Tensor, offset: usize, shape: &[usize]) -> Result<Self> {
         let view = arena
@@ -392,55 +220,6 @@ impl Grad {
 mod tests {
     use super::*;
     use crate::ops::product::product;
-
-    fn initial(name: &str, training: Training) -> Initial {
-        Initial {
-            name: name.to_owned(),
-            shape: vec![2],
-            data: vec![1.0, 2.0],
-            training,
-        }
-    }
-
-    #[test]
-    fn a_shared_parameter_is_held_once_and_counted_by_its_owner() -> Result<()> {
-        let base = vec![
-            initial("a", Training::Frozen),
-            initial("b", Training::Frozen),
-        ];
-        let base = ParamStore::new(base, &Device::Cpu)?;
-        let own = vec![initial("c", Training::Trained)];
-        let branch = ParamStore::sharing(own, vec![base.get("b")?], &Device::Cpu)?;
-        let names = |params: Vec<&Arc<Param>>| -> Vec<String> {
-            params.iter().map(|p| p.name().to_owned()).collect()
-        };
-        assert_eq!(names(branch.iter().collect()), ["b", "c"]);
-        assert_eq!(names(branch.owned().collect()), ["c"]);
-        assert_eq!(names(branch.shared().collect()), ["b"]);
-        assert_eq!(base.shared().count(), 0);
-        assert!(Arc::ptr_eq(&base.get("b")?, &branch.get("b")?));
-        assert_eq!(branch.owned().map(|p| p.bytes()).sum::<usize>(), 8);
-        base.get("b")?.update(|v| v[1] = 7.0)?;
-        assert_eq!(branch.get("b")?.read(<[f32]>::to_vec)?, [1.0, 7.0]);
-        Ok(())
-    }
-
-    #[test]
-    fn a_trained_parameter_and_a_name_given_twice_are_refused() -> Result<()> {
-        let owner = vec![
-            initial("a", Training::Trained),
-            initial("b", Training::Frozen),
-        ];
-        let owner = ParamStore::new(owner, &Device::Cpu)?;
-        let share = |name: &str| {
-            let own = vec![initial("b", Training::Frozen)];
-            let store = ParamStore::sharing(own, vec![owner.get(name)?], &Device::Cpu);
-            Ok::<_, candle_core::Error>(store.map(|_| ()).unwrap_err().to_string())
-        };
-        assert!(share("a")?.contains("parameter a is trained"));
-        assert!(share("b")?.contains("parameter b is given twice"));
-        Ok(())
-    }
 
     #[test]
     fn kept_panels_follow_the_value() -> Result<()> {

@@ -4,47 +4,11 @@ use std::fs;
 
 use serde_json::{Value, json};
 
+use crate::language::{CONFIG, files};
 use crate::support::{Workspace, fixture};
 
-const CONFIG: &str = r#"
-[run]
-name = "trial"
-
-[model]
-hidden_size = 32
-intermediate_size = 64
-num_hidden_layers = 2
-num_attention_heads = 4
-num_key_value_heads = 2
-max_position_embeddings = 64
-
-[tokenizer]
-vocab_size = 320
-
-[pretrain]
-data = "text.txt"
-context_length = 33
-batch_size = 8
-
-[sft]
-data = "sft.jsonl"
-max_length = 48
-lora = { r = 4, layers_to_transform = "top:1" }
-
-[reward]
-data = "pairs.jsonl"
-max_length = 48
-
-[ppo]
-prompts = "prompts.jsonl"
-batch_size = 16
-max_new_tokens = 12
-target_kl = 0.1
-rollback_kl_factor = 2.0
-"#;
-
 /// The cells of each line that has any, table by table.
-fn tables(text: &str) -> Vec<Vec<Vec<&str>>> {
+pub fn tables(text: &str) -> Vec<Vec<Vec<&str>>> {
     let mut tables: Vec<Vec<Vec<&str>>> = Vec::new();
     for line in text.lines().filter(|l| l.contains(char::is_alphanumeric)) {
         let cells: Vec<&str> = line
@@ -69,13 +33,16 @@ fn heads<'a>(table: &[Vec<&'a str>]) -> Vec<&'a str> {
 fn every_stage_has_its_table_before_anything_is_made() {
     let workspace = Workspace::new();
     workspace.write("config.toml", CONFIG);
-    let ended = workspace.run("plan config.toml");
+    let ended = workspace.run(
+        "plan config.toml --set sft.lora.r=4 --set sft.lora.layers_to_transform=top:1 --set ppo.target_kl=0.1 \
+         --set ppo.rollback_kl_factor=2.0",
+    );
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     let tables = tables(&ended.stdout);
-    let [pretrain, sft, reward, ppo] = &tables[..] else {
+    let [pretrain, sft, dpo, reward, ppo] = &tables[..] else {
         panic!("{}", ended.stdout);
     };
-    let activations = "activations of 256 tokens";
+    let activations = "activations of 248 tokens";
     assert_eq!(
         heads(pretrain),
         [
@@ -87,6 +54,7 @@ fn every_stage_has_its_table_before_anything_is_made() {
         ]
     );
     assert_eq!(heads(sft)[1..3], ["base", "adapters"]);
+    assert_eq!(heads(dpo)[0..2], ["dpo (MiB)", "model"]);
     assert_eq!(heads(reward)[0..2], ["reward (MiB)", "model"]);
     assert_eq!(
         heads(ppo),
@@ -96,9 +64,9 @@ fn every_stage_has_its_table_before_anything_is_made() {
             "critic",
             "reference",
             "reward",
-            "cache of 1024 tokens",
+            "cache of 4096 tokens",
             "panels for generation",
-            "activations of 1024 tokens",
+            "activations of 512 tokens",
             "log-prob chunk",
             "rollback copy",
             "total",
@@ -228,4 +196,37 @@ fn what_preference_tuning_trains_is_counted() {
     // They are the actor's, and the reference keeps them as they were.
     let roles = ["ppo (MiB)", "base", "actor", "critic", "reference"];
     assert_eq!(heads(ppo)[..5], roles);
+}
+
+/// The roles of `[ppo]` planned before the models are made, and again when they lie there: with adapters that one stage makes and
+/// another asks for, and with those that nobody has a table for.
+#[test]
+fn a_model_to_be_made_is_planned_as_what_is_then_made() {
+    for lora in ["--set sft.lora.r=4", ""] {
+        let workspace = Workspace::new();
+        workspace.write("config.toml", CONFIG);
+        for (name, contents) in files() {
+            workspace.write(name, &contents);
+        }
+        // Few steps, and the adapters that the reward model is to have.
+        let set = format!(
+            "{lora} --set ppo.share=adapter --set reward.lora.r=4 --set pretrain.max_steps=1 --set sft.max_steps=1 --set reward.max_steps=1"
+        );
+        let roles = || {
+            let ended = workspace.run(&format!("plan config.toml {set}"));
+            assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+            let tables = tables(&ended.stdout);
+            let ppo = tables.last().expect("tables");
+            let roles = ppo.iter().skip(1);
+            let roles = roles.take_while(|cells| !cells[0].starts_with("cache"));
+            roles.map(|cells| cells.join(" ")).collect::<Vec<String>>()
+        };
+        let before = roles();
+        assert!(before[0].starts_with("base "), "{before:?}");
+        for stage in ["pretrain", "sft", "reward"] {
+            let ended = workspace.run(&format!("{stage} config.toml {set}"));
+            assert_eq!(ended.code, Some(0), "{stage}: {}", ended.stderr);
+        }
+        assert_eq!(roles(), before, "{lora}");
+    }
 }

@@ -41,6 +41,7 @@ fn help_lists_commands_flags_and_fields() {
             "plan --help",
             &[
                 "--set",
+                "--probe",
                 "cache",
                 "activations",
                 "never the weights",

@@ -366,6 +366,11 @@ fn what_cannot_be_shared_or_cut_is_refused() -> Anyhow {
     let found = trained.forward_at(&ids(), &segments, wanted, Gradient::Skip);
     let message = found.map(|_| ()).unwrap_err().to_string();
     assert!(message.contains("row 17 is wanted"), "{message}");
+    for gradient in [record, Gradient::Skip] {
+        let found = trained.forward_at(&ids(), &segments, Some([].into()), gradient);
+        let message = found.map(|_| ()).unwrap_err().to_string();
+        assert!(message.contains("none of a pass of 17 rows"), "{message}");
+    }
     let message = refused(&trained, 1, &tensor(&[16, 16], 3), Gradient::Skip);
     assert!(message.contains("[17, 16] are needed"), "{message}");
 

@@ -148,10 +148,7 @@ impl Ppo {
 
     /// Where the KL to the reference enters.
     pub fn kl_in(&self) -> KlIn {
-        let usual = match self.objective.advantage_estimator {
-            AdvantageEstimator::Grpo | AdvantageEstimator::DrGrpo => KlIn::Loss,
-            _ => KlIn::Reward,
-        };
+        let usual = PpoUpdate::usual_place(self.objective.advantage_estimator);
         self.update.kl_in.unwrap_or(usual)
     }
 

@@ -20,7 +20,8 @@ pub struct Objective {
     pub whiten_advantages: Option<bool>,
     /// Weight of the KL to the reference, in the reward or in the loss; where the controller is adaptive, its start.
     pub kl_coef: f64,
-    /// Estimator of that KL. When unset: k1 in the reward, k3 in the loss. Always filled once read.
+    /// Estimator of that KL. When unset: k1 in the reward, k3 in the loss. Always filled once read. Another is refused where `kl_coef`
+    /// is 0.
     pub kl_estimator: Option<KlEstimator>,
     /// Whether the weight of the KL stays or is steered.
     pub kl_controller: KlControllerKind,
@@ -103,6 +104,17 @@ impl fmt::Display for AdvantageEstimator {
             Self::Rloo => "rloo",
             Self::ReinforcePlusPlus => "reinforce_plus_plus",
             Self::Remax => "remax",
+        })
+    }
+}
+
+impl fmt::Display for KlEstimator {
+    /// The word of the configuration.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::K1 => "k1",
+            Self::K2 => "k2",
+            Self::K3 => "k3",
         })
     }
 }

@@ -1,9 +1,11 @@
 //! The keys of `[ppo]` that shape its update: how token losses are averaged, what is added to them, and when an iteration's
 //! updates end early or are taken back.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
-use super::{Keys, KlEstimator, Ppo, Ptx};
+use super::{AdvantageEstimator, Keys, KlEstimator, Ppo, Ptx};
 
 /// Keys of the update.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -17,7 +19,8 @@ pub struct PpoUpdate {
     /// Weight of the policy's entropy, which the loss rewards; 0 does not.
     pub entropy_coef: f64,
     /// Where the KL to the reference enters, with `kl_coef` as its weight. When unset: the loss with `grpo` and `dr_grpo`, whose
-    /// advantages are of scores alone (Shao et al. 2024, eq. 3), else the reward. Filled once read.
+    /// advantages are of scores alone (Shao et al. 2024, eq. 3), else the reward. Filled once read. Another place is refused where
+    /// `kl_coef` is 0.
     pub kl_in: Option<KlIn>,
     /// An iteration's updates end before the first minibatch whose `policy/approx_kl` exceeds this: it takes no step, neither
     /// actor's nor critic's. Unset never ends them early.
@@ -55,6 +58,16 @@ pub enum KlIn {
     Loss,
 }
 
+impl fmt::Display for KlIn {
+    /// The word of the configuration.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Reward => "reward",
+            Self::Loss => "loss",
+        })
+    }
+}
+
 impl PpoUpdate {
     /// Writes down the values that unset keys take.
     pub(super) fn fill(&mut self, mini_batch_size: usize) {
@@ -64,6 +77,14 @@ impl PpoUpdate {
     /// The `policy/approx_kl` beyond which an iteration is taken back, if any is.
     pub fn rollback_kl(&self) -> Option<f64> {
         Some(self.target_kl? * self.rollback_kl_factor?)
+    }
+
+    /// The place that an unset `kl_in` stands for: where the estimator's source has it.
+    pub(super) fn usual_place(estimator: AdvantageEstimator) -> KlIn {
+        match estimator {
+            AdvantageEstimator::Grpo | AdvantageEstimator::DrGrpo => KlIn::Loss,
+            _ => KlIn::Reward,
+        }
     }
 
     /// The estimator that an unset `kl_estimator` stands for: what each place is usually given.
@@ -89,10 +110,25 @@ impl PpoUpdate {
     }
 
     fn check_kl(&self, ppo: &Ppo, keys: &mut Keys<'_, '_>) {
+        if ppo.objective.kl_coef == 0.0 {
+            return Self::refuse_kl_keys(ppo, keys);
+        }
         if ppo.kl_in() == KlIn::Loss && ppo.kl_estimator() == KlEstimator::K1 {
             let message = "pulls towards nothing as a loss: its gradient is zero in expectation; set \"k3\" (GRPO's) or \"k2\", or \
                            kl_in = \"reward\"";
             keys.wrong("kl_estimator", "\"k1\"", message);
+        }
+    }
+
+    /// A KL of weight 0 is the same in any place and by any estimator. Defaults pass, for the file in a run folder writes them out.
+    fn refuse_kl_keys(ppo: &Ppo, keys: &mut Keys<'_, '_>) {
+        let message = "is of no use while kl_coef = 0, which leaves the KL out; raise that, or remove this key";
+        let (place, estimator) = (ppo.kl_in(), ppo.kl_estimator());
+        if place != Self::usual_place(ppo.objective.advantage_estimator) {
+            keys.wrong("kl_in", format!("\"{place}\""), message);
+        }
+        if estimator != Self::usual_estimator(place) {
+            keys.wrong("kl_estimator", format!("\"{estimator}\""), message);
         }
     }
 
@@ -150,6 +186,36 @@ mod tests {
             &["ppo.kl_in=loss", "ppo.kl_estimator=k1"],
             &["ppo.kl_estimator", "zero in expectation", "k3"],
         );
+    }
+
+    #[test]
+    fn a_kl_of_no_weight_has_no_place_and_no_estimator() {
+        let free = "ppo.kl_coef=0";
+        let words = "is of no use while kl_coef = 0";
+        for (set, key) in [
+            ("ppo.kl_estimator=k3", "ppo.kl_estimator = \"k3\""),
+            ("ppo.kl_estimator=k2", "ppo.kl_estimator = \"k2\""),
+            ("ppo.kl_in=loss", "ppo.kl_in = \"loss\""),
+        ] {
+            refused(&[free, set], &[key, words]);
+        }
+        let grpo = [
+            free,
+            "ppo.advantage_estimator=grpo",
+            "ppo.num_samples_per_prompt=4",
+        ];
+        refused(
+            &[&grpo[..], &["ppo.kl_in=reward"]].concat(),
+            &["ppo.kl_in = \"reward\"", words],
+        );
+        // What an unset key stands for says nothing, typed or filled in.
+        for usual in [
+            &[free][..],
+            &[free, "ppo.kl_estimator=k1", "ppo.kl_in=reward"],
+            &grpo,
+        ] {
+            assert_eq!(ppo(usual).objective.kl_coef, 0.0);
+        }
     }
 
     #[test]

@@ -13,9 +13,10 @@ use serde::{Deserialize, Serialize};
 use toml::Value;
 
 use super::check::Checker;
-use super::document::{Document, key_names, to_table};
+use super::document::Document;
 use super::error::ConfigError;
 use super::names;
+use super::written::{key_names, to_table};
 pub use kinds::{
     ClassifierReward, Combine, EnsembleReward, ExactReward, HttpReward, JsonReward, Label,
     LengthReward, ModelReward, NumericReward, Output, ProgramReward, Reads, RegexReward,

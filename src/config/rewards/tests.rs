@@ -199,6 +199,14 @@ fn overrides_reach_single_tables_and_replace_all() {
     let says =
         "--set ppo.rewards[1].ngram=1: trial.toml has 1 tables [[ppo.rewards]], counted from 0";
     refused(text, &["ppo.rewards[1].ngram=1"], &[says]);
+    // Without its place a table is not known from the others.
+    let unplaced = [
+        "--set ppo.rewards.weight=1: ppo.rewards is a list (of 1 in trial.toml)",
+        "--set ppo.rewards[0].weight=… or --set ppo.rewards.0.weight=…",
+    ];
+    refused(text, &["ppo.rewards.weight=1"], &unplaced);
+    let dotted = components(text, &["ppo.rewards.0.ngram=4", "ppo.rewards.0.weight=0.5"]);
+    assert_eq!(dotted, set);
     let other = "ppo.rewards=[{type=\"regex\", pattern=\"(\"}]";
     refused(
         text,
@@ -214,6 +222,8 @@ fn overrides_reach_single_tables_and_replace_all() {
         "ppo.rewards[0]=1",
         "ppo.rewards[x].a=1",
         "ppo.rewards[0].a.b=1",
+        "ppo.rewards.x.a=1",
+        "ppo.rewards..a=1",
         "ppo.a.b.c=1",
     ] {
         let error = wrong

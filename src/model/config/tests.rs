@@ -122,6 +122,7 @@ fn no_layer_asks_for_the_family() {
     for source in [
         include_str!("../block.rs"),
         include_str!("../decoder.rs"),
+        include_str!("../decoder/layers.rs"),
         include_str!("../generator.rs"),
         include_str!("../weights.rs"),
     ] {

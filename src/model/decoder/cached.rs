@@ -3,7 +3,8 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Decoder, Gradient, Tokens};
+use super::layers::Tokens;
+use super::{Decoder, Gradient};
 use crate::ops::attention::cached::{Cache, NewTokens};
 use crate::ops::residual::Wanted;
 

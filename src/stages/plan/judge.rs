@@ -53,7 +53,9 @@ impl Folders<'_> {
         };
         let frozen = match &start.adapter {
             Some(lora) => lora.lowest_layer(),
-            None => self.reward(stage).map(|table| table.trainable.freeze_layers),
+            None => self
+                .reward(stage)
+                .map(|table| table.trainable.freeze_layers),
         };
         Ok(self.from(stage) == Some(policy) && frozen >= Some(layers))
     }

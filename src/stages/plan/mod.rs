@@ -10,6 +10,7 @@ pub mod generation;
 mod judge;
 mod models;
 mod ppo;
+mod probe;
 pub mod roles;
 mod supervised;
 mod table;
@@ -21,6 +22,7 @@ use crate::model::Recompute;
 use crate::ops::head::most_logits;
 use activations::Pass;
 use models::Folders;
+pub use probe::{Probed, probe};
 use roles::Role;
 
 /// The memory of a stage.

@@ -133,7 +133,7 @@ impl<'a> Folders<'a> {
     }
 
     /// The stage whose model the folder is.
-    fn made_by(self, folder: &Path) -> Option<Stage> {
+    pub fn made_by(self, folder: &Path) -> Option<Stage> {
         let makes = |stage: &Stage| self.0.run.final_model(*stage) == folder;
         self.0.stages().into_iter().find(makes)
     }
@@ -147,7 +147,7 @@ impl<'a> Folders<'a> {
 }
 
 /// Whether a folder has a model, or adapters, in it already.
-pub(super) fn is_model(folder: &Path) -> bool {
+pub fn is_model(folder: &Path) -> bool {
     [CONFIG, ADAPTER_CONFIG]
         .iter()
         .any(|file| folder.join(file).is_file())

@@ -12,7 +12,7 @@ use super::roles::{Judge, Models, Role, Start, roles};
 use super::{Buffer, Phase, Plan, activations, log_prob_chunk, recompute};
 use crate::config::{CriticFrom, Ppo, RewardKind, ScoreNormalization, Stage, TooLong};
 use crate::data::example::{Encoder, Limit};
-use crate::data::records::read;
+use crate::data::records::{Record, read};
 use crate::model::config::{DecoderConfig, Head, TensorSpec};
 use crate::model::lora::Lora;
 use crate::stages::ppo::{cache_budget, sharing};
@@ -93,7 +93,7 @@ struct LongestPrompt {
 
 impl LongestPrompt {
     fn of(folders: Folders, config: &Ppo, models: &Models) -> Result<Self> {
-        if let Some(tokens) = measured(folders, config)? {
+        if let Some(Longest { tokens, .. }) = longest_prompt(folders, config)? {
             let note = format!("the longest prompt has {tokens} tokens");
             return Ok(Self { tokens, note });
         }
@@ -113,8 +113,19 @@ impl LongestPrompt {
     }
 }
 
-/// Tokens of the longest prompt to train or evaluate on, if the files are there.
-fn measured(folders: Folders, config: &Ppo) -> Result<Option<usize>> {
+/// The longest prompt.
+pub struct Longest {
+    /// Its record.
+    pub record: Record,
+    /// Its length.
+    pub tokens: usize,
+}
+
+/// The longest prompt to train or evaluate on, if the files and the tokenizer are there.
+///
+/// # Errors
+/// If a file or the tokenizer cannot be read, or a record is no prompt.
+pub fn longest_prompt(folders: Folders, config: &Ppo) -> Result<Option<Longest>> {
     let files: Vec<&Path> = std::iter::once(config.prompts.as_path())
         .chain(config.eval_prompts.as_deref())
         .collect();
@@ -125,13 +136,16 @@ fn measured(folders: Folders, config: &Ppo) -> Result<Option<usize>> {
         return Ok(None);
     };
     let encoder = Encoder::new(&tokenizer, Limit::none(), TooLong::Error)?;
-    let mut longest = 0;
+    let mut longest = None;
     for file in files {
-        let prompts = encoder.prompts(&read(file)?)?.items;
-        let tokens = prompts.iter().map(|prompt| prompt.ids.len()).max();
-        longest = longest.max(tokens.unwrap_or(0));
+        let records = read(file)?;
+        let prompts = encoder.prompts(&records)?.items;
+        let lengths = prompts.iter().map(|prompt| prompt.ids.len());
+        let found = records.into_iter().zip(lengths);
+        let found = found.map(|(record, tokens)| Longest { record, tokens });
+        longest = found.chain(longest).max_by_key(|found| found.tokens);
     }
-    Ok(Some(longest))
+    Ok(longest)
 }
 
 /// What buffers are computed from.

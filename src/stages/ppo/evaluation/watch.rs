@@ -15,6 +15,10 @@ use crate::train::metrics::names;
 /// Standard errors that the first comparison asks for.
 const STANDARD_ERRORS: f64 = 2.0;
 
+/// What the first warning of a run says beside its numbers.
+const ADVICE: &str = " The policy seems to learn the reward's weaknesses rather than what it stands for: look at the samples, and take an \
+                      earlier policy, fewer iterations, a larger ppo.kl_coef or a better reward.";
+
 /// What the evaluations of a run have shown so far.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Watch {
@@ -62,11 +66,13 @@ impl Watch {
         let Some(best) = hacked else {
             return Some(Verdict::Sound);
         };
+        let mut words = now.warning(&best);
         if self.warnings == 0 {
             self.first_warning = iteration;
+            words += ADVICE;
         }
         self.warnings += 1;
-        Some(Verdict::Hacked(now.warning(&best)))
+        Some(Verdict::Hacked(words))
     }
 
     /// How often there was a warning, for the closing table; `None` if never.
@@ -86,9 +92,7 @@ impl Watch {
 impl Standing {
     fn warning(&self, best: &Self) -> String {
         format!(
-            "warning: since iteration {since} the judge fell from {} to {} while the reward rose from {} to {}. The policy \
-             seems to learn the reward's weaknesses rather than what it stands for: look at the samples, and take an earlier policy, \
-             fewer iterations, a larger ppo.kl_coef or a better reward.",
+            "warning: since iteration {since} the judge fell from {} to {} while the reward rose from {} to {}.",
             best.judge.shown(),
             self.judge.shown(),
             best.reward.shown(),
@@ -179,10 +183,15 @@ mod tests {
         for (iteration, reward, judge) in [(0, 0.0, 1.0), (10, 1.0, 0.25), (20, 1.25, 0.25)] {
             let measured = measured(number(reward, 0.1), Some(number(judge, 0.1)));
             let verdict = watch.observe(iteration, &measured);
-            if iteration == 10 {
+            if iteration == 20 {
+                let says = "warning: since iteration 0 the judge fell from 1.000 ± 0.100 to 0.250 ± 0.100 while the reward rose from \
+                            0.000 ± 0.100 to 1.250 ± 0.100.";
+                assert_eq!(verdict, Some(Verdict::Hacked(says.to_owned())));
+            } else if iteration == 10 {
                 let Some(Verdict::Hacked(text)) = verdict else {
                     panic!("{verdict:?}")
                 };
+                assert!(text.ends_with(ADVICE), "{text}");
                 let says = "since iteration 0 the judge fell from 1.000 ± 0.100 to 0.250 ± 0.100 while the reward rose from \
                             0.000 ± 0.100 to 1.000 ± 0.100.";
                 assert!(text.contains(says), "{text}");

@@ -1,0 +1,155 @@
+//! A pass through some of the layers: without a graph in place, with one node by node, over packed sequences or a cache.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::{Device, Result, Tensor, Var};
+
+use super::{Decoder, Gradient, Recompute};
+use crate::model::block::Block;
+use crate::ops::attention::cached::{Cache, NewTokens};
+use crate::ops::attention::{self, Segments, attend};
+use crate::ops::dispatch::has_kernels;
+use crate::ops::param::Training;
+use crate::ops::recompute::recompute;
+use crate::ops::residual::{Keep, Wanted};
+use crate::ops::rope::Angles;
+use crate::ops::storage;
+
+/// How attention sees the tokens of a forward pass.
+pub(super) enum Tokens<'a> {
+    Packed(&'a Segments, Recompute),
+    Cached(&'a mut Cache, &'a [NewTokens<'a>]),
+}
+
+impl Decoder {
+    /// Some of the layers; of the last one's result, the `wanted` rows.
+    pub(super) fn run(
+        &self,
+        layers: Range<usize>,
+        mut x: Tensor,
+        positions: &[u32],
+        wanted: &Wanted,
+        gradient: Gradient,
+        tokens: &mut Tokens,
+    ) -> Result<Tensor> {
+        if layers.is_empty() {
+            return match wanted {
+                None => Ok(x),
+                Some(rows) => x.index_select(&Tensor::from_slice(rows, rows.len(), x.device())?, 0),
+            };
+        }
+        let angles = self.rotation.as_ref().map(|r| r.angles(positions));
+        let graph = match has_kernels(x.device()) {
+            true => self.graph_begins(&layers, &x, gradient),
+            false => layers.start,
+        };
+        let below = layers.start..graph;
+        let of = |layer: usize| match layer + 1 == layers.end {
+            true => wanted.clone(),
+            false => None,
+        };
+        if !below.is_empty() {
+            x = self.run_rows(&x, below, angles.as_ref(), of, tokens)?;
+        }
+        for layer in graph..layers.end {
+            let (block, training) = &self.layers[layer];
+            x = enter_graph(x, gradient, *training)?;
+            x = run_layer(block, layer, &x, angles.as_ref(), of(layer), tokens)?;
+        }
+        Ok(x)
+    }
+
+    /// The first of `layers` of which a graph is recorded: the first trained one, or their end.
+    fn graph_begins(&self, layers: &Range<usize>, x: &Tensor, gradient: Gradient) -> usize {
+        let trained = |&layer: &usize| self.layers[layer].1 == Training::Trained;
+        let first = match gradient {
+            Gradient::Record(_) if x.track_op() => Some(layers.start),
+            Gradient::Record(_) => layers.clone().find(trained),
+            Gradient::Skip => None,
+        };
+        first.unwrap_or(layers.end)
+    }
+
+    /// Some of the layers in place, without a graph.
+    fn run_rows(
+        &self,
+        x: &Tensor,
+        layers: Range<usize>,
+        angles: Option<&Angles>,
+        wanted: impl Fn(usize) -> Wanted,
+        tokens: &mut Tokens,
+    ) -> Result<Tensor> {
+        let (rows, width) = x.dims2()?;
+        let mut x = storage::read(x, storage::copied)?;
+        for layer in layers {
+            let block = &self.layers[layer].0;
+            let attend = |qkv: &[f32], spec| match tokens {
+                Tokens::Cached(cache, news) => cache.attend(layer, qkv, news, spec),
+                Tokens::Packed(segments, _) => attention::attend_rows(qkv, segments, spec),
+            };
+            block.forward_rows(&mut x, rows, angles, &wanted(layer), attend)?;
+        }
+        let rows = x.len() / width;
+        Tensor::from_vec(x, (rows, width), &Device::Cpu)
+    }
+}
+
+/// Makes `x` the graph's entry where the first trained parameter follows and nothing below was recorded.
+pub(super) fn enter_graph(x: Tensor, gradient: Gradient, next: Training) -> Result<Tensor> {
+    match (gradient, next) {
+        (Gradient::Record(_), Training::Trained) if !x.track_op() => {
+            Ok(Var::from_tensor(&x)?.as_tensor().clone())
+        }
+        _ => Ok(x),
+    }
+}
+
+fn run_layer(
+    block: &Block,
+    layer: usize,
+    x: &Tensor,
+    angles: Option<&Angles>,
+    wanted: Wanted,
+    tokens: &mut Tokens,
+) -> Result<Tensor> {
+    match tokens {
+        Tokens::Cached(cache, news) => block.forward(x, angles, &wanted, |qkv, spec| {
+            cache.attend_tensor(layer, qkv, news, spec)
+        }),
+        Tokens::Packed(segments, recompute) if x.track_op() => {
+            run_recorded(block, x, angles, segments, wanted, *recompute)
+        }
+        Tokens::Packed(segments, _) => {
+            block.forward(x, angles, &wanted, |qkv, spec| attend(qkv, segments, spec))
+        }
+    }
+}
+
+/// A layer whose backward pass will come.
+fn run_recorded(
+    block: &Block,
+    x: &Tensor,
+    angles: Option<&Angles>,
+    segments: &Segments,
+    wanted: Wanted,
+    mode: Recompute,
+) -> Result<Tensor> {
+    let keep = match mode {
+        Recompute::None => Keep::All,
+        Recompute::Block => Keep::Input,
+    };
+    if has_kernels(x.device()) {
+        return block.forward_chained(x, angles, segments, keep, wanted);
+    }
+    let (block, angles, segments) = (block.clone(), angles.cloned(), segments.clone());
+    let run = move |x: &Tensor| {
+        block.forward(x, angles.as_ref(), &wanted, |qkv, spec| {
+            attend(qkv, &segments, spec)
+        })
+    };
+    match mode {
+        Recompute::None => run(x),
+        Recompute::Block => recompute(x, Arc::new(run)),
+    }
+}

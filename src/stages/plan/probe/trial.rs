@@ -1,0 +1,367 @@
+//! A stage's configuration and records for a trial, in a temporary folder.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::long::{pair, words};
+use super::process::Step;
+use crate::config::{
+    Config, Data, Dpo, HeldOut, Length, Ppo, Reward, ScoreNormalization, Sft, Source, Stage,
+    TooLong, Training,
+};
+use crate::data::loader::split;
+use crate::data::records::{Record, read};
+use crate::stages::context::steps;
+use crate::stages::plan::models::Folders;
+use crate::stages::plan::ppo::longest_prompt;
+
+/// The run's name in the temporary folder.
+const NAME: &str = "probe";
+
+/// Which sequences a trial has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lengths {
+    /// The longest that the plan allows for: a step of them takes most memory.
+    Longest,
+    /// Those of the stage's own records, evenly chosen: a step of them takes the usual time.
+    OwnRecords,
+}
+
+/// A stage that is tried. Its folder goes with the value.
+pub struct Trial {
+    folder: TempDir,
+    stage: Stage,
+    lengths: Lengths,
+    /// Steps of the stage in all, or passes over data that cannot be counted beforehand.
+    length: Length,
+}
+
+impl Trial {
+    /// Writes configuration and records.
+    ///
+    /// # Errors
+    /// If the records cannot be read, or the folder cannot be written.
+    pub fn new(config: &Config, stage: Stage, lengths: Lengths) -> Result<Self> {
+        let folder = temporary(&config.run.dir)?;
+        let mut trial = Self {
+            folder,
+            stage,
+            lengths,
+            length: Length::Steps(0),
+        };
+        let config = trial.of(config)?;
+        let file = trial.config();
+        fs::write(&file, config.to_toml()?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        Ok(trial)
+    }
+
+    /// Which stage.
+    pub fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> PathBuf {
+        self.folder.path().join("config.toml")
+    }
+
+    /// What the process says.
+    pub fn log(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
+    /// What the process measures.
+    pub fn metrics(&self) -> PathBuf {
+        let stage = self.folder.path().join(NAME).join(self.stage.name());
+        stage.join("metrics.jsonl")
+    }
+
+    /// The step at which the trial ends: the first faults all memory in, and its time says little.
+    pub fn last(&self) -> u64 {
+        match self.lengths {
+            Lengths::Longest => 1,
+            Lengths::OwnRecords => 2,
+        }
+    }
+
+    /// Steps of the stage in all, `last` being one of them.
+    ///
+    /// # Errors
+    /// If the log does not say how far a step goes.
+    pub fn steps(&self, last: &Step) -> Result<u64> {
+        match self.length {
+            Length::Steps(steps) => Ok(steps as u64),
+            Length::Epochs(epochs) => {
+                let read = last.epochs.context("the log says nothing of epochs")?;
+                Ok(((epochs * last.number as f64 / read).ceil() as u64).max(1))
+            }
+        }
+    }
+
+    /// `config` with this stage alone, in the temporary folder, and without what is not measured.
+    fn of(&mut self, config: &Config) -> Result<Config> {
+        let mut trial = config.clone();
+        trial.run.dir = self.folder.path().to_owned();
+        trial.run.name = NAME.to_owned();
+        for stage in Stage::ALL.into_iter().filter(|stage| *stage != self.stage) {
+            remove(&mut trial, stage);
+        }
+        let seed = config.run.seed;
+        if let Some(pretrain) = &mut trial.pretrain {
+            pretrain.eval_data = Data::default();
+            // Windows are all of one length, and how many there are is known once the text is tokenized.
+            self.length = pretrain.training.length();
+            quiet(&mut pretrain.training);
+        }
+        if let Some(sft) = &mut trial.sft {
+            self.sft(sft, seed)?;
+        }
+        if let Some(dpo) = &mut trial.dpo {
+            self.dpo(dpo, seed)?;
+        }
+        for reward in trial.reward.iter_mut().chain(&mut trial.judge) {
+            self.reward(reward, seed)?;
+        }
+        if let Some(ppo) = &mut trial.ppo {
+            self.ppo(ppo, Folders(config))?;
+        }
+        Ok(trial)
+    }
+
+    fn sft(&mut self, sft: &mut Sft, seed: u64) -> Result<()> {
+        sft.early_stopping_patience = 0;
+        if self.lengths == Lengths::Longest {
+            sft.too_long = TooLong::Truncate;
+        }
+        let data = (&mut sft.data, &mut sft.held_out);
+        self.records(
+            data,
+            &mut sft.training,
+            seed,
+            sft.max_length,
+            |text| json!({"prompt": "a", "completion": text}),
+        )
+    }
+
+    fn dpo(&mut self, dpo: &mut Dpo, seed: u64) -> Result<()> {
+        dpo.early_stopping_patience = 0;
+        let data = (&mut dpo.data, &mut dpo.held_out);
+        self.records(data, &mut dpo.training, seed, dpo.max_length, pair)
+    }
+
+    fn reward(&mut self, reward: &mut Reward, seed: u64) -> Result<()> {
+        let data = (&mut reward.data, &mut reward.held_out);
+        self.records(data, &mut reward.training, seed, reward.max_length, pair)
+    }
+
+    /// Records for the steps of the trial in place of a stage's own; `long` makes one of a text of `tokens` words, each of which is a
+    /// token at least.
+    fn records(
+        &mut self,
+        (data, held_out): (&mut Data, &mut HeldOut),
+        training: &mut Training,
+        seed: u64,
+        tokens: usize,
+        long: impl Fn(&str) -> Value,
+    ) -> Result<()> {
+        let files: Vec<(Vec<Record>, Option<f64>)> = data
+            .sources
+            .iter()
+            .map(|source| Ok((read(&source.path)?, source.weight)))
+            .collect::<Result<_>>()?;
+        let count: usize = files.iter().map(|(records, _)| records.len()).sum();
+        let held = match held_out.eval_data.is_empty() {
+            true => held_out.eval_fraction,
+            false => 0.0,
+        };
+        let own = split(count, held, seed)?.0.len();
+        self.settle(training, own, training.batch_size);
+        *held_out = HeldOut::default();
+        data.sources = match self.lengths {
+            Lengths::Longest => {
+                let text = words(files.iter().flat_map(|(records, _)| records), tokens);
+                let records = vec![long(&text); training.batch_size];
+                vec![self.source(0, &records, None)?]
+            }
+            Lengths::OwnRecords => {
+                let wanted = self.last() as usize * training.batch_size;
+                let every = (count / wanted).max(1);
+                let chosen = |records: &[Record]| -> Vec<Value> {
+                    let chosen = records.iter().step_by(every);
+                    chosen.map(|r| Value::from(r.fields.clone())).collect()
+                };
+                let files = files.iter().enumerate();
+                files
+                    .map(|(i, (records, weight))| self.source(i, &chosen(records), *weight))
+                    .collect::<Result<_>>()?
+            }
+        };
+        Ok(())
+    }
+
+    fn ppo(&mut self, ppo: &mut Ppo, folders: Folders) -> Result<()> {
+        let count = read(&ppo.prompts)?.len();
+        let batch = ppo.prompts_per_iteration();
+        self.settle(&mut ppo.training, count, batch);
+        // While the critic warms up, the actor does not move.
+        ppo.critic.critic_warmup = 0;
+        let longest = longest_prompt(folders, ppo)?.context("ppo.prompts")?.record;
+        let longest = Value::from(longest.fields);
+        let asked = match self.lengths {
+            Lengths::OwnRecords => 1,
+            Lengths::Longest => {
+                let new_tokens = ppo.generation.max_new_tokens;
+                ppo.generation.min_new_tokens = new_tokens;
+                ppo.generation.stop = Vec::new();
+                ppo.prompts = self.file("prompts", std::slice::from_ref(&longest))?;
+                // Answers that are all cut may all score alike, and then have no scale.
+                if ppo.scores.score_normalization == ScoreNormalization::Reference {
+                    ppo.scores.score_normalization = ScoreNormalization::Running;
+                }
+                ppo.rollout.rollout_batch.min(ppo.evaluation.eval_samples)
+            }
+        };
+        // The judge is held all the while, whether or not it is asked much.
+        if ppo.eval_prompts.is_some() {
+            ppo.eval_prompts = Some(self.file("eval_prompts", &vec![longest; asked])?);
+        }
+        Ok(())
+    }
+
+    /// Notes how long the stage is, of so many records, and makes the trial long enough.
+    fn settle(&mut self, training: &mut Training, records: usize, batch: usize) {
+        let steps = steps(training, records, batch) as usize;
+        self.length = Length::Steps(steps);
+        training.max_steps = steps.max(self.last() as usize);
+        training.max_epochs = None;
+        quiet(training);
+    }
+
+    fn source(&self, index: usize, records: &[Value], weight: Option<f64>) -> Result<Source> {
+        let path = self.file(&format!("data-{index}"), records)?;
+        Ok(Source { path, weight })
+    }
+
+    fn file(&self, name: &str, records: &[Value]) -> Result<PathBuf> {
+        let path = self.folder.path().join(format!("{name}.jsonl"));
+        let lines: String = records.iter().map(|r| format!("{r}\n")).collect();
+        fs::write(&path, lines).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    }
+}
+
+/// A folder on the disk that the run itself will write to.
+fn temporary(runs: &Path) -> Result<TempDir> {
+    let there = runs.ancestors().find(|folder| folder.is_dir());
+    let place = there.unwrap_or(Path::new("."));
+    let folder = tempfile::Builder::new().prefix(".probe-").tempdir_in(place);
+    folder.with_context(|| format!("cannot make a temporary folder in {}", place.display()))
+}
+
+/// A trial evaluates nothing, saves nothing and shows nothing.
+fn quiet(training: &mut Training) {
+    training.warmup_steps = 0;
+    (training.eval_steps, training.save_steps) = (0, 0);
+}
+
+fn remove(config: &mut Config, stage: Stage) {
+    match stage {
+        Stage::Pretrain => config.pretrain = None,
+        Stage::Sft => config.sft = None,
+        Stage::Dpo => config.dpo = None,
+        Stage::Reward => config.reward = None,
+        Stage::Judge => config.judge = None,
+        Stage::Ppo => config.ppo = None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Document;
+
+    /// A folder with ten records, three words each, and a configuration that trains on them.
+    fn run(table: &str) -> (TempDir, Config) {
+        let folder = tempfile::tempdir().unwrap();
+        let records =
+            |i: usize| format!("{{\"prompt\": \"p{i}\", \"completion\": \"c{i} d{i}\"}}\n");
+        let data = folder.path().join("data.jsonl");
+        fs::write(&data, (0..10).map(records).collect::<String>()).unwrap();
+        let text = format!(
+            "[run]\nname = \"trial\"\ndir = {:?}\n[model]\nfrom = \"model\"\n{table}\ndata = {data:?}\nmax_length = 6\n",
+            folder.path()
+        );
+        let document = Document::parse(&text, Path::new("trial.toml")).unwrap();
+        let config = Config::resolve(&document).unwrap();
+        (folder, config)
+    }
+
+    /// The trial's configuration as its process reads it, and its records.
+    fn read_back(trial: &Trial) -> (Config, Vec<Record>) {
+        let config = Config::load(&trial.config(), &[]).unwrap();
+        let records = read(trial.folder.path().join("data-0.jsonl")).unwrap();
+        (config, records)
+    }
+
+    fn text<'r>(record: &'r Record, key: &str) -> &'r str {
+        record.fields[key].as_str().unwrap()
+    }
+
+    #[test]
+    fn the_longest_records_fill_what_the_plan_allows() {
+        let (folder, config) =
+            run("[sft]\nbatch_size = 3\ntoo_long = \"error\"\neval_fraction = 0.2");
+        let trial = Trial::new(&config, Stage::Sft, Lengths::Longest).unwrap();
+        let (found, records) = read_back(&trial);
+        let sft = found.sft.unwrap();
+        assert_eq!(
+            (sft.too_long, sft.training.batch_size),
+            (TooLong::Truncate, 3)
+        );
+        assert!(sft.held_out.is_empty() && found.run.dir.starts_with(folder.path()));
+        let lengths = records
+            .iter()
+            .map(|r| text(r, "completion").split(' ').count());
+        assert_eq!(lengths.collect::<Vec<_>>(), [6; 3]);
+        // Eight records are trained on, three a step.
+        assert_eq!((trial.last(), trial.length), (1, Length::Steps(3)));
+
+        let (_folder, config) = run("[dpo]\nbatch_size = 2");
+        let trial = Trial::new(&config, Stage::Dpo, Lengths::Longest).unwrap();
+        let (_, records) = read_back(&trial);
+        assert_eq!(records.len(), 2);
+        let answers = ["chosen", "rejected"].map(|key| text(&records[0], key));
+        assert!(answers.iter().all(|answer| answer.split(' ').count() > 6));
+        assert_ne!(answers[0], answers[1]);
+    }
+
+    #[test]
+    fn a_stages_own_records_are_chosen_evenly() {
+        let (_folder, config) = run("[sft]\nbatch_size = 2\nmax_epochs = 3.0");
+        let trial = Trial::new(&config, Stage::Sft, Lengths::OwnRecords).unwrap();
+        let (found, records) = read_back(&trial);
+        let prompts: Vec<&str> = records.iter().map(|r| text(r, "prompt")).collect();
+        assert_eq!(prompts, ["p0", "p2", "p4", "p6", "p8"]);
+        let sft = found.sft.unwrap();
+        assert_eq!(
+            (sft.training.max_steps, sft.training.max_epochs),
+            (15, None)
+        );
+        assert_eq!((trial.last(), trial.length), (2, Length::Steps(15)));
+    }
+
+    #[test]
+    fn a_folder_goes_with_its_trial() {
+        let (folder, config) = run("[sft]");
+        let trial = Trial::new(&config, Stage::Sft, Lengths::Longest).unwrap();
+        let count = || fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(count(), 2);
+        drop(trial);
+        assert_eq!(count(), 1);
+    }
+}

@@ -1,0 +1,147 @@
+//! `plan --probe`: the stages themselves for a step or two, their memory and time beside the plan.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use crate::language::{CONFIG, files};
+use crate::plan::tables;
+use crate::support::Workspace;
+
+/// The small language, with nothing made of it yet.
+fn workspace() -> Workspace {
+    let workspace = Workspace::new();
+    workspace.write("config.toml", CONFIG);
+    for (name, contents) in files() {
+        workspace.write(name, &contents);
+    }
+    workspace
+}
+
+/// The table of a probe: stage, MiB planned and measured, seconds a step, steps.
+fn rows(stdout: &str) -> Vec<(String, [f64; 4])> {
+    let tables = tables(stdout);
+    let table = tables.iter().find(|table| table[0][0] == "probe");
+    let number = |cell: &str| cell.parse().unwrap_or_else(|e| panic!("{cell}: {e}"));
+    let row = |cells: &Vec<&str>| {
+        let numbers = std::array::from_fn(|i| number(cells[i + 1]));
+        (cells[0].to_owned(), numbers)
+    };
+    let rows = table.expect("a probe").iter().skip(1);
+    rows.filter(|cells| cells.len() == 6).map(row).collect()
+}
+
+#[test]
+fn what_is_there_is_tried_and_what_is_not_is_named() {
+    let workspace = workspace();
+    let before = workspace.names();
+    let ended = workspace.run("plan config.toml --probe");
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let rows = rows(&ended.stdout);
+    let [(stage, [planned, measured, seconds, steps])] = &rows[..] else {
+        panic!("{}", ended.stdout);
+    };
+    assert_eq!((stage.as_str(), *steps), ("pretrain", 60.0));
+    // The plan's own table says the same of its total.
+    let total = tables(&ended.stdout)[0].last().expect("a total")[1].to_owned();
+    assert_eq!(total, format!("{planned:.1}"));
+    assert!(measured > planned, "{measured} MiB, planned {planned}");
+    assert!(*seconds > 0.0 && *seconds < 10.0, "{seconds}");
+    let sft = "not probed: sft.from is runs/trial/pretrain/final, the model that stage pretrain is yet to make; run `collimate \
+               pretrain` first";
+    assert!(ended.stdout.contains(sft), "{}", ended.stdout);
+    for stage in ["dpo", "reward", "ppo"] {
+        let words = format!("not probed: {stage}.from is runs/trial/sft/final");
+        assert!(ended.stdout.contains(&words), "{}", ended.stdout);
+    }
+    assert_eq!(workspace.names(), before, "a probe leaves nothing");
+}
+
+/// Stages that are as many epochs long are as many steps long as they are when they run.
+#[test]
+fn every_stage_is_tried_once_its_models_are_there() {
+    let workspace = workspace();
+    let epochs = "--set pretrain.max_steps=0 --set sft.max_steps=0 --set reward.max_steps=0 --set reward.max_epochs=2.0 --set \
+                  ppo.max_steps=0 --set ppo.max_epochs=3.0";
+    for stage in ["pretrain", "sft", "reward"] {
+        let ended = workspace.run(&format!("{stage} config.toml {epochs}"));
+        assert_eq!(ended.code, Some(0), "{stage}: {}", ended.stderr);
+    }
+    let before = workspace.names();
+    let runs = std::fs::read_dir(workspace.path("runs")).expect("a folder");
+    let ended = workspace.run(&format!("plan config.toml --probe {epochs}"));
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let found: Vec<(String, f64)> = rows(&ended.stdout)
+        .into_iter()
+        .map(|(stage, [planned, measured, seconds, steps])| {
+            assert!(measured > planned && seconds > 0.0, "{}", ended.stdout);
+            (stage, steps)
+        })
+        .collect();
+    let lines = |stage: &str| {
+        let file = workspace.path(&format!("runs/trial/{stage}/metrics.jsonl"));
+        let text = std::fs::read_to_string(file).expect("a log");
+        // The evaluation before the first step has a line too.
+        (text.lines().count() - 1) as f64
+    };
+    let expected = [
+        ("pretrain", lines("pretrain")),
+        ("sft", lines("sft")),
+        ("dpo", 30.0),
+        ("reward", lines("reward")),
+        // 30 prompts three times, 16 an iteration.
+        ("ppo", 6.0),
+    ];
+    let expected = expected.map(|(stage, steps)| (stage.to_owned(), steps));
+    assert_eq!(found, expected);
+    assert_eq!(workspace.names(), before);
+    assert_eq!(runs.count(), 1, "the run's folder alone");
+}
+
+#[test]
+fn where_nothing_can_be_tried_the_reasons_are_the_error() {
+    let workspace = Workspace::new();
+    workspace.write("config.toml", CONFIG);
+    let ended = workspace.run("plan config.toml --probe");
+    assert_eq!(ended.code, Some(1), "{}", ended.stdout);
+    for words in [
+        "no stage can be probed",
+        "pretrain.data is text.jsonl, which is not there",
+        "run `collimate pretrain` first",
+    ] {
+        assert!(ended.stderr.contains(words), "{}", ended.stderr);
+    }
+}
+
+/// What would end the stage ends its trial, in the stage's words.
+#[test]
+fn a_stage_that_fails_says_why() {
+    let workspace = workspace();
+    workspace.write("text.jsonl", "{\"texts\": \"a\"}\n");
+    let before = workspace.names();
+    let ended = workspace.run("plan config.toml --probe");
+    assert_eq!(ended.code, Some(1), "{}", ended.stdout);
+    for words in ["stage pretrain", "text.jsonl:1", "text"] {
+        assert!(ended.stderr.contains(words), "{}", ended.stderr);
+    }
+    assert_eq!(workspace.names(), before);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_ends_the_probe_and_leaves_nothing() {
+    let workspace = workspace();
+    let before = workspace.names();
+    let mut command = workspace.command("plan config.toml --probe");
+    let child = command.stderr(Stdio::piped()).stdout(Stdio::null());
+    let mut child = child.spawn().expect("the binary");
+    let mut progress = BufReader::new(child.stderr.take().expect("a pipe"));
+    let mut first = String::new();
+    progress.read_line(&mut first).expect("a line of progress");
+    assert!(first.starts_with("pretrain: "), "{first}");
+    let kill = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(kill.expect("kill").success());
+    assert_eq!(child.wait().expect("an exit code").code(), Some(130));
+    assert_eq!(workspace.names(), before);
+}

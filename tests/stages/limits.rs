@@ -1,0 +1,115 @@
+//! The limits of an iteration of PPO: where its epochs end early, and where it is taken back.
+
+use std::path::PathBuf;
+
+use crate::ppo_update::{column, number, run, workspace};
+use crate::ptx::PTX;
+use crate::refusal::refused;
+use crate::support::{Workspace, read};
+
+/// A file of the newest checkpoint, or of the oldest that was kept.
+fn checkpoints(workspace: &Workspace, name: &str) -> Vec<PathBuf> {
+    let folder = workspace.stage(name, "ppo").join("checkpoints");
+    let entries = std::fs::read_dir(folder).expect("checkpoints");
+    let mut paths: Vec<PathBuf> = entries.map(|e| e.expect("an entry").path()).collect();
+    paths.sort();
+    paths
+}
+
+#[test]
+fn a_target_ends_the_epochs_before_the_step_that_would_follow() {
+    let workspace = workspace();
+    let plain = run(&workspace, "plain", "");
+    assert_eq!(column(&plain, "policy/updates"), [4.0; 6]);
+    assert!(!plain[0].contains_key("policy/stopped_early"));
+    // The first minibatch has KL 0 and steps; the second sees that the policy has moved.
+    let tight = run(&workspace, "tight", "--set ppo.target_kl=1e-9");
+    assert_eq!(column(&tight, "policy/updates"), [1.0; 6]);
+    assert_eq!(column(&tight, "policy/stopped_early"), [1.0; 6]);
+    let wide = run(
+        &workspace,
+        "wide",
+        "--set ppo.target_kl=1e9 --set ppo.rollback_kl_factor=2.0",
+    );
+    assert_eq!(column(&wide, "policy/stopped_early"), [0.0; 6]);
+    assert_eq!(column(&wide, "policy/rolled_back"), [0.0; 6]);
+    assert!(workspace.weights("wide", "ppo") == workspace.weights("plain", "ppo"));
+}
+
+#[test]
+fn an_iteration_that_went_too_far_is_taken_back_to_the_last_bit() {
+    for limits in [
+        // The epochs end early, and what they did is too much.
+        "--set ppo.target_kl=1e-9 --set ppo.rollback_kl_factor=1.0",
+        // A single minibatch: only the pass after it can tell.
+        "--set ppo.target_kl=1e-9 --set ppo.rollback_kl_factor=1.0 --set ppo.num_mini_batches=1 --set ppo.num_ppo_epochs=1",
+    ] {
+        let workspace = workspace();
+        let flags = format!(
+            "{PTX} {limits} --set ppo.max_steps=3 --set ppo.save_steps=1 --set ppo.keep_last=9"
+        );
+        let ended = workspace.succeed(&format!("ppo config.toml {flags}"));
+        assert!(
+            ended.stderr.contains("iteration 2 was taken back"),
+            "{}",
+            ended.stderr
+        );
+        let mut lines = workspace.metrics("trial", "ppo");
+        lines.retain(|line| number(line, "step") > 0.0);
+        assert_eq!(column(&lines, "policy/rolled_back"), [1.0, 2.0, 3.0]);
+        assert_eq!(column(&lines, "objective/kl"), [0.0; 3]);
+        assert!(
+            column(&lines, "policy/last_approx_kl")
+                .iter()
+                .all(|&kl| kl > 1e-9)
+        );
+        let start = read(&workspace.path("models/sft/model.safetensors"));
+        assert!(
+            workspace.weights("trial", "ppo") == start,
+            "the policy moved"
+        );
+        let saved = checkpoints(&workspace, "trial");
+        assert_eq!(saved.len(), 4, "{saved:?}");
+        for file in ["actor", "actor-moments", "critic", "critic-moments"] {
+            let bytes = |folder: &PathBuf| read(&folder.join(format!("{file}.safetensors")));
+            let first = bytes(&saved[0]);
+            assert!(
+                saved.iter().all(|folder| bytes(folder) == first),
+                "{file} differs"
+            );
+        }
+        // The text is read again, so its loss is the same until the policy has moved.
+        let ptx = column(&lines, "loss/ptx");
+        if limits.contains("num_mini_batches=1") {
+            assert!(ptx.iter().all(|&loss| loss == ptx[0]), "{ptx:?}");
+        }
+    }
+}
+
+#[test]
+fn steps_that_break_the_weights_are_taken_back_or_end_the_run() {
+    let broken = "--set ppo.learning_rate=1e30 --set ppo.max_grad_norm=0.0 --set ppo.max_steps=3 --set run.max_bad_steps=9";
+    let workspace = workspace();
+    let limits = "--set ppo.target_kl=0.1 --set ppo.rollback_kl_factor=2.0";
+    let lines = run(&workspace, "back", &format!("{PTX} {broken} {limits}"));
+    assert_eq!(column(&lines, "policy/rolled_back"), [1.0, 2.0, 3.0]);
+    let start = read(&workspace.path("models/sft/model.safetensors"));
+    assert!(
+        workspace.weights("back", "ppo") == start,
+        "the policy moved"
+    );
+    let terms = format!(
+        "{PTX} --set ppo.entropy_coef=0.01 --set ppo.kl_in=loss --set ppo.loss_aggregation=sequence"
+    );
+    let flags = format!("ppo config.toml {terms} {broken} --set run.max_bad_steps=3");
+    refused(
+        &workspace,
+        &flags,
+        &[
+            "3 optimizer steps in a row",
+            "entropy loss",
+            "ptx loss",
+            "ppo.learning_rate",
+        ],
+    );
+}
