@@ -15,7 +15,7 @@ use super::operation::{Link, Operation, apply};
 use super::param::{Operand, Param};
 use super::pool;
 use super::product::{
-    Factor, Matrix, Threads, Weight, Write, add_multiplied, add_product, multiplied, multiply,
+    Factor, GradientOf, Matrix, Weight, add_multiplied_all, add_product, multiplied_stacked,
     product, with_factor,
 };
 use super::storage;
@@ -183,10 +183,8 @@ impl Projection {
         })
     }
 
-    /// Adds the parameters' gradients, given this projection's columns of `dy`.
-    fn accumulate(&self, x: Factor, columns: Matrix) -> Result<()> {
-        self.weight
-            .accumulate_with(|dw| add_multiplied(columns.t(), x, dw))?;
+    /// Adds the bias's gradient, given this projection's columns of `dy`.
+    fn accumulate_bias(&self, columns: Matrix) -> Result<()> {
         let Some(bias) = &self.bias else {
             return Ok(());
         };
@@ -277,8 +275,9 @@ impl Linear {
         rows: usize,
         adapted: Option<&Adapted>,
     ) -> Result<()> {
+        self.accumulate_weights(x, dy, rows)?;
         for (part, column) in self.placed() {
-            part.accumulate(x, self.columns(dy, rows, column, part.outputs()))?;
+            part.accumulate_bias(self.columns(dy, rows, column, part.outputs()))?;
         }
         let Some(Adapted { inner, gradient }) = adapted else {
             return Ok(());
@@ -289,6 +288,19 @@ impl Linear {
             adapter.accumulate(x, columns, inner.columns(at, r), gradient.columns(at, r))?;
         }
         Ok(())
+    }
+
+    /// All in one go, for a part alone may be too small to keep the threads busy.
+    fn accumulate_weights(&self, x: Factor, dy: &[f32], rows: usize) -> Result<()> {
+        let weights: Vec<&Param> = self.parts.iter().map(|part| &*part.weight).collect();
+        Param::accumulate_together(&weights, |gradients| {
+            let gradients = gradients.into_iter().zip(self.placed());
+            let products = gradients.filter_map(|(c, (part, column))| {
+                let a = self.columns(dy, rows, column, part.outputs()).t();
+                Some(GradientOf { a, c: c? })
+            });
+            add_multiplied_all(products.collect(), x);
+        })
     }
 
     fn add_biases(&self, y: &mut [f32]) -> Result<()> {
@@ -303,17 +315,19 @@ impl Linear {
         rows: usize,
         adapted: Option<&Adapted>,
     ) -> Result<Vec<f32>> {
-        let (mut dx, inputs) = (None::<Vec<f32>>, self.inputs);
-        for (part, column) in self.placed() {
-            let columns = self.columns(dy, rows, column, part.outputs());
-            let weight = storage::open(part.weight.value())?;
-            let weight = Matrix::new(weight.slice(), part.outputs(), inputs, inputs);
-            match &mut dx {
-                None => dx = Some(multiplied(columns, weight)),
-                Some(dx) => multiply(columns, weight, dx, inputs, Write::Add, Threads::All),
-            }
-        }
-        let mut dx = dx.unwrap_or_default();
+        let values = self
+            .parts
+            .iter()
+            .map(|part| storage::open(part.weight.value()));
+        let values: Vec<_> = values.collect::<Result<_>>()?;
+        let weights = self.parts.iter().zip(&values);
+        let weights: Vec<Matrix> = weights
+            .map(|(part, value)| {
+                Matrix::new(value.slice(), part.outputs(), self.inputs, self.inputs)
+            })
+            .collect();
+        let dy = Matrix::new(dy, rows, self.outputs, self.outputs);
+        let mut dx = multiplied_stacked(dy, &weights);
         if let Some(Adapted { gradient, .. }) = adapted {
             for (adapter, _, at) in self.adapters() {
                 adapter.add_input_gradient(gradient.columns(at, adapter.rank()), &mut dx)?;

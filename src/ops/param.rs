@@ -181,6 +181,44 @@ impl Param {
         storage::update(&grad.view, f)
     }
 
+    /// [`Self::accumulate_with`] for several parameters at once: `f` gets the gradient of each, `None` for frozen ones.
+    ///
+    /// # Errors
+    /// If the arena lives on another device, or they have several.
+    pub fn accumulate_together(
+        params: &[&Self],
+        f: impl FnOnce(Vec<Option<&mut [f32]>>),
+    ) -> Result<()> {
+        let trained = params.iter().enumerate();
+        let trained = trained.filter_map(|(i, param)| Some((i, param.grad.as_ref()?)));
+        let mut trained: Vec<(usize, &Grad)> = trained.collect();
+        let Some(&(_, first)) = trained.first() else {
+            return Ok(());
+        };
+        if trained
+            .iter()
+            .any(|(_, grad)| grad.arena.id() != first.arena.id())
+        {
+            bail!(
+                "{}: gradients of one layer lie in two arenas",
+                params[0].name
+            );
+        }
+        trained.sort_by_key(|(_, grad)| grad.offset);
+        storage::update(&first.arena, |mut rest| {
+            let mut slices: Vec<_> = params.iter().map(|_| None).collect();
+            let mut at = 0;
+            for (i, grad) in trained {
+                grad.reached.store(true, Ordering::Relaxed);
+                let (_, from) = rest.split_at_mut(grad.offset - at);
+                let (slice, behind) = from.split_at_mut(grad.view.elem_count());
+                at = grad.offset + slice.len();
+                (slices[i], rest) = (Some(slice), behind);
+            }
+            f(slices);
+        })
+    }
+
     /// Adds `delta` (same shape) to the gradient on any device; nothing for a frozen parameter.
     ///
     /// # Errors

@@ -11,7 +11,8 @@ use rollout::row;
 
 use super::Attention;
 use crate::ops::pool;
-use crate::ops::product::{Destination, LANES, Matrix, Threads, Write, multiply, multiply_into};
+use crate::ops::product::lanes::Line;
+use crate::ops::product::{Destination, Factor, LANES, Matrix, Threads, Write, as_uninit};
 use crate::ops::storage;
 
 /// Query rows of one tile.
@@ -39,7 +40,7 @@ pub fn run(
                 grad: &grad[outs],
             };
             // SAFETY: tasks differ in their rows or their heads.
-            SCORES.with_borrow_mut(|scores| unsafe { task.run(scores, dqkv.below(a)) });
+            SCRATCH.with_borrow_mut(|scratch| unsafe { task.run(scratch, dqkv.below(a)) });
         });
     };
     // SAFETY: the tasks' rows and the columns of their heads are all.
@@ -47,32 +48,51 @@ pub fn run(
 }
 
 thread_local! {
-    static SCORES: RefCell<Scores> = const { RefCell::new(Scores { p: Vec::new(), ds: Vec::new() }) };
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Probabilities and the gradients of the scores of one tile.
+/// Buffers that tasks of a thread share.
+#[derive(Default)]
+struct Scratch {
+    scores: Scores,
+    keys: Vec<Line>,
+    values: Vec<Line>,
+    keys_by_token: Vec<Line>,
+    queries: Vec<Line>,
+    grads: Vec<Line>,
+}
+
+/// Probabilities and the gradients of the scores of one tile, in rows of [`Tile::width`].
+#[derive(Default)]
 struct Scores {
     p: Vec<f32>,
     ds: Vec<f32>,
 }
 
+/// Keys and values of a head, packed once for all tiles.
+struct Seen<'a> {
+    /// Kᵀ and Vᵀ: `[head_dim, tokens]`
+    keys: Factor<'a>,
+    values: Factor<'a>,
+    /// K: `[tokens, head_dim]`
+    keys_by_token: Factor<'a>,
+}
+
 struct Tile<'a> {
     /// Positions of the queries.
     rows: Range<usize>,
-    /// Position of the first key that one of them sees.
-    from: usize,
+    /// The keys that one of them sees, from a panel's first on.
+    seen: Range<usize>,
     /// First column of the query head.
     column: usize,
     queries: Matrix<'a>,
-    keys: Matrix<'a>,
-    values: Matrix<'a>,
     grads: Matrix<'a>,
 }
 
 impl Tile<'_> {
-    /// Number of keys.
-    fn seen(&self) -> usize {
-        self.rows.end - self.from
+    /// Scores of a row: whole panels, and a line more, lest rows that are read one below the other share the cache's few places for them.
+    fn width(&self) -> usize {
+        self.seen.len().next_multiple_of(LANES) + LANES
     }
 }
 
@@ -89,21 +109,42 @@ impl Task<'_> {
     ///
     /// # Safety
     /// Nobody else may touch their columns of the segment's rows of `to` meanwhile.
-    unsafe fn run(&self, scores: &mut Scores, to: Destination) {
+    unsafe fn run(&self, scratch: &mut Scratch, to: Destination) {
         let rows = self.qkv.len() / self.spec.columns();
+        let Scratch {
+            scores,
+            keys,
+            values,
+            keys_by_token,
+            queries,
+            grads,
+        } = scratch;
         for buffer in [&mut scores.p, &mut scores.ds] {
-            if buffer.len() < TILE * rows {
-                buffer.resize(TILE * rows, 0.0);
+            let most = TILE * (rows.next_multiple_of(LANES) + LANES);
+            if buffer.len() < most {
+                buffer.resize(most, 0.0);
             }
         }
+        let [key, value] = [
+            self.spec.key_column(self.head),
+            self.spec.value_column(self.head),
+        ]
+        .map(|column| self.matrix(0, rows, column));
+        let seen = Seen {
+            keys: Factor::pack(key.t(), keys, Threads::Caller),
+            values: Factor::pack(value.t(), values, Threads::Caller),
+            keys_by_token: Factor::pack(key, keys_by_token, Threads::Caller),
+        };
         // SAFETY: the caller's; keys and values are cleared before they are added to.
         unsafe {
             self.clear(rows, to);
             for member in 0..self.spec.group() {
                 for start in (0..rows).step_by(TILE) {
                     let tile = self.tile(member, start..rows.min(start + TILE));
-                    self.probabilities(&tile, scores);
-                    self.gradients(&tile, scores, to);
+                    self.probabilities(&tile, &seen, scores);
+                    let queries = Factor::pack(tile.queries, queries, Threads::Caller);
+                    let grads = Factor::pack(tile.grads, grads, Threads::Caller);
+                    self.gradients(&tile, &seen, [queries, grads], scores, to);
                 }
             }
         }
@@ -131,31 +172,37 @@ impl Task<'_> {
 
     /// One tile of queries of one query head, and the keys that it sees.
     fn tile(&self, member: usize, rows: Range<usize>) -> Tile<'_> {
-        let (spec, d) = (&self.spec, self.spec.head_dim);
-        let (from, count) = (spec.first_key(rows.start), rows.len());
-        let seen = rows.end - from;
-        let column = (self.head * spec.group() + member) * d;
+        let (spec, count) = (&self.spec, rows.len());
+        let column = (self.head * spec.group() + member) * spec.head_dim;
         let grads = &self.grad[rows.start * spec.outputs() + column..];
         Tile {
             queries: self.matrix(rows.start, count, column),
-            keys: self.matrix(from, seen, spec.key_column(self.head)),
-            values: self.matrix(from, seen, spec.value_column(self.head)),
-            grads: Matrix::new(grads, count, d, spec.outputs()),
+            grads: Matrix::new(grads, count, spec.head_dim, spec.outputs()),
+            seen: spec.first_key(rows.start) / LANES * LANES..rows.end,
             rows,
-            from,
             column,
         }
     }
 
     /// P and dS of a tile: `[queries, keys seen]` each, at the buffers' start.
-    fn probabilities(&self, tile: &Tile, scores: &mut Scores) {
-        let (seen, alone) = (tile.seen(), Threads::Caller);
+    fn probabilities(&self, tile: &Tile, seen: &Seen, scores: &mut Scores) {
         let Scores { p, ds } = scores;
-        multiply(tile.queries, tile.keys.t(), p, seen, Write::Set, alone);
-        multiply(tile.grads, tile.values.t(), ds, seen, Write::Set, alone);
+        let panels = tile.seen.start..tile.seen.end.next_multiple_of(LANES);
+        let width = tile.width();
+        let products = [
+            (tile.queries, seen.keys, &mut *p),
+            (tile.grads, seen.values, &mut *ds),
+        ];
+        for (a, b, to) in products {
+            let to = Destination::new(as_uninit(to), width);
+            // SAFETY: the buffer is this thread's alone.
+            unsafe { b.columns(panels.clone()).multiply(a, to, Write::Set) };
+        }
         for (i, position) in tile.rows.clone().enumerate() {
-            let visible = self.spec.first_key(position) - tile.from..position + 1 - tile.from;
-            let (p, ds) = (&mut p[i * seen..][..seen], &mut ds[i * seen..][..seen]);
+            let visible =
+                self.spec.first_key(position) - tile.seen.start..position + 1 - tile.seen.start;
+            let row = i * width..i * width + tile.seen.len();
+            let (p, ds) = (&mut p[row.clone()], &mut ds[row]);
             self.softmax_backward(p, ds, visible, self.delta(position, tile.column));
         }
     }
@@ -164,18 +211,29 @@ impl Task<'_> {
     ///
     /// # Safety
     /// As [`Self::run`], and keys and values must hold numbers.
-    unsafe fn gradients(&self, tile: &Tile, scores: &Scores, to: Destination) {
-        let (count, seen) = (tile.rows.len(), tile.seen());
-        let p = Matrix::new(&scores.p, count, seen, seen);
-        let ds = Matrix::new(&scores.ds, count, seen, seen);
-        let queries = to.below(tile.rows.start).right(tile.column);
-        let keys = to.below(tile.from).right(self.spec.key_column(self.head));
-        let values = to.below(tile.from).right(self.spec.value_column(self.head));
+    unsafe fn gradients(
+        &self,
+        tile: &Tile,
+        seen: &Seen,
+        [queries, grads]: [Factor; 2],
+        scores: &Scores,
+        to: Destination,
+    ) {
+        let [p, ds] = [&scores.p, &scores.ds]
+            .map(|scores| Matrix::new(scores, tile.rows.len(), tile.seen.len(), tile.width()));
+        let dq = to.below(tile.rows.start).right(tile.column);
+        let dk = to
+            .below(tile.seen.start)
+            .right(self.spec.key_column(self.head));
+        let dv = to
+            .below(tile.seen.start)
+            .right(self.spec.value_column(self.head));
         // SAFETY: the caller's.
         unsafe {
-            multiply_into(ds, tile.keys, queries, Write::Set);
-            multiply_into(ds.t(), tile.queries, keys, Write::Add);
-            multiply_into(p.t(), tile.grads, values, Write::Add);
+            let keys = seen.keys_by_token.rows(tile.seen.clone());
+            keys.multiply(ds, dq, Write::Set);
+            queries.multiply(ds.t(), dk, Write::Add);
+            grads.multiply(p.t(), dv, Write::Add);
         }
     }
 

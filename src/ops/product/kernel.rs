@@ -16,14 +16,27 @@ const DEPTH: usize = 192;
 /// Lines of packed rows that fit the second-level cache whole. Then panels, which come from memory, are read from end to end.
 pub const FEW: usize = 1 << 12;
 
+/// How a task reads its rows.
+#[derive(Clone, Copy)]
+pub enum Rows<'a> {
+    /// From what was packed beforehand.
+    Packed(&'a [Line]),
+    /// Packed on the way, a depth at a time.
+    OnTheWay,
+    /// From where they lie: neighbours in a column are neighbours in memory, and so near that packing would cost more than it spares.
+    InPlace,
+}
+
 /// Rows of `a` against neighbouring panels.
 pub struct Task<'a> {
     /// `[rows, k]`
     pub a: Matrix<'a>,
-    /// `a` packed, where that was done beforehand.
-    pub packed: Option<&'a [Line]>,
-    /// Panels of `k` lines.
+    /// How they are read.
+    pub rows: Rows<'a>,
+    /// Panels, of which `k` lines are read.
     pub panels: &'a [Line],
+    /// Lines from a panel to the next.
+    pub lines: usize,
     /// Columns of the destination; they may end inside the last panel.
     pub columns: usize,
     /// Where they begin.
@@ -59,19 +72,34 @@ on_widest! {
 unsafe fn run_on<L: Lanes>(task: &Task, scratch: &mut Vec<Line>) {
     let (rows, k) = (task.a.height(), task.a.width());
     let count = rows.div_ceil(LANES);
+    let panels = task.columns.div_ceil(LANES);
     assert!(
-        task.columns.div_ceil(LANES) * k <= task.panels.len(),
+        panels == 0 || (panels - 1) * task.lines + k <= task.panels.len(),
         "panels of a product are too few"
     );
     task.c.check(rows, task.columns);
-    if let Some(packed) = task.packed {
-        assert!(
-            count * k <= packed.len(),
-            "packed rows of a product are too few"
-        );
-        // SAFETY: the caller's, and the panels' number was checked.
-        return unsafe { sweep::<L>(task, 0..k, k..k, task.write, packed) };
-    }
+    let from = match task.rows {
+        Rows::OnTheWay => {
+            // SAFETY: the caller's, and the panels' number was checked.
+            return unsafe { run_packing::<L>(task, count, scratch) };
+        }
+        Rows::Packed(packed) => {
+            assert!(
+                count * k <= packed.len(),
+                "packed rows of a product are too few"
+            );
+            From::packed(packed, k)
+        }
+        Rows::InPlace => From::in_place(task.a),
+    };
+    // SAFETY: the caller's, and the panels' number was checked.
+    unsafe { sweep::<L>(task, 0..k, k..k, task.write, from) }
+}
+
+/// The task, its rows packed a depth at a time.
+#[inline(always)]
+unsafe fn run_packing<L: Lanes>(task: &Task, count: usize, scratch: &mut Vec<Line>) {
+    let k = task.a.width();
     let most = if count * k <= FEW { k.max(1) } else { DEPTH };
     if scratch.len() < count * most {
         scratch.resize(count * most, Line::default());
@@ -81,25 +109,74 @@ unsafe fn run_on<L: Lanes>(task: &Task, scratch: &mut Vec<Line>) {
     for start in (0..k.max(1)).step_by(most) {
         let end = k.min(start + most);
         let packed = &mut scratch[..count * (end - start)];
-        // SAFETY: the caller's, and the panels' number was checked.
+        // SAFETY: the caller's.
         unsafe {
             pack_rows::<L>(task.a, start..end, packed);
-            sweep::<L>(task, start..end, end..k.min(end + most), write, packed);
+            let from = From::packed(packed, end - start);
+            sweep::<L>(task, start..end, end..k.min(end + most), write, from);
         }
         write = Write::Add;
     }
 }
 
-/// All packed rows against all panels, for some of the inputs; `next` are those after them.
+/// Where tiles find their rows.
+#[derive(Clone, Copy)]
+struct From {
+    at: *const f32,
+    /// Inputs that were packed, or the distance of two inputs where rows lie as they are.
+    layout: Layout,
+}
+
+#[derive(Clone, Copy)]
+enum Layout {
+    /// To a depth.
+    Packed(usize),
+    /// Elements from an input to the next.
+    InPlace(usize),
+}
+
+impl From {
+    fn packed(lines: &[Line], depth: usize) -> Self {
+        Self {
+            at: lines.as_ptr().cast(),
+            layout: Layout::Packed(depth),
+        }
+    }
+
+    /// # Panics
+    /// If neighbours in a column lie apart, or the matrix reaches past its data: a bug of the caller.
+    fn in_place(a: Matrix) -> Self {
+        let [row, column] = a.strides();
+        assert!(
+            row == 1 && (a.width() == 0 || (a.width() - 1) * column + a.height() <= a.data().len()),
+            "rows of a product cannot be read where they lie"
+        );
+        Self {
+            at: a.data().as_ptr(),
+            layout: Layout::InPlace(column),
+        }
+    }
+
+    /// The first element of a tile's rows, and the distance of two inputs.
+    #[inline(always)]
+    fn tile<L: Lanes>(&self, first: usize) -> (*const f32, usize) {
+        match self.layout {
+            Layout::Packed(depth) => (self.at.wrapping_add(packed_at::<L>(first, depth)), L::GROUP),
+            Layout::InPlace(step) => (self.at.wrapping_add(first), step),
+        }
+    }
+}
+
+/// All rows against all panels, for some of the inputs; `next` are those after them.
 #[inline(always)]
 unsafe fn sweep<L: Lanes>(
     task: &Task,
     inputs: Range<usize>,
     next: Range<usize>,
     write: Write,
-    packed: &[Line],
+    from: From,
 ) {
-    let (rows, k, depth) = (task.a.height(), task.a.width(), inputs.len());
+    let (rows, panel, depth) = (task.a.height(), task.lines * LANES, inputs.len());
     let passes = rows.div_ceil(L::ROWS);
     let rounds = task.columns.div_ceil(L::PANELS * LANES);
     let mut next_rows = NextRows::new(task.a, next, passes * rounds);
@@ -107,21 +184,25 @@ unsafe fn sweep<L: Lanes>(
     let mut column = 0;
     while column < task.columns {
         let columns = (task.columns - column).min(round::<L>(task.columns - column) * LANES);
-        let b = panels.wrapping_add(column * k);
-        let ahead = NextPanels::new(b.wrapping_add(L::PANELS * LANES * k), k * LANES, passes);
+        let b = panels.wrapping_add(column / LANES * panel);
+        // Behind the last round there is nothing to fetch.
+        let passes = match column + columns < task.columns {
+            true => passes,
+            false => 0,
+        };
+        let ahead = NextPanels::new(b.wrapping_add(L::PANELS * panel), panel, passes);
         for row in (0..rows).step_by(LANES) {
             let end = rows.min(row + LANES);
             for first in (row..end).step_by(L::ROWS) {
                 // SAFETY: packed rows and panels hold what the offsets reach, the destination by the caller's word.
                 unsafe {
                     next_rows.fetch::<L>();
+                    let (a, step) = from.tile::<L>(first);
                     let tile = Tile {
-                        a: packed
-                            .as_ptr()
-                            .cast::<f32>()
-                            .add(packed_at::<L>(first, depth)),
+                        a,
+                        step,
                         b,
-                        panel: k * LANES,
+                        panel,
                         depth,
                         c: task.c.below(first).right(column),
                         columns,
@@ -147,8 +228,10 @@ fn round<L: Lanes>(columns: usize) -> usize {
 
 /// A register tile: up to `ROWS` rows and `PANELS` panels.
 struct Tile<'a> {
-    /// Packed rows: `[depth]` of [`LANES`].
+    /// Rows side by side, `[depth]` of them.
     a: *const f32,
+    /// Distance of two inputs.
+    step: usize,
     /// The first panel: `[depth]` of [`LANES`].
     b: *const f32,
     /// Distance of panels.
@@ -260,7 +343,7 @@ impl Tile<'_> {
                 b[j] = L::load(self.b.add(j * self.panel + p * LANES));
             }
             for i in 0..M {
-                let a = L::splat(self.a.add(p * L::GROUP + i));
+                let a = L::splat(self.a.add(p * self.step + i));
                 for j in 0..N {
                     acc[i][j] = a.mul_add(b[j], acc[i][j]);
                 }
@@ -342,8 +425,9 @@ mod tests {
             let mut c = vec![MaybeUninit::new(0.25f32); m * n];
             let task = Task {
                 a: Matrix::new(&a, m, k, k),
-                packed: None,
+                rows: Rows::OnTheWay,
                 panels: &panels,
+                lines: k,
                 columns: n,
                 c: Destination::new(&mut c, n),
                 write: Write::Add,

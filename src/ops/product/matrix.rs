@@ -146,6 +146,25 @@ impl Panels {
     }
 }
 
+/// Packs the columns of matrices of one width, which stand one below the other, into panels at the front of `data`.
+pub(super) fn pack_stacked(matrices: &[Matrix], data: &mut Vec<Line>) {
+    let width = matrices.first().map_or(0, Matrix::width);
+    let depth: usize = matrices.iter().map(Matrix::height).sum();
+    let total = width.div_ceil(LANES) * depth;
+    if data.len() < total {
+        data.resize(total, Line::default());
+    }
+    let panels = data[..total].chunks_mut(depth.max(1)).enumerate();
+    pool::for_each(panels, |(i, panel)| {
+        let mut rest = panel;
+        for matrix in matrices {
+            let (part, behind) = rest.split_at_mut(matrix.height());
+            pack(matrix.t(), i * LANES, 0..matrix.height(), part);
+            rest = behind;
+        }
+    });
+}
+
 /// Packs all rows of matrices of one width into panels, at the front of `data`; those of a matrix begin in a panel of their own.
 pub(super) fn pack_all(matrices: &[Matrix], data: &mut Vec<Line>, threads: Threads) {
     let lines = |m: &Matrix| m.height().div_ceil(LANES) * m.width();

@@ -10,6 +10,8 @@
 
 mod ahead;
 mod destination;
+mod factor;
+mod grid;
 mod kernel;
 pub(crate) mod lanes;
 mod matrix;
@@ -20,30 +22,22 @@ use std::mem::MaybeUninit;
 
 use super::{pool, storage};
 pub(crate) use destination::Destination;
-use kernel::Task;
+pub use factor::{Factor, GradientOf, add_multiplied, add_multiplied_all, with_factor};
+use grid::Grid;
+use kernel::{Rows, Task};
 pub use lanes::LANES;
 use lanes::Line;
 pub use matrix::{Matrix, Panels};
 pub(crate) use pack::pack;
 
-/// Rows of one task when the rows are many: packed, a depth of them fits the second-level cache.
-const ROW_BLOCK: usize = 192;
 /// Rows that are few: packed once, and not cut.
 const FEW_ROWS: usize = 96;
-/// Rows of a register tile, at most.
-const TILE_ROWS: usize = 8;
-/// Rows of one task, at least, where they are many.
-const LEAST_ROWS: usize = 16;
 /// Panels of a register tile, at most.
 const TILE_PANELS: usize = 3;
 /// Elements that are packed on the way before they are used: about what the caches hold.
 const PACKED: usize = 1 << 21;
 /// Rows of a matrix that are packed together at least, where they are many.
 const LEAST_DEPTH: usize = 1 << 10;
-/// Pieces for each thread: so many that one who is late holds up little.
-const PIECES: usize = 4;
-/// Multiply-adds below which a task is not worth handing over.
-const LEAST_WORK: usize = 1 << 17;
 
 /// What a product does with what the destination holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,12 +210,43 @@ pub fn multiplied(a: Matrix, b: Matrix) -> Vec<f32> {
     unsafe { storage::written(a.height() * width, write) }
 }
 
-/// [`multiply`] into a window that others write beside it.
+/// `a · b` for a `b` that is several matrices one below the other.
 ///
-/// # Safety
-/// Nobody else may touch the window of `a`'s rows and `b`'s columns meanwhile, and where it is added to it must hold numbers.
-pub(crate) unsafe fn multiply_into(a: Matrix, b: Matrix, c: Destination, write: Write) {
-    multiply_at(a, b, c, write, Threads::Caller);
+/// # Panics
+/// If the shapes disagree: a bug of the caller.
+pub fn multiplied_stacked(a: Matrix, parts: &[Matrix]) -> Vec<f32> {
+    let width = parts.first().map_or(0, Matrix::width);
+    let rows: usize = parts.iter().map(Matrix::height).sum();
+    assert_eq!(a.width(), rows, "inner sizes of a product");
+    let write = |c: &mut [MaybeUninit<f32>]| {
+        let c = Destination::new(c, width);
+        match rows * width <= PACKED {
+            true => multiply_joined(a, parts, c),
+            false => multiply_in_turn(a, parts, c),
+        }
+    };
+    // SAFETY: every column of every row is set.
+    unsafe { storage::written(a.height() * width, write) }
+}
+
+fn multiply_joined(a: Matrix, parts: &[Matrix], c: Destination) {
+    let width = parts.first().map_or(0, Matrix::width);
+    with_buffer(&PANELS, |packed| {
+        matrix::pack_stacked(parts, packed);
+        let tasks = pieces(a, None, (packed, width), c, Write::Set, Threads::All);
+        // SAFETY: the pieces are disjoint.
+        unsafe { run(tasks, Threads::All) };
+    });
+}
+
+/// The chain of each element goes on from part to part through memory, which changes no bit.
+fn multiply_in_turn(a: Matrix, parts: &[Matrix], c: Destination) {
+    let (mut column, mut write) = (0, Write::Set);
+    for part in parts {
+        let columns = a.columns(column..column + part.height());
+        multiply_at(columns, *part, c, write, Threads::All);
+        (column, write) = (column + part.height(), Write::Add);
+    }
 }
 
 /// `c = a · b` or `c += a · b`, rows of `c` being `stride` apart.
@@ -240,7 +265,7 @@ pub fn multiply(
 }
 
 /// Elements that will only be written, or read after others were written there.
-fn as_uninit(data: &mut [f32]) -> &mut [MaybeUninit<f32>] {
+pub(crate) fn as_uninit(data: &mut [f32]) -> &mut [MaybeUninit<f32>] {
     // SAFETY: the layouts are one, and nothing in this module writes what is not a number.
     unsafe { &mut *(std::ptr::from_mut(data) as *mut [MaybeUninit<f32>]) }
 }
@@ -269,38 +294,6 @@ fn multiply_at(a: Matrix, b: Matrix, c: Destination, write: Write, threads: Thre
     });
 }
 
-/// The right-hand side of several products, packed once.
-#[derive(Clone, Copy)]
-pub struct Factor<'a> {
-    panels: &'a [Line],
-    rows: usize,
-    columns: usize,
-}
-
-/// Packs `b` in a buffer of this thread's for as long as `f` runs.
-pub fn with_factor<R>(b: Matrix, f: impl FnOnce(Factor) -> R) -> R {
-    with_buffer(&FACTOR, |panels| {
-        matrix::pack_all(&[b.t()], panels, Threads::All);
-        f(Factor {
-            panels,
-            rows: b.height(),
-            columns: b.width(),
-        })
-    })
-}
-
-/// `c += a · b` for a `c` as wide as `b`.
-///
-/// # Panics
-/// If the shapes disagree: a bug of the caller.
-pub fn add_multiplied(a: Matrix, b: Factor, c: &mut [f32]) {
-    assert_eq!(a.width(), b.rows, "inner sizes of a product");
-    let c = Destination::new(as_uninit(c), b.columns);
-    let tasks = pieces(a, None, (b.panels, b.columns), c, Write::Add, Threads::All);
-    // SAFETY: the pieces are disjoint.
-    unsafe { run(tasks, Threads::All) };
-}
-
 /// Cuts a product by rows and panels; panels come with the number of their columns.
 fn pieces<'a>(
     a: Matrix<'a>,
@@ -321,8 +314,9 @@ fn pieces<'a>(
         Task {
             a: a.rows(row, grid.rows.min(m - row)),
             // Rows that were packed beforehand are few, and not cut.
-            packed,
+            rows: packed.map_or(Rows::OnTheWay, Rows::Packed),
             panels: &panels[column / LANES * k..],
+            lines: k,
             columns: grid.columns.min(columns - column),
             c: c.below(row).right(column),
             write,
@@ -342,58 +336,6 @@ unsafe fn run(tasks: Vec<Task>, threads: Threads) {
         Threads::Caller => (0..tasks.len()).for_each(one),
         Threads::All => pool::run(tasks.len(), &one),
     }
-}
-
-/// How a product is cut into pieces of `rows × columns`.
-struct Grid {
-    rows: usize,
-    columns: usize,
-    across: usize,
-    down: usize,
-}
-
-impl Grid {
-    /// Pieces of equal size, enough for all threads, none too small.
-    fn new(m: usize, n: usize, k: usize, threads: Threads) -> Self {
-        let wanted = match threads {
-            Threads::Caller => 1,
-            // Weights come from memory then, and the longer the runs the better.
-            Threads::All if m <= FEW_ROWS => pool::threads(),
-            Threads::All => PIECES * pool::threads(),
-        };
-        // Rows are packed once for each piece across, so it is cut by rows first.
-        let rows = match m <= FEW_ROWS {
-            true => m.next_multiple_of(TILE_ROWS),
-            false => balanced(m, wanted),
-        };
-        let down = m.div_ceil(rows);
-        let wanted = wanted.div_ceil(down);
-        let most = (m.saturating_mul(n).saturating_mul(k) / down / LEAST_WORK).max(1);
-        let columns = n.div_ceil(wanted.min(most)).next_multiple_of(LANES);
-        Self {
-            rows,
-            columns,
-            across: n.div_ceil(columns),
-            down,
-        }
-    }
-
-    fn count(&self) -> usize {
-        self.across * self.down
-    }
-
-    /// First row and column of a piece.
-    fn piece(&self, i: usize) -> (usize, usize) {
-        (i / self.across * self.rows, i % self.across * self.columns)
-    }
-}
-
-/// Rows of a piece where they are many: equal shares of whole tiles, a multiple of `pieces` of them if that leaves them tall enough.
-fn balanced(m: usize, pieces: usize) -> usize {
-    let blocks = m.div_ceil(ROW_BLOCK).next_multiple_of(pieces);
-    m.div_ceil(blocks)
-        .max(LEAST_ROWS)
-        .next_multiple_of(TILE_ROWS)
 }
 
 #[cfg(test)]
