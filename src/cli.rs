@@ -99,9 +99,10 @@ pub enum Command {
 
     /// List the memory that each stage of CONFIG will take
     ///
-    /// Reads the configuration, each model's config.json and the prompts; never the weights. A table
-    /// for each stage has the bytes of each role's weights, gradients and AdamW's moments, then
-    /// what no role owns: cache, activations of one micro-batch, the log-prob chunk.
+    /// Reads the configuration, each model's config.json and the prompts, but no weights; only where
+    /// PPO shares a trunk and has a judge, the policy's lowest layers, to see whether the judge stands
+    /// on them. A table for each stage has the bytes of each role's weights, gradients and AdamW's
+    /// moments, then what no role owns: cache, activations of one micro-batch, the log-prob chunk.
     ///
     /// With --probe each stage whose models and data are there is run for a step or two, in a
     /// process and a temporary folder of its own: will it fit, and how long will it take?

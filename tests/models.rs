@@ -9,12 +9,16 @@ mod composed;
 mod differences;
 #[path = "models/folders.rs"]
 mod folders;
+#[path = "models/generation.rs"]
+mod generation;
 #[path = "models/golden.rs"]
 mod golden;
 #[path = "models/gradients.rs"]
 mod gradients;
 #[path = "models/memory.rs"]
 mod memory;
+#[path = "models/roles.rs"]
+mod roles;
 #[path = "models/rollouts.rs"]
 mod rollouts;
 #[path = "models/sharing.rs"]

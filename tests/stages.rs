@@ -39,6 +39,8 @@ mod refusal;
 mod rewards;
 #[path = "stages/sharing.rs"]
 mod sharing;
+#[path = "stages/sharing_crossed.rs"]
+mod sharing_crossed;
 #[path = "stages/support.rs"]
 mod support;
 #[path = "stages/watching.rs"]

@@ -113,6 +113,7 @@ impl Collector {
             *kept = fresh();
         }
         kept.rows.truncate((past - kept.from) * self.width);
+        grow(&mut kept.rows, rows.len());
         kept.rows.extend_from_slice(rows);
     }
 
@@ -138,6 +139,14 @@ impl Collector {
         let rows: Arc<[f32]> = first.rows.get(..tokens * self.width)?.into();
         self.prompts.insert(request, rows.clone());
         Some(rows)
+    }
+}
+
+/// Makes room for `more` numbers, and for an eighth beside: states are the larger part of what a generation keeps, and doubling would
+/// hold as much again.
+fn grow(rows: &mut Vec<f32>, more: usize) {
+    if rows.capacity() - rows.len() < more {
+        rows.reserve_exact(more.max(rows.len() / 8));
     }
 }
 

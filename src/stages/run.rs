@@ -8,7 +8,7 @@ use crate::config::{Config, Length, Stage, Training};
 use crate::model::hub;
 use crate::ops::{device, profile};
 use crate::train::profile::table;
-use crate::train::run_folder::{Done, Existing, RunFolder};
+use crate::train::run_folder::{Done, Existing, RunFolder, StageFolder};
 use crate::train::signal::{Outcome, StopRequest};
 
 /// Stack of a pool thread: a backward pass recurses as deep as the graph.
@@ -63,17 +63,8 @@ fn run_in_order(
     for &stage in stages {
         let files = folder.stage(stage, existing)?;
         origin::check_inputs(config, &local, stage, &files)?;
-        if let Some(done) = files.done()? {
-            if !wants_more(config, stage, &done) {
-                eprintln!(
-                    "{}: finished after {} steps; its model is {}",
-                    stage.name(),
-                    done.steps,
-                    files.final_model().display()
-                );
-                continue;
-            }
-            files.unmark_done()?;
+        if is_finished(config, stage, &files)? {
+            continue;
         }
         let context = Context {
             config: &local,
@@ -103,6 +94,24 @@ fn run_in_order(
         }
     }
     Ok(Outcome::Finished)
+}
+
+/// Whether nothing is left to do of a stage, which is said then. One that is to go on is no longer marked as done.
+fn is_finished(config: &Config, stage: Stage, files: &StageFolder) -> Result<bool> {
+    let Some(done) = files.done()? else {
+        return Ok(false);
+    };
+    if wants_more(config, stage, &done) {
+        files.unmark_done()?;
+        return Ok(false);
+    }
+    eprintln!(
+        "{}: finished after {} steps; its model is {}",
+        stage.name(),
+        done.steps,
+        files.final_model().display()
+    );
+    Ok(true)
 }
 
 /// The configuration with models of the hub replaced by the folders that they were fetched to.

@@ -64,7 +64,7 @@ fn every_stage_has_its_table_before_anything_is_made() {
             "critic",
             "reference",
             "reward",
-            "cache of 4096 tokens",
+            "cache of 1024 tokens",
             "panels for generation",
             "activations of 512 tokens",
             "log-prob chunk",

@@ -44,7 +44,7 @@ fn help_lists_commands_flags_and_fields() {
                 "--probe",
                 "cache",
                 "activations",
-                "never the weights",
+                "but no weights; only where",
                 "Example",
             ],
         ),

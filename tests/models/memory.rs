@@ -8,31 +8,27 @@ use collimate::config::{Config, Document};
 use collimate::model::config::{
     DecoderConfig, Family, Geometry, Head, TensorSpec, is_embedding, layer_of,
 };
-use collimate::model::generator::Generator;
 use collimate::model::hf_config::HfConfig;
 use collimate::model::lora::{Layers, LoraConfig, Scaling, Targets};
 use collimate::model::{Decoder, Holding};
-use collimate::ops::attention::cached::Cache;
-use collimate::ops::param::{Operand, Param, Training};
+use collimate::ops::param::{Param, Training};
 use collimate::roles::Sharing;
-use collimate::stages::plan::generation::{Prompts, panels, reserve};
 use collimate::stages::plan::plan;
 use collimate::stages::plan::roles::{Judge, Models, Role, Start, adapted, roles};
 use collimate::train::optimizer::{AdamW, AdamWConfig};
-use rollout::{CacheBudget, LastToken, Request, Settings, generate};
 
 use crate::support::{Anyhow, LANGUAGE_MODELS, folder};
 
 /// Of each fixture.
 const LAYERS: usize = 3;
 
-fn bytes<'a>(params: impl Iterator<Item = &'a Arc<Param>>) -> usize {
+pub fn bytes<'a>(params: impl Iterator<Item = &'a Arc<Param>>) -> usize {
     params.map(|p| p.bytes()).sum()
 }
 
 /// The role's bytes are those of the decoder that plays it.
 #[track_caller]
-fn check(role: &Role, model: &Decoder) {
+pub fn check(role: &Role, model: &Decoder) {
     let name = &role.name;
     let params = model.params();
     assert_eq!(role.weights(), bytes(params.owned()), "{name}: weights");
@@ -53,7 +49,7 @@ fn check(role: &Role, model: &Decoder) {
     assert_eq!(role.moments(), moments, "{name}: moments");
 }
 
-fn load(name: &str, head: Head, holding: impl Fn(&TensorSpec) -> Holding) -> Anyhow<Decoder> {
+pub fn load(name: &str, head: Head, holding: impl Fn(&TensorSpec) -> Holding) -> Anyhow<Decoder> {
     let folder = folder(name);
     Ok(Decoder::load_sharing(
         &folder,
@@ -64,7 +60,7 @@ fn load(name: &str, head: Head, holding: impl Fn(&TensorSpec) -> Holding) -> Any
     )?)
 }
 
-fn own(training: Training) -> impl Fn(&TensorSpec) -> Holding {
+pub fn own(training: Training) -> impl Fn(&TensorSpec) -> Holding {
     move |_| Holding::Own(training)
 }
 
@@ -95,7 +91,7 @@ fn all_of(policy: DecoderConfig) -> Models {
     }
 }
 
-fn names(roles: &[Role]) -> Vec<&str> {
+pub fn names(roles: &[Role]) -> Vec<&str> {
     roles.iter().map(|role| role.name.as_str()).collect()
 }
 
@@ -174,7 +170,7 @@ fn whole_judge(name: &str) -> Anyhow<usize> {
     Ok(bytes(judge.params().owned()))
 }
 
-fn lora(layers: Layers) -> LoraConfig {
+pub fn lora(layers: Layers) -> LoraConfig {
     LoraConfig {
         r: 3,
         lora_alpha: 4.0,
@@ -327,92 +323,4 @@ fn a_reward_model_as_a_base_keeps_its_head() -> Anyhow {
     let model = Decoder::adapt(&base, &lora, Head::Score, 1, Training::Trained)?;
     check(&roles[1], &model);
     Ok(())
-}
-
-/// Blocks of a generation, in a cache that is large enough and in one that is not.
-#[test]
-fn the_cache_is_the_one_that_a_generation_reserves() -> Anyhow {
-    for name in LANGUAGE_MODELS {
-        let model = load(name, Head::LanguageModel, own(Training::Frozen))?;
-        let layers = model.decoder_config().num_hidden_layers;
-        let block = Cache::block_bytes(model.attention(0), layers, &Device::Cpu);
-        let prompts = Prompts {
-            count: 5,
-            tokens: 6,
-            samples: 2,
-            max_new_tokens: 11,
-            last_token: LastToken::Unread,
-        };
-        // Of six tokens and eleven a last one that is read lies in a block of its own.
-        for (cache, last_token) in [
-            (CacheBudget::Unlimited, LastToken::Unread),
-            (CacheBudget::Unlimited, LastToken::Read),
-            (CacheBudget::Bytes(3 * block + 1), LastToken::Read),
-        ] {
-            let prompts = Prompts {
-                last_token,
-                ..prompts
-            };
-            let request = |key| Request {
-                key,
-                prompt: vec![3; prompts.tokens],
-                max_new_tokens: prompts.max_new_tokens,
-                min_new_tokens: 0,
-                samples: prompts.samples,
-            };
-            let requests: Vec<Request> = (0..prompts.count as u64).map(request).collect();
-            let settings = Settings {
-                max_batch: 4,
-                cache,
-                last_token,
-                ..Settings::default()
-            };
-            let output = generate(
-                &mut Generator::new(&model),
-                &requests,
-                &settings,
-                &mut |_| {},
-            )?;
-            let planned = reserve(model.decoder_config(), prompts, 4, cache)?;
-            assert_eq!(planned.blocks, output.stats.reserved_blocks, "{name}");
-            assert_eq!(planned.bytes, planned.blocks * block, "{name}");
-        }
-    }
-    Ok(())
-}
-
-/// The parameters that hold panels after a generation.
-#[test]
-fn panels_are_those_that_a_generation_keeps() -> Anyhow {
-    let lora = lora(Layers::Top(1));
-    for name in LANGUAGE_MODELS {
-        let base = load(name, Head::LanguageModel, own(Training::Frozen))?;
-        let model = Decoder::adapt(&base, &lora, Head::LanguageModel, 1, Training::Frozen)?;
-        for (model, adapters) in [
-            (&base, Vec::new()),
-            (&model, lora.resolve(base.decoder_config())?.tensors()),
-        ] {
-            let _generator = Generator::new(model);
-            let read = |param: &Arc<Param>| -> usize {
-                let reads_rows = param.dims().len() != 2 || is_table(model, param);
-                match param.operand() {
-                    Ok(Operand::Panels(kept)) if !reads_rows => {
-                        kept.outputs().next_multiple_of(16) * kept.inputs() * size_of::<f32>()
-                    }
-                    _ => 0,
-                }
-            };
-            let kept: usize = model.params().iter().map(read).sum();
-            assert_eq!(panels(model.decoder_config(), &adapters), kept, "{name}");
-        }
-    }
-    Ok(())
-}
-
-/// An embedding that is no head: it is looked up, never multiplied.
-fn is_table(model: &Decoder, param: &Param) -> bool {
-    let config = model.decoder_config();
-    let token = format!("{}.weight", config.family.names().embedding);
-    let tied = config.tie_word_embeddings && param.name() == token;
-    is_embedding(param.name()) && !tied
 }

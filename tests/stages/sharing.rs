@@ -15,14 +15,14 @@ use crate::support::{Line, Workspace, lines, read};
 const BENT: &str = "--set ppo.temperature=0.7 --set ppo.top_k=24 --set ppo.num_samples_per_prompt=4 --set ppo.cache_tokens=96";
 
 /// A reward model on the policy's lowest layer, and PPO that shares it.
-fn trunk(workspace: &Workspace) -> String {
+pub fn trunk(workspace: &Workspace) -> String {
     workspace.succeed("reward config.toml --set run.name=branch --set reward.freeze_layers=1");
     "--set ppo.share=trunk --set ppo.trunk_layers=1 --set ppo.reward_model=runs/branch/reward/final"
         .to_owned()
 }
 
 /// A reward model of adapters, and PPO with adapters on these layers.
-fn adapters(workspace: &Workspace, layers: &str) -> String {
+pub fn adapters(workspace: &Workspace, layers: &str) -> String {
     let lora = |table: &str| {
         format!(
             "--set {table}.lora.r=4 --set {table}.lora.target_modules=all-linear --set {table}.lora.layers_to_transform={layers}"

@@ -23,7 +23,7 @@ pub struct Prompts {
 }
 
 /// The cache of a generation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reserve {
     /// Blocks.
     pub blocks: usize,
@@ -67,6 +67,16 @@ pub fn reserve(
         blocks,
         bytes: blocks * spec.block_bytes,
     })
+}
+
+/// Bytes of the states that a generation keeps of them, `width` numbers a token that is read. Samples hold their prompt's in common.
+pub fn states(prompts: Prompts, width: usize) -> usize {
+    let read = match prompts.last_token {
+        LastToken::Read => prompts.max_new_tokens,
+        LastToken::Unread => prompts.max_new_tokens.saturating_sub(1),
+    };
+    let tokens = prompts.count * (prompts.tokens + prompts.samples * read);
+    tokens * width * size_of::<f32>()
 }
 
 /// Bytes of the panels that generation with a decoder keeps, `adapters` on it among them: every matrix of its layers and the head

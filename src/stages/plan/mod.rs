@@ -1,7 +1,8 @@
 //! How much memory a run will take, stage by stage, known before it begins.
 //!
 //! Read are the configuration, each model's `config.json` (of adapters the file's header too) and, for the length of the prompts, these
-//! with the tokenizer; never a weight. A model that an earlier stage of the run is yet to make has the sizes of what that stage starts
+//! with the tokenizer. Weights are read in one case: a judge that is there already shares a trunk only if it was trained on it, which a sum
+//! of the policy's lowest layers tells. A model that an earlier stage of the run is yet to make has the sizes of what that stage starts
 //! from. Counted is what grows with the models or with the batch; the program itself, the data and the allocator's reserve
 //! come on top.
 

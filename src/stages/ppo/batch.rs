@@ -65,6 +65,7 @@ impl<'a> Run<'a> {
             if missing == 0 {
                 break;
             }
+            pool.forget_states(self.config.num_samples_per_prompt);
             let prompts = self.walk(start + pool.prompts.len() as u64, missing);
             let Some(sampled) = self.draw(&prompts, iteration, clock)? else {
                 return Ok(None);
@@ -148,6 +149,15 @@ impl<'a> Pool<'a> {
         self.sampled.scores.extend(sampled.scores);
         self.rounds += 1;
         Ok(())
+    }
+
+    /// Lets go what generation kept of groups without spread, so that those that are drawn in their place take no more memory. Should
+    /// they fill up the batch, it is computed once more from their tokens, to the same bits.
+    fn forget_states(&mut self, samples: usize) {
+        let groups = self.sampled.sequences.chunks_mut(samples);
+        let flat = groups.zip(&self.spread).filter(|(_, spread)| !**spread);
+        flat.flat_map(|(group, _)| group)
+            .for_each(|sequence| sequence.states = None);
     }
 
     /// The chosen groups, ascending, of `samples` sequences each.

@@ -31,6 +31,7 @@ use crate::train::configured::{is_due, schedule};
 use crate::train::metrics::{Keep, Metrics, StepLog, names};
 use crate::train::progress::Progress;
 use crate::train::run_folder::Done;
+use batch::Gathered;
 use clock::Clock;
 use evaluation::{Evaluator, Measured, Verdict};
 use rollouts::Sampler;
@@ -38,7 +39,8 @@ use state::{Optimizers, State, Store};
 use targets::targets;
 use update::{Outcome, PretrainMix};
 
-pub(super) use rollouts::cache_budget;
+pub(super) use rollouts::{cache_budget, run_length};
+pub(super) use scores::REFERENCE_SAMPLES;
 pub(super) use setup::sharing;
 
 /// Runs the stage; `None` when a signal stopped it.
@@ -176,10 +178,33 @@ impl<'a> Run<'a> {
         let mut clock = Clock::start();
 
         // 1. Roll out from the live weights of the actor, and score by the reward model.
-        let Some(mut gathered) = self.gather(iteration, &mut clock)? else {
+        let Some(gathered) = self.gather(iteration, &mut clock)? else {
             return Ok(());
         };
-        gathered.write(self.config, &mut metrics);
+
+        // 2. to 4. Score by the other roles, aim, update. The batch is gone before an evaluation generates more.
+        self.learn(iteration, gathered, clock, &mut metrics)?;
+
+        // 5. Evaluate, save.
+        if is_due(iteration, self.config.training.eval_steps) || iteration == self.iterations {
+            self.state.last = self.evaluate(&mut metrics)?;
+        }
+        self.log.write(&metrics)?;
+        if is_due(iteration, self.config.training.save_steps) || iteration == self.iterations {
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    /// Learns from what was gathered, and reports it.
+    fn learn(
+        &mut self,
+        iteration: u64,
+        mut gathered: Gathered,
+        mut clock: Clock,
+        metrics: &mut Metrics,
+    ) -> Result<()> {
+        gathered.write(self.config, metrics);
         let experience = Experience::new(std::mem::take(&mut gathered.batch.sequences))?;
 
         // 2. Score: actor and reference log-probs, values.
@@ -198,13 +223,7 @@ impl<'a> Run<'a> {
             scores: &gathered.batch.scores.total,
             baseline: gathered.baseline.as_ref(),
         };
-        let targets = targets(
-            self.config,
-            &mut self.state,
-            &experience,
-            inputs,
-            &mut metrics,
-        )?;
+        let targets = targets(self.config, &mut self.state, &experience, inputs, metrics)?;
 
         // 4. Update actor and critic.
         let batch = update::Batch {
@@ -213,21 +232,13 @@ impl<'a> Run<'a> {
             reference_log_probs: &reference,
             targets: &targets,
         };
-        self.update(iteration, &batch, &mut metrics)?;
+        self.update(iteration, &batch, metrics)?;
         clock.lap(names::TIME_UPDATE);
 
-        // 5. Report, evaluate, save.
         self.state.iteration = iteration;
         self.state.replacements += gathered.replacements;
-        clock.write(&mut metrics);
-        self.report(&mut metrics, &gathered, &experience, &old);
-        if is_due(iteration, self.config.training.eval_steps) || iteration == self.iterations {
-            self.state.last = self.evaluate(&mut metrics)?;
-        }
-        self.log.write(&metrics)?;
-        if is_due(iteration, self.config.training.save_steps) || iteration == self.iterations {
-            self.save()?;
-        }
+        clock.write(metrics);
+        self.report(metrics, &gathered, &experience, &old);
         Ok(())
     }
 

@@ -113,6 +113,19 @@ impl<'a> Sampler<'a> {
             .unwrap_or_default())
     }
 
+    /// The prompts of a measurement in the runs in which they are to be answered and scored: where states are kept, those of a run at
+    /// a time. Draws are functions of their keys, so that how prompts are cut changes no answer.
+    pub fn runs<'p, 'q>(
+        &self,
+        prompts: &'q [(u64, &'p Prompt)],
+    ) -> std::slice::Chunks<'q, (u64, &'p Prompt)> {
+        let length = match self.boundary {
+            None => prompts.len().max(1),
+            Some(_) => run_length(self.config),
+        };
+        prompts.chunks(length)
+    }
+
     fn requests(&self, prompts: &[(u64, &Prompt)], samples: usize) -> Vec<Request> {
         prompts
             .iter()
@@ -188,6 +201,12 @@ impl<'a> Sampler<'a> {
     pub fn text(&self, sequence: &Sequence) -> Result<String> {
         Ok(self.ends.text(self.tokenizer, &sequence.response())?)
     }
+}
+
+/// Most prompts of a measurement whose states are kept at once: as many sequences as a batch has, or as are generated at once.
+pub fn run_length(config: &Ppo) -> usize {
+    let batch = config.training.batch_size;
+    batch.max(config.rollout.rollout_batch)
 }
 
 /// How much cache the configuration lets a generation have.

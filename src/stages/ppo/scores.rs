@@ -7,12 +7,13 @@ use super::rewards;
 use super::rollouts::Sampler;
 use crate::config::{Ppo, ScoreNormalization};
 use crate::data::example::Prompt;
+use crate::reward::Scores;
 use crate::rlhf::score::{Overlong, clip_scores, penalize_missing_eos, penalize_overlong};
 use crate::rlhf::{RunningMoments, ScoreNormalizer};
 use crate::roles::{Roles, Sequence};
 
 /// Samples of the reference that fix the scale of scores.
-const REFERENCE_SAMPLES: usize = 256;
+pub const REFERENCE_SAMPLES: usize = 256;
 
 /// Normalised, clipped, and less the penalties: `[B]` → `[B]`.
 ///
@@ -64,8 +65,17 @@ pub fn normalizer(
                 .into_iter()
                 .map(|i| (i as u64, &prompts[i]))
                 .collect();
-            let samples = sampler.sample_all(&roles.reference, &prompts, Purpose::Split)?;
-            let scores = rewards::score(config, &roles.reward, sampler, &prompts, &samples)?;
+            let mut scores = Scores::default();
+            for run in sampler.runs(&prompts) {
+                let samples = sampler.sample_all(&roles.reference, run, Purpose::Split)?;
+                scores.extend(rewards::score(
+                    config,
+                    &roles.reward,
+                    sampler,
+                    run,
+                    &samples,
+                )?);
+            }
             ScoreNormalizer::from_reference(&scores.total).with_context(|| {
                 format!(
                     "ppo.score_normalization = \"reference\": {} answers of the reference give no scale of scores; set it to \

@@ -106,7 +106,7 @@ pub fn prompts(
     Ok(prompts)
 }
 
-/// What the response leaves for a prompt in the context of policy, reward models and judge.
+/// What the response leaves for a prompt in the context of policy, reward models and judge, and in a pass: a sequence is never cut.
 fn room(config: &Ppo, roles: &Roles, judge: Option<&RewardModel>) -> Limit {
     let context = |model: &Decoder| model.decoder_config().max_position_embeddings;
     let actor = ("the policy's", context(&roles.actor));
@@ -117,6 +117,16 @@ fn room(config: &Ppo, roles: &Roles, judge: Option<&RewardModel>) -> Limit {
     let least = |a: (&'static str, usize), b: (&'static str, usize)| if b.1 < a.1 { b } else { a };
     let (whose, context) = scorers.fold(actor, least);
     let response = config.generation.max_new_tokens;
+    let pass = config.training.micro_batch_tokens;
+    if pass < context {
+        return Limit {
+            tokens: pass.saturating_sub(response),
+            words: format!(
+                "ppo.micro_batch_tokens is {pass}, of which the response may take {response}"
+            ),
+            mend: "raise ppo.micro_batch_tokens, or lower ppo.max_new_tokens".to_owned(),
+        };
+    }
     Limit {
         tokens: context.saturating_sub(response),
         words: format!(

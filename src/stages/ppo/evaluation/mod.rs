@@ -97,26 +97,37 @@ impl<'a> Evaluator<'a> {
         roles: &Roles,
         step: u64,
     ) -> Result<(Measured, Vec<Sample>)> {
-        let prompts: Vec<_> = self
-            .prompts
-            .iter()
-            .enumerate()
-            .map(|(i, p)| (i as u64, p))
-            .collect();
-        let sequences = sampler.sample_all(&roles.actor, &prompts, Purpose::Evaluation)?;
+        let prompts: Vec<_> = (0..).zip(&self.prompts).collect();
+        let mut samples = Vec::with_capacity(prompts.len());
+        for run in sampler.runs(&prompts) {
+            samples.extend(self.answer(sampler, roles, run, step)?);
+        }
+        Ok((self.summarise(&samples), samples))
+    }
+
+    /// Answers these prompts and scores the answers; what generation kept of them is gone afterwards.
+    fn answer(
+        &self,
+        sampler: &Sampler,
+        roles: &Roles,
+        prompts: &[(u64, &Prompt)],
+        step: u64,
+    ) -> Result<Vec<Sample>> {
+        let sequences = sampler.sample_all(&roles.actor, prompts, Purpose::Evaluation)?;
         let limit = self.config.training.micro_batch_tokens;
         let temperature = self.config.generation.temperature as f32;
         let policy = roles::log_probs(&roles.actor, &sequences, temperature, limit)?;
         let reference =
             roles::log_probs(&roles.reference, &sequences, temperature, limit)?.log_probs;
-        let scores = rewards::score(self.config, &roles.reward, sampler, &prompts, &sequences)?;
+        let scores = rewards::score(self.config, &roles.reward, sampler, prompts, &sequences)?;
         let known = sequences.iter().map(|s| (&s.ids[..], s.states.as_ref()));
         let known: Vec<Scored> = known.collect();
         let judge = self.judge.map(|judge| judge.score_kept(&known, limit));
         let judge = judge.transpose()?;
         let mut at = 0;
         let mut samples = Vec::with_capacity(sequences.len());
-        for (index, sequence) in sequences.iter().enumerate() {
+        let asked = prompts.iter().zip(&sequences);
+        for (index, ((key, prompt), sequence)) in asked.enumerate() {
             let tokens = at..at + sequence.log_probs.len();
             at = tokens.end;
             let kl = policy.log_probs[tokens.clone()]
@@ -126,8 +137,8 @@ impl<'a> Evaluator<'a> {
                 .sum();
             samples.push(Sample {
                 step,
-                index,
-                prompt: self.prompts[index].text.clone(),
+                index: *key as usize,
+                prompt: prompt.text.clone(),
                 completion: sampler.text(sequence)?,
                 score: scores.total[index],
                 rewards: scores.of(index).collect(),
@@ -139,7 +150,7 @@ impl<'a> Evaluator<'a> {
                 finished: sequence.finished,
             });
         }
-        Ok((self.summarise(&samples), samples))
+        Ok(samples)
     }
 
     fn summarise(&self, samples: &[Sample]) -> Measured {

@@ -1,0 +1,104 @@
+//! The longest prompt, and how many there are.
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+
+use super::super::models::Folders;
+use super::super::roles::Models;
+use crate::config::{Ppo, TooLong};
+use crate::data::example::{Encoder, Limit};
+use crate::data::records::{Record, read};
+
+/// Tokens of the longest prompt, and where that is known from.
+pub(super) struct LongestPrompt {
+    pub tokens: usize,
+    /// How many there are to train on, and to evaluate on; as many as are asked for where that is not known.
+    pub counts: [usize; 2],
+    pub note: String,
+}
+
+impl LongestPrompt {
+    pub fn of(folders: Folders, config: &Ppo, models: &Models) -> Result<Self> {
+        let (pass, response) = (
+            config.training.micro_batch_tokens,
+            config.generation.max_new_tokens,
+        );
+        if let Some(Longest { tokens, counts, .. }) = longest_prompt(folders, config)? {
+            ensure!(
+                tokens + response <= pass,
+                "the longest prompt has {tokens} tokens and its response may take {response}, more than ppo.micro_batch_tokens = {pass}; \
+                 raise it to {} or more, or lower ppo.max_new_tokens",
+                tokens + response
+            );
+            let note = format!("the longest prompt has {tokens} tokens");
+            return Ok(Self {
+                tokens,
+                counts,
+                note,
+            });
+        }
+        let scorers = models.rewards.iter().map(|reward| &reward.decoder);
+        let contexts = scorers.chain([&models.policy.decoder]);
+        let least = contexts
+            .map(|decoder| decoder.max_position_embeddings)
+            .min();
+        let context = least.unwrap_or(0);
+        let tokens = context.min(pass).saturating_sub(response);
+        let whose = match pass < context {
+            true => "ppo.micro_batch_tokens",
+            false => "the context",
+        };
+        let note = format!(
+            "the prompts cannot be counted before their file and the tokenizer are there; taken are {tokens} tokens, all that {whose} \
+             leaves"
+        );
+        let counts = [usize::MAX; 2];
+        Ok(Self {
+            tokens,
+            counts,
+            note,
+        })
+    }
+}
+
+/// The longest prompt.
+pub struct Longest {
+    /// Its record.
+    pub record: Record,
+    /// Its length.
+    pub tokens: usize,
+    /// How many prompts there are to train on, and to evaluate on.
+    pub counts: [usize; 2],
+}
+
+/// The longest prompt to train or evaluate on, if the files and the tokenizer are there.
+///
+/// # Errors
+/// If a file or the tokenizer cannot be read, or a record is no prompt.
+pub fn longest_prompt(folders: Folders, config: &Ppo) -> Result<Option<Longest>> {
+    let files: Vec<&Path> = std::iter::once(config.prompts.as_path())
+        .chain(config.eval_prompts.as_deref())
+        .collect();
+    if !files.iter().all(|file| file.exists()) {
+        return Ok(None);
+    }
+    let Some(tokenizer) = folders.tokenizer(&config.from)? else {
+        return Ok(None);
+    };
+    let encoder = Encoder::new(&tokenizer, Limit::none(), TooLong::Error)?;
+    let (mut longest, mut counts) = (None, [0; 2]);
+    for (file, count) in files.into_iter().zip(&mut counts) {
+        let records = read(file)?;
+        *count = records.len();
+        let prompts = encoder.prompts(&records)?.items;
+        let lengths = prompts.iter().map(|prompt| prompt.ids.len());
+        let found = records.into_iter().zip(lengths);
+        longest = found.chain(longest).max_by_key(|(_, tokens)| *tokens);
+    }
+    Ok(longest.map(|(record, tokens)| Longest {
+        record,
+        tokens,
+        counts,
+    }))
+}

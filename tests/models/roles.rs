@@ -1,0 +1,223 @@
+//! What the roles of PPO own once they are loaded on their ground, against what `plan` lists of the same folders.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::Device;
+use collimate::config::{Config, Document, Ppo};
+use collimate::model::config::{Head, TensorSpec};
+use collimate::model::hf_config::HfConfig;
+use collimate::model::lora::Layers;
+use collimate::model::trunk::in_trunk;
+use collimate::model::weights::SaveDtype;
+use collimate::model::{Decoder, Holding};
+use collimate::ops::param::Training;
+use collimate::roles::{CriticStart, Ground, Roles, Sharing};
+use collimate::stages::plan::plan;
+use collimate::stages::plan::roles::Role;
+use tempfile::TempDir;
+
+use crate::memory::{bytes, check, load, lora, names, own};
+use crate::support::{Anyhow, LANGUAGE_MODELS, folder};
+
+/// `[ppo]`'s keys for adapters as [`lora`] has them, on the uppermost layer.
+const ADAPTERS: &str = "share = \"adapter\"\nlora = { r = 3, lora_alpha = 4.0, target_modules = \"all-linear\", layers_to_transform = \"top:1\" }";
+
+/// Folders that PPO starts from, and what it is to share.
+struct Case {
+    policy: PathBuf,
+    reward: TempDir,
+    judge: TempDir,
+    sharing: Sharing,
+    /// The keys that say so.
+    keys: &'static str,
+}
+
+impl Case {
+    fn config(&self, critic_from: &str) -> Anyhow<Config> {
+        let text = format!(
+            "[run]\nname = \"trial\"\n[ppo]\nfrom = {:?}\nprompts = \"prompts.jsonl\"\neval_prompts = \"held-out.jsonl\"\n\
+             reward_model = {:?}\njudge_model = {:?}\ncritic_from = \"{critic_from}\"\nmax_new_tokens = 4\n{}\n",
+            self.policy,
+            self.reward.path(),
+            self.judge.path(),
+            self.keys
+        );
+        let document = Document::parse(&text, Path::new("config.toml"))?;
+        Ok(Config::resolve(&document)?)
+    }
+
+    /// The roles as PPO loads them.
+    fn load(&self, config: &Ppo, critic: CriticStart) -> Anyhow<Roles> {
+        let ground = Ground::load(&self.policy, &self.sharing, 1, &Device::Cpu)?;
+        let (rewards, judge) = (config.reward_components(), Some(self.judge.path()));
+        let (sharing, policy) = (&self.sharing, &self.policy);
+        Ok(Roles::load(
+            ground,
+            sharing,
+            policy,
+            Some(critic),
+            &rewards,
+            judge,
+        )?)
+    }
+
+    /// Holds the loaded roles against the plan, whatever the critic starts from; the plan's names.
+    fn check(&self) -> Anyhow<Vec<String>> {
+        let mut found = Vec::new();
+        let policy = CriticStart::Policy {
+            folder: &self.policy,
+            seed: 1,
+        };
+        let reward = CriticStart::RewardModel(self.reward.path());
+        for (key, critic) in [("policy", policy), ("reward_model", reward)] {
+            let config = self.config(key)?;
+            let planned = plan(&config)?.remove(0).roles;
+            check_roles(
+                &planned,
+                &self.load(config.ppo.as_ref().expect("ppo"), critic)?,
+            );
+            found = names(&planned).into_iter().map(str::to_owned).collect();
+        }
+        Ok(found)
+    }
+}
+
+/// Each role owns what is listed for it, and all of them together hold no tensor more.
+#[track_caller]
+fn check_roles(planned: &[Role], roles: &Roles) {
+    let critic = roles.critic.as_ref().expect("a critic");
+    let reward = roles.reward.models().next().expect("a reward model").1;
+    let judge = roles.judge.as_ref().expect("a judge").decoder();
+    let decoders = [
+        ("actor", &roles.actor),
+        ("critic", critic),
+        ("reference", &roles.reference),
+        ("reward", reward.decoder()),
+        ("judge", judge),
+    ];
+    let listed = |name: &str| planned.iter().find(|role| role.name == name);
+    for (name, decoder) in decoders {
+        match (listed(name), name) {
+            // The reference is the policy as it was read, with what the others share of it.
+            (Some(role), "reference") if listed("trunk").is_some() => {
+                let trunk = bytes(roles.actor.params().shared());
+                let owned = bytes(decoder.params().owned());
+                assert_eq!(role.weights() + trunk, owned, "{name}");
+                assert_eq!(listed("trunk").map(Role::weights), Some(trunk));
+            }
+            (Some(role), _) => check(role, decoder),
+            (None, _) => {
+                assert_eq!(name, "reference");
+                check(listed("base").expect("a base"), decoder);
+            }
+        }
+    }
+    let params = decoders
+        .iter()
+        .flat_map(|(_, decoder)| decoder.params().iter());
+    let each: HashMap<_, _> = params.map(|p| (Arc::as_ptr(p), p.bytes())).collect();
+    let listed: usize = planned.iter().map(Role::weights).sum();
+    assert_eq!(each.values().sum::<usize>(), listed);
+}
+
+/// A reward model of which the `layers` lowest layers are those of `policy`.
+fn branch(policy: &Path, layers: usize) -> Anyhow<TempDir> {
+    let holding = |spec: &TensorSpec| match layers > 0 && in_trunk(&spec.name, layers) {
+        true => Holding::Own(Training::Frozen),
+        false => Holding::Own(Training::Trained),
+    };
+    let saved = tempfile::tempdir()?;
+    Decoder::load_sharing(policy, Head::Score, 3, holding, &Device::Cpu)?
+        .save(saved.path(), SaveDtype::F32)?;
+    Ok(saved)
+}
+
+/// A reward model that has nothing of `policy` but its sizes.
+fn stranger(policy: &Path) -> Anyhow<TempDir> {
+    let mut config = HfConfig::read(policy)?;
+    config.decoder.head = Head::Score;
+    let saved = tempfile::tempdir()?;
+    Decoder::fresh(config, 5, |_| Training::Frozen, &Device::Cpu)?
+        .save(saved.path(), SaveDtype::F32)?;
+    Ok(saved)
+}
+
+/// Adapters on the uppermost layer of a fixture.
+fn adapter(name: &str, head: Head) -> Anyhow<TempDir> {
+    let base = load(name, Head::LanguageModel, own(Training::Frozen))?;
+    let saved = tempfile::tempdir()?;
+    Decoder::adapt(&base, &lora(Layers::Top(1)), head, 2, Training::Trained)?.save_adapter(
+        saved.path(),
+        &folder(name),
+        SaveDtype::F32,
+    )?;
+    Ok(saved)
+}
+
+#[test]
+fn roles_that_share_nothing_own_what_is_planned() -> Anyhow {
+    for name in LANGUAGE_MODELS {
+        let policy = folder(name);
+        let case = Case {
+            reward: branch(&policy, 0)?,
+            judge: stranger(&policy)?,
+            policy,
+            sharing: Sharing::None,
+            keys: "",
+        };
+        let names = ["actor", "critic", "reference", "reward", "judge"];
+        assert_eq!(case.check()?, names, "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn roles_on_a_trunk_own_what_is_planned() -> Anyhow {
+    for name in LANGUAGE_MODELS {
+        let policy = folder(name);
+        for judge in [branch(&policy, 2)?, stranger(&policy)?] {
+            let case = Case {
+                policy: policy.clone(),
+                reward: branch(&policy, 2)?,
+                judge,
+                sharing: Sharing::Trunk { layers: 2 },
+                keys: "share = \"trunk\"\ntrunk_layers = 2",
+            };
+            let names = ["trunk", "actor", "critic", "reference", "reward", "judge"];
+            assert_eq!(case.check()?, names, "{name}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn roles_of_adapters_own_what_is_planned() -> Anyhow {
+    for name in LANGUAGE_MODELS {
+        let policy = folder(name);
+        for judge in [adapter(name, Head::Score)?, stranger(&policy)?] {
+            let case = Case {
+                policy: policy.clone(),
+                reward: adapter(name, Head::Score)?,
+                judge,
+                sharing: Sharing::Adapter(Some(lora(Layers::Top(1)))),
+                keys: ADAPTERS,
+            };
+            let names = ["base", "actor", "critic", "reward", "judge"];
+            assert_eq!(case.check()?, names, "{name}");
+        }
+        // A policy that has adapters leaves a frozen copy of them to the reference.
+        let tuned = adapter(name, Head::LanguageModel)?;
+        let case = Case {
+            policy: tuned.path().to_owned(),
+            reward: adapter(name, Head::Score)?,
+            judge: adapter(name, Head::Score)?,
+            sharing: Sharing::Adapter(None),
+            keys: "share = \"adapter\"",
+        };
+        let names = ["base", "actor", "critic", "reference", "reward", "judge"];
+        assert_eq!(case.check()?, names, "{name}");
+    }
+    Ok(())
+}
