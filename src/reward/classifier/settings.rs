@@ -13,6 +13,18 @@ use serde_json::{Map, Value, json};
 use super::wrong;
 use crate::reward::RewardError;
 
+/// What no model has none of; candle-transformers divides by some of them.
+const SIZES: [&str; 8] = [
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "attention_head_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "pooler_hidden_size",
+];
+
 /// What `config.json` says.
 pub struct Settings {
     /// The model's folder, for errors.
@@ -265,6 +277,11 @@ impl Settings {
     }
 
     fn parse<T: DeserializeOwned>(&self, fields: Map<String, Value>) -> Result<T, RewardError> {
+        let none = |key: &&&str| fields.get(**key).and_then(Value::as_f64) == Some(0.0);
+        if let Some(key) = SIZES.iter().find(none) {
+            let message = format!("config.json has {key} = 0; a model has at least one of them");
+            return Err(self.wrong(&message));
+        }
         serde_json::from_value(Value::Object(fields))
             .map_err(|error| self.wrong(&format!("config.json: {error}")))
     }
