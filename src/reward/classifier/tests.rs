@@ -262,6 +262,7 @@ fn what_is_not_computed_is_refused() {
         ("deberta_v3", "num_attention_heads", json!(0)),
         ("deberta_v3", "attention_head_size", json!(0)),
         ("modernbert", "num_attention_heads", json!(0)),
+        ("modernbert", "num_attention_heads", json!(1000)),
         ("modernbert", "hidden_size", json!(0)),
         ("modernbert", "vocab_size", json!(0)),
         ("bert", "num_hidden_layers", json!(4)),
