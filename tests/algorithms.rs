@@ -5,17 +5,18 @@
 
 #[path = "algorithms/policy_update.rs"]
 mod policy_update;
+#[path = "algorithms/scores.rs"]
+mod scores;
 
 use candle_core::{Device, Tensor, Var};
 use collimate::config::{self, Dpo, LossType, Ppo};
 use collimate::rlhf::advantage::gae::{Gae, GaeConfig, gae};
-use collimate::rlhf::advantage::remax::remax;
 use collimate::rlhf::advantage::{group, reinforce};
 use collimate::rlhf::preference::{
     DirectLoss, DirectPreferenceConfig, bradley_terry, direct_preference,
 };
 use collimate::rlhf::reward::token_rewards;
-use collimate::rlhf::stats::{mean, whiten};
+use collimate::rlhf::stats::whiten;
 use collimate::rlhf::{
     AdaptiveKl, KlController, KlEstimator, LossAggregation, Mean, PolicyLossConfig, Rows, Totals,
     ValueLossConfig, policy_loss, value_loss,
@@ -379,22 +380,6 @@ fn adaptive_kl_coefficients() {
         })
         .collect();
     golden.check_list(&coefs, "/adaptive_kl/beta");
-}
-
-/// With one greedy completion a prompt, here the group's mean, ReMax is Dr. GRPO; its baseline may be any number.
-#[test]
-fn remax_advantages() {
-    let golden = Golden::load();
-    let groups = golden.matrix("/groups/score");
-    let (scores, group_size) = (groups.concat(), groups[0].len());
-    let means: Vec<f64> = groups.iter().map(|group| mean(group)).collect();
-    let pointer = "/groups/dr_grpo/advantages";
-    let expected = golden.matrix(pointer).concat();
-    check(
-        &remax(&scores, &means, group_size).unwrap(),
-        &expected,
-        pointer,
-    );
 }
 
 /// What the formulas give with the constants that `[ppo]` and `[dpo]` have when nothing is typed, against TRL with those that its

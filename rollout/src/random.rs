@@ -15,7 +15,7 @@ use std::f64::consts::TAU;
 /// What a draw is for. Draws of different purposes are independent even when all their indices
 /// agree.
 ///
-/// The values are part of the format: changing one changes every result that follows from a seed.
+/// The values are part of the format: changing one changes every result that follows from a seed. 5 is free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Purpose {
@@ -27,8 +27,6 @@ pub enum Purpose {
     Mixture = 3,
     /// Tokens drawn during rollouts.
     Sample = 4,
-    /// Dropout masks.
-    Dropout = 5,
     /// Tokens drawn during evaluation.
     Evaluation = 6,
     /// Order of sequences within a PPO epoch.

@@ -158,10 +158,15 @@ impl Keys<'_, '_> {
         self.note(key, None, format!("is required: {mend}"));
     }
 
-    /// `value` must be larger than `low`; NaN is not.
+    /// `value` must be larger than `low`; NaN and infinity are not.
     pub fn above(&mut self, key: &str, value: f64, low: f64, mend: &str) {
         if !(value > low && value.is_finite()) {
-            self.wrong(key, value, format!("must be larger than {low}; {mend}"));
+            let finite = finite(value);
+            self.wrong(
+                key,
+                value,
+                format!("must be {finite}larger than {low}; {mend}"),
+            );
         }
     }
 
@@ -179,7 +184,12 @@ impl Keys<'_, '_> {
     /// `value` must be zero or larger; NaN and infinity are not.
     pub fn not_negative(&mut self, key: &str, value: f64, mend: &str) {
         if !(value >= 0.0 && value.is_finite()) {
-            self.wrong(key, value, format!("must be zero or larger; {mend}"));
+            let finite = finite(value);
+            self.wrong(
+                key,
+                value,
+                format!("must be {finite}zero or larger; {mend}"),
+            );
         }
     }
 
@@ -232,6 +242,14 @@ impl Keys<'_, '_> {
             place,
             message,
         });
+    }
+}
+
+/// What is said first of a number that is none or has no end.
+fn finite(value: f64) -> &'static str {
+    match value.is_finite() {
+        true => "",
+        false => "finite and ",
     }
 }
 

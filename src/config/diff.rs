@@ -236,14 +236,17 @@ mod tests {
 
     #[test]
     fn evaluations_matter_where_they_stop_training() {
-        assert_eq!(
-            changes(&["sft.eval_steps=7"]),
-            vec![("sft.eval_steps".into(), Effect::Harmless)]
-        );
-        let patient = &["sft.early_stopping_patience=3", "sft.eval_fraction=0.1"];
-        let old = resolve(patient).unwrap();
-        let new = resolve(&[patient[0], patient[1], "sft.eval_steps=7"]).unwrap();
-        assert_eq!(diff(&old, &new).unwrap()[0].effect, Effect::ChangesResult);
+        let effect = |stage: &[&str]| {
+            let old = resolve(stage).unwrap();
+            let new = resolve(&[stage, &["sft.eval_steps=7"]].concat()).unwrap();
+            let changes = diff(&old, &new).unwrap();
+            assert_eq!((changes.len(), &*changes[0].key), (1, "sft.eval_steps"));
+            changes[0].effect
+        };
+        let held_out = "sft.eval_fraction=0.1";
+        assert_eq!(effect(&[held_out]), Effect::Harmless);
+        let patient = ["sft.early_stopping_patience=3", held_out];
+        assert_eq!(effect(&patient), Effect::ChangesResult);
     }
 
     #[test]

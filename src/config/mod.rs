@@ -57,9 +57,9 @@ pub use ppo::{
 pub use pretrain::Pretrain;
 pub use reward::Reward;
 pub use rewards::{
-    ClassifierReward, Combine, EnsembleReward, ExactReward, HttpReward, JsonReward, Label,
-    LengthReward, ModelReward, NumericReward, Output, ProgramReward, Reads, RegexReward,
-    RepetitionReward, RewardComponent, RewardKind, Unit,
+    ClassifierReward, Combine, EnsembleReward, ExactReward, HttpReward, JsonReward,
+    LONGEST_BACKOFF, Label, LengthReward, ModelReward, NumericReward, Output, ProgramReward, Reads,
+    RegexReward, RepetitionReward, RewardComponent, RewardKind, Unit,
 };
 pub use run::{Device, Run};
 pub use sft::{Sft, TooLong};

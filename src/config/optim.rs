@@ -115,9 +115,11 @@ impl Training {
         }
     }
 
-    pub(super) fn check(&self, keys: &mut Keys<'_, '_>) {
+    /// Notes values out of range; `usual` are the stage's defaults.
+    pub(super) fn check(&self, usual: &Self, keys: &mut Keys<'_, '_>) {
         self.check_length(keys);
         self.check_optimizer(keys);
+        self.check_min_lr(usual, keys);
         keys.at_least("batch_size", self.batch_size, 1, "32 is usual");
         keys.at_least(
             "micro_batch_tokens",
@@ -150,13 +152,6 @@ impl Training {
 
     fn check_optimizer(&self, keys: &mut Keys<'_, '_>) {
         keys.not_negative("learning_rate", self.learning_rate, "0 trains nothing");
-        keys.between(
-            "min_lr_ratio",
-            self.min_lr_ratio,
-            0.0,
-            1.0,
-            "it is a share of learning_rate",
-        );
         keys.not_negative("weight_decay", self.weight_decay, "0 switches it off");
         for (key, beta) in [
             ("adam_beta1", self.adam_beta1),
@@ -179,6 +174,43 @@ impl Training {
         if self.max_steps > 0 && self.warmup_steps > self.max_steps {
             let message = format!("is longer than max_steps = {}; shorten it", self.max_steps);
             keys.wrong("warmup_steps", self.warmup_steps, message);
+        }
+    }
+
+    fn check_min_lr(&self, usual: &Self, keys: &mut Keys<'_, '_>) {
+        let ratio = self.min_lr_ratio;
+        keys.between(
+            "min_lr_ratio",
+            ratio,
+            0.0,
+            1.0,
+            "it is a share of learning_rate",
+        );
+        // Defaults pass, for the file in a run folder writes them out.
+        if self.lr_scheduler_type == LrScheduler::Constant && ratio != usual.min_lr_ratio {
+            let message = "is of no use while lr_scheduler_type is \"constant\"; set that to \"cosine\" or \"linear\", or remove this key";
+            keys.wrong("min_lr_ratio", ratio, message);
+        }
+    }
+
+    /// `eval_steps`, if someone set it beside the stage's defaults. 0 passes anywhere, for it asks for no evaluation.
+    pub(super) fn asked_eval_steps(&self, usual: &Self) -> Option<usize> {
+        let steps = self.eval_steps;
+        (steps != usual.eval_steps && steps > 0).then_some(steps)
+    }
+
+    /// Without held-out records nothing is evaluated, and `eval_steps` was set in vain; `keys_of_them` are the keys that name some.
+    pub(super) fn refuse_eval_steps(
+        &self,
+        usual: &Self,
+        keys_of_them: &str,
+        keys: &mut Keys<'_, '_>,
+    ) {
+        if let Some(steps) = self.asked_eval_steps(usual) {
+            let message = format!(
+                "is of no use without held-out records; set {keys_of_them}, or remove this key"
+            );
+            keys.wrong("eval_steps", steps, message);
         }
     }
 

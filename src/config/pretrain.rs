@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::check::Checker;
+use super::check::{Checker, Keys};
 use super::data::Data;
 use super::optim::Training;
 
@@ -58,9 +58,23 @@ impl Pretrain {
             2,
             "a row needs a token and the next one",
         );
-        self.training.check(&mut keys);
+        let usual = &Self::default().training;
+        self.training.check(usual, &mut keys);
+        if self.eval_data.is_empty() {
+            self.refuse_evaluation_keys(usual, &mut keys);
+        }
         self.training
             .check_row("context_length", self.context_length, &mut keys);
+    }
+
+    /// Without `eval_data` nothing is evaluated, and what shapes an evaluation was set in vain.
+    fn refuse_evaluation_keys(&self, usual: &Training, keys: &mut Keys<'_, '_>) {
+        self.training.refuse_eval_steps(usual, "eval_data", keys);
+        if self.eval_batches > 0 {
+            let message =
+                "is of no use without held-out records; set eval_data, or remove this key";
+            keys.wrong("eval_batches", self.eval_batches, message);
+        }
     }
 
     /// The data files by key.

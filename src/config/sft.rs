@@ -96,7 +96,12 @@ impl Sft {
         self.training
             .check_patience(self.early_stopping_patience, &self.held_out, &mut keys);
         self.trainable.check(&mut keys);
-        self.training.check(&mut keys);
+        let usual = &Self::default().training;
+        self.training.check(usual, &mut keys);
+        if self.held_out.is_empty() {
+            self.training
+                .refuse_eval_steps(usual, "eval_data or eval_fraction", &mut keys);
+        }
         self.training
             .check_row("max_length", self.max_length, &mut keys);
     }

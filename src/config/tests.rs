@@ -103,6 +103,46 @@ fn what_is_not_typed_is_filled() {
 }
 
 #[test]
+fn a_rate_that_does_not_fall_has_no_end() {
+    for (stage, usual) in [("pretrain", 0.1), ("sft", 0.0), ("ppo", 0.0)] {
+        let constant = format!("{stage}.lr_scheduler_type=constant");
+        let end = |ratio: f64| format!("{stage}.min_lr_ratio={ratio}");
+        refused(
+            &[&constant, &end(0.5)],
+            &[&format!("{stage}.min_lr_ratio"), "\"constant\""],
+        );
+        // The file in a run folder writes the default out.
+        assert!(resolve(&[&constant, &end(usual)]).is_ok());
+        let falls = format!("{stage}.lr_scheduler_type=linear");
+        assert!(resolve(&[&falls, &end(0.5)]).is_ok());
+    }
+    refused(&["ppo.min_lr_ratio=0.1"], &["ppo.min_lr_ratio"]);
+}
+
+#[test]
+fn eval_steps_are_refused_where_nothing_is_held_out() {
+    for stage in ["pretrain", "sft", "dpo", "reward", "judge"] {
+        let asked = format!("{stage}.eval_steps=7");
+        let says = [
+            &*format!("{stage}.eval_steps"),
+            "without held-out records",
+            "eval_data",
+        ];
+        refused(&[&asked], &says);
+        for kept in ["eval_steps=0", "eval_steps=100"] {
+            assert!(resolve(&[&format!("{stage}.{kept}")]).is_ok());
+        }
+        let held_out = format!("{stage}.eval_data=held_out.jsonl");
+        assert!(resolve(&[&held_out, &asked]).is_ok());
+    }
+    assert!(resolve(&["sft.eval_fraction=0.1", "sft.eval_steps=7"]).is_ok());
+    refused(
+        &["pretrain.eval_batches=2"],
+        &["pretrain.eval_batches", "eval_data"],
+    );
+}
+
+#[test]
 fn preference_tuning_starts_where_ppo_does() {
     let dpo = |overrides: &[&str]| resolve(overrides).unwrap().dpo.unwrap();
     assert_eq!(dpo(&[]).from, Path::new("runs/trial/sft/final"));
@@ -129,6 +169,8 @@ fn keys_without_effect_on_a_preference_loss_are_refused() {
     for (key, says) in [
         ("dpo.label_smoothing=0.5", "below 0.5"),
         ("dpo.beta=0", "must be larger than 0"),
+        ("dpo.beta=inf", "must be finite and larger than 0"),
+        ("dpo.weight_decay=inf", "must be finite and zero or larger"),
         ("dpo.loss_type=kto", "unknown word"),
         ("dpo.micro_batch_tokens=100", "2 × max_length = 2048"),
         ("dpo.early_stopping_patience=2", "early stopping needs"),

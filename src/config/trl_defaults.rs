@@ -6,9 +6,13 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Dpo, Ppo, Reward, Sft};
+use super::check::Checker;
+use super::{AdvantageEstimator, Dpo, Ppo, Reward, Sft};
+
+mod groups;
 
 /// What became of a field of TRL's.
+#[derive(Clone, Copy)]
 enum Ours {
     /// The key has its default.
     Same(&'static str),
@@ -19,6 +23,7 @@ enum Ours {
 }
 use Ours::{Absent, Differs, Same};
 
+/// A field, or all that begin as `begin_*`.
 type Row = (&'static str, Ours);
 
 /// What all stages have in common.
@@ -77,6 +82,10 @@ const SHARED: &[Row] = &[
     (
         "dataset_num_proc",
         Absent("records are read on all threads"),
+    ),
+    (
+        "shuffle_dataset",
+        Absent("records are always shuffled, by the seed"),
     ),
     (
         "model_init_kwargs",
@@ -139,10 +148,6 @@ const SFT: &[Row] = &[
     ),
     ("dataset_kwargs", Absent("there are no others to pass on")),
     (
-        "shuffle_dataset",
-        Absent("records are always shuffled, by the seed"),
-    ),
-    (
         "packing",
         Absent("rows are always packed, and see nothing of one another"),
     ),
@@ -177,14 +182,8 @@ const REWARD: &[Row] = &[
     ),
 ];
 
-const PPO: &[Row] = &[
-    (
-        "learning_rate",
-        Differs(
-            "learning_rate",
-            "1e-6 is the actor's in OpenRLHF and verl; the critic has a rate of its own",
-        ),
-    ),
+/// What trains on completions that it samples.
+const ON_POLICY: &[Row] = &[
     (
         "lr_scheduler_type",
         Differs(
@@ -195,6 +194,20 @@ const PPO: &[Row] = &[
     (
         "num_train_epochs",
         Absent("without max_steps and max_epochs it is one pass over the prompts"),
+    ),
+    (
+        "ds3_gather_for_generation",
+        Absent("generation reads the weights that are trained"),
+    ),
+];
+
+const PPO: &[Row] = &[
+    (
+        "learning_rate",
+        Differs(
+            "learning_rate",
+            "1e-6 is the actor's in OpenRLHF and verl; the critic has a rate of its own",
+        ),
     ),
     ("num_mini_batches", Same("num_mini_batches")),
     (
@@ -265,10 +278,6 @@ const PPO: &[Row] = &[
     ("cliprange_value", Same("cliprange_value")),
     ("gamma", Same("gamma")),
     ("lam", Same("lam")),
-    (
-        "ds3_gather_for_generation",
-        Absent("generation reads the weights that are trained"),
-    ),
 ];
 
 const DPO: &[Row] = &[
@@ -299,6 +308,10 @@ const DPO: &[Row] = &[
     ("beta", Same("beta")),
     ("use_weighting", Absent("WPO is not here")),
     ("discopop_tau", Absent("DiscoPOP is not here")),
+];
+
+/// What moves the reference.
+const REFERENCE: &[Row] = &[
     (
         "sync_ref_model",
         Absent("the reference stays as it was, TRL's default"),
@@ -317,7 +330,7 @@ fn check(class: &str, ours: &impl Serialize, rows: &[&[Row]]) {
     let (theirs, ours) = (&golden[class], serde_json::to_value(ours).unwrap());
     let rows: Vec<&Row> = rows.iter().flat_map(|rows| rows.iter()).collect();
     for (field, theirs) in theirs.as_object().expect("a class of TRL's") {
-        let row = rows.iter().find(|(name, _)| name == field);
+        let row = rows.iter().find(|(name, _)| is_named(name, field));
         let (_, row) = row.unwrap_or_else(|| panic!("{class}: nothing is said of TRL's {field}"));
         let default = |key: &str| {
             let found = ours.get(key);
@@ -349,6 +362,21 @@ fn check(class: &str, ours: &impl Serialize, rows: &[&[Row]]) {
     }
 }
 
+fn is_named(name: &str, field: &str) -> bool {
+    match name.strip_suffix('*') {
+        Some(start) => field.starts_with(start),
+        None => name == field,
+    }
+}
+
+/// `[ppo]` with one of its estimators and what unset keys then take.
+fn with(estimator: AdvantageEstimator) -> Ppo {
+    let mut ppo = Ppo::default();
+    ppo.objective.advantage_estimator = estimator;
+    ppo.fill(Some("reward/final".into()), None, &mut Checker::flags());
+    ppo
+}
+
 /// Numbers by value; a list of one is what it holds, as TRL has `["sigmoid"]`.
 fn is_same(ours: &Value, theirs: &Value) -> bool {
     match (ours, theirs) {
@@ -362,7 +390,16 @@ fn is_same(ours: &Value, theirs: &Value) -> bool {
 fn every_default_of_trls_is_ours_or_differs_for_a_reason() {
     check("sft", &Sft::default(), &[SHARED, SUPERVISED, SFT]);
     check("reward", &Reward::default(), &[SHARED, SUPERVISED, REWARD]);
-    check("ppo", &Ppo::default(), &[SHARED, PPO]);
-    check("dpo", &Dpo::default(), &[SHARED, SUPERVISED, DPO]);
+    check("ppo", &Ppo::default(), &[SHARED, ON_POLICY, PPO]);
+    check(
+        "dpo",
+        &Dpo::default(),
+        &[SHARED, SUPERVISED, DPO, REFERENCE],
+    );
+    let (shared, groups) = ([SHARED, ON_POLICY, REFERENCE].concat(), groups::BOTH);
+    let grpo = with(AdvantageEstimator::Grpo);
+    check("grpo", &grpo, &[&shared, groups, groups::GRPO]);
+    let rloo = with(AdvantageEstimator::Rloo);
+    check("rloo", &rloo, &[&shared, groups, groups::RLOO]);
     check("cpo", &Dpo::default(), &[CPO]);
 }

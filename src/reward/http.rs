@@ -10,10 +10,7 @@ use ureq::{Agent, Error};
 
 use super::exchange::{question, scores, shown};
 use super::{Batch, Completion, Reward, RewardError};
-use crate::config::HttpReward;
-
-/// Longest pause between two attempts, in seconds.
-const LONGEST_WAIT: f64 = 60.0;
+use crate::config::{HttpReward, LONGEST_BACKOFF};
 
 /// An endpoint that scores.
 pub struct Http {
@@ -59,7 +56,7 @@ impl Http {
 
     fn ask(&self, completions: &[Completion]) -> Result<Vec<f32>, RewardError> {
         let body = question(completions).to_string();
-        let mut wait = self.config.backoff_seconds.min(1e9);
+        let mut wait = self.config.backoff_seconds;
         let mut left = self.config.retries;
         loop {
             match self.send(&body) {
@@ -76,7 +73,7 @@ impl Http {
                 }
                 Err(_) => {
                     thread::sleep(Duration::from_secs_f64(wait));
-                    wait = (wait * 2.0).min(LONGEST_WAIT);
+                    wait = (wait * 2.0).min(LONGEST_BACKOFF);
                     left -= 1;
                 }
             }

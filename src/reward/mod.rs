@@ -26,7 +26,7 @@ pub use http::Http;
 pub use lexicon::{Lexicon, LexiconError, Valence};
 pub use model::{RewardModel, Scored, Standing};
 pub use program::Program;
-pub use rules::{Exact, Json, Length, Numeric, Pattern, Repetition};
+pub use rules::{Exact, Json, Length, Numeric, Pattern, Repetition, repeated};
 pub use sum::{Rewards, Scores};
 
 /// One completion, with all that a score may depend on.

@@ -23,7 +23,7 @@ pub enum Standing {
     /// Nothing: it reads token ids.
     Alone,
     /// The layers below the boundary at which generation keeps states: it starts from these.
-    OnTrunk,
+    Shared,
 }
 
 /// A sequence to be scored: its ids, and what generation computed of them, if it kept that.
@@ -39,10 +39,10 @@ impl RewardModel {
     }
 
     /// Wraps one that shares the policy's layers below the boundary.
-    pub fn on_trunk(decoder: Decoder) -> Self {
+    pub fn sharing(decoder: Decoder) -> Self {
         Self {
             decoder,
-            standing: Standing::OnTrunk,
+            standing: Standing::Shared,
         }
     }
 

@@ -25,8 +25,7 @@ const MAX_EXPONENT: f64 = 20.0;
 const MAX_K3: f64 = 10.0;
 
 /// Which estimate of the per-token KL is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KlEstimator {
     /// d: the default, and the only one whose sum over a sequence is its log-prob ratio.
     K1,

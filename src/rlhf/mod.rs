@@ -16,6 +16,7 @@
 pub mod advantage;
 pub mod aggregation;
 pub mod differentiable;
+pub mod ensemble;
 mod error;
 pub mod kl;
 pub mod kl_controller;

@@ -38,11 +38,6 @@ impl RunningMoments {
         self.count += batch.len() as u64;
     }
 
-    /// Number of scores seen.
-    pub fn count(&self) -> u64 {
-        self.count
-    }
-
     /// Their mean; 0 before the first.
     pub fn mean(&self) -> f64 {
         self.mean
@@ -208,7 +203,7 @@ mod tests {
         for batch in [&SCORES[..1], &SCORES[1..5], &[], &SCORES[5..]] {
             moments.observe(batch);
         }
-        assert_eq!(moments.count(), 7);
+        assert_eq!(moments.count, 7);
         assert!((moments.mean() - mean(&SCORES)).abs() < 1e-12);
         assert!((moments.std() - variance(&SCORES).sqrt()).abs() < 1e-12);
     }
@@ -218,7 +213,7 @@ mod tests {
         let mut moments = RunningMoments::default();
         moments.observe(&[1.0, f64::NAN, 3.0, f64::INFINITY]);
         assert_eq!(
-            (moments.count(), moments.mean(), moments.std()),
+            (moments.count, moments.mean(), moments.std()),
             (2, 2.0, 1.0)
         );
     }

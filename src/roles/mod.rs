@@ -119,12 +119,6 @@ impl Roles {
         }
         Ok(roles)
     }
-
-    /// The roles that are trained, with what to call them.
-    pub fn trained(&self) -> impl Iterator<Item = (&'static str, &Decoder)> {
-        let critic = self.critic.iter().map(|critic| ("critic", critic));
-        std::iter::once(("actor", &self.actor)).chain(critic)
-    }
 }
 
 fn check_vocabulary(policy: &Decoder, scorer: &Decoder, folder: &Path) -> Result<(), RolesError> {

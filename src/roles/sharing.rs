@@ -16,7 +16,7 @@ use candle_core::Device;
 use super::critic::CriticStart;
 use crate::model::config::Head;
 use crate::model::hf_config::adapter::AdapterConfig;
-use crate::model::lora::{Lora, LoraConfig, LoraError};
+use crate::model::lora::{Lora, LoraConfig};
 use crate::model::{Decoder, ModelError};
 use crate::ops::param::Training;
 use crate::reward::{RewardModel, Standing};
@@ -102,7 +102,9 @@ impl<'a> Ground<'a> {
             }
             Sharing::Adapter(asked) if self.has_adapters() => {
                 let actor = self.adapters_of(self.policy, trained)?;
-                self.check_asked(asked.as_ref(), &actor)?;
+                if let Some(asked) = asked {
+                    actor.check_adapters(asked, self.policy)?;
+                }
                 Ok(actor)
             }
             Sharing::Adapter(asked) => self.adapt(asked.as_ref(), head, self.seed),
@@ -152,19 +154,6 @@ impl<'a> Ground<'a> {
         Decoder::adapt(&self.base, lora, head, seed, Training::Trained)
     }
 
-    /// Adapters that are trained further are the policy's own.
-    fn check_asked(&self, asked: Option<&LoraConfig>, actor: &Decoder) -> Result<()> {
-        let Some(asked) = asked else { return Ok(()) };
-        let asked = asked.resolve(self.base.decoder_config())?;
-        match actor.lora() == Some(&asked) {
-            true => Ok(()),
-            false => Err(LoraError::Others {
-                folder: self.policy.to_owned(),
-            }
-            .into()),
-        }
-    }
-
     fn adapters_of(&self, folder: &Path, training: Training) -> Result<Decoder> {
         Decoder::load_adapter(&self.base, folder, Head::LanguageModel, self.seed, training)
     }
@@ -180,7 +169,7 @@ pub fn boundary<'d>(
         Sharing::None => 0,
         Sharing::Trunk { layers } => *layers,
         Sharing::Adapter(_) => {
-            let scorers = scorers.filter(|model| model.standing() == Standing::OnTrunk);
+            let scorers = scorers.filter(|model| model.standing() == Standing::Shared);
             let all = trained.chain(scorers.map(RewardModel::decoder));
             all.map(lowest_adapter).min().unwrap_or(0)
         }
@@ -236,9 +225,9 @@ mod tests {
         };
         assert_eq!(found(&[&actor], &[]), Some(2));
         assert_eq!(found(&[&actor, &critic], &[]), Some(1));
-        assert_eq!(found(&[&actor], &[&RewardModel::on_trunk(middle)]), Some(1));
+        assert_eq!(found(&[&actor], &[&RewardModel::sharing(middle)]), Some(1));
         let [lowest, alone] = [
-            RewardModel::on_trunk(lowest),
+            RewardModel::sharing(lowest),
             RewardModel::new(adapted(&base, Layers::All, Head::Score)),
         ];
         assert_eq!(found(&[&actor], &[&lowest]), None);

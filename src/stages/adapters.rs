@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use candle_core::Device;
 
 use super::context::Context;
@@ -63,7 +63,10 @@ impl Trainee {
             }
             Some(adapter) => {
                 let folder = adapter.base_folder(start.from)?;
-                let model = continued(start, &asked, &base(&folder, start)?)?;
+                let base = base(&folder, start)?;
+                let (from, head, seed) = (start.from, start.head, start.seed);
+                let model = Decoder::load_adapter(&base, from, head, seed, Training::Trained)?;
+                model.check_adapters(&asked, from).with_context(key)?;
                 (model, folder)
             }
         };
@@ -93,21 +96,6 @@ fn base(folder: &Path, start: &Start) -> Result<Decoder> {
     };
     let frozen = |_: &TensorSpec| Training::Frozen;
     Ok(Decoder::load(folder, head, 0, frozen, start.device)?)
-}
-
-/// The adapters of a PEFT folder, if they are the ones that were asked for.
-fn continued(start: &Start, asked: &LoraConfig, base: &Decoder) -> Result<Decoder> {
-    let (from, head) = (start.from, start.head);
-    let model = Decoder::load_adapter(base, from, head, start.seed, Training::Trained)?;
-    let asked = asked.resolve(base.decoder_config())?;
-    ensure!(
-        model.lora() == Some(&asked),
-        "{}.lora asks for other adapters than those in {}, which are trained further (r, lora_alpha, use_rslora, modules and layers \
-         must be the same); give the same, or merge the old ones first: collimate export",
-        start.table,
-        from.display()
-    );
-    Ok(model)
 }
 
 /// The adapters that a `lora` table asks for.

@@ -5,11 +5,8 @@
 
 use std::f64::consts::PI;
 
-use serde::{Deserialize, Serialize};
-
 /// The shape after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ScheduleKind {
     /// Stays at the peak; neither `total_steps` nor `min_lr_ratio` matters.
     #[default]
@@ -151,14 +148,5 @@ mod tests {
             &[schedule.lr_at(1), schedule.lr_at(8)],
             &[0.03 * 7.0 / 8.0, 0.0],
         );
-    }
-
-    #[test]
-    fn names_are_lower_case() {
-        assert_eq!(
-            serde_json::from_str::<ScheduleKind>("\"cosine\"").unwrap(),
-            ScheduleKind::Cosine
-        );
-        assert!(serde_json::from_str::<ScheduleKind>("\"Cosine\"").is_err());
     }
 }

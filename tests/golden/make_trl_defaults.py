@@ -4,7 +4,7 @@
     pip install "trl==1.12.0" torch
     python make_trl_defaults.py --out DIR        # DIR holds algorithms.json
 
-`sft`, `reward`, `ppo`, `dpo`: every field that the class itself declares, and those of transformers' TrainingArguments that shape
+`sft`, `reward`, `ppo`, `dpo`, `grpo`, `rloo`: every field that the class itself declares, and those of transformers' TrainingArguments that shape
 training, with their defaults; `cpo` has CPOConfig's fields of SimPO. `on_algorithms`: PPO's and DPO's losses on the inputs of
 algorithms.json (made by make_fixtures.py) with the constants of PPOConfig() and DPOConfig(), TRL's own masked mean and whitening;
 values past the end of a response are 0.
@@ -12,14 +12,14 @@ values past the end of a response are 0.
 import argparse, dataclasses, json, os
 import torch, trl
 from torch.nn.functional import logsigmoid
-from trl import DPOConfig, RewardConfig, SFTConfig
+from trl import DPOConfig, GRPOConfig, RewardConfig, RLOOConfig, SFTConfig
 from trl.experimental.cpo import CPOConfig
 from trl.experimental.ppo import PPOConfig
 from trl.experimental.ppo.ppo_trainer import masked_mean, masked_whiten
 
 SHARED = ["learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
           "per_device_train_batch_size", "num_train_epochs", "max_steps", "save_steps", "eval_steps", "logging_steps", "gradient_checkpointing"]
-DEPRECATED = {"pad_token"}
+DEPRECATED = {"pad_token", "use_transformers_paged", "vllm_importance_sampling_cap"}
 
 def default(field):
     value = field.default if field.default is not dataclasses.MISSING else field.default_factory()
@@ -57,5 +57,6 @@ def on_algorithms(A):
 if __name__ == "__main__":
     a = argparse.ArgumentParser(); a.add_argument("--out", required=True); a = a.parse_args()
     J = {"trl": trl.__version__, "sft": defaults(SFTConfig), "reward": defaults(RewardConfig), "ppo": defaults(PPOConfig), "dpo": defaults(DPOConfig),
+         "grpo": defaults(GRPOConfig), "rloo": defaults(RLOOConfig),
          "cpo": defaults(CPOConfig, ["beta", "simpo_gamma"]), "on_algorithms": on_algorithms(json.load(open(os.path.join(a.out, "algorithms.json"))))}
     json.dump(J, open(os.path.join(a.out, "trl_defaults.json"), "w"), default=str)

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::ppo_update::{column, number, run, workspace};
+use crate::on_policy::number;
+use crate::ppo_update::{column, run, workspace};
 use crate::ptx::PTX;
 use crate::refusal::refused;
 use crate::support::{Workspace, read};

@@ -1,5 +1,6 @@
 //! Each stage learns one batch by heart: the gradient, the optimizer and the loop between them point the right way.
 
+use crate::on_policy::number;
 use crate::support::{Line, Workspace, example, lines, pair, prompt, records};
 
 /// The last line of a stage's metrics, and the one of its first step.
@@ -8,12 +9,6 @@ fn ends(workspace: &Workspace, stage: &str) -> (Line, Line) {
     lines.retain(|line| line["step"] != 0);
     let last = lines.pop().expect("a line");
     (lines.swap_remove(0), last)
-}
-
-fn number(line: &Line, name: &str) -> f64 {
-    line[name]
-        .as_f64()
-        .unwrap_or_else(|| panic!("{name} in {line:?}"))
 }
 
 #[test]
@@ -41,7 +36,7 @@ fn pretraining_learns_one_batch_by_heart() {
 fn fine_tuning_learns_one_batch_by_heart() {
     let workspace = Workspace::trained();
     workspace.write("sft.jsonl", &records(0, 16, example));
-    workspace.succeed("sft config.toml --set sft.max_steps=150 --set sft.eval_fraction=0.0");
+    workspace.succeed("sft config.toml --set sft.max_steps=150 --set sft.eval_fraction=0.0 --set sft.eval_steps=0");
     let (first, last) = ends(&workspace, "sft");
     assert_eq!(number(&first, "train/epoch"), 1.0);
     assert!(number(&first, "train/loss") > 0.3, "{first:?}");

@@ -1,6 +1,7 @@
 //! What shapes PPO's update, on the real loop: all of it at once, the terms of the actor's loss, the critic's warm-up. Each with
 //! what must be exact. Limits and pretraining text stand in `limits` and `ptx`.
 
+use crate::on_policy::number;
 use crate::support::{Line, Workspace, read, records};
 
 /// Everything that can shape an update, at once. The first two iterations train the critic alone.
@@ -19,12 +20,6 @@ pub fn workspace() -> Workspace {
     };
     workspace.write("mix.jsonl", &records(0, 20, text));
     workspace
-}
-
-pub fn number(line: &Line, name: &str) -> f64 {
-    line.get(name)
-        .and_then(|value| value.as_f64())
-        .unwrap_or_else(|| panic!("no number {name} in {line:?}"))
 }
 
 pub fn column(lines: &[Line], name: &str) -> Vec<f64> {

@@ -5,6 +5,7 @@ use std::fs;
 
 use serde_json::json;
 
+use crate::on_policy::number;
 use crate::refusal::refused;
 use crate::support::{Line, Workspace, pair, records};
 
@@ -17,12 +18,6 @@ const LOSSES: [(&str, &str); 4] = [
 ];
 
 const COMPUTED: &str = "under the reference, computed once";
-
-fn number(line: &Line, name: &str) -> f64 {
-    line[name]
-        .as_f64()
-        .unwrap_or_else(|| panic!("{name} in {line:?}"))
-}
 
 #[test]
 fn every_loss_raises_the_held_out_margin() {
@@ -174,7 +169,7 @@ fn early_stopping_goes_back_to_the_best() {
 #[test]
 fn mistakes_are_named() {
     let workspace = Workspace::trained();
-    let run = "dpo config.toml --set dpo.eval_fraction=0.0";
+    let run = "dpo config.toml --set dpo.eval_fraction=0.0 --set dpo.eval_steps=0";
     workspace.write("pairs.jsonl", &records(0, 2, |_| json!({"prompt": "a"})));
     refused(
         &workspace,

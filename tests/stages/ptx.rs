@@ -1,6 +1,7 @@
 //! Pretraining text that PPO's update mixes in.
 
-use crate::ppo_update::{column, number, run, workspace};
+use crate::on_policy::number;
+use crate::ppo_update::{column, run, workspace};
 use crate::refusal::refused;
 use crate::support::{read, records};
 

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::on_policy::number;
 use crate::refusal::refused;
 use crate::support::{Line, Workspace, lines, prompt, read, records};
 
@@ -40,11 +41,6 @@ fn workspace(rewards: &[&str]) -> Workspace {
     workspace.write("prompts_eval.jsonl", &records(60, 8, answered));
     workspace.write("reward.sh", SCRIPT);
     workspace
-}
-
-fn number(line: &Line, name: &str) -> f64 {
-    let value = line.get(name).and_then(Value::as_f64);
-    value.unwrap_or_else(|| panic!("no number {name} in {line:?}"))
 }
 
 #[track_caller]

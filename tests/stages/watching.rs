@@ -1,6 +1,7 @@
 //! What evaluations watch: repetition, entropy, drift of length, and a judge that training never sees and that may say otherwise than
 //! the reward model.
 
+use crate::on_policy::number;
 use crate::support::{Line, Workspace, lines, pair, prompt, records};
 
 const JUDGE: &str = r#"
@@ -43,12 +44,6 @@ fn tuned(judged: fn(usize) -> serde_json::Value) -> Tuned {
         samples: lines(&workspace.stage("trial", "ppo").join("samples.jsonl")),
         said: String::from_utf8(said).expect("UTF-8"),
     }
-}
-
-fn number(line: &Line, name: &str) -> f64 {
-    line[name]
-        .as_f64()
-        .unwrap_or_else(|| panic!("{name} in {line:?}"))
 }
 
 /// It likes what the reward model dislikes.

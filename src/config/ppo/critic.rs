@@ -14,7 +14,8 @@ pub struct Critic {
     pub critic_learning_rate: Option<f64>,
     /// λ of generalised advantage estimation.
     pub lam: f64,
-    /// Weight of the value loss.
+    /// Weight of the value loss. The critic has an optimizer and a clip of its own, and AdamW's step does not grow with the gradient:
+    /// it matters only where that is clipped, or as small as `adam_epsilon`; 0 trains no critic.
     pub vf_coef: f64,
     /// Iterations at the beginning in which the critic alone learns.
     pub critic_warmup: usize,

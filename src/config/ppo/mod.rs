@@ -222,7 +222,7 @@ impl Ppo {
         self.check_evaluation(&mut keys);
         self.update.check(self, &mut keys);
         self.generation.check(&mut keys);
-        self.training.check(&mut keys);
+        self.training.check(&Self::default().training, &mut keys);
         rewards::check(&self.rewards, checker);
     }
 
@@ -281,11 +281,8 @@ impl Ppo {
     fn evaluation_keys(&self) -> Vec<(&'static str, String)> {
         let judge = self.judge_model.as_ref();
         let judge = judge.map(|path| ("judge_model", format!("\"{}\"", path.display())));
-        let (steps, usual) = (
-            self.training.eval_steps,
-            Self::default().training.eval_steps,
-        );
-        let asked = (steps != usual && steps > 0).then(|| ("eval_steps", steps.to_string()));
+        let asked = self.training.asked_eval_steps(&Self::default().training);
+        let asked = asked.map(|steps| ("eval_steps", steps.to_string()));
         let mut keys: Vec<_> = judge.into_iter().chain(asked).collect();
         keys.extend(self.evaluation.set_keys());
         keys

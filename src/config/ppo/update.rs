@@ -25,7 +25,7 @@ pub struct PpoUpdate {
     /// An iteration's updates end before the first minibatch whose `policy/approx_kl` exceeds this: it takes no step, neither
     /// actor's nor critic's. Unset never ends them early.
     pub target_kl: Option<f64>,
-    /// An iteration whose `policy/approx_kl` exceeds `target_kl` × this is taken back: actor, critic and their optimizers stand
+    /// An iteration whose `policy/last_approx_kl` exceeds `target_kl` × this is taken back: actor, critic and their optimizers stand
     /// again where it began, and the KL controller and the scores' normaliser keep what they have seen. The copy to go back to
     /// takes the memory of the trained weights three times over. Unset takes nothing back.
     pub rollback_kl_factor: Option<f64>,
@@ -74,7 +74,7 @@ impl PpoUpdate {
         self.ptx.fill(mini_batch_size);
     }
 
-    /// The `policy/approx_kl` beyond which an iteration is taken back, if any is.
+    /// The `policy/last_approx_kl` beyond which an iteration is taken back, if any is.
     pub fn rollback_kl(&self) -> Option<f64> {
         Some(self.target_kl? * self.rollback_kl_factor?)
     }

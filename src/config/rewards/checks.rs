@@ -2,7 +2,8 @@
 
 use super::super::check::Keys;
 use super::kinds::{
-    ClassifierReward, Combine, EnsembleReward, HttpReward, LengthReward, RewardKind,
+    ClassifierReward, Combine, EnsembleReward, HttpReward, LONGEST_BACKOFF, LengthReward,
+    RewardKind,
 };
 
 impl RewardKind {
@@ -123,7 +124,13 @@ impl HttpReward {
         }
         keys.at_least("batch_size", self.batch_size, 1, "64 is usual");
         keys.above("timeout_seconds", self.timeout_seconds, 0.0, "30 is usual");
-        keys.not_negative("backoff_seconds", self.backoff_seconds, "1 is usual");
+        keys.between(
+            "backoff_seconds",
+            self.backoff_seconds,
+            0.0,
+            LONGEST_BACKOFF,
+            "1 is usual",
+        );
     }
 }
 

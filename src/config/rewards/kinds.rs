@@ -213,6 +213,9 @@ pub struct ProgramReward {
     pub timeout_seconds: f64,
 }
 
+/// Longest wait between two requests, in seconds.
+pub const LONGEST_BACKOFF: f64 = 60.0;
+
 /// `type = "http"`: an endpoint that answers batches sent by POST.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HttpReward {
@@ -224,7 +227,7 @@ pub struct HttpReward {
     pub timeout_seconds: f64,
     /// How often a request is sent again after no answer, status 408, 429 or 5xx.
     pub retries: usize,
-    /// Wait before the first of them; it doubles each time, up to a minute.
+    /// Wait before the first of them, at most a minute; it doubles each time, up to that.
     pub backoff_seconds: f64,
     /// The environment variable with a token that is sent as `Authorization: Bearer …`; unset sends none.
     pub token_env: Option<String>,

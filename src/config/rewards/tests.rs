@@ -258,6 +258,7 @@ fn values_that_cannot_be_are_refused() {
         (9, "timeout_seconds", "0", "larger than 0"),
         (10, "url", "localhost", "http://"),
         (10, "batch_size", "0", "at least 1"),
+        (10, "backoff_seconds", "120", "between 0 and 60"),
     ] {
         let set = format!("ppo.rewards[{index}].{key}={value}");
         refused(ALL, &[&set], &[says, &format!("ppo.rewards[{index}].")]);

@@ -95,6 +95,20 @@ impl Decoder {
         Self::assemble_adapted(config, Some(lora), source, base.params().device())
     }
 
+    /// Makes sure that its adapters, of the PEFT folder `from`, which are to be trained further, are the ones that are `asked` for.
+    ///
+    /// # Errors
+    /// If they are others, or the model lacks a target or a layer that is asked for.
+    pub fn check_adapters(&self, asked: &LoraConfig, from: &Path) -> Result<(), LoraError> {
+        let asked = asked.resolve(self.decoder_config())?;
+        match self.lora() == Some(&asked) {
+            true => Ok(()),
+            false => Err(LoraError::Others {
+                folder: from.to_owned(),
+            }),
+        }
+    }
+
     /// The adapters, if it has any.
     pub fn lora(&self) -> Option<&Lora> {
         self.lora.as_ref()

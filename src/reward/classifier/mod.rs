@@ -14,6 +14,7 @@ use tokenizers::tokenizer::{TruncationDirection, TruncationParams, TruncationStr
 
 use super::{Batch, Completion, Reward, RewardError};
 use crate::config::{ClassifierReward, Label, Output, Reads};
+use crate::rlhf::preference::sigmoid;
 use networks::Network;
 use settings::{Labels, Settings};
 
@@ -82,7 +83,7 @@ impl Classifier {
         Ok(match (self.output, self.labels.exclude_each_other()) {
             (Output::Logit, _) => logits[self.label],
             (Output::Probability, true) => softmax(&logits, self.label),
-            (Output::Probability, false) => logistic(logits[self.label]),
+            (Output::Probability, false) => sigmoid(logits[self.label].into()) as f32,
         })
     }
 }
@@ -143,10 +144,6 @@ fn softmax(logits: &[f32], label: usize) -> f32 {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let weight = |logit: &f32| f64::from(logit - largest).exp();
     (weight(&logits[label]) / logits.iter().map(weight).sum::<f64>()) as f32
-}
-
-fn logistic(logit: f32) -> f32 {
-    (1.0 / (1.0 + f64::from(-logit).exp())) as f32
 }
 
 fn wrong(folder: &Path, message: impl Into<String>) -> RewardError {

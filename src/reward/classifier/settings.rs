@@ -13,6 +13,18 @@ use serde_json::{Map, Value, json};
 use super::wrong;
 use crate::reward::RewardError;
 
+/// What no model has none of; candle-transformers divides by some of them.
+const SIZES: [&str; 8] = [
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "attention_head_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "pooler_hidden_size",
+];
+
 /// What `config.json` says.
 pub struct Settings {
     /// The model's folder, for errors.
@@ -265,12 +277,33 @@ impl Settings {
     }
 
     fn parse<T: DeserializeOwned>(&self, fields: Map<String, Value>) -> Result<T, RewardError> {
+        check_sizes(&fields).map_err(|message| self.wrong(&message))?;
         serde_json::from_value(Value::Object(fields))
             .map_err(|error| self.wrong(&format!("config.json: {error}")))
     }
 
     fn wrong(&self, message: &str) -> RewardError {
         wrong(&self.folder, message)
+    }
+}
+
+/// Refuses sizes that candle-transformers would divide by, or into, without a look.
+fn check_sizes(fields: &Map<String, Value>) -> Result<(), String> {
+    let size = |key: &str| fields.get(key).and_then(Value::as_u64);
+    if let Some(key) = SIZES.iter().find(|key| size(key) == Some(0)) {
+        return Err(format!(
+            "config.json has {key} = 0; a model has at least one of them"
+        ));
+    }
+    match (size("hidden_size"), size("num_attention_heads")) {
+        (Some(hidden), Some(heads))
+            if size("attention_head_size").is_none() && hidden % heads != 0 =>
+        {
+            Err(format!(
+                "config.json has num_attention_heads = {heads}, which does not divide hidden_size = {hidden}"
+            ))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -14,7 +14,7 @@ pub use json::Json;
 pub use length::Length;
 pub use numeric::Numeric;
 pub use pattern::Pattern;
-pub use repetition::Repetition;
+pub use repetition::{Repetition, repeated};
 
 /// The scores of a rule that holds or does not.
 #[derive(Clone, Copy, Debug)]

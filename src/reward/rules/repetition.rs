@@ -41,8 +41,9 @@ impl Reward for Repetition {
     }
 }
 
-/// The share of n-grams that stand earlier already.
-fn repeated<T: Eq + Hash>(units: &[T], n: usize) -> f64 {
+/// The share of n-grams that stand earlier in the units already, 0 where there is none: of tokens, seq-rep-n (Welleck et al. 2020,
+/// "Neural Text Generation with Unlikelihood Training").
+pub fn repeated<T: Eq + Hash>(units: &[T], n: usize) -> f64 {
     let (mut all, mut distinct) = (0, HashSet::new());
     for ngram in units.windows(n) {
         all += 1;
@@ -61,6 +62,16 @@ mod tests {
     fn score(ngram: usize, unit: Unit, text: &str, tokens: &[u32]) -> f32 {
         let rule = Repetition::new(&RepetitionReward { ngram, unit });
         score_of(&rule, text, tokens, &Value::Null)
+    }
+
+    #[test]
+    fn repeated_runs_of_tokens() {
+        assert_eq!(repeated(&[1, 2, 3, 4, 5], 4), 0.0);
+        // 1212, 2121, 1212, 2121, 1212: two different ones of five.
+        assert_eq!(repeated(&[1, 2, 1, 2, 1, 2, 1, 2], 4), 0.6);
+        assert_eq!(repeated(&[7; 8], 4), 0.8);
+        assert_eq!(repeated(&[7; 3], 4), 0.0);
+        assert_eq!(repeated::<u32>(&[], 4), 0.0);
     }
 
     #[test]

@@ -56,7 +56,7 @@ impl PreferenceStats {
 }
 
 /// 1 / (1 + exp(−x)); exp overflows to infinity for very negative x, and the result is rightly 0.
-fn sigmoid(x: f64) -> f64 {
+pub fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 

@@ -21,9 +21,7 @@ impl Ground<'_> {
         match self.sharing {
             Sharing::None => RewardModel::load(folder, self.device),
             Sharing::Adapter(_) if whole()? => RewardModel::load(folder, self.device),
-            _ => Ok(RewardModel::on_trunk(
-                self.scorer(folder, Training::Frozen)?,
-            )),
+            _ => Ok(RewardModel::sharing(self.scorer(folder, Training::Frozen)?)),
         }
     }
 
@@ -45,7 +43,7 @@ impl Ground<'_> {
             _ => true,
         });
         Ok(match from_states {
-            true => RewardModel::on_trunk(judge),
+            true => RewardModel::sharing(judge),
             false => RewardModel::new(judge),
         })
     }
@@ -168,7 +166,7 @@ mod tests {
             let ground = Ground::load(policy, &sharing, 0, &Device::Cpu).unwrap();
             ground.reward_model(reward).map(|model| model.standing())
         };
-        assert_eq!(load(&policy, &reward).unwrap(), Standing::OnTrunk);
+        assert_eq!(load(&policy, &reward).unwrap(), Standing::Shared);
 
         let folder = tempfile::tempdir().unwrap();
         let config = HfConfig::read(&policy).unwrap();
@@ -217,7 +215,7 @@ mod tests {
         let (trunk, branch) = (|layers| Sharing::Trunk { layers }, folder.path());
         let tensors = branch_tensors(&policy, 1);
         let shared = judge(trunk(1), branch, Some(1)).unwrap();
-        assert_eq!(shared, (tensors, Standing::OnTrunk));
+        assert_eq!(shared, (tensors, Standing::Shared));
         // What it shares ends below the layers that it was trained in.
         let alone = (0, Standing::Alone);
         assert_eq!(judge(trunk(2), branch, Some(2)).unwrap(), alone);
@@ -277,7 +275,7 @@ mod tests {
         let all = base.params().iter().count();
         let score_has_no_lm_head = all - usize::from(!base.decoder_config().tie_word_embeddings);
         for (boundary, standing) in [
-            (Some(1), Standing::OnTrunk),
+            (Some(1), Standing::Shared),
             (Some(2), Standing::Alone),
             (None, Standing::Alone),
         ] {

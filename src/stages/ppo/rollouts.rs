@@ -223,7 +223,7 @@ fn last_token(roles: &Roles, judge: Option<&RewardModel>) -> LastToken {
     let models = roles.reward.models().map(|(_, model)| model);
     let reads = models
         .chain(judge)
-        .any(|model| model.standing() == Standing::OnTrunk);
+        .any(|model| model.standing() == Standing::Shared);
     match roles.boundary.is_some() && reads {
         true => LastToken::Read,
         false => LastToken::Unread,

@@ -106,7 +106,8 @@ pub const POLICY_LAST_APPROX_KL: &str = "policy/last_approx_kl";
 pub const POLICY_UPDATES: &str = "policy/updates";
 /// 1 where `target_kl` ended the iteration's epochs early, else 0; written where there is one.
 pub const POLICY_STOPPED_EARLY: &str = "policy/stopped_early";
-/// Iterations taken back so far; written where `rollback_kl_factor` is set.
+/// Iterations taken back since the stage began, unlike [`POLICY_STOPPED_EARLY`], which speaks of one; written where
+/// `rollback_kl_factor` is set.
 pub const POLICY_ROLLED_BACK: &str = "policy/rolled_back";
 /// Learning rate of the actor.
 pub const POLICY_LEARNING_RATE: &str = "policy/learning_rate";

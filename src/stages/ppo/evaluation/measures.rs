@@ -1,7 +1,6 @@
 //! Measures of completions and of scores, as pure functions.
 
 use std::collections::HashSet;
-use std::hash::Hash;
 
 /// Different pairs of neighbouring words as a share of all such pairs in the completions (Li et al. 2016, §5.1).
 pub fn distinct_2<'t>(completions: impl Iterator<Item = &'t str>) -> f64 {
@@ -9,18 +8,8 @@ pub fn distinct_2<'t>(completions: impl Iterator<Item = &'t str>) -> f64 {
         .map(|text| text.split_whitespace().collect())
         .collect();
     let pairs: Vec<&[&str]> = words.iter().flat_map(|words| words.windows(2)).collect();
-    distinct(&pairs) as f64 / pairs.len().max(1) as f64
-}
-
-/// Runs of `n` tokens that have come before in the same sequence, as a share of all its runs: seq-rep-n (Welleck et al. 2020,
-/// "Neural Text Generation with Unlikelihood Training"); 0 for a sequence of fewer tokens.
-pub fn seq_rep(tokens: &[u32], n: usize) -> f64 {
-    let runs: Vec<&[u32]> = tokens.windows(n).collect();
-    1.0 - distinct(&runs).max(1) as f64 / runs.len().max(1) as f64
-}
-
-fn distinct<T: Eq + Hash>(items: &[T]) -> usize {
-    items.iter().collect::<HashSet<_>>().len()
+    let distinct: HashSet<_> = pairs.iter().collect();
+    distinct.len() as f64 / pairs.len().max(1) as f64
 }
 
 /// Share of prompts on which two scores changed in opposite directions; none without such changes to look at.
@@ -67,16 +56,6 @@ mod tests {
         // a b, b a, a b; b a: two different ones of four.
         assert_eq!(distinct_2(["a b a b", "b  a", "c"].into_iter()), 0.5);
         assert_eq!(distinct_2(["a", ""].into_iter()), 0.0);
-    }
-
-    #[test]
-    fn repeated_runs_of_tokens() {
-        assert_eq!(seq_rep(&[1, 2, 3, 4, 5], 4), 0.0);
-        // 1212, 2121, 1212, 2121, 1212: two different ones of five.
-        assert!((seq_rep(&[1, 2, 1, 2, 1, 2, 1, 2], 4) - 0.6).abs() < 1e-15);
-        assert!((seq_rep(&[7; 8], 4) - 0.8).abs() < 1e-15);
-        assert_eq!(seq_rep(&[7; 3], 4), 0.0);
-        assert_eq!(seq_rep(&[], 4), 0.0);
     }
 
     #[test]

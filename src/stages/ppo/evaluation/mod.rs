@@ -18,11 +18,11 @@ use super::setup;
 use crate::config::Ppo;
 use crate::data::example::Prompt;
 use crate::data::tokenizer::Tokenizer;
-use crate::reward::{Lexicon, RewardModel, Scored, Valence};
+use crate::reward::{Lexicon, RewardModel, Scored, Valence, repeated};
 use crate::rlhf::stats::mean;
 use crate::roles::{self, Roles};
 use crate::train::metrics::names;
-use measures::{distinct_2, rank_correlation, seq_rep};
+use measures::{distinct_2, rank_correlation};
 
 pub use measured::Measured;
 pub use table::table;
@@ -145,7 +145,7 @@ impl<'a> Evaluator<'a> {
                 judge_score: judge.as_ref().map(|judge| judge[index]),
                 kl,
                 entropy: mean(&policy.entropy[tokens.clone()]),
-                seq_rep_4: seq_rep(&sequence.response(), REPEATED_RUN),
+                seq_rep_4: repeated(&sequence.response(), REPEATED_RUN),
                 tokens: tokens.len(),
                 finished: sequence.finished,
             });
