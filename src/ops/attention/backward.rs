@@ -111,6 +111,9 @@ impl Task<'_> {
     /// Nobody else may touch their columns of the segment's rows of `to` meanwhile.
     unsafe fn run(&self, scratch: &mut Scratch, to: Destination) {
         let rows = self.qkv.len() / self.spec.columns();
+        if rows == 0 {
+            return;
+        }
         let Scratch {
             scores,
             keys,
