@@ -11,7 +11,7 @@ use crate::ops::linear::{Linear, Projection};
 use crate::ops::norm::Norm;
 use crate::ops::operation::Link;
 use crate::ops::param::ParamStore;
-use crate::ops::residual::{Keep, Wanted, add_branch, add_result, gather, residual, run};
+use crate::ops::residual::{Branch, Wanted, add_branch, add_result, gather, run};
 use crate::ops::rope::Angles;
 
 /// A layer: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
@@ -60,17 +60,22 @@ impl Block {
         })
     }
 
-    /// The layer on packed sequences as two nodes of the graph, on the CPU; of its result, the `wanted` rows.
-    pub fn forward_chained(
+    /// The layer on packed sequences as branches of the residual stream, on the CPU; of its result, the `wanted` rows.
+    pub fn branches(
         &self,
-        x: &Tensor,
         angles: Option<&Angles>,
         segments: &Segments,
-        keep: Keep,
         wanted: Wanted,
-    ) -> Result<Tensor> {
-        let x = residual(x, self.attention_chain(angles, segments), keep, wanted)?;
-        residual(&x, self.mlp_chain(), keep, None)
+    ) -> [Branch; 2] {
+        let attention = Branch {
+            chain: self.attention_chain(angles, segments),
+            wanted,
+        };
+        let mlp = Branch {
+            chain: self.mlp_chain(),
+            wanted: None,
+        };
+        [attention, mlp]
     }
 
     /// The layer on rows of `x`, in place and without a graph; `attend` turns `q | k | v` rows into mixed values. Of the result, the

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
+use multiversion::multiversion;
 use rollout::row::{self, RowStats};
 
 use super::dispatch::has_kernels;
@@ -269,18 +270,38 @@ impl Fused {
         ]
     }
 
+    /// Turns a row of logits into its gradient, given that of log p: −g·p, and g more at the token.
+    fn backward_log_prob(&self, logits: &mut [f32], target: &Target, grad: f32) {
+        let t = self.inv_temperature;
+        match &target.kept {
+            None => {
+                let sum = row::weights_in_place(logits, t).sum;
+                scale(logits, -t * grad / sum);
+            }
+            Some(kept) => {
+                let mut weights = row::gather(logits, kept);
+                let sum = row::weights_in_place(&mut weights, t).sum;
+                scale(&mut weights, -t * grad / sum);
+                logits.fill(0.0);
+                for (&id, weight) in kept.iter().zip(weights) {
+                    logits[id as usize] = weight;
+                }
+            }
+        }
+        logits[target.token as usize] += t * grad;
+    }
+
     /// Turns a row of logits into its gradient, given those of log p and entropy.
     fn backward_row(&self, logits: &mut [f32], target: &Target, grad: &[f32]) {
+        if grad[1] == 0.0 {
+            return self.backward_log_prob(logits, target, grad[0]);
+        }
         let t = self.inv_temperature;
         let (p, d_scores) = {
             let d = self.distribution(logits, target);
             let mut p = vec![0f32; d.scores.len()];
             row::softmax(&d.scores, t, &d.stats, &mut p);
-            let entropy = if grad[1] == 0.0 {
-                0.0
-            } else {
-                row::entropy(&d.scores, t, &d.stats)
-            };
+            let entropy = row::entropy(&d.scores, t, &d.stats);
             (p, gradient_of_scores(&d, t, entropy, grad))
         };
         let combine = |p: f32, extra: f32| t * p * extra;
@@ -368,6 +389,13 @@ impl Fused {
     }
 }
 
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
+fn scale(row: &mut [f32], factor: f32) {
+    for x in row {
+        *x *= factor;
+    }
+}
+
 /// The factor of p in ∂(g₀·log p(t) + g₁·H)/∂z, less the one-hot part: −g₀ − g₁·(log p + H).
 fn gradient_of_scores(
     d: &Distribution,
@@ -375,9 +403,6 @@ fn gradient_of_scores(
     entropy: f32,
     grad: &[f32],
 ) -> Vec<f32> {
-    if grad[1] == 0.0 {
-        return vec![-grad[0]; d.scores.len()];
-    }
     let lse = d.stats.log_sum_exp();
     // A token of probability zero has log p = −∞; its share is zero, so any finite number will do.
     let log_p = |&x: &f32| x.mul_add(inv_temperature, -lse).max(-1e4);

@@ -1,8 +1,8 @@
-//! `x + f(x)` as one node of the graph, for an `f` that is a chain of our operations.
+//! `x + f(x)`, several times over, as one node of the graph, for an `f` that is a chain of our operations.
 //!
-//! In candle's graph each edge between operations costs a zero-filled buffer and an addition on the way back. Inside a residual
-//! branch every result has one reader, so the chain is walked by hand: the backward of each operation gets the gradient that the
-//! next one returned. What is held for it is the input of each operation, but for results of cheap ones, which are computed again,
+//! In candle's graph each edge between operations costs a zero-filled buffer and an addition on the way back. Between and inside
+//! residual branches every result has one reader, so they are walked by hand: the backward of each operation gets the gradient that
+//! the next one returned. What is held for it is the input of each operation, but for results of cheap ones, which are computed again,
 //! and those that the next one overwrote. With [`Keep::Input`] only `x` is held and the chain runs again on the way back
 //! (Chen et al. 2016, §4).
 //!
@@ -29,17 +29,28 @@ pub enum Keep {
 /// Rows of a result that are wanted, where not all are.
 pub type Wanted = Option<Arc<[u32]>>;
 
-/// `x + chain(x)` on the CPU, as one node of the graph. The chain's result must have `x`'s shape; of both, the `wanted` rows are added
-/// and returned.
+/// `x + chain(x)`: the chain's result must have `x`'s shape; of both, the `wanted` rows are added.
+pub struct Branch {
+    /// Its operations.
+    pub chain: Vec<Link>,
+    /// The rows of the result.
+    pub wanted: Wanted,
+}
+
+/// Branches one after the other on the CPU, as one node of the graph.
 ///
 /// # Errors
 /// Those of the operations.
-pub fn residual(x: &Tensor, chain: Vec<Link>, keep: Keep, wanted: Wanted) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(Residual {
+pub fn residuals(x: &Tensor, branches: Vec<Branch>, keep: Keep) -> Result<Tensor> {
+    let branch = |Branch { chain, wanted }| Residual {
         chain,
         keep,
         wanted,
-        held: Mutex::new(None),
+        held: Mutex::default(),
+    };
+    x.contiguous()?.apply_op1(Residuals {
+        branches: branches.into_iter().map(branch).collect(),
+        between: Mutex::default(),
     })
 }
 
@@ -196,6 +207,33 @@ impl Residual {
         }
     }
 
+    /// The wanted rows of `x + chain(x)`.
+    fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {
+        let what = match self.keep {
+            Keep::All => Held::Costly,
+            Keep::Input => Held::Nothing,
+        };
+        let Some((last, before)) = self.chain.split_last() else {
+            bail!("residual: a branch without operations")
+        };
+        let mut inputs = Inputs::default();
+        let input = self
+            .pick(inputs.run(x, rows, before, what)?.into(), rows)
+            .into_owned();
+        let width = x.len() / rows.max(1);
+        let mut sum = match &self.wanted {
+            None => storage::copied(x),
+            Some(wanted) => gather(x, width, wanted),
+        };
+        let count = sum.len() / width.max(1);
+        add_result(&mut sum, &input, count, last)?;
+        if self.keep == Keep::All {
+            inputs.hold_last(input, before, &self.wanted);
+            *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(inputs);
+        }
+        Ok(sum)
+    }
+
     /// The inputs of the operations: those that were held, or computed again.
     fn inputs(&self, x: &[f32], rows: usize) -> Result<Inputs> {
         let held = self
@@ -249,42 +287,67 @@ impl Residual {
     }
 }
 
-impl CustomOp1 for Residual {
+struct Residuals {
+    branches: Vec<Residual>,
+    /// The inputs of all branches but the first, from the forward pass to the backward pass.
+    between: Mutex<Option<Vec<Vec<f32>>>>,
+}
+
+impl Residuals {
+    /// The result of each branch; rows are `width` wide.
+    fn results(&self, x: &[f32], width: usize) -> Result<Vec<Vec<f32>>> {
+        let mut results: Vec<Vec<f32>> = Vec::with_capacity(self.branches.len());
+        for branch in &self.branches {
+            let from = results.last().map_or(x, Vec::as_slice);
+            let result = branch.forward(from, from.len() / width.max(1))?;
+            results.push(result);
+        }
+        Ok(results)
+    }
+
+    /// The inputs of all branches but the first: those that were held, or computed again.
+    fn between(&self, x: &[f32], width: usize) -> Result<Vec<Vec<f32>>> {
+        let mut held = self.between.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(between) = held.take() {
+            return Ok(between);
+        }
+        let mut results = self.results(x, width)?;
+        results.pop();
+        Ok(results)
+    }
+
+    fn backward(&self, x: &[f32], dy: &[f32], width: usize) -> Result<Vec<f32>> {
+        let mut between = self.between(x, width)?;
+        let mut grad = Cow::Borrowed(dy);
+        for branch in self.branches.iter().rev() {
+            let input = between.pop();
+            let from = input.as_deref().unwrap_or(x);
+            grad = Cow::Owned(branch.backward(from, &grad, from.len() / width.max(1))?);
+        }
+        Ok(grad.into_owned())
+    }
+}
+
+impl CustomOp1 for Residuals {
     fn name(&self) -> &'static str {
         "residual"
     }
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, rows) = (storage::slice(s, l)?, storage::rows(l.dims()));
-        let what = match self.keep {
-            Keep::All => Held::Costly,
-            Keep::Input => Held::Nothing,
-        };
-        let Some((last, before)) = self.chain.split_last() else {
-            bail!("residual: a branch without operations")
-        };
-        let mut inputs = Inputs::default();
-        let input = self
-            .pick(inputs.run(x, rows, before, what)?.into(), rows)
-            .into_owned();
-        let mut sum = match &self.wanted {
-            None => storage::copied(x),
-            Some(wanted) => gather(x, x.len() / rows.max(1), wanted),
-        };
         let width = x.len() / rows.max(1);
-        let count = sum.len() / width.max(1);
-        add_result(&mut sum, &input, count, last)?;
-        if self.keep == Keep::All {
-            inputs.hold_last(input, before, &self.wanted);
-            *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(inputs);
-        }
-        Ok((CpuStorage::F32(sum), Shape::from((count, width))))
+        let mut results = self.results(x, width)?;
+        let y = results.pop().unwrap_or_else(|| x.to_vec());
+        *self.between.lock().unwrap_or_else(PoisonError::into_inner) = Some(results);
+        let shape = Shape::from((y.len() / width.max(1), width));
+        Ok((CpuStorage::F32(y), shape))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let (dy, rows) = (dy.contiguous()?, storage::rows(x.dims()));
         let (from, grad) = (storage::open(x)?, storage::open(&dy)?);
-        let dx = self.backward(from.slice(), grad.slice(), rows)?;
+        let width = from.slice().len() / rows.max(1);
+        let dx = self.backward(from.slice(), grad.slice(), width)?;
         Ok(Some(Tensor::from_vec(dx, x.dims(), x.device())?))
     }
 }

@@ -276,13 +276,19 @@ pub fn global_norm(params: &ParamStore) -> Result<f64> {
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
 fn sum_of_squares(block: &[f32]) -> f64 {
     let mut lanes = [0f64; 8];
-    for chunk in block.chunks(8) {
-        lanes
-            .iter_mut()
-            .zip(chunk)
-            .for_each(|(lane, &g)| *lane += f64::from(g) * f64::from(g));
+    let (whole, rest) = block.as_chunks::<8>();
+    for chunk in whole {
+        add_squares(&mut lanes, chunk);
     }
+    add_squares(&mut lanes, rest);
     lanes.iter().sum()
+}
+
+#[inline(always)]
+fn add_squares(lanes: &mut [f64; 8], gradients: &[f32]) {
+    for (lane, &g) in lanes.iter_mut().zip(gradients) {
+        *lane += f64::from(g) * f64::from(g);
+    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::ops::attention::{self, Segments, attend};
 use crate::ops::dispatch::has_kernels;
 use crate::ops::param::Training;
 use crate::ops::recompute::recompute;
-use crate::ops::residual::{Keep, Wanted};
+use crate::ops::residual::{Keep, Wanted, residuals};
 use crate::ops::rope::Angles;
 use crate::ops::storage;
 
@@ -51,6 +51,18 @@ impl Decoder {
         };
         if !below.is_empty() {
             x = self.run_rows(&x, below, angles.as_ref(), of, tokens)?;
+        }
+        if let (true, Tokens::Packed(segments, recompute)) = (has_kernels(x.device()), &*tokens)
+            && graph < layers.end
+        {
+            let x = enter_graph(x, gradient, self.layers[graph].1)?;
+            let branches = (graph..layers.end)
+                .flat_map(|layer| {
+                    let block = &self.layers[layer].0;
+                    block.branches(angles.as_ref(), segments, of(layer))
+                })
+                .collect();
+            return residuals(&x, branches, kept(*recompute));
         }
         for layer in graph..layers.end {
             let (block, training) = &self.layers[layer];
@@ -105,6 +117,14 @@ pub(super) fn enter_graph(x: Tensor, gradient: Gradient, next: Training) -> Resu
     }
 }
 
+/// What branches hold for their backward pass.
+fn kept(mode: Recompute) -> Keep {
+    match mode {
+        Recompute::None => Keep::All,
+        Recompute::Block => Keep::Input,
+    }
+}
+
 fn run_layer(
     block: &Block,
     layer: usize,
@@ -135,13 +155,6 @@ fn run_recorded(
     wanted: Wanted,
     mode: Recompute,
 ) -> Result<Tensor> {
-    let keep = match mode {
-        Recompute::None => Keep::All,
-        Recompute::Block => Keep::Input,
-    };
-    if has_kernels(x.device()) {
-        return block.forward_chained(x, angles, segments, keep, wanted);
-    }
     let (block, angles, segments) = (block.clone(), angles.cloned(), segments.clone());
     let run = move |x: &Tensor| {
         block.forward(x, angles.as_ref(), &wanted, |qkv, spec| {
