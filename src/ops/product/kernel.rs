@@ -88,9 +88,9 @@ unsafe fn run_on<L: Lanes>(task: &Task, scratch: &mut Vec<Line>) {
                 count * k <= packed.len(),
                 "packed rows of a product are too few"
             );
-            From::packed(packed, k)
+            Source::packed(packed, k)
         }
-        Rows::InPlace => From::in_place(task.a),
+        Rows::InPlace => Source::in_place(task.a),
     };
     // SAFETY: the caller's, and the panels' number was checked.
     unsafe { sweep::<L>(task, 0..k, k..k, task.write, from) }
@@ -112,7 +112,7 @@ unsafe fn run_packing<L: Lanes>(task: &Task, count: usize, scratch: &mut Vec<Lin
         // SAFETY: the caller's.
         unsafe {
             pack_rows::<L>(task.a, start..end, packed);
-            let from = From::packed(packed, end - start);
+            let from = Source::packed(packed, end - start);
             sweep::<L>(task, start..end, end..k.min(end + most), write, from);
         }
         write = Write::Add;
@@ -121,9 +121,9 @@ unsafe fn run_packing<L: Lanes>(task: &Task, count: usize, scratch: &mut Vec<Lin
 
 /// Where tiles find their rows.
 #[derive(Clone, Copy)]
-struct From {
+struct Source {
     at: *const f32,
-    /// Inputs that were packed, or the distance of two inputs where rows lie as they are.
+    /// How they lie there.
     layout: Layout,
 }
 
@@ -135,7 +135,7 @@ enum Layout {
     InPlace(usize),
 }
 
-impl From {
+impl Source {
     fn packed(lines: &[Line], depth: usize) -> Self {
         Self {
             at: lines.as_ptr().cast(),
@@ -174,7 +174,7 @@ unsafe fn sweep<L: Lanes>(
     inputs: Range<usize>,
     next: Range<usize>,
     write: Write,
-    from: From,
+    from: Source,
 ) {
     let (rows, panel, depth) = (task.a.height(), task.lines * LANES, inputs.len());
     let passes = rows.div_ceil(L::ROWS);
