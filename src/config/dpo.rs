@@ -100,11 +100,7 @@ impl Dpo {
         self.training
             .check_patience(self.early_stopping_patience, &self.held_out, &mut keys);
         let usual = &Self::default().training;
-        self.training.check(usual, &mut keys);
-        if self.held_out.is_empty() {
-            self.training
-                .refuse_eval_steps(usual, "eval_data or eval_fraction", &mut keys);
-        }
+        self.training.check_with(&self.held_out, usual, &mut keys);
         // Chosen and rejected of one pair go through one pass.
         self.training.check_row(
             "2 × max_length",

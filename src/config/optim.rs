@@ -199,6 +199,14 @@ impl Training {
         (steps != usual.eval_steps && steps > 0).then_some(steps)
     }
 
+    /// [`Self::check`] for a stage that may hold out some of its records.
+    pub(super) fn check_with(&self, held_out: &HeldOut, usual: &Self, keys: &mut Keys<'_, '_>) {
+        self.check(usual, keys);
+        if held_out.is_empty() {
+            self.refuse_eval_steps(usual, "eval_data or eval_fraction", keys);
+        }
+    }
+
     /// Without held-out records nothing is evaluated, and `eval_steps` was set in vain; `keys_of_them` are the keys that name some.
     pub(super) fn refuse_eval_steps(
         &self,

@@ -72,11 +72,7 @@ impl Reward {
         keys.at_least("max_length", self.max_length, 1, "an answer needs a token");
         self.trainable.check(&mut keys);
         let usual = &Self::default().training;
-        self.training.check(usual, &mut keys);
-        if self.held_out.is_empty() {
-            self.training
-                .refuse_eval_steps(usual, "eval_data or eval_fraction", &mut keys);
-        }
+        self.training.check_with(&self.held_out, usual, &mut keys);
         // Chosen and rejected of one pair are scored in one pass.
         self.training.check_row(
             "2 × max_length",

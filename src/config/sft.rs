@@ -97,11 +97,7 @@ impl Sft {
             .check_patience(self.early_stopping_patience, &self.held_out, &mut keys);
         self.trainable.check(&mut keys);
         let usual = &Self::default().training;
-        self.training.check(usual, &mut keys);
-        if self.held_out.is_empty() {
-            self.training
-                .refuse_eval_steps(usual, "eval_data or eval_fraction", &mut keys);
-        }
+        self.training.check_with(&self.held_out, usual, &mut keys);
         self.training
             .check_row("max_length", self.max_length, &mut keys);
     }

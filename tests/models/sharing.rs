@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use collimate::model::boundary::Collector;
 use collimate::model::config::{DecoderConfig, Family, Head, TensorSpec, is_embedding, layer_of};
 use collimate::model::generator::Generator;
 use collimate::model::hf_config::HfConfig;
@@ -15,7 +16,7 @@ use collimate::ops::dispatch::without_kernels;
 use collimate::ops::head::Target;
 use collimate::ops::param::{Param, Training};
 use collimate::ops::profile;
-use rollout::{CacheBudget, LastToken, Request, SequenceId, Settings, generate};
+use rollout::{CacheBudget, Completion, LastToken, Request, SequenceId, Settings, generate};
 
 use crate::differences::{decoder, two_layers};
 use crate::support::{Anyhow, folder, gap, load, tensor};
@@ -58,6 +59,25 @@ fn base_and_branch_of(config: DecoderConfig) -> Anyhow<(Decoder, Decoder)> {
 fn bits(x: &Tensor) -> Anyhow<Vec<u32>> {
     let values = x.flatten_all()?.to_vec1::<f32>()?;
     Ok(values.iter().map(|x| x.to_bits()).collect())
+}
+
+/// A completion's states as generation kept them, and as one pass computes them.
+fn kept_and_computed(
+    base: &Decoder,
+    requests: &[Request],
+    completion: &Completion,
+    kept: &mut Collector,
+) -> Anyhow<(SequenceId, Vec<f32>, Tensor)> {
+    let prompt = &requests[completion.request].prompt;
+    let ids = [&prompt[..], &completion.tokens].concat();
+    let whole = base.hidden_at(TRUNK, &ids, &Segments::from_lengths([ids.len()]))?;
+    let id = SequenceId {
+        request: completion.request,
+        sample: completion.sample,
+    };
+    let states = kept.take(id, prompt.len()).expect("states");
+    let rows = [&states.prompt[..], &states.generated].concat();
+    Ok((id, rows, whole))
 }
 
 fn floats(bits: &[u32]) -> Vec<f32> {
@@ -207,15 +227,7 @@ fn kept_states_survive_giving_way() -> Anyhow {
     assert_eq!(output.completions, alone.completions);
     let mut kept = generator.take_states().expect("what was kept");
     for completion in &output.completions {
-        let prompt = &requests[completion.request].prompt;
-        let ids = [&prompt[..], &completion.tokens].concat();
-        let whole = base.hidden_at(TRUNK, &ids, &Segments::from_lengths([ids.len()]))?;
-        let id = SequenceId {
-            request: completion.request,
-            sample: completion.sample,
-        };
-        let states = kept.take(id, prompt.len()).expect("states");
-        let rows = [&states.prompt[..], &states.generated].concat();
+        let (id, rows, whole) = kept_and_computed(&base, &requests, completion, &mut kept)?;
         let found: Vec<u32> = rows.iter().map(|x| x.to_bits()).collect();
         assert_eq!(found, bits(&whole)?, "{id:?}");
     }
@@ -243,15 +255,7 @@ fn last_tokens_are_read_without_kernels_too() -> Anyhow {
         let output = generate(&mut generator, &requests, &settings, &mut |_| {})?;
         let mut kept = generator.take_states().expect("what was kept");
         for completion in &output.completions {
-            let prompt = &requests[completion.request].prompt;
-            let ids = [&prompt[..], &completion.tokens].concat();
-            let whole = base.hidden_at(TRUNK, &ids, &Segments::from_lengths([ids.len()]))?;
-            let id = SequenceId {
-                request: completion.request,
-                sample: completion.sample,
-            };
-            let states = kept.take(id, prompt.len()).expect("states");
-            let rows = [&states.prompt[..], &states.generated].concat();
+            let (id, rows, whole) = kept_and_computed(&base, &requests, completion, &mut kept)?;
             assert!(gap(&rows, &floats(&bits(&whole)?)) < 1e-5, "{id:?}");
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! What a model folder says of its trunk: how many of the lowest layers stayed frozen while others were trained, and their fingerprint.
 //!
 //! It stands in the header of each file of weights. Readers that do not know it pass it over, and programs that write the weights anew
-//! leave it out; then the tensors must be read to know their fingerprint.
+//! leave it out. What lies in a file decides what trunk it holds; the record says of which one a 16-bit file holds the rounded values.
 
 use std::collections::BTreeMap;
 
@@ -61,6 +61,16 @@ impl TrunkRecord {
             layers: weights.note(LAYERS)?.parse().ok()?,
             fingerprint: weights.note(FINGERPRINT)?.to_owned(),
         })
+    }
+
+    /// The fingerprint.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// Whether the two speak of as many layers and of other values.
+    pub fn contradicts(&self, other: &Self) -> bool {
+        self.layers == other.layers && self.fingerprint != other.fingerprint
     }
 
     /// What the header of a file of weights is to say.

@@ -418,19 +418,6 @@ fn a_bare_llama_is_found_without_its_prefix() {
     assert_eq!(weights.load(&norm).expect("loaded"), [1.5]);
 }
 
-#[test]
-fn single_values_are_found_where_the_whole_has_them() {
-    for name in ["llama", "gpt2"] {
-        let weights = Weights::open(&golden(name)).expect(name);
-        for (spec, values) in loaded(name) {
-            let places: Vec<usize> = (0..spec.numel()).step_by(7).collect();
-            let found = weights.load_at(&spec, &places).expect(&spec.name);
-            let wanted: Vec<f32> = places.iter().map(|&place| values[place]).collect();
-            assert_eq!(found, wanted, "{name}: {}", spec.name);
-        }
-    }
-}
-
 /// One of two files was written anew by a program that knows nothing of notes.
 #[test]
 fn a_note_that_not_all_files_bear_is_none() {

@@ -1,41 +1,13 @@
-//! The values of a stored tensor: widened to `f32`, turned over, or some of them alone.
+//! The values of a stored tensor: widened to `f32`, or turned over.
 
 use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
-use super::{Layout, TensorSpec, Weights, WeightsError};
-
 /// Elements that one thread converts at a time.
 const CONVERT_BLOCK: usize = 1 << 16;
 /// Side of the square that a transposition moves at a time: two of them stay in the first-level cache.
 const TRANSPOSE_TILE: usize = 32;
-
-impl Weights {
-    /// The values at these places of a tensor, counted in the engine's shape and layout.
-    ///
-    /// # Errors
-    /// As [`Self::load`].
-    pub fn load_at(&self, spec: &TensorSpec, places: &[usize]) -> Result<Vec<f32>, WeightsError> {
-        let (name, entry) = self.entry(spec)?;
-        let bytes = &self.shards[entry.shard].bytes[entry.range.clone()];
-        let size = bytes.len() / spec.numel().max(1);
-        let mut some = Vec::with_capacity(places.len() * size);
-        for &place in places {
-            let start = stored_place(spec, place) * size;
-            some.extend_from_slice(&bytes[start..start + size]);
-        }
-        widen(&some, entry.dtype).ok_or_else(|| self.wrong_type(name, entry))
-    }
-}
-
-/// Where the file has what stands at `place` in the engine's layout.
-fn stored_place(spec: &TensorSpec, place: usize) -> usize {
-    match (spec.layout, spec.shape.as_slice()) {
-        (Layout::Conv1d, &[out, input]) => place % input * out + place / input,
-        _ => place,
-    }
-}
 
 /// Little-endian values of `dtype` as f32; `None` for a type that is not a plain float.
 pub(super) fn widen(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {

@@ -132,6 +132,72 @@ fn a_factor_is_packed_once_for_several_products() {
     });
 }
 
+/// Parts of which none fills a task, one empty, and each with its own destination.
+#[test]
+fn products_of_several_parts_reach_their_own_destinations() {
+    let (sizes, n, k) = ([40, 0, 5, 130], 20, 300);
+    let b = numbers(n * k, 4);
+    let parts = sizes.map(|m| numbers(m * k, 7 + m as u64));
+    let mut found = sizes.map(|m| vec![2f32; m * n]);
+    with_factor(Matrix::new(&b, n, k, k).t(), |b| {
+        let products = parts.iter().zip(sizes).zip(&mut found);
+        let products = products.map(|((a, m), c)| GradientOf {
+            a: Matrix::new(a, m, k, k),
+            c,
+        });
+        add_multiplied_all(products.collect(), b);
+    });
+    for (a, c) in parts.iter().zip(&found) {
+        assert_eq!(*c, oracle(a, &b, n, k, 2.0));
+    }
+}
+
+/// Matrices one below the other: packed together where they are small, and one after the other where not.
+#[test]
+fn stacked_matrices_are_one_chain() {
+    for (m, n, sizes) in [(130, 20, [40, 0, 5]), (2, 1100, [1000, 900, 100])] {
+        let k: usize = sizes.iter().sum();
+        let (a, b) = (numbers(m * k, 3), numbers(n * k, 4));
+        // The oracle's weight is turned over: `b` by columns.
+        let by_row: Vec<f32> = (0..k * n).map(|i| b[i % n * k + i / n]).collect();
+        let mut rest = &by_row[..];
+        let parts = sizes.map(|rows| {
+            let (part, behind) = rest.split_at(rows * n);
+            rest = behind;
+            Matrix::new(part, rows, n, n)
+        });
+        let found = multiplied_stacked(Matrix::new(&a, m, k, k), &parts);
+        assert_eq!(found, oracle(&a, &b, n, k, 0.0), "{sizes:?}");
+    }
+    const { assert!(1100 * 2000 > PACKED && 20 * 45 <= PACKED) };
+}
+
+/// A window of a factor, by rows that are packed on the way and by rows that are read where they lie.
+#[test]
+fn windows_of_a_factor_have_the_bits_of_the_definition() {
+    let (m, n, k) = (21, 70, 50);
+    let (a, b) = (numbers(m * k, 3), numbers(n * k, 4));
+    let at: Vec<f32> = (0..k * m).map(|i| a[i % m * k + i / m]).collect();
+    let (rows, columns) = (7..40, 32..61);
+    let mut panels = Vec::new();
+    let factor = Factor::pack(Matrix::new(&b, n, k, k).t(), &mut panels, Threads::Caller);
+    let factor = factor.rows(rows.clone()).columns(columns.clone());
+    let whole = [Matrix::new(&a, m, k, k), Matrix::new(&at, k, m, m).t()];
+    for a in whole.map(|a| a.columns(rows.clone())) {
+        let mut c = vec![1f32; m * columns.len()];
+        let to = Destination::new(as_uninit(&mut c), columns.len());
+        // SAFETY: the destination is this test's alone, and holds numbers.
+        unsafe { factor.multiply(a, to, Write::Add) };
+        let expected = (0..m).flat_map(|i| columns.clone().map(move |j| (i, j)));
+        let expected = expected.map(|(i, j)| {
+            let chain = rows.clone();
+            let row = whole[0].row(i);
+            chain.fold(1.0, |acc: f32, p| row[p].mul_add(b[j * k + p], acc))
+        });
+        assert_eq!(c, expected.collect::<Vec<f32>>());
+    }
+}
+
 #[test]
 fn a_product_of_no_inputs_is_zero() {
     let mut c = [3f32; 4];
