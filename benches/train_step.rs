@@ -11,6 +11,7 @@ use collimate::model::{Decoder, Gradient, Recompute};
 use collimate::ops::attention::Segments;
 use collimate::ops::head::Target;
 use collimate::ops::param::Training;
+use collimate::ops::product::Arithmetic;
 use collimate::train::optimizer::{AdamW, AdamWConfig};
 use serde_json::json;
 
@@ -26,7 +27,12 @@ fn main() -> Result<()> {
     ])
 }
 
+/// In the arithmetic of a training stage, the floor too.
 fn step(case: &str) -> Result<()> {
+    Arithmetic::fastest().during(|| timed_step(case))
+}
+
+fn timed_step(case: &str) -> Result<()> {
     let recompute = match case.contains("recompute") {
         true => Recompute::Block,
         false => Recompute::None,

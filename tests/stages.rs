@@ -31,6 +31,8 @@ mod ppo_update;
 mod preference;
 #[path = "stages/preference_sharing.rs"]
 mod preference_sharing;
+#[path = "stages/processors.rs"]
+mod processors;
 #[path = "stages/ptx.rs"]
 mod ptx;
 #[path = "stages/refusal.rs"]

@@ -22,6 +22,8 @@ pub struct Completion {
     pub tokens: Vec<u32>,
     /// Each token's log-probability in the distribution it was drawn from.
     pub log_probs: Vec<f32>,
+    /// Each token's entropy of that distribution, in nats; empty unless [`Settings::entropies`] asks for them.
+    pub entropies: Vec<f32>,
     /// For each token the ids that could have been drawn, ascending; `None` for the whole
     /// vocabulary.
     pub kept: Vec<Option<Arc<[u32]>>>,
@@ -248,6 +250,7 @@ impl Generation<'_> {
             decoding: self.settings.decoding,
             forbidden: sequence.forbidden(self.settings.stop_ids),
             uniform: self.uniform(sequence),
+            entropy: self.settings.entropies,
         }
     }
 
@@ -342,6 +345,7 @@ fn completion(mut sequence: Sequence) -> Completion {
         sample: sequence.id.sample,
         tokens: sequence.tokens.split_off(sequence.prompt_len),
         log_probs: sequence.log_probs,
+        entropies: sequence.entropies,
         kept: sequence.kept,
         // The loop ends when all have finished.
         finish: sequence.finish.unwrap_or(Finish::Length),

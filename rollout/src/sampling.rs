@@ -105,6 +105,8 @@ pub struct Draw<'a> {
     pub forbidden: &'a [u32],
     /// A uniform number in [0, 1).
     pub uniform: f64,
+    /// Whether the distribution's entropy is asked for.
+    pub entropy: bool,
 }
 
 /// A drawn token.
@@ -114,6 +116,8 @@ pub struct Drawn {
     pub token: u32,
     /// Its log-probability in the distribution it was drawn from.
     pub log_prob: f32,
+    /// Entropy of that distribution in nats, if it was asked for.
+    pub entropy: Option<f32>,
     /// The ids that could have been drawn, ascending, where that is not the whole vocabulary.
     pub kept: Option<Vec<u32>>,
 }
@@ -155,7 +159,7 @@ pub enum RowFault {
 pub fn draw_row(logits: &[f32], draw: &Draw<'_>) -> Result<Drawn, RowError> {
     checked(logits)
         .and_then(|()| match draw.decoding {
-            Decoding::Greedy => greedy(logits, draw.forbidden),
+            Decoding::Greedy => greedy(logits, draw),
             Decoding::Sample(sampling) => sample(logits, &sampling, draw),
         })
         .map_err(|fault| RowError {
@@ -182,12 +186,12 @@ fn checked(logits: &[f32]) -> Result<(), RowFault> {
     )
 }
 
-fn greedy(logits: &[f32], forbidden: &[u32]) -> Result<Drawn, RowFault> {
+fn greedy(logits: &[f32], draw: &Draw<'_>) -> Result<Drawn, RowFault> {
     let masked;
-    let allowed = if forbidden.is_empty() {
+    let allowed = if draw.forbidden.is_empty() {
         logits
     } else {
-        masked = without(logits, forbidden);
+        masked = without(logits, draw.forbidden);
         &masked
     };
     let best = row::max(allowed);
@@ -199,6 +203,7 @@ fn greedy(logits: &[f32], forbidden: &[u32]) -> Result<Drawn, RowFault> {
     Ok(Drawn {
         token,
         log_prob: row::log_prob(logits, 1.0, &stats, token),
+        entropy: draw.entropy.then(|| row::entropy(logits, 1.0, &stats)),
         kept: None,
     })
 }
@@ -206,15 +211,22 @@ fn greedy(logits: &[f32], forbidden: &[u32]) -> Result<Drawn, RowFault> {
 fn sample(logits: &[f32], sampling: &Sampling, draw: &Draw<'_>) -> Result<Drawn, RowFault> {
     let inv_temperature = inverse(sampling.temperature);
     let kept = kept_set(logits, sampling, draw.forbidden);
-    let chosen = match &kept {
-        None => draw_from(logits, inv_temperature, draw.uniform)?,
-        Some(kept) => draw_from(&row::gather(logits, kept), inv_temperature, draw.uniform)?,
+    let gathered;
+    let scores = match &kept {
+        None => logits,
+        Some(kept) => {
+            gathered = row::gather(logits, kept);
+            &gathered
+        }
     };
+    let chosen = draw_from(scores, inv_temperature, draw.uniform)?;
+    let entropy = || row::entropy(scores, inv_temperature, &chosen.stats);
     Ok(Drawn {
         token: kept
             .as_ref()
             .map_or(chosen.index as u32, |kept| kept[chosen.index]),
         log_prob: chosen.log_prob,
+        entropy: draw.entropy.then(entropy),
         kept,
     })
 }
@@ -228,6 +240,7 @@ pub fn inverse(temperature: f32) -> f32 {
 struct Chosen {
     index: usize,
     log_prob: f32,
+    stats: row::RowStats,
 }
 
 /// The first index at which the cumulative distribution exceeds `uniform`.
@@ -261,6 +274,7 @@ fn draw_from(logits: &[f32], inv_temperature: f32, uniform: f64) -> Result<Chose
     Ok(Chosen {
         index,
         log_prob: row::log_prob(logits, inv_temperature, &stats, index as u32),
+        stats,
     })
 }
 

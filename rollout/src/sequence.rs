@@ -29,6 +29,8 @@ pub struct Sequence {
     read_to: usize,
     min_new_tokens: usize,
     pub log_probs: Vec<f32>,
+    /// Of tokens for which it was asked.
+    pub entropies: Vec<f32>,
     pub kept: Vec<Option<Arc<[u32]>>>,
     /// The cache blocks it owns, alone or with others.
     pub blocks: Vec<u32>,
@@ -47,6 +49,7 @@ impl Sequence {
             read_to: request.read_to(last),
             min_new_tokens: request.min_new_tokens,
             log_probs: Vec::new(),
+            entropies: Vec::new(),
             kept: Vec::new(),
             blocks: Vec::new(),
             cached: 0,
@@ -84,6 +87,7 @@ impl Sequence {
     pub fn push(&mut self, drawn: &Drawn, kept: Option<Arc<[u32]>>, settings: &Settings<'_>) {
         self.tokens.push(drawn.token);
         self.log_probs.push(drawn.log_prob);
+        self.entropies.extend(drawn.entropy);
         self.kept.push(kept);
         self.finish = if self.stops(drawn.token, settings) {
             Some(Finish::Stop)

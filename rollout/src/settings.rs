@@ -73,6 +73,8 @@ pub struct Settings<'a> {
     pub stop_text: Option<StopText<'a>>,
     /// Whether completions are read to their end.
     pub last_token: LastToken,
+    /// Whether the entropy of each token's distribution is recorded.
+    pub entropies: bool,
     /// Generation stops with [`Error::Cancelled`] before the next step once this is set.
     pub cancel: Option<&'a AtomicBool>,
 }
@@ -91,6 +93,7 @@ impl Default for Settings<'_> {
             stop_ids: &[],
             stop_text: None,
             last_token: LastToken::Unread,
+            entropies: false,
             cancel: None,
         }
     }

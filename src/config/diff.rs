@@ -153,6 +153,8 @@ fn effect(table: &str, key: &str, old: &Table, new: &Table) -> Effect {
         (_, "eval_steps") => true,
         // Draws are keyed by sequence and position, not by who was sampled beside whom.
         ("ppo", "rollout_batch" | "cache_bytes" | "cache_tokens") => true,
+        // What is recorded is what would be computed again.
+        ("ppo", "rescore") => true,
         // How long to wait for a score is not what it is.
         (_, "timeout_seconds" | "retries" | "backoff_seconds" | "token_env") => true,
         (_, "max_steps") => only_longer(old, new),

@@ -61,7 +61,7 @@ pub use rewards::{
     LONGEST_BACKOFF, Label, LengthReward, ModelReward, NumericReward, Output, ProgramReward, Reads,
     RegexReward, RepetitionReward, RewardComponent, RewardKind, Unit,
 };
-pub use run::{Device, Run};
+pub use run::{Arithmetic, Device, Run};
 pub use sft::{Sft, TooLong};
 pub use stage::Stage;
 pub use tokenizer::Tokenizer;

@@ -22,6 +22,9 @@ pub struct Run {
     pub device: Device,
     /// Threads of the CPU work; 0 takes all cores. Results do not depend on it.
     pub threads: usize,
+    /// How the CPU computes matrix products: `fast` takes what is fastest on this processor,
+    /// `portable` gives the same bits on every processor.
+    pub arithmetic: Arithmetic,
     /// Steps in a row with a non-finite loss or gradient (each is skipped) after which the run
     /// stops.
     pub max_bad_steps: usize,
@@ -35,6 +38,7 @@ impl Default for Run {
             seed: 0,
             device: Device::Cpu,
             threads: 0,
+            arithmetic: Arithmetic::Fast,
             max_bad_steps: 10,
         }
     }
@@ -80,6 +84,16 @@ impl Run {
 
 fn quoted(text: &str) -> String {
     format!("\"{text}\"")
+}
+
+/// How the CPU computes matrix products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Arithmetic {
+    /// In the fastest way that this processor has, and as accurately at least.
+    Fast,
+    /// In one order of sums, which every processor has.
+    Portable,
 }
 
 /// What to compute on.

@@ -18,7 +18,7 @@ use rollout::row::{self, RowStats};
 use super::dispatch::has_kernels;
 use super::param::Param;
 use super::pool;
-use super::product::{Matrix, Threads, Weight, Write, multiplied, multiply, product};
+use super::product::{Matrix, Weight, add_multiplied, multiplied, product, with_factor};
 use super::profile;
 use super::recompute::recompute;
 use super::storage;
@@ -384,8 +384,9 @@ impl Fused {
                 .for_each(|(d, p)| *d += p);
         }
         let rows = Matrix::new(&rows, targets.len(), width, width);
-        self.head
-            .accumulate_with(|dw| multiply(dlogits.t(), rows, dw, width, Write::Add, Threads::All))
+        self.head.accumulate_with(|dw| {
+            with_factor(rows, |rows| add_multiplied(dlogits.t(), rows, dw));
+        })
     }
 }
 

@@ -6,6 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::TokenScores;
 use crate::model::boundary::States;
 use crate::rlhf::{RlhfError, Rows};
 
@@ -22,6 +23,8 @@ pub struct Sequence {
     pub generated: Vec<Range<usize>>,
     /// Log-probability of each generated token under the distribution that it was drawn from.
     pub log_probs: Vec<f32>,
+    /// Entropy of that distribution, in nats; empty where generation was not asked for it.
+    pub entropies: Vec<f32>,
     /// The ids that sampling kept for each generated token, where it cut the distribution.
     pub kept: Vec<Option<Arc<[u32]>>>,
     /// Whether it ended by a stop, not by the limit.
@@ -35,7 +38,7 @@ pub struct Sequence {
 pub enum ExperienceError {
     /// A sequence's parts have different sizes.
     #[error(
-        "sequence {index} has {ids} tokens, {generated} generated ones, {log_probs} log-probs and {kept} kept sets"
+        "sequence {index} has {ids} tokens, {generated} generated ones, {log_probs} log-probs, {entropies} entropies and {kept} kept sets"
     )]
     Sequence {
         /// Which one.
@@ -46,6 +49,8 @@ pub enum ExperienceError {
         generated: usize,
         /// Log-probs.
         log_probs: usize,
+        /// Entropies.
+        entropies: usize,
         /// Kept sets.
         kept: usize,
     },
@@ -78,6 +83,7 @@ impl Sequence {
             && count > 0
             && count == self.log_probs.len()
             && count == self.kept.len()
+            && (self.entropies.is_empty() || count == self.entropies.len())
     }
 }
 
@@ -104,6 +110,7 @@ impl Experience {
                     ids,
                     generated,
                     log_probs,
+                    entropies: s.entropies.len(),
                     kept,
                 });
             }
@@ -131,12 +138,16 @@ impl Experience {
         self.offsets[index]..self.offsets[index + 1]
     }
 
-    /// Log-probs that the generator recorded.
-    pub fn log_probs(&self) -> Vec<f32> {
-        self.sequences
-            .iter()
-            .flat_map(|s| s.log_probs.iter().copied())
-            .collect()
+    /// What the generator recorded of each token.
+    pub fn recorded(&self) -> TokenScores {
+        let all = |of: fn(&Sequence) -> &[f32]| {
+            let parts: Vec<&[f32]> = self.sequences.iter().map(of).collect();
+            parts.concat()
+        };
+        TokenScores {
+            log_probs: all(|s| &s.log_probs),
+            entropy: all(|s| &s.entropies),
+        }
     }
 
     /// Generated tokens of all sequences.
@@ -156,6 +167,7 @@ mod tests {
             ids: vec![1; 6],
             generated: generated.iter().map(|&(a, b)| a..b).collect(),
             log_probs: vec![0.0; count],
+            entropies: Vec::new(),
             kept: vec![None; count],
             finished: true,
             states: None,

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod architecture;
+mod arithmetic;
 mod context;
 mod dataset;
 mod dpo;

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 
 use super::context::{Context, Finished};
-use super::{dpo, origin, pretrain, reward, sft};
+use super::{arithmetic, dpo, origin, pretrain, reward, sft};
 use crate::config::{Config, Length, Stage, Training};
 use crate::model::hub;
 use crate::ops::{device, profile};
@@ -47,7 +47,7 @@ fn run_stages(
     folder.write_config(&config.to_toml()?)?;
     let stop = StopRequest::listen()?;
     on_pool(config.run.threads, || {
-        run_in_order(config, folder, stages, existing, &stop)
+        arithmetic::of(config).during(|| run_in_order(config, folder, stages, existing, &stop))
     })
 }
 
@@ -66,6 +66,7 @@ fn run_in_order(
         if is_finished(config, stage, &files)? {
             continue;
         }
+        arithmetic::note(stage, &files)?;
         let context = Context {
             config: &local,
             folder: &files,

@@ -185,6 +185,22 @@ impl StageFolder {
         Ok(durable::write_atomic(&self.inputs(), json)?)
     }
 
+    /// In what arithmetic the stage computes its products.
+    pub fn arithmetic(&self) -> PathBuf {
+        self.root.join("arithmetic")
+    }
+
+    /// Replaces that note.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_arithmetic(&self, name: &str) -> Result<(), RunFolderError> {
+        Ok(durable::write_atomic(
+            &self.arithmetic(),
+            format!("{name}\n").as_bytes(),
+        )?)
+    }
+
     /// One object a step.
     pub fn metrics(&self) -> PathBuf {
         self.root.join("metrics.jsonl")

@@ -21,7 +21,7 @@ use collimate::ops::param::{Param, ParamStore, Training};
 use collimate::ops::rope::Rotation;
 
 use crate::gradients::adapted;
-use crate::support::{Anyhow, attention, noise, store, tensor};
+use crate::support::{Anyhow, attention, in_each_arithmetic, noise, store, tensor};
 
 /// Directions a gradient is asked along.
 const DIRECTIONS: u64 = 3;
@@ -136,25 +136,27 @@ fn operation(
 
 #[test]
 fn of_linear_layers_and_embeddings() -> Anyhow {
-    let params = store(&[("a", &[20, 12]), ("b", &[9, 12]), ("c", &[9])])?;
-    let part = |weight, bias: Option<&str>| {
-        Ok::<_, candle_core::Error>(Projection::new(
-            params.get(weight)?,
-            bias.map(|name| params.get(name)).transpose()?,
-        ))
-    };
-    let linear = Linear::new(vec![part("a", None)?, part("b", Some("c"))?])?;
-    operation("linear", &params, &tensor(&[30, 12], 1), |x| {
-        linear.forward(x)
-    })?;
-    let (params, linear) = adapted()?;
-    operation("adapted linear", &params, &tensor(&[30, 24], 1), |x| {
-        linear.forward(x)
-    })?;
-    let params = store(&[("table", &[10, 6])])?;
-    let table = params.get("table")?;
-    operation("embedding", &params, &tensor(&[1], 7), |_| {
-        embed(&table, &[3, 9, 3, 0, 3])
+    in_each_arithmetic(|| {
+        let params = store(&[("a", &[20, 12]), ("b", &[9, 12]), ("c", &[9])])?;
+        let part = |weight, bias: Option<&str>| {
+            Ok::<_, candle_core::Error>(Projection::new(
+                params.get(weight)?,
+                bias.map(|name| params.get(name)).transpose()?,
+            ))
+        };
+        let linear = Linear::new(vec![part("a", None)?, part("b", Some("c"))?])?;
+        operation("linear", &params, &tensor(&[30, 12], 1), |x| {
+            linear.forward(x)
+        })?;
+        let (params, linear) = adapted()?;
+        operation("adapted linear", &params, &tensor(&[30, 24], 1), |x| {
+            linear.forward(x)
+        })?;
+        let params = store(&[("table", &[10, 6])])?;
+        let table = params.get("table")?;
+        operation("embedding", &params, &tensor(&[1], 7), |_| {
+            embed(&table, &[3, 9, 3, 0, 3])
+        })
     })
 }
 
@@ -214,12 +216,14 @@ fn of_attention() -> Anyhow {
 
 #[test]
 fn of_the_head_whole_and_cut() -> Anyhow {
-    let params = store(&[("head", &[50, 12])])?;
-    let head = params.get("head")?;
-    let targets = targets(100, 50, |i| i / 2, |i| (i * 7 % 50) as u32);
-    let both = |r: TokenLogProbs| Tensor::stack(&[r.log_probs, r.entropy], 1);
-    operation("head", &params, &(tensor(&[50, 12], 10) * 0.5)?, |x| {
-        both(token_log_probs(x, &head, &targets, 0.8)?)
+    in_each_arithmetic(|| {
+        let params = store(&[("head", &[50, 12])])?;
+        let head = params.get("head")?;
+        let targets = targets(100, 50, |i| i / 2, |i| (i * 7 % 50) as u32);
+        let both = |r: TokenLogProbs| Tensor::stack(&[r.log_probs, r.entropy], 1);
+        operation("head", &params, &(tensor(&[50, 12], 10) * 0.5)?, |x| {
+            both(token_log_probs(x, &head, &targets, 0.8)?)
+        })
     })
 }
 
@@ -305,12 +309,14 @@ pub fn check_trained(what: &str, model: &Decoder, recompute: Recompute) -> Anyho
 
 #[test]
 fn of_every_family() -> Anyhow {
-    for family in Family::ALL {
-        check_model(family.model_type(), two_layers(family)?, Recompute::None)?;
-    }
-    let mut scoring = two_layers(Family::Llama)?;
-    scoring.head = Head::Score;
-    check_model("a scalar head", scoring, Recompute::None)
+    in_each_arithmetic(|| {
+        for family in Family::ALL {
+            check_model(family.model_type(), two_layers(family)?, Recompute::None)?;
+        }
+        let mut scoring = two_layers(Family::Llama)?;
+        scoring.head = Head::Score;
+        check_model("a scalar head", scoring, Recompute::None)
+    })
 }
 
 #[test]
@@ -334,5 +340,5 @@ fn of_exact_gelu_kept_and_recomputed() -> Anyhow {
 
 #[test]
 fn of_recomputed_blocks() -> Anyhow {
-    check_model("recomputed", two_layers(Family::Qwen3)?, Recompute::Block)
+    in_each_arithmetic(|| check_model("recomputed", two_layers(Family::Qwen3)?, Recompute::Block))
 }

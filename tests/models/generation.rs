@@ -14,7 +14,7 @@ use collimate::stages::plan::generation::{Prompts, panels, reserve, states};
 use rollout::{CacheBudget, LastToken, Request, SequenceId, Settings, generate};
 
 use crate::memory::{load, lora, own};
-use crate::support::{Anyhow, LANGUAGE_MODELS};
+use crate::support::{Anyhow, LANGUAGE_MODELS, in_each_arithmetic};
 
 /// Blocks of a generation, in a cache that is large enough and in one that is not.
 #[test]
@@ -128,6 +128,10 @@ fn states_are_those_that_a_generation_keeps() -> Anyhow {
 /// The parameters that hold panels after a generation.
 #[test]
 fn panels_are_those_that_a_generation_keeps() -> Anyhow {
+    in_each_arithmetic(panels_are_those_kept)
+}
+
+fn panels_are_those_kept() -> Anyhow {
     let lora = lora(Layers::Top(1));
     for name in LANGUAGE_MODELS {
         let base = load(name, Head::LanguageModel, own(Training::Frozen))?;
@@ -140,9 +144,7 @@ fn panels_are_those_that_a_generation_keeps() -> Anyhow {
             let read = |param: &Arc<Param>| -> usize {
                 let reads_rows = param.dims().len() != 2 || is_table(model, param);
                 match param.operand() {
-                    Ok(Operand::Panels(kept)) if !reads_rows => {
-                        kept.outputs().next_multiple_of(16) * kept.inputs() * size_of::<f32>()
-                    }
+                    Ok(Operand::Panels(kept)) if !reads_rows => kept.bytes(),
                     _ => 0,
                 }
             };

@@ -11,7 +11,7 @@ use collimate::ops::head::Target;
 use collimate::reward::RewardModel;
 use rollout::{Decoding, Request, Settings, generate};
 
-use crate::support::{Anyhow, Expected, LANGUAGE_MODELS, gap, load};
+use crate::support::{Anyhow, Expected, LANGUAGE_MODELS, gap, in_each_arithmetic, load};
 
 /// The fixtures are f32 on both sides; this is the bound that the project sets itself.
 pub const TOLERANCE: f32 = 1e-4;
@@ -65,22 +65,24 @@ pub fn check_logits(name: &str, model: &Decoder, expected: &Expected) -> Anyhow<
 
 #[test]
 fn logits_log_probs_and_entropies() -> Anyhow {
-    for name in LANGUAGE_MODELS {
-        let (expected, model) = (Expected::read(name)?, load(name, Head::LanguageModel)?);
-        let hidden = check_logits(name, &model, &expected)?;
-        let found = model.log_probs(&hidden, &next_tokens(&expected.rows), 1.0)?;
-        let wanted = expected_rows(&expected, "logprobs", |n| n - 1)?;
-        assert!(
-            gap(&found.log_probs.to_vec1()?, &wanted) < TOLERANCE,
-            "{name} log-probs"
-        );
-        let wanted = expected_rows(&expected, "entropy", |n| n - 1)?;
-        assert!(
-            gap(&found.entropy.to_vec1()?, &wanted) < TOLERANCE,
-            "{name} entropy"
-        );
-    }
-    Ok(())
+    in_each_arithmetic(|| {
+        for name in LANGUAGE_MODELS {
+            let (expected, model) = (Expected::read(name)?, load(name, Head::LanguageModel)?);
+            let hidden = check_logits(name, &model, &expected)?;
+            let found = model.log_probs(&hidden, &next_tokens(&expected.rows), 1.0)?;
+            let wanted = expected_rows(&expected, "logprobs", |n| n - 1)?;
+            assert!(
+                gap(&found.log_probs.to_vec1()?, &wanted) < TOLERANCE,
+                "{name} log-probs"
+            );
+            let wanted = expected_rows(&expected, "entropy", |n| n - 1)?;
+            assert!(
+                gap(&found.entropy.to_vec1()?, &wanted) < TOLERANCE,
+                "{name} entropy"
+            );
+        }
+        Ok(())
+    })
 }
 
 /// Every gradient within `TOLERANCE` of its norm, and none missing.
@@ -141,24 +143,26 @@ pub fn backward_of_mean_nll(
 
 #[test]
 fn loss_and_every_gradient() -> Anyhow {
-    for name in LANGUAGE_MODELS {
-        let (expected, model) = (Expected::read(name)?, load(name, Head::LanguageModel)?);
-        let loss = backward_of_mean_nll(&model, &expected, Recompute::None)?;
-        let wanted = expected.tensors["loss"].to_vec1::<f32>()?;
-        assert!(
-            gap(&[loss.to_scalar()?], &wanted) < TOLERANCE,
-            "{name} loss"
-        );
-        check_gradients(name, &model, &expected)?;
-        let kept = model.params().arena().expect("trained").to_vec1::<f32>()?;
-        backward_of_mean_nll(&model, &expected, Recompute::Block)?;
-        assert_eq!(
-            model.params().arena().expect("trained").to_vec1::<f32>()?,
-            kept,
-            "{name}: recomputed"
-        );
-    }
-    Ok(())
+    in_each_arithmetic(|| {
+        for name in LANGUAGE_MODELS {
+            let (expected, model) = (Expected::read(name)?, load(name, Head::LanguageModel)?);
+            let loss = backward_of_mean_nll(&model, &expected, Recompute::None)?;
+            let wanted = expected.tensors["loss"].to_vec1::<f32>()?;
+            assert!(
+                gap(&[loss.to_scalar()?], &wanted) < TOLERANCE,
+                "{name} loss"
+            );
+            check_gradients(name, &model, &expected)?;
+            let kept = model.params().arena().expect("trained").to_vec1::<f32>()?;
+            backward_of_mean_nll(&model, &expected, Recompute::Block)?;
+            assert_eq!(
+                model.params().arena().expect("trained").to_vec1::<f32>()?,
+                kept,
+                "{name}: recomputed"
+            );
+        }
+        Ok(())
+    })
 }
 
 /// The fixture's greedy tokens and their log-probs.
@@ -197,13 +201,15 @@ pub fn check_greedy(name: &str) -> Anyhow {
 
 #[test]
 fn greedy_continuations() -> Anyhow {
-    LANGUAGE_MODELS.into_iter().try_for_each(check_greedy)
+    in_each_arithmetic(|| LANGUAGE_MODELS.into_iter().try_for_each(check_greedy))
 }
 
 #[test]
 fn reward_model_scores_and_gradients() -> Anyhow {
-    let (name, expected) = ("llama_reward", Expected::read("llama_reward")?);
-    check_reward_model(name, &load(name, Head::Score)?, &expected)
+    in_each_arithmetic(|| {
+        let (name, expected) = ("llama_reward", Expected::read("llama_reward")?);
+        check_reward_model(name, &load(name, Head::Score)?, &expected)
+    })
 }
 
 /// Scores at every position, and every gradient of the loss on those at the end.

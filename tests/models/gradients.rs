@@ -13,7 +13,7 @@ use collimate::ops::norm::Norm;
 use collimate::ops::param::ParamStore;
 use collimate::ops::rope::Rotation;
 
-use crate::support::{Anyhow, attention, gap, store, tensor};
+use crate::support::{Anyhow, attention, gap, in_each_arithmetic, store, tensor};
 
 /// Result, gradient of the input, gradients of the parameters, for the loss Σ r·y with random r.
 fn probe(
@@ -101,105 +101,107 @@ fn an_adapter_of_another_shape_is_refused() -> Anyhow {
 
 #[test]
 fn operations_agree_with_their_oracles() -> Anyhow {
-    let none = store(&[])?;
-    let params = store(&[("a", &[40, 24]), ("b", &[9, 24]), ("c", &[9])])?;
-    let parts = vec![
-        Projection::new(params.get("a")?, None),
-        Projection::new(params.get("b")?, Some(params.get("c")?)),
-    ];
-    let linear = Linear::new(parts)?;
-    same(
-        "linear",
-        &params,
-        &tensor(&[130, 24], 1),
-        |x| linear.forward(x),
-        |x| linear.composed(x),
-    )?;
+    in_each_arithmetic(|| {
+        let none = store(&[])?;
+        let params = store(&[("a", &[40, 24]), ("b", &[9, 24]), ("c", &[9])])?;
+        let parts = vec![
+            Projection::new(params.get("a")?, None),
+            Projection::new(params.get("b")?, Some(params.get("c")?)),
+        ];
+        let linear = Linear::new(parts)?;
+        same(
+            "linear",
+            &params,
+            &tensor(&[130, 24], 1),
+            |x| linear.forward(x),
+            |x| linear.composed(x),
+        )?;
 
-    let (params, linear) = adapted()?;
-    same(
-        "adapted linear",
-        &params,
-        &tensor(&[130, 24], 11),
-        |x| linear.forward(x),
-        |x| linear.composed(x),
-    )?;
+        let (params, linear) = adapted()?;
+        same(
+            "adapted linear",
+            &params,
+            &tensor(&[130, 24], 11),
+            |x| linear.forward(x),
+            |x| linear.composed(x),
+        )?;
 
-    let params = store(&[("w", &[24]), ("b", &[24])])?;
-    let rms = Norm::Rms {
-        weight: params.get("w")?,
-        eps: 1e-5,
-    };
-    let layer = Norm::Layer {
-        weight: params.get("w")?,
-        bias: params.get("b")?,
-        eps: 1e-5,
-    };
-    let x = tensor(&[150, 24], 2);
-    same(
-        "rms norm",
-        &params,
-        &x,
-        |x| rms.forward(x),
-        |x| rms.composed(x),
-    )?;
-    same(
-        "layer norm",
-        &params,
-        &x,
-        |x| layer.forward(x),
-        |x| layer.composed(x),
-    )?;
-    let x = tensor(&[70, 100], 3);
-    same(
-        "head norm",
-        &params,
-        &x,
-        |x| rms.forward_groups(x, 24, 3),
-        |x| rms.composed_groups(x, 24, 3),
-    )?;
+        let params = store(&[("w", &[24]), ("b", &[24])])?;
+        let rms = Norm::Rms {
+            weight: params.get("w")?,
+            eps: 1e-5,
+        };
+        let layer = Norm::Layer {
+            weight: params.get("w")?,
+            bias: params.get("b")?,
+            eps: 1e-5,
+        };
+        let x = tensor(&[150, 24], 2);
+        same(
+            "rms norm",
+            &params,
+            &x,
+            |x| rms.forward(x),
+            |x| rms.composed(x),
+        )?;
+        same(
+            "layer norm",
+            &params,
+            &x,
+            |x| layer.forward(x),
+            |x| layer.composed(x),
+        )?;
+        let x = tensor(&[70, 100], 3);
+        same(
+            "head norm",
+            &params,
+            &x,
+            |x| rms.forward_groups(x, 24, 3),
+            |x| rms.composed_groups(x, 24, 3),
+        )?;
 
-    let rotation = Rotation::new(vec![1.0, 0.3, 0.01]);
-    let angles = rotation.angles(&(0..30).collect::<Vec<_>>());
-    same(
-        "rope",
-        &none,
-        &tensor(&[30, 20], 4),
-        |x| angles.rotate(x, 3),
-        |x| angles.composed(x, 3),
-    )?;
-    same(
-        "swiglu",
-        &none,
-        &tensor(&[40, 22], 5),
-        swiglu,
-        swiglu_composed,
-    )?;
-    same(
-        "gelu",
-        &none,
-        &tensor(&[40, 22], 6),
-        gelu_tanh,
-        Tensor::gelu,
-    )?;
-    same(
-        "gelu, exact",
-        &none,
-        &tensor(&[40, 22], 6),
-        gelu,
-        Tensor::gelu_erf,
-    )?;
+        let rotation = Rotation::new(vec![1.0, 0.3, 0.01]);
+        let angles = rotation.angles(&(0..30).collect::<Vec<_>>());
+        same(
+            "rope",
+            &none,
+            &tensor(&[30, 20], 4),
+            |x| angles.rotate(x, 3),
+            |x| angles.composed(x, 3),
+        )?;
+        same(
+            "swiglu",
+            &none,
+            &tensor(&[40, 22], 5),
+            swiglu,
+            swiglu_composed,
+        )?;
+        same(
+            "gelu",
+            &none,
+            &tensor(&[40, 22], 6),
+            gelu_tanh,
+            Tensor::gelu,
+        )?;
+        same(
+            "gelu, exact",
+            &none,
+            &tensor(&[40, 22], 6),
+            gelu,
+            Tensor::gelu_erf,
+        )?;
 
-    let table = store(&[("table", &[10, 6])])?;
-    let ids = [3, 9, 3, 0, 3];
-    let (t, u) = (table.get("table")?, table.get("table")?);
-    same(
-        "embedding",
-        &table,
-        &tensor(&[1], 7),
-        move |_| embedding::embed(&t, &ids),
-        move |_| embedding::composed(&u, &ids),
-    )
+        let table = store(&[("table", &[10, 6])])?;
+        let ids = [3, 9, 3, 0, 3];
+        let (t, u) = (table.get("table")?, table.get("table")?);
+        same(
+            "embedding",
+            &table,
+            &tensor(&[1], 7),
+            move |_| embedding::embed(&t, &ids),
+            move |_| embedding::composed(&u, &ids),
+        )
+    })
 }
 
 #[test]
@@ -228,25 +230,28 @@ fn attention_agrees_with_its_oracle() -> Anyhow {
 
 #[test]
 fn head_agrees_with_its_oracle() -> Anyhow {
-    let params = store(&[("head", &[50, 12])])?;
-    let head = params.get("head")?;
-    let kept: Arc<[u32]> = [2u32, 3, 30, 49].into();
-    let targets: Vec<Target> = (0..200)
-        .map(|i| match i % 3 {
-            0 => Target {
-                row: i / 2,
-                token: 30,
-                kept: Some(kept.clone()),
-            },
-            _ => Target::whole(i / 2, (i * 7 % 50) as u32),
-        })
-        .collect();
-    let both = |r: collimate::ops::head::TokenLogProbs| Tensor::stack(&[r.log_probs, r.entropy], 1);
-    same(
-        "head",
-        &params,
-        &(tensor(&[100, 12], 10) * 0.5)?,
-        |x| both(token_log_probs(x, &head, &targets, 0.8)?),
-        |x| both(head_composed(x, &head, &targets, 0.8)?),
-    )
+    in_each_arithmetic(|| {
+        let params = store(&[("head", &[50, 12])])?;
+        let head = params.get("head")?;
+        let kept: Arc<[u32]> = [2u32, 3, 30, 49].into();
+        let targets: Vec<Target> = (0..200)
+            .map(|i| match i % 3 {
+                0 => Target {
+                    row: i / 2,
+                    token: 30,
+                    kept: Some(kept.clone()),
+                },
+                _ => Target::whole(i / 2, (i * 7 % 50) as u32),
+            })
+            .collect();
+        let both =
+            |r: collimate::ops::head::TokenLogProbs| Tensor::stack(&[r.log_probs, r.entropy], 1);
+        same(
+            "head",
+            &params,
+            &(tensor(&[100, 12], 10) * 0.5)?,
+            |x| both(token_log_probs(x, &head, &targets, 0.8)?),
+            |x| both(head_composed(x, &head, &targets, 0.8)?),
+        )
+    })
 }

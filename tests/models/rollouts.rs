@@ -12,7 +12,7 @@ use rollout::random::{Key, Purpose};
 use rollout::{CacheBudget, Decoding, Model as _, Output, Request, Sampling, Settings, generate};
 
 use crate::differences::{outputs, two_layers};
-use crate::support::{Anyhow, llama, load};
+use crate::support::{Anyhow, in_each_arithmetic, llama, load};
 
 /// Ragged prompts and limits.
 fn requests(count: u64, vocabulary: u64, samples: usize) -> Vec<Request> {
@@ -128,95 +128,107 @@ fn a_budget_in_bytes_counts_the_padding() -> Anyhow {
 /// The graph's forward pass, the one without, and the one that records only above a frozen layer.
 #[test]
 fn recording_changes_no_bit_whatever_is_trained() -> Anyhow {
-    let bits = |x: Tensor| -> Anyhow<Vec<u32>> {
-        Ok(x.to_vec1::<f32>()?.iter().map(|x| x.to_bits()).collect())
-    };
-    for family in Family::ALL {
-        for frozen in [0, 1, 2] {
-            let training = |spec: &TensorSpec| match layer_of(&spec.name) {
-                Some(layer) if layer >= frozen => Training::Trained,
-                None if frozen == 0 || spec.name.contains("norm") => Training::Trained,
-                _ => Training::Frozen,
-            };
-            let config = HfConfig::new(two_layers(family)?);
-            let model = Decoder::fresh(config, 1, training, &Device::Cpu)?;
-            let skipped = bits(outputs(&model, Gradient::Skip)?)?;
-            for recompute in [Recompute::None, Recompute::Block] {
-                let recorded = bits(outputs(&model, Gradient::Record(recompute))?)?;
-                assert_eq!(recorded, skipped, "{family:?}, {frozen} layers frozen");
+    in_each_arithmetic(|| {
+        let bits = |x: Tensor| -> Anyhow<Vec<u32>> {
+            Ok(x.to_vec1::<f32>()?.iter().map(|x| x.to_bits()).collect())
+        };
+        for family in Family::ALL {
+            for frozen in [0, 1, 2] {
+                let training = |spec: &TensorSpec| match layer_of(&spec.name) {
+                    Some(layer) if layer >= frozen => Training::Trained,
+                    None if frozen == 0 || spec.name.contains("norm") => Training::Trained,
+                    _ => Training::Frozen,
+                };
+                let config = HfConfig::new(two_layers(family)?);
+                let model = Decoder::fresh(config, 1, training, &Device::Cpu)?;
+                let skipped = bits(outputs(&model, Gradient::Skip)?)?;
+                for recompute in [Recompute::None, Recompute::Block] {
+                    let recorded = bits(outputs(&model, Gradient::Record(recompute))?)?;
+                    assert_eq!(recorded, skipped, "{family:?}, {frozen} layers frozen");
+                }
             }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// A second copy of the weights lives no longer than the generator.
 #[test]
 fn panels_are_given_back_after_generation() -> Anyhow {
-    let model = llama(32, 2, 4, 2, 64, Head::LanguageModel)?;
-    let packed = |model: &Decoder| -> Anyhow<usize> {
-        let matrices = model.params().iter().filter(|p| p.dims().len() == 2);
-        let operands = matrices.map(|p| Ok(matches!(p.operand()?, Operand::Panels(_))));
-        let packed: Vec<bool> = operands.collect::<Anyhow<_>>()?;
-        Ok(packed.into_iter().filter(|p| *p).count())
-    };
-    let generator = Generator::new(&model);
-    assert!(packed(&model)? > 0);
-    drop(generator);
-    assert_eq!(packed(&model)?, 0);
-    Ok(())
+    in_each_arithmetic(|| {
+        let model = llama(32, 2, 4, 2, 64, Head::LanguageModel)?;
+        let packed = |model: &Decoder| -> Anyhow<usize> {
+            let matrices = model.params().iter().filter(|p| p.dims().len() == 2);
+            let operands = matrices.map(|p| Ok(matches!(p.operand()?, Operand::Panels(_))));
+            let packed: Vec<bool> = operands.collect::<Anyhow<_>>()?;
+            Ok(packed.into_iter().filter(|p| *p).count())
+        };
+        let generator = Generator::new(&model);
+        assert!(packed(&model)? > 0);
+        drop(generator);
+        assert_eq!(packed(&model)?, 0);
+        Ok(())
+    })
 }
 
 #[test]
 fn the_quickstart_model_in_a_cache_too_small() -> Anyhow {
-    check(
-        &llama(192, 4, 6, 6, 2048, Head::LanguageModel)?,
-        2048,
-        Sampling::default(),
-    )
+    in_each_arithmetic(|| {
+        check(
+            &llama(192, 4, 6, 6, 2048, Head::LanguageModel)?,
+            2048,
+            Sampling::default(),
+        )
+    })
 }
 
 #[test]
 fn hidden_size_576_in_a_cache_too_small() -> Anyhow {
-    let model = llama(576, 2, 9, 3, 512, Head::LanguageModel)?;
-    check(
-        &model,
-        512,
-        Sampling {
-            temperature: 0.8,
-            ..Sampling::default()
-        },
-    )
+    in_each_arithmetic(|| {
+        let model = llama(576, 2, 9, 3, 512, Head::LanguageModel)?;
+        check(
+            &model,
+            512,
+            Sampling {
+                temperature: 0.8,
+                ..Sampling::default()
+            },
+        )
+    })
 }
 
 #[test]
 fn cut_distributions_and_every_family() -> Anyhow {
-    let sampling = Sampling {
-        temperature: 0.9,
-        top_k: 20,
-        top_p: 0.9,
-        min_p: 0.02,
-    };
-    for name in ["llama3_tied", "qwen2", "qwen3", "mistral_swa", "gpt2"] {
-        let model = load(name, Head::LanguageModel)?;
-        check(&model, 128, sampling)?;
-    }
-    Ok(())
+    in_each_arithmetic(|| {
+        let sampling = Sampling {
+            temperature: 0.9,
+            top_k: 20,
+            top_p: 0.9,
+            min_p: 0.02,
+        };
+        for name in ["llama3_tied", "qwen2", "qwen3", "mistral_swa", "gpt2"] {
+            let model = load(name, Head::LanguageModel)?;
+            check(&model, 128, sampling)?;
+        }
+        Ok(())
+    })
 }
 
 #[test]
 fn samples_of_one_prompt_share_its_blocks_and_keep_their_bits() -> Anyhow {
-    let model = llama(64, 2, 4, 2, 256, Head::LanguageModel)?;
-    let requests = requests(6, 256, 5);
-    let output = run(
-        &model,
-        &requests,
-        Sampling::default(),
-        16,
-        CacheBudget::Unlimited,
-    )?;
-    assert_eq!(output.completions.len(), 30);
-    let prompts: usize = requests.iter().map(|r| r.prompt.len()).sum();
-    assert_eq!(output.stats.prefill_tokens, prompts);
-    assert_equal_to_training(&model, &requests, &output, Sampling::default())
+    in_each_arithmetic(|| {
+        let model = llama(64, 2, 4, 2, 256, Head::LanguageModel)?;
+        let requests = requests(6, 256, 5);
+        let output = run(
+            &model,
+            &requests,
+            Sampling::default(),
+            16,
+            CacheBudget::Unlimited,
+        )?;
+        assert_eq!(output.completions.len(), 30);
+        let prompts: usize = requests.iter().map(|r| r.prompt.len()).sum();
+        assert_eq!(output.stats.prefill_tokens, prompts);
+        assert_equal_to_training(&model, &requests, &output, Sampling::default())
+    })
 }

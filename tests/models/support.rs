@@ -9,6 +9,7 @@ use collimate::model::config::{DecoderConfig, Family, Geometry, Head};
 use collimate::model::hf_config::HfConfig;
 use collimate::ops::attention::{Attention, Segments};
 use collimate::ops::param::{Initial, ParamStore, Training};
+use collimate::ops::product::Arithmetic;
 use rollout::random::{Key, Purpose};
 
 pub type Anyhow<T = ()> = anyhow::Result<T>;
@@ -25,6 +26,15 @@ pub const LANGUAGE_MODELS: [&str; 9] = [
     "gpt2",
     "gpt2_bare",
 ];
+
+/// Runs a test with chains of fused multiply-adds, and on the processor's matrix unit if it has one.
+pub fn in_each_arithmetic(test: impl Fn() -> Anyhow) -> Anyhow {
+    Arithmetic::Chains.during(&test)?;
+    match Arithmetic::fastest() {
+        Arithmetic::Chains => Ok(()),
+        fastest => fastest.during(test),
+    }
+}
 
 /// Attention of these query heads, key and value heads, head size and window.
 pub fn attention(

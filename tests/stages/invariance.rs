@@ -120,6 +120,7 @@ fn ppo_does_not_depend_on_how_rollouts_are_batched() {
             "ppo.rollout_batch=7",
             "ppo.cache_tokens=64",
             "ppo.cache_bytes=65536",
+            "ppo.rescore=true",
         ],
     );
 }

@@ -15,7 +15,8 @@ pub fn number(line: &Line, name: &str) -> f64 {
 
 /// The iterations of a PPO run of this name with these flags.
 pub fn iterations(workspace: &Workspace, name: &str, flags: &str) -> Vec<Line> {
-    workspace.succeed(&format!("ppo config.toml --set run.name={name} {flags}"));
+    let flags = format!("--set run.name={name} --set ppo.rescore=true {flags}");
+    workspace.succeed(&format!("ppo config.toml {flags}"));
     let mut lines = workspace.metrics(name, "ppo");
     lines.retain(|line| number(line, "step") > 0.0);
     lines
@@ -124,4 +125,33 @@ fn assert_no_kl(flags: &str) {
 fn without_a_learning_rate_there_is_no_kl() {
     assert_no_kl("");
     assert_no_kl(&format!("{CUTS} --set ppo.critic_learning_rate=1e-3"));
+}
+
+/// What the generator records is what reading the samples once more would give: the metrics of both runs are the same numbers, the
+/// entropy among them.
+#[test]
+fn reading_the_samples_anew_changes_no_metric() {
+    let workspace = Workspace::trained();
+    for (i, flags) in ["", CUTS].into_iter().enumerate() {
+        let again = iterations(&workspace, &format!("again-{i}"), flags);
+        let name = format!("recorded-{i}");
+        workspace.succeed(&format!("ppo config.toml --set run.name={name} {flags}"));
+        let mut recorded = workspace.metrics(&name, "ppo");
+        recorded.retain(|line| number(line, "step") > 0.0);
+        assert_eq!(again.len(), recorded.len());
+        for (again, recorded) in again.iter().zip(&recorded) {
+            let entropy = number(recorded, "objective/entropy");
+            assert!(entropy > 0.0, "{recorded:?}");
+            let measured = |line: &Line| {
+                let mut line = line.clone();
+                line.retain(|name, _| {
+                    !["time", "memory"].iter().any(|part| name.starts_with(part))
+                        && !name.ends_with("per_second")
+                        && name != "rollout/log_prob_max_dev"
+                });
+                line
+            };
+            assert_eq!(measured(again), measured(recorded), "{flags}");
+        }
+    }
 }

@@ -7,7 +7,7 @@ use crate::support::{Line, Workspace, read, records};
 /// Everything that can shape an update, at once. The first two iterations train the critic alone.
 const ALL: &str = "--set ppo.loss_aggregation=sequence --set ppo.dual_clip=3.0 --set ppo.cliprange_high=0.28 --set ppo.entropy_coef=0.01 \
                    --set ppo.kl_in=loss --set ppo.target_kl=0.5 --set ppo.rollback_kl_factor=4.0 --set ppo.critic_warmup=2 \
-                   --set ppo.ptx_coef=0.5 --set ppo.ptx_data=mix.jsonl --set ppo.ptx_length=24 --set ppo.ptx_batch_size=3";
+                   --set ppo.rescore=true --set ppo.ptx_coef=0.5 --set ppo.ptx_data=mix.jsonl --set ppo.ptx_length=24 --set ppo.ptx_batch_size=3";
 
 /// Trained models, and text that they have not seen.
 pub fn workspace() -> Workspace {

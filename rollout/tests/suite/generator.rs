@@ -326,6 +326,7 @@ fn nothing_asked_is_nothing_done() {
         sample,
         tokens: vec![],
         log_probs: vec![],
+        entropies: vec![],
         kept: vec![],
         finish: Finish::Length,
     };

@@ -138,7 +138,7 @@ pub fn one_by_one(requests: &[Request], settings: &Settings<'_>) -> Vec<Completi
 
 fn alone(index: usize, request: &Request, sample: usize, settings: &Settings<'_>) -> Completion {
     let (mut tokens, mut log_probs, mut kept): (Vec<u32>, Vec<f32>, Vec<_>) = Default::default();
-    let mut finish = Finish::Length;
+    let (mut entropies, mut finish) = (Vec::new(), Finish::Length);
     let key = Key::new(settings.seed, settings.purpose).child(settings.iteration, request.key);
     for position in 0..request.max_new_tokens {
         let forbidden = if position < request.min_new_tokens {
@@ -156,10 +156,12 @@ fn alone(index: usize, request: &Request, sample: usize, settings: &Settings<'_>
             decoding: settings.decoding,
             forbidden,
             uniform: key.uniform(sample as u64, position as u64),
+            entropy: settings.entropies,
         };
         let drawn = draw_row(&logits(&[&request.prompt[..], &tokens].concat()), &draw).unwrap();
         tokens.push(drawn.token);
         log_probs.push(drawn.log_prob);
+        entropies.extend(drawn.entropy);
         kept.push(drawn.kept.map(Into::into));
         let ends_text = position + 1 >= request.min_new_tokens
             && settings.stop_text.is_some_and(|ends| ends(&tokens));
@@ -173,6 +175,7 @@ fn alone(index: usize, request: &Request, sample: usize, settings: &Settings<'_>
         sample,
         tokens,
         log_probs,
+        entropies,
         kept,
         finish,
     }

@@ -18,6 +18,7 @@ fn draw(decoding: Decoding, forbidden: &[u32], uniform: f64) -> Draw<'_> {
         decoding,
         forbidden,
         uniform,
+        entropy: true,
     }
 }
 
@@ -277,11 +278,13 @@ fn greedy_takes_the_first_best_and_records_the_whole_distribution() {
     for (forbidden, token) in [(&[][..], 1), (&[1][..], 2), (&[1, 2][..], 3)] {
         let drawn = draw_row(&logits, &draw(Decoding::Greedy, forbidden, 0.9)).unwrap();
         let log_prob = row::log_prob(&logits, 1.0, &whole, token);
+        let entropy = Some(row::entropy(&logits, 1.0, &whole));
         assert_eq!(
             drawn,
             Drawn {
                 token,
                 log_prob,
+                entropy,
                 kept: None
             }
         );

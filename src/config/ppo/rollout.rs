@@ -17,6 +17,10 @@ pub struct Rollout {
     pub cache_bytes: Option<usize>,
     /// Most tokens of the key-value cache, instead of `cache_bytes`.
     pub cache_tokens: Option<usize>,
+    /// Whether the policy reads its samples once more before it learns, to measure how far the recorded log-probs are from
+    /// training's. On the CPU they are the same bits, and not reading saves a pass; on devices that do not promise this, it is done in
+    /// any case.
+    pub rescore: bool,
 }
 
 impl Default for Rollout {
@@ -26,6 +30,7 @@ impl Default for Rollout {
             rollout_batch: 64,
             cache_bytes: None,
             cache_tokens: None,
+            rescore: false,
         }
     }
 }

@@ -1,54 +1,134 @@
-//! Right-hand sides that several products share, packed once.
+//! Right-hand sides, as tasks read them.
 
 use std::ops::Range;
 
+use super::arithmetic::Arithmetic;
+use super::grid::Grid;
 use super::kernel::{self, Rows, Task};
 use super::lanes::{LANES, Line};
+use super::layout::Layout;
 use super::{
-    Destination, FACTOR, Matrix, ROWS, Threads, Write, as_uninit, grid, matrix, run, with_buffer,
+    Destination, FACTOR, Matrix, ROWS, Threads, Write, as_uninit, matrix, run, with_buffer,
 };
 
-/// A matrix `b` in panels, or a window of one.
+/// A matrix `b`, or a window of one.
 #[derive(Clone, Copy)]
 pub struct Factor<'a> {
-    panels: &'a [Line],
-    /// Lines from a panel to the next.
-    lines: usize,
+    source: Source<'a>,
     rows: usize,
     columns: usize,
 }
 
-/// Packs `b` in a buffer of this thread's for as long as `f` runs.
+/// Where a task finds a right-hand side.
+#[derive(Clone, Copy)]
+pub enum Source<'a> {
+    /// In panels.
+    Packed {
+        /// From the first panel on.
+        panels: &'a [Line],
+        layout: Layout,
+        /// Lines from a panel to the next.
+        lines: usize,
+    },
+    /// Where it lies. Only the matrix unit reads it so: parts are half as large again as what they are of, and where all of them are
+    /// needed once, splitting them twice takes less than bringing them from one processor to the other.
+    Unpacked(Matrix<'a>),
+}
+
+/// Lends `f` the right-hand side of gradients: packed in a buffer of this thread's for as long as `f` runs, if that pays.
 pub fn with_factor<R>(b: Matrix, f: impl FnOnce(Factor) -> R) -> R {
+    if Arithmetic::current() != Arithmetic::Chains {
+        return f(Factor::unpacked(b));
+    }
     with_buffer(&FACTOR, |panels| f(Factor::pack(b, panels, Threads::All)))
 }
 
 impl<'a> Factor<'a> {
-    /// Packs `b` at the front of `panels`.
+    /// Packs `b` at the front of `panels`, for [`Self::multiply`].
     pub(crate) fn pack(b: Matrix, panels: &'a mut Vec<Line>, threads: Threads) -> Self {
-        matrix::pack_all(&[b.t()], panels, threads);
+        matrix::pack_all(&[b.t()], Layout::Lines, panels, threads);
+        Self::packed(panels, Layout::Lines, b.height(), b.width())
+    }
+
+    /// What was packed, of so many rows and columns.
+    ///
+    /// # Panics
+    /// If there are fewer panels: a bug of the caller.
+    pub(super) fn packed(panels: &'a [Line], layout: Layout, rows: usize, columns: usize) -> Self {
+        let lines = layout.lines(rows);
+        assert!(
+            columns.div_ceil(LANES) * lines <= panels.len(),
+            "panels of a factor are too few"
+        );
         Self {
-            panels,
-            lines: b.height(),
+            source: Source::Packed {
+                panels,
+                layout,
+                lines,
+            },
+            rows,
+            columns,
+        }
+    }
+
+    fn unpacked(b: Matrix<'a>) -> Self {
+        Self {
+            source: Source::Unpacked(b),
             rows: b.height(),
             columns: b.width(),
         }
     }
 
-    /// Some of the rows.
+    /// Number of rows: inputs of the product.
+    pub(super) fn height(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns: outputs of the product; they may end inside the last panel.
+    pub(super) fn width(&self) -> usize {
+        self.columns
+    }
+
+    /// Where it is found.
+    pub(super) fn source(&self) -> Source<'a> {
+        self.source
+    }
+
+    /// The panels from the first on, and the lines from one to the next.
     ///
     /// # Panics
-    /// If there are fewer: a bug of the caller.
+    /// If they are not of lines: a bug of the caller.
+    pub(super) fn lines(&self) -> (&'a [Line], usize) {
+        match self.source {
+            Source::Packed {
+                panels,
+                layout: Layout::Lines,
+                lines,
+            } => (panels, lines),
+            _ => panic!("chains read panels of lines"),
+        }
+    }
+
+    /// Some of the rows, of panels of lines.
+    ///
+    /// # Panics
+    /// If there are fewer, or the panels are not of lines: a bug of the caller.
     pub(crate) fn rows(self, rows: Range<usize>) -> Self {
         assert!(rows.end <= self.rows, "rows of a factor out of bounds");
+        let (panels, lines) = self.lines();
+        let panels = &panels[rows.start.min(panels.len())..];
         Self {
-            panels: &self.panels[rows.start.min(self.panels.len())..],
+            source: Source::Packed {
+                panels,
+                layout: Layout::Lines,
+                lines,
+            },
             rows: rows.len(),
             ..self
         }
     }
 
-    /// Whole panels of columns; past the matrix's end they are zero.
+    /// Whole panels of columns; past the end of one that is packed they are zero.
     ///
     /// # Panics
     /// If there are fewer, or they begin inside a panel: a bug of the caller.
@@ -58,8 +138,20 @@ impl<'a> Factor<'a> {
             columns.start.is_multiple_of(LANES) && columns.end <= room,
             "columns of a factor out of bounds"
         );
+        let source = match self.source {
+            Source::Packed {
+                panels,
+                layout,
+                lines,
+            } => Source::Packed {
+                panels: &panels[(columns.start / LANES * lines).min(panels.len())..],
+                layout,
+                lines,
+            },
+            Source::Unpacked(b) => Source::Unpacked(b.columns(columns.clone())),
+        };
         Self {
-            panels: &self.panels[(columns.start / LANES * self.lines).min(self.panels.len())..],
+            source,
             columns: columns.len(),
             ..self
         }
@@ -77,9 +169,7 @@ impl<'a> Factor<'a> {
                 [1, _] => Rows::InPlace,
                 _ => Rows::OnTheWay,
             },
-            panels: self.panels,
-            lines: self.lines,
-            columns: self.columns,
+            b: self,
             c,
             write,
         };
@@ -110,7 +200,7 @@ pub struct GradientOf<'a> {
 /// Likewise.
 pub fn add_multiplied_all(products: Vec<GradientOf>, b: Factor) {
     let all = products.iter().map(|product| product.a.height()).sum();
-    let grid = grid::Grid::new(all, b.columns, b.rows, Threads::All);
+    let grid = Grid::new(all, b.columns, b.rows, Threads::All);
     let mut tasks = Vec::new();
     for GradientOf { a, c } in products {
         assert_eq!(a.width(), b.rows, "inner sizes of a product");
@@ -121,9 +211,7 @@ pub fn add_multiplied_all(products: Vec<GradientOf>, b: Factor) {
                 tasks.push(Task {
                     a: a.rows(row, grid.rows.min(m - row)),
                     rows: Rows::OnTheWay,
-                    panels: &b.panels[column / LANES * b.lines..],
-                    lines: b.lines,
-                    columns: grid.columns.min(b.columns - column),
+                    b: b.columns(column..b.columns.min(column + grid.columns)),
                     c: c.below(row).right(column),
                     write: Write::Add,
                 });

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::Write;
 use super::ahead::{NextPanels, NextRows, TURN};
 use super::destination::Destination;
+use super::factor::{self, Factor};
 use super::lanes::{LANES, Lanes, Line, on_widest};
 use super::matrix::Matrix;
 use super::pack::{pack_rows, packed_at};
@@ -33,16 +34,33 @@ pub struct Task<'a> {
     pub a: Matrix<'a>,
     /// How they are read.
     pub rows: Rows<'a>,
-    /// Panels, of which `k` lines are read.
-    pub panels: &'a [Line],
-    /// Lines from a panel to the next.
-    pub lines: usize,
-    /// Columns of the destination; they may end inside the last panel.
-    pub columns: usize,
-    /// Where they begin.
+    /// `[k, columns]`
+    pub b: Factor<'a>,
+    /// Where its columns begin.
     pub c: Destination<'a>,
     /// What becomes of what it holds.
     pub write: Write,
+}
+
+impl Task<'_> {
+    /// # Panics
+    /// If panels or destination are too short: a bug of the caller.
+    pub fn check(&self) {
+        let (count, k) = (self.b.width().div_ceil(LANES), self.a.width());
+        assert_eq!(k, self.b.height(), "inner sizes of a product");
+        if let factor::Source::Packed {
+            panels,
+            layout,
+            lines,
+        } = self.b.source()
+        {
+            assert!(
+                count == 0 || (count - 1) * lines + layout.lines(k) <= panels.len(),
+                "panels of a product are too few"
+            );
+        }
+        self.c.check(self.a.height(), self.b.width());
+    }
 }
 
 on_widest! {
@@ -70,14 +88,9 @@ on_widest! {
 /// The task, a depth at a time.
 #[inline(always)]
 unsafe fn run_on<L: Lanes>(task: &Task, scratch: &mut Vec<Line>) {
-    let (rows, k) = (task.a.height(), task.a.width());
-    let count = rows.div_ceil(LANES);
-    let panels = task.columns.div_ceil(LANES);
-    assert!(
-        panels == 0 || (panels - 1) * task.lines + k <= task.panels.len(),
-        "panels of a product are too few"
-    );
-    task.c.check(rows, task.columns);
+    let k = task.a.width();
+    let count = task.a.height().div_ceil(LANES);
+    task.check();
     let from = match task.rows {
         Rows::OnTheWay => {
             // SAFETY: the caller's, and the panels' number was checked.
@@ -124,11 +137,11 @@ unsafe fn run_packing<L: Lanes>(task: &Task, count: usize, scratch: &mut Vec<Lin
 struct Source {
     at: *const f32,
     /// How they lie there.
-    layout: Layout,
+    arrangement: Arrangement,
 }
 
 #[derive(Clone, Copy)]
-enum Layout {
+enum Arrangement {
     /// To a depth.
     Packed(usize),
     /// Elements from an input to the next.
@@ -139,7 +152,7 @@ impl Source {
     fn packed(lines: &[Line], depth: usize) -> Self {
         Self {
             at: lines.as_ptr().cast(),
-            layout: Layout::Packed(depth),
+            arrangement: Arrangement::Packed(depth),
         }
     }
 
@@ -153,16 +166,18 @@ impl Source {
         );
         Self {
             at: a.data().as_ptr(),
-            layout: Layout::InPlace(column),
+            arrangement: Arrangement::InPlace(column),
         }
     }
 
     /// The first element of a tile's rows, and the distance of two inputs.
     #[inline(always)]
     fn tile<L: Lanes>(&self, first: usize) -> (*const f32, usize) {
-        match self.layout {
-            Layout::Packed(depth) => (self.at.wrapping_add(packed_at::<L>(first, depth)), L::GROUP),
-            Layout::InPlace(step) => (self.at.wrapping_add(first), step),
+        match self.arrangement {
+            Arrangement::Packed(depth) => {
+                (self.at.wrapping_add(packed_at::<L>(first, depth)), L::GROUP)
+            }
+            Arrangement::InPlace(step) => (self.at.wrapping_add(first), step),
         }
     }
 }
@@ -176,17 +191,18 @@ unsafe fn sweep<L: Lanes>(
     write: Write,
     from: Source,
 ) {
-    let (rows, panel, depth) = (task.a.height(), task.lines * LANES, inputs.len());
-    let passes = rows.div_ceil(L::ROWS);
-    let rounds = task.columns.div_ceil(L::PANELS * LANES);
+    let (panels, lines) = task.b.lines();
+    let (rows, panel, depth) = (task.a.height(), lines * LANES, inputs.len());
+    let (passes, width) = (rows.div_ceil(L::ROWS), task.b.width());
+    let rounds = width.div_ceil(L::PANELS * LANES);
     let mut next_rows = NextRows::new(task.a, next, passes * rounds);
-    let panels: *const f32 = task.panels.as_ptr().wrapping_add(inputs.start).cast();
+    let panels: *const f32 = panels.as_ptr().wrapping_add(inputs.start).cast();
     let mut column = 0;
-    while column < task.columns {
-        let columns = (task.columns - column).min(round::<L>(task.columns - column) * LANES);
+    while column < width {
+        let columns = (width - column).min(round::<L>(width - column) * LANES);
         let b = panels.wrapping_add(column / LANES * panel);
         // Behind the last round there is nothing to fetch.
-        let passes = match column + columns < task.columns {
+        let passes = match column + columns < width {
             true => passes,
             false => 0,
         };
@@ -405,6 +421,7 @@ mod tests {
 
     use super::*;
     use crate::ops::product::lanes::Plain;
+    use crate::ops::product::layout::Layout;
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
@@ -426,9 +443,7 @@ mod tests {
             let task = Task {
                 a: Matrix::new(&a, m, k, k),
                 rows: Rows::OnTheWay,
-                panels: &panels,
-                lines: k,
-                columns: n,
+                b: Factor::packed(&panels, Layout::Lines, k, n),
                 c: Destination::new(&mut c, n),
                 write: Write::Add,
             };

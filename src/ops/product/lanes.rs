@@ -193,7 +193,7 @@ mod x86 {
 
     /// One register of AVX-512.
     #[derive(Clone, Copy)]
-    pub struct Avx512(__m512);
+    pub struct Avx512(pub __m512);
 
     // SAFETY (all methods): the trait's contract, that the instructions exist and pointers are good, is the caller's.
     impl Lanes for Avx512 {

@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use super::Threads;
+use super::factor::Factor;
 use super::lanes::{LANES, Line};
-use super::pack::pack;
+use super::layout::Layout;
 use crate::ops::pool;
 
 /// Panels that are packed together.
@@ -106,9 +107,11 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// A weight matrix `[outputs, inputs]` in panels: sixteen outputs side by side, `panel[p][j] = W[16·i + j][p]`.
+/// A weight matrix `[outputs, inputs]` in panels: sixteen outputs side by side, `panel[p][j] = W[16·i + j][p]`, or the parts of these
+/// for the matrix unit. Only the arithmetic in which they were packed reads them.
 pub struct Panels {
     data: Vec<Line>,
+    layout: Layout,
     outputs: usize,
     inputs: usize,
 }
@@ -121,13 +124,25 @@ impl Panels {
 
     /// Packs the rows of a matrix.
     pub fn of(rows: Matrix) -> Self {
-        let mut data = Vec::new();
-        pack_all(&[rows], &mut data, Threads::All);
+        let (mut data, layout) = (Vec::new(), Layout::kept(rows.height() * rows.width()));
+        pack_all(&[rows], layout, &mut data, Threads::All);
         Self {
             data,
+            layout,
             outputs: rows.height(),
             inputs: rows.width(),
         }
+    }
+
+    /// Bytes that the panels of a matrix `[outputs, inputs]` would take.
+    pub fn bytes_of(outputs: usize, inputs: usize) -> usize {
+        let lines = Layout::kept(outputs * inputs).lines(inputs);
+        outputs.div_ceil(LANES) * lines * size_of::<Line>()
+    }
+
+    /// Bytes that they take.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&self.data[..])
     }
 
     /// Number of outputs `n`.
@@ -140,16 +155,19 @@ impl Panels {
         self.inputs
     }
 
-    /// Panel after panel, each of `inputs` lines.
-    pub(super) fn data(&self) -> &[Line] {
-        &self.data
+    /// As a product's right-hand side.
+    pub(super) fn factor(&self) -> Factor<'_> {
+        Factor::packed(&self.data, self.layout, self.inputs, self.outputs)
     }
 }
 
 /// Packs the columns of matrices of one width, which stand one below the other, into panels at the front of `data`.
-pub(super) fn pack_stacked(matrices: &[Matrix], data: &mut Vec<Line>) {
+///
+/// # Panics
+/// If the layout cannot be cut where one of them ends: a bug of the caller.
+pub(super) fn pack_stacked(matrices: &[Matrix], layout: Layout, data: &mut Vec<Line>) {
     let width = matrices.first().map_or(0, Matrix::width);
-    let depth: usize = matrices.iter().map(Matrix::height).sum();
+    let depth = layout.lines(matrices.iter().map(Matrix::height).sum());
     let total = width.div_ceil(LANES) * depth;
     if data.len() < total {
         data.resize(total, Line::default());
@@ -158,16 +176,21 @@ pub(super) fn pack_stacked(matrices: &[Matrix], data: &mut Vec<Line>) {
     pool::for_each(panels, |(i, panel)| {
         let mut rest = panel;
         for matrix in matrices {
-            let (part, behind) = rest.split_at_mut(matrix.height());
-            pack(matrix.t(), i * LANES, 0..matrix.height(), part);
+            let (part, behind) = rest.split_at_mut(layout.lines(matrix.height()));
+            layout.pack(matrix.t(), i * LANES, part);
             rest = behind;
         }
     });
 }
 
 /// Packs all rows of matrices of one width into panels, at the front of `data`; those of a matrix begin in a panel of their own.
-pub(super) fn pack_all(matrices: &[Matrix], data: &mut Vec<Line>, threads: Threads) {
-    let lines = |m: &Matrix| m.height().div_ceil(LANES) * m.width();
+pub(super) fn pack_all(
+    matrices: &[Matrix],
+    layout: Layout,
+    data: &mut Vec<Line>,
+    threads: Threads,
+) {
+    let lines = |m: &Matrix| m.height().div_ceil(LANES) * layout.lines(m.width());
     let total = matrices.iter().map(lines).sum();
     if data.len() < total {
         data.resize(total, Line::default());
@@ -175,13 +198,13 @@ pub(super) fn pack_all(matrices: &[Matrix], data: &mut Vec<Line>, threads: Threa
     let (mut groups, mut rest) = (Vec::new(), &mut data[..total]);
     for matrix in matrices {
         let (panels, behind) = rest.split_at_mut(lines(matrix));
-        let size = (GROUP * matrix.width()).max(1);
+        let size = (GROUP * layout.lines(matrix.width())).max(1);
         let chunks = panels.chunks_mut(size).enumerate();
         groups.extend(chunks.map(|(i, panels)| (matrix, i * GROUP * LANES, panels)));
         rest = behind;
     }
     let one = |(matrix, first, panels): (&Matrix, usize, &mut [Line])| {
-        pack(*matrix, first, 0..matrix.width(), panels);
+        layout.pack(*matrix, first, panels);
     };
     match threads {
         Threads::Caller => groups.into_iter().for_each(one),

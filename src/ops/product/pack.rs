@@ -131,7 +131,6 @@ unsafe fn transpose<L: Lanes>(from: &[f32], stride: usize, count: usize, to: Pla
     }
 }
 
-/// A square of sixteen by sixteen: four rounds of the perfect shuffle.
 #[inline(always)]
 unsafe fn transpose_block<L: Lanes>(
     from: *const f32,
@@ -148,16 +147,27 @@ unsafe fn transpose_block<L: Lanes>(
                 *row = L::load(from.add(i * stride));
             }
         }
-        for _ in 0..LANES.ilog2() {
-            let before = rows;
-            for i in 0..LANES / 2 {
-                [rows[2 * i], rows[2 * i + 1]] = before[i].interleave(before[i + LANES / 2]);
-            }
-        }
-        for (p, row) in rows.into_iter().enumerate() {
+        for (p, row) in transposed(rows).into_iter().enumerate() {
             to.put(start + p, row);
         }
     }
+}
+
+/// The columns of a square of sixteen by sixteen: four rounds of the perfect shuffle.
+///
+/// # Safety
+/// The processor must have the instructions of `L`.
+#[inline(always)]
+pub unsafe fn transposed<L: Lanes>(mut rows: [L; LANES]) -> [L; LANES] {
+    for _ in 0..LANES.ilog2() {
+        let before = rows;
+        for i in 0..LANES / 2 {
+            // SAFETY: the caller's.
+            let pair = unsafe { before[i].interleave(before[i + LANES / 2]) };
+            [rows[2 * i], rows[2 * i + 1]] = pair;
+        }
+    }
+    rows
 }
 
 /// Columns whose elements are neighbours; each is read once for all panels.

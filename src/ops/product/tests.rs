@@ -1,6 +1,15 @@
+use std::ops::Range;
+
 use rollout::random::{Key, Purpose};
 
 use super::*;
+
+/// Runs a test in each arithmetic of this processor.
+fn in_each(test: impl Fn()) {
+    for arithmetic in [Arithmetic::Chains, Arithmetic::fastest()] {
+        arithmetic.during(&test);
+    }
+}
 
 fn numbers(n: usize, seed: u64) -> Vec<f32> {
     let key = Key::new(seed, Purpose::Init);
@@ -9,167 +18,205 @@ fn numbers(n: usize, seed: u64) -> Vec<f32> {
         .collect()
 }
 
-/// The definition: one chain of fused multiply-adds an element.
+/// An element by its definition: a sum that goes on from `start`.
+fn element(x: &[f32], w: &[f32], start: f32) -> f32 {
+    match Arithmetic::current() {
+        Arithmetic::Chains => {
+            let pairs = x.iter().zip(w);
+            pairs.fold(start, |acc, (a, b)| a.mul_add(*b, acc))
+        }
+        #[cfg(target_arch = "x86_64")]
+        Arithmetic::Tiles => tiles::definition::element(x, w, start),
+    }
+}
+
 fn oracle(x: &[f32], w: &[f32], n: usize, k: usize, start: f32) -> Vec<f32> {
-    x.chunks_exact(k)
-        .flat_map(|row| {
-            (0..n).map(move |j| {
-                row.iter()
-                    .zip(&w[j * k..])
-                    .fold(start, |acc, (a, b)| a.mul_add(*b, acc))
-            })
-        })
-        .collect()
+    let row = |x| (0..n).map(move |j| element(x, &w[j * k..][..k], start));
+    x.chunks_exact(k).flat_map(row).collect()
 }
 
 #[test]
 fn every_row_count_has_the_bits_of_the_definition() {
-    for (n, k) in [(1, 5), (16, 32), (40, 33), (100, 192), (49, 600)] {
-        let w = numbers(n * k, 1);
-        let panels = Panels::pack(&w, n, k);
-        for m in [1, 2, 5, 6, 7, 8, 9, 13, 16, 17, 96, 97, 250] {
-            let x = numbers(m * k, 2);
-            let expected = oracle(&x, &w, n, k, 0.0);
-            for weight in [
-                Weight::Panels(&panels),
-                Weight::Rows(Matrix::new(&w, n, k, k)),
-            ] {
-                let y = product(Matrix::new(&x, m, k, k), &[weight]);
-                assert_eq!(y, expected, "m={m} n={n} k={k}");
-                let mut sum = vec![0.5; m * n];
-                add_product(Matrix::new(&x, m, k, k), weight, &mut sum);
-                assert_eq!(sum, oracle(&x, &w, n, k, 0.5), "m={m} n={n} k={k}");
+    in_each(|| {
+        for (n, k) in [(1, 5), (16, 32), (40, 33), (100, 192), (49, 600)] {
+            let w = numbers(n * k, 1);
+            let panels = Panels::pack(&w, n, k);
+            for m in [1, 2, 5, 6, 7, 8, 9, 13, 16, 17, 96, 97, 250] {
+                let x = numbers(m * k, 2);
+                let expected = oracle(&x, &w, n, k, 0.0);
+                for weight in [
+                    Weight::Panels(&panels),
+                    Weight::Rows(Matrix::new(&w, n, k, k)),
+                ] {
+                    let y = product(Matrix::new(&x, m, k, k), &[weight]);
+                    assert_eq!(y, expected, "m={m} n={n} k={k}");
+                    let mut sum = vec![0.5; m * n];
+                    add_product(Matrix::new(&x, m, k, k), weight, &mut sum);
+                    assert_eq!(sum, oracle(&x, &w, n, k, 0.5), "m={m} n={n} k={k}");
+                }
             }
         }
-    }
+    });
 }
 
 #[test]
 fn weights_side_by_side_fill_their_columns() {
-    let (m, k) = (7, 20);
-    let (x, first, second) = (numbers(m * k, 1), numbers(5 * k, 2), numbers(18 * k, 3));
-    let packed = Panels::pack(&second, 18, k);
-    let weights = [
-        Weight::Rows(Matrix::new(&first, 5, k, k)),
-        Weight::Panels(&packed),
-    ];
-    let y = product(Matrix::new(&x, m, k, k), &weights);
-    let (a, b) = (
-        oracle(&x, &first, 5, k, 0.0),
-        oracle(&x, &second, 18, k, 0.0),
-    );
-    for (i, row) in y.chunks_exact(23).enumerate() {
-        assert_eq!(row[..5], a[i * 5..][..5]);
-        assert_eq!(row[5..], b[i * 18..][..18]);
-    }
+    in_each(|| {
+        let (m, k) = (7, 20);
+        let (x, first, second) = (numbers(m * k, 1), numbers(5 * k, 2), numbers(18 * k, 3));
+        let packed = Panels::pack(&second, 18, k);
+        let weights = [
+            Weight::Rows(Matrix::new(&first, 5, k, k)),
+            Weight::Panels(&packed),
+        ];
+        let y = product(Matrix::new(&x, m, k, k), &weights);
+        let (a, b) = (
+            oracle(&x, &first, 5, k, 0.0),
+            oracle(&x, &second, 18, k, 0.0),
+        );
+        for (i, row) in y.chunks_exact(23).enumerate() {
+            assert_eq!(row[..5], a[i * 5..][..5]);
+            assert_eq!(row[5..], b[i * 18..][..18]);
+        }
+    });
 }
 
 #[test]
 fn transposed_operands_and_windows_have_the_bits_of_the_definition() {
-    for (m, n, k) in [(5, 7, 9), (33, 70, 300), (130, 20, 17)] {
-        let (a, b) = (numbers(m * k, 3), numbers(n * k, 4));
-        let transposed = |x: &[f32], rows: usize| -> Vec<f32> {
-            (0..k * rows).map(|i| x[i % rows * k + i / rows]).collect()
-        };
-        let (at, bt) = (transposed(&a, m), transposed(&b, n));
-        let stride = n + 3;
-        let expected = oracle(&a, &b, n, k, 1.0);
-        let rows = [Matrix::new(&a, m, k, k), Matrix::new(&at, k, m, m).t()];
-        let columns = [Matrix::new(&b, n, k, k).t(), Matrix::new(&bt, k, n, n)];
-        for threads in [Threads::Caller, Threads::All] {
-            for (a, b) in rows
-                .iter()
-                .flat_map(|a| columns.iter().map(move |b| (*a, *b)))
-            {
-                let mut c = vec![1f32; m * stride];
-                multiply(a, b, &mut c[2..], stride, Write::Add, threads);
-                for i in 0..m {
-                    assert_eq!(c[i * stride + 2..][..n], expected[i * n..][..n]);
-                    assert_eq!((c[i * stride], c[i * stride + 1]), (1.0, 1.0));
+    in_each(|| {
+        for (m, n, k) in [(5, 7, 9), (33, 70, 300), (130, 20, 17)] {
+            let (a, b) = (numbers(m * k, 3), numbers(n * k, 4));
+            let transposed = |x: &[f32], rows: usize| -> Vec<f32> {
+                (0..k * rows).map(|i| x[i % rows * k + i / rows]).collect()
+            };
+            let (at, bt) = (transposed(&a, m), transposed(&b, n));
+            let stride = n + 3;
+            let expected = oracle(&a, &b, n, k, 1.0);
+            let rows = [Matrix::new(&a, m, k, k), Matrix::new(&at, k, m, m).t()];
+            let columns = [Matrix::new(&b, n, k, k).t(), Matrix::new(&bt, k, n, n)];
+            for threads in [Threads::Caller, Threads::All] {
+                for (a, b) in rows
+                    .iter()
+                    .flat_map(|a| columns.iter().map(move |b| (*a, *b)))
+                {
+                    let mut c = vec![1f32; m * stride];
+                    multiply(a, b, &mut c[2..], stride, Write::Add, threads);
+                    for i in 0..m {
+                        assert_eq!(c[i * stride + 2..][..n], expected[i * n..][..n]);
+                        assert_eq!((c[i * stride], c[i * stride + 1]), (1.0, 1.0));
+                    }
                 }
             }
         }
-    }
+    });
 }
 
 /// Weights that are packed on the way side by side, where whole panels let them and where not.
 #[test]
 fn weights_packed_together_fill_their_columns() {
-    let (m, k) = (9, 21);
-    let x = numbers(m * k, 1);
-    for sizes in [[16, 32, 7], [5, 16, 3]] {
-        let data = sizes.map(|n| numbers(n * k, n as u64));
-        let weights = [0, 1, 2].map(|i| Weight::Rows(Matrix::new(&data[i], sizes[i], k, k)));
-        let y = product(Matrix::new(&x, m, k, k), &weights);
-        let expected = oracle(&x, &data.concat(), sizes.iter().sum(), k, 0.0);
-        assert_eq!(y, expected, "{sizes:?}");
-    }
+    in_each(|| {
+        let (m, k) = (9, 21);
+        let x = numbers(m * k, 1);
+        for sizes in [[16, 32, 7], [5, 16, 3]] {
+            let data = sizes.map(|n| numbers(n * k, n as u64));
+            let weights = [0, 1, 2].map(|i| Weight::Rows(Matrix::new(&data[i], sizes[i], k, k)));
+            let y = product(Matrix::new(&x, m, k, k), &weights);
+            let expected = oracle(&x, &data.concat(), sizes.iter().sum(), k, 0.0);
+            assert_eq!(y, expected, "{sizes:?}");
+        }
+    });
 }
 
 /// So many elements that they are packed in several parts: by rows of the right-hand side, and by its columns.
 #[test]
 fn large_matrices_are_packed_in_parts() {
-    for (m, n, k) in [(2, 1100, 2500), (2, 2100, 1030)] {
-        assert!(n * k > PACKED);
-        let (x, w) = (numbers(m * k, 5), numbers(n * k, 6));
-        let expected = oracle(&x, &w, n, k, 0.0);
-        let weight = Weight::Rows(Matrix::new(&w, n, k, k));
-        assert_eq!(product(Matrix::new(&x, m, k, k), &[weight]), expected);
-    }
+    in_each(|| {
+        for (m, n, k) in [(2, 1100, 2500), (2, 2100, 1030)] {
+            assert!(n * k > PACKED);
+            let (x, w) = (numbers(m * k, 5), numbers(n * k, 6));
+            let expected = oracle(&x, &w, n, k, 0.0);
+            let weight = Weight::Rows(Matrix::new(&w, n, k, k));
+            assert_eq!(product(Matrix::new(&x, m, k, k), &[weight]), expected);
+        }
+    });
 }
 
 #[test]
 fn a_factor_is_packed_once_for_several_products() {
-    let (m, n, k) = (130, 20, 300);
-    let (a, b) = (numbers(m * k, 3), numbers(n * k, 4));
-    let expected = oracle(&a, &b, n, k, 2.0);
-    with_factor(Matrix::new(&b, n, k, k).t(), |b| {
-        for _ in 0..2 {
-            let mut c = vec![2f32; m * n];
-            add_multiplied(Matrix::new(&a, m, k, k), b, &mut c);
-            assert_eq!(c, expected);
-        }
+    in_each(|| {
+        let (m, n, k) = (130, 20, 300);
+        let (a, b) = (numbers(m * k, 3), numbers(n * k, 4));
+        let expected = oracle(&a, &b, n, k, 2.0);
+        with_factor(Matrix::new(&b, n, k, k).t(), |b| {
+            for _ in 0..2 {
+                let mut c = vec![2f32; m * n];
+                add_multiplied(Matrix::new(&a, m, k, k), b, &mut c);
+                assert_eq!(c, expected);
+            }
+        });
     });
 }
 
 /// Parts of which none fills a task, one empty, and each with its own destination.
 #[test]
 fn products_of_several_parts_reach_their_own_destinations() {
-    let (sizes, n, k) = ([40, 0, 5, 130], 20, 300);
-    let b = numbers(n * k, 4);
-    let parts = sizes.map(|m| numbers(m * k, 7 + m as u64));
-    let mut found = sizes.map(|m| vec![2f32; m * n]);
-    with_factor(Matrix::new(&b, n, k, k).t(), |b| {
-        let products = parts.iter().zip(sizes).zip(&mut found);
-        let products = products.map(|((a, m), c)| GradientOf {
-            a: Matrix::new(a, m, k, k),
-            c,
+    in_each(|| {
+        let (sizes, n, k) = ([40, 0, 5, 130], 20, 300);
+        let b = numbers(n * k, 4);
+        let parts = sizes.map(|m| numbers(m * k, 7 + m as u64));
+        let mut found = sizes.map(|m| vec![2f32; m * n]);
+        with_factor(Matrix::new(&b, n, k, k).t(), |b| {
+            let products = parts.iter().zip(sizes).zip(&mut found);
+            let products = products.map(|((a, m), c)| GradientOf {
+                a: Matrix::new(a, m, k, k),
+                c,
+            });
+            add_multiplied_all(products.collect(), b);
         });
-        add_multiplied_all(products.collect(), b);
+        for (a, c) in parts.iter().zip(&found) {
+            assert_eq!(*c, oracle(a, &b, n, k, 2.0));
+        }
     });
-    for (a, c) in parts.iter().zip(&found) {
-        assert_eq!(*c, oracle(a, &b, n, k, 2.0));
-    }
 }
 
 /// Matrices one below the other: packed together where they are small, and one after the other where not.
 #[test]
 fn stacked_matrices_are_one_chain() {
-    for (m, n, sizes) in [(130, 20, [40, 0, 5]), (2, 1100, [1000, 900, 100])] {
-        let k: usize = sizes.iter().sum();
-        let (a, b) = (numbers(m * k, 3), numbers(n * k, 4));
-        // The oracle's weight is turned over: `b` by columns.
-        let by_row: Vec<f32> = (0..k * n).map(|i| b[i % n * k + i / n]).collect();
-        let mut rest = &by_row[..];
-        let parts = sizes.map(|rows| {
-            let (part, behind) = rest.split_at(rows * n);
-            rest = behind;
-            Matrix::new(part, rows, n, n)
-        });
-        let found = multiplied_stacked(Matrix::new(&a, m, k, k), &parts);
-        assert_eq!(found, oracle(&a, &b, n, k, 0.0), "{sizes:?}");
-    }
-    const { assert!(1100 * 2000 > PACKED && 20 * 45 <= PACKED) };
+    in_each(|| {
+        for (m, n, sizes) in [
+            (130, 20, [40, 0, 5]),
+            (130, 20, [64, 0, 5]),
+            (2, 1100, [1000, 900, 100]),
+        ] {
+            let k: usize = sizes.iter().sum();
+            let (a, b) = (numbers(m * k, 3), numbers(n * k, 4));
+            // The oracle's weight is turned over: `b` by columns.
+            let by_row: Vec<f32> = (0..k * n).map(|i| b[i % n * k + i / n]).collect();
+            let mut rest = &by_row[..];
+            let parts = sizes.map(|rows| {
+                let (part, behind) = rest.split_at(rows * n);
+                rest = behind;
+                Matrix::new(part, rows, n, n)
+            });
+            let found = multiplied_stacked(Matrix::new(&a, m, k, k), &parts);
+            // The sum of an element goes on from part to part.
+            let ends = sizes.iter().scan(0, |at, rows| {
+                *at += rows;
+                Some((*at - rows)..*at)
+            });
+            let parts: Vec<_> = ends.collect();
+            let expected = a.chunks_exact(k).flat_map(|x| {
+                let weights = b.chunks_exact(k);
+                let sum = |w: &[f32]| {
+                    let part = |sum, p: &Range<usize>| element(&x[p.clone()], &w[p.clone()], sum);
+                    parts.iter().fold(0.0, part)
+                };
+                weights.map(sum).collect::<Vec<f32>>()
+            });
+            assert!(expected.eq(found), "{sizes:?}");
+        }
+        const { assert!(1100 * 2000 > PACKED && 20 * 45 <= PACKED) };
+    });
 }
 
 /// A window of a factor, by rows that are packed on the way and by rows that are read where they lie.
@@ -200,10 +247,12 @@ fn windows_of_a_factor_have_the_bits_of_the_definition() {
 
 #[test]
 fn a_product_of_no_inputs_is_zero() {
-    let mut c = [3f32; 4];
-    let (a, b) = (Matrix::new(&[], 2, 0, 0), Matrix::new(&[], 0, 2, 2));
-    multiply(a, b, &mut c, 2, Write::Add, Threads::Caller);
-    assert_eq!(c, [3.0; 4]);
-    multiply(a, b, &mut c, 2, Write::Set, Threads::Caller);
-    assert_eq!(c, [0.0; 4]);
+    in_each(|| {
+        let mut c = [3f32; 4];
+        let (a, b) = (Matrix::new(&[], 2, 0, 0), Matrix::new(&[], 0, 2, 2));
+        multiply(a, b, &mut c, 2, Write::Add, Threads::Caller);
+        assert_eq!(c, [3.0; 4]);
+        multiply(a, b, &mut c, 2, Write::Set, Threads::Caller);
+        assert_eq!(c, [0.0; 4]);
+    });
 }

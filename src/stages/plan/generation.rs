@@ -5,7 +5,7 @@ use rollout::{BLOCK_TOKENS, CacheBudget, Error, LastToken, Request, Settings};
 
 use crate::model::config::{DecoderConfig, LM_HEAD, TensorSpec, layer_of, weight};
 use crate::model::generator::cache_spec;
-use crate::ops::product::lanes::LANES;
+use crate::ops::product::Panels;
 
 /// Prompts that are continued together.
 #[derive(Clone, Copy, Debug)]
@@ -80,7 +80,7 @@ pub fn states(prompts: Prompts, width: usize) -> usize {
 }
 
 /// Bytes of the panels that generation with a decoder keeps, `adapters` on it among them: every matrix of its layers and the head
-/// once more, outputs padded to whole panels.
+/// once more, as products of the current arithmetic read them.
 pub fn panels(decoder: &DecoderConfig, adapters: &[TensorSpec]) -> usize {
     let names = decoder.family.names();
     let head = match decoder.tie_word_embeddings {
@@ -90,7 +90,7 @@ pub fn panels(decoder: &DecoderConfig, adapters: &[TensorSpec]) -> usize {
     let tensors = decoder.tensors();
     let read = |spec: &&TensorSpec| layer_of(&spec.name).is_some() || spec.name == head;
     let panels = |spec: &TensorSpec| match &spec.shape[..] {
-        [outputs, inputs] => outputs.next_multiple_of(LANES) * inputs * size_of::<f32>(),
+        &[outputs, inputs] => Panels::bytes_of(outputs, inputs),
         _ => 0,
     };
     tensors

@@ -87,6 +87,10 @@ impl Plan {
 /// # Errors
 /// If a model's configuration or the prompts cannot be read, or a model cannot have what is asked of it.
 pub fn plan(config: &Config) -> Result<Vec<Plan>> {
+    super::arithmetic::of(config).during(|| plans(config))
+}
+
+fn plans(config: &Config) -> Result<Vec<Plan>> {
     let stages = config.stages();
     let config = super::run::with_local_models(config, &stages)?;
     let folders = Folders(&config);

@@ -25,6 +25,7 @@ use crate::config::{Ppo, Share, Stage};
 use crate::data::example::Prompt;
 use crate::data::loader::Order;
 use crate::data::tokenizer::Tokenizer;
+use crate::ops::dispatch::has_kernels;
 use crate::ops::profile;
 use crate::roles::{self, Experience, Roles, TokenScores};
 use crate::train::configured::{is_due, schedule};
@@ -252,12 +253,20 @@ impl<'a> Run<'a> {
         let roles = self.roles;
         let values = roles.critic.as_ref();
         Ok(Scored {
-            old: roles::log_probs(&roles.actor, sequences, temperature, limit)?,
+            old: match self.rescores() {
+                true => roles::log_probs(&roles.actor, sequences, temperature, limit)?,
+                false => experience.recorded(),
+            },
             reference: roles::log_probs(&roles.reference, sequences, temperature, limit)?.log_probs,
             values: values
                 .map(|critic| roles::values(critic, sequences, limit))
                 .transpose()?,
         })
+    }
+
+    /// Whether the actor reads its samples anew.
+    fn rescores(&self) -> bool {
+        self.config.rollout.rescore || !has_kernels(self.context.device)
     }
 
     fn update(

@@ -18,12 +18,6 @@ impl Run<'_> {
     ) {
         let sequences = experience.sequences();
         let (tokens, count) = (experience.token_count() as f64, sequences.len() as f64);
-        let recorded = experience.log_probs();
-        let gap = recorded
-            .iter()
-            .zip(&old.log_probs)
-            .map(|(a, b)| f64::from((a - b).abs()))
-            .fold(0.0, f64::max);
         let finished = sequences.iter().filter(|s| s.finished).count() as f64;
         let seconds = metrics.get(names::TIME_ROLLOUT).unwrap_or(f64::NAN);
         metrics
@@ -34,8 +28,13 @@ impl Run<'_> {
             )
             .set(names::ROLLOUT_LENGTH_MEAN, tokens / count)
             .set(names::ROLLOUT_EOS_FRACTION, finished / count)
-            .set(names::ROLLOUT_LOG_PROB_MAX_DEV, gap)
             .set(names::TRAIN_SKIPPED_STEPS, self.state.skipped as f64);
+        if self.rescores() {
+            let recorded = experience.recorded();
+            let pairs = recorded.log_probs.iter().zip(&old.log_probs);
+            let gap = pairs.map(|(a, b)| f64::from((a - b).abs()));
+            metrics.set(names::ROLLOUT_LOG_PROB_MAX_DEV, gap.fold(0.0, f64::max));
+        }
         if let Some(bytes) = peak_bytes() {
             metrics.set(names::MEMORY_PEAK_BYTES, bytes as f64);
         }

@@ -73,6 +73,7 @@ impl<'a> Sampler<'a> {
         let requests = self.requests(prompts, self.config.num_samples_per_prompt);
         let settings = Settings {
             iteration,
+            entropies: true,
             cancel: Some(self.stop.flag()),
             ..self.settings(Purpose::Sample)
         };
@@ -248,6 +249,7 @@ fn sequence(
         generated: std::iter::once(request.prompt.len()..ids.len()).collect(),
         ids,
         log_probs: completion.log_probs,
+        entropies: completion.entropies,
         kept: completion.kept,
         finished: completion.finish == Finish::Stop,
         states: kept.and_then(|kept| kept.take(id, request.prompt.len())),

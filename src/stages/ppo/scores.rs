@@ -116,6 +116,7 @@ mod tests {
             ids: vec![1; tokens + 1],
             generated: std::iter::once(1..tokens + 1).collect(),
             log_probs: vec![0.0; tokens],
+            entropies: Vec::new(),
             kept: vec![None; tokens],
             finished,
             states: None,

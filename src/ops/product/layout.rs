@@ -1,0 +1,71 @@
+//! How a right-hand side is packed: panels of sixteen columns, in one of two layouts.
+
+use super::arithmetic::Arithmetic;
+use super::lanes::Line;
+use super::matrix::Matrix;
+use super::pack::pack;
+#[cfg(target_arch = "x86_64")]
+use super::tiles;
+
+/// Elements of a weight that is kept as parts, half as large again: the caches hold the model that it is of. Larger ones come from
+/// memory, and splitting them on the way takes less time than reading more.
+const SMALL: usize = 1 << 19;
+
+/// The layout of panels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// A line an input. Chains read it; the matrix unit splits it on the way, which pays where a panel is read once.
+    Lines,
+    /// What the matrix unit reads, half as large again.
+    #[cfg(target_arch = "x86_64")]
+    Parts,
+}
+
+impl Layout {
+    /// The one that this thread's products read without a detour.
+    pub fn native() -> Self {
+        match Arithmetic::current() {
+            Arithmetic::Chains => Self::Lines,
+            #[cfg(target_arch = "x86_64")]
+            Arithmetic::Tiles => Self::Parts,
+        }
+    }
+
+    /// The one in which a weight of so many elements is kept for products of few rows.
+    pub fn kept(elements: usize) -> Self {
+        match elements <= SMALL {
+            true => Self::native(),
+            false => Self::Lines,
+        }
+    }
+
+    /// Lines of a panel of so many inputs, and of those before input number `inputs` if a panel can be cut there.
+    pub fn lines(self, inputs: usize) -> usize {
+        match self {
+            Self::Lines => inputs,
+            #[cfg(target_arch = "x86_64")]
+            Self::Parts => tiles::lines(inputs),
+        }
+    }
+
+    /// Whether what follows after so many inputs is packed as if it began there.
+    pub fn can_be_cut(self, inputs: usize) -> bool {
+        match self {
+            Self::Lines => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Parts => tiles::lines(inputs) == tiles::lines(inputs + 1) - tiles::lines(1),
+        }
+    }
+
+    /// Packs rows of `matrix` from `first` on, each a column of the right-hand side; those past the matrix's end are zero.
+    pub fn pack(self, matrix: Matrix, first: usize, panels: &mut [Line]) {
+        match self {
+            Self::Lines => pack(matrix, first, 0..matrix.width(), panels),
+            // SAFETY: the layout is that of an arithmetic, which this processor has.
+            #[cfg(target_arch = "x86_64")]
+            Self::Parts => unsafe {
+                tiles::split_panels(matrix, first, 0..matrix.width(), panels);
+            },
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Three bfloat16 for an `f32`, in the layouts that the matrix unit reads.
+//!
+//! `x = high + middle + low` exactly: each part is the rest before it, rounded to the nearest number of eight significant bits, and
+//! three times eight are all bits that an `f32` has. (Not below 2⁻¹¹⁰, where parts would be subnormal: the unit takes them for 0.)
+
+use std::arch::x86_64::{
+    __m512, __m512i, __mmask16, _MM_HINT_T1, _mm_prefetch, _mm512_add_epi32, _mm512_and_si512,
+    _mm512_castps_si512, _mm512_castsi512_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_mask_blend_epi16, _mm512_maskz_loadu_ps, _mm512_permutex2var_epi16, _mm512_set1_epi32,
+    _mm512_setzero_ps, _mm512_srli_epi32, _mm512_storeu_si512, _mm512_sub_ps,
+};
+use std::ops::Range;
+
+use super::super::lanes::{Avx512, LANES, Line};
+use super::super::matrix::Matrix;
+use super::super::pack::transposed;
+use super::{BLOCK, CHUNK, TILE};
+
+/// Splits rows of a left-hand side, columns `inputs`: tile after tile, and of each chunk after chunk. What lies past the matrix is
+/// zero.
+///
+/// # Safety
+/// The processor must have AVX-512 (F and BW).
+#[target_feature(enable = "avx512f,avx512bw")]
+pub unsafe fn split_rows(matrix: Matrix, inputs: Range<usize>, blocks: &mut [Line]) {
+    // SAFETY: the caller's.
+    unsafe { split::<false>(matrix, 0, inputs, blocks) }
+}
+
+/// Splits panels of a right-hand side, whose columns are the rows of `matrix` from `first` on: panel after panel, and of each chunk
+/// after chunk. What lies past the matrix is zero.
+///
+/// # Safety
+/// As for [`split_rows`].
+#[target_feature(enable = "avx512f,avx512bw")]
+pub unsafe fn split_panels(
+    matrix: Matrix,
+    first: usize,
+    inputs: Range<usize>,
+    blocks: &mut [Line],
+) {
+    // SAFETY: the caller's.
+    unsafe { split::<true>(matrix, first, inputs, blocks) }
+}
+
+/// Splits lines of a panel, chunk after chunk, and fetches those that lie `ahead` lines further on; what is missing of the last
+/// chunk is zero.
+///
+/// # Safety
+/// As for [`split_rows`].
+#[target_feature(enable = "avx512f,avx512bw")]
+pub unsafe fn split_lines(lines: &[Line], ahead: usize, blocks: &mut [Line]) {
+    let (whole, rest) = lines.as_chunks::<CHUNK>();
+    let (blocks, _) = blocks.as_chunks_mut::<BLOCK>();
+    for (lines, block) in whole.iter().zip(&mut *blocks) {
+        split_chunk(lines, ahead, block);
+    }
+    if let (1.., Some(block)) = (rest.len(), blocks.get_mut(whole.len())) {
+        let mut lines = [Line::default(); CHUNK];
+        lines[..rest.len()].copy_from_slice(rest);
+        split_chunk(&lines, 0, block);
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn split_chunk(lines: &[Line; CHUNK], ahead: usize, block: &mut [Line; BLOCK]) {
+    let (pairs, _) = lines.as_chunks::<2>();
+    for (i, pair) in pairs.iter().enumerate() {
+        let [first, second] = pair.each_ref().map(|line| line.0.as_ptr());
+        // SAFETY: lines are as long as registers, and any address may be fetched.
+        let pair = unsafe {
+            _mm_prefetch::<_MM_HINT_T1>(pair.as_ptr().wrapping_add(ahead).cast());
+            _mm_prefetch::<_MM_HINT_T1>(pair.as_ptr().wrapping_add(ahead + 1).cast());
+            [_mm512_loadu_ps(first), _mm512_loadu_ps(second)]
+        };
+        put::<true>(pair, i, block);
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn split<const PAIRS: bool>(
+    matrix: Matrix,
+    first: usize,
+    inputs: Range<usize>,
+    blocks: &mut [Line],
+) {
+    let chunks = inputs.len().div_ceil(CHUNK);
+    let (blocks, _) = blocks.as_chunks_mut::<BLOCK>();
+    let tiles = blocks.len() / chunks.max(1);
+    // Neighbours in a column are read together.
+    for (chunk, input) in inputs.clone().step_by(CHUNK).enumerate() {
+        for tile in 0..tiles {
+            let block = &mut blocks[tile * chunks + chunk];
+            let row = first + tile * TILE;
+            let rows = matrix.height().saturating_sub(row).min(TILE);
+            if rows == 0 {
+                block.fill(Line::default());
+                continue;
+            }
+            let square = matrix
+                .rows(row, rows)
+                .columns(input..inputs.end.min(input + CHUNK));
+            // SAFETY: the instructions are the caller's.
+            unsafe {
+                match PAIRS {
+                    true => put_columns(square, block),
+                    false => put_rows(square, block),
+                }
+            }
+        }
+    }
+}
+
+/// Sixteen rows of a square, of sixteen inputs each, or its transpose.
+type Half = [Avx512; LANES];
+
+/// A tile of a left-hand side: a row of it is a row of the square.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn put_rows(square: Matrix, block: &mut [Line; BLOCK]) {
+    // SAFETY: the instructions are the caller's.
+    let [first, second] = unsafe {
+        match square.strides() {
+            [_, 1] => [rows_of(square, 0), rows_of(square, LANES)],
+            _ => [
+                transposed(columns_of(square, 0)),
+                transposed(columns_of(square, LANES)),
+            ],
+        }
+    };
+    for i in 0..TILE {
+        put::<false>([first[i].0, second[i].0], i, block);
+    }
+}
+
+/// A tile of a right-hand side: a row of it is two columns of the square.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn put_columns(square: Matrix, block: &mut [Line; BLOCK]) {
+    for first in [0, LANES] {
+        // SAFETY: the instructions are the caller's.
+        let columns = unsafe {
+            match square.strides() {
+                [_, 1] => transposed(rows_of(square, first)),
+                _ => columns_of(square, first),
+            }
+        };
+        for i in 0..TILE / 2 {
+            put::<true>(
+                [columns[2 * i].0, columns[2 * i + 1].0],
+                first / 2 + i,
+                block,
+            );
+        }
+    }
+}
+
+/// Sixteen inputs of each row, which are neighbours.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn rows_of(square: Matrix, first: usize) -> Half {
+    let (mask, stride) = (
+        lanes(square.width().saturating_sub(first)),
+        square.strides()[0],
+    );
+    let mut rows = [Avx512(_mm512_setzero_ps()); LANES];
+    for (i, row) in rows.iter_mut().enumerate().take(square.height()) {
+        // SAFETY: lanes past the row are not read.
+        row.0 = unsafe {
+            _mm512_maskz_loadu_ps(
+                mask,
+                square.data().as_ptr().wrapping_add(i * stride + first),
+            )
+        };
+    }
+    rows
+}
+
+/// The rows' elements of sixteen inputs, which are neighbours.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn columns_of(square: Matrix, first: usize) -> Half {
+    let (mask, stride) = (lanes(square.height()), square.strides()[1]);
+    let mut columns = [Avx512(_mm512_setzero_ps()); LANES];
+    for (p, column) in columns
+        .iter_mut()
+        .enumerate()
+        .take(square.width().saturating_sub(first))
+    {
+        // SAFETY: lanes past the column are not read.
+        column.0 = unsafe {
+            _mm512_maskz_loadu_ps(
+                mask,
+                square.data().as_ptr().wrapping_add((first + p) * stride),
+            )
+        };
+    }
+    columns
+}
+
+/// The first of sixteen lanes.
+fn lanes(count: usize) -> __mmask16 {
+    ((1u32 << count.min(LANES)) - 1) as __mmask16
+}
+
+/// The parts of two registers, joined, as row `i` of three tiles.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn put<const PAIRS: bool>(x: [__m512; 2], i: usize, block: &mut [Line; BLOCK]) {
+    let (high, rest) = part(x);
+    let (middle, rest) = part(rest);
+    let low = [_mm512_castps_si512(rest[0]), _mm512_castps_si512(rest[1])];
+    for (t, [first, second]) in [high, middle, low].into_iter().enumerate() {
+        let line = &mut block[t * TILE + i];
+        let joined = match PAIRS {
+            true => in_pairs(first, second),
+            false => side_by_side(first, second),
+        };
+        // SAFETY: a line is as long as a register.
+        unsafe { _mm512_storeu_si512(line.0.as_mut_ptr().cast(), joined) };
+    }
+}
+
+/// The next part, in the upper halves of the lanes (what is in the lower is not of it), and what is left.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn part([first, second]: [__m512; 2]) -> ([__m512i; 2], [__m512; 2]) {
+    let (high, rest) = part_of(first);
+    let (other, others) = part_of(second);
+    ([high, other], [rest, others])
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn part_of(x: __m512) -> (__m512i, __m512) {
+    let upper = _mm512_set1_epi32(0xffff_0000u32 as i32);
+    let rounded = _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000));
+    (
+        rounded,
+        _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_and_si512(rounded, upper))),
+    )
+}
+
+/// The upper halves of the lanes of one register, then those of the other: inputs of a row.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn side_by_side(first: __m512i, second: __m512i) -> __m512i {
+    const ODD: [u16; 32] = {
+        let mut index = [0; 32];
+        let mut i = 0;
+        while i < 32 {
+            index[i] = 2 * i as u16 + 1;
+            i += 1;
+        }
+        index
+    };
+    // SAFETY: the index is as long as a register.
+    let index = unsafe { _mm512_loadu_si512(ODD.as_ptr().cast()) };
+    _mm512_permutex2var_epi16(first, index, second)
+}
+
+/// The upper halves of the lanes of two registers in turn: two inputs of sixteen outputs.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn in_pairs(first: __m512i, second: __m512i) -> __m512i {
+    _mm512_mask_blend_epi16(0xaaaa_aaaa, _mm512_srli_epi32::<16>(first), second)
+}

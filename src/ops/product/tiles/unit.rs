@@ -1,0 +1,373 @@
+//! The matrix unit: whether it may be used, and jobs for it.
+
+use std::arch::asm;
+use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+use std::sync::LazyLock;
+
+use super::super::lanes::Line;
+use super::{TILE, TILES};
+
+/// `arch_prctl`: asks for a feature whose state is large.
+const ARCH_REQ_XCOMP_PERM: libc::c_int = 0x1023;
+/// The state of the tiles.
+const XFEATURE_XTILEDATA: libc::c_ulong = 18;
+
+/// Whether the processor has the unit with bfloat16, and the system lets this process use it.
+pub fn is_usable() -> bool {
+    static USABLE: LazyLock<bool> = LazyLock::new(|| has_unit() && is_permitted());
+    *USABLE
+}
+
+fn has_unit() -> bool {
+    // Leaf 7: AMX-BF16 and AMX-TILE in EDX; the operating system saves tiles if bits 17 and 18 of XCR0 are set.
+    const NEEDED: u32 = 1 << 22 | 1 << 24;
+    const SAVED: u64 = 0b11 << 17;
+    if !is_x86_feature_detected!("avx512f")
+        || !is_x86_feature_detected!("avx512bw")
+        || __cpuid(0).eax < 7
+    {
+        return false;
+    }
+    // SAFETY: AVX-512 is there, so XCR0 can be read.
+    let saved = unsafe { xcr0() };
+    __cpuid_count(7, 0).edx & NEEDED == NEEDED && saved & SAVED == SAVED
+}
+
+#[target_feature(enable = "xsave")]
+unsafe fn xcr0() -> u64 {
+    // SAFETY: the caller's.
+    unsafe { _xgetbv(0) }
+}
+
+#[cfg(target_os = "linux")]
+fn is_permitted() -> bool {
+    // SAFETY: the call asks for a permission of this process; where it is unknown it fails.
+    unsafe {
+        libc::syscall(
+            libc::SYS_arch_prctl,
+            ARCH_REQ_XCOMP_PERM,
+            XFEATURE_XTILEDATA,
+        ) == 0
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_permitted() -> bool {
+    false
+}
+
+/// What `ldtilecfg` reads.
+#[repr(C, align(64))]
+struct Configuration {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+/// Prepares this thread's tiles: those of the destination and of left-hand sides, of so many rows, and those of right-hand sides.
+///
+/// # Safety
+/// [`is_usable`] must have said so.
+pub unsafe fn configure(rows: usize) {
+    const WHOLE: u8 = TILE as u8;
+    let few = rows.min(TILE) as u8;
+    let mut configuration = Configuration {
+        palette: 1,
+        start_row: 0,
+        reserved: [0; 14],
+        bytes: [0; 16],
+        rows: [0; 16],
+    };
+    configuration.bytes[..8].fill(size_of::<Line>() as u16);
+    configuration.rows[..8].copy_from_slice(&[few, few, few, few, few, few, WHOLE, WHOLE]);
+    // SAFETY: the caller's.
+    unsafe {
+        asm!("ldtilecfg [{}]", in(reg) &raw const configuration, options(nostack, preserves_flags, readonly))
+    };
+}
+
+/// Gives this thread's tiles back, so that they need not be saved when another thread runs.
+///
+/// # Safety
+/// As for [`configure`].
+pub unsafe fn release() {
+    // SAFETY: the caller's.
+    unsafe { asm!("tilerelease", options(nostack, preserves_flags, nomem)) };
+}
+
+/// How a job's four tiles lie.
+#[derive(Clone, Copy, Debug)]
+pub enum Shape {
+    /// Two by two: each tile of parts is read for two of them.
+    Square,
+    /// Side by side, for rows that fill one tile alone.
+    Row,
+}
+
+impl Shape {
+    pub fn of(rows: usize) -> Self {
+        if rows <= TILE {
+            Self::Row
+        } else {
+            Self::Square
+        }
+    }
+
+    /// Rows of the tiles, for so many rows in all.
+    pub fn tile_rows(self, rows: usize) -> usize {
+        match self {
+            Self::Row => rows.clamp(1, TILE),
+            Self::Square => TILE,
+        }
+    }
+
+    /// Tiles one below the other.
+    pub fn rows(self) -> usize {
+        TILES / self.panels()
+    }
+
+    /// Chunks of panels that are split at a time: their parts stay in the first-level cache.
+    pub fn turn(self) -> usize {
+        8 / self.panels()
+    }
+
+    /// Tiles side by side.
+    pub fn panels(self) -> usize {
+        match self {
+            Self::Square => 2,
+            Self::Row => 4,
+        }
+    }
+}
+
+/// Four tiles of a destination, and the parts that go into them.
+#[repr(C)]
+pub struct Job {
+    pub a: [*const Line; 2],
+    pub b: [*const Line; 4],
+    pub c: [*mut f32; TILES],
+    /// Bytes from a row to the next.
+    pub stride: [usize; TILES],
+    /// Room for a tile, whose contents mean nothing.
+    pub aside: *mut Line,
+    chunks: usize,
+    /// Whether the sums start from what the destination holds.
+    adds: usize,
+}
+
+/// Tiles 0 to 3 are the destination.
+macro_rules! with_destination {
+    ($job:expr, $aside:expr, [$($pairs:literal),* $(,)?], $($operands:tt)*) => {
+        asm!(
+            "cmp qword ptr [{job} + 128], 0",
+            "jne 2f",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "jmp 3f",
+            "2:",
+            "mov {at}, [{job} + 48]",
+            "mov {by}, [{job} + 80]",
+            "tileloadd tmm0, [{at} + {by}]",
+            "mov {at}, [{job} + 56]",
+            "mov {by}, [{job} + 88]",
+            "tileloadd tmm1, [{at} + {by}]",
+            "mov {at}, [{job} + 64]",
+            "mov {by}, [{job} + 96]",
+            "tileloadd tmm2, [{at} + {by}]",
+            "mov {at}, [{job} + 72]",
+            "mov {by}, [{job} + 104]",
+            "tileloadd tmm3, [{at} + {by}]",
+            "3:",
+            "mov {by:e}, 64",
+            "mov {at}, [{job} + 120]",
+            "test {at}, {at}",
+            "je 5f",
+            "4:",
+            $($pairs,)*
+            "dec {at}",
+            "je 5f",
+            "test {at:l}, 3",
+            "jne 4b",
+            "tilestored [{aside} + {by}], tmm4",
+            "jmp 4b",
+            "5:",
+            "mov {at}, [{job} + 48]",
+            "mov {by}, [{job} + 80]",
+            "tilestored [{at} + {by}], tmm0",
+            "mov {at}, [{job} + 56]",
+            "mov {by}, [{job} + 88]",
+            "tilestored [{at} + {by}], tmm1",
+            "mov {at}, [{job} + 64]",
+            "mov {by}, [{job} + 96]",
+            "tilestored [{at} + {by}], tmm2",
+            "mov {at}, [{job} + 72]",
+            "mov {by}, [{job} + 104]",
+            "tilestored [{at} + {by}], tmm3",
+            job = in(reg) $job,
+            at = out(reg) _,
+            by = out(reg) _,
+            aside = in(reg) $aside,
+            $($operands)*
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        )
+    };
+}
+
+impl Job {
+    pub fn new(chunks: usize, adds: bool) -> Self {
+        Self {
+            a: [std::ptr::null(); 2],
+            b: [std::ptr::null(); 4],
+            c: [std::ptr::null_mut(); TILES],
+            stride: [0; TILES],
+            aside: std::ptr::null_mut(),
+            chunks,
+            adds: adds.into(),
+        }
+    }
+
+    /// `c (+)= Σ a · b`
+    ///
+    /// # Safety
+    /// The tiles must be configured, and the pointers good for tiles of `chunks` blocks.
+    #[inline]
+    pub unsafe fn run(&self, shape: Shape) {
+        // SAFETY: the caller's.
+        unsafe {
+            match shape {
+                Shape::Square => self.run_square(),
+                Shape::Row => self.run_row(),
+            }
+        }
+    }
+
+    unsafe fn run_square(&self) {
+        let ([a0, a1], [b0, b1, ..]) = (self.a, self.b);
+        // SAFETY: the caller's.
+        unsafe {
+            with_destination!(
+                std::ptr::from_ref(self),
+                self.aside,
+                [
+                    "tileloadd tmm4, [{a0} + {by}]",
+                    "tileloadd tmm6, [{b0} + {by} + 2048]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{b1} + {by} + 2048]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tileloadd tmm5, [{a1} + {by}]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "tileloadd tmm6, [{b0} + {by} + 1024]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{b1} + {by} + 1024]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "tileloadd tmm4, [{a0} + {by} + 1024]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tileloadd tmm5, [{a1} + {by} + 1024]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "tileloadd tmm6, [{b0} + {by}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{b1} + {by}]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "tileloadd tmm4, [{a0} + {by} + 2048]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tileloadd tmm5, [{a1} + {by} + 2048]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "tileloadd tmm4, [{a0} + {by}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tileloadd tmm5, [{a1} + {by}]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "add {a0}, 3072",
+                    "add {a1}, 3072",
+                    "add {b0}, 3072",
+                    "add {b1}, 3072",
+                ],
+                a0 = inout(reg) a0 => _,
+                a1 = inout(reg) a1 => _,
+                b0 = inout(reg) b0 => _,
+                b1 = inout(reg) b1 => _,
+            );
+        }
+    }
+
+    unsafe fn run_row(&self) {
+        let ([a, _], [b0, b1, b2, b3]) = (self.a, self.b);
+        // SAFETY: the caller's.
+        unsafe {
+            with_destination!(
+                std::ptr::from_ref(self),
+                self.aside,
+                [
+                    "tileloadd tmm4, [{a} + {by}]",
+                    "tileloadd tmm6, [{b0} + {by} + 2048]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{b1} + {by} + 2048]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tileloadd tmm6, [{b2} + {by} + 2048]",
+                    "tdpbf16ps tmm2, tmm4, tmm6",
+                    "tileloadd tmm7, [{b3} + {by} + 2048]",
+                    "tdpbf16ps tmm3, tmm4, tmm7",
+                    "tileloadd tmm5, [{a} + {by} + 1024]",
+                    "tileloadd tmm6, [{b0} + {by} + 1024]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{b1} + {by} + 1024]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tdpbf16ps tmm0, tmm5, tmm6",
+                    "tileloadd tmm6, [{b2} + {by} + 1024]",
+                    "tdpbf16ps tmm1, tmm5, tmm7",
+                    "tileloadd tmm7, [{b3} + {by} + 1024]",
+                    "tdpbf16ps tmm2, tmm4, tmm6",
+                    "tdpbf16ps tmm3, tmm4, tmm7",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "tileloadd tmm4, [{a} + {by} + 2048]",
+                    "tileloadd tmm6, [{b0} + {by}]",
+                    "tdpbf16ps tmm0, tmm5, tmm6",
+                    "tileloadd tmm7, [{b1} + {by}]",
+                    "tdpbf16ps tmm1, tmm5, tmm7",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm6, [{b2} + {by}]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tileloadd tmm7, [{b3} + {by}]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "tdpbf16ps tmm2, tmm4, tmm6",
+                    "tdpbf16ps tmm3, tmm4, tmm7",
+                    "tileloadd tmm4, [{a} + {by}]",
+                    "tdpbf16ps tmm2, tmm4, tmm6",
+                    "tdpbf16ps tmm3, tmm4, tmm7",
+                    "tileloadd tmm6, [{b0} + {by}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{b1} + {by}]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "add {a}, 3072",
+                    "add {b0}, 3072",
+                    "add {b1}, 3072",
+                    "add {b2}, 3072",
+                    "add {b3}, 3072",
+                ],
+                a = inout(reg) a => _,
+                b0 = inout(reg) b0 => _,
+                b1 = inout(reg) b1 => _,
+                b2 = inout(reg) b2 => _,
+                b3 = inout(reg) b3 => _,
+            );
+        }
+    }
+}

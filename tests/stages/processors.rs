@@ -1,0 +1,54 @@
+//! How products are computed: in what is fastest here, or in what every processor has.
+
+use std::fs;
+
+use collimate::ops::product::Arithmetic;
+
+use crate::on_policy::{assert_start_on_policy, iterations};
+use crate::support::Workspace;
+
+const PORTABLE: &str = "--set run.arithmetic=portable";
+
+#[test]
+fn portable_products_start_every_iteration_on_policy() {
+    let lines = iterations(&Workspace::trained(), "portable", PORTABLE);
+    assert_start_on_policy(&lines, PORTABLE);
+}
+
+/// Only where there is something faster than chains does the choice change a bit.
+#[test]
+fn the_choice_matters_where_the_processor_has_one() {
+    let workspace = Workspace::trained();
+    workspace.succeed("sft config.toml --set run.name=fast");
+    workspace.succeed(&format!("sft config.toml --set run.name=portable {PORTABLE}"));
+    let same = workspace.weights("fast", "sft") == workspace.weights("portable", "sft");
+    assert_eq!(same, Arithmetic::fastest() == Arithmetic::Chains);
+}
+
+#[test]
+fn a_run_keeps_to_its_choice() {
+    let workspace = Workspace::trained();
+    workspace.succeed("sft config.toml --set run.name=trial --set sft.max_steps=2");
+    let ended = workspace.run(&format!("sft config.toml --set run.name=trial {PORTABLE}"));
+    assert_ne!(ended.code, Some(0));
+    assert!(ended.stderr.contains("run.arithmetic"), "{}", ended.stderr);
+}
+
+/// A run that was begun on another processor: the note in its folder names what this one does not use.
+#[test]
+fn a_run_that_comes_from_another_processor_says_so() {
+    let workspace = Workspace::trained();
+    let sft = |steps: usize| {
+        let ended = workspace.succeed(&format!("sft config.toml --set run.name=trial --set sft.max_steps={steps}"));
+        ended.stderr
+    };
+    sft(2);
+    assert!(!sft(3).contains("was begun with"));
+    let note = workspace.stage("trial", "sft").join("arithmetic");
+    let own = fs::read_to_string(&note).expect("a note");
+    assert_eq!(own.trim(), Arithmetic::fastest().name());
+    fs::write(&note, "elsewhere\n").expect("a note");
+    let said = sft(4);
+    assert!(said.contains("was begun with products as elsewhere"), "{said}");
+    assert!(!sft(5).contains("was begun with"));
+}
