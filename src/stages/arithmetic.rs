@@ -26,8 +26,8 @@ pub fn of(config: &Config) -> Arithmetic {
 pub fn note(stage: Stage, files: &StageFolder) -> Result<()> {
     let (file, now) = (files.arithmetic(), Arithmetic::current().name());
     if file.exists() {
-        let then = fs::read_to_string(&file)
-            .with_context(|| format!("cannot read {}", file.display()))?;
+        let then =
+            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         if then.trim() != now {
             eprintln!(
                 "{stage}: was begun with products as {}, and goes on with {now}: as accurate, but not in the bits that it would \

@@ -20,7 +20,9 @@ fn portable_products_start_every_iteration_on_policy() {
 fn the_choice_matters_where_the_processor_has_one() {
     let workspace = Workspace::trained();
     workspace.succeed("sft config.toml --set run.name=fast");
-    workspace.succeed(&format!("sft config.toml --set run.name=portable {PORTABLE}"));
+    workspace.succeed(&format!(
+        "sft config.toml --set run.name=portable {PORTABLE}"
+    ));
     let same = workspace.weights("fast", "sft") == workspace.weights("portable", "sft");
     assert_eq!(same, Arithmetic::fastest() == Arithmetic::Chains);
 }
@@ -39,7 +41,9 @@ fn a_run_keeps_to_its_choice() {
 fn a_run_that_comes_from_another_processor_says_so() {
     let workspace = Workspace::trained();
     let sft = |steps: usize| {
-        let ended = workspace.succeed(&format!("sft config.toml --set run.name=trial --set sft.max_steps={steps}"));
+        let ended = workspace.succeed(&format!(
+            "sft config.toml --set run.name=trial --set sft.max_steps={steps}"
+        ));
         ended.stderr
     };
     sft(2);
@@ -49,6 +53,9 @@ fn a_run_that_comes_from_another_processor_says_so() {
     assert_eq!(own.trim(), Arithmetic::fastest().name());
     fs::write(&note, "elsewhere\n").expect("a note");
     let said = sft(4);
-    assert!(said.contains("was begun with products as elsewhere"), "{said}");
+    assert!(
+        said.contains("was begun with products as elsewhere"),
+        "{said}"
+    );
     assert!(!sft(5).contains("was begun with"));
 }

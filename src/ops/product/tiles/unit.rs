@@ -2,8 +2,10 @@
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+use std::mem::offset_of;
 use std::sync::LazyLock;
 
+use super::super::Write;
 use super::super::lanes::Line;
 use super::{TILE, TILES};
 
@@ -123,6 +125,11 @@ impl Shape {
         }
     }
 
+    /// Tiles that so many rows fill, in whole jobs.
+    pub fn tiles(self, rows: usize) -> usize {
+        rows.div_ceil(self.rows() * TILE) * self.rows()
+    }
+
     /// Tiles one below the other.
     pub fn rows(self) -> usize {
         TILES / self.panels()
@@ -142,26 +149,27 @@ impl Shape {
     }
 }
 
-/// Four tiles of a destination, and the parts that go into them.
+/// Four tiles of a destination, and the parts that go into them. Instructions read it where it lies.
 #[repr(C)]
 pub struct Job {
-    pub a: [*const Line; 2],
-    pub b: [*const Line; 4],
-    pub c: [*mut f32; TILES],
+    a: [*const Line; 2],
+    b: [*const Line; 4],
+    c: [*mut f32; TILES],
     /// Bytes from a row to the next.
-    pub stride: [usize; TILES],
-    /// Room for a tile, whose contents mean nothing.
-    pub aside: *mut Line,
+    stride: [usize; TILES],
     chunks: usize,
     /// Whether the sums start from what the destination holds.
     adds: usize,
 }
 
-/// Tiles 0 to 3 are the destination.
+/// Zeroes or reads the destination, tiles 0 to 3; runs `pairs` for each chunk; writes the destination.
+///
+/// Every four chunks a tile is written aside, which means nothing. Without it the writes at a job's end take some 900 cycles longer where
+/// more than 128 multiplications went before them (measured on Sapphire Rapids: 450 → 514 GFLOP/s a core at 16 chunks).
 macro_rules! with_destination {
     ($job:expr, $aside:expr, [$($pairs:literal),* $(,)?], $($operands:tt)*) => {
         asm!(
-            "cmp qword ptr [{job} + 128], 0",
+            "cmp qword ptr [{job} + {ADDS}], 0",
             "jne 2f",
             "tilezero tmm0",
             "tilezero tmm1",
@@ -169,21 +177,21 @@ macro_rules! with_destination {
             "tilezero tmm3",
             "jmp 3f",
             "2:",
-            "mov {at}, [{job} + 48]",
-            "mov {by}, [{job} + 80]",
+            "mov {at}, [{job} + {C} + 0]",
+            "mov {by}, [{job} + {STRIDE} + 0]",
             "tileloadd tmm0, [{at} + {by}]",
-            "mov {at}, [{job} + 56]",
-            "mov {by}, [{job} + 88]",
+            "mov {at}, [{job} + {C} + 8]",
+            "mov {by}, [{job} + {STRIDE} + 8]",
             "tileloadd tmm1, [{at} + {by}]",
-            "mov {at}, [{job} + 64]",
-            "mov {by}, [{job} + 96]",
+            "mov {at}, [{job} + {C} + 16]",
+            "mov {by}, [{job} + {STRIDE} + 16]",
             "tileloadd tmm2, [{at} + {by}]",
-            "mov {at}, [{job} + 72]",
-            "mov {by}, [{job} + 104]",
+            "mov {at}, [{job} + {C} + 24]",
+            "mov {by}, [{job} + {STRIDE} + 24]",
             "tileloadd tmm3, [{at} + {by}]",
             "3:",
             "mov {by:e}, 64",
-            "mov {at}, [{job} + 120]",
+            "mov {at}, [{job} + {CHUNKS}]",
             "test {at}, {at}",
             "je 5f",
             "4:",
@@ -195,18 +203,22 @@ macro_rules! with_destination {
             "tilestored [{aside} + {by}], tmm4",
             "jmp 4b",
             "5:",
-            "mov {at}, [{job} + 48]",
-            "mov {by}, [{job} + 80]",
+            "mov {at}, [{job} + {C} + 0]",
+            "mov {by}, [{job} + {STRIDE} + 0]",
             "tilestored [{at} + {by}], tmm0",
-            "mov {at}, [{job} + 56]",
-            "mov {by}, [{job} + 88]",
+            "mov {at}, [{job} + {C} + 8]",
+            "mov {by}, [{job} + {STRIDE} + 8]",
             "tilestored [{at} + {by}], tmm1",
-            "mov {at}, [{job} + 64]",
-            "mov {by}, [{job} + 96]",
+            "mov {at}, [{job} + {C} + 16]",
+            "mov {by}, [{job} + {STRIDE} + 16]",
             "tilestored [{at} + {by}], tmm2",
-            "mov {at}, [{job} + 72]",
-            "mov {by}, [{job} + 104]",
+            "mov {at}, [{job} + {C} + 24]",
+            "mov {by}, [{job} + {STRIDE} + 24]",
             "tilestored [{at} + {by}], tmm3",
+            C = const offset_of!(Job, c),
+            STRIDE = const offset_of!(Job, stride),
+            CHUNKS = const offset_of!(Job, chunks),
+            ADDS = const offset_of!(Job, adds),
             job = in(reg) $job,
             at = out(reg) _,
             by = out(reg) _,
@@ -220,40 +232,51 @@ macro_rules! with_destination {
 }
 
 impl Job {
-    pub fn new(chunks: usize, adds: bool) -> Self {
+    /// Of so many chunks; the destination is yet to be set.
+    pub fn new(a: [*const Line; 2], b: [*const Line; 4], chunks: usize, write: Write) -> Self {
         Self {
-            a: [std::ptr::null(); 2],
-            b: [std::ptr::null(); 4],
+            a,
+            b,
             c: [std::ptr::null_mut(); TILES],
             stride: [0; TILES],
-            aside: std::ptr::null_mut(),
             chunks,
-            adds: adds.into(),
+            adds: usize::from(write == Write::Add),
         }
     }
 
-    /// `c (+)= Σ a · b`
+    /// Whether the sums start from what the destination holds.
+    pub fn adds(&self) -> bool {
+        self.adds != 0
+    }
+
+    /// Where a tile belongs, its rows `stride` elements apart.
+    pub fn set_destination(&mut self, tile: usize, c: *mut f32, stride: usize) {
+        (self.c[tile], self.stride[tile]) = (c, stride * size_of::<f32>());
+    }
+
+    /// `c (+)= Σ a · b`; `aside` is room for a tile.
     ///
     /// # Safety
     /// The tiles must be configured, and the pointers good for tiles of `chunks` blocks.
     #[inline]
-    pub unsafe fn run(&self, shape: Shape) {
+    pub unsafe fn run(&self, shape: Shape, aside: &mut [Line]) {
+        assert!(aside.len() >= TILE, "room for a tile");
         // SAFETY: the caller's.
         unsafe {
             match shape {
-                Shape::Square => self.run_square(),
-                Shape::Row => self.run_row(),
+                Shape::Square => self.run_square(aside.as_mut_ptr()),
+                Shape::Row => self.run_row(aside.as_mut_ptr()),
             }
         }
     }
 
-    unsafe fn run_square(&self) {
+    unsafe fn run_square(&self, aside: *mut Line) {
         let ([a0, a1], [b0, b1, ..]) = (self.a, self.b);
         // SAFETY: the caller's.
         unsafe {
             with_destination!(
                 std::ptr::from_ref(self),
-                self.aside,
+                aside,
                 [
                     "tileloadd tmm4, [{a0} + {by}]",
                     "tileloadd tmm6, [{b0} + {by} + 2048]",
@@ -306,13 +329,13 @@ impl Job {
         }
     }
 
-    unsafe fn run_row(&self) {
+    unsafe fn run_row(&self, aside: *mut Line) {
         let ([a, _], [b0, b1, b2, b3]) = (self.a, self.b);
         // SAFETY: the caller's.
         unsafe {
             with_destination!(
                 std::ptr::from_ref(self),
-                self.aside,
+                aside,
                 [
                     "tileloadd tmm4, [{a} + {by}]",
                     "tileloadd tmm6, [{b0} + {by} + 2048]",

@@ -1,0 +1,257 @@
+//! Some rows of a task against all its panels, for some of the inputs.
+
+use std::ops::Range;
+
+use super::super::ahead::NextRows;
+use super::super::destination::Destination;
+use super::super::factor::Source;
+use super::super::kernel::Task;
+use super::super::lanes::{Avx512, LANES, Lanes, Line};
+use super::super::layout::Layout;
+use super::super::{Matrix, Write};
+use super::split::split_lines;
+use super::squares::{ROWS, Square};
+use super::unit::{Job, Shape};
+use super::window::Window;
+use super::{BLOCK, CHUNK, FEW_ROWS, TILE, TILES};
+
+/// Lines between one that is split and one that is fetched.
+const AHEAD: usize = 64;
+
+/// A buffer's parts.
+pub struct Scratch<'a> {
+    /// For the parts of a square's rows.
+    pub rows: &'a mut [Line],
+    /// For those of the panels that are not packed so.
+    pub panels: &'a mut [Line],
+    /// For the tiles of a job that reach past the destination, and one more.
+    pub edge: &'a mut [Line],
+}
+
+impl<'a> Scratch<'a> {
+    /// Room for a task in squares of so many inputs.
+    pub fn divide(buffer: &'a mut Vec<Line>, task: &Task, shape: Shape, depth: usize) -> Self {
+        let chunks = depth / CHUNK;
+        let panels = match task.b.source() {
+            Source::Unpacked(b) => b.width().div_ceil(LANES) * chunks,
+            Source::Packed { .. } => shape.panels() * shape.turn().max(chunks),
+        };
+        let rows = shape.tiles(task.a.height().min(ROWS)) * chunks;
+        let [rows, panels, edge] = [rows * BLOCK, panels * BLOCK, (TILES + 1) * TILE];
+        if buffer.len() < rows + panels + edge {
+            buffer.resize(rows + panels + edge, Line::default());
+        }
+        let (rows, rest) = buffer.split_at_mut(rows);
+        let (panels, rest) = rest.split_at_mut(panels);
+        Self {
+            rows,
+            panels,
+            edge: &mut rest[..edge],
+        }
+    }
+}
+
+/// A square of a task's left-hand side against all panels.
+pub struct Sweep<'a> {
+    task: &'a Task<'a>,
+    shape: Shape,
+    rows: usize,
+    inputs: Range<usize>,
+    chunks: usize,
+    /// Where the first row goes.
+    c: Destination<'a>,
+    /// What becomes of what is there.
+    write: Write,
+}
+
+impl<'a> Sweep<'a> {
+    pub fn new(task: &'a Task<'a>, shape: Shape, square: &Square) -> Self {
+        Self {
+            task,
+            shape,
+            rows: square.rows.len(),
+            inputs: square.inputs.clone(),
+            chunks: square.inputs.len().div_ceil(CHUNK),
+            c: task.c.below(square.rows.start),
+            write: match square.inputs.start {
+                0 => task.write,
+                _ => Write::Add,
+            },
+        }
+    }
+
+    /// Lines that the parts of its rows take.
+    pub fn lines_of_rows(&self) -> usize {
+        self.shape.tiles(self.rows) * self.chunks * BLOCK
+    }
+
+    /// Multiplies `rows`, the parts of the square; `panels` has room for those of panels, or holds them where the right-hand side is not
+    /// packed. Meanwhile the rows of the next square are fetched.
+    ///
+    /// # Safety
+    /// As for [`super::run`]; the tiles must be configured.
+    pub unsafe fn run(
+        &self,
+        rows: &[Line],
+        panels: &mut [Line],
+        edge: &mut [Line],
+        next: Option<&Square>,
+    ) {
+        let mut ahead = self.ahead(next);
+        for column in (0..self.task.b.width()).step_by(self.shape.panels() * LANES) {
+            let mut write = self.write;
+            for first in (0..self.chunks.max(1)).step_by(self.turn()) {
+                let chunks = first..self.chunks.min(first + self.turn());
+                let b = self.panels(column, &chunks, panels);
+                for row in (0..self.rows).step_by(self.shape.rows() * TILE) {
+                    let a = self.row_parts(rows, row, first);
+                    let mut job = Job::new(a, b, chunks.len(), write);
+                    // SAFETY: the caller's.
+                    unsafe {
+                        ahead.fetch::<Avx512>();
+                        if !self.has_few_rows() {
+                            self.fetch_destination(row, column);
+                        }
+                        self.multiply(&mut job, row, column, edge);
+                    }
+                }
+                write = Write::Add;
+            }
+        }
+    }
+
+    /// The next square's elements, in as many shares as there are jobs.
+    fn ahead(&self, next: Option<&Square>) -> NextRows {
+        let across = self.task.b.width().div_ceil(self.shape.panels() * LANES);
+        let jobs = across * self.shape.tiles(self.rows) / self.shape.rows();
+        match next {
+            Some(next) => NextRows::new(next.of(self.task.a), next.inputs.clone(), jobs),
+            None => NextRows::new(Matrix::new(&[], 0, 0, 0), 0..0, 1),
+        }
+    }
+
+    /// Whether the caches hold the task's rows and what becomes of them.
+    fn has_few_rows(&self) -> bool {
+        self.task.a.height() <= FEW_ROWS
+    }
+
+    /// Chunks of a job. Panels that are split for few rows are split a little at a time: they are read soon after.
+    fn turn(&self) -> usize {
+        let lines = matches!(
+            self.task.b.source(),
+            Source::Packed {
+                layout: Layout::Lines,
+                ..
+            }
+        );
+        match lines && self.has_few_rows() {
+            true => self.shape.turn(),
+            false => self.chunks.max(1),
+        }
+    }
+
+    /// Parts of the rows of a job, from a chunk on.
+    fn row_parts(&self, rows: &[Line], row: usize, first: usize) -> [*const Line; 2] {
+        let tile = |i: usize| (row / TILE + i) * self.chunks + first;
+        [0, self.shape.rows() - 1].map(|i| rows[tile(i) * BLOCK..].as_ptr())
+    }
+
+    /// Parts of the panels of a round from a column on: where they lie, or split in `room`. Behind the last panel the last stands in.
+    fn panels(
+        &self,
+        column: usize,
+        chunks: &Range<usize>,
+        room: &mut [Line],
+    ) -> [*const Line; TILES] {
+        let last = (self.task.b.width() - 1) / LANES;
+        std::array::from_fn(|j| {
+            let j = j.min(self.shape.panels() - 1);
+            self.panel((column / LANES + j).min(last), j, chunks, room)
+        })
+    }
+
+    fn panel(
+        &self,
+        number: usize,
+        place: usize,
+        chunks: &Range<usize>,
+        room: &mut [Line],
+    ) -> *const Line {
+        let size = chunks.len() * BLOCK;
+        let start = self.inputs.start + chunks.start * CHUNK;
+        match self.task.b.source() {
+            Source::Unpacked(_) => room[number * size..][..size].as_ptr(),
+            Source::Packed {
+                panels,
+                layout: Layout::Parts,
+                lines,
+            } => panels[number * lines + start / CHUNK * BLOCK..][..size].as_ptr(),
+            Source::Packed { panels, lines, .. } => {
+                let end = self.inputs.end.min(start + chunks.len() * CHUNK);
+                let room = &mut room[place * size..][..size];
+                // SAFETY: the unit is there, so are the instructions.
+                unsafe { split_lines(&panels[number * lines..][start..end], AHEAD, room) };
+                room.as_ptr()
+            }
+        }
+    }
+
+    /// Brings near what the job after the next will write, for it comes from far.
+    unsafe fn fetch_destination(&self, row: usize, column: usize) {
+        let (height, width) = (self.shape.rows() * TILE, self.shape.panels() * LANES);
+        let (row, column) = match row + 2 * height < self.rows {
+            true => (row + 2 * height, column),
+            false => (
+                (row + 2 * height) % self.rows.next_multiple_of(height),
+                column + width,
+            ),
+        };
+        let c = self.c.below(row).right(column);
+        for i in 0..height {
+            for j in (0..width).step_by(LANES) {
+                // SAFETY: any address may be fetched; the instruction is the caller's.
+                unsafe { Avx512::prefetch(c.below(i).right(j).at) };
+            }
+        }
+    }
+
+    /// Runs a job on the tiles from a row and a column on.
+    unsafe fn multiply(&self, job: &mut Job, row: usize, column: usize, edge: &mut [Line]) {
+        let windows = self.windows(row, column);
+        let (edge, aside) = edge.split_at_mut(TILES * TILE);
+        let tile_rows = self.shape.tile_rows(self.rows);
+        // SAFETY: the caller's; the windows lie inside the destination, and edges stand in where tiles do not.
+        unsafe {
+            for ((t, window), edge) in windows.iter().enumerate().zip(edge.chunks_exact_mut(TILE)) {
+                match window.holds(tile_rows) {
+                    true => job.set_destination(t, window.c.at, window.c.stride),
+                    false => {
+                        if job.adds() {
+                            window.read(edge);
+                        }
+                        job.set_destination(t, edge.as_mut_ptr().cast(), LANES);
+                    }
+                }
+            }
+            job.run(self.shape, aside);
+            for (window, edge) in windows.iter().zip(edge.chunks_exact(TILE)) {
+                if !window.holds(tile_rows) {
+                    window.write(edge);
+                }
+            }
+        }
+    }
+
+    /// Where the tiles of a job belong.
+    fn windows(&self, row: usize, column: usize) -> [Window<'a>; TILES] {
+        std::array::from_fn(|t| {
+            let down = row + t / self.shape.panels() * TILE;
+            let right = column + t % self.shape.panels() * LANES;
+            Window {
+                c: self.c.below(down).right(right),
+                rows: self.rows.saturating_sub(down).min(TILE),
+                columns: self.task.b.width().saturating_sub(right).min(LANES),
+            }
+        })
+    }
+}
