@@ -13,6 +13,8 @@
 //!
 //! Not here: the gradient (the engine's), filters and draws (`sampling`).
 
+use std::ops::Range;
+
 use multiversion::multiversion;
 
 /// Width of the fixed partial sums: element i of a block is added into lane i mod 16.
@@ -107,7 +109,43 @@ pub fn log_prob(row: &[f32], inv_temperature: f32, stats: &RowStats, token: u32)
 /// # Panics
 /// If an id lies outside the row.
 pub fn gather(row: &[f32], kept: &[u32]) -> Vec<f32> {
-    kept.iter().map(|&id| row[id as usize]).collect()
+    let mut gathered = Vec::with_capacity(kept.len());
+    runs(kept).for_each(|(ids, _)| gathered.extend_from_slice(&row[ids]));
+    gathered
+}
+
+/// The places of a kept set's ids in the whole row, and in the set: run by run of neighbours, of which a set that lacks a stop token
+/// alone has two.
+///
+/// The ids must ascend.
+pub fn runs(kept: &[u32]) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + '_ {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        let first = *kept.get(start)? as usize;
+        let length = run_length(&kept[start..]);
+        let within = start..start + length;
+        start += length;
+        Some((first..first + length, within))
+    })
+}
+
+/// How many of the first ids are neighbours. Ids ascend, so those up to `i` are if that one is `i` above the first.
+fn run_length(ids: &[u32]) -> usize {
+    let joined = |i: usize| ids[i] as usize == ids[0] as usize + i;
+    let mut reach = 1;
+    while reach < ids.len() && joined(reach) {
+        reach *= 2;
+    }
+    // The last that is known to be joined lies at half the reach.
+    let (mut low, mut high) = (reach / 2, reach.min(ids.len()));
+    while low + 1 < high {
+        let middle = (low + high) / 2;
+        match joined(middle) {
+            true => low = middle,
+            false => high = middle,
+        }
+    }
+    low + 1
 }
 
 /// Natural logarithm, rounded once from double precision.

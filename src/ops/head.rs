@@ -153,7 +153,9 @@ fn check(hidden: &Tensor, head: &Param, targets: &[Target]) -> Result<()> {
     }
     let lost = |t: &&Target| {
         t.kept.as_ref().is_some_and(|k| {
-            k.binary_search(&t.token).is_err() || k.iter().any(|&id| id as usize >= vocabulary)
+            // They ascend.
+            k.binary_search(&t.token).is_err()
+                || k.last().is_some_and(|&id| id as usize >= vocabulary)
         })
     };
     if let Some(t) = targets.iter().find(lost) {
@@ -283,9 +285,9 @@ impl Fused {
                 let sum = row::weights_in_place(&mut weights, t).sum;
                 scale(&mut weights, -t * grad / sum);
                 logits.fill(0.0);
-                for (&id, weight) in kept.iter().zip(weights) {
-                    logits[id as usize] = weight;
-                }
+                row::runs(kept).for_each(|(ids, within)| {
+                    logits[ids].copy_from_slice(&weights[within]);
+                });
             }
         }
         logits[target.token as usize] += t * grad;

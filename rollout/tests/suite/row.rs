@@ -120,3 +120,23 @@ fn close(found: f32, expected: f64) {
         "found {found}, expected {expected}"
     );
 }
+
+/// Every subset of ten ids: what is gathered is each id's own, and runs are whole and in order.
+#[test]
+fn kept_sets_are_gathered_by_runs_of_neighbours() {
+    let logits: Vec<f32> = (0..10u8).map(f32::from).collect();
+    for subset in 0..1u32 << 10 {
+        let kept: Vec<u32> = (0..10).filter(|id| subset >> id & 1 == 1).collect();
+        let expected: Vec<f32> = kept.iter().map(|&id| id as f32).collect();
+        assert_eq!(row::gather(&logits, &kept), expected);
+        let runs: Vec<_> = row::runs(&kept).collect();
+        let ids = runs
+            .iter()
+            .flat_map(|(ids, _)| ids.clone().map(|id| id as u32));
+        assert_eq!(ids.collect::<Vec<_>>(), kept);
+        let within = runs.iter().flat_map(|(_, within)| within.clone());
+        assert!(within.eq(0..kept.len()));
+        let apart = |pair: &[(std::ops::Range<usize>, _)]| pair[0].0.end < pair[1].0.start;
+        assert!(runs.windows(2).all(apart), "{kept:?}");
+    }
+}
