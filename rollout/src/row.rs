@@ -103,8 +103,8 @@ pub fn log_prob(row: &[f32], inv_temperature: f32, stats: &RowStats, token: u32)
     row[token as usize].mul_add(inv_temperature, -stats.max) - ln(stats.sum)
 }
 
-/// The logits of a kept set, in the order of its ids: a row for the functions above that knows
-/// those tokens alone.
+/// The logits of a kept set, in the order of its ids, which must ascend: a row for the functions
+/// above that knows those tokens alone.
 ///
 /// # Panics
 /// If an id lies outside the row.

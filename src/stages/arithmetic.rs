@@ -19,22 +19,26 @@ pub fn of(config: &Config) -> Arithmetic {
     }
 }
 
-/// Notes in the stage's folder what is current, and says so on the terminal where the stage was begun in another.
+/// Notes in the stage's folder in which it is begun, and says so on the terminal where it goes on in another. A stage that was begun
+/// without a note was begun in chains: there was nothing else.
 ///
 /// # Errors
 /// If the note cannot be read or written.
 pub fn note(stage: Stage, files: &StageFolder) -> Result<()> {
     let (file, now) = (files.arithmetic(), Arithmetic::current().name());
-    if file.exists() {
-        let then =
-            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        if then.trim() != now {
-            eprintln!(
-                "{stage}: was begun with products as {}, and goes on with {now}: as accurate, but not in the bits that it would \
-                 have ended in where it began; run.arithmetic = \"portable\" gives the same on every processor",
-                then.trim()
-            );
+    let then = match (file.exists(), files.checkpoints().exists()) {
+        (true, _) => {
+            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?
         }
+        (false, true) => Arithmetic::Chains.name().to_owned(),
+        (false, false) => return Ok(files.write_arithmetic(now)?),
+    };
+    if then.trim() != now {
+        eprintln!(
+            "{stage}: was begun with products as {}, and goes on with {now}: as accurate, but not in the bits that it would have \
+             ended in; begin a run with run.arithmetic = \"portable\" if it is to move between processors",
+            then.trim()
+        );
     }
-    Ok(files.write_arithmetic(now)?)
+    Ok(())
 }

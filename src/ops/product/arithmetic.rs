@@ -1,7 +1,7 @@
 //! Which of two ways products are computed in.
 //!
 //! Each has an order of its own for an element's sums. What the generator draws and what training computes must be the same bits, so
-//! a stage keeps to one of them from beginning to end.
+//! a process keeps to one of them while a run's stages last.
 
 use std::cell::Cell;
 

@@ -9,7 +9,7 @@ use super::tiles;
 
 /// Elements of a weight that is kept as parts, half as large again: the caches hold the model that it is of. Larger ones come from
 /// memory, and splitting them on the way takes less time than reading more.
-const SMALL: usize = 1 << 19;
+pub const SMALL: usize = 1 << 19;
 
 /// The layout of panels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,11 +50,7 @@ impl Layout {
 
     /// Whether what follows after so many inputs is packed as if it began there.
     pub fn can_be_cut(self, inputs: usize) -> bool {
-        match self {
-            Self::Lines => true,
-            #[cfg(target_arch = "x86_64")]
-            Self::Parts => tiles::lines(inputs) == tiles::lines(inputs + 1) - tiles::lines(1),
-        }
+        self.lines(inputs) + self.lines(1) == self.lines(inputs + 1)
     }
 
     /// Packs rows of `matrix` from `first` on, each a column of the right-hand side; those past the matrix's end are zero.

@@ -251,7 +251,8 @@ fn multiply_joined(a: Matrix, parts: &[Matrix], layout: Layout, c: Destination) 
     });
 }
 
-/// The chain of each element goes on from part to part through memory, which changes no bit.
+/// The sum of each element goes on from part to part through memory. That changes no bit of a chain, nor of what the matrix unit adds
+/// up where the parts can be packed together.
 fn multiply_in_turn(a: Matrix, parts: &[Matrix], c: Destination) {
     let (mut column, mut write) = (0, Write::Set);
     for part in parts {

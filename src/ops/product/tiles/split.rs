@@ -1,7 +1,8 @@
 //! Three bfloat16 for an `f32`, in the layouts that the matrix unit reads.
 //!
 //! `x = high + middle + low` exactly: each part is the rest before it, rounded to the nearest number of eight significant bits, and
-//! three times eight are all bits that an `f32` has. (Not below 2⁻¹¹⁰, where parts would be subnormal: the unit takes them for 0.)
+//! three times eight are all bits that an `f32` has. (Not below 2⁻¹⁰³, where parts would be subnormal: the unit takes them for 0. The
+//! rest of an infinity is no number, nor is that of the last few numbers before it: what is not finite stays so, as NaN.)
 
 use std::arch::x86_64::{
     __m512, __m512i, __mmask16, _MM_HINT_T1, _mm_prefetch, _mm512_add_epi32, _mm512_and_si512,

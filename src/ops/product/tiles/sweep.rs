@@ -34,7 +34,12 @@ impl<'a> Scratch<'a> {
         let chunks = depth / CHUNK;
         let panels = match task.b.source() {
             Source::Unpacked(b) => b.width().div_ceil(LANES) * chunks,
-            Source::Packed { .. } => shape.panels() * shape.turn().max(chunks),
+            Source::Packed {
+                layout: Layout::Parts,
+                ..
+            } => 0,
+            Source::Packed { .. } if task.a.height() <= FEW_ROWS => shape.panels() * shape.turn(),
+            Source::Packed { .. } => shape.panels() * chunks,
         };
         let rows = shape.tiles(task.a.height().min(ROWS)) * chunks;
         let [rows, panels, edge] = [rows * BLOCK, panels * BLOCK, (TILES + 1) * TILE];
@@ -163,11 +168,15 @@ impl<'a> Sweep<'a> {
         chunks: &Range<usize>,
         room: &mut [Line],
     ) -> [*const Line; TILES] {
-        let last = (self.task.b.width() - 1) / LANES;
-        std::array::from_fn(|j| {
-            let j = j.min(self.shape.panels() - 1);
-            self.panel((column / LANES + j).min(last), j, chunks, room)
-        })
+        let left = self.task.b.width().div_ceil(LANES) - column / LANES;
+        let mut parts = [std::ptr::null(); TILES];
+        let count = self.shape.panels().min(left);
+        for (j, part) in parts.iter_mut().enumerate().take(count) {
+            *part = self.panel(column / LANES + j, j, chunks, room);
+        }
+        let last = parts[count - 1];
+        parts[count..].fill(last);
+        parts
     }
 
     fn panel(

@@ -1,7 +1,7 @@
 //! The matrix unit: whether it may be used, and jobs for it.
 
 use std::arch::asm;
-use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+use std::arch::x86_64::{__cpuid_count, _xgetbv};
 use std::mem::offset_of;
 use std::sync::LazyLock;
 
@@ -9,30 +9,26 @@ use super::super::Write;
 use super::super::lanes::Line;
 use super::{TILE, TILES};
 
-/// `arch_prctl`: asks for a feature whose state is large.
-const ARCH_REQ_XCOMP_PERM: libc::c_int = 0x1023;
-/// The state of the tiles.
-const XFEATURE_XTILEDATA: libc::c_ulong = 18;
-
 /// Whether the processor has the unit with bfloat16, and the system lets this process use it.
 pub fn is_usable() -> bool {
     static USABLE: LazyLock<bool> = LazyLock::new(|| has_unit() && is_permitted());
     *USABLE
 }
 
+#[allow(
+    unused_unsafe,
+    reason = "asking the processor was an unsafe function in older compilers"
+)]
 fn has_unit() -> bool {
     // Leaf 7: AMX-BF16 and AMX-TILE in EDX; the operating system saves tiles if bits 17 and 18 of XCR0 are set.
     const NEEDED: u32 = 1 << 22 | 1 << 24;
     const SAVED: u64 = 0b11 << 17;
-    if !is_x86_feature_detected!("avx512f")
-        || !is_x86_feature_detected!("avx512bw")
-        || __cpuid(0).eax < 7
-    {
+    if !is_x86_feature_detected!("avx512f") || !is_x86_feature_detected!("avx512bw") {
         return false;
     }
-    // SAFETY: AVX-512 is there, so XCR0 can be read.
-    let saved = unsafe { xcr0() };
-    __cpuid_count(7, 0).edx & NEEDED == NEEDED && saved & SAVED == SAVED
+    // SAFETY: AVX-512 is there, so leaf 7 is, and XCR0 can be read.
+    let (found, saved) = unsafe { (__cpuid_count(7, 0).edx, xcr0()) };
+    found & NEEDED == NEEDED && saved & SAVED == SAVED
 }
 
 #[target_feature(enable = "xsave")]
@@ -43,6 +39,10 @@ unsafe fn xcr0() -> u64 {
 
 #[cfg(target_os = "linux")]
 fn is_permitted() -> bool {
+    /// `arch_prctl`: asks for a feature whose state is large.
+    const ARCH_REQ_XCOMP_PERM: libc::c_int = 0x1023;
+    /// The state of the tiles.
+    const XFEATURE_XTILEDATA: libc::c_ulong = 18;
     // SAFETY: the call asks for a permission of this process; where it is unknown it fails.
     unsafe {
         libc::syscall(
