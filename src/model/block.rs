@@ -11,8 +11,9 @@ use crate::ops::linear::{Linear, Projection};
 use crate::ops::norm::Norm;
 use crate::ops::operation::Link;
 use crate::ops::param::ParamStore;
-use crate::ops::residual::{Branch, Wanted, add_branch, add_result, gather, run};
+use crate::ops::residual::{Branch, Wanted, add_branch, add_result, run};
 use crate::ops::rope::Angles;
+use crate::ops::storage::gather;
 
 /// A layer: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
 #[derive(Clone)]

@@ -72,11 +72,8 @@ impl CustomOp1 for Embed {
     fn cpu_fwd(&self, _anchor: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         let _span = profile::span("embedding");
         let width = self.table.dims()[1];
-        let mut out = vec![0f32; self.ids.len() * width];
-        storage::read(self.table.value(), |table| {
-            for (row, &id) in out.chunks_exact_mut(width).zip(&self.ids) {
-                row.copy_from_slice(&table[id as usize * width..][..width]);
-            }
+        let out = storage::read(self.table.value(), |table| {
+            storage::gather(table, width, &self.ids)
         })?;
         Ok((CpuStorage::F32(out), Shape::from((self.ids.len(), width))))
     }

@@ -284,10 +284,13 @@ impl Fused {
                 let mut weights = row::gather(logits, kept);
                 let sum = row::weights_in_place(&mut weights, t).sum;
                 scale(&mut weights, -t * grad / sum);
-                logits.fill(0.0);
-                row::runs(kept).for_each(|(ids, within)| {
+                let mut end = 0;
+                for (ids, within) in row::runs(kept) {
+                    logits[end..ids.start].fill(0.0);
+                    end = ids.end;
                     logits[ids].copy_from_slice(&weights[within]);
-                });
+                }
+                logits[end..].fill(0.0);
             }
         }
         logits[target.token as usize] += t * grad;
@@ -329,8 +332,8 @@ impl Fused {
         if targets.iter().enumerate().all(|(i, t)| t.row == first + i) {
             return Cow::Borrowed(&hidden[first * width..][..targets.len() * width]);
         }
-        let row = |t: &Target| &hidden[t.row * width..][..width];
-        Cow::Owned(targets.iter().flat_map(row).copied().collect())
+        let rows: Vec<u32> = targets.iter().map(|t| t.row as u32).collect();
+        Cow::Owned(storage::gather(hidden, width, &rows))
     }
 
     /// Their logits: `[targets, vocabulary]`.

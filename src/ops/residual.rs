@@ -15,7 +15,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 use super::operation::{Link, noted};
 use super::product::Write;
-use super::storage;
+use super::storage::{self, gather};
 
 /// What a branch holds for its backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,12 +52,6 @@ pub fn residuals(x: &Tensor, branches: Vec<Branch>, keep: Keep) -> Result<Tensor
         branches: branches.into_iter().map(branch).collect(),
         between: Mutex::default(),
     })
-}
-
-/// Some rows of `[rows, width]`.
-pub fn gather(x: &[f32], width: usize, rows: &[u32]) -> Vec<f32> {
-    let row = |&row: &u32| &x[row as usize * width..][..width];
-    rows.iter().flat_map(row).copied().collect()
 }
 
 /// The rows put back into their places among `count`; the others are zero. What is there twice is added or, where it is the same

@@ -92,6 +92,27 @@ pub fn clear(data: &mut [f32]) {
     pool::for_each(data.chunks_mut(BLOCK), |block| block.fill(0.0));
 }
 
+/// Some rows of `[rows, width]`.
+///
+/// # Panics
+/// If there are fewer: a bug of the caller.
+pub fn gather(x: &[f32], width: usize, rows: &[u32]) -> Vec<f32> {
+    let (width, block) = (width.max(1), BLOCK.div_ceil(width.max(1)));
+    let write = |all: &mut [MaybeUninit<f32>]| {
+        let blocks = all.chunks_mut(block * width).zip(rows.chunks(block));
+        pool::for_each(blocks, |(to, rows)| {
+            for (to, &row) in to.chunks_exact_mut(width).zip(rows) {
+                let from = &x[row as usize * width..][..width];
+                to.iter_mut().zip(from).for_each(|(to, from)| {
+                    to.write(*from);
+                });
+            }
+        });
+    };
+    // SAFETY: each row is written whole.
+    unsafe { written(rows.len() * width, write) }
+}
+
 /// A copy, made by all threads.
 pub fn copied(from: &[f32]) -> Vec<f32> {
     let copy = |to: &mut [MaybeUninit<f32>]| {
