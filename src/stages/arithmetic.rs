@@ -26,12 +26,14 @@ pub fn of(config: &Config) -> Arithmetic {
 /// If the note cannot be read or written.
 pub fn note(stage: Stage, files: &StageFolder) -> Result<()> {
     let (file, now) = (files.arithmetic(), Arithmetic::current().name());
-    let then = match (file.exists(), files.checkpoints().exists()) {
-        (true, _) => {
+    if !files.checkpoints().exists() {
+        return Ok(files.write_arithmetic(now)?);
+    }
+    let then = match file.exists() {
+        true => {
             fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?
         }
-        (false, true) => Arithmetic::Chains.name().to_owned(),
-        (false, false) => return Ok(files.write_arithmetic(now)?),
+        false => Arithmetic::Chains.name().to_owned(),
     };
     if then.trim() != now {
         eprintln!(

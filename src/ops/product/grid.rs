@@ -18,7 +18,7 @@ pub struct Grid {
 
 /// What suits an arithmetic.
 struct Sizes {
-    /// Pieces for each thread: so many that one who is late holds up little.
+    /// Pieces for each thread: so many that one who is late holds up little, or one where each piece splits its right-hand side anew.
     pieces: usize,
     /// Rows of one task when the rows are many: packed, a depth of them fits the second-level cache.
     row_block: usize,

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Write;
 use super::ahead::{NextPanels, NextRows, TURN};
 use super::destination::Destination;
-use super::factor::{self, Factor};
+use super::factor::{Factor, Source};
 use super::lanes::{LANES, Lanes, Line, on_widest};
 use super::matrix::Matrix;
 use super::pack::{pack_rows, packed_at};
@@ -32,7 +32,7 @@ pub enum Rows<'a> {
 pub struct Task<'a> {
     /// `[rows, k]`
     pub a: Matrix<'a>,
-    /// How they are read.
+    /// How chains read them; the matrix unit splits them from where they lie.
     pub rows: Rows<'a>,
     /// `[k, columns]`
     pub b: Factor<'a>,
@@ -48,7 +48,7 @@ impl Task<'_> {
     pub fn check(&self) {
         let (count, k) = (self.b.width().div_ceil(LANES), self.a.width());
         assert_eq!(k, self.b.height(), "inner sizes of a product");
-        if let factor::Source::Packed {
+        if let Source::Packed {
             panels,
             layout,
             lines,
@@ -101,9 +101,9 @@ unsafe fn run_on<L: Lanes>(task: &Task, scratch: &mut Vec<Line>) {
                 count * k <= packed.len(),
                 "packed rows of a product are too few"
             );
-            Source::packed(packed, k)
+            RowSource::packed(packed, k)
         }
-        Rows::InPlace => Source::in_place(task.a),
+        Rows::InPlace => RowSource::in_place(task.a),
     };
     // SAFETY: the caller's, and the panels' number was checked.
     unsafe { sweep::<L>(task, 0..k, k..k, task.write, from) }
@@ -125,7 +125,7 @@ unsafe fn run_packing<L: Lanes>(task: &Task, count: usize, scratch: &mut Vec<Lin
         // SAFETY: the caller's.
         unsafe {
             pack_rows::<L>(task.a, start..end, packed);
-            let from = Source::packed(packed, end - start);
+            let from = RowSource::packed(packed, end - start);
             sweep::<L>(task, start..end, end..k.min(end + most), write, from);
         }
         write = Write::Add;
@@ -134,7 +134,7 @@ unsafe fn run_packing<L: Lanes>(task: &Task, count: usize, scratch: &mut Vec<Lin
 
 /// Where tiles find their rows.
 #[derive(Clone, Copy)]
-struct Source {
+struct RowSource {
     at: *const f32,
     /// How they lie there.
     arrangement: Arrangement,
@@ -148,7 +148,7 @@ enum Arrangement {
     InPlace(usize),
 }
 
-impl Source {
+impl RowSource {
     fn packed(lines: &[Line], depth: usize) -> Self {
         Self {
             at: lines.as_ptr().cast(),
@@ -189,7 +189,7 @@ unsafe fn sweep<L: Lanes>(
     inputs: Range<usize>,
     next: Range<usize>,
     write: Write,
-    from: Source,
+    from: RowSource,
 ) {
     let (panels, lines) = task.b.lines();
     let (rows, panel, depth) = (task.a.height(), lines * LANES, inputs.len());

@@ -39,7 +39,7 @@ use layout::Layout;
 pub use matrix::{Matrix, Panels};
 pub(crate) use pack::pack;
 
-/// Rows that are few: packed once, and not cut.
+/// Rows that are few: packed once, or their parts held for all inputs, and not cut.
 const FEW_ROWS: usize = 96;
 /// Panels of a register tile, at most.
 const TILE_PANELS: usize = 3;
@@ -288,6 +288,7 @@ fn multiply_at(a: Matrix, b: Matrix, c: Destination, write: Write, threads: Thre
     assert_eq!(a.width(), b.height(), "inner sizes of a product");
     let (n, k) = (b.width(), a.width());
     let depth = (PACKED / n.max(1)).clamp(LEAST_DEPTH, k.max(LEAST_DEPTH));
+    // There every layout can be cut, so that sums have one order however the right-hand side is packed.
     let depth = depth.next_multiple_of(LEAST_DEPTH);
     let layout = Layout::native();
     let step = (PACKED / depth.min(k).max(1)).next_multiple_of(TILE_PANELS * LANES);

@@ -20,6 +20,7 @@ mod sweep;
 mod unit;
 mod window;
 
+use super::FEW_ROWS;
 use super::factor::Source;
 use super::kernel::Task;
 use super::lanes::{LANES, Line};
@@ -38,8 +39,6 @@ const TILE: usize = 16;
 const BLOCK: usize = 3 * TILE;
 /// Tiles of a job's destination.
 const TILES: usize = 4;
-/// Rows that are few: their parts are held for all inputs.
-const FEW_ROWS: usize = 96;
 
 /// Lines of a panel of parts.
 pub fn lines(inputs: usize) -> usize {
