@@ -322,3 +322,33 @@ fn a_row_without_a_distribution_is_an_error_that_names_it() {
         }
     }
 }
+
+/// The entropy that is recorded is that of what could be drawn, and none unless it was asked for.
+#[test]
+fn a_draw_records_the_entropy_of_its_own_distribution() {
+    let logits = normal_row(5, 300, 2.0);
+    for top_k in [0, 20] {
+        let sampling = Sampling {
+            temperature: 0.7,
+            top_k,
+            ..Sampling::default()
+        };
+        let drawn = sampled(&logits, sampling, 0.3);
+        let scores = match &drawn.kept {
+            Some(kept) => kept.iter().map(|&id| logits[id as usize]).collect(),
+            None => logits.clone(),
+        };
+        assert_eq!(scores.len(), if top_k == 0 { 300 } else { top_k });
+        let weights: Vec<f64> = scores.iter().map(|&x| f64::from(x / 0.7).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        let share = |w: &f64| w / total * (total / w).ln();
+        let entropy: f64 = weights.iter().map(share).sum();
+        let recorded = f64::from(drawn.entropy.expect("it was asked for"));
+        assert!((recorded - entropy).abs() < 1e-5, "{recorded} {entropy}");
+    }
+    let unasked = Draw {
+        entropy: false,
+        ..draw(Decoding::Greedy, &[], 0.3)
+    };
+    assert_eq!(draw_row(&logits, &unasked).unwrap().entropy, None);
+}
