@@ -7,35 +7,23 @@ use super::pack::pack;
 #[cfg(target_arch = "x86_64")]
 use super::tiles;
 
-/// Elements of a weight that is kept as parts, half as large again: the caches hold the model that it is of. Larger ones come from
-/// memory, and splitting them on the way takes less time than reading more.
-pub const SMALL: usize = 1 << 19;
-
 /// The layout of panels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// A line an input. Chains read it; the matrix unit splits it on the way, which pays where a panel is read once.
+    /// A line an input, for chains.
     Lines,
-    /// What the matrix unit reads, half as large again.
+    /// For the matrix unit; half as large again. Splitting lines on the way takes longer than reading more, from memory too.
     #[cfg(target_arch = "x86_64")]
     Parts,
 }
 
 impl Layout {
-    /// The one that this thread's products read without a detour.
+    /// The one that this thread's products read.
     pub fn native() -> Self {
         match Arithmetic::current() {
             Arithmetic::Chains => Self::Lines,
             #[cfg(target_arch = "x86_64")]
             Arithmetic::Tiles => Self::Parts,
-        }
-    }
-
-    /// The one in which a weight of so many elements is kept for products of few rows.
-    pub fn kept(elements: usize) -> Self {
-        match elements <= SMALL {
-            true => Self::native(),
-            false => Self::Lines,
         }
     }
 

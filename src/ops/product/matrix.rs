@@ -124,7 +124,7 @@ impl Panels {
 
     /// Packs the rows of a matrix.
     pub fn of(rows: Matrix) -> Self {
-        let (mut data, layout) = (Vec::new(), Layout::kept(rows.height() * rows.width()));
+        let (mut data, layout) = (Vec::new(), Layout::native());
         pack_all(&[rows], layout, &mut data, Threads::All);
         Self {
             data,
@@ -136,7 +136,7 @@ impl Panels {
 
     /// Bytes that the panels of a matrix `[outputs, inputs]` would take.
     pub fn bytes_of(outputs: usize, inputs: usize) -> usize {
-        let lines = Layout::kept(outputs * inputs).lines(inputs);
+        let lines = Layout::native().lines(inputs);
         outputs.div_ceil(LANES) * lines * size_of::<Line>()
     }
 

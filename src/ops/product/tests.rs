@@ -59,26 +59,6 @@ fn every_row_count_has_the_bits_of_the_definition() {
     });
 }
 
-/// Panels of so large a weight that the matrix unit splits them on the way, for few rows and for many.
-#[test]
-fn large_weights_are_kept_as_lines() {
-    let (n, k) = (530, 1001);
-    assert!(n * k > layout::SMALL);
-    let w = numbers(n * k, 1);
-    let x = numbers(250 * k, 2);
-    in_each(|| {
-        let panels = Panels::pack(&w, n, k);
-        let sums = [0.0, 0.5].map(|start| oracle(&x, &w, n, k, start));
-        for m in [1, 16, 17, 40, 96, 97, 129, 250] {
-            let (x, weight) = (Matrix::new(&x, m, k, k), Weight::Panels(&panels));
-            assert!(product(x, &[weight]) == sums[0][..m * n], "m={m}");
-            let mut sum = vec![0.5; m * n];
-            add_product(x, weight, &mut sum);
-            assert!(sum == sums[1][..m * n], "m={m}");
-        }
-    });
-}
-
 #[test]
 fn weights_side_by_side_fill_their_columns() {
     in_each(|| {

@@ -5,10 +5,10 @@
 //! rest of an infinity is no number, nor is that of the last few numbers before it: what is not finite stays so, as NaN.)
 
 use std::arch::x86_64::{
-    __m512, __m512i, __mmask16, _MM_HINT_T1, _mm_prefetch, _mm512_add_epi32, _mm512_and_si512,
-    _mm512_castps_si512, _mm512_castsi512_ps, _mm512_loadu_ps, _mm512_loadu_si512,
-    _mm512_mask_blend_epi16, _mm512_maskz_loadu_ps, _mm512_permutex2var_epi16, _mm512_set1_epi32,
-    _mm512_setzero_ps, _mm512_srli_epi32, _mm512_storeu_si512, _mm512_sub_ps,
+    __m512, __m512i, __mmask16, _mm512_add_epi32, _mm512_and_si512, _mm512_castps_si512,
+    _mm512_castsi512_ps, _mm512_loadu_si512, _mm512_mask_blend_epi16, _mm512_maskz_loadu_ps,
+    _mm512_permutex2var_epi16, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_srli_epi32,
+    _mm512_storeu_si512, _mm512_sub_ps,
 };
 use std::ops::Range;
 
@@ -42,41 +42,6 @@ pub unsafe fn split_panels(
 ) {
     // SAFETY: the caller's.
     unsafe { split::<true>(matrix, first, inputs, blocks) }
-}
-
-/// Splits lines of a panel, chunk after chunk, and fetches those that lie `ahead` lines further on; what is missing of the last
-/// chunk is zero.
-///
-/// # Safety
-/// As for [`split_rows`].
-#[target_feature(enable = "avx512f,avx512bw")]
-pub unsafe fn split_lines(lines: &[Line], ahead: usize, blocks: &mut [Line]) {
-    let (whole, rest) = lines.as_chunks::<CHUNK>();
-    let (blocks, _) = blocks.as_chunks_mut::<BLOCK>();
-    for (lines, block) in whole.iter().zip(&mut *blocks) {
-        split_chunk(lines, ahead, block);
-    }
-    if let (1.., Some(block)) = (rest.len(), blocks.get_mut(whole.len())) {
-        let mut lines = [Line::default(); CHUNK];
-        lines[..rest.len()].copy_from_slice(rest);
-        split_chunk(&lines, 0, block);
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn split_chunk(lines: &[Line; CHUNK], ahead: usize, block: &mut [Line; BLOCK]) {
-    let (pairs, _) = lines.as_chunks::<2>();
-    for (i, pair) in pairs.iter().enumerate() {
-        let [first, second] = pair.each_ref().map(|line| line.0.as_ptr());
-        // SAFETY: lines are as long as registers, and any address may be fetched.
-        let pair = unsafe {
-            _mm_prefetch::<_MM_HINT_T1>(pair.as_ptr().wrapping_add(ahead).cast());
-            _mm_prefetch::<_MM_HINT_T1>(pair.as_ptr().wrapping_add(ahead + 1).cast());
-            [_mm512_loadu_ps(first), _mm512_loadu_ps(second)]
-        };
-        put::<true>(pair, i, block);
-    }
 }
 
 #[inline]
@@ -206,14 +171,14 @@ fn lanes(count: usize) -> __mmask16 {
     ((1u32 << count.min(LANES)) - 1) as __mmask16
 }
 
-/// The parts of two registers, joined, as row `i` of three tiles.
+/// The parts of two registers, joined, as row `i` of three tiles: the low ones first, which the unit reads first.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn put<const PAIRS: bool>(x: [__m512; 2], i: usize, block: &mut [Line; BLOCK]) {
     let (high, rest) = part(x);
     let (middle, rest) = part(rest);
     let low = [_mm512_castps_si512(rest[0]), _mm512_castps_si512(rest[1])];
-    for (t, [first, second]) in [high, middle, low].into_iter().enumerate() {
+    for (t, [first, second]) in [low, middle, high].into_iter().enumerate() {
         let line = &mut block[t * TILE + i];
         let joined = match PAIRS {
             true => in_pairs(first, second),

@@ -9,20 +9,16 @@ use super::super::kernel::Task;
 use super::super::lanes::{Avx512, LANES, Lanes, Line};
 use super::super::layout::Layout;
 use super::super::{Matrix, Write};
-use super::split::split_lines;
 use super::squares::{ROWS, Square};
 use super::unit::{Job, Shape};
 use super::window::Window;
 use super::{BLOCK, CHUNK, FEW_ROWS, TILE, TILES};
 
-/// Lines between one that is split and one that is fetched.
-const AHEAD: usize = 64;
-
 /// A buffer's parts.
 pub struct Scratch<'a> {
     /// For the parts of a square's rows.
     pub rows: &'a mut [Line],
-    /// For those of the panels that are not packed so.
+    /// For those of panels that are not packed.
     pub panels: &'a mut [Line],
     /// For the tiles of a job that reach past the destination, and one more.
     pub edge: &'a mut [Line],
@@ -34,12 +30,7 @@ impl<'a> Scratch<'a> {
         let chunks = depth / CHUNK;
         let panels = match task.b.source() {
             Source::Unpacked(b) => b.width().div_ceil(LANES) * chunks,
-            Source::Packed {
-                layout: Layout::Parts,
-                ..
-            } => 0,
-            Source::Packed { .. } if task.a.height() <= FEW_ROWS => shape.panels() * shape.turn(),
-            Source::Packed { .. } => shape.panels() * chunks,
+            Source::Packed { .. } => 0,
         };
         let rows = shape.tiles(task.a.height().min(ROWS)) * chunks;
         let [rows, panels, edge] = [rows * BLOCK, panels * BLOCK, (TILES + 1) * TILE];
@@ -90,37 +81,31 @@ impl<'a> Sweep<'a> {
         self.shape.tiles(self.rows) * self.chunks * BLOCK
     }
 
-    /// Multiplies `rows`, the parts of the square; `panels` has room for those of panels, or holds them where the right-hand side is not
-    /// packed. Meanwhile the rows of the next square are fetched.
+    /// Multiplies `rows`, the parts of the square; `panels` holds those of panels where the right-hand side is not packed. Meanwhile the
+    /// rows of the next square are fetched.
     ///
     /// # Safety
     /// As for [`super::run`]; the tiles must be configured.
     pub unsafe fn run(
         &self,
         rows: &[Line],
-        panels: &mut [Line],
+        panels: &[Line],
         edge: &mut [Line],
         next: Option<&Square>,
     ) {
         let mut ahead = self.ahead(next);
         for column in (0..self.task.b.width()).step_by(self.shape.panels() * LANES) {
-            let mut write = self.write;
-            for first in (0..self.chunks.max(1)).step_by(self.turn()) {
-                let chunks = first..self.chunks.min(first + self.turn());
-                let b = self.panels(column, &chunks, panels);
-                for row in (0..self.rows).step_by(self.shape.rows() * TILE) {
-                    let a = self.row_parts(rows, row, first);
-                    let mut job = Job::new(a, b, chunks.len(), write);
-                    // SAFETY: the caller's.
-                    unsafe {
-                        ahead.fetch::<Avx512>();
-                        if !self.has_few_rows() {
-                            self.fetch_destination(row, column);
-                        }
-                        self.multiply(&mut job, row, column, edge);
+            let b = self.panels(column, panels);
+            for row in (0..self.rows).step_by(self.shape.rows() * TILE) {
+                let mut job = Job::new(self.row_parts(rows, row), b, self.chunks, self.write);
+                // SAFETY: the caller's.
+                unsafe {
+                    ahead.fetch::<Avx512>();
+                    if self.task.a.height() > FEW_ROWS {
+                        self.fetch_destination(row, column);
                     }
+                    self.multiply(&mut job, row, column, edge);
                 }
-                write = Write::Add;
             }
         }
     }
@@ -135,73 +120,35 @@ impl<'a> Sweep<'a> {
         }
     }
 
-    /// Whether the caches hold the task's rows and what becomes of them.
-    fn has_few_rows(&self) -> bool {
-        self.task.a.height() <= FEW_ROWS
-    }
-
-    /// Chunks of a job. Panels that are split for few rows are split a little at a time: they are read soon after.
-    fn turn(&self) -> usize {
-        let lines = matches!(
-            self.task.b.source(),
-            Source::Packed {
-                layout: Layout::Lines,
-                ..
-            }
-        );
-        match lines && self.has_few_rows() {
-            true => self.shape.turn(),
-            false => self.chunks.max(1),
-        }
-    }
-
-    /// Parts of the rows of a job, from a chunk on.
-    fn row_parts(&self, rows: &[Line], row: usize, first: usize) -> [*const Line; 2] {
-        let tile = |i: usize| (row / TILE + i) * self.chunks + first;
+    /// Parts of the rows of a job.
+    fn row_parts(&self, rows: &[Line], row: usize) -> [*const Line; 2] {
+        let tile = |i: usize| (row / TILE + i) * self.chunks;
         [0, self.shape.rows() - 1].map(|i| rows[tile(i) * BLOCK..].as_ptr())
     }
 
-    /// Parts of the panels of a round from a column on: where they lie, or split in `room`. Behind the last panel the last stands in.
-    fn panels(
-        &self,
-        column: usize,
-        chunks: &Range<usize>,
-        room: &mut [Line],
-    ) -> [*const Line; TILES] {
+    /// Parts of the panels of a round from a column on: where they lie packed, or in `unpacked`. Behind the last panel the last stands in.
+    fn panels(&self, column: usize, unpacked: &[Line]) -> [*const Line; TILES] {
         let left = self.task.b.width().div_ceil(LANES) - column / LANES;
         let mut parts = [std::ptr::null(); TILES];
         let count = self.shape.panels().min(left);
         for (j, part) in parts.iter_mut().enumerate().take(count) {
-            *part = self.panel(column / LANES + j, j, chunks, room);
+            *part = self.panel(column / LANES + j, unpacked);
         }
         let last = parts[count - 1];
         parts[count..].fill(last);
         parts
     }
 
-    fn panel(
-        &self,
-        number: usize,
-        place: usize,
-        chunks: &Range<usize>,
-        room: &mut [Line],
-    ) -> *const Line {
-        let size = chunks.len() * BLOCK;
-        let start = self.inputs.start + chunks.start * CHUNK;
+    fn panel(&self, number: usize, unpacked: &[Line]) -> *const Line {
+        let size = self.chunks * BLOCK;
         match self.task.b.source() {
-            Source::Unpacked(_) => room[number * size..][..size].as_ptr(),
+            Source::Unpacked(_) => unpacked[number * size..][..size].as_ptr(),
             Source::Packed {
                 panels,
                 layout: Layout::Parts,
                 lines,
-            } => panels[number * lines + start / CHUNK * BLOCK..][..size].as_ptr(),
-            Source::Packed { panels, lines, .. } => {
-                let end = self.inputs.end.min(start + chunks.len() * CHUNK);
-                let room = &mut room[place * size..][..size];
-                // SAFETY: the unit is there, so are the instructions.
-                unsafe { split_lines(&panels[number * lines..][start..end], AHEAD, room) };
-                room.as_ptr()
-            }
+            } => panels[number * lines + self.inputs.start / CHUNK * BLOCK..][..size].as_ptr(),
+            Source::Packed { .. } => panic!("the matrix unit reads panels of parts"),
         }
     }
 
