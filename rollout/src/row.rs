@@ -190,10 +190,9 @@ pub fn exp(x: f32) -> f32 {
 fn max_kernel(row: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     // Written as a comparison, which is one instruction; `f32::max` takes three.
-    fold_lanes(row, &mut lanes, |most, x| if x > most { x } else { most });
-    lanes
-        .into_iter()
-        .fold(f32::NEG_INFINITY, |most, x| if x > most { x } else { most })
+    let most = |most, x| if x > most { x } else { most };
+    fold_lanes(row, &mut lanes, most);
+    fold_halves(lanes, most)
 }
 
 #[inline(always)]
@@ -227,9 +226,13 @@ fn weights_in_place_kernel(row: &mut [f32], inv_temperature: f32) -> RowStats {
 
 #[inline(always)]
 fn weigh(block: &mut [f32], inv_temperature: f32, max: f32) {
-    for x in block {
-        *x = exp(x.mul_add(inv_temperature, -max));
-    }
+    let weight = |x: &mut f32| *x = exp(x.mul_add(inv_temperature, -max));
+    // A whole loop would be unrolled so far that a short row is all remainder.
+    let (whole, rest) = block.as_chunks_mut::<LANES>();
+    whole
+        .iter_mut()
+        .for_each(|chunk| chunk.iter_mut().for_each(weight));
+    rest.iter_mut().for_each(weight);
 }
 
 #[inline(always)]
@@ -303,13 +306,18 @@ fn fold_lanes(xs: &[f32], lanes: &mut [f32; LANES], step: impl Fn(f32, f32) -> f
     }
 }
 
-/// The lanes' sum as a balanced tree: i with i + 8, then + 4, + 2, + 1.
 #[inline(always)]
-fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
+fn sum_lanes(lanes: [f32; LANES]) -> f32 {
+    fold_halves(lanes, |a, b| a + b)
+}
+
+/// The lanes as a balanced tree: i with i + 8, then + 4, + 2, + 1.
+#[inline(always)]
+fn fold_halves(mut lanes: [f32; LANES], step: impl Fn(f32, f32) -> f32) -> f32 {
     let mut half = LANES / 2;
     while half > 0 {
         for lane in 0..half {
-            lanes[lane] += lanes[lane + half];
+            lanes[lane] = step(lanes[lane], lanes[lane + half]);
         }
         half /= 2;
     }

@@ -12,8 +12,10 @@ use crate::ops::param::{Param, ParamStore};
 use crate::ops::storage;
 use crate::ops::{pool, profile};
 
-/// Elements whose squares are summed together, and of one task of a step.
+/// Elements whose squares are summed together.
 const BLOCK: usize = 1 << 14;
+/// Elements of one task of a step: parameters are stepped one by one, and small ones too are work for all threads.
+const STEP: usize = 1 << 12;
 
 /// The constants of AdamW.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -224,8 +226,8 @@ impl Moments {
             Self::Host { first, second } => storage::read(grad, |g| {
                 let (m, v) = (&mut first[range.clone()], &mut second[range]);
                 param.update(|p| {
-                    let moments = m.chunks_mut(BLOCK).zip(v.chunks_mut(BLOCK));
-                    let blocks = p.chunks_mut(BLOCK).zip(g.chunks(BLOCK)).zip(moments);
+                    let moments = m.chunks_mut(STEP).zip(v.chunks_mut(STEP));
+                    let blocks = p.chunks_mut(STEP).zip(g.chunks(STEP)).zip(moments);
                     pool::for_each(blocks, |((p, g), (m, v))| step_block(p, g, m, v, factors));
                 })
             })?,

@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use multiversion::multiversion;
 use rollout::row;
 
 use super::Attention;
@@ -16,7 +17,7 @@ use crate::ops::product::{Destination, Factor, LANES, Matrix, Threads, Write, as
 use crate::ops::storage;
 
 /// Query rows of one tile.
-const TILE: usize = 64;
+const TILE: usize = 32;
 
 /// `[tokens, columns]` gradient of `q | k | v`.
 pub fn run(
@@ -204,7 +205,7 @@ impl Task<'_> {
         for (i, position) in tile.rows.clone().enumerate() {
             let visible =
                 self.spec.first_key(position) - tile.seen.start..position + 1 - tile.seen.start;
-            let row = i * width..i * width + tile.seen.len();
+            let row = i * width..i * width + panels.len();
             let (p, ds) = (&mut p[row.clone()], &mut ds[row]);
             self.softmax_backward(p, ds, visible, self.delta(position, tile.column));
         }
@@ -240,30 +241,22 @@ impl Task<'_> {
         }
     }
 
-    /// Scores → probabilities in `p`, and `dP` → `dS` in `ds`; zero outside `visible`.
+    /// Scores → probabilities in `p`, and `dP` → `dS` in `ds`; zero outside `visible`. Behind it they are computed too, on whole lines.
     fn softmax_backward(&self, p: &mut [f32], ds: &mut [f32], visible: Range<usize>, delta: f32) {
         let scale = self.spec.scale;
-        let weights = &mut p[visible.clone()];
-        let normaliser = 1.0 / row::weights_in_place(weights, scale).sum;
-        for (p, ds) in weights.iter_mut().zip(&mut ds[visible.clone()]) {
-            *p *= normaliser;
-            *ds = *p * (*ds - delta) * scale;
-        }
-        for edge in [0..visible.start, visible.end..p.len()] {
-            p[edge.clone()].fill(0.0);
-            ds[edge].fill(0.0);
-        }
+        p[..visible.start].fill(0.0);
+        ds[..visible.start].fill(0.0);
+        p[visible.end..].fill(f32::NEG_INFINITY);
+        let (p, ds) = (&mut p[visible.start..], &mut ds[visible.start..]);
+        let normaliser = 1.0 / row::weights_in_place(p, scale).sum;
+        score_gradients(p, ds, normaliser, delta, scale);
     }
 
     /// `rowsum(dO ∘ O)` of one query.
     fn delta(&self, position: usize, column: usize) -> f32 {
         let at = position * self.spec.outputs() + column;
         let row = at..at + self.spec.head_dim;
-        self.grad[row.clone()]
-            .iter()
-            .zip(&self.out[row])
-            .map(|(g, o)| g * o)
-            .sum()
+        dot(&self.grad[row.clone()], &self.out[row])
     }
 
     fn matrix(&self, row: usize, rows: usize, column: usize) -> Matrix<'_> {
@@ -275,4 +268,30 @@ impl Task<'_> {
             columns,
         )
     }
+}
+
+/// Weights `p` become probabilities, and `dP` in `ds` becomes `dS`.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
+fn score_gradients(p: &mut [f32], ds: &mut [f32], normaliser: f32, delta: f32, scale: f32) {
+    for (p, ds) in p.iter_mut().zip(ds) {
+        *p *= normaliser;
+        *ds = *p * (*ds - delta) * scale;
+    }
+}
+
+/// `Σ aᵢ·bᵢ`: element i in lane i mod 16, the lanes as a balanced tree.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0f32; LANES];
+    for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
+        for (lane, (a, b)) in lanes.iter_mut().zip(a.iter().zip(b)) {
+            *lane += a * b;
+        }
+    }
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+    }
+    lanes[0]
 }

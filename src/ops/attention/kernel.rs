@@ -36,7 +36,7 @@ impl Attention {
         }
     }
 
-    /// Blocks of key head `head` of the `q | k | v` rows of a segment, in order.
+    /// Blocks of key head `head` of the `q | k | v` rows of a segment, in order, at the front of `blocks`.
     pub(crate) fn pack_blocks(&self, qkv: &[f32], head: usize, blocks: &mut Vec<Line>) {
         let (columns, size) = (self.columns(), self.block_lines());
         let rows = qkv.len() / columns;
@@ -46,15 +46,21 @@ impl Attention {
             window(self.key_column(head)),
             window(self.value_column(head)),
         );
-        blocks.clear();
-        blocks.resize(rows.div_ceil(LANES) * size, Line::default());
-        for (i, block) in blocks.chunks_exact_mut(size).enumerate() {
+        let count = rows.div_ceil(LANES);
+        if blocks.len() < count * size {
+            blocks.resize(count * size, Line::default());
+        }
+        for (i, block) in blocks.chunks_exact_mut(size).enumerate().take(count) {
             let first = i * LANES;
             pack(keys, first, 0..self.head_dim, &mut block[..self.head_dim]);
-            for row in first..rows.min(first + LANES) {
-                let lines = block[self.head_dim..].iter_mut().skip(row - first);
-                let parts = values.row(row).chunks(LANES);
-                for (line, part) in lines.step_by(LANES).zip(parts) {
+            for (slot, row) in (first..first + LANES).enumerate() {
+                let lines = block[self.head_dim..].iter_mut().skip(slot).step_by(LANES);
+                if row >= rows {
+                    // The weight of a token that is not there is zero, and its values must be numbers.
+                    lines.for_each(|line| *line = Line::default());
+                    continue;
+                }
+                for (line, part) in lines.zip(values.row(row).chunks(LANES)) {
                     line.0[..part.len()].copy_from_slice(part);
                 }
             }
@@ -218,15 +224,16 @@ impl Tile<'_> {
         }
     }
 
-    /// Unnormalised weights in place of scores, zero where a row does not see; returns what each row is to be multiplied by.
+    /// Unnormalised weights in place of scores, zero where a row does not see; returns what each row is to be multiplied by. What lies
+    /// behind a row's last key is weighed with the rest: it comes to zero, and whole lines take less time than a part of one.
     #[inline(always)]
     fn softmax<const M: usize>(&self, from: usize, width: usize, scores: &mut [f32]) -> [f32; M] {
         std::array::from_fn(|i| {
             let seen = self.visible(i);
             let row = &mut scores[i * width..][..width];
             row[from..seen.start].fill(0.0);
-            row[seen.end..].fill(0.0);
-            1.0 / row::weights_in_place(&mut row[seen], self.queries.spec.scale).sum
+            row[seen.end..].fill(f32::NEG_INFINITY);
+            1.0 / row::weights_in_place(&mut row[seen.start..], self.queries.spec.scale).sum
         })
     }
 

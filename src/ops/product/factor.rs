@@ -8,7 +8,7 @@ use super::kernel::{self, Rows, Task};
 use super::lanes::{LANES, Line};
 use super::layout::Layout;
 use super::{
-    Destination, FACTOR, Matrix, ROWS, Threads, Write, as_uninit, matrix, run, with_buffer,
+    Destination, FACTOR, Matrix, ROWS, Threads, Write, as_uninit, matrix, run_pieces, with_buffer,
 };
 
 /// A matrix `b`, or a window of one.
@@ -194,30 +194,34 @@ pub struct GradientOf<'a> {
     pub c: &'a mut [f32],
 }
 
-/// [`add_multiplied`] for several at once, whose tasks are as large as those of one product of all rows.
+/// [`add_multiplied`] for several at once. They are cut as one product of all rows would be, so that every thread has as much to do.
 ///
 /// # Panics
 /// Likewise.
 pub fn add_multiplied_all(products: Vec<GradientOf>, b: Factor) {
     let all = products.iter().map(|product| product.a.height()).sum();
     let grid = Grid::new(all, b.columns, b.rows, Threads::All);
-    let mut tasks = Vec::new();
+    let mut pieces: Vec<Vec<Task>> = (0..grid.count()).map(|_| Vec::new()).collect();
+    let mut before = 0;
     for GradientOf { a, c } in products {
         assert_eq!(a.width(), b.rows, "inner sizes of a product");
         let (m, c) = (a.height(), Destination::new(as_uninit(c), b.columns));
         c.check(m, b.columns);
-        for row in (0..m).step_by(grid.rows) {
-            for column in (0..b.columns).step_by(grid.columns) {
+        for (piece, tasks) in pieces.iter_mut().enumerate() {
+            let (row, column) = grid.piece(piece);
+            let [from, to] = [row, row + grid.rows].map(|row| row.saturating_sub(before).min(m));
+            if from < to {
                 tasks.push(Task {
-                    a: a.rows(row, grid.rows.min(m - row)),
+                    a: a.rows(from, to - from),
                     rows: Rows::OnTheWay,
                     b: b.columns(column..b.columns.min(column + grid.columns)),
-                    c: c.below(row).right(column),
+                    c: c.below(from).right(column),
                     write: Write::Add,
                 });
             }
         }
+        before += m;
     }
     // SAFETY: the tasks are disjoint, as the destinations are.
-    unsafe { run(tasks, Threads::All) };
+    unsafe { run_pieces(&pieces, Threads::All) };
 }

@@ -345,12 +345,27 @@ fn pieces<'a>(
 /// # Safety
 /// They must write disjoint elements of live matrices that nobody else touches meanwhile.
 unsafe fn run(tasks: Vec<Task>, threads: Threads) {
+    // SAFETY: the caller's.
+    unsafe { run_pieces(tasks.as_chunks::<1>().0, threads) };
+}
+
+/// Runs tasks, those of a piece on one thread.
+///
+/// # Safety
+/// As for [`run`].
+unsafe fn run_pieces<'a>(pieces: &[impl AsRef<[Task<'a>]> + Sync], threads: Threads) {
     let arithmetic = Arithmetic::current();
-    // SAFETY: the caller's; an arithmetic is current only where the processor has what it takes.
-    let one = |i: usize| with_buffer(&ROWS, |rows| unsafe { arithmetic.run(&tasks[i], rows) });
+    let one = |i: usize| {
+        with_buffer(&ROWS, |rows| {
+            for task in pieces[i].as_ref() {
+                // SAFETY: the caller's; an arithmetic is current only where the processor has what it takes.
+                unsafe { arithmetic.run(task, rows) };
+            }
+        });
+    };
     match threads {
-        Threads::Caller => (0..tasks.len()).for_each(one),
-        Threads::All => pool::run(tasks.len(), &one),
+        Threads::Caller => (0..pieces.len()).for_each(one),
+        Threads::All => pool::run(pieces.len(), &one),
     }
 }
 
