@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use collimate::model::Decoder;
 use collimate::model::generator::Generator;
 use collimate::ops::param::Training;
+use collimate::ops::product::Arithmetic;
 use rollout::{Model, Output, Request, Settings, Stats, generate};
 use serde_json::json;
 
@@ -36,6 +37,12 @@ fn main() -> Result<()> {
         ("decode smollm2 batch 8", equal),
         ("decode smollm2 batch 32", equal),
         ("decode smollm2 ragged", ragged),
+        ("decode tiny6 batch 8, fast", equal),
+        ("decode tiny6 batch 32, fast", equal),
+        ("decode tiny6 ragged, fast", ragged),
+        ("decode smollm2 batch 8, fast", equal),
+        ("decode smollm2 batch 32, fast", equal),
+        ("decode smollm2 ragged, fast", ragged),
         ("decode tiny6 batch 32, one thread", one_thread),
         ("decode smollm2 batch 32, one thread", one_thread),
         ("decode tiny6 batch 8, by context", by_context),
@@ -169,6 +176,18 @@ fn sample(model: &Decoder, requests: &[Request], batch: usize) -> Result<Output>
 }
 
 fn measure(case: &str, model: &Decoder, requests: &[Request], batch: usize) -> Result<()> {
+    arithmetic(case).during(|| measure_as_it_is(case, model, requests, batch))
+}
+
+/// That of `generate`, or of a run.
+fn arithmetic(case: &str) -> Arithmetic {
+    match case.ends_with(", fast") {
+        true => Arithmetic::fastest(),
+        false => Arithmetic::Chains,
+    }
+}
+
+fn measure_as_it_is(case: &str, model: &Decoder, requests: &[Request], batch: usize) -> Result<()> {
     let mut last = None;
     let seconds = timed::seconds(3, || {
         last = Some(sample(model, requests, batch)?);

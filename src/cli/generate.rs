@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::positive;
-use crate::config::{Checker, ConfigError, Device, Generation, Problems};
+use crate::config::{Arithmetic, Checker, ConfigError, Device, Generation, Problems};
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +109,11 @@ pub struct GenerateArgs {
     /// What to compute on: cpu or cuda:N
     #[arg(long, default_value = "cpu")]
     pub device: Device,
+
+    /// How the CPU computes matrix products: fast takes the processor's matrix unit, as training does unless it is told otherwise;
+    /// portable gives the same bits on every processor
+    #[arg(long, value_name = "NAME", default_value = "portable")]
+    pub arithmetic: Arithmetic,
 }
 
 impl GenerateArgs {

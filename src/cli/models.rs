@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::positive;
-use crate::config::Device;
+use crate::config::{Arithmetic, Device};
 use crate::model::weights::SaveDtype;
 
 /// Flags of `score`.
@@ -34,6 +34,11 @@ pub struct ScoreArgs {
     /// What to compute on: cpu or cuda:N
     #[arg(long, default_value = "cpu")]
     pub device: Device,
+
+    /// How the CPU computes matrix products: fast takes the processor's matrix unit, as training does unless it is told otherwise;
+    /// portable gives the same bits on every processor
+    #[arg(long, value_name = "NAME", default_value = "portable")]
+    pub arithmetic: Arithmetic,
 }
 
 /// Flags of `export`.

@@ -18,6 +18,7 @@ use crate::data::{self, DataError, Ends, Record, Result, Tokenizer};
 use crate::model::Decoder;
 use crate::model::config::Head;
 use crate::model::generator::Generator;
+use crate::stages::arithmetic;
 use crate::train::progress::Progress;
 use crate::train::signal::{Outcome, StopRequest};
 
@@ -68,7 +69,9 @@ pub fn generate(args: &GenerateArgs) -> anyhow::Result<Outcome> {
         cancel: Some(stop.flag()),
         ..settings(args, &generation)
     };
-    let Some(completions) = complete(&decoder, &requests, &settings)? else {
+    let completions =
+        arithmetic::of(args.arithmetic).during(|| complete(&decoder, &requests, &settings))?;
+    let Some(completions) = completions else {
         return Ok(Outcome::Stopped);
     };
     for completion in &completions {

@@ -15,6 +15,7 @@ use crate::model::config::Head;
 use crate::model::{Decoder, Gradient};
 use crate::ops::attention::Segments;
 use crate::ops::head::Target;
+use crate::stages::arithmetic;
 use crate::train::progress::Progress;
 use crate::train::signal::{Outcome, StopRequest};
 
@@ -62,10 +63,10 @@ pub fn score(args: &ScoreArgs) -> anyhow::Result<Outcome> {
         if stop.is_requested() {
             return Ok(Outcome::Stopped);
         }
-        match head {
-            Head::Score => write_scores(&decoder, first, batch, &mut out)?,
-            Head::LanguageModel => write_token_scores(&decoder, first, batch, &mut out)?,
-        }
+        arithmetic::of(args.arithmetic).during(|| match head {
+            Head::Score => write_scores(&decoder, first, batch, &mut out),
+            Head::LanguageModel => write_token_scores(&decoder, first, batch, &mut out),
+        })?;
         first += batch.len();
         progress.step(first as u64, &[]);
     }

@@ -96,6 +96,20 @@ pub enum Arithmetic {
     Portable,
 }
 
+impl FromStr for Arithmetic {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "fast" => Ok(Self::Fast),
+            "portable" => Ok(Self::Portable),
+            _ => Err(format!(
+                "unknown arithmetic `{text}`; write `fast` or `portable`"
+            )),
+        }
+    }
+}
+
 /// What to compute on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

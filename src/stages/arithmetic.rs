@@ -7,13 +7,13 @@ use std::fs;
 
 use anyhow::{Context as _, Result};
 
-use crate::config::{self, Config, Stage};
+use crate::config::{self, Stage};
 use crate::ops::product::Arithmetic;
 use crate::train::run_folder::StageFolder;
 
-/// That of all products of a run on this processor.
-pub fn of(config: &Config) -> Arithmetic {
-    match config.run.arithmetic {
+/// What a setting means on this processor.
+pub fn of(setting: config::Arithmetic) -> Arithmetic {
+    match setting {
         config::Arithmetic::Fast => Arithmetic::fastest(),
         config::Arithmetic::Portable => Arithmetic::Chains,
     }

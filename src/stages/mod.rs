@@ -2,7 +2,7 @@
 
 mod adapters;
 mod architecture;
-mod arithmetic;
+pub mod arithmetic;
 mod context;
 mod dataset;
 mod dpo;

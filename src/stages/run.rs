@@ -47,7 +47,8 @@ fn run_stages(
     folder.write_config(&config.to_toml()?)?;
     let stop = StopRequest::listen()?;
     on_pool(config.run.threads, || {
-        arithmetic::of(config).during(|| run_in_order(config, folder, stages, existing, &stop))
+        arithmetic::of(config.run.arithmetic)
+            .during(|| run_in_order(config, folder, stages, existing, &stop))
     })
 }
 

@@ -160,10 +160,18 @@ fn stop_ids_end_a_completion_unless_ignored() {
 /// files; nothing depends on the batch; limits are each prompt's own; order is the input's.
 #[test]
 fn samples_agree_with_score_whatever_the_batch() {
+    for arithmetic in ["portable", "fast"] {
+        samples_agree_with_score(&format!("--arithmetic {arithmetic}"));
+    }
+}
+
+fn samples_agree_with_score(arithmetic: &str) {
     let workspace = Workspace::new();
     let prompts = "{\"prompt_ids\": [5, 6, 7], \"max_new_tokens\": 9}\n\n{\"prompt_ids\": [8]}\n";
     workspace.write("prompts.jsonl", prompts);
-    let flags = "generate --prompts prompts.jsonl --n 3 --max-new-tokens 4 --ignore-eos --seed 7";
+    let flags = format!(
+        "generate --prompts prompts.jsonl --n 3 --max-new-tokens 4 --ignore-eos --seed 7 {arithmetic}"
+    );
     let sampled = workspace.lines(&with_model("llama", &format!("{flags} --batch 1")));
     assert_eq!(
         sampled,
@@ -179,7 +187,10 @@ fn samples_agree_with_score_whatever_the_batch() {
     let whole = |line| [ids(line, "prompt_ids"), ids(line, "completion_ids")].concat();
     let rows: Vec<Vec<u32>> = sampled.iter().map(whole).collect();
     workspace.write("data.jsonl", &jsonl("ids", &rows));
-    let scored = workspace.lines(&with_model("llama", "score --data data.jsonl"));
+    let scored = workspace.lines(&with_model(
+        "llama",
+        &format!("score --data data.jsonl {arithmetic}"),
+    ));
     for (sampled, scored) in sampled.iter().zip(&scored) {
         let length = if sampled["index"] == 0 { 9 } else { 4 };
         assert_eq!(ids(sampled, "completion_ids").len(), length);

@@ -28,6 +28,7 @@ fn help_lists_commands_flags_and_fields() {
             &[
                 "--greedy",
                 "--ignore-eos",
+                "--arithmetic",
                 "prompt_ids",
                 "finish_reason",
                 "Example",
@@ -35,7 +36,14 @@ fn help_lists_commands_flags_and_fields() {
         ),
         (
             "score --help",
-            &["--data", "--adapter", "logprobs", "entropy", "Example"],
+            &[
+                "--data",
+                "--adapter",
+                "--arithmetic",
+                "logprobs",
+                "entropy",
+                "Example",
+            ],
         ),
         (
             "plan --help",

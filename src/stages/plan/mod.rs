@@ -87,7 +87,7 @@ impl Plan {
 /// # Errors
 /// If a model's configuration or the prompts cannot be read, or a model cannot have what is asked of it.
 pub fn plan(config: &Config) -> Result<Vec<Plan>> {
-    super::arithmetic::of(config).during(|| plans(config))
+    super::arithmetic::of(config.run.arithmetic).during(|| plans(config))
 }
 
 fn plans(config: &Config) -> Result<Vec<Plan>> {
