@@ -200,6 +200,7 @@ fn measure_as_it_is(case: &str, model: &Decoder, requests: &[Request], batch: us
     support::report(
         case,
         json!({
+            "arithmetic": Arithmetic::current().name(),
             "tokens_per_second": tokens as f64 / median, "seconds": seconds,
             "share_of_floor": floor(model, &output.stats, batch) / median,
             "cache_mib": blocks as f64 / f64::from(1 << 20), "peak_mib": peak,

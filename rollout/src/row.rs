@@ -226,13 +226,16 @@ fn weights_in_place_kernel(row: &mut [f32], inv_temperature: f32) -> RowStats {
 
 #[inline(always)]
 fn weigh(block: &mut [f32], inv_temperature: f32, max: f32) {
-    let weight = |x: &mut f32| *x = exp(x.mul_add(inv_temperature, -max));
-    // A whole loop would be unrolled so far that a short row is all remainder.
+    // One loop over all would be unrolled so far that a short row is all remainder.
     let (whole, rest) = block.as_chunks_mut::<LANES>();
-    whole
-        .iter_mut()
-        .for_each(|chunk| chunk.iter_mut().for_each(weight));
-    rest.iter_mut().for_each(weight);
+    for chunk in whole {
+        for x in chunk {
+            *x = exp(x.mul_add(inv_temperature, -max));
+        }
+    }
+    for x in rest {
+        *x = exp(x.mul_add(inv_temperature, -max));
+    }
 }
 
 #[inline(always)]

@@ -116,8 +116,8 @@ impl Param {
         })
     }
 
-    /// Whether products are to keep the parameter's panels: so they are fast where rows are few, as in generation, and take as
-    /// much memory again.
+    /// Whether products are to keep the parameter's panels: so they are fast where rows are few, as in generation. Panels take as much
+    /// memory again; those for the matrix unit, half as much more.
     pub fn keep_panels(&self, keep: bool) {
         let mut packing = self.packing.lock().unwrap_or_else(PoisonError::into_inner);
         match (&*packing, keep) {

@@ -1,4 +1,4 @@
-//! How a run computes its products, and whether a stage goes on as it began.
+//! How a run or a command computes its products, and whether a stage goes on as it began.
 //!
 //! `run.arithmetic = "fast"` means what the processor has, so a run that moves to another processor may go on in other sums: as
 //! accurate, but not the same bits. That is said, not refused.

@@ -2,7 +2,7 @@
 
 mod adapters;
 mod architecture;
-pub mod arithmetic;
+pub(crate) mod arithmetic;
 mod context;
 mod dataset;
 mod dpo;

@@ -256,7 +256,8 @@ impl Task<'_> {
     fn delta(&self, position: usize, column: usize) -> f32 {
         let at = position * self.spec.outputs() + column;
         let row = at..at + self.spec.head_dim;
-        dot(&self.grad[row.clone()], &self.out[row])
+        let pairs = self.grad[row.clone()].iter().zip(&self.out[row]);
+        pairs.map(|(g, o)| g * o).sum()
     }
 
     fn matrix(&self, row: usize, rows: usize, column: usize) -> Matrix<'_> {
@@ -277,21 +278,4 @@ fn score_gradients(p: &mut [f32], ds: &mut [f32], normaliser: f32, delta: f32, s
         *p *= normaliser;
         *ds = *p * (*ds - delta) * scale;
     }
-}
-
-/// `Σ aᵢ·bᵢ`: element i in lane i mod 16, the lanes as a balanced tree.
-#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0f32; LANES];
-    for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
-        for (lane, (a, b)) in lanes.iter_mut().zip(a.iter().zip(b)) {
-            *lane += a * b;
-        }
-    }
-    for half in [8, 4, 2, 1] {
-        for i in 0..half {
-            lanes[i] += lanes[i + half];
-        }
-    }
-    lanes[0]
 }

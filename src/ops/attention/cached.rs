@@ -18,6 +18,9 @@ use crate::ops::pool;
 use crate::ops::product::Destination;
 use crate::ops::product::lanes::{LANES, Line};
 
+/// Neighbouring new tokens that one task attends to: the rows of the largest tile.
+const RUN: usize = 8;
+
 /// Tokens in one cache block.
 pub const BLOCK_TOKENS: usize = LANES;
 
@@ -196,53 +199,110 @@ fn attend_blocks(data: &mut [Line], qkv: &[f32], news: &[NewTokens], spec: Atten
     let outputs = spec.outputs();
     spec.check_heads();
     write_tokens(data, qkv, news, spec);
-    let rows: Vec<(&NewTokens, usize)> = news
-        .iter()
-        .flat_map(|n| (0..n.count).map(move |i| (n, n.past + i)))
-        .collect();
+    let rows: usize = news.iter().map(|n| n.count).sum();
     let write = |out: &mut [MaybeUninit<f32>]| {
-        let inputs = rows.iter().zip(qkv.chunks_exact(spec.columns()));
-        let tasks = out.chunks_exact_mut(outputs).zip(inputs);
-        pool::for_each(tasks, |(out, ((new, position), row))| {
-            attend_token(data, row, new, *position, &spec, out);
-        });
+        let (mut qkv, mut out, mut runs) = (qkv, out, Vec::new());
+        for (new, first) in news.iter().flat_map(firsts_of_runs) {
+            let count = RUN.min(new.count - first);
+            let (rows, qkv_behind) = qkv.split_at(count * spec.columns());
+            let (to, out_behind) = out.split_at_mut(count * outputs);
+            let position = new.past + first;
+            runs.push((
+                Run {
+                    rows,
+                    count,
+                    position,
+                    blocks: new.blocks,
+                    spec: &spec,
+                },
+                to,
+            ));
+            (qkv, out) = (qkv_behind, out_behind);
+        }
+        pool::for_each(runs, |(run, out)| run.attend(data, out));
     };
-    // SAFETY: each row's heads are all of its columns.
-    unsafe { storage::written(rows.len() * outputs, write) }
+    // SAFETY: the runs' rows are all rows, and each row's heads all of its columns.
+    unsafe { storage::written(rows * outputs, write) }
+}
+
+/// Where the runs of a sequence's new tokens begin.
+fn firsts_of_runs<'n, 'a>(
+    new: &'n NewTokens<'a>,
+) -> impl Iterator<Item = (&'n NewTokens<'a>, usize)> {
+    (0..new.count).step_by(RUN).map(move |first| (new, first))
 }
 
 thread_local! {
     static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// All heads of one token, which stands in the cache already.
-fn attend_token(
-    data: &[Line],
-    row: &[f32],
-    new: &NewTokens,
+/// Neighbouring new tokens of a sequence, which stand in the cache already.
+struct Run<'a> {
+    /// `[count, columns]`
+    rows: &'a [f32],
+    count: usize,
+    /// Of the first one.
     position: usize,
-    spec: &Attention,
-    out: &mut [MaybeUninit<f32>],
-) {
-    let width = spec.group() * spec.head_dim;
-    for (head, out) in out.chunks_exact_mut(width).enumerate() {
+    /// The sequence's.
+    blocks: &'a [u32],
+    spec: &'a Attention,
+}
+
+impl Run<'_> {
+    /// All heads. Rows of a tile are tokens of one head where those are more than the heads of a group, and else a token's heads: what they
+    /// see is read once for all of them.
+    fn attend(&self, data: &[Line], out: &mut [MaybeUninit<f32>]) {
+        let (spec, out) = (self.spec, Destination::new(out, self.spec.outputs()));
+        match self.count > spec.group() {
+            true => (0..spec.query_heads).for_each(|head| self.attend_tokens(data, head, out)),
+            false => (0..self.count).for_each(|token| self.attend_heads(data, token, out)),
+        }
+    }
+
+    /// All tokens of a head.
+    fn attend_tokens(&self, data: &[Line], head: usize, out: Destination) {
+        let (spec, column) = (self.spec, head * self.spec.head_dim);
         let queries = Queries {
             spec,
-            data: &row[head * width..][..width],
-            stride: spec.head_dim,
-            position,
-            step: 0,
-            count: spec.group(),
-            blocks: Blocks {
-                data,
-                ids: Some(new.blocks),
-                stride: spec.kv_heads * spec.block_lines(),
-                offset: head * spec.block_lines(),
-            },
+            data: &self.rows[column..],
+            stride: spec.columns(),
+            position: self.position,
+            step: 1,
+            count: self.count,
+            blocks: self.blocks(data, head / spec.group()),
         };
-        let out = Destination::new(out, spec.head_dim);
-        // SAFETY: `out` is borrowed mutably.
-        SCORES.with_borrow_mut(|scores| unsafe { attend(&queries, scores, out) });
+        // SAFETY: `out` is the run's alone.
+        SCORES.with_borrow_mut(|scores| unsafe { attend(&queries, scores, out.right(column)) });
+    }
+
+    /// All heads of a token.
+    fn attend_heads(&self, data: &[Line], token: usize, out: Destination) {
+        let (spec, width) = (self.spec, self.spec.group() * self.spec.head_dim);
+        for head in 0..spec.kv_heads {
+            let queries = Queries {
+                spec,
+                data: &self.rows[token * spec.columns() + head * width..],
+                stride: spec.head_dim,
+                position: self.position + token,
+                step: 0,
+                count: spec.group(),
+                blocks: self.blocks(data, head),
+            };
+            let out = out.below(token).right(head * width).of_width(spec.head_dim);
+            // SAFETY: as above.
+            SCORES.with_borrow_mut(|scores| unsafe { attend(&queries, scores, out) });
+        }
+    }
+
+    /// The sequence's, of a key head.
+    fn blocks<'q>(&'q self, data: &'q [Line], head: usize) -> Blocks<'q> {
+        let lines = self.spec.block_lines();
+        Blocks {
+            data,
+            ids: Some(self.blocks),
+            stride: self.spec.kv_heads * lines,
+            offset: head * lines,
+        }
     }
 }
 

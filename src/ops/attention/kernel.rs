@@ -53,14 +53,11 @@ impl Attention {
         for (i, block) in blocks.chunks_exact_mut(size).enumerate().take(count) {
             let first = i * LANES;
             pack(keys, first, 0..self.head_dim, &mut block[..self.head_dim]);
-            for (slot, row) in (first..first + LANES).enumerate() {
-                let lines = block[self.head_dim..].iter_mut().skip(slot).step_by(LANES);
-                if row >= rows {
-                    // The weight of a token that is not there is zero, and its values must be numbers.
-                    lines.for_each(|line| *line = Line::default());
-                    continue;
-                }
-                for (line, part) in lines.zip(values.row(row).chunks(LANES)) {
+            // Values behind the last token are not read, and what stands in columns to spare comes to nothing that is kept.
+            for row in first..rows.min(first + LANES) {
+                let lines = block[self.head_dim..].iter_mut().skip(row - first);
+                let parts = values.row(row).chunks(LANES);
+                for (line, part) in lines.step_by(LANES).zip(parts) {
                     line.0[..part.len()].copy_from_slice(part);
                 }
             }
@@ -378,7 +375,8 @@ mod tests {
         let number = |i: usize| ((i * 2_654_435_761) % 1009) as f32 / 1009.0 - 0.5;
         let (rows, columns) = (75, spec.columns());
         let qkv: Vec<f32> = (0..rows * columns).map(number).collect();
-        let mut blocks = Vec::new();
+        // What a buffer holds from before counts for nothing.
+        let mut blocks = vec![Line([f32::NAN; LANES]); 500];
         spec.pack_blocks(&qkv, 0, &mut blocks);
         let queries = Queries {
             spec: &spec,

@@ -61,17 +61,17 @@ impl Arithmetic {
         work()
     }
 
-    /// Runs a task.
+    /// Runs tasks.
     ///
     /// # Safety
     /// As for [`kernel::run`]; and the processor must have what it takes.
-    pub(super) unsafe fn run(self, task: &Task, scratch: &mut Vec<Line>) {
+    pub(super) unsafe fn run(self, tasks: &[Task], scratch: &mut Vec<Line>) {
         // SAFETY: the caller's.
         unsafe {
             match self {
-                Self::Chains => kernel::run(task, scratch),
+                Self::Chains => tasks.iter().for_each(|task| kernel::run(task, scratch)),
                 #[cfg(target_arch = "x86_64")]
-                Self::Tiles => tiles::run(task, scratch),
+                Self::Tiles => tiles::run(tasks, scratch),
             }
         }
     }

@@ -34,6 +34,11 @@ impl<'a> Destination<'a> {
         self.from(row * self.stride)
     }
 
+    /// The same elements as rows that are so far apart.
+    pub fn of_width(self, stride: usize) -> Self {
+        Self { stride, ..self }
+    }
+
     /// The window from `column` on.
     pub fn right(self, column: usize) -> Self {
         self.from(column)

@@ -3,12 +3,12 @@
 use std::ops::Range;
 
 use super::arithmetic::Arithmetic;
-use super::grid::Grid;
+use super::grid::{Grid, share};
 use super::kernel::{self, Rows, Task};
 use super::lanes::{LANES, Line};
 use super::layout::Layout;
 use super::{
-    Destination, FACTOR, Matrix, ROWS, Threads, Write, as_uninit, matrix, run_pieces, with_buffer,
+    Destination, FACTOR, Matrix, ROWS, Threads, Write, as_uninit, matrix, run, with_buffer,
 };
 
 /// A matrix `b`, or a window of one.
@@ -209,13 +209,13 @@ pub fn add_multiplied_all(products: Vec<GradientOf>, b: Factor) {
         c.check(m, b.columns);
         for (piece, tasks) in pieces.iter_mut().enumerate() {
             let (row, column) = grid.piece(piece);
-            let [from, to] = [row, row + grid.rows].map(|row| row.saturating_sub(before).min(m));
-            if from < to {
+            let rows = share(row..row + grid.rows, before, m);
+            if !rows.is_empty() {
                 tasks.push(Task {
-                    a: a.rows(from, to - from),
+                    a: a.rows(rows.start, rows.len()),
                     rows: Rows::OnTheWay,
                     b: b.columns(column..b.columns.min(column + grid.columns)),
-                    c: c.below(from).right(column),
+                    c: c.below(rows.start).right(column),
                     write: Write::Add,
                 });
             }
@@ -223,5 +223,5 @@ pub fn add_multiplied_all(products: Vec<GradientOf>, b: Factor) {
         before += m;
     }
     // SAFETY: the tasks are disjoint, as the destinations are.
-    unsafe { run_pieces(&pieces, Threads::All) };
+    unsafe { run(&pieces, Threads::All) };
 }

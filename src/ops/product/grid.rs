@@ -1,5 +1,7 @@
 //! How a product is cut into tasks.
 
+use std::ops::Range;
+
 use super::arithmetic::Arithmetic;
 use super::lanes::LANES;
 use super::{FEW_ROWS, Threads};
@@ -14,6 +16,12 @@ pub struct Grid {
     pub columns: usize,
     across: usize,
     down: usize,
+}
+
+/// What lies in `piece` of `size` rows or columns that begin after `before` others.
+pub fn share(piece: Range<usize>, before: usize, size: usize) -> Range<usize> {
+    let [start, end] = [piece.start, piece.end].map(|at| at.saturating_sub(before).min(size));
+    start..end
 }
 
 /// What suits an arithmetic.

@@ -86,6 +86,12 @@ impl<'a> Matrix<'a> {
         &self.data[row * self.row_stride..][..self.columns]
     }
 
+    /// Whether both are one window of the same data.
+    pub(super) fn is_same_window(&self, other: &Self) -> bool {
+        let shape = |m: &Self| [m.rows, m.columns, m.row_stride, m.column_stride];
+        std::ptr::eq(self.data.as_ptr(), other.data.as_ptr()) && shape(self) == shape(other)
+    }
+
     /// Number of rows.
     pub fn height(&self) -> usize {
         self.rows

@@ -31,7 +31,7 @@ use super::{pool, storage};
 pub use arithmetic::Arithmetic;
 pub(crate) use destination::Destination;
 pub use factor::{Factor, GradientOf, add_multiplied, add_multiplied_all, with_factor};
-use grid::Grid;
+use grid::{Grid, share};
 use kernel::{Rows, Task};
 pub use lanes::LANES;
 use lanes::Line;
@@ -162,15 +162,14 @@ fn fill_from(
     let mut packed = Vec::new();
     for weight in weights {
         match weight {
-            Weight::Panels(panels) => {
-                packed.extend(pieces(x, rows, panels.factor(), y, write, Threads::All));
-            }
+            Weight::Panels(panels) => packed.push((panels.factor(), y)),
             Weight::Rows(weight) => multiply_at(x, weight.t(), y, write, Threads::All),
         }
         y = y.right(weight.outputs());
     }
+    let pieces = pieces(x, rows, &packed, write, Threads::All);
     // SAFETY: the pieces of one weight are disjoint, and so are the columns of the weights.
-    unsafe { run(packed, Threads::All) };
+    unsafe { run(&pieces, Threads::All) };
 }
 
 /// Weights whose panels, packed on the way, can lie side by side as those of one matrix.
@@ -201,9 +200,9 @@ fn fill_joined(
         }
         matrix::pack_all(matrices, layout, packed, Threads::All);
         let b = Factor::packed(packed, layout, x.width(), columns);
-        let tasks = pieces(x, rows, b, y, write, Threads::All);
+        let pieces = pieces(x, rows, &[(b, y)], write, Threads::All);
         // SAFETY: the pieces are disjoint.
-        unsafe { run(tasks, Threads::All) };
+        unsafe { run(&pieces, Threads::All) };
     });
 }
 
@@ -245,9 +244,9 @@ fn multiply_joined(a: Matrix, parts: &[Matrix], layout: Layout, c: Destination) 
     with_buffer(&PANELS, |packed| {
         matrix::pack_stacked(parts, layout, packed);
         let b = Factor::packed(packed, layout, a.width(), width);
-        let tasks = pieces(a, None, b, c, Write::Set, Threads::All);
+        let pieces = pieces(a, None, &[(b, c)], Write::Set, Threads::All);
         // SAFETY: the pieces are disjoint.
-        unsafe { run(tasks, Threads::All) };
+        unsafe { run(&pieces, Threads::All) };
     });
 }
 
@@ -301,68 +300,63 @@ fn multiply_at(a: Matrix, b: Matrix, c: Destination, write: Write, threads: Thre
                 let part = b.rows(first, step.min(n - first));
                 matrix::pack_all(&[part], layout, packed, threads);
                 let b = Factor::packed(packed, layout, part.width(), part.height());
-                let tasks = pieces(a, None, b, c.right(first), write, threads);
+                let pieces = pieces(a, None, &[(b, c.right(first))], write, threads);
                 // SAFETY: the pieces are disjoint.
-                unsafe { run(tasks, threads) };
+                unsafe { run(&pieces, threads) };
             }
             write = Write::Add;
         }
     });
 }
 
-/// Cuts a product by rows and panels.
+/// Cuts the products of `a` with several right-hand sides, each with its destination, by rows and panels as if those were one. What
+/// a piece has of each is a task of its own.
 fn pieces<'a>(
     a: Matrix<'a>,
     packed: Option<&'a [Line]>,
-    b: Factor<'a>,
-    c: Destination<'a>,
+    sides: &[(Factor<'a>, Destination<'a>)],
     write: Write,
     threads: Threads,
-) -> Vec<Task<'a>> {
-    assert_eq!(a.width(), b.height(), "inner sizes of a product");
-    let (m, columns, k) = (a.height(), b.width(), a.width());
+) -> Vec<Vec<Task<'a>>> {
+    let (m, k) = (a.height(), a.width());
+    let room = |b: &Factor| b.width().next_multiple_of(LANES);
+    let columns: usize = sides.iter().map(|(b, _)| room(b)).sum();
+    for (b, c) in sides {
+        assert_eq!(k, b.height(), "inner sizes of a product");
+        c.check(m, b.width());
+    }
     if m == 0 || columns == 0 {
         return Vec::new();
     }
-    c.check(m, columns);
     let grid = Grid::new(m, columns, k, threads);
     let piece = |i| {
         let (row, column) = grid.piece(i);
-        Task {
-            a: a.rows(row, grid.rows.min(m - row)),
-            // Rows that were packed beforehand are few, and not cut.
-            rows: packed.map_or(Rows::OnTheWay, Rows::Packed),
-            b: b.columns(column..columns.min(column + grid.columns)),
-            c: c.below(row).right(column),
-            write,
-        }
+        let mut before = 0;
+        let task = |(b, c): &(Factor<'a>, Destination<'a>)| {
+            let columns = share(column..column + grid.columns, before, b.width());
+            before += room(b);
+            (!columns.is_empty()).then(|| Task {
+                a: a.rows(row, grid.rows.min(m - row)),
+                // Rows that were packed beforehand are few, and not cut.
+                rows: packed.map_or(Rows::OnTheWay, Rows::Packed),
+                b: b.columns(columns.clone()),
+                c: c.below(row).right(columns.start),
+                write,
+            })
+        };
+        sides.iter().filter_map(task).collect()
     };
     (0..grid.count()).map(piece).collect()
 }
 
-/// Runs tasks, in any order.
+/// Runs pieces, in any order; the tasks of one are one thread's.
 ///
 /// # Safety
 /// They must write disjoint elements of live matrices that nobody else touches meanwhile.
-unsafe fn run(tasks: Vec<Task>, threads: Threads) {
-    // SAFETY: the caller's.
-    unsafe { run_pieces(tasks.as_chunks::<1>().0, threads) };
-}
-
-/// Runs tasks, those of a piece on one thread.
-///
-/// # Safety
-/// As for [`run`].
-unsafe fn run_pieces<'a>(pieces: &[impl AsRef<[Task<'a>]> + Sync], threads: Threads) {
+unsafe fn run(pieces: &[Vec<Task>], threads: Threads) {
     let arithmetic = Arithmetic::current();
-    let one = |i: usize| {
-        with_buffer(&ROWS, |rows| {
-            for task in pieces[i].as_ref() {
-                // SAFETY: the caller's; an arithmetic is current only where the processor has what it takes.
-                unsafe { arithmetic.run(task, rows) };
-            }
-        });
-    };
+    // SAFETY: the caller's; an arithmetic is current only where the processor has what it takes.
+    let one = |i: usize| with_buffer(&ROWS, |rows| unsafe { arithmetic.run(&pieces[i], rows) });
     match threads {
         Threads::Caller => (0..pieces.len()).for_each(one),
         Threads::All => pool::run(pieces.len(), &one),

@@ -127,6 +127,52 @@ fn weights_packed_together_fill_their_columns() {
     });
 }
 
+/// Kept panels of several weights, which are cut as one: few rows and many, weights that a cut goes through and ones that it passes.
+#[test]
+fn weights_kept_side_by_side_fill_their_columns() {
+    in_each(|| {
+        for (m, k) in [(1, 40), (40, 100), (150, 70)] {
+            let x = numbers(m * k, 1);
+            for sizes in [[256, 128, 128], [37, 300, 5], [16, 7, 500]] {
+                let data = sizes.map(|n| numbers(n * k, n as u64));
+                let kept = [0, 1, 2].map(|i| Panels::pack(&data[i], sizes[i], k));
+                let weights = kept.each_ref().map(Weight::Panels);
+                let y = product(Matrix::new(&x, m, k, k), &weights);
+                let expected = oracle(&x, &data.concat(), sizes.iter().sum(), k, 0.0);
+                assert!(y == expected, "{m} rows, {sizes:?}");
+            }
+        }
+    });
+}
+
+/// Rows that a piece's tasks have in common: few, whose parts they share, and many, which are split a square at a time.
+#[test]
+fn tasks_of_a_piece_have_the_bits_of_the_definition() {
+    in_each(|| {
+        for (m, k) in [(20, 600), (250, 70), (250, 600), (20, 1030)] {
+            let x = numbers(m * k, 1);
+            let sizes = [40, 0, 70];
+            let data = sizes.map(|n| numbers(n * k, 2 + n as u64));
+            let kept = [0, 1, 2].map(|i| Panels::pack(&data[i], sizes[i], k));
+            for (write, start) in [(Write::Set, 0.0), (Write::Add, 0.5)] {
+                let mut y = vec![0.5; m * 110];
+                let mut to = Destination::new(as_uninit(&mut y), 110);
+                let sides = kept.each_ref().map(|panels| {
+                    let side = (panels.factor(), to);
+                    to = to.right(panels.outputs());
+                    side
+                });
+                let x = Matrix::new(&x, m, k, k);
+                let pieces = pieces(x, None, &sides, write, Threads::Caller);
+                // SAFETY: the destination is a whole matrix of the product's size.
+                unsafe { run(&pieces, Threads::Caller) };
+                let expected = oracle(x.data(), &data.concat(), 110, k, start);
+                assert!(y == expected, "{m} rows of {k}, {write:?}");
+            }
+        }
+    });
+}
+
 /// So many elements that they are packed in several parts: by rows of the right-hand side, and by its columns.
 #[test]
 fn large_matrices_are_packed_in_parts() {

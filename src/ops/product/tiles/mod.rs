@@ -9,8 +9,8 @@
 //! element. `definition.rs` says it an element at a time. A row has the same bits alone and in any batch, but not those of the
 //! [kernel](super::kernel).
 //!
-//! A task works on a [square](squares) of its left-hand side at a time: it splits the rows, then [sweeps](sweep) over the panels, four tiles
-//! of the destination in a [job](unit).
+//! A task works on a [square](squares) of its left-hand side at a time: it splits the rows, where the task before has not done so, then
+//! [sweeps](sweep) over the panels, four tiles of the destination in a [job](unit).
 
 #[cfg(test)]
 pub mod definition;
@@ -45,11 +45,27 @@ pub fn lines(inputs: usize) -> usize {
     inputs.div_ceil(CHUNK) * BLOCK
 }
 
-/// Runs a task; `buffer` holds the parts of its rows and panels.
+/// Runs tasks; `buffer` holds the parts of their rows and panels.
 ///
 /// # Safety
 /// As for [`super::kernel::run`], and [`is_usable`] must have said so.
-pub unsafe fn run(task: &Task, buffer: &mut Vec<Line>) {
+pub unsafe fn run(tasks: &[Task], buffer: &mut Vec<Line>) {
+    for (i, task) in tasks.iter().enumerate() {
+        let rows_are_split = i > 0 && share_rows(&tasks[i - 1], task);
+        // SAFETY: the caller's.
+        unsafe { run_task(task, rows_are_split, buffer) };
+    }
+}
+
+/// Whether the parts of the first one's rows, which its run leaves at the buffer's front, are those of the second one's.
+fn share_rows(first: &Task, second: &Task) -> bool {
+    let is_one_square = |task: &Task| squares(task, depth(task)).count() == 1;
+    let as_deep = depth(first) == depth(second);
+    first.a.is_same_window(&second.a) && as_deep && is_one_square(first) && is_one_square(second)
+}
+
+/// Runs a task; where `rows_are_split`, the buffer holds the parts of its rows at the front.
+unsafe fn run_task(task: &Task, rows_are_split: bool, buffer: &mut Vec<Line>) {
     task.check();
     let shape = Shape::of(task.a.height());
     let depth = depth(task);
@@ -69,7 +85,9 @@ pub unsafe fn run(task: &Task, buffer: &mut Vec<Line>) {
                 let panels = &mut panels[..b.width().div_ceil(LANES) * lines(inputs.len())];
                 split_panels(b.t(), 0, inputs.clone(), panels);
             }
-            split_rows(square.of(task.a), inputs, rows);
+            if !rows_are_split {
+                split_rows(square.of(task.a), inputs, rows);
+            }
             sweep.run(rows, panels, edge, squares.peek());
         }
     }

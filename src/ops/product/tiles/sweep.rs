@@ -25,7 +25,7 @@ pub struct Scratch<'a> {
 }
 
 impl<'a> Scratch<'a> {
-    /// Room for a task in squares of so many inputs.
+    /// Room for a task in squares of so many inputs. The parts of rows lie first: the next task may find them there.
     pub fn divide(buffer: &'a mut Vec<Line>, task: &Task, shape: Shape, depth: usize) -> Self {
         let chunks = depth / CHUNK;
         let panels = match task.b.source() {
