@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use serde::de::value::{self, StrDeserializer};
 use serde::{Deserialize, Serialize};
 
 use super::Stage;
@@ -99,14 +100,10 @@ pub enum Arithmetic {
 impl FromStr for Arithmetic {
     type Err = String;
 
+    /// Reads what the key takes.
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "fast" => Ok(Self::Fast),
-            "portable" => Ok(Self::Portable),
-            _ => Err(format!(
-                "unknown arithmetic `{text}`; write `fast` or `portable`"
-            )),
-        }
+        let read = Self::deserialize(StrDeserializer::<value::Error>::new(text));
+        read.map_err(|error| error.to_string())
     }
 }
 

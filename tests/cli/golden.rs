@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
+use collimate::ops::product::Arithmetic;
 use serde_json::{Value, json};
 
 use crate::support::{Workspace, fixture, floats, ids};
@@ -163,6 +164,26 @@ fn samples_agree_with_score_whatever_the_batch() {
     for arithmetic in ["portable", "fast"] {
         samples_agree_with_score(&format!("--arithmetic {arithmetic}"));
     }
+}
+
+/// On a processor with a matrix unit the flag changes bits, and no more than those; elsewhere nothing.
+#[test]
+fn scores_are_computed_in_the_arithmetic_that_is_asked_for() {
+    let (workspace, expected) = (Workspace::new(), Expected::read("llama"));
+    workspace.write("data.jsonl", &jsonl("ids", &expected.rows));
+    let score = |flags: &str| {
+        let lines = workspace.lines(&with_model(
+            "llama",
+            &format!("score --data data.jsonl {flags}"),
+        ));
+        let of_lines = lines.iter().flat_map(|line| floats(line, "logprobs"));
+        of_lines.collect::<Vec<f32>>()
+    };
+    let [default, portable, fast] = ["", "--arithmetic portable", "--arithmetic fast"].map(score);
+    assert_eq!(default, portable);
+    let has_unit = Arithmetic::fastest() != Arithmetic::Chains;
+    assert_eq!(fast != portable, has_unit);
+    assert_close(&fast, &portable, "logprobs");
 }
 
 fn samples_agree_with_score(arithmetic: &str) {

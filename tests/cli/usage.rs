@@ -88,6 +88,7 @@ fn wrong_usage_exits_with_2() {
         &format!("{generate} --min-p nan"),
         &format!("{generate} --greedy --temperature 0.5"),
         &format!("{generate} --device gpu"),
+        &format!("{generate} --arithmetic quick"),
         "run config.toml --set nonsense",
         "plan",
         "plan config.toml --fresh",

@@ -52,7 +52,7 @@ fn pieces_through_blocks_have_the_bits_of_the_packed_forward() -> Result<()> {
         };
         let qkv = noise(41, spec.columns());
         let whole = attend(&qkv, &Segments::from_lengths([41]), spec)?;
-        let pieces = [11, 1, 1, 2, 5, 1, 20];
+        let pieces = [9, 1, 1, 2, 5, 1, 17, 5];
         let mut cache = Cache::new(spec, 1, 8, &Device::Cpu)?;
         let cached = in_pieces(&mut cache, &qkv, &pieces, spec)?;
         assert_eq!(
@@ -68,6 +68,30 @@ fn pieces_through_blocks_have_the_bits_of_the_packed_forward() -> Result<()> {
             .to_scalar::<f32>()?;
         assert!(gap < 1e-5, "{spec:?}: {gap}");
     }
+    Ok(())
+}
+
+/// Prompts that several tasks read, one token, and none, in one step.
+#[test]
+fn sequences_of_one_step_have_the_bits_of_each_alone() -> Result<()> {
+    let spec = Attention {
+        query_heads: 4,
+        kv_heads: 2,
+        head_dim: 8,
+        scale: 0.3,
+        window: None,
+    };
+    let counts = [17, 0, 1, 9];
+    let qkv = noise(27, spec.columns());
+    let whole = attend(&qkv, &Segments::from_lengths(counts), spec)?;
+    let blocks = [[3, 0], [1, 6], [5, 2], [4, 7]];
+    let news = [0, 1, 2, 3].map(|i| NewTokens {
+        count: counts[i],
+        past: 0,
+        blocks: &blocks[i],
+    });
+    let found = Cache::new(spec, 1, 8, &Device::Cpu)?.attend_tensor(0, &qkv, &news, spec)?;
+    assert_eq!(found.to_vec2::<f32>()?, whole.to_vec2::<f32>()?);
     Ok(())
 }
 

@@ -65,6 +65,9 @@ fn share_rows(first: &Task, second: &Task) -> bool {
 }
 
 /// Runs a task; where `rows_are_split`, the buffer holds the parts of its rows at the front.
+///
+/// # Safety
+/// As for [`run`].
 unsafe fn run_task(task: &Task, rows_are_split: bool, buffer: &mut Vec<Line>) {
     task.check();
     let shape = Shape::of(task.a.height());
