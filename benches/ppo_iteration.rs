@@ -4,6 +4,8 @@
 //!
 //! Models are random and tokens words of a made-up vocabulary; sizes and settings are the peers'.
 
+#[path = "support/floor.rs"]
+mod floor;
 mod support;
 
 use std::fmt::Write as _;
@@ -18,6 +20,7 @@ use collimate::model::config::{Geometry, Head};
 use collimate::model::lora::{Layers, LoraConfig, Scaling, Targets};
 use collimate::model::weights::SaveDtype;
 use collimate::ops::param::Training;
+use collimate::ops::product::Arithmetic;
 use collimate::stages;
 use collimate::train::run_folder::Existing;
 use serde_json::{Value, json};
@@ -164,15 +167,44 @@ fn iterate(name: &str, case: &Case) -> Result<()> {
         times.sort_by(f64::total_cmp);
         Ok(support::median(&times))
     };
-    support::report(
-        name,
-        json!({
-            "seconds_per_iteration": part("time/step")?, "rollout": part("time/rollout")?,
-            "score": part("time/score")?, "update": part("time/update")?,
-            "peak_mib": support::peak_mib(),
-        }),
-    );
+    let (seconds, peak) = (part("time/step")?, support::peak_mib());
+    let mut fields = json!({
+        "seconds_per_iteration": seconds, "rollout": part("time/rollout")?,
+        "score": part("time/score")?, "update": part("time/update")?, "peak_mib": peak,
+    });
+    if case.shares_nothing() {
+        let least = Arithmetic::fastest().during(|| case.least_seconds(folder.path()))?;
+        fields["share_of_floor"] = json!(least / seconds);
+    }
+    support::report(name, fields);
     Ok(())
+}
+
+impl Case {
+    fn shares_nothing(&self) -> bool {
+        matches!(
+            self.model,
+            Start::Random { .. } | Start::SmolLm2(Sharing::None)
+        )
+    }
+
+    /// The floor of an iteration: sampling, one pass of critic, reference and reward model, and of each epoch three times the work of a pass
+    /// for policy and critic. The head of the vocabulary is multiplied by where a token is drawn or learnt.
+    fn least_seconds(&self, folder: &Path) -> Result<f64> {
+        let frozen = |_: &_| Training::Frozen;
+        let (policy, head) = (folder.join("policy"), Head::LanguageModel);
+        let policy = Decoder::load(&policy, head, 0, frozen, &Device::Cpu)?;
+        let sizes = policy.decoder_config();
+        let head = (sizes.vocab_size * sizes.hidden_size) as f64;
+        let all = floor::multiply_adds(&policy);
+        let (layers, batch) = (all - head, self.batch as f64);
+        let (prompt, drawn) = (batch * self.prompt as f64, batch * self.new as f64);
+        let of_layers = layers * (prompt + drawn);
+        let updates = 3.0 * self.epochs as f64 * (2.0 * of_layers + head * drawn);
+        let passes = prompt * layers + 3.0 * of_layers + head * drawn + updates;
+        let step = floor::seconds(self.batch, all * batch, 4.0 * all);
+        Ok(self.new as f64 * step + floor::seconds(2048, passes, 0.0))
+    }
 }
 
 /// Writes models and prompts and returns the configuration.

@@ -2,6 +2,8 @@
 //!
 //!     cargo bench --bench rollout
 
+#[path = "support/floor.rs"]
+mod floor;
 mod support;
 #[path = "support/timed.rs"]
 mod timed;
@@ -176,7 +178,7 @@ fn sample(model: &Decoder, requests: &[Request], batch: usize) -> Result<Output>
 }
 
 fn measure(case: &str, model: &Decoder, requests: &[Request], batch: usize) -> Result<()> {
-    arithmetic(case).during(|| measure_as_it_is(case, model, requests, batch))
+    arithmetic(case).during(|| measured(case, model, requests, batch))
 }
 
 /// That of `generate`, or of a run.
@@ -187,7 +189,7 @@ fn arithmetic(case: &str) -> Arithmetic {
     }
 }
 
-fn measure_as_it_is(case: &str, model: &Decoder, requests: &[Request], batch: usize) -> Result<()> {
+fn measured(case: &str, model: &Decoder, requests: &[Request], batch: usize) -> Result<()> {
     let mut last = None;
     let seconds = timed::seconds(3, || {
         last = Some(sample(model, requests, batch)?);
@@ -202,7 +204,7 @@ fn measure_as_it_is(case: &str, model: &Decoder, requests: &[Request], batch: us
         json!({
             "arithmetic": Arithmetic::current().name(),
             "tokens_per_second": tokens as f64 / median, "seconds": seconds,
-            "share_of_floor": floor(model, &output.stats, batch) / median,
+            "share_of_floor": least_seconds(model, &output.stats, batch) / median,
             "cache_mib": blocks as f64 / f64::from(1 << 20), "peak_mib": peak,
             "steps": output.stats.steps, "prefill_tokens": output.stats.prefill_tokens,
         }),
@@ -211,11 +213,11 @@ fn measure_as_it_is(case: &str, model: &Decoder, requests: &[Request], batch: us
 }
 
 /// Each step reads the weights or multiplies its rows by them, whichever takes longer.
-fn floor(model: &Decoder, stats: &Stats, batch: usize) -> f64 {
-    let work = timed::multiply_adds(model);
+fn least_seconds(model: &Decoder, stats: &Stats, batch: usize) -> f64 {
+    let work = floor::multiply_adds(model);
     let bytes = work * size_of::<f32>() as f64;
     let rows = (stats.decode_tokens as f64 / stats.steps as f64).max(1.0);
-    let step = timed::floor_seconds(batch, work * rows, bytes);
-    let prefill = timed::floor_seconds(2048, work * stats.prefill_tokens as f64, 0.0);
+    let step = floor::seconds(batch, work * rows, bytes);
+    let prefill = floor::seconds(2048, work * stats.prefill_tokens as f64, 0.0);
     step * stats.steps as f64 + prefill
 }
