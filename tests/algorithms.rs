@@ -3,6 +3,8 @@
 //! `golden/make_fixtures.py` made the numbers in `f64` (library versions in `golden/versions.json`). We
 //! compute in `f64` too, so the tolerance covers only the order of sums.
 
+#[path = "algorithms/kl.rs"]
+mod kl;
 #[path = "algorithms/policy_update.rs"]
 mod policy_update;
 #[path = "algorithms/scores.rs"]

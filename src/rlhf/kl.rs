@@ -9,6 +9,17 @@
 //! | k2 | d²/2 | biased, low variance |
 //! | k3 | exp(−d) − 1 + d | unbiased, never negative |
 //!
+//! No estimate is cut: where π has fallen far below π_ref, k3 and its gradient grow with π_ref/π, for
+//! there the pull back is needed. Only its exponent is guarded, so that no `f32` overflows: above
+//! −d = 80, where exp is 6e34, k3 goes on along its tangent.
+//!
+//! Both log-probs are over the whole vocabulary at the sampling temperature, also where top-k, top-p,
+//! min-p or a mask restricted what could be drawn. Renormalised over such a set, two policies that agree
+//! on its proportions would count as equal, however much probability has left or entered it. (The ratio
+//! of PPO is another matter: it compares π with the distribution that the token was drawn from.) Tokens
+//! of a restricted draw are a sample of the restricted π, so the means of k1 and k3 over them are not
+//! unbiased estimates of the KL of the whole distributions.
+//!
 //! As a penalty in the reward the estimate is a constant ([`KlEstimator::per_token`]); as a loss term it
 //! is differentiated ([`kl_loss`]). The coefficient's controllers stand in [`super::kl_controller`].
 
@@ -19,10 +30,8 @@ use super::error::{Result, check_length};
 use super::rows::Rows;
 use super::stats::{Real, mean};
 
-/// Bound of k3's exponent: beyond it exp says nothing that the result's bound would keep.
-const MAX_EXPONENT: f64 = 20.0;
-/// Bound of k3's result, so that one token with a vanishing π cannot outweigh a batch.
-const MAX_K3: f64 = 10.0;
+/// Largest exponent that k3 takes exp of; `f32` overflows at 88.7.
+const MAX_EXPONENT: f64 = 80.0;
 
 /// Which estimate of the per-token KL is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +40,7 @@ pub enum KlEstimator {
     K1,
     /// d²/2.
     K2,
-    /// exp(−d) − 1 + d, with −d within ±20 and the result within ±10.
+    /// exp(−d) − 1 + d; above −d = 80 its tangent.
     K3,
 }
 
@@ -41,16 +50,16 @@ impl KlEstimator {
         match self {
             Self::K1 => d,
             Self::K2 => 0.5 * d * d,
-            Self::K3 => unbounded_k3(d).clamp(-MAX_K3, MAX_K3),
+            Self::K3 => guarded_exp_m1(-d) + d,
         }
     }
 
-    /// d(estimate)/d(log π); zero where a bound of k3 holds.
+    /// d(estimate)/d(log π).
     fn derivative(self, d: f64) -> f64 {
         match self {
             Self::K1 => 1.0,
             Self::K2 => d,
-            Self::K3 if d.abs() > MAX_EXPONENT || unbounded_k3(d) > MAX_K3 => 0.0,
+            Self::K3 if -d > MAX_EXPONENT => -MAX_EXPONENT.exp_m1(),
             Self::K3 => -(-d).exp_m1(),
         }
     }
@@ -72,13 +81,16 @@ impl KlEstimator {
     }
 }
 
-/// exp(−d) − 1 + d with the exponent bounded; `exp_m1` keeps small d exact.
-fn unbounded_k3(d: f64) -> f64 {
-    let exponent = (-d).clamp(-MAX_EXPONENT, MAX_EXPONENT);
-    exponent.exp_m1() - exponent
+/// exp(x) − 1, exact for small x; above [`MAX_EXPONENT`] its tangent there.
+fn guarded_exp_m1(x: f64) -> f64 {
+    match x > MAX_EXPONENT {
+        true => MAX_EXPONENT.exp_m1() + MAX_EXPONENT.exp() * (x - MAX_EXPONENT),
+        false => x.exp_m1(),
+    }
 }
 
-/// `objective/kl`: mean over sequences of Σₜ k1; NaN without sequences.
+/// `objective/kl`: mean over sequences of Σₜ k1, from log-probs over the whole vocabulary; NaN without
+/// sequences.
 ///
 /// # Errors
 /// A length error if an argument has not one element per token.
@@ -132,12 +144,25 @@ mod tests {
     }
 
     #[test]
-    fn k3_is_never_negative_and_bounded() {
-        for d in [-1e3, -25.0, -2.5, -1e-9, 1e-9, 3.0, 25.0, 1e3] {
-            let k3 = KlEstimator::K3.estimate(d);
-            assert!((0.0..=10.0).contains(&k3), "d = {d}: {k3}");
+    fn k3_is_never_negative_and_no_f32_overflows() {
+        let bound = f64::from(f32::MAX);
+        for d in [-1e3, -90.0, -25.0, -2.5, -1e-9, 1e-9, 3.0, 25.0, 1e3] {
+            let (k3, slope) = (KlEstimator::K3.estimate(d), KlEstimator::K3.derivative(d));
+            assert!((0.0..bound).contains(&k3), "d = {d}: {k3}");
+            assert!(slope.abs() < bound && slope.signum() == d.signum());
         }
         assert!(KlEstimator::K3.estimate(f64::NAN).is_nan());
+        assert!(KlEstimator::K3.derivative(f64::NAN).is_nan());
+    }
+
+    /// The further π falls below π_ref, the stronger the pull back.
+    #[test]
+    fn the_pull_of_k3_does_not_vanish() {
+        let pull = |d: f64| -KlEstimator::K3.derivative(d);
+        for pair in [0.0, -1.0, -2.6, -5.0, -10.0, -40.0, -80.0].windows(2) {
+            assert!(pull(pair[1]) > pull(pair[0]), "d = {}", pair[1]);
+        }
+        assert_eq!(pull(-200.0), pull(-80.0));
     }
 
     #[test]
@@ -149,10 +174,10 @@ mod tests {
 
     #[test]
     fn the_loss_gradient_is_its_finite_difference() {
-        // The last two tokens lie beyond k3's bounds.
+        // π lies 13-fold below the reference and more at the third and fourth token, far above it at the last.
         let (at, reference) = (
-            [-1.0, -0.3, -2.0, -9.0, -1.0],
-            [-1.2, -0.9, -1.1, -1.0, -26.0],
+            [-1.0, -0.3, -4.0, -9.0, -1.0],
+            [-1.2, -0.9, -1.4, -1.0, -26.0],
         );
         let weights = [0.5, 0.25, 1.0, 1.0, 1.0];
         for estimator in ALL {
@@ -163,7 +188,7 @@ mod tests {
                 let expected = (of(1e-6) - of(-1e-6)) / 2e-6;
                 // A central difference of step 1e-6 loses about ten of sixteen digits.
                 assert!(
-                    (found - expected).abs() < 1e-6,
+                    (found - expected).abs() < 1e-6 * expected.abs().max(1.0),
                     "{estimator:?} token {i}: {found} against {expected}"
                 );
             }
