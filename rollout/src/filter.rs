@@ -9,21 +9,35 @@
 use crate::row;
 use crate::sampling::{Sampling, inverse};
 
+/// A row whose distribution was cut.
+pub struct Cut {
+    /// The ids that can be drawn, ascending.
+    pub kept: Vec<u32>,
+    /// Statistics of the whole row at the sampling temperature.
+    pub whole: row::RowStats,
+}
+
 /// The ids that the filters leave, ascending; `None` for the whole vocabulary.
 ///
 /// Public for implementations that draw on a device, and for tests.
 pub fn kept_set(logits: &[f32], sampling: &Sampling, forbidden: &[u32]) -> Option<Vec<u32>> {
+    cut(logits, sampling, forbidden).map(|cut| cut.kept)
+}
+
+/// The set that the filters leave, with the statistics of the row that they cut; `None` for the whole
+/// vocabulary.
+pub fn cut(logits: &[f32], sampling: &Sampling, forbidden: &[u32]) -> Option<Cut> {
     if forbidden.is_empty() && !sampling.cuts() {
         return None;
     }
-    let masked;
-    let allowed = if forbidden.is_empty() {
-        logits
+    let inv_temperature = inverse(sampling.temperature);
+    let whole = row::stats(logits, inv_temperature);
+    let candidates = if forbidden.is_empty() {
+        filter(logits, sampling, &whole)
     } else {
-        masked = without(logits, forbidden);
-        &masked
+        let masked = without(logits, forbidden);
+        filter(&masked, sampling, &row::stats(&masked, inv_temperature))
     };
-    let candidates = filter(allowed, sampling);
     if candidates.len() == logits.len() {
         return None;
     }
@@ -32,7 +46,7 @@ pub fn kept_set(logits: &[f32], sampling: &Sampling, forbidden: &[u32]) -> Optio
         .map(|candidate| candidate.id)
         .collect();
     kept.sort_unstable();
-    Some(kept)
+    Some(Cut { kept, whole })
 }
 
 /// The logits with forbidden tokens made impossible.
@@ -55,11 +69,11 @@ struct Candidate {
     id: u32,
 }
 
-fn filter(logits: &[f32], sampling: &Sampling) -> Vec<Candidate> {
+/// The tokens that the filters leave of a row with these statistics.
+fn filter(logits: &[f32], sampling: &Sampling, stats: &row::RowStats) -> Vec<Candidate> {
     let inv_temperature = inverse(sampling.temperature);
-    let stats = row::stats(logits, inv_temperature);
     let least = match sampling.top_k {
-        0 => negligible(&stats, sampling, logits.len()),
+        0 => negligible(stats, sampling, logits.len()),
         k => kth_largest(logits, k),
     };
     let mut candidates = at_least(logits, least, inv_temperature, stats.max);

@@ -22,7 +22,10 @@ pub struct Completion {
     pub tokens: Vec<u32>,
     /// Each token's log-probability in the distribution it was drawn from.
     pub log_probs: Vec<f32>,
-    /// Each token's entropy of that distribution, in nats; empty unless [`Settings::entropies`] asks for them.
+    /// Each token's log-probability over the whole vocabulary at the sampling temperature; empty where no token's distribution was
+    /// cut, for then [`Self::log_probs`] are these.
+    pub whole_log_probs: Vec<f32>,
+    /// Each token's entropy of the distribution it was drawn from, in nats; empty unless [`Settings::entropies`] asks for them.
     pub entropies: Vec<f32>,
     /// For each token the ids that could have been drawn, ascending; `None` for the whole
     /// vocabulary.
@@ -271,7 +274,8 @@ impl Generation<'_> {
     ) -> Result<(), Error> {
         let kept = drawn.kept.take().map(|ids| self.held_once(ids));
         let sequence = &mut self.scheduler.sequences[index];
-        if drawn.token as usize >= self.vocab_size || !drawn.log_prob.is_finite() {
+        let finite = drawn.log_prob.is_finite() && drawn.whole_log_prob.is_finite();
+        if drawn.token as usize >= self.vocab_size || !finite {
             return Err(Error::Drawn {
                 sequence: sequence.id,
                 found: format!(
@@ -345,6 +349,7 @@ fn completion(mut sequence: Sequence) -> Completion {
         sample: sequence.id.sample,
         tokens: sequence.tokens.split_off(sequence.prompt_len),
         log_probs: sequence.log_probs,
+        whole_log_probs: sequence.whole_log_probs,
         entropies: sequence.entropies,
         kept: sequence.kept,
         // The loop ends when all have finished.

@@ -4,7 +4,9 @@
 //! tokens forbidden for now, temperature, top-k (ties kept), top-p, min-p. What remains is the kept
 //! set. The token is drawn from the softmax over it, and that softmax's log-probability is
 //! recorded, along with the set itself wherever it is not the whole vocabulary: so a training
-//! forward can renormalise over the same set, and learning stays on-policy.
+//! forward can renormalise over the same set, and learning stays on-policy. Recorded beside it is
+//! the token's log-probability over the whole vocabulary at the same temperature, by which policies
+//! are compared that would not have kept the same set.
 //!
 //! A draw is the inverse of the cumulative distribution at a given uniform number; tokens stand in
 //! ascending order. The sums run over fixed blocks, so the token is a function of the row and the
@@ -14,7 +16,7 @@
 //! (`row`), penalties for repetition.
 
 pub use crate::filter::kept_set;
-use crate::filter::without;
+use crate::filter::{cut, without};
 use crate::model::SequenceId;
 use crate::row;
 
@@ -116,7 +118,10 @@ pub struct Drawn {
     pub token: u32,
     /// Its log-probability in the distribution it was drawn from.
     pub log_prob: f32,
-    /// Entropy of that distribution in nats, if it was asked for.
+    /// Its log-probability over the whole vocabulary at the sampling temperature (greedy: 1); where
+    /// nothing was cut the same number.
+    pub whole_log_prob: f32,
+    /// Entropy of the distribution it was drawn from in nats, if it was asked for.
     pub entropy: Option<f32>,
     /// The ids that could have been drawn, ascending, where that is not the whole vocabulary.
     pub kept: Option<Vec<u32>>,
@@ -200,9 +205,11 @@ fn greedy(logits: &[f32], draw: &Draw<'_>) -> Result<Drawn, RowFault> {
         .filter(|_| best > f32::NEG_INFINITY)
         .ok_or(RowFault::Empty)? as u32;
     let stats = row::stats(logits, 1.0);
+    let log_prob = row::log_prob(logits, 1.0, &stats, token);
     Ok(Drawn {
         token,
-        log_prob: row::log_prob(logits, 1.0, &stats, token),
+        log_prob,
+        whole_log_prob: log_prob,
         entropy: draw.entropy.then(|| row::entropy(logits, 1.0, &stats)),
         kept: None,
     })
@@ -210,24 +217,33 @@ fn greedy(logits: &[f32], draw: &Draw<'_>) -> Result<Drawn, RowFault> {
 
 fn sample(logits: &[f32], sampling: &Sampling, draw: &Draw<'_>) -> Result<Drawn, RowFault> {
     let inv_temperature = inverse(sampling.temperature);
-    let kept = kept_set(logits, sampling, draw.forbidden);
+    let cut = cut(logits, sampling, draw.forbidden);
     let gathered;
-    let scores = match &kept {
+    let scores = match &cut {
         None => logits,
-        Some(kept) => {
-            gathered = row::gather(logits, kept);
+        Some(cut) => {
+            gathered = row::gather(logits, &cut.kept);
             &gathered
         }
     };
     let chosen = draw_from(scores, inv_temperature, draw.uniform)?;
     let entropy = || row::entropy(scores, inv_temperature, &chosen.stats);
+    let (token, whole_log_prob) = match &cut {
+        None => (chosen.index as u32, chosen.log_prob),
+        Some(cut) => {
+            let token = cut.kept[chosen.index];
+            (
+                token,
+                row::log_prob(logits, inv_temperature, &cut.whole, token),
+            )
+        }
+    };
     Ok(Drawn {
-        token: kept
-            .as_ref()
-            .map_or(chosen.index as u32, |kept| kept[chosen.index]),
+        token,
         log_prob: chosen.log_prob,
+        whole_log_prob,
         entropy: draw.entropy.then(entropy),
-        kept,
+        kept: cut.map(|cut| cut.kept),
     })
 }
 

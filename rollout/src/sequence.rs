@@ -29,6 +29,8 @@ pub struct Sequence {
     read_to: usize,
     min_new_tokens: usize,
     pub log_probs: Vec<f32>,
+    /// Over the whole vocabulary; empty before the first token whose distribution was cut.
+    pub whole_log_probs: Vec<f32>,
     /// Of tokens for which it was asked.
     pub entropies: Vec<f32>,
     pub kept: Vec<Option<Arc<[u32]>>>,
@@ -49,6 +51,7 @@ impl Sequence {
             read_to: request.read_to(last),
             min_new_tokens: request.min_new_tokens,
             log_probs: Vec::new(),
+            whole_log_probs: Vec::new(),
             entropies: Vec::new(),
             kept: Vec::new(),
             blocks: Vec::new(),
@@ -86,6 +89,7 @@ impl Sequence {
     /// Adds a drawn token, with the ids that were kept for it, and decides whether the sequence ends with it.
     pub fn push(&mut self, drawn: &Drawn, kept: Option<Arc<[u32]>>, settings: &Settings<'_>) {
         self.tokens.push(drawn.token);
+        self.push_whole(drawn.whole_log_prob, kept.is_some());
         self.log_probs.push(drawn.log_prob);
         self.entropies.extend(drawn.entropy);
         self.kept.push(kept);
@@ -96,6 +100,16 @@ impl Sequence {
         } else {
             None
         };
+    }
+
+    /// Adds a token's log-probability over the whole vocabulary, unless that is the recorded one for all tokens so far.
+    fn push_whole(&mut self, log_prob: f32, cut: bool) {
+        if cut && self.whole_log_probs.is_empty() {
+            self.whole_log_probs.clone_from(&self.log_probs);
+        }
+        if cut || !self.whole_log_probs.is_empty() {
+            self.whole_log_probs.push(log_prob);
+        }
     }
 
     fn stops(&self, token: u32, settings: &Settings<'_>) -> bool {

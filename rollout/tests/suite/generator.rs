@@ -279,6 +279,46 @@ fn stops_do_not_count_before_min_new_tokens() {
     }
 }
 
+/// Cuts that come and go: log-probs over the whole vocabulary are there for all tokens of a completion, or for none.
+#[test]
+fn whole_log_probs_are_recorded_where_anything_was_cut() {
+    let settings = |top_p| Settings {
+        decoding: Decoding::Sample(Sampling {
+            top_p,
+            ..Sampling::default()
+        }),
+        ..Settings::default()
+    };
+    let (requests, cut) = (ragged(), settings(0.992));
+    let (output, _) = run(&requests, &cut);
+    assert_eq!(output.completions, one_by_one(&requests, &cut));
+    let mut late = 0;
+    for c in &output.completions {
+        let first = c.kept.iter().position(Option::is_some);
+        late += usize::from(first.is_some_and(|first| first > 0));
+        let expected = first.map_or(0, |_| c.tokens.len());
+        assert_eq!(c.whole_log_probs.len(), expected);
+        for (whole, (log_prob, kept)) in c
+            .whole_log_probs
+            .iter()
+            .zip(c.log_probs.iter().zip(&c.kept))
+        {
+            assert_eq!(whole < log_prob, kept.is_some(), "{whole} {log_prob}");
+        }
+    }
+    assert!(
+        late > 1,
+        "of {late} completions a later token was cut first"
+    );
+    let (output, _) = run(&requests, &settings(1.0));
+    assert!(
+        output
+            .completions
+            .iter()
+            .all(|c| c.whole_log_probs.is_empty())
+    );
+}
+
 #[test]
 fn draws_change_with_seed_iteration_purpose_key_and_sample() {
     let requests = [request(9, 20, 2)];
@@ -326,6 +366,7 @@ fn nothing_asked_is_nothing_done() {
         sample,
         tokens: vec![],
         log_probs: vec![],
+        whole_log_probs: vec![],
         entropies: vec![],
         kept: vec![],
         finish: Finish::Length,

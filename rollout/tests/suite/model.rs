@@ -138,7 +138,7 @@ pub fn one_by_one(requests: &[Request], settings: &Settings<'_>) -> Vec<Completi
 
 fn alone(index: usize, request: &Request, sample: usize, settings: &Settings<'_>) -> Completion {
     let (mut tokens, mut log_probs, mut kept): (Vec<u32>, Vec<f32>, Vec<_>) = Default::default();
-    let (mut entropies, mut finish) = (Vec::new(), Finish::Length);
+    let (mut whole, mut entropies, mut finish) = (Vec::new(), Vec::new(), Finish::Length);
     let key = Key::new(settings.seed, settings.purpose).child(settings.iteration, request.key);
     for position in 0..request.max_new_tokens {
         let forbidden = if position < request.min_new_tokens {
@@ -161,6 +161,7 @@ fn alone(index: usize, request: &Request, sample: usize, settings: &Settings<'_>
         let drawn = draw_row(&logits(&[&request.prompt[..], &tokens].concat()), &draw).unwrap();
         tokens.push(drawn.token);
         log_probs.push(drawn.log_prob);
+        whole.push(drawn.whole_log_prob);
         entropies.extend(drawn.entropy);
         kept.push(drawn.kept.map(Into::into));
         let ends_text = position + 1 >= request.min_new_tokens
@@ -170,11 +171,13 @@ fn alone(index: usize, request: &Request, sample: usize, settings: &Settings<'_>
             break;
         }
     }
+    let any_cut = kept.iter().any(Option::is_some);
     Completion {
         request: index,
         sample,
         tokens,
         log_probs,
+        whole_log_probs: if any_cut { whole } else { Vec::new() },
         entropies,
         kept,
         finish,

@@ -202,6 +202,7 @@ impl Model for Broken {
             _ => Ok(vec![Drawn {
                 token: 20,
                 log_prob: -1.0,
+                whole_log_prob: -1.0,
                 entropy: None,
                 kept: None,
             }]),

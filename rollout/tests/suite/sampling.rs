@@ -271,6 +271,38 @@ fn log_probs_are_those_of_the_row_kernel() {
     );
 }
 
+/// Whatever was cut, the log-probability over the whole vocabulary is that of the row, bit for bit.
+#[test]
+fn a_draw_records_its_log_prob_over_the_whole_vocabulary() {
+    let logits = normal_row(9, 500, 2.0);
+    let plain = Sampling {
+        temperature: 0.7,
+        ..Sampling::default()
+    };
+    let (stats, t) = (row::stats(&logits, inverse(0.7)), inverse(0.7));
+    let cuts = [
+        plain,
+        Sampling { top_k: 3, ..plain },
+        Sampling {
+            top_p: 0.5,
+            ..plain
+        },
+        Sampling {
+            min_p: 0.2,
+            ..plain
+        },
+    ];
+    for sampling in cuts {
+        for forbidden in [&[][..], &[7, 8, 499]] {
+            let request = draw(Decoding::Sample(sampling), forbidden, 0.4);
+            let drawn = draw_row(&logits, &request).unwrap();
+            let whole = row::log_prob(&logits, t, &stats, drawn.token);
+            assert_eq!(drawn.whole_log_prob, whole, "{sampling:?} {forbidden:?}");
+            assert_eq!(drawn.kept.is_some(), drawn.log_prob > whole, "{sampling:?}");
+        }
+    }
+}
+
 #[test]
 fn greedy_takes_the_first_best_and_records_the_whole_distribution() {
     let logits = [1.0, 4.0, 4.0, 2.0];
@@ -284,6 +316,7 @@ fn greedy_takes_the_first_best_and_records_the_whole_distribution() {
             Drawn {
                 token,
                 log_prob,
+                whole_log_prob: log_prob,
                 entropy,
                 kept: None
             }
