@@ -19,7 +19,7 @@ use super::hf_config::HfConfig;
 use super::lora::Lora;
 use crate::ops::attention::{Attention, Segments};
 use crate::ops::embedding::embed;
-use crate::ops::head::{Target, TokenLogProbs, token_log_probs};
+use crate::ops::head::{BothLogProbs, Target, TokenLogProbs, both_log_probs, token_log_probs};
 use crate::ops::linear::{Linear, Projection};
 use crate::ops::norm::Norm;
 use crate::ops::param::{Param, ParamStore, Training};
@@ -195,6 +195,19 @@ impl Decoder {
         temperature: f32,
     ) -> Result<TokenLogProbs> {
         token_log_probs(hidden, &self.head, targets, temperature)
+    }
+
+    /// As [`Self::log_probs`], with log-probs over the whole vocabulary beside those of kept sets.
+    ///
+    /// # Errors
+    /// As [`token_log_probs`].
+    pub fn both_log_probs(
+        &self,
+        hidden: &Tensor,
+        targets: &[Target],
+        temperature: f32,
+    ) -> Result<BothLogProbs> {
+        both_log_probs(hidden, &self.head, targets, temperature)
     }
 
     /// Logits of hidden states: `[rows, vocabulary]`.

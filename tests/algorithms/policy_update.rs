@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
-use collimate::ops::head::{Target, TokenLogProbs, token_log_probs};
+use collimate::ops::head::{BothLogProbs, Target, both_log_probs};
 use collimate::ops::param::{Initial, Param, ParamStore, Training};
 use collimate::rlhf::differentiable::weighted_sum;
 use collimate::rlhf::kl::kl_loss;
@@ -31,6 +31,8 @@ struct Golden {
     kept: Vec<Option<Vec<u32>>>,
     old: Vec<f64>,
     reference: Vec<f64>,
+    /// Over the whole vocabulary.
+    whole_reference: Vec<f64>,
     advantages: Vec<f64>,
     lo: f64,
     hi: f64,
@@ -89,7 +91,7 @@ impl Golden {
         Var::from_tensor(&values.to_dtype(DType::F32).unwrap()).unwrap()
     }
 
-    fn forward(&self, hidden: &Tensor, head: &Arc<Param>) -> TokenLogProbs {
+    fn forward(&self, hidden: &Tensor, head: &Arc<Param>) -> BothLogProbs {
         let target = |(row, (&token, kept)): (usize, (&u32, &Option<Vec<u32>>))| Target {
             row,
             token,
@@ -97,7 +99,7 @@ impl Golden {
         };
         let tokens = self.tokens.iter().zip(&self.kept).enumerate();
         let targets: Vec<Target> = tokens.map(target).collect();
-        token_log_probs(hidden, head, &targets, self.temperature as f32).unwrap()
+        both_log_probs(hidden, head, &targets, self.temperature as f32).unwrap()
     }
 
     /// The log-probs in `f64`, for formulas that are held to `f64`.
@@ -179,17 +181,23 @@ fn kl_losses_of_every_aggregation() {
     }
 }
 
-/// Policy, KL and entropy together, down to the hidden states and the head's weight, through the operation that training uses.
+/// Policy and entropy over the kept sets and KL over the whole vocabulary together, down to the hidden states and the head's weight, through the operation that training uses.
 #[test]
 fn the_whole_loss_of_every_aggregation() {
     let golden = Golden::load();
     for (name, aggregation) in golden.aggregations() {
         let (weights, hidden, head) = (golden.weights(aggregation), golden.hidden(), golden.head());
-        let found = golden.forward(&hidden, &head);
-        let policy = golden.policy_loss(&found.log_probs, &weights);
-        let (log_probs, reference) = (&found.log_probs, &golden.reference);
-        let kl = kl_loss(log_probs, reference, KlEstimator::K3, &weights).unwrap();
-        let entropy = weighted_sum(&found.entropy, &weights).unwrap();
+        let BothLogProbs { kept, whole } = golden.forward(&hidden, &head);
+        let policy = golden.policy_loss(&kept.log_probs, &weights);
+        let reference = &golden.whole_reference;
+        let kl = kl_loss(&whole, reference, KlEstimator::K3, &weights).unwrap();
+        let expected: f64 = golden.expected(name, "whole_kl");
+        close(
+            &[f64::from(kl.to_scalar::<f32>().unwrap())],
+            &[expected],
+            name,
+        );
+        let entropy = weighted_sum(&kept.entropy, &weights).unwrap();
         let bonus: f64 = golden.expected(name, "entropy");
         let entropy_found = f64::from(entropy.to_scalar::<f32>().unwrap());
         close(&[entropy_found], &[bonus], name);

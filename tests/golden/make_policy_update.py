@@ -9,7 +9,9 @@ Rows of logits are hidden @ head.T / temperature, renormalised over `kept` where
     pg    = max(-A rho, -A clip(rho, 1 - lo, 1 + hi)), and min(that, -c A) where A < 0 (Ye et al. 2020)
     kl    = k1, k2 or k3 of d = log_prob - reference (Schulman 2020)
     H     = entropy of the distribution
-    total = agg(pg) + kl_coef agg(k3) - entropy_coef agg(H)
+    total = agg(pg) + kl_coef agg(k3 of d = whole_log_prob - whole_reference) - entropy_coef agg(H)
+
+whole_log_prob is over the whole vocabulary, whatever was kept: the KL compares policies, which keep different sets.
 
 agg: token = mean over all tokens; sequence = mean over sequences of the mean over each one's tokens; constant = mean over
 sequences of (sum over each one's tokens / `longest`).
@@ -59,14 +61,18 @@ def main():
         kept[row] = sorted(set(others + [int(tokens[row])]))
     start = cut_softmax(hidden @ head.T / temperature, kept).gather(1, tokens[:, None])[:, 0]
     old, reference, advantages = start + 0.7 * r(n), start + 0.5 * r(n), r(n)
+    whole_start = torch.log_softmax(hidden @ head.T / temperature, -1).gather(1, tokens[:, None])[:, 0]
+    whole_reference = whole_start + 0.5 * r(n)
     lo, hi, dual, kl_coef, entropy_coef = 0.2, 0.28, 1.2, 0.3, 0.05
     J = {"torch": torch.__version__, "seed": a.seed, "lengths": lengths, "temperature": temperature, "longest": longest,
          "hidden": hidden.tolist(), "head": head.tolist(), "tokens": tokens.tolist(), "kept": kept,
-         "old": old.tolist(), "reference": reference.tolist(), "advantages": advantages.tolist(),
+         "old": old.tolist(), "reference": reference.tolist(), "whole_reference": whole_reference.tolist(),
+         "advantages": advantages.tolist(),
          "lo": lo, "hi": hi, "dual": dual, "kl_coef": kl_coef, "entropy_coef": entropy_coef, "aggregations": {}}
     for how in ["token", "sequence", "constant"]:
         h, w = hidden.clone().requires_grad_(), head.clone().requires_grad_()
-        log_p = cut_softmax(h @ w.T / temperature, kept)
+        logits = h @ w.T / temperature
+        log_p = cut_softmax(logits, kept)
         log_probs = log_p.gather(1, tokens[:, None])[:, 0]
         log_probs.retain_grad()
         agg = lambda x: aggregate(x, lengths, how, longest)
@@ -82,9 +88,11 @@ def main():
                  "clipped": int((clipped > unclipped).sum()), "dual_clipped": int((bounded < single).sum())}
         for name, kl in kls.items():
             entry[name], entry["grad_" + name] = agg(kl).item(), grad(agg(kl))
-        total = policy + kl_coef * agg(kls["k3"]) - entropy_coef * bonus
+        d = torch.log_softmax(logits, -1).gather(1, tokens[:, None])[:, 0] - whole_reference
+        whole_kl = agg(torch.exp(-d) - 1 + d)
+        total = policy + kl_coef * whole_kl - entropy_coef * bonus
         total.backward()
-        entry.update(total=total.item(), grad_hidden=h.grad.tolist(), grad_head=w.grad.tolist())
+        entry.update(whole_kl=whole_kl.item(), total=total.item(), grad_hidden=h.grad.tolist(), grad_head=w.grad.tolist())
         J["aggregations"][how] = entry
     json.dump(J, open(os.path.join(a.out, "policy_update.json"), "w"))
 

@@ -14,7 +14,7 @@ use collimate::model::{Decoder, Gradient, Recompute};
 use collimate::ops::activation::{gelu, gelu_tanh, swiglu};
 use collimate::ops::attention::{Segments, attend};
 use collimate::ops::embedding::embed;
-use collimate::ops::head::{Target, TokenLogProbs, token_log_probs};
+use collimate::ops::head::{BothLogProbs, Target, TokenLogProbs, both_log_probs, token_log_probs};
 use collimate::ops::linear::{Linear, Projection};
 use collimate::ops::norm::Norm;
 use collimate::ops::param::{Param, ParamStore, Training};
@@ -223,7 +223,20 @@ fn of_the_head_whole_and_cut() -> Anyhow {
         let both = |r: TokenLogProbs| Tensor::stack(&[r.log_probs, r.entropy], 1);
         operation("head", &params, &(tensor(&[50, 12], 10) * 0.5)?, |x| {
             both(token_log_probs(x, &head, &targets, 0.8)?)
-        })
+        })?;
+        let all = |r: BothLogProbs| Tensor::stack(&[r.kept.log_probs, r.kept.entropy, r.whole], 1);
+        operation(
+            "head, both log-probs",
+            &params,
+            &(tensor(&[50, 12], 10) * 0.5)?,
+            |x| all(both_log_probs(x, &head, &targets, 0.8)?),
+        )?;
+        operation(
+            "head, over all alone",
+            &params,
+            &(tensor(&[50, 12], 10) * 0.5)?,
+            |x| Ok(both_log_probs(x, &head, &targets, 0.8)?.whole),
+        )
     })
 }
 
@@ -268,7 +281,7 @@ pub fn decoder(config: DecoderConfig) -> Anyhow<Decoder> {
     Ok(Decoder::fresh(HfConfig::new(config), 1, all, &Device::Cpu)?)
 }
 
-/// Three segments; log-probs and entropies of whole and cut distributions, or scores.
+/// Three segments; log-probs and entropies of whole and cut distributions and log-probs over the whole vocabulary, or scores.
 pub fn outputs(model: &Decoder, gradient: Gradient) -> Result<Tensor> {
     let ids: Vec<u32> = (0..17).map(|i| (i * 11 + 3) % 30).collect();
     let segments = Segments::from_lengths([6, 3, 8]);
@@ -279,8 +292,8 @@ pub fn outputs(model: &Decoder, gradient: Gradient) -> Result<Tensor> {
     let wanted = rows.iter().map(|&row| row as u32).collect();
     let hidden = model.forward_at(&ids, &segments, Some(wanted), gradient)?;
     let targets = targets(rows.len(), 30, |i| i, |i| ids[rows[i] + 1]);
-    let found = model.log_probs(&hidden, &targets, 1.3)?;
-    Tensor::cat(&[found.log_probs, found.entropy], 0)
+    let BothLogProbs { kept, whole } = model.both_log_probs(&hidden, &targets, 1.3)?;
+    Tensor::cat(&[kept.log_probs, kept.entropy, whole], 0)
 }
 
 /// Every parameter of a model. At this step curvature and rounding weigh alike, and the worst distance seen is a thousandth.

@@ -7,7 +7,9 @@ use collimate::ops::activation::{gelu, gelu_tanh, swiglu, swiglu_composed};
 use collimate::ops::adapter::Adapter;
 use collimate::ops::attention::{Segments, attend, composed};
 use collimate::ops::embedding;
-use collimate::ops::head::{Target, composed as head_composed, token_log_probs};
+use collimate::ops::head::{
+    BothLogProbs, Target, both_log_probs, composed as head_composed, composed_both, token_log_probs,
+};
 use collimate::ops::linear::{Linear, Projection};
 use collimate::ops::norm::Norm;
 use collimate::ops::param::ParamStore;
@@ -252,6 +254,62 @@ fn head_agrees_with_its_oracle() -> Anyhow {
             &(tensor(&[100, 12], 10) * 0.5)?,
             |x| both(token_log_probs(x, &head, &targets, 0.8)?),
             |x| both(head_composed(x, &head, &targets, 0.8)?),
-        )
+        )?;
+        let all = |r: BothLogProbs| Tensor::stack(&[r.kept.log_probs, r.kept.entropy, r.whole], 1);
+        same(
+            "head, whole and cut",
+            &params,
+            &(tensor(&[100, 12], 10) * 0.5)?,
+            |x| all(both_log_probs(x, &head, &targets, 0.8)?),
+            |x| all(composed_both(x, &head, &targets, 0.8)?),
+        )?;
+        // The gradient of one of the three alone takes a path of its own.
+        for part in 0..3 {
+            let one = |r: BothLogProbs| match part {
+                0 => Ok(r.kept.log_probs),
+                1 => Ok(r.kept.entropy),
+                _ => Ok(r.whole),
+            };
+            same(
+                "head, one result",
+                &params,
+                &(tensor(&[100, 12], 10) * 0.5)?,
+                |x| one(both_log_probs(x, &head, &targets, 0.8)?),
+                |x| one(composed_both(x, &head, &targets, 0.8)?),
+            )?;
+        }
+        Ok(())
     })
+}
+
+/// Log-probs of kept sets and of the whole vocabulary have the bits that they have alone.
+#[test]
+fn both_log_probs_of_the_head_are_those_of_each() -> Anyhow {
+    let params = store(&[("head", &[500, 12])])?;
+    let head = params.get("head")?;
+    let kept: Arc<[u32]> = (0..500).filter(|id| id % 7 == 3).collect();
+    let target = |i: usize| match i % 3 {
+        0 => Target {
+            kept: Some(kept.clone()),
+            ..Target::whole(i, 24)
+        },
+        _ => Target::whole(i, (i * 7 % 500) as u32),
+    };
+    let cut: Vec<Target> = (0..90).map(target).collect();
+    let whole: Vec<Target> = cut.iter().map(|t| Target::whole(t.row, t.token)).collect();
+    let hidden = tensor(&[90, 12], 10);
+    let values = |x: Tensor| x.to_vec1::<f32>();
+    for temperature in [1.0, 0.7] {
+        let both = both_log_probs(&hidden, &head, &cut, temperature)?;
+        let own = token_log_probs(&hidden, &head, &cut, temperature)?;
+        let over_all = token_log_probs(&hidden, &head, &whole, temperature)?;
+        assert_eq!(values(both.kept.log_probs)?, values(own.log_probs)?);
+        assert_eq!(values(both.kept.entropy)?, values(own.entropy)?);
+        assert_eq!(values(both.whole)?, values(over_all.log_probs)?);
+        let uncut = both_log_probs(&hidden, &head, &whole, temperature)?;
+        let over_all = token_log_probs(&hidden, &head, &whole, temperature)?;
+        assert_eq!(values(uncut.whole)?, values(over_all.log_probs.clone())?);
+        assert_eq!(values(uncut.kept.log_probs)?, values(over_all.log_probs)?);
+    }
+    Ok(())
 }

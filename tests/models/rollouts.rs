@@ -9,7 +9,9 @@ use collimate::ops::attention::Segments;
 use collimate::ops::head::Target;
 use collimate::ops::param::{Operand, Training};
 use rollout::random::{Key, Purpose};
-use rollout::{CacheBudget, Decoding, Model as _, Output, Request, Sampling, Settings, generate};
+use rollout::{
+    CacheBudget, Completion, Decoding, Model as _, Output, Request, Sampling, Settings, generate,
+};
 
 use crate::differences::{outputs, two_layers};
 use crate::support::{Anyhow, in_each_arithmetic, llama, load};
@@ -53,7 +55,7 @@ fn run(
     )?)
 }
 
-/// Every recorded log-prob against the packed training forward over all sequences at once.
+/// Every recorded log-prob, of the draw and over the whole vocabulary, against the packed training forward over all sequences at once.
 fn assert_equal_to_training(
     model: &Decoder,
     requests: &[Request],
@@ -74,18 +76,32 @@ fn assert_equal_to_training(
         lengths.push(prompt.len() + completion.tokens.len());
     }
     let hidden = model.forward(&ids, &Segments::from_lengths(lengths), Gradient::Skip)?;
-    let training = model
-        .log_probs(&hidden, &targets, sampling.temperature)?
-        .log_probs
-        .to_vec1::<f32>()?;
-    let sampled: Vec<f32> = output
-        .completions
+    let training = model.both_log_probs(&hidden, &targets, sampling.temperature)?;
+    let whole: Vec<Target> = targets
         .iter()
-        .flat_map(|c| c.log_probs.clone())
+        .map(|t| Target::whole(t.row, t.token))
         .collect();
+    let alone = model.log_probs(&hidden, &whole, sampling.temperature)?;
+    let recorded = |of: fn(&Completion) -> &[f32]| -> Vec<f32> {
+        output.completions.iter().flat_map(of).copied().collect()
+    };
     let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-    assert_eq!(bits(&sampled), bits(&training));
+    for (recorded, found) in [
+        (recorded(|c| &c.log_probs), training.kept.log_probs),
+        (recorded(over_all), training.whole),
+        (recorded(over_all), alone.log_probs),
+    ] {
+        assert_eq!(bits(&recorded), bits(&found.to_vec1()?));
+    }
     Ok(())
+}
+
+/// What was recorded of each token over the whole vocabulary.
+fn over_all(completion: &Completion) -> &[f32] {
+    match completion.kept.iter().any(Option::is_some) {
+        true => &completion.whole_log_probs,
+        false => &completion.log_probs,
+    }
 }
 
 /// Samples in a cache too small, and in batches of several sizes.
