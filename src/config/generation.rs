@@ -12,7 +12,7 @@ pub struct Generation {
     pub max_new_tokens: usize,
     /// Fewest tokens of a completion: until then what ends one cannot be drawn.
     pub min_new_tokens: usize,
-    /// Divides the logits; above 0.
+    /// Divides the logits; from 0.0001 to 10000.
     pub temperature: f64,
     /// Only this many likeliest tokens can be drawn (ties kept); 0 does not cut.
     pub top_k: usize,
@@ -53,12 +53,9 @@ impl Generation {
             );
             keys.wrong("min_new_tokens", self.min_new_tokens, message);
         }
-        keys.above(
-            "temperature",
-            self.temperature,
-            0.0,
-            "1.0 samples from the model as it is",
-        );
+        // What the sampler takes: a lower one would always draw the likeliest token.
+        let mend = "1.0 samples from the model as it is";
+        keys.between("temperature", self.temperature, 1e-4, 1e4, mend);
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             keys.wrong(
                 "top_p",

@@ -52,7 +52,7 @@ pub use overrides::Override;
 pub use ppo::{
     AdvantageEstimator, Critic, CriticFrom, Evaluation, KlControllerKind, KlEstimator, KlIn,
     LossAggregation, Objective, Ppo, PpoUpdate, Ptx, Rollout, ScoreNormalization, Scores, Share,
-    Sharing,
+    Sharing, keeps_one_of,
 };
 pub use pretrain::Pretrain;
 pub use reward::Reward;

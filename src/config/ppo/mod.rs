@@ -10,6 +10,7 @@ mod objective;
 mod ptx;
 mod reward;
 mod rollout;
+mod sampling;
 mod scores;
 mod sharing;
 #[cfg(test)]
@@ -31,6 +32,7 @@ pub use evaluation::Evaluation;
 pub use objective::{AdvantageEstimator, KlControllerKind, KlEstimator, Objective};
 pub use ptx::Ptx;
 pub use rollout::Rollout;
+pub use sampling::keeps_one_of;
 pub use scores::{ScoreNormalization, Scores};
 pub use sharing::{Share, Sharing};
 pub use update::{KlIn, LossAggregation, PpoUpdate};
@@ -152,6 +154,18 @@ impl Ppo {
         self.update.kl_in.unwrap_or(usual)
     }
 
+    /// Whether training weighs the KL to the reference, in the rewards or in the loss. Iterations score their samples by the reference
+    /// only then. An adaptive weight never starts at 0, for its controller multiplies it.
+    pub fn weighs_kl(&self) -> bool {
+        self.objective.kl_coef > 0.0
+    }
+
+    /// Whether anything reads the reference: training, evaluations (`eval/kl`), or the scale of scores. If not, it is not loaded.
+    pub fn reads_reference(&self) -> bool {
+        let scales = self.scores.score_normalization == ScoreNormalization::Reference;
+        self.weighs_kl() || self.eval_prompts.is_some() || scales
+    }
+
     /// Peak learning rate of the critic.
     pub fn critic_learning_rate(&self) -> f64 {
         let own = self.critic.critic_learning_rate;
@@ -222,6 +236,7 @@ impl Ppo {
         self.check_evaluation(&mut keys);
         self.update.check(self, &mut keys);
         self.generation.check(&mut keys);
+        sampling::check(&self.generation, &mut keys);
         self.training.check(&Self::default().training, &mut keys);
         rewards::check(&self.rewards, checker);
     }

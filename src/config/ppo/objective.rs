@@ -18,7 +18,8 @@ pub struct Objective {
     /// Whether advantages are shifted and scaled to mean 0 and variance 1 over the batch. When unset: with `gae` and
     /// `reinforce_plus_plus` (which always does), as in their sources. Always filled once read.
     pub whiten_advantages: Option<bool>,
-    /// Weight of the KL to the reference, in the reward or in the loss; where the controller is adaptive, its start.
+    /// Weight of the KL to the reference, in the reward or in the loss; where the controller is adaptive, its start. Where it is 0 iterations
+    /// do not score the reference and `objective/kl` is not written; evaluations still measure `eval/kl`.
     pub kl_coef: f64,
     /// Estimator of that KL. When unset: k1 in the reward, k3 in the loss. Always filled once read. Another is refused where `kl_coef`
     /// is 0.
@@ -62,7 +63,7 @@ pub enum KlEstimator {
     K1,
     /// Half its square: never negative, biased.
     K2,
-    /// exp(−k1) − 1 + k1: never negative, unbiased.
+    /// exp(−k1) − 1 + k1: never negative, unbiased; nothing of it is cut.
     K3,
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AdvantageEstimator, Keys, KlEstimator, Ppo, Ptx};
+use super::{AdvantageEstimator, Keys, KlControllerKind, KlEstimator, Ppo, Ptx};
 
 /// Keys of the update.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -118,6 +118,22 @@ impl PpoUpdate {
                            kl_in = \"reward\"";
             keys.wrong("kl_estimator", "\"k1\"", message);
         }
+        Self::check_controller(ppo, keys);
+    }
+
+    /// The adaptive controller changes the weight by a share of up to 0.2 · sequences / horizon an iteration. One that can take all of it
+    /// would leave 0, which it multiplies from then on.
+    fn check_controller(ppo: &Ppo, keys: &mut Keys<'_, '_>) {
+        let (horizon, batch) = (ppo.objective.kl_horizon, ppo.training.batch_size);
+        let least = 0.2 * batch as f64;
+        let adaptive = ppo.objective.kl_controller == KlControllerKind::Adaptive;
+        if adaptive && horizon > 0.0 && horizon <= least {
+            let message = format!(
+                "lets one iteration of batch_size = {batch} sequences take the weight of the KL to 0, where it stays; set it above {least}, \
+                 10000 is usual"
+            );
+            keys.wrong("kl_horizon", horizon, message);
+        }
     }
 
     /// A KL of weight 0 is the same in any place and by any estimator. Defaults pass, for the file in a run folder writes them out.
@@ -216,6 +232,17 @@ mod tests {
         ] {
             assert_eq!(ppo(usual).objective.kl_coef, 0.0);
         }
+    }
+
+    #[test]
+    fn a_horizon_over_which_the_weight_of_the_kl_is_lost_is_refused() {
+        let adaptive = ["ppo.kl_controller=adaptive", "ppo.batch_size=100"];
+        let with = |horizon: &'static str| [adaptive[0], adaptive[1], horizon];
+        refused(
+            &with("ppo.kl_horizon=20.0"),
+            &["ppo.kl_horizon = 20", "batch_size = 100", "above 20"],
+        );
+        ppo(&with("ppo.kl_horizon=20.5"));
     }
 
     #[test]

@@ -1,0 +1,63 @@
+//! Sampling that leaves the policy nothing to learn: where one token alone can be drawn, its probability is 1 whatever the weights, and
+//! the gradient of its log-prob is 0.
+
+use super::{Generation, Keys};
+
+/// Notes settings of `[ppo]` under which one token alone can ever be drawn. A vocabulary of so many tokens that `top_p` keeps one is
+/// known later: [`keeps_one_of`].
+pub(super) fn check(generation: &Generation, keys: &mut Keys<'_, '_>) {
+    let Generation {
+        top_k,
+        top_p,
+        min_p,
+        ..
+    } = *generation;
+    let nothing = "the likeliest token alone can be drawn, with probability 1 whatever the policy's weights, so that it cannot learn";
+    if top_k == 1 {
+        let message = format!("{nothing}; set 2 or more, or 0, which does not cut");
+        keys.wrong("top_k", top_k, message);
+    } else if top_k > 1 && keeps_one_of(top_k, top_p) {
+        let message = format!(
+            "of top_k = {top_k} tokens the likeliest has at least this share: {nothing}; raise it above {:.3}, or remove this key",
+            1.0 / top_k as f64
+        );
+        keys.wrong("top_p", top_p, message);
+    }
+    if min_p == 1.0 {
+        let message = format!("{nothing}; lower it (0.1 is much), or remove this key");
+        keys.wrong("min_p", min_p, message);
+    }
+}
+
+/// Whether `top_p` keeps one token of any distribution over `count` tokens: the likeliest has a share of 1 / `count` or more.
+pub fn keeps_one_of(count: usize, top_p: f64) -> bool {
+    top_p > 0.0 && top_p * count as f64 <= 1.0
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::tests::{refused, resolve};
+
+    #[test]
+    fn sampling_that_leaves_one_token_is_refused() {
+        let nothing = "cannot learn";
+        refused(&["ppo.top_k=1"], &["ppo.top_k = 1", nothing, "2 or more"]);
+        refused(&["ppo.min_p=1.0"], &["ppo.min_p = 1", nothing]);
+        refused(
+            &["ppo.top_k=4", "ppo.top_p=0.25"],
+            &["ppo.top_p = 0.25", "top_k = 4", nothing, "above 0.250"],
+        );
+        for temperature in ["0", "0.00001", "20000"] {
+            let set = format!("ppo.temperature={temperature}");
+            refused(&[&set], &["ppo.temperature", "0.0001"]);
+        }
+        for sound in [
+            &["ppo.top_k=2"][..],
+            &["ppo.top_k=4", "ppo.top_p=0.26"],
+            &["ppo.top_p=0.01"],
+            &["ppo.min_p=0.99", "ppo.temperature=0.0001"],
+        ] {
+            resolve(sound).unwrap();
+        }
+    }
+}
