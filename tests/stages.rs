@@ -13,6 +13,8 @@ mod estimators;
 mod fine_tuning;
 #[path = "stages/invariance.rs"]
 mod invariance;
+#[path = "stages/kl.rs"]
+mod kl;
 #[path = "stages/limits.rs"]
 mod limits;
 #[path = "stages/mistakes.rs"]

@@ -23,6 +23,9 @@ pub struct Sequence {
     pub generated: Vec<Range<usize>>,
     /// Log-probability of each generated token under the distribution that it was drawn from.
     pub log_probs: Vec<f32>,
+    /// Log-probability of each generated token over the whole vocabulary; empty where sampling cut no distribution, for then
+    /// `log_probs` are these.
+    pub whole_log_probs: Vec<f32>,
     /// Entropy of that distribution, in nats; empty where generation was not asked for it.
     pub entropies: Vec<f32>,
     /// The ids that sampling kept for each generated token, where it cut the distribution.
@@ -38,7 +41,8 @@ pub struct Sequence {
 pub enum ExperienceError {
     /// A sequence's parts have different sizes.
     #[error(
-        "sequence {index} has {ids} tokens, {generated} generated ones, {log_probs} log-probs, {entropies} entropies and {kept} kept sets"
+        "sequence {index} has {ids} tokens, {generated} generated ones, {log_probs} log-probs, {whole_log_probs} of the whole vocabulary, \
+         {entropies} entropies and {kept} kept sets"
     )]
     Sequence {
         /// Which one.
@@ -49,6 +53,8 @@ pub enum ExperienceError {
         generated: usize,
         /// Log-probs.
         log_probs: usize,
+        /// Log-probs over the whole vocabulary.
+        whole_log_probs: usize,
         /// Entropies.
         entropies: usize,
         /// Kept sets.
@@ -70,6 +76,14 @@ impl Sequence {
         self.positions().map(|p| self.ids[p]).collect()
     }
 
+    /// Log-probability of each generated token over the whole vocabulary.
+    pub fn whole_log_probs(&self) -> &[f32] {
+        match self.whole_log_probs.is_empty() {
+            true => &self.log_probs,
+            false => &self.whole_log_probs,
+        }
+    }
+
     fn fits(&self) -> bool {
         // A generated token is predicted by the one before it, so none may stand first.
         let inside = self
@@ -78,11 +92,14 @@ impl Sequence {
             .all(|r| r.start > 0 && r.start < r.end && r.end <= self.ids.len());
         let ascending = self.generated.windows(2).all(|w| w[0].end <= w[1].start);
         let count: usize = self.generated.iter().map(Range::len).sum();
+        let cut = self.kept.iter().any(Option::is_some);
+        let whole = if cut { count } else { 0 };
         inside
             && ascending
             && count > 0
             && count == self.log_probs.len()
             && count == self.kept.len()
+            && whole == self.whole_log_probs.len()
             && (self.entropies.is_empty() || count == self.entropies.len())
     }
 }
@@ -110,6 +127,7 @@ impl Experience {
                     ids,
                     generated,
                     log_probs,
+                    whole_log_probs: s.whole_log_probs.len(),
                     entropies: s.entropies.len(),
                     kept,
                 });
@@ -146,6 +164,7 @@ impl Experience {
         };
         TokenScores {
             log_probs: all(|s| &s.log_probs),
+            whole_log_probs: all(Sequence::whole_log_probs),
             entropy: all(|s| &s.entropies),
         }
     }
@@ -167,6 +186,7 @@ mod tests {
             ids: vec![1; 6],
             generated: generated.iter().map(|&(a, b)| a..b).collect(),
             log_probs: vec![0.0; count],
+            whole_log_probs: Vec::new(),
             entropies: Vec::new(),
             kept: vec![None; count],
             finished: true,
@@ -189,5 +209,27 @@ mod tests {
         ] {
             assert!(Experience::new(vec![bad]).is_err());
         }
+    }
+
+    #[test]
+    fn a_cut_sequence_has_log_probs_over_the_whole_vocabulary() {
+        let cut = Sequence {
+            kept: vec![Some([1].into()), None],
+            log_probs: vec![0.0, -1.0],
+            whole_log_probs: vec![-2.0, -1.0],
+            ..sequence(&[(1, 3)], 2)
+        };
+        let without = Sequence {
+            whole_log_probs: Vec::new(),
+            ..cut.clone()
+        };
+        assert!(Experience::new(vec![without]).is_err());
+        let uncut = Sequence {
+            log_probs: vec![-3.0, -4.0],
+            ..sequence(&[(1, 3)], 2)
+        };
+        let recorded = Experience::new(vec![cut, uncut]).unwrap().recorded();
+        assert_eq!(recorded.log_probs, [0.0, -1.0, -3.0, -4.0]);
+        assert_eq!(recorded.whole_log_probs, [-2.0, -1.0, -3.0, -4.0]);
     }
 }

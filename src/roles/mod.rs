@@ -1,8 +1,8 @@
 //! Actor, critic, reference and reward model: what each owns, and how a batch is scored by them.
 //!
 //! What they hold in common is [`Sharing`]'s: nothing, a trunk of frozen layers, or all but adapters. The reference is the frozen start
-//! of the actor. The critic starts from the reward model or from the policy; an estimator without values has none, and then nothing of
-//! one is loaded.
+//! of the actor, and is loaded where anything reads it. The critic starts from the reward model or from the policy; an estimator without
+//! values has none, and then nothing of one is loaded.
 
 mod critic;
 pub mod experience;
@@ -18,7 +18,7 @@ use crate::reward::{RewardError, RewardModel, Rewards};
 
 pub use critic::CriticStart;
 pub use experience::{Experience, ExperienceError, Sequence};
-pub use scoring::{Packed, TokenScores, log_probs, values};
+pub use scoring::{Packed, TokenScores, log_probs, token_scores, values, whole_log_probs};
 pub use sharing::{Ground, Sharing};
 
 use sharing::boundary;
@@ -29,8 +29,8 @@ pub struct Roles {
     pub actor: Decoder,
     /// The value function, trained; none where the estimator of advantages asks for no values.
     pub critic: Option<Decoder>,
-    /// The frozen start of the actor.
-    pub reference: Decoder,
+    /// The frozen start of the actor; none where nothing reads it.
+    pub reference: Option<Decoder>,
     /// What scores: the frozen reward model, or a sum of other things.
     pub reward: Rewards,
     /// A second reward model, which only evaluations use, if there is one.
@@ -39,6 +39,15 @@ pub struct Roles {
     pub base: PathBuf,
     /// The layer below which all of them are one and frozen, if they share layers.
     pub boundary: Option<usize>,
+}
+
+/// Whether the reference is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reference {
+    /// Something reads it.
+    Read,
+    /// Nothing does.
+    Unread,
 }
 
 /// Roles that cannot work together.
@@ -84,8 +93,8 @@ pub enum RolesError {
 }
 
 impl Roles {
-    /// Loads them on their common ground: the critic, if there is to be one, from where it starts; what scores as `rewards` says; the judge
-    /// from its folder, if it has one.
+    /// Loads them on their common ground: the critic, if there is to be one, from where it starts; the reference, if it is read; what
+    /// scores as `rewards` says; the judge from its folder, if it has one.
     ///
     /// # Errors
     /// If a model or tokenizer cannot be read, vocabularies differ, or a model was trained on other ground.
@@ -94,6 +103,7 @@ impl Roles {
         sharing: &Sharing,
         policy: &Path,
         critic: Option<CriticStart>,
+        reference: Reference,
         rewards: &[RewardComponent],
         judge: Option<&Path>,
     ) -> Result<Self, RolesError> {
@@ -110,7 +120,10 @@ impl Roles {
             base: ground.base_folder().to_owned(),
             actor,
             critic,
-            reference: ground.reference()?,
+            reference: match reference {
+                Reference::Read => Some(ground.reference()?),
+                Reference::Unread => None,
+            },
             reward,
         };
         for (folder, model) in roles.reward.models().chain(judge.zip(roles.judge.as_ref())) {

@@ -9,7 +9,7 @@ use crate::data::packing::cut;
 use crate::model::boundary::{Boundary, States};
 use crate::model::{Decoder, Gradient};
 use crate::ops::attention::Segments;
-use crate::ops::head::{Target, TokenLogProbs};
+use crate::ops::head::{BothLogProbs, Target, TokenLogProbs};
 
 /// Sequences laid end to end, without each one's last token, which predicts nothing.
 pub struct Packed {
@@ -23,12 +23,14 @@ pub struct Packed {
     states: Vec<(Option<States>, usize)>,
 }
 
-/// What a language model says of the generated tokens.
+/// Log-probs and entropies of the generated tokens under the policy that drew them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TokenScores {
-    /// Log-probability of each.
+    /// Log-probability of each token in the distribution that it was drawn from: what ratios are taken of.
     pub log_probs: Vec<f32>,
-    /// Entropy of the distribution that each was drawn from.
+    /// Log-probability of each token over the whole vocabulary, at the same temperature: what is held against another policy's.
+    pub whole_log_probs: Vec<f32>,
+    /// Entropy of the distribution that each token was drawn from, in nats.
     pub entropy: Vec<f32>,
 }
 
@@ -74,7 +76,7 @@ impl Packed {
         }
     }
 
-    /// Log-probs and entropies of the generated tokens: `[n]` each.
+    /// Log-probs and entropies of the generated tokens, of the distributions that they were drawn from: `[n]` each.
     ///
     /// # Errors
     /// If the computation fails.
@@ -86,6 +88,28 @@ impl Packed {
     ) -> Result<TokenLogProbs> {
         let hidden = self.hidden(model, gradient)?;
         model.log_probs(&hidden, &self.targets, temperature)
+    }
+
+    /// The same, with log-probs over the whole vocabulary beside them.
+    ///
+    /// # Errors
+    /// If the computation fails.
+    pub fn both_log_probs(
+        &self,
+        model: &Decoder,
+        temperature: f32,
+        gradient: Gradient,
+    ) -> Result<BothLogProbs> {
+        let hidden = self.hidden(model, gradient)?;
+        model.both_log_probs(&hidden, &self.targets, temperature)
+    }
+
+    /// Log-probs of the generated tokens over the whole vocabulary, whatever sampling kept: `[n]`.
+    fn whole_log_probs(&self, model: &Decoder, temperature: f32) -> Result<Tensor> {
+        let hidden = self.hidden(model, Gradient::Skip)?;
+        let whole = |target: &Target| Target::whole(target.row, target.token);
+        let targets: Vec<Target> = self.targets.iter().map(whole).collect();
+        Ok(model.log_probs(&hidden, &targets, temperature)?.log_probs)
     }
 
     /// Values at the positions that predict the generated tokens: `[n]`.
@@ -113,24 +137,64 @@ fn in_runs(
     Ok(())
 }
 
-/// Log-probs and entropies of all generated tokens, in order, without a graph.
+/// What the policy says of all generated tokens, in order, without a graph.
 ///
 /// # Errors
 /// If the computation fails.
-pub fn log_probs(
-    model: &Decoder,
+pub fn token_scores(
+    policy: &Decoder,
     sequences: &[Sequence],
     temperature: f32,
     limit: usize,
 ) -> Result<TokenScores> {
     let mut scores = TokenScores::default();
     in_runs(sequences, limit, |packed| {
-        let found = packed.log_probs(model, temperature, Gradient::Skip)?;
-        scores.log_probs.extend(found.log_probs.to_vec1::<f32>()?);
-        scores.entropy.extend(found.entropy.to_vec1::<f32>()?);
+        let BothLogProbs { kept, whole } =
+            packed.both_log_probs(policy, temperature, Gradient::Skip)?;
+        scores.log_probs.extend(kept.log_probs.to_vec1::<f32>()?);
+        scores.whole_log_probs.extend(whole.to_vec1::<f32>()?);
+        scores.entropy.extend(kept.entropy.to_vec1::<f32>()?);
         Ok(())
     })?;
     Ok(scores)
+}
+
+/// Log-probs of all generated tokens in the distributions that they were drawn from, in order, without a graph.
+///
+/// # Errors
+/// If the computation fails.
+pub fn log_probs(
+    policy: &Decoder,
+    sequences: &[Sequence],
+    temperature: f32,
+    limit: usize,
+) -> Result<Vec<f32>> {
+    let mut all = Vec::new();
+    in_runs(sequences, limit, |packed| {
+        let found = packed.log_probs(policy, temperature, Gradient::Skip)?;
+        all.extend(found.log_probs.to_vec1::<f32>()?);
+        Ok(())
+    })?;
+    Ok(all)
+}
+
+/// Log-probs of all generated tokens over the whole vocabulary, whatever sampling kept, in order, without a graph.
+///
+/// # Errors
+/// If the computation fails.
+pub fn whole_log_probs(
+    model: &Decoder,
+    sequences: &[Sequence],
+    temperature: f32,
+    limit: usize,
+) -> Result<Vec<f32>> {
+    let mut all = Vec::new();
+    in_runs(sequences, limit, |packed| {
+        let found = packed.whole_log_probs(model, temperature)?;
+        all.extend(found.to_vec1::<f32>()?);
+        Ok(())
+    })?;
+    Ok(all)
 }
 
 /// Values of all generated tokens, in order, without a graph.

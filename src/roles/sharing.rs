@@ -7,7 +7,7 @@
 
 mod scorers;
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -44,8 +44,9 @@ pub struct Ground<'a> {
     sharing: &'a Sharing,
     seed: u64,
     device: &'a Device,
-    /// Frozen; with adapters the model that all of them stand on.
-    base: Decoder,
+    /// Frozen; with adapters the model that all of them stand on. Read when it is first asked for: where nothing is shared it is the
+    /// reference, which not every run needs.
+    base: OnceCell<Decoder>,
     /// The folder of that model.
     base_folder: PathBuf,
     /// The folders of those that were found to stand on it.
@@ -53,11 +54,11 @@ pub struct Ground<'a> {
 }
 
 impl<'a> Ground<'a> {
-    /// Reads the policy's frozen weights, or its base's where adapters are what is trained and it has them already. `seed` draws
-    /// fresh adapters and heads.
+    /// The policy's frozen weights, or its base's where adapters are what is trained and it has them already. `seed` draws fresh
+    /// adapters and heads.
     ///
     /// # Errors
-    /// If it cannot be read.
+    /// If they cannot be read, or a trunk has more layers than the policy.
     pub fn load(
         policy: &'a Path,
         sharing: &'a Sharing,
@@ -68,20 +69,27 @@ impl<'a> Ground<'a> {
             (Sharing::Adapter(_), Some(adapter)) => adapter.base_folder(policy)?,
             _ => policy.to_owned(),
         };
-        let frozen = |_: &_| Training::Frozen;
-        let base = Decoder::load(&base_folder, Head::LanguageModel, 0, frozen, device)?;
-        if let Sharing::Trunk { layers } = sharing {
-            base.check_depth(*layers)?;
-        }
-        Ok(Self {
+        let ground = Self {
             policy,
             sharing,
             seed,
             device,
-            base,
+            base: OnceCell::new(),
             base_folder,
             known: RefCell::default(),
-        })
+        };
+        if let Sharing::Trunk { layers } = sharing {
+            ground.base()?.check_depth(*layers)?;
+        }
+        Ok(ground)
+    }
+
+    fn base(&self) -> Result<&Decoder> {
+        if let Some(base) = self.base.get() {
+            return Ok(base);
+        }
+        let base = read_frozen(&self.base_folder, self.device)?;
+        Ok(self.base.get_or_init(|| base))
     }
 
     /// The folder of the model that adapters stand on.
@@ -98,7 +106,7 @@ impl<'a> Ground<'a> {
         match self.sharing {
             Sharing::None => Decoder::load(self.policy, head, 0, |_| trained, self.device),
             Sharing::Trunk { layers } => {
-                Decoder::load_on_trunk(&self.base, *layers, self.policy, head, 0, trained)
+                Decoder::load_on_trunk(self.base()?, *layers, self.policy, head, 0, trained)
             }
             Sharing::Adapter(asked) if self.has_adapters() => {
                 let actor = self.adapters_of(self.policy, trained)?;
@@ -121,10 +129,10 @@ impl<'a> Ground<'a> {
             (Sharing::None, start) => start.load(self.device),
             (_, CriticStart::RewardModel(folder)) => self.scorer(folder, trained),
             (Sharing::Trunk { layers }, CriticStart::Policy { folder, seed }) => {
-                Decoder::load_on_trunk(&self.base, *layers, folder, head, seed, trained)
+                Decoder::load_on_trunk(self.base()?, *layers, folder, head, seed, trained)
             }
             (Sharing::Adapter(_), CriticStart::Policy { folder, seed }) if self.has_adapters() => {
-                Decoder::load_adapter(&self.base, folder, head, seed, trained)
+                Decoder::load_adapter(self.base()?, folder, head, seed, trained)
             }
             (Sharing::Adapter(asked), CriticStart::Policy { seed, .. }) => {
                 self.adapt(asked.as_ref(), head, seed)
@@ -139,7 +147,10 @@ impl<'a> Ground<'a> {
     pub fn reference(self) -> Result<Decoder> {
         match self.has_adapters() {
             true => self.adapters_of(self.policy, Training::Frozen),
-            false => Ok(self.base),
+            false => match self.base.into_inner() {
+                Some(base) => Ok(base),
+                None => read_frozen(&self.base_folder, self.device),
+            },
         }
     }
 
@@ -151,12 +162,24 @@ impl<'a> Ground<'a> {
     fn adapt(&self, asked: Option<&LoraConfig>, head: Head, seed: u64) -> Result<Decoder> {
         let usual = LoraConfig::default();
         let lora = asked.unwrap_or(&usual);
-        Decoder::adapt(&self.base, lora, head, seed, Training::Trained)
+        Decoder::adapt(self.base()?, lora, head, seed, Training::Trained)
     }
 
     fn adapters_of(&self, folder: &Path, training: Training) -> Result<Decoder> {
-        Decoder::load_adapter(&self.base, folder, Head::LanguageModel, self.seed, training)
+        Decoder::load_adapter(
+            self.base()?,
+            folder,
+            Head::LanguageModel,
+            self.seed,
+            training,
+        )
     }
+}
+
+/// A language model that nobody trains.
+fn read_frozen(folder: &Path, device: &Device) -> Result<Decoder> {
+    let frozen = |_: &_| Training::Frozen;
+    Decoder::load(folder, Head::LanguageModel, 0, frozen, device)
 }
 
 /// The layer below which all roles are one, if there is one above the lowest: generation keeps the states at its input.

@@ -12,7 +12,7 @@ use collimate::model::hf_config::HfConfig;
 use collimate::model::lora::{Layers, LoraConfig, Scaling, Targets};
 use collimate::model::{Decoder, Holding};
 use collimate::ops::param::{Param, Training};
-use collimate::roles::Sharing;
+use collimate::roles::{Reference, Sharing};
 use collimate::stages::plan::plan;
 use collimate::stages::plan::roles::{Judge, Models, Role, Start, adapted, roles};
 use collimate::train::optimizer::{AdamW, AdamWConfig};
@@ -85,6 +85,7 @@ fn all_of(policy: DecoderConfig) -> Models {
     };
     Models {
         critic: Some(whole(&scoring)),
+        reference: Reference::Read,
         rewards: vec![whole(&scoring)],
         judge: Some(Judge::Alone(scoring)),
         policy: whole(&policy),

@@ -13,7 +13,7 @@ use collimate::model::trunk::in_trunk;
 use collimate::model::weights::SaveDtype;
 use collimate::model::{Decoder, Holding};
 use collimate::ops::param::Training;
-use collimate::roles::{CriticStart, Ground, Roles, Sharing};
+use collimate::roles::{CriticStart, Ground, Reference, Roles, Sharing};
 use collimate::stages::plan::plan;
 use collimate::stages::plan::roles::Role;
 use tempfile::TempDir;
@@ -35,13 +35,20 @@ struct Case {
 }
 
 impl Case {
-    fn config(&self, critic_from: &str) -> Anyhow<Config> {
+    /// Evaluations read the reference and the judge. Without them and without a KL nothing reads the two.
+    fn config(&self, critic_from: &str, reference: Reference) -> Anyhow<Config> {
+        let read = match reference {
+            Reference::Read => format!(
+                "eval_prompts = \"held-out.jsonl\"\njudge_model = {:?}",
+                self.judge.path()
+            ),
+            Reference::Unread => "kl_coef = 0.0".to_owned(),
+        };
         let text = format!(
-            "[run]\nname = \"trial\"\n[ppo]\nfrom = {:?}\nprompts = \"prompts.jsonl\"\neval_prompts = \"held-out.jsonl\"\n\
-             reward_model = {:?}\njudge_model = {:?}\ncritic_from = \"{critic_from}\"\nmax_new_tokens = 4\n{}\n",
+            "[run]\nname = \"trial\"\n[ppo]\nfrom = {:?}\nprompts = \"prompts.jsonl\"\n{read}\nreward_model = {:?}\n\
+             critic_from = \"{critic_from}\"\nmax_new_tokens = 4\n{}\n",
             self.policy,
             self.reward.path(),
-            self.judge.path(),
             self.keys
         );
         let document = Document::parse(&text, Path::new("config.toml"))?;
@@ -49,22 +56,33 @@ impl Case {
     }
 
     /// The roles as PPO loads them.
-    fn load(&self, config: &Ppo, critic: CriticStart) -> Anyhow<Roles> {
+    fn load(&self, config: &Ppo, critic: CriticStart, reference: Reference) -> Anyhow<Roles> {
         let ground = Ground::load(&self.policy, &self.sharing, 1, &Device::Cpu)?;
-        let (rewards, judge) = (config.reward_components(), Some(self.judge.path()));
+        let (rewards, judge) = (config.reward_components(), config.judge_model.as_deref());
         let (sharing, policy) = (&self.sharing, &self.policy);
         Ok(Roles::load(
             ground,
             sharing,
             policy,
             Some(critic),
+            reference,
             &rewards,
             judge,
         )?)
     }
 
-    /// Holds the loaded roles against the plan, whatever the critic starts from; the plan's names.
+    /// Holds the loaded roles against the plan, whatever the critic starts from, with and without reference and judge; the plan's names
+    /// with them.
     fn check(&self) -> Anyhow<Vec<String>> {
+        let without = self.check_with(Reference::Unread)?;
+        let mut with = self.check_with(Reference::Read)?;
+        let all = with.clone();
+        with.retain(|name| name != "reference" && name != "judge");
+        assert_eq!(without, with);
+        Ok(all)
+    }
+
+    fn check_with(&self, reference: Reference) -> Anyhow<Vec<String>> {
         let mut found = Vec::new();
         let policy = CriticStart::Policy {
             folder: &self.policy,
@@ -72,12 +90,12 @@ impl Case {
         };
         let reward = CriticStart::RewardModel(self.reward.path());
         for (key, critic) in [("policy", policy), ("reward_model", reward)] {
-            let config = self.config(key)?;
+            let config = self.config(key, reference)?;
             let planned = plan(&config)?.remove(0).roles;
-            check_roles(
-                &planned,
-                &self.load(config.ppo.as_ref().expect("ppo"), critic)?,
-            );
+            let ppo = config.ppo.as_ref().expect("ppo");
+            let loaded = self.load(ppo, critic, reference)?;
+            assert_eq!(loaded.reference.is_some(), reference == Reference::Read);
+            check_roles(&planned, &loaded);
             found = names(&planned).into_iter().map(str::to_owned).collect();
         }
         Ok(found)
@@ -89,16 +107,17 @@ impl Case {
 fn check_roles(planned: &[Role], roles: &Roles) {
     let critic = roles.critic.as_ref().expect("a critic");
     let reward = roles.reward.models().next().expect("a reward model").1;
-    let judge = roles.judge.as_ref().expect("a judge").decoder();
-    let decoders = [
+    let reference = roles.reference.as_ref().map(|model| ("reference", model));
+    let judge = roles.judge.as_ref();
+    let judge = judge.map(|judge| ("judge", judge.decoder()));
+    let always = [
         ("actor", &roles.actor),
         ("critic", critic),
-        ("reference", &roles.reference),
         ("reward", reward.decoder()),
-        ("judge", judge),
     ];
+    let decoders: Vec<_> = always.into_iter().chain(reference).chain(judge).collect();
     let listed = |name: &str| planned.iter().find(|role| role.name == name);
-    for (name, decoder) in decoders {
+    for &(name, decoder) in &decoders {
         match (listed(name), name) {
             // The reference is the policy as it was read, with what the others share of it.
             (Some(role), "reference") if listed("trunk").is_some() => {

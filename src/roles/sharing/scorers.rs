@@ -54,9 +54,9 @@ impl Ground<'_> {
         let head = Head::Score;
         match self.sharing {
             Sharing::Trunk { layers } => {
-                Decoder::load_on_trunk(&self.base, *layers, folder, head, 0, training)
+                Decoder::load_on_trunk(self.base()?, *layers, folder, head, 0, training)
             }
-            _ => Decoder::load_adapter(&self.base, folder, head, self.seed, training),
+            _ => Decoder::load_adapter(self.base()?, folder, head, self.seed, training),
         }
     }
 
@@ -70,7 +70,7 @@ impl Ground<'_> {
             return refuse(folder, "a language model", needed);
         }
         match self.sharing {
-            Sharing::Trunk { layers } => self.base.trunk(*layers)?.check(folder)?,
+            Sharing::Trunk { layers } => self.base()?.trunk(*layers)?.check(folder)?,
             _ => self.check_adapter(folder)?,
         }
         self.known.borrow_mut().insert(folder.to_owned());
@@ -85,7 +85,7 @@ impl Ground<'_> {
                 "an adapter on the policy's base ([reward.lora]), or ppo.critic_from = \"policy\",";
             return refuse(folder, "a whole reward model", needed);
         }
-        let adapter = AdapterFolder::open(folder, self.base.decoder_config())?;
+        let adapter = AdapterFolder::open(folder, self.base()?.decoder_config())?;
         if !adapter.has(&weight(SCORE)) {
             let needed = "one with the scalar head that it was trained with (PEFT: modules_to_save = [\"score\"])";
             return refuse(folder, "an adapter without score.weight", needed);
@@ -97,7 +97,7 @@ impl Ground<'_> {
     }
 
     fn check_base(&self, folder: &Path, base: &Path) -> Result<()> {
-        let layers = self.base.decoder_config().num_hidden_layers;
+        let layers = self.base()?.decoder_config().num_hidden_layers;
         let as_base = |error| match error {
             ModelError::OtherTrunk {
                 expected, found, ..
@@ -108,7 +108,7 @@ impl Ground<'_> {
             },
             other => other,
         };
-        self.base.trunk(layers)?.check(base).map_err(as_base)
+        self.base()?.trunk(layers)?.check(base).map_err(as_base)
     }
 }
 

@@ -9,13 +9,15 @@ use crate::model::config::{
 use crate::model::lora::{Lora, LoraConfig, LoraError};
 use crate::model::trunk::in_trunk;
 use crate::ops::param::Training;
-use crate::roles::Sharing;
+use crate::roles::{Reference, Sharing};
 
 /// The models that the roles of PPO are made of.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Models {
-    /// The policy, which is the reference too.
+    /// The policy, which is the reference too where there is one.
     pub policy: Start,
+    /// Whether the reference is loaded.
+    pub reference: Reference,
     /// What the critic starts from, with its scalar head; none where there is no critic.
     pub critic: Option<Start>,
     /// The reward models.
@@ -160,17 +162,16 @@ pub fn roles(sharing: &Sharing, models: &Models) -> Result<Vec<Role>, LoraError>
     Ok(roles)
 }
 
-/// Actor, critic and reference above a trunk of so many layers; of none, whole.
+/// Actor, critic and reference, those of them that there are, above a trunk of so many layers; of none, whole.
 fn branches(models: &Models, layers: usize) -> Vec<Role> {
     let (policy, critic) = (&models.policy.decoder, models.critic.as_ref());
     let mut roles = vec![Role::new("actor", above(policy, layers), Training::Trained)];
     let critic = critic.map(|critic| above(&critic.decoder, layers));
     roles.extend(critic.map(|tensors| Role::new("critic", tensors, Training::Trained)));
-    roles.push(Role::new(
-        "reference",
-        above(policy, layers),
-        Training::Frozen,
-    ));
+    if models.reference == Reference::Read {
+        let tensors = above(policy, layers);
+        roles.push(Role::new("reference", tensors, Training::Frozen));
+    }
     roles
 }
 
@@ -197,7 +198,7 @@ fn adapters(models: &Models, asked: &LoraConfig) -> Result<Vec<Role>, LoraError>
         let tensors = of(critic)?.into_iter().chain(score(&critic.decoder));
         roles.push(Role::new("critic", tensors, trained));
     }
-    if policy.adapter.is_some() {
+    if policy.adapter.is_some() && models.reference == Reference::Read {
         roles.push(Role::new("reference", of(policy)?, Training::Frozen));
     }
     Ok(roles)

@@ -213,6 +213,7 @@ mod tests {
             ids: vec![1; 3],
             generated: std::iter::once(1..3).collect(),
             log_probs: vec![0.0; 2],
+            whole_log_probs: Vec::new(),
             entropies: Vec::new(),
             kept: vec![None; 2],
             finished: true,

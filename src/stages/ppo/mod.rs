@@ -42,7 +42,7 @@ use update::{Outcome, PretrainMix};
 
 pub(super) use rollouts::{cache_budget, run_length};
 pub(super) use scores::REFERENCE_SAMPLES;
-pub(super) use setup::sharing;
+pub(super) use setup::{check_sampling, reference, sharing};
 
 /// Runs the stage; `None` when a signal stopped it.
 ///
@@ -91,7 +91,8 @@ struct Run<'a> {
 /// What the roles say of a batch, token by token.
 struct Scored {
     old: TokenScores,
-    reference: Vec<f32>,
+    /// The reference's log-probs over the whole vocabulary, where the KL has a weight.
+    reference: Option<Vec<f32>>,
     /// The critic's, where there is a critic.
     values: Option<Vec<f32>>,
 }
@@ -208,7 +209,7 @@ impl<'a> Run<'a> {
         gathered.write(self.config, metrics);
         let experience = Experience::new(std::mem::take(&mut gathered.batch.sequences))?;
 
-        // 2. Score: actor and reference log-probs, values.
+        // 2. Score: log-probs of actor and, where the KL has a weight, of the reference; values.
         let Scored {
             old,
             reference,
@@ -218,8 +219,8 @@ impl<'a> Run<'a> {
 
         // 3. Rewards, advantages, returns.
         let inputs = targets::Inputs {
-            old: &old.log_probs,
-            reference: &reference,
+            policy: &old.whole_log_probs,
+            reference: reference.as_deref(),
             values,
             scores: &gathered.batch.scores.total,
             baseline: gathered.baseline.as_ref(),
@@ -230,7 +231,7 @@ impl<'a> Run<'a> {
         let batch = update::Batch {
             experience: &experience,
             old_log_probs: &old.log_probs,
-            reference_log_probs: &reference,
+            reference_log_probs: reference.as_deref(),
             targets: &targets,
         };
         self.update(iteration, &batch, metrics)?;
@@ -251,13 +252,17 @@ impl<'a> Run<'a> {
         );
         let temperature = self.config.generation.temperature as f32;
         let roles = self.roles;
+        let reference = roles.reference.as_ref();
+        let reference = reference.filter(|_| self.config.weighs_kl());
         let values = roles.critic.as_ref();
         Ok(Scored {
             old: match self.rescores() {
-                true => roles::log_probs(&roles.actor, sequences, temperature, limit)?,
+                true => roles::token_scores(&roles.actor, sequences, temperature, limit)?,
                 false => experience.recorded(),
             },
-            reference: roles::log_probs(&roles.reference, sequences, temperature, limit)?.log_probs,
+            reference: reference
+                .map(|model| roles::whole_log_probs(model, sequences, temperature, limit))
+                .transpose()?,
             values: values
                 .map(|critic| roles::values(critic, sequences, limit))
                 .transpose()?,

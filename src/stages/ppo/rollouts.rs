@@ -249,6 +249,7 @@ fn sequence(
         generated: std::iter::once(request.prompt.len()..ids.len()).collect(),
         ids,
         log_probs: completion.log_probs,
+        whole_log_probs: completion.whole_log_probs,
         entropies: completion.entropies,
         kept: completion.kept,
         finished: completion.finish == Finish::Stop,

@@ -65,9 +65,11 @@ pub fn normalizer(
                 .into_iter()
                 .map(|i| (i as u64, &prompts[i]))
                 .collect();
+            let reference = roles.reference.as_ref();
+            let reference = reference.context("reference samples without a reference")?;
             let mut scores = Scores::default();
             for run in sampler.runs(&prompts) {
-                let samples = sampler.sample_all(&roles.reference, run, Purpose::Split)?;
+                let samples = sampler.sample_all(reference, run, Purpose::Split)?;
                 scores.extend(rewards::score(
                     config,
                     &roles.reward,
@@ -116,6 +118,7 @@ mod tests {
             ids: vec![1; tokens + 1],
             generated: std::iter::once(1..tokens + 1).collect(),
             log_probs: vec![0.0; tokens],
+            whole_log_probs: Vec::new(),
             entropies: Vec::new(),
             kept: vec![None; tokens],
             finished,

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
-use crate::config::{CriticFrom, Ppo, Share, TooLong};
+use crate::config::{CriticFrom, Ppo, Share, TooLong, keeps_one_of};
 use crate::data::example::{Encoder, Limit, Prompt};
 use crate::data::records::read;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
 use crate::reward::RewardModel;
-use crate::roles::{CriticStart, Ground, Roles, Sharing};
+use crate::roles::{CriticStart, Ground, Reference, Roles, Sharing};
 use crate::stages::Context;
 use crate::stages::adapters::lora_config;
 
@@ -26,13 +26,40 @@ pub fn roles(context: &Context, config: &Ppo) -> Result<Roles> {
     let rewards = config.reward_components();
     let judge = config.judge_model.as_deref();
     let judge = judge.filter(|_| config.eval_prompts.is_some());
-    Roles::load(ground, &sharing, &config.from, critic, &rewards, judge).with_context(|| {
-        match config.sharing.share {
-            Share::None => "[ppo]",
-            Share::Trunk => "ppo.share = \"trunk\"",
-            Share::Adapter => "ppo.share = \"adapter\", ppo.lora",
-        }
-    })
+    let policy = &config.from;
+    let reference = reference(config);
+    let loaded = Roles::load(ground, &sharing, policy, critic, reference, &rewards, judge);
+    let loaded = loaded.with_context(|| match config.sharing.share {
+        Share::None => "[ppo]",
+        Share::Trunk => "ppo.share = \"trunk\"",
+        Share::Adapter => "ppo.share = \"adapter\", ppo.lora",
+    });
+    let roles = loaded?;
+    check_sampling(config, roles.actor.decoder_config().vocab_size)?;
+    Ok(roles)
+}
+
+/// Whether anything reads the reference.
+pub fn reference(config: &Ppo) -> Reference {
+    match config.reads_reference() {
+        true => Reference::Read,
+        false => Reference::Unread,
+    }
+}
+
+/// A `top_p` that keeps one token of any distribution over the policy's vocabulary leaves nothing to learn.
+///
+/// # Errors
+/// If it is so low.
+pub fn check_sampling(config: &Ppo, vocabulary: usize) -> Result<()> {
+    let top_p = config.generation.top_p;
+    if keeps_one_of(vocabulary, top_p) {
+        bail!(
+            "ppo.top_p = {top_p} keeps one token of a vocabulary of {vocabulary}, whatever the policy's weights, so that it cannot learn; \
+             raise it, or remove it to cut nothing"
+        );
+    }
+    Ok(())
 }
 
 /// What the roles hold in common.

@@ -1,5 +1,8 @@
 //! Scores and log-probs → advantages, and what the critic aims at.
 //!
+//! The KL compares policy and reference over the whole vocabulary, whatever sampling kept of it: what leaves the reference's view is not
+//! free. Where the KL has no weight there is none.
+//!
 //! One rule holds for the KL of all estimators where the rewards carry it: it is a reward of each token, −kl_coef · KLₜ, beside the score at the end. What an
 //! estimator sees is the rewards of the tokens (GAE, REINFORCE++) or their sum, the return of the sequence: score − kl_coef · Σₜ KLₜ
 //! (GRPO, Dr. GRPO, RLOO, ReMax). So GRPO divides by a deviation to which the KL adds: in a group whose scores are all alike it is the
@@ -25,10 +28,10 @@ use crate::train::metrics::{Metrics, names};
 
 /// What the roles said of a batch: per generated token, and per sequence.
 pub struct Inputs<'a> {
-    /// log π of the policy that sampled.
-    pub old: &'a [f32],
-    /// log π of the reference.
-    pub reference: &'a [f32],
+    /// log π of the policy that sampled, over the whole vocabulary.
+    pub policy: &'a [f32],
+    /// log π of the reference, over the whole vocabulary; none where the KL has no weight.
+    pub reference: Option<&'a [f32]>,
     /// The critic's values, where there is a critic.
     pub values: Option<Vec<f32>>,
     /// Raw scores, one a sequence.
@@ -76,21 +79,15 @@ pub fn targets(
         .baseline
         .map(|b| shape(&b.sequences, &b.scores.total));
     let baselines = baselines.transpose()?;
-    let kl = estimator(config.kl_estimator()).per_token(inputs.old, inputs.reference)?;
     let coef = state.kl.coef();
-    let objective = objective_kl(inputs.old, inputs.reference, rows)?;
+    let kl = token_kl(config, state, &inputs, rows, metrics)?;
     metrics
-        .set(names::OBJECTIVE_KL, objective)
         .set(names::OBJECTIVE_KL_COEF, coef)
         .set(names::OBJECTIVE_SCORES, mean(inputs.scores))
         .set(
             names::OBJECTIVE_RLHF_REWARD,
             rlhf_reward(&scores, &kl, coef, rows)?,
         );
-    // While the critic warms up the policy stands still, and its KL says nothing about the coefficient.
-    if state.iteration >= config.critic.critic_warmup as u64 {
-        state.kl.update(objective, rows.len());
-    }
     let (reward_coef, loss_kl_coef) = match config.kl_in() {
         KlIn::Reward => (coef, None),
         KlIn::Loss => (0.0, Some(coef).filter(|&coef| coef > 0.0)),
@@ -104,6 +101,26 @@ pub fn targets(
         metrics.set(names::VALUE_EXPLAINED_VARIANCE, explained);
     }
     Ok(targets)
+}
+
+/// The KL of each token, and `objective/kl`, which the controller takes in; zeros where there is no reference to compare with.
+fn token_kl(
+    config: &Ppo,
+    state: &mut State,
+    inputs: &Inputs,
+    rows: Rows,
+    metrics: &mut Metrics,
+) -> Result<Vec<f64>> {
+    let Some(reference) = inputs.reference else {
+        return Ok(vec![0.0; rows.tokens()]);
+    };
+    let objective = objective_kl(inputs.policy, reference, rows)?;
+    metrics.set(names::OBJECTIVE_KL, objective);
+    // While the critic warms up the policy stands still, and its KL says nothing about the coefficient.
+    if state.iteration >= config.critic.critic_warmup as u64 {
+        state.kl.update(objective, rows.len());
+    }
+    Ok(estimator(config.kl_estimator()).per_token(inputs.policy, reference)?)
 }
 
 /// Rewards of the tokens → advantages, by the configured estimator and whitened if configured.

@@ -53,7 +53,7 @@ pub const EVAL_JUDGE_CORRELATION: &str = "eval/judge_correlation";
 pub const EVAL_JUDGE_DISAGREEMENT: &str = "eval/judge_disagreement";
 /// 1 where the judge has fallen and the score risen since the judge's best evaluation, beyond noise; else 0.
 pub const EVAL_HACKING_WARNING: &str = "eval/hacking_warning";
-/// Mean over held-out prompts of Σ_t k1.
+/// Mean over held-out prompts of Σ_t k1, over the whole vocabulary.
 pub const EVAL_KL: &str = "eval/kl";
 /// Mean tokens of a completion of a held-out prompt.
 pub const EVAL_LENGTH_MEAN: &str = "eval/length_mean";
@@ -72,7 +72,7 @@ pub const EVAL_VALENCE_MEAN: &str = "eval/valence_mean";
 /// Mean over completions of the summed valence by the lexicon.
 pub const EVAL_VALENCE_SUM: &str = "eval/valence_sum";
 
-/// Mean over sequences of Σ_t k1, the KL to the reference.
+/// Mean over sequences of Σ_t k1, the KL to the reference over the whole vocabulary; written where `kl_coef` is above 0.
 pub const OBJECTIVE_KL: &str = "objective/kl";
 /// Token mean of the policy's entropy.
 pub const OBJECTIVE_ENTROPY: &str = "objective/entropy";
@@ -134,7 +134,7 @@ pub const ROLLOUT_TOKENS_PER_SECOND: &str = "rollout/tokens_per_second";
 pub const ROLLOUT_LENGTH_MEAN: &str = "rollout/length_mean";
 /// Share of completions that ended by themselves.
 pub const ROLLOUT_EOS_FRACTION: &str = "rollout/eos_fraction";
-/// Largest difference of a recorded log-prob and the training forward's: 0 on the CPU.
+/// Largest difference of a recorded log-prob, of the draw or over the whole vocabulary, and the training forward's: 0 on the CPU.
 pub const ROLLOUT_LOG_PROB_MAX_DEV: &str = "rollout/log_prob_max_dev";
 
 /// Rounds of generation that the batch took: 1, and those of dynamic sampling.

@@ -211,7 +211,7 @@ mod tests {
     use super::*;
     use crate::model::hf_config::HfConfig;
     use crate::model::lora::{Layers, LoraConfig};
-    use crate::roles::Sharing;
+    use crate::roles::{Reference, Sharing};
 
     fn start(adapter: Option<Layers>) -> Start {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/llama");
@@ -254,6 +254,7 @@ mod tests {
         let (reward, judge) = models;
         let models = Models {
             critic: None,
+            reference: Reference::Read,
             rewards: reward.into_iter().collect(),
             judge,
             policy: start(None),

@@ -10,7 +10,7 @@ use super::models::Folders;
 use super::roles::{Models, Start, roles};
 use crate::config::{CriticFrom, Ppo, RewardKind, Stage};
 use crate::model::config::Head;
-use crate::stages::ppo::sharing;
+use crate::stages::ppo::{check_sampling, reference, sharing};
 use buffers::Sizes;
 use prompts::LongestPrompt;
 
@@ -46,6 +46,7 @@ pub fn ppo(folders: Folders, config: &Ppo) -> Result<Plan> {
 
 fn models(folders: Folders, config: &Ppo) -> Result<Models> {
     let policy = folders.start(&config.from, Head::LanguageModel)?;
+    check_sampling(config, policy.decoder.vocab_size)?;
     let components = config.reward_components();
     let paths = components.iter().flat_map(|c| match &c.kind {
         RewardKind::Model(model) => std::slice::from_ref(&model.path),
@@ -70,6 +71,7 @@ fn models(folders: Folders, config: &Ppo) -> Result<Models> {
     let judge = judge.map(|folder| folders.judge(folder, config));
     Ok(Models {
         critic,
+        reference: reference(config),
         rewards,
         judge: judge.transpose()?,
         policy,

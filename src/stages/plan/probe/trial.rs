@@ -10,8 +10,8 @@ use tempfile::TempDir;
 use super::long::{pair, words};
 use super::process::Step;
 use crate::config::{
-    Config, Data, Dpo, HeldOut, Length, Ppo, Reward, ScoreNormalization, Sft, Source, Stage,
-    TooLong, Training,
+    Config, Data, Dpo, HeldOut, Length, Objective, Ppo, Reward, ScoreNormalization, Sft, Source,
+    Stage, TooLong, Training,
 };
 use crate::data::loader::split;
 use crate::data::records::{Record, read};
@@ -210,6 +210,7 @@ impl Trial {
         self.settle(&mut ppo.training, count, batch);
         // While the critic warms up, the actor does not move.
         ppo.critic.critic_warmup = 0;
+        let reads_reference = ppo.reads_reference();
         let longest = longest_prompt(folders, ppo)?.context("ppo.prompts")?.record;
         let longest = Value::from(longest.fields);
         let asked = match self.lengths {
@@ -226,9 +227,12 @@ impl Trial {
                 ppo.rollout.rollout_batch.min(ppo.evaluation.eval_samples)
             }
         };
-        // The judge is held all the while, whether or not it is asked much.
+        // Judge and reference are held all the while, whether or not they are asked much.
         if ppo.eval_prompts.is_some() {
             ppo.eval_prompts = Some(self.file("eval_prompts", &vec![longest; asked])?);
+        }
+        if reads_reference && !ppo.reads_reference() {
+            ppo.objective.kl_coef = Objective::default().kl_coef;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use rollout::random::Purpose;
 use serde::Serialize;
 
@@ -18,6 +18,7 @@ use super::setup;
 use crate::config::Ppo;
 use crate::data::example::Prompt;
 use crate::data::tokenizer::Tokenizer;
+use crate::model::Decoder;
 use crate::reward::{Lexicon, RewardModel, Scored, Valence, repeated};
 use crate::rlhf::stats::mean;
 use crate::roles::{self, Roles};
@@ -37,6 +38,7 @@ const REPEATED_RUN: usize = 4;
 /// What an evaluation needs.
 pub struct Evaluator<'a> {
     prompts: Vec<Prompt>,
+    reference: &'a Decoder,
     judge: Option<&'a RewardModel>,
     lexicon: Option<Lexicon>,
     config: &'a Ppo,
@@ -62,14 +64,16 @@ pub struct Sample {
 }
 
 impl<'a> Evaluator<'a> {
-    /// Reads prompts and lexicon, and takes the judge; `None` when the configuration has no held-out prompts.
+    /// Reads prompts and lexicon, and takes reference and judge; `None` when the configuration has no held-out prompts.
     ///
     /// # Errors
-    /// If one of them cannot be read.
+    /// If prompts or lexicon cannot be read, or the reference was not loaded.
     pub fn load(config: &'a Ppo, tokenizer: &Tokenizer, roles: &'a Roles) -> Result<Option<Self>> {
         let Some(file) = &config.eval_prompts else {
             return Ok(None);
         };
+        let reference = roles.reference.as_ref();
+        let reference = reference.context("an evaluation without a reference")?;
         let (judge, key) = (roles.judge.as_ref(), "eval_prompts");
         let mut prompts = setup::prompts(tokenizer, config, roles, judge, file, key)?;
         prompts.truncate(config.evaluation.eval_samples);
@@ -81,6 +85,7 @@ impl<'a> Evaluator<'a> {
             .transpose()?;
         Ok(Some(Self {
             prompts,
+            reference,
             judge,
             lexicon,
             config,
@@ -116,9 +121,8 @@ impl<'a> Evaluator<'a> {
         let sequences = sampler.sample_all(&roles.actor, prompts, Purpose::Evaluation)?;
         let limit = self.config.training.micro_batch_tokens;
         let temperature = self.config.generation.temperature as f32;
-        let policy = roles::log_probs(&roles.actor, &sequences, temperature, limit)?;
-        let reference =
-            roles::log_probs(&roles.reference, &sequences, temperature, limit)?.log_probs;
+        let policy = roles::token_scores(&roles.actor, &sequences, temperature, limit)?;
+        let reference = roles::whole_log_probs(self.reference, &sequences, temperature, limit)?;
         let scores = rewards::score(self.config, &roles.reward, sampler, prompts, &sequences)?;
         let known = sequences.iter().map(|s| (&s.ids[..], s.states.as_ref()));
         let known: Vec<Scored> = known.collect();
@@ -130,7 +134,7 @@ impl<'a> Evaluator<'a> {
         for (index, ((key, prompt), sequence)) in asked.enumerate() {
             let tokens = at..at + sequence.log_probs.len();
             at = tokens.end;
-            let kl = policy.log_probs[tokens.clone()]
+            let kl = policy.whole_log_probs[tokens.clone()]
                 .iter()
                 .zip(&reference[tokens.clone()])
                 .map(|(p, r)| f64::from(p - r))

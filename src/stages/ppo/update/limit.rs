@@ -90,7 +90,7 @@ impl Update<'_> {
         let temperature = self.config.generation.temperature as f32;
         let limit = self.config.training.micro_batch_tokens;
         let sequences = batch.experience.sequences();
-        let new = roles::log_probs(&self.roles.actor, sequences, temperature, limit)?.log_probs;
+        let new = roles::log_probs(&self.roles.actor, sequences, temperature, limit)?;
         Ok(RatioStats::between(&new, batch.old_log_probs)?.approx_kl())
     }
 }

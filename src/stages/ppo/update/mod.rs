@@ -42,10 +42,10 @@ pub struct Rates {
 pub struct Batch<'a> {
     /// The sequences.
     pub experience: &'a Experience,
-    /// Log-probs of the policy that sampled them.
+    /// Log-probs of the policy that sampled them, in the distributions that tokens were drawn from.
     pub old_log_probs: &'a [f32],
-    /// Log-probs of the reference.
-    pub reference_log_probs: &'a [f32],
+    /// Log-probs of the reference over the whole vocabulary, where the KL has a weight.
+    pub reference_log_probs: Option<&'a [f32]>,
     /// Advantages, and what the critic aims at.
     pub targets: &'a Targets,
 }

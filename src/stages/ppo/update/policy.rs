@@ -1,11 +1,11 @@
 //! The actor's part of a minibatch: the clipped loss, the KL to the reference where the loss carries it, and the entropy bonus.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use candle_core::Tensor;
 
 use super::{Micro, Update};
 use crate::config::{self, Ppo};
-use crate::ops::head::TokenLogProbs;
+use crate::ops::head::{BothLogProbs, TokenLogProbs};
 use crate::rlhf::differentiable::weighted_sum;
 use crate::rlhf::kl::kl_loss;
 use crate::rlhf::{LossAggregation, PolicyLossConfig, PolicyStats, policy_loss};
@@ -61,11 +61,7 @@ impl Update<'_> {
 
     fn policy_pass(&self, micro: &Micro, sums: &mut PolicySums) -> Result<()> {
         let config = self.config;
-        let temperature = config.generation.temperature as f32;
-        let found =
-            micro
-                .packed
-                .log_probs(&self.roles.actor, temperature, gradient(&config.training))?;
+        let (found, whole) = self.forward(micro)?;
         let weights = micro.weights(aggregation(config))?;
         let old = micro.pick(micro.batch().old_log_probs);
         let advantages = micro.pick(&micro.batch().targets.advantages);
@@ -73,27 +69,41 @@ impl Update<'_> {
         let policy = policy_loss(&found.log_probs, &old, &advantages, &weights, &clip)?;
         sums.loss += policy.value;
         sums.stats.merge(&policy.stats);
-        let loss = self.with_kl(policy.loss, &found, micro, &weights, sums)?;
+        let loss = self.with_kl(policy.loss, whole.as_ref(), micro, &weights, sums)?;
         let loss = self.with_entropy(loss, &found, &weights, sums)?;
         loss.backward()?;
         Ok(())
     }
 
-    /// `loss` and the KL to the reference, where the loss carries it.
+    /// Log-probs of the pass's tokens in the distributions that they were drawn from and, where the loss carries the KL, over the
+    /// whole vocabulary.
+    fn forward(&self, micro: &Micro) -> Result<(TokenLogProbs, Option<Tensor>)> {
+        let (actor, packed) = (&self.roles.actor, &micro.packed);
+        let temperature = self.config.generation.temperature as f32;
+        let gradient = gradient(&self.config.training);
+        if micro.batch().targets.loss_kl_coef.is_none() {
+            return Ok((packed.log_probs(actor, temperature, gradient)?, None));
+        }
+        let BothLogProbs { kept, whole } = packed.both_log_probs(actor, temperature, gradient)?;
+        Ok((kept, Some(whole)))
+    }
+
+    /// `loss` and the KL to the reference, where the loss carries it: then `whole` holds log-probs over the whole vocabulary.
     fn with_kl(
         &self,
         loss: Tensor,
-        found: &TokenLogProbs,
+        whole: Option<&Tensor>,
         micro: &Micro,
         weights: &[f64],
         sums: &mut PolicySums,
     ) -> Result<Tensor> {
-        let Some(coef) = micro.batch().targets.loss_kl_coef else {
+        let Some((whole, coef)) = whole.zip(micro.batch().targets.loss_kl_coef) else {
             return Ok(loss);
         };
-        let reference = micro.pick(micro.batch().reference_log_probs);
+        let reference = micro.batch().reference_log_probs;
+        let reference = micro.pick(reference.context("a KL without a reference")?);
         let estimator = estimator(self.config.kl_estimator());
-        let kl = kl_loss(&found.log_probs, &reference, estimator, weights)?;
+        let kl = kl_loss(whole, &reference, estimator, weights)?;
         *sums.kl.get_or_insert(0.0) += f64::from(kl.to_scalar::<f32>()?);
         Ok((loss + (kl * coef)?)?)
     }
