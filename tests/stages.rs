@@ -33,6 +33,8 @@ mod ppo_update;
 mod preference;
 #[path = "stages/preference_sharing.rs"]
 mod preference_sharing;
+#[path = "stages/preflight.rs"]
+mod preflight;
 #[path = "stages/processors.rs"]
 mod processors;
 #[path = "stages/ptx.rs"]

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use candle_core::Device;
 use serde_json::{Map, Value};
 
 use super::rules::{Exact, Json, Length, Numeric, Pattern, Repetition};
@@ -85,6 +86,16 @@ impl Rewards {
             })
         };
         Ok(Self(components.iter().map(load).collect::<Result<_, _>>()?))
+    }
+
+    /// The rules among `components`: what can be checked before any model is loaded or program started.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn rules(components: &[RewardComponent]) -> Result<Self, RewardError> {
+        let rules = components.iter().filter(|c| c.kind.is_rule());
+        let rules: Vec<RewardComponent> = rules.cloned().collect();
+        Self::load(&rules, &|folder| RewardModel::load(folder, &Device::Cpu))
     }
 
     /// Every reward model with its folder, those of ensembles among them, in the configuration's order.
@@ -196,7 +207,6 @@ fn in_component(name: &str) -> impl FnOnce(RewardError) -> RewardError {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
     use serde_json::json;
 
     use super::*;

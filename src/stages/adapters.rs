@@ -48,7 +48,8 @@ impl Trainee {
             let (head, seed, frozen) = (start.head, start.seed, Frozen::from(trainable));
             let training = |spec: &TensorSpec| frozen.training(spec);
             let model = Decoder::load(start.from, head, seed, training, start.device)?;
-            frozen.check(start.table, start.from, &model)?;
+            let layers = model.decoder_config().num_hidden_layers;
+            frozen.check(start.table, start.from, layers)?;
             return Ok(Self { model, base: None });
         };
         let asked = lora_config(lora);

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, ensure};
 use candle_core::Device;
 use serde_json::{Map, Value};
 
@@ -74,18 +74,8 @@ impl Context<'_> {
         let place = self.config.tokenizer.from.as_deref().unwrap_or(folder);
         let tokenizer = Tokenizer::load(place)
             .with_context(|| format!("the tokenizer in {}", place.display()))?;
-        let (tokens, rows) = (
-            tokenizer.vocab_size(),
-            HfConfig::read(folder)?.decoder.vocab_size,
-        );
-        if tokens > rows {
-            bail!(
-                "the tokenizer in {} has {tokens} tokens, the embedding of {} only {rows} rows; set tokenizer.from to that model's tokenizer, \
-                 or remove the key to take the one in its folder",
-                place.display(),
-                folder.display()
-            );
-        }
+        let rows = HfConfig::read(folder)?.decoder.vocab_size;
+        check_vocabulary(&tokenizer, place, rows, folder)?;
         Ok(tokenizer)
     }
 }
@@ -118,6 +108,27 @@ impl Finished {
             table,
         }
     }
+}
+
+/// Checks that the embedding of the model in `folder` has a row for each token of the tokenizer in `place`.
+///
+/// # Errors
+/// More tokens than `rows`.
+pub fn check_vocabulary(
+    tokenizer: &Tokenizer,
+    place: &Path,
+    rows: usize,
+    folder: &Path,
+) -> Result<()> {
+    let tokens = tokenizer.vocab_size();
+    ensure!(
+        tokens <= rows,
+        "the tokenizer in {} has {tokens} tokens, the embedding of {} only {rows} rows; set tokenizer.from to that model's tokenizer, \
+         or remove the key to take the one in its folder",
+        place.display(),
+        folder.display()
+    );
+    Ok(())
 }
 
 /// Steps of a stage whose data has `records`, `batch_size` of them a step.

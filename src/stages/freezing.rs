@@ -5,7 +5,6 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 
 use crate::config::Trainable;
-use crate::model::Decoder;
 use crate::model::config::{TensorSpec, is_embedding, layer_of};
 use crate::ops::param::Training;
 
@@ -40,12 +39,11 @@ impl Frozen {
         }
     }
 
-    /// More frozen layers than the model has would leave next to nothing to train.
+    /// Checks that the model in `from`, of `layers` layers, has as many layers as are to be frozen.
     ///
     /// # Errors
     /// If there are not so many, with the key of `table`.
-    pub fn check(self, table: &str, from: &Path, model: &Decoder) -> Result<()> {
-        let layers = model.decoder_config().num_hidden_layers;
+    pub fn check(self, table: &str, from: &Path, layers: usize) -> Result<()> {
         ensure!(
             self.layers <= layers,
             "{table}.freeze_layers is {}, but the model in {} has {layers} layers; freeze that many or fewer",

@@ -12,6 +12,7 @@ mod language;
 mod origin;
 pub mod plan;
 mod ppo;
+pub mod preflight;
 mod pretrain;
 mod reward;
 mod run;

@@ -121,11 +121,11 @@ fn tokenizer(context: &Context, records: &[Record]) -> Result<Tokenizer> {
         .iter()
         .map(Record::text)
         .collect::<Result<Vec<_>, _>>()?;
-    Ok(Tokenizer::train_bpe(&texts, &training(config))?)
+    Ok(Tokenizer::train_bpe(&texts, &bpe_training(config))?)
 }
 
 /// The first special token ends a text, the second fills; the configuration has at least two.
-fn training(config: &crate::config::Tokenizer) -> BpeTraining {
+pub(super) fn bpe_training(config: &crate::config::Tokenizer) -> BpeTraining {
     let mut training = BpeTraining::new(config.vocab_size);
     if let [eos, pad, ..] = config.special_tokens.as_slice() {
         training.eos_token.clone_from(eos);

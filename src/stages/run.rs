@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 
 use super::context::{Context, Finished};
-use super::{arithmetic, dpo, origin, pretrain, reward, sft};
+use super::{arithmetic, dpo, origin, preflight, pretrain, reward, sft};
 use crate::config::{Config, Length, Stage, Training};
 use crate::model::hub;
 use crate::ops::{device, profile};
@@ -61,6 +61,7 @@ fn run_in_order(
 ) -> Result<Outcome> {
     let device = device::open(config.run.device)?;
     let local = with_local_models(config, stages)?;
+    check_before_the_first(&local, folder, stages, existing)?;
     for &stage in stages {
         let files = folder.stage(stage, existing)?;
         origin::check_inputs(config, &local, stage, &files)?;
@@ -96,6 +97,26 @@ fn run_in_order(
         }
     }
     Ok(Outcome::Finished)
+}
+
+/// Checks the stages that are yet to run, if there are several: a single one makes the same checks itself, at once.
+fn check_before_the_first(
+    config: &Config,
+    folder: &RunFolder,
+    stages: &[Stage],
+    existing: Existing,
+) -> Result<()> {
+    let done = |stage: Stage| anyhow::Ok(folder.existing_stage(stage).done()?.is_some());
+    let mut ahead = Vec::new();
+    for &stage in stages {
+        if existing == Existing::SetAside || !done(stage)? {
+            ahead.push(stage);
+        }
+    }
+    match ahead.len() {
+        0 | 1 => Ok(()),
+        _ => preflight::check(config, &ahead),
+    }
 }
 
 /// Whether nothing is left to do of a stage, which is said then. One that is to go on is no longer marked as done.

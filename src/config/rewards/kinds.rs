@@ -35,6 +35,25 @@ pub enum RewardKind {
     Http(HttpReward),
 }
 
+impl RewardKind {
+    /// Whether it is a rule, which reads the completion and the prompt's record alone.
+    pub fn is_rule(&self) -> bool {
+        match self {
+            Self::Exact(_)
+            | Self::Numeric(_)
+            | Self::Regex(_)
+            | Self::Length(_)
+            | Self::Json(_)
+            | Self::Repetition(_) => true,
+            Self::Model(_)
+            | Self::Ensemble(_)
+            | Self::Classifier(_)
+            | Self::Program(_)
+            | Self::Http(_) => false,
+        }
+    }
+}
+
 /// `type = "model"`: the scalar head of a reward model at the last token.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ModelReward {

@@ -114,6 +114,15 @@ impl Decoder {
         training: impl Fn(&TensorSpec) -> Training,
         device: &Device,
     ) -> Fallible<Self> {
+        Self::check_reward_model(folder)?;
+        Self::load(folder, Head::Score, 0, training, device)
+    }
+
+    /// Checks by its `config.json` that a folder holds a reward model.
+    ///
+    /// # Errors
+    /// If it holds a language model, or cannot be read.
+    pub fn check_reward_model(folder: &Path) -> Fallible<()> {
         if HfConfig::read(folder)?.decoder.head != Head::Score {
             let (found, needed) = (
                 "a language model",
@@ -125,7 +134,7 @@ impl Decoder {
                 needed,
             });
         }
-        Self::load(folder, Head::Score, 0, training, device)
+        Ok(())
     }
 
     /// A decoder made of what `source` says of each of its tensors.

@@ -30,7 +30,8 @@ use crate::rlhf::preference::{
 use crate::train::metrics::names;
 use crate::train::supervised::{Plan, train};
 use crate::train::task::{Evaluation, Share, Task};
-use answers::{Answers, predicted_pairs, tokens};
+pub use answers::predicted_pairs;
+use answers::{Answers, tokens};
 use reference::{Pairs, References};
 
 /// Runs the stage; `None` when a signal stopped it.

@@ -9,7 +9,7 @@
 pub mod activations;
 pub mod generation;
 mod judge;
-mod models;
+pub mod models;
 mod ppo;
 mod probe;
 pub mod roles;
@@ -93,6 +93,7 @@ pub fn plan(config: &Config) -> Result<Vec<Plan>> {
 fn plans(config: &Config) -> Result<Vec<Plan>> {
     let stages = config.stages();
     let config = super::run::with_local_models(config, &stages)?;
+    super::preflight::check(&config, &stages)?;
     let folders = Folders(&config);
     let plan = |&stage: &Stage| {
         let missing = || format!("the configuration has no [{stage}] table");

@@ -101,7 +101,7 @@ impl<'a> Folders<'a> {
 
     /// The folder itself if it is there or no stage of the run makes it, or else that of what its stage starts from; `None` where
     /// this is made from scratch.
-    fn origin(self, folder: &Path) -> Option<PathBuf> {
+    pub fn origin(self, folder: &Path) -> Option<PathBuf> {
         let Some(stage) = self.to_be_made_by(folder) else {
             return Some(folder.to_owned());
         };
@@ -116,7 +116,7 @@ impl<'a> Folders<'a> {
     }
 
     /// The folder of the model that a stage after pretraining starts from.
-    pub(super) fn from(self, stage: Stage) -> Option<&'a Path> {
+    pub fn from(self, stage: Stage) -> Option<&'a Path> {
         let config = self.0;
         Some(match stage {
             Stage::Pretrain => return None,
@@ -138,7 +138,8 @@ impl<'a> Folders<'a> {
         self.0.stages().into_iter().find(makes)
     }
 
-    pub(super) fn reward(self, stage: Stage) -> Option<&'a Reward> {
+    /// The table of `[reward]` or `[judge]`.
+    pub fn reward(self, stage: Stage) -> Option<&'a Reward> {
         match stage {
             Stage::Judge => self.0.judge.as_ref(),
             _ => self.0.reward.as_ref(),
