@@ -35,6 +35,8 @@ mod preference_sharing;
 mod processors;
 #[path = "stages/ptx.rs"]
 mod ptx;
+#[path = "stages/records.rs"]
+mod records;
 #[path = "stages/refusal.rs"]
 mod refusal;
 #[path = "stages/rewards.rs"]

@@ -24,6 +24,7 @@ use super::check::{Checker, Keys};
 use super::generation::Generation;
 use super::optim::{LrScheduler, Training};
 use super::optional_path;
+use super::records::{RecordKeys, TooLong};
 use super::rewards::{self, RewardComponent};
 
 pub use critic::{Critic, CriticFrom};
@@ -61,6 +62,11 @@ pub struct Ppo {
     /// Held-out records with `prompt`, to evaluate on; unset evaluates nothing, and the keys of evaluations are then refused.
     #[serde(default, deserialize_with = "optional_path")]
     pub eval_prompts: Option<PathBuf>,
+    /// What happens to a prompt that leaves no room for its response. `truncate` cuts the prompt's start.
+    pub too_long: TooLong,
+    /// Columns of the prompts, and bad records.
+    #[serde(flatten)]
+    pub records: RecordKeys,
     /// What the four roles hold in common.
     #[serde(flatten)]
     pub sharing: Sharing,
@@ -106,6 +112,8 @@ impl Default for Ppo {
             judge_model: None,
             prompts: PathBuf::new(),
             eval_prompts: None,
+            too_long: TooLong::Error,
+            records: RecordKeys::default(),
             sharing: Sharing::default(),
             num_samples_per_prompt: 1,
             num_mini_batches: 1,
@@ -207,6 +215,7 @@ impl Ppo {
                 "name the prompts to train on, for example prompts = \"prompts.jsonl\"",
             );
         }
+        self.records.check(&mut keys);
         self.check_batch(&mut keys);
         self.sharing.check(&mut keys);
         self.objective.check(&mut keys);

@@ -21,6 +21,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::reward::{Lexicon, RewardModel, Scored, Valence, repeated};
 use crate::rlhf::stats::mean;
 use crate::roles::{self, Roles};
+use crate::stages::misfits::Misfits;
 use crate::train::metrics::names;
 use measures::{distinct_2, rank_correlation};
 
@@ -66,12 +67,17 @@ impl<'a> Evaluator<'a> {
     ///
     /// # Errors
     /// If one of them cannot be read.
-    pub fn load(config: &'a Ppo, tokenizer: &Tokenizer, roles: &'a Roles) -> Result<Option<Self>> {
+    pub fn load(
+        config: &'a Ppo,
+        tokenizer: &Tokenizer,
+        roles: &'a Roles,
+        misfits: &mut Misfits,
+    ) -> Result<Option<Self>> {
         let Some(file) = &config.eval_prompts else {
             return Ok(None);
         };
-        let (judge, key) = (roles.judge.as_ref(), "eval_prompts");
-        let mut prompts = setup::prompts(tokenizer, config, roles, judge, file, key)?;
+        let (judge, file) = (roles.judge.as_ref(), (file.as_path(), "eval_prompts"));
+        let mut prompts = setup::prompts(tokenizer, config, roles, judge, file, misfits)?;
         prompts.truncate(config.evaluation.eval_samples);
         let lexicon = config
             .evaluation
