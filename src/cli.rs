@@ -5,12 +5,14 @@
 mod configured;
 mod generate;
 mod models;
+mod records;
 
 use clap::{Parser, Subcommand};
 
 pub use configured::{ConfigArgs, PlanArgs, Trials};
 pub use generate::{Decoding, GenerateArgs, StopTokens};
 pub use models::{ExportArgs, ScoreArgs};
+pub use records::RecordArgs;
 
 /// Align language models: pretrain, sft, dpo, reward and ppo in one binary.
 ///
@@ -114,7 +116,7 @@ pub enum Command {
 
     /// Complete the prompts of a file
     ///
-    /// Reads a JSON object a line: {"prompt": text}, {"messages": [...]} or {"prompt_ids": [...]},
+    /// Reads records: {"prompt": text}, {"messages": [...]} or {"prompt_ids": [...]},
     /// each with its own "max_new_tokens" if it likes. Writes one object per completion, in the
     /// order of the input: index, sample, prompt_ids, completion_ids, completion, logprobs and
     /// finish_reason (stop or length).
@@ -126,8 +128,8 @@ pub enum Command {
 
     /// Score the texts of a file with a reward model, or their tokens with a language model
     ///
-    /// Reads a JSON object a line: {"ids": [...]}, {"prompt": text, "completion": text} or
-    /// {"messages": [...]}. A reward model writes index and score; a language model index, ids,
+    /// Reads records: {"ids": [...]}, {"prompt": text, "completion": text}, {"messages": [...]}
+    /// or what else [sft] reads. A reward model writes index and score; a language model index, ids,
     /// logprobs (of each token given those before it) and entropy.
     #[command(
         after_help = "Example:\n  collimate score --model runs/quickstart/reward/final --data configs/data/sft_eval.jsonl --out scores.jsonl"

@@ -13,6 +13,8 @@ mod language;
 mod plan;
 #[path = "cli/probe.rs"]
 mod probe;
+#[path = "cli/records.rs"]
+mod records;
 #[path = "cli/support.rs"]
 mod support;
 #[path = "cli/text.rs"]

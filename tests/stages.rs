@@ -39,6 +39,8 @@ mod preflight;
 mod processors;
 #[path = "stages/ptx.rs"]
 mod ptx;
+#[path = "stages/records.rs"]
+mod records;
 #[path = "stages/refusal.rs"]
 mod refusal;
 #[path = "stages/rewards.rs"]

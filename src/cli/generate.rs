@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::positive;
+use super::{RecordArgs, positive};
 use crate::config::{Arithmetic, Checker, ConfigError, Device, Generation, Problems};
 
 /// How the next token is chosen.
@@ -36,13 +36,17 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
 
-    /// The prompts: a JSON object a line
+    /// The prompts: JSON Lines, CSV or Parquet
     #[arg(long, value_name = "FILE")]
     pub prompts: PathBuf,
 
     /// Where completions go: a JSON object a line
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
+
+    /// Records that do not fit.
+    #[command(flatten)]
+    pub records: RecordArgs,
 
     /// Completions of each prompt
     #[arg(long = "n", value_name = "N", default_value = "1", value_parser = positive)]

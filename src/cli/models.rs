@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::positive;
+use super::{RecordArgs, positive};
 use crate::config::{Arithmetic, Device};
 use crate::model::weights::SaveDtype;
 
@@ -19,13 +19,17 @@ pub struct ScoreArgs {
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
 
-    /// The texts: a JSON object a line
+    /// The texts: JSON Lines, CSV or Parquet
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
 
     /// Where scores go: a JSON object a line
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
+
+    /// Records that do not fit.
+    #[command(flatten)]
+    pub records: RecordArgs,
 
     /// Sequences at once; the scores do not depend on it
     #[arg(long, value_name = "N", default_value = "32", value_parser = positive)]

@@ -10,11 +10,13 @@ use rollout::random::Purpose;
 use rollout::{Completion, Finish, Request, Sampling, Settings};
 use serde::Serialize;
 
-use super::inputs::{ModelFolder, TextEncoder, wrong};
+use super::inputs::{Input, ModelFolder, Records, Room, TextEncoder, wrong};
 use super::output::JsonLines;
 use crate::cli::{Decoding, GenerateArgs, StopTokens};
 use crate::config::Generation;
-use crate::data::{self, DataError, Ends, Record, Result, Tokenizer};
+use crate::data::example::cut_start;
+use crate::data::records::shapes::Task;
+use crate::data::{Ends, Limit, Record, Result, Tokenizer};
 use crate::model::Decoder;
 use crate::model::config::Head;
 use crate::model::generator::Generator;
@@ -82,32 +84,45 @@ pub fn generate(args: &GenerateArgs) -> anyhow::Result<Outcome> {
 }
 
 /// What to ask of the generator, record by record.
-fn requests(args: &GenerateArgs, folder: &ModelFolder) -> Result<Vec<Request>> {
-    let records = data::read(&args.prompts)?;
-    let prompts = folder.token_ids(&records, PROMPT_IDS, encode)?;
+fn requests(args: &GenerateArgs, folder: &ModelFolder) -> anyhow::Result<Vec<Request>> {
     let context = folder.config().decoder.max_position_embeddings;
-    let request = |((index, record), prompt): ((usize, &Record), Vec<u32>)| {
-        let max_new_tokens = max_new_tokens(record, args.max_new_tokens)?;
-        check_room(record, prompt.len(), max_new_tokens, context)?;
+    let records = Records {
+        command: "generate",
+        file: &args.prompts,
+        ids_field: PROMPT_IDS,
+        part: "the prompt",
+        limit: Limit {
+            tokens: context,
+            words: format!("the context holds {context} with {MAX_NEW_TOKENS}"),
+            mend: format!("lower {MAX_NEW_TOKENS}, or choose another --too-long"),
+        },
+        flags: args.records,
+    };
+    let room = |record: &Record| {
+        let new = max_new_tokens(record, args.max_new_tokens)?;
+        Ok(room(new, context))
+    };
+    let prefix = folder.tokenizer().map_or(&[][..], Tokenizer::prefix);
+    let cut = |ids: &mut Vec<u32>, room| cut_start(ids, prefix, room);
+    let inputs = folder.inputs(&records, encode, room, cut)?;
+    let request = |input: Input| {
         Ok(Request {
-            key: index as u64,
-            prompt,
-            max_new_tokens,
+            key: input.index as u64,
+            max_new_tokens: max_new_tokens(&input.record, args.max_new_tokens)?,
+            prompt: input.ids,
             min_new_tokens: 0,
             samples: args.num_samples,
         })
     };
-    records
-        .iter()
-        .enumerate()
-        .zip(prompts)
-        .map(request)
-        .collect()
+    inputs.into_iter().map(request).collect()
 }
 
-/// `prompt`, or `messages` opened for the answer, as tokens.
+/// `prompt`, or `messages` (or `conversations`) opened for the answer, as tokens.
 fn encode(text: &TextEncoder<'_>, record: &Record) -> Result<Vec<u32>> {
     let mut record = record.clone();
+    if record.fields.contains_key("conversations") && !record.fields.contains_key("prompt") {
+        record = text.records.shaped(&record, Task::Texts)?.into_owned();
+    }
     if let Some(messages) = record.fields.get("messages").cloned() {
         record.messages()?; // what is wrong with them is told by their own name
         record.fields.insert("prompt".to_owned(), messages);
@@ -129,17 +144,18 @@ fn max_new_tokens(record: &Record, default: usize) -> Result<usize> {
 }
 
 /// A prompt must leave room for its completion: none is cut short without being asked.
-fn check_room(record: &Record, prompt: usize, new: usize, context: usize) -> Result<()> {
-    if prompt.saturating_add(new) <= context {
-        return Ok(());
+fn room(new: usize, context: usize) -> Room {
+    Room {
+        tokens: context.saturating_sub(new),
+        limit: Limit {
+            tokens: context,
+            words: format!(
+                "the context holds {context}, and {MAX_NEW_TOKENS} asks for {new} of them"
+            ),
+            mend: "shorten the prompt, or lower max_new_tokens (the flag, or the record's own)"
+                .into(),
+        },
     }
-    Err(DataError::TooLong {
-        at: record.source.clone(),
-        what: "the prompt",
-        found: prompt,
-        limit: format!("the context holds {context}, and {MAX_NEW_TOKENS} asks for {new} of them"),
-        mend: "shorten the prompt, or lower max_new_tokens (the flag, or the record's own)".into(),
-    })
 }
 
 /// The completions in order of (prompt, sample), or `None` if a signal stopped them.
@@ -199,7 +215,7 @@ fn line<'a>(
 ) -> Result<Line<'a>> {
     let text = tokenizer.map(|tokenizer| ends.text(tokenizer, &completion.tokens));
     Ok(Line {
-        index: completion.request,
+        index: requests[completion.request].key as usize,
         sample: completion.sample,
         prompt_ids: &requests[completion.request].prompt,
         completion_ids: &completion.tokens,

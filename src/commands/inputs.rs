@@ -5,10 +5,12 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 
+use crate::cli::RecordArgs;
 use crate::config::{Device, TooLong};
-use crate::data::{DataError, Encoder, Limit, Record, Result, Tokenizer};
+use crate::data::records::{self, LeftOut};
+use crate::data::{DataError, Encoded, Encoder, Limit, Record, Result, Tokenizer, TooLongCounts};
 use crate::model::Decoder;
 use crate::model::config::Head;
 use crate::model::hf_config::HfConfig;
@@ -16,6 +18,7 @@ use crate::model::hf_config::adapter::AdapterConfig;
 use crate::model::hub;
 use crate::ops::device;
 use crate::ops::param::Training;
+use crate::stages::misfits::{Misfit, Misfits};
 
 /// A Hugging Face folder: its configuration, and its tokenizer if it has one; perhaps with a PEFT folder on it.
 pub(super) struct ModelFolder {
@@ -31,6 +34,70 @@ pub(super) struct TextEncoder<'a> {
     pub tokenizer: &'a Tokenizer,
     /// The rules for records. It limits no length: what fits depends on the command.
     pub records: Encoder<'a>,
+}
+
+/// A record that became tokens.
+pub(super) struct Input {
+    /// Its place among the records of its file, from 0.
+    pub index: usize,
+    /// The record.
+    pub record: Record,
+    /// Its tokens.
+    pub ids: Vec<u32>,
+}
+
+/// A file of records, and how to treat those that do not fit.
+pub(super) struct Records<'a> {
+    /// The command, for messages.
+    pub command: &'static str,
+    /// The file.
+    pub file: &'a Path,
+    /// The field that gives tokens without a tokenizer.
+    pub ids_field: &'a str,
+    /// Part of a record that may be too long, for messages.
+    pub part: &'static str,
+    /// What limits its length, for messages.
+    pub limit: Limit,
+    /// What happens to records that are wrong or too long.
+    pub flags: RecordArgs,
+}
+
+/// Most tokens of a record, and why.
+pub(super) struct Room {
+    /// Most tokens.
+    pub tokens: usize,
+    /// What sets the limit, and how to move it.
+    pub limit: Limit,
+}
+
+impl Records<'_> {
+    /// What is left of an input that is too long.
+    fn fit(
+        &self,
+        mut input: Input,
+        room: Room,
+        cut: impl Fn(&mut Vec<u32>, usize),
+        counts: &mut TooLongCounts,
+    ) -> Result<Option<Input>> {
+        match self.flags.too_long {
+            TooLong::Skip => {
+                counts.skipped += 1;
+                Ok(None)
+            }
+            TooLong::Truncate if room.tokens > 0 => {
+                cut(&mut input.ids, room.tokens);
+                counts.truncated += 1;
+                Ok(Some(input))
+            }
+            TooLong::Truncate | TooLong::Error => Err(DataError::TooLong {
+                at: input.record.source.clone(),
+                what: self.part,
+                found: input.ids.len(),
+                limit: room.limit.words,
+                mend: format!("{}, or give --too-long skip or truncate", room.limit.mend),
+            }),
+        }
+    }
 }
 
 impl ModelFolder {
@@ -89,34 +156,63 @@ impl ModelFolder {
         Ok(decoder)
     }
 
-    /// The token ids of each record: those in its field `ids_field`, else what `encode` makes of
-    /// its text.
+    /// The token ids of each record of a file: those in its field `ids_field`, else what `encode` makes of its text; each within
+    /// its room. Records that are wrong or too long are treated as the flags say, and what was left out is said.
     ///
     /// # Errors
-    /// A record without either, text without a tokenizer, no ids at all, or an id that the model
-    /// does not know; each names the record.
-    pub fn token_ids(
+    /// A record without either, text without a tokenizer, no ids at all, an id that the model does not know, or more ids than
+    /// there is room, where the flags make an error of it; each names the record.
+    pub fn inputs(
         &self,
-        records: &[Record],
-        ids_field: &str,
+        source: &Records<'_>,
         encode: impl Fn(&TextEncoder<'_>, &Record) -> Result<Vec<u32>>,
-    ) -> Result<Vec<Vec<u32>>> {
+        room: impl Fn(&Record) -> Result<Room>,
+        cut: impl Fn(&mut Vec<u32>, usize),
+    ) -> anyhow::Result<Vec<Input>> {
+        let entries = records::entries(source.file, None)?;
+        let (records, file) = (entries.len(), source.file.display().to_string());
         let mut encoder = None;
-        let mut ids_of = |record: &Record| {
-            if record.fields.contains_key(ids_field) {
-                return record.token_ids(ids_field);
-            }
-            match &mut encoder {
-                Some(encoder) => encode(encoder, record),
-                none => encode(none.insert(self.encoder(record, ids_field)?), record),
-            }
+        let mut found = Encoded {
+            items: Vec::with_capacity(records),
+            too_long: TooLongCounts::default(),
+            bad: LeftOut::default(),
+            unused: Vec::new(),
         };
-        let checked = |record| {
-            let ids = ids_of(record)?;
-            self.check_ids(record, &ids)?;
-            Ok(ids)
+        for (index, entry) in entries.into_iter().enumerate() {
+            let input = entry.and_then(|record| {
+                let ids = self.ids_of(&record, source.ids_field, &encode, &mut encoder)?;
+                Ok((room(&record)?, Input { index, record, ids }))
+            });
+            match input {
+                Ok((room, input)) if input.ids.len() <= room.tokens => found.items.push(input),
+                Ok((room, input)) => {
+                    let fitted = source.fit(input, room, &cut, &mut found.too_long)?;
+                    found.items.extend(fitted);
+                }
+                Err(error) => found.bad.leave_out(error, source.flags.bad_records)?,
+            }
+        }
+        let mut misfit = Misfit::new(file.clone(), records, LeftOut::default());
+        let inputs = misfit.take(&file, found);
+        Misfits::default().add(source.command, misfit, &source.limit);
+        ensure!(!inputs.is_empty(), "{file}: no record is left of {records}");
+        Ok(inputs)
+    }
+
+    fn ids_of<'f>(
+        &'f self,
+        record: &Record,
+        ids_field: &str,
+        encode: impl Fn(&TextEncoder<'f>, &Record) -> Result<Vec<u32>>,
+        encoder: &mut Option<TextEncoder<'f>>,
+    ) -> Result<Vec<u32>> {
+        let ids = match encoder {
+            _ if record.fields.contains_key(ids_field) => record.token_ids(ids_field)?,
+            Some(encoder) => encode(encoder, record)?,
+            none => encode(none.insert(self.encoder(record, ids_field)?), record)?,
         };
-        records.iter().map(checked).collect()
+        self.check_ids(record, &ids)?;
+        Ok(ids)
     }
 
     /// An encoder for `record`, the first that is text.

@@ -7,10 +7,11 @@
 use anyhow::{Context as _, ensure};
 use serde::Serialize;
 
-use super::inputs::{ModelFolder, TextEncoder, wrong};
+use super::inputs::{Input, ModelFolder, Records, Room, TextEncoder, wrong};
 use super::output::JsonLines;
 use crate::cli::ScoreArgs;
-use crate::data::{self, DataError, Example, GenerationPrompt, Record, Result};
+use crate::data::records::shapes::Task;
+use crate::data::{Example, GenerationPrompt, Limit, Record, Result};
 use crate::model::config::Head;
 use crate::model::{Decoder, Gradient};
 use crate::ops::attention::Segments;
@@ -58,17 +59,17 @@ pub fn score(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     let decoder = folder.decoder(head, args.device)?;
     let total = sequences.len() as u64;
     let mut progress = Progress::new("score", 0, total, 1);
-    let mut first = 0;
+    let mut done = 0;
     for batch in sequences.chunks(args.batch) {
         if stop.is_requested() {
             return Ok(Outcome::Stopped);
         }
         arithmetic::of(args.arithmetic).during(|| match head {
-            Head::Score => write_scores(&decoder, first, batch, &mut out),
-            Head::LanguageModel => write_token_scores(&decoder, first, batch, &mut out),
+            Head::Score => write_scores(&decoder, batch, &mut out),
+            Head::LanguageModel => write_token_scores(&decoder, batch, &mut out),
         })?;
-        first += batch.len();
-        progress.step(first as u64, &[]);
+        done += batch.len();
+        progress.step(done as u64, &[]);
     }
     progress.finish();
     out.finish()?;
@@ -76,30 +77,38 @@ pub fn score(args: &ScoreArgs) -> anyhow::Result<Outcome> {
 }
 
 /// The tokens to score, record by record, each within the context.
-fn sequences(args: &ScoreArgs, folder: &ModelFolder, head: Head) -> Result<Vec<Vec<u32>>> {
-    let records = data::read(&args.data)?;
-    let encode = |text: &TextEncoder<'_>, record: &Record| encode(text, record, head);
-    let sequences = folder.token_ids(&records, IDS, encode)?;
+fn sequences(args: &ScoreArgs, folder: &ModelFolder, head: Head) -> anyhow::Result<Vec<Input>> {
     let context = folder.config().decoder.max_position_embeddings;
-    let too_long = |(_, ids): &(&Record, &Vec<u32>)| ids.len() > context;
-    match records.iter().zip(&sequences).find(too_long) {
-        None => Ok(sequences),
-        Some((record, ids)) => Err(DataError::TooLong {
-            at: record.source.clone(),
-            what: "the record",
-            found: ids.len(),
-            limit: format!("the context holds {context}"),
-            mend: "shorten it, or use a model of a larger context".into(),
-        }),
-    }
+    let limit = Limit {
+        tokens: context,
+        words: format!("the context holds {context}"),
+        mend: "shorten it, or use a model of a larger context".into(),
+    };
+    let records = Records {
+        command: "score",
+        file: &args.data,
+        ids_field: IDS,
+        part: "the record",
+        limit: limit.clone(),
+        flags: args.records,
+    };
+    let room = |_: &Record| {
+        Ok(Room {
+            tokens: context,
+            limit: limit.clone(),
+        })
+    };
+    let encode = |text: &TextEncoder<'_>, record: &Record| encode(text, record, head);
+    folder.inputs(&records, encode, room, Vec::truncate)
 }
 
 /// `prompt` and `completion`, or `messages`, as tokens.
 fn encode(text: &TextEncoder<'_>, record: &Record, head: Head) -> Result<Vec<u32>> {
+    let record = &*text.records.shaped(record, Task::Texts)?;
     if let Some(ids) = unanswered(text, record)? {
         return Ok(ids);
     }
-    let examples = text.records.examples(std::slice::from_ref(record))?;
+    let examples = text.records.texts(std::slice::from_ref(record))?;
     let mut ids = Vec::new();
     for example in examples.items {
         ids.extend(match head {
@@ -139,18 +148,13 @@ fn up_to_the_close(text: &TextEncoder<'_>, mut example: Example) -> Result<Vec<u
     Ok(example.ids)
 }
 
-fn write_scores(
-    decoder: &Decoder,
-    first: usize,
-    batch: &[Vec<u32>],
-    out: &mut JsonLines,
-) -> anyhow::Result<()> {
-    let segments = Segments::from_lengths(batch.iter().map(Vec::len));
+fn write_scores(decoder: &Decoder, batch: &[Input], out: &mut JsonLines) -> anyhow::Result<()> {
+    let (ids, segments) = packed(batch);
     let last = Some(segments.last_rows()?.into());
-    let hidden = decoder.forward_at(&batch.concat(), &segments, last, Gradient::Skip)?;
+    let hidden = decoder.forward_at(&ids, &segments, last, Gradient::Skip)?;
     let scores = decoder.scores(&hidden)?;
     let scores = scores.to_vec1::<f32>()?;
-    for (index, score) in (first..).zip(scores) {
+    for (&Input { index, .. }, score) in batch.iter().zip(scores) {
         ensure!(
             score.is_finite(),
             "the score of record {index} is {score}; the model's weights are damaged"
@@ -162,23 +166,22 @@ fn write_scores(
 
 fn write_token_scores(
     decoder: &Decoder,
-    first: usize,
-    batch: &[Vec<u32>],
+    batch: &[Input],
     out: &mut JsonLines,
 ) -> anyhow::Result<()> {
-    let segments = Segments::from_lengths(batch.iter().map(Vec::len));
-    let hidden = decoder.forward(&batch.concat(), &segments, Gradient::Skip)?;
+    let (ids, segments) = packed(batch);
+    let hidden = decoder.forward(&ids, &segments, Gradient::Skip)?;
     let found = decoder.log_probs(&hidden, &next_tokens(batch), 1.0)?;
-    let last = first + batch.len() - 1;
-    let found = found
-        .finite()
-        .with_context(|| format!("records {first} to {last} cannot be scored"))?;
+    let found = found.finite().with_context(|| {
+        let ends = [batch.first(), batch.last()].map(|input| input.map_or(0, |i| i.index));
+        format!("records {} to {} cannot be scored", ends[0], ends[1])
+    })?;
     let log_probs = found.log_probs.to_vec1::<f32>()?;
     let entropy = found.entropy.to_vec1::<f32>()?;
-    for ((index, ids), rows) in (first..).zip(batch).zip(segments.iter()) {
+    for (input, rows) in batch.iter().zip(segments.iter()) {
         out.write(&TokenScores {
-            index,
-            ids,
+            index: input.index,
+            ids: &input.ids,
             logprobs: &log_probs[rows.start..rows.end - 1],
             entropy: &entropy[rows],
         })?;
@@ -186,10 +189,23 @@ fn write_token_scores(
     Ok(())
 }
 
+/// The tokens of all inputs end to end.
+fn packed(batch: &[Input]) -> (Vec<u32>, Segments) {
+    let ids = batch.iter().flat_map(|input| input.ids.iter().copied());
+    let segments = Segments::from_lengths(batch.iter().map(|input| input.ids.len()));
+    (ids.collect(), segments)
+}
+
 /// For each token the one that follows. After a sequence's last any token serves, for its entropy
 /// alone is used.
-fn next_tokens(batch: &[Vec<u32>]) -> Vec<Target> {
-    let following = |ids: &Vec<u32>| ids[1..].iter().copied().chain([0]).collect::<Vec<_>>();
+fn next_tokens(batch: &[Input]) -> Vec<Target> {
+    let following = |input: &Input| {
+        input.ids[1..]
+            .iter()
+            .copied()
+            .chain([0])
+            .collect::<Vec<_>>()
+    };
     let tokens = batch.iter().flat_map(following);
     tokens
         .enumerate()

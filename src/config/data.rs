@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::check::Keys;
+use super::records::{Columns, check_columns};
 
-/// The value of a `data` key: a path, a list of paths, or a list of `{ path, weight }`.
+/// The value of a `data` key: a path, a list of paths, or a list of `{ path, weight, columns }`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "DataValue", into = "DataValue")]
 pub struct Data {
@@ -18,17 +19,21 @@ pub struct Data {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
-    /// The file (JSONL, Parquet or text); a relative path starts at the current directory.
+    /// The file (JSONL, CSV, Parquet or text, perhaps compressed); a relative path starts at the current directory.
     pub path: PathBuf,
     /// Share of the examples that are drawn from this file, relative to the other weights. Without
     /// weights the files are read as if they were one.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<f64>,
+    /// Columns of this file that are read under another name; unset takes the stage's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub columns: Option<Columns>,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(
     untagged,
-    expecting = "expected a path, a list of paths, or a list of { path = \"…\", weight = … }"
+    expecting = "expected a path, a list of paths, or a list of { path = \"…\", weight = …, columns = { … } }"
 )]
 enum DataValue {
     Path(PathBuf),
@@ -38,11 +43,10 @@ enum DataValue {
 
 impl From<DataValue> for Data {
     fn from(value: DataValue) -> Self {
-        let unweighted = |path| Source { path, weight: None };
         let sources = match value {
             DataValue::Path(path) if path.as_os_str().is_empty() => Vec::new(),
-            DataValue::Path(path) => vec![unweighted(path)],
-            DataValue::Paths(paths) => paths.into_iter().map(unweighted).collect(),
+            DataValue::Path(path) => vec![Source::whole(path)],
+            DataValue::Paths(paths) => paths.into_iter().map(Source::whole).collect(),
             DataValue::Sources(sources) => sources,
         };
         Self { sources }
@@ -52,7 +56,7 @@ impl From<DataValue> for Data {
 impl From<Data> for DataValue {
     fn from(data: Data) -> Self {
         let mut sources = data.sources;
-        if sources.iter().any(|source| source.weight.is_some()) {
+        if sources.iter().any(Source::is_more_than_a_path) {
             return DataValue::Sources(sources);
         }
         match (sources.pop(), sources.is_empty()) {
@@ -66,6 +70,21 @@ impl From<Data> for DataValue {
                     .collect(),
             ),
         }
+    }
+}
+
+impl Source {
+    /// A file without a weight, whose columns are the stage's.
+    pub fn whole(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            weight: None,
+            columns: None,
+        }
+    }
+
+    fn is_more_than_a_path(&self) -> bool {
+        self.weight.is_some() || self.columns.is_some()
     }
 }
 
@@ -101,6 +120,9 @@ impl Data {
                 0.0,
                 "leave a file out of the list to give it no weight",
             );
+        }
+        for columns in self.sources.iter().filter_map(|s| s.columns.as_ref()) {
+            check_columns(key, columns, keys);
         }
         if self.paths().any(|path| path.as_os_str().is_empty()) {
             keys.wrong(key, "\"\"", "names an empty path; remove it from the list");

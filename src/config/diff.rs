@@ -155,6 +155,8 @@ fn effect(table: &str, key: &str, old: &Table, new: &Table) -> Effect {
         ("ppo", "rollout_batch" | "cache_bytes" | "cache_tokens") => true,
         // What is recorded is what would be computed again.
         ("ppo", "rescore") => true,
+        // A stage that began without skipping had no bad record; where the limit is passed, it fails.
+        (_, "bad_records" | "max_bad_share") => true,
         // How long to wait for a score is not what it is.
         (_, "timeout_seconds" | "retries" | "backoff_seconds" | "token_env") => true,
         (_, "max_steps") => only_longer(old, new),

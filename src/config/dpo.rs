@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::check::{Checker, Keys};
 use super::data::{Data, HeldOut};
 use super::optim::Training;
+use super::records::{RecordKeys, TooLong};
 use super::trainable::Trainable;
 
 /// The `[dpo]` table.
@@ -32,8 +33,13 @@ pub struct Dpo {
     pub label_smoothing: f64,
     /// Margin of the rewards that is aimed at; for `simpo` alone.
     pub simpo_gamma: f64,
-    /// Most tokens of prompt and answer together; pairs with a longer answer are cut.
+    /// Most tokens of prompt and answer together.
     pub max_length: usize,
+    /// What happens to a longer pair.
+    pub too_long: TooLong,
+    /// Columns, and bad records.
+    #[serde(flatten)]
+    pub records: RecordKeys,
     /// Which weights are trained.
     #[serde(flatten)]
     pub trainable: Trainable,
@@ -68,6 +74,8 @@ impl Default for Dpo {
             label_smoothing: 0.0,
             simpo_gamma: 0.5,
             max_length: 1024,
+            too_long: TooLong::Truncate,
+            records: RecordKeys::default(),
             trainable: Trainable::default(),
             early_stopping_patience: 0,
             training: Training {
@@ -89,6 +97,7 @@ impl Dpo {
         }
         self.data.check("data", &mut keys);
         self.held_out.check(&mut keys);
+        self.records.check(&mut keys);
         self.check_loss(&mut keys);
         keys.at_least(
             "max_length",

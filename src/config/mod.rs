@@ -25,6 +25,7 @@ mod overrides;
 mod ppo;
 mod pretrain;
 mod reads;
+mod records;
 mod reward;
 mod rewards;
 mod run;
@@ -55,6 +56,7 @@ pub use ppo::{
     Sharing, keeps_one_of,
 };
 pub use pretrain::Pretrain;
+pub use records::{BadRecords, Columns, RecordKeys, TooLong};
 pub use reward::Reward;
 pub use rewards::{
     ClassifierReward, Combine, EnsembleReward, ExactReward, HttpReward, JsonReward,
@@ -62,7 +64,7 @@ pub use rewards::{
     RegexReward, RepetitionReward, RewardComponent, RewardKind, Unit,
 };
 pub use run::{Arithmetic, Device, Run};
-pub use sft::{Sft, TooLong};
+pub use sft::Sft;
 pub use stage::Stage;
 pub use tokenizer::Tokenizer;
 pub use trainable::Trainable;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::check::{Checker, Keys};
 use super::data::Data;
 use super::optim::Training;
+use super::records::RecordKeys;
 
 /// The `[pretrain]` table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -15,6 +16,9 @@ pub struct Pretrain {
     pub data: Data,
     /// Text to evaluate on; empty evaluates nothing.
     pub eval_data: Data,
+    /// Columns, and bad records.
+    #[serde(flatten)]
+    pub records: RecordKeys,
     /// Tokens of one row.
     pub context_length: usize,
     /// Batches of one evaluation; 0 takes all of `eval_data`.
@@ -29,6 +33,7 @@ impl Default for Pretrain {
         Self {
             data: Data::default(),
             eval_data: Data::default(),
+            records: RecordKeys::default(),
             context_length: 128,
             eval_batches: 0,
             training: Training {
@@ -52,6 +57,7 @@ impl Pretrain {
         }
         self.data.check("data", &mut keys);
         self.eval_data.check("eval_data", &mut keys);
+        self.records.check(&mut keys);
         keys.at_least(
             "context_length",
             self.context_length,

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::check::Checker;
 use super::data::{Data, HeldOut};
 use super::optim::Training;
+use super::records::{RecordKeys, TooLong};
 use super::trainable::Trainable;
 
 /// The `[reward]` table, and the `[judge]` table.
@@ -25,8 +26,13 @@ pub struct Reward {
     pub held_out: HeldOut,
     /// Weight of the squared mean score, which keeps scores around zero; 0 leaves them free.
     pub center_rewards_coefficient: f64,
-    /// Most tokens of prompt and answer together; pairs with a longer answer are cut.
+    /// Most tokens of prompt and answer together.
     pub max_length: usize,
+    /// What happens to a longer pair.
+    pub too_long: TooLong,
+    /// Columns, and bad records.
+    #[serde(flatten)]
+    pub records: RecordKeys,
     /// Which weights are trained.
     #[serde(flatten)]
     pub trainable: Trainable,
@@ -43,6 +49,8 @@ impl Default for Reward {
             held_out: HeldOut::default(),
             center_rewards_coefficient: 0.0,
             max_length: 1024,
+            too_long: TooLong::Truncate,
+            records: RecordKeys::default(),
             trainable: Trainable::default(),
             training: Training {
                 learning_rate: 1e-5,
@@ -63,6 +71,7 @@ impl Reward {
         }
         self.data.check("data", &mut keys);
         self.held_out.check(&mut keys);
+        self.records.check(&mut keys);
         let mend = "0.01 is usual, 0 switches it off";
         keys.not_negative(
             "center_rewards_coefficient",

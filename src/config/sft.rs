@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::check::Checker;
 use super::data::{Data, HeldOut};
 use super::optim::Training;
+use super::records::{RecordKeys, TooLong};
 use super::trainable::Trainable;
 
 /// The `[sft]` table.
@@ -15,7 +16,7 @@ pub struct Sft {
     /// Folder of the model to start from. When unset: `pretrain`'s if the configuration has that
     /// stage, else `model.from`. Always filled once the configuration is read.
     pub from: PathBuf,
-    /// Records with `prompt` and `completion`, or with `messages`. Required.
+    /// Records with `messages` or `conversations`, `prompt` and `completion`, `instruction` and `output`, or `text`. Required.
     pub data: Data,
     /// Held-out records.
     #[serde(flatten)]
@@ -24,6 +25,9 @@ pub struct Sft {
     pub max_length: usize,
     /// What happens to a longer one.
     pub too_long: TooLong,
+    /// Columns, and bad records.
+    #[serde(flatten)]
+    pub records: RecordKeys,
     /// Which weights are trained.
     #[serde(flatten)]
     pub trainable: Trainable,
@@ -37,19 +41,6 @@ pub struct Sft {
     pub training: Training,
 }
 
-/// What happens to an example that is longer than the limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TooLong {
-    /// The end of its answer is cut off. A prompt is never cut: one that leaves no room for an
-    /// answer is an error.
-    Truncate,
-    /// It is left out, and counted.
-    Skip,
-    /// The run stops and names it.
-    Error,
-}
-
 impl Default for Sft {
     fn default() -> Self {
         Self {
@@ -58,6 +49,7 @@ impl Default for Sft {
             held_out: HeldOut::default(),
             max_length: 1024,
             too_long: TooLong::Truncate,
+            records: RecordKeys::default(),
             trainable: Trainable::default(),
             layerwise_lr_decay: 1.0,
             early_stopping_patience: 0,
@@ -80,6 +72,7 @@ impl Sft {
         }
         self.data.check("data", &mut keys);
         self.held_out.check(&mut keys);
+        self.records.check(&mut keys);
         keys.at_least(
             "max_length",
             self.max_length,

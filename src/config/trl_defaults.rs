@@ -139,12 +139,12 @@ const SFT: &[Row] = &[
         "truncation_mode",
         Differs(
             "too_long",
-            "the same under another word: an end is cut, a prompt never",
+            "the same under another word: an end is cut, and a prompt's start where that leaves an answer no room",
         ),
     ),
     (
         "dataset_text_field",
-        Absent("field names are fixed: prompt, completion, messages"),
+        Absent("`columns` maps a column of any name to `text`"),
     ),
     ("dataset_kwargs", Absent("there are no others to pass on")),
     (
@@ -285,7 +285,10 @@ const DPO: &[Row] = &[
     ("max_length", Same("max_length")),
     (
         "truncation_mode",
-        Absent("the end of an answer is cut, which is what keep_start does"),
+        Differs(
+            "too_long",
+            "the same under another word: the end of an answer is cut, and a prompt's start where that leaves an answer no room",
+        ),
     ),
     ("precompute_ref_log_probs", Absent("they always are")),
     (

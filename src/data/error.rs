@@ -55,7 +55,8 @@ pub enum DataError {
     },
     /// A file whose name does not say what it holds.
     #[error(
-        "{}: unknown kind of data file; expected .jsonl, .ndjson, .json, .parquet or .txt",
+        "{}: unknown kind of data file; expected .jsonl, .ndjson, .json, .csv, .tsv, .parquet or .txt, and .gz or .zst behind it if it is \
+         compressed",
         path.display()
     )]
     UnknownKind {
@@ -93,6 +94,14 @@ pub enum DataError {
         /// The file.
         path: PathBuf,
         /// The reader's words.
+        message: String,
+    },
+    /// A file that cannot be read as what it is, or that lacks what the configuration names.
+    #[error("{}: {message}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what to do.
         message: String,
     },
     /// A file without a single record.

@@ -3,17 +3,24 @@
 use anyhow::{Result, bail};
 use rollout::random::Purpose;
 
-use crate::config::Data;
+use super::misfits::Misfit;
+use crate::config::{Data, RecordKeys, Source};
 use crate::data;
-use crate::data::example::{Encoded, TooLongCounts};
+use crate::data::example::Encoded;
 use crate::data::loader::{Mixture, Order};
-use crate::data::records::{Record, read};
+use crate::data::records::{File, LeftOut, Record, read_file};
 
-/// Records of all files, and the sizes and weights of the files where they are mixed.
+/// Records of all files, without those that cannot be read.
 pub struct Records {
-    /// The records, file after file.
-    pub all: Vec<Record>,
-    files: Vec<(usize, Option<f64>)>,
+    files: Vec<Part>,
+    bad: LeftOut,
+}
+
+/// The records of one file.
+struct Part {
+    name: String,
+    weight: Option<f64>,
+    records: Vec<Record>,
 }
 
 impl Records {
@@ -21,39 +28,68 @@ impl Records {
     ///
     /// # Errors
     /// If a file cannot be read.
-    pub fn read(data: &Data) -> Result<Self> {
-        let mut records = Self {
-            all: Vec::new(),
+    pub fn read(data: &Data, keys: &RecordKeys) -> Result<Self> {
+        let mut all = Self {
             files: Vec::new(),
+            bad: LeftOut::default(),
         };
         for source in &data.sources {
-            let file = read(&source.path)?;
-            records.files.push((file.len(), source.weight));
-            records.all.extend(file);
+            let File { records, bad } = read_source(source, keys)?;
+            all.bad += bad;
+            all.files.push(Part {
+                name: source.path.display().to_string(),
+                weight: source.weight,
+                records,
+            });
         }
-        Ok(records)
+        Ok(all)
     }
 
-    /// Makes items of each file's records, and counts those that were too long: a file may lose
-    /// some on the way.
+    /// Makes items of each file's records. A file may lose some on the way: they are counted under `key`.
     ///
     /// # Errors
     /// Those of `encode`.
     pub fn map<T>(
-        &self,
+        self,
+        key: String,
         encode: impl Fn(&[Record]) -> data::Result<Encoded<T>>,
-    ) -> data::Result<(Items<T>, TooLongCounts)> {
-        let (mut all, mut files, mut start) = (Vec::new(), Vec::new(), 0);
-        let mut too_long = TooLongCounts::default();
-        for &(count, weight) in &self.files {
-            let file = encode(&self.all[start..start + count])?;
-            files.push((file.items.len(), weight));
-            all.extend(file.items);
-            too_long += file.too_long;
-            start += count;
-        }
-        Ok((Items { all, files }, too_long))
+    ) -> data::Result<(Items<T>, Misfit)> {
+        self.map_owned(key, |records| encode(&records))
     }
+
+    /// As [`Self::map`], of records that `encode` may keep.
+    ///
+    /// # Errors
+    /// Those of `encode`.
+    pub fn map_owned<T>(
+        self,
+        key: String,
+        encode: impl Fn(Vec<Record>) -> data::Result<Encoded<T>>,
+    ) -> data::Result<(Items<T>, Misfit)> {
+        let (mut all, mut files) = (Vec::new(), Vec::new());
+        let mut misfit = Misfit::new(key, self.count(), self.bad);
+        for part in self.files {
+            let items = misfit.take(&part.name, encode(part.records)?);
+            files.push((items.len(), part.weight));
+            all.extend(items);
+        }
+        Ok((Items { all, files }, misfit))
+    }
+
+    /// Records of all files, those among them that could not be read.
+    fn count(&self) -> usize {
+        let read: usize = self.files.iter().map(|part| part.records.len()).sum();
+        read + self.bad.count
+    }
+}
+
+/// Reads a file of a stage.
+///
+/// # Errors
+/// If it cannot be read, or has a bad record and those are errors.
+pub fn read_source(source: &Source, keys: &RecordKeys) -> data::Result<File> {
+    let columns = source.columns.as_ref().or(keys.columns.as_ref());
+    read_file(&source.path, columns, keys.bad_records)
 }
 
 /// Encoded records, file after file.

@@ -1,19 +1,35 @@
 //! Records → examples to train on and others held out, for the stages that learn from answers:
 //! `sft`, `dpo`, `reward` and `judge`.
 //!
-//! A record that is too long is cut or left out. How many were is said when the stage starts, with
-//! the key that changes it, and again in the closing table.
+//! Records that are too long or bad are treated by the stage's policies ([`super::misfits`]).
 
 use anyhow::{Context as _, Result};
 
 use super::dataset::{Items, Records};
-use crate::config::{Data, HeldOut, Stage};
+use super::misfits::{Misfit, Misfits};
+use crate::config::{Data, HeldOut, RecordKeys, Stage, TooLong};
 use crate::data;
-use crate::data::example::{Encoded, Encoder, Limit, TooLongCounts};
+use crate::data::example::{Encoded, Encoder, Limit};
 use crate::data::loader::split;
 use crate::data::records::Record;
+use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
-use crate::train::summary::Summary;
+
+/// The keys of a stage that say where its records come from and what happens to those that do not fit.
+pub struct Source<'a> {
+    /// The stage.
+    pub stage: Stage,
+    /// Records to train on.
+    pub data: &'a Data,
+    /// Held-out records.
+    pub held_out: &'a HeldOut,
+    /// Columns, and bad records.
+    pub records: &'a RecordKeys,
+    /// Most tokens of an example.
+    pub max_length: usize,
+    /// What happens to a longer one.
+    pub too_long: TooLong,
+}
 
 /// What a stage trains on, and what it is measured on.
 pub struct Examples<T> {
@@ -21,19 +37,8 @@ pub struct Examples<T> {
     pub training: Items<T>,
     /// To measure on; never trained on.
     pub held_out: Vec<T>,
-    /// What became of records that were too long.
+    /// Records that were cut or left out.
     pub misfits: Misfits,
-}
-
-/// The records that were too long, key by key.
-pub struct Misfits(Vec<Misfit>);
-
-/// What happened to how many of a key's records.
-struct Misfit {
-    key: String,
-    records: usize,
-    count: usize,
-    fate: &'static str,
 }
 
 impl<T> Examples<T> {
@@ -44,25 +49,28 @@ impl<T> Examples<T> {
     /// A file that cannot be read, a record that is wrong, or nothing left to train on; each with
     /// its key.
     pub fn read<'t>(
-        stage: Stage,
-        data: &Data,
-        held_out: &HeldOut,
+        source: &Source,
         seed: u64,
         encoder: &Encoder<'t>,
         encode: impl Fn(&Encoder<'t>, &[Record]) -> data::Result<Encoded<T>>,
     ) -> Result<Self> {
         let encode = |records: &[Record]| encode(encoder, records);
-        let (mut training, mut misfits) = read_key(stage, "data", data, encode)?;
-        let held_out = if held_out.eval_data.is_empty() {
+        let Source {
+            stage, held_out, ..
+        } = *source;
+        let (mut training, first) = read_key(source, "data", source.data, encode)?;
+        let (held_out, second) = if held_out.eval_data.is_empty() {
             let (_, held) = split(training.all.len(), held_out.eval_fraction, seed)
                 .with_context(|| format!("[{stage}] eval_fraction"))?;
-            training.hold_out(&held)
+            (training.hold_out(&held), None)
         } else {
-            let (items, more) = read_key(stage, "eval_data", &held_out.eval_data, encode)?;
-            misfits.0.extend(more.0);
-            items.all
+            let (items, misfit) = read_key(source, "eval_data", &held_out.eval_data, encode)?;
+            (items.all, Some(misfit))
         };
-        misfits.note(stage, encoder.limit());
+        let mut misfits = Misfits::default();
+        for misfit in [first].into_iter().chain(second) {
+            misfits.add(stage.name(), misfit, encoder.limit());
+        }
         Ok(Self {
             training,
             held_out,
@@ -72,63 +80,35 @@ impl<T> Examples<T> {
 }
 
 fn read_key<T>(
-    stage: Stage,
+    source: &Source,
     key: &str,
     data: &Data,
     encode: impl Fn(&[Record]) -> data::Result<Encoded<T>>,
-) -> Result<(Items<T>, Misfits)> {
+) -> Result<(Items<T>, Misfit)> {
+    let (stage, keys) = (source.stage, source.records);
     let read = || {
-        let records = Records::read(data)?;
-        let (items, too_long) = records.map(encode)?;
-        let misfits = Misfits::of(format!("{stage}.{key}"), records.all.len(), too_long);
-        anyhow::Ok((items, misfits))
+        let records = Records::read(data, keys)?;
+        let (items, misfit) = records.map(format!("{stage}.{key}"), encode)?;
+        anyhow::Ok((items, misfit.check(keys)?))
     };
     read().with_context(|| format!("[{stage}] {key}"))
 }
 
-impl Misfits {
-    fn of(key: String, records: usize, too_long: TooLongCounts) -> Self {
-        let fates = [
-            (too_long.truncated, "cut at the end"),
-            (too_long.skipped, "left out"),
-        ];
-        let some = fates.into_iter().filter(|(count, _)| *count > 0);
-        let misfit = |(count, fate)| Misfit {
-            key: key.clone(),
-            records,
-            count,
-            fate,
-        };
-        Self(some.map(misfit).collect())
-    }
-
-    fn note(&self, stage: Stage, limit: &Limit) {
-        let Limit { words, mend, .. } = limit;
-        for misfit in &self.0 {
-            let (Misfit { key, fate, .. }, share) = (misfit, misfit.share());
-            eprintln!(
-                "{stage}: {share} records of {key} are too long and were {fate}: {words}; to change that, {mend}"
-            );
-        }
-    }
-
-    /// Adds a row for each.
-    pub fn add_to(&self, table: &mut Summary) {
-        for misfit in &self.0 {
-            let name = format!("records of {} {}", misfit.key, misfit.fate);
-            table.text(&name, "", &misfit.share());
-        }
-    }
-}
-
-impl Misfit {
-    fn share(&self) -> String {
-        format!("{} of {}", self.count, self.records)
+impl Source<'_> {
+    /// An encoder within the limits of the stage and of the model, with the stage's policies.
+    ///
+    /// # Errors
+    /// Those of [`Encoder::new`].
+    pub fn encoder<'t>(&self, tokenizer: &'t Tokenizer, model: &Decoder) -> Result<Encoder<'t>> {
+        let limit = limit(self.stage, self.max_length, model)
+            .or_other_policy(self.stage.name(), self.too_long);
+        let encoder = Encoder::new(tokenizer, limit, self.too_long)?;
+        Ok(encoder.with_bad_records(self.records.bad_records))
     }
 }
 
 /// Most tokens of an example: the stage's `max_length`, or the model's context where that is less.
-pub fn limit(stage: Stage, max_length: usize, model: &Decoder) -> Limit {
+fn limit(stage: Stage, max_length: usize, model: &Decoder) -> Limit {
     let context = model.decoder_config().max_position_embeddings;
     if context <= max_length {
         return Limit {

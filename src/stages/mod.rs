@@ -9,6 +9,7 @@ mod dpo;
 mod examples;
 mod freezing;
 mod language;
+pub(crate) mod misfits;
 mod origin;
 pub mod plan;
 mod ppo;

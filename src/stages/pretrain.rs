@@ -6,8 +6,9 @@ use super::architecture::{describe, describe_for};
 use super::context::{Context, Finished, steps};
 use super::dataset::{Items, Records};
 use super::language::{LanguageTask, RowSet};
-use crate::config::{ModelStart, Pretrain, Stage};
-use crate::data::example::encode_documents;
+use super::misfits::Misfits;
+use crate::config::{Data, ModelStart, Pretrain, RecordKeys, Stage};
+use crate::data::example::{Limit, documents, encode_documents};
 use crate::data::packing::{Batch, Packed};
 use crate::data::records::Record;
 use crate::data::tokenizer::{BpeTraining, Tokenizer};
@@ -43,17 +44,18 @@ pub fn pretrain(context: &Context, config: &Pretrain) -> Result<Option<Finished>
     check_shape(context)?;
 
     // 2. Text → tokenizer → rows of `context_length` tokens.
-    let records = Records::read(&config.data)?;
-    let tokenizer = tokenizer(context, &records.all)?;
-    let rows = pack(&tokenizer, &records.all, config.context_length).context("[pretrain] data")?;
+    let mut misfits = Misfits::default();
+    let (name, keys) = (Stage::Pretrain.name(), &config.records);
+    let records = read_documents(name, "data", &config.data, keys, &mut misfits)
+        .context("[pretrain] data")?;
+    let tokenizer = tokenizer(context, &records)?;
+    let rows = pack(&tokenizer, &records, config.context_length).context("[pretrain] data")?;
     let held_out = if config.eval_data.is_empty() {
         Vec::new()
     } else {
-        let held = pack(
-            &tokenizer,
-            &Records::read(&config.eval_data)?.all,
-            config.context_length,
-        );
+        let held = read_documents(name, "eval_data", &config.eval_data, keys, &mut misfits)
+            .context("[pretrain] eval_data")?;
+        let held = pack(&tokenizer, &held, config.context_length);
         let most = if config.eval_batches == 0 {
             usize::MAX
         } else {
@@ -89,11 +91,27 @@ pub fn pretrain(context: &Context, config: &Pretrain) -> Result<Option<Finished>
         return Ok(None);
     };
     context.write_final(&model, &tokenizer)?;
-    Ok(Some(Finished::supervised(
-        plan.stage,
-        &report,
-        context.folder,
-    )))
+    let mut finished = Finished::supervised(plan.stage, &report, context.folder);
+    misfits.add_to(&mut finished.table);
+    Ok(Some(finished))
+}
+
+/// Reads the documents of `stage.key`, and says which records were left out.
+///
+/// # Errors
+/// If a file cannot be read, or a record is bad and is not left out.
+pub fn read_documents(
+    stage: &str,
+    key: &str,
+    data: &Data,
+    keys: &RecordKeys,
+    misfits: &mut Misfits,
+) -> Result<Vec<Record>> {
+    let texts = |records| documents(records, keys.bad_records);
+    let records = Records::read(data, keys)?;
+    let (items, misfit) = records.map_owned(format!("{stage}.{key}"), texts)?;
+    misfits.add(stage, misfit.check(keys)?, &Limit::none());
+    Ok(items.all)
 }
 
 /// A shape that no model can have ends the stage before its text is read. The size that `[tokenizer]` asks for stands in for

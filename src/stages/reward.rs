@@ -8,8 +8,8 @@ use candle_core::Tensor;
 use super::adapters::{Start, Trainee};
 use super::context::{Context, Finished, steps};
 use super::dataset::Walk;
-use super::examples::{Examples, limit};
-use crate::config::{Reward, Stage, TooLong, Training};
+use super::examples::{Examples, Source};
+use crate::config::{Reward, Stage, Training};
 use crate::data::example::{Encoder, Pair};
 use crate::data::packing::cut;
 use crate::data::tokenizer::Tokenizer;
@@ -44,16 +44,16 @@ pub fn reward(context: &Context, config: &Reward, stage: Stage) -> Result<Option
     let model = &trainee.model;
 
     // 2. Records → pairs, some of them held out.
-    let limit = limit(stage, config.max_length, model);
-    let encoder = Encoder::new(&tokenizer, limit, TooLong::Truncate)?;
-    let pairs = Examples::read(
+    let source = Source {
         stage,
-        &config.data,
-        &config.held_out,
-        seed,
-        &encoder,
-        Encoder::pairs,
-    )?;
+        data: &config.data,
+        held_out: &config.held_out,
+        records: &config.records,
+        max_length: config.max_length,
+        too_long: config.too_long,
+    };
+    let encoder = source.encoder(&tokenizer, model)?;
+    let pairs = Examples::read(&source, seed, &encoder, Encoder::pairs)?;
     let walk = pairs.training.walk(seed)?;
 
     // 3. Train, and leave a Hugging Face folder.

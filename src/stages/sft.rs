@@ -4,9 +4,9 @@ use anyhow::Result;
 
 use super::adapters::{Start, Trainee};
 use super::context::{Context, Finished, steps};
-use super::examples::{Examples, limit};
+use super::examples::{Examples, Source};
 use super::language::{LanguageTask, RowSet};
-use crate::config::{Sft, Stage, TooLong};
+use crate::config::{Sft, Stage};
 use crate::data::example::{Encoder, Example};
 use crate::data::packing::Batch;
 use crate::data::tokenizer::Tokenizer;
@@ -50,15 +50,16 @@ pub fn sft(context: &Context, config: &Sft) -> Result<Option<Finished>> {
     let model = &trainee.model;
 
     // 2. Records → examples, some of them held out.
-    let encoder = encoder(&tokenizer, config, model)?;
-    let examples = Examples::read(
-        Stage::Sft,
-        &config.data,
-        &config.held_out,
-        seed,
-        &encoder,
-        Encoder::examples,
-    )?;
+    let source = Source {
+        stage: Stage::Sft,
+        data: &config.data,
+        held_out: &config.held_out,
+        records: &config.records,
+        max_length: config.max_length,
+        too_long: config.too_long,
+    };
+    let encoder = source.encoder(&tokenizer, model)?;
+    let examples = Examples::read(&source, seed, &encoder, Encoder::examples)?;
     let walk = examples.training.walk(seed)?;
     let limit = config.training.micro_batch_tokens;
     let held_out = examples.held_out.batches(usize::MAX, limit)?;
@@ -114,15 +115,4 @@ fn layer_rate(name: &str, layers: usize, decay: f64) -> f64 {
         None => 0,
     };
     decay.powi(depth as i32)
-}
-
-/// Encodes within the limit of the configuration and of the model.
-fn encoder<'a>(tokenizer: &'a Tokenizer, config: &Sft, model: &Decoder) -> Result<Encoder<'a>> {
-    let other_policies = match config.too_long {
-        TooLong::Truncate => r#"set sft.too_long to "skip""#,
-        TooLong::Skip => r#"set sft.too_long to "truncate""#,
-        TooLong::Error => r#"set sft.too_long to "truncate" or "skip""#,
-    };
-    let limit = limit(Stage::Sft, config.max_length, model).or(other_policies);
-    Ok(Encoder::new(tokenizer, limit, config.too_long)?)
 }

@@ -252,7 +252,7 @@ fn records_that_are_too_long_are_counted() {
         &workspace,
         &format!("reward config.toml --set run.name=other --set reward.max_steps=1 {held_out}"),
         "reward: 2 of 52 records of reward.eval_data are too long and were cut at the end: reward.max_length is 48; \
-         to change that, raise reward.max_length\n",
+         to change that, raise reward.max_length or set reward.too_long to \"skip\"\n",
         ["records of reward.data cut at the end", "2 of 52"],
     );
 }

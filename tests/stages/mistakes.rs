@@ -122,13 +122,15 @@ fn a_prompt_that_leaves_an_answer_no_room_names_keys_that_exist() {
     for file in ["sft.jsonl", "pairs.jsonl"] {
         workspace.write(file, &format!("{record}\n"));
     }
-    let raise = "reward.max_length is 48; shorten it, or raise reward.max_length\n";
-    refused(&workspace, "reward config.toml", &["pairs.jsonl:1", raise]);
-    let other = "raise sft.max_length or set sft.too_long to \"skip\"\n";
-    refused(&workspace, "sft config.toml", &["sft.jsonl:1", other]);
-    let wide = "reward config.toml --set reward.max_length=64";
+    let raise = "reward.max_length is 48; shorten it, or raise reward.max_length or set reward.too_long to \"truncate\" or \"skip\"\n";
+    let reward = "reward config.toml --set reward.too_long=error";
+    refused(&workspace, reward, &["pairs.jsonl:1", raise]);
+    let other = "raise sft.max_length or set sft.too_long to \"truncate\" or \"skip\"\n";
+    let sft = "sft config.toml --set sft.too_long=error";
+    refused(&workspace, sft, &["sft.jsonl:1", other]);
+    let wide = format!("{reward} --set reward.max_length=64");
     let context = "the model's context holds 64; shorten it, or start from a model";
-    refused(&workspace, wide, &["pairs.jsonl:1", context]);
+    refused(&workspace, &wide, &["pairs.jsonl:1", context]);
 }
 
 #[test]

@@ -25,6 +25,7 @@ use super::check::{Checker, Keys};
 use super::generation::Generation;
 use super::optim::{LrScheduler, Training};
 use super::optional_path;
+use super::records::{RecordKeys, TooLong};
 use super::rewards::{self, RewardComponent};
 
 pub use critic::{Critic, CriticFrom};
@@ -63,6 +64,11 @@ pub struct Ppo {
     /// Held-out records with `prompt`, to evaluate on; unset evaluates nothing, and the keys of evaluations are then refused.
     #[serde(default, deserialize_with = "optional_path")]
     pub eval_prompts: Option<PathBuf>,
+    /// What happens to a prompt that leaves no room for its response. `truncate` cuts the prompt's start.
+    pub too_long: TooLong,
+    /// Columns of the prompts, and bad records.
+    #[serde(flatten)]
+    pub records: RecordKeys,
     /// What the four roles hold in common.
     #[serde(flatten)]
     pub sharing: Sharing,
@@ -108,6 +114,8 @@ impl Default for Ppo {
             judge_model: None,
             prompts: PathBuf::new(),
             eval_prompts: None,
+            too_long: TooLong::Error,
+            records: RecordKeys::default(),
             sharing: Sharing::default(),
             num_samples_per_prompt: 1,
             num_mini_batches: 1,
@@ -132,6 +140,14 @@ impl Default for Ppo {
 }
 
 impl Ppo {
+    /// How the text of PPO-ptx is read: its files name their own columns, for the stage's are those of its prompts.
+    pub fn ptx_records(&self) -> RecordKeys {
+        RecordKeys {
+            columns: None,
+            ..self.records.clone()
+        }
+    }
+
     /// Prompts of one iteration's batch.
     pub fn prompts_per_iteration(&self) -> usize {
         self.training.batch_size / self.num_samples_per_prompt
@@ -221,6 +237,7 @@ impl Ppo {
                 "name the prompts to train on, for example prompts = \"prompts.jsonl\"",
             );
         }
+        self.records.check(&mut keys);
         self.check_batch(&mut keys);
         self.sharing.check(&mut keys);
         self.objective.check(&mut keys);

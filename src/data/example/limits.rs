@@ -1,4 +1,8 @@
 //! Records of more tokens than a sequence may have: refused, cut or left out, as the policy says.
+//!
+//! A cut answer loses its end. A prompt loses its start, as TRL cuts prompts, but keeps the tokens that the tokenizer puts before
+//! a text (BOS): what comes last in a prompt is what is asked. A prompt with an answer is only cut where it leaves the answer no
+//! room; the answer then gets up to half of the limit, the share that TRL's trainers had for it by default.
 
 use std::ops::AddAssign;
 
@@ -36,20 +40,53 @@ impl Limit {
             ..self
         }
     }
+
+    /// The same limit with the other values of the stage's `too_long` as things to do about it.
+    #[must_use]
+    pub fn or_other_policy(self, stage: &str, policy: TooLong) -> Self {
+        let others = match policy {
+            TooLong::Truncate => r#""skip""#,
+            TooLong::Skip => r#""truncate""#,
+            TooLong::Error => r#""truncate" or "skip""#,
+        };
+        self.or(&format!("set {stage}.too_long to {others}"))
+    }
 }
 
-/// What became of records that were too long.
+/// Records that were too long, by what became of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TooLongCounts {
     /// Records whose end was cut.
     pub truncated: usize,
+    /// Records whose prompt lost its start.
+    pub prompts_truncated: usize,
     /// Records left out.
     pub skipped: usize,
+}
+
+impl TooLongCounts {
+    /// Counts a record by its fate; returns what is left of it.
+    pub(super) fn count<T>(&mut self, fate: Fate<T>) -> Option<T> {
+        match fate {
+            Fate::Whole(item) => return Some(item),
+            Fate::Truncated(item) => {
+                self.truncated += 1;
+                return Some(item);
+            }
+            Fate::PromptTruncated(item) => {
+                self.prompts_truncated += 1;
+                return Some(item);
+            }
+            Fate::Skipped => self.skipped += 1,
+        }
+        None
+    }
 }
 
 impl AddAssign for TooLongCounts {
     fn add_assign(&mut self, other: Self) {
         self.truncated += other.truncated;
+        self.prompts_truncated += other.prompts_truncated;
         self.skipped += other.skipped;
     }
 }
@@ -58,16 +95,32 @@ impl AddAssign for TooLongCounts {
 pub(super) enum Fate<T> {
     Whole(T),
     Truncated(T),
+    PromptTruncated(T),
     Skipped,
+}
+
+/// Cuts the start of a prompt of more than `room` tokens, but for the `prefix` that the tokenizer puts before a text.
+pub fn cut_start(ids: &mut Vec<u32>, prefix: &[u32], room: usize) {
+    let kept = match ids.starts_with(prefix) && prefix.len() < room {
+        true => prefix.len(),
+        false => 0,
+    };
+    ids.drain(kept..ids.len() - (room - kept));
 }
 
 const PROMPT: &str = "the prompt";
 
 impl Encoder<'_> {
-    pub(super) fn fit_prompt(&self, record: &Record, prompt: Prompt) -> Result<Fate<Prompt>> {
-        match (prompt.ids.len() <= self.limit.tokens, self.policy) {
+    pub(super) fn fit_prompt(&self, record: &Record, mut prompt: Prompt) -> Result<Fate<Prompt>> {
+        let room = self.limit.tokens;
+        match (prompt.ids.len() <= room, self.policy) {
             (true, _) => Ok(Fate::Whole(prompt)),
             (false, TooLong::Skip) => Ok(Fate::Skipped),
+            (false, TooLong::Truncate) if room > 0 => {
+                self.cut_start(&mut prompt.ids, room);
+                prompt.text = self.tokenizer.decode_with_specials(&prompt.ids)?;
+                Ok(Fate::PromptTruncated(prompt))
+            }
             (false, _) => Err(self.too_long(record, PROMPT, prompt.ids.len())),
         }
     }
@@ -95,8 +148,16 @@ impl Encoder<'_> {
             TooLong::Truncate => {}
         }
         let given = example.answer[0].start;
-        if given.max(1) >= self.limit.tokens {
-            return Err(self.too_long(record, PROMPT, given));
+        let no_room = given.max(1) >= self.limit.tokens;
+        if no_room {
+            let room = self.prompt_room(record, given, example.answer[0].len())?;
+            let mut prompt = example.ids[..given].to_vec();
+            self.cut_start(&mut prompt, room);
+            let gone = given - prompt.len();
+            example.ids.splice(..given, prompt);
+            for answer in &mut example.answer {
+                *answer = answer.start - gone..answer.end - gone;
+            }
         }
         example.ids.truncate(self.limit.tokens);
         example
@@ -105,28 +166,51 @@ impl Encoder<'_> {
         if let Some(last) = example.answer.last_mut() {
             last.end = last.end.min(self.limit.tokens);
         }
-        Ok(Fate::Truncated(example))
+        Ok(match no_room {
+            true => Fate::PromptTruncated(example),
+            false => Fate::Truncated(example),
+        })
     }
 
     pub(super) fn fit_pair(&self, record: &Record, mut pair: Pair) -> Result<Fate<Pair>> {
         let given = pair.prompt.len();
-        let found = given + pair.chosen.len().max(pair.rejected.len());
-        if found <= self.limit.tokens {
+        let longer = pair.chosen.len().max(pair.rejected.len());
+        if given + longer <= self.limit.tokens {
             return Ok(Fate::Whole(pair));
         }
         match self.policy {
             TooLong::Skip => return Ok(Fate::Skipped),
             TooLong::Error => {
-                return Err(self.too_long(record, "the longer of prompt with answer", found));
-            }
-            TooLong::Truncate if given >= self.limit.tokens => {
-                return Err(self.too_long(record, PROMPT, given));
+                let what = "the longer of prompt with answer";
+                return Err(self.too_long(record, what, given + longer));
             }
             TooLong::Truncate => {}
         }
-        pair.chosen.truncate(self.limit.tokens - given);
-        pair.rejected.truncate(self.limit.tokens - given);
-        Ok(Fate::Truncated(pair))
+        let no_room = given >= self.limit.tokens;
+        if no_room {
+            let room = self.prompt_room(record, given, longer)?;
+            self.cut_start(&mut pair.prompt, room);
+        }
+        let room = self.limit.tokens - pair.prompt.len();
+        pair.chosen.truncate(room);
+        pair.rejected.truncate(room);
+        Ok(match no_room {
+            true => Fate::PromptTruncated(pair),
+            false => Fate::Truncated(pair),
+        })
+    }
+
+    /// Tokens that a prompt keeps which would leave its answer no room: the answer takes what it needs, up to half.
+    fn prompt_room(&self, record: &Record, given: usize, answer: usize) -> Result<usize> {
+        let limit = self.limit.tokens;
+        match limit - answer.min(limit.div_ceil(2)) {
+            0 => Err(self.too_long(record, PROMPT, given)),
+            room => Ok(room),
+        }
+    }
+
+    fn cut_start(&self, ids: &mut Vec<u32>, room: usize) {
+        cut_start(ids, self.tokenizer.prefix(), room);
     }
 
     fn too_long(&self, record: &Record, what: &'static str, found: usize) -> DataError {

@@ -13,20 +13,23 @@
 //! that puts a space before every text (SentencePiece's dummy prefix) gets that space at each span.
 
 mod chat;
+mod gather;
 mod limits;
 
+use std::borrow::Cow;
 use std::ops::Range;
 
-use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 use super::error::{DataError, Result};
-use super::records::{Preference, Record, Turns};
+use super::records::is_unread;
+use super::records::shapes::{Style, Task};
+use super::records::{LeftOut, Preference, Record, Turns};
 use super::template::{ChatTemplate, GenerationPrompt};
 use super::tokenizer::Tokenizer;
-use crate::config::TooLong;
-use limits::Fate;
-pub use limits::{Limit, TooLongCounts};
+use crate::config::{BadRecords, TooLong};
+pub use gather::documents;
+pub use limits::{Limit, TooLongCounts, cut_start};
 
 /// A sequence to learn from by next-token prediction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +78,10 @@ pub struct Encoded<T> {
     pub items: Vec<T>,
     /// How many did not.
     pub too_long: TooLongCounts,
+    /// Bad records that were left out.
+    pub bad: LeftOut,
+    /// Fields of the records that were not read, in alphabetical order.
+    pub unused: Vec<String>,
 }
 
 /// Turns records into ids for one model: its tokenizer, its template, the room that it has.
@@ -85,6 +92,7 @@ pub struct Encoder<'a> {
     eos: u32,
     limit: Limit,
     policy: TooLong,
+    bad_records: BadRecords,
 }
 
 impl<'a> Encoder<'a> {
@@ -100,7 +108,15 @@ impl<'a> Encoder<'a> {
             eos,
             limit,
             policy,
+            bad_records: BadRecords::Error,
         })
+    }
+
+    /// The same encoder with another policy for records that are wrong.
+    #[must_use]
+    pub fn with_bad_records(mut self, policy: BadRecords) -> Self {
+        self.bad_records = policy;
+        self
     }
 
     /// The most tokens of a sequence.
@@ -108,19 +124,35 @@ impl<'a> Encoder<'a> {
         &self.limit
     }
 
-    /// `messages`, or `prompt` + `completion`.
+    /// `messages`, `prompt` + `completion`, or `text`, all of which is learned; other shapes become one of these.
     ///
     /// # Errors
     /// A record without those fields, with nothing to learn, or too long under the policy.
     pub fn examples(&self, records: &[Record]) -> Result<Encoded<Example>> {
-        self.gather(records, |record| {
-            let example = if record.fields.contains_key("messages") {
-                self.conversation(record, &record.messages()?, 0)?
-            } else {
-                self.completion(record)?
-            };
-            self.fit_example(record, example)
+        self.gather(Task::Examples, records, |record| {
+            self.fit_example(record, self.example(record)?)
         })
+    }
+
+    /// Records of the same shapes, to be scored: also those that are labelled as not to be learned from.
+    ///
+    /// # Errors
+    /// As [`Self::examples`].
+    pub fn texts(&self, records: &[Record]) -> Result<Encoded<Example>> {
+        self.gather(Task::Texts, records, |record| {
+            self.fit_example(record, self.example(record)?)
+        })
+    }
+
+    fn example(&self, record: &Record) -> Result<Example> {
+        let has = |name: &str| record.fields.contains_key(name);
+        if has("messages") {
+            self.conversation(record, &record.messages()?, 0)
+        } else if has("text") && !has("prompt") && !has("completion") {
+            self.document(record)
+        } else {
+            self.completion(record)
+        }
     }
 
     /// `chosen` and `rejected`, with `prompt` and `margin` if there.
@@ -128,7 +160,28 @@ impl<'a> Encoder<'a> {
     /// # Errors
     /// A record without those fields, or too long under the policy.
     pub fn pairs(&self, records: &[Record]) -> Result<Encoded<Pair>> {
-        self.gather(records, |record| self.fit_pair(record, self.pair(record)?))
+        self.gather(Task::Pairs, records, |record| {
+            self.fit_pair(record, self.pair(record)?)
+        })
+    }
+
+    /// Pairs for losses on the log-probs of the answers. Without a `prompt`, it is what both answers start with.
+    ///
+    /// # Errors
+    /// As [`Self::pairs`]; and a record with an answer of which no token is predicted.
+    pub fn direct_pairs(&self, records: &[Record]) -> Result<Encoded<Pair>> {
+        self.gather(Task::DirectPairs, records, |record| {
+            let pair = self.pair(record)?;
+            let least = pair.chosen.len().min(pair.rejected.len());
+            if pair.prompt.len() + least <= pair.prompt.len().max(1) {
+                let message = "no prompt and an empty answer, so that nothing of the answer is predicted; give it a `prompt`";
+                return Err(DataError::Record {
+                    at: record.source.clone(),
+                    message: message.to_owned(),
+                });
+            }
+            self.fit_pair(record, pair)
+        })
     }
 
     /// `prompt`, opened for the answer; the record's other fields go with it.
@@ -136,10 +189,32 @@ impl<'a> Encoder<'a> {
     /// # Errors
     /// A record without `prompt`, one without a token, or one that is too long under the policy.
     pub fn prompts(&self, records: &[Record]) -> Result<Encoded<Prompt>> {
-        self.gather(records, |record| {
+        self.gather(Task::Prompts, records, |record| {
             let prompt = self.prompt(record)?;
             self.fit_prompt(record, prompt)
         })
+    }
+
+    /// A document of which every token is learned, closed by EOS once.
+    fn document(&self, record: &Record) -> Result<Example> {
+        let mut ids = self.plain_prompt(record.text()?)?;
+        if ids.last() != Some(&self.eos) {
+            ids.push(self.eos);
+        }
+        let answer = std::iter::once(0..ids.len()).collect();
+        Ok(Example { ids, answer })
+    }
+
+    /// The record with the fields that `task` reads, whatever common shape it came in.
+    ///
+    /// # Errors
+    /// A shape that the task does not read.
+    pub fn shaped<'r>(&self, record: &'r Record, task: Task) -> Result<Cow<'r, Record>> {
+        let style = match self.template {
+            Some(_) => Style::Chat,
+            None => Style::Plain,
+        };
+        record.shaped(task, style)
     }
 
     fn completion(&self, record: &Record) -> Result<Example> {
@@ -214,6 +289,7 @@ impl<'a> Encoder<'a> {
         }
         let mut fields = record.fields.clone();
         fields.shift_remove("prompt");
+        fields.retain(|_, value| !is_unread(value));
         Ok(Prompt { ids, text, fields })
     }
 
@@ -229,43 +305,6 @@ impl<'a> Encoder<'a> {
             ids.push(self.eos);
         }
         Ok(ids)
-    }
-
-    /// Encodes in parallel; the first bad record in the file's order is the one reported.
-    fn gather<T: Send>(
-        &self,
-        records: &[Record],
-        encode: impl Fn(&Record) -> Result<Fate<T>> + Sync + Send,
-    ) -> Result<Encoded<T>> {
-        let fates: Vec<Result<Fate<T>>> = records.par_iter().map(encode).collect();
-        let mut encoded = Encoded {
-            items: Vec::with_capacity(fates.len()),
-            too_long: TooLongCounts::default(),
-        };
-        for fate in fates {
-            match fate? {
-                Fate::Whole(item) => encoded.items.push(item),
-                Fate::Truncated(item) => {
-                    encoded.too_long.truncated += 1;
-                    encoded.items.push(item);
-                }
-                Fate::Skipped => encoded.too_long.skipped += 1,
-            }
-        }
-        match encoded.items.is_empty() {
-            true => Err(self.none_left(records)),
-            false => Ok(encoded),
-        }
-    }
-
-    fn none_left(&self, records: &[Record]) -> DataError {
-        let file = records.first().map_or("the dataset".into(), |record| {
-            record.source.file.display().to_string()
-        });
-        let (count, Limit { words, mend, .. }) = (records.len(), &self.limit);
-        let message =
-            format!("{file}: no record is left: all {count} are too long, for {words}; {mend}");
-        DataError::Invalid(message)
     }
 }
 

@@ -182,10 +182,12 @@ fn what_is_too_long_follows_the_policy() {
 
     let long =
         records(&[r#"{"prompt": "zzzzzzzz", "completion": "y", "chosen": "x", "rejected": "yy"}"#]);
-    let encoder = Encoder::new(&t, limit(8), TooLong::Truncate).unwrap();
-    assert!(message(encoder.examples(&long)).contains("the prompt has 8 tokens"));
-    assert!(message(encoder.pairs(&long)).contains("the prompt has 8 tokens"));
-    assert!(encoder.prompts(&long).is_ok());
+    assert!(
+        Encoder::new(&t, limit(8), TooLong::Error)
+            .unwrap()
+            .prompts(&long)
+            .is_ok()
+    );
     let short = limit(7).or("lower ppo.max_new_tokens");
     let encoder = Encoder::new(&t, short, TooLong::Error).unwrap();
     let e = message(encoder.prompts(&long));
@@ -198,6 +200,161 @@ fn what_is_too_long_follows_the_policy() {
     );
     assert!(e.contains("no record is left: all 1 are too long"), "{e}");
     assert!(e.contains("raise sft.max_length"), "{e}");
+}
+
+/// A byte is a token here, and the answer's last is EOS.
+#[test]
+fn a_prompt_that_leaves_no_room_loses_its_start() {
+    let t = tokenizer(None);
+    let encoder = |tokens| Encoder::new(&t, limit(tokens), TooLong::Truncate).unwrap();
+    let long = records(&[
+        r#"{"prompt": "xzwvxzwv", "completion": "y", "chosen": "x", "rejected": "yw"}"#,
+        r#"{"prompt": "xzwvxzwv", "completion": "yyyyyyyy", "chosen": "xxxxxxxx", "rejected": "y"}"#,
+    ]);
+    let text = |ids: &[u32]| t.decode_with_specials(ids).unwrap();
+
+    let examples = encoder(8).examples(&long).unwrap();
+    assert_eq!(text(&examples.items[0].ids), "wvxzwvy<|endoftext|>");
+    assert_eq!(answers(&t, &examples.items[0]), ["y<|endoftext|>"]);
+    assert_eq!(text(&examples.items[1].ids), "xzwvyyyy", "half for each");
+    assert_eq!(answers(&t, &examples.items[1]), ["yyyy"]);
+
+    let pairs = encoder(7).pairs(&long).unwrap();
+    let first = &pairs.items[0];
+    let parts = [&first.prompt, &first.chosen, &first.rejected].map(|ids| text(ids));
+    assert_eq!(parts, ["xzwv", "x<|endoftext|>", "yw<|endoftext|>"]);
+    let second = &pairs.items[1];
+    let parts = [&second.prompt, &second.chosen, &second.rejected].map(|ids| text(ids));
+    assert_eq!(parts, ["zwv", "xxxx", "y<|endoftext|>"]);
+
+    let prompts = encoder(3).prompts(&long).unwrap();
+    assert_eq!(
+        (text(&prompts.items[0].ids), &*prompts.items[0].text),
+        ("zwv".into(), "zwv")
+    );
+    for counts in [examples.too_long, pairs.too_long, prompts.too_long] {
+        assert_eq!(
+            (counts.prompts_truncated, counts.truncated, counts.skipped),
+            (2, 0, 0)
+        );
+    }
+    let e = message(encoder(0).prompts(&long));
+    assert!(e.contains("the prompt has 8 tokens"), "no room at all: {e}");
+    let e = message(encoder(1).pairs(&long));
+    assert!(
+        e.contains("the prompt has 8 tokens"),
+        "no room for both: {e}"
+    );
+}
+
+#[test]
+fn what_stands_before_every_text_stays_before_a_cut_prompt() {
+    let mut ids = vec![1, 5, 6, 7, 8];
+    cut_start(&mut ids, &[1], 3);
+    assert_eq!(ids, [1, 7, 8]);
+    let mut ids = vec![4, 5, 6, 7];
+    cut_start(&mut ids, &[1], 2);
+    assert_eq!(ids, [6, 7], "a template may write no BOS");
+    let mut ids = vec![1, 5, 6];
+    cut_start(&mut ids, &[1], 1);
+    assert_eq!(ids, [6]);
+}
+
+#[test]
+fn bad_records_are_left_out_and_named() {
+    let t = tokenizer(None);
+    let lines = [
+        r#"{"prompt": "the", "completion": " user"}"#,
+        r#"{"prompt": "the", "answer": " user", "id": 7}"#,
+        r#"{"prompt": "", "completion": ""}"#,
+        r#"{"prompt": "the", "completion": " asks", "source": "x"}"#,
+    ];
+    let encoder = Encoder::new(&t, limit(100), TooLong::Error).unwrap();
+    let e = message(encoder.examples(&records(&lines)));
+    assert!(
+        e.starts_with("d.jsonl:2: missing field `completion`"),
+        "{e}"
+    );
+    let encoder = encoder.with_bad_records(BadRecords::Skip);
+    let encoded = encoder.examples(&records(&lines)).unwrap();
+    assert_eq!((encoded.items.len(), encoded.bad.count), (2, 2));
+    assert!(encoded.bad.first[1].starts_with("d.jsonl:3: there is nothing to learn"));
+    assert_eq!(encoded.unused, ["source"]);
+    let e = message(encoder.examples(&records(&lines[1..3])));
+    assert!(
+        e.contains("no record is left: all 2 are bad\n  d.jsonl:1: missing field"),
+        "{e}"
+    );
+
+    let documents = documents(
+        records(&[r#"{"text": "a", "url": "u"}"#, r#"{"prompt": "b"}"#]),
+        BadRecords::Skip,
+    );
+    let documents = documents.unwrap();
+    assert_eq!((documents.items.len(), documents.bad.count), (1, 1));
+    assert_eq!(documents.unused, ["url"]);
+}
+
+/// Too long is not bad: it has a policy of its own.
+#[test]
+fn a_record_that_is_too_long_is_not_left_out_as_bad() {
+    let t = tokenizer(None);
+    let encoder = Encoder::new(&t, limit(4), TooLong::Error).unwrap();
+    let encoder = encoder.with_bad_records(BadRecords::Skip);
+    let e = message(encoder.examples(&records(&[r#"{"prompt": "zz", "completion": "yyyy"}"#])));
+    assert!(e.contains("7 tokens but sft.max_length is 4"), "{e}");
+}
+
+/// As TRL trains on language-modelling records: EOS at the end, once, and the loss on every token that is predicted.
+#[test]
+fn all_of_a_document_is_learned() {
+    let t = tokenizer(None);
+    let encoder = Encoder::new(&t, limit(100), TooLong::Error).unwrap();
+    let lines = [
+        r#"{"text": "the user asks"}"#,
+        r#"{"text": "the user asks<|endoftext|>"}"#,
+    ];
+    let examples = encoder.examples(&records(&lines)).unwrap().items;
+    assert_eq!(examples[0], examples[1]);
+    assert_eq!(answers(&t, &examples[0]), ["the user asks<|endoftext|>"]);
+    let ([all], length) = (examples[0].answer.as_slice(), examples[0].ids.len()) else {
+        panic!("one answer")
+    };
+    assert_eq!(*all, 0..length);
+    let half = r#"{"prompt": "a", "text": "the"}"#;
+    assert!(message(encoder.examples(&records(&[half]))).contains("missing field `completion`"));
+}
+
+#[test]
+fn other_shapes_are_encoded_as_their_own() {
+    let t = tokenizer(Some(CHATML));
+    let encoder = Encoder::new(&t, limit(300), TooLong::Error).unwrap();
+    let same = |lines: [&str; 2]| {
+        let examples = encoder.examples(&records(&lines)).unwrap().items;
+        assert_eq!(examples[0], examples[1], "{lines:?}");
+    };
+    same([
+        r#"{"conversations": [{"from": "human", "value": "the"}, {"from": "gpt", "value": "asks"}]}"#,
+        r#"{"messages": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "asks"}]}"#,
+    ]);
+    same([
+        r#"{"instruction": "the", "input": "user", "output": "asks", "messages": null}"#,
+        r#"{"prompt": [{"role": "user", "content": "the\nuser"}], "completion": [{"role": "assistant", "content": "asks"}]}"#,
+    ]);
+    let pairs = records(&[r#"{"chosen": "the user asks", "rejected": "the user answers"}"#]);
+    let direct = &encoder.direct_pairs(&pairs).unwrap().items[0];
+    assert_eq!(t.decode_with_specials(&direct.prompt).unwrap(), "the user");
+    assert_eq!(
+        t.decode_with_specials(&direct.chosen).unwrap(),
+        " asks<|im_end|>"
+    );
+    assert!(encoder.pairs(&pairs).unwrap().items[0].prompt.is_empty());
+    let nothing = r#"{"prompt": "", "chosen": "", "rejected": "the"}"#;
+    let e = message(encoder.direct_pairs(&records(&[nothing])));
+    assert!(
+        e.contains("d.jsonl:1: no prompt and an empty answer"),
+        "{e}"
+    );
 }
 
 #[test]

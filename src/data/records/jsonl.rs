@@ -5,53 +5,57 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{Place, Record, Source, read_utf8, shared_name};
+use super::strict::Strict;
+use super::{Entry, Place, Record, Source, shared_name, utf8};
 use crate::data::error::{DataError, Result};
 
-/// Reads the file; see the module's head.
-pub(super) fn read(path: &Path) -> Result<Vec<Record>> {
-    let text = read_utf8(path)?;
-    if text.trim_start().starts_with('[') {
-        return read_array(path, &text);
+/// Reads a file's contents; see the module's head. A line that is wrong is an entry of its own.
+pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Vec<Entry>> {
+    let first = bytes.strip_prefix(BOM).unwrap_or(bytes).trim_ascii_start();
+    if first.starts_with(b"[") {
+        return read_array(path, utf8(path, bytes, 1)?);
     }
     let file = shared_name(path);
-    let mut records = Vec::new();
-    for (index, line) in text
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
-    {
+    let lines = bytes.split(|&byte| byte == b'\n').enumerate();
+    let entries = lines.map(|(index, line)| {
         let source = Source {
             file: file.clone(),
             place: Place::Line(index + 1),
         };
-        let value = serde_json::from_str(line).map_err(|e| malformed(path, index + 1, line, &e))?;
-        records.push(object(value, source)?);
+        read_line(path, index + 1, line, source)
+    });
+    Ok(entries.filter_map(Result::transpose).collect())
+}
+
+/// A byte order mark; files that were joined have some in the middle.
+const BOM: &[u8] = "\u{feff}".as_bytes();
+
+/// The record of a line, if it has one.
+fn read_line(path: &Path, number: usize, line: &[u8], source: Source) -> Result<Option<Record>> {
+    let line = utf8(path, line, number)?;
+    if line.trim().is_empty() {
+        return Ok(None);
     }
-    Ok(records)
+    let value = serde_json::from_str(line).map_err(|e| malformed(path, number, line, &e))?;
+    object(value, source).map(Some)
 }
 
 /// One array of objects. JSON values do not keep their lines, so a record is known by its number.
-fn read_array(path: &Path, text: &str) -> Result<Vec<Record>> {
-    let values: Vec<Value> =
+fn read_array(path: &Path, text: &str) -> Result<Vec<Entry>> {
+    let values: Vec<Strict> =
         serde_json::from_str(text).map_err(|e| malformed(path, e.line(), text, &e))?;
     let file = shared_name(path);
-    values
-        .into_iter()
-        .enumerate()
-        .map(|(i, value)| {
-            object(
-                value,
-                Source {
-                    file: file.clone(),
-                    place: Place::Record(i + 1),
-                },
-            )
-        })
-        .collect()
+    let entries = values.into_iter().enumerate().map(|(i, value)| {
+        let source = Source {
+            file: file.clone(),
+            place: Place::Record(i + 1),
+        };
+        object(value, source)
+    });
+    Ok(entries.collect())
 }
 
-fn object(value: Value, source: Source) -> Result<Record> {
+fn object(Strict(value): Strict, source: Source) -> Result<Record> {
     match value {
         Value::Object(fields) => Ok(Record { fields, source }),
         other => Err(DataError::FieldType {
@@ -85,11 +89,12 @@ fn malformed(path: &Path, line: usize, text: &str, error: &serde_json::Error) ->
 mod tests {
     use super::*;
 
+    fn entries(body: &[u8]) -> Result<Vec<Entry>> {
+        read(Path::new("d.jsonl"), body)
+    }
+
     fn read_text(body: &str) -> Result<Vec<Record>> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("d.jsonl");
-        std::fs::write(&path, body).unwrap();
-        read(&path)
+        entries(body.as_bytes())?.into_iter().collect()
     }
 
     #[test]
@@ -134,5 +139,53 @@ mod tests {
         assert!(e.contains("one line"), "{e}");
         let e = read_text("3").unwrap_err().to_string();
         assert!(e.contains("d.jsonl:1") && e.contains("a number"), "{e}");
+    }
+
+    #[test]
+    fn a_line_that_is_wrong_leaves_the_others() {
+        let body = b"{\"a\": 1}\n{\"a\": \n\"\xff\"\n7\n\xef\xbb\xbf{\"a\": 2}\r\n";
+        let entries = entries(body).unwrap();
+        let found: Vec<String> = entries
+            .iter()
+            .map(|entry| match entry {
+                Ok(record) => record.source.to_string(),
+                Err(error) => error.to_string(),
+            })
+            .collect();
+        assert_eq!(found.len(), 5, "{found:?}");
+        assert_eq!((&*found[0], &*found[4]), ("d.jsonl:1", "d.jsonl:5"));
+        for (error, says) in found[1..4].iter().zip([
+            "d.jsonl:2:6: malformed JSON",
+            "d.jsonl:3: invalid UTF-8 at byte 2",
+            "d.jsonl:4: field `(whole record)` is a number",
+        ]) {
+            assert!(error.contains(says), "{says:?} is not in: {error}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_is_refused() {
+        for (body, says) in [
+            (
+                "{\"a\": 1, \"a\": 2}",
+                "d.jsonl:1:12: malformed JSON: key `a` stands there twice",
+            ),
+            (
+                "{\"m\": [{\"b\": 1, \"b\": 1}]}",
+                "key `b` stands there twice",
+            ),
+            ("[{\"a\": 1, \"a\": 2}]", "key `a` stands there twice"),
+        ] {
+            let e = read_text(body).unwrap_err().to_string();
+            assert!(e.contains(says), "{e}");
+        }
+    }
+
+    #[test]
+    fn numbers_keep_their_kinds() {
+        let body = r#"{"a": [1, -1, 0.5, 18446744073709551615, true, null, {}]}"#;
+        let record = &read_text(body).unwrap()[0];
+        let expected: Value = serde_json::from_str(body).unwrap();
+        assert_eq!(Value::Object(record.fields.clone()), expected);
     }
 }

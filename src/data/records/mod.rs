@@ -1,13 +1,19 @@
 //! Records: what a data file holds, one JSON object each, with where it came from.
 //!
-//! The field names are those that TRL documents (Hugging Face TRL, "Dataset formats and types"); a
-//! record is read as the task at hand asks ([`views`]). Aliases are not accepted silently: a field
-//! under another name would train on the wrong thing or on nothing, so the error names the field to
-//! rename.
+//! A file is opened and unpacked ([`contents`]), cut into entries by its kind, and its columns get the names that the
+//! configuration gives them ([`columns`]). Field names are those that TRL documents (Hugging Face TRL, "Dataset formats and
+//! types"); other common shapes are brought to them as the task at hand asks ([`shapes`]), and then read ([`views`]). A field
+//! under any other name would train on the wrong thing or on nothing, so the error names the field to rename.
 
+mod columns;
+mod contents;
 mod jsonl;
+mod left_out;
 mod names;
 mod parquet;
+pub mod shapes;
+mod strict;
+mod table;
 mod text;
 mod views;
 
@@ -18,6 +24,10 @@ use serde_json::{Map, Value};
 
 use super::error::{DataError, Result};
 pub use super::error::{Place, Source};
+use crate::config::{BadRecords, Columns};
+use contents::Kind;
+pub use left_out::LeftOut;
+pub use names::{is_unread, listed};
 pub use views::{Message, Preference, PromptCompletion, Turns};
 
 /// One record of a data file.
@@ -29,34 +39,67 @@ pub struct Record {
     pub source: Source,
 }
 
-/// Reads a data file whole, by its extension: `.jsonl`, `.ndjson` or `.json` (one object a line, or
-/// one array of objects), `.parquet`, `.txt` (one document).
+/// A record, or why the file has none at that place.
+pub type Entry = Result<Record>;
+
+/// The records of a file, without those that could not be read.
+#[derive(Debug, Default)]
+pub struct File {
+    /// The records, in the file's order.
+    pub records: Vec<Record>,
+    /// Records that could not be read and were left out.
+    pub bad: LeftOut,
+}
+
+/// Reads a data file whole, by its kind: `.jsonl`, `.ndjson` or `.json` (one object a line, or one array of objects), `.csv`,
+/// `.tsv`, `.parquet`, `.txt` (one document); all but Parquet perhaps compressed by gzip or zstd.
 ///
 /// # Errors
 /// A file that cannot be read, a malformed line (with line and column), text that is not UTF-8, or
 /// no record at all.
 pub fn read(path: impl AsRef<Path>) -> Result<Vec<Record>> {
-    let path = path.as_ref();
-    let extension = path
-        .extension()
-        .and_then(|e| e.to_str())
-        .map(str::to_ascii_lowercase);
-    let records = match extension.as_deref() {
-        Some("jsonl" | "ndjson" | "json") => jsonl::read(path)?,
-        Some("parquet") => parquet::read(path)?,
-        Some("txt") => text::read(path)?,
-        _ => {
-            return Err(DataError::UnknownKind {
-                path: path.to_owned(),
-            });
+    entries(path.as_ref(), None)?.into_iter().collect()
+}
+
+/// Reads a data file whole, with `columns` under their other names; `bad` says what happens to records that cannot be read.
+///
+/// # Errors
+/// As [`read`], a malformed line only if bad records are errors; and a column that no record has.
+pub fn read_file(path: &Path, columns: Option<&Columns>, bad: BadRecords) -> Result<File> {
+    let mut file = File::default();
+    for entry in entries(path, columns)? {
+        match entry {
+            Ok(record) => file.records.push(record),
+            Err(error) => file.bad.leave_out(error, bad)?,
         }
+    }
+    Ok(file)
+}
+
+/// Reads a data file whole; a record that cannot be read is an entry of its own.
+///
+/// # Errors
+/// A file that cannot be read at all, one without a record, or a column that no record has.
+pub fn entries(path: &Path, columns: Option<&Columns>) -> Result<Vec<Entry>> {
+    let contents = contents::read(path)?;
+    let mut entries = match contents.kind {
+        Kind::Json => jsonl::read(path, &contents.bytes)?,
+        Kind::Table { delimiter } => table::read(path, &contents.bytes, delimiter)?,
+        Kind::Text => text::read(path, &contents.bytes)?,
+        Kind::Parquet => parquet::read(path)?,
     };
-    if records.is_empty() {
+    if entries.is_empty() {
         return Err(DataError::Empty {
             path: path.to_owned(),
         });
     }
-    Ok(records)
+    if let Some(columns) = columns {
+        columns::rename(path, &mut entries, columns)?;
+    }
+    if let Kind::Table { .. } = contents.kind {
+        table::typed(&mut entries);
+    }
+    Ok(entries)
 }
 
 /// The file's name, shared by its records.
@@ -64,23 +107,19 @@ fn shared_name(path: &Path) -> Arc<Path> {
     Arc::from(path)
 }
 
-/// Reads a file as UTF-8, naming line and byte of the first bad byte.
-fn read_utf8(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).map_err(|e| DataError::io(path, e))?;
-    let text = String::from_utf8(bytes).map_err(|e| {
-        let good = &e.as_bytes()[..e.utf8_error().valid_up_to()];
+/// Bytes that start on line `first` as UTF-8, or an error that names line and byte of the first bad byte.
+fn utf8<'b>(path: &Path, bytes: &'b [u8], first: usize) -> Result<&'b str> {
+    let text = std::str::from_utf8(bytes).map_err(|e| {
+        let good = &bytes[..e.valid_up_to()];
         let line_start = good.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
         DataError::Utf8 {
             file: path.to_owned(),
-            line: good.iter().filter(|&&b| b == b'\n').count() + 1,
+            line: good.iter().filter(|&&b| b == b'\n').count() + first,
             byte: good.len() - line_start + 1,
         }
     })?;
     // A byte order mark belongs to the encoding, not to the text.
-    Ok(text
-        .strip_prefix('\u{feff}')
-        .map(str::to_owned)
-        .unwrap_or(text))
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
 }
 
 #[cfg(test)]
@@ -89,8 +128,11 @@ mod tests {
 
     #[test]
     fn kind_is_told_by_extension() {
-        let e = read("data.csv").unwrap_err().to_string();
-        assert!(e.contains("data.csv") && e.contains(".jsonl"), "{e}");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data.xml");
+        std::fs::write(&path, "<a/>").unwrap();
+        let e = read(&path).unwrap_err().to_string();
+        assert!(e.contains("data.xml") && e.contains(".jsonl"), "{e}");
         let e = read("no/such/file.jsonl").unwrap_err().to_string();
         assert!(
             e.contains("no/such/file.jsonl") && e.contains("check the path"),
@@ -110,7 +152,14 @@ mod tests {
     #[test]
     fn empty_files_are_errors() {
         let dir = tempfile::tempdir().unwrap();
-        for (name, body) in [("a.jsonl", "\n  \n"), ("b.json", "[]"), ("c.txt", "")] {
+        for (name, body) in [
+            ("a.jsonl", "\n  \n"),
+            ("b.json", "[]"),
+            ("c.txt", ""),
+            ("d.csv", ""),
+            ("e.csv", "a,b\n"),
+            ("f.jsonl.gz", ""),
+        ] {
             let path = dir.path().join(name);
             std::fs::write(&path, body).unwrap();
             let e = read(&path).unwrap_err().to_string();

@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 use super::Source;
 use crate::data::error::DataError;
 
-/// Names under which other sets keep our fields. They are pointed out, never accepted.
-const ALIASES: [(&str, &[&str]); 7] = [
+/// Names under which other sets keep our fields. They are pointed out, and read only where `columns` says so.
+const ALIASES: [(&str, &[&str]); 9] = [
     (
         "prompt",
         &[
@@ -61,10 +61,35 @@ const ALIASES: [(&str, &[&str]); 7] = [
         &["content", "document", "body", "raw_content", "passage"],
     ),
     ("role", &["from", "speaker", "author"]),
+    ("instruction", &["prompt", "question", "query", "problem"]),
+    (
+        "output",
+        &["response", "completion", "answer", "target", "reply"],
+    ),
 ];
 
-/// What a JSON value is, in words.
+/// The key of an object that stands for a value which JSON cannot hold.
+const UNREAD: &str = "\0unread";
+
+/// Types of values that JSON cannot hold.
+const UNREAD_TYPES: [&str; 2] = ["binary that is not UTF-8", "a number that is not finite"];
+
+/// Stands for a value that JSON cannot hold, of the type in these words.
+pub(super) fn unread(words: &'static str) -> Value {
+    Value::Object(Map::from_iter([(UNREAD.to_owned(), words.into())]))
+}
+
+/// Whether the value stands for one that JSON cannot hold.
+pub fn is_unread(value: &Value) -> bool {
+    value.get(UNREAD).is_some()
+}
+
+/// Type of a value, in words.
 pub(super) fn type_name(value: &Value) -> &'static str {
+    if let Some(found) = value.get(UNREAD) {
+        let known = UNREAD_TYPES.iter().find(|words| *found == **words);
+        return known.copied().unwrap_or("a value that cannot be read");
+    }
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
@@ -84,14 +109,16 @@ pub(super) fn missing_field(
     field: &str,
     expected: &'static str,
 ) -> DataError {
-    let hint = likely_name(fields, field).map_or(String::new(), |name| {
-        format!("; rename `{name}` to `{field}`")
-    });
-    let names: Vec<_> = fields.keys().map(|name| format!("`{name}`")).collect();
-    let present = if names.is_empty() {
-        "no fields".into()
-    } else {
-        names.join(", ")
+    let mend = |name: &str| match path.is_empty() {
+        true => {
+            format!("; rename `{name}` to `{field}`, or set columns = {{ {field} = \"{name}\" }}")
+        }
+        false => format!("; rename `{name}` to `{field}`"),
+    };
+    let hint = likely_name(fields, field).map_or(String::new(), mend);
+    let present = match fields.is_empty() {
+        true => "no fields".into(),
+        false => listed(&fields.keys().collect::<Vec<_>>()),
     };
     let field = if path.is_empty() {
         field.to_owned()
@@ -104,6 +131,34 @@ pub(super) fn missing_field(
         expected,
         hint,
         present,
+    }
+}
+
+/// Characters of a value that an error shows.
+const SHOWN: usize = 40;
+
+/// A value as an error shows it, cut where it is long.
+pub(super) fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(SHOWN) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text,
+    }
+}
+
+/// Most names of a list; wide tables have hundreds.
+const MOST_NAMES: usize = 12;
+
+/// Names in quotes, with a count of those that are too many to list.
+pub fn listed(names: &[impl std::fmt::Display]) -> String {
+    let shown: Vec<String> = names
+        .iter()
+        .take(MOST_NAMES)
+        .map(|name| format!("`{name}`"))
+        .collect();
+    match names.len().saturating_sub(MOST_NAMES) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
     }
 }
 

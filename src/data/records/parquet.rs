@@ -1,21 +1,24 @@
 //! Parquet through the row interface: a row is a record, a column a field, nested lists and structs
 //! become JSON.
 //!
-//! Columns that JSON has no type for (bytes, decimals, dates) keep their printed form as a string.
-//! A null column is left out, so that an optional field reads as absent.
+//! Binary is read as UTF-8, decimals as numbers; dates and times keep their printed form as a string. A value that none of that
+//! holds for (other binary, intervals, numbers that are not finite) is set aside under its type's name: a task that reads it
+//! refuses it, and others do not mind it. A null column is left out, so that an optional field reads as absent.
 
 use std::fs::File;
 use std::path::Path;
 
+use parquet::data_type::Decimal;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use serde_json::{Map, Value};
 
-use super::{Place, Record, Source, shared_name};
+use super::names::unread;
+use super::{Entry, Place, Record, Source, shared_name};
 use crate::data::error::{DataError, Result};
 
 /// Reads all rows.
-pub(super) fn read(path: &Path) -> Result<Vec<Record>> {
+pub(super) fn read(path: &Path) -> Result<Vec<Entry>> {
     let broken = |e: parquet::errors::ParquetError| DataError::Parquet {
         path: path.to_owned(),
         message: e.to_string(),
@@ -30,10 +33,8 @@ pub(super) fn read(path: &Path) -> Result<Vec<Record>> {
                 file: name.clone(),
                 place: Place::Row(i + 1),
             };
-            Ok(Record {
-                fields: object(&row.map_err(broken)?),
-                source,
-            })
+            let fields = object(&row.map_err(broken)?);
+            Ok(Ok(Record { fields, source }))
         })
         .collect()
 }
@@ -57,9 +58,14 @@ fn json(field: &Field) -> Value {
         Field::UShort(v) => (*v).into(),
         Field::UInt(v) => (*v).into(),
         Field::ULong(v) => (*v).into(),
-        Field::Float16(v) => f64::from(*v).into(),
-        Field::Float(v) => f64::from(*v).into(),
-        Field::Double(v) => (*v).into(),
+        Field::Float16(v) => number(f64::from(*v)),
+        Field::Float(v) => number(f64::from(*v)),
+        Field::Double(v) => number(*v),
+        Field::Decimal(v) => number(decimal(v)),
+        Field::Bytes(v) => match std::str::from_utf8(v.data()) {
+            Ok(text) => text.into(),
+            Err(_) => unread("binary that is not UTF-8"),
+        },
         Field::Str(v) => v.as_str().into(),
         Field::Group(row) => Value::Object(object(row)),
         Field::ListInternal(list) => list.elements().iter().map(json).collect(),
@@ -71,6 +77,28 @@ fn json(field: &Field) -> Value {
         ),
         other => other.to_string().into(),
     }
+}
+
+/// JSON has neither infinities nor NaN.
+fn number(value: f64) -> Value {
+    match value.is_finite() {
+        true => value.into(),
+        false => unread("a number that is not finite"),
+    }
+}
+
+/// Unscaled value, big-endian in two's complement, over ten to the scale.
+fn decimal(value: &Decimal) -> f64 {
+    let bytes = value.data();
+    let sign = if bytes.first().is_some_and(|byte| *byte >= 0x80) {
+        -1.0
+    } else {
+        0.0
+    };
+    let unscaled = bytes
+        .iter()
+        .fold(sign, |sum, byte| sum * 256.0 + f64::from(*byte));
+    unscaled / 10f64.powi(value.scale())
 }
 
 fn key_text(key: &Field) -> String {
@@ -118,7 +146,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.parquet");
         write_pairs(&path);
-        let records = read(&path).unwrap();
+        let records: Vec<Record> = read(&path)
+            .unwrap()
+            .into_iter()
+            .map(Result::unwrap)
+            .collect();
         assert_eq!(records.len(), 2);
         assert_eq!(records[0].fields["prompt"], "é one");
         assert_eq!(records[0].fields["margin"], 0.5);
@@ -134,5 +166,90 @@ mod tests {
         std::fs::write(&path, "not parquet").unwrap();
         let e = read(&path).unwrap_err().to_string();
         assert!(e.contains("p.parquet") && e.contains("Parquet"), "{e}");
+    }
+
+    /// One row of a file with these columns, each written by its own writer.
+    fn row(schema: &str, write: impl Fn(&str, &mut ColumnWriter)) -> Record {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p.parquet");
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let file = File::create(&path).unwrap();
+        let mut writer = SerializedFileWriter::new(file, schema, Default::default()).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        while let Some(mut column) = group.next_column().unwrap() {
+            let untyped = column.untyped();
+            let name = match untyped {
+                ColumnWriter::ByteArrayColumnWriter(w) => w.get_descriptor().name().to_owned(),
+                ColumnWriter::DoubleColumnWriter(w) => w.get_descriptor().name().to_owned(),
+                ColumnWriter::Int32ColumnWriter(w) => w.get_descriptor().name().to_owned(),
+                ColumnWriter::Int64ColumnWriter(w) => w.get_descriptor().name().to_owned(),
+                _ => unreachable!("the schemas have no other column"),
+            };
+            write(&name, untyped);
+            column.close().unwrap();
+        }
+        group.close().unwrap();
+        writer.close().unwrap();
+        read(&path).unwrap().remove(0).unwrap()
+    }
+
+    fn write_bytes(writer: &mut ColumnWriter, bytes: &[u8]) {
+        let ColumnWriter::ByteArrayColumnWriter(writer) = writer else {
+            panic!("no binary column")
+        };
+        let value = ByteArray::from(bytes.to_vec());
+        writer.write_batch(&[value], None, None).unwrap();
+    }
+
+    #[test]
+    fn binary_is_text_or_refused_where_it_is_read() {
+        let schema =
+            "message m { required binary prompt; required binary image; required double margin; }";
+        let record = row(schema, |name, writer| match (name, writer) {
+            ("prompt", writer) => write_bytes(writer, "é one".as_bytes()),
+            ("image", writer) => write_bytes(writer, b"\xff\xd8"),
+            (_, ColumnWriter::DoubleColumnWriter(w)) => {
+                w.write_batch(&[f64::NAN], None, None).unwrap();
+            }
+            _ => unreachable!("no other column"),
+        });
+        assert_eq!(record.fields["prompt"], "é one");
+        let renamed = |from: &str, to: &str| {
+            let mut record = record.clone();
+            let value = record.fields[from].clone();
+            record.fields.insert(to.to_owned(), value);
+            record
+        };
+        let e = renamed("image", "text").text().unwrap_err().to_string();
+        assert!(
+            e.contains("row 1: field `text` is binary that is not UTF-8"),
+            "{e}"
+        );
+        let pair = renamed("prompt", "chosen");
+        let mut pair = Record {
+            fields: pair.fields,
+            ..pair
+        };
+        pair.fields.insert("rejected".into(), "b".into());
+        let e = pair.preference().unwrap_err().to_string();
+        assert!(e.contains("`margin` is a number that is not finite"), "{e}");
+    }
+
+    #[test]
+    fn decimals_are_numbers_and_times_are_text() {
+        let schema = "message m { required int32 margin (DECIMAL(9,2)); required int64 at (TIMESTAMP_MILLIS); required binary big (DECIMAL(20,1)); }";
+        let record = row(schema, |name, writer| match (name, writer) {
+            ("margin", ColumnWriter::Int32ColumnWriter(w)) => {
+                w.write_batch(&[-150], None, None).unwrap();
+            }
+            ("at", ColumnWriter::Int64ColumnWriter(w)) => {
+                w.write_batch(&[86_400_000], None, None).unwrap();
+            }
+            (_, writer) => write_bytes(writer, &[0x01, 0x05]),
+        });
+        assert_eq!(record.fields["margin"], -1.5);
+        assert_eq!(record.fields["big"], 26.1);
+        let at = record.fields["at"].as_str().unwrap();
+        assert!(at.starts_with("1970-01-02"), "{at}");
     }
 }

@@ -5,34 +5,32 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{Place, Record, Source, read_utf8, shared_name};
+use super::{Entry, Place, Record, Source, shared_name, utf8};
 use crate::data::error::Result;
 
-/// Reads the file as one document; a file of white space holds none.
-pub(super) fn read(path: &Path) -> Result<Vec<Record>> {
-    let text = read_utf8(path)?;
+/// Reads a file's contents as one document; white space alone is none.
+pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Vec<Entry>> {
+    let text = utf8(path, bytes, 1)?;
     if text.trim().is_empty() {
         return Ok(Vec::new());
     }
-    let fields = Map::from_iter([("text".to_owned(), Value::String(text))]);
-    Ok(vec![Record {
+    let fields = Map::from_iter([("text".to_owned(), Value::from(text))]);
+    Ok(vec![Ok(Record {
         fields,
         source: Source {
             file: shared_name(path),
             place: Place::Line(1),
         },
-    }])
+    })])
 }
 
 #[cfg(test)]
 mod tests {
     #[test]
     fn the_whole_file_is_one_document() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a.txt");
-        std::fs::write(&path, "one\n\ntwo\n").unwrap();
-        let records = super::read(&path).unwrap();
+        let records = super::read("a.txt".as_ref(), b"one\n\ntwo\n").unwrap();
         assert_eq!(records.len(), 1);
-        assert_eq!(records[0].text().unwrap(), "one\n\ntwo\n");
+        let record = records[0].as_ref().unwrap();
+        assert_eq!(record.text().unwrap(), "one\n\ntwo\n");
     }
 }

@@ -360,8 +360,8 @@ mod tests {
         says(m(r#"{"messages": []}"#), &["`messages` is an empty list"]);
         says(m(r#"{"messages": "hi"}"#), &["`messages` is a string"]);
         says(
-            m(r#"{"messages": [{"from": "human", "value": "hi"}]}"#),
-            &["`messages[0].role`", "rename `from` to `role`"],
+            m(r#"{"messages": [{"speaker": "human", "content": "hi"}]}"#),
+            &["`messages[0].role`", "rename `speaker` to `role`"],
         );
         says(
             m(
@@ -370,8 +370,8 @@ mod tests {
             &["`messages[1].content` is a number"],
         );
         says(
-            m(r#"{"conversations": []}"#),
-            &["rename `conversations` to `messages`"],
+            m(r#"{"dialogue": []}"#),
+            &["rename `dialogue` to `messages`, or set columns = { messages = \"dialogue\" }"],
         );
     }
 

@@ -3,9 +3,7 @@
 use anyhow::Result;
 use candle_core::Tensor;
 
-use crate::data::example::{Encoded, Encoder, Pair};
-use crate::data::records::Record;
-use crate::data::{self, DataError};
+use crate::data::example::Pair;
 use crate::model::{Decoder, Gradient};
 use crate::ops::attention::Segments;
 use crate::ops::head::Target;
@@ -78,27 +76,6 @@ pub fn tokens(pair: &Pair) -> usize {
 /// The first position of an answer whose token is predicted: without a prompt nothing predicts the first.
 fn first_predicted(pair: &Pair) -> usize {
     pair.prompt.len().max(1)
-}
-
-/// Pairs of which every answer has a token that is predicted.
-///
-/// # Errors
-/// Those of [`Encoder::pairs`]; and if a record has an answer without one, where it stands.
-pub fn predicted_pairs(encoder: &Encoder, records: &[Record]) -> data::Result<Encoded<Pair>> {
-    let encoded = encoder.pairs(records)?;
-    let unpredicted = |pair: &Pair| {
-        let answers = pair.sequences();
-        answers.iter().any(|ids| ids.len() <= first_predicted(pair))
-    };
-    // None is left out: what is too long is cut.
-    let mut found = records.iter().zip(&encoded.items);
-    match found.find(|(_, pair)| unpredicted(pair)) {
-        None => Ok(encoded),
-        Some((record, _)) => Err(DataError::Record {
-            at: record.source.clone(),
-            message: "no prompt and an empty answer, so that nothing of the answer is predicted; give it a `prompt`".to_owned(),
-        }),
-    }
 }
 
 #[cfg(test)]

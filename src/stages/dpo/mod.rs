@@ -17,9 +17,9 @@ use anyhow::Result;
 use super::adapters::{Start, Trainee};
 use super::context::{Context, Finished, steps};
 use super::dataset::Walk;
-use super::examples::{Examples, limit};
+use super::examples::{Examples, Source};
 use super::sft::stop_at_eos;
-use crate::config::{Dpo, LossType, Stage, TooLong, Training};
+use crate::config::{Dpo, LossType, Stage, Training};
 use crate::data::example::{Encoder, Pair};
 use crate::data::packing::cut;
 use crate::model::config::Head;
@@ -30,7 +30,6 @@ use crate::rlhf::preference::{
 use crate::train::metrics::names;
 use crate::train::supervised::{Plan, train};
 use crate::train::task::{Evaluation, Share, Task};
-pub use answers::predicted_pairs;
 use answers::{Answers, tokens};
 use reference::{Pairs, References};
 
@@ -54,10 +53,16 @@ pub fn dpo(context: &Context, config: &Dpo) -> Result<Option<Finished>> {
     let model = &trainee.model;
 
     // 2. Records → pairs, some of them held out.
-    let limit = limit(Stage::Dpo, config.max_length, model);
-    let encoder = Encoder::new(&tokenizer, limit, TooLong::Truncate)?;
-    let (data, held_out) = (&config.data, &config.held_out);
-    let examples = Examples::read(Stage::Dpo, data, held_out, seed, &encoder, predicted_pairs)?;
+    let source = Source {
+        stage: Stage::Dpo,
+        data: &config.data,
+        held_out: &config.held_out,
+        records: &config.records,
+        max_length: config.max_length,
+        too_long: config.too_long,
+    };
+    let encoder = source.encoder(&tokenizer, model)?;
+    let examples = Examples::read(&source, seed, &encoder, Encoder::direct_pairs)?;
     let walk = examples.training.walk(seed)?;
 
     // 3. What the reference says of them.

@@ -21,6 +21,7 @@ use anyhow::Result;
 use rollout::random::Purpose;
 
 use super::context::{Context, Finished, steps};
+use super::misfits::Misfits;
 use crate::config::{Ppo, Share, Stage};
 use crate::data::example::Prompt;
 use crate::data::loader::Order;
@@ -51,9 +52,11 @@ pub(super) use setup::{check_sampling, reference, sharing};
 pub fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
     let tokenizer = context.tokenizer_of(&config.from)?;
     let roles = setup::roles(context, config)?;
-    let prompts = setup::prompts(&tokenizer, config, &roles, None, &config.prompts, "prompts")?;
-    let evaluator = Evaluator::load(config, &tokenizer, &roles)?;
-    let mix = PretrainMix::load(config, &tokenizer, &roles, context.config.run.seed)?;
+    let (seed, mut misfits) = (context.config.run.seed, Misfits::default());
+    let file = (config.prompts.as_path(), "prompts");
+    let prompts = setup::prompts(&tokenizer, config, &roles, None, file, &mut misfits)?;
+    let evaluator = Evaluator::load(config, &tokenizer, &roles, &mut misfits)?;
+    let mix = PretrainMix::load(config, &tokenizer, &roles, seed, &mut misfits)?;
     let mut run = Run::resume(
         context, config, &tokenizer, &roles, &prompts, evaluator, mix,
     )?;
@@ -65,7 +68,9 @@ pub fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
         }
         run.iterate()?;
     }
-    run.finish().map(Some)
+    let mut finished = run.finish()?;
+    misfits.add_to(&mut finished.table);
+    Ok(Some(finished))
 }
 
 struct Run<'a> {

@@ -2,17 +2,19 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 
-use crate::config::{CriticFrom, Ppo, Share, TooLong, keeps_one_of};
+use crate::config::{BadRecords, CriticFrom, Ppo, Share, keeps_one_of};
 use crate::data::example::{Encoder, Limit, Prompt};
-use crate::data::records::read;
+use crate::data::records::{File, read_file};
 use crate::data::tokenizer::Tokenizer;
+use crate::data::{self, DataError};
 use crate::model::Decoder;
 use crate::reward::RewardModel;
 use crate::roles::{CriticStart, Ground, Reference, Roles, Sharing};
 use crate::stages::Context;
 use crate::stages::adapters::lora_config;
+use crate::stages::misfits::{Misfit, Misfits};
 
 /// Loads the roles.
 ///
@@ -105,32 +107,53 @@ pub fn check_warmup(config: &Ppo, iterations: u64) -> Result<()> {
     Ok(())
 }
 
-/// Reads prompts and leaves room for the response.
+/// Reads the prompts of `file`, which `ppo.key` names, and leaves room for the response.
 ///
 /// # Errors
-/// If a record is wrong or does not fit, or what scores lacks a field in it.
+/// If a record is wrong or does not fit and is not left out, or what scores lacks a field in it.
 pub fn prompts(
     tokenizer: &Tokenizer,
     config: &Ppo,
     roles: &Roles,
     judge: Option<&RewardModel>,
-    file: &Path,
-    key: &str,
+    (file, key): (&Path, &str),
+    misfits: &mut Misfits,
 ) -> Result<Vec<Prompt>> {
-    let encoder = Encoder::new(tokenizer, room(config, roles, judge), TooLong::Error)?;
-    let records = read(file)?;
-    let prompts = encoder
-        .prompts(&records)
-        .with_context(|| format!("ppo.{key}"))?
-        .items;
-    for record in &records {
-        let check = roles.reward.check(&record.fields);
-        check.map_err(|lacks| anyhow!("ppo.{key}: {}: {lacks}", record.source))?;
-    }
-    if prompts.is_empty() {
-        bail!("ppo.{key}: {} holds no prompt", file.display());
-    }
+    let keys = &config.records;
+    let room = room(config, roles, judge).or_other_policy("ppo", config.too_long);
+    let encoder = Encoder::new(tokenizer, room, config.too_long)?;
+    let encoder = encoder.with_bad_records(keys.bad_records);
+    let read = || {
+        let mut records = read_file(file, keys.columns.as_ref(), keys.bad_records)?;
+        let count = records.records.len() + records.bad.count;
+        if keys.bad_records == BadRecords::Skip {
+            leave_out_lacking(&mut records, roles, keys.bad_records)?;
+        }
+        let encoded = encoder.prompts(&records.records)?;
+        leave_out_lacking(&mut records, roles, keys.bad_records)?;
+        let mut misfit = Misfit::new(format!("ppo.{key}"), count, records.bad);
+        let prompts = misfit.take(&file.display().to_string(), encoded);
+        anyhow::Ok((prompts, misfit.check(keys)?))
+    };
+    let (prompts, misfit) = read().with_context(|| format!("ppo.{key}"))?;
+    misfits.add("ppo", misfit, encoder.limit());
     Ok(prompts)
+}
+
+/// Leaves out the records that lack a field of what scores.
+fn leave_out_lacking(file: &mut File, roles: &Roles, bad: BadRecords) -> data::Result<()> {
+    let mut kept = Vec::with_capacity(file.records.len());
+    for record in std::mem::take(&mut file.records) {
+        match roles.reward.check(&record.fields) {
+            Ok(()) => kept.push(record),
+            Err(message) => {
+                let at = record.source;
+                file.bad.leave_out(DataError::Record { at, message }, bad)?;
+            }
+        }
+    }
+    file.records = kept;
+    Ok(())
 }
 
 /// What the response leaves for a prompt in the context of policy, reward models and judge, and in a pass: a sequence is never cut.

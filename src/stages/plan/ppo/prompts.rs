@@ -6,9 +6,9 @@ use anyhow::{Result, ensure};
 
 use super::super::models::Folders;
 use super::super::roles::Models;
-use crate::config::{Ppo, TooLong};
+use crate::config::{BadRecords, Ppo, TooLong};
 use crate::data::example::{Encoder, Limit};
-use crate::data::records::{Record, read};
+use crate::data::records::{Record, read_file};
 
 /// Tokens of the longest prompt, and where that is known from.
 pub(super) struct LongestPrompt {
@@ -25,6 +25,11 @@ impl LongestPrompt {
             config.generation.max_new_tokens,
         );
         if let Some(Longest { tokens, counts, .. }) = longest_prompt(folders, config)? {
+            let tokens = match config.too_long {
+                TooLong::Error => tokens,
+                // A longer one is cut or left out.
+                TooLong::Truncate | TooLong::Skip => tokens.min(pass.saturating_sub(response)),
+            };
             ensure!(
                 tokens + response <= pass,
                 "the longest prompt has {tokens} tokens and its response may take {response}, more than ppo.micro_batch_tokens = {pass}; \
@@ -89,11 +94,11 @@ pub fn longest_prompt(folders: Folders, config: &Ppo) -> Result<Option<Longest>>
     let encoder = Encoder::new(&tokenizer, Limit::none(), TooLong::Error)?;
     let (mut longest, mut counts) = (None, [0; 2]);
     for (file, count) in files.into_iter().zip(&mut counts) {
-        let records = read(file)?;
-        *count = records.len();
-        let prompts = encoder.prompts(&records)?.items;
-        let lengths = prompts.iter().map(|prompt| prompt.ids.len());
-        let found = records.into_iter().zip(lengths);
+        let keys = &config.records;
+        let records = read_file(file, keys.columns.as_ref(), keys.bad_records)?.records;
+        let found = measured(&encoder, records, keys.bad_records)?;
+        *count = found.len();
+        let found = found.into_iter();
         longest = found.chain(longest).max_by_key(|(_, tokens)| *tokens);
     }
     Ok(longest.map(|(record, tokens)| Longest {
@@ -101,4 +106,24 @@ pub fn longest_prompt(folders: Folders, config: &Ppo) -> Result<Option<Longest>>
         tokens,
         counts,
     }))
+}
+
+/// Records with the tokens of their prompts, without bad ones if these are left out.
+fn measured(
+    encoder: &Encoder,
+    records: Vec<Record>,
+    bad: BadRecords,
+) -> Result<Vec<(Record, usize)>> {
+    let all = encoder.prompts(&records);
+    if all.is_ok() || bad == BadRecords::Error {
+        let lengths = all?.items.into_iter().map(|prompt| prompt.ids.len());
+        return Ok(records.into_iter().zip(lengths).collect());
+    }
+    let mut found = Vec::with_capacity(records.len());
+    for record in records {
+        if let Ok(prompts) = encoder.prompts(std::slice::from_ref(&record)) {
+            found.push((record, prompts.items[0].ids.len()));
+        }
+    }
+    Ok(found)
 }

@@ -10,12 +10,13 @@ use tempfile::TempDir;
 use super::long::{pair, words};
 use super::process::Step;
 use crate::config::{
-    Config, Data, Dpo, HeldOut, Length, Objective, Ppo, Reward, ScoreNormalization, Sft, Source,
-    Stage, TooLong, Training,
+    BadRecords, Config, Data, Dpo, HeldOut, Length, Objective, Ppo, RecordKeys, Reward,
+    ScoreNormalization, Sft, Source, Stage, TooLong, Training,
 };
 use crate::data::loader::split;
-use crate::data::records::{Record, read};
+use crate::data::records::{Record, read_file};
 use crate::stages::context::steps;
+use crate::stages::dataset::read_source;
 use crate::stages::plan::models::Folders;
 use crate::stages::plan::ppo::longest_prompt;
 
@@ -138,7 +139,7 @@ impl Trial {
         if self.lengths == Lengths::Longest {
             sft.too_long = TooLong::Truncate;
         }
-        let data = (&mut sft.data, &mut sft.held_out);
+        let data = (&mut sft.data, &mut sft.held_out, &mut sft.records);
         self.records(
             data,
             &mut sft.training,
@@ -150,12 +151,18 @@ impl Trial {
 
     fn dpo(&mut self, dpo: &mut Dpo, seed: u64) -> Result<()> {
         dpo.early_stopping_patience = 0;
-        let data = (&mut dpo.data, &mut dpo.held_out);
+        if self.lengths == Lengths::Longest {
+            dpo.too_long = TooLong::Truncate;
+        }
+        let data = (&mut dpo.data, &mut dpo.held_out, &mut dpo.records);
         self.records(data, &mut dpo.training, seed, dpo.max_length, pair)
     }
 
     fn reward(&mut self, reward: &mut Reward, seed: u64) -> Result<()> {
-        let data = (&mut reward.data, &mut reward.held_out);
+        if self.lengths == Lengths::Longest {
+            reward.too_long = TooLong::Truncate;
+        }
+        let data = (&mut reward.data, &mut reward.held_out, &mut reward.records);
         self.records(data, &mut reward.training, seed, reward.max_length, pair)
     }
 
@@ -163,7 +170,7 @@ impl Trial {
     /// token at least.
     fn records(
         &mut self,
-        (data, held_out): (&mut Data, &mut HeldOut),
+        (data, held_out, keys): (&mut Data, &mut HeldOut, &mut RecordKeys),
         training: &mut Training,
         seed: u64,
         tokens: usize,
@@ -172,7 +179,7 @@ impl Trial {
         let files: Vec<(Vec<Record>, Option<f64>)> = data
             .sources
             .iter()
-            .map(|source| Ok((read(&source.path)?, source.weight)))
+            .map(|source| Ok((read_source(source, keys)?.records, source.weight)))
             .collect::<Result<_>>()?;
         let count: usize = files.iter().map(|(records, _)| records.len()).sum();
         let held = match held_out.eval_data.is_empty() {
@@ -182,6 +189,7 @@ impl Trial {
         let own = split(count, held, seed)?.0.len();
         self.settle(training, own, training.batch_size);
         *held_out = HeldOut::default();
+        settled(keys);
         data.sources = match self.lengths {
             Lengths::Longest => {
                 let text = words(files.iter().flat_map(|(records, _)| records), tokens);
@@ -205,20 +213,30 @@ impl Trial {
     }
 
     fn ppo(&mut self, ppo: &mut Ppo, folders: Folders) -> Result<()> {
-        let count = read(&ppo.prompts)?.len();
+        let keys = &ppo.records;
+        let prompts = read_file(&ppo.prompts, keys.columns.as_ref(), keys.bad_records)?;
+        let prompts = prompts.records;
         let batch = ppo.prompts_per_iteration();
-        self.settle(&mut ppo.training, count, batch);
+        self.settle(&mut ppo.training, prompts.len(), batch);
         // While the critic warms up, the actor does not move.
         ppo.critic.critic_warmup = 0;
         let reads_reference = ppo.reads_reference();
         let longest = longest_prompt(folders, ppo)?.context("ppo.prompts")?.record;
         let longest = Value::from(longest.fields);
+        if ppo.records.columns.is_some() {
+            let prompts: Vec<Value> = prompts.into_iter().map(|r| r.fields.into()).collect();
+            ppo.prompts = self.file("prompts", &prompts)?;
+        }
+        settled(&mut ppo.records);
         let asked = match self.lengths {
             Lengths::OwnRecords => 1,
             Lengths::Longest => {
                 let new_tokens = ppo.generation.max_new_tokens;
                 ppo.generation.min_new_tokens = new_tokens;
                 ppo.generation.stop = Vec::new();
+                if ppo.too_long == TooLong::Skip {
+                    ppo.too_long = TooLong::Truncate;
+                }
                 ppo.prompts = self.file("prompts", std::slice::from_ref(&longest))?;
                 // Answers that are all cut may all score alike, and then have no scale.
                 if ppo.scores.score_normalization == ScoreNormalization::Reference {
@@ -248,7 +266,11 @@ impl Trial {
 
     fn source(&self, index: usize, records: &[Value], weight: Option<f64>) -> Result<Source> {
         let path = self.file(&format!("data-{index}"), records)?;
-        Ok(Source { path, weight })
+        Ok(Source {
+            path,
+            weight,
+            columns: None,
+        })
     }
 
     fn file(&self, name: &str, records: &[Value]) -> Result<PathBuf> {
@@ -265,6 +287,14 @@ fn temporary(runs: &Path) -> Result<TempDir> {
     let place = there.unwrap_or(Path::new("."));
     let folder = tempfile::Builder::new().prefix(".probe-").tempdir_in(place);
     folder.with_context(|| format!("cannot make a temporary folder in {}", place.display()))
+}
+
+/// Records that were read have the fields' own names, and any share of the few that are tried may be bad.
+fn settled(keys: &mut RecordKeys) {
+    keys.columns = None;
+    if keys.bad_records == BadRecords::Skip {
+        keys.max_bad_share = 1.0;
+    }
 }
 
 /// A trial evaluates nothing, saves nothing and shows nothing.
@@ -288,6 +318,7 @@ fn remove(config: &mut Config, stage: Stage) {
 mod tests {
     use super::*;
     use crate::config::Document;
+    use crate::data::records::read;
 
     /// A folder with ten records, three words each, and a configuration that trains on them.
     fn run(table: &str) -> (TempDir, Config) {

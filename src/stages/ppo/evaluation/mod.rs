@@ -22,6 +22,7 @@ use crate::model::Decoder;
 use crate::reward::{Lexicon, RewardModel, Scored, Valence, repeated};
 use crate::rlhf::stats::mean;
 use crate::roles::{self, Roles};
+use crate::stages::misfits::Misfits;
 use crate::train::metrics::names;
 use measures::{distinct_2, rank_correlation};
 
@@ -68,14 +69,19 @@ impl<'a> Evaluator<'a> {
     ///
     /// # Errors
     /// If prompts or lexicon cannot be read, or the reference was not loaded.
-    pub fn load(config: &'a Ppo, tokenizer: &Tokenizer, roles: &'a Roles) -> Result<Option<Self>> {
+    pub fn load(
+        config: &'a Ppo,
+        tokenizer: &Tokenizer,
+        roles: &'a Roles,
+        misfits: &mut Misfits,
+    ) -> Result<Option<Self>> {
         let Some(file) = &config.eval_prompts else {
             return Ok(None);
         };
         let reference = roles.reference.as_ref();
         let reference = reference.context("an evaluation without a reference")?;
-        let (judge, key) = (roles.judge.as_ref(), "eval_prompts");
-        let mut prompts = setup::prompts(tokenizer, config, roles, judge, file, key)?;
+        let (judge, file) = (roles.judge.as_ref(), (file.as_path(), "eval_prompts"));
+        let mut prompts = setup::prompts(tokenizer, config, roles, judge, file, misfits)?;
         prompts.truncate(config.evaluation.eval_samples);
         let lexicon = config
             .evaluation

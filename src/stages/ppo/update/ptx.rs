@@ -9,14 +9,14 @@ use anyhow::{Context as _, Result, bail};
 use rollout::random::Purpose;
 
 use super::Update;
-use crate::config::{Ppo, Ptx};
+use crate::config::Ppo;
 use crate::data::loader::Order;
 use crate::data::packing::{self, Batch, cut};
 use crate::data::tokenizer::Tokenizer;
 use crate::roles::Roles;
-use crate::stages::dataset::Records;
 use crate::stages::language::{RowSet, log_prob_sum};
-use crate::stages::pretrain::pack;
+use crate::stages::misfits::Misfits;
+use crate::stages::pretrain::{pack, read_documents};
 use crate::train::configured::gradient;
 
 /// Rows of pretraining text, in the order in which the actor meets them.
@@ -35,6 +35,7 @@ impl PretrainMix {
         tokenizer: &Tokenizer,
         roles: &Roles,
         seed: u64,
+        misfits: &mut Misfits,
     ) -> Result<Option<Self>> {
         let ptx = &config.update.ptx;
         if !ptx.is_on() {
@@ -47,7 +48,10 @@ impl PretrainMix {
                 ptx.ptx_length
             );
         }
-        let rows = read_rows(ptx, tokenizer).context("ppo.ptx_data")?;
+        let keys = config.ptx_records();
+        let text = read_documents("ppo", "ptx_data", &ptx.ptx_data, &keys, misfits)
+            .context("ppo.ptx_data")?;
+        let rows = pack(tokenizer, &text, ptx.ptx_length).context("ppo.ptx_data")?;
         let order = Order::new(rows.len(), seed, Purpose::Ptx)?;
         Ok(Some(Self { rows, order }))
     }
@@ -59,11 +63,6 @@ impl PretrainMix {
         let passes = cut(indices, |i| self.rows.tokens(i), limit);
         passes.iter().map(|pass| self.rows.batch(pass)).collect()
     }
-}
-
-fn read_rows(ptx: &Ptx, tokenizer: &Tokenizer) -> Result<packing::Packed> {
-    let records = Records::read(&ptx.ptx_data)?;
-    pack(tokenizer, &records.all, ptx.ptx_length)
 }
 
 impl Update<'_> {

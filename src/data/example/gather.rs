@@ -1,0 +1,90 @@
+//! Many records at once: each brought to its shape and encoded, the bad ones and those that are too long by policy.
+
+use std::collections::BTreeSet;
+
+use rayon::prelude::*;
+
+use super::limits::Fate;
+use super::{Encoded, Encoder, Limit, TooLongCounts};
+use crate::config::BadRecords;
+use crate::data::error::{DataError, Result};
+use crate::data::records::shapes::{Style, Task};
+use crate::data::records::{LeftOut, Record};
+
+impl Encoder<'_> {
+    /// Encodes in parallel; the first bad record in the file's order is the one reported.
+    pub(super) fn gather<T: Send>(
+        &self,
+        task: Task,
+        records: &[Record],
+        encode: impl Fn(&Record) -> Result<Fate<T>> + Sync + Send,
+    ) -> Result<Encoded<T>> {
+        let fate = |record: &Record| encode(&*self.shaped(record, task)?);
+        let fates: Vec<Result<Fate<T>>> = records.par_iter().map(fate).collect();
+        let mut encoded = Encoded {
+            items: Vec::with_capacity(fates.len()),
+            too_long: TooLongCounts::default(),
+            bad: LeftOut::default(),
+            unused: unused(records, task),
+        };
+        for fate in fates {
+            match fate {
+                Ok(fate) => encoded.items.extend(encoded.too_long.count(fate)),
+                // A limit has a policy of its own.
+                Err(error @ DataError::TooLong { .. }) => return Err(error),
+                Err(error) => encoded.bad.leave_out(error, self.bad_records)?,
+            }
+        }
+        match encoded.items.is_empty() {
+            true => Err(self.none_left(records, &encoded.bad)),
+            false => Ok(encoded),
+        }
+    }
+
+    fn none_left(&self, records: &[Record], bad: &LeftOut) -> DataError {
+        let file = records.first().map_or("the dataset".into(), |record| {
+            record.source.file.display().to_string()
+        });
+        let (count, Limit { words, mend, .. }) = (records.len(), &self.limit);
+        let long = count - bad.count;
+        let why = match (bad.count, long) {
+            (0, 0) => "every record is bad".to_owned(),
+            (0, _) => format!("all {count} are too long, for {words}; {mend}"),
+            (_, 0) => format!("all {count} are bad\n{}", bad.lines()),
+            (bad_ones, _) => format!(
+                "{long} are too long, for {words}, and {bad_ones} are bad; {mend}\n{}",
+                bad.lines()
+            ),
+        };
+        DataError::Invalid(format!("{file}: no record is left: {why}"))
+    }
+}
+
+/// Fields that the task does not read, of all records.
+fn unused(records: &[Record], task: Task) -> Vec<String> {
+    let names = records.iter().flat_map(|record| record.unused(task));
+    let names: BTreeSet<&str> = names.collect();
+    names.into_iter().map(str::to_owned).collect()
+}
+
+/// Records with a document in `text`; `bad` says what happens to those without.
+///
+/// # Errors
+/// A record without `text`, if bad records are errors.
+pub fn documents(records: Vec<Record>, bad: BadRecords) -> Result<Encoded<Record>> {
+    let unused = unused(&records, Task::Documents);
+    let mut encoded = Encoded {
+        items: Vec::with_capacity(records.len()),
+        too_long: TooLongCounts::default(),
+        bad: LeftOut::default(),
+        unused,
+    };
+    for record in records {
+        let shaped = record.shaped(Task::Documents, Style::Plain);
+        match shaped.and_then(|shaped| shaped.text().map(|_| ())) {
+            Ok(()) => encoded.items.push(record),
+            Err(error) => encoded.bad.leave_out(error, bad)?,
+        }
+    }
+    Ok(encoded)
+}

@@ -1,0 +1,226 @@
+//! The shapes that records come in, brought to the fields that the views read.
+//!
+//! | Shape | Fields | Becomes |
+//! |---|---|---|
+//! | TRL's | `messages`; `prompt` with `completion`, or with `chosen` and `rejected`; `text` | itself |
+//! | ShareGPT | `conversations` of `{from, value}`, also `system`, `chosen`, `rejected` | `messages`, or `prompt` with two answers |
+//! | Alpaca | `instruction`, `input`, `output`, also `system`, `history`, `chosen`, `rejected` | the same, or text ([`alpaca`]) |
+//!
+//! A record of a shape that the task does not read is refused with the name of its shape and of what reads it ([`refusal`]).
+
+mod alpaca;
+mod pairs;
+mod refusal;
+mod sharegpt;
+
+use std::borrow::Cow;
+
+use serde_json::Value;
+
+use super::Record;
+use crate::data::error::{DataError, Result};
+
+/// What a record is read for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Documents to pretrain on.
+    Documents,
+    /// Answers to learn from.
+    Examples,
+    /// Texts of the same shapes to score, however they are labelled.
+    Texts,
+    /// Pairs of a better and a worse answer, to score.
+    Pairs,
+    /// The same, where the log-probs of the answers alone count.
+    DirectPairs,
+    /// Prompts to generate from.
+    Prompts,
+}
+
+/// How a record's prompts are written where its shape leaves that open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// As messages: the model has a chat template.
+    Chat,
+    /// As text.
+    Plain,
+}
+
+/// A shape with all fields that the task needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    Messages,
+    ShareGpt,
+    Completion,
+    Alpaca,
+    Text,
+    Pair,
+    ShareGptPair,
+    AlpacaPair,
+    Prompt,
+    AlpacaPrompt,
+}
+
+/// Fields of a chat that its template reads beside the messages.
+const TEMPLATE_FIELDS: [&str; 2] = ["tools", "chat_template_kwargs"];
+
+impl Shape {
+    /// The record's shape, the first in this order where it has several.
+    fn of(record: &Record, task: Task) -> Option<Self> {
+        let has = |names: &[&str]| names.iter().all(|name| record.has(name));
+        let rules: &[(&[&str], Self)] = match task {
+            Task::Documents => &[(&["text"], Shape::Text)],
+            Task::Examples | Task::Texts => &[
+                (&["messages"], Shape::Messages),
+                (&["conversations"], Shape::ShareGpt),
+                (&["prompt", "completion"], Shape::Completion),
+                (&["instruction", "output"], Shape::Alpaca),
+                (&["text"], Shape::Text),
+            ],
+            Task::Pairs | Task::DirectPairs => &[
+                (&["prompt", "chosen", "rejected"], Shape::Pair),
+                (
+                    &["conversations", "chosen", "rejected"],
+                    Shape::ShareGptPair,
+                ),
+                (&["instruction", "chosen", "rejected"], Shape::AlpacaPair),
+                (&["chosen", "rejected"], Shape::Pair),
+            ],
+            Task::Prompts => &[
+                (&["prompt"], Shape::Prompt),
+                (&["instruction"], Shape::AlpacaPrompt),
+            ],
+        };
+        let found = rules.iter().find(|(names, _)| has(names));
+        let shape = found.map(|(_, shape)| *shape)?;
+        // Half a prompt with its completion is not a document.
+        let halves = record.has("prompt") || record.has("completion");
+        let whole = task == Task::Documents || shape != Shape::Text || !halves;
+        whole.then_some(shape)
+    }
+
+    /// The fields that it is read from.
+    fn fields(self, task: Task) -> &'static [&'static str] {
+        match (self, task) {
+            (Shape::Messages, _) => &["messages"],
+            (Shape::ShareGpt, _) => &["conversations", "system"],
+            (Shape::Completion, _) => &["prompt", "completion"],
+            (Shape::Alpaca, _) => &["instruction", "input", "output", "system", "history"],
+            (Shape::Text, _) => &["text"],
+            (Shape::Pair, Task::Pairs) => &["prompt", "chosen", "rejected", "margin"],
+            (Shape::Pair, _) => &["prompt", "chosen", "rejected"],
+            (Shape::ShareGptPair, Task::Pairs) => {
+                &["conversations", "system", "chosen", "rejected", "margin"]
+            }
+            (Shape::ShareGptPair, _) => &["conversations", "system", "chosen", "rejected"],
+            (Shape::AlpacaPair, Task::Pairs) => &[
+                "instruction",
+                "input",
+                "system",
+                "history",
+                "chosen",
+                "rejected",
+                "margin",
+            ],
+            (Shape::AlpacaPair, _) => &[
+                "instruction",
+                "input",
+                "system",
+                "history",
+                "chosen",
+                "rejected",
+            ],
+            (Shape::Prompt, _) => &["prompt"],
+            (Shape::AlpacaPrompt, _) => &["instruction", "input", "system", "history"],
+        }
+    }
+
+    /// Whether it may go through a chat template.
+    fn is_chat(self, record: &Record) -> bool {
+        let mut lists = self.fields(Task::Pairs).iter();
+        let list = |name: &&str| record.fields.get(*name).is_some_and(Value::is_array);
+        matches!(self, Shape::Alpaca | Shape::AlpacaPair) || lists.any(list)
+    }
+}
+
+impl Record {
+    /// Whether the field is there and not null.
+    fn has(&self, name: &str) -> bool {
+        self.fields.get(name).is_some_and(|value| !value.is_null())
+    }
+
+    /// The record with the fields that the task's view reads.
+    ///
+    /// # Errors
+    /// A shape that the task does not read, or one that cannot be brought to those fields. A record of no known shape passes:
+    /// the view says which field is missing.
+    pub fn shaped(&self, task: Task, style: Style) -> Result<Cow<'_, Self>> {
+        let Some(shape) = Shape::of(self, task) else {
+            return match refusal::of(self, task) {
+                Some(error) => Err(error),
+                None => Ok(Cow::Borrowed(self)),
+            };
+        };
+        refusal::check(self, task)?;
+        let mut record = sharegpt::with_roles(self, shape.fields(task))?;
+        drop_nulls(&mut record);
+        match shape {
+            Shape::Messages | Shape::Completion | Shape::Text | Shape::Prompt => {}
+            Shape::ShareGpt => sharegpt::to_messages(record.to_mut(), "messages")?,
+            Shape::ShareGptPair => sharegpt::to_pair(record.to_mut())?,
+            Shape::Alpaca => alpaca::to_example(record.to_mut(), style)?,
+            Shape::AlpacaPair => alpaca::to_pair(record.to_mut(), style)?,
+            Shape::AlpacaPrompt => alpaca::to_prompt(record.to_mut(), style)?,
+            Shape::Pair => pairs::find_prompt(&mut record, task),
+        }
+        Ok(record)
+    }
+
+    /// Fields that the task does not read. A prompt's other fields go to the rewards.
+    pub fn unused(&self, task: Task) -> Vec<&str> {
+        let Some(shape) = Shape::of(self, task).filter(|_| task != Task::Prompts) else {
+            return Vec::new();
+        };
+        let read = |name: &str| match TEMPLATE_FIELDS.contains(&name) {
+            true => shape.is_chat(self),
+            false if shape == Shape::Pair && name == "prompt" => !pairs::holds_prompt_twice(self),
+            false => shape.fields(task).contains(&name),
+        };
+        let names = self.fields.keys().map(String::as_str);
+        names.filter(|name| self.has(name) && !read(name)).collect()
+    }
+
+    /// An error about this record.
+    fn wrong(&self, message: impl Into<String>) -> DataError {
+        DataError::Record {
+            at: self.source.clone(),
+            message: message.into(),
+        }
+    }
+
+    /// The text of a field, the empty one where it is absent.
+    fn text_or_empty(&self, name: &str) -> Result<String> {
+        match self.fields.get(name) {
+            None | Some(Value::Null) => Ok(String::new()),
+            Some(Value::String(text)) => Ok(text.clone()),
+            Some(other) => Err(self.wrong(format!(
+                "field `{name}` is {}; expected a string",
+                super::names::type_name(other)
+            ))),
+        }
+    }
+}
+
+/// Fields by whose presence the views choose a shape; Parquet and exports write them as null where they are absent.
+const CHOOSING: [&str; 3] = ["messages", "prompt", "margin"];
+
+fn drop_nulls(record: &mut Cow<'_, Record>) {
+    for name in CHOOSING {
+        if record.fields.get(name).is_some_and(Value::is_null) {
+            record.to_mut().fields.shift_remove(name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,192 @@
+//! Records of a shape that the task does not read: named, with what reads them and what is needed here.
+
+use serde_json::Value;
+
+use super::super::Record;
+use super::super::names::{likely_name, missing_field};
+use super::Task;
+use crate::data::error::{DataError, Result};
+
+/// A shape that is known by its fields, in words, and who reads it.
+struct Known {
+    fields: &'static [&'static str],
+    words: &'static str,
+    readers: &'static str,
+}
+
+/// Shapes from the most to the least telling.
+const KNOWN: [Known; 9] = [
+    Known {
+        fields: &["chosen", "rejected"],
+        words: "a pair (`chosen`, `rejected`)",
+        readers: "[dpo], [reward] and [judge] read pairs",
+    },
+    Known {
+        fields: &["messages"],
+        words: "a chat (`messages`)",
+        readers: "[sft] reads chats",
+    },
+    Known {
+        fields: &["conversations"],
+        words: "a chat (`conversations`)",
+        readers: "[sft] reads chats",
+    },
+    Known {
+        fields: &["instruction", "output"],
+        words: "an instruction with its answer (`instruction`, `output`)",
+        readers: "[sft] reads these",
+    },
+    Known {
+        fields: &["prompt", "completion"],
+        words: "a prompt with its completion (`prompt`, `completion`)",
+        readers: "[sft] reads these",
+    },
+    Known {
+        fields: &["text"],
+        words: "a document (`text`)",
+        readers: "[pretrain] and [sft] read documents",
+    },
+    Known {
+        fields: &["prompt"],
+        words: "a prompt alone (`prompt`)",
+        readers: "[ppo] reads prompts",
+    },
+    Known {
+        fields: &["prompt_ids"],
+        words: "token ids (`prompt_ids`)",
+        readers: "`collimate generate` reads them",
+    },
+    Known {
+        fields: &["ids"],
+        words: "token ids (`ids`)",
+        readers: "`collimate score` reads them",
+    },
+];
+
+/// The fields that the task needs, in words.
+fn needs(task: Task) -> &'static str {
+    match task {
+        Task::Documents => "`text`",
+        Task::Examples | Task::Texts => {
+            "`messages` or `conversations`, `prompt` and `completion`, `instruction` and `output`, or `text`"
+        }
+        Task::Pairs | Task::DirectPairs => {
+            "`chosen` and `rejected`, with their `prompt` beside them or at the start of both"
+        }
+        Task::Prompts => {
+            "`prompt` (a chat that ends with the user's message can be one: columns = { prompt = \"messages\" })"
+        }
+    }
+}
+
+/// Fields that the task may be missing, the one first that the others give way to.
+fn wanted(task: Task) -> &'static [&'static str] {
+    match task {
+        Task::Documents => &["text"],
+        Task::Examples | Task::Texts => &["completion", "prompt", "messages", "text"],
+        Task::Pairs | Task::DirectPairs => &["chosen", "rejected"],
+        Task::Prompts => &["prompt"],
+    }
+}
+
+/// The error of a record that has none of the task's shapes; none where a field looks like the one that is missing, whose name
+/// the view gives.
+pub(super) fn of(record: &Record, task: Task) -> Option<DataError> {
+    let unpaired = ["prompt", "completion", "label"].iter();
+    let unpaired = unpaired.filter(|name| record.has(name)).count() == 3;
+    if unpaired && matches!(task, Task::Pairs | Task::DirectPairs) {
+        return Some(record.wrong(format!(
+            "this is an unpaired preference (`prompt`, `completion`, `label`), as KTO takes, which no stage here trains on; needed are {}",
+            needs(task)
+        )));
+    }
+    if let Some(missing) = missing(record, task) {
+        return match missing {
+            Missing::Field(name) => Some(missing_field(
+                &record.source,
+                &record.fields,
+                "",
+                name,
+                expected(name),
+            )),
+            Missing::ToTheView => None,
+        };
+    }
+    let has_all = |known: &&Known| known.fields.iter().all(|name| record.has(name));
+    let Known { words, readers, .. } = KNOWN.iter().find(has_all)?;
+    Some(record.wrong(format!(
+        "this is {words}; {readers}; needed here: {}",
+        needs(task)
+    )))
+}
+
+/// A field that is missing from a record which is otherwise of the task's shape.
+enum Missing {
+    Field(&'static str),
+    /// The view names it.
+    ToTheView,
+}
+
+/// What is missing, where some of the fields are there, or one of them under another name.
+fn missing(record: &Record, task: Task) -> Option<Missing> {
+    let has = |name: &str| record.has(name);
+    match task {
+        Task::Pairs | Task::DirectPairs if has("chosen") || has("rejected") => {
+            return Some(Missing::ToTheView);
+        }
+        Task::Examples | Task::Texts if has("instruction") => {
+            return Some(Missing::Field("output"));
+        }
+        Task::Examples | Task::Texts if has("output") && !has("prompt") => {
+            return Some(Missing::Field("instruction"));
+        }
+        // A prompt beside a document lacks its completion.
+        Task::Examples | Task::Texts if has("completion") || (has("prompt") && has("text")) => {
+            return Some(Missing::ToTheView);
+        }
+        _ => {}
+    }
+    let absent = |name: &&&str| !has(name);
+    let likely = |name: &&&str| likely_name(&record.fields, name).is_some();
+    let name = wanted(task).iter().filter(absent).find(likely)?;
+    match (task, *name) {
+        (Task::Examples | Task::Texts, "messages" | "text") => Some(Missing::Field(name)),
+        _ => Some(Missing::ToTheView),
+    }
+}
+
+/// The type of a field, in words.
+fn expected(name: &str) -> &'static str {
+    match name {
+        "messages" => "a list of messages {\"role\": ..., \"content\": ...}",
+        _ => "a string",
+    }
+}
+
+/// Refuses a record whose fields say that it must not be learned from as it is.
+pub(super) fn check(record: &Record, task: Task) -> Result<()> {
+    if task != Task::Examples {
+        return Ok(());
+    }
+    let label = record.fields.get("label");
+    if label == Some(&Value::Bool(false)) && record.has("prompt") && record.has("completion") {
+        return Err(record.wrong(
+            "`label` is false: this is the worse answer of an unpaired preference, as KTO takes, and [sft] would learn it; keep the records \
+             whose label is true",
+        ));
+    }
+    let lists = ["messages", "conversations"].map(|name| record.fields.get(name));
+    let messages = lists.into_iter().flatten().find_map(Value::as_array);
+    for (i, message) in messages.into_iter().flatten().enumerate() {
+        if message
+            .get("weight")
+            .is_some_and(|w| w.as_f64() == Some(0.0))
+        {
+            return Err(record.wrong(format!(
+                "message {i} has weight 0, but every answer of a chat is learned here; give the turns before the last answer as `prompt` \
+                 and that answer as `completion`"
+            )));
+        }
+    }
+    Ok(())
+}

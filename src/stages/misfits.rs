@@ -1,0 +1,181 @@
+//! Records that were cut or left out, and columns that were not read: said when a stage starts, and again in its closing table.
+
+use anyhow::{Result, bail};
+
+use crate::config::RecordKeys;
+use crate::data::example::{Encoded, Limit, TooLongCounts};
+use crate::data::records::{LeftOut, listed};
+use crate::train::summary::Summary;
+
+/// The misfits of a stage's keys.
+#[derive(Default)]
+pub struct Misfits(Vec<Misfit>);
+
+/// The misfits of one key, such as `sft.data`.
+pub struct Misfit {
+    key: String,
+    records: usize,
+    too_long: TooLongCounts,
+    bad: LeftOut,
+    /// A file, and its columns that were not read.
+    unused: Vec<(String, Vec<String>)>,
+}
+
+impl Misfit {
+    /// Of `key`, of whose records `records` could be read or not and `bad` could not.
+    pub fn new(key: String, records: usize, bad: LeftOut) -> Self {
+        Self {
+            key,
+            records,
+            too_long: TooLongCounts::default(),
+            bad,
+            unused: Vec::new(),
+        }
+    }
+
+    /// Adds those of a file's records, and returns the others.
+    pub fn take<T>(&mut self, file: &str, encoded: Encoded<T>) -> Vec<T> {
+        self.too_long += encoded.too_long;
+        self.bad += encoded.bad;
+        if !encoded.unused.is_empty() {
+            self.unused.push((file.to_owned(), encoded.unused));
+        }
+        encoded.items
+    }
+
+    /// Ends the stage where too many records are bad.
+    ///
+    /// # Errors
+    /// If their share is above `max_bad_share`.
+    pub fn check(self, keys: &RecordKeys) -> Result<Self> {
+        let share = self.bad.count as f64 / self.records.max(1) as f64;
+        if share > keys.max_bad_share {
+            let stage = self.key.split('.').next().unwrap_or_default();
+            bail!(
+                "{} of {} records are bad, a share of {share:.2}; {stage}.max_bad_share allows {}; mend them, or raise that\n{}",
+                self.bad.count,
+                self.records,
+                keys.max_bad_share,
+                self.bad.lines()
+            );
+        }
+        Ok(self)
+    }
+
+    fn share(&self, count: usize) -> String {
+        format!("{count} of {}", self.records)
+    }
+
+    /// Counts of records that were too long, with the words for what became of them.
+    fn fates(&self) -> impl Iterator<Item = (usize, &'static str)> {
+        let fates = [
+            (self.too_long.truncated, "cut at the end"),
+            (self.too_long.prompts_truncated, "cut at the prompt's start"),
+            (self.too_long.skipped, "left out"),
+        ];
+        fates.into_iter().filter(|(count, _)| *count > 0)
+    }
+
+    fn note(&self, stage: &str, limit: &Limit) {
+        let (key, Limit { words, mend, .. }) = (&self.key, limit);
+        for (count, fate) in self.fates() {
+            let share = self.share(count);
+            eprintln!(
+                "{stage}: {share} records of {key} are too long and were {fate}: {words}; to change that, {mend}"
+            );
+        }
+        if self.bad.count > 0 {
+            let (share, lines) = (self.share(self.bad.count), self.bad.lines());
+            eprintln!("{stage}: {share} records of {key} are bad and were left out:\n{lines}");
+        }
+        for (file, columns) in &self.unused {
+            eprintln!("{stage}: {file}: columns not used: {}", listed(columns));
+        }
+    }
+
+    fn add_to(&self, table: &mut Summary) {
+        for (count, fate) in self.fates() {
+            let name = format!("records of {} {fate}", self.key);
+            table.text(&name, "", &self.share(count));
+        }
+        if self.bad.count > 0 {
+            let name = format!("bad records of {} left out", self.key);
+            table.text(&name, "", &self.share(self.bad.count));
+        }
+    }
+}
+
+impl Misfits {
+    /// Adds a key's, and says them on the terminal; `limit` is what records were too long for.
+    pub fn add(&mut self, stage: &str, misfit: Misfit, limit: &Limit) {
+        misfit.note(stage, limit);
+        self.0.push(misfit);
+    }
+
+    /// Adds rows to a closing table.
+    pub fn add_to(&self, table: &mut Summary) {
+        self.0.iter().for_each(|misfit| misfit.add_to(table));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::BadRecords;
+    use crate::data::DataError;
+
+    fn misfit(bad: usize, records: usize) -> Misfit {
+        let mut left_out = LeftOut::default();
+        for i in 0..bad {
+            let error = DataError::Invalid(format!("d.jsonl:{i}: broken"));
+            left_out.leave_out(error, BadRecords::Skip).unwrap();
+        }
+        Misfit::new("sft.data".to_owned(), records, left_out)
+    }
+
+    #[test]
+    fn too_large_a_share_of_bad_records_fails() {
+        let keys = RecordKeys::default();
+        assert!(
+            misfit(1, 10).check(&keys).is_ok(),
+            "the share itself is allowed"
+        );
+        let error = misfit(2, 10)
+            .check(&keys)
+            .err()
+            .expect("an error")
+            .to_string();
+        for part in [
+            "2 of 10 records are bad",
+            "sft.max_bad_share allows 0.1",
+            "d.jsonl:1: broken",
+        ] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_s_counts_and_columns_are_added() {
+        let mut sum = misfit(1, 10);
+        let encoded = |unused: &[&str]| Encoded {
+            items: vec![7],
+            too_long: TooLongCounts {
+                truncated: 1,
+                prompts_truncated: 2,
+                skipped: 3,
+            },
+            bad: misfit(1, 1).bad,
+            unused: unused.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        assert_eq!(sum.take("a.jsonl", encoded(&["label"])), [7]);
+        sum.take("b.jsonl", encoded(&[]));
+        assert_eq!((sum.bad.count, sum.unused.len()), (3, 1));
+        let fates: Vec<_> = sum.fates().collect();
+        let expected = [
+            (2, "cut at the end"),
+            (4, "cut at the prompt's start"),
+            (6, "left out"),
+        ];
+        assert_eq!(fates, expected);
+    }
+}

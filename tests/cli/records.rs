@@ -1,0 +1,105 @@
+//! `generate` and `score` on records that are wrong or too long.
+
+use serde_json::{Value, json};
+
+use crate::support::{Workspace, ids};
+
+/// A model without a tokenizer, of a context of 128 tokens, and a file with a good record, a broken one, one that is too long, and
+/// another good one.
+fn workspace(file: &str, field: &str) -> Workspace {
+    let workspace = Workspace::new();
+    workspace.copy_model("llama");
+    let long: Vec<u32> = (0..130).map(|i| i % 100).collect();
+    let lines = [
+        json!({field: [5, 6]}),
+        json!({field: long}),
+        json!({field: [7]}),
+    ];
+    let [first, second, third] = lines.map(|line| line.to_string());
+    workspace.write(
+        file,
+        &format!("{first}\n{{\"{field}\": [5,}}\n{second}\n{third}\n"),
+    );
+    workspace
+}
+
+fn indices(lines: &[Value]) -> Vec<u64> {
+    let index = |line: &Value| line["index"].as_u64().expect("an index");
+    lines.iter().map(index).collect()
+}
+
+#[track_caller]
+fn refused(workspace: &Workspace, arguments: &str, says: &[&str]) {
+    let ended = workspace.run(&format!("{arguments} --out none.jsonl"));
+    assert_eq!(ended.code, Some(1), "{arguments}: {}", ended.stderr);
+    for part in says {
+        assert!(
+            ended.stderr.contains(part),
+            "no {part:?} in {}",
+            ended.stderr
+        );
+    }
+}
+
+#[test]
+fn prompts_that_do_not_fit_are_left_out_or_cut() {
+    let workspace = workspace("prompts.jsonl", "prompt_ids");
+    let generate = "generate --model model --prompts prompts.jsonl --max-new-tokens 4 --seed 3";
+    refused(
+        &workspace,
+        generate,
+        &["prompts.jsonl:2:", "malformed JSON"],
+    );
+    let skip = format!("{generate} --bad-records skip");
+    refused(
+        &workspace,
+        &skip,
+        &[
+            "prompts.jsonl:3: the prompt has 130 tokens",
+            "--too-long skip or truncate",
+        ],
+    );
+
+    let all = workspace.lines(&format!("{skip} --too-long truncate"));
+    assert_eq!(indices(&all), [0, 2, 3], "places in the file");
+    let cut: Vec<u32> = (6..130).map(|i| i % 100).collect();
+    assert_eq!(ids(&all[1], "prompt_ids"), cut, "the end is kept");
+    let some = workspace.lines(&format!("{skip} --too-long skip"));
+    assert_eq!(indices(&some), [0, 3]);
+    assert_eq!(some[1], all[2], "draws are keyed by the place in the file");
+    let said = workspace
+        .run(&format!("{skip} --too-long skip --out out.jsonl"))
+        .stderr;
+    for part in [
+        "generate: 1 of 4 records of prompts.jsonl are bad and were left out:\n  prompts.jsonl:2:",
+        "generate: 1 of 4 records of prompts.jsonl are too long and were left out",
+    ] {
+        assert!(said.contains(part), "no {part:?} in {said}");
+    }
+    workspace.write("prompts.jsonl", "{}\n[]\n");
+    refused(
+        &workspace,
+        &skip,
+        &["prompts.jsonl: no record is left of 2"],
+    );
+}
+
+#[test]
+fn texts_to_score_that_do_not_fit_are_left_out_or_cut() {
+    let workspace = workspace("data.jsonl", "ids");
+    let score = "score --model model --data data.jsonl --bad-records skip";
+    refused(
+        &workspace,
+        score,
+        &["data.jsonl:3: the record has 130 tokens"],
+    );
+    let some = workspace.lines(&format!("{score} --too-long skip"));
+    assert_eq!(indices(&some), [0, 3]);
+    let all = workspace.lines(&format!("{score} --too-long truncate --batch 2"));
+    assert_eq!(indices(&all), [0, 2, 3]);
+    let cut: Vec<u32> = (0..128).map(|i| i % 100).collect();
+    assert_eq!(ids(&all[1], "ids"), cut, "the end is cut");
+    assert_eq!(some[1], all[2]);
+    let ended = workspace.run(&format!("{score} --too-long maybe --out out.jsonl"));
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+}
