@@ -148,11 +148,20 @@ pub enum Command {
     Export(ExportArgs),
 }
 
-fn positive(text: &str) -> Result<usize, String> {
-    match text.parse() {
+/// The most completions of one prompt.
+const MOST_SAMPLES: usize = 100_000;
+/// The most sequences at once.
+const MOST_AT_ONCE: usize = 1_000_000;
+/// The most tokens of a sequence.
+const MOST_TOKENS: usize = 1 << 24;
+
+/// A whole number from 1 to `MOST`.
+fn up_to<const MOST: usize>(text: &str) -> Result<usize, String> {
+    match text.parse::<u128>() {
         Ok(0) => Err("must be at least 1".into()),
-        Ok(number) => Ok(number),
-        Err(_) => Err("expected a whole number, 1 or larger".into()),
+        Ok(number) if number > MOST as u128 => Err(format!("must be at most {MOST}")),
+        Ok(number) => Ok(number as usize),
+        Err(_) => Err(format!("expected a whole number from 1 to {MOST}")),
     }
 }
 

@@ -14,4 +14,5 @@ pub mod reward;
 pub mod rlhf;
 pub mod roles;
 pub mod stages;
+pub mod terminal;
 pub mod train;

@@ -1,11 +1,13 @@
 //! Parse, load, dispatch, report the error chain.
 
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use clap::Parser;
 use collimate::cli::{Cli, Command, ConfigArgs, PlanArgs, Trials};
 use collimate::config::{Config, Document, Stage};
-use collimate::ops::profile;
+use collimate::ops::{pool, profile};
+use collimate::terminal::{self, Reader};
 use collimate::train::process;
 use collimate::train::signal::{EXIT_STOPPED, Outcome};
 use collimate::{commands, stages};
@@ -17,15 +19,26 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     process::set_up();
-    // Wrong usage ends here, with code 2.
-    let cli = Cli::parse();
-    match dispatch(&cli.command) {
+    let ended = match Cli::try_parse() {
+        Ok(cli) => dispatch(&cli.command),
+        Err(usage) => return explain(&usage),
+    };
+    match ended {
         Ok(Outcome::Finished) => ExitCode::SUCCESS,
         Ok(Outcome::Stopped) => ExitCode::from(EXIT_STOPPED),
-        Err(error) => {
-            report(&error);
-            ExitCode::FAILURE
+        Err(error) => failed(&error),
+    }
+}
+
+/// Shows the help or version that was asked for, or what is wrong with the arguments: code 2.
+fn explain(usage: &clap::Error) -> ExitCode {
+    let code = ExitCode::from(u8::try_from(usage.exit_code()).unwrap_or(2));
+    match usage.print() {
+        // Help that nobody gets is a failure, unless nobody wants it any more.
+        Err(error) if !usage.use_stderr() && error.kind() != ErrorKind::BrokenPipe => {
+            failed(&anyhow::Error::new(error).context("cannot write to standard output"))
         }
+        _ => code,
     }
 }
 
@@ -41,11 +54,17 @@ fn dispatch(command: &Command) -> anyhow::Result<Outcome> {
         Command::Reward(args) => stage(args, Stage::Reward),
         Command::Judge(args) => stage(args, Stage::Judge),
         Command::Ppo(args) => stage(args, Stage::Ppo),
-        Command::Plan(args) => plan(args),
-        Command::Generate(args) => commands::generate(args),
-        Command::Score(args) => commands::score(args),
-        Command::Export(args) => commands::export(args),
+        Command::Plan(args) => with_threads(|| plan(args)),
+        Command::Generate(args) => with_threads(|| commands::generate(args)),
+        Command::Score(args) => with_threads(|| commands::score(args)),
+        Command::Export(args) => with_threads(|| commands::export(args)),
     }
+}
+
+/// A command that no `run.threads` speaks for.
+fn with_threads(command: impl FnOnce() -> anyhow::Result<Outcome>) -> anyhow::Result<Outcome> {
+    pool::start_usual()?;
+    command()
 }
 
 fn stage(args: &ConfigArgs, stage: Stage) -> anyhow::Result<Outcome> {
@@ -55,14 +74,19 @@ fn stage(args: &ConfigArgs, stage: Stage) -> anyhow::Result<Outcome> {
 fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
     let config = Config::load(&args.config, &args.overrides)?;
     let plans = stages::plan::plan(&config)?;
-    plans.iter().for_each(|plan| println!("{plan}\n"));
+    for plan in &plans {
+        if terminal::product(format_args!("{plan}\n"))? == Reader::Gone {
+            return Ok(Outcome::Finished);
+        }
+    }
     if args.trials() == Trials::None {
         return Ok(Outcome::Finished);
     }
     let Some(probed) = stages::plan::probe(&config, &plans)? else {
         return Ok(Outcome::Stopped);
     };
-    println!("{probed}");
+    // The last line: whether somebody reads on does not matter.
+    let _ = terminal::product(probed)?;
     Ok(Outcome::Finished)
 }
 
@@ -86,10 +110,10 @@ fn load(args: &ConfigArgs, only: Option<Stage>) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-fn report(error: &anyhow::Error) {
-    eprintln!("error: {error}");
-    error
-        .chain()
-        .skip(1)
-        .for_each(|cause| eprintln!("  caused by: {cause}"));
+/// Says what went wrong, and why.
+fn failed(error: &anyhow::Error) -> ExitCode {
+    terminal::note(format_args!("error: {error}"));
+    let causes = error.chain().skip(1);
+    causes.for_each(|cause| terminal::note(format_args!("  caused by: {cause}")));
+    ExitCode::FAILURE
 }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 /// The layers from the ground up. Layers on one line may import each other.
 const LAYERS: &[&[&str]] = &[
+    &["terminal"],
     &["files"],
     &["config"],
     &["data"],
@@ -230,6 +231,46 @@ fn assert_clean(root: &Path, files: &[PathBuf], check: fn(&str, &str) -> Vec<Str
 fn the_engine_imports_downward() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     assert_clean(&root, &files_under(&root, "rs"), violations);
+}
+
+/// Every place outside `src/terminal` that writes to the terminal by itself: a macro that panics where the terminal is gone, a stream,
+/// or a progress bar.
+fn terminal_violations(path: &str, source: &str) -> Vec<String> {
+    let words = [
+        "println!",
+        "print!",
+        "dbg!",
+        "stdout()",
+        "stderr()",
+        "ProgressBar",
+        "MultiProgress",
+    ];
+    if path.starts_with("terminal/") {
+        return Vec::new();
+    }
+    let says = |(at, line): (usize, &str)| {
+        let word = words.into_iter().find(|word| line.contains(word))?;
+        Some(format!(
+            "src/{path}:{}: `{word}` writes to the terminal: `crate::terminal` does, and survives one that is closed or full",
+            at + 1
+        ))
+    };
+    without_comments(source)
+        .lines()
+        .enumerate()
+        .filter_map(says)
+        .collect()
+}
+
+#[test]
+fn one_place_writes_to_the_terminal() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    assert_clean(&root, &files_under(&root, "rs"), terminal_violations);
+    let planted = terminal_violations("stages/run.rs", "\neprintln!(\"here\"); // println!\n");
+    assert!(
+        planted.len() == 1 && planted[0].starts_with("src/stages/run.rs:2: "),
+        "{planted:?}"
+    );
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{RecordArgs, positive};
+use super::{MOST_AT_ONCE, MOST_SAMPLES, MOST_TOKENS, RecordArgs, up_to};
 use crate::config::{Arithmetic, Checker, ConfigError, Device, Generation, Problems};
 
 /// How the next token is chosen.
@@ -49,11 +49,11 @@ pub struct GenerateArgs {
     pub records: RecordArgs,
 
     /// Completions of each prompt
-    #[arg(long = "n", value_name = "N", default_value = "1", value_parser = positive)]
+    #[arg(long = "n", value_name = "N", default_value = "1", value_parser = up_to::<MOST_SAMPLES>)]
     pub num_samples: usize,
 
     /// Most tokens of a completion; a prompt's own "max_new_tokens" goes before it
-    #[arg(long, value_name = "N", default_value = "64", value_parser = positive)]
+    #[arg(long, value_name = "N", default_value = "64", value_parser = up_to::<MOST_TOKENS>)]
     pub max_new_tokens: usize,
 
     /// Divides the logits: below 1 surer, above 1 more varied
@@ -107,7 +107,7 @@ pub struct GenerateArgs {
     pub seed: u64,
 
     /// Most sequences at once; the completions do not depend on it
-    #[arg(long, value_name = "N", default_value = "32", value_parser = positive)]
+    #[arg(long, value_name = "N", default_value = "32", value_parser = up_to::<MOST_AT_ONCE>)]
     pub batch: usize,
 
     /// What to compute on: cpu or cuda:N

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{RecordArgs, positive};
+use super::{MOST_AT_ONCE, RecordArgs, up_to};
 use crate::config::{Arithmetic, Device};
 use crate::model::weights::SaveDtype;
 
@@ -32,7 +32,7 @@ pub struct ScoreArgs {
     pub records: RecordArgs,
 
     /// Sequences at once; the scores do not depend on it
-    #[arg(long, value_name = "N", default_value = "32", value_parser = positive)]
+    #[arg(long, value_name = "N", default_value = "32", value_parser = up_to::<MOST_AT_ONCE>)]
     pub batch: usize,
 
     /// What to compute on: cpu or cuda:N

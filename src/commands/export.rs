@@ -10,6 +10,7 @@ use crate::config::Device;
 use crate::data::Tokenizer;
 use crate::model::Decoder;
 use crate::model::config::Head;
+use crate::terminal;
 use crate::train::signal::Outcome;
 
 /// Merges the adapter in `args.adapter` into the model in `args.model`, and writes the whole to `args.out` with the tokenizer.
@@ -33,7 +34,7 @@ pub fn export(args: &ExportArgs) -> anyhow::Result<Outcome> {
     if let Some(tokenizer) = folder.tokenizer() {
         tokenizer.save(&args.out)?;
     }
-    println!("{}", args.out.display());
+    terminal::print(args.out.display());
     Ok(Outcome::Finished)
 }
 

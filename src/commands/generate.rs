@@ -16,16 +16,20 @@ use crate::cli::{Decoding, GenerateArgs, StopTokens};
 use crate::config::Generation;
 use crate::data::example::cut_start;
 use crate::data::records::shapes::Task;
-use crate::data::{Ends, Limit, Record, Result, Tokenizer};
+use crate::data::{DataError, Ends, Limit, Record, Result, Tokenizer};
 use crate::model::Decoder;
 use crate::model::config::Head;
 use crate::model::generator::Generator;
 use crate::stages::arithmetic;
+use crate::terminal::phase::Named;
 use crate::train::progress::Progress;
 use crate::train::signal::{Outcome, StopRequest};
 
 /// The field that gives tokens without a tokenizer.
 const PROMPT_IDS: &str = "prompt_ids";
+
+/// The most completions of one call.
+const MOST_COMPLETIONS: usize = 10_000_000;
 
 /// A prompt's own limit of new tokens.
 const MAX_NEW_TOKENS: &str = "max_new_tokens";
@@ -55,6 +59,7 @@ struct Line<'a> {
 /// or a file that cannot be written.
 pub fn generate(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     let stop = StopRequest::listen()?;
+    let _named = Named::new("generate");
     let generation = args.generation();
     let folder = ModelFolder::open(&args.model, args.adapter.as_deref())?;
     let requests = requests(args, &folder)?;
@@ -114,7 +119,19 @@ fn requests(args: &GenerateArgs, folder: &ModelFolder) -> anyhow::Result<Vec<Req
             samples: args.num_samples,
         })
     };
+    check_total(inputs.len(), args.num_samples)?;
     inputs.into_iter().map(request).collect()
+}
+
+/// Completions are held until the last is there.
+fn check_total(prompts: usize, samples: usize) -> Result<()> {
+    match prompts.saturating_mul(samples) {
+        total if total > MOST_COMPLETIONS => Err(DataError::Invalid(format!(
+            "--n {samples} completions of {prompts} prompts are {total}, and at most {MOST_COMPLETIONS} are made at a time; lower --n, or \
+             cut the file"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// `prompt`, or `messages` (or `conversations`) opened for the answer, as tokens.
@@ -165,7 +182,7 @@ fn complete(
     settings: &Settings<'_>,
 ) -> anyhow::Result<Option<Vec<Completion>>> {
     let total: usize = requests.iter().map(|request| request.samples).sum();
-    let mut shown = Progress::new("generate", 0, total as u64, 1);
+    let mut shown = Progress::counting("completions", "generate", 0, total as u64, 1);
     let began = Instant::now();
     let output = rollout::generate(
         &mut Generator::new(decoder),

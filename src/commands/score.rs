@@ -17,6 +17,7 @@ use crate::model::{Decoder, Gradient};
 use crate::ops::attention::Segments;
 use crate::ops::head::Target;
 use crate::stages::arithmetic;
+use crate::terminal::phase::Named;
 use crate::train::progress::Progress;
 use crate::train::signal::{Outcome, StopRequest};
 
@@ -52,13 +53,14 @@ struct TokenScores<'a> {
 /// context, or a file that cannot be written.
 pub fn score(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     let stop = StopRequest::listen()?;
+    let _named = Named::new("score");
     let folder = ModelFolder::open(&args.model, args.adapter.as_deref())?;
     let head = folder.config().decoder.head;
     let sequences = sequences(args, &folder, head)?;
     let mut out = JsonLines::create(&args.out)?;
     let decoder = folder.decoder(head, args.device)?;
     let total = sequences.len() as u64;
-    let mut progress = Progress::new("score", 0, total, 1);
+    let mut progress = Progress::counting("records", "score", 0, total, 1);
     let mut done = 0;
     for batch in sequences.chunks(args.batch) {
         if stop.is_requested() {

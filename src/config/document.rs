@@ -7,7 +7,6 @@
 //! the names that the table may use.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -19,6 +18,7 @@ use super::error::{ConfigError, Place};
 use super::names;
 use super::overrides::{Override, Within};
 use super::written::{key_names, to_table};
+use crate::files::regular;
 
 /// A configuration file after parsing and overrides, before any key has been looked at.
 #[derive(Clone, Debug)]
@@ -32,7 +32,7 @@ pub struct Document {
 impl Document {
     /// Reads and parses `file`. A relative path starts at the current directory.
     pub fn read(file: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(file).map_err(|source| ConfigError::Read {
+        let text = regular::read_text(file).map_err(|source| ConfigError::Read {
             file: file.into(),
             looked_in: std::env::current_dir().unwrap_or_default(),
             source,

@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::check::Keys;
 
+/// Logits that are divided by less may have no place in an `f32`; the generator asks for the same.
+const LEAST_TEMPERATURE: f64 = 1e-4;
+
 /// Sampling settings. In a configuration they stand in `[ppo]`; the `generate` command has them as
 /// flags.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -53,9 +56,15 @@ impl Generation {
             );
             keys.wrong("min_new_tokens", self.min_new_tokens, message);
         }
-        // What the sampler takes: a lower one would always draw the likeliest token.
+        // A lower temperature would always draw the likeliest token.
         let mend = "1.0 samples from the model as it is";
-        keys.between("temperature", self.temperature, 1e-4, 1e4, mend);
+        keys.between(
+            "temperature",
+            self.temperature,
+            LEAST_TEMPERATURE,
+            1e4,
+            mend,
+        );
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             keys.wrong(
                 "top_p",

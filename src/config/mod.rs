@@ -8,6 +8,7 @@
 //! Nothing here opens a model or a data file. [`Config::check_files`] looks whether named files
 //! exist, so that a run of hours does not end at a misspelt path.
 
+mod bounds;
 mod check;
 mod data;
 pub mod diff;
@@ -108,6 +109,7 @@ impl Config {
     pub fn resolve(document: &Document) -> Result<Self, ConfigError> {
         let mut checker = Checker::new(document);
         check_tables(document, &mut checker);
+        bounds::check(document, &mut checker);
         let model: model::ModelTable = document.lower("model", &mut checker)?;
         let mut config = Self {
             run: document.lower("run", &mut checker)?,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::*;
 
-const SAMPLE: &str = r#"
+pub(super) const SAMPLE: &str = r#"
 [run]
 name = "trial"
 

@@ -1,10 +1,11 @@
 //! What a file must be to be the one that was meant: its size and CRC-32.
 
-use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+
+use super::regular;
 
 /// Size and CRC-32 of some bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,10 +58,10 @@ impl<W: Write> Write for Summed<W> {
 /// The sum of a file.
 ///
 /// # Errors
-/// If it cannot be read.
+/// If it cannot be read, or is not a regular file.
 pub fn of_file(path: &Path) -> io::Result<Checksum> {
     let mut summed = Summed::new(io::sink());
-    io::copy(&mut File::open(path)?, &mut summed)?;
+    io::copy(&mut regular::open(path)?, &mut summed)?;
     Ok(summed.finish())
 }
 

@@ -181,6 +181,24 @@ pub fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Renames `NAME` to the first free of `NAME.WHY-1`, `NAME.WHY-2`, … beside it, and returns where it now lies.
+///
+/// # Errors
+/// If the file system refuses.
+pub fn set_aside(path: &Path, why: &str) -> io::Result<PathBuf> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let mut number = 1;
+    let free = loop {
+        let candidate = path.with_file_name(format!("{name}.{why}-{number}"));
+        if !candidate.exists() {
+            break candidate;
+        }
+        number += 1;
+    };
+    fs::rename(path, &free).map_err(on("set aside", path))?;
+    Ok(free)
+}
+
 /// `.tmp-NAME` in the folder of `path`.
 fn temporary_beside(path: &Path) -> io::Result<PathBuf> {
     let name = path.file_name().ok_or_else(|| {

@@ -2,4 +2,6 @@
 
 pub mod checksum;
 pub mod durable;
+pub mod regular;
+pub mod stored;
 pub mod tensor_file;

@@ -1,7 +1,6 @@
 //! Writing a safetensors file tensor by tensor: the header from what the tensors are, then their values in the header's order.
 //!
-//! Only the values of one tensor need be in memory. Left out: reading, which maps the file and asks the `safetensors` crate for
-//! its header.
+//! Only the values of one tensor need be in memory. Left out: reading, which is [`super::stored`]'s.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};

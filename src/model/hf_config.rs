@@ -10,13 +10,13 @@ mod fields;
 mod parse;
 mod write;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 use thiserror::Error;
 
 use super::config::{DecoderConfig, Head, InvalidDecoder};
+use crate::files::regular;
 use adapter::AdapterConfig;
 use fields::Fields;
 
@@ -204,7 +204,7 @@ impl HfConfig {
 }
 
 fn read_object(file: &Path) -> Result<Map<String, Value>, HfConfigError> {
-    let text = fs::read(file).map_err(|source| HfConfigError::Read {
+    let text = regular::read(file).map_err(|source| HfConfigError::Read {
         file: file.to_owned(),
         source,
     })?;

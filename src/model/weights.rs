@@ -1,6 +1,6 @@
 //! The tensors of a Hugging Face folder as f32 values, in and out: one `model.safetensors`, or shards with an index.
 //!
-//! Files are mapped, not read: a tensor costs memory when it is loaded. Values are widened to f32 on the way in and rounded
+//! Of a file its header is read at first: a tensor costs memory when it is loaded. Values are widened to f32 on the way in and rounded
 //! to nearest even on the way out. Tensors leave and enter in the engine's layout (projections [out, in]): GPT-2's
 //! transposed files are turned over here and nowhere else. Left out: pickled `.bin` checkpoints and quantised types.
 //! The format is that of the `safetensors` crate; the index is transformers' `{"metadata", "weight_map"}`.
@@ -10,16 +10,15 @@ mod save;
 mod values;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensorError, SafeTensors};
+use safetensors::{Dtype, SafeTensorError};
 use serde_json::Value;
 
 use super::config::{LM_HEAD, Layout, SCORE, TensorSpec, weight, without_trunk};
-
+use crate::files::regular;
+use crate::files::stored::{StoredTensors, Unreadable};
 use values::{transpose, widen};
 
 pub use error::WeightsError;
@@ -39,7 +38,7 @@ pub struct Weights {
 #[derive(Debug)]
 struct Shard {
     file: PathBuf,
-    bytes: Mmap,
+    stored: StoredTensors,
     /// What the header says beside tensors.
     notes: HashMap<String, String>,
 }
@@ -49,7 +48,7 @@ struct Entry {
     shard: usize,
     dtype: Dtype,
     shape: Vec<usize>,
-    /// Where the values lie, counted from the start of the file.
+    /// Where the values lie, counted from the end of the header.
     range: Range<usize>,
 }
 
@@ -109,11 +108,23 @@ impl Weights {
     }
 
     /// Name, shape and values of every tensor of floats as it stands in the files: for models that are not the engine's own.
-    pub fn floats(&self) -> impl Iterator<Item = (&str, &[usize], Vec<f32>)> {
+    ///
+    /// # Errors
+    /// If a file cannot be read, for each tensor in it.
+    pub fn floats(&self) -> impl Iterator<Item = Result<(&str, &[usize], Vec<f32>), WeightsError>> {
         self.tensors.iter().filter_map(|(name, entry)| {
-            let bytes = &self.shards[entry.shard].bytes[entry.range.clone()];
-            let values = widen(bytes, entry.dtype)?;
-            Some((name.as_str(), entry.shape.as_slice(), values))
+            let values = self.values(entry).transpose()?;
+            Some(values.map(|values| (name.as_str(), entry.shape.as_slice(), values)))
+        })
+    }
+
+    /// The values of a tensor as they stand in its file; `None` for a type that is not a plain float.
+    fn values(&self, entry: &Entry) -> Result<Option<Vec<f32>>, WeightsError> {
+        let shard = &self.shards[entry.shard];
+        let values = widen(&shard.stored, entry.range.clone(), entry.dtype);
+        values.map_err(|source| WeightsError::Read {
+            file: shard.file.clone(),
+            source,
         })
     }
 
@@ -125,8 +136,8 @@ impl Weights {
     /// The tensor is missing, has another shape, or a type that is not a float of 16, 32 or 64 bits.
     pub fn load(&self, spec: &TensorSpec) -> Result<Vec<f32>, WeightsError> {
         let (name, entry) = self.entry(spec)?;
-        let bytes = &self.shards[entry.shard].bytes[entry.range.clone()];
-        let values = widen(bytes, entry.dtype).ok_or_else(|| self.wrong_type(name, entry))?;
+        let values = self.values(entry)?;
+        let values = values.ok_or_else(|| self.wrong_type(name, entry))?;
         Ok(match (spec.layout, entry.shape.as_slice()) {
             (Layout::Conv1d, &[rows, columns]) => transpose(&values, rows, columns),
             _ => values,
@@ -213,22 +224,17 @@ impl Weights {
         }
     }
 
-    /// Maps `file` and lists its tensors.
+    /// Opens `file` and lists its tensors.
     fn add_shard(&mut self, file: PathBuf) -> Result<(), WeightsError> {
-        let bytes = map_file(&file).map_err(|source| WeightsError::Read {
-            file: file.clone(),
-            source,
-        })?;
-        let (header, metadata) = SafeTensors::read_metadata(&bytes)
-            .map_err(|source| malformed(&file, &bytes, source))?;
-        let start = size_of::<u64>() + header;
+        let stored = StoredTensors::open(&file).map_err(|why| unreadable(&file, why))?;
+        let metadata = stored.header();
         let shard = self.shards.len();
         for (name, info) in metadata.tensors() {
             let entry = Entry {
                 shard,
                 dtype: info.dtype,
                 shape: info.shape.clone(),
-                range: start + info.data_offsets.0..start + info.data_offsets.1,
+                range: info.data_offsets.0..info.data_offsets.1,
             };
             if self.tensors.insert(name.clone(), entry).is_some() {
                 let problem = format!("tensor `{name}` is in two of its shards");
@@ -237,11 +243,15 @@ impl Weights {
             }
         }
         let notes = metadata.metadata().clone().unwrap_or_default();
-        self.shards.push(Shard { file, bytes, notes });
+        self.shards.push(Shard {
+            file,
+            stored,
+            notes,
+        });
         Ok(())
     }
 
-    /// Maps the shards that `index` names, in order of their names, and checks that each holds what the index says.
+    /// Opens the shards that `index` names, in order of their names, and checks that each holds what the index says.
     fn add_index(&mut self, index: &Path) -> Result<(), WeightsError> {
         let problem = |problem: String| WeightsError::Index {
             file: index.to_owned(),
@@ -276,7 +286,7 @@ fn read_index(index: &Path) -> Result<BTreeMap<String, String>, WeightsError> {
         file: index.to_owned(),
         problem,
     };
-    let text = std::fs::read(index).map_err(|source| WeightsError::Read {
+    let text = regular::read(index).map_err(|source| WeightsError::Read {
         file: index.to_owned(),
         source,
     })?;
@@ -315,22 +325,27 @@ fn no_weights(folder: &Path) -> WeightsError {
     }
 }
 
-fn map_file(file: &Path) -> std::io::Result<Mmap> {
-    let opened = File::open(file)?;
-    // SAFETY: the mapping is read only. It is undefined behaviour if another process shortens or rewrites the file meanwhile;
-    // this engine never does (it writes beside and renames, which leaves the mapped file intact), and a model folder in use
-    // is not to be edited in place.
-    unsafe { Mmap::map(&opened) }
+fn unreadable(file: &Path, why: Unreadable) -> WeightsError {
+    match why {
+        Unreadable::Format {
+            source,
+            head,
+            bytes,
+        } => malformed(file, &head, bytes, source),
+        Unreadable::Io(source) => WeightsError::Read {
+            file: file.to_owned(),
+            source,
+        },
+    }
 }
 
-/// What is wrong with a file whose header was refused.
-fn malformed(file: &Path, bytes: &[u8], source: SafeTensorError) -> WeightsError {
+/// What is wrong with a file of `found` bytes whose header, in the first of them, was refused.
+fn malformed(file: &Path, head: &[u8], found: u64, source: SafeTensorError) -> WeightsError {
     let file = file.to_owned();
-    let found = bytes.len() as u64;
-    if bytes.starts_with(b"version https://git-lfs") {
+    if head.starts_with(b"version https://git-lfs") {
         return WeightsError::LfsPointer { file };
     }
-    match (source, declared_bytes(bytes)) {
+    match (source, declared_bytes(head)) {
         (SafeTensorError::HeaderTooSmall, _) => WeightsError::Truncated {
             file,
             found,

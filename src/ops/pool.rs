@@ -6,7 +6,9 @@
 //! item changes no bit of it.
 
 use std::cell::UnsafeCell;
+use std::error::Error as _;
 use std::hint::spin_loop;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError, TryLockError};
@@ -22,6 +24,54 @@ static TEAM: OnceLock<Team> = OnceLock::new();
 /// Threads that share the work, the caller among them: as many as rayon's, whose number the configuration sets.
 pub fn threads() -> usize {
     rayon::current_num_threads()
+}
+
+/// Stack of a thread: a backward pass recurses as deep as the graph.
+const STACK_BYTES: usize = 64 << 20;
+
+/// Threads for which there is always room, however few processors there are: results do not depend on their number, and tests ask
+/// for more than a small machine has.
+const ALWAYS: usize = 16;
+
+/// Starts so many threads, 0 for as many as there are processors, for all work of the process. Threads that are there already
+/// stay as they are. No more than four times the processors are started: threads that wait for one another awake would take
+/// turns for ever.
+///
+/// # Errors
+/// If the system does not give as many.
+pub fn start(threads: usize) -> io::Result<()> {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    build(match threads {
+        0 => processors,
+        asked => asked.min(most_useful(processors)),
+    })
+}
+
+/// Starts as many threads as rayon would by itself: those of `RAYON_NUM_THREADS`, or as many as there are processors.
+///
+/// # Errors
+/// As [`start`].
+pub fn start_usual() -> io::Result<()> {
+    build(0)
+}
+
+fn build(count: usize) -> io::Result<()> {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(count)
+        .stack_size(STACK_BYTES);
+    match pool.build_global() {
+        // Without a cause it says that there is a pool.
+        Err(error) if error.source().is_some() => Err(io::Error::other(format!(
+            "cannot start the threads that compute ({error}); lower their number (run.threads, RAYON_NUM_THREADS), or raise the limits of \
+             processes and memory (ulimit -u, ulimit -v)"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The most threads that are of use on so many processors.
+pub fn most_useful(processors: usize) -> usize {
+    processors.saturating_mul(4).max(ALWAYS)
 }
 
 /// Does `work` for each item, on all threads, in any order.

@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use crate::files::regular;
+
 /// An error of reading a word list.
 #[derive(Debug, thiserror::Error)]
 pub enum LexiconError {
@@ -53,8 +55,7 @@ impl Lexicon {
     /// # Errors
     /// If the file cannot be read or a line is another thing.
     pub fn read(file: &Path) -> Result<Self, LexiconError> {
-        let text =
-            std::fs::read_to_string(file).map_err(|e| LexiconError::Read(file.to_owned(), e))?;
+        let text = regular::read_text(file).map_err(|e| LexiconError::Read(file.to_owned(), e))?;
         let entry = |(index, line): (usize, &str)| {
             parse(line).ok_or_else(|| LexiconError::Line {
                 file: file.to_owned(),

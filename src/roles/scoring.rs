@@ -10,6 +10,7 @@ use crate::model::boundary::{Boundary, States};
 use crate::model::{Decoder, Gradient};
 use crate::ops::attention::Segments;
 use crate::ops::head::{BothLogProbs, Target, TokenLogProbs};
+use crate::terminal::Phase;
 
 /// Sequences laid end to end, without each one's last token, which predicts nothing.
 pub struct Packed {
@@ -127,12 +128,14 @@ fn in_runs(
     limit: usize,
     mut pass: impl FnMut(Packed) -> Result<()>,
 ) -> Result<()> {
+    let phase = Phase::counted("reading sequences", sequences.len());
     for run in cut(
         (0..sequences.len()).collect(),
         |i| sequences[i].ids.len(),
         limit,
     ) {
         pass(Packed::new(run.iter().map(|&i| &sequences[i])))?;
+        phase.add(run.len());
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 
 use crate::config::{self, Stage};
 use crate::ops::product::Arithmetic;
+use crate::terminal;
 use crate::train::run_folder::StageFolder;
 
 /// What a setting means on this processor.
@@ -26,7 +27,7 @@ pub fn of(setting: config::Arithmetic) -> Arithmetic {
 /// If the note cannot be read or written.
 pub fn note(stage: Stage, files: &StageFolder) -> Result<()> {
     let (file, now) = (files.arithmetic(), Arithmetic::current().name());
-    if !files.checkpoints().exists() {
+    if !files.has_begun() {
         return Ok(files.write_arithmetic(now)?);
     }
     let then = match file.exists() {
@@ -36,11 +37,11 @@ pub fn note(stage: Stage, files: &StageFolder) -> Result<()> {
         false => Arithmetic::Chains.name().to_owned(),
     };
     if then.trim() != now {
-        eprintln!(
+        terminal::note(format_args!(
             "{stage}: was begun with products as {}, and goes on with {now}: as accurate, but not in the bits that it would have \
              ended in; begin a run with run.arithmetic = \"portable\" if it is to move between processors",
             then.trim()
-        );
+        ));
     }
     Ok(())
 }

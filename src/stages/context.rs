@@ -11,6 +11,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
 use crate::model::hf_config::HfConfig;
 use crate::model::weights::SaveDtype;
+use crate::terminal::Phase;
 use crate::train::run_folder::{Done, StageFolder};
 use crate::train::signal::StopRequest;
 use crate::train::summary::Summary;
@@ -42,6 +43,7 @@ impl Context<'_> {
     /// # Errors
     /// If a file cannot be written.
     pub fn write_final(&self, model: &Decoder, tokenizer: &Tokenizer) -> Result<()> {
+        let _phase = Phase::begin("writing the final model");
         self.folder.write_final(|folder| {
             tokenizer.save(folder)?;
             model.save(folder, save_dtype(self.config.model.save_dtype))?;
@@ -59,6 +61,7 @@ impl Context<'_> {
         base: &Path,
         tokenizer: &Tokenizer,
     ) -> Result<()> {
+        let _phase = Phase::begin("writing the final adapters");
         self.folder.write_final(|folder| {
             tokenizer.save(folder)?;
             model.save_adapter(folder, base, save_dtype(self.config.model.save_dtype))?;

@@ -9,6 +9,7 @@ use crate::data::packing::{Batch, cut};
 use crate::model::{Decoder, Gradient};
 use crate::ops::attention::Segments;
 use crate::ops::head::Target;
+use crate::terminal::Phase;
 use crate::train::metrics::names;
 use crate::train::task::{Evaluation, Share, Task};
 
@@ -85,7 +86,9 @@ impl<R: RowSet> Task for LanguageTask<'_, R> {
 
     fn evaluate(&self, model: &Decoder) -> Result<Option<Evaluation>> {
         let (mut sum, mut count) = (0.0, 0);
+        let phase = Phase::counted("batches", self.held_out.len());
         for batch in &self.held_out {
+            phase.add(1);
             sum -= f64::from(log_prob_sum(model, batch, Gradient::Skip)?.to_scalar::<f32>()?);
             count += batch.valid_count();
         }

@@ -5,6 +5,7 @@ use anyhow::{Result, bail};
 use crate::config::RecordKeys;
 use crate::data::example::{Encoded, Limit, TooLongCounts};
 use crate::data::records::{LeftOut, listed};
+use crate::terminal;
 use crate::train::summary::Summary;
 
 /// The misfits of a stage's keys.
@@ -80,16 +81,21 @@ impl Misfit {
         let (key, Limit { words, mend, .. }) = (&self.key, limit);
         for (count, fate) in self.fates() {
             let share = self.share(count);
-            eprintln!(
+            terminal::note(format_args!(
                 "{stage}: {share} records of {key} are too long and were {fate}: {words}; to change that, {mend}"
-            );
+            ));
         }
         if self.bad.count > 0 {
             let (share, lines) = (self.share(self.bad.count), self.bad.lines());
-            eprintln!("{stage}: {share} records of {key} are bad and were left out:\n{lines}");
+            terminal::note(format_args!(
+                "{stage}: {share} records of {key} are bad and were left out:\n{lines}"
+            ));
         }
         for (file, columns) in &self.unused {
-            eprintln!("{stage}: {file}: columns not used: {}", listed(columns));
+            terminal::note(format_args!(
+                "{stage}: {file}: columns not used: {}",
+                listed(columns)
+            ));
         }
     }
 

@@ -13,7 +13,9 @@ use anyhow::{Context as _, Result, bail};
 use crate::config::diff::{Change, Effect, diff};
 use crate::config::{Config, ModelStart, Stage};
 use crate::files::checksum::{self, Checksum};
+use crate::files::regular;
 use crate::model::hf_config::adapter::AdapterConfig;
+use crate::terminal::{self, Phase};
 use crate::train::run_folder::{RunFolder, StageFolder};
 
 /// The checksums of what each key names, such as `ppo.from`, file by file.
@@ -47,9 +49,9 @@ pub fn check_config(config: &Config, folder: &RunFolder, stages: &[Stage]) -> Re
         }
     }
     if refused.is_empty() {
-        harmless
-            .iter()
-            .for_each(|change| eprintln!("changed since the run began: {change}"));
+        harmless.iter().for_each(|change| {
+            terminal::note(format_args!("changed since the run began: {change}"))
+        });
         return Ok(());
     }
     bail!(
@@ -71,7 +73,9 @@ pub fn check_inputs(
     stage: Stage,
     files: &StageFolder,
 ) -> Result<()> {
+    let phase = Phase::begin("checksums of models and data");
     let now = inputs(local, stage)?;
+    drop(phase);
     if files.has_begun() {
         let then = read_inputs(&files.inputs())?;
         let keys: BTreeSet<&String> = now.keys().chain(then.keys()).collect();
@@ -99,7 +103,7 @@ fn read_inputs(file: &Path) -> Result<Inputs> {
             file.display()
         )
     };
-    let bytes = fs::read(file).with_context(mend)?;
+    let bytes = regular::read(file).with_context(mend)?;
     serde_json::from_slice(&bytes).with_context(mend)
 }
 
@@ -131,7 +135,10 @@ fn sums(path: &Path) -> Result<Vec<Checksum>> {
     if let Some(adapter) = AdapterConfig::find(path)? {
         files.extend(files_of(&adapter.base_folder(path)?)?);
     }
-    let sum = |file: &PathBuf| Ok(checksum::of_file(file)?);
+    let sum = |file: &PathBuf| {
+        let sum = checksum::of_file(file);
+        sum.with_context(|| format!("cannot read {}", file.display()))
+    };
     files.iter().map(sum).collect()
 }
 

@@ -13,10 +13,17 @@ use crate::data::packing::{Batch, Packed};
 use crate::data::records::Record;
 use crate::data::tokenizer::{BpeTraining, Tokenizer};
 use crate::model::Decoder;
-use crate::model::config::Head;
+use crate::model::config::{DecoderConfig, Head};
 use crate::model::hf_config::HfConfig;
 use crate::ops::param::Training as Trained;
+use crate::terminal::Phase;
+use crate::train::memory::limit_bytes;
 use crate::train::supervised::{Plan, train};
+
+/// Numbers held for each parameter that is trained: itself, its gradient and AdamW's two moments.
+const HELD: usize = 4;
+
+const GIB: f64 = (1u64 << 30) as f64;
 
 impl RowSet for Packed {
     fn len(&self) -> usize {
@@ -118,7 +125,27 @@ pub fn read_documents(
 /// the vocabulary to come.
 fn check_shape(context: &Context) -> Result<()> {
     if let Some(ModelStart::Scratch(sizes)) = &context.config.model.start {
-        describe(sizes, context.config.tokenizer.vocab_size)?;
+        let model = describe(sizes, context.config.tokenizer.vocab_size)?;
+        check_memory(&model)?;
+    }
+    Ok(())
+}
+
+/// Weights, gradients and two moments that the machine cannot hold would end the process without a word.
+fn check_memory(model: &DecoderConfig) -> Result<()> {
+    let numbers = model.tensors().into_iter().map(|spec| {
+        let sizes = spec.shape.iter().map(|&size| size as f64);
+        sizes.product::<f64>()
+    });
+    let parameters: f64 = numbers.sum();
+    let bytes = parameters * HELD as f64 * size_of::<f32>() as f64;
+    if let Some(most) = limit_bytes().filter(|most| bytes > *most as f64) {
+        bail!(
+            "[model] describes {parameters:.3e} parameters, which take {:.0} GiB to train (weights, gradients, two moments); this process \
+             may have {:.0} GiB: lower hidden_size, intermediate_size, num_hidden_layers or vocab_size",
+            bytes / GIB,
+            most as f64 / GIB
+        );
     }
     Ok(())
 }
@@ -139,6 +166,7 @@ fn tokenizer(context: &Context, records: &[Record]) -> Result<Tokenizer> {
         .iter()
         .map(Record::text)
         .collect::<Result<Vec<_>, _>>()?;
+    let _phase = Phase::begin(format!("training a tokenizer on {} texts", texts.len()));
     Ok(Tokenizer::train_bpe(&texts, &bpe_training(config))?)
 }
 

@@ -17,6 +17,7 @@ use crate::model::config::Head;
 use crate::model::{Decoder, Gradient};
 use crate::ops::attention::Segments;
 use crate::rlhf::preference::{BradleyTerryLoss, bradley_terry};
+use crate::terminal::Phase;
 use crate::train::metrics::names;
 use crate::train::supervised::{Plan, train};
 use crate::train::task::{Evaluation, Share, Task};
@@ -213,9 +214,11 @@ impl Task for PairTask<'_> {
             return Ok(None);
         }
         let (mut gaps, mut loss) = (Vec::new(), 0.0);
+        let phase = Phase::counted("pairs", pairs.len());
         for run in cut((0..pairs.len()).collect(), |i| tokens(&pairs[i]), limit) {
             let batch = PairBatch::new(run.iter().map(|&i| &pairs[i]));
             let (chosen, rejected) = batch.scores(model, Gradient::Skip)?;
+            phase.add(run.len());
             gaps.extend((&chosen - &rejected)?.to_vec1::<f32>()?);
             let part = bradley_terry(
                 &chosen,

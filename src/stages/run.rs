@@ -1,18 +1,16 @@
 //! Runs stages in order: finished ones are passed over, interrupted ones continue.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::context::{Context, Finished};
 use super::{arithmetic, dpo, origin, preflight, pretrain, reward, sft};
 use crate::config::{Config, Length, Stage, Training};
 use crate::model::hub;
-use crate::ops::{device, profile};
+use crate::ops::{device, pool, profile};
+use crate::terminal::{self, phase::Named};
 use crate::train::profile::table;
 use crate::train::run_folder::{Done, Existing, RunFolder, StageFolder};
 use crate::train::signal::{Outcome, StopRequest};
-
-/// Stack of a pool thread: a backward pass recurses as deep as the graph.
-const STACK_BYTES: usize = 64 << 20;
 
 /// Runs all stages that the configuration has.
 ///
@@ -64,6 +62,8 @@ fn run_in_order(
     check_before_the_first(&local, folder, stages, existing)?;
     for &stage in stages {
         let files = folder.stage(stage, existing)?;
+        let _named = Named::new(stage.name());
+        note_unsaved(stage, &files);
         origin::check_inputs(config, &local, stage, &files)?;
         if is_finished(config, stage, &files)? {
             continue;
@@ -80,19 +80,18 @@ fn run_in_order(
             run_one(&context, stage).with_context(|| format!("stage {}", stage.name()))?
         };
         if profile::is_enabled() {
-            eprintln!("{}", table(stage.name(), &profile::take()));
+            terminal::note(table(stage.name(), &profile::take()));
         }
         match ran {
             None => {
-                eprintln!(
-                    "{}: stopped and saved; the same command continues",
-                    stage.name()
-                );
+                terminal::note(format_args!(
+                    "{stage}: stopped and saved; the same command continues"
+                ));
                 return Ok(Outcome::Stopped);
             }
             Some(finished) => {
                 files.mark_done(&finished.done)?;
-                println!("{}\n", finished.table);
+                terminal::print(format_args!("{}\n", finished.table));
             }
         }
     }
@@ -119,22 +118,45 @@ fn check_before_the_first(
     }
 }
 
-/// Whether nothing is left to do of a stage, which is said then. One that is to go on is no longer marked as done.
+/// Says so where a former process did steps of the stage, and ended before its first checkpoint.
+fn note_unsaved(stage: Stage, files: &StageFolder) {
+    if files.has_log() && !files.has_begun() {
+        terminal::note(format_args!(
+            "{stage}: was begun before and has no checkpoint to go on from; it starts over, with the configuration as it is now"
+        ));
+    }
+}
+
+/// Whether nothing is left to do of a stage, which is said then. One that is to go on, or whose model is no longer there, is not
+/// marked as done any more.
 fn is_finished(config: &Config, stage: Stage, files: &StageFolder) -> Result<bool> {
     let Some(done) = files.done()? else {
         return Ok(false);
     };
-    if wants_more(config, stage, &done) {
-        files.unmark_done()?;
-        return Ok(false);
+    let lost = files.lost_of_final()?;
+    if lost.is_none() && !wants_more(config, stage, &done) {
+        terminal::note(format_args!(
+            "{stage}: finished after {} steps; its model is {}",
+            done.steps,
+            files.final_model().display()
+        ));
+        return Ok(true);
     }
-    eprintln!(
-        "{}: finished after {} steps; its model is {}",
-        stage.name(),
-        done.steps,
-        files.final_model().display()
+    ensure!(
+        files.has_checkpoint(),
+        "{stage} has finished and left no checkpoint in {} to go on from; put that folder back, or start the stage over: collimate \
+         {stage} … --fresh",
+        files.checkpoints().display()
     );
-    Ok(true)
+    if let Some(lost) = &lost {
+        terminal::note(format_args!(
+            "{stage}: finished after {} steps, but {} is gone or cut short; the model is written again from the last checkpoint",
+            done.steps,
+            lost.display()
+        ));
+    }
+    files.unmark_done()?;
+    Ok(false)
 }
 
 /// The configuration with models of the hub replaced by the folders that they were fetched to.
@@ -180,14 +202,17 @@ fn run_one(context: &Context, stage: Stage) -> Result<Option<Finished>> {
 
 /// Runs `work` on a thread of the pool that all CPU work shares, so that it computes rather than waits for those that do. A pool
 /// that exists already keeps its size.
-fn on_pool<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
-    let count = match threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        count => count,
-    };
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(count)
-        .stack_size(STACK_BYTES);
-    pool.build_global().ok();
+///
+/// # Errors
+/// If the pool cannot be started, and those of `work`.
+fn on_pool<R: Send>(threads: usize, work: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let useful = pool::most_useful(processors);
+    if threads > useful {
+        terminal::note(format_args!(
+            "run.threads = {threads}: {useful} are used, for this machine has {processors} processors"
+        ));
+    }
+    pool::start(threads)?;
     rayon::scope(|_| work())
 }

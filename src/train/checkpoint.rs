@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::durable::{self, on};
 use crate::files::checksum::{self, Checksum, Summed};
+use crate::files::regular;
 
 const MANIFEST: &str = "manifest.json";
 const STATE: &str = "state.json";
@@ -226,8 +227,7 @@ impl Writer {
         name: &str,
         write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<(), CheckpointError> {
-        let plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\']);
-        if !plain || name == MANIFEST || self.files.contains_key(name) {
+        if !is_plain(name) || name == MANIFEST || self.files.contains_key(name) {
             return Err(CheckpointError::Name(name.into()));
         }
         let path = self.beside.join(name);
@@ -284,6 +284,13 @@ impl Drop for Writer {
     }
 }
 
+/// Whether `folder` holds a checkpoint, whole or damaged; not if it cannot be listed.
+pub fn are_in(folder: &Path) -> bool {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut steps = entries.map(|entry| entry.file_name().to_str().and_then(step_of));
+    steps.any(|step| step.is_some())
+}
+
 /// `step-00000120`.
 fn folder_name(step: u64) -> String {
     format!("step-{step:08}")
@@ -305,10 +312,15 @@ fn step_of(name: &str) -> Option<u64> {
     (folder_name(step) == name).then_some(step)
 }
 
+/// Whether a name is that of a file in the checkpoint's own folder.
+fn is_plain(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0'])
+}
+
 /// Checks a checkpoint against its manifest; the error says what is damaged.
 fn verify(folder: &Path, step: u64) -> Result<(), String> {
     let manifest =
-        fs::read(folder.join(MANIFEST)).map_err(|error| format!("{MANIFEST}: {error}"))?;
+        regular::read(&folder.join(MANIFEST)).map_err(|error| format!("{MANIFEST}: {error}"))?;
     let manifest: Manifest =
         serde_json::from_slice(&manifest).map_err(|error| format!("{MANIFEST}: {error}"))?;
     if manifest.format != FORMAT {
@@ -321,14 +333,20 @@ fn verify(folder: &Path, step: u64) -> Result<(), String> {
         return Err(format!("{MANIFEST}: does not describe step {step}"));
     }
     for (name, expected) in &manifest.files {
-        let found =
-            checksum::of_file(&folder.join(name)).map_err(|error| format!("{name}: {error}"))?;
-        if found.bytes != expected.bytes {
+        if !is_plain(name) {
             return Err(format!(
-                "{name}: {} bytes, expected {}",
-                found.bytes, expected.bytes
+                "{MANIFEST}: `{name}` is not a file of the checkpoint"
             ));
         }
+        let file = folder.join(name);
+        let bytes = size(&file).map_err(|error| format!("{name}: {error}"))?;
+        if bytes != expected.bytes {
+            return Err(format!(
+                "{name}: {bytes} bytes, expected {}",
+                expected.bytes
+            ));
+        }
+        let found = checksum::of_file(&file).map_err(|error| format!("{name}: {error}"))?;
         if found != *expected {
             return Err(format!(
                 "{name}: checksum {:08x}, expected {:08x}",
@@ -337,6 +355,15 @@ fn verify(folder: &Path, step: u64) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Size in bytes of a file that must lie in the folder itself: a link may lead anywhere.
+fn size(file: &Path) -> io::Result<u64> {
+    let found = fs::symlink_metadata(file)?;
+    match found.is_file() {
+        true => Ok(found.len()),
+        false => Err(regular::refusal(found.file_type())),
+    }
 }
 
 #[cfg(test)]

@@ -6,14 +6,17 @@
 
 pub mod names;
 
-use std::fs::{self, File, OpenOptions};
+mod kept;
+
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::durable::on;
+use super::durable::{self, on};
+use kept::Lines;
 
 pub use names::*;
 
@@ -73,25 +76,46 @@ pub enum Keep {
     UpTo(u64),
 }
 
+/// Lines that a log must have up to the step that it is kept to. A file that lacks them is damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// One of each step, so that the last is of that step.
+    EachStep,
+    /// Some, several a step perhaps.
+    Some,
+    /// None in particular.
+    Nothing,
+}
+
 /// A JSONL file that is appended to step by step. Each line must have [`STEP`] and steps must not
 /// fall.
 #[derive(Debug)]
 pub struct StepLog {
     path: PathBuf,
     writer: BufWriter<File>,
+    damage: Option<String>,
 }
 
 impl StepLog {
+    /// Opens a log with a line of each step, as [`Self::open_expecting`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open(path: &Path, keep: Keep) -> io::Result<Self> {
+        Self::open_expecting(Expect::EachStep, path, keep)
+    }
+
     /// Opens `path`, creating it if need be, and cuts it back to the lines to keep. A last line
-    /// that was torn by a crash is dropped.
+    /// that was torn by a crash is dropped. A file whose steps are out of order, or that lacks lines up to the step to keep, is set
+    /// aside as a whole, and the log goes on with the lines that fit: [`Self::damage`] says so.
     ///
     /// # Errors
     /// If the file cannot be read or cut, or holds a line before its end that is no object with a
     /// step: then it is not ours to cut.
-    pub fn open(path: &Path, keep: Keep) -> io::Result<Self> {
-        let length = match keep {
-            Keep::Nothing => 0,
-            Keep::UpTo(step) => kept_bytes(path, step)?,
+    pub fn open_expecting(expect: Expect, path: &Path, keep: Keep) -> io::Result<Self> {
+        let (length, damage) = match keep {
+            Keep::Nothing => (0, None),
+            Keep::UpTo(step) => mended(path, step, expect)?,
         };
         let mut options = OpenOptions::new();
         let file = options
@@ -103,7 +127,13 @@ impl StepLog {
         Ok(Self {
             path: path.into(),
             writer: BufWriter::new(file),
+            damage,
         })
+    }
+
+    /// What was wrong with the file, and where it now lies.
+    pub fn damage(&self) -> Option<&str> {
+        self.damage.as_deref()
     }
 
     /// Appends one line. It reaches the file at once, the disk at [`StepLog::sync`].
@@ -134,45 +164,29 @@ impl StepLog {
     }
 }
 
-/// Length in bytes of the lines whose step is at most `step`.
-fn kept_bytes(path: &Path, step: u64) -> io::Result<u64> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        Err(error) => return Err(on("read", path)(error)),
+/// Puts a damaged file in order. Returns the length in bytes of the lines to keep, and what was wrong.
+fn mended(path: &Path, step: u64, expect: Expect) -> io::Result<(u64, Option<String>)> {
+    let lines = Lines::read(path, step, expect)?;
+    let Some(damage) = &lines.damage else {
+        return Ok((lines.length, None));
     };
-    let mut kept = 0;
-    for (number, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
-        let last = kept + line.len() == bytes.len();
-        match step_of(line) {
-            Some(found) if found <= step => kept += line.len(),
-            Some(_) => break,
-            None if last => break,
-            None => return Err(not_a_line(path, number + 1)),
-        }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let mut words = format!("{name} is damaged: {damage}");
+    if lines.is_there {
+        let aside = durable::set_aside(path, "damaged")?;
+        durable::write_atomic(path, &lines.fitting)?;
+        words += &format!(
+            "; it is kept as {}, and the lines that fit go on in {name}",
+            aside.display()
+        );
     }
-    Ok(kept as u64)
-}
-
-/// The step of a complete line; a line without its newline was torn.
-fn step_of(line: &[u8]) -> Option<u64> {
-    let line = line.strip_suffix(b"\n")?;
-    serde_json::from_slice::<Value>(line)
-        .ok()?
-        .get(STEP)?
-        .as_u64()
-}
-
-fn not_a_line(path: &Path, number: usize) -> io::Error {
-    let message = format!(
-        "{}:{number}: not a JSON object with a whole number as `{STEP}`; remove the line, or start over with --fresh",
-        path.display()
-    );
-    io::Error::new(io::ErrorKind::InvalidData, message)
+    Ok((lines.fitting.len() as u64, Some(words)))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn line(step: u64) -> Metrics {
@@ -242,6 +256,92 @@ mod tests {
             "{error}"
         );
         assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 3);
+    }
+
+    /// Opens a log of these steps for a stage whose checkpoint is of step 3, and returns what it then holds and says.
+    fn opened(expect: Expect, steps: &[u64]) -> (Vec<u64>, Option<String>, Vec<String>) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let text: String = steps
+            .iter()
+            .map(|s| format!("{{\"step\":{s}}}\n"))
+            .collect();
+        if !steps.is_empty() {
+            fs::write(&path, &text).unwrap();
+        }
+        let log = StepLog::open_expecting(expect, &path, Keep::UpTo(3)).unwrap();
+        let step = |line: &str| serde_json::from_str::<Value>(line).unwrap()[STEP].as_u64();
+        let left = fs::read_to_string(&path).unwrap();
+        let aside = fs::read(folder.path().join("metrics.jsonl.damaged-1"));
+        if let Ok(aside) = &aside {
+            assert_eq!(aside, text.as_bytes(), "set aside as it was");
+        }
+        let mut names: Vec<String> = fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        let damage = log.damage().map(str::to_owned);
+        (left.lines().filter_map(step).collect(), damage, names)
+    }
+
+    #[test]
+    fn a_log_that_does_not_reach_its_checkpoint_is_set_aside() {
+        use Expect::{EachStep, Nothing, Some as Several};
+        let whole = ["metrics.jsonl"];
+        let both = ["metrics.jsonl", "metrics.jsonl.damaged-1"];
+        for (expect, steps, left, says, names) in [
+            (
+                EachStep,
+                &[0, 1, 2, 3, 4, 5][..],
+                &[0, 1, 2, 3][..],
+                None,
+                &whole[..],
+            ),
+            (EachStep, &[1, 2, 3], &[1, 2, 3], None, &whole),
+            (
+                EachStep,
+                &[0, 9, 2, 3],
+                &[0, 2, 3],
+                Some("line 2 is of step 9"),
+                &both,
+            ),
+            (
+                EachStep,
+                &[0, 1, 1, 3, 4],
+                &[0, 1, 3],
+                Some("line 3 is of step 1"),
+                &both,
+            ),
+            (
+                EachStep,
+                &[0, 1, 2, 7],
+                &[0, 1, 2],
+                Some("ends at step 2"),
+                &both,
+            ),
+            (EachStep, &[0, 1], &[0, 1], Some("ends at step 1"), &both),
+            (EachStep, &[], &[], Some("no line"), &whole),
+            (Several, &[0, 0, 2, 2, 4, 4], &[0, 0, 2, 2], None, &whole),
+            (
+                Several,
+                &[0, 2, 0, 2],
+                &[0, 2, 2],
+                Some("line 3 is of step 0"),
+                &both,
+            ),
+            (Several, &[], &[], Some("no line"), &whole),
+            (Nothing, &[], &[], None, &whole),
+        ] {
+            let found = opened(expect, steps);
+            assert_eq!(found.0, left, "{steps:?}");
+            assert_eq!(found.2, names, "{steps:?}");
+            match (says, found.1) {
+                (None, None) => {}
+                (Some(says), Some(damage)) => assert!(damage.contains(says), "{damage}"),
+                (says, damage) => panic!("{steps:?}: {damage:?}, expected {says:?}"),
+            }
+        }
     }
 
     #[test]

@@ -2,6 +2,11 @@
 
 use std::ffi::c_void;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use signal_hook::consts::SIGXFSZ;
+use signal_hook::flag;
 
 /// `mi_option_purge_delay`, which the crate does not name.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
@@ -17,6 +22,14 @@ pub fn set_up() {
         libmimalloc_sys::mi_option_set(libmimalloc_sys::mi_option_large_os_pages, 1);
     }
     ask_for_huge_pages();
+    outlive_a_file_limit();
+}
+
+/// A file that reaches the limit of its size (`ulimit -f`) is then an error of the write, as a full disk is, and not the end of the
+/// process. The signal is caught rather than ignored, for programs that are started would inherit that.
+fn outlive_a_file_limit() {
+    // Without the handler such a write ends the process, as it does in most programs.
+    let _ = flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
 }
 
 /// The option acts on memory that the allocator reserves from now on; what it has reserved is found by an allocation's address.

@@ -1,13 +1,14 @@
-//! What a stage shows while it runs: a bar on a terminal, plain lines where the output goes to a
-//! file.
+//! The steps of a stage or command as it works through them: a line that changes in place on a terminal, plain lines where the
+//! output goes to a file.
 //!
-//! Progress goes to standard error; standard output is for results.
+//! Progress goes to standard error; standard output is for results. What is done between the steps is shown by
+//! [`Phase`](phase::Phase).
 
 use std::fmt::Write as _;
-use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use crate::terminal::words::{digits, duration, rate};
+use crate::terminal::{self, phase};
 
 /// Plain lines come at least this often, however slow the steps.
 const LONGEST_SILENCE: Duration = Duration::from_secs(30);
@@ -19,58 +20,71 @@ const SHORTEST_SILENCE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Progress {
     stage: String,
+    unit: &'static str,
     total: u64,
+    /// Step and time at which this process began.
+    began: (u64, Instant),
     display: Display,
 }
 
 #[derive(Debug)]
 enum Display {
-    Bar(ProgressBar),
+    /// The terminal's line, and what it last said.
+    Live(String),
     Lines(Lines),
 }
 
-/// Decides when a plain line is due, and what it says about time.
+/// Decides when a plain line is due.
 #[derive(Debug)]
 struct Lines {
     every: u64,
-    /// Step and time at which this process began.
-    began: (u64, Instant),
     last: Option<Instant>,
 }
 
 impl Progress {
-    /// Begins at step `start` of `total`: a bar if standard error is a terminal, else a line at
-    /// most every `log_steps` steps.
+    /// Begins at step `start` of `total`: a line that changes if standard error is a terminal, else a line at most every
+    /// `log_steps` steps.
     pub fn new(stage: &str, start: u64, total: u64, log_steps: u64) -> Self {
-        let display = if io::stderr().is_terminal() {
-            Display::Bar(bar(stage, start, total))
-        } else {
-            Display::Lines(Lines {
+        Self::counting("steps", stage, start, total, log_steps)
+    }
+
+    /// [`Self::new`] for a command whose steps are known by another word, in the plural.
+    pub fn counting(
+        unit: &'static str,
+        stage: &str,
+        start: u64,
+        total: u64,
+        log_steps: u64,
+    ) -> Self {
+        let display = match terminal::is_live() {
+            true => Display::Live(String::new()),
+            false => Display::Lines(Lines {
                 every: log_steps.max(1),
-                began: (start, Instant::now()),
                 last: None,
-            })
+            }),
         };
+        phase::entitle(title(stage, start, total), String::new());
         Self {
             stage: stage.into(),
+            unit,
             total,
+            began: (start, Instant::now()),
             display,
         }
     }
 
     /// Shows that `step` is done, with some of its numbers.
     pub fn step(&mut self, step: u64, numbers: &[(&str, f64)]) {
-        let shown = describe(numbers);
+        let now = Instant::now();
+        let shown = describe(numbers) + &self.time_left(step, now);
+        let title = title(&self.stage, step, self.total);
+        let line = terminal::fit(&format!("{title}  {shown}"), terminal::COLUMNS);
+        phase::entitle(title, shown);
         match &mut self.display {
-            Display::Bar(bar) => {
-                bar.set_message(shown);
-                bar.set_position(step);
-            }
+            Display::Live(last) => *last = line,
             Display::Lines(lines) => {
-                let now = Instant::now();
                 if lines.is_due(step, self.total, now) {
-                    let rest = lines.time_left(step, self.total, now);
-                    eprintln!("{} {step}/{}  {shown}{rest}", self.stage, self.total);
+                    terminal::note(line);
                 }
             }
         }
@@ -78,17 +92,42 @@ impl Progress {
 
     /// Shows a line of its own, such as the result of an evaluation.
     pub fn note(&self, text: &str) {
-        match &self.display {
-            Display::Bar(bar) => bar.suspend(|| eprintln!("{} {text}", self.stage)),
-            Display::Lines(_) => eprintln!("{} {text}", self.stage),
+        terminal::note(format_args!("{} {text}", self.stage));
+    }
+
+    /// Ends the display; a terminal keeps the last line.
+    pub fn finish(&mut self) {
+        if let Display::Live(last) = &mut self.display {
+            let last = std::mem::take(last);
+            phase::untitle();
+            if !last.is_empty() {
+                terminal::note(last);
+            }
         }
     }
 
-    /// Ends the display; the bar stays where it is.
-    pub fn finish(&self) {
-        if let Display::Bar(bar) = &self.display {
-            bar.abandon();
+    /// Rate and time left, once they can be told.
+    fn time_left(&self, step: u64, now: Instant) -> String {
+        let (start, began) = self.began;
+        let (done, seconds) = (
+            step.saturating_sub(start),
+            now.duration_since(began).as_secs_f64(),
+        );
+        if done == 0 || seconds <= 0.0 {
+            return String::new();
         }
+        let speed = done as f64 / seconds;
+        let left = Duration::try_from_secs_f64(self.total.saturating_sub(step) as f64 / speed);
+        // Longer than a duration can be is not worth a number.
+        let left = left.map_or(String::new(), |left| format!(", {} left", duration(left)));
+        format!("  {}{left}", rate(speed, self.unit))
+    }
+}
+
+impl Drop for Progress {
+    /// A stage that ends with an error leaves no line behind.
+    fn drop(&mut self) {
+        phase::untitle();
     }
 }
 
@@ -106,38 +145,11 @@ impl Lines {
         }
         due
     }
-
-    /// Rate and time left, once they can be told.
-    fn time_left(&self, step: u64, total: u64, now: Instant) -> String {
-        let (start, began) = self.began;
-        let (done, seconds) = (
-            step.saturating_sub(start),
-            now.duration_since(began).as_secs_f64(),
-        );
-        if done == 0 || seconds <= 0.0 {
-            return String::new();
-        }
-        let rate = done as f64 / seconds;
-        let left = Duration::try_from_secs_f64(total.saturating_sub(step) as f64 / rate);
-        // Longer than a duration can be is not worth a number.
-        let left = left.map_or(String::new(), |left| {
-            format!(", {} left", indicatif::HumanDuration(left))
-        });
-        format!("  {rate:.2} steps/s{left}")
-    }
 }
 
-fn bar(stage: &str, start: u64, total: u64) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr())
-        .with_position(start);
-    let template = "{prefix} {bar:30} {pos}/{len} {per_sec} {eta} left  {msg}";
-    // The template is fixed text; were it ever wrong, the plain default would do.
-    let style =
-        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    bar.set_style(style);
-    bar.set_prefix(stage.to_string());
-    bar.reset_eta();
-    bar
+/// `sft 12/400`.
+fn title(stage: &str, step: u64, total: u64) -> String {
+    format!("{stage} {step}/{total}")
 }
 
 /// `loss 4.301, kl 0.0021`.
@@ -146,7 +158,10 @@ fn describe(numbers: &[(&str, f64)]) -> String {
     for (name, value) in numbers {
         let separator = if text.is_empty() { "" } else { ", " };
         // Writing to a string cannot fail.
-        let _ = write!(text, "{separator}{name} {}", short(*value));
+        let _ = match name.ends_with("/s") {
+            true => write!(text, "{separator}{} {name}", digits(*value)),
+            false => write!(text, "{separator}{name} {}", short(*value)),
+        };
     }
     text
 }
@@ -168,7 +183,7 @@ mod tests {
     fn numbers_are_short() {
         assert_eq!(
             describe(&[("loss", 4.30123), ("lr", 3e-4), ("tok/s", 6412.7)]),
-            "loss 4.301, lr 3.00e-4, tok/s 6413"
+            "loss 4.301, lr 3.00e-4, 6.41k tok/s"
         );
         assert_eq!(short(0.0), "0.000");
         assert_eq!(short(f64::NAN), "NaN");
@@ -180,7 +195,6 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut lines = Lines {
             every: 10,
-            began: (0, start),
             last: None,
         };
         assert!(
@@ -192,11 +206,30 @@ mod tests {
         assert!(!lines.is_due(25, 100, at(9)), "not at a multiple");
         assert!(lines.is_due(27, 100, at(40)), "too long a silence");
         assert!(lines.is_due(100, 100, at(40)), "the last step");
-        assert_eq!(
-            lines.time_left(20, 100, at(10)),
-            "  2.00 steps/s, 40 seconds left"
-        );
-        assert_eq!(lines.time_left(0, 100, at(10)), "");
-        assert_eq!(lines.time_left(1, u64::MAX, at(10)), "  0.10 steps/s");
+    }
+
+    #[test]
+    fn rate_and_time_left_are_told_once_a_step_is_done() {
+        let mut progress = Progress {
+            stage: "sft".to_owned(),
+            unit: "steps",
+            total: 100,
+            began: (0, Instant::now()),
+            display: Display::Live(String::new()),
+        };
+        let ten = progress.began.1 + Duration::from_secs(10);
+        assert_eq!(progress.time_left(0, ten), "");
+        assert_eq!(progress.time_left(20, ten), "  2.00 steps/s, 40 s left");
+        assert_eq!(progress.time_left(2, ten), "  5.00 s/step, 8 min left");
+        progress.total = u64::MAX;
+        assert_eq!(progress.time_left(1, ten), "  10.0 s/step");
+    }
+
+    #[test]
+    fn the_longest_line_of_a_step_fits() {
+        let numbers = [("score", -123.456), ("kl", 1234.5)];
+        let shown = describe(&numbers) + "  61.0 s/step, 100 min left";
+        let line = format!("{}  {shown}", title("pretrain", 999_999, 999_999));
+        assert!(line.chars().count() <= terminal::COLUMNS, "{line}");
     }
 }

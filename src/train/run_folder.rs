@@ -11,6 +11,7 @@
 //! runs/NAME/STAGE/done.json        written last: the stage is finished
 //! ```
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,11 +19,19 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::checkpoint;
 use super::durable::{self, on};
 use crate::config::Stage;
+use crate::files::regular;
 
 const LOCK: &str = ".lock";
 const CONFIG: &str = "config.toml";
+
+/// Why a former run or stage lies beside the present one, as its name says.
+const OLD: &str = "old";
+
+/// How the names of files with weights end.
+const WEIGHTS: &str = ".safetensors";
 
 /// What happens to what a former run left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +85,16 @@ pub struct Done {
     pub summary: Map<String, Value>,
 }
 
+/// `done.json`.
+#[derive(Serialize, Deserialize)]
+struct Marker {
+    #[serde(flatten)]
+    done: Done,
+    /// The files of the final model with their sizes in bytes.
+    #[serde(default)]
+    files: BTreeMap<String, u64>,
+}
+
 impl RunFolder {
     /// Takes the folder `root`, creating it if need be. With [`Existing::SetAside`] a former run
     /// moves to `NAME.old-1` (or the next free number) beside it first.
@@ -89,7 +108,7 @@ impl RunFolder {
         }
         // The lock moves away with the folder, so no other process can be writing what is set
         // aside.
-        set_aside(root)?;
+        durable::set_aside(root, OLD)?;
         Self::take(root)
     }
 
@@ -140,7 +159,7 @@ impl RunFolder {
     pub fn stage(&self, stage: Stage, existing: Existing) -> Result<StageFolder, RunFolderError> {
         let folder = self.existing_stage(stage);
         if existing == Existing::SetAside && folder.root.exists() {
-            set_aside(&folder.root)?;
+            durable::set_aside(&folder.root, OLD)?;
         }
         fs::create_dir_all(&folder.root).map_err(on("create", &folder.root))?;
         durable::remove_leftovers(&folder.root)?;
@@ -154,9 +173,20 @@ impl StageFolder {
         &self.root
     }
 
-    /// Whether there is work that could be continued: data and models were read, and the log opened.
+    /// Whether there is work that only this configuration and these inputs may go on with: a checkpoint, whole or damaged, or
+    /// the marker of the stage's end. A log alone is none: the steps in it were not saved.
     pub fn has_begun(&self) -> bool {
-        self.metrics().exists()
+        self.has_checkpoint() || self.marker().exists()
+    }
+
+    /// Whether there is a checkpoint, whole or damaged.
+    pub fn has_checkpoint(&self) -> bool {
+        checkpoint::are_in(&self.checkpoints())
+    }
+
+    /// Whether a former process did steps of the stage.
+    pub fn has_log(&self) -> bool {
+        fs::metadata(self.metrics()).is_ok_and(|log| log.len() > 0)
     }
 
     /// The configuration that the stage goes by.
@@ -238,10 +268,14 @@ impl StageFolder {
     /// # Errors
     /// If the marker is there and cannot be read.
     pub fn done(&self) -> Result<Option<Done>, RunFolderError> {
+        Ok(self.marked()?.map(|marked| marked.done))
+    }
+
+    fn marked(&self) -> Result<Option<Marker>, RunFolderError> {
         let file = self.marker();
-        match fs::read(&file) {
+        match regular::read(&file) {
             Ok(bytes) => match serde_json::from_slice(&bytes) {
-                Ok(done) => Ok(Some(done)),
+                Ok(marked) => Ok(Some(marked)),
                 Err(source) => Err(RunFolderError::Done { file, source }),
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -249,13 +283,40 @@ impl StageFolder {
         }
     }
 
-    /// Marks the stage finished. To be called when the final model is complete.
+    /// Marks the stage finished, and notes the files of its model. To be called when the final model is complete.
     ///
     /// # Errors
-    /// If the marker cannot be written.
+    /// If the marker cannot be written, or the model's folder not be listed.
     pub fn mark_done(&self, done: &Done) -> Result<(), RunFolderError> {
-        let bytes = serde_json::to_vec_pretty(done).map_err(io::Error::from)?;
+        let marker = Marker {
+            done: done.clone(),
+            files: sizes(&self.final_model())?,
+        };
+        let bytes = serde_json::to_vec_pretty(&marker).map_err(io::Error::from)?;
         Ok(durable::write_atomic(&self.marker(), &bytes)?)
+    }
+
+    /// A file that the final model had when the stage was marked finished and has not any more; of weights, one of another size is
+    /// none of them. Other files may have been edited since.
+    ///
+    /// # Errors
+    /// If the marker is there and cannot be read.
+    pub fn lost_of_final(&self) -> Result<Option<PathBuf>, RunFolderError> {
+        let folder = self.final_model();
+        let Some(marked) = self.marked()? else {
+            return Ok(None);
+        };
+        if !folder.is_dir() {
+            return Ok(Some(folder));
+        }
+        let is_there = |(name, bytes): &(&String, &u64)| {
+            let found = fs::metadata(folder.join(name))
+                .ok()
+                .filter(|file| file.is_file());
+            found.is_some_and(|file| file.len() == **bytes || !name.ends_with(WEIGHTS))
+        };
+        let mut lost = marked.files.iter().filter(|file| !is_there(file));
+        Ok(lost.next().map(|(name, _)| folder.join(name)))
     }
 
     /// Marks the stage unfinished, so that it can go on: a later step was asked for.
@@ -271,6 +332,23 @@ impl StageFolder {
     }
 }
 
+/// Names and sizes in bytes of the files in `folder`; none if there is no such folder.
+fn sizes(folder: &Path) -> io::Result<BTreeMap<String, u64>> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        entries => entries.map_err(on("read", folder))?,
+    };
+    let mut sizes = BTreeMap::new();
+    for entry in entries {
+        let entry = entry.map_err(on("read", folder))?;
+        let file = entry.metadata().map_err(on("read", &entry.path()))?;
+        if let (true, Ok(name)) = (file.is_file(), entry.file_name().into_string()) {
+            sizes.insert(name, file.len());
+        }
+    }
+    Ok(sizes)
+}
+
 /// Whether a run's folder holds nothing but its lock.
 fn is_empty(root: &Path) -> io::Result<bool> {
     let mut names = fs::read_dir(root)
@@ -278,21 +356,6 @@ fn is_empty(root: &Path) -> io::Result<bool> {
         .flatten()
         .map(|entry| entry.file_name());
     Ok(names.all(|name| name == LOCK))
-}
-
-/// Renames `NAME` to the first free of `NAME.old-1`, `NAME.old-2`, …
-fn set_aside(folder: &Path) -> io::Result<PathBuf> {
-    let name = folder.file_name().unwrap_or_default().to_string_lossy();
-    let mut number = 1;
-    let free = loop {
-        let candidate = folder.with_file_name(format!("{name}.old-{number}"));
-        if !candidate.exists() {
-            break candidate;
-        }
-        number += 1;
-    };
-    fs::rename(folder, &free).map_err(on("set aside", folder))?;
-    Ok(free)
 }
 
 #[cfg(test)]
@@ -341,6 +404,43 @@ mod tests {
         assert!(!fresh.metrics().exists());
         assert!(folder.path().join("ppo.old-1/metrics.jsonl").exists());
         assert!(folder.path().join("sft/metrics.jsonl").exists());
+    }
+
+    #[test]
+    fn a_stage_has_begun_with_its_first_checkpoint() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = RunFolder::open(parent.path(), Existing::Continue).unwrap();
+        let stage = folder.stage(Stage::Sft, Existing::Continue).unwrap();
+        fs::write(stage.metrics(), "{\"step\":1}\n").unwrap();
+        fs::create_dir_all(stage.checkpoints().join(".tmp-step-00000001")).unwrap();
+        assert!(!stage.has_begun() && stage.has_log());
+        fs::create_dir(stage.checkpoints().join("step-00000001")).unwrap();
+        fs::remove_file(stage.metrics()).unwrap();
+        assert!(stage.has_begun() && !stage.has_log());
+    }
+
+    #[test]
+    fn a_file_that_the_final_model_lost_is_named() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = RunFolder::open(parent.path(), Existing::Continue).unwrap();
+        let stage = folder.stage(Stage::Sft, Existing::Continue).unwrap();
+        let model = stage.final_model();
+        fs::create_dir(&model).unwrap();
+        let write = |name: &str, text: &str| fs::write(model.join(name), text).unwrap();
+        write("config.json", "{}");
+        write("model.safetensors", "weights");
+        let done = Done {
+            steps: 1,
+            summary: Map::new(),
+        };
+        stage.mark_done(&done).unwrap();
+        let lost = || stage.lost_of_final().unwrap();
+        write("config.json", "{\"edited\": true}");
+        assert_eq!(lost(), None);
+        write("model.safetensors", "");
+        assert_eq!(lost(), Some(model.join("model.safetensors")));
+        fs::remove_dir_all(&model).unwrap();
+        assert_eq!(lost(), Some(model.clone()));
     }
 
     #[test]

@@ -1,11 +1,14 @@
-//! Stopping by a signal: the first SIGINT or SIGTERM asks the run to save and end, the second ends
-//! it at once.
+//! Stopping by a signal: the first SIGINT, SIGTERM or SIGHUP asks the run to save and end, a second SIGINT or SIGTERM ends it at
+//! once.
+//!
+//! A terminal that closes sends SIGHUP, sometimes twice, and a session that ends SIGTERM beside it: so a SIGHUP never ends a run
+//! before it has saved. Where SIGHUP was ignored when the program started (`nohup`), it stays ignored.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
 /// Exit code of a run that a signal stopped: 128 + SIGINT, as shells count.
@@ -27,21 +30,22 @@ pub struct StopRequest {
 }
 
 impl StopRequest {
-    /// Listens for SIGINT and SIGTERM from now on.
+    /// Listens for SIGINT, SIGTERM and SIGHUP from now on.
     ///
     /// # Errors
     /// If the handlers cannot be installed.
     pub fn listen() -> io::Result<Self> {
         let stop = Self::default();
+        let asked = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
             // The order matters: the shutdown acts only if the flag was already set by an earlier
             // signal.
-            flag::register_conditional_shutdown(
-                signal,
-                EXIT_STOPPED.into(),
-                Arc::clone(&stop.requested),
-            )?;
+            flag::register_conditional_shutdown(signal, EXIT_STOPPED.into(), Arc::clone(&asked))?;
+            flag::register(signal, Arc::clone(&asked))?;
             flag::register(signal, Arc::clone(&stop.requested))?;
+        }
+        if !is_ignored(SIGHUP) {
+            flag::register(SIGHUP, Arc::clone(&stop.requested))?;
         }
         Ok(stop)
     }
@@ -62,6 +66,15 @@ impl StopRequest {
     }
 }
 
+/// Whether the process ignores a signal, as who started it may have asked.
+fn is_ignored(signal: i32) -> bool {
+    // SAFETY: a struct of plain numbers, for which zeros are a value.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: without a new action the call only writes the present one to `action`.
+    let asked = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) };
+    asked == 0 && action.sa_sigaction == libc::SIG_IGN
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,5 +86,14 @@ mod tests {
         assert!(!stop.is_requested());
         signal_hook::low_level::raise(SIGTERM).unwrap();
         assert!(seen_elsewhere.is_requested());
+    }
+
+    #[test]
+    fn a_terminal_that_closes_is_a_request_however_often_it_says_so() {
+        let stop = StopRequest::listen().unwrap();
+        for _ in 0..3 {
+            signal_hook::low_level::raise(SIGHUP).unwrap();
+        }
+        assert!(stop.is_requested());
     }
 }

@@ -1,17 +1,15 @@
 //! Trained parameters and optimizer moments, in and out of a checkpoint, as safetensors written tensor by tensor.
 
-use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
-use memmap2::Mmap;
-use safetensors::tensor::Metadata;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
 
 use super::checkpoint::{Checkpoint, CheckpointError, Writer};
 use super::durable::{self, on};
 use super::optimizer::AdamW;
+use crate::files::stored::{StoredTensors, Unreadable};
 use crate::files::tensor_file::{Description, write_header, write_values};
 use crate::model::Decoder;
 
@@ -156,51 +154,40 @@ fn write_f32(out: &mut dyn Write, values: &[f32]) -> io::Result<()> {
     })
 }
 
-/// A file that [`save`] or [`save_params`] wrote, mapped.
+/// A file that [`save`] or [`save_params`] wrote.
 struct Tensors {
     file: PathBuf,
-    bytes: Mmap,
-    header: Metadata,
-    /// Where the values begin.
-    start: usize,
+    stored: StoredTensors,
 }
 
 impl Tensors {
     fn open(file: &Path) -> Result<Self, SnapshotError> {
-        let opened = File::open(file).map_err(on("open", file))?;
-        // SAFETY: checkpoints and best weights are written beside and renamed, never changed in place.
-        let bytes = unsafe { Mmap::map(&opened) }.map_err(on("map", file))?;
-        let (length, header) =
-            SafeTensors::read_metadata(&bytes).map_err(|source| SnapshotError::Format {
+        let stored = StoredTensors::open(file).map_err(|why| match why {
+            Unreadable::Io(error) => SnapshotError::Io(on("read", file)(error)),
+            Unreadable::Format { source, .. } => SnapshotError::Format {
                 file: file.to_owned(),
                 source,
-            })?;
+            },
+        })?;
         Ok(Self {
             file: file.to_owned(),
-            bytes,
-            header,
-            start: size_of::<u64>() + length,
+            stored,
         })
     }
 
     fn values(&self, name: &str, expected: usize) -> Result<Vec<f32>, SnapshotError> {
-        let bytes = self.f32_bytes(name).unwrap_or_default();
-        if bytes.len() != expected * size_of::<f32>() {
+        let info = self.stored.header().info(name);
+        let info = info.filter(|t| t.dtype == Dtype::F32);
+        let range = info.map_or(0..0, |t| t.data_offsets.0..t.data_offsets.1);
+        if range.len() != expected * size_of::<f32>() {
             return Err(SnapshotError::Tensor {
                 file: self.file.clone(),
                 name: name.to_owned(),
                 expected,
             });
         }
-        let (values, _) = bytes.as_chunks();
-        Ok(values.iter().map(|v| f32::from_le_bytes(*v)).collect())
-    }
-
-    /// The bytes of a tensor of that type; the header was checked against the file's length.
-    fn f32_bytes(&self, name: &str) -> Option<&[u8]> {
-        let info = self.header.info(name).filter(|t| t.dtype == Dtype::F32)?;
-        let (start, end) = info.data_offsets;
-        self.bytes.get(self.start + start..self.start + end)
+        let values = self.stored.values(range, f32::from_le_bytes);
+        Ok(values.map_err(on("read", &self.file))?)
     }
 }
 
@@ -242,7 +229,7 @@ mod tests {
         zero(&model);
         restore_params(&file, &model).unwrap();
         assert!(values(&model) == saved);
-        let names = Tensors::open(&file).unwrap().header.offset_keys();
+        let names = Tensors::open(&file).unwrap().stored.header().offset_keys();
         let trained: Vec<&str> = model.params().trained().map(|p| p.name()).collect();
         assert_eq!(names, trained);
     }

@@ -28,6 +28,7 @@ use crate::config::Training;
 use crate::model::Decoder;
 use crate::ops::param::Param;
 use crate::ops::profile;
+use crate::terminal::Phase;
 
 /// What the micro-batches of a step came to.
 #[derive(Default)]
@@ -98,7 +99,7 @@ struct State {
 pub fn train<T: Task>(task: &T, model: &Decoder, plan: &Plan) -> Result<Option<Report>> {
     let mut run = Run::resume(task, model, plan)?;
     if run.step == 0 {
-        run.evaluate_before()?;
+        run.evaluate_before().context("before the first step")?;
     }
     while run.step < plan.steps && !run.is_patience_over() {
         if plan.stop.is_requested() {
@@ -106,7 +107,8 @@ pub fn train<T: Task>(task: &T, model: &Decoder, plan: &Plan) -> Result<Option<R
             run.progress.finish();
             return Ok(None);
         }
-        run.step()?;
+        let step = run.step + 1;
+        run.step().with_context(|| format!("step {step}"))?;
     }
     run.progress.finish();
     run.finish().map(Some)
@@ -148,6 +150,9 @@ impl<'a, T: Task> Run<'a, T> {
             .passed_over
             .iter()
             .for_each(|line| progress.note(&format!("damaged checkpoint passed over: {line}")));
+        log.damage()
+            .into_iter()
+            .for_each(|line| progress.note(line));
         if step > 0 {
             progress.note(&format!("continues after step {step}"));
         }
@@ -222,7 +227,9 @@ impl<'a, T: Task> Run<'a, T> {
         let total: f64 = micros.iter().map(|m| self.task.count(m)).sum();
         self.model.params().zero_grad()?;
         let mut sums = Sums::default();
+        let phase = Phase::counted("micro-batches", micros.len());
         for micro in &micros {
+            phase.add(1);
             let share = self
                 .task
                 .loss(self.model, micro, total, gradient(self.plan.training))?;
@@ -278,6 +285,7 @@ impl<'a, T: Task> Run<'a, T> {
             return Ok(());
         }
         let _part = profile::part("save");
+        let _phase = Phase::begin("saving");
         self.log.sync()?;
         let mut writer = self.checkpoints.writer(self.step)?;
         snapshot::save(&mut writer, ROLE, self.model, &self.optimizer)?;

@@ -151,7 +151,7 @@ impl PpoUpdate {
     fn check_limits(&self, ppo: &Ppo, keys: &mut Keys<'_, '_>) {
         let mend = "0.02 is usual; remove it to never end an iteration early";
         keys.above("target_kl", self.target_kl.unwrap_or(1.0), 0.0, mend);
-        let minibatches = ppo.num_ppo_epochs * ppo.num_mini_batches;
+        let minibatches = ppo.num_ppo_epochs.saturating_mul(ppo.num_mini_batches);
         match (self.target_kl, self.rollback_kl_factor) {
             (None, Some(factor)) => keys.wrong(
                 "rollback_kl_factor",

@@ -10,6 +10,7 @@ use crate::config::BadRecords;
 use crate::data::error::{DataError, Result};
 use crate::data::records::shapes::{Style, Task};
 use crate::data::records::{LeftOut, Record};
+use crate::terminal::Phase;
 
 impl Encoder<'_> {
     /// Encodes in parallel; the first bad record in the file's order is the one reported.
@@ -19,7 +20,12 @@ impl Encoder<'_> {
         records: &[Record],
         encode: impl Fn(&Record) -> Result<Fate<T>> + Sync + Send,
     ) -> Result<Encoded<T>> {
-        let fate = |record: &Record| encode(&*self.shaped(record, task)?);
+        let phase = (records.len() > 1).then(|| Phase::counted("tokenizing", records.len()));
+        let fate = |record: &Record| {
+            let fate = encode(&*self.shaped(record, task)?);
+            phase.iter().for_each(|phase| phase.add(1));
+            fate
+        };
         let fates: Vec<Result<Fate<T>>> = records.par_iter().map(fate).collect();
         let mut encoded = Encoded {
             items: Vec::with_capacity(fates.len()),

@@ -4,11 +4,11 @@
 //! text does is refused before it fills the memory.
 
 use std::cell::Cell;
-use std::fs::File;
 use std::io::{Cursor, ErrorKind, Read};
 use std::path::Path;
 
 use crate::data::error::{DataError, Result};
+use crate::files::regular;
 
 /// Bytes of an archive's contents up to which any ratio is taken.
 const ANY_RATIO: usize = 64 << 20;
@@ -58,7 +58,7 @@ impl Compression {
 
 /// Opens the file, and reads it unless it is Parquet.
 pub(super) fn read(path: &Path) -> Result<Contents> {
-    let mut file = File::open(path).map_err(|e| DataError::io(path, e))?;
+    let mut file = regular::open(path).map_err(|e| DataError::io(path, e))?;
     let mut head = Vec::new();
     let first = file.by_ref().take(8).read_to_end(&mut head);
     first.map_err(|e| DataError::io(path, e))?;

@@ -25,6 +25,7 @@ use serde_json::{Map, Value};
 use super::error::{DataError, Result};
 pub use super::error::{Place, Source};
 use crate::config::{BadRecords, Columns};
+use crate::terminal::Phase;
 use contents::Kind;
 pub use left_out::LeftOut;
 pub use names::{is_unread, listed};
@@ -81,6 +82,7 @@ pub fn read_file(path: &Path, columns: Option<&Columns>, bad: BadRecords) -> Res
 /// # Errors
 /// A file that cannot be read at all, one without a record, or a column that no record has.
 pub fn entries(path: &Path, columns: Option<&Columns>) -> Result<Vec<Entry>> {
+    let _phase = Phase::begin(format!("reading {}", path.display()));
     let contents = contents::read(path)?;
     let mut entries = match contents.kind {
         Kind::Json => jsonl::read(path, &contents.bytes)?,

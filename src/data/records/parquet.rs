@@ -5,7 +5,6 @@
 //! holds for (other binary, intervals, numbers that are not finite) is set aside under its type's name: a task that reads it
 //! refuses it, and others do not mind it. A null column is left out, so that an optional field reads as absent.
 
-use std::fs::File;
 use std::path::Path;
 
 use parquet::data_type::Decimal;
@@ -16,6 +15,7 @@ use serde_json::{Map, Value};
 use super::names::unread;
 use super::{Entry, Place, Record, Source, shared_name};
 use crate::data::error::{DataError, Result};
+use crate::files::regular;
 
 /// Reads all rows.
 pub(super) fn read(path: &Path) -> Result<Vec<Entry>> {
@@ -23,7 +23,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Entry>> {
         path: path.to_owned(),
         message: e.to_string(),
     };
-    let file = File::open(path).map_err(|e| DataError::io(path, e))?;
+    let file = regular::open(path).map_err(|e| DataError::io(path, e))?;
     let reader = SerializedFileReader::new(file).map_err(broken)?;
     let name = shared_name(path);
     let rows = reader.get_row_iter(None).map_err(broken)?;
@@ -115,6 +115,7 @@ mod tests {
     use parquet::data_type::ByteArray;
     use parquet::file::writer::SerializedFileWriter;
     use parquet::schema::parser::parse_message_type;
+    use std::fs::File;
     use std::sync::Arc;
 
     /// Two rows; the margin of the second is null.

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::data::error::{DataError, Result};
+use crate::files::regular;
 
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const CONFIG: &str = "tokenizer_config.json";
@@ -60,7 +61,7 @@ impl Files {
         } else if path.is_file() && path.file_name().is_some_and(|name| name == TOKENIZER) {
             files.read_folder(path.parent().unwrap_or(Path::new("")))?;
         } else if path.is_file() {
-            let bytes = std::fs::read(path).map_err(|e| DataError::io(path, e))?;
+            let bytes = regular::read(path).map_err(|e| DataError::io(path, e))?;
             files.contents.push((TOKENIZER.to_owned(), bytes));
         } else {
             let message = "does not exist; expected a model folder or a tokenizer.json \
@@ -73,7 +74,7 @@ impl Files {
     fn read_folder(&mut self, folder: &Path) -> Result<()> {
         for name in NAMES {
             let path = folder.join(name);
-            match std::fs::read(&path) {
+            match regular::read(&path) {
                 Ok(bytes) => self.contents.push((name.to_owned(), bytes)),
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
                 Err(e) => return Err(DataError::io(&path, e)),

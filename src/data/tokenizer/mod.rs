@@ -26,6 +26,7 @@ use tokenizers::Tokenizer as Inner;
 
 use super::error::Result;
 use super::template::ChatTemplate;
+use crate::terminal::Phase;
 use files::Files;
 pub use train::{BpeTraining, END_OF_TEXT, IM_END, IM_START, PAD};
 
@@ -110,10 +111,12 @@ impl Tokenizer {
     /// [`Tokenizer::encode_text`] of many texts, in parallel; in the order of the texts. Of each its ids alone are kept: all else that
     /// the encoding has takes a hundred times the text.
     pub fn encode_batch(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
-        texts
-            .par_iter()
-            .map(|text| self.encode_text(text))
-            .collect()
+        let phase = Phase::counted("tokenizing", texts.len());
+        let encode = |text: &&str| {
+            phase.add(1);
+            self.encode_text(text)
+        };
+        texts.par_iter().map(encode).collect()
     }
 
     /// Text of ids; special tokens are left out.

@@ -108,6 +108,14 @@ impl DecoderConfig {
                 most: MOST,
             });
         }
+        let width = self.num_attention_heads.saturating_mul(self.head_dim);
+        if width > MOST {
+            return Err(InvalidDecoder::Size {
+                key: "num_attention_heads × head_dim",
+                found: width,
+                most: MOST,
+            });
+        }
         if matches!(self.position, Position::Rope(_)) && !self.head_dim.is_multiple_of(2) {
             return Err(InvalidDecoder::OddHeadDim(self.head_dim));
         }

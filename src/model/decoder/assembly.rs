@@ -19,6 +19,7 @@ use crate::model::trunk::TrunkRecord;
 use crate::model::weights::{DEFAULT_MAX_SHARD_BYTES, SaveDtype, save};
 use crate::ops::linear::{Linear, Projection};
 use crate::ops::param::{Initial, Param, ParamStore, Training};
+use crate::terminal::Phase;
 
 /// How a decoder holds a tensor.
 #[derive(Clone)]
@@ -82,6 +83,7 @@ impl Decoder {
         holding: impl Fn(&TensorSpec) -> Holding,
         device: &Device,
     ) -> Fallible<Self> {
+        let _phase = Phase::begin(format!("loading {}", folder.display()));
         let mut config = HfConfig::read(folder)?;
         let found = config.decoder.head;
         if head == Head::LanguageModel && found == Head::Score {
@@ -160,7 +162,11 @@ impl Decoder {
         config.decoder.validate()?;
         let (mut own, mut shared) = (Vec::new(), Vec::new());
         let adapters = lora.iter().flat_map(Lora::tensors);
-        for spec in config.decoder.tensors().into_iter().chain(adapters) {
+        let specs = config.decoder.tensors().into_iter().chain(adapters);
+        let specs: Vec<TensorSpec> = specs.collect();
+        let phase = Phase::counted("tensors", specs.len());
+        for spec in specs {
+            phase.add(1);
             match source(&spec)? {
                 Source::Shared(param) => {
                     check_shared(&param, &spec)?;

@@ -1,4 +1,5 @@
 use serde_json::json;
+use std::fs;
 
 use super::*;
 use crate::model::config::{

@@ -3,8 +3,8 @@ use std::convert::Infallible;
 use std::fs;
 
 use half::{bf16, f16};
-use safetensors::serialize;
 use safetensors::tensor::TensorView;
+use safetensors::{SafeTensors, serialize};
 
 use super::*;
 use crate::model::config::{DecoderConfig, Init};

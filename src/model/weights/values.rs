@@ -1,32 +1,34 @@
 //! The values of a stored tensor: widened to `f32`, or turned over.
 
+use std::io;
+use std::ops::Range;
+
 use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
-/// Elements that one thread converts at a time.
-const CONVERT_BLOCK: usize = 1 << 16;
+use crate::files::stored::StoredTensors;
+
 /// Side of the square that a transposition moves at a time: two of them stay in the first-level cache.
 const TRANSPOSE_TILE: usize = 32;
 
-/// Little-endian values of `dtype` as f32; `None` for a type that is not a plain float.
-pub(super) fn widen(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
-    match dtype {
-        Dtype::F32 => Some(convert(bytes, f32::from_le_bytes)),
-        Dtype::BF16 => Some(convert(bytes, |b| bf16::from_le_bytes(b).to_f32())),
-        Dtype::F16 => Some(convert(bytes, |b| f16::from_le_bytes(b).to_f32())),
-        Dtype::F64 => Some(convert(bytes, |b| f64::from_le_bytes(b) as f32)),
-        _ => None,
-    }
-}
-
-fn convert<const N: usize>(bytes: &[u8], widen: impl Fn([u8; N]) -> f32 + Sync) -> Vec<f32> {
-    let (values, _) = bytes.as_chunks::<N>();
-    values
-        .par_iter()
-        .with_min_len(CONVERT_BLOCK)
-        .map(|&value| widen(value))
-        .collect()
+/// Little-endian values of `dtype` that lie at `range` of a file, as f32; `None` for a type that is not a plain float.
+///
+/// # Errors
+/// If the file cannot be read.
+pub(super) fn widen(
+    stored: &StoredTensors,
+    range: Range<usize>,
+    dtype: Dtype,
+) -> io::Result<Option<Vec<f32>>> {
+    let values = match dtype {
+        Dtype::F32 => stored.values(range, f32::from_le_bytes),
+        Dtype::BF16 => stored.values(range, |b| bf16::from_le_bytes(b).to_f32()),
+        Dtype::F16 => stored.values(range, |b| f16::from_le_bytes(b).to_f32()),
+        Dtype::F64 => stored.values(range, |b| f64::from_le_bytes(b) as f32),
+        _ => return Ok(None),
+    };
+    values.map(Some)
 }
 
 /// `matrix` [rows, columns] as [columns, rows].

@@ -11,7 +11,7 @@ use candle_transformers::models::modernbert::ModernBert;
 
 use super::settings::{Pooling, Settings};
 use super::wrong;
-use crate::model::weights::Weights;
+use crate::model::weights::{Weights, WeightsError};
 use crate::reward::RewardError;
 
 /// An encoder with its head.
@@ -177,7 +177,8 @@ fn first(hidden: &Tensor) -> CandleResult<Tensor> {
 /// All tensors of floats, in `f32`, under the names of today: old BERTs call a norm's weight `gamma` and its bias `beta`.
 fn tensors(folder: &Path) -> Result<HashMap<String, Tensor>, RewardError> {
     let weights = Weights::open(folder)?;
-    let tensor = |(name, shape, values): (&str, &[usize], Vec<f32>)| {
+    let tensor = |found: Result<(&str, &[usize], Vec<f32>), WeightsError>| {
+        let (name, shape, values) = found?;
         let name = name
             .replace("LayerNorm.gamma", "LayerNorm.weight")
             .replace("LayerNorm.beta", "LayerNorm.bias");

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::wrong;
+use crate::files::regular;
 use crate::reward::RewardError;
 
 /// What no model has none of; candle-transformers divides by some of them.
@@ -88,7 +89,7 @@ impl Settings {
     /// # Errors
     /// If it cannot be read or is no object.
     pub fn read(folder: &Path) -> Result<Self, RewardError> {
-        let bytes = std::fs::read(folder.join("config.json"))
+        let bytes = regular::read(&folder.join("config.json"))
             .map_err(|error| wrong(folder, format!("config.json cannot be read: {error}")))?;
         let fields: Map<String, Value> = serde_json::from_slice(&bytes)
             .map_err(|error| wrong(folder, format!("config.json: {error}")))?;

@@ -27,6 +27,7 @@ use crate::model::{Decoder, Gradient};
 use crate::rlhf::preference::{
     DirectLoss, DirectPreferenceConfig, DirectPreferenceLoss, DirectStats, direct_preference,
 };
+use crate::terminal::Phase;
 use crate::train::metrics::names;
 use crate::train::supervised::{Plan, train};
 use crate::train::task::{Evaluation, Share, Task};
@@ -215,9 +216,11 @@ impl Task for DirectTask<'_> {
         }
         let total = pairs.len();
         let mut evaluation = Evaluation::new();
+        let phase = Phase::counted("pairs", pairs.len());
         for run in cut((0..total).collect(), |i| tokens(&pairs[i]), limit) {
             let micro = Micro::new(pairs, &self.references.held_out, &run);
             let found = micro.preference(model, &self.preference, total, Gradient::Skip)?;
+            phase.add(run.len());
             let shares =
                 measures(&found.stats, total as f64).map(|(name, share)| (eval(name), share));
             for (name, share) in shares

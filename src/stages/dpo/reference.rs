@@ -5,7 +5,6 @@
 //! made with, and its bytes are whole; else it is computed again, which gives the same bits.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -18,9 +17,12 @@ use crate::data::example::Pair;
 use crate::data::packing::cut;
 use crate::files::checksum::{self, Checksum, Summed};
 use crate::files::durable::{on, replace_file};
+use crate::files::regular;
 use crate::files::tensor_file::{Description, write_header};
 use crate::model::{Decoder, Gradient};
 use crate::stages::Context;
+use crate::terminal;
+use crate::terminal::Phase;
 
 const FILE: &str = "reference.safetensors";
 const TRAINING: &str = "training";
@@ -77,13 +79,14 @@ impl References {
             Some(Err(Unusable::Other)) => ", for those that were kept are of other pairs",
             None => "",
         };
-        eprintln!(
-            "{}: log-probs of {} pairs under the reference, computed once{why}",
+        let count = pairs.training.len() + pairs.held_out.len();
+        terminal::note(format_args!(
+            "{}: log-probs of {count} pairs under the reference, computed once{why}",
             Stage::Dpo,
-            pairs.training.len() + pairs.held_out.len()
-        );
+        ));
+        let phase = Phase::counted("reference log-probs of pairs", count);
         let limit = training.micro_batch_tokens;
-        let of = |pairs| log_probs(context, pairs, model, limit);
+        let of = |pairs| log_probs(context, pairs, model, limit, &phase);
         let (Some(training), Some(held_out)) = (of(pairs.training)?, of(pairs.held_out)?) else {
             return Ok(None);
         };
@@ -105,6 +108,7 @@ fn log_probs(
     pairs: &[Pair],
     model: &Decoder,
     limit: usize,
+    phase: &Phase,
 ) -> Result<Option<Vec<[f64; 2]>>> {
     let mut all = Vec::with_capacity(pairs.len());
     for run in cut((0..pairs.len()).collect(), |i| tokens(&pairs[i]), limit) {
@@ -115,6 +119,7 @@ fn log_probs(
         let found = answers.log_probs(model, Gradient::Skip)?.to_vec1::<f32>()?;
         let sums = answers.rows()?.sums("log-probs of answers", &found)?;
         all.extend(sums.as_chunks().0);
+        phase.add(run.len());
     }
     Ok(Some(all))
 }
@@ -153,7 +158,7 @@ struct Kept {
 impl Kept {
     /// The log-probs of `pairs`, or why they are not used; `None` if nothing was kept.
     fn read(&self, pairs: &Pairs) -> io::Result<Option<Result<References, Unusable>>> {
-        match fs::read(&self.file) {
+        match regular::read(&self.file) {
             Ok(bytes) => Ok(Some(self.parse(&bytes, pairs))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(on("read", &self.file)(error)),
@@ -218,6 +223,8 @@ fn sum(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn kept(folder: &tempfile::TempDir, depends_on: &str) -> Kept {

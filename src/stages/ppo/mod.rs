@@ -17,7 +17,7 @@ mod update;
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use rollout::random::Purpose;
 
 use super::context::{Context, Finished, steps};
@@ -29,8 +29,9 @@ use crate::data::tokenizer::Tokenizer;
 use crate::ops::dispatch::has_kernels;
 use crate::ops::profile;
 use crate::roles::{self, Experience, Roles, TokenScores};
+use crate::terminal::Phase;
 use crate::train::configured::{is_due, schedule};
-use crate::train::metrics::{Keep, Metrics, StepLog, names};
+use crate::train::metrics::{Expect, Keep, Metrics, StepLog, names};
 use crate::train::progress::Progress;
 use crate::train::run_folder::Done;
 use batch::Gathered;
@@ -60,13 +61,15 @@ pub fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
     let mut run = Run::resume(
         context, config, &tokenizer, &roles, &prompts, evaluator, mix,
     )?;
-    run.prepare()?;
+    run.prepare().context("before the first iteration")?;
     while run.state.iteration < run.iterations {
         if context.stop.is_requested() {
             run.save()?;
             return Ok(None);
         }
-        run.iterate()?;
+        let iteration = run.state.iteration + 1;
+        run.iterate()
+            .with_context(|| format!("iteration {iteration}"))?;
     }
     let mut finished = run.finish()?;
     misfits.add_to(&mut finished.table);
@@ -128,18 +131,27 @@ impl<'a> Run<'a> {
         } else {
             Keep::Nothing
         };
+        // The first checkpoint comes after the first evaluation.
+        let samples = match (evaluator.is_some(), state.prepared) {
+            (true, true) => Expect::Some,
+            _ => Expect::Nothing,
+        };
+        let log = StepLog::open(&context.folder.metrics(), keep)?;
+        let samples = StepLog::open_expecting(samples, &context.folder.samples(), keep)?;
         let progress = Progress::new(
             Stage::Ppo.name(),
             state.iteration,
             iterations,
             config.training.log_steps as u64,
         );
+        let damage = log.damage().into_iter().chain(samples.damage());
+        damage.for_each(|line| progress.note(line));
         notes.iter().for_each(|note| progress.note(note));
         Ok(Self {
             order: Order::new(prompts.len(), context.config.run.seed, Purpose::Shuffle)?,
             sampler: Sampler::new(config, tokenizer, roles, context),
-            log: StepLog::open(&context.folder.metrics(), keep)?,
-            samples: StepLog::open(&context.folder.samples(), keep)?,
+            log,
+            samples,
             context,
             config,
             roles,
@@ -161,6 +173,7 @@ impl<'a> Run<'a> {
         if self.state.prepared {
             return Ok(());
         }
+        let _phase = Phase::begin("before training");
         self.state.normalizer = scores::normalizer(
             self.config,
             self.roles,
@@ -251,6 +264,7 @@ impl<'a> Run<'a> {
 
     fn score(&self, experience: &Experience) -> Result<Scored> {
         let _part = profile::part("score");
+        let _phase = Phase::begin("scoring");
         let (sequences, limit) = (
             experience.sequences(),
             self.config.training.micro_batch_tokens,
@@ -320,6 +334,7 @@ impl<'a> Run<'a> {
             return Ok(None);
         };
         let _part = profile::part("evaluate");
+        let _phase = Phase::begin("evaluating");
         let start = Instant::now();
         let (mut measured, samples) =
             evaluator.measure(&self.sampler, self.roles, self.state.iteration)?;
@@ -357,6 +372,7 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let _part = profile::part("save");
+        let _phase = Phase::begin("saving");
         self.log.sync()?;
         self.samples.sync()?;
         self.store.save(self.roles, &self.optimizers, &self.state)?;

@@ -3,8 +3,8 @@
 use anyhow::Result;
 use rollout::random::Purpose;
 use rollout::{
-    CacheBudget, Decoding, Error, Finish, LastToken, Request, Sampling, SequenceId, Settings,
-    StopText, generate,
+    CacheBudget, Decoding, Error, Finish, LastToken, Progress, Request, Sampling, SequenceId,
+    Settings, StopText, generate,
 };
 
 use crate::config::{Ppo, Rollout};
@@ -17,6 +17,7 @@ use crate::model::generator::Generator;
 use crate::reward::{RewardModel, Standing};
 use crate::roles::{Roles, Sequence};
 use crate::stages::Context;
+use crate::terminal::Phase;
 use crate::train::signal::StopRequest;
 
 /// Prompt tokens read in one step of the generator.
@@ -174,7 +175,10 @@ impl<'a> Sampler<'a> {
             stop_text,
             ..settings
         };
-        let output = match generate(&mut generator, requests, &settings, &mut |_| {}) {
+        let total = requests.iter().map(|request| request.samples).sum();
+        let phase = Phase::counted("sampling", total);
+        let shown = &mut |now: Progress| phase.at(now.finished);
+        let output = match generate(&mut generator, requests, &settings, shown) {
             Err(Error::Cancelled) => return Ok(None),
             output => output?,
         };

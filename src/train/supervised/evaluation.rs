@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::{Run, State};
 use crate::ops::profile;
+use crate::terminal::Phase;
 use crate::train::best::Best;
 use crate::train::configured::is_due;
 use crate::train::metrics::{Metrics, names};
@@ -13,6 +14,7 @@ use crate::train::task::Task;
 
 impl<T: Task> Run<'_, T> {
     pub(super) fn evaluate_before(&mut self) -> Result<()> {
+        let _phase = Phase::begin("evaluating before training");
         if let Some(evaluation) = self.task.evaluate(self.model)? {
             let mut metrics = Metrics::new(0);
             evaluation.iter().for_each(|(name, value)| {
@@ -40,6 +42,7 @@ impl<T: Task> Run<'_, T> {
 
     fn evaluate(&mut self, metrics: &mut Metrics) -> Result<()> {
         let _part = profile::part("evaluate");
+        let _phase = Phase::begin("evaluating");
         let start = Instant::now();
         let Some(evaluation) = self.task.evaluate(self.model)? else {
             return Ok(());

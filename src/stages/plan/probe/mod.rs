@@ -16,6 +16,7 @@ use anyhow::{Context as _, Result, bail};
 use super::Plan;
 use super::models::{Folders, is_model};
 use crate::config::{Config, Device, Stage};
+use crate::terminal;
 use crate::train::memory::available_bytes;
 use crate::train::signal::StopRequest;
 use process::Step;
@@ -81,11 +82,15 @@ pub fn probe(config: &Config, plans: &[Plan]) -> Result<Option<Probed>> {
 /// Both trials of a stage.
 fn measure(config: &Config, plan: &Plan, stop: &StopRequest) -> Result<Option<Measured>> {
     let stage = plan.stage;
-    eprintln!("{stage}: one step on the longest sequences, for the memory");
+    terminal::note(format_args!(
+        "{stage}: one step on the longest sequences, for the memory"
+    ));
     let Some((longest, _)) = try_out(config, stage, Lengths::Longest, stop)? else {
         return Ok(None);
     };
-    eprintln!("{stage}: some steps on its own records, for the time");
+    terminal::note(format_args!(
+        "{stage}: some steps on its own records, for the time"
+    ));
     let Some((usual, steps)) = try_out(config, stage, Lengths::OwnRecords, stop)? else {
         return Ok(None);
     };

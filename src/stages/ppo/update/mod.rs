@@ -19,6 +19,7 @@ use super::targets::Targets;
 use crate::config::{Ppo, Run};
 use crate::model::Decoder;
 use crate::roles::{Experience, Roles};
+use crate::terminal::Phase;
 use crate::train::metrics::Metrics;
 use crate::train::optimizer::global_norm;
 use critic::CriticSums;
@@ -147,12 +148,17 @@ impl Update<'_> {
             batch.experience.sequences().len(),
         );
         let mut done = Vec::new();
+        let phase = Phase::counted(
+            "updating by minibatches",
+            self.config.num_ppo_epochs * self.config.num_mini_batches,
+        );
         for epoch in 0..epochs {
             let order = shuffle.permutation(iteration * epochs + epoch, sequences);
             for indices in order.chunks(self.config.mini_batch_size()) {
                 let minibatch = self.minibatch(batch, indices, trained)?;
                 let fate = minibatch.fate;
                 done.push(minibatch);
+                phase.add(1);
                 if fate == Fate::Stopped {
                     return Ok(done);
                 }

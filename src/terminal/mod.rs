@@ -1,0 +1,127 @@
+//! The one place that writes to the terminal: notes and progress on standard error, results on standard output.
+//!
+//! The files of a run are its record. A terminal that was closed, or that is full, costs lines and stops nothing: output that
+//! fails is dropped. A command whose product is its output asks [`product`] whether it arrived.
+
+pub mod phase;
+pub mod words;
+
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use phase::Phase;
+
+/// Columns of a terminal that does not say how wide it is, and the most that a line of progress takes.
+pub const COLUMNS: usize = 80;
+
+/// The line of progress at the bottom of the terminal; empty where there is none.
+static STATUS: Mutex<String> = Mutex::new(String::new());
+
+/// Whether someone still reads a command's product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Reader {
+    /// Somebody does.
+    Reads,
+    /// The pipe was closed, as `head` does when it has seen enough: to go on would be of no use.
+    Gone,
+}
+
+/// Whether standard error is a terminal, which can show a line that changes in place.
+pub fn is_live() -> bool {
+    io::stderr().is_terminal()
+}
+
+/// Writes a line to standard error, above the line of progress.
+pub fn note(text: impl Display) {
+    let status = lock();
+    let line = match status.is_empty() {
+        true => format!("{text}\n"),
+        false => format!("\r\x1b[2K{text}\n{status}"),
+    };
+    drop_failure(io::stderr().write_all(line.as_bytes()));
+}
+
+/// Writes a line of results to standard output.
+pub fn print(text: impl Display) {
+    let mut status = lock();
+    clear(&mut status);
+    drop_failure(write_out(&text));
+}
+
+/// Writes a line of what a command was asked for to standard output.
+///
+/// # Errors
+/// If it cannot be written, other than to a closed pipe.
+pub fn product(text: impl Display) -> io::Result<Reader> {
+    match write_out(&text) {
+        Ok(()) => Ok(Reader::Reads),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Reader::Gone),
+        Err(error) => Err(io::Error::new(
+            error.kind(),
+            format!("cannot write to standard output: {error}"),
+        )),
+    }
+}
+
+/// Shows a line of progress that the next one replaces; an empty one takes it away. For [`is_live`] terminals.
+pub fn show_status(line: String) {
+    let mut status = lock();
+    if *status == line {
+        return;
+    }
+    drop_failure(io::stderr().write_all(format!("\r\x1b[2K{line}").as_bytes()));
+    *status = line;
+}
+
+/// `text` in at most `columns` columns, the last of them an ellipsis where it was cut.
+pub fn fit(text: &str, columns: usize) -> String {
+    if text.chars().count() <= columns {
+        return text.to_owned();
+    }
+    let kept = text.chars().take(columns.saturating_sub(1));
+    kept.chain(['…']).collect()
+}
+
+/// Columns that a line of progress may take on this terminal: it must not wrap, or it could not be replaced.
+pub fn columns() -> usize {
+    let (_, columns) = console::Term::stderr().size_checked().unwrap_or_default();
+    let width = match usize::from(columns) {
+        0 => COLUMNS,
+        columns => columns.min(COLUMNS),
+    };
+    width.saturating_sub(1)
+}
+
+fn write_out(text: &dyn Display) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(format!("{text}\n").as_bytes())?;
+    out.flush()
+}
+
+fn clear(status: &mut String) {
+    if !status.is_empty() {
+        drop_failure(io::stderr().write_all(b"\r\x1b[2K"));
+        status.clear();
+    }
+}
+
+fn lock() -> MutexGuard<'static, String> {
+    STATUS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Nobody is left to tell.
+fn drop_failure(_: io::Result<()>) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_is_too_long_is_cut() {
+        assert_eq!(fit("äöü", 3), "äöü");
+        assert_eq!(fit("äöüß", 3), "äö…");
+        assert!(columns() < COLUMNS);
+    }
+}

@@ -1,0 +1,151 @@
+//! Standard output or error whose reader went away, or that is full; and the hang-up that a closed terminal sends.
+
+use std::fs::File;
+use std::io::pipe;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::process::{ATTEMPTS, Moment, StageRun, send};
+use crate::support::Workspace;
+
+const STEPS: &str = "--set sft.max_steps=40 --set sft.save_steps=0";
+
+/// A device that takes nothing.
+fn full() -> Stdio {
+    File::options()
+        .write(true)
+        .open("/dev/full")
+        .expect("/dev/full")
+        .into()
+}
+
+/// A pipe that nobody reads.
+fn unread() -> Stdio {
+    let (reader, writer) = pipe().expect("a pipe");
+    drop(reader);
+    writer.into()
+}
+
+fn code(command: &mut Command) -> Option<i32> {
+    command.status().expect("the binary").code()
+}
+
+#[test]
+fn a_run_goes_on_without_its_terminal() {
+    let workspace = Workspace::trained();
+    let run = |name| StageRun {
+        workspace: &workspace,
+        stage: "sft",
+        name,
+        flags: STEPS,
+    };
+    run("seen").complete();
+    for (name, output, error) in [
+        ("unread", unread as fn() -> Stdio, unread as fn() -> Stdio),
+        ("full", full, full),
+        ("half", full, unread),
+    ] {
+        let mut command = workspace.command(&format!(
+            "sft config.toml --set run.name={name} --set sft.log_steps=1 {STEPS}"
+        ));
+        let code = code(command.stdout(output()).stderr(error()));
+        assert_eq!(code, Some(0), "{name}");
+        run(name).assert_same(&run("seen"), name);
+    }
+}
+
+#[test]
+fn a_command_whose_product_is_its_output_says_that_it_is_lost() {
+    let workspace = Workspace::trained();
+    for arguments in ["plan config.toml", "--help", "sft --help", "--version"] {
+        let command = || workspace.command(arguments);
+        let ended = command().stdout(full()).output().expect("the binary");
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(1), "{arguments}: {said}");
+        assert!(
+            said.contains("cannot write to standard output"),
+            "{arguments}: {said}"
+        );
+        let ended = command().stdout(unread()).output().expect("the binary");
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!((ended.status.code(), &*said), (Some(0), ""), "{arguments}");
+        assert_eq!(code(command().stdout(full()).stderr(full())), Some(1));
+    }
+    // What is wrong with the arguments is told by the code, whoever reads the words.
+    assert_eq!(code(workspace.command("sft").stderr(unread())), Some(2));
+    assert_eq!(code(workspace.command("sft").stderr(full())), Some(2));
+}
+
+/// Early enough that many steps are left.
+const EARLY: Moment = Moment {
+    lines: 10,
+    delay: Duration::from_millis(2),
+};
+
+#[test]
+fn a_run_that_is_hung_up_saves_and_continues_to_the_same_bits() {
+    let workspace = Workspace::trained();
+    for (stage, steps) in [("sft", 80), ("ppo", 40)] {
+        let flags = format!("--set {stage}.max_steps={steps} --set {stage}.save_steps=0");
+        let run = |name| StageRun {
+            workspace: &workspace,
+            stage,
+            name,
+            flags: &flags,
+        };
+        let (unbroken, broken) = (run("unbroken"), run("broken"));
+        unbroken.complete();
+        hang_up(&broken);
+        let said = broken.complete();
+        assert!(said.contains("continues after"), "{stage}: {said}");
+        broken.assert_same(&unbroken, stage);
+    }
+}
+
+/// Sends the signal twice, as a terminal and a shell that close together do: the second must not end the run before it has saved.
+fn hang_up(run: &StageRun) {
+    for _ in 0..ATTEMPTS {
+        let mut child = run.start_until(EARLY);
+        send("HUP", &child);
+        send("HUP", &child);
+        let status = child.wait().expect("its end");
+        if !run.is_done() {
+            assert_eq!(status.code(), Some(130), "{}", run.stage);
+            return;
+        }
+        run.forget();
+    }
+    panic!("{}: {ATTEMPTS} times it ended first", run.stage)
+}
+
+/// `nohup` starts a program with the signal ignored.
+#[test]
+fn a_run_that_was_started_to_ignore_hang_ups_goes_on() {
+    let workspace = Workspace::trained();
+    let run = StageRun {
+        workspace: &workspace,
+        stage: "sft",
+        name: "kept",
+        flags: STEPS,
+    };
+    let mut command = workspace.command(&format!("sft config.toml --set run.name=kept {STEPS}"));
+    // SAFETY: between fork and exec a signal's disposition is set, and nothing else is done.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGHUP, libc::SIG_IGN);
+            Ok(())
+        });
+    }
+    let mut child = command
+        .stdout(unread())
+        .stderr(unread())
+        .spawn()
+        .expect("the binary");
+    while !run.is_done() && child.try_wait().expect("a child").is_none() {
+        send("HUP", &child);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(child.wait().expect("its end").code(), Some(0));
+    assert!(run.is_done());
+}
