@@ -79,6 +79,7 @@ fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
             return Ok(Outcome::Finished);
         }
     }
+    stages::plan::machine::check(&config, &plans)?;
     if args.trials() == Trials::None {
         return Ok(Outcome::Finished);
     }

@@ -7,6 +7,8 @@ mod adapters;
 mod bad_input;
 #[path = "cli/golden.rs"]
 mod golden;
+#[path = "cli/hostile.rs"]
+mod hostile;
 #[path = "stages/language.rs"]
 mod language;
 #[path = "cli/plan.rs"]

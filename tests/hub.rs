@@ -10,33 +10,56 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 use std::thread;
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 use tiny_http::{Header, Request, Response, Server};
 
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 /// What the test's model is made of; the weights and `config.json` are a fixture's.
 const TOKENIZER: &str = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
     "pre_tokenizer": null, "post_processor": null, "decoder": null,
     "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}"#;
 
-/// A hub with the one model `tiny/llama`.
+/// A hub with the model `tiny/llama`, whose weights are one file, or what an index names.
 struct Hub {
     server: Arc<Server>,
-    thread: Option<thread::JoinHandle<usize>>,
+    thread: Option<thread::JoinHandle<Vec<String>>>,
+}
+
+/// What the hub says of its model.
+#[derive(Clone)]
+struct Model {
+    commit: String,
+    /// The shard that the index names; none where there is no index.
+    shard: Option<String>,
+}
+
+impl Model {
+    fn new() -> Self {
+        Self {
+            commit: COMMIT.to_owned(),
+            shard: None,
+        }
+    }
 }
 
 impl Hub {
     fn new() -> Self {
+        Self::of(Model::new())
+    }
+
+    fn of(model: Model) -> Self {
         let server = Arc::new(Server::http("127.0.0.1:0").expect("a free port"));
         let answering = Arc::clone(&server);
         let thread = thread::spawn(move || {
-            let mut answered = 0;
+            let mut asked = Vec::new();
             for request in answering.incoming_requests() {
-                answer(request);
-                answered += 1;
+                asked.push(request.url().to_owned());
+                answer(&model, request);
             }
-            answered
+            asked
         });
         Self {
             server,
@@ -48,8 +71,8 @@ impl Hub {
         format!("http://{}", self.server.server_addr())
     }
 
-    /// Ends the server; returns how many requests it had.
-    fn close(mut self) -> usize {
+    /// Ends the server; returns the addresses that it was asked for.
+    fn close(mut self) -> Vec<String> {
         self.server.unblock();
         self.thread
             .take()
@@ -69,17 +92,27 @@ fn header(name: &str, value: &str) -> Header {
     Header::from_bytes(name, value).expect("a header")
 }
 
-fn answer(request: Request) {
+/// The index of a model in one shard: every tensor of the fixture.
+fn index(shard: &str) -> Vec<u8> {
+    let bytes = fs::read(fixture(SINGLE)).expect("a fixture");
+    let length = u64::from_le_bytes(*bytes.first_chunk().expect("a header")) as usize;
+    let header: Map<String, Value> = serde_json::from_slice(&bytes[8..8 + length]).expect("JSON");
+    let names = header
+        .into_iter()
+        .filter(|(name, _)| name != "__metadata__");
+    let map: Map<String, Value> = names.map(|(name, _)| (name, shard.into())).collect();
+    json!({"metadata": {}, "weight_map": map})
+        .to_string()
+        .into()
+}
+
+fn answer(model: &Model, request: Request) {
     let url = request.url().to_owned();
     if url == "/api/models/tiny/llama/revision/main" {
-        let files = [
-            "README.md",
-            "config.json",
-            "model.safetensors",
-            "tokenizer.json",
-        ];
+        let weights = if model.shard.is_some() { INDEX } else { SINGLE };
+        let files = ["README.md", "config.json", weights, "tokenizer.json"];
         let siblings: Vec<_> = files.map(|file| json!({ "rfilename": file })).into();
-        let body = json!({ "sha": COMMIT, "siblings": siblings }).to_string();
+        let body = json!({ "sha": model.commit, "siblings": siblings }).to_string();
         return request
             .respond(Response::from_string(body))
             .expect("a client");
@@ -87,8 +120,10 @@ fn answer(request: Request) {
     let Some(file) = url.strip_prefix(&format!("/tiny/llama/resolve/{COMMIT}/")) else {
         return request.respond(Response::empty(404)).expect("a client");
     };
-    let bytes = match file {
-        "tokenizer.json" => TOKENIZER.into(),
+    let bytes = match (file, &model.shard) {
+        ("tokenizer.json", _) => TOKENIZER.into(),
+        (INDEX, Some(shard)) => index(shard),
+        (file, Some(shard)) if file == shard => fs::read(fixture(SINGLE)).expect("a fixture"),
         _ => fs::read(fixture(file)).expect("a fixture"),
     };
     let range = request
@@ -163,7 +198,7 @@ fn a_model_is_fetched_once_and_then_needs_no_network() {
     );
     let address = hub.address();
     // The list, and two requests a file: one for its size, one for its bytes.
-    assert_eq!(hub.close(), 7);
+    assert_eq!(hub.close().len(), 7);
     assert_eq!(
         scores(&folder, score(&folder, "tiny/llama", &address)),
         expected
@@ -181,4 +216,88 @@ fn a_model_that_the_hub_lacks_is_named() {
         "{says}"
     );
     hub.close();
+}
+
+#[test]
+fn shards_that_an_index_names_are_fetched() {
+    let (folder, local) = (tempfile::tempdir().expect("a folder"), fixture(""));
+    let nowhere = "http://127.0.0.1:9";
+    let expected = score(&folder, local.to_str().expect("UTF-8"), nowhere);
+    let expected = scores(&folder, expected);
+    let shard = "model-00001-of-00001.safetensors";
+    let hub = Hub::of(Model {
+        shard: Some(shard.to_owned()),
+        ..Model::new()
+    });
+    let found = scores(&folder, score(&folder, "tiny/llama", &hub.address()));
+    assert_eq!(found, expected);
+    assert!(hub.close().iter().any(|url| url.ends_with(shard)));
+}
+
+/// All files below a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    let below = |path: PathBuf| match path.is_dir() {
+        true => files(&path),
+        false => vec![path],
+    };
+    paths.flat_map(below).collect()
+}
+
+/// Names that would leave the repository or the folder, or end the address: nothing is asked for after the index, and nothing
+/// but the index is written.
+#[test]
+fn shards_with_other_names_are_not_asked_for() {
+    let long = "x".repeat(5000) + ".safetensors";
+    for shard in [
+        "../../../other/repo/resolve/main/model.safetensors",
+        "/etc/passwd",
+        "..",
+        "",
+        "a?download=true.safetensors",
+        "a#b.safetensors",
+        "%2e%2e%2fmodel.safetensors",
+        "a\\b.safetensors",
+        "a\0.safetensors",
+        "folder/model.safetensors",
+        "config.json",
+        &long,
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let hub = Hub::of(Model {
+            shard: Some(shard.to_owned()),
+            ..Model::new()
+        });
+        let output = score(&folder, "tiny/llama", &hub.address());
+        let says = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{shard}: {says}");
+        for part in ["tiny/llama@main", INDEX, "nothing more is fetched"] {
+            assert!(says.contains(part), "{shard}: {says}");
+        }
+        let asked = hub.close();
+        let of_index = |url: &String| url.ends_with(INDEX) || url.contains("/api/");
+        assert!(asked.iter().all(of_index), "{shard}: {asked:?}");
+        let written = files(&folder.path().join("cache"));
+        assert!(!written.is_empty(), "the index is in the cache");
+        let names: Vec<_> = written.iter().filter_map(|p| p.file_name()).collect();
+        let expected = |name: &&std::ffi::OsStr| {
+            name.to_string_lossy().contains("index.json") || *name == COMMIT
+        };
+        assert!(names.iter().all(expected), "{shard}: {written:?}");
+    }
+}
+
+#[test]
+fn a_commit_that_is_a_path_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let hub = Hub::of(Model {
+        commit: "../../../somewhere".to_owned(),
+        ..Model::new()
+    });
+    let output = score(&folder, "tiny/llama", &hub.address());
+    let says = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{says}");
+    assert!(says.contains("it is no commit"), "{says}");
+    assert_eq!(hub.close().len(), 1);
 }

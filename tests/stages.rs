@@ -37,6 +37,8 @@ mod preference_sharing;
 mod preflight;
 #[path = "stages/processors.rs"]
 mod processors;
+#[path = "stages/programs.rs"]
+mod programs;
 #[path = "stages/ptx.rs"]
 mod ptx;
 #[path = "stages/records.rs"]

@@ -175,6 +175,14 @@ pub enum DataError {
 }
 
 impl DataError {
+    /// The error of a template that stands at `place`, which is empty or ends in `: `.
+    pub fn in_template(self, place: &str) -> Self {
+        match self {
+            DataError::Template(message) => DataError::Template(format!("{place}{message}")),
+            other => other,
+        }
+    }
+
     /// An I/O error that names the path.
     pub fn io(path: &Path, source: std::io::Error) -> Self {
         let hint = match source.kind() {

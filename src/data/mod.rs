@@ -11,6 +11,7 @@
 pub mod ends;
 pub mod error;
 pub mod example;
+pub mod guard;
 pub mod loader;
 pub mod packing;
 pub mod records;

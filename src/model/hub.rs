@@ -23,6 +23,18 @@ pub enum HubError {
         /// What the transfer said.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The hub's answer names a file or a commit that no model has.
+    #[error("{name}: nothing more is fetched, for {what} names {found}: {why}")]
+    Refused {
+        /// Model and revision.
+        name: String,
+        /// The file, or the list of files.
+        what: &'static str,
+        /// The name.
+        found: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The model lacks what the engine reads.
     #[error("{name}: the Hugging Face hub has this model, but without {lacking}")]
     Lacking {
@@ -67,6 +79,7 @@ mod download {
 
     use super::HubError;
     use crate::config::HubName;
+    use crate::model::weights::shard_name;
 
     const CONFIG: &str = "config.json";
     const TOKENIZER: &str = "tokenizer.json";
@@ -99,6 +112,7 @@ mod download {
         let api = api.build().map_err(failed(name, "a connection"))?;
         let list = api.repo(named(&name.revision)).info();
         let list = list.map_err(failed(name, "its list of files"))?;
+        check_commit(name, &list.sha)?;
         // All files are of the commit that the list is of, though the branch may move meanwhile.
         let files = list
             .siblings
@@ -128,7 +142,9 @@ mod download {
         if files.contains(WEIGHTS) {
             get(WEIGHTS)?;
         } else if files.contains(INDEX) {
-            for shard in shards(&get(INDEX)?) {
+            let shards = shards(&get(INDEX)?);
+            shards.iter().try_for_each(|shard| check(name, shard))?;
+            for shard in shards {
                 get(&shard)?;
             }
         } else {
@@ -147,7 +163,9 @@ mod download {
         cache.get(TOKENIZER)?;
         if cache.get(WEIGHTS).is_none() {
             let shards = shards(&cache.get(INDEX)?);
-            if shards.is_empty() || shards.iter().any(|shard| cache.get(shard).is_none()) {
+            let is_there =
+                |shard: &String| shard_name::check(shard).is_ok() && cache.get(shard).is_some();
+            if shards.is_empty() || !shards.iter().all(is_there) {
                 return None;
             }
         }
@@ -161,6 +179,30 @@ mod download {
         let map = index["weight_map"].as_object();
         let names = map.into_iter().flat_map(|map| map.values());
         names.filter_map(Value::as_str).map(str::to_owned).collect()
+    }
+
+    /// Makes sure that a shard's name can be part of an address and of a path.
+    fn check(name: &HubName, shard: &str) -> Result<(), HubError> {
+        shard_name::check(shard).map_err(|why| HubError::Refused {
+            name: name.to_string(),
+            what: INDEX,
+            found: shard_name::shown(shard),
+            why,
+        })
+    }
+
+    /// Makes sure that a commit is one: it names a folder of the cache.
+    fn check_commit(name: &HubName, commit: &str) -> Result<(), HubError> {
+        let is_hash = !commit.is_empty() && commit.bytes().all(|byte| byte.is_ascii_hexdigit());
+        match is_hash {
+            true => Ok(()),
+            false => Err(HubError::Refused {
+                name: name.to_string(),
+                what: "its list of files",
+                found: shard_name::shown(commit),
+                why: "it is no commit".to_owned(),
+            }),
+        }
     }
 
     fn failed<'a>(name: &'a HubName, what: &'a str) -> impl Fn(ApiError) -> HubError + 'a {

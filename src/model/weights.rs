@@ -7,6 +7,7 @@
 
 mod error;
 mod save;
+pub mod shard_name;
 mod values;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -297,16 +298,18 @@ fn read_index(index: &Path) -> Result<BTreeMap<String, String>, WeightsError> {
         .and_then(Value::as_object)
         .ok_or_else(|| problem("no object `weight_map`".into()))?;
     let place = |(name, shard): (&String, &Value)| match shard.as_str() {
-        Some(shard) if is_file_name(shard) => Ok((name.clone(), shard.to_owned())),
-        _ => Err(problem(format!(
+        Some(shard) => match shard_name::check(shard) {
+            Ok(()) => Ok((name.clone(), shard.to_owned())),
+            Err(why) => Err(problem(format!(
+                "`weight_map` sends `{name}` to {}, not a file name of weights: {why}",
+                shard_name::shown(shard)
+            ))),
+        },
+        None => Err(problem(format!(
             "`weight_map` sends `{name}` to {shard}, not a file name"
         ))),
     };
     map.iter().map(place).collect()
-}
-
-fn is_file_name(name: &str) -> bool {
-    Path::new(name).file_name().is_some_and(|last| last == name)
 }
 
 fn no_weights(folder: &Path) -> WeightsError {

@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 
 use super::Completion;
 
+/// Most bytes of an answer.
+pub const LONGEST_ANSWER: usize = 16 << 20;
 /// Most characters of an answer that an error shows.
 const SHOWN: usize = 200;
 

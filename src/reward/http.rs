@@ -1,14 +1,14 @@
 //! An endpoint of the user that scores: batches by POST, JSON each way ([`exchange`](super::exchange) says what stands in it).
 //!
 //! No answer in time, a broken connection, status 408, 429 and 5xx are tried again after a wait that doubles; any other status
-//! or a wrong answer is an error at once. Redirections are not followed: a POST would become a GET.
+//! or a wrong answer is an error at once, and so is one of more than 16 MiB. Redirections are not followed: a POST would become a GET.
 
 use std::thread;
 use std::time::Duration;
 
 use ureq::{Agent, Error};
 
-use super::exchange::{question, scores, shown};
+use super::exchange::{LONGEST_ANSWER, question, scores, shown};
 use super::{Batch, Completion, Reward, RewardError};
 use crate::config::{HttpReward, LONGEST_BACKOFF};
 
@@ -90,7 +90,9 @@ impl Http {
         }
         let mut response = request.send(body).map_err(no_answer)?;
         let status = response.status().as_u16();
-        let text = response.body_mut().read_to_string().map_err(no_answer)?;
+        let body = response.body_mut().with_config();
+        let body = body.limit(LONGEST_ANSWER as u64).lossy_utf8(true);
+        let text = body.read_to_string().map_err(no_answer)?;
         if response.status().is_success() {
             return Ok(text);
         }
@@ -123,8 +125,14 @@ fn no_answer(error: Error) -> Failure {
         error,
         Error::BadUri(_) | Error::Http(_) | Error::InvalidProxyUrl | Error::BodyExceedsLimit(_)
     );
+    let what = match error {
+        Error::BodyExceedsLimit(limit) => {
+            format!("answered with more than {} MiB", limit >> 20)
+        }
+        error => format!("did not answer: {error}"),
+    };
     Failure {
-        what: format!("did not answer: {error}"),
+        what,
         again: !lasting,
     }
 }
@@ -236,6 +244,22 @@ mod tests {
             assert!(error.contains(part), "{part}: {error}");
         }
         assert_eq!(asked.lock().unwrap().len(), 3);
+    }
+
+    /// An answer without end, as many bytes as are read.
+    #[test]
+    fn an_answer_without_end_is_not_held() {
+        let server = Server::http("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/score", server.server_addr());
+        thread::spawn(move || {
+            for request in server.incoming_requests() {
+                let endless = std::io::repeat(b'1');
+                let _ = request.respond(Response::new(200.into(), vec![], endless, None, None));
+            }
+        });
+        let error = score(&config(url.clone()), 1).unwrap_err();
+        let says = "answered with more than 16 MiB";
+        assert!(error.contains(&url) && error.contains(says), "{error}");
     }
 
     #[test]

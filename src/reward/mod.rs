@@ -70,4 +70,12 @@ pub trait Reward {
     fn check(&self, _fields: &Map<String, Value>) -> Result<(), String> {
         Ok(())
     }
+
+    /// Called once all completions have been scored.
+    ///
+    /// # Errors
+    /// If something outside the process said more than it was asked for.
+    fn finish(&self) -> Result<(), RewardError> {
+        Ok(())
+    }
 }

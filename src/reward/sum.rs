@@ -148,6 +148,17 @@ impl Rewards {
             components,
         })
     }
+
+    /// Ends what scores outside the process, once all completions have been scored.
+    ///
+    /// # Errors
+    /// If one of them said more than it was asked for; the error names the component.
+    pub fn finish(&self) -> Result<(), RewardError> {
+        self.0.iter().try_for_each(|component| {
+            let finished = component.scorer.reward().finish();
+            finished.map_err(in_component(&component.name))
+        })
+    }
 }
 
 impl Component {

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 
 use super::context::{Context, Finished};
-use super::{arithmetic, dpo, origin, preflight, pretrain, reward, sft};
+use super::{arithmetic, dpo, origin, plan, pretrain, reward, sft};
 use crate::config::{Config, Length, Stage, Training};
 use crate::model::hub;
 use crate::ops::{device, pool, profile};
@@ -98,7 +98,7 @@ fn run_in_order(
     Ok(Outcome::Finished)
 }
 
-/// Checks the stages that are yet to run, if there are several: a single one makes the same checks itself, at once.
+/// Checks the stages that are yet to run, and that they fit this machine, if there are several: a single one meets the same at once.
 fn check_before_the_first(
     config: &Config,
     folder: &RunFolder,
@@ -114,7 +114,7 @@ fn check_before_the_first(
     }
     match ahead.len() {
         0 | 1 => Ok(()),
-        _ => preflight::check(config, &ahead),
+        _ => plan::machine::check(config, &plan::plans(config, &ahead)?),
     }
 }
 

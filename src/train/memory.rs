@@ -1,5 +1,7 @@
 //! How much memory the process has held at most, and how much the machine has.
 
+use std::path::Path;
+
 /// Peak resident bytes; `None` where the system does not say (it is read from Linux's `/proc`).
 pub fn peak_bytes() -> Option<u64> {
     bytes("/proc/self/status", "VmHWM:")
@@ -15,17 +17,47 @@ pub fn total_bytes() -> Option<u64> {
     bytes("/proc/meminfo", "MemTotal:")
 }
 
-/// Bytes that the process may have at most: the machine's memory, or less where its address space is limited (`ulimit -v`); `None` as
-/// in [`peak_bytes`].
+/// Bytes that the process can have at most: the machine's memory and swap, or less where its control group or the limit of its address
+/// space (`ulimit -v`) says so; `None` as in [`peak_bytes`].
 pub fn limit_bytes() -> Option<u64> {
+    let swap = bytes("/proc/meminfo", "SwapTotal:").unwrap_or(0);
+    let machine = total_bytes()?;
+    let memory = group_limit().map_or(machine, |limit| limit.min(machine)) + swap;
+    Some(address_space_limit().map_or(memory, |limit| limit.min(memory)))
+}
+
+/// The limit of the process's address space; none where it has no limit.
+fn address_space_limit() -> Option<u64> {
     let mut limit = libc::rlimit {
         rlim_cur: libc::RLIM_INFINITY,
         rlim_max: libc::RLIM_INFINITY,
     };
     // SAFETY: the call writes the limits to `limit` alone.
     let asked = unsafe { libc::getrlimit(libc::RLIMIT_AS, &raw mut limit) };
-    let space = (asked == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur);
-    Some(total_bytes()?.min(space.unwrap_or(u64::MAX)))
+    (asked == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+}
+
+/// The least limit of the control groups around the process; none where there is no limit.
+fn group_limit() -> Option<u64> {
+    let read = |path: &Path| {
+        let text = std::fs::read_to_string(path).ok()?;
+        text.trim().parse::<u64>().ok()
+    };
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let limit = |line: &str| {
+        let (controllers, group) = line.split_once(':')?.1.split_once(':')?;
+        let (root, file) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max"),
+            "memory" => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+            _ => return None,
+        };
+        let group = Path::new(root).join(group.trim_start_matches('/'));
+        let around = group
+            .ancestors()
+            .take_while(|folder| folder.starts_with(root));
+        around.filter_map(|folder| read(&folder.join(file))).min()
+    };
+    groups.lines().filter_map(limit).min()
 }
 
 /// The value of a line `NAME: 12345 kB`.

@@ -230,3 +230,22 @@ fn a_model_to_be_made_is_planned_as_what_is_then_made() {
         assert_eq!(roles(), before, "{lora}");
     }
 }
+
+/// The tables are printed, so that it can be seen what takes so much; then the first stage that does not fit is named.
+#[test]
+fn a_plan_beyond_this_machine_fails() {
+    let workspace = Workspace::new();
+    workspace.write("config.toml", CONFIG);
+    let ended = workspace.run(
+        "plan config.toml --set model.hidden_size=16384 --set model.intermediate_size=65536 --set model.num_hidden_layers=1000",
+    );
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(!tables(&ended.stdout).is_empty());
+    for part in [
+        "stage pretrain needs",
+        "GiB of memory at once",
+        "this machine has",
+    ] {
+        assert!(ended.stderr.contains(part), "{}", ended.stderr);
+    }
+}

@@ -8,20 +8,24 @@
 //! blocks are read as plain blocks: the answers are found by [`ChatTemplate::spans`] in every
 //! template, marked or not.
 //!
+//! A template may come from anybody; [`limits`] bounds what it may take.
+//!
 //! Left out: tools, documents, and local time (`strftime_now` is UTC, so that a machine's zone
 //! changes nothing).
 
+mod limits;
 mod python;
 
 use std::collections::BTreeMap;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, context};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, context};
 use serde_json::{Map, Value as Json};
 
 use super::error::{DataError, Result};
 use super::records::Message;
+use limits::Bounded;
 
 const NAME: &str = "chat_template";
 
@@ -46,7 +50,9 @@ pub enum Span {
 /// A compiled chat template.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    environment: Bounded,
+    /// Where the template stands, for messages; empty, or ending in `: `.
+    place: String,
     special_tokens: BTreeMap<String, String>,
 }
 
@@ -66,22 +72,34 @@ impl ChatTemplate {
                 .map_err(explain)?,
         );
         environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.set_formatter(|out, _, value| {
+        environment.set_formatter(|out, state, value| {
+            limits::printable(state, value)?;
             out.write_str(&python::str(value)?).map_err(Error::from)
         });
         environment.add_filter("tojson", to_json);
-        environment.add_filter("string", |value: &Value| python::str(value));
+        environment.add_filter("string", |state: &State, value: &Value| {
+            limits::printable(state, value)?;
+            python::str(value)
+        });
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
+        let mut environment = Bounded::new(environment);
         environment
-            .add_template_owned(NAME, plain_generation_blocks(source))
+            .add_template(NAME, &plain_generation_blocks(source))
             .map_err(explain)?;
         Ok(ChatTemplate {
             environment,
+            place: String::new(),
             special_tokens,
         })
+    }
+
+    /// The same with its file's name in errors.
+    pub fn at(self, file: &str) -> Self {
+        Self {
+            place: format!("{file}: "),
+            ..self
+        }
     }
 
     /// Renders a conversation as `tokenizer.apply_chat_template(messages, tokenize=False)` does.
@@ -97,10 +115,8 @@ impl ChatTemplate {
             add_generation_prompt => generation == GenerationPrompt::Add,
             ..Value::from(Serde(&self.special_tokens))
         };
-        self.environment
-            .get_template(NAME)
-            .and_then(|t| t.render(variables))
-            .map_err(explain)
+        let rendered = self.environment.render(NAME, variables);
+        rendered.map_err(|error| explain(error).in_template(&self.place))
     }
 
     /// Renders a conversation in spans; joined they are [`ChatTemplate::render`] of the whole.
@@ -200,7 +216,7 @@ fn plain_generation_blocks(source: &str) -> String {
 
 /// `tojson(value, ensure_ascii=false, indent=none, separators=none, sort_keys=false)`, as transformers
 /// defines it.
-fn to_json(value: &Value, kwargs: Kwargs) -> std::result::Result<String, Error> {
+fn to_json(state: &State, value: &Value, kwargs: Kwargs) -> std::result::Result<String, Error> {
     let style = python::JsonStyle {
         ensure_ascii: kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
         indent: kwargs.get::<Option<usize>>("indent")?,
@@ -208,6 +224,8 @@ fn to_json(value: &Value, kwargs: Kwargs) -> std::result::Result<String, Error> 
         sort_keys: kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
     };
     kwargs.assert_all_used()?;
+    limits::check_style(&style)?;
+    limits::printable(state, value)?;
     Ok(python::dumps(&json(value)?, &style))
 }
 

@@ -145,6 +145,16 @@ impl Files {
         }
     }
 
+    /// The file that the chat template stands in, for messages.
+    pub fn template_place(&self) -> String {
+        let name = match self.get(TEMPLATE) {
+            Some(_) => TEMPLATE,
+            None => CONFIG,
+        };
+        let folder = self.place.strip_suffix(TOKENIZER).unwrap_or(&self.place);
+        Path::new(folder).join(name).display().to_string()
+    }
+
     /// An error that names where the files came from.
     pub fn error(&self, message: String) -> DataError {
         DataError::Tokenizer {

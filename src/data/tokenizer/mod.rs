@@ -14,6 +14,7 @@
 //! Left out: slow (Python) tokenizers and SentencePiece files; transformers converts them to
 //! `tokenizer.json`.
 
+mod checks;
 mod files;
 mod train;
 
@@ -24,7 +25,7 @@ use std::sync::OnceLock;
 use rayon::prelude::*;
 use tokenizers::Tokenizer as Inner;
 
-use super::error::Result;
+use super::error::{DataError, Result};
 use super::template::ChatTemplate;
 use crate::terminal::Phase;
 use files::Files;
@@ -63,12 +64,7 @@ impl Tokenizer {
     }
 
     fn from_files(files: Files) -> Result<Self> {
-        let fail =
-            |e: tokenizers::Error| files.error(format!("tokenizer.json cannot be read: {e}"));
-        let mut inner = Inner::from_bytes(files.tokenizer_json()?).map_err(fail)?;
-        // Some published files carry the truncation and padding of the script that wrote them.
-        inner.with_truncation(None).map_err(fail)?;
-        inner.with_padding(None);
+        let inner = checks::load(&files)?;
         let special_tokens = files.special_tokens()?;
         for (name, token) in &special_tokens {
             if inner.token_to_id(token).is_none() {
@@ -79,7 +75,8 @@ impl Tokenizer {
             }
         }
         let chat_template = files.chat_template()?;
-        let prefix = prefix(&inner).map_err(fail)?;
+        let prefix = checks::call(|| prefix(&inner));
+        let prefix = prefix.map_err(|words| files.error(format!("cannot encode: {words}")))?;
         let vocab_size = inner
             .get_vocab(true)
             .values()
@@ -121,16 +118,14 @@ impl Tokenizer {
 
     /// Text of ids; special tokens are left out.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner
-            .decode(ids, true)
-            .map_err(|e| self.files.error(format!("cannot decode: {e}")))
+        checks::call(|| self.inner.decode(ids, true))
+            .map_err(|words| self.files.error(format!("cannot decode: {words}")))
     }
 
     /// Text of ids, special tokens by their names.
     pub fn decode_with_specials(&self, ids: &[u32]) -> Result<String> {
-        self.inner
-            .decode(ids, false)
-            .map_err(|e| self.files.error(format!("cannot decode: {e}")))
+        checks::call(|| self.inner.decode(ids, false))
+            .map_err(|words| self.files.error(format!("cannot decode: {words}")))
     }
 
     /// The end-of-sequence token (`eos_token`).
@@ -207,7 +202,12 @@ impl Tokenizer {
     pub fn compiled_template(&self) -> Result<Option<ChatTemplate>> {
         self.chat_template
             .as_deref()
-            .map(|source| ChatTemplate::new(source, self.special_tokens.clone()))
+            .map(|source| {
+                let place = self.files.template_place();
+                let template = ChatTemplate::new(source, self.special_tokens.clone());
+                let named = |error: DataError| error.in_template(&format!("{place}: "));
+                Ok(template.map_err(named)?.at(&place))
+            })
             .transpose()
     }
 
@@ -231,9 +231,8 @@ impl Tokenizer {
     }
 
     fn encode_with(&self, inner: &Inner, text: &str) -> Result<Vec<u32>> {
-        let encoding = inner.encode_fast(text, false);
-        let encoding = encoding.map_err(|e| self.files.error(format!("cannot encode: {e}")))?;
-        Ok(encoding.get_ids().to_vec())
+        let ids = checks::call(|| Ok(inner.encode_fast(text, false)?.get_ids().to_vec()));
+        ids.map_err(|words| self.files.error(format!("cannot encode: {words}")))
     }
 }
 

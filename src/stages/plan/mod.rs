@@ -9,6 +9,7 @@
 pub mod activations;
 pub mod generation;
 mod judge;
+pub mod machine;
 pub mod models;
 mod ppo;
 mod probe;
@@ -87,13 +88,16 @@ impl Plan {
 /// # Errors
 /// If a model's configuration or the prompts cannot be read, or a model cannot have what is asked of it.
 pub fn plan(config: &Config) -> Result<Vec<Plan>> {
-    super::arithmetic::of(config.run.arithmetic).during(|| plans(config))
+    super::arithmetic::of(config.run.arithmetic).during(|| plans(config, &config.stages()))
 }
 
-fn plans(config: &Config) -> Result<Vec<Plan>> {
-    let stages = config.stages();
-    let config = super::run::with_local_models(config, &stages)?;
-    super::preflight::check(&config, &stages)?;
+/// The plans of `stages`, once they were checked for what the stages themselves would refuse.
+///
+/// # Errors
+/// As [`plan`].
+pub(super) fn plans(config: &Config, stages: &[Stage]) -> Result<Vec<Plan>> {
+    let config = super::run::with_local_models(config, stages)?;
+    super::preflight::check(&config, stages)?;
     let folders = Folders(&config);
     let plan = |&stage: &Stage| {
         let missing = || format!("the configuration has no [{stage}] table");

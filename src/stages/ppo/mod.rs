@@ -382,6 +382,7 @@ impl<'a> Run<'a> {
 
     fn finish(mut self) -> Result<Finished> {
         self.progress.finish();
+        self.roles.reward.finish()?;
         match self.config.sharing.share {
             Share::Adapter => {
                 let (actor, base) = (&self.roles.actor, &self.roles.base);

@@ -1,0 +1,286 @@
+//! Work on files of strangers, on a watched thread: a hostile template or tokenizer must not hang the run, take all memory, overflow
+//! the stack or panic.
+//!
+//! The thread has a large stack. The caller waits, and once the work takes longer than a moment looks at its processor time and at
+//! the memory of the process. Work beyond its bounds becomes an error at once; its thread cannot be stopped, and ends with the
+//! process, which an error ends. Idle threads are kept for the next work: handing work over takes some microseconds.
+//!
+//! This is the last line: what can be known beforehand is bounded where it is known (`template/limits.rs`, `tokenizer/checks.rs`), and
+//! the depth of whatever recurses is bounded there, for a stack that overflows ends the process.
+
+use std::cell::Cell;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Mutex, Once};
+use std::thread;
+use std::time::Duration;
+
+/// Bytes of a thread's stack. The system provides the pages that are touched, mostly a few.
+const STACK: usize = 256 << 20;
+/// Time after which the work is looked at, and between two looks.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// The most that work may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Processor time.
+    pub seconds: u64,
+    /// Bytes by which the memory of the process may grow meanwhile.
+    pub bytes: usize,
+}
+
+/// Why work was given up.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Excess {
+    /// It took longer than so many seconds of processor time.
+    Seconds(u64),
+    /// It took more than so many bytes.
+    Bytes(usize),
+    /// It panicked, with these words.
+    Panic(String),
+    /// The system gave no thread.
+    NoThread(String),
+}
+
+impl fmt::Display for Excess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Excess::Seconds(seconds) => write!(f, "takes more than {seconds} seconds"),
+            Excess::Bytes(bytes) => write!(f, "takes more than {} MiB of memory", bytes >> 20),
+            Excess::Panic(words) => write!(f, "fails ({words})"),
+            Excess::NoThread(words) => write!(f, "cannot be read: no thread ({words})"),
+        }
+    }
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A thread that waits for work.
+struct Worker {
+    jobs: SyncSender<Job>,
+    clock: Clock,
+}
+
+static IDLE: Mutex<Vec<Worker>> = Mutex::new(Vec::new());
+
+/// Does `work` on a watched thread.
+///
+/// # Errors
+/// If it exceeds its bounds, or panics.
+pub fn watched<T: Send + 'static>(
+    bounds: Bounds,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Excess> {
+    let idle = IDLE.lock().unwrap_or_else(|e| e.into_inner()).pop();
+    let worker = match idle {
+        Some(worker) => worker,
+        None => Worker::start().map_err(|error| Excess::NoThread(error.to_string()))?,
+    };
+    let begun = worker.clock.seconds();
+    let (done, result) = sync_channel(1);
+    let job = move || _ = done.send(quietly(work));
+    if worker.jobs.send(Box::new(job)).is_err() {
+        return Err(Excess::NoThread("it ended".to_owned()));
+    }
+    let result = wait(&result, &worker.clock, begun, bounds)?;
+    IDLE.lock().unwrap_or_else(|e| e.into_inner()).push(worker);
+    result.map_err(Excess::Panic)
+}
+
+/// The result of work that keeps within its bounds.
+fn wait<T>(result: &Receiver<T>, clock: &Clock, begun: f64, bounds: Bounds) -> Result<T, Excess> {
+    let mut memory = None;
+    loop {
+        match result.recv_timeout(LOOK) {
+            Ok(result) => return Ok(result),
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(Excess::Panic("its thread ended".to_owned()));
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        let now = resident_bytes();
+        let before = *memory.get_or_insert(now);
+        if now.saturating_sub(before) > bounds.bytes {
+            return Err(Excess::Bytes(bounds.bytes));
+        }
+        if clock.seconds() - begun > bounds.seconds as f64 {
+            return Err(Excess::Seconds(bounds.seconds));
+        }
+    }
+}
+
+impl Worker {
+    fn start() -> std::io::Result<Self> {
+        let (jobs, work) = sync_channel::<Job>(1);
+        let (tell, clock) = sync_channel(1);
+        let body = move || {
+            let _ = tell.send(Clock::of_this_thread());
+            work.into_iter().for_each(|job| job());
+        };
+        let named = thread::Builder::new().name("watched".to_owned());
+        named.stack_size(STACK).spawn(body)?;
+        let clock = clock.recv().map_err(std::io::Error::other)?;
+        Ok(Self { jobs, clock })
+    }
+}
+
+thread_local! {
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Does `work`; a panic becomes its words, and is not printed.
+///
+/// # Errors
+/// The words of the panic.
+pub fn quietly<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    silence_hook();
+    let before = QUIET.replace(true);
+    // What panicked is not used again, or has no state that a panic leaves half done: the callers see to that.
+    let result = catch_unwind(AssertUnwindSafe(work));
+    QUIET.set(before);
+    result.map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        text.unwrap_or("panicked").to_owned()
+    })
+}
+
+/// Makes the panic hook pass over the threads that are quiet.
+fn silence_hook() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !QUIET.get() {
+                usual(panic);
+            }
+        }));
+    });
+}
+
+/// The processor time of a thread.
+struct Clock {
+    #[cfg(target_os = "linux")]
+    id: libc::clockid_t,
+    #[cfg(not(target_os = "linux"))]
+    start: std::time::Instant,
+}
+
+impl Clock {
+    #[cfg(target_os = "linux")]
+    fn of_this_thread() -> Self {
+        let mut id = libc::CLOCK_MONOTONIC;
+        // SAFETY: the thread is the running one; where the call fails `id` stays as it was, a clock too.
+        unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &raw mut id) };
+        Self { id }
+    }
+
+    #[cfg(target_os = "linux")]
+    fn seconds(&self) -> f64 {
+        let mut time = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: the call writes to `time` alone.
+        unsafe { libc::clock_gettime(self.id, &raw mut time) };
+        time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn of_this_thread() -> Self {
+        Self {
+            start: std::time::Instant::now(),
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn seconds(&self) -> f64 {
+        self.start.elapsed().as_secs_f64()
+    }
+}
+
+/// Bytes of memory that the process holds; zero where the system does not say.
+fn resident_bytes() -> usize {
+    let pages = || {
+        let text = std::fs::read_to_string("/proc/self/statm").ok()?;
+        text.split(' ').nth(1)?.parse::<usize>().ok()
+    };
+    const PAGE: usize = 4096;
+    pages().unwrap_or(0) * PAGE
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    const BOUNDS: Bounds = Bounds {
+        seconds: 1,
+        bytes: usize::MAX,
+    };
+
+    #[test]
+    fn work_is_done_on_another_thread() {
+        let thread = || thread::current().id();
+        assert_eq!(watched(BOUNDS, || 1 + 1), Ok(2));
+        assert_ne!(watched(BOUNDS, thread), Ok(thread()));
+    }
+
+    #[test]
+    fn work_without_end_is_given_up() {
+        static ENOUGH: AtomicBool = AtomicBool::new(false);
+        let endless = || {
+            while !ENOUGH.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        };
+        assert_eq!(watched(BOUNDS, endless), Err(Excess::Seconds(1)));
+        ENOUGH.store(true, Ordering::Relaxed);
+    }
+
+    #[test]
+    fn work_that_takes_memory_without_end_is_given_up() {
+        static ENOUGH: AtomicBool = AtomicBool::new(false);
+        let greedy = || {
+            let mut all = Vec::new();
+            // Pauses, so that the machine of the test is not filled before the next look.
+            while !ENOUGH.load(Ordering::Relaxed) && all.len() < 100 {
+                all.push(vec![1u8; 4 << 20]);
+                thread::sleep(Duration::from_millis(10));
+            }
+        };
+        let bounds = Bounds {
+            bytes: 64 << 20,
+            ..BOUNDS
+        };
+        assert_eq!(watched(bounds, greedy), Err(Excess::Bytes(64 << 20)));
+        ENOUGH.store(true, Ordering::Relaxed);
+    }
+
+    #[test]
+    fn a_panic_becomes_its_words() {
+        fn panics() {
+            panic!("index {} of 3", 7)
+        }
+        assert_eq!(
+            watched(BOUNDS, panics),
+            Err(Excess::Panic("index 7 of 3".to_owned()))
+        );
+        assert_eq!(quietly(panics), Err("index 7 of 3".to_owned()));
+    }
+
+    #[test]
+    fn recursion_has_room() {
+        fn depth(n: usize) -> usize {
+            let frame = std::hint::black_box([n; 64]);
+            if n == 0 {
+                0
+            } else {
+                depth(n - 1) + frame[0] - n + 1
+            }
+        }
+        assert_eq!(watched(BOUNDS, || depth(100_000)), Ok(100_000));
+    }
+}

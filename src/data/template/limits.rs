@@ -1,0 +1,385 @@
+//! Bounds on a chat template of unknown origin: one that does not end, or that takes all memory or stack, is refused with what it
+//! exceeds.
+//!
+//! - *Steps.* A rendering has [`STEPS`]; one is an instruction, or 64 bytes of text, or two items visited (minijinja's fuel). A
+//!   template takes a few hundred a message.
+//! - *Depth.* A template has at most [`ELIFS`] `elif` tags, a tag at most [`TAG_TOKENS`] tokens, macros call themselves [`RECURSION`] deep, and what `set` stores or a tag prints
+//!   nests [`DEPTH`] deep and holds no namespace inside a namespace. So whatever recurses over a template or a value keeps
+//!   within the watched thread's stack.
+//! - *Time and memory.* What the engine does not count, comparisons and prints of values that hold one another many times, is
+//!   watched ([`guard`](crate::data::guard)).
+//!
+//! minijinja has no place to check what a template stores, so each `{% set name = value %}` is compiled as
+//! `{% set name = (value)|stored %}`, with a filter of ours.
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use minijinja::machinery::{Token, tokenize};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{DynObject, ObjectRepr, Value};
+use minijinja::{Environment, Error, ErrorKind, State};
+
+use super::python::JsonStyle;
+use crate::data::guard::{Bounds, watched};
+
+/// Steps of one rendering.
+const STEPS: u64 = 10_000_000;
+/// Calls of macros and loops inside one another.
+const RECURSION: usize = 200;
+/// Levels of lists and maps inside one another.
+const DEPTH: usize = 100;
+/// Tokens of one tag.
+const TAG_TOKENS: usize = 2000;
+/// Tags `elif` of a template: each is parsed inside the one before it.
+const ELIFS: usize = 2000;
+/// Characters of an error that a template raises.
+const MESSAGE: usize = 2000;
+/// Bytes of the two separators of `tojson`.
+const SEPARATORS: usize = 100;
+/// Bytes of a template.
+const SOURCE: usize = 1 << 20;
+/// Spaces of one level of `tojson`.
+const INDENT: usize = 100;
+/// What compiling, or one rendering, may take beside steps.
+const BOUNDS: Bounds = Bounds {
+    seconds: 10,
+    bytes: 1 << 30,
+};
+
+/// The filter around what is assigned to a name.
+const STORED: &str = "collimate_stored";
+/// The filter around what is assigned to an attribute of a namespace.
+const STORED_IN_NAMESPACE: &str = "collimate_stored_in_namespace";
+/// The type of minijinja's namespaces, which is not public.
+const NAMESPACE: &str = "Namespace";
+
+/// An environment whose templates keep within bounds.
+#[derive(Debug)]
+pub(super) struct Bounded(Arc<Environment<'static>>);
+
+impl Bounded {
+    /// Bounds what `environment` compiles and renders.
+    pub fn new(mut environment: Environment<'static>) -> Self {
+        environment.set_fuel(Some(STEPS));
+        environment.set_recursion_limit(RECURSION);
+        environment.add_filter(STORED, stored);
+        environment.add_filter(STORED_IN_NAMESPACE, stored_in_namespace);
+        environment.add_filter("pprint", |state: &State, value: &Value| {
+            printable(state, value)?;
+            Ok::<_, Error>(minijinja::filters::pprint(value))
+        });
+        environment.set_unknown_method_callback(method);
+        Self(Arc::new(environment))
+    }
+
+    /// Compiles a template.
+    ///
+    /// # Errors
+    /// If it is not valid, or exceeds a bound.
+    pub fn add_template(&mut self, name: &'static str, source: &str) -> Result<(), Error> {
+        if source.len() > SOURCE {
+            return Err(refused(format!(
+                "has {} bytes; at most {SOURCE} are read",
+                source.len()
+            )));
+        }
+        let mut environment = Environment::clone(&self.0);
+        let source = source.to_owned();
+        let compiled = watched(BOUNDS, move || {
+            let source = checked_sets(&source, environment.syntax().clone())?;
+            environment.add_template_owned(name, source)?;
+            Ok::<_, Error>(environment)
+        });
+        let environment = compiled.map_err(|excess| refused(excess.to_string()))??;
+        self.0 = Arc::new(environment);
+        Ok(())
+    }
+
+    /// Renders a template.
+    ///
+    /// # Errors
+    /// The template's own, or the bound that it exceeds.
+    pub fn render(&self, name: &'static str, variables: Value) -> Result<String, Error> {
+        let environment = Arc::clone(&self.0);
+        let rendered = watched(BOUNDS, move || {
+            environment.get_template(name)?.render(variables)
+        });
+        let rendered = rendered.map_err(|excess| refused(excess.to_string()))?;
+        rendered.map_err(in_words)
+    }
+}
+
+/// An error of ours, in words that follow "the template".
+fn refused(what: String) -> Error {
+    Error::new(
+        ErrorKind::InvalidOperation,
+        format!("the template {what}; it is broken, or made to harm"),
+    )
+}
+
+/// Words for a template that ran out of steps, and a bound on the words of others.
+fn in_words(error: Error) -> Error {
+    let line = error.line();
+    let at = line.map_or(String::new(), |line| format!(" (stopped at line {line})"));
+    if error.kind() == ErrorKind::OutOfFuel {
+        return refused(format!(
+            "takes more than {} million steps for one conversation{at}",
+            STEPS / 1_000_000
+        ));
+    }
+    match error.detail() {
+        Some(detail) if detail.chars().nth(MESSAGE).is_some() => {
+            let shown: String = detail.chars().take(MESSAGE).collect();
+            Error::new(error.kind(), format!("{shown}…{at}"))
+        }
+        _ => error,
+    }
+}
+
+/// The source with a filter around every value that `set` stores. Lines stay where they are.
+fn checked_sets(source: &str, syntax: SyntaxConfig) -> Result<String, Error> {
+    let mut out = String::with_capacity(source.len() + source.len() / 8);
+    let mut copied = 0;
+    let mut copy = |until: usize, then: &str| {
+        out.push_str(&source[copied..until]);
+        out.push_str(then);
+        copied = until;
+    };
+    let (mut tag, mut elifs) = (Tag::default(), 0);
+    for token in tokenize(source, false, syntax) {
+        // What cannot be read is reported where the template is compiled, with its line.
+        let Ok((token, span)) = token else { break };
+        match token {
+            Token::BlockStart | Token::VariableStart => tag = Tag::default(),
+            Token::BlockEnd => {
+                if let (Some(start), Some(end)) = (tag.value, tag.end) {
+                    copy(start, " (");
+                    copy(end, &format!(")|{}", tag.filter()));
+                }
+            }
+            token => {
+                tag.read(&token, span.end_offset as usize);
+                elifs += usize::from(tag.tokens == 1 && matches!(token, Token::Ident("elif")));
+            }
+        }
+        if elifs > ELIFS {
+            return Err(refused(format!("has more than {ELIFS} elif tags")));
+        }
+        if tag.tokens > TAG_TOKENS {
+            return Err(refused(format!(
+                "has a tag of more than {TAG_TOKENS} tokens in line {}",
+                span.start_line
+            )));
+        }
+    }
+    copy(source.len(), "");
+    Ok(out)
+}
+
+/// What is known of a tag as far as it has been read.
+#[derive(Default)]
+struct Tag {
+    tokens: usize,
+    is_set: bool,
+    /// Brackets that are open.
+    open: usize,
+    /// Whether an attribute is assigned to.
+    attribute: bool,
+    /// Where the assigned value begins.
+    value: Option<usize>,
+    /// Where the last token ends.
+    end: Option<usize>,
+}
+
+impl Tag {
+    fn read(&mut self, token: &Token, end: usize) {
+        self.tokens += 1;
+        self.end = Some(end);
+        match token {
+            Token::Ident("set") if self.tokens == 1 => self.is_set = true,
+            Token::ParenOpen | Token::BracketOpen | Token::BraceOpen => self.open += 1,
+            Token::ParenClose | Token::BracketClose | Token::BraceClose => {
+                self.open = self.open.saturating_sub(1);
+            }
+            Token::Dot if self.value.is_none() => self.attribute = true,
+            Token::Assign if self.is_set && self.open == 0 && self.value.is_none() => {
+                self.value = Some(end);
+            }
+            _ => {}
+        }
+    }
+
+    fn filter(&self) -> &'static str {
+        match self.attribute {
+            true => STORED_IN_NAMESPACE,
+            false => STORED,
+        }
+    }
+}
+
+/// Passes on a value that is not too deep. A lazy sequence becomes a list: lazy ones that hold one another would recurse.
+fn stored(state: &State, value: Value) -> Result<Value, Error> {
+    let value = match value.as_object() {
+        Some(object) if object.repr() == ObjectRepr::Iterable => {
+            let walk = Walk::new(state);
+            let items = object.try_iter().into_iter().flatten();
+            let paid = items.map(|item| walk.pay(0).map(|()| item));
+            Value::from(paid.collect::<Result<Vec<Value>, Error>>()?)
+        }
+        _ => value,
+    };
+    printable(state, &value)?;
+    Ok(value)
+}
+
+/// [`stored`], without a namespace: one that holds itself would have no end.
+fn stored_in_namespace(state: &State, value: Value) -> Result<Value, Error> {
+    let value = stored(state, value)?;
+    match value.as_object().is_some_and(holds_namespace) {
+        true => Err(refused("stores a namespace in a namespace".to_owned())),
+        false => Ok(value),
+    }
+}
+
+/// Makes sure that a value can be walked: neither too deep nor without end. The walk costs steps.
+///
+/// # Errors
+/// If it is too deep, or takes more steps than are left.
+pub(super) fn printable(state: &State, value: &Value) -> Result<(), Error> {
+    match value.as_object() {
+        Some(object) => Walk::new(state).object(object, DEPTH),
+        None => Ok(()),
+    }
+}
+
+/// A walk over a value and all that it holds, as often as it holds it.
+struct Walk<'a, 't, 'e> {
+    state: &'a State<'t, 'e>,
+    /// Bytes that are not yet paid for.
+    unpaid: Cell<u64>,
+}
+
+impl<'a, 't, 'e> Walk<'a, 't, 'e> {
+    fn new(state: &'a State<'t, 'e>) -> Self {
+        Self {
+            state,
+            unpaid: Cell::new(0),
+        }
+    }
+
+    /// Pays for a value with so many bytes of text.
+    fn pay(&self, bytes: usize) -> Result<(), Error> {
+        const VALUE: u64 = 8;
+        const STEP: u64 = 64;
+        let unpaid = self.unpaid.get() + VALUE + bytes as u64;
+        self.unpaid.set(unpaid % STEP);
+        match unpaid / STEP {
+            0 => Ok(()),
+            steps => self.state.consume_fuel(steps),
+        }
+    }
+
+    fn value(&self, value: &Value, levels: usize) -> Result<(), Error> {
+        match value.as_object() {
+            Some(object) => self.object(object, levels),
+            None => self.pay(value.as_str().map_or(0, str::len)),
+        }
+    }
+
+    fn object(&self, object: &DynObject, levels: usize) -> Result<(), Error> {
+        let Some(levels) = levels.checked_sub(1) else {
+            return Err(refused(format!(
+                "nests lists and maps more than {DEPTH} deep"
+            )));
+        };
+        self.pay(0)?;
+        match object.repr() {
+            ObjectRepr::Map => {
+                let mut pairs = object.try_iter_pairs().into_iter().flatten();
+                pairs.try_for_each(|(key, value)| {
+                    self.value(&key, levels)?;
+                    self.value(&value, levels)
+                })
+            }
+            ObjectRepr::Seq | ObjectRepr::Iterable => {
+                let mut items = object.try_iter().into_iter().flatten();
+                items.try_for_each(|item| self.value(&item, levels))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether an object that a [`Walk`] has seen is a namespace or holds one.
+fn holds_namespace(object: &DynObject) -> bool {
+    let inner = |value: Value| value.as_object().is_some_and(holds_namespace);
+    match object.repr() {
+        ObjectRepr::Map if is_namespace(object) => true,
+        ObjectRepr::Map => object
+            .try_iter_pairs()
+            .into_iter()
+            .flatten()
+            .any(|(key, value)| inner(key) || inner(value)),
+        ObjectRepr::Seq | ObjectRepr::Iterable => {
+            object.try_iter().into_iter().flatten().any(inner)
+        }
+        _ => false,
+    }
+}
+
+fn is_namespace(object: &DynObject) -> bool {
+    let name = object.type_name();
+    name.rsplit("::").next() == Some(NAMESPACE)
+}
+
+/// Makes sure that `tojson` writes no more than the value asks for.
+///
+/// # Errors
+/// If it indents or separates by more than anybody reads.
+pub(super) fn check_style(style: &JsonStyle) -> Result<(), Error> {
+    let separators = style.separators.iter().flatten();
+    let bytes: usize = separators.map(String::len).sum();
+    match (style.indent, bytes) {
+        (Some(spaces), _) if spaces > INDENT => Err(refused(format!(
+            "indents JSON by {spaces} spaces; at most {INDENT} are written"
+        ))),
+        (_, bytes) if bytes > SEPARATORS => Err(refused(format!(
+            "separates JSON by {bytes} bytes; at most {SEPARATORS} are written"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Python's methods. Those that walk lists or repeat text pay before they do.
+fn method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+    if matches!(method, "count" | "join" | "format") {
+        std::iter::once(value)
+            .chain(args)
+            .try_for_each(|value| printable(state, value))?;
+    }
+    if method == "format" {
+        refuse_wide_fields(value)?;
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
+}
+
+/// Refuses fields of `str.format` that pad to more than four digits.
+fn refuse_wide_fields(format: &Value) -> Result<(), Error> {
+    let wide = |field: &str| {
+        let (_, spec) = field.split_once(':').unwrap_or_default();
+        spec.split(|c: char| !c.is_ascii_digit())
+            .any(|n| n.len() > 4)
+    };
+    let fields = |text: &str| {
+        text.split('{')
+            .any(|field| wide(field.split('}').next().unwrap_or("")))
+    };
+    match format.as_str().is_some_and(fields) {
+        true => Err(refused("pads text to 10000 characters or more".to_owned())),
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,77 @@
+//! Names of shards in an index, which comes from whoever made the model: part of an address that is asked for, and of a path that is
+//! read and written.
+
+/// Most bytes of a name; file systems take 255.
+const LONGEST: usize = 200;
+const SUFFIX: &str = ".safetensors";
+
+/// Makes sure that a shard's name is a plain one, `model-00001-of-00002.safetensors`: it cannot leave its folder or its repository, nor
+/// end an address early (`?`, `#`) or hide one of these (`%2e`).
+///
+/// # Errors
+/// In words that follow the name and a colon.
+pub fn check(name: &str) -> Result<(), String> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.len() > LONGEST {
+        return Err(format!("it has {} bytes, more than {LONGEST}", name.len()));
+    }
+    if let Some(c) = name.chars().find(|&c| !is_plain(c)) {
+        return Err(format!(
+            "it holds {c:?}; letters, digits, -, _ and . are read"
+        ));
+    }
+    match name.strip_suffix(SUFFIX) {
+        Some(stem) if !stem.is_empty() && !stem.starts_with('.') => Ok(()),
+        _ => Err(format!("it does not end in {SUFFIX}")),
+    }
+}
+
+/// A name for messages, in quotes; of a long one its beginning.
+pub fn shown(name: &str) -> String {
+    match name.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{:?}…", &name[..end]),
+        None => format!("{name:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_names_alone_are_read() {
+        for name in [
+            "model-00001-of-00002.safetensors",
+            "model.safetensors",
+            "pytorch_model-1.fp16.safetensors",
+        ] {
+            assert_eq!(check(name), Ok(()), "{name}");
+        }
+        let long = "x".repeat(300) + ".safetensors";
+        for name in [
+            "",
+            ".",
+            "..",
+            ".safetensors",
+            "...safetensors",
+            "../model.safetensors",
+            "/etc/model.safetensors",
+            "a/b.safetensors",
+            "a\\b.safetensors",
+            "C:b.safetensors",
+            "a?download=true&b.safetensors",
+            "a.safetensors?x",
+            "a#b.safetensors",
+            "%2e%2e%2fa.safetensors",
+            "a%00.safetensors",
+            "a\0.safetensors",
+            "a\nb.safetensors",
+            "a b.safetensors",
+            "é.safetensors",
+            "model.bin",
+            &long,
+        ] {
+            assert!(check(name).is_err(), "{name:?}");
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! A child process that reads questions and writes answers, a line each: bounded in what it may write, and ended with all its
+//! descendants.
+//!
+//! Two threads empty its pipes. At most [`QUEUED`] lines of at most [`LONGEST_ANSWER`] bytes wait to be read; then the pipe fills
+//! and the process waits. Its standard error is passed on, up to [`MOST_MESSAGES`] bytes for one question.
+//!
+//! The process leads a process group, which is killed when the process has ended or is dropped. A run that dies without a word
+//! (SIGKILL, a second Ctrl-C) is noticed by a small shell that waits for the end of a pipe and then kills the group. Left out:
+//! a descendant that leaves the group (`setsid`).
+
+use std::io::{BufRead, BufReader, Read, Write, stderr};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::reward::exchange::LONGEST_ANSWER;
+
+/// Time for the process to end after its input has ended.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// Time for the pipes to end after the group was killed; a descendant outside the group may hold them open.
+const PIPES: Duration = Duration::from_secs(1);
+/// Time without a further line after an answer; a surplus line mostly follows at once.
+const QUIET: Duration = Duration::from_millis(10);
+/// Time between two looks at whether the process still lives.
+const LOOK: Duration = Duration::from_millis(50);
+/// Lines that wait to be read.
+const QUEUED: usize = 2;
+/// Most bytes of standard error that one question may bring.
+pub(super) const MOST_MESSAGES: usize = 1 << 20;
+
+/// A running process.
+pub(super) struct Process {
+    child: Child,
+    /// How the process ended; set once it has been waited for.
+    status: Option<ExitStatus>,
+    guard: Option<Child>,
+    questions: Option<Sender<String>>,
+    output: Receiver<Output>,
+    messages: Option<JoinHandle<()>>,
+    message_bytes: Arc<AtomicUsize>,
+}
+
+/// Something that the process wrote.
+enum Output {
+    Line(String),
+    /// More than [`LONGEST_ANSWER`] bytes without the end of a line.
+    EndlessLine,
+    /// More than [`MOST_MESSAGES`] bytes on standard error.
+    Flood,
+    /// The end of standard output.
+    End,
+}
+
+/// Why there is no answer, or no end.
+pub(super) enum Fault {
+    Died,
+    TooLate,
+    /// A line beside the one for each question.
+    Surplus(String),
+    EndlessLine,
+    Flood,
+}
+
+impl Process {
+    /// Starts a program with its arguments.
+    ///
+    /// # Errors
+    /// If the system cannot start it.
+    pub fn start(command: &[String]) -> std::io::Result<Self> {
+        let (program, arguments) = command
+            .split_first()
+            .map_or(("", &[][..]), |(program, rest)| (program.as_str(), rest));
+        let mut process = Command::new(program);
+        process
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        // Ctrl-C is for the run, which still has an iteration to finish with the program's help.
+        own_group(&mut process);
+        let mut child = process.spawn()?;
+        let guard = guard(child.id());
+        let message_bytes = Arc::new(AtomicUsize::new(0));
+        let (written, output) = sync_channel(QUEUED);
+        let messages = child.stderr.take().map(|pipe| {
+            let (written, bytes) = (written.clone(), Arc::clone(&message_bytes));
+            thread::spawn(move || pass_on(pipe, &bytes, &written))
+        });
+        if let Some(pipe) = child.stdout.take() {
+            thread::spawn(move || read_lines(BufReader::new(pipe), &written));
+        }
+        let questions = child.stdin.take().map(write_lines);
+        Ok(Self {
+            child,
+            status: None,
+            guard,
+            questions,
+            output,
+            messages,
+            message_bytes,
+        })
+    }
+
+    /// The line that answers a question.
+    ///
+    /// # Errors
+    /// If none comes in time, or another line before or right after it.
+    pub fn ask(&mut self, question: &str, timeout: Duration) -> Result<String, Fault> {
+        self.nothing_more(Duration::ZERO)?;
+        self.message_bytes.store(0, Ordering::Relaxed);
+        let questions = self.questions.as_ref().ok_or(Fault::Died)?;
+        questions
+            .send(format!("{question}\n"))
+            .map_err(|_| Fault::Died)?;
+        let answer = self.answer(timeout)?;
+        self.nothing_more(QUIET)?;
+        Ok(answer)
+    }
+
+    fn answer(&mut self, timeout: Duration) -> Result<String, Fault> {
+        let start = Instant::now();
+        loop {
+            // Looked at first: a line that was written before the end is read below.
+            let ended = self.has_ended();
+            let left = timeout.saturating_sub(start.elapsed());
+            match self.output.recv_timeout(left.min(LOOK)) {
+                Ok(Output::Line(line)) => return Ok(line),
+                Ok(Output::End) | Err(RecvTimeoutError::Disconnected) => return Err(Fault::Died),
+                Ok(Output::EndlessLine) => return Err(Fault::EndlessLine),
+                Ok(Output::Flood) => return Err(Fault::Flood),
+                // A descendant may hold the output open after the process has ended.
+                Err(RecvTimeoutError::Timeout) if ended => return Err(Fault::Died),
+                Err(RecvTimeoutError::Timeout) if left.is_zero() => return Err(Fault::TooLate),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
+    /// Makes sure that the process writes no line within `time`, or until its output ends.
+    fn nothing_more(&mut self, time: Duration) -> Result<(), Fault> {
+        match self.output.recv_timeout(time) {
+            Ok(Output::Line(line)) => Err(Fault::Surplus(line)),
+            Ok(Output::EndlessLine) => Err(Fault::EndlessLine),
+            Ok(Output::Flood) => Err(Fault::Flood),
+            Ok(Output::End) => {
+                self.questions = None;
+                Ok(())
+            }
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Ends the input, and reads the output to its end: what a process writes after its last answer is a surplus line, however late
+    /// it comes. A process that does not end by itself is killed.
+    ///
+    /// # Errors
+    /// If it wrote another line.
+    pub fn finish(&mut self) -> Result<(), Fault> {
+        self.wait_for_end();
+        self.kill();
+        let start = Instant::now();
+        while start.elapsed() < PIPES {
+            match self.output.recv_timeout(PIPES) {
+                Ok(Output::End) | Err(_) => break,
+                Ok(Output::Line(line)) => return Err(Fault::Surplus(line)),
+                Ok(Output::EndlessLine) => return Err(Fault::EndlessLine),
+                Ok(Output::Flood) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the process and its descendants, and says how it ended.
+    pub fn end(&mut self) -> String {
+        self.wait_for_end();
+        let by_itself = self.has_ended();
+        match self.kill() {
+            Some(status) if by_itself => status.to_string(),
+            _ => "it closed its output".to_owned(),
+        }
+    }
+
+    /// Ends the input, and waits for the process, not for long.
+    fn wait_for_end(&mut self) {
+        self.questions = None;
+        let start = Instant::now();
+        while !self.has_ended() && start.elapsed() < FAREWELL {
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Kills the process and its descendants, and waits until its messages have been passed on.
+    pub fn kill(&mut self) -> Option<ExitStatus> {
+        self.questions = None;
+        if self.status.is_some() {
+            return self.status;
+        }
+        // The group goes before the process is waited for: until then its id is nobody else's.
+        kill_group(self.child.id());
+        let _ = self.child.kill();
+        self.status = self.child.wait().ok();
+        if let Some(mut guard) = self.guard.take() {
+            let _ = guard.kill();
+            let _ = guard.wait();
+        }
+        let start = Instant::now();
+        let unread = |messages: &JoinHandle<()>| !messages.is_finished();
+        while self.messages.as_ref().is_some_and(unread) && start.elapsed() < PIPES {
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.status
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Writes each line that it is sent to the process's input, which ends with the sender.
+fn write_lines(mut input: std::process::ChildStdin) -> Sender<String> {
+    let (questions, to_write) = channel::<String>();
+    thread::spawn(move || {
+        let write = |line: String| {
+            input
+                .write_all(line.as_bytes())
+                .and_then(|()| input.flush())
+        };
+        // A process that has died is noticed by its output's end.
+        let _ = to_write.into_iter().try_for_each(write);
+    });
+    questions
+}
+
+/// Sends each line that the process writes, without blank ones, until the output ends or nobody reads.
+fn read_lines(mut output: impl BufRead, written: &SyncSender<Output>) {
+    loop {
+        let line = read_line(&mut output);
+        let is_last = !matches!(line, Output::Line(_));
+        if written.send(line).is_err() || is_last {
+            return;
+        }
+    }
+}
+
+/// The next line that is not blank. The last one may lack its end.
+fn read_line(output: &mut impl BufRead) -> Output {
+    let mut left = LONGEST_ANSWER as u64;
+    loop {
+        let mut line = Vec::new();
+        let read = output.by_ref().take(left).read_until(b'\n', &mut line);
+        let read = read.unwrap_or(0) as u64;
+        left -= read;
+        let text = String::from_utf8_lossy(&line);
+        match (read, left) {
+            (0, _) => return Output::End,
+            (_, 0) => return Output::EndlessLine,
+            _ if text.trim().is_empty() => {}
+            _ => return Output::Line(text.strip_suffix('\n').unwrap_or(&text).to_owned()),
+        }
+    }
+}
+
+/// Passes the process's messages on to standard error, which may be gone; says so where there are too many, and drops the rest.
+fn pass_on(mut pipe: impl Read, bytes: &AtomicUsize, written: &SyncSender<Output>) {
+    let mut part = [0; 1 << 13];
+    let mut flooded = false;
+    while let Ok(read @ 1..) = pipe.read(&mut part) {
+        let many = bytes.fetch_add(read, Ordering::Relaxed) + read > MOST_MESSAGES;
+        match (many, flooded) {
+            (false, _) => _ = stderr().write_all(&part[..read]),
+            (true, false) => flooded = written.try_send(Output::Flood).is_ok(),
+            (true, true) => {}
+        }
+    }
+}
+
+#[cfg(unix)]
+fn own_group(process: &mut Command) {
+    std::os::unix::process::CommandExt::process_group(process, 0);
+}
+
+#[cfg(not(unix))]
+fn own_group(_: &mut Command) {}
+
+/// A shell that kills the process group `group` two seconds after this process has ended, for whatever reason.
+#[cfg(unix)]
+fn guard(group: u32) -> Option<Child> {
+    let mut shell = Command::new("/bin/sh");
+    shell
+        .args(["-c", "read -r _; sleep 2; kill -KILL -- \"-$1\"", "sh"])
+        .arg(group.to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    own_group(&mut shell);
+    // Without one a run that is killed leaves its program to the end of its input, as programs are used to.
+    shell.spawn().ok()
+}
+
+#[cfg(not(unix))]
+fn guard(_: u32) -> Option<Child> {
+    None
+}
+
+#[cfg(unix)]
+fn kill_group(leader: u32) {
+    if let Ok(group) = i32::try_from(leader) {
+        // SAFETY: the call touches no memory; the leader has not been waited for, so the group's id is nobody else's.
+        unsafe { libc::kill(-group, libc::SIGKILL) };
+    }
+}
+
+#[cfg(not(unix))]
+fn kill_group(_: u32) {}
+
+impl Process {
+    /// Whether the process has ended. It is not waited for: its id must stay its own.
+    #[cfg(unix)]
+    fn has_ended(&mut self) -> bool {
+        if self.status.is_some() {
+            return true;
+        }
+        // SAFETY: a struct of plain numbers, for which zeros are a value.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        // SAFETY: the call writes to `info` alone.
+        let looked = unsafe { libc::waitid(libc::P_PID, self.child.id(), &raw mut info, flags) };
+        // SAFETY: `waitid` has filled the structure, or left its zeros where no process has ended.
+        looked != 0 || unsafe { info.si_pid() } != 0
+    }
+
+    #[cfg(not(unix))]
+    fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+}

@@ -1,0 +1,151 @@
+//! Whether this machine has the memory and the disk space that a plan asks for.
+//!
+//! Memory is compared with all that a process can ever have here: the machine's, or the limit of its control group, and swap. Disk
+//! space is compared with what is free where the run folder will be, for the checkpoints that are kept at once and the final models.
+//! Both count less than a run takes (the program itself, data, logs), so a plan that is refused does not fit. Left out: GPUs, and
+//! checkpoints kept by `keep_every`.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Result, bail};
+
+use super::Plan;
+use crate::config::{Config, Device, SaveDtype};
+use crate::train::memory;
+
+const GIB: f64 = (1u64 << 30) as f64;
+
+/// Makes sure that the plans fit on this machine. What the system does not say is not compared.
+///
+/// # Errors
+/// The first stage that does not fit, or the disk, with both numbers.
+pub fn check(config: &Config, plans: &[Plan]) -> Result<()> {
+    if config.run.device == Device::Cpu
+        && let Some(most) = memory::limit_bytes()
+    {
+        plans.iter().try_for_each(|plan| check_memory(plan, most))?;
+    }
+    let folder = config.run.folder();
+    match free_disk(&folder) {
+        Some(free) => check_disk(config, plans, &folder, free),
+        None => Ok(()),
+    }
+}
+
+fn check_memory(plan: &Plan, most: u64) -> Result<()> {
+    let needed = plan.most_at_once() as u64;
+    if needed > most {
+        bail!(
+            "stage {stage} needs {:.1} GiB of memory at once, and this machine has {:.1} GiB; lower {stage}.micro_batch_tokens, set \
+             {stage}.recompute = \"block\", or train fewer weights (lora, trunk_layers)",
+            needed as f64 / GIB,
+            most as f64 / GIB,
+            stage = plan.stage
+        );
+    }
+    Ok(())
+}
+
+fn check_disk(config: &Config, plans: &[Plan], folder: &Path, free: u64) -> Result<()> {
+    let needed: u64 = plans.iter().map(|plan| stage_bytes(config, plan)).sum();
+    // A run that is continued has written some of it.
+    let left = needed.saturating_sub(folder_bytes(folder));
+    if left > free {
+        bail!(
+            "{}: checkpoints and final models take {:.1} GiB more, and {:.1} GiB are free on this disk; lower keep_last, or set run.dir to \
+             another disk",
+            folder.display(),
+            left as f64 / GIB,
+            free as f64 / GIB
+        );
+    }
+    Ok(())
+}
+
+/// Bytes that a stage leaves: the checkpoints that are kept, and one that is written before the oldest goes; and the final model.
+fn stage_bytes(config: &Config, plan: &Plan) -> u64 {
+    let trained: usize = plan.roles.iter().map(|r| r.gradients() + r.moments()).sum();
+    let kept = config.training(plan.stage).map_or(0, |t| t.keep_last + 1);
+    let bytes_of_f32 = match config.model.save_dtype {
+        SaveDtype::Float32 => 1,
+        SaveDtype::Bfloat16 | SaveDtype::Float16 => 2,
+    };
+    let model = plan.roles.first().map_or(0, |role| role.weights());
+    (trained.saturating_mul(kept) + model / bytes_of_f32) as u64
+}
+
+/// Bytes of all files below a folder; zero where there is none.
+fn folder_bytes(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let bytes = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => folder_bytes(&entry.path()),
+        Ok(metadata) => metadata.len(),
+        Err(_) => 0,
+    };
+    entries.map(bytes).sum()
+}
+
+/// Bytes that are free for this user on the disk of `folder`, or of the nearest folder above it that is there.
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+fn free_disk(folder: &Path) -> Option<u64> {
+    use std::os::unix::ffi::OsStrExt;
+
+    let folder = std::path::absolute(folder).ok()?;
+    let there = folder.ancestors().find(|folder| folder.is_dir())?;
+    let path = std::ffi::CString::new(there.as_os_str().as_bytes()).ok()?;
+    // SAFETY: a struct of plain numbers, for which zeros are a value.
+    let mut disk: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the path ends in zero, and the call writes to `disk` alone.
+    let asked = unsafe { libc::statvfs(path.as_ptr(), &raw mut disk) };
+    (asked == 0).then(|| disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+fn free_disk(_: &Path) -> Option<u64> {
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Stage;
+    use crate::stages::plan::{Buffer, Phase};
+
+    fn plan(bytes: usize) -> Plan {
+        let name = "activations".to_owned();
+        let phase = Phase::Update;
+        Plan {
+            stage: Stage::Sft,
+            roles: Vec::new(),
+            buffers: vec![Buffer { name, bytes, phase }],
+            notes: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_plan_beyond_the_machine_is_refused_with_both_numbers() {
+        assert!(check_memory(&plan(23 << 30), 23 << 30).is_ok());
+        let error = check_memory(&plan(139 << 30), 23 << 30).unwrap_err();
+        let error = error.to_string();
+        for part in [
+            "stage sft",
+            "139.0 GiB",
+            "23.0 GiB",
+            "sft.micro_batch_tokens",
+        ] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+    fn the_disk_of_a_folder_that_is_not_there_yet_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let free = free_disk(&folder.path().join("runs/new")).unwrap();
+        assert!(free > 0);
+        fs::create_dir(folder.path().join("a")).unwrap();
+        fs::write(folder.path().join("a/b"), [0; 1000]).unwrap();
+        assert_eq!(folder_bytes(folder.path()), 1000);
+    }
+}

@@ -1,0 +1,101 @@
+//! Reward programs that misbehave, under the real binary: lines that nobody asked for, lines and floods without end, and descendants
+//! that would outlive the run.
+
+use std::fs;
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::refusal::refused;
+use crate::support::{Workspace, read};
+
+const RUN: &str = "ppo config.toml --set ppo.max_steps=2 --set ppo.eval_prompts= --set ppo.lexicon= --set ppo.eval_samples=256 --set ppo.eval_steps=0";
+/// Answers a question with 0.25 for every completion in it.
+const ANSWER: &str = r#"answer() { scores=$(printf '%s' "$line" | grep -o '"completion":' | sed 's/.*/0.25/' | tr '\n' ','); echo "[${scores%,}]"; }
+"#;
+const ANSWER_ALL: &str = "while read -r line; do answer; done\n";
+
+/// Trained models, and a configuration whose PPO scores by a shell script.
+fn workspace(script: &str) -> Workspace {
+    let workspace = Workspace::trained();
+    let config = String::from_utf8(read(&workspace.path("config.toml"))).expect("UTF-8");
+    let config = config.replace("reward_model = \"models/reward\"\n", "");
+    let program = "[[ppo.rewards]]\ntype = \"program\"\ncommand = [\"sh\", \"reward.sh\"]\n";
+    workspace.write("config.toml", &(config + "\n" + program));
+    workspace.write("reward.sh", &format!("{ANSWER}{script}"));
+    workspace
+}
+
+/// The process of a script that started one in the background and noted its id. One that was killed and that nobody has waited for
+/// does not run.
+fn descendant_runs(workspace: &Workspace) -> bool {
+    let pid = fs::read_to_string(workspace.path("pid")).expect("the script ran");
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+    stat.is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+#[test]
+fn a_surplus_line_fails_the_run_every_time() {
+    let after_the_first = "read -r line; answer; answer; while read -r line; do answer; done\n";
+    let after_the_last = "read -r line; answer; read -r line; answer; echo '[1]'; cat >&2\n";
+    for script in [after_the_first, after_the_last] {
+        for _ in 0..4 {
+            let says = ["reward `program`", "sh reward.sh", "nobody asked for"];
+            let workspace = workspace(script);
+            refused(&workspace, RUN, &says);
+            assert!(!workspace.model("trial", "ppo").exists());
+        }
+    }
+}
+
+#[test]
+fn lines_and_messages_without_end_fail_the_run() {
+    let endless = workspace("read -r line; tr '\\0' x < /dev/zero\n");
+    refused(
+        &endless,
+        RUN,
+        &["sh reward.sh", "without the end of a line"],
+    );
+    let noisy = workspace("read -r line; tr '\\0' '\\n' < /dev/zero >&2\n");
+    let says = ["sh reward.sh", "more than 1 MiB to standard error"];
+    let ended = noisy.run(RUN);
+    assert_eq!(ended.code, Some(1));
+    assert!(says.iter().all(|part| ended.stderr.contains(part)));
+    assert!(ended.stderr.len() < 4 << 20);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn descendants_end_with_the_run() {
+    let child = "sleep 600 & echo $! > pid\n";
+    let well = workspace(&format!("{child}{ANSWER_ALL}"));
+    well.succeed(RUN);
+    assert!(!descendant_runs(&well));
+    let badly = workspace(&format!("{child}read -r line; echo nonsense; cat\n"));
+    refused(&badly, RUN, &["not JSON"]);
+    assert!(!descendant_runs(&badly));
+}
+
+/// Killed without a word, the run can end nothing itself.
+#[test]
+#[cfg(target_os = "linux")]
+fn descendants_end_with_a_run_that_is_killed() {
+    let workspace =
+        workspace("sleep 600 & echo $! > pid.new; mv pid.new pid; read -r line; sleep 600\n");
+    let mut command = workspace.command(RUN);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut run = command.spawn().expect("the binary");
+    let start = Instant::now();
+    while !workspace.path("pid").exists() {
+        assert!(start.elapsed().as_secs() < 60, "the program never started");
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert!(descendant_runs(&workspace));
+    run.kill().expect("a process");
+    run.wait().expect("its end");
+    let start = Instant::now();
+    while descendant_runs(&workspace) {
+        assert!(start.elapsed().as_secs() < 30, "it outlives the run");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
