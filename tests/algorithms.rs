@@ -426,7 +426,7 @@ fn losses_with_every_default_are_trls() {
         .collect();
     check_within(&advantages, &tokens("advantages"), 1e-7, "advantages");
 
-    assert_eq!(ppo.update.loss_aggregation, config::LossAggregation::Token);
+    assert_eq!(ppo.loss_aggregation(), config::LossAggregation::Token);
     let weights = golden.token_mean();
     let config = PolicyLossConfig {
         cliprange_low: ppo.objective.cliprange,

@@ -7,14 +7,20 @@ mod adapters;
 mod arithmetic;
 #[path = "stages/dynamic_sampling.rs"]
 mod dynamic_sampling;
+#[path = "stages/epochs.rs"]
+mod epochs;
 #[path = "stages/estimators.rs"]
 mod estimators;
 #[path = "stages/fine_tuning.rs"]
 mod fine_tuning;
+#[path = "stages/independence.rs"]
+mod independence;
 #[path = "stages/invariance.rs"]
 mod invariance;
 #[path = "stages/kl.rs"]
 mod kl;
+#[path = "stages/learning_rates.rs"]
+mod learning_rates;
 #[path = "stages/limits.rs"]
 mod limits;
 #[path = "stages/mistakes.rs"]

@@ -35,6 +35,26 @@ pub enum Purpose {
     Split = 8,
     /// Order of the pretraining text that PPO mixes in.
     Ptx = 9,
+    /// Seeds of the models that draw for themselves.
+    Model = 10,
+}
+
+/// A model that must not begin as another one of its kind does, nor read data in the same order: all its draws follow a seed of its
+/// own. The values are part of the format, as those of [`Purpose`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Independent {
+    /// The judge, which says whether a reward model is right and so must not share its chances.
+    Judge = 1,
+    /// A critic whose head is drawn, beside a reward model's.
+    Critic = 2,
+}
+
+impl Independent {
+    /// The seed that stands for `seed` in this model's draws.
+    pub fn seed(self, seed: u64) -> u64 {
+        Key::new(seed, Purpose::Model).bits(self as u64, 0)
+    }
 }
 
 /// Names a table of random words; see the module's head.

@@ -170,7 +170,7 @@ fn effect(table: &str, key: &str, old: &Table, new: &Table) -> Effect {
 }
 
 /// More steps leave the earlier ones as they were only where the learning rate does not look at the
-/// end.
+/// end: under a constant one, which its warm-up counts from the start. A batch looks at its own step alone.
 fn only_longer(old: &Table, new: &Table) -> bool {
     let steps = |table: &Table| {
         table
@@ -236,6 +236,22 @@ mod tests {
             changes(&["pretrain.max_steps=200"]),
             vec![("pretrain.max_steps".into(), Effect::ChangesResult)]
         );
+    }
+
+    #[test]
+    fn how_epochs_are_cut_and_warmed_up_changes_the_result() {
+        for set in [
+            "sft.dataloader_drop_last=true",
+            "ppo.warmup_steps=3",
+            "sft.warmup_steps=3",
+        ] {
+            let key = set.split('=').next().unwrap();
+            assert_eq!(changes(&[set]), [(key.into(), Effect::ChangesResult)]);
+        }
+        // A warm-up does not look at the end either.
+        let warm = |steps: &str| resolve(&["ppo.warmup_steps=3", steps]).unwrap();
+        let found = diff(&warm("ppo.max_steps=40"), &warm("ppo.max_steps=50")).unwrap();
+        assert_eq!(found[0].effect, Effect::Harmless);
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
 }
 
 /// The keys of other trainers and everyday words → ours, where no spelling would lead there.
-const ALIASES: [(&str, &str); 22] = [
+const ALIASES: [(&str, &str); 23] = [
     ("lr", "learning_rate"),
     ("beta", "kl_coef"),
     ("init_kl_coef", "kl_coef"),
@@ -59,6 +59,7 @@ const ALIASES: [(&str, &str); 22] = [
     ("rloo_k", "num_samples_per_prompt"),
     ("horizon", "kl_horizon"),
     ("gamma", "simpo_gamma"),
+    ("drop_last", "dataloader_drop_last"),
 ];
 
 /// Our word for a key that other trainers use, if `known` has it.

@@ -10,18 +10,21 @@ use super::data::HeldOut;
 pub struct Training {
     /// Optimizer steps (PPO: iterations); 0 takes `max_epochs`, or one epoch if that is unset too.
     pub max_steps: usize,
-    /// Passes over the data, instead of `max_steps`.
+    /// Passes over the data, instead of `max_steps`; a fraction of one is rounded up to whole steps.
     pub max_epochs: Option<f64>,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// How the learning rate falls after the warm-up.
     pub lr_scheduler_type: LrScheduler,
-    /// Steps over which the learning rate rises linearly from zero.
+    /// Steps over which the learning rate rises linearly: step s of w has s / (w + 1) of the peak, and step w + 1 the peak.
     pub warmup_steps: usize,
-    /// Learning rate at the end as a share of the peak.
+    /// Learning rate that the decay falls to, as a share of the peak. It would reach it on the step after the last.
     pub min_lr_ratio: f64,
     /// Rows of one optimizer step (reward: pairs; PPO: sequences of one iteration).
     pub batch_size: usize,
+    /// Whether the records that do not fill the last batch of an epoch are left out of it, rather than being a short batch. Refused
+    /// in `[ppo]`, whose iterations are always whole.
+    pub dataloader_drop_last: bool,
     /// Most tokens in one forward pass; a batch above it is accumulated in several.
     pub micro_batch_tokens: usize,
     /// Decoupled weight decay of the matrices.
@@ -90,6 +93,7 @@ impl Default for Training {
             warmup_steps: 0,
             min_lr_ratio: 0.0,
             batch_size: 32,
+            dataloader_drop_last: false,
             micro_batch_tokens: 4096,
             weight_decay: 0.0,
             adam_beta1: 0.9,

@@ -1,7 +1,8 @@
 //! `[reward]` and `[judge]`: a reward model trained on preferences.
 //!
 //! The judge is a second reward model, trained on other pairs and never seen by PPO: it tells a
-//! policy that has become better from one that has learnt its reward model's weaknesses.
+//! policy that has become better from one that has learnt its reward model's weaknesses. It draws
+//! its first head, the order of its pairs and those that it holds out apart from the reward model's.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,5 @@
-//! Our defaults beside TRL's, field by field: each of TRL's is one of ours, or differs for a reason, or has no counterpart for one.
+//! Our defaults beside TRL's, field by field: each of TRL's is one of ours (also where it acts otherwise, which is then said), or
+//! differs for a reason, or has no counterpart for one.
 //!
 //! TRL's stand in `tests/golden/trl_defaults.json`, made by `make_trl_defaults.py` from the configuration classes of the version named
 //! there.
@@ -16,19 +17,27 @@ mod groups;
 enum Ours {
     /// The key has its default.
     Same(&'static str),
+    /// The key has its default, and acts otherwise.
+    Acts(&'static str, &'static str),
     /// The key has another default, because.
     Differs(&'static str, &'static str),
     /// There is no such key, because.
     Absent(&'static str),
 }
-use Ours::{Absent, Differs, Same};
+use Ours::{Absent, Acts, Differs, Same};
 
 /// A field, or all that begin as `begin_*`.
 type Row = (&'static str, Ours);
 
 /// What all stages have in common.
 const SHARED: &[Row] = &[
-    ("warmup_steps", Same("warmup_steps")),
+    (
+        "warmup_steps",
+        Acts(
+            "warmup_steps",
+            "step s of w has s/(w + 1) of the peak; there it has (s − 1)/w, and the first step changes nothing",
+        ),
+    ),
     ("weight_decay", Same("weight_decay")),
     ("adam_beta1", Same("adam_beta1")),
     (
@@ -40,6 +49,7 @@ const SHARED: &[Row] = &[
     ),
     ("adam_epsilon", Same("adam_epsilon")),
     ("max_grad_norm", Same("max_grad_norm")),
+    ("dataloader_drop_last", Same("dataloader_drop_last")),
     (
         "per_device_train_batch_size",
         Differs(
@@ -175,7 +185,13 @@ const REWARD: &[Row] = &[
             "1e-4 is for adapters; whole models took 9e-6 (Ouyang et al. 2022) and 1.5e-5 (Stiennon et al. 2020)",
         ),
     ),
-    ("max_length", Same("max_length")),
+    (
+        "max_length",
+        Acts(
+            "max_length",
+            "a longer pair is cut at its end; there it is left out, without a word of how many",
+        ),
+    ),
     (
         "center_rewards_coefficient",
         Differs("center_rewards_coefficient", "0 and None both mean off"),
@@ -210,6 +226,21 @@ const PPO: &[Row] = &[
         ),
     ),
     ("num_mini_batches", Same("num_mini_batches")),
+    (
+        "max_grad_norm",
+        Acts(
+            "max_grad_norm",
+            "gradients of actor and critic are clipped, each by its own norm, as OpenRLHF and verl do; TRL's PPO has the field and its \
+             loop clips nothing",
+        ),
+    ),
+    (
+        "dataloader_drop_last",
+        Acts(
+            "dataloader_drop_last",
+            "an iteration is always whole, and so it is there whatever the field says",
+        ),
+    ),
     (
         "total_episodes",
         Absent("max_steps or max_epochs says how long"),
@@ -282,7 +313,13 @@ const PPO: &[Row] = &[
 
 const DPO: &[Row] = &[
     ("learning_rate", Same("learning_rate")),
-    ("max_length", Same("max_length")),
+    (
+        "max_length",
+        Acts(
+            "max_length",
+            "the end of an answer is cut in both; a pair whose prompt alone is as long is left out there without a word",
+        ),
+    ),
     (
         "truncation_mode",
         Differs(
@@ -342,11 +379,15 @@ fn check(class: &str, ours: &impl Serialize, rows: &[&[Row]]) {
             })
         };
         match row {
-            Same(key) => {
+            Same(key) | Acts(key, _) => {
                 let found = default(key);
+                let words = match row {
+                    Acts(_, words) => words,
+                    _ => "nothing is said of a difference",
+                };
                 assert!(
                     is_same(found, theirs),
-                    "[{class}] {key} is {found}, TRL's {field} {theirs}"
+                    "[{class}] {key} is {found}, TRL's {field} {theirs} ({words})"
                 );
             }
             Differs(key, reason) => {
@@ -393,7 +434,8 @@ fn is_same(ours: &Value, theirs: &Value) -> bool {
 fn every_default_of_trls_is_ours_or_differs_for_a_reason() {
     check("sft", &Sft::default(), &[SHARED, SUPERVISED, SFT]);
     check("reward", &Reward::default(), &[SHARED, SUPERVISED, REWARD]);
-    check("ppo", &Ppo::default(), &[SHARED, ON_POLICY, PPO]);
+    // The first row that names a field is its own.
+    check("ppo", &Ppo::default(), &[PPO, SHARED, ON_POLICY]);
     check(
         "dpo",
         &Dpo::default(),
@@ -401,8 +443,8 @@ fn every_default_of_trls_is_ours_or_differs_for_a_reason() {
     );
     let (shared, groups) = ([SHARED, ON_POLICY, REFERENCE].concat(), groups::BOTH);
     let grpo = with(AdvantageEstimator::Grpo);
-    check("grpo", &grpo, &[&shared, groups, groups::GRPO]);
+    check("grpo", &grpo, &[groups::GRPO, groups, &shared]);
     let rloo = with(AdvantageEstimator::Rloo);
-    check("rloo", &rloo, &[&shared, groups, groups::RLOO]);
+    check("rloo", &rloo, &[groups::RLOO, groups, &shared]);
     check("cpo", &Dpo::default(), &[CPO]);
 }

@@ -2,12 +2,13 @@
 //!
 //! A file becomes [`Record`]s ([`records`]); a record becomes token ids through the [`Tokenizer`]
 //! and, for chats, the model's [`ChatTemplate`] ([`example`]); ids become rows without padding
-//! ([`packing`]); and [`loader`] says which row comes at which step, as a function of the step
-//! alone. On the way back, [`ends`] says where a completion's text ends.
+//! ([`packing`]); and [`loader`] and [`batches`] say which rows a step reads, as functions of the
+//! step alone. On the way back, [`ends`] says where a completion's text ends.
 //!
 //! What is left out: downloads, streaming of files larger than memory, and anything that knows a
 //! tensor.
 
+pub mod batches;
 pub mod ends;
 pub mod error;
 pub mod example;

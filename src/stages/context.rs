@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use candle_core::Device;
 use serde_json::{Map, Value};
 
-use crate::config::{self, Config, Length, Training};
+use crate::config::{self, Config};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
 use crate::model::hf_config::HfConfig;
@@ -132,16 +132,6 @@ pub fn check_vocabulary(
         folder.display()
     );
     Ok(())
-}
-
-/// Steps of a stage whose data has `records`, `batch_size` of them a step.
-pub fn steps(training: &Training, records: usize, batch_size: usize) -> u64 {
-    match training.length() {
-        Length::Steps(steps) => steps as u64,
-        Length::Epochs(epochs) => {
-            ((epochs * records as f64 / batch_size as f64).ceil() as u64).max(1)
-        }
-    }
 }
 
 fn save_dtype(dtype: config::SaveDtype) -> SaveDtype {

@@ -1,11 +1,15 @@
-//! Which record comes at which place: one shuffled dataset, or a weighted mixture of several.
+//! Which records a step reads: one shuffled dataset, or a weighted mixture of several, cut into batches epoch by epoch.
+//!
+//! A mixture has no epochs of its own, for its files are drawn from at different rates. An epoch of it is as many draws as it has
+//! records in all, cut into batches as any other; a file that is drawn from more often than it has records begins anew within it.
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use rollout::random::Purpose;
 
 use super::misfits::Misfit;
-use crate::config::{Data, RecordKeys, Source};
+use crate::config::{Data, Length, RecordKeys, Source, Stage, Training};
 use crate::data;
+use crate::data::batches::{Batches, Remainder};
 use crate::data::example::Encoded;
 use crate::data::loader::{Mixture, Order};
 use crate::data::records::{File, LeftOut, Record, read_file};
@@ -126,14 +130,21 @@ impl<T> Items<T> {
         out
     }
 
-    /// The order in which training meets the items.
+    /// The order in which training meets the items, and its batches.
     ///
     /// # Errors
-    /// If there are none, or weights are given and a file has none left.
-    pub fn walk(&self, seed: u64) -> Result<Walk> {
+    /// If there are none, weights are given and a file has none left, or `dataloader_drop_last` leaves no batch.
+    pub fn walk(&self, stage: Stage, training: &Training, seed: u64) -> Result<Walk> {
         if self.all.is_empty() {
             bail!("no record is left to train on");
         }
+        Ok(Walk {
+            order: self.order(seed)?,
+            batches: batches(training, self.all.len()).with_context(|| format!("[{stage}]"))?,
+        })
+    }
+
+    fn order(&self, seed: u64) -> Result<Draws> {
         let weights: Option<Vec<(usize, f64)>> =
             self.files.iter().map(|&(n, w)| Some((n, w?))).collect();
         match weights {
@@ -142,9 +153,9 @@ impl<T> Items<T> {
                     .iter()
                     .scan(0, |at, (n, _)| Some(std::mem::replace(at, *at + n)))
                     .collect();
-                Ok(Walk::Mixture(Mixture::new(&files, seed)?, starts))
+                Ok(Draws::Mixture(Mixture::new(&files, seed)?, starts))
             }
-            _ => Ok(Walk::Order(Order::new(
+            _ => Ok(Draws::Order(Order::new(
                 self.all.len(),
                 seed,
                 Purpose::Shuffle,
@@ -153,31 +164,126 @@ impl<T> Items<T> {
     }
 }
 
+/// How the records of a supervised stage are cut into batches.
+///
+/// # Errors
+/// If `dataloader_drop_last` leaves no batch.
+pub fn batches(training: &Training, records: usize) -> data::Result<Batches> {
+    let remainder = match training.dataloader_drop_last {
+        true => Remainder::Dropped,
+        false => Remainder::ShortBatch,
+    };
+    Batches::new(records, training.batch_size, remainder)
+}
+
+/// Steps of a stage whose epochs are cut so.
+pub fn steps(training: &Training, batches: &Batches) -> u64 {
+    match training.length() {
+        Length::Steps(steps) => steps as u64,
+        Length::Epochs(epochs) => batches.steps(epochs),
+    }
+}
+
+/// The items that each step reads.
+pub struct Walk {
+    order: Draws,
+    batches: Batches,
+}
+
 /// Place in training → index of the item.
-pub enum Walk {
+enum Draws {
     /// All items, shuffled anew each epoch.
     Order(Order),
     /// Files drawn from by weight; the index of each file's first item.
     Mixture(Mixture, Vec<usize>),
 }
 
-impl Walk {
-    /// The item at `position`.
-    pub fn index(&self, position: u64) -> usize {
+impl Draws {
+    fn index(&self, place: u64) -> usize {
         match self {
-            Self::Order(order) => order.index(position),
+            Self::Order(order) => order.index(place),
             Self::Mixture(mixture, starts) => {
-                let (file, index) = mixture.at(position);
+                let (file, index) = mixture.at(place);
                 starts[file] + index
             }
         }
     }
+}
 
-    /// The items of optimizer step `step` (from 1) of `batch` items each.
-    pub fn step(&self, step: u64, batch: usize) -> Vec<usize> {
-        let start = (step - 1) * batch as u64;
-        (start..start + batch as u64)
-            .map(|position| self.index(position))
-            .collect()
+impl Walk {
+    /// The items of optimizer step `step` (from 1).
+    pub fn step(&self, step: u64) -> Vec<usize> {
+        let places = self.batches.places(step);
+        places.map(|place| self.order.index(place)).collect()
+    }
+
+    /// Passes over the data after `step` steps.
+    pub fn epochs(&self, step: u64) -> f64 {
+        self.batches.epochs(step)
+    }
+
+    /// Steps of the stage.
+    pub fn steps(&self, training: &Training) -> u64 {
+        steps(training, &self.batches)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn items(files: &[(usize, Option<f64>)]) -> Items<()> {
+        Items {
+            all: vec![(); files.iter().map(|(count, _)| count).sum()],
+            files: files.to_vec(),
+        }
+    }
+
+    fn training(batch_size: usize) -> Training {
+        Training {
+            batch_size,
+            ..Training::default()
+        }
+    }
+
+    #[test]
+    fn an_epoch_of_a_mixture_is_as_many_draws_as_it_has_records() {
+        let (training, files) = (training(4), [(6, Some(3.0)), (4, Some(1.0))]);
+        let walk = items(&files).walk(Stage::Sft, &training, 1).unwrap();
+        assert_eq!((walk.steps(&training), walk.epochs(3)), (3, 1.0));
+        let sizes = [1, 2, 3, 4].map(|step| walk.step(step).len());
+        assert_eq!(sizes, [4, 4, 2, 4]);
+        // Whatever the batches, the draws are those of the mixture in its own order.
+        let Draws::Mixture(mixture, starts) = &walk.order else {
+            panic!("a mixture")
+        };
+        let drawn: Vec<usize> = (1..=6).flat_map(|step| walk.step(step)).collect();
+        let expected = (0..20)
+            .map(|place| mixture.at(place))
+            .map(|(file, i)| starts[file] + i);
+        assert_eq!(drawn, expected.collect::<Vec<_>>());
+        let first = drawn.iter().filter(|&&item| item < 6).count();
+        assert_eq!(first, 15, "three draws in four");
+    }
+
+    #[test]
+    fn the_last_batch_is_short_or_dropped_as_configured() {
+        let mut training = training(4);
+        let walk =
+            |training: &Training| items(&[(6, None), (3, None)]).walk(Stage::Dpo, training, 1);
+        let short = walk(&training).unwrap();
+        assert_eq!((short.steps(&training), short.step(3).len()), (3, 1));
+        training.dataloader_drop_last = true;
+        let dropped = walk(&training).unwrap();
+        assert_eq!((dropped.steps(&training), dropped.epochs(2)), (2, 1.0));
+        assert_eq!(dropped.step(1), short.step(1));
+        assert_eq!(dropped.step(3), short.step(4), "the next epoch is the same");
+        training.batch_size = 10;
+        let refused = walk(&training).err().expect("no batch");
+        let refused = format!("{refused:#}");
+        assert!(
+            refused.contains("[dpo]") && refused.contains("9 records"),
+            "{refused}"
+        );
     }
 }

@@ -44,11 +44,11 @@ pub trait RowSet {
 pub struct LanguageTask<'a, R> {
     /// The rows to train on.
     pub rows: R,
-    /// Their order.
+    /// Their order, and their batches.
     pub walk: Walk,
     /// Held-out batches.
     pub held_out: Vec<Batch>,
-    /// Batch and micro-batch sizes.
+    /// Size of micro-batches, and what a pass keeps.
     pub training: &'a Training,
 }
 
@@ -56,7 +56,7 @@ impl<R: RowSet> Task for LanguageTask<'_, R> {
     type Micro = Batch;
 
     fn micro_batches(&self, step: u64) -> Result<Vec<Batch>> {
-        let indices = self.walk.step(step, self.training.batch_size);
+        let indices = self.walk.step(step);
         let runs = cut(
             indices,
             |i| self.rows.tokens(i),
@@ -109,7 +109,7 @@ impl<R: RowSet> Task for LanguageTask<'_, R> {
     }
 
     fn epochs(&self, step: u64) -> f64 {
-        (step * self.training.batch_size as u64) as f64 / self.rows.len().max(1) as f64
+        self.walk.epochs(step)
     }
 }
 

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, bail};
 
 use super::architecture::{describe, describe_for};
-use super::context::{Context, Finished, steps};
+use super::context::{Context, Finished};
 use super::dataset::{Items, Records};
 use super::language::{LanguageTask, RowSet};
 use super::misfits::Misfits;
@@ -76,18 +76,19 @@ pub fn pretrain(context: &Context, config: &Pretrain) -> Result<Option<Finished>
     let model = model(context, &tokenizer, config.context_length)?;
 
     // 4. Train, and leave a Hugging Face folder.
-    let steps = steps(&config.training, rows.len(), config.training.batch_size);
-    let walk = Items::single(vec![(); rows.len()]).walk(context.config.run.seed)?;
+    let (training, seed) = (&config.training, context.config.run.seed);
+    let walk = Items::single(vec![(); rows.len()]).walk(Stage::Pretrain, training, seed)?;
+    let steps = walk.steps(training);
     let task = LanguageTask {
         rows,
         walk,
         held_out,
-        training: &config.training,
+        training,
     };
     let plan = Plan {
         stage: Stage::Pretrain.name(),
         steps,
-        training: &config.training,
+        training,
         patience: 0,
         max_bad_steps: context.config.run.max_bad_steps,
         rate: &|_| 1.0,

@@ -1,12 +1,16 @@
 //! The reward model: Bradley-Terry on pairs of a better and a worse answer (Stiennon et al. 2020, eq. 1).
 //!
-//! It reads prompt and answer and scores at the last token. `[judge]` runs the same stage on other pairs, for evaluations alone.
+//! It reads prompt and answer and scores at the last token. `[judge]` runs the same stage on other pairs, for evaluations alone. Its
+//! draws are its own: another head to start with (and other adapters), another order of the pairs, others of them held out. Other
+//! stages share the run's seed, which makes no two of their models alike: where `[dpo]` and `[reward]` read one file they read it in
+//! one order, and adapters of the same shape start from the same matrix A.
 
 use anyhow::{Result, bail};
 use candle_core::Tensor;
+use rollout::random::Independent;
 
 use super::adapters::{Start, Trainee};
-use super::context::{Context, Finished, steps};
+use super::context::{Context, Finished};
 use super::dataset::Walk;
 use super::examples::{Examples, Source};
 use crate::config::{Reward, Stage, Training};
@@ -32,7 +36,7 @@ const CALIBRATION_BINS: usize = 10;
 pub fn reward(context: &Context, config: &Reward, stage: Stage) -> Result<Option<Finished>> {
     // 1. The model to start from, with a fresh scalar head.
     let tokenizer = context.tokenizer_of(&config.from)?;
-    let seed = context.config.run.seed;
+    let seed = seed(context.config.run.seed, stage);
     let start = Start {
         table: stage.name(),
         from: &config.from,
@@ -55,16 +59,12 @@ pub fn reward(context: &Context, config: &Reward, stage: Stage) -> Result<Option
     };
     let encoder = source.encoder(&tokenizer, model)?;
     let pairs = Examples::read(&source, seed, &encoder, Encoder::pairs)?;
-    let walk = pairs.training.walk(seed)?;
+    let walk = pairs.training.walk(stage, &config.training, seed)?;
 
     // 3. Train, and leave a Hugging Face folder.
     let plan = Plan {
         stage: stage.name(),
-        steps: steps(
-            &config.training,
-            pairs.training.all.len(),
-            config.training.batch_size,
-        ),
+        steps: walk.steps(&config.training),
         training: &config.training,
         patience: 0,
         max_bad_steps: context.config.run.max_bad_steps,
@@ -87,6 +87,14 @@ pub fn reward(context: &Context, config: &Reward, stage: Stage) -> Result<Option
     let mut finished = Finished::supervised(plan.stage, &report, context.folder);
     pairs.misfits.add_to(&mut finished.table);
     Ok(Some(finished))
+}
+
+/// The seed of the stage's draws.
+fn seed(run: u64, stage: Stage) -> u64 {
+    match stage {
+        Stage::Judge => Independent::Judge.seed(run),
+        _ => run,
+    }
 }
 
 /// transformers scores the last token that is not padding, so padding must differ from what ends an answer.
@@ -177,7 +185,7 @@ impl Task for PairTask<'_> {
     type Micro = PairBatch;
 
     fn micro_batches(&self, step: u64) -> Result<Vec<PairBatch>> {
-        let indices = self.walk.step(step, self.training.batch_size);
+        let indices = self.walk.step(step);
         let runs = cut(
             indices,
             |i| tokens(&self.pairs[i]),
@@ -250,7 +258,7 @@ impl Task for PairTask<'_> {
     }
 
     fn epochs(&self, step: u64) -> f64 {
-        (step * self.training.batch_size as u64) as f64 / self.pairs.len() as f64
+        self.walk.epochs(step)
     }
 }
 

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::adapters::{Start, Trainee};
-use super::context::{Context, Finished, steps};
+use super::context::{Context, Finished};
 use super::examples::{Examples, Source};
 use super::language::{LanguageTask, RowSet};
 use crate::config::{Sft, Stage};
@@ -60,7 +60,7 @@ pub fn sft(context: &Context, config: &Sft) -> Result<Option<Finished>> {
     };
     let encoder = source.encoder(&tokenizer, model)?;
     let examples = Examples::read(&source, seed, &encoder, Encoder::examples)?;
-    let walk = examples.training.walk(seed)?;
+    let walk = examples.training.walk(Stage::Sft, &config.training, seed)?;
     let limit = config.training.micro_batch_tokens;
     let held_out = examples.held_out.batches(usize::MAX, limit)?;
 
@@ -69,11 +69,7 @@ pub fn sft(context: &Context, config: &Sft) -> Result<Option<Finished>> {
     let rate = |param: &Param| layer_rate(param.name(), layers, config.layerwise_lr_decay);
     let plan = Plan {
         stage: Stage::Sft.name(),
-        steps: steps(
-            &config.training,
-            examples.training.all.len(),
-            config.training.batch_size,
-        ),
+        steps: walk.steps(&config.training),
         training: &config.training,
         patience: config.early_stopping_patience,
         max_bad_steps: context.config.run.max_bad_steps,

@@ -36,10 +36,62 @@ pub fn schedule(training: &Training, steps: u64, learning_rate: f64) -> Schedule
     }
 }
 
+/// Words on a learning rate of 0: `kept` is then as it started.
+pub fn rate_of_zero(training: &Training, kept: &str) -> Option<String> {
+    (training.learning_rate == 0.0)
+        .then(|| format!("learning_rate = 0: {kept} as the stage found it"))
+}
+
+/// Words on a warm-up that the stage's `steps` do not come to the end of.
+pub fn never_at_peak(training: &Training, steps: u64) -> Option<String> {
+    let schedule = schedule(training, steps, training.learning_rate);
+    let (warmup, share) = (training.warmup_steps, 100.0 * schedule.highest_share());
+    (share < 100.0).then(|| {
+        format!(
+            "warmup_steps = {warmup} with {steps} steps in all: the learning rate rises to {share:.0} % of learning_rate and no further"
+        )
+    })
+}
+
 /// What the backward pass keeps, as configured.
 pub fn gradient(training: &Training) -> Gradient {
     Gradient::Record(match training.recompute {
         Recompute::None => model::Recompute::None,
         Recompute::Block => model::Recompute::Block,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn training(warmup_steps: usize, learning_rate: f64) -> Training {
+        Training {
+            warmup_steps,
+            learning_rate,
+            ..Training::default()
+        }
+    }
+
+    #[test]
+    fn a_warm_up_that_does_not_end_is_said() {
+        let note = never_at_peak(&training(9, 1e-3), 2).unwrap();
+        assert!(
+            note.contains("warmup_steps = 9") && note.contains("20 %"),
+            "{note}"
+        );
+        assert!(never_at_peak(&training(3, 1e-3), 3).is_some());
+        assert_eq!(never_at_peak(&training(2, 1e-3), 3), None);
+        assert_eq!(never_at_peak(&training(0, 1e-3), 1), None);
+    }
+
+    #[test]
+    fn a_rate_of_zero_is_said() {
+        let note = rate_of_zero(&training(0, 0.0), "the model stays").unwrap();
+        assert_eq!(
+            note,
+            "learning_rate = 0: the model stays as the stage found it"
+        );
+        assert_eq!(rate_of_zero(&training(0, 1e-9), "the model stays"), None);
+    }
 }

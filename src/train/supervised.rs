@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::best::{Best, BestWeights};
 use super::checkpoint::{Checkpoint, Checkpoints};
-use super::configured::{adamw, gradient, is_due, schedule};
+use super::configured::{adamw, gradient, is_due, never_at_peak, rate_of_zero, schedule};
 use super::float;
 use super::memory::peak_bytes;
 use super::metrics::{Keep, Metrics, StepLog, names};
@@ -156,6 +156,10 @@ impl<'a, T: Task> Run<'a, T> {
         if step > 0 {
             progress.note(&format!("continues after step {step}"));
         }
+        rate_of_zero(plan.training, "the model stays")
+            .into_iter()
+            .chain(never_at_peak(plan.training, plan.steps))
+            .for_each(|note| progress.note(&note));
         let schedule = schedule(plan.training, plan.steps, plan.training.learning_rate);
         Ok(Self {
             task,
@@ -301,6 +305,10 @@ impl<'a, T: Task> Run<'a, T> {
     /// The last checkpoint, then the best weights where early stopping asks for them.
     fn finish(mut self) -> Result<Report> {
         self.save()?;
+        if self.optimizer.steps() == 0 {
+            self.progress
+                .note("every step was skipped: the model stays as the stage found it");
+        }
         let state = self.state;
         let last = Best {
             step: self.step,

@@ -88,8 +88,8 @@ fn every_stage_is_tried_once_its_models_are_there() {
         ("sft", lines("sft")),
         ("dpo", 30.0),
         ("reward", lines("reward")),
-        // 30 prompts three times, 16 an iteration.
-        ("ppo", 6.0),
+        // Three passes over 30 prompts, of which an iteration takes 16.
+        ("ppo", 3.0),
     ];
     let expected = expected.map(|(stage, steps)| (stage.to_owned(), steps));
     assert_eq!(found, expected);

@@ -18,7 +18,8 @@ from trl.experimental.ppo import PPOConfig
 from trl.experimental.ppo.ppo_trainer import masked_mean, masked_whiten
 
 SHARED = ["learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
-          "per_device_train_batch_size", "num_train_epochs", "max_steps", "save_steps", "eval_steps", "logging_steps", "gradient_checkpointing"]
+          "per_device_train_batch_size", "num_train_epochs", "max_steps", "save_steps", "eval_steps", "logging_steps",
+          "gradient_checkpointing", "dataloader_drop_last"]
 DEPRECATED = {"pad_token", "use_transformers_paged", "vllm_importance_sampling_cap"}
 
 def default(field):

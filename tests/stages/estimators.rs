@@ -131,3 +131,28 @@ fn the_critic_starts_from_the_reward_model_or_from_the_policy() {
     assert!(policy.1.iter().all(|loss| *loss > 0.0), "{:?}", policy.1);
     assert_ne!(policy.1, scorer.1);
 }
+
+/// Unset, the loss takes the mean that its estimator's source has.
+#[test]
+fn an_unset_aggregation_is_the_estimators_own() {
+    let workspace = Workspace::trained();
+    let weights = |estimator: &str, aggregation: Option<&str>| {
+        let name = format!("{estimator}-{}", aggregation.unwrap_or("unset"));
+        let set = aggregation.map(|word| format!("--set ppo.loss_aggregation={word}"));
+        let set = set.unwrap_or_default();
+        let flags = format!("{} --set ppo.max_steps=2 {set}", flags(estimator));
+        iterations(&workspace, &name, &flags);
+        workspace.weights(&name, "ppo")
+    };
+    for (estimator, own, other) in [
+        ("dr_grpo", "constant", "token"),
+        ("rloo", "constant", "token"),
+        ("remax", "constant", "token"),
+        ("grpo", "token", "constant"),
+        ("reinforce_plus_plus", "token", "constant"),
+    ] {
+        let unset = weights(estimator, None);
+        assert!(unset == weights(estimator, Some(own)), "{estimator}");
+        assert!(unset != weights(estimator, Some(other)), "{estimator}");
+    }
+}

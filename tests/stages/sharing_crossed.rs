@@ -34,7 +34,7 @@ fn remax_with_replaced_groups_and_pretraining_text_is_exact_on_a_trunk() {
 #[test]
 fn grpo_starts_on_policy_behind_an_iteration_that_was_taken_back() {
     let workspace = Workspace::trained();
-    let rising = "--set ppo.lr_scheduler_type=constant --set ppo.warmup_steps=6 --set ppo.learning_rate=2e-2";
+    let rising = "--set ppo.lr_scheduler_type=constant --set ppo.warmup_steps=5 --set ppo.learning_rate=2e-2";
     let limits = "--set ppo.target_kl=0.05 --set ppo.rollback_kl_factor=3.0";
     let group = "--set ppo.advantage_estimator=grpo --set ppo.num_samples_per_prompt=4";
     let flags = format!(

@@ -1,7 +1,7 @@
 //! The random words against published vectors, and the draws against what their distributions
 //! promise.
 
-use rollout::random::{Key, Purpose, philox4x32};
+use rollout::random::{Independent, Key, Purpose, philox4x32};
 
 /// Known answers of philox4x32 with 10 rounds, from the Random123 distribution (Salmon et al.
 /// 2011).
@@ -92,6 +92,22 @@ fn a_permutation_holds_each_number_once_and_favours_no_place() {
     assert_eq!(key.permutation(0, 100), key.permutation(0, 100));
     assert_ne!(key.permutation(0, 100), key.permutation(1, 100));
     assert!(key.permutation(0, 0).is_empty());
+}
+
+/// The seeds are part of the format: another value changes every judge and every drawn critic.
+#[test]
+fn independent_models_have_seeds_of_their_own() {
+    let seeds = [Independent::Judge, Independent::Critic].map(|model| model.seed(1));
+    assert_ne!(seeds[0], seeds[1]);
+    assert!(!seeds.contains(&1));
+    assert_ne!(Independent::Judge.seed(2), seeds[0]);
+    let order = |seed| Key::new(seed, Purpose::Shuffle).permutation(0, 100);
+    let agree = |a: &[usize], b: &[usize]| a.iter().zip(b).filter(|(a, b)| a == b).count();
+    let orders = [1, seeds[0], seeds[1]].map(order);
+    for (a, b) in [(0, 1), (0, 2), (1, 2)] {
+        // One place in a hundred by chance, ten with a probability of 1e-7.
+        assert!(agree(&orders[a], &orders[b]) < 10, "{orders:?}");
+    }
 }
 
 fn mean(xs: &[f64]) -> f64 {

@@ -29,7 +29,7 @@ pub struct Critic {
 pub enum CriticFrom {
     /// The reward model's, its head included.
     RewardModel,
-    /// The policy's, under a scalar head drawn from the run's seed.
+    /// The policy's, under a scalar head that is drawn, another than a reward model's first one.
     Policy,
 }
 

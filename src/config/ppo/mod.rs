@@ -164,6 +164,12 @@ impl Ppo {
         own.unwrap_or_else(|| PpoUpdate::usual_estimator(self.kl_in()))
     }
 
+    /// The mean that the policy's losses take.
+    pub fn loss_aggregation(&self) -> LossAggregation {
+        let usual = PpoUpdate::usual_aggregation(self.objective.advantage_estimator);
+        self.update.loss_aggregation.unwrap_or(usual)
+    }
+
     /// Where the KL to the reference enters.
     pub fn kl_in(&self) -> KlIn {
         let usual = PpoUpdate::usual_place(self.objective.advantage_estimator);
@@ -207,6 +213,7 @@ impl Ppo {
         self.fill_rewards(scorer, checker);
         self.objective.fill();
         self.update.kl_in = Some(self.kl_in());
+        self.update.loss_aggregation = Some(self.loss_aggregation());
         self.objective.kl_estimator = Some(self.kl_estimator());
         // A minibatch of none is refused by the checks.
         let sequences = self.training.batch_size.checked_div(self.num_mini_batches);
@@ -274,6 +281,11 @@ impl Ppo {
             }
         }
         keys.at_least("num_ppo_epochs", self.num_ppo_epochs, 1, "4 is usual");
+        if self.training.dataloader_drop_last {
+            let message =
+                "is of no use: an iteration always has batch_size sequences; remove this key";
+            keys.wrong("dataloader_drop_last", true, message);
+        }
         let estimator = self.objective.advantage_estimator;
         if estimator.compares_samples() && self.num_samples_per_prompt == 1 {
             let message = format!(

@@ -45,7 +45,7 @@ pub enum AdvantageEstimator {
     Gae,
     /// Mean and deviation of the prompt's samples (Shao et al. 2024).
     Grpo,
-    /// Their mean (Liu et al. 2025, whose loss also has `loss_aggregation = "constant"`).
+    /// Their mean (Liu et al. 2025), with `loss_aggregation = "constant"` unless that is set.
     DrGrpo,
     /// The mean of the prompt's other samples (Ahmadian et al. 2024).
     Rloo,

@@ -9,7 +9,7 @@ use super::Keys;
 pub struct Rollout {
     /// Most extra rounds in which prompts whose samples all score alike (before normalising and penalties) are replaced by the next prompts; 0 replaces none
     /// (Yu et al. 2025, "DAPO", eq. 11). What then is still missing is filled with the prompts that were to be replaced, so that a
-    /// batch always has its size. `max_epochs` counts prompts of batches, not those that were replaced.
+    /// batch always has its size. `max_epochs` counts iterations, however many prompts are replaced in them.
     pub dynamic_sampling: usize,
     /// Most sequences that are generated at once. Results do not depend on it.
     pub rollout_batch: usize,

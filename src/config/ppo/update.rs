@@ -10,9 +10,10 @@ use super::{AdvantageEstimator, Keys, KlControllerKind, KlEstimator, Ppo, Ptx};
 /// Keys of the update.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PpoUpdate {
-    /// The mean that policy loss, entropy bonus and KL loss take over a minibatch. The value loss is a mean over tokens in any
-    /// case, as TRL's and OpenRLHF's is (verl lets it follow the policy's).
-    pub loss_aggregation: LossAggregation,
+    /// The mean that policy loss, entropy bonus and KL loss take over a minibatch. When unset: `constant` with the estimators whose
+    /// papers sum a completion's tokens (`dr_grpo`, `rloo`, `remax`), else `token`. Filled once read. The value loss is a mean over
+    /// tokens in any case, as TRL's and OpenRLHF's is (verl lets it follow the policy's).
+    pub loss_aggregation: Option<LossAggregation>,
     /// c: the loss of a token whose advantage A is negative is at most −c·A, however far its ratio has grown (Ye et al. 2020; TRL's
     /// `delta`, verl's `clip_ratio_c`, there 3). Above 1; unset bounds nothing.
     pub dual_clip: Option<f64>,
@@ -35,16 +36,16 @@ pub struct PpoUpdate {
 }
 
 /// The mean that a loss of the policy takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LossAggregation {
     /// Over all tokens of the minibatch: PPO's, TRL's `bnpo` and `dapo`, verl's `token-mean`.
-    #[default]
     Token,
     /// Over sequences, of the mean over each one's tokens: TRL's `grpo`, verl's `seq-mean-token-mean`.
     Sequence,
     /// Over sequences, of the sum over each one's tokens divided by `max_new_tokens`: TRL's `dr_grpo`, verl's
-    /// `seq-mean-token-sum-norm`. Long answers then weigh as much a token as short ones.
+    /// `seq-mean-token-sum-norm`. Long answers then weigh as much a token as short ones, whatever the lengths of the others. But for
+    /// the constant it is the log-prob of a whole completion, which REINFORCE follows.
     Constant,
 }
 
@@ -77,6 +78,27 @@ impl PpoUpdate {
     /// The `policy/last_approx_kl` beyond which an iteration is taken back, if any is.
     pub fn rollback_kl(&self) -> Option<f64> {
         Some(self.target_kl? * self.rollback_kl_factor?)
+    }
+
+    /// What an unset `loss_aggregation` stands for: the estimator's source, or TRL's default where that differs (`grpo`).
+    ///
+    /// - Dr. GRPO (Liu et al. 2025, section 3.2) divides the sum by a constant, in place of the length of each completion.
+    /// - RLOO (Ahmadian et al. 2024, eq. 6 and 7) and ReMax (Li et al. 2024, eq. 4) take a completion as one action: the gradient is the
+    ///   advantage times Σ ∇ log π over its tokens. A constant divisor keeps that up to a scale; without it the losses would grow
+    ///   with the length allowed, and `max_grad_norm` would cut them all.
+    /// - PPO and REINFORCE++ (Hu 2025) take tokens as actions, and the mean over all of them.
+    /// - GRPO (Shao et al. 2024, eq. 3) takes the mean over each sequence's tokens first (`sequence`). On purpose it is `token` here:
+    ///   in the paper's mean a token of a long completion counts for less, so that long wrong answers are hardly discouraged (Yu et al.
+    ///   2025, "DAPO", section 3.3, whose mean this is); TRL's default is the same.
+    pub(super) fn usual_aggregation(estimator: AdvantageEstimator) -> LossAggregation {
+        match estimator {
+            AdvantageEstimator::DrGrpo | AdvantageEstimator::Rloo | AdvantageEstimator::Remax => {
+                LossAggregation::Constant
+            }
+            AdvantageEstimator::Gae
+            | AdvantageEstimator::Grpo
+            | AdvantageEstimator::ReinforcePlusPlus => LossAggregation::Token,
+        }
     }
 
     /// The place that an unset `kl_in` stands for: where the estimator's source has it.
@@ -177,7 +199,7 @@ impl PpoUpdate {
 #[cfg(test)]
 mod tests {
     use crate::config::tests::{refused, resolve};
-    use crate::config::{KlEstimator, KlIn, Ppo};
+    use crate::config::{KlEstimator, KlIn, LossAggregation, Ppo};
 
     fn ppo(overrides: &[&str]) -> Ppo {
         resolve(overrides).unwrap().ppo.unwrap()
@@ -202,6 +224,28 @@ mod tests {
             &["ppo.kl_in=loss", "ppo.kl_estimator=k1"],
             &["ppo.kl_estimator", "zero in expectation", "k3"],
         );
+    }
+
+    #[test]
+    fn losses_are_summed_as_the_estimators_paper_does() {
+        use LossAggregation::{Constant, Sequence, Token};
+        let found = |estimator: &str, set: &[&str]| {
+            let estimator = format!("ppo.advantage_estimator={estimator}");
+            let sets = [&[estimator.as_str(), "ppo.num_samples_per_prompt=4"], set].concat();
+            ppo(&sets).update.loss_aggregation
+        };
+        for (estimator, expected) in [
+            ("gae", Token),
+            ("grpo", Token),
+            ("dr_grpo", Constant),
+            ("rloo", Constant),
+            ("reinforce_plus_plus", Token),
+            ("remax", Constant),
+        ] {
+            assert_eq!(found(estimator, &[]), Some(expected), "{estimator}");
+            let set = ["ppo.loss_aggregation=sequence"];
+            assert_eq!(found(estimator, &set), Some(Sequence), "{estimator}");
+        }
     }
 
     #[test]

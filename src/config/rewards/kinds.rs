@@ -61,7 +61,8 @@ pub struct ModelReward {
     pub path: PathBuf,
 }
 
-/// `type = "ensemble"`: several reward models (Coste et al. 2023, "Reward model ensembles help mitigate overoptimization").
+/// `type = "ensemble"`: several reward models (Coste et al. 2023, "Reward model ensembles help mitigate overoptimization"). Train them
+/// in runs of different `run.seed`: of one seed they start from the same head and read their pairs in the same order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EnsembleReward {
     /// The reward models' folders, two at least. Required.

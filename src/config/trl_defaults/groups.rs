@@ -1,7 +1,7 @@
 //! TRL's fields of `GRPOConfig` and `RLOOConfig` beside `[ppo]` with these estimators.
 
 use super::Row;
-use super::{Absent, Differs, Same};
+use super::{Absent, Acts, Differs, Same};
 
 const SERVER: &str = "generation is the engine's own, on the weights that are trained";
 const SAMPLES: &str = "samples.jsonl has the completions of each evaluation";
@@ -72,6 +72,13 @@ pub(super) const BOTH: &[Row] = &[
     ),
     ("epsilon", Same("cliprange")),
     (
+        "dataloader_drop_last",
+        Acts(
+            "dataloader_drop_last",
+            "an iteration is always whole, and so it is there whatever the field says",
+        ),
+    ),
+    (
         "epsilon_high",
         Differs(
             "cliprange_high",
@@ -112,13 +119,16 @@ pub(super) const GRPO: &[Row] = &[
     ),
     (
         "scale_rewards",
-        Absent("the estimator says it: grpo divides by the group's deviation, TRL's default"),
+        Absent(
+            "the estimator says it: grpo divides by the group's deviation plus 1e-6, TRL by the deviation plus 1e-4",
+        ),
     ),
     (
         "loss_type",
         Differs(
             "loss_aggregation",
-            "the same under another word: the mean over the tokens of an optimizer step",
+            "the same under another word: `dapo` is the mean over the tokens of an optimizer step. The paper's is `grpo`, our \
+             `sequence`, in which a token of a long completion counts for less (Yu et al. 2025, section 3.3)",
         ),
     ),
     (
@@ -147,6 +157,14 @@ pub(super) const GRPO: &[Row] = &[
 
 pub(super) const RLOO: &[Row] = &[
     ("beta", Same("kl_coef")),
+    (
+        "epsilon",
+        Acts(
+            "cliprange",
+            "each token's ratio is clipped, as in PPO; TRL clips the ratio of the whole completion, which a long one leaves soon, and the \
+             paper none, for it takes one step a batch",
+        ),
+    ),
     ("normalize_advantages", Same("whiten_advantages")),
     ("reward_clip_range", Same("score_clip")),
 ];

@@ -15,7 +15,7 @@ mod reference;
 use anyhow::Result;
 
 use super::adapters::{Start, Trainee};
-use super::context::{Context, Finished, steps};
+use super::context::{Context, Finished};
 use super::dataset::Walk;
 use super::examples::{Examples, Source};
 use super::sft::stop_at_eos;
@@ -64,7 +64,7 @@ pub fn dpo(context: &Context, config: &Dpo) -> Result<Option<Finished>> {
     };
     let encoder = source.encoder(&tokenizer, model)?;
     let examples = Examples::read(&source, seed, &encoder, Encoder::direct_pairs)?;
-    let walk = examples.training.walk(seed)?;
+    let walk = examples.training.walk(Stage::Dpo, &config.training, seed)?;
 
     // 3. What the reference says of them.
     let preference = preference(config);
@@ -83,11 +83,7 @@ pub fn dpo(context: &Context, config: &Dpo) -> Result<Option<Finished>> {
     // 4. Train, and leave a Hugging Face folder.
     let plan = Plan {
         stage: Stage::Dpo.name(),
-        steps: steps(
-            &config.training,
-            pairs.training.len(),
-            config.training.batch_size,
-        ),
+        steps: walk.steps(&config.training),
         training: &config.training,
         patience: config.early_stopping_patience,
         max_bad_steps: context.config.run.max_bad_steps,
@@ -174,10 +170,7 @@ impl Task for DirectTask<'_> {
     type Micro = Micro;
 
     fn micro_batches(&self, step: u64) -> Result<Vec<Micro>> {
-        let (pairs, indices) = (
-            self.pairs.training,
-            self.walk.step(step, self.training.batch_size),
-        );
+        let (pairs, indices) = (self.pairs.training, self.walk.step(step));
         let runs = cut(
             indices,
             |i| tokens(&pairs[i]),
@@ -234,7 +227,7 @@ impl Task for DirectTask<'_> {
     }
 
     fn epochs(&self, step: u64) -> f64 {
-        (step * self.training.batch_size as u64) as f64 / self.pairs.training.len() as f64
+        self.walk.epochs(step)
     }
 }
 

@@ -37,7 +37,9 @@ pub struct Gathered {
     /// Tokens generated for the batch, those of dropped groups among them.
     pub tokens: usize,
     /// Prompts taken beyond those of one batch.
-    pub replacements: u64,
+    replacements: u64,
+    /// The place of the walk over the prompts that the next iteration goes on from.
+    pub passed: u64,
     /// Rounds of generation.
     rounds: usize,
     /// Share of the batch's groups whose scores are all alike.
@@ -58,7 +60,7 @@ impl<'a> Run<'a> {
     /// The batch of an iteration; `None` when a signal came.
     pub(super) fn gather(&self, iteration: u64, clock: &mut Clock) -> Result<Option<Gathered>> {
         let wanted = self.config.prompts_per_iteration();
-        let start = (iteration - 1) * wanted as u64 + self.state.replacements;
+        let mut passed = self.state.prompts_passed;
         let mut pool = Pool::default();
         for _ in 0..=self.config.rollout.dynamic_sampling {
             let missing = wanted - pool.with_spread().min(wanted);
@@ -66,7 +68,7 @@ impl<'a> Run<'a> {
                 break;
             }
             pool.forget_states(self.config.num_samples_per_prompt);
-            let prompts = self.walk(start + pool.prompts.len() as u64, missing);
+            let prompts = self.walk.take(&mut passed, missing, &pool.places());
             let Some(sampled) = self.draw(&prompts, iteration, clock)? else {
                 return Ok(None);
             };
@@ -75,6 +77,7 @@ impl<'a> Run<'a> {
         let chosen = choose(&pool.spread, wanted);
         let prompts: Vec<_> = chosen.iter().map(|&group| pool.prompts[group]).collect();
         let mut gathered = pool.into_batch(&chosen, self.config.num_samples_per_prompt);
+        gathered.passed = passed;
         if self.config.objective.advantage_estimator == AdvantageEstimator::Remax {
             let Some(baseline) = self.baseline(&prompts, clock)? else {
                 return Ok(None);
@@ -82,13 +85,6 @@ impl<'a> Run<'a> {
             gathered.baseline = Some(baseline);
         }
         Ok(Some(gathered))
-    }
-
-    /// The prompts from `start` on, each with the place at which training meets it.
-    fn walk(&self, start: u64, count: usize) -> Vec<(u64, &'a Prompt)> {
-        (start..start + count as u64)
-            .map(|place| (place, &self.prompts[self.order.index(place)]))
-            .collect()
     }
 
     /// The samples of each prompt, from the live weights of the actor, and their scores.
@@ -136,6 +132,10 @@ impl<'a> Pool<'a> {
         self.spread.iter().filter(|&&spread| spread).count()
     }
 
+    fn places(&self) -> Vec<u64> {
+        self.prompts.iter().map(|&(place, _)| place).collect()
+    }
+
     fn add(
         &mut self,
         prompts: Vec<(u64, &'a Prompt)>,
@@ -176,6 +176,7 @@ impl<'a> Pool<'a> {
             baseline: None,
             tokens,
             replacements: (self.spread.len() - chosen.len()) as u64,
+            passed: 0,
             rounds: self.rounds,
             no_spread: flat as f64 / chosen.len() as f64,
         }

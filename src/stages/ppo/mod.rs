@@ -6,6 +6,7 @@
 mod batch;
 mod clock;
 mod evaluation;
+mod prompts;
 mod report;
 mod rewards;
 mod rollouts;
@@ -18,30 +19,31 @@ mod update;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use rollout::random::Purpose;
 
-use super::context::{Context, Finished, steps};
+use super::context::{Context, Finished};
+use super::dataset::steps;
 use super::misfits::Misfits;
 use crate::config::{Ppo, Share, Stage};
 use crate::data::example::Prompt;
-use crate::data::loader::Order;
 use crate::data::tokenizer::Tokenizer;
 use crate::ops::dispatch::has_kernels;
 use crate::ops::profile;
 use crate::roles::{self, Experience, Roles, TokenScores};
 use crate::terminal::Phase;
-use crate::train::configured::{is_due, schedule};
+use crate::train::configured::{is_due, never_at_peak, rate_of_zero, schedule};
 use crate::train::metrics::{Expect, Keep, Metrics, StepLog, names};
 use crate::train::progress::Progress;
 use crate::train::run_folder::Done;
 use batch::Gathered;
 use clock::Clock;
 use evaluation::{Evaluator, Measured, Verdict};
+use prompts::PromptWalk;
 use rollouts::Sampler;
 use state::{Optimizers, State, Store};
 use targets::targets;
 use update::{Outcome, PretrainMix};
 
+pub(super) use prompts::batches;
 pub(super) use rollouts::{cache_budget, run_length};
 pub(super) use scores::REFERENCE_SAMPLES;
 pub(super) use setup::{check_sampling, reference, sharing};
@@ -80,8 +82,7 @@ struct Run<'a> {
     context: &'a Context<'a>,
     config: &'a Ppo,
     roles: &'a Roles,
-    prompts: &'a [Prompt],
-    order: Order,
+    walk: PromptWalk<'a>,
     sampler: Sampler<'a>,
     evaluator: Option<Evaluator<'a>>,
     mix: Option<PretrainMix>,
@@ -119,12 +120,8 @@ impl<'a> Run<'a> {
         let mut optimizers = Optimizers::new(roles, &config.training)?;
         let store = Store::open(context.folder, &config.training)?;
         let (state, notes) = store.restore(roles, &mut optimizers, config)?;
-        // A step takes this many prompts, each of them several times where samples are grouped.
-        let iterations = steps(
-            &config.training,
-            prompts.len(),
-            config.prompts_per_iteration(),
-        );
+        let walk = PromptWalk::new(prompts, config, context.config.run.seed)?;
+        let iterations = steps(&config.training, walk.batches());
         setup::check_warmup(config, iterations)?;
         let keep = if state.prepared {
             Keep::UpTo(state.iteration)
@@ -146,16 +143,25 @@ impl<'a> Run<'a> {
         );
         let damage = log.damage().into_iter().chain(samples.damage());
         damage.for_each(|line| progress.note(line));
-        notes.iter().for_each(|note| progress.note(note));
+        let uneven = walk.note(iterations);
+        let mixed = mix.as_ref().and_then(|mix| mix.note(&config.update.ptx));
+        let still = policy_stays(config);
+        let short = never_at_peak(&config.training, iterations);
+        let notes = notes
+            .into_iter()
+            .chain(uneven)
+            .chain(mixed)
+            .chain(still)
+            .chain(short);
+        notes.for_each(|note| progress.note(&note));
         Ok(Self {
-            order: Order::new(prompts.len(), context.config.run.seed, Purpose::Shuffle)?,
             sampler: Sampler::new(config, tokenizer, roles, context),
             log,
             samples,
             context,
             config,
             roles,
-            prompts,
+            walk,
             evaluator,
             mix,
             tokenizer,
@@ -178,7 +184,7 @@ impl<'a> Run<'a> {
             self.config,
             self.roles,
             &self.sampler,
-            self.prompts,
+            self.walk.prompts(),
             self.context.config.run.seed,
         )?;
         let mut metrics = Metrics::new(0);
@@ -256,7 +262,7 @@ impl<'a> Run<'a> {
         clock.lap(names::TIME_UPDATE);
 
         self.state.iteration = iteration;
-        self.state.replacements += gathered.replacements;
+        self.state.prompts_passed = gathered.passed;
         clock.write(metrics);
         self.report(metrics, &gathered, &experience, &old);
         Ok(())
@@ -383,6 +389,11 @@ impl<'a> Run<'a> {
     fn finish(mut self) -> Result<Finished> {
         self.progress.finish();
         self.roles.reward.finish()?;
+        if self.optimizers.actor.steps() == 0 {
+            self.progress.note(
+                "every step of the policy was skipped or taken back: it stays as the stage found it",
+            );
+        }
         match self.config.sharing.share {
             Share::Adapter => {
                 let (actor, base) = (&self.roles.actor, &self.roles.base);
@@ -408,4 +419,17 @@ impl<'a> Run<'a> {
             table,
         })
     }
+}
+
+/// Words on a policy that has no learning rate.
+fn policy_stays(config: &Ppo) -> Option<String> {
+    let critic =
+        config.has_critic() && config.critic_learning_rate() > 0.0 && config.critic.vf_coef > 0.0;
+    rate_of_zero(
+        &config.training,
+        match critic {
+            true => "the critic alone learns, and the policy stays",
+            false => "the policy stays",
+        },
+    )
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
+use rollout::random::Independent;
 
 use crate::config::{BadRecords, CriticFrom, Ppo, Share, keeps_one_of};
 use crate::data::example::{Encoder, Limit, Prompt};
@@ -24,7 +25,7 @@ pub fn roles(context: &Context, config: &Ppo) -> Result<Roles> {
     let (seed, sharing) = (context.config.run.seed, sharing(config));
     let ground = Ground::load(&config.from, &sharing, seed, context.device)?;
     let scorer = config.first_reward_model();
-    let critic = critic_start(config, scorer.as_deref(), seed);
+    let critic = critic_start(config, scorer.as_deref(), Independent::Critic.seed(seed));
     let rewards = config.reward_components();
     let judge = config.judge_model.as_deref();
     let judge = judge.filter(|_| config.eval_prompts.is_some());

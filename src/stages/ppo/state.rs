@@ -26,10 +26,8 @@ pub struct Optimizers {
 pub struct State {
     /// Iterations done.
     pub iteration: u64,
-    /// Prompts that dynamic sampling has taken beyond one batch an iteration: what iterations alone do not say of how far the walk
-    /// over the prompts has come.
-    #[serde(default)]
-    pub replacements: u64,
+    /// Places of the walk over the prompts that lie behind: dynamic sampling takes more of them in an iteration than a batch has.
+    pub prompts_passed: u64,
     /// Whether the normaliser and the first evaluation are there.
     pub prepared: bool,
     /// The KL coefficient's controller.
@@ -40,7 +38,7 @@ pub struct State {
     pub skipped: u64,
     /// How many of them in a row.
     pub bad_in_row: usize,
-    /// Rows of pretraining text that the actor has met.
+    /// Places of the walk over the rows of pretraining text that lie behind.
     #[serde(default)]
     pub ptx_rows: u64,
     /// Iterations that were taken back.
@@ -86,7 +84,7 @@ impl State {
     fn new(config: &Ppo) -> Result<Self, RlhfError> {
         Ok(Self {
             iteration: 0,
-            replacements: 0,
+            prompts_passed: 0,
             prepared: false,
             kl: controller(&config.objective)?,
             normalizer: ScoreNormalizer::None,
@@ -181,15 +179,15 @@ mod tests {
         config.objective.kl_controller = KlControllerKind::Adaptive;
         let mut state = State::new(&config).unwrap();
         state.kl.update(1.0 / 3.0, 7);
-        (state.replacements, state.ptx_rows, state.rolled_back) = (5, 6, 7);
+        (state.ptx_rows, state.rolled_back) = (6, 7);
         let mut json = serde_json::to_value(&state).unwrap();
         let same: State = serde_json::from_value(json.clone()).unwrap();
-        let counts = |s: &State| (s.replacements, s.ptx_rows, s.rolled_back);
-        assert_eq!((counts(&same), same.kl), ((5, 6, 7), state.kl));
-        for count in ["replacements", "ptx_rows", "rolled_back"] {
+        let counts = |s: &State| (s.ptx_rows, s.rolled_back);
+        assert_eq!((counts(&same), same.kl), ((6, 7), state.kl));
+        for count in ["ptx_rows", "rolled_back"] {
             json.as_object_mut().unwrap().remove(count);
         }
         let old: State = serde_json::from_value(json).unwrap();
-        assert_eq!((counts(&old), old.kl), ((0, 0, 0), state.kl));
+        assert_eq!((counts(&old), old.kl), ((0, 0), state.kl));
     }
 }

@@ -15,10 +15,10 @@ use crate::config::{
 };
 use crate::data::loader::split;
 use crate::data::records::{Record, read_file};
-use crate::stages::context::steps;
-use crate::stages::dataset::read_source;
+use crate::stages::dataset::{batches, read_source, steps};
 use crate::stages::plan::models::Folders;
 use crate::stages::plan::ppo::longest_prompt;
+use crate::stages::ppo;
 
 /// The run's name in the temporary folder.
 const NAME: &str = "probe";
@@ -99,7 +99,9 @@ impl Trial {
             Length::Steps(steps) => Ok(steps as u64),
             Length::Epochs(epochs) => {
                 let read = last.epochs.context("the log says nothing of epochs")?;
-                Ok(((epochs * last.number as f64 / read).ceil() as u64).max(1))
+                // An epoch has a whole number of steps.
+                let per_epoch = (last.number as f64 / read).round();
+                Ok(((epochs * per_epoch).ceil() as u64).max(1))
             }
         }
     }
@@ -187,7 +189,11 @@ impl Trial {
             false => 0.0,
         };
         let own = split(count, held, seed)?.0.len();
-        self.settle(training, own, training.batch_size);
+        let found = batches(training, own)?;
+        let steps = steps(training, &found);
+        self.settle(training, steps);
+        // A step has no more than an epoch, and those of the trial are as long as the stage's whole ones.
+        training.batch_size = training.batch_size.min(own);
         *held_out = HeldOut::default();
         settled(keys);
         data.sources = match self.lengths {
@@ -198,9 +204,9 @@ impl Trial {
             }
             Lengths::OwnRecords => {
                 let wanted = self.last() as usize * training.batch_size;
-                let every = (count / wanted).max(1);
+                let (every, times) = ((count / wanted).max(1), wanted.div_ceil(count));
                 let chosen = |records: &[Record]| -> Vec<Value> {
-                    let chosen = records.iter().step_by(every);
+                    let chosen = (0..times).flat_map(|_| records.iter().step_by(every));
                     chosen.map(|r| Value::from(r.fields.clone())).collect()
                 };
                 let files = files.iter().enumerate();
@@ -216,8 +222,9 @@ impl Trial {
         let keys = &ppo.records;
         let prompts = read_file(&ppo.prompts, keys.columns.as_ref(), keys.bad_records)?;
         let prompts = prompts.records;
-        let batch = ppo.prompts_per_iteration();
-        self.settle(&mut ppo.training, prompts.len(), batch);
+        let found = ppo::batches(ppo, prompts.len())?;
+        let steps = steps(&ppo.training, &found);
+        self.settle(&mut ppo.training, steps);
         // While the critic warms up, the actor does not move.
         ppo.critic.critic_warmup = 0;
         let reads_reference = ppo.reads_reference();
@@ -255,9 +262,9 @@ impl Trial {
         Ok(())
     }
 
-    /// Notes how long the stage is, of so many records, and makes the trial long enough.
-    fn settle(&mut self, training: &mut Training, records: usize, batch: usize) {
-        let steps = steps(training, records, batch) as usize;
+    /// Notes how many `steps` the stage has, and makes the trial long enough.
+    fn settle(&mut self, training: &mut Training, steps: u64) {
+        let steps = steps as usize;
         self.length = Length::Steps(steps);
         training.max_steps = steps.max(self.last() as usize);
         training.max_epochs = None;

@@ -136,7 +136,7 @@ fn clip(config: &Ppo) -> PolicyLossConfig {
 }
 
 fn aggregation(config: &Ppo) -> LossAggregation {
-    match config.update.loss_aggregation {
+    match config.loss_aggregation() {
         config::LossAggregation::Token => LossAggregation::Token,
         config::LossAggregation::Sequence => LossAggregation::Sequence,
         config::LossAggregation::Constant => {

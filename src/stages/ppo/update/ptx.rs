@@ -2,14 +2,15 @@
 //! reward does not cost what pretraining taught.
 //!
 //! The paper adds γ E[log π(x)] over pretraining text to what is maximised; here the expectation is a mean over tokens, as in
-//! pretraining, so that γ does not depend on the rows' length. The text has a cursor of its own, the rows read so far, which
-//! the checkpoint holds.
+//! pretraining, so that γ does not depend on the rows' length. The text has a cursor of its own, the place in the walk over its
+//! rows, which the checkpoint holds. A batch of text is always whole, as an iteration is, and crosses no pass's end.
 
 use anyhow::{Context as _, Result, bail};
 use rollout::random::Purpose;
 
 use super::Update;
-use crate::config::Ppo;
+use crate::config::{Ppo, Ptx};
+use crate::data::batches::Batches;
 use crate::data::loader::Order;
 use crate::data::packing::{self, Batch, cut};
 use crate::data::tokenizer::Tokenizer;
@@ -23,6 +24,7 @@ use crate::train::configured::gradient;
 pub struct PretrainMix {
     rows: packing::Packed,
     order: Order,
+    batches: Batches,
 }
 
 impl PretrainMix {
@@ -53,13 +55,29 @@ impl PretrainMix {
             .context("ppo.ptx_data")?;
         let rows = pack(tokenizer, &text, ptx.ptx_length).context("ppo.ptx_data")?;
         let order = Order::new(rows.len(), seed, Purpose::Ptx)?;
-        Ok(Some(Self { rows, order }))
+        let batches = Batches::full(rows.len(), ptx.rows())?;
+        Ok(Some(Self {
+            rows,
+            order,
+            batches,
+        }))
     }
 
-    /// `count` rows from place `from` on, in passes of at most `limit` tokens.
-    fn passes(&self, from: u64, count: usize, limit: usize) -> Result<Vec<Batch>> {
-        let places = from..from + count as u64;
-        let indices = places.map(|place| self.order.index(place)).collect();
+    /// Words on text that has fewer rows than an optimizer step takes.
+    pub fn note(&self, ptx: &Ptx) -> Option<String> {
+        let (rows, wanted) = (self.rows.len(), ptx.rows());
+        (wanted > rows).then(|| {
+            format!("ptx_batch_size is {wanted} rows and ptx_data has {rows}: a step takes them several times")
+        })
+    }
+
+    /// The next `count` rows from place `cursor` on, in passes of at most `limit` tokens; `cursor` is then the place behind them.
+    fn passes(&self, cursor: &mut u64, count: usize, limit: usize) -> Result<Vec<Batch>> {
+        let from = self.batches.whole_from(*cursor);
+        *cursor = from + count as u64;
+        let indices = (from..*cursor)
+            .map(|place| self.order.index(place))
+            .collect();
         let passes = cut(indices, |i| self.rows.tokens(i), limit);
         passes.iter().map(|pass| self.rows.batch(pass)).collect()
     }
@@ -75,8 +93,8 @@ impl Update<'_> {
             return Ok(None);
         };
         let (ptx, training) = (&self.config.update.ptx, &self.config.training);
-        let passes = mix.passes(self.state.ptx_rows, ptx.rows(), training.micro_batch_tokens)?;
-        self.state.ptx_rows += ptx.rows() as u64;
+        let (cursor, limit) = (&mut self.state.ptx_rows, training.micro_batch_tokens);
+        let passes = mix.passes(cursor, ptx.rows(), limit)?;
         let tokens: usize = passes.iter().map(Batch::valid_count).sum();
         let mut sum = 0.0;
         for pass in &passes {

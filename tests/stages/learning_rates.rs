@@ -1,0 +1,142 @@
+//! Learning rates as they arrive at the weights: the shortest stages learn, and a stage that changes nothing says so.
+
+use crate::on_policy::number;
+use crate::support::{Workspace, read};
+
+const SUPERVISED: [&str; 4] = ["pretrain", "sft", "dpo", "reward"];
+
+/// The rates of a stage's steps.
+fn rates(workspace: &Workspace, name: &str, stage: &str) -> Vec<f64> {
+    let metric = match stage {
+        "ppo" => "policy/learning_rate",
+        _ => "train/learning_rate",
+    };
+    let mut lines = workspace.metrics(name, stage);
+    lines.retain(|line| line["step"] != 0);
+    lines.iter().map(|line| number(line, metric)).collect()
+}
+
+/// The peak of the stage in the tests' configuration.
+fn peak(stage: &str) -> f64 {
+    match stage {
+        "pretrain" => 1e-2,
+        "sft" | "reward" => 5e-3,
+        _ => 1e-3,
+    }
+}
+
+/// What the stage starts from and what it left, as far as they have the same tensors.
+fn has_moved(workspace: &Workspace, name: &str, stage: &str, start: &str) -> bool {
+    let start = read(&workspace.path(&format!("{start}/model.safetensors")));
+    start != workspace.weights(name, stage)
+}
+
+#[test]
+fn a_stage_of_one_step_takes_it_at_the_peak_and_one_of_two_learns_twice() {
+    let workspace = Workspace::trained();
+    for stage in ["pretrain", "sft", "dpo", "reward", "ppo"] {
+        for schedule in ["linear", "cosine"] {
+            let command = |name: &str, flags: &str| {
+                let name = format!("{name}-{schedule}-{stage}");
+                workspace.succeed(&format!(
+                    "{stage} config.toml --set run.name={name} --set {stage}.lr_scheduler_type={schedule} --set {stage}.min_lr_ratio=0.0 {flags}"
+                ));
+                rates(&workspace, &name, stage)
+            };
+            let one = command("one", &format!("--set {stage}.max_steps=1"));
+            assert_eq!(one, [peak(stage)], "{stage} {schedule}");
+            let two = command("two", &format!("--set {stage}.max_steps=2"));
+            assert_eq!(two[0], peak(stage), "{stage} {schedule}");
+            assert!(
+                (two[1] / peak(stage) - 0.5).abs() < 1e-12,
+                "{stage} {schedule}: {two:?}"
+            );
+            let warm = command(
+                "warm",
+                &format!("--set {stage}.max_steps=3 --set {stage}.warmup_steps=1"),
+            );
+            let shares: Vec<f64> = warm.iter().map(|rate| rate / peak(stage)).collect();
+            let gap = shares
+                .iter()
+                .zip([0.5, 1.0, 0.5])
+                .map(|(found, expected)| (found - expected).abs());
+            assert!(
+                gap.fold(0.0, f64::max) < 1e-12,
+                "{stage} {schedule}: {shares:?}"
+            );
+        }
+    }
+    for stage in ["sft", "dpo", "ppo"] {
+        let start = if stage == "sft" {
+            "models/pretrain"
+        } else {
+            "models/sft"
+        };
+        assert!(
+            has_moved(&workspace, &format!("one-cosine-{stage}"), stage, start),
+            "{stage} learned nothing in its step"
+        );
+        let [one, two] =
+            ["one", "two"].map(|name| workspace.weights(&format!("{name}-cosine-{stage}"), stage));
+        assert!(one != two, "{stage} learned nothing in its last step");
+    }
+}
+
+#[test]
+fn a_stage_that_changes_nothing_says_so() {
+    let workspace = Workspace::trained();
+    for stage in SUPERVISED {
+        let still = format!("--set {stage}.learning_rate=0.0 --set {stage}.max_steps=1");
+        let flags = format!("--set run.name=still-{stage} {still}");
+        let ended = workspace.succeed(&format!("{stage} config.toml {flags}"));
+        let says = format!("{stage} learning_rate = 0: the model stays as the stage found it");
+        assert!(ended.stderr.contains(&says), "{}", ended.stderr);
+    }
+    assert!(!has_moved(
+        &workspace,
+        "still-sft",
+        "sft",
+        "models/pretrain"
+    ));
+    for (flags, says) in [
+        (
+            "",
+            "ppo learning_rate = 0: the policy stays as the stage found it",
+        ),
+        (
+            "--set ppo.critic_learning_rate=1e-3",
+            "ppo learning_rate = 0: the critic alone learns, and the policy stays as",
+        ),
+    ] {
+        let ended = workspace.succeed(&format!(
+            "ppo config.toml --fresh --set ppo.learning_rate=0.0 --set ppo.max_steps=1 {flags}"
+        ));
+        assert!(ended.stderr.contains(says), "{}", ended.stderr);
+    }
+    let ended = workspace.succeed("sft config.toml --set run.name=moving --set sft.max_steps=1");
+    assert!(!ended.stderr.contains("stays as"), "{}", ended.stderr);
+}
+
+/// Of a rate beyond all measure, the second step on has no finite loss; of weights without one, none has.
+#[test]
+fn a_stage_whose_steps_are_all_skipped_says_so() {
+    let workspace = Workspace::trained();
+    workspace.succeed(
+        "sft config.toml --set run.name=broken --set sft.max_steps=1 --set sft.learning_rate=1e38",
+    );
+    let flags = "--set sft.from=runs/broken/sft/final --set sft.max_steps=2";
+    let ended = workspace.succeed(&format!("sft config.toml {flags}"));
+    let says = "every step was skipped: the model stays as the stage found it";
+    assert!(ended.stderr.contains(says), "{}", ended.stderr);
+}
+
+#[test]
+fn a_warm_up_that_outlasts_the_stage_is_said() {
+    let workspace = Workspace::trained();
+    let flags = "--set sft.max_steps=0 --set sft.max_epochs=0.1 --set sft.warmup_steps=9";
+    let ended = workspace.succeed(&format!("sft config.toml {flags}"));
+    // A tenth of 12 steps of 16 of the 180 records.
+    let says = "sft warmup_steps = 9 with 2 steps in all: the learning rate rises to 20 % of learning_rate";
+    assert!(ended.stderr.contains(says), "{}", ended.stderr);
+    assert_eq!(rates(&workspace, "trial", "sft"), [5e-4, 1e-3]);
+}
