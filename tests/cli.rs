@@ -5,6 +5,10 @@
 mod adapters;
 #[path = "cli/bad_input.rs"]
 mod bad_input;
+#[path = "cli/endings.rs"]
+mod endings;
+#[path = "cli/folders.rs"]
+mod folders;
 #[path = "cli/golden.rs"]
 mod golden;
 #[path = "cli/hostile.rs"]

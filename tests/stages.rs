@@ -7,6 +7,8 @@ mod adapters;
 mod arithmetic;
 #[path = "stages/dynamic_sampling.rs"]
 mod dynamic_sampling;
+#[path = "stages/endings.rs"]
+mod endings;
 #[path = "stages/epochs.rs"]
 mod epochs;
 #[path = "stages/estimators.rs"]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{MOST_AT_ONCE, RecordArgs, up_to};
-use crate::config::{Arithmetic, Device};
+use crate::config::{Arithmetic, Device, ScoreAt};
 use crate::model::weights::SaveDtype;
 
 /// Flags of `score`.
@@ -30,6 +30,11 @@ pub struct ScoreArgs {
     /// Records that do not fit.
     #[command(flatten)]
     pub records: RecordArgs,
+
+    /// The token at which a reward model is read: eos, the last one, or last_non_pad, the last one that is not padding; unless
+    /// given, the model's folder says
+    #[arg(long, value_name = "NAME")]
+    pub score_at: Option<ScoreAt>,
 
     /// Sequences at once; the scores do not depend on it
     #[arg(long, value_name = "N", default_value = "32", value_parser = up_to::<MOST_AT_ONCE>)]

@@ -7,9 +7,8 @@ use anyhow::ensure;
 use super::inputs::ModelFolder;
 use crate::cli::ExportArgs;
 use crate::config::Device;
-use crate::data::Tokenizer;
-use crate::model::Decoder;
 use crate::model::config::Head;
+use crate::stages::padding::choose_padding;
 use crate::terminal;
 use crate::train::signal::Outcome;
 
@@ -27,25 +26,18 @@ pub fn export(args: &ExportArgs) -> anyhow::Result<Outcome> {
     }
     let folder = ModelFolder::open(&args.model, Some(&args.adapter))?;
     let mut decoder = folder.decoder(folder.config().decoder.head, Device::Cpu)?;
-    if decoder.decoder_config().head == Head::Score {
-        choose_padding(&mut decoder, folder.tokenizer());
-    }
+    let tokenizer = match folder.into_tokenizer() {
+        Some(tokenizer) if decoder.decoder_config().head == Head::Score => {
+            Some(choose_padding(decoder.config_mut(), tokenizer)?)
+        }
+        tokenizer => tokenizer,
+    };
     decoder.save(&args.out, args.dtype)?;
-    if let Some(tokenizer) = folder.tokenizer() {
+    if let Some(tokenizer) = &tokenizer {
         tokenizer.save(&args.out)?;
     }
     terminal::print(args.out.display());
     Ok(Outcome::Finished)
-}
-
-/// A reward model needs a padding token that no answer ends in; where the base has none, it is the tokenizer's.
-fn choose_padding(decoder: &mut Decoder, tokenizer: Option<&Tokenizer>) {
-    let config = decoder.config_mut();
-    if config.scoring_pad_id().is_none()
-        && let Some(pad) = tokenizer.and_then(Tokenizer::pad_id)
-    {
-        config.decoder.pad_token_id = Some(pad);
-    }
 }
 
 fn is_same(a: &Path, b: &Path) -> bool {

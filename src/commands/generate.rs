@@ -21,6 +21,7 @@ use crate::model::Decoder;
 use crate::model::config::Head;
 use crate::model::generator::Generator;
 use crate::stages::arithmetic;
+use crate::terminal;
 use crate::terminal::phase::Named;
 use crate::train::progress::Progress;
 use crate::train::signal::{Outcome, StopRequest};
@@ -64,6 +65,7 @@ pub fn generate(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     let folder = ModelFolder::open(&args.model, args.adapter.as_deref())?;
     let requests = requests(args, &folder)?;
     let ends = ends(&generation.stop, args.stop_tokens(), &folder)?;
+    say_unread_sampling(&folder, &generation);
     let mut out = JsonLines::create(&args.out)?;
     let decoder = folder.decoder(Head::LanguageModel, args.device)?;
     let in_text = |generated: &[u32]| {
@@ -85,7 +87,45 @@ pub fn generate(args: &GenerateArgs) -> anyhow::Result<Outcome> {
         out.write(&line(&requests, completion, &ends, folder.tokenizer())?)?;
     }
     out.finish()?;
+    say_if_none_ended(&completions, &ends);
     Ok(Outcome::Finished)
+}
+
+/// Names settings of the folder's `generation_config.json` that other programs would sample with.
+fn say_unread_sampling(folder: &ModelFolder, generation: &Generation) {
+    let used = [
+        ("temperature", generation.temperature),
+        ("top_k", generation.top_k as f64),
+        ("top_p", generation.top_p),
+        ("min_p", generation.min_p),
+    ];
+    let unread = folder.config().unread_sampling(&used);
+    if !unread.is_empty() {
+        let unread: Vec<String> = unread
+            .iter()
+            .map(|(key, value)| format!("{key} = {value}"))
+            .collect();
+        terminal::note_once(format!(
+            "{}: generation_config.json has {}, which is not read; flags such as --temperature say how completions are drawn",
+            folder.path().display(),
+            unread.join(", ")
+        ));
+    }
+}
+
+/// A model that never ends by itself was trained to end at another token, or needs more room.
+fn say_if_none_ended(completions: &[Completion], ends: &Ends) {
+    let none = completions
+        .iter()
+        .all(|completion| completion.finish == Finish::Length);
+    if !none || completions.is_empty() || (ends.ids().is_empty() && !ends.has_texts()) {
+        return;
+    }
+    terminal::note_once(format!(
+        "none of {} completions ended by itself; they may end at the ids {:?}: raise --max-new-tokens, or name what ends them with --stop",
+        completions.len(),
+        ends.ids()
+    ));
 }
 
 /// What to ask of the generator, record by record.

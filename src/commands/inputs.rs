@@ -108,7 +108,7 @@ impl ModelFolder {
     /// A folder without `config.json`, a file that cannot be understood, a model that cannot be fetched, or two adapters.
     pub fn open(path: &Path, adapter: Option<&Path>) -> anyhow::Result<Self> {
         let (path, adapter) = base_and_adapter(hub::local(path)?, adapter)?;
-        let config = match &adapter {
+        let mut config = match &adapter {
             Some(adapter) => config_with(&path, adapter)?,
             None => HfConfig::read(&path)?,
         };
@@ -116,6 +116,7 @@ impl ModelFolder {
         let has_one = |folder: &&PathBuf| folder.join("tokenizer.json").exists();
         let place = adapter.iter().chain([&path]).find(has_one);
         let tokenizer = place.map(Tokenizer::load).transpose()?;
+        config.stop_also(tokenizer.iter().flat_map(Tokenizer::end_ids));
         Ok(Self {
             path,
             adapter,
@@ -124,7 +125,7 @@ impl ModelFolder {
         })
     }
 
-    /// What `config.json` and `generation_config.json` say.
+    /// The contents of `config.json` and `generation_config.json`. The tokenizer's ends are among the stop ids.
     pub fn config(&self) -> &HfConfig {
         &self.config
     }
@@ -132,6 +133,11 @@ impl ModelFolder {
     /// The tokenizer, if there is one.
     pub fn tokenizer(&self) -> Option<&Tokenizer> {
         self.tokenizer.as_ref()
+    }
+
+    /// The tokenizer, if there is one; what else was read is let go.
+    pub fn into_tokenizer(self) -> Option<Tokenizer> {
+        self.tokenizer
     }
 
     /// Where it lies, for messages.

@@ -2,7 +2,7 @@
 //!
 //! Sequences are packed, so nothing is padded and no score depends on its neighbours. Text is
 //! tokenised as in training, and a reward model scores where it was trained to: at the token that
-//! closes the answer.
+//! closes the answer, or at the one before it ([`ScorePosition`]).
 
 use anyhow::{Context as _, ensure};
 use serde::Serialize;
@@ -13,10 +13,12 @@ use crate::cli::ScoreArgs;
 use crate::data::records::shapes::Task;
 use crate::data::{Example, GenerationPrompt, Limit, Record, Result};
 use crate::model::config::Head;
+use crate::model::score_position::ScorePosition;
 use crate::model::{Decoder, Gradient};
 use crate::ops::attention::Segments;
 use crate::ops::head::Target;
 use crate::stages::arithmetic;
+use crate::terminal;
 use crate::terminal::phase::Named;
 use crate::train::progress::Progress;
 use crate::train::signal::{Outcome, StopRequest};
@@ -29,7 +31,7 @@ const IDS: &str = "ids";
 struct Score {
     /// Place among the records, from 0.
     index: usize,
-    /// The head's value at the last token.
+    /// The head's value at the token where the model is read.
     score: f32,
 }
 
@@ -59,6 +61,7 @@ pub fn score(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     let sequences = sequences(args, &folder, head)?;
     let mut out = JsonLines::create(&args.out)?;
     let decoder = folder.decoder(head, args.device)?;
+    let position = position(args, &folder, head)?;
     let total = sequences.len() as u64;
     let mut progress = Progress::counting("records", "score", 0, total, 1);
     let mut done = 0;
@@ -67,7 +70,7 @@ pub fn score(args: &ScoreArgs) -> anyhow::Result<Outcome> {
             return Ok(Outcome::Stopped);
         }
         arithmetic::of(args.arithmetic).during(|| match head {
-            Head::Score => write_scores(&decoder, batch, &mut out),
+            Head::Score => write_scores(&decoder, position, batch, &mut out),
             Head::LanguageModel => write_token_scores(&decoder, batch, &mut out),
         })?;
         done += batch.len();
@@ -76,6 +79,25 @@ pub fn score(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     progress.finish();
     out.finish()?;
     Ok(Outcome::Finished)
+}
+
+/// Where a reward model is read, which is said on the terminal.
+fn position(args: &ScoreArgs, folder: &ModelFolder, head: Head) -> anyhow::Result<ScorePosition> {
+    if head == Head::LanguageModel {
+        ensure!(
+            args.score_at.is_none(),
+            "--score-at is for reward models; {} is a language model",
+            args.model.display()
+        );
+        return Ok(ScorePosition::LAST);
+    }
+    let position = ScorePosition::of(folder.config(), args.score_at)?;
+    terminal::note_once(format!(
+        "{}: scores {}",
+        args.model.display(),
+        position.in_words()
+    ));
+    Ok(position)
 }
 
 /// The tokens to score, record by record, each within the context.
@@ -150,10 +172,15 @@ fn up_to_the_close(text: &TextEncoder<'_>, mut example: Example) -> Result<Vec<u
     Ok(example.ids)
 }
 
-fn write_scores(decoder: &Decoder, batch: &[Input], out: &mut JsonLines) -> anyhow::Result<()> {
+fn write_scores(
+    decoder: &Decoder,
+    position: ScorePosition,
+    batch: &[Input],
+    out: &mut JsonLines,
+) -> anyhow::Result<()> {
     let (ids, segments) = packed(batch);
-    let last = Some(segments.last_rows()?.into());
-    let hidden = decoder.forward_at(&ids, &segments, last, Gradient::Skip)?;
+    let scored = Some(position.rows(batch.iter().map(|input| input.ids.as_slice())));
+    let hidden = decoder.forward_at(&ids, &segments, scored, Gradient::Skip)?;
     let scores = decoder.scores(&hidden)?;
     let scores = scores.to_vec1::<f32>()?;
     for (&Input { index, .. }, score) in batch.iter().zip(scores) {

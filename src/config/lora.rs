@@ -1,6 +1,7 @@
 //! `[sft.lora]`, `[dpo.lora]`, `[reward.lora]`, `[judge.lora]` and `[ppo.lora]`: adapters on a frozen model instead of training all of it.
 //!
-//! Keys are those of PEFT's `LoraConfig`, and `r` and `lora_alpha` begin where TRL's do.
+//! Keys are those of PEFT's `LoraConfig`, and `r` and `lora_alpha` begin where TRL's do. Where a stage trains the adapters of a PEFT folder
+//! further, keys that are not set are the folder's.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,13 +9,13 @@ use super::check::Keys;
 
 /// The `lora` table of a stage. A stage that has it, even empty, trains low-rank adapters (Hu et al. 2021) and leaves the model's own
 /// weights as they are.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Lora {
-    /// Rank of the adapters.
-    pub r: usize,
-    /// The adapters are multiplied by `lora_alpha / r`.
-    pub lora_alpha: f64,
+    /// Rank of the adapters. When unset 16, or the rank of the folder's adapters that are trained further; so with the other keys.
+    pub r: Option<usize>,
+    /// The adapters are multiplied by `lora_alpha / r`. When unset 32.
+    pub lora_alpha: Option<f64>,
     /// Dropout before the adapters. Only 0: training sees what generation sees.
     pub lora_dropout: f64,
     /// Names of the projections that are adapted, or `"all-linear"`. When unset those that PEFT adapts by default: `q_proj` and
@@ -23,8 +24,8 @@ pub struct Lora {
     /// The layers that are adapted, counted from 0, or `"top:N"` for the uppermost N; when unset all of them. What lies below the
     /// lowest is passed without a graph.
     pub layers_to_transform: Option<LayersToTransform>,
-    /// Divides by the root of `r` instead of by `r` (Kalajdzievski 2023).
-    pub use_rslora: bool,
+    /// Divides by the root of `r` instead of by `r` (Kalajdzievski 2023). When unset it does not.
+    pub use_rslora: Option<bool>,
 }
 
 /// Which projections are adapted.
@@ -85,34 +86,22 @@ impl From<Top> for String {
     }
 }
 
-impl Default for Lora {
-    fn default() -> Self {
-        Self {
-            r: 16,
-            lora_alpha: 32.0,
-            lora_dropout: 0.0,
-            target_modules: None,
-            layers_to_transform: None,
-            use_rslora: false,
-        }
-    }
-}
-
 impl Lora {
     pub(super) fn check(&self, keys: &mut Keys<'_, '_>) {
         let mut wrong = |key: &str, value: String, message: &str| {
             keys.wrong("lora", format!("{{ {key} = {value} }}"), message);
         };
-        if self.r == 0 {
+        if self.r == Some(0) {
             wrong(
                 "r",
                 "0".into(),
                 "r must be 1 or larger; leave the lora table out to train all weights",
             );
         }
-        if !(self.lora_alpha > 0.0 && self.lora_alpha.is_finite()) {
+        let is_scale = |alpha: &f64| *alpha > 0.0 && alpha.is_finite();
+        if let Some(alpha) = self.lora_alpha.filter(|alpha| !is_scale(alpha)) {
             let message = "lora_alpha must be larger than 0; twice r is usual";
-            wrong("lora_alpha", self.lora_alpha.to_string(), message);
+            wrong("lora_alpha", alpha.to_string(), message);
         }
         if self.lora_dropout != 0.0 {
             let message = "lora_dropout must be 0: adapters train on what they generate with; weight_decay is a way to hold them back";
@@ -153,13 +142,18 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_trls_and_an_empty_table_has_them() {
+    fn an_empty_table_leaves_all_to_the_defaults_or_to_a_folder() {
         assert_eq!(resolve(&[]).unwrap().sft.unwrap().trainable.lora, None);
         let lora = lora("{}").unwrap().unwrap();
         assert_eq!(lora, Lora::default());
         assert_eq!(
             (lora.r, lora.lora_alpha, lora.use_rslora),
-            (16, 32.0, false)
+            (None, None, None)
+        );
+        let written = resolve(&["sft.lora={}"]).unwrap().to_toml().unwrap();
+        assert!(
+            written.contains("lora") && !written.contains("lora_alpha"),
+            "{written}"
         );
     }
 
@@ -190,7 +184,7 @@ mod tests {
     fn one_key_of_the_table_can_be_set() {
         let config = resolve(&["reward.lora.r=2", "reward.lora.lora_alpha=3"]).unwrap();
         let lora = config.reward.unwrap().trainable.lora.unwrap();
-        assert_eq!((lora.r, lora.lora_alpha), (2, 3.0));
+        assert_eq!((lora.r, lora.lora_alpha), (Some(2), Some(3.0)));
     }
 
     #[test]

@@ -30,6 +30,7 @@ mod records;
 mod reward;
 mod rewards;
 mod run;
+mod score_at;
 mod sft;
 mod stage;
 mod tokenizer;
@@ -65,6 +66,7 @@ pub use rewards::{
     RegexReward, RepetitionReward, RewardComponent, RewardKind, Unit,
 };
 pub use run::{Arithmetic, Device, Run};
+pub use score_at::ScoreAt;
 pub use sft::Sft;
 pub use stage::Stage;
 pub use tokenizer::Tokenizer;

@@ -102,11 +102,8 @@ impl StoredTensors {
         let mut values = vec![0.0; range.len() / N];
         let blocks = values.par_chunks_mut(BLOCK).enumerate();
         blocks.try_for_each(|(number, block)| {
-            let mut bytes = vec![0; block.len() * N];
-            let at = self.start + range.start + number * BLOCK * N;
-            self.file
-                .read_exact_at(&mut bytes, at as u64)
-                .map_err(cut)?;
+            let from = range.start + number * BLOCK * N;
+            let bytes = self.bytes(from, block.len() * N)?;
             let (read, _) = bytes.as_chunks::<N>();
             block
                 .iter_mut()
@@ -115,6 +112,38 @@ impl StoredTensors {
             io::Result::Ok(())
         })?;
         Ok(values)
+    }
+
+    /// Whether the bytes at `range` are those of `other` at `theirs`; read block by block.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or has become shorter.
+    pub fn same_bytes(
+        &self,
+        range: Range<usize>,
+        other: &Self,
+        theirs: Range<usize>,
+    ) -> io::Result<bool> {
+        if range.len() != theirs.len() {
+            return Ok(false);
+        }
+        for done in (0..range.len()).step_by(BLOCK) {
+            let count = BLOCK.min(range.len() - done);
+            if self.bytes(range.start + done, count)? != other.bytes(theirs.start + done, count)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// So many bytes from a place behind the header on.
+    fn bytes(&self, from: usize, count: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; count];
+        let read = self
+            .file
+            .read_exact_at(&mut bytes, (self.start + from) as u64);
+        read.map_err(cut)?;
+        Ok(bytes)
     }
 }
 

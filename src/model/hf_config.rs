@@ -7,16 +7,22 @@
 
 pub mod adapter;
 mod fields;
+mod keys;
 mod parse;
+mod sampling;
 mod write;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 use thiserror::Error;
 
 use super::config::{DecoderConfig, Head, InvalidDecoder};
+use crate::config::ScoreAt;
+use crate::data::{DataError, Tokenizer};
 use crate::files::regular;
+use crate::terminal;
 use adapter::AdapterConfig;
 use fields::Fields;
 
@@ -28,8 +34,10 @@ const GENERATION_CONFIG: &str = "generation_config.json";
 pub struct HfConfig {
     /// What the model is. May be changed (another head, more tokens, a padding token) before [`write`](Self::write).
     pub decoder: DecoderConfig,
-    /// Tokens at which generation stops: `eos_token_id` of `generation_config.json`, else of `config.json`.
+    /// Tokens at which generation stops: `eos_token_id` of `generation_config.json` and of `config.json`, each once.
     pub stop_ids: Vec<u32>,
+    /// Where the folder of a reward model means its score to be read; [`ScoreAt::Eos`] for a language model.
+    pub score_at: ScoreAt,
     /// The files as they were read, for the keys that the engine does not know.
     config: Map<String, Value>,
     generation: Map<String, Value>,
@@ -96,6 +104,9 @@ pub enum HfConfigError {
          of its own, or the model's config.json and weights", .0.display()
     )]
     ModelAndAdapter(PathBuf),
+    /// The tokenizer beside an adapter cannot be read.
+    #[error(transparent)]
+    Tokenizer(Box<DataError>),
     /// The file system refused a write; the error names what and where.
     #[error(transparent)]
     Write(#[from] std::io::Error),
@@ -110,6 +121,7 @@ impl HfConfig {
     pub fn new(decoder: DecoderConfig) -> Self {
         HfConfig {
             stop_ids: decoder.eos_token_ids.clone(),
+            score_at: ScoreAt::Eos,
             decoder,
             config: Map::new(),
             generation: Map::new(),
@@ -140,8 +152,57 @@ impl HfConfig {
         let mut config = Self::read_from(base, if own { folder } else { base })?;
         if head == Head::Score {
             config.decoder.head = Head::Score;
+            config.take_padding(folder)?;
         }
         Ok(config)
+    }
+
+    /// Adds tokens at which generation stops.
+    pub fn stop_also(&mut self, ids: impl IntoIterator<Item = u32>) {
+        for id in ids {
+            let is_token = (id as usize) < self.decoder.vocab_size;
+            if is_token && !self.stop_ids.contains(&id) {
+                self.stop_ids.push(id);
+            }
+        }
+    }
+
+    /// Takes padding from the tokenizer of the reward adapter in `folder`, if it has one: PEFT writes no `config.json`, and the
+    /// base's is that of another model. Its `score_at` follows.
+    ///
+    /// # Errors
+    /// If the tokenizer cannot be read.
+    pub fn take_padding(&mut self, folder: &Path) -> Result<(), HfConfigError> {
+        if folder.join("tokenizer.json").is_file() {
+            let tokenizer =
+                Tokenizer::load(folder).map_err(|e| HfConfigError::Tokenizer(Box::new(e)))?;
+            self.stop_also(tokenizer.end_ids());
+            self.decoder.pad_token_id = tokenizer.pad_id().or(self.decoder.pad_token_id);
+        }
+        self.score_at = self.meant_score_at();
+        Ok(())
+    }
+
+    /// Adds the ends of a reward model's own tokenizer, by which its padding is known for an end or not. A tokenizer that cannot be
+    /// read is told of where text is.
+    fn take_ends(&mut self, folder: &Path) {
+        let known = self
+            .decoder
+            .pad_token_id
+            .is_none_or(|pad| self.ends_sequences(pad));
+        if !known && folder.join("tokenizer.json").is_file() {
+            let ends = Tokenizer::load(folder).map(|tokenizer| tokenizer.end_ids());
+            self.stop_also(ends.unwrap_or_default());
+        }
+    }
+
+    /// A score is read before its padding where that ends sequences too.
+    fn meant_score_at(&self) -> ScoreAt {
+        let pad = self.decoder.pad_token_id;
+        match pad.is_some_and(|pad| self.ends_sequences(pad)) {
+            true if self.decoder.head == Head::Score => ScoreAt::LastNonPad,
+            _ => ScoreAt::Eos,
+        }
     }
 
     /// Takes stop ids and settings of generation from the `generation_config.json` in `folder`, if it has one.
@@ -156,7 +217,7 @@ impl HfConfig {
         let generation = read_object(&file)?;
         let ids = Fields::new(&file, &generation).token_ids("eos_token_id")?;
         if !ids.is_empty() {
-            self.stop_ids = ids;
+            self.stop_ids = union(ids, &self.decoder.eos_token_ids);
         }
         self.generation = generation;
         Ok(())
@@ -166,23 +227,28 @@ impl HfConfig {
     fn read_from(folder: &Path, generation: &Path) -> Result<Self, HfConfigError> {
         let file = folder.join(CONFIG);
         let config = read_object(&file)?;
-        let decoder = parse::decoder(&Fields::new(&file, &config))?;
+        let fields = Fields::new(&file, &config);
+        let decoder = parse::decoder(&fields)?;
+        say_unread(&file, &keys::unread(&fields, decoder.family)?);
         let file = generation.join(GENERATION_CONFIG);
         let generation = if file.is_file() {
             read_object(&file)?
         } else {
             Map::new()
         };
-        let stop_ids = match Fields::new(&file, &generation).token_ids("eos_token_id")? {
-            ids if ids.is_empty() => decoder.eos_token_ids.clone(),
-            ids => ids,
-        };
-        Ok(HfConfig {
+        let ids = Fields::new(&file, &generation).token_ids("eos_token_id")?;
+        let mut read = HfConfig {
+            stop_ids: union(ids, &decoder.eos_token_ids),
+            score_at: ScoreAt::Eos,
             decoder,
-            stop_ids,
             config,
             generation,
-        })
+        };
+        if read.decoder.head == Head::Score {
+            read.take_ends(folder);
+        }
+        read.score_at = read.meant_score_at();
+        Ok(read)
     }
 
     /// A `pad_token_id` for a model of scores: the present one, else the BOS token, whichever no sequence ends in.
@@ -196,10 +262,31 @@ impl HfConfig {
             .find(|&id| self.can_pad_scores(id))
     }
 
-    fn can_pad_scores(&self, id: u32) -> bool {
-        let ends_sequences =
-            self.stop_ids.contains(&id) || self.decoder.eos_token_ids.contains(&id);
-        !ends_sequences && (id as usize) < self.decoder.vocab_size
+    /// True of a token that can pad the sequences of a model that scores at their last token.
+    pub fn can_pad_scores(&self, id: u32) -> bool {
+        !self.ends_sequences(id) && (id as usize) < self.decoder.vocab_size
+    }
+
+    fn ends_sequences(&self, id: u32) -> bool {
+        self.stop_ids.contains(&id) || self.decoder.eos_token_ids.contains(&id)
+    }
+}
+
+/// The ids of both, each once, in their order.
+fn union(mut ids: Vec<u32>, more: &[u32]) -> Vec<u32> {
+    ids.extend(more);
+    let mut seen = BTreeSet::new();
+    ids.retain(|&id| seen.insert(id));
+    ids
+}
+
+/// Names keys that are passed over, as transformers passes over them.
+fn say_unread(file: &Path, keys: &[String]) {
+    if !keys.is_empty() {
+        let (file, keys) = (file.display(), keys.join(", "));
+        terminal::note_once(format!(
+            "{file}: not read, and perhaps of another kind of model: {keys}"
+        ));
     }
 }
 

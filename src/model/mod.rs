@@ -15,6 +15,7 @@ pub mod hf_config;
 pub mod hub;
 mod init;
 pub mod lora;
+pub mod score_position;
 pub mod trunk;
 pub mod weights;
 

@@ -6,6 +6,7 @@
 //! The format is that of the `safetensors` crate; the index is transformers' `{"metadata", "weight_map"}`.
 
 mod error;
+mod heads;
 mod save;
 pub mod shard_name;
 mod values;
@@ -176,7 +177,7 @@ impl Weights {
     pub fn refuse_unexpected(&self, specs: &[TensorSpec]) -> Result<(), WeightsError> {
         let names = self.unexpected(specs);
         if names.is_empty() {
-            return Ok(());
+            return self.check_heads(specs);
         }
         Err(WeightsError::Unexpected {
             place: self.place().to_owned(),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::model::ModelError;
+use crate::model::score_position::NoPadding;
 use crate::model::weights::WeightsError;
 
 /// An error of loading what scores, or of scoring.
@@ -19,6 +20,9 @@ pub enum RewardError {
     /// A reward model cannot be read.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// A reward model is to be read before padding that it does not have.
+    #[error(transparent)]
+    NoPadding(#[from] NoPadding),
     /// A computation failed.
     #[error(transparent)]
     Compute(#[from] candle_core::Error),

@@ -1,12 +1,15 @@
-//! A reward model's score: its scalar head at the last token of prompt and response.
+//! A reward model's score: its scalar head at one token of prompt and response, the last one unless its folder means another
+//! ([`ScorePosition`]).
 
 use std::path::Path;
 
 use candle_core::{Device, Result, Tensor, bail};
 
 use super::{Batch, Reward, RewardError};
+use crate::config::ScoreAt;
 use crate::data::packing::cut;
 use crate::model::boundary::{Boundary, States};
+use crate::model::score_position::{NoPadding, ScorePosition};
 use crate::model::{Decoder, Gradient, ModelError};
 use crate::ops::attention::Segments;
 use crate::ops::param::Training;
@@ -15,6 +18,7 @@ use crate::ops::param::Training;
 pub struct RewardModel {
     decoder: Decoder,
     standing: Standing,
+    position: ScorePosition,
 }
 
 /// What a reward model holds in common with the policy.
@@ -30,19 +34,34 @@ pub enum Standing {
 pub type Scored<'a> = (&'a [u32], Option<&'a States>);
 
 impl RewardModel {
-    /// Wraps a decoder with a scalar head that stands alone.
+    /// Wraps a decoder with a scalar head that stands alone. Its score is read where its folder means it to be.
     pub fn new(decoder: Decoder) -> Self {
         Self {
+            position: ScorePosition::of(decoder.config(), None).unwrap_or(ScorePosition::LAST),
             decoder,
             standing: Standing::Alone,
         }
     }
 
+    /// The same model, read at the token that is `asked` for, if one is.
+    ///
+    /// # Errors
+    /// The same as those of [`ScorePosition::of`].
+    pub fn read_at(mut self, asked: Option<ScoreAt>) -> std::result::Result<Self, NoPadding> {
+        self.position = ScorePosition::of(self.decoder.config(), asked)?;
+        Ok(self)
+    }
+
+    /// The token at which the score is read.
+    pub fn position(&self) -> ScorePosition {
+        self.position
+    }
+
     /// Wraps one that shares the policy's layers below the boundary.
     pub fn sharing(decoder: Decoder) -> Self {
         Self {
-            decoder,
             standing: Standing::Shared,
+            ..Self::new(decoder)
         }
     }
 
@@ -82,7 +101,7 @@ impl RewardModel {
     /// Likewise, and if states do not fit their sequences.
     pub fn score_kept(&self, sequences: &[Scored], limit: usize) -> Result<Vec<f32>> {
         if let Some(empty) = sequences.iter().position(|(ids, _)| ids.is_empty()) {
-            bail!("sequence {empty} is empty; a reward model scores at the last token");
+            bail!("sequence {empty} is empty; a reward model scores at a token");
         }
         let mut scores = Vec::with_capacity(sequences.len());
         for run in cut(
@@ -91,22 +110,22 @@ impl RewardModel {
             limit,
         ) {
             let run: Vec<Scored> = run.iter().map(|&i| sequences[i]).collect();
-            let last = self.decoder.scores(&self.last_states(&run)?)?;
-            scores.extend(last.to_vec1::<f32>()?);
+            let found = self.decoder.scores(&self.scored_states(&run)?)?;
+            scores.extend(found.to_vec1::<f32>()?);
         }
         Ok(scores)
     }
 
-    /// Hidden states after each sequence's last token: `[sequences, hidden]`.
-    fn last_states(&self, run: &[Scored]) -> Result<Tensor> {
+    /// Hidden states of the token of each sequence that is scored: `[sequences, hidden]`.
+    fn scored_states(&self, run: &[Scored]) -> Result<Tensor> {
         let segments = Segments::from_lengths(run.iter().map(|(ids, _)| ids.len()));
         let (decoder, skip) = (&self.decoder, Gradient::Skip);
-        let last = Some(segments.last_rows()?.into());
+        let wanted = Some(self.position.rows(run.iter().map(|(ids, _)| *ids)));
         if let Some(Boundary { layer, hidden }) = self.boundary(run)? {
-            return decoder.forward_from(layer, &hidden, &segments, last, skip);
+            return decoder.forward_from(layer, &hidden, &segments, wanted, skip);
         }
         let ids: Vec<u32> = run.iter().flat_map(|(ids, _)| *ids).copied().collect();
-        decoder.forward_at(&ids, &segments, last, skip)
+        decoder.forward_at(&ids, &segments, wanted, skip)
     }
 
     fn boundary(&self, run: &[Scored]) -> Result<Option<Boundary>> {

@@ -185,7 +185,7 @@ impl Scorer {
 fn scorer(kind: &RewardKind, model: LoadModel) -> Result<Scorer, RewardError> {
     let other: Box<dyn Reward> = match kind {
         RewardKind::Model(config) => {
-            let model = model(&config.path)?;
+            let model = model(&config.path)?.read_at(config.score_at)?;
             return Ok(Scorer::Model(config.path.clone(), Box::new(model)));
         }
         RewardKind::Ensemble(config) => return ensemble(config, model),
@@ -203,8 +203,9 @@ fn scorer(kind: &RewardKind, model: LoadModel) -> Result<Scorer, RewardError> {
 }
 
 fn ensemble(config: &EnsembleReward, model: LoadModel) -> Result<Scorer, RewardError> {
-    let models = config.paths.iter().map(|folder| model(folder));
-    let models = models.collect::<Result<_, _>>()?;
+    let load = |folder: &PathBuf| Ok(model(folder)?.read_at(config.score_at)?);
+    let models = config.paths.iter().map(load);
+    let models = models.collect::<Result<_, RewardError>>()?;
     let ensemble = Ensemble::new(models, config.combine, config.deviations());
     Ok(Scorer::Ensemble(config.paths.clone(), ensemble))
 }

@@ -16,7 +16,7 @@ use candle_core::Device;
 use super::critic::CriticStart;
 use crate::model::config::Head;
 use crate::model::hf_config::adapter::AdapterConfig;
-use crate::model::lora::{Lora, LoraConfig};
+use crate::model::lora::{Asked, Lora};
 use crate::model::{Decoder, ModelError};
 use crate::ops::param::Training;
 use crate::reward::{RewardModel, Standing};
@@ -33,9 +33,9 @@ pub enum Sharing {
         /// How many.
         layers: usize,
     },
-    /// All but adapters and heads. The adapters of a policy that has some are trained further: if any are asked for they must be the
-    /// same. Otherwise those that are asked for are drawn, or the usual ones.
-    Adapter(Option<LoraConfig>),
+    /// All but adapters and heads. The adapters of a policy that has some are trained further, and must have the settings that are
+    /// asked for. Otherwise those that are asked for are drawn, or the usual ones.
+    Adapter(Option<Asked>),
 }
 
 /// The policy as it starts, on which roles are loaded.
@@ -159,10 +159,9 @@ impl<'a> Ground<'a> {
         self.base_folder != self.policy
     }
 
-    fn adapt(&self, asked: Option<&LoraConfig>, head: Head, seed: u64) -> Result<Decoder> {
-        let usual = LoraConfig::default();
-        let lora = asked.unwrap_or(&usual);
-        Decoder::adapt(self.base()?, lora, head, seed, Training::Trained)
+    fn adapt(&self, asked: Option<&Asked>, head: Head, seed: u64) -> Result<Decoder> {
+        let lora = asked.map(Asked::fresh).unwrap_or_default();
+        Decoder::adapt(self.base()?, &lora, head, seed, Training::Trained)
     }
 
     fn adapters_of(&self, folder: &Path, training: Training) -> Result<Decoder> {
@@ -209,7 +208,7 @@ mod tests {
     use super::*;
     use crate::model::config::{DecoderConfig, Family, Geometry};
     use crate::model::hf_config::HfConfig;
-    use crate::model::lora::Layers;
+    use crate::model::lora::{Layers, LoraConfig};
 
     fn base() -> Decoder {
         let sizes = Geometry {

@@ -13,7 +13,7 @@ use crate::model::Decoder;
 use crate::model::config::{Head, TensorSpec};
 use crate::model::hf_config::HfConfig;
 use crate::model::hf_config::adapter::AdapterConfig;
-use crate::model::lora::{Layers, LoraConfig, Scaling, Targets};
+use crate::model::lora::{Asked, Layers, Scaling, Targets};
 use crate::ops::param::Training;
 
 /// A model to be trained, and the folder of its base if adapters are what is trained.
@@ -38,8 +38,8 @@ pub struct Start<'a> {
 }
 
 impl Trainee {
-    /// Loads the model that a stage starts from; with a `lora` table frozen, with adapters. Those of a PEFT folder are trained further;
-    /// without the table they are merged.
+    /// Loads the model that a stage starts from; with a `lora` table frozen, with adapters. Those of a PEFT folder are trained further
+    /// with the folder's settings; without the table they are merged.
     ///
     /// # Errors
     /// If a file is wrong, the model has fewer layers than are to be frozen, or the adapters do not fit it or the folder's own.
@@ -52,14 +52,19 @@ impl Trainee {
             frozen.check(start.table, start.from, layers)?;
             return Ok(Self { model, base: None });
         };
-        let asked = lora_config(lora);
+        let asked = asked(lora);
         let key = || format!("{}.lora", start.table);
         let (model, base) = match AdapterConfig::find(start.from)? {
             None => {
                 let base = base(start.from, start)?;
-                let model =
-                    Decoder::adapt(&base, &asked, start.head, start.seed, Training::Trained)
-                        .with_context(key)?;
+                let model = Decoder::adapt(
+                    &base,
+                    &asked.fresh(),
+                    start.head,
+                    start.seed,
+                    Training::Trained,
+                )
+                .with_context(key)?;
                 (model, start.from.to_owned())
             }
             Some(adapter) => {
@@ -99,24 +104,25 @@ fn base(folder: &Path, start: &Start) -> Result<Decoder> {
     Ok(Decoder::load(folder, head, 0, frozen, start.device)?)
 }
 
-/// The adapters that a `lora` table asks for.
-pub fn lora_config(lora: &Lora) -> LoraConfig {
-    LoraConfig {
+/// The settings that a `lora` table has for adapters.
+pub fn asked(lora: &Lora) -> Asked {
+    let scaling = |rooted| match rooted {
+        true => Scaling::RootRank,
+        false => Scaling::Rank,
+    };
+    let targets = |targets: &TargetModules| match targets {
+        TargetModules::Word(_) => Targets::AllLinear,
+        TargetModules::Names(names) => Targets::Named(names.clone()),
+    };
+    let layers = |layers: &LayersToTransform| match layers {
+        LayersToTransform::Top(Top(count)) => Layers::Top(*count),
+        LayersToTransform::These(layers) => Layers::These(layers.clone()),
+    };
+    Asked {
         r: lora.r,
         lora_alpha: lora.lora_alpha,
-        scaling: match lora.use_rslora {
-            true => Scaling::RootRank,
-            false => Scaling::Rank,
-        },
-        target_modules: match &lora.target_modules {
-            None => Targets::Usual,
-            Some(TargetModules::Word(_)) => Targets::AllLinear,
-            Some(TargetModules::Names(names)) => Targets::Named(names.clone()),
-        },
-        layers_to_transform: match &lora.layers_to_transform {
-            None => Layers::All,
-            Some(LayersToTransform::Top(Top(count))) => Layers::Top(*count),
-            Some(LayersToTransform::These(layers)) => Layers::These(layers.clone()),
-        },
+        scaling: lora.use_rslora.map(scaling),
+        target_modules: lora.target_modules.as_ref().map(targets),
+        layers_to_transform: lora.layers_to_transform.as_ref().map(layers),
     }
 }

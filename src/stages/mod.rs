@@ -11,6 +11,7 @@ mod freezing;
 mod language;
 pub(crate) mod misfits;
 mod origin;
+pub(crate) mod padding;
 pub mod plan;
 mod ppo;
 pub mod preflight;
@@ -18,6 +19,7 @@ mod pretrain;
 mod reward;
 mod run;
 mod sft;
+mod stops;
 
 pub use context::{Context, Finished};
 pub use run::{run, run_stage};

@@ -7,6 +7,7 @@ use super::context::{Context, Finished};
 use super::dataset::{Items, Records};
 use super::language::{LanguageTask, RowSet};
 use super::misfits::Misfits;
+use super::stops::stop_where_answers_end;
 use crate::config::{Data, ModelStart, Pretrain, RecordKeys, Stage};
 use crate::data::example::{Limit, documents, encode_documents};
 use crate::data::packing::{Batch, Packed};
@@ -73,7 +74,8 @@ pub fn pretrain(context: &Context, config: &Pretrain) -> Result<Option<Finished>
     };
 
     // 3. The model, fresh or from its folder.
-    let model = model(context, &tokenizer, config.context_length)?;
+    let mut model = model(context, &tokenizer, config.context_length)?;
+    stop_where_answers_end(&mut model, &tokenizer)?;
 
     // 4. Train, and leave a Hugging Face folder.
     let (training, seed) = (&config.training, context.config.run.seed);

@@ -1,11 +1,13 @@
 //! The reward model: Bradley-Terry on pairs of a better and a worse answer (Stiennon et al. 2020, eq. 1).
 //!
-//! It reads prompt and answer and scores at the last token. `[judge]` runs the same stage on other pairs, for evaluations alone. Its
-//! draws are its own: another head to start with (and other adapters), another order of the pairs, others of them held out. Other
-//! stages share the run's seed, which makes no two of their models alike: where `[dpo]` and `[reward]` read one file they read it in
-//! one order, and adapters of the same shape start from the same matrix A.
+//! It reads prompt and answer and scores at the last token, or before it where its folder means that ([`ScorePosition`]). `[judge]` runs
+//! the same stage on other pairs, for evaluations alone. Its draws are its own: another head to start with (and other adapters), another
+//! order of the pairs, others of them held out. Other stages share the run's seed, which makes no two of their models alike: where
+//! `[dpo]` and `[reward]` read one file they read it in one order, and adapters of the same shape start from the same matrix A.
 
-use anyhow::{Result, bail};
+use std::sync::Arc;
+
+use anyhow::Result;
 use candle_core::Tensor;
 use rollout::random::Independent;
 
@@ -13,14 +15,16 @@ use super::adapters::{Start, Trainee};
 use super::context::{Context, Finished};
 use super::dataset::Walk;
 use super::examples::{Examples, Source};
+use super::padding::{self, choose_padding};
 use crate::config::{Reward, Stage, Training};
 use crate::data::example::{Encoder, Pair};
 use crate::data::packing::cut;
-use crate::data::tokenizer::Tokenizer;
 use crate::model::config::Head;
+use crate::model::score_position::ScorePosition;
 use crate::model::{Decoder, Gradient};
 use crate::ops::attention::Segments;
 use crate::rlhf::preference::{BradleyTerryLoss, bradley_terry};
+use crate::terminal;
 use crate::terminal::Phase;
 use crate::train::metrics::names;
 use crate::train::supervised::{Plan, train};
@@ -45,8 +49,12 @@ pub fn reward(context: &Context, config: &Reward, stage: Stage) -> Result<Option
         device: context.device,
     };
     let mut trainee = Trainee::load(&start, &config.trainable)?;
-    choose_padding(&mut trainee.model, &tokenizer)?;
+    let before = tokenizer.pad_id();
+    let tokenizer = choose_padding(trainee.model.config_mut(), tokenizer)?;
+    let words = padding::in_words(trainee.model.config(), before, &tokenizer);
+    words.into_iter().for_each(terminal::note_once);
     let model = &trainee.model;
+    let position = ScorePosition::of(model.config(), None)?;
 
     // 2. Records → pairs, some of them held out.
     let source = Source {
@@ -78,6 +86,7 @@ pub fn reward(context: &Context, config: &Reward, stage: Stage) -> Result<Option
         held_out: pairs.held_out,
         walk,
         centering,
+        position,
         training: &config.training,
     };
     let Some(report) = train(&task, model, &plan)? else {
@@ -97,30 +106,12 @@ fn seed(run: u64, stage: Stage) -> u64 {
     }
 }
 
-/// transformers scores the last token that is not padding, so padding must differ from what ends an answer.
-fn choose_padding(model: &mut Decoder, tokenizer: &Tokenizer) -> Result<()> {
-    let eos = tokenizer.eos_id()?;
-    let config = model.config_mut();
-    if !config.stop_ids.contains(&eos) {
-        config.stop_ids.push(eos);
-    }
-    match config
-        .scoring_pad_id()
-        .or(tokenizer.pad_id().filter(|&pad| pad != eos))
-    {
-        Some(pad) => config.decoder.pad_token_id = Some(pad),
-        None => bail!(
-            "the tokenizer has no padding token other than EOS ({eos}); add one (pad_token in tokenizer_config.json)"
-        ),
-    }
-    Ok(())
-}
-
 struct PairTask<'a> {
     pairs: Vec<Pair>,
     held_out: Vec<Pair>,
     walk: Walk,
     centering: f64,
+    position: ScorePosition,
     training: &'a Training,
 }
 
@@ -128,30 +119,30 @@ struct PairTask<'a> {
 struct PairBatch {
     ids: Vec<u32>,
     segments: Segments,
+    /// The row of each sequence that is scored.
+    scored: Arc<[u32]>,
     margins: Vec<f64>,
 }
 
 impl PairBatch {
-    fn new<'p>(pairs: impl Iterator<Item = &'p Pair>) -> Self {
-        let (mut ids, mut lengths, mut margins) = (Vec::new(), Vec::new(), Vec::new());
+    fn new<'p>(pairs: impl Iterator<Item = &'p Pair>, position: ScorePosition) -> Self {
+        let (mut sequences, mut margins) = (Vec::new(), Vec::new());
         for pair in pairs {
-            for sequence in pair.sequences() {
-                lengths.push(sequence.len());
-                ids.extend(sequence);
-            }
+            sequences.extend(pair.sequences());
             margins.push(f64::from(pair.margin));
         }
         Self {
-            ids,
-            segments: Segments::from_lengths(lengths),
+            ids: sequences.concat(),
+            segments: Segments::from_lengths(sequences.iter().map(Vec::len)),
+            scored: position.rows(sequences.iter().map(Vec::as_slice)),
             margins,
         }
     }
 
     /// Scores of the chosen and of the rejected answers, `[pairs]` each.
     fn scores(&self, model: &Decoder, gradient: Gradient) -> Result<(Tensor, Tensor)> {
-        let last = Some(self.segments.last_rows()?.into());
-        let hidden = model.forward_at(&self.ids, &self.segments, last, gradient)?;
+        let scored = Some(self.scored.clone());
+        let hidden = model.forward_at(&self.ids, &self.segments, scored, gradient)?;
         let scores = model.scores(&hidden)?.reshape((self.margins.len(), 2))?;
         Ok((
             scores.narrow(1, 0, 1)?.squeeze(1)?,
@@ -193,7 +184,7 @@ impl Task for PairTask<'_> {
         );
         Ok(runs
             .iter()
-            .map(|run| PairBatch::new(run.iter().map(|&i| &self.pairs[i])))
+            .map(|run| PairBatch::new(run.iter().map(|&i| &self.pairs[i]), self.position))
             .collect())
     }
 
@@ -224,7 +215,7 @@ impl Task for PairTask<'_> {
         let (mut gaps, mut loss) = (Vec::new(), 0.0);
         let phase = Phase::counted("pairs", pairs.len());
         for run in cut((0..pairs.len()).collect(), |i| tokens(&pairs[i]), limit) {
-            let batch = PairBatch::new(run.iter().map(|&i| &pairs[i]));
+            let batch = PairBatch::new(run.iter().map(|&i| &pairs[i]), self.position);
             let (chosen, rejected) = batch.scores(model, Gradient::Skip)?;
             phase.add(run.len());
             gaps.extend((&chosen - &rejected)?.to_vec1::<f32>()?);

@@ -6,11 +6,10 @@ use super::adapters::{Start, Trainee};
 use super::context::{Context, Finished};
 use super::examples::{Examples, Source};
 use super::language::{LanguageTask, RowSet};
+use super::stops::stop_where_answers_end;
 use crate::config::{Sft, Stage};
 use crate::data::example::{Encoder, Example};
 use crate::data::packing::Batch;
-use crate::data::tokenizer::Tokenizer;
-use crate::model::Decoder;
 use crate::model::config::{Head, is_embedding, layer_of};
 use crate::ops::param::Param;
 use crate::train::supervised::{Plan, train};
@@ -46,7 +45,7 @@ pub fn sft(context: &Context, config: &Sft) -> Result<Option<Finished>> {
         device: context.device,
     };
     let mut trainee = Trainee::load(&start, &config.trainable)?;
-    stop_at_eos(&mut trainee.model, &tokenizer)?;
+    stop_where_answers_end(&mut trainee.model, &tokenizer)?;
     let model = &trainee.model;
 
     // 2. Records → examples, some of them held out.
@@ -90,16 +89,6 @@ pub fn sft(context: &Context, config: &Sft) -> Result<Option<Finished>> {
     let mut finished = Finished::supervised(plan.stage, &report, context.folder);
     examples.misfits.add_to(&mut finished.table);
     Ok(Some(finished))
-}
-
-/// Answers end in the tokenizer's EOS, so generation must stop there too.
-pub(super) fn stop_at_eos(model: &mut Decoder, tokenizer: &Tokenizer) -> Result<()> {
-    let eos = tokenizer.eos_id()?;
-    let stops = &mut model.config_mut().stop_ids;
-    if !stops.contains(&eos) {
-        stops.push(eos);
-    }
-    Ok(())
 }
 
 /// Layer-wise decay (Howard and Ruder 2018, §3.1): the top layer, the final norm and the head learn at the full rate, each layer

@@ -6,6 +6,7 @@
 pub mod phase;
 pub mod words;
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -41,6 +42,17 @@ pub fn note(text: impl Display) {
         false => format!("\r\x1b[2K{text}\n{status}"),
     };
     drop_failure(io::stderr().write_all(line.as_bytes()));
+}
+
+/// Writes a note unless the same was written before: a model folder is read by several roles.
+pub fn note_once(text: impl Display) {
+    static WRITTEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let text = text.to_string();
+    let mut written = WRITTEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if !written.contains(&text) {
+        note(&text);
+        written.insert(text);
+    }
 }
 
 /// Writes a line of results to standard output.

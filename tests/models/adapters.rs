@@ -356,6 +356,11 @@ fn what_is_not_done_is_refused_by_its_key() -> Anyhow {
         ("bias", "\"all\""),
         ("use_dora", "true"),
         ("rank_pattern", "{\"q_proj\": 2}"),
+        ("alpha_pattern", "{\"q_proj\": 2}"),
+        ("lora_bias", "true"),
+        ("trainable_token_indices", "[1]"),
+        ("target_parameters", "[\"experts\"]"),
+        ("layer_replication", "[[0, 2]]"),
         ("task_type", "\"SEQ_2_SEQ_LM\""),
         ("modules_to_save", "[\"embed_tokens\"]"),
         ("init_lora_weights", "\"pissa_niter_4\""),
@@ -389,5 +394,26 @@ fn a_file_without_an_adapter_is_none() -> Anyhow {
         .unwrap_err()
         .to_string();
     assert!(message.contains("no adapter of any module"), "{message}");
+    Ok(())
+}
+
+/// An adapter of a language model has no place for a scalar head.
+#[test]
+fn a_head_that_the_task_has_no_use_for_is_refused() -> Anyhow {
+    let copy = tempfile::tempdir()?;
+    let from = adapter_folder("llama_reward");
+    let weights = "adapter_model.safetensors";
+    fs::copy(from.join(weights), copy.path().join(weights))?;
+    let mut keys: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(from.join("adapter_config.json"))?)?;
+    keys["base_model_name_or_path"] = folder("llama").display().to_string().into();
+    keys["task_type"] = "CAUSAL_LM".into();
+    keys["modules_to_save"] = serde_json::Value::Null;
+    fs::write(copy.path().join("adapter_config.json"), keys.to_string())?;
+    let message = load(copy.path(), Head::LanguageModel)
+        .map(|_| ())
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("score.weight"), "{message}");
     Ok(())
 }

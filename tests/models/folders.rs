@@ -120,7 +120,6 @@ fn weights_beyond_the_configuration_are_refused() -> Anyhow {
 fn what_means_nothing_may_be_left_over() -> Anyhow {
     let surplus = |specs: &mut Vec<TensorSpec>| {
         specs.extend([
-            extra("lm_head.weight", &[128, 32]),
             extra("score.weight", &[1, 32]),
             extra("model.layers.0.self_attn.rotary_emb.inv_freq", &[4]),
         ]);
@@ -138,5 +137,63 @@ fn what_means_nothing_may_be_left_over() -> Anyhow {
     load(&model, Head::LanguageModel).expect("with causal masks");
     let model = copy("llama", |_| {}, |config| config)?;
     load(&model, Head::Score).expect("an untied language model");
+    Ok(())
+}
+
+/// transformers 5 does not tie a head that differs from the embedding, and transformers 4 does: what is meant cannot be known.
+#[test]
+fn a_tied_head_must_be_the_embedding() -> Anyhow {
+    let other = |specs: &mut Vec<TensorSpec>| specs.push(extra("lm_head.weight", &[128, 32]));
+    let model = copy("llama3_tied", other, |config| config)?;
+    let says = [
+        "`lm_head.weight`",
+        "`model.embed_tokens.weight` differ",
+        "tie_word_embeddings",
+    ];
+    assert_says(load(&model, Head::LanguageModel), &says);
+    // A reward model has no use for either.
+    load(&model, Head::Score).expect("with a fresh head");
+    let untied = |config: String| {
+        config.replace(
+            "\"tie_word_embeddings\": true",
+            "\"tie_word_embeddings\": false",
+        )
+    };
+    let model = copy("llama3_tied", other, untied)?;
+    load(&model, Head::LanguageModel).expect("an untied model");
+
+    // The same values, as `.bin` files and some converters leave them.
+    let tied = copy("llama3_tied", |_| {}, |config| config)?;
+    let (weights, specs) = (
+        Weights::open(tied.path())?,
+        HfConfig::read(tied.path())?.decoder.tensors(),
+    );
+    let mut twice = specs.clone();
+    twice.push(TensorSpec {
+        name: "lm_head.weight".to_owned(),
+        ..specs[0].clone()
+    });
+    let fetch = |spec: &TensorSpec| {
+        let spec = if spec.name == "lm_head.weight" {
+            &specs[0]
+        } else {
+            spec
+        };
+        weights.load(spec).map(Cow::Owned)
+    };
+    let to = tempfile::tempdir()?;
+    save(
+        to.path(),
+        &twice,
+        SaveDtype::F32,
+        u64::MAX,
+        &BTreeMap::new(),
+        fetch,
+    )?;
+    fs::copy(
+        tied.path().join("config.json"),
+        to.path().join("config.json"),
+    )?;
+    load(&to, Head::LanguageModel).expect("a head that is the embedding");
     Ok(())
 }

@@ -189,7 +189,7 @@ fn roles_of_adapters_hold_the_base_once() -> Anyhow {
         let resolved = lora.resolve(&models.policy.decoder)?;
         models.rewards[0].adapter = Some(resolved.clone());
         models.judge = Some(Judge::Sharing(models.rewards[0].clone()));
-        let sharing = Sharing::Adapter(Some(lora.clone()));
+        let sharing = Sharing::Adapter(Some(lora.clone().into()));
         let roles = roles(&sharing, &models)?;
         assert_eq!(
             names(&roles),
@@ -204,7 +204,7 @@ fn roles_of_adapters_hold_the_base_once() -> Anyhow {
         check(&roles[4], &adapt(Head::Score, Training::Frozen)?);
         assert_eq!(roles[1].graph_begins(LAYERS), LAYERS - 1, "{name}");
 
-        let trainee = adapted(&models.policy.decoder, Head::Score, &lora)?;
+        let trainee = adapted(&models.policy.decoder, Head::Score, &resolved);
         check(&trainee[0], &base);
         check(&trainee[1], &adapt(Head::Score, Training::Trained)?);
 
@@ -307,7 +307,7 @@ fn four_roles_cost_little_more_than_one_model() -> Anyhow {
     let ratio = |sharing| -> Anyhow<f64> { Ok(weights(&sharing)? as f64 / one as f64) };
     let (trunk, adapter) = (
         ratio(Sharing::Trunk { layers: 24 })?,
-        ratio(Sharing::Adapter(Some(lora.clone())))?,
+        ratio(Sharing::Adapter(Some(lora.clone().into())))?,
     );
     assert!(trunk > 1.0 && trunk <= 1.50, "{trunk}");
     assert!(adapter > 1.0 && adapter <= 1.12, "{adapter}");
@@ -318,7 +318,8 @@ fn four_roles_cost_little_more_than_one_model() -> Anyhow {
 #[test]
 fn a_reward_model_as_a_base_keeps_its_head() -> Anyhow {
     let (name, lora) = ("llama_reward", lora(Layers::All));
-    let roles = adapted(&decoder(name)?, Head::Score, &lora)?;
+    let decoder = decoder(name)?;
+    let roles = adapted(&decoder, Head::Score, &lora.resolve(&decoder)?);
     let base = load(name, Head::Score, own(Training::Frozen))?;
     check(&roles[0], &base);
     let model = Decoder::adapt(&base, &lora, Head::Score, 1, Training::Trained)?;

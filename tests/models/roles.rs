@@ -220,7 +220,7 @@ fn roles_of_adapters_own_what_is_planned() -> Anyhow {
                 policy: policy.clone(),
                 reward: adapter(name, Head::Score)?,
                 judge,
-                sharing: Sharing::Adapter(Some(lora(Layers::Top(1)))),
+                sharing: Sharing::Adapter(Some(lora(Layers::Top(1)).into())),
                 keys: ADAPTERS,
             };
             let names = ["base", "actor", "critic", "reward", "judge"];

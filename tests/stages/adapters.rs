@@ -126,6 +126,85 @@ fn adapters_that_are_trained_further_stay_as_they_are() {
     );
 }
 
+/// Keys that a table leaves out are the folder's, in every stage that trains adapters; a difference is named with both values, by `plan` too.
+#[test]
+fn a_table_inherits_the_adapters_that_are_trained_further() {
+    let workspace = Workspace::trained();
+    let lora = "--set sft.lora.r=4 --set sft.lora.lora_alpha=16 --set sft.lora.use_rslora=true --set sft.lora.target_modules=[\"q_proj\"] \
+                --set sft.lora.layers_to_transform=top:1";
+    workspace.succeed(&format!(
+        "sft config.toml {lora} {TUNED} --set sft.max_steps=2"
+    ));
+    let tuned = "runs/tuned/sft/final";
+    let inherited = |stage: &str, run: &str, flags: &str| {
+        workspace.succeed(&format!(
+            "{stage} config.toml --set run.name={run} --set {stage}.from={tuned} --set {stage}.max_steps=1 {flags}"
+        ));
+        let file = workspace.model(run, stage).join("adapter_config.json");
+        let keys: Value = serde_json::from_slice(&read(&file)).expect("JSON");
+        let kept = [
+            "r",
+            "lora_alpha",
+            "use_rslora",
+            "target_modules",
+            "layers_to_transform",
+        ];
+        let expected = serde_json::json!([4, 16.0, true, ["q_proj"], [1]]);
+        assert_eq!(
+            Value::from(kept.map(|key| keys[key].clone()).to_vec()),
+            expected,
+            "{stage}"
+        );
+    };
+    inherited("sft", "sft", "--set sft.lora={}");
+    inherited("dpo", "dpo", "--set dpo.lora={}");
+    inherited("reward", "reward", "--set reward.lora={}");
+    inherited(
+        "reward",
+        "same",
+        "--set reward.lora.lora_alpha=16 --set reward.lora.layers_to_transform=[1]",
+    );
+    inherited(
+        "ppo",
+        "ppo",
+        "--set ppo.share=adapter --set ppo.lora={} --set ppo.reward_model=runs/reward/reward/final",
+    );
+
+    let differences = [
+        (
+            "lora_alpha=32",
+            "lora_alpha is 32 here, 16 in runs/tuned/sft/final",
+        ),
+        ("r=8", "r is 8 here, 4 in runs/tuned/sft/final"),
+        ("use_rslora=false", "use_rslora is false here, true in"),
+        (
+            "target_modules=all-linear",
+            "target_modules is \"all-linear\" here, [\"q_proj\"] in",
+        ),
+        (
+            "layers_to_transform=[0,1]",
+            "layers_to_transform is [0, 1] here, [1] in",
+        ),
+    ];
+    for (key, says) in differences {
+        let from = format!("config.toml --set reward.from={tuned} --set reward.lora.{key}");
+        refused(
+            &workspace,
+            &format!("reward {from}"),
+            &["reward.lora", says],
+        );
+        refused(&workspace, &format!("plan {from}"), &["reward.lora", says]);
+    }
+    let share = format!(
+        "ppo config.toml --set ppo.share=adapter --set ppo.from={tuned} --set ppo.lora.r=8"
+    );
+    refused(
+        &workspace,
+        &share,
+        &["ppo.lora", "r is 8 here, 4 in runs/tuned/sft/final"],
+    );
+}
+
 #[test]
 fn targets_and_layers_that_the_model_lacks_are_named() {
     let workspace = Workspace::trained();

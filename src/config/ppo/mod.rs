@@ -27,6 +27,7 @@ use super::optim::{LrScheduler, Training};
 use super::optional_path;
 use super::records::{RecordKeys, TooLong};
 use super::rewards::{self, RewardComponent};
+use super::score_at::ScoreAt;
 
 pub use critic::{Critic, CriticFrom};
 pub use evaluation::Evaluation;
@@ -59,6 +60,9 @@ pub struct Ppo {
     /// the configuration has that table and `eval_prompts`.
     #[serde(default, deserialize_with = "optional_path")]
     pub judge_model: Option<PathBuf>,
+    /// The token at which `reward_model` and `judge_model` are read. When unset, each folder says: the last token, or, where its
+    /// padding token ends sequences too, the last one that is not padding. The tables of `rewards` have a key of their own.
+    pub score_at: Option<ScoreAt>,
     /// Records with `prompt`, to train on. Required.
     pub prompts: PathBuf,
     /// Held-out records with `prompt`, to evaluate on; unset evaluates nothing, and the keys of evaluations are then refused.
@@ -112,6 +116,7 @@ impl Default for Ppo {
             reward_model: None,
             rewards: Vec::new(),
             judge_model: None,
+            score_at: None,
             prompts: PathBuf::new(),
             eval_prompts: None,
             too_long: TooLong::Error,
@@ -246,6 +251,7 @@ impl Ppo {
         }
         self.records.check(&mut keys);
         self.check_batch(&mut keys);
+        self.check_score_at(&mut keys);
         self.sharing.check(&mut keys);
         self.objective.check(&mut keys);
         match self.has_critic() {

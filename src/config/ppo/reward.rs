@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{CriticFrom, Ppo};
+use crate::config::ScoreAt;
 use crate::config::check::{Checker, Keys};
 use crate::config::rewards::{self, ModelReward, RewardComponent, RewardKind};
 
@@ -30,7 +31,10 @@ impl Ppo {
     pub fn reward_components(&self) -> Vec<RewardComponent> {
         let model = self.reward_model.iter().map(|path| RewardComponent {
             name: "model".to_owned(),
-            ..RewardComponent::new(RewardKind::Model(ModelReward { path: path.clone() }))
+            ..RewardComponent::new(RewardKind::Model(ModelReward {
+                path: path.clone(),
+                score_at: self.score_at,
+            }))
         });
         model.chain(self.rewards.iter().cloned()).collect()
     }
@@ -44,6 +48,20 @@ impl Ppo {
             _ => None,
         };
         components.iter().find_map(first)
+    }
+
+    /// Without a model that it is said of, `score_at` was set in vain.
+    pub(super) fn check_score_at(&self, keys: &mut Keys<'_, '_>) {
+        let (Some(at), None, None) = (self.score_at, &self.reward_model, &self.judge_model) else {
+            return;
+        };
+        let word = match at {
+            ScoreAt::Eos => "\"eos\"",
+            ScoreAt::LastNonPad => "\"last_non_pad\"",
+        };
+        let message = "is of no use without reward_model and judge_model; write it into the tables of [[ppo.rewards]] that are \
+                       models, or remove it";
+        keys.wrong("score_at", word, message);
     }
 
     pub(super) fn check_critic_start(&self, keys: &mut Keys<'_, '_>) {

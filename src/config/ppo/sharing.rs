@@ -131,7 +131,7 @@ mod tests {
         let trunk = sharing(&["ppo.share=trunk", "ppo.trunk_layers=3", frozen]).unwrap();
         assert_eq!((trunk.share, trunk.trunk_layers), (Share::Trunk, Some(3)));
         let adapter = sharing(&["ppo.share=adapter", "ppo.lora.r=4", "reward.lora={}"]).unwrap();
-        assert_eq!(adapter.lora.unwrap().r, 4);
+        assert_eq!(adapter.lora.unwrap().r, Some(4));
         for (overrides, says) in [
             (&["ppo.share=trunk"][..], "ppo.trunk_layers"),
             (

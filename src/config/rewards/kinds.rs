@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::ScoreAt;
+
 /// What a component scores by.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
@@ -54,11 +56,13 @@ impl RewardKind {
     }
 }
 
-/// `type = "model"`: the scalar head of a reward model at the last token.
+/// `type = "model"`: the scalar head of a reward model at one token.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ModelReward {
     /// The reward model's folder; when unset, the one that `[reward]` trains.
     pub path: PathBuf,
+    /// The token at which its score is read; when unset, the folder says.
+    pub score_at: Option<ScoreAt>,
 }
 
 /// `type = "ensemble"`: several reward models (Coste et al. 2023, "Reward model ensembles help mitigate overoptimization"). Train them
@@ -71,6 +75,8 @@ pub struct EnsembleReward {
     pub combine: Combine,
     /// With `combine = "mean_minus_deviation"`: how many standard deviations are subtracted; unset is 1.
     pub deviations: Option<f64>,
+    /// The token at which their scores are read; when unset, each folder says.
+    pub score_at: Option<ScoreAt>,
 }
 
 /// How the scores of an ensemble become one.
@@ -259,6 +265,7 @@ impl Default for EnsembleReward {
             paths: Vec::new(),
             combine: Combine::Mean,
             deviations: None,
+            score_at: None,
         }
     }
 }

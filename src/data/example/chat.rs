@@ -95,7 +95,7 @@ impl Encoder<'_> {
     /// Tokens up to the special token that closes the turn; the white space that templates put
     /// after it is given.
     fn answer_length(&self, ids: &[u32]) -> Result<usize> {
-        let Some(closing) = ids.iter().rposition(|&id| self.tokenizer.is_special(id)) else {
+        let Some(closing) = ids.iter().rposition(|&id| self.closes(id)) else {
             return Ok(ids.len());
         };
         let after = self.tokenizer.decode(&ids[closing + 1..])?;
@@ -104,6 +104,11 @@ impl Encoder<'_> {
         } else {
             ids.len()
         })
+    }
+
+    /// True of a token that a turn can end with: a special one, or the one with which the template closes an assistant's turn.
+    fn closes(&self, id: u32) -> bool {
+        self.tokenizer.is_special(id) || self.turn_end == Some(id)
     }
 
     /// Ends a conversation's last answer with EOS where the template closes it with nothing: or it
@@ -115,7 +120,7 @@ impl Encoder<'_> {
         let closed = last
             .end
             .checked_sub(1)
-            .is_some_and(|i| self.tokenizer.is_special(example.ids[i]));
+            .is_some_and(|i| self.closes(example.ids[i]));
         if !closed {
             example.ids.truncate(last.end);
             example.ids.push(self.eos);

@@ -21,6 +21,7 @@ use std::ops::Range;
 
 use serde_json::{Map, Value};
 
+use super::closing::turn_end;
 use super::error::{DataError, Result};
 use super::records::is_unread;
 use super::records::shapes::{Style, Task};
@@ -89,6 +90,8 @@ pub struct Encoded<T> {
 pub struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
     template: Option<ChatTemplate>,
+    /// The token with which the template closes an assistant's turn.
+    turn_end: Option<u32>,
     eos: u32,
     limit: Limit,
     policy: TooLong,
@@ -102,9 +105,13 @@ impl<'a> Encoder<'a> {
     /// A tokenizer without EOS, or a chat template that does not compile.
     pub fn new(tokenizer: &'a Tokenizer, limit: Limit, policy: TooLong) -> Result<Self> {
         let (template, eos) = (tokenizer.compiled_template()?, tokenizer.eos_id()?);
+        let turn_end = template
+            .as_ref()
+            .and_then(|template| turn_end(tokenizer, template));
         Ok(Encoder {
             tokenizer,
             template,
+            turn_end,
             eos,
             limit,
             policy,

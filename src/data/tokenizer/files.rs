@@ -123,6 +123,28 @@ impl Files {
         Ok(tokens)
     }
 
+    /// The files with `pad_token` set in `tokenizer_config.json`, and in `special_tokens_map.json` where there is one.
+    pub fn with_pad(&self, token: &str) -> Result<Self> {
+        let mut files = Files::made(&self.place, self.contents.clone());
+        files.set_pad(CONFIG, token)?;
+        if self.get(SPECIAL_TOKENS).is_some() {
+            files.set_pad(SPECIAL_TOKENS, token)?;
+        }
+        Ok(files)
+    }
+
+    fn set_pad(&mut self, name: &str, token: &str) -> Result<()> {
+        let mut object = self.object(name)?;
+        object.insert("pad_token".to_owned(), token.into());
+        let text = serde_json::to_vec_pretty(&object)
+            .map_err(|e| self.error(format!("{name} cannot be written: {e}")))?;
+        match self.contents.iter_mut().find(|(n, _)| n == name) {
+            Some((_, bytes)) => *bytes = text,
+            None => self.contents.push((name.to_owned(), text)),
+        }
+        Ok(())
+    }
+
     /// The chat template: `chat_template.jinja`, else the configuration's (of several, the one
     /// named `default`).
     pub fn chat_template(&self) -> Result<Option<String>> {

@@ -165,6 +165,42 @@ impl Tokenizer {
         added.get(&id).is_some_and(|token| token.special)
     }
 
+    /// True of an added token, special or not: one that stands outside the vocabulary of
+    /// the tokenizer's model, or is marked special in it.
+    pub fn is_added(&self, id: u32) -> bool {
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        added.contains_key(&id)
+    }
+
+    /// The special tokens, ascending by id.
+    pub fn special_ids(&self) -> Vec<u32> {
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        let special = added.iter().filter(|(_, token)| token.special);
+        let mut ids: Vec<u32> = special.map(|(&id, _)| id).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// The name of a token.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The token that stands for unknown text (`unk_token`), if named.
+    pub fn unk_id(&self) -> Option<u32> {
+        self.special_id("unk_token")
+    }
+
+    /// The tokenizer with another `pad_token`, in memory and in its files.
+    ///
+    /// # Errors
+    /// An id that is no token, or a file of the tokenizer that cannot be read.
+    pub fn padded_with(&self, id: u32) -> Result<Self> {
+        let no_token = || self.files.error(format!("has no token {id} to pad with"));
+        let token = self.token(id).ok_or_else(no_token)?;
+        Self::from_files(self.files.with_pad(&token)?)
+    }
+
     /// The id of a token by its name.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)

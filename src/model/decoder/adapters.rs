@@ -2,6 +2,7 @@
 //!
 //! All but the adapters, and the scalar head of a reward model, is the base's and held once, however many decoders stand on it.
 
+use crate::terminal;
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -13,7 +14,7 @@ use crate::model::fingerprint::Fingerprint;
 use crate::model::hf_config::adapter::AdapterConfig;
 use crate::model::init::fresh;
 use crate::model::lora::folder::{self, AdapterFolder};
-use crate::model::lora::{Lora, LoraConfig, LoraError};
+use crate::model::lora::{Asked, Lora, LoraConfig, LoraError};
 use crate::model::weights::SaveDtype;
 use crate::ops::param::Training;
 
@@ -57,6 +58,12 @@ impl Decoder {
                 needed,
             });
         }
+        if training == Training::Trained && adapter.config.lora_dropout > 0.0 {
+            let (folder, dropout) = (folder.display(), adapter.config.lora_dropout);
+            terminal::note_once(format!(
+                "{folder}: lora_dropout is {dropout} there, 0 here; its adapters are trained further without dropout"
+            ));
+        }
         let values = |spec: &TensorSpec| match base.params().find(&spec.name) {
             _ if adapter.has(&spec.name) || spec.name != weight(SCORE) => Ok(adapter.load(spec)?),
             Some(param) => Ok(param.read(<[f32]>::to_vec)?),
@@ -65,6 +72,9 @@ impl Decoder {
         let mut adapted = Self::on_base(base, adapter.lora.clone(), head, training, values)?;
         // What an adapter's training taught to end an answer.
         adapted.config_mut().take_generation(folder)?;
+        if adapter.config.head == Head::Score {
+            adapted.config_mut().take_padding(folder)?;
+        }
         adapter.check_base(|| Ok(base.fingerprint_under(adapter.config.head)?))?;
         Ok(adapted)
     }
@@ -95,18 +105,13 @@ impl Decoder {
         Self::assemble_adapted(config, Some(lora), source, base.params().device())
     }
 
-    /// Makes sure that its adapters, of the PEFT folder `from`, which are to be trained further, are the ones that are `asked` for.
+    /// Makes sure that its adapters, of the PEFT folder `from`, which are to be trained further, have the settings that are `asked` for.
     ///
     /// # Errors
-    /// If they are others, or the model lacks a target or a layer that is asked for.
-    pub fn check_adapters(&self, asked: &LoraConfig, from: &Path) -> Result<(), LoraError> {
-        let asked = asked.resolve(self.decoder_config())?;
-        match self.lora() == Some(&asked) {
-            true => Ok(()),
-            false => Err(LoraError::Others {
-                folder: from.to_owned(),
-            }),
-        }
+    /// If they have others, or the model lacks a target or a layer that is asked for.
+    pub fn check_adapters(&self, asked: &Asked, from: &Path) -> Result<(), LoraError> {
+        let found = self.lora().ok_or(LoraError::Missing)?;
+        asked.check(found, self.decoder_config(), from)
     }
 
     /// The adapters, if it has any.
@@ -140,6 +145,7 @@ impl Decoder {
             r: lora.r,
             lora_alpha: lora.lora_alpha,
             scaling: lora.scaling,
+            lora_dropout: 0.0,
             head: decoder.head,
         };
         let (fingerprint, fetch) = (self.fingerprint_under(decoder.head)?, |name: &str| {

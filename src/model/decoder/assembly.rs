@@ -8,6 +8,7 @@ use std::sync::Arc;
 use candle_core::{Device, Result, bail};
 
 use super::Decoder;
+use crate::config::ScoreAt;
 use crate::model::ModelError;
 use crate::model::block::{Block, norm};
 use crate::model::config::{Head, LM_HEAD, SCORE, TensorSpec, layer_of, weight};
@@ -19,6 +20,7 @@ use crate::model::trunk::TrunkRecord;
 use crate::model::weights::{DEFAULT_MAX_SHARD_BYTES, SaveDtype, save};
 use crate::ops::linear::{Linear, Projection};
 use crate::ops::param::{Initial, Param, ParamStore, Training};
+use crate::terminal;
 use crate::terminal::Phase;
 
 /// How a decoder holds a tensor.
@@ -97,6 +99,7 @@ impl Decoder {
         config.decoder.head = head;
         let weights = Stored::open(folder)?;
         weights.refuse_unexpected(&config.decoder.tensors())?;
+        say_unused_head(&weights, found, folder);
         let source = |spec: &TensorSpec| match holding(spec) {
             Holding::Shared(param) => Ok(Source::Shared(param)),
             Holding::Own(training) if found != head && spec.name == weight(SCORE) => {
@@ -243,7 +246,7 @@ impl Decoder {
             fetch,
         )?;
         let mut config = self.config.clone();
-        if config.decoder.head == Head::Score {
+        if config.decoder.head == Head::Score && config.score_at == ScoreAt::Eos {
             config.decoder.pad_token_id = config.scoring_pad_id().or(config.decoder.pad_token_id);
         }
         Ok(config.write(folder, dtype)?)
@@ -267,6 +270,21 @@ impl Decoder {
         let a = self.own_values(&a_of(&module.name))?;
         let b = self.own_values(&b_of(&module.name))?;
         Ok(merged(lora, module, values, &a, &b))
+    }
+}
+
+/// Names a head in the files that the folder's own `config.json` has no use for.
+fn say_unused_head(weights: &Stored, found: Head, folder: &Path) {
+    let (head, kind) = match found {
+        Head::LanguageModel => (SCORE, "a language model"),
+        Head::Score => (LM_HEAD, "a reward model"),
+    };
+    let name = weight(head);
+    if weights.has(&name) {
+        terminal::note_once(format!(
+            "{}: {name} is not used, for config.json is of {kind}",
+            folder.display()
+        ));
     }
 }
 

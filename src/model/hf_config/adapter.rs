@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::fields::Fields;
-use super::{HfConfigError, read_object};
+use super::keys::says_something;
+use super::{HfConfigError, read_object, say_unread};
 use crate::model::config::Head;
 use crate::model::hub;
 use crate::model::lora::Scaling;
@@ -39,6 +40,37 @@ const UNKNOWN: [&str; 15] = [
     "loftq_config",
 ];
 
+/// Keys that are read, or that change nothing of trained adapters.
+const KNOWN: [&str; 27] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "modules_to_save",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+];
+
 /// Initial values that come with another base than the one on disk.
 const CHANGED_BASES: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
 
@@ -53,6 +85,8 @@ pub struct AdapterConfig {
     pub lora_alpha: f64,
     /// The scale's denominator.
     pub scaling: Scaling,
+    /// Dropout that the adapters were trained with; there is none here.
+    pub lora_dropout: f64,
     /// What the adapted model is, by `task_type`.
     pub head: Head,
 }
@@ -100,6 +134,7 @@ impl AdapterConfig {
             } else {
                 Scaling::Rank
             },
+            lora_dropout: fields.number("lora_dropout")?.unwrap_or(0.0),
             head: head(&fields)?,
         }))
     }
@@ -168,18 +203,17 @@ fn refuse_unknown(fields: &Fields) -> Result<(), HfConfigError> {
     if fields.text("bias")?.is_some_and(|bias| bias != "none") {
         return Err(fields.unsupported("bias", "none"));
     }
-    let is_set = |value: &Value| match value {
-        Value::Null | Value::Bool(false) => false,
-        Value::Array(items) => !items.is_empty(),
-        Value::Object(items) => !items.is_empty(),
-        _ => true,
-    };
     if let Some(key) = UNKNOWN
         .iter()
-        .find(|key| fields.get(key).is_some_and(is_set))
+        .find(|key| fields.get(key).is_some_and(says_something))
     {
         return Err(fields.unsupported(key, "plain LoRA, where the key is not set"));
     }
+    let unread = fields.entries().filter(|(key, value)| {
+        !KNOWN.contains(key) && !UNKNOWN.contains(key) && says_something(value)
+    });
+    let unread: Vec<String> = unread.map(|(key, _)| key.to_owned()).collect();
+    say_unread(fields.file(), &unread);
     let changed = |start: &str| CHANGED_BASES.iter().any(|name| start.starts_with(name));
     let start = fields.get("init_lora_weights").and_then(Value::as_str);
     match start.is_some_and(changed) {

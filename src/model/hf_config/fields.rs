@@ -35,6 +35,11 @@ impl<'a> Fields<'a> {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
+    /// Every key with its value.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&'a str, &'a Value)> + use<'a> {
+        self.map.iter().map(|(key, value)| (key.as_str(), value))
+    }
+
     /// Whether `key` is there with the value null, which may mean another thing than its absence.
     pub(super) fn holds_null(&self, key: &str) -> bool {
         self.map.get(key).is_some_and(Value::is_null)

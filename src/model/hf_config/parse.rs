@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::HfConfigError;
 use super::fields::Fields;
+use super::keys;
 use crate::model::config::{
     Activation, DecoderConfig, Family, Head, Norm, Position, QkNorm, RopeConfig, RopeScaling,
     SlidingWindow,
@@ -20,7 +21,9 @@ pub(super) fn decoder(fields: &Fields) -> Parsed<DecoderConfig> {
         let supported = "weights in F32, BF16, F16 or F64 (dequantise the model first)";
         return Err(fields.unsupported("quantization_config", supported));
     }
-    let decoder = match family(fields)? {
+    let family = family(fields)?;
+    keys::refuse_foreign(fields)?;
+    let decoder = match family {
         Family::Gpt2 => gpt2(fields)?,
         family => llama(fields, family)?,
     };
@@ -207,9 +210,13 @@ fn rope_scaling(scaling: &Fields, config: &Fields) -> Parsed<RopeScaling> {
             factor: scaling.required_number("factor")?,
             low_freq_factor: scaling.required_number("low_freq_factor")?,
             high_freq_factor: scaling.required_number("high_freq_factor")?,
-            original_max_position_embeddings: match scaling.size(ORIGINAL_CONTEXT)? {
+            // As in transformers 5, one at the top comes first.
+            original_max_position_embeddings: match config.size(ORIGINAL_CONTEXT)? {
                 Some(size) => size,
-                None => config.required_size("max_position_embeddings")?,
+                None => match scaling.size(ORIGINAL_CONTEXT)? {
+                    Some(size) => size,
+                    None => config.required_size("max_position_embeddings")?,
+                },
             },
         }),
         Some(_) => Err(scaling.unsupported(key, "default, linear, llama3")),
@@ -223,19 +230,33 @@ const ORIGINAL_CONTEXT: &str = "original_max_position_embeddings";
 fn sliding_window(fields: &Fields, family: Family) -> Parsed<Option<SlidingWindow>> {
     /// The class default of all three families.
     const CLASS_WINDOW: usize = 4096;
+    let all = 0..fields.required_size("num_hidden_layers")?;
+    let typed = match (family, fields.texts("layer_types")?) {
+        (Family::Qwen2 | Family::Qwen3, Some(types)) => {
+            Some(sliding_layers(fields, &types, all.len())?)
+        }
+        _ => None,
+    };
+    let limits = typed.as_ref().is_some_and(|layers| !layers.is_empty());
+    let off =
+        fields.holds_null("sliding_window") || !fields.flag("use_sliding_window")?.unwrap_or(false);
+    if limits && off {
+        // transformers finds no window for these layers and fails.
+        let supported = "full_attention alone without use_sliding_window and sliding_window";
+        return Err(fields.unsupported("layer_types", supported));
+    }
     let size = match fields.size("sliding_window")? {
         None if fields.holds_null("sliding_window") => return Ok(None),
         size => size.unwrap_or(CLASS_WINDOW),
     };
-    let all = 0..fields.required_size("num_hidden_layers")?;
     let layers: Vec<usize> = match family {
         Family::Llama | Family::Gpt2 => return Ok(None),
         Family::Mistral => all.take(MOST_LISTED_LAYERS).collect(),
         Family::Qwen2 | Family::Qwen3 if !fields.flag("use_sliding_window")?.unwrap_or(false) => {
             return Ok(None);
         }
-        Family::Qwen2 | Family::Qwen3 => match fields.texts("layer_types")? {
-            Some(types) => sliding_layers(fields, &types, all.len())?,
+        Family::Qwen2 | Family::Qwen3 => match typed {
+            Some(layers) => layers,
             None => {
                 let first = fields.size("max_window_layers")?.unwrap_or(28);
                 all.skip(first).take(MOST_LISTED_LAYERS).collect()

@@ -2,6 +2,7 @@ use serde_json::json;
 use std::fs;
 
 use super::*;
+use crate::config::ScoreAt;
 use crate::model::config::{
     Activation, Family, Geometry, Head, Norm, Position, QkNorm, RopeConfig, RopeScaling,
     SlidingWindow,
@@ -265,16 +266,17 @@ fn changed(name: &str, changes: Value, generation: Option<Value>) -> Result<HfCo
 }
 
 #[test]
-fn stop_ids_come_from_the_generation_config_first() {
+fn stop_ids_are_those_of_both_files() {
     let stops = |config: Value, generation| {
         let read = changed("llama", json!({ "eos_token_id": config }), generation);
         read.expect("read").stop_ids
     };
     assert_eq!(
         stops(json!(2), Some(json!({ "eos_token_id": [7, 8] }))),
-        [7, 8]
+        [7, 8, 2]
     );
-    assert_eq!(stops(json!(2), Some(json!({ "eos_token_id": 9 }))), [9]);
+    let one = Some(json!({ "eos_token_id": 9 }));
+    assert_eq!(stops(json!([2, 9]), one), [9, 2]);
     assert_eq!(stops(json!([2, 5]), Some(json!({}))), [2, 5]);
     assert_eq!(stops(json!([2, 5]), None), [2, 5]);
     assert_eq!(stops(Value::Null, None), [0_u32; 0]);
@@ -449,6 +451,68 @@ fn what_cannot_be_read_is_named() {
             json!({ "use_sliding_window": true, "sliding_window": 4, "layer_types": ["chunked_attention"] }),
             "`layer_types`",
         ),
+        // Without a window transformers fails at these layers, and so does any reader that knows them.
+        (
+            "qwen2",
+            json!({ "use_sliding_window": false, "layer_types": ["full_attention", "sliding_attention", "full_attention"] }),
+            "`layer_types`",
+        ),
+        (
+            "qwen3",
+            json!({ "use_sliding_window": false, "layer_types": ["full_attention", "linear_attention", "full_attention"] }),
+            "`layer_types`",
+        ),
+        (
+            "llama",
+            json!({ "residual_multiplier": 0.22 }),
+            "`residual_multiplier` is 0.22, which is not supported; supported: 1",
+        ),
+        (
+            "llama",
+            json!({ "embedding_multiplier": 12.0 }),
+            "`embedding_multiplier`",
+        ),
+        (
+            "llama",
+            json!({ "attention_multiplier": 0.0078125 }),
+            "`attention_multiplier`",
+        ),
+        (
+            "llama",
+            json!({ "logits_scaling": 8.0 }),
+            "`logits_scaling`",
+        ),
+        (
+            "mistral",
+            json!({ "final_logit_softcapping": 30.0 }),
+            "`final_logit_softcapping`",
+        ),
+        ("qwen2", json!({ "use_mrope": true }), "`use_mrope`"),
+        (
+            "llama",
+            json!({ "no_rope_layers": [1, 1, 0] }),
+            "`no_rope_layers`",
+        ),
+        (
+            "llama",
+            json!({ "is_causal": false }),
+            "`is_causal` is false",
+        ),
+        (
+            "llama",
+            json!({ "quantization": { "bits": 4, "group_size": 64 } }),
+            "`quantization`",
+        ),
+        (
+            "gpt2",
+            json!({ "add_cross_attention": true }),
+            "`add_cross_attention`",
+        ),
+        (
+            "gpt2",
+            json!({ "scale_attn_weights": false }),
+            "`scale_attn_weights`",
+        ),
     ];
     for (name, changes, expected) in cases {
         let shown = changes.to_string();
@@ -456,6 +520,58 @@ fn what_cannot_be_read_is_named() {
         assert!(message.contains(expected), "{shown}: {message}");
         assert!(message.contains(CONFIG), "{shown}: {message}");
     }
+}
+
+#[test]
+fn an_original_context_at_the_top_comes_first() {
+    let scaling = json!({ "original_max_position_embeddings": 32, "rope_scaling": {
+        "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    } });
+    let config = changed("llama_old_dialect", scaling, None).expect("read");
+    let Position::Rope(rope) = config.decoder.position else {
+        panic!("rotary positions")
+    };
+    let RopeScaling::Llama3 {
+        original_max_position_embeddings: original,
+        ..
+    } = rope.scaling
+    else {
+        panic!("{rope:?}")
+    };
+    assert_eq!(original, 32);
+}
+
+#[test]
+fn a_reward_model_says_where_it_is_read() {
+    let at = |pad: Value, eos: Value, generation| {
+        let changes = json!({ "pad_token_id": pad, "eos_token_id": eos });
+        changed("llama_reward", changes, generation)
+            .expect("read")
+            .score_at
+    };
+    assert_eq!(at(json!(0), json!(2), None), ScoreAt::Eos);
+    assert_eq!(at(json!(2), json!(2), None), ScoreAt::LastNonPad);
+    assert_eq!(at(json!(4), json!([2, 4]), None), ScoreAt::LastNonPad);
+    assert_eq!(
+        at(json!(4), json!(2), Some(json!({ "eos_token_id": 4 }))),
+        ScoreAt::LastNonPad
+    );
+    assert_eq!(at(Value::Null, json!(2), None), ScoreAt::Eos);
+    let language = changed("llama", json!({ "pad_token_id": 2 }), None).expect("read");
+    assert_eq!(
+        language.score_at,
+        ScoreAt::Eos,
+        "a language model has no score"
+    );
+    // What a folder means is written as it was.
+    let mut config = HfConfig::read(&golden("llama_reward")).expect("read");
+    (config.decoder.pad_token_id, config.score_at) = (Some(2), ScoreAt::LastNonPad);
+    let (again, json, _) = rewritten(&config, SaveDtype::F32);
+    assert_eq!(
+        (again.score_at, &json["pad_token_id"]),
+        (ScoreAt::LastNonPad, &json!(2))
+    );
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::{CONFIG, GENERATION_CONFIG, HfConfig, HfConfigError};
+use crate::config::ScoreAt;
 use crate::files::durable::{on, replace_file};
 use crate::model::config::{
     Activation, DecoderConfig, Family, Head, Norm, Position, RopeConfig, RopeScaling, SlidingWindow,
@@ -20,8 +21,8 @@ impl HfConfig {
     /// `dtype` is the type of the weights beside them. Keys that the engine does not know are as they were read.
     ///
     /// # Errors
-    /// A decoder that is not valid; a scoring model without a `pad_token_id` that no sequence ends in
-    /// (see [`scoring_pad_id`](Self::scoring_pad_id)); a file that cannot be written.
+    /// A decoder that is not valid; a scoring model without a `pad_token_id`, or, where it scores at the last token, with one that
+    /// sequences end in (see [`scoring_pad_id`](Self::scoring_pad_id)); a file that cannot be written.
     pub fn write(&self, folder: &Path, dtype: SaveDtype) -> Result<(), HfConfigError> {
         let file = folder.join(CONFIG);
         self.decoder
@@ -51,7 +52,10 @@ impl HfConfig {
 
     fn check_scoring_pad(&self, file: &Path) -> Result<(), HfConfigError> {
         let found = self.decoder.pad_token_id;
-        let fits = found.is_some_and(|id| self.can_pad_scores(id));
+        let fits = match self.score_at {
+            ScoreAt::Eos => found.is_some_and(|id| self.can_pad_scores(id)),
+            ScoreAt::LastNonPad => found.is_some(),
+        };
         if self.decoder.head == Head::LanguageModel || fits {
             return Ok(());
         }
@@ -78,7 +82,7 @@ impl HfConfig {
         }
         put_family(&mut map, decoder);
         put_labels(&mut map, decoder.head);
-        put_tokens(&mut map, decoder, &decoder.eos_token_ids);
+        put_tokens(&mut map, decoder, &self.stop_ids);
         map.remove("dtype");
         map.insert("torch_dtype".into(), dtype.torch_name().into());
         map

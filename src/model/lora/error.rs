@@ -1,6 +1,6 @@
 //! What can go wrong between adapters and a decoder.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Adapters that a decoder cannot have.
 #[derive(Debug, thiserror::Error)]
@@ -38,12 +38,14 @@ pub enum LoraError {
     },
     /// Other adapters are asked for than a folder has, whose adapters are to be trained further.
     #[error(
-        "{}: has other adapters than those asked for, and they are trained further (r, lora_alpha, use_rslora, modules and layers must be \
-         the same); ask for the same, or merge the old ones first: collimate export", .folder.display()
+        "{}; the adapters of a PEFT folder are trained further, and it has other adapters than those asked for: leave the keys out to take \
+         the folder's, or merge its adapters first (collimate export) and start from the merged model", both_values(.folder, .differences)
     )]
     Others {
         /// The folder.
         folder: PathBuf,
+        /// Key, value asked for, value in the folder.
+        differences: Vec<(&'static str, String, String)>,
     },
     /// A file has no adapter in it.
     #[error(
@@ -76,4 +78,12 @@ fn and_others(count: usize) -> String {
         0 => String::new(),
         count => format!(", and {count} more such tensors"),
     }
+}
+
+fn both_values(folder: &Path, differences: &[(&str, String, String)]) -> String {
+    let folder = folder.display();
+    let line = |(key, here, there): &(&str, String, String)| {
+        format!("{key} is {here} here, {there} in {folder}")
+    };
+    differences.iter().map(line).collect::<Vec<_>>().join("; ")
 }

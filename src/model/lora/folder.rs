@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::{Lora, LoraError, Module, a_of, leaf, projections};
 use crate::files::durable::{on, replace_file};
 use crate::model::ModelError;
-use crate::model::config::{DecoderConfig, Layout, SCORE, TensorSpec, layer_of, weight};
+use crate::model::config::{DecoderConfig, Head, Layout, SCORE, TensorSpec, layer_of, weight};
 use crate::model::fingerprint::Fingerprint;
 use crate::model::hf_config::adapter::{ADAPTER_CONFIG, AdapterConfig};
 use crate::model::weights::{SaveDtype, Weights, WeightsError, save_file};
@@ -66,7 +66,7 @@ impl AdapterFolder {
             .tensors()
             .iter()
             .map(|spec| in_file(&spec.name))
-            .chain([in_file(&weight(SCORE))])
+            .chain((config.head == Head::Score).then(|| in_file(&weight(SCORE))))
             .collect();
         let mut unknown = names.iter().filter(|name| !known.contains(**name));
         if let Some(name) = unknown.next() {

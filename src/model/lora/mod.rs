@@ -6,6 +6,7 @@
 mod asked;
 mod error;
 pub mod folder;
+mod further;
 mod merge;
 mod stored;
 
@@ -13,6 +14,7 @@ use super::config::{DecoderConfig, Init, Layout, TensorSpec, layer_of};
 
 pub use asked::{Layers, LoraConfig, Scaling, Targets};
 pub use error::LoraError;
+pub use further::Asked;
 pub use merge::merged;
 pub use stored::Stored;
 

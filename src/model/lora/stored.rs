@@ -51,6 +51,16 @@ impl Stored {
         }
     }
 
+    /// True where the files have a tensor of this name.
+    pub fn has(&self, name: &str) -> bool {
+        match self {
+            Self::Whole(weights) => weights.names().any(|found| found == name),
+            Self::Adapted(adapted) => {
+                adapted.adapter.has(name) || adapted.base.names().any(|found| found == name)
+            }
+        }
+    }
+
     /// The values of a tensor, in the engine's shape and layout.
     ///
     /// # Errors

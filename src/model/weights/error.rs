@@ -51,6 +51,9 @@ pub enum WeightsError {
          fetch config.json and the weights of one model, and see num_hidden_layers, attention_bias and mlp_bias",
         .place.display(), some_of(.names))]
     Unexpected { place: PathBuf, names: Vec<String> },
+    #[error("{}: `lm_head.weight` and `{embedding}` differ, but tie_word_embeddings in config.json says that they are one tensor; \
+         set it to false, or fetch config.json and the weights of one model", .place.display())]
+    NotTied { place: PathBuf, embedding: String },
     #[error(
         "{}: tensor `{name}` has shape {found:?}, config.json asks for {expected:?}", .file.display()
     )]

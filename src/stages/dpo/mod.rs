@@ -18,7 +18,7 @@ use super::adapters::{Start, Trainee};
 use super::context::{Context, Finished};
 use super::dataset::Walk;
 use super::examples::{Examples, Source};
-use super::sft::stop_at_eos;
+use super::stops::stop_where_answers_end;
 use crate::config::{Dpo, LossType, Stage, Training};
 use crate::data::example::{Encoder, Pair};
 use crate::data::packing::cut;
@@ -50,7 +50,7 @@ pub fn dpo(context: &Context, config: &Dpo) -> Result<Option<Finished>> {
         device: context.device,
     };
     let mut trainee = Trainee::load(&start, &config.trainable)?;
-    stop_at_eos(&mut trainee.model, &tokenizer)?;
+    stop_where_answers_end(&mut trainee.model, &tokenizer)?;
     let model = &trainee.model;
 
     // 2. Records → pairs, some of them held out.

@@ -11,7 +11,7 @@ use crate::model::hf_config::HfConfig;
 use crate::model::hf_config::adapter::{ADAPTER_CONFIG, AdapterConfig};
 use crate::model::lora;
 use crate::model::lora::folder::AdapterFolder;
-use crate::stages::adapters::lora_config;
+use crate::stages::adapters::asked;
 use crate::stages::architecture::describe;
 
 use super::roles::Start;
@@ -43,13 +43,37 @@ impl<'a> Folders<'a> {
         let mut decoder = self.decoder(folder)?;
         decoder.head = head;
         let adapter = match self.to_be_made_by(folder) {
-            Some(stage) => {
-                let lora = self.lora(stage).map(lora_config);
-                lora.map(|lora| lora.resolve(&decoder)).transpose()?
-            }
+            Some(stage) => self.adapters(stage, &decoder)?,
             None => adapter_in(folder)?,
         };
         Ok(Start { decoder, adapter })
+    }
+
+    /// The adapters that a stage trains on a model of these sizes, if it trains adapters: new ones, or those of the folder that it
+    /// starts from, or that an earlier stage will leave there.
+    ///
+    /// # Errors
+    /// If the model cannot have them, or those of the folder differ from what the stage's table asks for.
+    pub fn adapters(self, stage: Stage, decoder: &DecoderConfig) -> Result<Option<lora::Lora>> {
+        let Some(table) = self.lora(stage) else {
+            return Ok(None);
+        };
+        let (asked, key) = (asked(table), || format!("{stage}.lora"));
+        let from = self
+            .from(stage)
+            .context("a stage with adapters starts from no folder")?;
+        let found = match self.to_be_made_by(from) {
+            Some(earlier) => self.adapters(earlier, decoder)?,
+            None => adapter_in(from)?,
+        };
+        match found {
+            None => Ok(Some(asked.fresh().resolve(decoder).with_context(key)?)),
+            Some(found) => {
+                let checked = asked.check(&found, decoder, from);
+                checked.with_context(key)?;
+                Ok(Some(found))
+            }
+        }
     }
 
     /// The adapters that a stage will leave.

@@ -6,7 +6,7 @@
 use crate::model::config::{
     DecoderConfig, Head, SCORE, TensorSpec, is_embedding, layer_of, weight,
 };
-use crate::model::lora::{Lora, LoraConfig, LoraError};
+use crate::model::lora::{Asked, Lora, LoraError};
 use crate::model::trunk::in_trunk;
 use crate::ops::param::Training;
 use crate::roles::{Reference, Sharing};
@@ -143,7 +143,7 @@ pub fn roles(sharing: &Sharing, models: &Models) -> Result<Vec<Role>, LoraError>
             roles.extend(branches(models, *layers));
             roles
         }
-        Sharing::Adapter(asked) => adapters(models, &asked.clone().unwrap_or_default())?,
+        Sharing::Adapter(asked) => adapters(models, asked.as_ref())?,
     };
     let count = models.rewards.len();
     let rewards = models.rewards.iter().enumerate().map(|(i, reward)| {
@@ -184,11 +184,12 @@ fn above(decoder: &DecoderConfig, layers: usize) -> Vec<TensorSpec> {
 
 /// The base with actor and critic, whose adapters are those that they start with or else those that are asked for. A policy that has
 /// adapters leaves a frozen copy of them to the reference.
-fn adapters(models: &Models, asked: &LoraConfig) -> Result<Vec<Role>, LoraError> {
+fn adapters(models: &Models, asked: Option<&Asked>) -> Result<Vec<Role>, LoraError> {
     let (policy, trained) = (&models.policy, Training::Trained);
+    let fresh = asked.map(Asked::fresh).unwrap_or_default();
     let of = |start: &Start| match &start.adapter {
         Some(lora) => Ok(lora.tensors()),
-        None => asked.resolve(&start.decoder).map(|lora| lora.tensors()),
+        None => fresh.resolve(&start.decoder).map(|lora| lora.tensors()),
     };
     let mut roles = vec![
         Role::new("base", policy.decoder.tensors(), Training::Frozen),
@@ -228,25 +229,18 @@ pub fn whole(decoder: &DecoderConfig, training: impl Fn(&TensorSpec) -> Training
 }
 
 /// Trained adapters, with a scalar head where the stage trains one, on a frozen base.
-///
-/// # Errors
-/// If the base cannot have the adapters.
-pub fn adapted(
-    base: &DecoderConfig,
-    head: Head,
-    lora: &LoraConfig,
-) -> Result<Vec<Role>, LoraError> {
+pub fn adapted(base: &DecoderConfig, head: Head, lora: &Lora) -> Vec<Role> {
     let mut decoder = base.clone();
     decoder.head = head;
-    let adapters = lora.resolve(base)?.tensors().into_iter();
-    Ok(vec![
+    let adapters = lora.tensors().into_iter();
+    vec![
         Role::new("base", base.tensors(), Training::Frozen),
         Role::new(
             "adapters",
             adapters.chain(score(&decoder)),
             Training::Trained,
         ),
-    ])
+    ]
 }
 
 /// The scalar head, if the model has one.

@@ -1,6 +1,6 @@
 //! The stages that train one model on examples.
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use super::activations::Pass;
 use super::models::Folders;
@@ -9,7 +9,6 @@ use super::{Plan, activations, log_prob_chunk, recompute};
 use crate::config::{Dpo, Pretrain, Reward, Sft, Stage, Trainable, Training};
 use crate::model::config::{DecoderConfig, Head};
 use crate::ops::param::Training as Trained;
-use crate::stages::adapters::lora_config;
 use crate::stages::freezing::Frozen;
 
 /// The plan of `[pretrain]`.
@@ -36,7 +35,7 @@ pub fn pretrain(folders: Folders, config: &Pretrain) -> Result<Plan> {
 pub fn sft(folders: Folders, config: &Sft) -> Result<Plan> {
     let decoder = folders.decoder(&config.from)?;
     let (head, trainable) = (Head::LanguageModel, &config.trainable);
-    let roles = trainee(&decoder, head, trainable, Stage::Sft)?;
+    let roles = trainee(folders, &decoder, head, trainable, Stage::Sft)?;
     let batch = config.training.batch_size * config.max_length;
     Ok(of(Stage::Sft, &decoder, roles, &config.training, batch))
 }
@@ -48,7 +47,7 @@ pub fn sft(folders: Folders, config: &Sft) -> Result<Plan> {
 pub fn dpo(folders: Folders, config: &Dpo) -> Result<Plan> {
     let decoder = folders.decoder(&config.from)?;
     let (head, trainable) = (Head::LanguageModel, &config.trainable);
-    let roles = trainee(&decoder, head, trainable, Stage::Dpo)?;
+    let roles = trainee(folders, &decoder, head, trainable, Stage::Dpo)?;
     let batch = 2 * config.training.batch_size * config.max_length;
     Ok(of(Stage::Dpo, &decoder, roles, &config.training, batch))
 }
@@ -59,7 +58,7 @@ pub fn dpo(folders: Folders, config: &Dpo) -> Result<Plan> {
 /// As [`sft`].
 pub fn reward(folders: Folders, config: &Reward, stage: Stage) -> Result<Plan> {
     let found = folders.decoder(&config.from)?;
-    let roles = trainee(&found, Head::Score, &config.trainable, stage)?;
+    let roles = trainee(folders, &found, Head::Score, &config.trainable, stage)?;
     let decoder = scoring(found);
     let batch = 2 * config.training.batch_size * config.max_length;
     Ok(of(stage, &decoder, roles, &config.training, batch))
@@ -72,15 +71,14 @@ fn scoring(mut decoder: DecoderConfig) -> DecoderConfig {
 
 /// The model that a stage trains, or its adapters on the model that was `found`.
 fn trainee(
+    folders: Folders,
     found: &DecoderConfig,
     head: Head,
     trainable: &Trainable,
     stage: Stage,
 ) -> Result<Vec<Role>> {
-    match &trainable.lora {
-        Some(lora) => {
-            adapted(found, head, &lora_config(lora)).with_context(|| format!("{stage}.lora"))
-        }
+    match folders.adapters(stage, found)? {
+        Some(lora) => Ok(adapted(found, head, &lora)),
         None => {
             let mut decoder = found.clone();
             decoder.head = head;

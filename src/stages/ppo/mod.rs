@@ -23,6 +23,7 @@ use anyhow::{Context as _, Result};
 use super::context::{Context, Finished};
 use super::dataset::steps;
 use super::misfits::Misfits;
+use super::stops::stop_where_answers_end;
 use crate::config::{Ppo, Share, Stage};
 use crate::data::example::Prompt;
 use crate::data::tokenizer::Tokenizer;
@@ -54,7 +55,8 @@ pub(super) use setup::{check_sampling, reference, sharing};
 /// If data, a model or a file is wrong, or training diverges.
 pub fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
     let tokenizer = context.tokenizer_of(&config.from)?;
-    let roles = setup::roles(context, config)?;
+    let mut roles = setup::roles(context, config)?;
+    stop_where_answers_end(&mut roles.actor, &tokenizer)?;
     let (seed, mut misfits) = (context.config.run.seed, Misfits::default());
     let file = (config.prompts.as_path(), "prompts");
     let prompts = setup::prompts(&tokenizer, config, &roles, None, file, &mut misfits)?;

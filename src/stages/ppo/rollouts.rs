@@ -39,7 +39,7 @@ pub struct Sampler<'a> {
 }
 
 impl<'a> Sampler<'a> {
-    /// Stops at the policy's stop ids, and at the ids and texts of the configuration.
+    /// Stops at the policy's stop ids, the tokenizer's among them, and at the ids and texts of the configuration.
     pub fn new(
         config: &'a Ppo,
         tokenizer: &'a Tokenizer,

@@ -1,5 +1,6 @@
 //! What PPO works with: the roles on their common ground, and prompts that leave room for the response.
 
+use crate::terminal;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
@@ -14,7 +15,7 @@ use crate::model::Decoder;
 use crate::reward::RewardModel;
 use crate::roles::{CriticStart, Ground, Reference, Roles, Sharing};
 use crate::stages::Context;
-use crate::stages::adapters::lora_config;
+use crate::stages::adapters::asked;
 use crate::stages::misfits::{Misfit, Misfits};
 
 /// Loads the roles.
@@ -37,8 +38,14 @@ pub fn roles(context: &Context, config: &Ppo) -> Result<Roles> {
         Share::Trunk => "ppo.share = \"trunk\"",
         Share::Adapter => "ppo.share = \"adapter\", ppo.lora",
     });
-    let roles = loaded?;
+    let mut roles = loaded?;
     check_sampling(config, roles.actor.decoder_config().vocab_size)?;
+    let judge_read = roles
+        .judge
+        .take()
+        .map(|judge| judge.read_at(config.score_at));
+    roles.judge = judge_read.transpose().context("ppo.judge_model")?;
+    say_positions(&roles, judge);
     Ok(roles)
 }
 
@@ -65,6 +72,20 @@ pub fn check_sampling(config: &Ppo, vocabulary: usize) -> Result<()> {
     Ok(())
 }
 
+/// Says where each reward model and the judge are read.
+fn say_positions(roles: &Roles, judge: Option<&Path>) {
+    let models = roles
+        .reward
+        .models()
+        .map(|(folder, model)| ("reward model", folder, model));
+    let judge = judge.zip(roles.judge.as_ref());
+    let judge = judge.map(|(folder, model)| ("judge", folder, model));
+    for (what, folder, model) in models.chain(judge) {
+        let position = model.position().in_words();
+        terminal::note_once(format!("{what} {}: scores {position}", folder.display()));
+    }
+}
+
 /// What the roles hold in common.
 pub fn sharing(config: &Ppo) -> Sharing {
     let keys = &config.sharing;
@@ -73,7 +94,7 @@ pub fn sharing(config: &Ppo) -> Sharing {
         Share::Trunk => Sharing::Trunk {
             layers: keys.trunk_layers.unwrap_or_default(),
         },
-        Share::Adapter => Sharing::Adapter(keys.lora.as_ref().map(lora_config)),
+        Share::Adapter => Sharing::Adapter(keys.lora.as_ref().map(asked)),
     }
 }
 

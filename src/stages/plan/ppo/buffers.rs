@@ -280,7 +280,7 @@ mod tests {
     #[test]
     fn last_tokens_are_read_where_somebody_scores_from_their_states() {
         let (top, trunk) = (|layers| Layers::Top(layers), Sharing::Trunk { layers: 1 });
-        let adapter = Sharing::Adapter(Some(on(top(1))));
+        let adapter = Sharing::Adapter(Some(on(top(1)).into()));
         let reads = |sharing: &Sharing, reward: Option<Start>, judge: Option<Judge>| {
             of(sharing, (reward, judge), |sizes| {
                 let judge = sizes.models.judge.as_ref();
@@ -310,7 +310,7 @@ mod tests {
         // A reward model on the trunk reads the last of 8 tokens as well, one that stands alone does not.
         let trunk = Sharing::Trunk { layers: 1 };
         assert_eq!(boundary(&trunk, None), Some(2 * 12 + 4 * 8));
-        let top = Sharing::Adapter(Some(on(Layers::Top(1))));
+        let top = Sharing::Adapter(Some(on(Layers::Top(1)).into()));
         assert_eq!(boundary(&top, None), Some(2 * 12 + 4 * 7));
         assert_eq!(boundary(&top, Some(Layers::Top(1))), Some(2 * 12 + 4 * 8));
         assert_eq!(boundary(&top, Some(Layers::All)), None);

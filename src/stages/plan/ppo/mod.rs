@@ -47,6 +47,7 @@ pub fn ppo(folders: Folders, config: &Ppo) -> Result<Plan> {
 fn models(folders: Folders, config: &Ppo) -> Result<Models> {
     let policy = folders.start(&config.from, Head::LanguageModel)?;
     check_sampling(config, policy.decoder.vocab_size)?;
+    folders.adapters(Stage::Ppo, &policy.decoder)?;
     let components = config.reward_components();
     let paths = components.iter().flat_map(|c| match &c.kind {
         RewardKind::Model(model) => std::slice::from_ref(&model.path),

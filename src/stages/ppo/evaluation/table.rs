@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::super::state::State;
-use super::Evaluator;
+use super::{Evaluator, Measured};
 use crate::train::metrics::names;
 use crate::train::run_folder::StageFolder;
 use crate::train::summary::Summary;
@@ -50,6 +50,9 @@ pub fn table(
         if let Some(words) = state.watch.in_words() {
             table.text("judge fell while reward rose", "", &words);
         }
+        if let Some(warning) = never_ends(after) {
+            table.note(&format!("warning: {warning}"));
+        }
         let prompts = evaluator.map_or(&[][..], Evaluator::prompts);
         for (prompt, (before, after)) in prompts
             .iter()
@@ -67,4 +70,13 @@ pub fn table(
         .path("samples", &folder.samples())
         .path("metrics", &folder.metrics());
     Ok(table)
+}
+
+/// A warning where no completion of an evaluation ended by itself.
+fn never_ends(measured: &Measured) -> Option<String> {
+    let finished = measured.number(names::EVAL_EOS_FRACTION)?.mean;
+    (finished == 0.0).then(|| {
+        "no completion ends by itself: raise max_new_tokens, or add what ends answers to stop"
+            .to_owned()
+    })
 }

@@ -1,0 +1,263 @@
+//! Where a stage's model stops, and where reward models are read: in the files that stages leave, and in what they make of others'.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::support::{Workspace, example, records};
+
+const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}\
+                        {% if add_generation_prompt %}assistant:{% endif %}";
+
+fn json_of(workspace: &Workspace, file: &str) -> Value {
+    let text = fs::read(workspace.path(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+    serde_json::from_slice(&text).expect("JSON")
+}
+
+/// Sets keys of a JSON file.
+fn edit(workspace: &Workspace, file: &str, keys: Value) {
+    let mut object = json_of(workspace, file);
+    let map = object.as_object_mut().expect("an object");
+    map.extend(keys.as_object().expect("an object").clone());
+    fs::write(workspace.path(file), object.to_string()).expect("a writable file");
+}
+
+/// A base model whose tokenizer has EOS 0, padding 1 and `<|im_end|>` 2, with which its template closes a turn; and chats.
+fn chats() -> Workspace {
+    let workspace = Workspace::new();
+    workspace.succeed(
+        "pretrain config.toml --set run.name=base --set pretrain.max_steps=2 --set pretrain.eval_steps=0 \
+         --set tokenizer.special_tokens=[\"<|endoftext|>\",\"<|pad|>\",\"<|im_end|>\"]",
+    );
+    let tokenizer = "runs/base/pretrain/final/tokenizer_config.json";
+    edit(&workspace, tokenizer, json!({ "chat_template": TEMPLATE }));
+    let config = fs::read_to_string(workspace.path("config.toml")).expect("a file");
+    let from = "[sft]\nfrom = \"runs/base/pretrain/final\"";
+    workspace.write("config.toml", &config.replace("[sft]", from));
+    let turn = |role: &str, text: &Value| json!({ "role": role, "content": text });
+    let chat = |i: usize| {
+        let plain = example(i);
+        json!({ "messages": [turn("user", &plain["prompt"]), turn("assistant", &plain["completion"])] })
+    };
+    workspace.write("sft.jsonl", &records(0, 40, chat));
+    let prompt = |i: usize| json!({ "prompt": [turn("user", &example(i)["prompt"])] });
+    workspace.write("prompts.jsonl", &records(0, 30, prompt));
+    workspace.write("prompts_eval.jsonl", &records(60, 8, prompt));
+    let pair = |i: usize| {
+        let answer = |text: &str| json!([turn("assistant", &json!(text))]);
+        json!({ "prompt": [turn("user", &example(i)["prompt"])], "chosen": answer("yes"), "rejected": answer("no") })
+    };
+    workspace.write("pairs.jsonl", &records(0, 40, pair));
+    workspace
+}
+
+/// EOS of the tokenizer and the token that closes a turn, in both files of every model that generates.
+#[test]
+fn every_stage_writes_the_ends_that_it_taught() {
+    let workspace = chats();
+    let short = "--set sft.max_steps=1 --set dpo.max_steps=1 --set reward.max_steps=1 --set ppo.max_steps=1 \
+                 --set ppo.eval_steps=1 --set ppo.max_new_tokens=8";
+    for stage in ["sft", "dpo", "reward", "ppo"] {
+        workspace.succeed(&format!("{stage} config.toml {short}"));
+        let config = json_of(&workspace, &format!("runs/trial/{stage}/final/config.json"));
+        assert_eq!(config["eos_token_id"], json!([0, 2]), "{stage}");
+        if stage != "reward" {
+            let file = format!("runs/trial/{stage}/final/generation_config.json");
+            assert_eq!(
+                json_of(&workspace, &file)["eos_token_id"],
+                json!([0, 2]),
+                "{stage}"
+            );
+        }
+    }
+    // An adapter's folder has the one file of the two.
+    workspace.succeed(&format!(
+        "sft config.toml {short} --set sft.lora.r=2 --set run.name=adapter"
+    ));
+    let file = "runs/adapter/sft/final/generation_config.json";
+    assert_eq!(json_of(&workspace, file)["eos_token_id"], json!([0, 2]));
+}
+
+/// PPO ends samples at both, though the policy's folder names neither.
+#[test]
+fn samples_end_where_the_tokenizer_says() {
+    let workspace = chats();
+    workspace.succeed("sft config.toml --set sft.max_steps=1");
+    for file in ["config.json", "generation_config.json"] {
+        edit(
+            &workspace,
+            &format!("runs/trial/sft/final/{file}"),
+            json!({ "eos_token_id": null }),
+        );
+    }
+    let steps = "--set sft.max_steps=1 --set reward.max_steps=1";
+    workspace.succeed(&format!("reward config.toml {steps}"));
+    workspace.succeed(&format!(
+        "ppo config.toml {steps} --set ppo.max_steps=1 --set ppo.eval_steps=1 --set ppo.max_new_tokens=40 --set ppo.temperature=3",
+    ));
+    let metrics = workspace.metrics("trial", "ppo");
+    let share = |name: &str| {
+        metrics
+            .iter()
+            .filter_map(|line| line.get(name)?.as_f64())
+            .sum::<f64>()
+    };
+    assert!(share("rollout/eos_fraction") > 0.0, "{metrics:?}");
+    assert!(share("eval/eos_fraction") > 0.0, "{metrics:?}");
+}
+
+#[test]
+fn the_closing_table_warns_where_nothing_ends_by_itself() {
+    let workspace = Workspace::trained();
+    let flags = "ppo config.toml --set ppo.max_steps=1 --set ppo.eval_steps=1";
+    let output = workspace
+        .command(&format!(
+            "{flags} --set ppo.max_new_tokens=2 --set ppo.min_new_tokens=2"
+        ))
+        .output();
+    let output = output.expect("the binary");
+    let shown =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert!(
+        shown.concat().contains("no completion ends by itself"),
+        "{shown:?}"
+    );
+    let output = workspace
+        .command(&format!("{flags} --set run.name=long"))
+        .output()
+        .expect("the binary");
+    let shown =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert!(
+        !shown.concat().contains("no completion ends by itself"),
+        "{shown:?}"
+    );
+}
+
+/// Configuration and tokenizer of a reward model agree on padding that ends no answer, whatever the start has.
+#[test]
+fn a_reward_model_is_padded_with_a_token_that_ends_nothing() {
+    for start in [json!(0), Value::Null, json!(1)] {
+        let workspace = Workspace::trained();
+        edit(
+            &workspace,
+            "models/sft/config.json",
+            json!({ "pad_token_id": start }),
+        );
+        for file in ["tokenizer_config.json", "special_tokens_map.json"] {
+            let token = if start == json!(1) {
+                Value::Null
+            } else {
+                json!("<|endoftext|>")
+            };
+            edit(
+                &workspace,
+                &format!("models/sft/{file}"),
+                json!({ "pad_token": token }),
+            );
+        }
+        let ended = workspace.succeed("reward config.toml --set reward.max_steps=1");
+        assert!(
+            ended.stderr.contains("\"<|pad|>\" (id 1) pads"),
+            "{}",
+            ended.stderr
+        );
+        let of = |file: &str| json_of(&workspace, &format!("runs/trial/reward/final/{file}"));
+        assert_eq!(of("config.json")["pad_token_id"], 1, "from {start}");
+        assert_eq!(
+            of("tokenizer_config.json")["pad_token"],
+            "<|pad|>",
+            "from {start}"
+        );
+        assert_eq!(
+            of("special_tokens_map.json")["pad_token"],
+            "<|pad|>",
+            "from {start}"
+        );
+        // Adapters have no config.json: the tokenizer says it.
+        workspace.succeed("reward config.toml --set reward.max_steps=1 --set reward.lora.r=2 --set run.name=adapter");
+        let file = "runs/adapter/reward/final/tokenizer_config.json";
+        assert_eq!(
+            json_of(&workspace, file)["pad_token"],
+            "<|pad|>",
+            "from {start}"
+        );
+    }
+}
+
+/// The last value of a metric.
+fn last(workspace: &Workspace, run: &str, name: &str) -> f64 {
+    let metrics = workspace.metrics(run, "ppo");
+    let mut values = metrics.iter().filter_map(|line| line.get(name)?.as_f64());
+    values
+        .next_back()
+        .unwrap_or_else(|| panic!("no {name} in {run}"))
+}
+
+/// Reward models and judge are read where their folder means, or where the key says.
+#[test]
+fn ppo_reads_scores_where_the_folder_or_the_key_says() {
+    let workspace = Workspace::trained();
+    let reward = workspace.path("models/reward");
+    fs::create_dir(workspace.path("before")).expect("a folder");
+    for entry in fs::read_dir(reward).expect("a model") {
+        let path = entry.expect("an entry").path();
+        let to = workspace
+            .path("before")
+            .join(path.file_name().expect("a name"));
+        fs::copy(&path, to).expect("a copy");
+    }
+    edit(
+        &workspace,
+        "before/config.json",
+        json!({ "pad_token_id": 0 }),
+    );
+    let ppo =
+        "ppo config.toml --set ppo.max_steps=1 --set ppo.eval_steps=1 --set ppo.eval_samples=8";
+    let run = |name: &str, flags: &str| {
+        let ended = workspace.succeed(&format!("{ppo} --set run.name={name} {flags}"));
+        (last(&workspace, name, "eval/score"), ended.stderr)
+    };
+    let (plain, said) = run("plain", "--set ppo.judge_model=before");
+    assert!(
+        said.contains("models/reward: scores at the last token (score_at"),
+        "{said}"
+    );
+    assert!(
+        said.contains("judge before: scores at the last token that is not 0"),
+        "{said}"
+    );
+    let judged = last(&workspace, "plain", "eval/judge_score");
+    assert_ne!(judged, plain, "the judge is read before the end");
+    run(
+        "judge",
+        "--set ppo.judge_model=before --set ppo.score_at=eos",
+    );
+    assert_eq!(last(&workspace, "judge", "eval/judge_score"), plain);
+
+    let before = "--set ppo.reward_model=before";
+    let (found, _) = run("folder", before);
+    assert_ne!(found, plain);
+    assert_eq!(
+        run("key", &format!("{before} --set ppo.score_at=eos")).0,
+        plain
+    );
+
+    let config = fs::read_to_string(workspace.path("config.toml")).expect("a file");
+    for (name, table) in [
+        ("model", "type = \"model\"\npath = \"before\""),
+        (
+            "ensemble",
+            "type = \"ensemble\"\npaths = [\"before\", \"before\"]",
+        ),
+    ] {
+        let text = config.replace("reward_model = \"models/reward\"\n", "");
+        let text = text + &format!("\n[[ppo.rewards]]\n{table}\n");
+        workspace.write("config.toml", &text);
+        let from = "--set ppo.critic_from=policy";
+        let own = run(name, from).0;
+        workspace.write("config.toml", &(text + "score_at = \"eos\"\n"));
+        let eos = run(&format!("{name}-eos"), from).0;
+        assert_ne!(own, eos, "{name}");
+    }
+}
