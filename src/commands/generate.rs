@@ -270,11 +270,12 @@ fn line<'a>(
     ends: &Ends,
     tokenizer: Option<&Tokenizer>,
 ) -> Result<Line<'a>> {
-    let text = tokenizer.map(|tokenizer| ends.text(tokenizer, &completion.tokens));
+    let prompt = &requests[completion.request].prompt;
+    let text = tokenizer.map(|tokenizer| ends.text(tokenizer, prompt, &completion.tokens));
     Ok(Line {
         index: requests[completion.request].key as usize,
         sample: completion.sample,
-        prompt_ids: &requests[completion.request].prompt,
+        prompt_ids: prompt,
         completion_ids: &completion.tokens,
         completion: text.transpose()?,
         logprobs: &completion.log_probs,

@@ -11,7 +11,7 @@ use super::inputs::{Input, ModelFolder, Records, Room, TextEncoder, wrong};
 use super::output::JsonLines;
 use crate::cli::ScoreArgs;
 use crate::data::records::shapes::Task;
-use crate::data::{Example, GenerationPrompt, Limit, Record, Result};
+use crate::data::{Example, Limit, Record, Result, Variables};
 use crate::model::config::Head;
 use crate::model::score_position::ScorePosition;
 use crate::model::{Decoder, Gradient};
@@ -133,14 +133,15 @@ fn encode(text: &TextEncoder<'_>, record: &Record, head: Head) -> Result<Vec<u32
         return Ok(ids);
     }
     let examples = text.records.texts(std::slice::from_ref(record))?;
-    let mut ids = Vec::new();
-    for example in examples.items {
-        ids.extend(match head {
-            Head::Score => up_to_the_close(text, example)?,
-            Head::LanguageModel => example.ids,
-        });
+    // Where the template rewrites earlier turns, the last answer stands after its history as at
+    // inference.
+    let Some(example) = examples.items.into_iter().flatten().last() else {
+        return Ok(Vec::new());
+    };
+    match head {
+        Head::Score => up_to_the_close(text, example),
+        Head::LanguageModel => Ok(example.ids),
     }
-    Ok(ids)
 }
 
 /// The whole rendering of `messages` among which no answer is, where training sees nothing.
@@ -156,7 +157,8 @@ fn unanswered(text: &TextEncoder<'_>, record: &Record) -> Result<Option<Vec<u32>
     let Some(template) = text.tokenizer.compiled_template()? else {
         return Ok(None);
     };
-    let rendered = template.render(&messages, GenerationPrompt::Omit);
+    let variables = Variables::of(record)?;
+    let rendered = template.chat(&messages, &variables).whole();
     let rendered = rendered.map_err(|error| wrong(record, error.to_string()))?;
     text.tokenizer.encode_rendered(&rendered).map(Some)
 }

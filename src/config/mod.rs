@@ -67,7 +67,7 @@ pub use rewards::{
 };
 pub use run::{Arithmetic, Device, Run};
 pub use score_at::ScoreAt;
-pub use sft::Sft;
+pub use sft::{Learn, Sft};
 pub use stage::Stage;
 pub use tokenizer::Tokenizer;
 pub use trainable::Trainable;

@@ -28,6 +28,8 @@ pub struct Sft {
     /// Columns, and bad records.
     #[serde(flatten)]
     pub records: RecordKeys,
+    /// Which answers of a conversation are learned.
+    pub learn: Learn,
     /// Which weights are trained.
     #[serde(flatten)]
     pub trainable: Trainable,
@@ -41,6 +43,18 @@ pub struct Sft {
     pub training: Training,
 }
 
+/// Which of the assistant's turns in a conversation are learned. In `prompt` + `completion` those of
+/// the completion are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Learn {
+    /// Every one, each after the history that inference gives it. Where the chat template renders
+    /// earlier turns otherwise once later ones are there, each answer is an example of its own.
+    All,
+    /// The last one alone.
+    Last,
+}
+
 impl Default for Sft {
     fn default() -> Self {
         Self {
@@ -50,6 +64,7 @@ impl Default for Sft {
             max_length: 1024,
             too_long: TooLong::Truncate,
             records: RecordKeys::default(),
+            learn: Learn::All,
             trainable: Trainable::default(),
             layerwise_lr_decay: 1.0,
             early_stopping_patience: 0,

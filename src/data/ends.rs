@@ -10,8 +10,7 @@
 use super::error::Result;
 use super::tokenizer::Tokenizer;
 
-/// Tokens that may stand in a stop text and add no byte to it, and a first one whose leading space
-/// decoders leave out.
+/// Tokens that may stand in a stop text and add no byte to it.
 const SILENT_TOKENS: usize = 8;
 
 /// What ends a completion.
@@ -62,20 +61,30 @@ impl Ends {
     /// their number.
     pub fn completed(&self, tokenizer: &Tokenizer, generated: &[u32]) -> bool {
         let tail = &generated[generated.len().saturating_sub(self.tail)..];
-        let stop = tokenizer.decode(tail);
+        let stop = tokenizer.decode_inside(tail);
         let stop = stop.and_then(|text| self.last_stop(tokenizer, tail, &text));
         // Ids that have no text hold no stop text.
         stop.is_ok_and(|at| at.is_some())
     }
 
-    /// The text of a completion up to the stop text that ended it.
+    /// The text of a completion of `prompt` up to the stop text that ended it. Joined to the prompt's
+    /// text it is the text of both: a space between the two is the completion's first character.
     ///
     /// # Errors
     /// Ids that the tokenizer cannot decode.
-    pub fn text(&self, tokenizer: &Tokenizer, completion: &[u32]) -> Result<String> {
-        let mut text = tokenizer.decode(completion)?;
+    pub fn text(
+        &self,
+        tokenizer: &Tokenizer,
+        prompt: &[u32],
+        completion: &[u32],
+    ) -> Result<String> {
+        let mut text = tokenizer.decode_inside(completion)?;
         if let Some(at) = self.last_stop(tokenizer, completion, &text)? {
             text.truncate(at);
+        }
+        let dummy = tokenizer.puts_space_at(tokenizer.place_after(prompt));
+        if dummy && text.starts_with(' ') {
+            text.remove(0);
         }
         Ok(text)
     }
@@ -90,7 +99,7 @@ impl Ends {
             return Ok(None);
         }
         // Lengths would not do: a character cut in two decodes to a longer replacement.
-        let earlier = tokenizer.decode(earlier)?;
+        let earlier = tokenizer.decode_inside(earlier)?;
         let completed = |stop: &String| starts(text, stop).nth(starts(&earlier, stop).count());
         Ok(self.texts.iter().filter_map(completed).min())
     }
@@ -151,7 +160,10 @@ mod tests {
     fn the_text_leaves_out_the_stop_text_that_ended_it_and_no_earlier_one() {
         let t = bytes();
         let ends = ends(&["\n\n", "END"], &t);
-        let text = |text: &str| ends.text(&t, &t.encode_rendered(text).unwrap()).unwrap();
+        let text = |text: &str| {
+            ends.text(&t, &[], &t.encode_rendered(text).unwrap())
+                .unwrap()
+        };
         assert_eq!(text("one\n\ntwo\n\n"), "one\n\ntwo");
         assert_eq!(text("one\n\ntwo END"), "one\n\ntwo ");
         assert_eq!(text("one\n\ntwo"), "one\n\ntwo");

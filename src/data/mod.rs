@@ -29,5 +29,5 @@ pub use example::{
 pub use loader::{Mixture, Order, split};
 pub use packing::{Batch, Packed};
 pub use records::{Message, Place, Record, Source, Turns, read};
-pub use template::{ChatTemplate, GenerationPrompt, Span};
+pub use template::{ChatTemplate, GenerationPrompt, Span, Variables};
 pub use tokenizer::{BpeTraining, Tokenizer};

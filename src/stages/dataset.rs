@@ -164,6 +164,20 @@ impl<T> Items<T> {
     }
 }
 
+impl<T> Items<Vec<T>> {
+    /// The items of the lists.
+    pub fn flatten(self) -> Items<T> {
+        let mut lists = self.all.into_iter();
+        let (mut all, mut files) = (Vec::new(), Vec::new());
+        for (count, weight) in self.files {
+            let start = all.len();
+            all.extend(lists.by_ref().take(count).flatten());
+            files.push((all.len() - start, weight));
+        }
+        Items { all, files }
+    }
+}
+
 /// How the records of a supervised stage are cut into batches.
 ///
 /// # Errors

@@ -14,6 +14,7 @@ use crate::data::loader::split;
 use crate::data::records::Record;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
+use crate::terminal;
 
 /// The keys of a stage that say where its records come from and what happens to those that do not fit.
 pub struct Source<'a> {
@@ -71,11 +72,32 @@ impl<T> Examples<T> {
         for misfit in [first].into_iter().chain(second) {
             misfits.add(stage.name(), misfit, encoder.limit());
         }
+        note_lost_reasoning(stage, encoder.lost_reasoning());
         Ok(Self {
             training,
             held_out,
             misfits,
         })
+    }
+}
+
+fn note_lost_reasoning(stage: Stage, answers: usize) {
+    if answers > 0 {
+        terminal::note(format_args!(
+            "{stage}: the chat template leaves the reasoning of {answers} answers (`reasoning_content`, or <think> in the content) out of \
+             what is learned; to learn it, use a template that renders it, or give the records as text"
+        ));
+    }
+}
+
+impl<T> Examples<Vec<T>> {
+    /// The examples of all records. They are held out by record: no two of one record come apart.
+    pub fn flatten(self) -> Examples<T> {
+        Examples {
+            training: self.training.flatten(),
+            held_out: self.held_out.into_iter().flatten().collect(),
+            misfits: self.misfits,
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::config::diff::{Change, Effect, diff};
 use crate::config::{Config, ModelStart, Stage};
+use crate::data::tokenizer::TEMPLATES;
 use crate::files::checksum::{self, Checksum};
 use crate::files::regular;
 use crate::model::hf_config::adapter::AdapterConfig;
@@ -151,7 +152,9 @@ fn files_of(path: &Path) -> io::Result<Vec<PathBuf>> {
     for entry in fs::read_dir(path)? {
         let file = entry?.path();
         let read = ["json", "jinja", "safetensors"].map(std::ffi::OsStr::new);
-        if file.is_file() && file.extension().is_some_and(|kind| read.contains(&kind)) {
+        if file.is_dir() && file.ends_with(TEMPLATES) {
+            files.extend(files_of(&file)?);
+        } else if file.is_file() && file.extension().is_some_and(|kind| read.contains(&kind)) {
             files.push(file);
         }
     }

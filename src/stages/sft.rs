@@ -12,6 +12,8 @@ use crate::data::example::{Encoder, Example};
 use crate::data::packing::Batch;
 use crate::model::config::{Head, is_embedding, layer_of};
 use crate::ops::param::Param;
+use crate::terminal;
+use crate::train::summary::Summary;
 use crate::train::supervised::{Plan, train};
 
 impl RowSet for Vec<Example> {
@@ -57,8 +59,11 @@ pub fn sft(context: &Context, config: &Sft) -> Result<Option<Finished>> {
         max_length: config.max_length,
         too_long: config.too_long,
     };
-    let encoder = source.encoder(&tokenizer, model)?;
+    let encoder = source.encoder(&tokenizer, model)?.learning(config.learn);
     let examples = Examples::read(&source, seed, &encoder, Encoder::examples)?;
+    let conversations = Conversations::of(&examples);
+    conversations.note();
+    let examples = examples.flatten();
     let walk = examples.training.walk(Stage::Sft, &config.training, seed)?;
     let limit = config.training.micro_batch_tokens;
     let held_out = examples.held_out.batches(usize::MAX, limit)?;
@@ -88,7 +93,51 @@ pub fn sft(context: &Context, config: &Sft) -> Result<Option<Finished>> {
     trainee.write_final(context, &tokenizer)?;
     let mut finished = Finished::supervised(plan.stage, &report, context.folder);
     examples.misfits.add_to(&mut finished.table);
+    conversations.add_to(&mut finished.table);
     Ok(Some(finished))
+}
+
+/// Conversations that became several examples, since the chat template rewrites earlier turns.
+struct Conversations {
+    cut: usize,
+    records: usize,
+    examples: usize,
+}
+
+impl Conversations {
+    fn of(examples: &Examples<Vec<Example>>) -> Self {
+        let records = || examples.training.all.iter().chain(&examples.held_out);
+        Self {
+            cut: records().filter(|record| record.len() > 1).count(),
+            records: records().count(),
+            examples: records().map(Vec::len).sum(),
+        }
+    }
+
+    fn note(&self) {
+        let Self {
+            cut,
+            records,
+            examples,
+        } = self;
+        if *cut > 0 {
+            terminal::note(format_args!(
+                "sft: the chat template renders earlier turns otherwise once later ones are there, so each answer of {cut} of \
+                 {records} records is an example of its own, {examples} in all; to learn the last answers alone, set sft.learn to \
+                 \"last\""
+            ));
+        }
+    }
+
+    fn add_to(&self, table: &mut Summary) {
+        if self.cut > 0 {
+            let share = format!(
+                "{} of {}, {} examples",
+                self.cut, self.records, self.examples
+            );
+            table.text("records cut into one example an answer", "", &share);
+        }
+    }
 }
 
 /// Layer-wise decay (Howard and Ruder 2018, §3.1): the top layer, the final norm and the head learn at the full rate, each layer

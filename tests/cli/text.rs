@@ -179,3 +179,39 @@ fn a_reward_model_scores_at_the_token_that_closes_the_answer() {
     assert_eq!(lines[0]["score"], lines[1]["score"]);
     assert_ne!(lines[0]["score"], lines[2]["score"]);
 }
+
+/// The manner of published templates: tools first, and a generation prompt that can leave the reasoning out.
+const TOOL_TEMPLATE: &str = "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}{% for m in messages %}\
+                             <|im_start|>{{ m.role }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}\
+                             <|im_start|>assistant\n{% if enable_thinking is false %}<think></think>{% endif %}{% endif %}";
+
+#[test]
+fn tools_and_variables_of_a_record_are_rendered_to_generate_and_score() {
+    let (workspace, tokenizer) = workspace(Head::LanguageModel);
+    workspace.write("model/chat_template.jinja", TOOL_TEMPLATE);
+    let encode = |text: &str| tokenizer.encode_rendered(text).expect("ids");
+    let given =
+        "<|im_start|>system\n[{\"name\": \"f\"}]<|im_end|>\n<|im_start|>user\nlow<|im_end|>\n";
+    let user = json!({"role": "user", "content": "low"});
+    let assistant = json!({"role": "assistant", "content": null, "tool_calls": []});
+    let tools = json!([{"name": "f"}]);
+    let kwargs = json!({"enable_thinking": false});
+    let prompt = json!({"messages": [user], "tools": tools, "chat_template_kwargs": kwargs});
+    workspace.write("prompts.jsonl", &prompt.to_string());
+    let line =
+        &workspace.lines("generate --model model --prompts prompts.jsonl --max-new-tokens 1")[0];
+    let opened = encode(&format!("{given}<|im_start|>assistant\n<think></think>"));
+    assert_eq!(ids(line, "prompt_ids"), opened);
+    let records = [
+        json!({"messages": [user, assistant], "tools": tools.to_string()}),
+        json!({"messages": [user], "tools": tools}),
+    ];
+    workspace.write(
+        "data.jsonl",
+        &records.map(|record| record.to_string() + "\n").concat(),
+    );
+    let lines = workspace.lines("score --model model --data data.jsonl");
+    let answered = encode(&format!("{given}<|im_start|>assistant\n<|im_end|>\n"));
+    let found: Vec<_> = lines.iter().map(|line| ids(line, "ids")).collect();
+    assert_eq!(found, [answered, encode(given)]);
+}

@@ -1,6 +1,6 @@
-"""Makes templates.json: small chat templates of four families, rendered by transformers.
+"""Makes templates.json: small chat templates of four families, rendered by apply_chat_template of transformers.
 
-    pip install transformers==5.24.0 jinja2==3.1.6
+    pip install transformers==5.24.0 tokenizers==0.23.3 jinja2==3.1.6
     python make_templates.py > templates.json
 
 The templates are written for this test; they use the constructs that published ones use (namespaces, slices, loop
@@ -11,8 +11,9 @@ import json
 import sys
 
 import jinja2
+import tokenizers
 import transformers
-from transformers.utils.chat_template_utils import render_jinja_template
+from transformers import PreTrainedTokenizerFast
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
@@ -141,23 +142,102 @@ CHATS = [
 ]
 
 
-def rendered(template, messages, add_generation_prompt):
+TEMPLATES["qwen_tools"] = """{%- if tools %}
+    {{- '<|im_start|>system\\n' }}
+    {%- if messages[0].role == 'system' %}{{- messages[0].content + '\\n\\n' }}{%- endif %}
+    {{- '# Tools\\n\\n<tools>' }}
+    {%- for tool in tools %}
+        {{- '\\n' }}
+        {{- tool | tojson }}
+    {%- endfor %}
+    {{- '\\n</tools><|im_end|>\\n' }}
+{%- elif messages[0].role == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'user' or (message.role == 'system' and not loop.first) %}
+        {{- '<|im_start|>' + message.role + '\\n' }}
+        {%- if message.content is string %}
+            {{- message.content }}
+        {%- else %}
+            {%- for part in message.content %}{%- if part.type == 'text' %}{{- part.text }}{%- endif %}{%- endfor %}
+        {%- endif %}
+        {{- '<|im_end|>\\n' }}
+    {%- elif message.role == 'assistant' %}
+        {{- '<|im_start|>assistant\\n' + (message.content if message.content is defined else '') }}
+        {%- for call in message.tool_calls or [] %}
+            {%- if call.function is defined %}{%- set call = call.function %}{%- endif %}
+            {{- '<tool_call>\\n{"name": "' + call.name + '", "arguments": ' }}
+            {%- if call.arguments is string %}{{- call.arguments }}{%- else %}{{- call.arguments | tojson }}{%- endif %}
+            {{- '}\\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\\n' }}
+    {%- elif message.role == 'tool' %}
+        {%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}{{- '<|im_start|>user' }}{%- endif %}
+        {{- '\\n<tool_response>\\n' + message.content + '\\n</tool_response>' }}
+        {%- if message.name is defined %}{{- ' by ' ~ message.name }}{%- endif %}
+        {%- if message.tool_call_id %}{{- ' for ' ~ message.tool_call_id }}{%- endif %}
+        {%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{- '<|im_end|>\\n' }}{%- endif %}
+    {%- endif %}
+{%- endfor %}
+{%- if documents %}{{- 'documents: ' ~ documents | tojson }}{%- endif %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
+{%- endif %}"""
+TEMPLATES["named"] = {"default": "plain {{ messages | length }}", "tool_use": "with {{ tools | length }} tools, {{ tools | tojson(indent=1) }}"}
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The \"weather\" in a city <é>, 1 & 2",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string", "default": None}, "days": {"type": "integer", "maximum": 7.0}}},
+    },
+}
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Zürich", "days": None}}}
+LOOP = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "text", "text": "What is the weather?"}, {"type": "text", "text": " Now."}]},
+    {"role": "assistant", "content": None, "tool_calls": [CALL], "name": None},
+    {"role": "tool", "content": "rain", "name": "weather", "tool_call_id": "c1"},
+    {"role": "tool", "content": "sun", "tool_call_id": None},
+    {"role": "assistant", "content": "Rain.", "tool_calls": None},
+]
+# What records give beside messages.
+GIVEN = [
+    {"messages": LOOP},
+    {"messages": LOOP, "tools": [WEATHER, {"type": "function", "function": {"name": "f"}}]},
+    {"messages": LOOP[1:2], "tools": []},
+    {"messages": LOOP[:2], "tools": None, "chat_template_kwargs": {"enable_thinking": False}},
+    {"messages": LOOP[:2], "chat_template_kwargs": {"enable_thinking": True, "documents": [{"title": "t", "text": "é"}]}},
+    {"messages": CHATS[0], "chat_template_kwargs": {"date_string": "1 Jan 2000", "bos_token": "<BOS>", "add_nothing": None}},
+]
+
+
+def tokenizer(template):
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({token: i for i, token in enumerate(SPECIAL.values())}, unk_token="<pad>"))
+    made = PreTrainedTokenizerFast(tokenizer_object=words, **SPECIAL)
+    made.chat_template = template
+    return made
+
+
+def rendered(template, messages, add_generation_prompt, tools=None, chat_template_kwargs=None):
     try:
-        texts, _ = render_jinja_template(
-            [messages], chat_template=template, add_generation_prompt=add_generation_prompt, **SPECIAL
+        return tokenizer(template).apply_chat_template(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt, tokenize=False, **(chat_template_kwargs or {})
         )
-    except jinja2.exceptions.TemplateError:
+    except (jinja2.exceptions.TemplateError, TypeError):
         return None
-    return texts[0]
 
 
 cases = [
-    {"template": name, "messages": messages, "add_generation_prompt": add, "text": rendered(template, messages, add)}
+    {"template": name, **given, "add_generation_prompt": add, "text": rendered(template, add_generation_prompt=add, **given)}
     for name, template in TEMPLATES.items()
-    for messages in CHATS
+    for given in [{"messages": messages} for messages in CHATS] + (GIVEN if name in ("llama3_headers", "qwen_tools", "named") else [])
     for add in (False, True)
 ]
-versions = {"transformers": transformers.__version__, "jinja2": jinja2.__version__}
+versions = {"transformers": transformers.__version__, "tokenizers": tokenizers.__version__, "jinja2": jinja2.__version__}
 golden = {"versions": versions, "special_tokens": SPECIAL, "templates": TEMPLATES, "cases": cases}
 json.dump(golden, sys.stdout, ensure_ascii=False, indent=1)
 print()

@@ -286,3 +286,43 @@ fn conversations_go_through_the_chat_template() {
     let kept = crate::support::read(&workspace.model("trial", "sft").join("chat_template.jinja"));
     assert_eq!(kept, template.as_bytes());
 }
+
+/// A template that leaves out what earlier answers start with once later ones are there.
+const REWRITES: &str = "{% for m in messages %}{{ m.role[:1] }}:{% if m.role == 'assistant' and loop.last %}so {% endif %}{{ m.content }}\
+                        {{ eos_token }}{% endfor %}{% if add_generation_prompt %}a:{% endif %}";
+
+#[test]
+fn answers_whose_history_is_rewritten_are_cut_apart_and_counted() {
+    let workspace = Workspace::trained();
+    workspace.write("models/pretrain/chat_template.jinja", REWRITES);
+    let turn = |role: &str, content: String| json!({"role": role, "content": content});
+    let two_answers = |i: usize| {
+        let (first, second) = (format!("{i}."), format!("{i}!"));
+        json!({"messages": [
+            turn("user", format!("{i}?")), turn("assistant", first),
+            turn("user", "so?".to_owned()), turn("assistant", second),
+        ]})
+    };
+    workspace.write("sft.jsonl", &records(10, 40, two_answers));
+    let flags = "--set sft.max_steps=3 --set sft.eval_fraction=0.1";
+    counts(
+        &workspace,
+        &format!("sft config.toml {flags}"),
+        "sft: the chat template renders earlier turns otherwise once later ones are there, so each answer of 40 of 40 records is an \
+         example of its own, 80 in all; to learn the last answers alone, set sft.learn to \"last\"\n",
+        [
+            "records cut into one example an answer",
+            "40 of 40, 80 examples",
+        ],
+    );
+    let both = workspace.weights("trial", "sft");
+    let last = output(
+        &workspace,
+        &format!("sft config.toml --fresh {flags} --set sft.learn=last"),
+    );
+    assert!(!last.concat().contains("of its own"), "{}", last.concat());
+    assert_ne!(workspace.weights("trial", "sft"), both);
+    let refused = workspace.run("sft config.toml --set sft.learn=first");
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.stderr.contains("sft.learn"), "{}", refused.stderr);
+}

@@ -46,7 +46,7 @@ pub(super) const BOTH: &[Row] = &[
     ),
     (
         "chat_template_kwargs",
-        Absent("the template has no options"),
+        Absent("the field of this name in a record says them"),
     ),
     (
         "repetition_penalty",

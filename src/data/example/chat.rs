@@ -1,42 +1,38 @@
-//! Chats: spans of the rendered conversation, tokenised one by one, and where each answer ends.
+//! Chats: renderings of the conversation in spans, tokenised one by one, and where each answer ends.
 
-use super::{Encoder, Example, at, nothing_to_learn};
+use std::sync::atomic::Ordering;
+
+use super::limits::Fate;
+use super::{Encoder, Example, at, nothing_to_learn, reasoning};
+use crate::config::{Learn, TooLong};
 use crate::data::error::{DataError, Result};
 use crate::data::records::{Message, Record};
-use crate::data::template::{ChatTemplate, Span};
+use crate::data::template::{ChatTemplate, Span, Variables};
 
 impl Encoder<'_> {
-    /// A conversation whose assistant turns from `first_answer` on are learned.
+    /// Examples of a conversation whose assistant turns from `first_answer` on are learned: one, or
+    /// one for each answer where the template rewrites earlier turns.
     pub(super) fn conversation(
         &self,
         record: &Record,
         messages: &[Message],
         first_answer: usize,
-    ) -> Result<Example> {
-        let spans = self
-            .template(record)?
-            .spans(messages, first_answer)
-            .map_err(|e| at(record, e))?;
-        let mut example = Example {
-            ids: Vec::new(),
-            answer: Vec::new(),
+    ) -> Result<Vec<Example>> {
+        let variables = Variables::of(record)?;
+        let chat = self.template(record)?.chat(messages, &variables);
+        let renderings = chat.renderings(first_answer, self.learn);
+        let renderings = renderings.map_err(|e| at(record, e))?;
+        let learned = match self.learn {
+            Learn::All => first_answer,
+            Learn::Last => last_answer(messages),
         };
-        let last = spans
-            .iter()
-            .rposition(|span| matches!(span, Span::Answer(_)));
-        for (i, span) in spans.iter().enumerate() {
-            match span {
-                Span::Given(text) => example.ids.extend(self.tokenizer.encode_rendered(text)?),
-                Span::Answer(text) => self.push_answer(&mut example, text)?,
-            }
-            if Some(i) == last && i + 1 == spans.len() {
-                self.close(&mut example);
-            }
-        }
-        if example.answer.is_empty() {
-            Err(nothing_to_learn(record))
-        } else {
-            Ok(example)
+        self.note_lost(&messages[learned..], &renderings);
+        let examples = renderings.iter().map(|spans| self.spans(spans));
+        let mut examples: Vec<Example> = examples.collect::<Result<_>>()?;
+        examples.retain(|example| !example.answer.is_empty());
+        match examples.is_empty() {
+            true => Err(nothing_to_learn(record)),
+            false => Ok(examples),
         }
     }
 
@@ -59,7 +55,11 @@ impl Encoder<'_> {
             });
         }
         let messages = [prompt, &answer].concat();
-        let Example { mut ids, answer } = self.conversation(record, &messages, prompt.len())?;
+        let variables = Variables::of(record)?;
+        let chat = self.template(record)?.chat(&messages, &variables);
+        let spans = chat.as_one(prompt.len()).map_err(|e| at(record, e))?;
+        let Example { mut ids, answer } = self.spans(&spans)?;
+        self.note_lost(&messages[prompt.len()..], &[spans]);
         let (Some(first), Some(last)) = (answer.first(), answer.last()) else {
             return Err(nothing_to_learn(record));
         };
@@ -81,8 +81,79 @@ impl Encoder<'_> {
         })
     }
 
+    /// Of a conversation that became several examples, those within the limit: `truncate` leaves out
+    /// the later answers whose histories fill a sequence, as it cuts them off of one rendering.
+    pub(super) fn fit_examples(
+        &self,
+        record: &Record,
+        mut examples: Vec<Example>,
+    ) -> Result<Fate<Vec<Example>>> {
+        let count = examples.len();
+        if self.policy == TooLong::Truncate {
+            let fills = |example: &Example| example.answer[0].start >= self.limit.tokens;
+            let fitting = examples
+                .iter()
+                .take_while(|example| !fills(example))
+                .count();
+            examples.truncate(fitting.max(1));
+        }
+        let (mut kept, mut whole, mut prompt_whole) = (Vec::new(), examples.len() == count, true);
+        for example in examples {
+            match self.fit_example(record, example)? {
+                Fate::Whole(example) => kept.push(example),
+                Fate::Truncated(example) => {
+                    whole = false;
+                    kept.push(example);
+                }
+                Fate::PromptTruncated(example) => {
+                    prompt_whole = false;
+                    kept.push(example);
+                }
+                Fate::Skipped => whole = false,
+            }
+        }
+        Ok(match (kept.is_empty(), prompt_whole, whole) {
+            (true, ..) => Fate::Skipped,
+            (_, false, _) => Fate::PromptTruncated(kept),
+            (_, true, false) => Fate::Truncated(kept),
+            (_, true, true) => Fate::Whole(kept),
+        })
+    }
+
+    fn note_lost(&self, answers: &[Message], renderings: &[Vec<Span>]) {
+        let lost = reasoning::lost(answers, renderings);
+        self.lost_reasoning.fetch_add(lost, Ordering::Relaxed);
+    }
+
+    /// Ids of one rendering, and which of them are answers.
+    fn spans(&self, spans: &[Span]) -> Result<Example> {
+        let mut example = Example {
+            ids: Vec::new(),
+            answer: Vec::new(),
+        };
+        for span in spans {
+            match span {
+                Span::Given(text) => {
+                    let ids = self.go_on(&example, text)?;
+                    example.ids.extend(ids);
+                }
+                Span::Answer(text) => self.push_answer(&mut example, text)?,
+            }
+        }
+        if matches!(spans.last(), Some(Span::Answer(_))) {
+            self.close(&mut example);
+        }
+        Ok(example)
+    }
+
+    /// Ids of a span that goes on from those of `example`.
+    fn go_on(&self, example: &Example, text: &str) -> Result<Vec<u32>> {
+        let place = self.tokenizer.place_in_text(&example.ids);
+        self.tokenizer.encode_at(text, place)
+    }
+
     fn push_answer(&self, example: &mut Example, text: &str) -> Result<()> {
-        let ids = self.tokenizer.encode_rendered(text)?;
+        let ids = self.go_on(example, text)?;
         let start = example.ids.len();
         let length = self.answer_length(&ids)?;
         example.ids.extend(ids);
@@ -127,4 +198,12 @@ impl Encoder<'_> {
             last.end += 1;
         }
     }
+}
+
+/// Place of the last answer; past the end where there is none.
+fn last_answer(messages: &[Message]) -> usize {
+    let last = messages
+        .iter()
+        .rposition(|message| message.role() == "assistant");
+    last.unwrap_or(messages.len())
 }

@@ -2,22 +2,25 @@
 //!
 //! Prompt and completion are tokenised apart and joined, so their boundary is a token boundary: at
 //! generation the prompt's tokens stand before the first answer is drawn, and training sees the
-//! same. A completion ends with EOS, once. A chat is rendered by the model's template and tokenised
-//! span by span; an answer reaches to the token that closes its turn.
+//! same. A span that goes on from another gets no space of its own from tokenizers that put one
+//! before a text ([`super::tokenizer::Place`]), so the joined ids are those of the whole text
+//! wherever the boundary falls between two of its tokens. A completion ends with EOS, once. A chat is
+//! rendered by the model's template and tokenised span by span; an answer reaches to the token that
+//! closes its turn. Where the template rewrites earlier turns, each answer is an example of its own,
+//! with its history as at inference.
 //!
 //! Special tokens' names in prompts, completions and messages are those tokens, as in transformers;
 //! in pretraining documents they are text. Plain text starts with what the tokenizer puts before it
 //! (often BOS); a template writes its own.
-//!
-//! Left out: span-by-span tokens equal those of the whole rendering for byte-level tokenizers; one
-//! that puts a space before every text (SentencePiece's dummy prefix) gets that space at each span.
 
 mod chat;
 mod gather;
 mod limits;
+mod reasoning;
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Map, Value};
 
@@ -26,9 +29,9 @@ use super::error::{DataError, Result};
 use super::records::is_unread;
 use super::records::shapes::{Style, Task};
 use super::records::{LeftOut, Preference, Record, Turns};
-use super::template::{ChatTemplate, GenerationPrompt};
+use super::template::{ChatTemplate, Variables};
 use super::tokenizer::Tokenizer;
-use crate::config::{BadRecords, TooLong};
+use crate::config::{BadRecords, Learn, TooLong};
 pub use gather::documents;
 pub use limits::{Limit, TooLongCounts, cut_start};
 
@@ -96,6 +99,8 @@ pub struct Encoder<'a> {
     limit: Limit,
     policy: TooLong,
     bad_records: BadRecords,
+    learn: Learn,
+    lost_reasoning: AtomicUsize,
 }
 
 impl<'a> Encoder<'a> {
@@ -116,6 +121,8 @@ impl<'a> Encoder<'a> {
             limit,
             policy,
             bad_records: BadRecords::Error,
+            learn: Learn::All,
+            lost_reasoning: AtomicUsize::new(0),
         })
     }
 
@@ -126,18 +133,30 @@ impl<'a> Encoder<'a> {
         self
     }
 
+    /// The same encoder, for examples that learn these answers of a conversation.
+    #[must_use]
+    pub fn learning(self, learn: Learn) -> Self {
+        Self { learn, ..self }
+    }
+
+    /// Answers encoded so far whose reasoning the template leaves out of what is learned.
+    pub fn lost_reasoning(&self) -> usize {
+        self.lost_reasoning.load(Ordering::Relaxed)
+    }
+
     /// The most tokens of a sequence.
     pub fn limit(&self) -> &Limit {
         &self.limit
     }
 
-    /// `messages`, `prompt` + `completion`, or `text`, all of which is learned; other shapes become one of these.
+    /// `messages`, `prompt` + `completion`, or `text`, all of which is learned; other shapes become one of these. A conversation is one
+    /// example, or one for each of its answers where the template rewrites earlier turns.
     ///
     /// # Errors
     /// A record without those fields, with nothing to learn, or too long under the policy.
-    pub fn examples(&self, records: &[Record]) -> Result<Encoded<Example>> {
+    pub fn examples(&self, records: &[Record]) -> Result<Encoded<Vec<Example>>> {
         self.gather(Task::Examples, records, |record| {
-            self.fit_example(record, self.example(record)?)
+            self.fit_examples(record, self.examples_of(record)?)
         })
     }
 
@@ -145,18 +164,18 @@ impl<'a> Encoder<'a> {
     ///
     /// # Errors
     /// As [`Self::examples`].
-    pub fn texts(&self, records: &[Record]) -> Result<Encoded<Example>> {
+    pub fn texts(&self, records: &[Record]) -> Result<Encoded<Vec<Example>>> {
         self.gather(Task::Texts, records, |record| {
-            self.fit_example(record, self.example(record)?)
+            self.fit_examples(record, self.examples_of(record)?)
         })
     }
 
-    fn example(&self, record: &Record) -> Result<Example> {
+    fn examples_of(&self, record: &Record) -> Result<Vec<Example>> {
         let has = |name: &str| record.fields.contains_key(name);
         if has("messages") {
             self.conversation(record, &record.messages()?, 0)
         } else if has("text") && !has("prompt") && !has("completion") {
-            self.document(record)
+            Ok(vec![self.document(record)?])
         } else {
             self.completion(record)
         }
@@ -224,15 +243,15 @@ impl<'a> Encoder<'a> {
         record.shaped(task, style)
     }
 
-    fn completion(&self, record: &Record) -> Result<Example> {
+    fn completion(&self, record: &Record) -> Result<Vec<Example>> {
         let parts = record.prompt_completion()?;
         match (parts.prompt, parts.completion) {
             (Turns::Text(prompt), Turns::Text(completion)) => {
                 let mut ids = self.plain_prompt(&prompt)?;
                 let start = ids.len();
-                ids.extend(self.plain_answer(&completion)?);
+                ids.extend(self.plain_answer(&ids, &completion)?);
                 let answer = std::iter::once(start..ids.len()).collect();
-                Ok(Example { ids, answer })
+                Ok(vec![Example { ids, answer }])
             }
             (Turns::Messages(mut prompt), Turns::Messages(completion)) => {
                 let first_answer = prompt.len();
@@ -252,12 +271,15 @@ impl<'a> Encoder<'a> {
         } = record.preference()?;
         let margin = margin.unwrap_or(0.0);
         match (prompt, chosen, rejected) {
-            (Turns::Text(prompt), Turns::Text(chosen), Turns::Text(rejected)) => Ok(Pair {
-                prompt: self.plain_prompt(&prompt)?,
-                chosen: self.plain_answer(&chosen)?,
-                rejected: self.plain_answer(&rejected)?,
-                margin,
-            }),
+            (Turns::Text(prompt), Turns::Text(chosen), Turns::Text(rejected)) => {
+                let prompt = self.plain_prompt(&prompt)?;
+                Ok(Pair {
+                    chosen: self.plain_answer(&prompt, &chosen)?,
+                    rejected: self.plain_answer(&prompt, &rejected)?,
+                    prompt,
+                    margin,
+                })
+            }
             (Turns::Messages(prompt), Turns::Messages(chosen), Turns::Messages(rejected)) => {
                 let (prompt_ids, chosen) = self.chat_answer(record, &prompt, chosen)?;
                 let (_, rejected) = self.chat_answer(record, &prompt, rejected)?;
@@ -279,10 +301,9 @@ impl<'a> Encoder<'a> {
                 (text, ids)
             }
             Turns::Messages(messages) => {
-                let text = self
-                    .template(record)?
-                    .render(&messages, GenerationPrompt::Add);
-                let text = text.map_err(|e| at(record, e))?;
+                let variables = Variables::of(record)?;
+                let chat = self.template(record)?.chat(&messages, &variables);
+                let text = chat.opened().map_err(|e| at(record, e))?;
                 let ids = self.tokenizer.encode_rendered(&text)?;
                 (text, ids)
             }
@@ -305,9 +326,10 @@ impl<'a> Encoder<'a> {
         Ok([self.tokenizer.prefix(), &ids].concat())
     }
 
-    /// The completion's ids, closed by EOS once.
-    fn plain_answer(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = self.tokenizer.encode_rendered(text)?;
+    /// Ids of a completion of `prompt`, closed by EOS once.
+    fn plain_answer(&self, prompt: &[u32], text: &str) -> Result<Vec<u32>> {
+        let place = self.tokenizer.place_after(prompt);
+        let mut ids = self.tokenizer.encode_at(text, place)?;
         if ids.last() != Some(&self.eos) {
             ids.push(self.eos);
         }
@@ -347,5 +369,7 @@ fn at(record: &Record, error: DataError) -> DataError {
     }
 }
 
+#[cfg(test)]
+mod prefixed;
 #[cfg(test)]
 mod tests;

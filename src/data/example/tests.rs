@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::*;
 use crate::data::records::{Place, Source};
+use crate::data::template::GenerationPrompt;
 use crate::data::tokenizer::{BpeTraining, IM_END, IM_START};
 
 const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
@@ -63,7 +64,7 @@ fn the_boundary_is_a_token_boundary_and_eos_comes_once() {
         r#"{"prompt": "the us", "completion": "er asks"}"#,
         r#"{"prompt": "the us", "completion": "er asks<|endoftext|>"}"#,
     ];
-    let examples = encoder.examples(&records(&lines)).unwrap().items;
+    let examples = encoder.examples(&records(&lines)).unwrap().items.concat();
     assert_eq!(examples[0], examples[1]);
     let prompt = t.encode_text("the us").unwrap();
     assert_eq!(examples[0].ids[..prompt.len()], prompt);
@@ -76,7 +77,7 @@ fn chats_learn_the_answers_with_their_closing_token() {
     let encoder = Encoder::new(&t, limit(200), TooLong::Error).unwrap();
     let line = r#"{"messages": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "asks "},
                                 {"role": "user", "content": "and"}, {"role": "assistant", "content": "answers"}]}"#;
-    let example = &encoder.examples(&records(&[line])).unwrap().items[0];
+    let example = &encoder.examples(&records(&[line])).unwrap().items[0][0];
     assert_eq!(
         answers(&t, example),
         ["asks <|im_end|>", "answers<|im_end|>"]
@@ -93,7 +94,7 @@ fn chats_learn_the_answers_with_their_closing_token() {
     let split = r#"{"prompt": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "asks"},
                                {"role": "user", "content": "and"}],
                     "completion": [{"role": "assistant", "content": "answers"}]}"#;
-    let example = &encoder.examples(&records(&[split])).unwrap().items[0];
+    let example = &encoder.examples(&records(&[split])).unwrap().items[0][0];
     assert_eq!(answers(&t, example), ["answers<|im_end|>"]);
 }
 
@@ -104,7 +105,7 @@ fn an_answer_that_the_template_leaves_open_is_closed_by_eos() {
     ));
     let encoder = Encoder::new(&t, limit(200), TooLong::Error).unwrap();
     let line = r#"{"messages": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "asks"}]}"#;
-    let example = &encoder.examples(&records(&[line])).unwrap().items[0];
+    let example = &encoder.examples(&records(&[line])).unwrap().items[0][0];
     assert_eq!(answers(&t, example), ["assistant:asks\n<|im_end|>"]);
 }
 
@@ -175,7 +176,7 @@ fn what_is_too_long_follows_the_policy() {
     assert_eq!((skipped.items.len(), skipped.too_long.skipped), (1, 1));
     let cut = encode(TooLong::Truncate).unwrap();
     assert_eq!(
-        (cut.items[1].ids.len(), &cut.items[1].answer[0]),
+        (cut.items[1][0].ids.len(), &cut.items[1][0].answer[0]),
         (8, &(3..8))
     );
     assert_eq!(cut.too_long.truncated, 1);
@@ -214,10 +215,10 @@ fn a_prompt_that_leaves_no_room_loses_its_start() {
     let text = |ids: &[u32]| t.decode_with_specials(ids).unwrap();
 
     let examples = encoder(8).examples(&long).unwrap();
-    assert_eq!(text(&examples.items[0].ids), "wvxzwvy<|endoftext|>");
-    assert_eq!(answers(&t, &examples.items[0]), ["y<|endoftext|>"]);
-    assert_eq!(text(&examples.items[1].ids), "xzwvyyyy", "half for each");
-    assert_eq!(answers(&t, &examples.items[1]), ["yyyy"]);
+    assert_eq!(text(&examples.items[0][0].ids), "wvxzwvy<|endoftext|>");
+    assert_eq!(answers(&t, &examples.items[0][0]), ["y<|endoftext|>"]);
+    assert_eq!(text(&examples.items[1][0].ids), "xzwvyyyy", "half for each");
+    assert_eq!(answers(&t, &examples.items[1][0]), ["yyyy"]);
 
     let pairs = encoder(7).pairs(&long).unwrap();
     let first = &pairs.items[0];
@@ -316,8 +317,8 @@ fn all_of_a_document_is_learned() {
     ];
     let examples = encoder.examples(&records(&lines)).unwrap().items;
     assert_eq!(examples[0], examples[1]);
-    assert_eq!(answers(&t, &examples[0]), ["the user asks<|endoftext|>"]);
-    let ([all], length) = (examples[0].answer.as_slice(), examples[0].ids.len()) else {
+    assert_eq!(answers(&t, &examples[0][0]), ["the user asks<|endoftext|>"]);
+    let ([all], length) = (examples[0][0].answer.as_slice(), examples[0][0].ids.len()) else {
         panic!("one answer")
     };
     assert_eq!(*all, 0..length);
@@ -382,4 +383,185 @@ fn documents_are_plain_text() {
         message(encode_documents(&t, &records(&[r#"{"content": "x"}"#])))
             .contains("rename `content`")
     );
+}
+
+/// Qwen3's way: the reasoning of an answer is there while it is the last one, and the generation
+/// prompt can be told to leave it out.
+const DROPS_EARLIER: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}\
+    {% if m.role == 'assistant' and loop.last %}<t>{{ m.reasoning_content or '' }}</t>{% endif %}\
+    {{ m.content }}{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}\
+    {% if enable_thinking is defined and not enable_thinking %}<t></t>{% endif %}{% endif %}";
+
+/// DeepSeek-R1's way: the generation prompt opens the reasoning, which completed turns lack.
+const OPENS_THINK: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content.split('</think>')[-1] + '<|im_end|>\n' }}\
+    {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}";
+
+const TWO_ANSWERS: &str = r#"{"messages": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "asks"},
+    {"role": "user", "content": "and"}, {"role": "assistant", "content": "answers"}]}"#;
+
+/// Each example of `record` as text: before the answer, and the answer.
+fn read_back(t: &Tokenizer, encoder: &Encoder<'_>, record: &str) -> Vec<(String, String)> {
+    let text = |ids: &[u32]| t.decode_with_specials(ids).unwrap();
+    let examples = encoder
+        .examples(&records(&[record]))
+        .unwrap()
+        .items
+        .concat();
+    let parts = examples.iter().map(|example| {
+        let answer = example.answer[0].clone();
+        (
+            text(&example.ids[..answer.start]),
+            text(&example.ids[answer]),
+        )
+    });
+    parts.collect()
+}
+
+#[test]
+fn answers_whose_history_is_rewritten_are_examples_of_their_own() {
+    let t = tokenizer(Some(DROPS_EARLIER));
+    let encoder = Encoder::new(&t, limit(500), TooLong::Error).unwrap();
+    let opened = "<|im_start|>user\nthe<|im_end|>\n<|im_start|>assistant\n";
+    let history =
+        format!("{opened}asks<|im_end|>\n<|im_start|>user\nand<|im_end|>\n<|im_start|>assistant\n");
+    let last = (history.clone(), "<t></t>answers<|im_end|>".to_owned());
+    let first = (opened.to_owned(), "<t></t>asks<|im_end|>".to_owned());
+    assert_eq!(read_back(&t, &encoder, TWO_ANSWERS), [first, last.clone()]);
+    let encoder = encoder.learning(Learn::Last);
+    assert_eq!(read_back(&t, &encoder, TWO_ANSWERS), [last]);
+    // What stands before an answer is what generation gives, to the token.
+    let prompt = r#"{"prompt": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "asks"},
+        {"role": "user", "content": "and"}]}"#;
+    let prompt = &encoder.prompts(&records(&[prompt])).unwrap().items[0];
+    let example = &encoder.examples(&records(&[TWO_ANSWERS])).unwrap().items[0][0];
+    assert_eq!(example.ids[..example.answer[0].start], prompt.ids);
+}
+
+#[test]
+fn a_conversation_of_one_rendering_stays_one_example_and_the_last_answer_can_be_learned_alone() {
+    let t = tokenizer(Some(CHATML));
+    let encoder = Encoder::new(&t, limit(500), TooLong::Error).unwrap();
+    let both = encoder.examples(&records(&[TWO_ANSWERS])).unwrap().items;
+    assert_eq!((both[0].len(), both[0][0].answer.len()), (1, 2));
+    let last = encoder
+        .learning(Learn::Last)
+        .examples(&records(&[TWO_ANSWERS]))
+        .unwrap();
+    let (both, last) = (&both[0][0], &last.items[0][0]);
+    assert_eq!(last.answer, both.answer[1..]);
+    assert_eq!(last.ids, both.ids[..last.ids.len()]);
+}
+
+#[test]
+fn the_limit_leaves_out_later_answers_of_a_conversation_as_it_cuts_them_off() {
+    let t = tokenizer(Some(DROPS_EARLIER));
+    let whole = Encoder::new(&t, limit(500), TooLong::Error).unwrap();
+    let examples = whole
+        .examples(&records(&[TWO_ANSWERS]))
+        .unwrap()
+        .items
+        .concat();
+    let tight = limit(examples[1].answer[0].start);
+    for policy in [TooLong::Truncate, TooLong::Skip] {
+        let encoder = Encoder::new(&t, tight.clone(), policy).unwrap();
+        let fitted = encoder.examples(&records(&[TWO_ANSWERS])).unwrap();
+        assert_eq!(fitted.items, [examples[..1].to_vec()]);
+        assert_eq!((fitted.too_long.truncated, fitted.too_long.skipped), (1, 0));
+    }
+    let encoder = Encoder::new(&t, tight, TooLong::Error).unwrap();
+    assert!(message(encoder.examples(&records(&[TWO_ANSWERS]))).contains("the record has"));
+}
+
+#[test]
+fn what_the_generation_prompt_opens_is_given_in_every_form() {
+    let t = tokenizer(Some(OPENS_THINK));
+    let encoder = Encoder::new(&t, limit(500), TooLong::Error).unwrap();
+    let given = "<|im_start|>user\nthe<|im_end|>\n<|im_start|>assistant\n<think>\n";
+    let line = r#"{"prompt": [{"role": "user", "content": "the"}], "completion": [{"role": "assistant", "content": "asks"}],
+        "chosen": [{"role": "assistant", "content": "asks"}], "rejected": [{"role": "assistant", "content": "user"}]}"#;
+    let expected = (given.to_owned(), "asks<|im_end|>".to_owned());
+    assert_eq!(read_back(&t, &encoder, line), [expected]);
+    let pair = &encoder.pairs(&records(&[line])).unwrap().items[0];
+    let prompt = &encoder.prompts(&records(&[line])).unwrap().items[0];
+    assert_eq!((&prompt.text[..], &prompt.ids), (given, &pair.prompt));
+    assert_eq!(
+        t.decode_with_specials(&pair.rejected).unwrap(),
+        "user<|im_end|>"
+    );
+    assert_eq!(read_back(&t, &encoder, TWO_ANSWERS).len(), 2);
+}
+
+#[test]
+fn a_refused_conversation_is_learned_when_its_advice_is_followed() {
+    let source = "{% for m in messages %}{{ m.role if loop.last else m.role[:1] }}:{{ m.content }};{% endfor %}";
+    let t = tokenizer(Some(source));
+    let encoder = Encoder::new(&t, limit(200), TooLong::Error).unwrap();
+    let refused = message(encoder.examples(&records(&[TWO_ANSWERS])));
+    assert!(
+        refused.contains("d.jsonl:1") && refused.contains("`prompt` and `completion`"),
+        "{refused}"
+    );
+    let followed = r#"{"prompt": "u:the;assistant:", "completion": "asks;"}"#;
+    let found = read_back(&t, &encoder, followed);
+    assert_eq!(
+        found,
+        [("u:the;assistant:".to_owned(), "asks;<|im_end|>".to_owned())]
+    );
+    let pair = r#"{"prompt": [{"role": "user", "content": "the"}], "chosen": [{"role": "assistant", "content": "x"}],
+        "rejected": [{"role": "assistant", "content": "y"}]}"#;
+    let refused = message(encoder.pairs(&records(&[pair])));
+    assert!(
+        refused.contains("for pairs `prompt`, `chosen` and `rejected`"),
+        "{refused}"
+    );
+    let followed = r#"{"prompt": "u:the;assistant:", "chosen": "x;", "rejected": "y;"}"#;
+    assert!(encoder.pairs(&records(&[followed])).is_ok());
+}
+
+#[test]
+fn tools_and_variables_of_a_record_reach_its_template() {
+    let source = "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.role + ':' + (m.content or '') }}\
+        {% for call in m.tool_calls or [] %}{{ call.name }}{% endfor %};{% endfor %}{{ style }}\
+        {% if add_generation_prompt %}assistant:{% endif %}";
+    let t = tokenizer(Some(source));
+    let encoder = Encoder::new(&t, limit(500), TooLong::Error).unwrap();
+    let line = r#"{"prompt": [{"role": "user", "content": "the"}], "chosen": [{"role": "assistant", "content": null, "tool_calls": [{"name": "f"}]}],
+        "completion": [{"role": "assistant", "content": "asks"}], "rejected": [{"role": "assistant", "content": "asks"}],
+        "tools": "[{\"name\": \"f\"}]", "chat_template_kwargs": {"style": ""}, "other": 1}"#;
+    let given = r#"[{"name": "f"}]user:the;assistant:"#;
+    assert_eq!(read_back(&t, &encoder, line)[0].0, given);
+    let pair = &encoder.pairs(&records(&[line])).unwrap().items[0];
+    assert_eq!(t.decode_with_specials(&pair.prompt).unwrap(), given);
+    assert_eq!(
+        t.decode_with_specials(&pair.chosen).unwrap(),
+        "f;<|im_end|>"
+    );
+    let prompt = &encoder.prompts(&records(&[line])).unwrap().items[0];
+    assert_eq!(prompt.text, given);
+    let fields: Vec<&String> = prompt.fields.keys().collect();
+    assert!(
+        ["tools", "chat_template_kwargs", "other"]
+            .iter()
+            .all(|name| fields.iter().any(|f| f == name))
+    );
+    let wrong = r#"{"prompt": [{"role": "user", "content": "the"}], "tools": 3}"#;
+    assert!(message(encoder.prompts(&records(&[wrong]))).contains("d.jsonl:1: `tools` is 3"));
+}
+
+#[test]
+fn reasoning_that_the_template_drops_is_counted() {
+    let line = r#"{"prompt": [{"role": "user", "content": "the"}], "completion": [{"role": "assistant", "content": "<think>so</think>asks"}],
+        "chosen": [{"role": "assistant", "content": "asks", "reasoning_content": "so"}], "rejected": [{"role": "assistant", "content": "asks"}]}"#;
+    for (template, lost) in [
+        (OPENS_THINK, [1, 2]),
+        (CHATML, [0, 1]),
+        (DROPS_EARLIER, [0, 0]),
+    ] {
+        let t = tokenizer(Some(template));
+        let encoder = Encoder::new(&t, limit(500), TooLong::Error).unwrap();
+        encoder.examples(&records(&[line])).unwrap();
+        let first = encoder.lost_reasoning();
+        encoder.pairs(&records(&[line])).unwrap();
+        assert_eq!([first, encoder.lost_reasoning()], lost, "{template}");
+    }
 }

@@ -96,6 +96,11 @@ impl Bounded {
         Ok(())
     }
 
+    /// Whether a template of that name was added.
+    pub fn has_template(&self, name: &str) -> bool {
+        self.0.get_template(name).is_ok()
+    }
+
     /// Renders a template.
     ///
     /// # Errors

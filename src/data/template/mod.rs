@@ -3,18 +3,20 @@
 //!
 //! The environment is that of `transformers.utils.chat_template_utils`: Jinja2 with `trim_blocks`,
 //! `lstrip_blocks` and loop controls; `raise_exception`, `strftime_now` and a `tojson` without HTML
-//! escapes; `messages`, `tools` and `documents` (both none), `add_generation_prompt` and the
-//! special tokens as variables. Values print as Python prints them ([`python`]). `{% generation %}`
-//! blocks are read as plain blocks: the answers are found by [`ChatTemplate::spans`] in every
-//! template, marked or not.
+//! escapes; `messages`, `tools`, `documents`, `add_generation_prompt`, the special tokens and what
+//! the record gives ([`variables`]) as variables. Values print as Python prints them ([`python`]). A
+//! message's fields that are null are left out. `{% generation %}` blocks are read as plain blocks:
+//! the answers are found by rendering ([`turns`]) in every template, marked or not.
 //!
 //! A template may come from anybody; [`limits`] bounds what it may take.
 //!
-//! Left out: tools, documents, and local time (`strftime_now` is UTC, so that a machine's zone
-//! changes nothing).
+//! Left out: local time (`strftime_now` is UTC, so that a machine's zone changes nothing), and
+//! `continue_final_message`: a prompt whose last message is the assistant's is opened for another.
 
 mod limits;
 mod python;
+mod turns;
+mod variables;
 
 use std::collections::BTreeMap;
 
@@ -26,8 +28,12 @@ use serde_json::{Map, Value as Json};
 use super::error::{DataError, Result};
 use super::records::Message;
 use limits::Bounded;
+pub use turns::{Chat, Turn};
+pub use variables::Variables;
 
 const NAME: &str = "chat_template";
+/// The template of conversations with tools, where it is one of its own.
+const TOOL_USE: &str = "tool_use";
 
 /// Whether a rendering ends with the opening of an assistant turn (`add_generation_prompt`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +87,7 @@ impl ChatTemplate {
             limits::printable(state, value)?;
             python::str(value)
         });
+        environment.add_filter("trim", trim);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         let mut environment = Bounded::new(environment);
@@ -102,94 +109,80 @@ impl ChatTemplate {
         }
     }
 
+    /// The same with a second template, for conversations with tools.
+    ///
+    /// # Errors
+    /// A template that is not valid Jinja, with its line.
+    pub fn with_tool_use(mut self, source: &str) -> Result<Self> {
+        self.environment
+            .add_template(TOOL_USE, &plain_generation_blocks(source))
+            .map_err(explain)?;
+        Ok(self)
+    }
+
+    /// A conversation to render.
+    pub fn chat<'a>(&'a self, messages: &'a [Message], variables: &'a Variables) -> Chat<'a> {
+        Chat {
+            template: self,
+            messages,
+            variables,
+        }
+    }
+
     /// Renders a conversation as `tokenizer.apply_chat_template(messages, tokenize=False)` does.
     ///
     /// # Errors
     /// What the template itself refuses (`raise_exception`), or an operation on a value it does not
     /// expect.
     pub fn render(&self, messages: &[Message], generation: GenerationPrompt) -> Result<String> {
-        let variables = context! {
-            messages => Serde(messages.iter().map(with_reasoning_names).collect::<Vec<_>>()),
-            tools => (),
-            documents => (),
-            add_generation_prompt => generation == GenerationPrompt::Add,
-            ..Value::from(Serde(&self.special_tokens))
-        };
-        let rendered = self.environment.render(NAME, variables);
-        rendered.map_err(|error| explain(error).in_template(&self.place))
+        self.render_with(messages, &Variables::default(), generation)
     }
 
-    /// Renders a conversation in spans; joined they are [`ChatTemplate::render`] of the whole.
-    /// Assistant turns from message `first_answer` on are answers, all else is given.
-    ///
-    /// An answer is what turn i adds to the rendering of the turns before it with the generation
-    /// prompt.
+    /// [`ChatTemplate::render`] with `tools=` and the other variables of a record.
     ///
     /// # Errors
-    /// A template that renders earlier turns otherwise once later ones are there (some drop the
-    /// reasoning of earlier turns): then no text is the one that the model saw and answered.
-    pub fn spans(&self, messages: &[Message], first_answer: usize) -> Result<Vec<Span>> {
-        let mut spans = Vec::new();
-        let mut done = String::new();
-        for (i, _) in messages
-            .iter()
-            .enumerate()
-            .skip(first_answer)
-            .filter(|(_, m)| m.role() == "assistant")
-        {
-            let before = self.render(&messages[..i], GenerationPrompt::Add)?;
-            let after = self.render(&messages[..=i], GenerationPrompt::Omit)?;
-            push(
-                &mut spans,
-                Span::Given(added(&done, &before, i)?.to_owned()),
-            );
-            push(
-                &mut spans,
-                Span::Answer(added(&before, &after, i)?.to_owned()),
-            );
-            done = after;
-        }
-        let whole = self.render(messages, GenerationPrompt::Omit)?;
-        push(
-            &mut spans,
-            Span::Given(added(&done, &whole, messages.len())?.to_owned()),
-        );
-        Ok(spans)
+    /// The errors of [`ChatTemplate::render`].
+    pub fn render_with(
+        &self,
+        messages: &[Message],
+        variables: &Variables,
+        generation: GenerationPrompt,
+    ) -> Result<String> {
+        let has_own = self.environment.has_template(TOOL_USE);
+        let name = match variables.tools.is_some() && has_own {
+            true => TOOL_USE,
+            false => NAME,
+        };
+        let documents = variables.others.get("documents").unwrap_or(&Json::Null);
+        let mut others = Map::new();
+        let special_tokens = self.special_tokens.iter();
+        others.extend(special_tokens.map(|(name, token)| (name.clone(), token.as_str().into())));
+        others.extend(variables.others.clone());
+        let variables = context! {
+            messages => Serde(messages.iter().map(as_rendered).collect::<Vec<_>>()),
+            tools => Serde(&variables.tools),
+            documents => Serde(documents),
+            add_generation_prompt => generation == GenerationPrompt::Add,
+            ..Value::from(Serde(others))
+        };
+        let rendered = self.environment.render(name, variables);
+        rendered.map_err(|error| explain(error).in_template(&self.place))
     }
 }
 
-/// The reasoning of a message, kept under one of three names, also under the two that templates
-/// read.
-fn with_reasoning_names(message: &Message) -> Map<String, Json> {
+/// A message's fields as transformers hands them to a template: none that is null, and the
+/// reasoning, kept under one of three names, also under the two that templates read.
+fn as_rendered(message: &Message) -> Map<String, Json> {
+    let mut fields = message.fields().clone();
+    fields.retain(|_, value| !value.is_null());
     let names = ["reasoning_content", "thinking", "reasoning"];
-    let field = |name: &&str| message.fields().get(*name).filter(|value| !value.is_null());
-    let Some(reasoning) = names.iter().find_map(field) else {
-        return message.fields().clone();
+    let Some(reasoning) = names.iter().find_map(|name| fields.get(*name)).cloned() else {
+        return fields;
     };
-    let mut fields = Map::from_iter([("thinking".to_owned(), reasoning.clone())]);
-    fields.extend(message.fields().clone());
-    fields.insert("reasoning_content".to_owned(), reasoning.clone());
-    fields
-}
-
-fn push(spans: &mut Vec<Span>, span: Span) {
-    let (Span::Given(text) | Span::Answer(text)) = &span;
-    if !text.is_empty() {
-        spans.push(span);
-    }
-}
-
-/// What `longer` adds to `shorter`.
-fn added<'a>(shorter: &str, longer: &'a str, turn: usize) -> Result<&'a str> {
-    longer.strip_prefix(shorter).ok_or_else(|| {
-        let same = shorter.chars().zip(longer.chars()).take_while(|(a, b)| a == b).count();
-        DataError::Template(format!(
-            "the rendering up to messages[{turn}] does not start with the rendering of the \
-             messages before it (they part \
-             at character {same}), so answers cannot be told from what is given; keep one answer a record \
-             (`prompt` + `completion`) or use a template that does not rewrite earlier turns"
-        ))
-    })
+    let mut all = Map::from_iter([("thinking".to_owned(), reasoning.clone())]);
+    all.extend(fields);
+    all.insert("reasoning_content".to_owned(), reasoning);
+    all
 }
 
 /// Replaces the tags `generation`/`endgeneration`, an extension of transformers, by a block that
@@ -235,6 +228,16 @@ fn json(value: &Value) -> std::result::Result<Json, Error> {
     })
 }
 
+/// `str(value).strip(chars)`: Jinja2 takes any value for text.
+fn trim(state: &State, value: &Value, chars: Option<String>) -> std::result::Result<String, Error> {
+    limits::printable(state, value)?;
+    let text = python::str(value)?;
+    Ok(match chars {
+        None => text.trim().to_owned(),
+        Some(chars) => text.trim_matches(|c: char| chars.contains(c)).to_owned(),
+    })
+}
+
 fn raise_exception(message: String) -> std::result::Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, message))
 }
@@ -263,9 +266,6 @@ fn explain(error: Error) -> DataError {
 mod tests {
     use super::*;
 
-    const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}\
-                          {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
-
     fn template(source: &str) -> ChatTemplate {
         let special = BTreeMap::from([("bos_token".to_owned(), "<s>".to_owned())]);
         ChatTemplate::new(source, special).unwrap()
@@ -277,27 +277,16 @@ mod tests {
             .unwrap()
     }
 
-    fn chat(turns: &[(&str, &str)]) -> Vec<Message> {
-        turns
-            .iter()
-            .map(|(role, content)| Message::new(role, content))
-            .collect()
-    }
-
     /// Every golden rendering was made by transformers; see `tests/golden/make_templates.py`.
     #[test]
     fn renders_as_transformers_does() {
         let golden: Json =
             serde_json::from_str(include_str!("../../../tests/golden/templates.json")).unwrap();
         let cases = golden["cases"].as_array().unwrap();
-        assert!(cases.len() >= 20);
+        assert!(cases.len() >= 90);
         for case in cases {
-            let special = serde_json::from_value(golden["special_tokens"].clone()).unwrap();
-            let source = golden["templates"][case["template"].as_str().unwrap()]
-                .as_str()
-                .unwrap();
             let record = super::super::Record {
-                fields: Map::from_iter([("messages".to_owned(), case["messages"].clone())]),
+                fields: case.as_object().unwrap().clone(),
                 source: super::super::Source {
                     file: std::path::Path::new("golden").into(),
                     place: super::super::records::Place::Line(1),
@@ -307,48 +296,26 @@ mod tests {
                 true => GenerationPrompt::Add,
                 false => GenerationPrompt::Omit,
             };
-            let template = ChatTemplate::new(source, special).unwrap();
+            let source = &golden["templates"][case["template"].as_str().unwrap()];
+            let template = compiled(source, &golden["special_tokens"]);
+            let variables = Variables::of(&record).unwrap();
             let found = template
-                .render(&record.messages().unwrap(), generation)
+                .render_with(&record.messages().unwrap(), &variables, generation)
                 .map_err(|_| ());
             let expected = case["text"].as_str().map(str::to_owned).ok_or(());
-            assert_eq!(found, expected, "{}", case["template"]);
+            assert_eq!(found, expected, "{case}");
         }
     }
 
-    #[test]
-    fn answers_are_what_a_turn_adds() {
-        let messages = chat(&[
-            ("user", "q"),
-            ("assistant", "a"),
-            ("user", "r"),
-            ("assistant", "b"),
-        ]);
-        let spans = template(CHATML).spans(&messages, 0).unwrap();
-        let expected = [
-            Span::Given("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n".into()),
-            Span::Answer("a<|im_end|>\n".into()),
-            Span::Given("<|im_start|>user\nr<|im_end|>\n<|im_start|>assistant\n".into()),
-            Span::Answer("b<|im_end|>\n".into()),
-        ];
-        assert_eq!(spans, expected);
-        let last_only = template(CHATML).spans(&messages, 2).unwrap();
-        assert_eq!(last_only.len(), 2);
-        assert_eq!(last_only[1], expected[3]);
-    }
-
-    #[test]
-    fn a_template_that_rewrites_earlier_turns_is_refused() {
-        let source = "{% for m in messages %}{{ m.role if loop.last else m.role[:1] }}:{{ m.content }};{% endfor %}";
-        let messages = chat(&[("user", "q"), ("assistant", "a")]);
-        let error = template(source)
-            .spans(&messages, 0)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("messages[1]") && error.contains("one answer a record"),
-            "{error}"
-        );
+    /// A template, or a default one and one for tools.
+    fn compiled(source: &Json, special_tokens: &Json) -> ChatTemplate {
+        let special = serde_json::from_value(special_tokens.clone()).unwrap();
+        match source.as_str() {
+            Some(source) => ChatTemplate::new(source, special).unwrap(),
+            None => ChatTemplate::new(source["default"].as_str().unwrap(), special)
+                .and_then(|template| template.with_tool_use(source["tool_use"].as_str().unwrap()))
+                .unwrap(),
+        }
     }
 
     #[test]

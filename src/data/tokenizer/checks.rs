@@ -39,7 +39,13 @@ struct Parts {
 /// # Errors
 /// If it cannot be read, or does harm.
 pub(super) fn load(files: &Files) -> Result<Inner> {
-    let bytes = files.tokenizer_json()?;
+    let rebuilt = files
+        .rebuilt_json()?
+        .map(|json| json.to_string().into_bytes());
+    let bytes = match &rebuilt {
+        Some(bytes) => bytes,
+        None => files.tokenizer_json()?,
+    };
     let fail = |words: String| files.error(format!("tokenizer.json cannot be read: {words}"));
     check(bytes).map_err(fail)?;
     let bounds = Bounds {

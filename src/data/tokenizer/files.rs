@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::llama;
 use crate::data::error::{DataError, Result};
 use crate::files::regular;
 
@@ -12,6 +13,10 @@ pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const CONFIG: &str = "tokenizer_config.json";
 pub(super) const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 const TEMPLATE: &str = "chat_template.jinja";
+/// Folder of a model's templates beside the default one, each `NAME.jinja`.
+pub const TEMPLATES: &str = "additional_chat_templates";
+/// Name of the template that transformers takes for records with tools.
+const TOOL_USE: &str = "tool_use";
 
 /// All that a fast tokenizer may consist of; copied when a model is saved.
 const NAMES: [&str; 8] = [
@@ -41,6 +46,8 @@ pub(super) struct Files {
     /// Folder or file, for messages.
     pub place: String,
     contents: Vec<(String, Vec<u8>)>,
+    /// `model_type` of `config.json`.
+    model_type: Option<String>,
 }
 
 impl Files {
@@ -49,6 +56,7 @@ impl Files {
         Files {
             place: place.to_owned(),
             contents,
+            model_type: None,
         }
     }
 
@@ -80,14 +88,32 @@ impl Files {
                 Err(e) => return Err(DataError::io(&path, e)),
             }
         }
+        self.read_templates(folder)?;
+        self.model_type = model_type(folder);
+        Ok(())
+    }
+
+    fn read_templates(&mut self, folder: &Path) -> Result<()> {
+        let Ok(entries) = std::fs::read_dir(folder.join(TEMPLATES)) else {
+            return Ok(());
+        };
+        for entry in entries {
+            let path = entry.map_err(|e| DataError::io(folder, e))?.path();
+            let name = path.file_name().and_then(|name| name.to_str());
+            if let Some(name) = name.filter(|name| name.ends_with(".jinja")) {
+                let bytes = regular::read(&path).map_err(|e| DataError::io(&path, e))?;
+                self.contents.push((format!("{TEMPLATES}/{name}"), bytes));
+            }
+        }
         Ok(())
     }
 
     /// Writes all files into `folder`.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        std::fs::create_dir_all(folder).map_err(|e| DataError::io(folder, e))?;
         for (name, bytes) in &self.contents {
             let path = folder.join(name);
+            let parent = path.parent().unwrap_or(folder);
+            std::fs::create_dir_all(parent).map_err(|e| DataError::io(parent, e))?;
             std::fs::write(&path, bytes).map_err(|e| DataError::io(&path, e))?;
         }
         Ok(())
@@ -125,7 +151,10 @@ impl Files {
 
     /// The files with `pad_token` set in `tokenizer_config.json`, and in `special_tokens_map.json` where there is one.
     pub fn with_pad(&self, token: &str) -> Result<Self> {
-        let mut files = Files::made(&self.place, self.contents.clone());
+        let mut files = Files {
+            model_type: self.model_type.clone(),
+            ..Files::made(&self.place, self.contents.clone())
+        };
         files.set_pad(CONFIG, token)?;
         if self.get(SPECIAL_TOKENS).is_some() {
             files.set_pad(SPECIAL_TOKENS, token)?;
@@ -145,25 +174,43 @@ impl Files {
         Ok(())
     }
 
+    /// `tokenizer.json` with the parts that transformers makes instead of the file's; `None` where the
+    /// file holds as it stands.
+    pub fn rebuilt_json(&self) -> Result<Option<Value>> {
+        // A configuration that cannot be read is told where the special tokens are.
+        let config = self.object(CONFIG).unwrap_or_default();
+        let class = llama::Class {
+            config: &config,
+            model_type: self.model_type.as_deref(),
+        };
+        if !class.is_llama() {
+            return Ok(None);
+        }
+        // A file that is no JSON is told by the library that reads it.
+        let json = serde_json::from_slice(self.tokenizer_json()?).ok();
+        Ok(json.and_then(|json| class.rebuilt(json)))
+    }
+
+    /// `add_bos_token` of `tokenizer_config.json`: true where BOS stands before plain text. Where the
+    /// file says it, transformers makes the post-processor anew; `None` where it does not.
+    pub fn adds_bos(&self) -> Result<Option<bool>> {
+        let config = self.object(CONFIG)?;
+        let said = ["add_bos_token", "add_eos_token"].map(|key| config.contains_key(key));
+        let adds = config.get("add_bos_token").and_then(Value::as_bool);
+        Ok((said != [false; 2]).then_some(adds.unwrap_or(false)))
+    }
+
     /// The chat template: `chat_template.jinja`, else the configuration's (of several, the one
     /// named `default`).
     pub fn chat_template(&self) -> Result<Option<String>> {
         if let Some(bytes) = self.get(TEMPLATE) {
-            let text = String::from_utf8(bytes.to_vec());
-            return text
-                .map(Some)
-                .map_err(|_| self.error(format!("{TEMPLATE} is not UTF-8")));
+            return self.utf8(TEMPLATE, bytes).map(Some);
         }
-        match self.object(CONFIG)?.remove("chat_template") {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::String(source)) => Ok(Some(source)),
-            Some(Value::Array(named)) => {
-                let default = named.iter().find(|t| t["name"] == "default");
-                Ok(default
-                    .and_then(|t| t["template"].as_str())
-                    .map(str::to_owned))
-            }
-            Some(_) => Err(self.error(format!("{CONFIG}: `chat_template` is not a string"))),
+        match self.configured_template()? {
+            Value::Null => Ok(None),
+            Value::String(source) => Ok(Some(source)),
+            Value::Array(named) => Ok(template_named(&named, "default")),
+            _ => Err(self.error(format!("{CONFIG}: `chat_template` is not a string"))),
         }
     }
 
@@ -175,6 +222,29 @@ impl Files {
         };
         let folder = self.place.strip_suffix(TOKENIZER).unwrap_or(&self.place);
         Path::new(folder).join(name).display().to_string()
+    }
+
+    /// The chat template for records with tools, if there is one of its own.
+    pub fn tool_template(&self) -> Result<Option<String>> {
+        let file = format!("{TEMPLATES}/{TOOL_USE}.jinja");
+        if let Some(bytes) = self.get(&file) {
+            return self.utf8(&file, bytes).map(Some);
+        }
+        // Template files, where there are any, stand for all that the configuration has.
+        match (self.get(TEMPLATE), self.configured_template()?) {
+            (None, Value::Array(named)) => Ok(template_named(&named, TOOL_USE)),
+            _ => Ok(None),
+        }
+    }
+
+    fn configured_template(&self) -> Result<Value> {
+        let template = self.object(CONFIG)?.remove("chat_template");
+        Ok(template.unwrap_or(Value::Null))
+    }
+
+    fn utf8(&self, name: &str, bytes: &[u8]) -> Result<String> {
+        let text = String::from_utf8(bytes.to_vec());
+        text.map_err(|_| self.error(format!("{name} is not UTF-8")))
     }
 
     /// An error that names where the files came from.
@@ -210,6 +280,27 @@ impl Files {
             ))
         })
     }
+}
+
+/// `model_type` of the folder's `config.json`, or of its base's where it is an adapter. A folder
+/// without a model is a tokenizer's own; a damaged file is told where the model is read.
+fn model_type(folder: &Path) -> Option<String> {
+    let json =
+        |path: &Path| -> Option<Value> { serde_json::from_slice(&std::fs::read(path).ok()?).ok() };
+    let config = json(&folder.join("config.json")).or_else(|| {
+        let adapter = json(&folder.join("adapter_config.json"))?;
+        let base = Path::new(adapter["base_model_name_or_path"].as_str()?);
+        let places = [folder.join(base), base.to_owned()];
+        places
+            .iter()
+            .find_map(|base| json(&base.join("config.json")))
+    })?;
+    config["model_type"].as_str().map(str::to_owned)
+}
+
+fn template_named(named: &[Value], name: &str) -> Option<String> {
+    let template = named.iter().find(|template| template["name"] == name)?;
+    template["template"].as_str().map(str::to_owned)
 }
 
 #[cfg(test)]

@@ -9,13 +9,16 @@
 //! documents): the name of a special token in it is characters like any other, so that a document
 //! cannot end itself. [`Tokenizer::encode_rendered`] is for what a user or a template wrote: there
 //! `<|im_end|>` is the token, as in transformers. Neither adds tokens; what the tokenizer puts
-//! before plain text is [`Tokenizer::prefix`].
+//! before plain text is [`Tokenizer::prefix`]. A span that goes on from other text has ids of its own
+//! ([`Tokenizer::encode_at`]): many tokenizers put a space before a text that must not stand inside it.
 //!
 //! Left out: slow (Python) tokenizers and SentencePiece files; transformers converts them to
 //! `tokenizer.json`.
 
 mod checks;
 mod files;
+mod llama;
+mod place;
 mod train;
 
 use std::collections::BTreeMap;
@@ -29,6 +32,9 @@ use super::error::{DataError, Result};
 use super::template::ChatTemplate;
 use crate::terminal::Phase;
 use files::Files;
+pub use files::TEMPLATES;
+use place::DummyPrefix;
+pub use place::Place;
 pub use train::{BpeTraining, END_OF_TEXT, IM_END, IM_START, PAD};
 
 /// A tokenizer with its special tokens and its chat template.
@@ -40,6 +46,7 @@ pub struct Tokenizer {
     special_tokens: BTreeMap<String, String>,
     chat_template: Option<String>,
     prefix: Vec<u32>,
+    dummy_prefix: Option<DummyPrefix>,
     vocab_size: usize,
 }
 
@@ -75,8 +82,12 @@ impl Tokenizer {
             }
         }
         let chat_template = files.chat_template()?;
-        let prefix = checks::call(|| prefix(&inner));
-        let prefix = prefix.map_err(|words| files.error(format!("cannot encode: {words}")))?;
+        let fail = |words: String| files.error(format!("cannot encode: {words}"));
+        let prefix = match files.adds_bos()? {
+            None => checks::call(|| prefix(&inner)).map_err(fail)?,
+            Some(adds) => bos(&inner, &special_tokens, adds),
+        };
+        let dummy_prefix = DummyPrefix::of(&inner).map_err(|e| fail(e.to_string()))?;
         let vocab_size = inner
             .get_vocab(true)
             .values()
@@ -90,6 +101,7 @@ impl Tokenizer {
             special_tokens,
             chat_template,
             prefix,
+            dummy_prefix,
             vocab_size,
         })
     }
@@ -103,6 +115,18 @@ impl Tokenizer {
     /// Ids of text in which names of special tokens are those tokens; no token is added.
     pub fn encode_rendered(&self, text: &str) -> Result<Vec<u32>> {
         self.encode_with(&self.inner, text)
+    }
+
+    /// [`Tokenizer::encode_rendered`] of a span that stands at `place` in a longer text: joined to the
+    /// ids before it, the ids of the whole wherever the border falls between two of its tokens.
+    pub fn encode_at(&self, text: &str, place: Place) -> Result<Vec<u32>> {
+        match &self.dummy_prefix {
+            Some(dummy) if place != Place::Start => {
+                let ids = checks::call(|| dummy.encode(&self.inner, text, place));
+                ids.map_err(|words| self.files.error(format!("cannot encode: {words}")))
+            }
+            _ => self.encode_rendered(text),
+        }
     }
 
     /// [`Tokenizer::encode_text`] of many texts, in parallel; in the order of the texts. Of each its ids alone are kept: all else that
@@ -120,6 +144,44 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         checks::call(|| self.inner.decode(ids, true))
             .map_err(|words| self.files.error(format!("cannot decode: {words}")))
+    }
+
+    /// Text of ids that go on from other text; special tokens are left out. The first token's space is
+    /// kept, which [`Tokenizer::decode`] takes for the one that the tokenizer puts before a text.
+    pub fn decode_inside(&self, ids: &[u32]) -> Result<String> {
+        match &self.dummy_prefix {
+            Some(dummy) => checks::call(|| dummy.decode(&self.inner, ids))
+                .map_err(|words| self.files.error(format!("cannot decode: {words}"))),
+            None => self.decode(ids),
+        }
+    }
+
+    /// Where a completion of `prompt` stands. A prompt that is nothing but [`Tokenizer::prefix`] has
+    /// no text, so that the completion starts the text.
+    pub fn place_after(&self, prompt: &[u32]) -> Place {
+        match prompt == self.prefix {
+            true => Place::Start,
+            false => self.place_in_text(prompt),
+        }
+    }
+
+    /// Where a span stands that goes on from the ids `before` of the same text.
+    pub fn place_in_text(&self, before: &[u32]) -> Place {
+        let Some(last) = before.last() else {
+            return Place::Start;
+        };
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        added
+            .get(last)
+            .map_or(Place::Inside, |token| Place::AfterToken {
+                normalized: token.normalized,
+            })
+    }
+
+    /// True where the tokenizer puts a space before text at `place`.
+    pub fn puts_space_at(&self, place: Place) -> bool {
+        let dummy = self.dummy_prefix.as_ref();
+        dummy.is_some_and(|dummy| dummy.is_put_at(place))
     }
 
     /// Text of ids, special tokens by their names.
@@ -236,15 +298,17 @@ impl Tokenizer {
     /// # Errors
     /// A template that is not valid Jinja.
     pub fn compiled_template(&self) -> Result<Option<ChatTemplate>> {
-        self.chat_template
-            .as_deref()
-            .map(|source| {
-                let place = self.files.template_place();
-                let template = ChatTemplate::new(source, self.special_tokens.clone());
-                let named = |error: DataError| error.in_template(&format!("{place}: "));
-                Ok(template.map_err(named)?.at(&place))
-            })
-            .transpose()
+        let Some(source) = self.chat_template.as_deref() else {
+            return Ok(None);
+        };
+        let place = self.files.template_place();
+        let named = |error: DataError| error.in_template(&format!("{place}: "));
+        let template = ChatTemplate::new(source, self.special_tokens.clone()).map_err(named)?;
+        let template = match self.files.tool_template()? {
+            None => template,
+            Some(source) => template.with_tool_use(&source).map_err(named)?,
+        };
+        Ok(Some(template.at(&place)))
     }
 
     /// Writes the tokenizer's files into `folder`, which is made if need be.
@@ -270,6 +334,13 @@ impl Tokenizer {
         let ids = checks::call(|| Ok(inner.encode_fast(text, false)?.get_ids().to_vec()));
         ids.map_err(|words| self.files.error(format!("cannot encode: {words}")))
     }
+}
+
+/// Ids before a text's own where `add_bos_token` says it, whatever the post-processor does.
+fn bos(inner: &Inner, special_tokens: &BTreeMap<String, String>, adds: bool) -> Vec<u32> {
+    let bos = special_tokens.get("bos_token").filter(|_| adds);
+    let id = bos.and_then(|token| inner.token_to_id(token));
+    id.into_iter().collect()
 }
 
 /// What stands before a text's own ids when special tokens are added.

@@ -204,7 +204,10 @@ impl<'a> Sampler<'a> {
     /// # Errors
     /// If the tokenizer cannot decode it.
     pub fn text(&self, sequence: &Sequence) -> Result<String> {
-        Ok(self.ends.text(self.tokenizer, &sequence.response())?)
+        let first = sequence.positions().next().unwrap_or(sequence.ids.len());
+        let prompt = &sequence.ids[..first];
+        let response = sequence.response();
+        Ok(self.ends.text(self.tokenizer, prompt, &response)?)
     }
 }
 

@@ -1,0 +1,56 @@
+//! Reasoning that a record has and its chat template leaves out of what is learned: many templates
+//! drop it, and then a model learns to answer without it.
+
+use crate::data::records::Message;
+use crate::data::template::Span;
+
+/// Learned answers of `messages` whose reasoning stands in none of the answers of `renderings`.
+pub(super) fn lost(messages: &[Message], renderings: &[Vec<Span>]) -> usize {
+    let answers = || {
+        let spans = renderings.iter().flatten();
+        spans.filter_map(|span| match span {
+            Span::Answer(text) => Some(text),
+            Span::Given(_) => None,
+        })
+    };
+    let reasoning = messages.iter().filter_map(reasoning);
+    let is_lost = |text: &&str| !answers().any(|answer| answer.contains(*text));
+    reasoning.filter(is_lost).count()
+}
+
+/// An assistant's reasoning: a field of its own, or what its content has in `<think>`.
+fn reasoning(message: &Message) -> Option<&str> {
+    if message.role() != "assistant" {
+        return None;
+    }
+    let names = ["reasoning_content", "thinking", "reasoning"];
+    let field = names
+        .iter()
+        .find_map(|name| message.fields().get(*name)?.as_str());
+    let text = field.or_else(|| {
+        let (before, _) = message.content()?.split_once("</think>")?;
+        Some(
+            before
+                .rsplit_once("<think>")
+                .map_or(before, |(_, text)| text),
+        )
+    });
+    text.map(str::trim).filter(|text| !text.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasoning_is_lost_where_no_answer_has_it() {
+        let messages = [
+            Message::new("user", "<think>not his</think>"),
+            Message::new("assistant", "<think>\nhm\n</think>\n\na"),
+            Message::new("assistant", "b"),
+        ];
+        let learned = |answer: &str| [vec![Span::Given("hm".into()), Span::Answer(answer.into())]];
+        assert_eq!(lost(&messages, &learned("a")), 1);
+        assert_eq!(lost(&messages, &learned("<think>hm</think>a")), 0);
+    }
+}
