@@ -70,7 +70,6 @@ use download::fetch;
 mod download {
     use std::collections::BTreeSet;
     use std::fs;
-    use std::io::{IsTerminal, stderr};
     use std::path::{Path, PathBuf};
 
     use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
@@ -80,6 +79,7 @@ mod download {
     use super::HubError;
     use crate::config::HubName;
     use crate::model::weights::shard_name;
+    use crate::terminal;
 
     const CONFIG: &str = "config.json";
     const TOKENIZER: &str = "tokenizer.json";
@@ -103,7 +103,7 @@ mod download {
             return Ok(folder);
         }
         let api = ApiBuilder::from_env()
-            .with_progress(stderr().is_terminal())
+            .with_progress(terminal::is_live())
             .with_retries(RETRIES);
         let api = match std::env::var("HF_TOKEN") {
             Ok(token) => api.with_token(Some(token)),

@@ -64,6 +64,7 @@ fn run_in_order(
         let files = folder.stage(stage, existing)?;
         let _named = Named::new(stage.name());
         note_unsaved(stage, &files);
+        check_can_go_on(config, stage, &files)?;
         origin::check_inputs(config, &local, stage, &files)?;
         if is_finished(config, stage, &files)? {
             continue;
@@ -127,6 +128,21 @@ fn note_unsaved(stage: Stage, files: &StageFolder) {
     }
 }
 
+/// A finished stage that must go on, for more steps or for a model that is gone, needs a checkpoint to go on from.
+fn check_can_go_on(config: &Config, stage: Stage, files: &StageFolder) -> Result<()> {
+    let Some(done) = files.done()? else {
+        return Ok(());
+    };
+    let goes_on = files.lost_of_final()?.is_some() || wants_more(config, stage, &done);
+    ensure!(
+        !goes_on || files.has_checkpoint(),
+        "{stage} has finished and left no checkpoint in {} to go on from; put that folder back, or start the stage over: collimate \
+         {stage} … --fresh",
+        files.checkpoints().display()
+    );
+    Ok(())
+}
+
 /// Whether nothing is left to do of a stage, which is said then. One that is to go on, or whose model is no longer there, is not
 /// marked as done any more.
 fn is_finished(config: &Config, stage: Stage, files: &StageFolder) -> Result<bool> {
@@ -142,12 +158,6 @@ fn is_finished(config: &Config, stage: Stage, files: &StageFolder) -> Result<boo
         ));
         return Ok(true);
     }
-    ensure!(
-        files.has_checkpoint(),
-        "{stage} has finished and left no checkpoint in {} to go on from; put that folder back, or start the stage over: collimate \
-         {stage} … --fresh",
-        files.checkpoints().display()
-    );
     if let Some(lost) = &lost {
         terminal::note(format_args!(
             "{stage}: finished after {} steps, but {} is gone or cut short; the model is written again from the last checkpoint",

@@ -117,7 +117,10 @@ impl Progress {
             return String::new();
         }
         let speed = done as f64 / seconds;
-        let left = Duration::try_from_secs_f64(self.total.saturating_sub(step) as f64 / speed);
+        if step >= self.total {
+            return format!("  {}", rate(speed, self.unit));
+        }
+        let left = Duration::try_from_secs_f64((self.total - step) as f64 / speed);
         // Longer than a duration can be is not worth a number.
         let left = left.map_or(String::new(), |left| format!(", {} left", duration(left)));
         format!("  {}{left}", rate(speed, self.unit))
@@ -221,6 +224,7 @@ mod tests {
         assert_eq!(progress.time_left(0, ten), "");
         assert_eq!(progress.time_left(20, ten), "  2.00 steps/s, 40 s left");
         assert_eq!(progress.time_left(2, ten), "  5.00 s/step, 8 min left");
+        assert_eq!(progress.time_left(100, ten), "  10.0 steps/s");
         progress.total = u64::MAX;
         assert_eq!(progress.time_left(1, ten), "  10.0 s/step");
     }

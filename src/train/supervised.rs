@@ -231,9 +231,9 @@ impl<'a, T: Task> Run<'a, T> {
         let total: f64 = micros.iter().map(|m| self.task.count(m)).sum();
         self.model.params().zero_grad()?;
         let mut sums = Sums::default();
-        let phase = Phase::counted("micro-batches", micros.len());
+        let phase = (micros.len() > 1).then(|| Phase::counted("micro-batches", micros.len()));
         for micro in &micros {
-            phase.add(1);
+            phase.iter().for_each(|phase| phase.add(1));
             let share = self
                 .task
                 .loss(self.model, micro, total, gradient(self.plan.training))?;

@@ -257,7 +257,7 @@ fn what_is_no_regular_file_is_refused() {
         pipe(&path);
         for command in [
             "ppo config.toml",
-            "generate --model models/sft --prompts prompts.jsonl --out o.jsonl",
+            "generate --model models/sft --prompts prompts.jsonl --max-new-tokens 2 --out o.jsonl",
         ] {
             let ended = ends_soon(&mut workspace.command(command));
             assert_eq!(ended.code, Some(1), "{file}, {command}: {}", ended.stderr);

@@ -52,11 +52,12 @@ const LARGE: &[(&str, &str)] = &[
 #[test]
 fn large_numbers_end_in_a_message_or_a_run() {
     let workspace = Workspace::trained();
-    for (stage, set) in LARGE {
+    for (number, (stage, set)) in LARGE.iter().enumerate() {
         let key = set.split(['=', '.']).next().expect("a key");
         let set = format!("--set {stage}.{set}");
-        let mut command =
-            workspace.command(&format!("{stage} config.toml --fresh {ONE_STEP} {set}"));
+        let mut command = workspace.command(&format!(
+            "{stage} config.toml --set run.name=n{number} {ONE_STEP} {set}"
+        ));
         let ended = ends_soon(&mut command);
         let said = &ended.stderr;
         assert!(
@@ -144,4 +145,23 @@ fn flags_of_commands_are_bounded() {
         &mut workspace.command("generate --model models/sft --prompts one.jsonl --out o.jsonl"),
     );
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+}
+
+/// Scores that are finite, and a sum that is not.
+#[test]
+fn a_score_without_end_is_named_with_its_prompt() {
+    let workspace = Workspace::trained();
+    let config = std::fs::read_to_string(workspace.path("config.toml")).expect("a configuration");
+    let config = config.replace("reward_model = \"models/reward\"", "")
+        + "\n[[ppo.rewards]]\ntype = \"length\"\nmax = 1000\npass = 1e30\nweight = 1e30\n";
+    workspace.write("large.toml", &config);
+    let ended = ends_soon(&mut workspace.command("ppo large.toml --set ppo.max_steps=1"));
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    for word in [
+        "before the first iteration",
+        "the weighted sum of rewards is inf for sample 0",
+        "the prompt \"the cat saw a\"",
+    ] {
+        assert!(ended.stderr.contains(word), "{word}: {}", ended.stderr);
+    }
 }

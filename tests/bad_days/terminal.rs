@@ -85,8 +85,8 @@ const EARLY: Moment = Moment {
 
 #[test]
 fn a_run_that_is_hung_up_saves_and_continues_to_the_same_bits() {
-    let workspace = Workspace::trained();
     for (stage, steps) in [("sft", 80), ("ppo", 40)] {
+        let workspace = Workspace::trained();
         let flags = format!("--set {stage}.max_steps={steps} --set {stage}.save_steps=0");
         let run = |name| StageRun {
             workspace: &workspace,

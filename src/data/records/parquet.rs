@@ -253,4 +253,26 @@ mod tests {
         let at = record.fields["at"].as_str().unwrap();
         assert!(at.starts_with("1970-01-02"), "{at}");
     }
+
+    /// Two messages, the second without content, as pyarrow writes a list of structs.
+    #[test]
+    fn lists_of_structs_are_messages_and_their_nulls_are_left_out() {
+        let schema = "message m { optional group messages (LIST) { repeated group list { optional group element { \
+                      optional binary role (UTF8); optional binary content (UTF8); } } } }";
+        let record = row(schema, |name, writer| {
+            let ColumnWriter::ByteArrayColumnWriter(writer) = writer else {
+                panic!("no binary column")
+            };
+            let values: Vec<ByteArray> = match name {
+                "role" => vec![ByteArray::from("user"), ByteArray::from("assistant")],
+                _ => vec![ByteArray::from("a")],
+            };
+            let present: [i16; 2] = if name == "role" { [4, 4] } else { [4, 3] };
+            writer
+                .write_batch(&values, Some(&present), Some(&[0, 1]))
+                .unwrap();
+        });
+        let expected = serde_json::json!([{"role": "user", "content": "a"}, {"role": "assistant"}]);
+        assert_eq!(record.fields["messages"], expected);
+    }
 }

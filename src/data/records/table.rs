@@ -46,7 +46,7 @@ pub(super) fn read(path: &Path, bytes: &[u8], delimiter: u8) -> Result<Vec<Entry
             place: Place::Line(lines.of_record(start)),
         };
         let end = reader.position().byte() as usize;
-        let raw = &bytes[lines.at..end.min(bytes.len())];
+        let raw = bytes.get(lines.at..end).unwrap_or_default();
         let closed = is_closed(raw, delimiter, end >= bytes.len());
         entries.push(match closed {
             true => record(path, &names, &row, source),
@@ -77,7 +77,7 @@ impl<'b> Lines<'b> {
         let is_end = |&&byte: &&u8| byte == b'\n' || byte == b'\r';
         let start = start.min(self.bytes.len());
         let first = start + self.bytes[start..].iter().take_while(is_end).count();
-        let between = &self.bytes[self.at..first];
+        let between = self.bytes.get(self.at..first).unwrap_or_default();
         self.line += between.iter().filter(|&&byte| byte == b'\n').count();
         self.at = first;
         self.line

@@ -1,11 +1,11 @@
 //! Bounds on a chat template of unknown origin: one that does not end, or that takes all memory or stack, is refused with what it
 //! exceeds.
 //!
-//! - *Steps.* A rendering has [`STEPS`]; one is an instruction, or 64 bytes of text, or two items visited (minijinja's fuel). A
-//!   template takes a few hundred a message.
-//! - *Depth.* A template has at most [`ELIFS`] `elif` tags, a tag at most [`TAG_TOKENS`] tokens, macros call themselves [`RECURSION`] deep, and what `set` stores or a tag prints
-//!   nests [`DEPTH`] deep and holds no namespace inside a namespace. So whatever recurses over a template or a value keeps
-//!   within the watched thread's stack.
+//! - *Steps.* A rendering has [`STEPS`]; one is an instruction, or 64 bytes of text, or two items visited (minijinja's fuel).
+//!   Ordinary templates take a few hundred a message.
+//! - *Depth.* A template has at most [`ELIFS`] `elif` tags, and a tag [`TAG_TOKENS`] tokens. Macros call themselves [`RECURSION`] deep.
+//!   What `set` stores or a tag prints nests [`DEPTH`] deep, and a namespace holds no namespace. So whatever recurses over a template
+//!   or a value keeps within the watched thread's stack.
 //! - *Time and memory.* What the engine does not count, comparisons and prints of values that hold one another many times, is
 //!   watched ([`guard`](crate::data::guard)).
 //!
@@ -227,14 +227,16 @@ impl Tag {
 fn stored(state: &State, value: Value) -> Result<Value, Error> {
     let value = match value.as_object() {
         Some(object) if object.repr() == ObjectRepr::Iterable => {
-            let walk = Walk::new(state);
+            let walk = Walk::new(state, Text::Shared);
             let items = object.try_iter().into_iter().flatten();
             let paid = items.map(|item| walk.pay(0).map(|()| item));
             Value::from(paid.collect::<Result<Vec<Value>, Error>>()?)
         }
         _ => value,
     };
-    printable(state, &value)?;
+    if let Some(object) = value.as_object() {
+        Walk::new(state, Text::Shared).object(object, DEPTH)?;
+    }
     Ok(value)
 }
 
@@ -253,22 +255,33 @@ fn stored_in_namespace(state: &State, value: Value) -> Result<Value, Error> {
 /// If it is too deep, or takes more steps than are left.
 pub(super) fn printable(state: &State, value: &Value) -> Result<(), Error> {
     match value.as_object() {
-        Some(object) => Walk::new(state).object(object, DEPTH),
+        Some(object) => Walk::new(state, Text::Written).object(object, DEPTH),
         None => Ok(()),
     }
+}
+
+/// What becomes of the text that a walk meets.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Text {
+    /// It stays where it is, and costs nothing.
+    Shared,
+    /// It is written out.
+    Written,
 }
 
 /// A walk over a value and all that it holds, as often as it holds it.
 struct Walk<'a, 't, 'e> {
     state: &'a State<'t, 'e>,
+    text: Text,
     /// Bytes that are not yet paid for.
     unpaid: Cell<u64>,
 }
 
 impl<'a, 't, 'e> Walk<'a, 't, 'e> {
-    fn new(state: &'a State<'t, 'e>) -> Self {
+    fn new(state: &'a State<'t, 'e>, text: Text) -> Self {
         Self {
             state,
+            text,
             unpaid: Cell::new(0),
         }
     }
@@ -288,6 +301,7 @@ impl<'a, 't, 'e> Walk<'a, 't, 'e> {
     fn value(&self, value: &Value, levels: usize) -> Result<(), Error> {
         match value.as_object() {
             Some(object) => self.object(object, levels),
+            None if self.text == Text::Shared => self.pay(0),
             None => self.pay(value.as_str().map_or(0, str::len)),
         }
     }

@@ -292,7 +292,7 @@ fn own_group(_: &mut Command) {}
 fn guard(group: u32) -> Option<Child> {
     let mut shell = Command::new("/bin/sh");
     shell
-        .args(["-c", "read -r _; sleep 2; kill -KILL -- \"-$1\"", "sh"])
+        .args(["-c", "read -r _; sleep 2; kill -s KILL -- \"-$1\"", "sh"])
         .arg(group.to_string())
         .stdin(Stdio::piped())
         .stdout(Stdio::null())

@@ -56,16 +56,14 @@ pub fn score(
 
 /// A score that is no number would reach every advantage of its batch.
 fn check_finite(scores: &Scores, sequences: &[Sequence], completions: &[Completion]) -> Result<()> {
-    let total = ("their sum", &scores.total);
-    let components = scores
-        .components
-        .iter()
-        .map(|(name, of)| (name.as_str(), of));
+    let total = ("the weighted sum of rewards".to_owned(), &scores.total);
+    let components = scores.components.iter();
+    let components = components.map(|(name, of)| (format!("reward `{name}`"), of));
     for (name, of) in components.chain([total]) {
         if let Some(index) = of.iter().position(|score| !score.is_finite()) {
             let prompt: String = completions[index].prompt.chars().take(SHOWN).collect();
             bail!(
-                "reward `{name}` is {} for sample {} of the prompt {prompt:?}; it must be a finite number: the reward model's weights are \
+                "{name} is {} for sample {} of the prompt {prompt:?}; it must be a finite number: the reward model's weights are \
                  damaged, or a weight is too large",
                 of[index],
                 sequences[index].sample
