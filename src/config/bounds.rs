@@ -15,11 +15,11 @@ const STEPS: f64 = 1e12;
 const ROWS: f64 = 1e6;
 /// Tokens of one sequence.
 const LENGTH: f64 = 16_777_216.0;
-/// Learning rates and the optimizer's other constants.
+/// Constants of the optimizer.
 const RATE: f64 = 1e3;
 /// Weights of terms of a loss or reward.
 const WEIGHT: f64 = 1e6;
-/// Scores and limits on them, which are `f32`.
+/// Learning rates, scores and limits on them: weights and scores are `f32`.
 const SCORE: f64 = 1e30;
 /// Counts of little consequence.
 const COUNT: f64 = 1e9;
@@ -66,8 +66,8 @@ const MOST: &[(&str, f64)] = &[
     ("trunk_layers", 4096.0),
     ("r", 65_536.0),
     ("threads", 1024.0),
-    ("learning_rate", RATE),
-    ("critic_learning_rate", RATE),
+    ("learning_rate", SCORE),
+    ("critic_learning_rate", SCORE),
     ("weight_decay", RATE),
     ("adam_epsilon", RATE),
     ("max_grad_norm", SCORE),

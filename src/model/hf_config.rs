@@ -229,7 +229,7 @@ impl HfConfig {
         let config = read_object(&file)?;
         let fields = Fields::new(&file, &config);
         let decoder = parse::decoder(&fields)?;
-        say_unread(&file, &keys::unread(&fields, decoder.family)?);
+        say_unread(&file, &keys::unread(&fields, decoder.family));
         let file = generation.join(GENERATION_CONFIG);
         let generation = if file.is_file() {
             read_object(&file)?
@@ -281,7 +281,7 @@ fn union(mut ids: Vec<u32>, more: &[u32]) -> Vec<u32> {
 }
 
 /// Names keys that are passed over, as transformers passes over them.
-fn say_unread(file: &Path, keys: &[String]) {
+fn say_unread(file: &Path, keys: &[&str]) {
     if !keys.is_empty() {
         let (file, keys) = (file.display(), keys.join(", "));
         terminal::note_once(format!(

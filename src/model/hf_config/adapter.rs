@@ -212,7 +212,7 @@ fn refuse_unknown(fields: &Fields) -> Result<(), HfConfigError> {
     let unread = fields.entries().filter(|(key, value)| {
         !KNOWN.contains(key) && !UNKNOWN.contains(key) && says_something(value)
     });
-    let unread: Vec<String> = unread.map(|(key, _)| key.to_owned()).collect();
+    let unread: Vec<&str> = unread.map(|(key, _)| key).collect();
     say_unread(fields.file(), &unread);
     let changed = |start: &str| CHANGED_BASES.iter().any(|name| start.starts_with(name));
     let start = fields.get("init_lora_weights").and_then(Value::as_str);
