@@ -169,6 +169,9 @@ pub enum DataError {
     /// A chat template that does not compile or render.
     #[error("chat template: {0}")]
     Template(String),
+    /// A chat template that exceeds a bound: no record goes through it, so that it is no fault of one.
+    #[error("chat template: {0}")]
+    TemplateBound(String),
     /// Sizes or weights that cannot work.
     #[error("{0}")]
     Invalid(String),
@@ -179,6 +182,9 @@ impl DataError {
     pub fn in_template(self, place: &str) -> Self {
         match self {
             DataError::Template(message) => DataError::Template(format!("{place}{message}")),
+            DataError::TemplateBound(message) => {
+                DataError::TemplateBound(format!("{place}{message}"))
+            }
             other => other,
         }
     }

@@ -98,3 +98,27 @@ fn a_tokenizer_larger_than_the_embedding_is_refused() {
     fs::write(&file, sizes.to_string()).expect("a writable file");
     refused_at_once(&workspace, "", &["stage sft", "only 270 rows"]);
 }
+
+#[test]
+fn a_prompt_without_room_is_refused_before_the_first_stage() {
+    let workspace = Workspace::trained();
+    let long = "the old king ".repeat(40);
+    workspace.write("prompts.jsonl", &records(0, 2, |_| json!({"prompt": long})));
+    let room = "the policy's context holds 64, of which the response may take 12; shorten it, or lower ppo.max_new_tokens";
+    refused_at_once(
+        &workspace,
+        "",
+        &["stage ppo", "ppo.prompts", "prompts.jsonl:", room],
+    );
+}
+
+#[test]
+fn more_memory_than_the_machine_has_is_refused_before_the_first_stage() {
+    let flags = "--set pretrain.batch_size=1000000 --set pretrain.micro_batch_tokens=1000000000";
+    let says = [
+        "stage pretrain needs",
+        "GiB of memory at once",
+        "this machine has",
+    ];
+    refused_at_once(&Workspace::new(), flags, &says);
+}

@@ -32,6 +32,21 @@ impl Limit {
         }
     }
 
+    /// The error of a prompt of `found` tokens that does not fit.
+    pub fn refuse_prompt(&self, record: &Record, found: usize) -> DataError {
+        self.refuse(record, PROMPT, found)
+    }
+
+    fn refuse(&self, record: &Record, what: &'static str, found: usize) -> DataError {
+        DataError::TooLong {
+            at: record.source.clone(),
+            what,
+            found,
+            limit: self.words.clone(),
+            mend: format!("shorten it, or {}", self.mend),
+        }
+    }
+
     /// The same limit with one more thing to do about it.
     #[must_use]
     pub fn or(self, mend: &str) -> Self {
@@ -214,12 +229,6 @@ impl Encoder<'_> {
     }
 
     fn too_long(&self, record: &Record, what: &'static str, found: usize) -> DataError {
-        DataError::TooLong {
-            at: record.source.clone(),
-            what,
-            found,
-            limit: self.limit.words.clone(),
-            mend: format!("shorten it, or {}", self.limit.mend),
-        }
+        self.limit.refuse(record, what, found)
     }
 }

@@ -363,9 +363,15 @@ fn nothing_to_learn(record: &Record) -> DataError {
 
 /// A template's error, with the record that brought it about.
 fn at(record: &Record, error: DataError) -> DataError {
-    DataError::Record {
-        at: record.source.clone(),
-        message: error.to_string(),
+    let at = record.source.clone();
+    match error {
+        DataError::TemplateBound(message) => {
+            DataError::TemplateBound(format!("{message} (at {at})"))
+        }
+        error => DataError::Record {
+            at,
+            message: error.to_string(),
+        },
     }
 }
 

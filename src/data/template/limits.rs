@@ -115,12 +115,21 @@ impl Bounded {
     }
 }
 
+/// The source of an error of a template that exceeds a bound.
+#[derive(Debug, thiserror::Error)]
+#[error("a bound on templates is exceeded")]
+struct Exceeded;
+
 /// An error of ours, in words that follow "the template".
 fn refused(what: String) -> Error {
-    Error::new(
-        ErrorKind::InvalidOperation,
-        format!("the template {what}; it is broken, or made to harm"),
-    )
+    let words = format!("the template {what}; it is broken, or made to harm");
+    Error::new(ErrorKind::InvalidOperation, words).with_source(Exceeded)
+}
+
+/// Whether an error says that the template exceeds a bound.
+pub(super) fn is_exceeded(error: &Error) -> bool {
+    let mut sources = std::iter::successors(Some(error as &dyn std::error::Error), |e| e.source());
+    sources.any(|source| source.is::<Exceeded>())
 }
 
 /// Words for a template that ran out of steps, and a bound on the words of others.

@@ -256,10 +256,14 @@ fn explain(error: Error) -> DataError {
     let place = error
         .line()
         .map_or(String::new(), |line| format!("line {line}: "));
-    DataError::Template(match error.detail() {
+    let message = match error.detail() {
         Some(detail) => format!("{place}{detail}"),
         None => format!("{place}{error}"),
-    })
+    };
+    match limits::is_exceeded(&error) {
+        true => DataError::TemplateBound(message),
+        false => DataError::Template(message),
+    }
 }
 
 #[cfg(test)]

@@ -142,7 +142,7 @@ pub fn prompts(
     misfits: &mut Misfits,
 ) -> Result<Vec<Prompt>> {
     let keys = &config.records;
-    let room = room(config, roles, judge).or_other_policy("ppo", config.too_long);
+    let room = room(config, roles, judge);
     let encoder = Encoder::new(tokenizer, room, config.too_long)?;
     let encoder = encoder.with_bad_records(keys.bad_records);
     let read = || {
@@ -178,32 +178,41 @@ fn leave_out_lacking(file: &mut File, roles: &Roles, bad: BadRecords) -> data::R
     Ok(())
 }
 
-/// What the response leaves for a prompt in the context of policy, reward models and judge, and in a pass: a sequence is never cut.
+/// Room for prompts in the contexts of the loaded roles.
 fn room(config: &Ppo, roles: &Roles, judge: Option<&RewardModel>) -> Limit {
     let context = |model: &Decoder| model.decoder_config().max_position_embeddings;
-    let actor = ("the policy's", context(&roles.actor));
     let scorers = roles.reward.models();
     let scorers = scorers.map(|(_, model)| ("the reward model's", context(model.decoder())));
     let judge = judge.map(|model| ("the judge's", context(model.decoder())));
-    let scorers = scorers.chain(judge);
+    room_in(config, context(&roles.actor), scorers.chain(judge))
+}
+
+/// Tokens that the response leaves for a prompt in the contexts of policy and scorers, and in a pass: a sequence is never cut.
+pub fn room_in(
+    config: &Ppo,
+    policy: usize,
+    scorers: impl Iterator<Item = (&'static str, usize)>,
+) -> Limit {
+    let actor = ("the policy's", policy);
     let least = |a: (&'static str, usize), b: (&'static str, usize)| if b.1 < a.1 { b } else { a };
     let (whose, context) = scorers.fold(actor, least);
     let response = config.generation.max_new_tokens;
     let pass = config.training.micro_batch_tokens;
-    if pass < context {
-        return Limit {
+    let limit = match pass < context {
+        true => Limit {
             tokens: pass.saturating_sub(response),
             words: format!(
                 "ppo.micro_batch_tokens is {pass}, of which the response may take {response}"
             ),
             mend: "raise ppo.micro_batch_tokens, or lower ppo.max_new_tokens".to_owned(),
-        };
-    }
-    Limit {
-        tokens: context.saturating_sub(response),
-        words: format!(
-            "{whose} context holds {context}, of which the response may take {response}"
-        ),
-        mend: "lower ppo.max_new_tokens".to_owned(),
-    }
+        },
+        false => Limit {
+            tokens: context.saturating_sub(response),
+            words: format!(
+                "{whose} context holds {context}, of which the response may take {response}"
+            ),
+            mend: "lower ppo.max_new_tokens".to_owned(),
+        },
+    };
+    limit.or_other_policy("ppo", config.too_long)
 }

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use crate::data::DataError;
 use crate::data::records::Message;
 use crate::data::template::{ChatTemplate, GenerationPrompt};
 
@@ -216,4 +217,20 @@ fn long_conversations_are_rendered() {
         .unwrap()
         .render(&messages[..2000], GenerationPrompt::Omit);
     assert_eq!(text.unwrap(), "2000");
+}
+
+/// A template without end is no fault of a record: leaving out bad records does not go on with the next one.
+#[test]
+fn an_exceeded_bound_is_told_from_a_refused_record() {
+    let messages = [Message::new("user", "hi")];
+    let render = |source: &str| {
+        let template = ChatTemplate::new(source, BTreeMap::new()).unwrap();
+        template
+            .render(&messages, GenerationPrompt::Omit)
+            .unwrap_err()
+    };
+    let endless = "{% for i in range(10000) %}{% for j in range(10000) %}x{% endfor %}{% endfor %}";
+    assert!(matches!(render(endless), DataError::TemplateBound(_)));
+    let refusing = "{{ raise_exception('no') }}";
+    assert!(matches!(render(refusing), DataError::Template(_)));
 }

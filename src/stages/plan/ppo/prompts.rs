@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result};
 
 use super::super::models::Folders;
 use super::super::roles::Models;
 use crate::config::{BadRecords, Ppo, TooLong};
 use crate::data::example::{Encoder, Limit};
 use crate::data::records::{Record, read_file};
+use crate::stages::ppo::room_in;
 
 /// Tokens of the longest prompt, and where that is known from.
 pub(super) struct LongestPrompt {
@@ -20,22 +21,23 @@ pub(super) struct LongestPrompt {
 
 impl LongestPrompt {
     pub fn of(folders: Folders, config: &Ppo, models: &Models) -> Result<Self> {
-        let (pass, response) = (
-            config.training.micro_batch_tokens,
-            config.generation.max_new_tokens,
-        );
-        if let Some(Longest { tokens, counts, .. }) = longest_prompt(folders, config)? {
-            let tokens = match config.too_long {
-                TooLong::Error => tokens,
-                // A longer one is cut or left out.
-                TooLong::Truncate | TooLong::Skip => tokens.min(pass.saturating_sub(response)),
-            };
-            ensure!(
-                tokens + response <= pass,
-                "the longest prompt has {tokens} tokens and its response may take {response}, more than ppo.micro_batch_tokens = {pass}; \
-                 raise it to {} or more, or lower ppo.max_new_tokens",
-                tokens + response
-            );
+        let (pass, context) = (config.training.micro_batch_tokens, context(models));
+        let scorers = models.rewards.iter().map(|reward| &reward.decoder);
+        let scorers =
+            scorers.map(|decoder| ("the reward model's", decoder.max_position_embeddings));
+        let policy = models.policy.decoder.max_position_embeddings;
+        let room = room_in(config, policy, scorers);
+        if let Some(longest) = longest_prompt(folders, config)? {
+            let Longest {
+                record,
+                tokens,
+                counts,
+            } = longest;
+            if config.too_long == TooLong::Error && tokens > room.tokens {
+                return Err(room.refuse_prompt(&record, tokens)).context("ppo.prompts");
+            }
+            // A longer one is cut or left out.
+            let tokens = tokens.min(room.tokens);
             let note = format!("the longest prompt has {tokens} tokens");
             return Ok(Self {
                 tokens,
@@ -43,13 +45,7 @@ impl LongestPrompt {
                 note,
             });
         }
-        let scorers = models.rewards.iter().map(|reward| &reward.decoder);
-        let contexts = scorers.chain([&models.policy.decoder]);
-        let least = contexts
-            .map(|decoder| decoder.max_position_embeddings)
-            .min();
-        let context = least.unwrap_or(0);
-        let tokens = context.min(pass).saturating_sub(response);
+        let tokens = room.tokens;
         let whose = match pass < context {
             true => "ppo.micro_batch_tokens",
             false => "the context",
@@ -65,6 +61,14 @@ impl LongestPrompt {
             note,
         })
     }
+}
+
+/// The least context of the policy and the reward models.
+fn context(models: &Models) -> usize {
+    let scorers = models.rewards.iter().map(|reward| &reward.decoder);
+    let decoders = scorers.chain([&models.policy.decoder]);
+    let contexts = decoders.map(|decoder| decoder.max_position_embeddings);
+    contexts.min().unwrap_or(0)
 }
 
 /// The longest prompt.
