@@ -260,6 +260,10 @@ fn generate_has_the_flags_of_the_contract() {
 fn values_out_of_range_name_the_flag() {
     for (flags, range) in [
         (["--temperature", "0"], "must be larger than 0"),
+        (
+            ["--temperature", "1e-5"],
+            "must lie between 0.0001 and 10000",
+        ),
         (["--top-p", "1.5"], "must be above 0 and at most 1"),
         (["--min-p", "nan"], "must lie between 0 and 1"),
         (["--stop", ""], "an empty text would end every completion"),

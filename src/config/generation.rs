@@ -56,15 +56,18 @@ impl Generation {
             );
             keys.wrong("min_new_tokens", self.min_new_tokens, message);
         }
-        // A lower temperature would always draw the likeliest token.
         let mend = "1.0 samples from the model as it is";
-        keys.between(
-            "temperature",
-            self.temperature,
-            LEAST_TEMPERATURE,
-            1e4,
-            mend,
-        );
+        keys.above("temperature", self.temperature, 0.0, mend);
+        // A lower temperature would always draw the likeliest token.
+        if self.temperature > 0.0 && self.temperature.is_finite() {
+            keys.between(
+                "temperature",
+                self.temperature,
+                LEAST_TEMPERATURE,
+                1e4,
+                mend,
+            );
+        }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             keys.wrong(
                 "top_p",

@@ -34,7 +34,7 @@ fn remax_with_replaced_groups_and_pretraining_text_is_exact_on_a_trunk() {
 #[test]
 fn grpo_starts_on_policy_behind_an_iteration_that_was_taken_back() {
     let workspace = Workspace::trained();
-    let rising = "--set ppo.lr_scheduler_type=constant --set ppo.warmup_steps=5 --set ppo.learning_rate=2e-2";
+    let rising = "--set ppo.lr_scheduler_type=constant --set ppo.warmup_steps=5 --set ppo.learning_rate=2e-2 --set ppo.max_steps=8";
     let limits = "--set ppo.target_kl=0.05 --set ppo.rollback_kl_factor=3.0";
     let group = "--set ppo.advantage_estimator=grpo --set ppo.num_samples_per_prompt=4";
     let flags = format!(
@@ -45,7 +45,7 @@ fn grpo_starts_on_policy_behind_an_iteration_that_was_taken_back() {
     assert_start_on_policy(&lines, &flags);
     let taken_back = column(&lines, "policy/rolled_back");
     assert_eq!(taken_back[0], 0.0, "{taken_back:?}");
-    assert!(taken_back[4] > 0.0, "{taken_back:?}");
+    assert!(taken_back[6] > 0.0, "none follows: {taken_back:?}");
 }
 
 /// Eight held-out prompts, in one run and in three; sixteen of the reference likewise.

@@ -47,9 +47,13 @@ mod tests {
             &["ppo.top_k=4", "ppo.top_p=0.25"],
             &["ppo.top_p = 0.25", "top_k = 4", nothing, "above 0.250"],
         );
-        for temperature in ["0", "0.00001", "20000"] {
+        refused(
+            &["ppo.temperature=0"],
+            &["ppo.temperature", "larger than 0"],
+        );
+        for temperature in ["0.00001", "20000"] {
             let set = format!("ppo.temperature={temperature}");
-            refused(&[&set], &["ppo.temperature", "0.0001"]);
+            refused(&[&set], &["ppo.temperature", "between 0.0001 and 10000"]);
         }
         for sound in [
             &["ppo.top_k=2"][..],
