@@ -72,8 +72,8 @@ def metaspace(scheme, split):
 TOKENIZERS = {
     "prepend": trained(normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]), None, SPLIT),
     "first": trained(None, metaspace("first", False), SPLIT),
-    "always": trained(None, metaspace("always", True), decoders.Metaspace(replacement="▁", prepend_scheme="always", split=True)),
-    "words": trained(None, pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace("always", True)]), decoders.Metaspace()),
+    "always": trained(None, metaspace("always", True), SPLIT),
+    "words": trained(None, pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace("always", True)]), SPLIT),
     "byte_level": trained(None, pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel(), byte_level=True),
 }
 

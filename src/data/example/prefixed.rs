@@ -127,7 +127,9 @@ fn a_completion_decodes_to_its_own_text() {
     let golden = Golden::read();
     golden.each("plain", |tokenizer, case| {
         let (prompt, whole) = (ids(&case["prompt_ids"]), ids(&case["ids"]));
-        if case["border"] != true || case["text_returns"] != true {
+        // At the start of a text a space of its own cannot be told from the tokenizer's.
+        let is_start = case["prompt"] == "" && text(&case["completion"]).starts_with(' ');
+        if case["border"] != true || case["text_returns"] != true || is_start {
             return;
         }
         let ends = Ends::new(Vec::new(), &["Paris".to_owned()], tokenizer);

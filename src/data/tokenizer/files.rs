@@ -191,15 +191,6 @@ impl Files {
         Ok(json.and_then(|json| class.rebuilt(json)))
     }
 
-    /// `add_bos_token` of `tokenizer_config.json`: true where BOS stands before plain text. Where the
-    /// file says it, transformers makes the post-processor anew; `None` where it does not.
-    pub fn adds_bos(&self) -> Result<Option<bool>> {
-        let config = self.object(CONFIG)?;
-        let said = ["add_bos_token", "add_eos_token"].map(|key| config.contains_key(key));
-        let adds = config.get("add_bos_token").and_then(Value::as_bool);
-        Ok((said != [false; 2]).then_some(adds.unwrap_or(false)))
-    }
-
     /// The chat template: `chat_template.jinja`, else the configuration's (of several, the one
     /// named `default`).
     pub fn chat_template(&self) -> Result<Option<String>> {

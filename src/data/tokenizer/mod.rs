@@ -83,10 +83,7 @@ impl Tokenizer {
         }
         let chat_template = files.chat_template()?;
         let fail = |words: String| files.error(format!("cannot encode: {words}"));
-        let prefix = match files.adds_bos()? {
-            None => checks::call(|| prefix(&inner)).map_err(fail)?,
-            Some(adds) => bos(&inner, &special_tokens, adds),
-        };
+        let prefix = checks::call(|| prefix(&inner)).map_err(fail)?;
         let dummy_prefix = DummyPrefix::of(&inner).map_err(|e| fail(e.to_string()))?;
         let vocab_size = inner
             .get_vocab(true)
@@ -334,13 +331,6 @@ impl Tokenizer {
         let ids = checks::call(|| Ok(inner.encode_fast(text, false)?.get_ids().to_vec()));
         ids.map_err(|words| self.files.error(format!("cannot encode: {words}")))
     }
-}
-
-/// Ids before a text's own where `add_bos_token` says it, whatever the post-processor does.
-fn bos(inner: &Inner, special_tokens: &BTreeMap<String, String>, adds: bool) -> Vec<u32> {
-    let bos = special_tokens.get("bos_token").filter(|_| adds);
-    let id = bos.and_then(|token| inner.token_to_id(token));
-    id.into_iter().collect()
 }
 
 /// What stands before a text's own ids when special tokens are added.
