@@ -99,6 +99,15 @@ impl Data {
         self.sources.iter().map(|source| source.path.as_path())
     }
 
+    /// [`Self::check`] for files that are all read as they are.
+    pub(super) fn check_unweighted(&self, key: &str, keys: &mut Keys<'_, '_>) {
+        self.check(key, keys);
+        if self.sources.iter().any(|source| source.weight.is_some()) {
+            let message = "takes no weights: its files are read as one; remove them";
+            keys.wrong(key, "weights", message);
+        }
+    }
+
     pub(super) fn check(&self, key: &str, keys: &mut Keys<'_, '_>) {
         let weights: Vec<f64> = self
             .sources
@@ -147,7 +156,7 @@ impl HeldOut {
     }
 
     pub(super) fn check(&self, keys: &mut Keys<'_, '_>) {
-        self.eval_data.check("eval_data", keys);
+        self.eval_data.check_unweighted("eval_data", keys);
         if !(0.0..1.0).contains(&self.eval_fraction) {
             keys.wrong(
                 "eval_fraction",

@@ -56,7 +56,7 @@ impl Pretrain {
             );
         }
         self.data.check("data", &mut keys);
-        self.eval_data.check("eval_data", &mut keys);
+        self.eval_data.check_unweighted("eval_data", &mut keys);
         self.records.check(&mut keys);
         keys.at_least(
             "context_length",

@@ -496,3 +496,12 @@ fn a_missing_start_is_reported_once() {
         "{error}"
     );
 }
+
+#[test]
+fn held_out_records_are_not_drawn_and_take_no_weights() {
+    for stage in ["pretrain", "sft", "dpo", "reward", "judge"] {
+        let weighted = format!("{stage}.eval_data=[{{ path = \"a.jsonl\", weight = 2.0 }}]");
+        let key = format!("{stage}.eval_data");
+        refused(&[&weighted], &[&key, "takes no weights"]);
+    }
+}

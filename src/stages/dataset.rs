@@ -96,6 +96,17 @@ pub fn read_source(source: &Source, keys: &RecordKeys) -> data::Result<File> {
     read_file(&source.path, columns, keys.bad_records)
 }
 
+impl Items<()> {
+    /// Places of items that are held elsewhere: how many each file has, and its weight.
+    pub fn of_files(files: Vec<(usize, Option<f64>)>) -> Self {
+        let count = files.iter().map(|(count, _)| count).sum();
+        Self {
+            all: vec![(); count],
+            files,
+        }
+    }
+}
+
 /// Encoded records, file after file.
 pub struct Items<T> {
     /// The items.
@@ -104,10 +115,14 @@ pub struct Items<T> {
 }
 
 impl<T> Items<T> {
-    /// Items of a single file.
-    pub fn single(all: Vec<T>) -> Self {
-        let files = vec![(all.len(), None)];
-        Self { all, files }
+    /// The items of each file, and its weight.
+    pub fn by_file(&self) -> impl Iterator<Item = (&[T], Option<f64>)> {
+        let mut rest = self.all.as_slice();
+        self.files.iter().map(move |&(count, weight)| {
+            let (file, others) = rest.split_at(count);
+            rest = others;
+            (file, weight)
+        })
     }
 
     /// Holds out the items of these ascending indices and returns them.

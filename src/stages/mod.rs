@@ -20,6 +20,7 @@ mod reward;
 mod run;
 mod sft;
 mod stops;
+mod texts;
 
 pub use context::{Context, Finished};
 pub use run::{run, run_stage};

@@ -8,6 +8,7 @@ use super::dataset::{Items, Records};
 use super::language::{LanguageTask, RowSet};
 use super::misfits::Misfits;
 use super::stops::stop_where_answers_end;
+use super::texts::Texts;
 use crate::config::{Data, ModelStart, Pretrain, RecordKeys, Stage};
 use crate::data::example::{Limit, documents, encode_documents};
 use crate::data::packing::{Batch, Packed};
@@ -56,14 +57,15 @@ pub fn pretrain(context: &Context, config: &Pretrain) -> Result<Option<Finished>
     let (name, keys) = (Stage::Pretrain.name(), &config.records);
     let records = read_documents(name, "data", &config.data, keys, &mut misfits)
         .context("[pretrain] data")?;
-    let tokenizer = tokenizer(context, &records)?;
-    let rows = pack(&tokenizer, &records, config.context_length).context("[pretrain] data")?;
+    let tokenizer = tokenizer(context, &records.all)?;
+    let rows =
+        Texts::pack(&tokenizer, &records, config.context_length).context("[pretrain] data")?;
     let held_out = if config.eval_data.is_empty() {
         Vec::new()
     } else {
         let held = read_documents(name, "eval_data", &config.eval_data, keys, &mut misfits)
             .context("[pretrain] eval_data")?;
-        let held = pack(&tokenizer, &held, config.context_length);
+        let held = pack(&tokenizer, &held.all, config.context_length);
         let most = if config.eval_batches == 0 {
             usize::MAX
         } else {
@@ -79,7 +81,7 @@ pub fn pretrain(context: &Context, config: &Pretrain) -> Result<Option<Finished>
 
     // 4. Train, and leave a Hugging Face folder.
     let (training, seed) = (&config.training, context.config.run.seed);
-    let walk = Items::single(vec![(); rows.len()]).walk(Stage::Pretrain, training, seed)?;
+    let walk = rows.places().walk(Stage::Pretrain, training, seed)?;
     let steps = walk.steps(training);
     let task = LanguageTask {
         rows,
@@ -116,12 +118,12 @@ pub fn read_documents(
     data: &Data,
     keys: &RecordKeys,
     misfits: &mut Misfits,
-) -> Result<Vec<Record>> {
+) -> Result<Items<Record>> {
     let texts = |records| documents(records, keys.bad_records);
     let records = Records::read(data, keys)?;
     let (items, misfit) = records.map_owned(format!("{stage}.{key}"), texts)?;
     misfits.add(stage, misfit.check(keys)?, &Limit::none());
-    Ok(items.all)
+    Ok(items)
 }
 
 /// A shape that no model can have ends the stage before its text is read. The size that `[tokenizer]` asks for stands in for

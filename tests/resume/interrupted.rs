@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::killed::STATEFUL;
-use crate::process::{ATTEMPTS, Moment, StageRun, send};
+use crate::process::{ATTEMPTS, Left, Moment, StageRun, send};
 use crate::support::Workspace;
 
 /// A moment in the first half of a stage that has many steps left.
@@ -28,17 +28,6 @@ const STAGES: [(&str, &str); 8] = [
     ("ppo", "--set ppo.max_steps=40"),
 ];
 
-/// The checkpoints of a run, oldest first.
-fn checkpoints(run: &StageRun) -> Vec<PathBuf> {
-    let folder = run.workspace.stage(run.name, run.stage).join("checkpoints");
-    let entries = fs::read_dir(folder).expect("checkpoints");
-    let mut paths: Vec<PathBuf> = entries
-        .map(|entry| entry.expect("an entry").path())
-        .collect();
-    paths.sort();
-    paths
-}
-
 /// Runs until [`EARLY`], sends the signal, and checks that the run saves and says so by its exit code. Where the machine was so busy
 /// that the run ended before the signal came, it is begun anew.
 fn interrupt(run: &StageRun, signal: &str) {
@@ -51,7 +40,7 @@ fn interrupt(run: &StageRun, signal: &str) {
             continue;
         }
         assert_eq!(status.code(), Some(130), "{} after SIG{signal}", run.stage);
-        assert!(!checkpoints(run).is_empty(), "{}", run.stage);
+        assert!(!run.checkpoints().is_empty(), "{}", run.stage);
         return;
     }
     panic!(
@@ -60,13 +49,13 @@ fn interrupt(run: &StageRun, signal: &str) {
     )
 }
 
-/// One run to its end, another interrupted, treated by `meanwhile` and continued: both leave the same. Returns what the continued run
-/// said.
+/// One run to its end, another interrupted, treated by `meanwhile`, which says what is left then, and continued from there: both leave
+/// the same. Returns what the continued run said.
 fn assert_continues(
     stage: &str,
     flags: &str,
     signal: &str,
-    meanwhile: impl Fn(&StageRun),
+    meanwhile: impl Fn(&StageRun) -> Left,
 ) -> String {
     let workspace = Workspace::trained();
     let run = |name| StageRun {
@@ -78,8 +67,9 @@ fn assert_continues(
     let (unbroken, broken) = (run("unbroken"), run("broken"));
     unbroken.complete();
     interrupt(&broken, signal);
-    meanwhile(&broken);
-    let said = broken.complete();
+    let left = meanwhile(&broken);
+    assert!(left.timed_steps() > 0, "{stage}: {left:?}");
+    let said = broken.continue_from(&left);
     broken.assert_same(&unbroken, &format!("SIG{signal} at {EARLY:?}"));
     said
 }
@@ -89,8 +79,7 @@ fn interrupted_runs_save_and_continue_where_they_were() {
     for (stage, flags) in STAGES {
         // Without checkpoints on the way, what is continued from is what the signal made it save.
         let flags = format!("{flags} --set {stage}.save_steps=0");
-        let said = assert_continues(stage, &flags, "INT", |_| {});
-        assert!(said.contains("continues after"), "{stage}: {said}");
+        assert_continues(stage, &flags, "INT", |run| run.left());
     }
 }
 
@@ -98,29 +87,28 @@ fn interrupted_runs_save_and_continue_where_they_were() {
 #[test]
 fn interrupted_dynamic_sampling_continues_where_it_was() {
     let flags = format!("{STATEFUL} --set ppo.max_steps=60 --set ppo.save_steps=0");
-    let said = assert_continues("ppo", &flags, "INT", |_| {});
-    assert!(said.contains("continues after"), "{said}");
+    assert_continues("ppo", &flags, "INT", |run| run.left());
 }
 
 #[test]
 fn a_terminated_run_saves_too() {
-    let said = assert_continues("sft", STAGES[1].1, "TERM", |_| {});
-    assert!(said.contains("continues after"), "{said}");
+    assert_continues("sft", STAGES[1].1, "TERM", |run| run.left());
 }
 
 #[test]
 fn a_damaged_checkpoint_is_passed_over() {
     for (stage, flags) in STAGES {
         let said = assert_continues(stage, flags, "INT", |run| {
-            let all = checkpoints(run);
-            assert!(all.len() > 1, "{stage}: {all:?}");
-            cut_short(all.last().expect("a checkpoint"));
+            let [.., whole, newest] = run.checkpoints()[..] else {
+                panic!("{stage}: {:?}", run.checkpoints());
+            };
+            cut_short(&run.file("checkpoints").join(format!("step-{newest:08}")));
+            run.left_of(Some(whole))
         });
         assert!(
             said.contains("damaged checkpoint passed over"),
             "{stage}: {said}"
         );
-        assert!(said.contains("continues after"), "{stage}: {said}");
     }
 }
 

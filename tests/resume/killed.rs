@@ -32,8 +32,8 @@ fn moment(key: Key, kill: u64, kills: u64, attempt: u64, lines: usize) -> Moment
     }
 }
 
-/// Starts the run over and over, killing it each time; returns the moments at which it was. If it should once end by itself, all starts
-/// over with other moments.
+/// Starts the run over and over, killing it each time; returns the moments at which it was. Each process must go on where the one
+/// before it had saved. If it should once end by itself, all starts over with other moments.
 fn kill_repeatedly(run: &StageRun, key: Key, lines: usize) -> Vec<Moment> {
     let kills = kills();
     for attempt in 0..ATTEMPTS {
@@ -41,9 +41,11 @@ fn kill_repeatedly(run: &StageRun, key: Key, lines: usize) -> Vec<Moment> {
             .map(|kill| moment(key, kill, kills, attempt, lines))
             .collect();
         for &moment in &moments {
+            let left = run.left();
             let mut child = run.start_until(moment);
             child.kill().expect("a process to kill");
             child.wait().expect("its end");
+            left.assert_continued_by_now(run);
         }
         if !run.is_done() {
             return moments;
@@ -56,7 +58,7 @@ fn kill_repeatedly(run: &StageRun, key: Key, lines: usize) -> Vec<Moment> {
     )
 }
 
-/// One run to its end, another killed and continued: both leave the same. Returns the metrics of the one.
+/// One run to its end, another killed and continued from its newest checkpoint: both leave the same. Returns the metrics of the one.
 fn assert_continues(stage: &str, purpose: Purpose, flags: &str) -> Vec<Line> {
     let workspace = Workspace::trained();
     let run = |name| StageRun {
@@ -69,7 +71,12 @@ fn assert_continues(stage: &str, purpose: Purpose, flags: &str) -> Vec<Line> {
     unbroken.complete();
     let lines = workspace.metrics("unbroken", stage);
     let moments = kill_repeatedly(&killed, Key::new(11, purpose), lines.len());
-    killed.complete();
+    let left = killed.left();
+    assert!(
+        left.timed_steps() > 0,
+        "{stage}: no step lay behind: {left:?}"
+    );
+    killed.continue_from(&left);
     killed.assert_same(&unbroken, &format!("killed at {moments:?}"));
     lines
 }

@@ -1,6 +1,7 @@
-//! A run in a process of its own that is stopped at a chosen instant, and the comparison of two runs.
+//! A run in a process of its own that is stopped at a chosen instant; what it left; and the comparison of two runs.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -45,11 +46,39 @@ impl StageRun<'_> {
         self.workspace.succeed(&self.arguments()).stderr
     }
 
+    /// Runs it to its end from what `left` describes, and checks that it went on from there.
+    #[track_caller]
+    pub fn continue_from(&self, left: &Left) -> String {
+        let said = self.complete();
+        assert_eq!(continued_after(&said), left.checkpoint, "{said}");
+        left.assert_kept(self);
+        // The clocks tell steps that were done again from those that were kept.
+        let log = self.log();
+        let again = left.dropped.iter().filter(|line| log.contains(line));
+        assert_eq!(again.count(), 0, "{:?} stand in {log:?}", left.dropped);
+        said
+    }
+
+    /// Starts it; what it says can be read with [`Self::said`].
+    pub fn start(&self) -> Child {
+        let mut command = self.workspace.command(&self.arguments());
+        let said = fs::File::create(self.said_file()).expect("a writable folder");
+        let command = command.stdout(Stdio::null()).stderr(said);
+        command.spawn().expect("the binary")
+    }
+
+    /// What the process that was started last has said so far.
+    pub fn said(&self) -> String {
+        fs::read_to_string(self.said_file()).expect("what a process said")
+    }
+
+    fn said_file(&self) -> PathBuf {
+        self.workspace.path(&format!("{}.stderr", self.name))
+    }
+
     /// Starts it and returns at `moment`, or when it has ended before.
     pub fn start_until(&self, moment: Moment) -> Child {
-        let mut command = self.workspace.command(&self.arguments());
-        let command = command.stdout(Stdio::null()).stderr(Stdio::null());
-        let mut child = command.spawn().expect("the binary");
+        let mut child = self.start();
         let started = Instant::now();
         while self.lines_written() < moment.lines && is_running(&mut child) {
             assert!(started.elapsed() < PATIENCE, "{moment:?} never came");
@@ -60,20 +89,59 @@ impl StageRun<'_> {
     }
 
     fn lines_written(&self) -> usize {
-        let metrics = self
-            .workspace
-            .stage(self.name, self.stage)
-            .join("metrics.jsonl");
-        fs::read(metrics).map_or(0, |bytes| {
-            bytes.iter().filter(|&&byte| byte == b'\n').count()
-        })
+        self.log()
+            .iter()
+            .filter(|line| line.ends_with('\n'))
+            .count()
+    }
+
+    /// The lines of `metrics.jsonl` as they stand there, the last one perhaps torn.
+    fn log(&self) -> Vec<String> {
+        let text = fs::read(self.file("metrics.jsonl")).unwrap_or_default();
+        let text = String::from_utf8(text).expect("UTF-8");
+        text.split_inclusive('\n').map(str::to_owned).collect()
+    }
+
+    /// A file or folder of the stage.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.workspace.stage(self.name, self.stage).join(name)
+    }
+
+    /// Steps of the complete checkpoints, in ascending order.
+    pub fn checkpoints(&self) -> Vec<u64> {
+        let Ok(entries) = fs::read_dir(self.file("checkpoints")) else {
+            return Vec::new();
+        };
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let steps = names.filter_map(|name| name.strip_prefix("step-")?.parse().ok());
+        let mut steps: Vec<u64> = steps.collect();
+        steps.sort_unstable();
+        steps
+    }
+
+    /// What the run has left for the next process.
+    pub fn left(&self) -> Left {
+        self.left_of(self.checkpoints().last().copied())
+    }
+
+    /// What it has left where this checkpoint is the newest that can be read.
+    pub fn left_of(&self, newest: Option<u64>) -> Left {
+        // Only PPO has something to keep of the time before its first step: the scale of scores.
+        let checkpoint = newest.filter(|&step| step > 0 || self.stage == "ppo");
+        let log = self.log().into_iter();
+        let whole = log.filter_map(|line| Some((step_of(&line)?, line)));
+        let (kept, dropped): (Vec<_>, Vec<_>) =
+            whole.partition(|(step, _)| Some(*step) <= checkpoint);
+        let lines = |part: Vec<(u64, String)>| part.into_iter().map(|(_, line)| line).collect();
+        Left {
+            checkpoint,
+            kept: lines(kept),
+            dropped: lines(dropped),
+        }
     }
 
     pub fn is_done(&self) -> bool {
-        self.workspace
-            .stage(self.name, self.stage)
-            .join("done.json")
-            .exists()
+        self.file("done.json").exists()
     }
 
     /// Removes all that it has done.
@@ -108,6 +176,65 @@ impl StageRun<'_> {
             assert!(!lines(&path).is_empty(), "no samples to compare");
         }
     }
+}
+
+/// What a run that was stopped has left for the next process.
+#[derive(Clone, Debug)]
+pub struct Left {
+    /// The step of the newest complete checkpoint; none where nothing could be continued.
+    pub checkpoint: Option<u64>,
+    /// The lines of `metrics.jsonl` up to that step, as they stand there: their clocks were read when the steps were done, so that a step
+    /// that is done again has another line.
+    kept: Vec<String>,
+    /// The lines of later steps, which are to be done again.
+    dropped: Vec<String>,
+}
+
+impl Left {
+    /// Checks that no step up to the checkpoint was done again.
+    #[track_caller]
+    pub fn assert_kept(&self, run: &StageRun) {
+        let log = run.log();
+        let start = log.get(..self.kept.len());
+        let same = start.is_some_and(|start| start == self.kept);
+        assert!(
+            same,
+            "{}: steps up to {:?} were done again:\n{:?}\n{log:?}",
+            run.stage, self.checkpoint, self.kept
+        );
+    }
+
+    /// As [`Self::assert_kept`], for a process that was stopped in its turn: it may have had no time to say where it went on.
+    #[track_caller]
+    pub fn assert_continued_by_now(&self, run: &StageRun) {
+        let said = run.said();
+        let after = continued_after(&said);
+        assert!(
+            after.is_none() || after == self.checkpoint,
+            "{self:?}: {said}"
+        );
+        self.assert_kept(run);
+    }
+
+    /// Steps whose lines were kept and measure time.
+    pub fn timed_steps(&self) -> usize {
+        let timed = |line: &&String| line.contains("\"time/");
+        self.kept.iter().filter(timed).count()
+    }
+}
+
+/// The step after which the process says that it continues.
+pub fn continued_after(said: &str) -> Option<u64> {
+    let (_, rest) = said.split_once("continues after ")?;
+    let words: Vec<&str> = rest.split_whitespace().take(2).collect();
+    assert!(["step", "iteration"].contains(&words[0]), "{said}");
+    Some(words[1].parse().unwrap_or_else(|e| panic!("{said}: {e}")))
+}
+
+/// The step of a complete line.
+fn step_of(line: &str) -> Option<u64> {
+    let line: Line = serde_json::from_str(line.strip_suffix('\n')?).ok()?;
+    line.get("step")?.as_u64()
 }
 
 fn is_running(child: &mut Child) -> bool {

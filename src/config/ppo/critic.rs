@@ -14,8 +14,9 @@ pub struct Critic {
     pub critic_learning_rate: Option<f64>,
     /// λ of generalised advantage estimation.
     pub lam: f64,
-    /// Weight of the value loss. The critic has an optimizer and a clip of its own, and AdamW's step does not grow with the gradient:
-    /// it matters only where that is clipped, or as small as `adam_epsilon`; 0 trains no critic.
+    /// Weight of the value loss: a factor of the critic's gradient, which has an optimizer of its own. AdamW's step does not grow with the
+    /// gradient, so the factor acts through what the gradient is compared with alone: the critic's clip is at `max_grad_norm / vf_coef` of
+    /// the unweighted norm, and its epsilon is `adam_epsilon / vf_coef`. With 0 only `weight_decay` changes the critic.
     pub vf_coef: f64,
     /// Iterations at the beginning in which the critic alone learns.
     pub critic_warmup: usize,

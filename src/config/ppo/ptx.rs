@@ -64,11 +64,7 @@ impl Ptx {
                 "ppo.ptx_coef weighs pretraining text; name it, for example ptx_data = \"train.txt\", or set ptx_coef = 0",
             );
         }
-        self.ptx_data.check("ptx_data", keys);
-        if self.ptx_data.sources.iter().any(|s| s.weight.is_some()) {
-            let message = "takes no weights: its files are read as one text; remove them";
-            keys.wrong("ptx_data", "weights", message);
-        }
+        self.ptx_data.check_unweighted("ptx_data", keys);
         keys.at_least(
             "ptx_batch_size",
             self.rows(),

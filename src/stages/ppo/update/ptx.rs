@@ -53,7 +53,7 @@ impl PretrainMix {
         let keys = config.ptx_records();
         let text = read_documents("ppo", "ptx_data", &ptx.ptx_data, &keys, misfits)
             .context("ppo.ptx_data")?;
-        let rows = pack(tokenizer, &text, ptx.ptx_length).context("ppo.ptx_data")?;
+        let rows = pack(tokenizer, &text.all, ptx.ptx_length).context("ppo.ptx_data")?;
         let order = Order::new(rows.len(), seed, Purpose::Ptx)?;
         let batches = Batches::full(rows.len(), ptx.rows())?;
         Ok(Some(Self {
