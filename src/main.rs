@@ -7,6 +7,7 @@ use clap::Parser;
 use collimate::cli::{Cli, Command, ConfigArgs, PlanArgs, Trials};
 use collimate::config::{Config, Document, Stage};
 use collimate::ops::{pool, profile};
+use collimate::stages::plan::machine::Bound;
 use collimate::terminal::{self, Reader};
 use collimate::train::process;
 use collimate::train::signal::{EXIT_STOPPED, Outcome};
@@ -71,15 +72,21 @@ fn stage(args: &ConfigArgs, stage: Stage) -> anyhow::Result<Outcome> {
     stages::run_stage(&load(args, Some(stage))?, stage, args.existing())
 }
 
+/// Prints the tables first, also of a run that cannot be: they may say how to mend it.
 fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
-    let config = Config::load(&args.config, &args.overrides)?;
+    let document = Document::read(&args.config)?.with(&args.overrides)?;
+    let config = Config::resolve(&document)?;
     let plans = stages::plan::plan(&config)?;
+    let files = config.check_files(&document, &config.stages());
+    let fits = files
+        .map_err(Into::into)
+        .and_then(|()| stages::plan::check(&config, &plans, Bound::Longest));
     for plan in &plans {
         if terminal::product(format_args!("{plan}\n"))? == Reader::Gone {
-            return Ok(Outcome::Finished);
+            break;
         }
     }
-    stages::plan::machine::check(&config, &plans)?;
+    fits?;
     if args.trials() == Trials::None {
         return Ok(Outcome::Finished);
     }

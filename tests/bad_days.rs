@@ -7,7 +7,10 @@ mod files;
 mod limits;
 #[path = "bad_days/numbers.rs"]
 mod numbers;
-#[expect(dead_code, reason = "what is asserted of a continued run belongs to the tests of resuming")]
+#[expect(
+    dead_code,
+    reason = "what is asserted of a continued run belongs to the tests of resuming"
+)]
 #[path = "resume/process.rs"]
 mod process;
 #[path = "stages/support.rs"]

@@ -128,6 +128,7 @@ const FREE: &[(&str, &str)] = &[
     ("adam_beta1", "below 1 by its check"),
     ("adam_beta2", "below 1 by its check"),
     ("cliprange", "below 1 by its check"),
+    ("max_bad_share", "at most 1 by its check"),
     ("label_smoothing", "below 0.5 by its check"),
     ("eval_fraction", "below 1 by its check"),
     ("layerwise_lr_decay", "at most 1 by its check"),

@@ -19,7 +19,7 @@ use crate::reward::{RewardError, RewardModel, Rewards};
 pub use critic::CriticStart;
 pub use experience::{Experience, ExperienceError, Sequence};
 pub use scoring::{Packed, TokenScores, log_probs, token_scores, values, whole_log_probs};
-pub use sharing::{Ground, Sharing};
+pub use sharing::{Ground, Sharing, check_has_adapter};
 
 use sharing::boundary;
 
@@ -127,32 +127,38 @@ impl Roles {
             reward,
         };
         for (folder, model) in roles.reward.models().chain(judge.zip(roles.judge.as_ref())) {
-            check_vocabulary(&roles.actor, model.decoder(), folder)?;
-            check_tokens(policy, folder)?;
+            let rows = |decoder: &Decoder| decoder.decoder_config().vocab_size;
+            check_vocabulary(rows(&roles.actor), rows(model.decoder()), folder)?;
+            check_tokens(policy, (folder, folder))?;
         }
         Ok(roles)
     }
 }
 
-fn check_vocabulary(policy: &Decoder, scorer: &Decoder, folder: &Path) -> Result<(), RolesError> {
-    let (expected, found) = (
-        policy.decoder_config().vocab_size,
-        scorer.decoder_config().vocab_size,
-    );
+/// Checks that a scorer has as many tokens as the policy.
+///
+/// # Errors
+/// If they differ.
+pub fn check_vocabulary(expected: usize, found: usize, scorer: &Path) -> Result<(), RolesError> {
     if expected == found {
         return Ok(());
     }
     Err(RolesError::Vocabulary {
-        scorer: folder.display().to_string(),
+        scorer: scorer.display().to_string(),
         found,
         expected,
     })
 }
 
-/// Two tokenizers trained to one size pass [`check_vocabulary`], and yet no token need be the same. A folder without a
-/// tokenizer, whose data is ids, cannot be checked.
-fn check_tokens(policy: &Path, scorer: &Path) -> Result<(), RolesError> {
-    let (Some(ours), Some(theirs)) = (tokenizer_in(policy)?, tokenizer_in(scorer)?) else {
+/// Checks that ids mean the same tokens in the policy and in a scorer, given with the folder of its tokenizer. Two tokenizers trained
+/// to one size pass [`check_vocabulary`], and yet no token need be the same. A folder without a tokenizer, whose data is ids, cannot be
+/// checked.
+///
+/// # Errors
+/// If a token differs, or a tokenizer cannot be read.
+pub fn check_tokens(policy: &Path, scorer: (&Path, &Path)) -> Result<(), RolesError> {
+    let (scorer, tokenizer) = scorer;
+    let (Some(ours), Some(theirs)) = (tokenizer_in(policy)?, tokenizer_in(tokenizer)?) else {
         return Ok(());
     };
     match ours.first_difference(&theirs) {

@@ -7,6 +7,8 @@
 
 mod scorers;
 
+pub use scorers::check_has_adapter;
+
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

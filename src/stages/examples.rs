@@ -122,7 +122,8 @@ impl Source<'_> {
     /// # Errors
     /// Those of [`Encoder::new`].
     pub fn encoder<'t>(&self, tokenizer: &'t Tokenizer, model: &Decoder) -> Result<Encoder<'t>> {
-        let limit = limit(self.stage, self.max_length, model)
+        let context = model.decoder_config().max_position_embeddings;
+        let limit = limit(self.stage, self.max_length, context)
             .or_other_policy(self.stage.name(), self.too_long);
         let encoder = Encoder::new(tokenizer, limit, self.too_long)?;
         Ok(encoder.with_bad_records(self.records.bad_records))
@@ -130,8 +131,7 @@ impl Source<'_> {
 }
 
 /// Most tokens of an example: the stage's `max_length`, or the model's context where that is less.
-fn limit(stage: Stage, max_length: usize, model: &Decoder) -> Limit {
-    let context = model.decoder_config().max_position_embeddings;
+pub fn limit(stage: Stage, max_length: usize, context: usize) -> Limit {
     if context <= max_length {
         return Limit {
             tokens: context,

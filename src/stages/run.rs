@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 
 use super::context::{Context, Finished};
+use super::plan::machine::Bound;
 use super::{arithmetic, dpo, origin, plan, pretrain, reward, sft};
 use crate::config::{Config, Length, Stage, Training};
 use crate::model::hub;
@@ -115,7 +116,10 @@ fn check_before_the_first(
     }
     match ahead.len() {
         0 | 1 => Ok(()),
-        _ => plan::machine::check(config, &plan::plans(config, &ahead)?),
+        _ => {
+            let plans = plan::plans(config, &ahead)?;
+            plan::check(config, &plans, Bound::Certain)
+        }
     }
 }
 

@@ -44,6 +44,12 @@ pub fn note(text: impl Display) {
     drop_failure(io::stderr().write_all(line.as_bytes()));
 }
 
+/// Passes on bytes that a program of the user's wrote to its standard error.
+pub fn pass_on(bytes: &[u8]) {
+    let _status = lock();
+    drop_failure(io::stderr().write_all(bytes));
+}
+
 /// Writes a note unless the same was written before: a model folder is read by several roles.
 pub fn note_once(text: impl Display) {
     static WRITTEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());

@@ -112,13 +112,60 @@ fn a_prompt_without_room_is_refused_before_the_first_stage() {
     );
 }
 
+/// Weights that the machine cannot hold end `run` and `plan`. Activations of the longest sequences, which may never come, end `plan` alone.
 #[test]
 fn more_memory_than_the_machine_has_is_refused_before_the_first_stage() {
-    let flags = "--set pretrain.batch_size=1000000 --set pretrain.micro_batch_tokens=1000000000";
-    let says = [
-        "stage pretrain needs",
-        "GiB of memory at once",
-        "this machine has",
-    ];
-    refused_at_once(&Workspace::new(), flags, &says);
+    let says = ["GiB of memory at once", "this machine has"];
+    let weights = "--set model.hidden_size=16384 --set model.num_hidden_layers=1000 --set model.intermediate_size=65536";
+    refused_at_once(&Workspace::new(), weights, &says);
+    let activations =
+        "--set pretrain.batch_size=1000000 --set pretrain.micro_batch_tokens=1000000000";
+    refused(
+        &Workspace::new(),
+        &format!("plan config.toml {activations}"),
+        &says,
+    );
+}
+
+#[test]
+fn data_that_is_not_there_is_named_by_a_plan_too() {
+    let workspace = Workspace::new();
+    fs::remove_file(workspace.path("pairs.jsonl")).expect("a file");
+    refused_at_once(&workspace, "", &["reward.data", "pairs.jsonl"]);
+}
+
+#[test]
+fn scorers_of_other_tokens_and_settings_without_room_are_refused() {
+    let workspace = Workspace::trained();
+    let file = workspace.path("models/reward/config.json");
+    let text = fs::read_to_string(&file).expect("a file");
+    let mut sizes: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    sizes["vocab_size"] = json!(400);
+    fs::write(&file, sizes.to_string()).expect("a writable file");
+    refused_at_once(
+        &workspace,
+        "",
+        &["stage ppo", "models/reward has a vocabulary of 400"],
+    );
+    fs::write(&file, text).expect("a writable file");
+    let warm = "--set ppo.critic_warmup=6";
+    refused_at_once(&workspace, warm, &["stage ppo", "ppo.critic_warmup = 6"]);
+    let ptx = "--set ppo.ptx_coef=0.5 --set ppo.ptx_data=text.jsonl --set ppo.ptx_length=65";
+    refused_at_once(&workspace, ptx, &["stage ppo", "ppo.ptx_length is 65"]);
+}
+
+/// What the stage itself takes is not refused beforehand.
+#[test]
+fn records_that_are_left_out_or_not_learned_are_no_reason_to_refuse() {
+    let workspace = Workspace::new();
+    let bad = |i: usize| match i {
+        0 => json!({"question": "a"}),
+        _ => json!({"prompt": "the old king", "completion": " sleeps"}),
+    };
+    workspace.write("sft.jsonl", &records(0, 40, bad));
+    let skip = "--set sft.bad_records=skip";
+    let ended = workspace.run(&format!("plan config.toml {skip}"));
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    workspace.write("sft.jsonl", &records(0, 40, |_| json!({"question": "a"})));
+    refused_at_once(&workspace, skip, &["stage sft", "no record is left"]);
 }

@@ -51,9 +51,12 @@ mod tests {
             &["ppo.temperature=0"],
             &["ppo.temperature", "larger than 0"],
         );
-        for temperature in ["0.00001", "20000"] {
+        for (temperature, words) in [
+            ("0.00001", "between 0.0001 and 10000"),
+            ("20000", "at most 10000"),
+        ] {
             let set = format!("ppo.temperature={temperature}");
-            refused(&[&set], &["ppo.temperature", "between 0.0001 and 10000"]);
+            refused(&[&set], &["ppo.temperature", words]);
         }
         for sound in [
             &["ppo.top_k=2"][..],

@@ -8,7 +8,7 @@
 //! (SIGKILL, a second Ctrl-C) is noticed by a small shell that waits for the end of a pipe and then kills the group. Left out:
 //! a descendant that leaves the group (`setsid`).
 
-use std::io::{BufRead, BufReader, Read, Write, stderr};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,6 +17,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::reward::exchange::LONGEST_ANSWER;
+use crate::terminal;
 
 /// Time for the process to end after its input has ended.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -272,7 +273,7 @@ fn pass_on(mut pipe: impl Read, bytes: &AtomicUsize, written: &SyncSender<Output
     while let Ok(read @ 1..) = pipe.read(&mut part) {
         let many = bytes.fetch_add(read, Ordering::Relaxed) + read > MOST_MESSAGES;
         match (many, flooded) {
-            (false, _) => _ = stderr().write_all(&part[..read]),
+            (false, _) => terminal::pass_on(&part[..read]),
             (true, false) => flooded = written.try_send(Output::Flood).is_ok(),
             (true, true) => {}
         }

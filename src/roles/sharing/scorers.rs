@@ -80,11 +80,7 @@ impl Ground<'_> {
     /// An adapter with a head. Whether its base is this one is seen when it is loaded, if it says which it was; PEFT notes that by the
     /// base's folder alone.
     fn check_adapter(&self, folder: &Path) -> Result<()> {
-        if AdapterConfig::find(folder)?.is_none() {
-            let needed =
-                "an adapter on the policy's base ([reward.lora]), or ppo.critic_from = \"policy\",";
-            return refuse(folder, "a whole reward model", needed);
-        }
+        check_has_adapter(folder)?;
         let adapter = AdapterFolder::open(folder, self.base()?.decoder_config())?;
         if !adapter.has(&weight(SCORE)) {
             let needed = "one with the scalar head that it was trained with (PEFT: modules_to_save = [\"score\"])";
@@ -110,6 +106,19 @@ impl Ground<'_> {
         };
         self.base()?.trunk(layers)?.check(base).map_err(as_base)
     }
+}
+
+/// Checks that a folder holds adapters rather than a whole model.
+///
+/// # Errors
+/// If it does not.
+pub fn check_has_adapter(folder: &Path) -> Result<()> {
+    if AdapterConfig::find(folder)?.is_some() {
+        return Ok(());
+    }
+    let needed =
+        "an adapter on the policy's base ([reward.lora]), or ppo.critic_from = \"policy\",";
+    refuse(folder, "a whole reward model", needed)
 }
 
 /// What was loaded; `None` where it turned out to be no model of this ground.

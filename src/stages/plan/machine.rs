@@ -2,8 +2,7 @@
 //!
 //! Memory is compared with all that a process can ever have here: the machine's, or the limit of its control group, and swap. Disk
 //! space is compared with what is free where the run folder will be, for the checkpoints that are kept at once and the final models.
-//! Both count less than a run takes (the program itself, data, logs), so a plan that is refused does not fit. Left out: GPUs, and
-//! checkpoints kept by `keep_every`.
+//! Left out: the program itself, data, logs, GPUs, and checkpoints kept by `keep_every`.
 
 use std::fs;
 use std::path::Path;
@@ -11,20 +10,32 @@ use std::path::Path;
 use anyhow::{Result, bail};
 
 use super::Plan;
-use crate::config::{Config, Device, SaveDtype};
+use crate::config::{Config, Device, Length, SaveDtype, Training};
+use crate::terminal;
 use crate::train::memory;
 
 const GIB: f64 = (1u64 << 30) as f64;
+
+/// Memory of a plan that is held against the machine's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// All of it: what the longest sequences that the configuration allows would take.
+    Longest,
+    /// Weights, gradients and moments, which a stage takes whatever its records are. That the longest sequences may not fit is noted.
+    Certain,
+}
 
 /// Makes sure that the plans fit on this machine. What the system does not say is not compared.
 ///
 /// # Errors
 /// The first stage that does not fit, or the disk, with both numbers.
-pub fn check(config: &Config, plans: &[Plan]) -> Result<()> {
+pub fn check(config: &Config, plans: &[Plan], bound: Bound) -> Result<()> {
     if config.run.device == Device::Cpu
         && let Some(most) = memory::limit_bytes()
     {
-        plans.iter().try_for_each(|plan| check_memory(plan, most))?;
+        plans
+            .iter()
+            .try_for_each(|plan| check_memory(plan, most, bound))?;
     }
     let folder = config.run.folder();
     match free_disk(&folder) {
@@ -33,18 +44,25 @@ pub fn check(config: &Config, plans: &[Plan]) -> Result<()> {
     }
 }
 
-fn check_memory(plan: &Plan, most: u64) -> Result<()> {
-    let needed = plan.most_at_once() as u64;
-    if needed > most {
-        bail!(
-            "stage {stage} needs {:.1} GiB of memory at once, and this machine has {:.1} GiB; lower {stage}.micro_batch_tokens, set \
-             {stage}.recompute = \"block\", or train fewer weights (lora, trunk_layers)",
-            needed as f64 / GIB,
-            most as f64 / GIB,
-            stage = plan.stage
-        );
+fn check_memory(plan: &Plan, most: u64, bound: Bound) -> Result<()> {
+    let (needed, certain) = (plan.most_at_once() as u64, plan.roles_bytes() as u64);
+    if needed <= most {
+        return Ok(());
     }
-    Ok(())
+    let stage = plan.stage;
+    let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / GIB);
+    let (needed, most_gib) = (gib(needed), gib(most));
+    if bound == Bound::Certain && certain <= most {
+        terminal::note(format_args!(
+            "{stage}: its longest sequences would take {needed} of memory at once, and this machine has {most_gib}; if it runs out of \
+             memory, lower {stage}.micro_batch_tokens"
+        ));
+        return Ok(());
+    }
+    bail!(
+        "stage {stage} needs {needed} of memory at once, and this machine has {most_gib}; lower {stage}.micro_batch_tokens, set \
+         {stage}.recompute = \"block\", or train fewer weights (lora, trunk_layers)"
+    )
 }
 
 fn check_disk(config: &Config, plans: &[Plan], folder: &Path, free: u64) -> Result<()> {
@@ -66,13 +84,23 @@ fn check_disk(config: &Config, plans: &[Plan], folder: &Path, free: u64) -> Resu
 /// Bytes that a stage leaves: the checkpoints that are kept, and one that is written before the oldest goes; and the final model.
 fn stage_bytes(config: &Config, plan: &Plan) -> u64 {
     let trained: usize = plan.roles.iter().map(|r| r.gradients() + r.moments()).sum();
-    let kept = config.training(plan.stage).map_or(0, |t| t.keep_last + 1);
+    let kept = config.training(plan.stage).map_or(0, checkpoints);
     let bytes_of_f32 = match config.model.save_dtype {
         SaveDtype::Float32 => 1,
         SaveDtype::Bfloat16 | SaveDtype::Float16 => 2,
     };
     let model = plan.roles.first().map_or(0, |role| role.weights());
     (trained.saturating_mul(kept) + model / bytes_of_f32) as u64
+}
+
+/// Checkpoints that are there at once: those that are kept and one that is being written, or as many as the steps make. The last
+/// step has one.
+fn checkpoints(training: &Training) -> usize {
+    let made = match (training.length(), training.save_steps) {
+        (Length::Steps(steps), 1..) => steps / training.save_steps + 1,
+        _ => 1,
+    };
+    made.min(training.keep_last + 1)
 }
 
 /// Bytes of all files below a folder; zero where there is none.
@@ -125,8 +153,9 @@ mod tests {
 
     #[test]
     fn a_plan_beyond_the_machine_is_refused_with_both_numbers() {
-        assert!(check_memory(&plan(23 << 30), 23 << 30).is_ok());
-        let error = check_memory(&plan(139 << 30), 23 << 30).unwrap_err();
+        let check = |bytes, bound| check_memory(&plan(bytes), 23 << 30, bound);
+        assert!(check(23 << 30, Bound::Longest).is_ok());
+        let error = check(139 << 30, Bound::Longest).unwrap_err();
         let error = error.to_string();
         for part in [
             "stage sft",
@@ -136,6 +165,21 @@ mod tests {
         ] {
             assert!(error.contains(part), "{error}");
         }
+        // Activations of the longest sequences are not certain to come.
+        assert!(check(139 << 30, Bound::Certain).is_ok());
+    }
+
+    #[test]
+    fn checkpoints_are_as_many_as_the_steps_make_and_no_more_than_are_kept() {
+        let training = |max_steps, save_steps| Training {
+            max_steps,
+            save_steps,
+            keep_last: 2,
+            ..Training::default()
+        };
+        let counts = [(50, 100), (250, 100), (1000, 100), (1000, 0)];
+        let counts = counts.map(|(steps, every)| checkpoints(&training(steps, every)));
+        assert_eq!(counts, [1, 3, 3, 1]);
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::config::{Config, Device, Recompute as Kept, Stage};
 use crate::model::Recompute;
 use crate::ops::head::most_logits;
 use activations::Pass;
+use machine::Bound;
 use models::Folders;
 pub use probe::{Probed, probe};
 use roles::Role;
@@ -91,13 +92,23 @@ pub fn plan(config: &Config) -> Result<Vec<Plan>> {
     super::arithmetic::of(config.run.arithmetic).during(|| plans(config, &config.stages()))
 }
 
-/// The plans of `stages`, once they were checked for what the stages themselves would refuse.
+/// Checks whether the stages of the plans could begin, and fit on this machine.
+///
+/// # Errors
+/// The message with which the first stage that cannot begin would end, or what does not fit.
+pub fn check(config: &Config, plans: &[Plan], bound: Bound) -> Result<()> {
+    let stages: Vec<Stage> = plans.iter().map(|plan| plan.stage).collect();
+    let local = super::run::with_local_models(config, &stages)?;
+    super::preflight::check(&local, &stages)?;
+    machine::check(&local, plans, bound)
+}
+
+/// The plans of `stages`.
 ///
 /// # Errors
 /// As [`plan`].
 pub(super) fn plans(config: &Config, stages: &[Stage]) -> Result<Vec<Plan>> {
     let config = super::run::with_local_models(config, stages)?;
-    super::preflight::check(&config, stages)?;
     let folders = Folders(&config);
     let plan = |&stage: &Stage| {
         let missing = || format!("the configuration has no [{stage}] table");

@@ -16,6 +16,7 @@ use super::plan::models::{Folders, is_model};
 use super::pretrain::bpe_training;
 use crate::config::{Config, ModelStart, Stage};
 use crate::data::tokenizer::Tokenizer;
+use records::Reader;
 
 /// Checks `stages`, in their order, without loading weights.
 ///
@@ -31,13 +32,25 @@ pub fn check(config: &Config, stages: &[Stage]) -> Result<()> {
 fn check_stage(folders: Folders, stage: Stage) -> Result<()> {
     let Some(place) = tokenizer_place(folders, stage) else {
         models::check(folders, stage)?;
-        return records::check(folders, stage, &byte_tokenizer(folders.0)?);
+        let reader = Reader {
+            stage,
+            tokenizer: &byte_tokenizer(folders.0)?,
+            context: None,
+        };
+        return records::check(folders.0, &reader);
     };
     let named = || format!("the tokenizer in {}", place.display());
     let tokenizer = Tokenizer::load(&place).with_context(named)?;
     models::check_vocabulary(folders, stage, &tokenizer, &place)?;
     models::check(folders, stage)?;
-    records::check(folders, stage, &tokenizer)
+    let decoder = folders.from(stage).map(|from| folders.decoder(from));
+    let decoder = decoder.transpose()?;
+    let reader = Reader {
+        stage,
+        tokenizer: &tokenizer,
+        context: decoder.map(|decoder| decoder.max_position_embeddings),
+    };
+    records::check(folders.0, &reader)
 }
 
 /// The folder of the tokenizer that `stage` will have; `None` where pretraining is yet to train it, or the model folder is not there.

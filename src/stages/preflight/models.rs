@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use crate::config::{Config, Ppo, RewardKind, Stage, Trainable};
+use crate::config::{Config, CriticFrom, Length, Ppo, RewardKind, Share, Stage, Trainable};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
+use crate::roles::{self, check_has_adapter};
 use crate::stages::context;
 use crate::stages::freezing::Frozen;
 use crate::stages::plan::models::{Folders, is_model};
+use crate::stages::ppo::{check_length, check_warmup};
 
 /// Checks that the embedding of the model that `stage` starts from has a row for each token.
 ///
@@ -28,22 +30,45 @@ pub fn check_vocabulary(
     context::check_vocabulary(tokenizer, place, rows, from)
 }
 
-/// Checks the frozen layers and the heads of the models that `stage` reads.
+/// Checks the frozen layers and the heads of the models that `stage` reads, and that scorers fit the policy.
 ///
 /// # Errors
-/// More frozen layers than the model has, a reward model without its head, or a file that cannot be read.
+/// More frozen layers than the model has, a reward model without its head or with other tokens than the policy, settings of
+/// PPO that the policy has no room for, or a file that cannot be read.
 pub fn check(folders: Folders, stage: Stage) -> Result<()> {
-    let (config, from) = (folders.0, folders.from(stage));
-    if let (Some(from), Some(trainable)) = (from, trainable(config, stage)) {
+    let config = folders.0;
+    if let (Some(from), Some(trainable)) = (folders.from(stage), trainable(config, stage)) {
         let layers = folders.decoder(from)?.num_hidden_layers;
         Frozen::from(trainable).check(stage.name(), from, layers)?;
     }
-    let ppo = config.ppo.as_ref().filter(|_| stage == Stage::Ppo);
-    let mut scorers = ppo
-        .into_iter()
-        .flat_map(scorers)
-        .filter(|folder| is_model(folder));
-    Ok(scorers.try_for_each(Decoder::check_reward_model)?)
+    match &config.ppo {
+        Some(ppo) if stage == Stage::Ppo => check_ppo(folders, ppo),
+        _ => Ok(()),
+    }
+}
+
+fn check_ppo(folders: Folders, ppo: &Ppo) -> Result<()> {
+    let policy = folders.decoder(&ppo.from)?;
+    for folder in scorers(ppo) {
+        if is_model(folder) {
+            Decoder::check_reward_model(folder)?;
+        }
+        let rows = folders.decoder(folder)?.vocab_size;
+        roles::check_vocabulary(policy.vocab_size, rows, folder)?;
+        if let (Some(ours), Some(theirs)) = (folders.origin(&ppo.from), folders.origin(folder)) {
+            roles::check_tokens(&ours, (folder, &theirs))?;
+        }
+    }
+    let critic = ppo.first_reward_model();
+    let critic = critic.filter(|folder| ppo.has_critic() && is_model(folder));
+    let from_reward = ppo.critic.critic_from == Some(CriticFrom::RewardModel);
+    if let (Share::Adapter, true, Some(folder)) = (ppo.sharing.share, from_reward, critic) {
+        check_has_adapter(&folder)?;
+    }
+    if let Length::Steps(iterations) = ppo.training.length() {
+        check_warmup(ppo, iterations as u64)?;
+    }
+    check_length(&ppo.update.ptx, policy.max_position_embeddings)
 }
 
 fn trainable(config: &Config, stage: Stage) -> Option<&Trainable> {

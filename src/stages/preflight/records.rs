@@ -2,51 +2,93 @@
 
 use anyhow::{Context as _, Result};
 
-use crate::config::{BadRecords, Data, Ppo, RecordKeys, Source, Stage, TooLong};
-use crate::data::example::{Encoder, Limit, encode_documents};
+use crate::config::{BadRecords, Config, Data, Ppo, RecordKeys, Source, Stage, TooLong};
+use crate::data::example::{Encoder, Limit, documents, encode_documents};
 use crate::data::records::Record;
 use crate::data::tokenizer::Tokenizer;
 use crate::data::{self, DataError};
 use crate::reward::Rewards;
 use crate::stages::dataset::read_source;
-use crate::stages::plan::models::Folders;
+use crate::stages::examples::limit;
 
-/// Records of a data file that are read: enough to meet a wrong shape, few enough to cost no time.
+/// Records of a data file that are checked: enough to meet a wrong shape, few enough to cost no time beside reading the file.
 const FIRST: usize = 64;
 
-/// Reads the first records of the files that exist as `stage` will read them.
+/// What a stage will read records with.
+pub struct Reader<'a> {
+    /// The stage.
+    pub stage: Stage,
+    /// Its tokenizer, or one that stands in for it.
+    pub tokenizer: &'a Tokenizer,
+    /// The context of its model in tokens; `None` where lengths by the tokenizer say nothing.
+    pub context: Option<usize>,
+}
+
+/// Reads the first records of the files that exist as the stage will read them.
 ///
-/// Lengths are not checked here: a record that is too long may be cut or skipped, and the room for prompts is the plan's. Nor are
-/// records of a stage that leaves out bad ones.
+/// Lengths count where the stage refuses records that are too long. The room for prompts is the plan's.
 ///
 /// # Errors
 /// A record or a template that the stage would refuse, with the key of its file.
-pub fn check(folders: Folders, stage: Stage, tokenizer: &Tokenizer) -> Result<()> {
-    let config = folders.0;
-    let encoder = || Encoder::new(tokenizer, Limit::none(), TooLong::Error);
+pub fn check(config: &Config, reader: &Reader) -> Result<()> {
+    let stage = reader.stage;
     if let (Stage::Pretrain, Some(pretrain)) = (stage, &config.pretrain) {
         let data = [&pretrain.data, &pretrain.eval_data];
-        let documents = |records: &[Record]| encode_documents(tokenizer, records).map(drop);
-        return supervised(stage, data, &pretrain.records, documents);
+        return supervised(stage, data, &pretrain.records, |records, bad| {
+            reader.documents(records, bad)
+        });
     }
     if let (Stage::Sft, Some(sft)) = (stage, &config.sft) {
-        let (encoder, data) = (encoder()?, [&sft.data, &sft.held_out.eval_data]);
-        let examples = |records: &[Record]| encoder.examples(records).map(drop);
-        return supervised(stage, data, &sft.records, examples);
+        let encoder = reader.encoder(sft.too_long, sft.max_length)?;
+        let encoder = encoder
+            .learning(sft.learn)
+            .with_bad_records(sft.records.bad_records);
+        let data = [&sft.data, &sft.held_out.eval_data];
+        return supervised(stage, data, &sft.records, |records, _| {
+            encoder.examples(records).map(drop)
+        });
     }
     if let (Stage::Dpo, Some(dpo)) = (stage, &config.dpo) {
-        let (encoder, data) = (encoder()?, [&dpo.data, &dpo.held_out.eval_data]);
-        let pairs = |records: &[Record]| encoder.direct_pairs(records).map(drop);
-        return supervised(stage, data, &dpo.records, pairs);
+        let encoder = reader.encoder(dpo.too_long, dpo.max_length)?;
+        let encoder = encoder.with_bad_records(dpo.records.bad_records);
+        let data = [&dpo.data, &dpo.held_out.eval_data];
+        return supervised(stage, data, &dpo.records, |records, _| {
+            encoder.direct_pairs(records).map(drop)
+        });
     }
-    if let (Stage::Reward | Stage::Judge, Some(reward)) = (stage, folders.reward(stage)) {
-        let (encoder, data) = (encoder()?, [&reward.data, &reward.held_out.eval_data]);
-        let pairs = |records: &[Record]| encoder.pairs(records).map(drop);
-        return supervised(stage, data, &reward.records, pairs);
+    let reward = match stage {
+        Stage::Reward => config.reward.as_ref(),
+        Stage::Judge => config.judge.as_ref(),
+        _ => None,
+    };
+    if let Some(reward) = reward {
+        let encoder = reader.encoder(reward.too_long, reward.max_length)?;
+        let encoder = encoder.with_bad_records(reward.records.bad_records);
+        let data = [&reward.data, &reward.held_out.eval_data];
+        return supervised(stage, data, &reward.records, |records, _| {
+            encoder.pairs(records).map(drop)
+        });
     }
     match (stage, &config.ppo) {
-        (Stage::Ppo, Some(ppo)) => prompts(tokenizer, &encoder()?, ppo),
+        (Stage::Ppo, Some(ppo)) => prompts(reader, ppo),
         _ => Ok(()),
+    }
+}
+
+impl<'a> Reader<'a> {
+    fn encoder(&self, policy: TooLong, max_length: usize) -> data::Result<Encoder<'a>> {
+        let limit = match (policy, self.context) {
+            (TooLong::Error, Some(context)) => {
+                limit(self.stage, max_length, context).or_other_policy(self.stage.name(), policy)
+            }
+            _ => Limit::none(),
+        };
+        Encoder::new(self.tokenizer, limit, policy)
+    }
+
+    fn documents(&self, records: &[Record], bad: BadRecords) -> data::Result<()> {
+        let read = documents(records.to_vec(), bad)?.items;
+        encode_documents(self.tokenizer, &read).map(drop)
     }
 }
 
@@ -55,23 +97,26 @@ fn supervised(
     stage: Stage,
     data: [&Data; 2],
     keys: &RecordKeys,
-    check: impl Fn(&[Record]) -> data::Result<()>,
+    check: impl Fn(&[Record], BadRecords) -> data::Result<()>,
 ) -> Result<()> {
     for (key, data) in ["data", "eval_data"].into_iter().zip(data) {
-        let checked = data
-            .sources
-            .iter()
-            .try_for_each(|source| first(source, keys, &check));
+        let mut sources = data.sources.iter();
+        let checked = sources.try_for_each(|source| first(source, keys, &check));
         checked.with_context(|| format!("[{stage}] {key}"))?;
     }
     Ok(())
 }
 
 /// Checks prompts, with the fields that rules compare answers with, and the text of PPO-ptx.
-fn prompts(tokenizer: &Tokenizer, encoder: &Encoder, ppo: &Ppo) -> Result<()> {
+fn prompts(reader: &Reader, ppo: &Ppo) -> Result<()> {
     let (rules, keys) = (Rewards::rules(&ppo.rewards)?, &ppo.records);
-    let check = |records: &[Record]| {
+    let encoder = Encoder::new(reader.tokenizer, Limit::none(), TooLong::Error)?;
+    let encoder = encoder.with_bad_records(keys.bad_records);
+    let check = |records: &[Record], bad: BadRecords| {
         encoder.prompts(records)?;
+        if bad == BadRecords::Skip {
+            return Ok(());
+        }
         records.iter().try_for_each(|record| {
             let checked = rules.check(&record.fields);
             checked.map_err(|message| DataError::Record {
@@ -89,22 +134,29 @@ fn prompts(tokenizer: &Tokenizer, encoder: &Encoder, ppo: &Ppo) -> Result<()> {
         let checked = source.try_for_each(|source| first(&source, keys, check));
         checked.with_context(|| format!("ppo.{key}"))?;
     }
-    let documents = |records: &[Record]| encode_documents(tokenizer, records).map(drop);
+    let documents = |records: &[Record], bad| reader.documents(records, bad);
     let mut text = ppo.update.ptx.ptx_data.sources.iter();
     text.try_for_each(|source| first(source, &ppo.ptx_records(), documents))
         .context("ppo.ptx_data")
 }
 
-/// Checks the first records of a file, if it exists and bad ones are errors.
+/// Checks the first records of a file, if it exists. Where bad ones are left out, it is refused if all of the first are bad and the
+/// stage allows no such share.
 fn first(
     source: &Source,
     keys: &RecordKeys,
-    check: impl Fn(&[Record]) -> data::Result<()>,
+    check: impl Fn(&[Record], BadRecords) -> data::Result<()>,
 ) -> data::Result<()> {
-    if !source.path.exists() || keys.bad_records == BadRecords::Skip {
+    if !source.path.exists() {
         return Ok(());
     }
     let mut records = read_source(source, keys)?.records;
+    let most_bad = keys.max_bad_share * records.len() as f64;
     records.truncate(FIRST);
-    check(&records)
+    match check(&records, keys.bad_records) {
+        Err(_) if keys.bad_records == BadRecords::Skip && records.len() as f64 <= most_bad => {
+            Ok(())
+        }
+        checked => checked,
+    }
 }

@@ -40,7 +40,7 @@ fn loops_and_recursion_without_end_run_out_of_steps() {
     let steps = "takes more than 10 million steps";
     refused(&times(10_000, &times(10_000, "")), steps);
     refused(&times(10_000, &times(10_000, "xxxxxxxxxxxxxxxx")), steps);
-    let twice = "{% macro m(x) %}{% if x > 0 %}{{ m(x-1) }}{{ m(x-1) }}{% endif %}{% endmacro %}{{ m(60) }}";
+    let twice = "{% macro m(x) %}{% if x > 0 %}{{ m(x-1) }}{{ m(x-1) }}{% endif %}{% endmacro %}{{ m(24) }}";
     refused(twice, steps);
     let rendered = render("{% macro m(x) %}{{ m(x+1) }}{% endmacro %}{{ m(0) }}");
     assert!(rendered.unwrap_err().contains("recursion limit"));
@@ -202,7 +202,10 @@ fn long_conversations_are_rendered() {
     let messages: Vec<Message> = (0..10_000).map(turn).collect();
     let mut rendered = 0;
     for (name, source) in golden["templates"].as_object().unwrap() {
-        let template = ChatTemplate::new(source.as_str().unwrap(), special.clone()).unwrap();
+        let Some(source) = source.as_str() else {
+            continue; // a list of named templates
+        };
+        let template = ChatTemplate::new(source, special.clone()).unwrap();
         match template.render(&messages, GenerationPrompt::Add) {
             Ok(text) => rendered += usize::from(text.contains("message 9998 ")),
             Err(error) => assert!(

@@ -8,6 +8,7 @@ use indicatif::HumanDuration;
 
 use super::{Measured, Probed};
 use crate::config::{Device, Stage};
+use crate::terminal::words;
 use crate::train::memory::{available_bytes, total_bytes};
 
 const MIB: f64 = (1 << 20) as f64;
@@ -49,7 +50,7 @@ fn row(stage: Stage, measured: &Measured) -> [String; 6] {
         measured
             .peak
             .map_or_else(|| "unknown".to_owned(), |bytes| mib(bytes as f64)),
-        format!("{:.3}", measured.seconds),
+        words::digits(measured.seconds),
         measured.steps.to_string(),
         whole.map_or_else(
             |_| "for ever".to_owned(),

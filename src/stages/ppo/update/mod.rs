@@ -28,7 +28,7 @@ use micro::Micro;
 use policy::PolicySums;
 
 pub use limit::Outcome;
-pub use ptx::PretrainMix;
+pub use ptx::{PretrainMix, check_length};
 
 /// Learning rates of an iteration.
 #[derive(Clone, Copy)]

@@ -5,7 +5,7 @@
 //! pretraining, so that γ does not depend on the rows' length. The text has a cursor of its own, the place in the walk over its
 //! rows, which the checkpoint holds. A batch of text is always whole, as an iteration is, and crosses no pass's end.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, ensure};
 use rollout::random::Purpose;
 
 use super::Update;
@@ -19,6 +19,19 @@ use crate::stages::language::{RowSet, log_prob_sum};
 use crate::stages::misfits::Misfits;
 use crate::stages::pretrain::{pack, read_documents};
 use crate::train::configured::gradient;
+
+/// Checks that a row fits the policy's context.
+///
+/// # Errors
+/// If it is longer.
+pub fn check_length(ptx: &Ptx, context: usize) -> Result<()> {
+    ensure!(
+        !ptx.is_on() || ptx.ptx_length <= context,
+        "ppo.ptx_length is {}, but the policy's context holds {context} tokens; lower it to {context} or less",
+        ptx.ptx_length
+    );
+    Ok(())
+}
 
 /// Rows of pretraining text, in the order in which the actor meets them.
 pub struct PretrainMix {
@@ -43,13 +56,7 @@ impl PretrainMix {
         if !ptx.is_on() {
             return Ok(None);
         }
-        let context = roles.actor.decoder_config().max_position_embeddings;
-        if ptx.ptx_length > context {
-            bail!(
-                "ppo.ptx_length is {}, but the policy's context holds {context} tokens; lower it to {context} or less",
-                ptx.ptx_length
-            );
-        }
+        check_length(ptx, roles.actor.decoder_config().max_position_embeddings)?;
         let keys = config.ptx_records();
         let text = read_documents("ppo", "ptx_data", &ptx.ptx_data, &keys, misfits)
             .context("ppo.ptx_data")?;
