@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::{Value, json};
 
 use crate::language::{CONFIG, files};
-use crate::support::{Workspace, fixture};
+use crate::support::{Ended, Workspace, fixture};
 
 /// The cells of each line that has any, table by table.
 pub fn tables(text: &str) -> Vec<Vec<Vec<&str>>> {
@@ -28,6 +28,14 @@ fn heads<'a>(table: &[Vec<&'a str>]) -> Vec<&'a str> {
     table.iter().map(|cells| cells[0]).collect()
 }
 
+/// The tables of a run whose data `file` is not there yet: they are printed, and then the file is named.
+#[track_caller]
+fn priced<'a>(ended: &'a Ended, file: &str) -> Vec<Vec<Vec<&'a str>>> {
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains(file), "{}", ended.stderr);
+    tables(&ended.stdout)
+}
+
 /// Models of the run and data are yet to be made.
 #[test]
 fn every_stage_has_its_table_before_anything_is_made() {
@@ -37,8 +45,7 @@ fn every_stage_has_its_table_before_anything_is_made() {
         "plan config.toml --set sft.lora.r=4 --set sft.lora.layers_to_transform=top:1 --set ppo.target_kl=0.1 \
          --set ppo.rollback_kl_factor=2.0",
     );
-    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-    let tables = tables(&ended.stdout);
+    let tables = priced(&ended, "text.jsonl");
     let [pretrain, sft, dpo, reward, ppo] = &tables[..] else {
         panic!("{}", ended.stdout);
     };
@@ -93,8 +100,7 @@ fn a_judge_is_listed_with_what_it_will_own() {
         let ended = workspace.run(&format!(
             "plan config.toml --set ppo.eval_prompts=more.jsonl {flags}"
         ));
-        assert_eq!(ended.code, Some(0), "{flags}: {}", ended.stderr);
-        let tables = tables(&ended.stdout);
+        let tables = priced(&ended, "more.jsonl");
         let ppo = tables.last().expect("tables");
         let row = |name: &str| {
             let row = ppo.iter().find(|cells| cells[0] == name);
@@ -141,8 +147,7 @@ fn a_folder_is_asked_for_its_sizes_alone() {
         "[run]\nname = \"trial\"\n[model]\nfrom = \"model\"\n[dpo]\ndata = \"pairs.jsonl\"\nmicro_batch_tokens = 2048\n",
     );
     let ended = workspace.run("plan config.toml");
-    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-    let tables = tables(&ended.stdout);
+    let tables = priced(&ended, "pairs.jsonl");
     let chunk = tables[0].iter().find(|cells| cells[0] == "log-prob chunk");
     // Rows for which a pass over the head pays: 384.
     let mib = 384.0 * 128_256.0 * 4.0 / f64::from(1 << 20);
@@ -181,7 +186,7 @@ fn what_preference_tuning_trains_is_counted() {
     workspace.write("config.toml", &text);
     let planned = |flags: &str| {
         let ended = workspace.run(&format!("plan config.toml {flags}"));
-        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        priced(&ended, "pairs.jsonl");
         ended.stdout
     };
     let whole = planned("");
@@ -236,6 +241,9 @@ fn a_model_to_be_made_is_planned_as_what_is_then_made() {
 fn a_plan_beyond_this_machine_fails() {
     let workspace = Workspace::new();
     workspace.write("config.toml", CONFIG);
+    for (name, contents) in files() {
+        workspace.write(name, &contents);
+    }
     let ended = workspace.run(
         "plan config.toml --set model.hidden_size=16384 --set model.intermediate_size=65536 --set model.num_hidden_layers=1000",
     );

@@ -40,7 +40,7 @@ fn groups_without_spread_are_replaced() {
 /// At a temperature close to 0 all samples are the same: every round is spent, and the batch is filled with what was to be replaced.
 #[test]
 fn a_batch_without_any_spread_is_filled() {
-    let flags = "--set ppo.num_samples_per_prompt=4 --set ppo.temperature=0.001 --set ppo.dynamic_sampling=3 --set ppo.max_steps=2";
+    let flags = "--set ppo.num_samples_per_prompt=4 --set ppo.temperature=0.0001 --set ppo.dynamic_sampling=3 --set ppo.max_steps=2";
     let lines = iterations(&Workspace::trained(), "trial", flags);
     for line in &lines {
         assert_eq!(number(line, "rollout/no_spread_fraction"), 1.0);

@@ -93,7 +93,7 @@ fn samples_end_where_the_tokenizer_says() {
     let steps = "--set sft.max_steps=1 --set reward.max_steps=1";
     workspace.succeed(&format!("reward config.toml {steps}"));
     workspace.succeed(&format!(
-        "ppo config.toml {steps} --set ppo.max_steps=1 --set ppo.eval_steps=1 --set ppo.max_new_tokens=40 --set ppo.temperature=3",
+        "ppo config.toml {steps} --set ppo.max_steps=1 --set ppo.eval_steps=1 --set ppo.max_new_tokens=36 --set ppo.temperature=3",
     ));
     let metrics = workspace.metrics("trial", "ppo");
     let share = |name: &str| {

@@ -122,7 +122,7 @@ fn a_stage_that_changes_nothing_says_so() {
 fn a_stage_whose_steps_are_all_skipped_says_so() {
     let workspace = Workspace::trained();
     workspace.succeed(
-        "sft config.toml --set run.name=broken --set sft.max_steps=1 --set sft.learning_rate=1e38",
+        "sft config.toml --set run.name=broken --set sft.max_steps=1 --set sft.learning_rate=1e30",
     );
     let flags = "--set sft.from=runs/broken/sft/final --set sft.max_steps=2";
     let ended = workspace.succeed(&format!("sft config.toml {flags}"));

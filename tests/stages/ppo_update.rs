@@ -253,9 +253,10 @@ fn kl_in_the_loss_is_zero_while_nothing_moves_and_pulls_when_something_does() {
         assert_eq!(column(&still, "loss/kl"), [0.0; 3], "{estimator}");
         assert_eq!(column(&still, "objective/kl"), [0.0; 3], "{estimator}");
     }
-    // A KL of no weight is in no place.
-    let free = run(&workspace, "free", "--set ppo.kl_coef=0.0");
-    assert!(!free[0].contains_key("loss/kl"));
+    // A KL of no weight is in no place, and is not measured.
+    let unweighted = run(&workspace, "unweighted", "--set ppo.kl_coef=0.0");
+    assert!(!unweighted[0].contains_key("loss/kl"));
+    let free = run(&workspace, "free", "--set ppo.kl_coef=1e-300");
     let held = run(
         &workspace,
         "held",
