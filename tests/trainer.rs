@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 /// Largest distance of a weight from float64's. Adam divides by the root of the second moment, so that the rounding of `f32` (6e-8 of
-/// values around 1) grows where a gradient is small among its summands; measured is 1e-5 at most, and steps move weights by 2e-2 to 6e-2.
+/// values around 1) grows where a gradient is small among its summands; measured is 4e-6 at most, and steps move weights by 2e-2 to 6e-2.
 const WEIGHT: f32 = 3e-5;
 
 /// Largest distance of a logged number, relative to 1 or to its size: sums of some hundred `f32` under weights as far apart as above.

@@ -62,6 +62,10 @@ const SCRIPT: &str = r#"while read -r line; do
 done
 "#;
 
+/// A chat template that renders every turn as it stands.
+const TEMPLATE: &str = "{% for m in messages %}{{ m.role[:1] }}:{{ m.content }}{{ eos_token }}{% endfor %}\
+                        {% if add_generation_prompt %}a:{% endif %}";
+
 /// A workspace in which rows are tried.
 pub struct Bench {
     workspace: Workspace,
@@ -144,18 +148,38 @@ impl Bench {
             done: RefCell::default(),
         };
         bench.add_padded_model();
+        bench.add_chat_model();
         bench
     }
 
-    /// A reward model that pads with what ends an answer: `models/padded`.
-    fn add_padded_model(&self) {
-        let (from, to) = ("models/reward", self.workspace.path("models/padded"));
+    fn copy_model(&self, from: &str, to: &str) -> PathBuf {
+        let to = self.workspace.path(to);
         fs::create_dir_all(&to).expect("a folder");
         for entry in fs::read_dir(self.workspace.path(from)).expect("a model") {
             let file = entry.expect("an entry").path();
             let name = file.file_name().expect("a name");
             fs::copy(&file, to.join(name)).expect("a writable folder");
         }
+        to
+    }
+
+    /// A model with a chat template, `models/chat`, and conversations of two answers.
+    fn add_chat_model(&self) {
+        let to = self.copy_model("models/pretrain", "models/chat");
+        fs::write(to.join("chat_template.jinja"), TEMPLATE).expect("a writable folder");
+        let turn = |role: &str, text: String| json!({"role": role, "content": text});
+        let chat = |i: usize| {
+            json!({"messages": [
+                turn("user", format!("{i}?")), turn("assistant", format!("{i}.")),
+                turn("user", "so?".to_owned()), turn("assistant", format!("{i}!")),
+            ]})
+        };
+        self.workspace.write("chats.jsonl", &records(10, 40, chat));
+    }
+
+    /// A reward model that pads with what ends an answer: `models/padded`.
+    fn add_padded_model(&self) {
+        let to = self.copy_model("models/reward", "models/padded");
         let config = read(&to.join("config.json"));
         let mut config: Value = serde_json::from_slice(&config).expect("a configuration");
         let end = match &config["eos_token_id"] {

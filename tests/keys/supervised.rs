@@ -112,6 +112,7 @@ pub fn sft() -> Vec<Row> {
         row("sft.max_length", "14"),
         row("sft.too_long", "skip").under("sft.max_length=14"),
         row("sft.layerwise_lr_decay", "0.5"),
+        row("sft.learn", "last").under("sft.from=models/chat sft.data=chats.jsonl"),
     ]);
     rows
 }
