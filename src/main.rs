@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use collimate::cli::{Cli, Command, ConfigArgs, PlanArgs, Trials};
 use collimate::config::{Config, Document, Stage};
+use collimate::data::guard::Counted;
 use collimate::ops::{pool, profile};
 use collimate::stages::plan::machine::Bound;
 use collimate::terminal::{self, Reader};
@@ -14,9 +15,9 @@ use collimate::train::signal::{EXIT_STOPPED, Outcome};
 use collimate::{commands, stages};
 
 /// glibc gives large blocks back to the kernel and faults them in again; training allocates them
-/// all the time.
+/// all the time. Threads that work on files of strangers have their memory counted.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Counted<mimalloc::MiMalloc> = Counted(mimalloc::MiMalloc);
 
 fn main() -> ExitCode {
     process::set_up();

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use tiny_http::{Header, Request, Response, Server};
 
 const SINGLE: &str = "model.safetensors";
+const TOOL_USE: &str = "additional_chat_templates/tool_use.jinja";
 const INDEX: &str = "model.safetensors.index.json";
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 /// What the test's model is made of; the weights and `config.json` are a fixture's.
@@ -34,6 +35,8 @@ struct Model {
     commit: String,
     /// The shard that the index names; none where there is no index.
     shard: Option<String>,
+    /// The template for records with tools; none where the model has no such file.
+    tool_use: Option<&'static str>,
 }
 
 impl Model {
@@ -41,6 +44,7 @@ impl Model {
         Self {
             commit: COMMIT.to_owned(),
             shard: None,
+            tool_use: None,
         }
     }
 }
@@ -110,8 +114,9 @@ fn answer(model: &Model, request: Request) {
     let url = request.url().to_owned();
     if url == "/api/models/tiny/llama/revision/main" {
         let weights = if model.shard.is_some() { INDEX } else { SINGLE };
-        let files = ["README.md", "config.json", weights, "tokenizer.json"];
-        let siblings: Vec<_> = files.map(|file| json!({ "rfilename": file })).into();
+        let files = ["README.md", "config.json", weights, "tokenizer.json"].into_iter();
+        let files = files.chain(model.tool_use.map(|_| TOOL_USE));
+        let siblings: Vec<_> = files.map(|file| json!({ "rfilename": file })).collect();
         let body = json!({ "sha": model.commit, "siblings": siblings }).to_string();
         return request
             .respond(Response::from_string(body))
@@ -122,6 +127,7 @@ fn answer(model: &Model, request: Request) {
     };
     let bytes = match (file, &model.shard) {
         ("tokenizer.json", _) => TOKENIZER.into(),
+        (TOOL_USE, _) => model.tool_use.expect("no request for it").into(),
         (INDEX, Some(shard)) => index(shard),
         (file, Some(shard)) if file == shard => fs::read(fixture(SINGLE)).expect("a fixture"),
         _ => fs::read(fixture(file)).expect("a fixture"),
@@ -145,7 +151,7 @@ fn answer(model: &Model, request: Request) {
             "Content-Range",
             &format!("bytes {from}-{}/{}", end - 1, bytes.len()),
         ))
-        .with_header(header("ETag", &format!("\"{file}\"")))
+        .with_header(header("ETag", &format!("\"{}\"", file.replace('/', "-"))))
         .with_header(header("X-Repo-Commit", COMMIT));
     request.respond(part).expect("a client");
 }
@@ -232,6 +238,25 @@ fn shards_that_an_index_names_are_fetched() {
     let found = scores(&folder, score(&folder, "tiny/llama", &hub.address()));
     assert_eq!(found, expected);
     assert!(hub.close().iter().any(|url| url.ends_with(shard)));
+}
+
+/// A model without one is fetched in [`a_model_is_fetched_once_and_then_needs_no_network`].
+#[test]
+fn the_template_for_tools_is_fetched_where_there_is_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let template = "{{ tools | length }} tools";
+    let hub = Hub::of(Model {
+        tool_use: Some(template),
+        ..Model::new()
+    });
+    scores(&folder, score(&folder, "tiny/llama", &hub.address()));
+    assert!(hub.close().iter().any(|url| url.ends_with(TOOL_USE)));
+    let fetched = files(&folder.path().join("cache"));
+    let beside = |path: &&PathBuf| path.ends_with(TOOL_USE);
+    let path = fetched.iter().find(beside).expect("the template");
+    assert_eq!(fs::read_to_string(path).expect("a template"), template);
+    let snapshot = path.parent().and_then(Path::parent).expect("a folder");
+    assert!(snapshot.join("config.json").exists());
 }
 
 /// All files below a folder.

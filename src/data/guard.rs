@@ -2,19 +2,29 @@
 //! the stack or panic.
 //!
 //! The thread has a large stack. The caller waits, and once the work takes longer than a moment looks at its processor time and at
-//! the memory of the process. Work beyond its bounds becomes an error at once; its thread cannot be stopped, and ends with the
+//! the memory that it holds. Work beyond its bounds becomes an error at once; its thread cannot be stopped, and ends with the
 //! process, which an error ends. Idle threads are kept for the next work: handing work over takes some microseconds.
+//!
+//! The memory is the work's own, for other threads may take gigabytes meanwhile: the allocator counts what the thread takes and
+//! gives back. That asks for [`Counted`] as the program's allocator, which the binary has; memory of C code and of threads that the
+//! work starts is left out. In a program with another allocator the growth of the whole process stands in for it, so that work may
+//! be refused there for what other threads take.
 //!
 //! This is the last line: what can be known beforehand is bounded where it is known (`template/limits.rs`, `tokenizer/checks.rs`), and
 //! the depth of whatever recurses is bounded there, for a stack that overflows ends the process.
 
+mod counted;
+
 use std::cell::Cell;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicIsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Mutex, Once};
 use std::thread;
 use std::time::Duration;
+
+pub use counted::Counted;
 
 /// Bytes of a thread's stack. The system provides the pages that are touched, mostly a few.
 const STACK: usize = 256 << 20;
@@ -26,7 +36,7 @@ const LOOK: Duration = Duration::from_millis(20);
 pub struct Bounds {
     /// Processor time.
     pub seconds: u64,
-    /// Bytes by which the memory of the process may grow meanwhile.
+    /// Bytes of memory that it takes and has not given back.
     pub bytes: usize,
 }
 
@@ -60,6 +70,7 @@ type Job = Box<dyn FnOnce() + Send>;
 struct Worker {
     jobs: SyncSender<Job>,
     clock: Clock,
+    memory: Memory,
 }
 
 static IDLE: Mutex<Vec<Worker>> = Mutex::new(Vec::new());
@@ -77,20 +88,34 @@ pub fn watched<T: Send + 'static>(
         Some(worker) => worker,
         None => Worker::start().map_err(|error| Excess::NoThread(error.to_string()))?,
     };
-    let begun = worker.clock.seconds();
+    let begun = Begun {
+        seconds: worker.clock.seconds(),
+        bytes: worker.memory.counted(),
+    };
     let (done, result) = sync_channel(1);
     let job = move || _ = done.send(quietly(work));
     if worker.jobs.send(Box::new(job)).is_err() {
         return Err(Excess::NoThread("it ended".to_owned()));
     }
-    let result = wait(&result, &worker.clock, begun, bounds)?;
+    let result = wait(&result, &worker, begun, bounds)?;
     IDLE.lock().unwrap_or_else(|e| e.into_inner()).push(worker);
     result.map_err(Excess::Panic)
 }
 
+/// Processor time and memory of a thread before its work.
+struct Begun {
+    seconds: f64,
+    /// `None` where they are not counted; the first look stands in for the beginning.
+    bytes: Option<isize>,
+}
+
 /// The result of work that keeps within its bounds.
-fn wait<T>(result: &Receiver<T>, clock: &Clock, begun: f64, bounds: Bounds) -> Result<T, Excess> {
-    let mut memory = None;
+fn wait<T>(
+    result: &Receiver<T>,
+    worker: &Worker,
+    mut begun: Begun,
+    bounds: Bounds,
+) -> Result<T, Excess> {
     loop {
         match result.recv_timeout(LOOK) {
             Ok(result) => return Ok(result),
@@ -99,12 +124,12 @@ fn wait<T>(result: &Receiver<T>, clock: &Clock, begun: f64, bounds: Bounds) -> R
             }
             Err(RecvTimeoutError::Timeout) => {}
         }
-        let now = resident_bytes();
-        let before = *memory.get_or_insert(now);
-        if now.saturating_sub(before) > bounds.bytes {
+        let now = worker.memory.bytes();
+        let grown = now - *begun.bytes.get_or_insert(now);
+        if usize::try_from(grown).is_ok_and(|grown| grown > bounds.bytes) {
             return Err(Excess::Bytes(bounds.bytes));
         }
-        if clock.seconds() - begun > bounds.seconds as f64 {
+        if worker.clock.seconds() - begun.seconds > bounds.seconds as f64 {
             return Err(Excess::Seconds(bounds.seconds));
         }
     }
@@ -113,15 +138,19 @@ fn wait<T>(result: &Receiver<T>, clock: &Clock, begun: f64, bounds: Bounds) -> R
 impl Worker {
     fn start() -> std::io::Result<Self> {
         let (jobs, work) = sync_channel::<Job>(1);
-        let (tell, clock) = sync_channel(1);
+        let (tell, meters) = sync_channel(1);
         let body = move || {
-            let _ = tell.send(Clock::of_this_thread());
+            let _ = tell.send((Clock::of_this_thread(), Memory::of_this_thread()));
             work.into_iter().for_each(|job| job());
         };
         let named = thread::Builder::new().name("watched".to_owned());
         named.stack_size(STACK).spawn(body)?;
-        let clock = clock.recv().map_err(std::io::Error::other)?;
-        Ok(Self { jobs, clock })
+        let (clock, memory) = meters.recv().map_err(std::io::Error::other)?;
+        Ok(Self {
+            jobs,
+            clock,
+            memory,
+        })
     }
 }
 
@@ -200,6 +229,30 @@ impl Clock {
     }
 }
 
+/// The memory of a thread, or of the process where threads are not counted.
+enum Memory {
+    Thread(&'static AtomicIsize),
+    Process,
+}
+
+impl Memory {
+    fn of_this_thread() -> Self {
+        counted::count_this_thread().map_or(Self::Process, Self::Thread)
+    }
+
+    fn bytes(&self) -> isize {
+        self.counted()
+            .unwrap_or_else(|| resident_bytes().cast_signed())
+    }
+
+    fn counted(&self) -> Option<isize> {
+        match self {
+            Self::Thread(count) => Some(count.load(Ordering::Relaxed)),
+            Self::Process => None,
+        }
+    }
+}
+
 /// Bytes of memory that the process holds; zero where the system does not say.
 fn resident_bytes() -> usize {
     let pages = || {
@@ -212,9 +265,15 @@ fn resident_bytes() -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::alloc::System;
+    use std::hint::black_box;
+    use std::sync::atomic::AtomicBool;
 
     use super::*;
+
+    /// The allocator of this crate's unit tests.
+    #[global_allocator]
+    static ALLOCATOR: Counted<System> = Counted(System);
 
     const BOUNDS: Bounds = Bounds {
         seconds: 1,
@@ -257,6 +316,52 @@ mod tests {
         };
         assert_eq!(watched(bounds, greedy), Err(Excess::Bytes(64 << 20)));
         ENOUGH.store(true, Ordering::Relaxed);
+    }
+
+    #[test]
+    fn memory_that_other_threads_take_and_give_back_does_not_count() {
+        const MANY: usize = 128 << 20;
+        let bounds = Bounds {
+            bytes: MANY / 2,
+            ..BOUNDS
+        };
+        // Each waits until the work has been looked at, and holds on until it has been looked at again.
+        let pause = || thread::sleep(Duration::from_millis(100));
+        let modest = move || {
+            let other = thread::spawn(move || {
+                pause();
+                let taken = black_box(vec![1u8; MANY]);
+                pause();
+                taken.len()
+            });
+            (other.join().unwrap(), black_box(vec![1u8; 1 << 20]).len())
+        };
+        assert_eq!(watched(bounds, modest), Ok((MANY, 1 << 20)));
+        static ENOUGH: AtomicBool = AtomicBool::new(false);
+        let held = vec![1u8; MANY];
+        let other = thread::spawn(move || {
+            pause();
+            drop(held);
+        });
+        let greedy = move || {
+            pause();
+            let taken = black_box(vec![1u8; MANY]);
+            while !ENOUGH.load(Ordering::Relaxed) {
+                pause();
+            }
+            taken.len()
+        };
+        assert_eq!(watched(bounds, greedy), Err(Excess::Bytes(MANY / 2)));
+        ENOUGH.store(true, Ordering::Relaxed);
+        other.join().unwrap();
+    }
+
+    #[test]
+    fn without_a_count_the_process_is_looked_at() {
+        let taken = black_box(vec![1u8; 64 << 20]);
+        let held = Memory::Process.bytes();
+        assert!(!cfg!(target_os = "linux") || held > 64 << 20, "{held}");
+        drop(taken);
     }
 
     #[test]

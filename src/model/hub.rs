@@ -86,11 +86,12 @@ mod download {
     const WEIGHTS: &str = "model.safetensors";
     const INDEX: &str = "model.safetensors.index.json";
     /// Read where they are there.
-    const OPTIONAL: [&str; 4] = [
+    const OPTIONAL: [&str; 5] = [
         TOKENIZER,
         "tokenizer_config.json",
         "generation_config.json",
         "chat_template.jinja",
+        "additional_chat_templates/tool_use.jinja",
     ];
     const RETRIES: usize = 5;
 

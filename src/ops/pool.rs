@@ -6,6 +6,7 @@
 //! item changes no bit of it.
 
 use std::cell::UnsafeCell;
+use std::env;
 use std::error::Error as _;
 use std::hint::spin_loop;
 use std::io;
@@ -13,6 +14,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError, TryLockError};
 use std::thread;
+
+use crate::terminal;
 
 /// Looks for work before a thread goes to sleep: some hundred microseconds.
 const PATIENCE: usize = 20_000;
@@ -33,6 +36,9 @@ const STACK_BYTES: usize = 64 << 20;
 /// for more than a small machine has.
 const ALWAYS: usize = 16;
 
+/// Variable that sets the number of threads of a program with rayon.
+const VARIABLE: &str = "RAYON_NUM_THREADS";
+
 /// Starts so many threads, 0 for as many as there are processors, for all work of the process. Threads that are there already
 /// stay as they are. No more than four times the processors are started: threads that wait for one another awake would take
 /// turns for ever.
@@ -40,19 +46,43 @@ const ALWAYS: usize = 16;
 /// # Errors
 /// If the system does not give as many.
 pub fn start(threads: usize) -> io::Result<()> {
-    let processors = thread::available_parallelism().map_or(1, usize::from);
-    build(match threads {
-        0 => processors,
-        asked => asked.min(most_useful(processors)),
-    })
+    build(bounded(threads, processors()))
 }
 
-/// Starts as many threads as rayon would by itself: those of `RAYON_NUM_THREADS`, or as many as there are processors.
+/// Starts the threads of a command that no `run.threads` speaks for: as many as `RAYON_NUM_THREADS` asks for, within the bound of
+/// [`start`], or as many as there are processors.
 ///
 /// # Errors
 /// As [`start`].
 pub fn start_usual() -> io::Result<()> {
-    build(0)
+    // Rayon, too, passes over a value that is no number.
+    let asked = env::var(VARIABLE).ok().and_then(|text| text.parse().ok());
+    let asked = asked.unwrap_or(0);
+    say_if_fewer(VARIABLE, asked);
+    start(asked)
+}
+
+/// Says that fewer threads are started than a key or variable asks for.
+pub fn say_if_fewer(name: &str, asked: usize) {
+    let processors = processors();
+    let used = bounded(asked, processors);
+    if used < asked {
+        terminal::note(format_args!(
+            "{name} = {asked}: {used} are used, for this machine has {processors} processors"
+        ));
+    }
+}
+
+fn processors() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The number of threads to start where `asked` are asked for, 0 for one a processor.
+fn bounded(asked: usize, processors: usize) -> usize {
+    match asked {
+        0 => processors,
+        asked => asked.min(most_useful(processors)),
+    }
 }
 
 fn build(count: usize) -> io::Result<()> {
@@ -70,7 +100,7 @@ fn build(count: usize) -> io::Result<()> {
 }
 
 /// The most threads that are of use on so many processors.
-pub fn most_useful(processors: usize) -> usize {
+fn most_useful(processors: usize) -> usize {
     processors.saturating_mul(4).max(ALWAYS)
 }
 
@@ -280,6 +310,14 @@ impl Drop for Open<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_more_threads_are_started_than_are_of_use() {
+        let of = bounded;
+        assert_eq!([of(0, 2), of(1, 2), of(16, 2)], [2, 1, 16]);
+        assert_eq!([of(17, 2), of(100_000, 2), of(usize::MAX, 2)], [16; 3]);
+        assert_eq!([of(0, 64), of(100, 64), of(100_000, 64)], [64, 100, 256]);
+    }
 
     #[test]
     fn every_item_is_done_once() {

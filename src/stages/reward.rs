@@ -55,6 +55,8 @@ pub fn reward(context: &Context, config: &Reward, stage: Stage) -> Result<Option
     words.into_iter().for_each(terminal::note_once);
     let model = &trainee.model;
     let position = ScorePosition::of(model.config(), None)?;
+    let (table, scored) = (stage.name(), position.in_words());
+    terminal::note_once(format_args!("[{table}] scores {scored}"));
 
     // 2. Records → pairs, some of them held out.
     let source = Source {

@@ -220,13 +220,7 @@ fn run_one(context: &Context, stage: Stage) -> Result<Option<Finished>> {
 /// # Errors
 /// If the pool cannot be started, and those of `work`.
 fn on_pool<R: Send>(threads: usize, work: impl FnOnce() -> Result<R> + Send) -> Result<R> {
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let useful = pool::most_useful(processors);
-    if threads > useful {
-        terminal::note(format_args!(
-            "run.threads = {threads}: {useful} are used, for this machine has {processors} processors"
-        ));
-    }
+    pool::say_if_fewer("run.threads", threads);
     pool::start(threads)?;
     rayon::scope(|_| work())
 }

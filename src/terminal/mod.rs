@@ -1,9 +1,11 @@
 //! The one place that writes to the terminal: notes and progress on standard error, results on standard output.
 //!
 //! The files of a run are its record. A terminal that was closed, or that is full, costs lines and stops nothing: output that
-//! fails is dropped. A command whose product is its output asks [`product`] whether it arrived.
+//! fails, or that a reader leaves in a full pipe, is dropped. A command whose product is its output asks [`product`] whether it
+//! arrived, and waits for its reader, as Unix tools do.
 
 pub mod phase;
+mod stream;
 pub mod words;
 
 use std::collections::BTreeSet;
@@ -12,6 +14,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use phase::Phase;
+use stream::{STDERR, STDOUT};
 
 /// Columns of a terminal that does not say how wide it is, and the most that a line of progress takes.
 pub const COLUMNS: usize = 80;
@@ -41,13 +44,13 @@ pub fn note(text: impl Display) {
         true => format!("{text}\n"),
         false => format!("\r\x1b[2K{text}\n{status}"),
     };
-    drop_failure(io::stderr().write_all(line.as_bytes()));
+    STDERR.offer(line.as_bytes());
 }
 
-/// Passes on bytes that a program of the user's wrote to its standard error.
+/// Passes on what a program of the user wrote to its standard error.
 pub fn pass_on(bytes: &[u8]) {
-    let _status = lock();
-    drop_failure(io::stderr().write_all(bytes));
+    let _one_at_a_time = lock();
+    STDERR.offer(bytes);
 }
 
 /// Writes a note unless the same was written before: a model folder is read by several roles.
@@ -65,7 +68,7 @@ pub fn note_once(text: impl Display) {
 pub fn print(text: impl Display) {
     let mut status = lock();
     clear(&mut status);
-    drop_failure(write_out(&text));
+    STDOUT.offer(format!("{text}\n").as_bytes());
 }
 
 /// Writes a line of what a command was asked for to standard output.
@@ -89,7 +92,7 @@ pub fn show_status(line: String) {
     if *status == line {
         return;
     }
-    drop_failure(io::stderr().write_all(format!("\r\x1b[2K{line}").as_bytes()));
+    STDERR.offer(format!("\r\x1b[2K{line}").as_bytes());
     *status = line;
 }
 
@@ -120,7 +123,7 @@ fn write_out(text: &dyn Display) -> io::Result<()> {
 
 fn clear(status: &mut String) {
     if !status.is_empty() {
-        drop_failure(io::stderr().write_all(b"\r\x1b[2K"));
+        STDERR.offer(b"\r\x1b[2K");
         status.clear();
     }
 }
@@ -128,9 +131,6 @@ fn clear(status: &mut String) {
 fn lock() -> MutexGuard<'static, String> {
     STATUS.lock().unwrap_or_else(PoisonError::into_inner)
 }
-
-/// Nobody is left to tell.
-fn drop_failure(_: io::Result<()>) {}
 
 #[cfg(test)]
 mod tests {

@@ -116,6 +116,22 @@ fn epochs_threads_and_sizes_of_a_model_are_bounded() {
     );
 }
 
+/// Threads of the commands that no `run.threads` speaks for.
+#[test]
+fn threads_that_the_environment_asks_for_are_bounded() {
+    let workspace = Workspace::trained();
+    for arguments in [
+        "generate --model models/sft --prompts prompts.jsonl --out o.jsonl --max-new-tokens 2",
+        "plan config.toml",
+    ] {
+        let mut command = workspace.command(arguments);
+        let ended = ends_soon(command.env("RAYON_NUM_THREADS", "100000"));
+        assert_eq!(ended.code, Some(0), "{arguments}: {}", ended.stderr);
+        let says = "RAYON_NUM_THREADS = 100000: ";
+        assert!(ended.stderr.contains(says), "{arguments}: {}", ended.stderr);
+    }
+}
+
 #[test]
 fn flags_of_commands_are_bounded() {
     let workspace = Workspace::trained();

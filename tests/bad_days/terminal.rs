@@ -1,10 +1,11 @@
 //! Standard output or error whose reader went away, or that is full; and the hang-up that a closed terminal sends.
 
 use std::fs::File;
-use std::io::pipe;
+use std::io::{PipeReader, PipeWriter, Write, pipe};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::process::{ATTEMPTS, Moment, StageRun, send};
 use crate::support::Workspace;
@@ -25,6 +26,21 @@ fn unread() -> Stdio {
     let (reader, writer) = pipe().expect("a pipe");
     drop(reader);
     writer.into()
+}
+
+/// A pipe that is full, whose reader lives and does not read.
+fn filled() -> (PipeReader, PipeWriter) {
+    let (reader, writer) = pipe().expect("a pipe");
+    let number = writer.as_raw_fd();
+    // SAFETY: the calls take numbers alone, and the descriptor is open.
+    let set = |flags: libc::c_int| unsafe { libc::fcntl(number, libc::F_SETFL, flags) };
+    // SAFETY: as above.
+    let usual = unsafe { libc::fcntl(number, libc::F_GETFL) };
+    assert_eq!(set(usual | libc::O_NONBLOCK), 0);
+    while (&writer).write(&[b'x'; libc::PIPE_BUF]).is_ok() {}
+    // The run's own writes would wait.
+    assert_eq!(set(usual), 0);
+    (reader, writer)
 }
 
 fn code(command: &mut Command) -> Option<i32> {
@@ -53,6 +69,37 @@ fn a_run_goes_on_without_its_terminal() {
         assert_eq!(code, Some(0), "{name}");
         run(name).assert_same(&run("seen"), name);
     }
+}
+
+#[test]
+fn a_run_does_not_wait_for_a_reader_that_does_not_read() {
+    let workspace = Workspace::trained();
+    let run = StageRun {
+        workspace: &workspace,
+        stage: "sft",
+        name: "filled",
+        flags: STEPS,
+    };
+    let (_output, output) = filled();
+    let (_error, error) = filled();
+    let mut command = workspace.command(&format!(
+        "sft config.toml --set run.name=filled --set sft.log_steps=1 {STEPS}"
+    ));
+    let mut child = command
+        .stdout(output)
+        .stderr(error)
+        .spawn()
+        .expect("the binary");
+    let start = Instant::now();
+    while child.try_wait().expect("a child").is_none() {
+        if start.elapsed() > Duration::from_secs(60) {
+            child.kill().expect("a child");
+            panic!("it waits for its terminal");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(child.wait().expect("its end").code(), Some(0));
+    assert!(run.is_done() && run.workspace.model("filled", "sft").exists());
 }
 
 #[test]

@@ -162,6 +162,8 @@ fn a_reward_model_is_padded_with_a_token_that_ends_nothing() {
             "{}",
             ended.stderr
         );
+        let scored = "[reward] scores at the last token (score_at = \"eos\")";
+        assert!(ended.stderr.contains(scored), "{}", ended.stderr);
         let of = |file: &str| json_of(&workspace, &format!("runs/trial/reward/final/{file}"));
         assert_eq!(of("config.json")["pad_token_id"], 1, "from {start}");
         assert_eq!(
@@ -182,6 +184,35 @@ fn a_reward_model_is_padded_with_a_token_that_ends_nothing() {
             "<|pad|>",
             "from {start}"
         );
+    }
+    only_eos_pads();
+}
+
+/// A tokenizer such as GPT-2's with EOS as its padding, and no other special token: there is nothing to choose, but the score
+/// stands before the end, and both stages say so.
+fn only_eos_pads() {
+    let workspace = Workspace::trained();
+    let mut tokenizer = json_of(&workspace, "models/sft/tokenizer.json");
+    let added = tokenizer["added_tokens"].as_array_mut();
+    for token in added.expect("special tokens") {
+        token["special"] = json!(token["id"] == 0);
+    }
+    workspace.write("models/sft/tokenizer.json", &tokenizer.to_string());
+    let config = json!({ "pad_token_id": 0 });
+    edit(&workspace, "models/sft/config.json", config);
+    for file in ["tokenizer_config.json", "special_tokens_map.json"] {
+        let pad = json!({ "pad_token": "<|endoftext|>" });
+        edit(&workspace, &format!("models/sft/{file}"), pad);
+    }
+    let config = fs::read_to_string(workspace.path("config.toml")).expect("a file");
+    let keys = "from = \"models/sft\"\ndata = \"pairs.jsonl\"\nmax_length = 48\nbatch_size = 16";
+    workspace.write("config.toml", &format!("{config}\n[judge]\n{keys}\n"));
+    for stage in ["reward", "judge"] {
+        let flags = format!("--set {stage}.max_steps=1 --set {stage}.learning_rate=1e-3");
+        let ended = workspace.succeed(&format!("{stage} config.toml {flags}"));
+        let scored = format!("[{stage}] scores at the last token that is not 0, its padding");
+        assert!(ended.stderr.contains(&scored), "{}", ended.stderr);
+        assert!(!ended.stderr.contains(" pads"), "{}", ended.stderr);
     }
 }
 

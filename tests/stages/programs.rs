@@ -73,6 +73,19 @@ fn lines_and_messages_without_end_fail_the_run() {
     assert!(ended.stderr.len() < 4 << 20);
 }
 
+/// Three times what a batch may bring, before the first question is read.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_program_may_say_much_while_it_loads() {
+    let loading = "head -c 3145728 /dev/zero | tr '\\0' '\\n' >&2\n";
+    workspace(&format!("{loading}{ANSWER_ALL}")).succeed(RUN);
+    let flood = "tr '\\0' '\\n' < /dev/zero >&2\n";
+    let noisy = workspace(&format!("{loading}read -r line; {flood}"));
+    let ended = noisy.run(RUN);
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.contains("more than 1 MiB to standard error"));
+}
+
 #[test]
 #[cfg(target_os = "linux")]
 fn descendants_end_with_the_run() {

@@ -15,7 +15,8 @@
 //!
 //! Every line beside the one for each question is an error, before the first question, between two, and after the last:
 //! [`Reward::finish`] reads the output to its end. Blank lines are passed over. The last line may lack its end. The exit code after the
-//! last answer does not count. Its standard error reaches the terminal. A line may have 16 MiB, and what it says on standard error for one batch 1 MiB.
+//! last answer does not count. Its standard error reaches the terminal. A line may have 16 MiB, and what it says on
+//! standard error for one batch 1 MiB; before it reads its first question it may say more.
 
 mod process;
 

@@ -2,17 +2,18 @@
 //! descendants.
 //!
 //! Two threads empty its pipes. At most [`QUEUED`] lines of at most [`LONGEST_ANSWER`] bytes wait to be read; then the pipe fills
-//! and the process waits. Its standard error is passed on, up to [`MOST_MESSAGES`] bytes for one question.
+//! and the process waits. Its standard error is passed on, up to [`MOST_MESSAGES`] bytes for one question. They are counted once the
+//! first question has been read: a program that loads a model may have much to say before.
 //!
 //! The process leads a process group, which is killed when the process has ended or is dropped. A run that dies without a word
 //! (SIGKILL, a second Ctrl-C) is noticed by a small shell that waits for the end of a pipe and then kills the group. Left out:
 //! a descendant that leaves the group (`setsid`).
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -41,7 +42,16 @@ pub(super) struct Process {
     questions: Option<Sender<String>>,
     output: Receiver<Output>,
     messages: Option<JoinHandle<()>>,
-    message_bytes: Arc<AtomicUsize>,
+    said: Arc<Said>,
+}
+
+/// How much the process has said on standard error.
+#[derive(Default)]
+struct Said {
+    /// Bytes since the last question.
+    bytes: AtomicUsize,
+    /// The first question has been written.
+    asked: AtomicBool,
 }
 
 /// Something that the process wrote.
@@ -84,16 +94,19 @@ impl Process {
         own_group(&mut process);
         let mut child = process.spawn()?;
         let guard = guard(child.id());
-        let message_bytes = Arc::new(AtomicUsize::new(0));
+        let said = Arc::new(Said::default());
+        let input = child.stdin.take().map(Arc::new);
         let (written, output) = sync_channel(QUEUED);
         let messages = child.stderr.take().map(|pipe| {
-            let (written, bytes) = (written.clone(), Arc::clone(&message_bytes));
-            thread::spawn(move || pass_on(pipe, &bytes, &written))
+            let (written, said) = (written.clone(), Arc::clone(&said));
+            // The input ends with its writer.
+            let input = input.as_ref().map(Arc::downgrade).unwrap_or_default();
+            thread::spawn(move || pass_on(pipe, &said, &input, &written))
         });
         if let Some(pipe) = child.stdout.take() {
             thread::spawn(move || read_lines(BufReader::new(pipe), &written));
         }
-        let questions = child.stdin.take().map(write_lines);
+        let questions = input.map(|input| write_lines(input, Arc::clone(&said)));
         Ok(Self {
             child,
             status: None,
@@ -101,7 +114,7 @@ impl Process {
             questions,
             output,
             messages,
-            message_bytes,
+            said,
         })
     }
 
@@ -111,7 +124,7 @@ impl Process {
     /// If none comes in time, or another line before or right after it.
     pub fn ask(&mut self, question: &str, timeout: Duration) -> Result<String, Fault> {
         self.nothing_more(Duration::ZERO)?;
-        self.message_bytes.store(0, Ordering::Relaxed);
+        self.said.bytes.store(0, Ordering::Relaxed);
         let questions = self.questions.as_ref().ok_or(Fault::Died)?;
         questions
             .send(format!("{question}\n"))
@@ -223,13 +236,13 @@ impl Drop for Process {
 }
 
 /// Writes each line that it is sent to the process's input, which ends with the sender.
-fn write_lines(mut input: std::process::ChildStdin) -> Sender<String> {
+fn write_lines(input: Arc<ChildStdin>, said: Arc<Said>) -> Sender<String> {
     let (questions, to_write) = channel::<String>();
     thread::spawn(move || {
         let write = |line: String| {
-            input
-                .write_all(line.as_bytes())
-                .and_then(|()| input.flush())
+            let written = (&*input).write_all(line.as_bytes());
+            said.asked.store(true, Ordering::Release);
+            written
         };
         // A process that has died is noticed by its output's end.
         let _ = to_write.into_iter().try_for_each(write);
@@ -267,17 +280,43 @@ fn read_line(output: &mut impl BufRead) -> Output {
 }
 
 /// Passes the process's messages on to standard error, which may be gone; says so where there are too many, and drops the rest.
-fn pass_on(mut pipe: impl Read, bytes: &AtomicUsize, written: &SyncSender<Output>) {
+fn pass_on(
+    mut pipe: impl Read,
+    said: &Said,
+    input: &Weak<ChildStdin>,
+    written: &SyncSender<Output>,
+) {
     let mut part = [0; 1 << 13];
-    let mut flooded = false;
+    let (mut counts, mut flooded) = (false, false);
     while let Ok(read @ 1..) = pipe.read(&mut part) {
-        let many = bytes.fetch_add(read, Ordering::Relaxed) + read > MOST_MESSAGES;
+        counts = counts || said.asked.load(Ordering::Acquire) && is_read(input);
+        let counted = if counts { read } else { 0 };
+        let many = said.bytes.fetch_add(counted, Ordering::Relaxed) + counted > MOST_MESSAGES;
         match (many, flooded) {
             (false, _) => terminal::pass_on(&part[..read]),
             (true, false) => flooded = written.try_send(Output::Flood).is_ok(),
             (true, true) => {}
         }
     }
+}
+
+/// Whether the process has read all that was written to its input; an input that has ended is no longer asked.
+#[cfg(target_os = "linux")]
+fn is_read(input: &Weak<ChildStdin>) -> bool {
+    use std::os::fd::AsRawFd;
+    let Some(input) = input.upgrade() else {
+        return true;
+    };
+    let mut unread: libc::c_int = 0;
+    // SAFETY: the descriptor is open as long as `input` lives, and the call writes one number.
+    let asked = unsafe { libc::ioctl(input.as_raw_fd(), libc::FIONREAD, &raw mut unread) };
+    asked != 0 || unread == 0
+}
+
+/// Other systems do not say it of a pipe's writing end.
+#[cfg(not(target_os = "linux"))]
+fn is_read(_: &Weak<ChildStdin>) -> bool {
+    true
 }
 
 #[cfg(unix)]

@@ -1,0 +1,64 @@
+//! The bytes that a thread holds, counted by the program's allocator.
+
+use std::alloc::{GlobalAlloc, Layout};
+use std::cell::Cell;
+use std::hint::black_box;
+use std::sync::atomic::{AtomicIsize, Ordering};
+
+thread_local! {
+    /// The count of this thread; most have none, and pay for one look an allocation.
+    static COUNT: Cell<Option<&'static AtomicIsize>> = const { Cell::new(None) };
+}
+
+/// An allocator that leaves the work to another one, and counts the bytes that watched threads hold.
+#[derive(Debug)]
+pub struct Counted<A>(pub A);
+
+// SAFETY: every call is passed on as it came; counting allocates nothing and does not panic.
+unsafe impl<A: GlobalAlloc> GlobalAlloc for Counted<A> {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller keeps the contract, which is the same.
+        counted(unsafe { self.0.alloc(layout) }, layout.size(), 0)
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as above.
+        counted(unsafe { self.0.alloc_zeroed(layout) }, layout.size(), 0)
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: as above.
+        let moved = unsafe { self.0.realloc(block, layout, size) };
+        counted(moved, size, layout.size())
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { self.0.dealloc(block, layout) };
+        counted(block, 0, layout.size());
+    }
+}
+
+/// The block, after its bytes were counted; none were taken or given back where it is null.
+fn counted(block: *mut u8, taken: usize, given_back: usize) -> *mut u8 {
+    if !block.is_null() {
+        let _ = COUNT.try_with(|count| {
+            if let Some(count) = count.get() {
+                // No block is larger than `isize::MAX`.
+                count.fetch_add(taken as isize - given_back as isize, Ordering::Relaxed);
+            }
+        });
+    }
+    block
+}
+
+/// Counts the bytes that this thread takes, less those that it gives back, from now on; `None` where the program's allocator is
+/// not [`Counted`]. The count is never freed: others may read it after the thread's end.
+pub(super) fn count_this_thread() -> Option<&'static AtomicIsize> {
+    let count: &'static AtomicIsize = Box::leak(Box::default());
+    COUNT.set(Some(count));
+    let probe = black_box(Box::new(0u8));
+    let counts = count.load(Ordering::Relaxed) != 0;
+    drop(probe);
+    counts.then_some(count)
+}
