@@ -78,17 +78,19 @@ fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
     let document = Document::read(&args.config)?.with(&args.overrides)?;
     let config = Config::resolve(&document)?;
     let plans = stages::plan::plan(&config)?;
-    let files = config.check_files(&document, &config.stages());
-    let fits = files
-        .map_err(Into::into)
-        .and_then(|()| stages::plan::check(&config, &plans, Bound::Longest));
+    let fits = stages::plan::check(&config, &plans, Bound::Longest);
     for plan in &plans {
         if terminal::product(format_args!("{plan}\n"))? == Reader::Gone {
             break;
         }
     }
+    let probes = args.trials() != Trials::None;
+    if !probes {
+        // A probe says itself what it lacks.
+        config.check_files(&document, &config.stages())?;
+    }
     fits?;
-    if args.trials() == Trials::None {
+    if !probes {
         return Ok(Outcome::Finished);
     }
     let Some(probed) = stages::plan::probe(&config, &plans)? else {

@@ -10,11 +10,10 @@ use rollout::random::Purpose;
 use rollout::{Completion, Finish, Request, Sampling, Settings};
 use serde::Serialize;
 
-use super::inputs::{Input, ModelFolder, Records, Room, TextEncoder, wrong};
+use super::inputs::{Cut, Input, ModelFolder, Records, Room, TextEncoder, wrong};
 use super::output::JsonLines;
 use crate::cli::{Decoding, GenerateArgs, StopTokens};
 use crate::config::Generation;
-use crate::data::example::cut_start;
 use crate::data::records::shapes::Task;
 use crate::data::{DataError, Ends, Limit, Record, Result, Tokenizer};
 use crate::model::Decoder;
@@ -141,15 +140,16 @@ fn requests(args: &GenerateArgs, folder: &ModelFolder) -> anyhow::Result<Vec<Req
             words: format!("the context holds {context} with {MAX_NEW_TOKENS}"),
             mend: format!("lower {MAX_NEW_TOKENS}, or choose another --too-long"),
         },
-        flags: args.records,
+        flags: &args.records,
+        cut: Cut::Start(folder.tokenizer().map_or(&[], Tokenizer::prefix)),
+        task,
+        settings: &[MAX_NEW_TOKENS],
     };
     let room = |record: &Record| {
         let new = max_new_tokens(record, args.max_new_tokens)?;
         Ok(room(new, context))
     };
-    let prefix = folder.tokenizer().map_or(&[][..], Tokenizer::prefix);
-    let cut = |ids: &mut Vec<u32>, room| cut_start(ids, prefix, room);
-    let inputs = folder.inputs(&records, encode, room, cut)?;
+    let inputs = folder.inputs(&records, encode, room)?;
     let request = |input: Input| {
         Ok(Request {
             key: input.index as u64,
@@ -174,17 +174,41 @@ fn check_total(prompts: usize, samples: usize) -> Result<()> {
     }
 }
 
+/// Fields that hold a whole chat.
+const CHATS: [&str; 2] = ["messages", "conversations"];
+
+/// A chat is read as an example is, and opened for the answer; other records are prompts.
+fn task(record: &Record) -> Task {
+    match CHATS.iter().any(|name| record.has(name)) {
+        true => Task::Texts,
+        false => Task::Prompts,
+    }
+}
+
 /// `prompt`, or `messages` (or `conversations`) opened for the answer, as tokens.
 fn encode(text: &TextEncoder<'_>, record: &Record) -> Result<Vec<u32>> {
-    let mut record = record.clone();
-    if record.fields.contains_key("conversations") && !record.fields.contains_key("prompt") {
-        record = text.records.shaped(&record, Task::Texts)?.into_owned();
+    let chat = CHATS.iter().find(|name| record.has(name));
+    let Some(chat) = chat else {
+        return prompt_ids(text, record);
+    };
+    if record.has("prompt") {
+        let message = format!(
+            "the record has a `prompt` and `{chat}`, and one of them is completed; read the other under a name of its own, for example \
+             with --columns other=prompt"
+        );
+        return Err(wrong(record, message));
     }
-    if let Some(messages) = record.fields.get("messages").cloned() {
-        record.messages()?; // what is wrong with them is told by their own name
-        record.fields.insert("prompt".to_owned(), messages);
-    }
-    let prompts = text.records.prompts(std::slice::from_ref(&record))?;
+    let mut record = text.records.shaped(record, Task::Texts)?.into_owned();
+    record.messages()?; // what is wrong with them is told by their own name
+    let messages = record.fields.get("messages").cloned();
+    record
+        .fields
+        .extend(messages.map(|messages| ("prompt".to_owned(), messages)));
+    prompt_ids(text, &record)
+}
+
+fn prompt_ids(text: &TextEncoder<'_>, record: &Record) -> Result<Vec<u32>> {
+    let prompts = text.records.prompts(std::slice::from_ref(record))?;
     Ok(prompts.items.into_iter().flat_map(|p| p.ids).collect())
 }
 

@@ -3,12 +3,15 @@
 //! Text is encoded as in training ([`crate::data::example`]). A record that gives ids needs no
 //! tokenizer; the folder may then have none.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure};
 
 use crate::cli::RecordArgs;
 use crate::config::{Device, TooLong};
+use crate::data::example::cut_start;
+use crate::data::records::shapes::{Style, Task};
 use crate::data::records::{self, LeftOut};
 use crate::data::{DataError, Encoded, Encoder, Limit, Record, Result, Tokenizer, TooLongCounts};
 use crate::model::Decoder;
@@ -58,8 +61,37 @@ pub(super) struct Records<'a> {
     pub part: &'static str,
     /// What limits its length, for messages.
     pub limit: Limit,
-    /// What happens to records that are wrong or too long.
-    pub flags: RecordArgs,
+    /// How records are read, and what happens to those that are wrong or too long.
+    pub flags: &'a RecordArgs,
+    /// The end that `--too-long truncate` cuts.
+    pub cut: Cut<'a>,
+    /// What a record of text is read as.
+    pub task: fn(&Record) -> Task,
+    /// Fields that the command reads beside the text or the ids.
+    pub settings: &'a [&'a str],
+}
+
+/// The end of a record that is cut where it is too long.
+pub(super) enum Cut<'a> {
+    /// The start, but for this prefix, which the tokenizer puts before a text.
+    Start(&'a [u32]),
+    /// The end.
+    End,
+}
+
+impl Cut<'_> {
+    fn apply(&self, ids: &mut Vec<u32>, room: usize, counts: &mut TooLongCounts) {
+        match self {
+            Cut::Start(prefix) => {
+                cut_start(ids, prefix, room);
+                counts.prompts_truncated += 1;
+            }
+            Cut::End => {
+                ids.truncate(room);
+                counts.truncated += 1;
+            }
+        }
+    }
 }
 
 /// Most tokens of a record, and why.
@@ -76,7 +108,6 @@ impl Records<'_> {
         &self,
         mut input: Input,
         room: Room,
-        cut: impl Fn(&mut Vec<u32>, usize),
         counts: &mut TooLongCounts,
     ) -> Result<Option<Input>> {
         match self.flags.too_long {
@@ -85,8 +116,7 @@ impl Records<'_> {
                 Ok(None)
             }
             TooLong::Truncate if room.tokens > 0 => {
-                cut(&mut input.ids, room.tokens);
-                counts.truncated += 1;
+                self.cut.apply(&mut input.ids, room.tokens, counts);
                 Ok(Some(input))
             }
             TooLong::Truncate | TooLong::Error => Err(DataError::TooLong {
@@ -97,6 +127,19 @@ impl Records<'_> {
                 mend: format!("{}, or give --too-long skip or truncate", room.limit.mend),
             }),
         }
+    }
+
+    /// Fields of the record that are not read.
+    fn unused<'r>(&self, record: &'r Record, style: Style) -> Vec<&'r str> {
+        let mut unused = match record.fields.contains_key(self.ids_field) {
+            true => record
+                .names()
+                .filter(|name| *name != self.ids_field)
+                .collect(),
+            false => record.unread((self.task)(record), style),
+        };
+        unused.retain(|name| !self.settings.contains(name));
+        unused
     }
 }
 
@@ -167,17 +210,18 @@ impl ModelFolder {
     ///
     /// # Errors
     /// A record without either, text without a tokenizer, no ids at all, an id that the model does not know, or more ids than
-    /// there is room, where the flags make an error of it; each names the record.
+    /// there is room, where the flags make an error of it; each names the record. Or more bad records than the flags allow.
     pub fn inputs(
         &self,
         source: &Records<'_>,
         encode: impl Fn(&TextEncoder<'_>, &Record) -> Result<Vec<u32>>,
         room: impl Fn(&Record) -> Result<Room>,
-        cut: impl Fn(&mut Vec<u32>, usize),
     ) -> anyhow::Result<Vec<Input>> {
-        let entries = records::entries(source.file, None)?;
+        let keys = source.flags.keys()?;
+        let entries = records::entries(source.file, keys.columns.as_ref())?;
         let (records, file) = (entries.len(), source.file.display().to_string());
-        let mut encoder = None;
+        let mut encoder: Option<TextEncoder<'_>> = None;
+        let mut unused = BTreeSet::new();
         let mut found = Encoded {
             items: Vec::with_capacity(records),
             too_long: TooLongCounts::default(),
@@ -187,19 +231,28 @@ impl ModelFolder {
         for (index, entry) in entries.into_iter().enumerate() {
             let input = entry.and_then(|record| {
                 let ids = self.ids_of(&record, source.ids_field, &encode, &mut encoder)?;
+                let style = encoder
+                    .as_ref()
+                    .map_or(Style::Plain, |text| text.records.style());
+                let names = source.unused(&record, style);
+                unused.extend(names.into_iter().map(str::to_owned));
                 Ok((room(&record)?, Input { index, record, ids }))
             });
             match input {
                 Ok((room, input)) if input.ids.len() <= room.tokens => found.items.push(input),
                 Ok((room, input)) => {
-                    let fitted = source.fit(input, room, &cut, &mut found.too_long)?;
+                    let fitted = source.fit(input, room, &mut found.too_long)?;
                     found.items.extend(fitted);
                 }
-                Err(error) => found.bad.leave_out(error, source.flags.bad_records)?,
+                Err(error) => found.bad.leave_out(error, keys.bad_records)?,
             }
         }
+        found.unused = unused.into_iter().collect();
         let mut misfit = Misfit::new(file.clone(), records, LeftOut::default());
         let inputs = misfit.take(&file, found);
+        if !inputs.is_empty() {
+            misfit = misfit.check_share(keys.max_bad_share, "--max-bad-share")?;
+        }
         Misfits::default().add(source.command, misfit, &source.limit);
         ensure!(!inputs.is_empty(), "{file}: no record is left of {records}");
         Ok(inputs)

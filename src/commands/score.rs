@@ -7,7 +7,7 @@
 use anyhow::{Context as _, ensure};
 use serde::Serialize;
 
-use super::inputs::{Input, ModelFolder, Records, Room, TextEncoder, wrong};
+use super::inputs::{Cut, Input, ModelFolder, Records, Room, TextEncoder, wrong};
 use super::output::JsonLines;
 use crate::cli::ScoreArgs;
 use crate::data::records::shapes::Task;
@@ -114,7 +114,10 @@ fn sequences(args: &ScoreArgs, folder: &ModelFolder, head: Head) -> anyhow::Resu
         ids_field: IDS,
         part: "the record",
         limit: limit.clone(),
-        flags: args.records,
+        flags: &args.records,
+        cut: Cut::End,
+        task: |_| Task::Texts,
+        settings: &[],
     };
     let room = |_: &Record| {
         Ok(Room {
@@ -123,7 +126,7 @@ fn sequences(args: &ScoreArgs, folder: &ModelFolder, head: Head) -> anyhow::Resu
         })
     };
     let encode = |text: &TextEncoder<'_>, record: &Record| encode(text, record, head);
-    folder.inputs(&records, encode, room, Vec::truncate)
+    folder.inputs(&records, encode, room)
 }
 
 /// `prompt` and `completion`, or `messages`, as tokens.

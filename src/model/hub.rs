@@ -69,7 +69,6 @@ use download::fetch;
 #[cfg(feature = "hub")]
 mod download {
     use std::collections::BTreeSet;
-    use std::fs;
     use std::path::{Path, PathBuf};
 
     use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
@@ -78,6 +77,7 @@ mod download {
 
     use super::HubError;
     use crate::config::HubName;
+    use crate::files::regular;
     use crate::model::weights::shard_name;
     use crate::terminal;
 
@@ -175,7 +175,7 @@ mod download {
 
     /// The files that an index names; none where it cannot be read, which opening the weights reports.
     fn shards(index: &Path) -> BTreeSet<String> {
-        let text = fs::read_to_string(index).unwrap_or_default();
+        let text = regular::read_text(index).unwrap_or_default();
         let index: Value = serde_json::from_str(&text).unwrap_or_default();
         let map = index["weight_map"].as_object();
         let names = map.into_iter().flat_map(|map| map.values());

@@ -3,11 +3,10 @@
 //! `run.arithmetic = "fast"` means what the processor has, so a run that moves to another processor may go on in other sums: as
 //! accurate, but not the same bits. That is said, not refused.
 
-use std::fs;
-
 use anyhow::{Context as _, Result};
 
 use crate::config::{self, Stage};
+use crate::files::regular;
 use crate::ops::product::Arithmetic;
 use crate::terminal;
 use crate::train::run_folder::StageFolder;
@@ -32,7 +31,7 @@ pub fn note(stage: Stage, files: &StageFolder) -> Result<()> {
     }
     let then = match file.exists() {
         true => {
-            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?
+            regular::read_text(&file).with_context(|| format!("cannot read {}", file.display()))?
         }
         false => Arithmetic::Chains.name().to_owned(),
     };

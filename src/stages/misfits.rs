@@ -49,14 +49,22 @@ impl Misfit {
     /// # Errors
     /// If their share is above `max_bad_share`.
     pub fn check(self, keys: &RecordKeys) -> Result<Self> {
+        let stage = self.key.split('.').next().unwrap_or_default();
+        let setting = format!("{stage}.max_bad_share");
+        self.check_share(keys.max_bad_share, &setting)
+    }
+
+    /// Ends the work where the share of bad records is above `most`, which `setting` sets.
+    ///
+    /// # Errors
+    /// If it is.
+    pub fn check_share(self, most: f64, setting: &str) -> Result<Self> {
         let share = self.bad.count as f64 / self.records.max(1) as f64;
-        if share > keys.max_bad_share {
-            let stage = self.key.split('.').next().unwrap_or_default();
+        if share > most {
             bail!(
-                "{} of {} records are bad, a share of {share:.2}; {stage}.max_bad_share allows {}; mend them, or raise that\n{}",
+                "{} of {} records are bad, a share of {share:.2}; {setting} allows {most}; mend them, or raise that\n{}",
                 self.bad.count,
                 self.records,
-                keys.max_bad_share,
                 self.bad.lines()
             );
         }

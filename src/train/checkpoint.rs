@@ -212,7 +212,7 @@ impl Checkpoint {
     /// If it is not a `T`, or there is no such file.
     pub fn json<T: DeserializeOwned>(&self, name: &str) -> Result<T, CheckpointError> {
         let file = self.path(name);
-        let bytes = fs::read(&file).map_err(on("read", &file))?;
+        let bytes = regular::read(&file).map_err(on("read", &file))?;
         serde_json::from_slice(&bytes).map_err(|source| CheckpointError::State { file, source })
     }
 }

@@ -50,7 +50,7 @@ fn prompts_that_do_not_fit_are_left_out_or_cut() {
         generate,
         &["prompts.jsonl:2:", "malformed JSON"],
     );
-    let skip = format!("{generate} --bad-records skip");
+    let skip = format!("{generate} --bad-records skip --max-bad-share 0.25");
     refused(
         &workspace,
         &skip,
@@ -76,6 +76,11 @@ fn prompts_that_do_not_fit_are_left_out_or_cut() {
     ] {
         assert!(said.contains(part), "no {part:?} in {said}");
     }
+    let said = workspace
+        .run(&format!("{skip} --too-long truncate --out out.jsonl"))
+        .stderr;
+    let cut = "1 of 4 records of prompts.jsonl are too long and were cut at the prompt's start";
+    assert!(said.contains(cut), "no {cut:?} in {said}");
     workspace.write("prompts.jsonl", "{}\n[]\n");
     refused(
         &workspace,
@@ -87,7 +92,7 @@ fn prompts_that_do_not_fit_are_left_out_or_cut() {
 #[test]
 fn texts_to_score_that_do_not_fit_are_left_out_or_cut() {
     let workspace = workspace("data.jsonl", "ids");
-    let score = "score --model model --data data.jsonl --bad-records skip";
+    let score = "score --model model --data data.jsonl --bad-records skip --max-bad-share 0.25";
     refused(
         &workspace,
         score,
@@ -102,4 +107,71 @@ fn texts_to_score_that_do_not_fit_are_left_out_or_cut() {
     assert_eq!(some[1], all[2]);
     let ended = workspace.run(&format!("{score} --too-long maybe --out out.jsonl"));
     assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+}
+
+/// Of four records one is bad.
+#[test]
+fn too_large_a_share_of_bad_records_fails() {
+    let workspace = workspace("data.jsonl", "ids");
+    let score = "score --model model --data data.jsonl --too-long skip";
+    let skip = format!("{score} --bad-records skip");
+    let says = [
+        "1 of 4 records are bad, a share of 0.25; --max-bad-share allows 0.1",
+        "data.jsonl:2:",
+    ];
+    refused(&workspace, &skip, &says);
+    refused(
+        &workspace,
+        &format!("{skip} --max-bad-share 0.24"),
+        &["--max-bad-share allows 0.24"],
+    );
+    let lines = workspace.lines(&format!("{skip} --max-bad-share 0.25"));
+    assert_eq!(indices(&lines), [0, 3]);
+    refused(
+        &workspace,
+        &format!("{score} --max-bad-share 0.5"),
+        &["add --bad-records skip"],
+    );
+    let ended = workspace.run(&format!("{skip} --max-bad-share 2 --out out.jsonl"));
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+}
+
+#[test]
+fn columns_are_read_under_other_names_and_those_not_read_are_named() {
+    let workspace = Workspace::new();
+    workspace.copy_model("llama");
+    workspace.write(
+        "data.jsonl",
+        "{\"tokens\": [5, 6], \"note\": 1, \"empty\": null}",
+    );
+    let score = "score --model model --data data.jsonl";
+    refused(&workspace, score, &["the record has no `ids`"]);
+    let columns = format!("{score} --columns ids=tokens");
+    let lines = workspace.lines(&columns);
+    assert_eq!(ids(&lines[0], "ids"), [5, 6]);
+    let said = workspace.run(&format!("{columns} --out out.jsonl")).stderr;
+    assert!(
+        said.contains("score: data.jsonl: columns not used: `note`"),
+        "{said}"
+    );
+    assert!(!said.contains("`empty`"), "{said}");
+    for (flags, says) in [
+        ("--columns ids=token", "no record has it"),
+        ("--columns ids=tokens --columns text=tokens", "two names"),
+        ("--columns ids=tokens --columns ids=note", "two columns"),
+    ] {
+        refused(&workspace, &format!("{score} {flags}"), &[says]);
+    }
+    let ended = workspace.run(&format!("{score} --columns ids --out out.jsonl"));
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+
+    workspace.write(
+        "prompts.jsonl",
+        "{\"tokens\": [5, 6], \"max_new_tokens\": 1, \"answer\": \"a\"}",
+    );
+    let generate = "generate --model model --prompts prompts.jsonl --columns prompt_ids=tokens --out out.jsonl";
+    let ended = workspace.run(generate);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let says = "generate: prompts.jsonl: columns not used: `answer`\n";
+    assert!(ended.stderr.contains(says), "{}", ended.stderr);
 }

@@ -93,6 +93,27 @@ fn prompts_come_as_text_chats_and_ids() {
     }
 }
 
+/// Only one of a prompt and a chat can be completed.
+#[test]
+fn a_prompt_beside_a_chat_is_refused_unless_it_is_read_otherwise() {
+    let (workspace, tokenizer) = workspace(Head::LanguageModel);
+    let messages = json!([{"role": "user", "content": "low tide"}]);
+    let speakers = json!([{"from": "human", "value": "low tide"}]);
+    let flags = "generate --model model --prompts prompts.jsonl --max-new-tokens 2";
+    for (chat, turns) in [("messages", messages), ("conversations", speakers)] {
+        let record = json!({"prompt": "the low", chat: turns});
+        workspace.write("prompts.jsonl", &record.to_string());
+        let ended = workspace.run(&format!("{flags} --out out.jsonl"));
+        assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+        let says = format!("prompts.jsonl:1: the record has a `prompt` and `{chat}`");
+        assert!(ended.stderr.contains(&says), "{}", ended.stderr);
+        let lines = workspace.lines(&format!("{flags} --columns other=prompt"));
+        let opened = "<|im_start|>user\nlow tide<|im_end|>\n<|im_start|>assistant\n";
+        let opened = tokenizer.encode_rendered(opened).expect("ids");
+        assert_eq!(ids(&lines[0], "prompt_ids"), opened);
+    }
+}
+
 /// A stop text cuts at the token in which it ends: the ids keep it, the text does not.
 #[test]
 fn a_stop_text_ends_a_completion() {

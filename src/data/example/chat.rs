@@ -82,7 +82,8 @@ impl Encoder<'_> {
     }
 
     /// Of a conversation that became several examples, those within the limit: `truncate` leaves out
-    /// the later answers whose histories fill a sequence, as it cuts them off of one rendering.
+    /// the later answers whose histories fill a sequence, as it cuts them off of one rendering. `skip`
+    /// leaves out the whole record if one of its examples is too long, as it does with one rendering.
     pub(super) fn fit_examples(
         &self,
         record: &Record,
@@ -109,14 +110,13 @@ impl Encoder<'_> {
                     prompt_whole = false;
                     kept.push(example);
                 }
-                Fate::Skipped => whole = false,
+                Fate::Skipped => return Ok(Fate::Skipped),
             }
         }
-        Ok(match (kept.is_empty(), prompt_whole, whole) {
-            (true, ..) => Fate::Skipped,
-            (_, false, _) => Fate::PromptTruncated(kept),
-            (_, true, false) => Fate::Truncated(kept),
-            (_, true, true) => Fate::Whole(kept),
+        Ok(match (prompt_whole, whole) {
+            (false, _) => Fate::PromptTruncated(kept),
+            (true, false) => Fate::Truncated(kept),
+            (true, true) => Fate::Whole(kept),
         })
     }
 

@@ -31,7 +31,7 @@ impl Encoder<'_> {
             items: Vec::with_capacity(fates.len()),
             too_long: TooLongCounts::default(),
             bad: LeftOut::default(),
-            unused: unused(records, task),
+            unused: unused(records, task, self.style()),
         };
         for fate in fates {
             match fate {
@@ -69,8 +69,8 @@ impl Encoder<'_> {
 }
 
 /// Fields that the task does not read, of all records.
-fn unused(records: &[Record], task: Task) -> Vec<String> {
-    let names = records.iter().flat_map(|record| record.unused(task));
+fn unused(records: &[Record], task: Task, style: Style) -> Vec<String> {
+    let names = records.iter().flat_map(|record| record.unused(task, style));
     let names: BTreeSet<&str> = names.collect();
     names.into_iter().map(str::to_owned).collect()
 }
@@ -80,7 +80,7 @@ fn unused(records: &[Record], task: Task) -> Vec<String> {
 /// # Errors
 /// A record without `text`, if bad records are errors.
 pub fn documents(records: Vec<Record>, bad: BadRecords) -> Result<Encoded<Record>> {
-    let unused = unused(&records, Task::Documents);
+    let unused = unused(&records, Task::Documents, Style::Plain);
     let mut encoded = Encoded {
         items: Vec::with_capacity(records.len()),
         too_long: TooLongCounts::default(),

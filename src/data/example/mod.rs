@@ -156,6 +156,7 @@ impl<'a> Encoder<'a> {
     /// A record without those fields, with nothing to learn, or too long under the policy.
     pub fn examples(&self, records: &[Record]) -> Result<Encoded<Vec<Example>>> {
         self.gather(Task::Examples, records, |record| {
+            record.check_weights(self.learn)?;
             self.fit_examples(record, self.examples_of(record)?)
         })
     }
@@ -236,11 +237,15 @@ impl<'a> Encoder<'a> {
     /// # Errors
     /// A shape that the task does not read.
     pub fn shaped<'r>(&self, record: &'r Record, task: Task) -> Result<Cow<'r, Record>> {
-        let style = match self.template {
+        record.shaped(task, self.style())
+    }
+
+    /// How prompts are written whose shape leaves that open.
+    pub fn style(&self) -> Style {
+        match self.template {
             Some(_) => Style::Chat,
             None => Style::Plain,
-        };
-        record.shaped(task, style)
+        }
     }
 
     fn completion(&self, record: &Record) -> Result<Vec<Example>> {

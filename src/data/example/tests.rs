@@ -452,6 +452,21 @@ fn a_conversation_of_one_rendering_stays_one_example_and_the_last_answer_can_be_
     assert_eq!(last.ids, both.ids[..last.ids.len()]);
 }
 
+/// The weights of OpenAI's chats: an answer of weight 0 is part of the history alone.
+#[test]
+fn an_earlier_answer_of_weight_0_goes_with_the_last_answer_alone() {
+    let t = tokenizer(Some(CHATML));
+    let weighed = TWO_ANSWERS.replace("\"asks\"", "\"asks\", \"weight\": 0");
+    let weighed = records(&[&weighed]);
+    let encoder = Encoder::new(&t, limit(500), TooLong::Error).unwrap();
+    let e = message(encoder.examples(&weighed));
+    assert!(e.contains("message 1 has weight 0"), "{e}");
+    assert!(encoder.texts(&weighed).is_ok(), "it can be scored");
+    let encoder = encoder.learning(Learn::Last);
+    let plain = encoder.examples(&records(&[TWO_ANSWERS])).unwrap().items;
+    assert_eq!(encoder.examples(&weighed).unwrap().items, plain);
+}
+
 #[test]
 fn the_limit_leaves_out_later_answers_of_a_conversation_as_it_cuts_them_off() {
     let t = tokenizer(Some(DROPS_EARLIER));
@@ -462,12 +477,18 @@ fn the_limit_leaves_out_later_answers_of_a_conversation_as_it_cuts_them_off() {
         .items
         .concat();
     let tight = limit(examples[1].answer[0].start);
-    for policy in [TooLong::Truncate, TooLong::Skip] {
-        let encoder = Encoder::new(&t, tight.clone(), policy).unwrap();
-        let fitted = encoder.examples(&records(&[TWO_ANSWERS])).unwrap();
-        assert_eq!(fitted.items, [examples[..1].to_vec()]);
-        assert_eq!((fitted.too_long.truncated, fitted.too_long.skipped), (1, 0));
-    }
+    let encoder = Encoder::new(&t, tight.clone(), TooLong::Truncate).unwrap();
+    let fitted = encoder.examples(&records(&[TWO_ANSWERS])).unwrap();
+    assert_eq!(fitted.items, [examples[..1].to_vec()]);
+    assert_eq!((fitted.too_long.truncated, fitted.too_long.skipped), (1, 0));
+    // `skip` leaves out the record as a whole, also the answer that fits.
+    let encoder = Encoder::new(&t, tight.clone(), TooLong::Skip).unwrap();
+    let short = r#"{"prompt": "the", "completion": "asks"}"#;
+    let fitted = encoder.examples(&records(&[TWO_ANSWERS, short])).unwrap();
+    assert_eq!(fitted.items.len(), 1);
+    assert_eq!(fitted.items[0].len(), 1);
+    assert!(!examples.contains(&fitted.items[0][0]), "the short one");
+    assert_eq!((fitted.too_long.truncated, fitted.too_long.skipped), (0, 1));
     let encoder = Encoder::new(&t, tight, TooLong::Error).unwrap();
     assert!(message(encoder.examples(&records(&[TWO_ANSWERS]))).contains("the record has"));
 }

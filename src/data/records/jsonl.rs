@@ -1,19 +1,19 @@
 //! JSON Lines: one object a line, blank lines skipped. A file that starts with `[` is one array of
-//! objects.
+//! objects ([`array`]).
 
 use std::path::Path;
 
 use serde_json::Value;
 
 use super::strict::Strict;
-use super::{Entry, Place, Record, Source, shared_name, utf8};
+use super::{Entry, Place, Record, Source, array, shared_name, utf8};
 use crate::data::error::{DataError, Result};
 
 /// Reads a file's contents; see the module's head. A line that is wrong is an entry of its own.
 pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Vec<Entry>> {
-    let first = bytes.strip_prefix(BOM).unwrap_or(bytes).trim_ascii_start();
-    if first.starts_with(b"[") {
-        return read_array(path, utf8(path, bytes, 1)?);
+    let body = bytes.strip_prefix(BOM).unwrap_or(bytes);
+    if body.trim_ascii_start().starts_with(b"[") {
+        return array::read(path, body);
     }
     let file = shared_name(path);
     let lines = bytes.split(|&byte| byte == b'\n').enumerate();
@@ -40,22 +40,8 @@ fn read_line(path: &Path, number: usize, line: &[u8], source: Source) -> Result<
     object(value, source).map(Some)
 }
 
-/// One array of objects. JSON values do not keep their lines, so a record is known by its number.
-fn read_array(path: &Path, text: &str) -> Result<Vec<Entry>> {
-    let values: Vec<Strict> =
-        serde_json::from_str(text).map_err(|e| malformed(path, e.line(), text, &e))?;
-    let file = shared_name(path);
-    let entries = values.into_iter().enumerate().map(|(i, value)| {
-        let source = Source {
-            file: file.clone(),
-            place: Place::Record(i + 1),
-        };
-        object(value, source)
-    });
-    Ok(entries.collect())
-}
-
-fn object(Strict(value): Strict, source: Source) -> Result<Record> {
+/// The record that a value is.
+pub(super) fn object(Strict(value): Strict, source: Source) -> Result<Record> {
     match value {
         Value::Object(fields) => Ok(Record { fields, source }),
         other => Err(DataError::FieldType {
@@ -67,7 +53,13 @@ fn object(Strict(value): Strict, source: Source) -> Result<Record> {
     }
 }
 
-fn malformed(path: &Path, line: usize, text: &str, error: &serde_json::Error) -> DataError {
+/// The error of text that is not JSON.
+pub(super) fn malformed(
+    path: &Path,
+    line: usize,
+    text: &str,
+    error: &serde_json::Error,
+) -> DataError {
     // serde's own " at line 1 column 7" counts lines from the text it was given; ours counts from
     // the file.
     let words = error.to_string();

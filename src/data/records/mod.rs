@@ -5,6 +5,7 @@
 //! types"); other common shapes are brought to them as the task at hand asks ([`shapes`]), and then read ([`views`]). A field
 //! under any other name would train on the wrong thing or on nothing, so the error names the field to rename.
 
+mod array;
 mod columns;
 mod contents;
 mod jsonl;

@@ -72,7 +72,12 @@ const ALIASES: [(&str, &[&str]); 9] = [
 const UNREAD: &str = "\0unread";
 
 /// Types of values that JSON cannot hold.
-const UNREAD_TYPES: [&str; 2] = ["binary that is not UTF-8", "a number that is not finite"];
+const UNREAD_TYPES: [&str; 4] = [
+    "binary that is not UTF-8",
+    "a number that is not finite",
+    "a date or time out of range",
+    "an interval",
+];
 
 /// Stands for a value that JSON cannot hold, of the type in these words.
 pub(super) fn unread(words: &'static str) -> Value {

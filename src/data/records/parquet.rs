@@ -1,42 +1,75 @@
 //! Parquet through the row interface: a row is a record, a column a field, nested lists and structs
 //! become JSON.
 //!
-//! Binary is read as UTF-8, decimals as numbers; dates and times keep their printed form as a string. A value that none of that
-//! holds for (other binary, intervals, numbers that are not finite) is set aside under its type's name: a task that reads it
-//! refuses it, and others do not mind it. A null column is left out, so that an optional field reads as absent.
+//! Text and binary are read as UTF-8, decimals as numbers; dates and times keep their printed form as a string. A value that none
+//! of that holds for (other bytes, columns with intervals, dates that no calendar has, numbers that are not finite) is set aside
+//! under its type's name: a task that reads it refuses the record, and others do not mind it. A null column is left out, so that an optional field reads as absent.
 
+mod plain;
+
+use std::fs::File;
 use std::path::Path;
 
-use parquet::data_type::Decimal;
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::data_type::{ByteArray, Decimal};
+use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use serde_json::{Map, Value};
 
 use super::names::unread;
 use super::{Entry, Place, Record, Source, shared_name};
 use crate::data::error::{DataError, Result};
+use crate::data::guard::quietly;
 use crate::files::regular;
 
 /// Reads all rows.
 pub(super) fn read(path: &Path) -> Result<Vec<Entry>> {
-    let broken = |e: parquet::errors::ParquetError| DataError::Parquet {
+    let broken = |message: String| DataError::Parquet {
         path: path.to_owned(),
-        message: e.to_string(),
+        message,
     };
     let file = regular::open(path).map_err(|e| DataError::io(path, e))?;
-    let reader = SerializedFileReader::new(file).map_err(broken)?;
+    // The crate panics at some files that contradict themselves.
+    let rows =
+        quietly(|| rows(file)).map_err(|words| broken(format!("reading it fails ({words})")))?;
     let name = shared_name(path);
-    let rows = reader.get_row_iter(None).map_err(broken)?;
-    rows.enumerate()
-        .map(|(i, row)| {
-            let source = Source {
-                file: name.clone(),
-                place: Place::Row(i + 1),
-            };
-            let fields = object(&row.map_err(broken)?);
-            Ok(Ok(Record { fields, source }))
-        })
-        .collect()
+    let record = |(i, fields)| {
+        let source = Source {
+            file: name.clone(),
+            place: Place::Row(i + 1),
+        };
+        Ok(Record { fields, source })
+    };
+    let rows = rows.map_err(|e| broken(e.to_string()))?;
+    Ok(rows.into_iter().enumerate().map(record).collect())
+}
+
+/// The fields of all rows.
+fn rows(file: File) -> parquet::errors::Result<Vec<Map<String, Value>>> {
+    let reader = SerializedFileReader::new(file)?;
+    let own = reader.metadata().file_metadata().schema();
+    let columns = own.get_fields().iter();
+    let intervals = columns.filter(|column| plain::holds_interval(column));
+    let intervals: Vec<&str> = intervals.map(|column| column.name()).collect();
+    let schema = plain::schema(own)?;
+    let mut rows = Vec::new();
+    for i in 0..reader.num_row_groups() {
+        let group = plain::Group::new(reader.get_row_group(i)?, &schema)?;
+        for row in group.get_row_iter(None)? {
+            rows.push(fields(&row?, &intervals));
+        }
+    }
+    Ok(rows)
+}
+
+/// The fields of a row; `intervals` are the columns that cannot be read.
+fn fields(row: &Row, intervals: &[&str]) -> Map<String, Value> {
+    let mut fields = object(row);
+    for (name, value) in &mut fields {
+        if intervals.contains(&&**name) {
+            *value = unread("an interval");
+        }
+    }
+    fields
 }
 
 fn object(row: &Row) -> Map<String, Value> {
@@ -62,10 +95,7 @@ fn json(field: &Field) -> Value {
         Field::Float(v) => number(f64::from(*v)),
         Field::Double(v) => number(*v),
         Field::Decimal(v) => number(decimal(v)),
-        Field::Bytes(v) => match std::str::from_utf8(v.data()) {
-            Ok(text) => text.into(),
-            Err(_) => unread("binary that is not UTF-8"),
-        },
+        Field::Bytes(v) => text(v).map_or_else(|| unread("binary that is not UTF-8"), Value::from),
         Field::Str(v) => v.as_str().into(),
         Field::Group(row) => Value::Object(object(row)),
         Field::ListInternal(list) => list.elements().iter().map(json).collect(),
@@ -75,8 +105,17 @@ fn json(field: &Field) -> Value {
                 .map(|(key, value)| (key_text(key), json(value)))
                 .collect(),
         ),
-        other => other.to_string().into(),
+        other => printed(other).map_or_else(|| unread("a date or time out of range"), Value::from),
     }
+}
+
+fn text(bytes: &ByteArray) -> Option<&str> {
+    std::str::from_utf8(bytes.data()).ok()
+}
+
+/// A date or time as the crate prints it, which panics at one that no calendar has.
+fn printed(field: &Field) -> Option<String> {
+    quietly(|| field.to_string()).ok()
 }
 
 /// JSON has neither infinities nor NaN.
@@ -102,20 +141,21 @@ fn decimal(value: &Decimal) -> f64 {
 }
 
 fn key_text(key: &Field) -> String {
-    match key {
-        Field::Str(text) => text.clone(),
-        other => other.to_string(),
-    }
+    let text = match key {
+        Field::Str(text) => Some(text.clone()),
+        Field::Bytes(bytes) => text(bytes).map(str::to_owned),
+        other => printed(other),
+    };
+    text.unwrap_or_else(|| "(unreadable)".to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use parquet::column::writer::ColumnWriter;
-    use parquet::data_type::ByteArray;
+    use parquet::data_type::FixedLenByteArray;
     use parquet::file::writer::SerializedFileWriter;
     use parquet::schema::parser::parse_message_type;
-    use std::fs::File;
     use std::sync::Arc;
 
     /// Two rows; the margin of the second is null.
@@ -169,8 +209,13 @@ mod tests {
         assert!(e.contains("p.parquet") && e.contains("Parquet"), "{e}");
     }
 
-    /// One row of a file with these columns, each written by its own writer.
+    /// One row of a file with these columns.
     fn row(schema: &str, write: impl Fn(&str, &mut ColumnWriter)) -> Record {
+        written(schema, write).remove(0)
+    }
+
+    /// The rows of a file with these columns, each written by its own writer.
+    fn written(schema: &str, write: impl Fn(&str, &mut ColumnWriter)) -> Vec<Record> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.parquet");
         let schema = Arc::new(parse_message_type(schema).unwrap());
@@ -184,6 +229,9 @@ mod tests {
                 ColumnWriter::DoubleColumnWriter(w) => w.get_descriptor().name().to_owned(),
                 ColumnWriter::Int32ColumnWriter(w) => w.get_descriptor().name().to_owned(),
                 ColumnWriter::Int64ColumnWriter(w) => w.get_descriptor().name().to_owned(),
+                ColumnWriter::FixedLenByteArrayColumnWriter(w) => {
+                    w.get_descriptor().name().to_owned()
+                }
                 _ => unreachable!("the schemas have no other column"),
             };
             write(&name, untyped);
@@ -191,7 +239,8 @@ mod tests {
         }
         group.close().unwrap();
         writer.close().unwrap();
-        read(&path).unwrap().remove(0).unwrap()
+        let rows = read(&path).unwrap().into_iter();
+        rows.map(Result::unwrap).collect()
     }
 
     fn write_bytes(writer: &mut ColumnWriter, bytes: &[u8]) {
@@ -252,6 +301,88 @@ mod tests {
         assert_eq!(record.fields["big"], 26.1);
         let at = record.fields["at"].as_str().unwrap();
         assert!(at.starts_with("1970-01-02"), "{at}");
+    }
+
+    #[test]
+    fn text_that_is_not_utf8_concerns_its_own_record_alone() {
+        let schema =
+            "message m { required binary prompt (UTF8); required binary completion (UTF8); }";
+        let records = written(schema, |name, writer| {
+            let ColumnWriter::ByteArrayColumnWriter(writer) = writer else {
+                panic!("no binary column")
+            };
+            let values: [&[u8]; 3] = match name {
+                "prompt" => [b"a", b"\xff", b"c"],
+                _ => [b"x", b"y", b"z"],
+            };
+            let values = values.map(|bytes| ByteArray::from(bytes.to_vec()));
+            writer.write_batch(&values, None, None).unwrap();
+        });
+        let whole = |i: usize| serde_json::json!(records[i].fields);
+        assert_eq!(
+            whole(0),
+            serde_json::json!({"prompt": "a", "completion": "x"})
+        );
+        assert_eq!(
+            whole(2),
+            serde_json::json!({"prompt": "c", "completion": "z"})
+        );
+        assert_eq!(records[1].fields["completion"], "y");
+        let e = records[1].prompt_completion().unwrap_err().to_string();
+        let says = "row 2: field `prompt` is binary that is not UTF-8";
+        assert!(e.contains(says), "{e}");
+    }
+
+    #[test]
+    fn dates_out_of_range_and_intervals_are_refused_where_they_are_read() {
+        let schema = "message m { required int32 text (DATE); required int64 at (TIMESTAMP_MICROS); \
+                      required fixed_len_byte_array(12) prompt (INTERVAL); }";
+        let record = row(schema, |name, writer| match (name, writer) {
+            ("text", ColumnWriter::Int32ColumnWriter(w)) => {
+                w.write_batch(&[2_000_000_000], None, None).unwrap();
+            }
+            ("at", ColumnWriter::Int64ColumnWriter(w)) => {
+                w.write_batch(&[1_000_000], None, None).unwrap();
+            }
+            // A month: bytes that would be UTF-8.
+            (_, ColumnWriter::FixedLenByteArrayColumnWriter(w)) => {
+                let month = ByteArray::from(vec![1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+                let month = FixedLenByteArray::from(month);
+                w.write_batch(&[month], None, None).unwrap();
+            }
+            _ => unreachable!("no other column"),
+        });
+        let e = record.text().unwrap_err().to_string();
+        assert!(
+            e.contains("row 1: field `text` is a date or time out of range"),
+            "{e}"
+        );
+        let e = record.prompt().unwrap_err().to_string();
+        assert!(e.contains("row 1: field `prompt` is an interval"), "{e}");
+        assert!(
+            record.fields["at"]
+                .as_str()
+                .unwrap()
+                .starts_with("1970-01-01")
+        );
+    }
+
+    /// Keys of maps and elements of lists are text columns, too.
+    #[test]
+    fn a_map_keeps_its_keys() {
+        let schema = "message m { required group counts (MAP) { repeated group key_value { \
+                      required binary key (UTF8); required int32 value; } } }";
+        let record = row(schema, |_, writer| match writer {
+            ColumnWriter::ByteArrayColumnWriter(w) => {
+                w.write_batch(&[ByteArray::from("é")], Some(&[1]), Some(&[0]))
+                    .unwrap();
+            }
+            ColumnWriter::Int32ColumnWriter(w) => {
+                w.write_batch(&[3], Some(&[1]), Some(&[0])).unwrap();
+            }
+            _ => unreachable!("no other column"),
+        });
+        assert_eq!(record.fields["counts"], serde_json::json!({"é": 3}));
     }
 
     /// Two messages, the second without content, as pyarrow writes a list of structs.

@@ -135,17 +135,20 @@ impl Shape {
         }
     }
 
-    /// Whether it may go through a chat template.
-    fn is_chat(self, record: &Record) -> bool {
+    /// True of a record that goes through a chat template.
+    fn is_chat(self, record: &Record, style: Style) -> bool {
         let mut lists = self.fields(Task::Pairs).iter();
         let list = |name: &&str| record.fields.get(*name).is_some_and(Value::is_array);
-        matches!(self, Shape::Alpaca | Shape::AlpacaPair) || lists.any(list)
+        match self {
+            Shape::Alpaca | Shape::AlpacaPair | Shape::AlpacaPrompt => style == Style::Chat,
+            _ => lists.any(list),
+        }
     }
 }
 
 impl Record {
-    /// Whether the field is there and not null.
-    fn has(&self, name: &str) -> bool {
+    /// True of a field that is there and not null.
+    pub fn has(&self, name: &str) -> bool {
         self.fields.get(name).is_some_and(|value| !value.is_null())
     }
 
@@ -176,18 +179,33 @@ impl Record {
         Ok(record)
     }
 
-    /// Fields that the task does not read. A prompt's other fields go to the rewards.
-    pub fn unused(&self, task: Task) -> Vec<&str> {
-        let Some(shape) = Shape::of(self, task).filter(|_| task != Task::Prompts) else {
+    /// Fields that the task does not use. A prompt's other fields go to the rewards, but for those of a template, which plain text
+    /// does not go through.
+    pub fn unused(&self, task: Task, style: Style) -> Vec<&str> {
+        let mut unused = self.unread(task, style);
+        if task == Task::Prompts {
+            unused.retain(|name| TEMPLATE_FIELDS.contains(name));
+        }
+        unused
+    }
+
+    /// Fields that become no token.
+    pub fn unread(&self, task: Task, style: Style) -> Vec<&str> {
+        let Some(shape) = Shape::of(self, task) else {
             return Vec::new();
         };
         let read = |name: &str| match TEMPLATE_FIELDS.contains(&name) {
-            true => shape.is_chat(self),
+            true => shape.is_chat(self, style),
             false if shape == Shape::Pair && name == "prompt" => !pairs::holds_prompt_twice(self),
             false => shape.fields(task).contains(&name),
         };
+        self.names().filter(|name| !read(name)).collect()
+    }
+
+    /// Names of the fields that are not null.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
         let names = self.fields.keys().map(String::as_str);
-        names.filter(|name| self.has(name) && !read(name)).collect()
+        names.filter(|name| self.has(name))
     }
 
     /// An error about this record.

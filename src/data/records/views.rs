@@ -206,10 +206,13 @@ impl Record {
             None => return Err(missing_field(&self.source, fields, path, "role", STRING)),
         }
         const CONTENT: &str = "a string (or a list of parts)";
+        let calls = fields
+            .get("tool_calls")
+            .is_some_and(|calls| !calls.is_null());
         match fields.get("content") {
             Some(Value::String(_) | Value::Array(_)) => {}
             // Calls of tools come without text.
-            None | Some(Value::Null) if fields.contains_key("tool_calls") => {}
+            None | Some(Value::Null) if calls => {}
             Some(other) => return Err(self.wrong_type(&format!("{path}.content"), other, CONTENT)),
             None => {
                 return Err(missing_field(
@@ -357,6 +360,14 @@ mod tests {
         let m = |json| record(json).messages();
         let ok = m(r#"{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": null, "tool_calls": []}]}"#).unwrap();
         assert_eq!((ok[0].role(), ok[0].content()), ("user", Some("hi")));
+        says(
+            m(r#"{"messages": [{"role": "assistant", "content": null, "tool_calls": null}]}"#),
+            &["`messages[0].content` is null"],
+        );
+        says(
+            m(r#"{"messages": [{"role": "assistant", "tool_calls": null}]}"#),
+            &["missing field `messages[0].content`"],
+        );
         says(m(r#"{"messages": []}"#), &["`messages` is an empty list"]);
         says(m(r#"{"messages": "hi"}"#), &["`messages` is a string"]);
         says(

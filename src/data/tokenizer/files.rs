@@ -277,7 +277,7 @@ impl Files {
 /// without a model is a tokenizer's own; a damaged file is told where the model is read.
 fn model_type(folder: &Path) -> Option<String> {
     let json =
-        |path: &Path| -> Option<Value> { serde_json::from_slice(&std::fs::read(path).ok()?).ok() };
+        |path: &Path| -> Option<Value> { serde_json::from_slice(&regular::read(path).ok()?).ok() };
     let config = json(&folder.join("config.json")).or_else(|| {
         let adapter = json(&folder.join("adapter_config.json"))?;
         let base = Path::new(adapter["base_model_name_or_path"].as_str()?);
@@ -322,6 +322,21 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(e.contains("here") && e.contains("`eos_token` is 3"), "{e}");
+    }
+
+    /// A pipe without a writer would never open.
+    #[test]
+    fn a_named_pipe_is_no_config() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(model_type(folder.path()), None);
+        let config = folder.path().join("config.json");
+        std::fs::write(&config, r#"{"model_type": "llama"}"#).unwrap();
+        assert_eq!(model_type(folder.path()).as_deref(), Some("llama"));
+        std::fs::remove_file(&config).unwrap();
+        let name = std::ffi::CString::new(config.to_str().unwrap()).unwrap();
+        // SAFETY: the name is a string that ends with a zero.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        assert_eq!(model_type(folder.path()), None);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::super::Record;
 use super::super::names::{likely_name, missing_field};
 use super::Task;
+use crate::config::Learn;
 use crate::data::error::{DataError, Result};
 
 /// A shape that is known by its fields, in words, and who reads it.
@@ -175,18 +176,37 @@ pub(super) fn check(record: &Record, task: Task) -> Result<()> {
              whose label is true",
         ));
     }
-    let lists = ["messages", "conversations"].map(|name| record.fields.get(name));
-    let messages = lists.into_iter().flatten().find_map(Value::as_array);
-    for (i, message) in messages.into_iter().flatten().enumerate() {
-        if message
-            .get("weight")
-            .is_some_and(|w| w.as_f64() == Some(0.0))
-        {
-            return Err(record.wrong(format!(
-                "message {i} has weight 0, but every answer of a chat is learned here; give the turns before the last answer as `prompt` \
-                 and that answer as `completion`"
-            )));
+    Ok(())
+}
+
+impl Record {
+    /// Refuses a chat with an answer of weight 0 that would be learned; the record has the fields that the views read.
+    ///
+    /// # Errors
+    /// Such an answer, with what would keep it from being learned.
+    pub fn check_weights(&self, learn: Learn) -> Result<()> {
+        let lists = ["messages", "completion"].map(|name| self.fields.get(name));
+        let messages = lists.into_iter().flatten().find_map(Value::as_array);
+        let answers = messages.into_iter().flatten().enumerate();
+        let answers = answers.filter(|(_, message)| message["role"] == "assistant");
+        let answers: Vec<(usize, bool)> = answers
+            .map(|(i, message)| (i, is_unlearned(message)))
+            .collect();
+        match (answers.last(), learn) {
+            (Some((i, true)), _) => Err(self.wrong(format!(
+                "message {i} has weight 0, but the last answer of a chat is always learned; end the chat before it, or leave the record out"
+            ))),
+            (_, Learn::Last) => Ok(()),
+            (_, Learn::All) => match answers.iter().find(|(_, unlearned)| *unlearned) {
+                Some((i, _)) => Err(self.wrong(format!(
+                    "message {i} has weight 0, but every answer of a chat is learned here; to learn the last one alone, set sft.learn = \"last\""
+                ))),
+                None => Ok(()),
+            },
         }
     }
-    Ok(())
+}
+
+fn is_unlearned(message: &Value) -> bool {
+    message["weight"].as_f64() == Some(0.0)
 }

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::super::{Place, Source};
 use super::*;
+use crate::config::Learn;
 
 fn record(fields: Value) -> Record {
     let Value::Object(fields) = fields else {
@@ -186,7 +187,7 @@ fn pairs_come_in_all_shapes() {
     let twice =
         json!({"prompt": "q", "chosen": turns("b"), "rejected": turns("c"), "score_chosen": 3});
     assert_eq!(
-        record(twice.clone()).unused(Task::Pairs),
+        record(twice.clone()).unused(Task::Pairs, Style::Chat),
         ["prompt", "score_chosen"]
     );
     let pair = shaped(twice, Task::Pairs, Style::Chat)
@@ -291,13 +292,60 @@ fn unpaired_preferences_are_refused() {
         worse.shaped(Task::Texts, Style::Plain).is_ok(),
         "it can be scored"
     );
-    assert_eq!(record(unpaired(true)).unused(Task::Examples), ["label"]);
+    assert_eq!(
+        record(unpaired(true)).unused(Task::Examples, Style::Chat),
+        ["label"]
+    );
 }
 
 #[test]
 fn turns_that_must_not_be_learned_are_refused() {
-    let chat = json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]});
-    refused(chat, Task::Examples, &["message 1 has weight 0"]);
+    let chat = |weights: &[i32]| {
+        let turn = |(i, weight): (usize, &i32)| {
+            let role = ["user", "assistant"][i % 2];
+            json!({"role": role, "content": "t", "weight": weight})
+        };
+        let messages: Value = weights.iter().enumerate().map(turn).collect();
+        record(json!({"messages": messages}))
+    };
+    let said = |weights: &[i32], learn: Learn| {
+        let checked = chat(weights).check_weights(learn);
+        checked.map_or_else(|e| e.to_string(), |()| String::new())
+    };
+    let cases: [(&[i32], Learn, &[&str]); 6] = [
+        // What a user says is never learned.
+        (&[0, 1, 0, 1], Learn::All, &[]),
+        (
+            &[0, 0, 0, 1],
+            Learn::All,
+            &["d.jsonl:7: message 1 has weight 0", "sft.learn = \"last\""],
+        ),
+        (&[0, 0, 0, 1], Learn::Last, &[]),
+        (
+            &[0, 1, 0, 0],
+            Learn::Last,
+            &["message 3 has weight 0", "the last answer"],
+        ),
+        (&[0, 1, 0, 0], Learn::All, &["message 3 has weight 0"]),
+        (&[0, 0], Learn::Last, &["message 1 has weight 0"]),
+    ];
+    for (weights, learn, says) in cases {
+        let found = said(weights, learn);
+        assert_eq!(found.is_empty(), says.is_empty(), "{weights:?}: {found}");
+        for part in says {
+            assert!(found.contains(part), "{part:?} is not in: {found}");
+        }
+    }
+    // `last` would not help where the last answer itself is not to be learned.
+    assert!(!said(&[0, 0, 0, 0], Learn::All).contains("sft.learn"));
+    let answer = json!([{"role": "assistant", "content": "a", "weight": 0.0}]);
+    let prompt = json!([{"role": "user", "content": "q"}]);
+    let completion = record(json!({"prompt": prompt, "completion": answer}));
+    let error = completion.check_weights(Learn::All).unwrap_err();
+    assert!(
+        error.to_string().contains("message 0 has weight 0"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -305,8 +353,8 @@ fn columns_that_are_not_read_are_named() {
     let turns = json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]);
     let unused = |fields: Value, task: Task| {
         let record = record(fields);
-        let names: Vec<String> = record.unused(task).into_iter().map(str::to_owned).collect();
-        names
+        let names = record.unused(task, Style::Chat).into_iter();
+        names.map(str::to_owned).collect::<Vec<String>>()
     };
     assert_eq!(
         unused(
@@ -335,6 +383,38 @@ fn columns_that_are_not_read_are_named() {
     );
     let alpaca = json!({"instruction": "i", "input": "", "output": "o", "text": "all"});
     assert_eq!(unused(alpaca, Task::Examples), ["text"]);
+}
+
+#[test]
+fn tools_of_plain_text_are_named() {
+    let turns = json!([{"role": "user", "content": "q"}]);
+    for (mut fields, task, chat, plain) in [
+        (json!({"prompt": "q"}), Task::Prompts, false, false),
+        (json!({"prompt": turns}), Task::Prompts, true, true),
+        (json!({"text": "t"}), Task::Examples, false, false),
+        (json!({"text": "t"}), Task::Documents, false, false),
+        (
+            json!({"chosen": "a", "rejected": "b"}),
+            Task::Pairs,
+            false,
+            false,
+        ),
+        (json!({"messages": turns}), Task::Examples, true, true),
+        (
+            json!({"instruction": "i", "output": "o"}),
+            Task::Examples,
+            true,
+            false,
+        ),
+        (json!({"instruction": "i"}), Task::Prompts, true, false),
+    ] {
+        fields["tools"] = json!([{"name": "f"}]);
+        for (style, read) in [(Style::Chat, chat), (Style::Plain, plain)] {
+            let record = record(fields.clone());
+            let expected: &[&str] = if read { &[] } else { &["tools"] };
+            assert_eq!(record.unused(task, style), expected, "{fields}, {style:?}");
+        }
+    }
 }
 
 #[test]
