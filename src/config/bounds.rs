@@ -203,8 +203,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::config::Sft;
     use crate::config::tests::{SAMPLE, resolve_text};
+    use crate::config::{Lora, Sft};
 
     /// A configuration in which every key with a number is set or has a default.
     const ALL: &str = r#"
@@ -253,6 +253,8 @@ type = "numeric"
         let tables = crate::config::written::to_table(&config).unwrap();
         let mut found: Vec<String> = UNSET.iter().map(|key| (*key).to_owned()).collect();
         collect("", &Value::Table(tables), &mut found);
+        let lora = Value::try_from(Lora::default()).unwrap();
+        collect("sft.lora", &lora, &mut found);
         found.sort();
         found.dedup();
         found
