@@ -208,7 +208,9 @@ fn only_eos_pads() {
     let keys = "from = \"models/sft\"\ndata = \"pairs.jsonl\"\nmax_length = 48\nbatch_size = 16";
     workspace.write("config.toml", &format!("{config}\n[judge]\n{keys}\n"));
     for stage in ["reward", "judge"] {
-        let flags = format!("--set {stage}.max_steps=1 --set {stage}.learning_rate=1e-3");
+        let flags = format!(
+            "--set run.name={stage} --set {stage}.max_steps=1 --set {stage}.learning_rate=1e-3"
+        );
         let ended = workspace.succeed(&format!("{stage} config.toml {flags}"));
         let scored = format!("[{stage}] scores at the last token that is not 0, its padding");
         assert!(ended.stderr.contains(&scored), "{}", ended.stderr);

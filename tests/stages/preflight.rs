@@ -148,8 +148,6 @@ fn scorers_of_other_tokens_and_settings_without_room_are_refused() {
         &["stage ppo", "models/reward has a vocabulary of 400"],
     );
     fs::write(&file, text).expect("a writable file");
-    let warm = "--set ppo.critic_warmup=6";
-    refused_at_once(&workspace, warm, &["stage ppo", "ppo.critic_warmup = 6"]);
     let ptx = "--set ppo.ptx_coef=0.5 --set ppo.ptx_data=text.jsonl --set ppo.ptx_length=65";
     refused_at_once(&workspace, ptx, &["stage ppo", "ppo.ptx_length is 65"]);
 }

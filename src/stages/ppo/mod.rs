@@ -47,7 +47,7 @@ use update::{Outcome, PretrainMix};
 pub(super) use prompts::batches;
 pub(super) use rollouts::{cache_budget, run_length};
 pub(super) use scores::REFERENCE_SAMPLES;
-pub(super) use setup::{check_sampling, check_warmup, reference, room_in, sharing};
+pub(super) use setup::{check_sampling, reference, room_in, sharing};
 pub(super) use update::check_length;
 
 /// Runs the stage; `None` when a signal stopped it.

@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use crate::config::{Config, CriticFrom, Length, Ppo, RewardKind, Share, Stage, Trainable};
+use crate::config::{Config, CriticFrom, Ppo, RewardKind, Share, Stage, Trainable};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
 use crate::roles::{self, check_has_adapter};
 use crate::stages::context;
 use crate::stages::freezing::Frozen;
 use crate::stages::plan::models::{Folders, is_model};
-use crate::stages::ppo::{check_length, check_warmup};
+use crate::stages::ppo::check_length;
 
 /// Checks that the embedding of the model that `stage` starts from has a row for each token.
 ///
@@ -64,9 +64,6 @@ fn check_ppo(folders: Folders, ppo: &Ppo) -> Result<()> {
     let from_reward = ppo.critic.critic_from == Some(CriticFrom::RewardModel);
     if let (Share::Adapter, true, Some(folder)) = (ppo.sharing.share, from_reward, critic) {
         check_has_adapter(&folder)?;
-    }
-    if let Length::Steps(iterations) = ppo.training.length() {
-        check_warmup(ppo, iterations as u64)?;
     }
     check_length(&ppo.update.ptx, policy.max_position_embeddings)
 }
