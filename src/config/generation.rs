@@ -46,6 +46,11 @@ impl Default for Generation {
 }
 
 impl Generation {
+    /// Whether a filter leaves some tokens out of the draw.
+    pub fn cuts(&self) -> bool {
+        self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0
+    }
+
     /// Notes values out of range.
     pub fn check(&self, keys: &mut Keys<'_, '_>) {
         keys.at_least("max_new_tokens", self.max_new_tokens, 1, "64 is usual");

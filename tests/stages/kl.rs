@@ -320,3 +320,25 @@ fn sampling_that_leaves_nothing_to_learn_is_refused_or_said() {
         );
     }
 }
+
+#[test]
+fn a_penalty_under_a_cut_says_what_it_cannot_do() {
+    let workspace = Workspace::trained();
+    let says = "the penalty cannot pull back";
+    for (flags, said) in [
+        ("--set ppo.top_k=3", true),
+        ("--set ppo.top_k=3 --set ppo.kl_in=loss", false),
+        ("--set ppo.top_k=3 --set ppo.kl_coef=0.0", false),
+        ("", false),
+    ] {
+        let ended = workspace.succeed(&format!(
+            "ppo config.toml --fresh --set ppo.max_steps=1 {flags}"
+        ));
+        assert_eq!(
+            ended.stderr.contains(says),
+            said,
+            "{flags}: {}",
+            ended.stderr
+        );
+    }
+}

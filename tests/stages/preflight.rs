@@ -167,3 +167,18 @@ fn records_that_are_left_out_or_not_learned_are_no_reason_to_refuse() {
     workspace.write("sft.jsonl", &records(0, 40, |_| json!({"question": "a"})));
     refused_at_once(&workspace, skip, &["stage sft", "no record is left"]);
 }
+
+#[test]
+fn a_reward_program_that_is_not_there_is_refused_before_the_first_stage() {
+    let workspace = Workspace::trained();
+    let config = fs::read_to_string(workspace.path("config.toml")).expect("a file");
+    let without = config.replace("reward_model = \"models/reward\"\n", "");
+    let program =
+        "\n[[ppo.rewards]]\ntype = \"program\"\ncommand = [\"no-such-program\", \"rewards.py\"]\n";
+    workspace.write("config.toml", &(without + program));
+    refused_at_once(
+        &workspace,
+        "",
+        &["stage ppo", "`no-such-program` is not there"],
+    );
+}

@@ -148,6 +148,7 @@ impl<'a> Run<'a> {
         damage.for_each(|line| progress.note(line));
         let uneven = walk.note(iterations);
         let mixed = mix.as_ref().and_then(|mix| mix.note(&config.update.ptx));
+        let loose = setup::loose_penalty(config);
         let still = policy_stays(config);
         let short = never_at_peak(&config.training, iterations);
         let notes = notes
@@ -155,6 +156,7 @@ impl<'a> Run<'a> {
             .chain(uneven)
             .chain(mixed)
             .chain(still)
+            .chain(loose)
             .chain(short);
         notes.for_each(|note| progress.note(&note));
         Ok(Self {

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use rollout::random::Independent;
 
-use crate::config::{BadRecords, CriticFrom, Ppo, Share, keeps_one_of};
+use crate::config::{BadRecords, CriticFrom, KlIn, Ppo, Share, keeps_one_of};
 use crate::data::example::{Encoder, Limit, Prompt};
 use crate::data::records::{File, read_file};
 use crate::data::tokenizer::Tokenizer;
@@ -70,6 +70,17 @@ pub fn check_sampling(config: &Ppo, vocabulary: usize) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Words on a KL penalty that cannot pull back all that it measures. The policy's ratio is that of the kept tokens, so a reward changes
+/// their shares and not the mass of the whole set; as a term of the loss the KL changes both.
+pub fn loose_penalty(config: &Ppo) -> Option<String> {
+    let cuts = config.generation.cuts();
+    (cuts && config.weighs_kl() && config.kl_in() == KlIn::Reward).then(|| {
+        "top_k, top_p or min_p cut the sampling and the rewards carry the KL: the penalty cannot pull back probability that leaves the kept \
+         tokens as a whole; to hold the policy, set ppo.kl_in = \"loss\""
+            .to_owned()
+    })
 }
 
 /// Says where each reward model and the judge are read.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::config::{Config, CriticFrom, Ppo, RewardKind, Share, Stage, Trainable};
 use crate::data::tokenizer::Tokenizer;
@@ -65,7 +65,22 @@ fn check_ppo(folders: Folders, ppo: &Ppo) -> Result<()> {
     if let (Share::Adapter, true, Some(folder)) = (ppo.sharing.share, from_reward, critic) {
         check_has_adapter(&folder)?;
     }
-    check_length(&ppo.update.ptx, policy.max_position_embeddings)
+    check_length(&ppo.update.ptx, policy.max_position_embeddings)?;
+    let programs = ppo
+        .rewards
+        .iter()
+        .filter_map(|component| match &component.kind {
+            RewardKind::Program(program) => program.command.first().map(|name| (component, name)),
+            _ => None,
+        });
+    for (component, program) in programs {
+        ensure!(
+            is_found(program),
+            "reward `{}`: the program `{program}` is not there; check ppo.rewards command and PATH",
+            component.name
+        );
+    }
+    Ok(())
 }
 
 fn trainable(config: &Config, stage: Stage) -> Option<&Trainable> {
@@ -76,6 +91,15 @@ fn trainable(config: &Config, stage: Stage) -> Option<&Trainable> {
         Stage::Judge => config.judge.as_ref().map(|judge| &judge.trainable),
         Stage::Pretrain | Stage::Ppo => None,
     }
+}
+
+/// Whether a program is a file, or lies in a folder of `PATH`.
+fn is_found(program: &str) -> bool {
+    if program.contains('/') {
+        return Path::new(program).is_file();
+    }
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&folders).any(|folder| folder.join(program).is_file())
 }
 
 /// Folders of the reward models, those of ensembles among them, and of the judge that evaluations use.
