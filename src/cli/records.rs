@@ -5,7 +5,7 @@ use clap::Args;
 
 use crate::config::{BadRecords, Columns, RecordKeys, TooLong};
 
-/// How records are read, and what happens to those that are wrong or too long.
+/// Flags for reading records, and for those that are wrong or too long.
 #[derive(Clone, Debug, Args)]
 pub struct RecordArgs {
     /// A record longer than the context allows: error stops and names it, skip leaves it out, truncate cuts the start of a prompt

@@ -59,13 +59,13 @@ pub(super) struct Records<'a> {
     pub ids_field: &'a str,
     /// Part of a record that may be too long, for messages.
     pub part: &'static str,
-    /// What limits its length, for messages.
+    /// Limit of its length, for messages.
     pub limit: Limit,
-    /// How records are read, and what happens to those that are wrong or too long.
+    /// Flags for reading records, and for those that are wrong or too long.
     pub flags: &'a RecordArgs,
     /// The end that `--too-long truncate` cuts.
     pub cut: Cut<'a>,
-    /// What a record of text is read as.
+    /// Task that a record of text is read for.
     pub task: fn(&Record) -> Task,
     /// Fields that the command reads beside the text or the ids.
     pub settings: &'a [&'a str],
@@ -98,12 +98,12 @@ impl Cut<'_> {
 pub(super) struct Room {
     /// Most tokens.
     pub tokens: usize,
-    /// What sets the limit, and how to move it.
+    /// The limit, with the key that sets it and the way to move it.
     pub limit: Limit,
 }
 
 impl Records<'_> {
-    /// What is left of an input that is too long.
+    /// The input cut to its room; `None` if it is left out.
     fn fit(
         &self,
         mut input: Input,

@@ -7,9 +7,10 @@
 use anyhow::{Context as _, ensure};
 use serde::Serialize;
 
-use super::inputs::{Cut, Input, ModelFolder, Records, Room, TextEncoder, wrong};
+use super::inputs::{Cut, Input, ModelFolder, Records, Room, TextEncoder};
 use super::output::JsonLines;
 use crate::cli::ScoreArgs;
+use crate::data::example::at;
 use crate::data::records::shapes::Task;
 use crate::data::{Example, Limit, Record, Result, Variables};
 use crate::model::config::Head;
@@ -162,7 +163,7 @@ fn unanswered(text: &TextEncoder<'_>, record: &Record) -> Result<Option<Vec<u32>
     };
     let variables = Variables::of(record)?;
     let rendered = template.chat(&messages, &variables).whole();
-    let rendered = rendered.map_err(|error| wrong(record, error.to_string()))?;
+    let rendered = rendered.map_err(|error| at(record, error))?;
     text.tokenizer.encode_rendered(&rendered).map(Some)
 }
 

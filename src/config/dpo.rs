@@ -35,7 +35,7 @@ pub struct Dpo {
     pub simpo_gamma: f64,
     /// Most tokens of prompt and answer together.
     pub max_length: usize,
-    /// What happens to a longer pair.
+    /// Policy for a longer pair.
     pub too_long: TooLong,
     /// Columns, and bad records.
     #[serde(flatten)]

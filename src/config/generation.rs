@@ -46,7 +46,7 @@ impl Default for Generation {
 }
 
 impl Generation {
-    /// Whether a filter leaves some tokens out of the draw.
+    /// True if a filter leaves some tokens out of the draw.
     pub fn cuts(&self) -> bool {
         self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0
     }

@@ -22,7 +22,7 @@ pub struct Training {
     pub min_lr_ratio: f64,
     /// Rows of one optimizer step (reward: pairs; PPO: sequences of one iteration).
     pub batch_size: usize,
-    /// Whether the records that do not fill the last batch of an epoch are left out of it, rather than being a short batch. Refused
+    /// True if the records that do not fill the last batch of an epoch are left out of it, rather than being a short batch. Refused
     /// in `[ppo]`, whose iterations are always whole.
     pub dataloader_drop_last: bool,
     /// Most tokens in one forward pass; a batch above it is accumulated in several.

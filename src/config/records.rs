@@ -15,13 +15,13 @@ pub struct RecordKeys {
     /// Columns of the stage's files that are read under another name. A file of a list may have its own `columns`, which then
     /// replace these.
     pub columns: Option<Columns>,
-    /// What happens to a record that cannot be read or used.
+    /// Policy for a record that cannot be read or used.
     pub bad_records: BadRecords,
     /// Largest share of bad records among a key's records; beyond it the stage fails although it skips bad records.
     pub max_bad_share: f64,
 }
 
-/// What happens to a record that cannot be read or used.
+/// Policy for a record that cannot be read or used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BadRecords {
@@ -32,7 +32,7 @@ pub enum BadRecords {
     Skip,
 }
 
-/// What happens to a record that is longer than the limit.
+/// Policy for a record that is longer than the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TooLong {

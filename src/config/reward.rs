@@ -29,7 +29,7 @@ pub struct Reward {
     pub center_rewards_coefficient: f64,
     /// Most tokens of prompt and answer together.
     pub max_length: usize,
-    /// What happens to a longer pair.
+    /// Policy for a longer pair.
     pub too_long: TooLong,
     /// Columns, and bad records.
     #[serde(flatten)]

@@ -1,4 +1,4 @@
-//! How epochs are cut into batches: which places of an endless walk over the records belong to which step.
+//! Batches of an epoch: which places of an endless walk over the records belong to which step.
 //!
 //! An epoch is one pass over the records. A batch never crosses its end, so no record comes twice in a batch, nor twice in an epoch.
 //! The step alone says which places it reads.
@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::error::{DataError, Result};
 
-/// What becomes of the records of an epoch that do not fill a batch.
+/// Policy for the records of an epoch that do not fill a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remainder {
     /// They are the epoch's last batch, a short one.

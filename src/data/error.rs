@@ -101,7 +101,7 @@ pub enum DataError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What is wrong and what to do.
+        /// Words for the fault and its remedy.
         message: String,
     },
     /// A file without a single record.
@@ -141,7 +141,7 @@ pub enum DataError {
     Record {
         /// The record.
         at: Source,
-        /// What is wrong and what to do.
+        /// Words for the fault and its remedy.
         message: String,
     },
     /// More tokens than a sequence may have.
@@ -163,7 +163,7 @@ pub enum DataError {
     Tokenizer {
         /// Folder or file, or `(trained)`.
         place: String,
-        /// What is wrong and what to do.
+        /// Words for the fault and its remedy.
         message: String,
     },
     /// A chat template that does not compile or render.

@@ -43,11 +43,11 @@ pub struct Bounds {
 /// Why work was given up.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Excess {
-    /// It took longer than so many seconds of processor time.
+    /// More processor time than so many seconds of processor time.
     Seconds(u64),
-    /// It took more than so many bytes.
+    /// More memory than so many bytes.
     Bytes(usize),
-    /// It panicked, with these words.
+    /// A panic, with these words.
     Panic(String),
     /// The system gave no thread.
     NoThread(String),

@@ -21,7 +21,7 @@ pub fn open(path: &Path) -> io::Result<File> {
 /// All bytes of a file.
 ///
 /// # Errors
-/// As [`open`], and if it cannot be read.
+/// The errors of [`open`], and if it cannot be read.
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut file = open(path)?;
     let mut bytes = Vec::with_capacity(file.metadata().map_or(0, |file| file.len() as usize));
@@ -32,13 +32,13 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
 /// A file as text.
 ///
 /// # Errors
-/// As [`read`], and if it is not UTF-8.
+/// The errors of [`read`], and if it is not UTF-8.
 pub fn read_text(path: &Path) -> io::Result<String> {
     let not_text = |_| io::Error::new(io::ErrorKind::InvalidData, "this is not UTF-8 text");
     String::from_utf8(read(path)?).map_err(not_text)
 }
 
-/// What is said of something that is not a regular file.
+/// Error of something that is not a regular file.
 pub fn refusal(kind: FileType) -> io::Error {
     use std::os::unix::fs::FileTypeExt;
     let found = match kind {
@@ -55,7 +55,7 @@ pub fn refusal(kind: FileType) -> io::Error {
     )
 }
 
-/// Whether a pipe has no name in the file system, so that somebody holds its other end.
+/// True if a pipe has no name in the file system, so that somebody holds its other end.
 fn is_open_pipe(path: &Path, found: &Metadata) -> bool {
     use std::os::unix::fs::FileTypeExt;
     found.file_type().is_fifo() && fs::canonicalize(path).is_err()

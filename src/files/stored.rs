@@ -38,7 +38,7 @@ pub enum Unreadable {
     Io(io::Error),
     /// The header does not describe the file.
     Format {
-        /// What does not fit.
+        /// Fault that the parser found.
         source: SafeTensorError,
         /// The file's beginning, the header included as far as it is there.
         head: Vec<u8>,
@@ -114,7 +114,7 @@ impl StoredTensors {
         Ok(values)
     }
 
-    /// Whether the bytes at `range` are those of `other` at `theirs`; read block by block.
+    /// True if the bytes at `range` are those of `other` at `theirs`; read block by block.
     ///
     /// # Errors
     /// If a file cannot be read, or has become shorter.

@@ -187,7 +187,7 @@ impl Decoder {
     /// Log-probability and entropy of tokens, given the hidden states of [`Self::forward`].
     ///
     /// # Errors
-    /// As [`token_log_probs`].
+    /// The errors of [`token_log_probs`].
     pub fn log_probs(
         &self,
         hidden: &Tensor,
@@ -197,10 +197,10 @@ impl Decoder {
         token_log_probs(hidden, &self.head, targets, temperature)
     }
 
-    /// As [`Self::log_probs`], with log-probs over the whole vocabulary beside those of kept sets.
+    /// Log-probs of [`Self::log_probs`], with those over the whole vocabulary beside those of kept sets.
     ///
     /// # Errors
-    /// As [`token_log_probs`].
+    /// The errors of [`token_log_probs`].
     pub fn both_log_probs(
         &self,
         hidden: &Tensor,

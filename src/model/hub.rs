@@ -32,7 +32,7 @@ pub enum HubError {
         what: &'static str,
         /// The name.
         found: String,
-        /// What is wrong with it.
+        /// Words for the fault.
         why: String,
     },
     /// The model lacks what the engine reads.

@@ -343,7 +343,7 @@ fn unreadable(file: &Path, why: Unreadable) -> WeightsError {
     }
 }
 
-/// What is wrong with a file of `found` bytes whose header, in the first of them, was refused.
+/// Fault of a file of `found` bytes whose header, in the first of them, was refused.
 fn malformed(file: &Path, head: &[u8], found: u64, source: SafeTensorError) -> WeightsError {
     let file = file.to_owned();
     if head.starts_with(b"version https://git-lfs") {

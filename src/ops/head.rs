@@ -80,7 +80,7 @@ pub struct TokenLogProbs {
     pub entropy: Tensor,
 }
 
-/// What [`both_log_probs`] returns; differentiable.
+/// Log-probs of [`both_log_probs`]; differentiable.
 pub struct BothLogProbs {
     /// Of the distributions that tokens were drawn from.
     pub kept: TokenLogProbs,
@@ -137,11 +137,11 @@ pub fn token_log_probs(
     TokenLogProbs::split(&fused(hidden, head, targets, temperature, Results::Kept)?)
 }
 
-/// As [`token_log_probs`], with each token's log-prob over the whole vocabulary beside. Where no target has a kept set, the two are
+/// Log-probs of [`token_log_probs`], with each token's log-prob over the whole vocabulary beside. Where no target has a kept set, the two are
 /// one tensor and cost nothing more.
 ///
 /// # Errors
-/// As [`token_log_probs`].
+/// The errors of [`token_log_probs`].
 pub fn both_log_probs(
     hidden: &Tensor,
     head: &Arc<Param>,

@@ -53,7 +53,7 @@ pub fn start(threads: usize) -> io::Result<()> {
 /// [`start`], or as many as there are processors.
 ///
 /// # Errors
-/// As [`start`].
+/// The errors of [`start`].
 pub fn start_usual() -> io::Result<()> {
     // Rayon, too, passes over a value that is no number.
     let asked = env::var(VARIABLE).ok().and_then(|text| text.parse().ok());

@@ -43,10 +43,10 @@ impl RewardModel {
         }
     }
 
-    /// The same model, read at the token that is `asked` for, if one is.
+    /// This model, read at the token that is `asked` for, if one is.
     ///
     /// # Errors
-    /// The same as those of [`ScorePosition::of`].
+    /// The errors of [`ScorePosition::of`].
     pub fn read_at(mut self, asked: Option<ScoreAt>) -> std::result::Result<Self, NoPadding> {
         self.position = ScorePosition::of(self.decoder.config(), asked)?;
         Ok(self)

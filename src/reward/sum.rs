@@ -91,7 +91,7 @@ impl Rewards {
     /// The rules among `components`: what can be checked before any model is loaded or program started.
     ///
     /// # Errors
-    /// As [`Self::load`].
+    /// The errors of [`Self::load`].
     pub fn rules(components: &[RewardComponent]) -> Result<Self, RewardError> {
         let rules = components.iter().filter(|c| c.kind.is_rule());
         let rules: Vec<RewardComponent> = rules.cloned().collect();

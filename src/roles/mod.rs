@@ -46,7 +46,7 @@ pub struct Roles {
 pub enum Reference {
     /// Something reads it.
     Read,
-    /// Nothing does.
+    /// Read by nobody, and not loaded.
     Unread,
 }
 

@@ -91,7 +91,7 @@ impl Packed {
         model.log_probs(&hidden, &self.targets, temperature)
     }
 
-    /// The same, with log-probs over the whole vocabulary beside them.
+    /// Log-probs and entropies, with log-probs over the whole vocabulary beside them.
     ///
     /// # Errors
     /// If the computation fails.
@@ -140,7 +140,7 @@ fn in_runs(
     Ok(())
 }
 
-/// What the policy says of all generated tokens, in order, without a graph.
+/// Log-probs and entropies that the policy gives all generated tokens, in order, without a graph.
 ///
 /// # Errors
 /// If the computation fails.

@@ -52,7 +52,7 @@ impl Records {
     /// Makes items of each file's records. A file may lose some on the way: they are counted under `key`.
     ///
     /// # Errors
-    /// Those of `encode`.
+    /// The errors of `encode`.
     pub fn map<T>(
         self,
         key: String,
@@ -61,10 +61,10 @@ impl Records {
         self.map_owned(key, |records| encode(&records))
     }
 
-    /// As [`Self::map`], of records that `encode` may keep.
+    /// Items as of [`Self::map`], of records that `encode` may keep.
     ///
     /// # Errors
-    /// Those of `encode`.
+    /// The errors of `encode`.
     pub fn map_owned<T>(
         self,
         key: String,
@@ -193,7 +193,7 @@ impl<T> Items<Vec<T>> {
     }
 }
 
-/// How the records of a supervised stage are cut into batches.
+/// Batches of the records of a supervised stage.
 ///
 /// # Errors
 /// If `dataloader_drop_last` leaves no batch.

@@ -28,7 +28,7 @@ pub struct Source<'a> {
     pub records: &'a RecordKeys,
     /// Most tokens of an example.
     pub max_length: usize,
-    /// What happens to a longer one.
+    /// Policy for a longer one.
     pub too_long: TooLong,
 }
 
@@ -120,7 +120,7 @@ impl Source<'_> {
     /// An encoder within the limits of the stage and of the model, with the stage's policies.
     ///
     /// # Errors
-    /// Those of [`Encoder::new`].
+    /// The errors of [`Encoder::new`].
     pub fn encoder<'t>(&self, tokenizer: &'t Tokenizer, model: &Decoder) -> Result<Encoder<'t>> {
         let context = model.decoder_config().max_position_embeddings;
         let limit = limit(self.stage, self.max_length, context)

@@ -147,7 +147,7 @@ fn check_can_go_on(config: &Config, stage: Stage, files: &StageFolder) -> Result
     Ok(())
 }
 
-/// Whether nothing is left to do of a stage, which is said then. One that is to go on, or whose model is no longer there, is not
+/// True if nothing is left to do of a stage, which is said then. One that is to go on, or whose model is no longer there, is not
 /// marked as done any more.
 fn is_finished(config: &Config, stage: Stage, files: &StageFolder) -> Result<bool> {
     let Some(done) = files.done()? else {

@@ -32,7 +32,7 @@ pub enum Reader {
     Gone,
 }
 
-/// Whether standard error is a terminal, which can show a line that changes in place.
+/// True if standard error is a terminal, which can show a line that changes in place.
 pub fn is_live() -> bool {
     io::stderr().is_terminal()
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::words::{duration, rate};
 use crate::terminal;
 
-/// How often a terminal's line is drawn anew.
+/// Time between two drawings of a terminal's line.
 const REDRAW: Duration = Duration::from_millis(100);
 
 /// The age at which a phase has its first line in a file.
@@ -42,14 +42,14 @@ struct Work {
     began: Instant,
 }
 
-/// What is under way in this process.
+/// Phases under way in this process.
 #[derive(Debug)]
 struct Board {
     /// The stage or command: `sft`; empty between stages.
     stage: String,
     /// The stage with its step: `sft 12/400`; empty before its steps and after them.
     title: String,
-    /// What the newest step had to say, with rate and time left.
+    /// Numbers of the newest step, with rate and time left.
     numbers: String,
     /// Outermost first.
     phases: Vec<Arc<Work>>,
@@ -187,7 +187,7 @@ impl Board {
         }
     }
 
-    /// Whether a file should have a line now.
+    /// True if a file should have a line now.
     fn is_due(&self, now: Instant) -> bool {
         let lasts = |work: &Arc<Work>| now.duration_since(work.began) >= FIRST_LINE;
         let silent = |last| now.duration_since(last) >= SILENCE;

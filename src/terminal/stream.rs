@@ -63,7 +63,7 @@ impl Stream {
     }
 }
 
-/// Whether a write of a part would not wait. A stream that is closed or fails does not make it wait either.
+/// True if a write of a part would not wait. A stream that is closed or fails does not make it wait either.
 #[cfg(unix)]
 fn has_room_within(number: i32, time: Duration) -> bool {
     let mut asked = libc::pollfd {

@@ -284,7 +284,7 @@ impl Drop for Writer {
     }
 }
 
-/// Whether `folder` holds a checkpoint, whole or damaged; not if it cannot be listed.
+/// True if `folder` holds a checkpoint, whole or damaged; not if it cannot be listed.
 pub fn are_in(folder: &Path) -> bool {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut steps = entries.map(|entry| entry.file_name().to_str().and_then(step_of));
@@ -312,7 +312,7 @@ fn step_of(name: &str) -> Option<u64> {
     (folder_name(step) == name).then_some(step)
 }
 
-/// Whether a name is that of a file in the checkpoint's own folder.
+/// True if a name is that of a file in the checkpoint's own folder.
 fn is_plain(name: &str) -> bool {
     !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0'])
 }

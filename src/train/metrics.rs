@@ -100,7 +100,7 @@ impl StepLog {
     /// Opens a log with a line of each step, as [`Self::open_expecting`].
     ///
     /// # Errors
-    /// As there.
+    /// The errors of opening the log.
     pub fn open(path: &Path, keep: Keep) -> io::Result<Self> {
         Self::open_expecting(Expect::EachStep, path, keep)
     }
@@ -131,7 +131,7 @@ impl StepLog {
         })
     }
 
-    /// What was wrong with the file, and where it now lies.
+    /// Fault of the file, and the place where it now lies.
     pub fn damage(&self) -> Option<&str> {
         self.damage.as_deref()
     }

@@ -30,7 +30,7 @@ const CONFIG: &str = "config.toml";
 /// Why a former run or stage lies beside the present one, as its name says.
 const OLD: &str = "old";
 
-/// How the names of files with weights end.
+/// Ending of the names of files with weights.
 const WEIGHTS: &str = ".safetensors";
 
 /// What happens to what a former run left.
@@ -173,18 +173,18 @@ impl StageFolder {
         &self.root
     }
 
-    /// Whether there is work that only this configuration and these inputs may go on with: a checkpoint, whole or damaged, or
+    /// True if there is work that only this configuration and these inputs may go on with: a checkpoint, whole or damaged, or
     /// the marker of the stage's end. A log alone is none: the steps in it were not saved.
     pub fn has_begun(&self) -> bool {
         self.has_checkpoint() || self.marker().exists()
     }
 
-    /// Whether there is a checkpoint, whole or damaged.
+    /// True if there is a checkpoint, whole or damaged.
     pub fn has_checkpoint(&self) -> bool {
         checkpoint::are_in(&self.checkpoints())
     }
 
-    /// Whether a former process did steps of the stage.
+    /// True if a former process did steps of the stage.
     pub fn has_log(&self) -> bool {
         fs::metadata(self.metrics()).is_ok_and(|log| log.len() > 0)
     }

@@ -66,7 +66,7 @@ impl StopRequest {
     }
 }
 
-/// Whether the process ignores a signal, as who started it may have asked.
+/// True if the process ignores a signal, as who started it may have asked.
 fn is_ignored(signal: i32) -> bool {
     // SAFETY: a struct of plain numbers, for which zeros are a value.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };

@@ -18,13 +18,19 @@ fn tokenizer() -> Value {
     })
 }
 
-/// Generates from a model with this tokenizer and this template.
-fn generate(tokenizer: &Value, template: &str) -> Ended {
+/// A workspace with a model that has this tokenizer and this template.
+fn workspace(tokenizer: &Value, template: &str) -> Workspace {
     let workspace = Workspace::new();
     workspace.copy_model("llama");
     workspace.write("model/tokenizer.json", &tokenizer.to_string());
     workspace.write("model/tokenizer_config.json", r#"{"eos_token": "b"}"#);
     workspace.write("model/chat_template.jinja", template);
+    workspace
+}
+
+/// Generates from a model with this tokenizer and this template.
+fn generate(tokenizer: &Value, template: &str) -> Ended {
+    let workspace = workspace(tokenizer, template);
     let prompt = json!({"prompt": [{"role": "user", "content": "a"}]});
     workspace.write("prompts.jsonl", &prompt.to_string());
     let start = Instant::now();
@@ -94,4 +100,25 @@ fn tokenizers() {
     let missing =
         json!({"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": {}});
     refused(&changed("post_processor", missing), &says);
+}
+
+/// A template without end is no fault of a record, so that leaving out bad ones does not try it on each.
+#[test]
+fn a_template_without_end_is_not_left_out_as_a_bad_record() {
+    let endless = "{% for i in range(10000) %}{% for j in range(10000) %}x{% endfor %}{% endfor %}";
+    let workspace = workspace(&tokenizer(), endless);
+    let chat = json!({"messages": [{"role": "user", "content": "a"}]});
+    workspace.write("chats.jsonl", &format!("{chat}\n").repeat(3));
+    for command in ["score --data", "generate --prompts"] {
+        let skip = "--bad-records skip --max-bad-share 1";
+        let ended = workspace.run(&format!(
+            "{command} chats.jsonl --model model --out out.jsonl {skip}"
+        ));
+        let says = [
+            "chat_template.jinja",
+            "takes more than 10 million steps",
+            "(at chats.jsonl:1)",
+        ];
+        refused(&ended, &says);
+    }
 }

@@ -112,6 +112,25 @@ fn a_prompt_without_room_is_refused_before_the_first_stage() {
     );
 }
 
+/// A response as long as the context leaves nothing to cut a prompt to.
+#[test]
+fn no_room_for_any_prompt_is_refused_though_long_ones_are_cut() {
+    let flags = "--set ppo.too_long=truncate --set ppo.max_new_tokens=64";
+    let says = [
+        "stage ppo",
+        "ppo.prompts",
+        "of which the response may take 64",
+    ];
+    refused_at_once(&Workspace::trained(), flags, &says);
+}
+
+#[test]
+fn a_whole_reward_model_under_adapters_is_refused() {
+    let flags = "--set ppo.share=adapter --set ppo.critic_from=reward_model";
+    let says = ["stage ppo", "models/reward: holds a whole reward model"];
+    refused_at_once(&Workspace::trained(), flags, &says);
+}
+
 /// Weights that the machine cannot hold end `run` and `plan`. Activations of the longest sequences, which may never come, end `plan` alone.
 #[test]
 fn more_memory_than_the_machine_has_is_refused_before_the_first_stage() {

@@ -271,7 +271,7 @@ fn log_probs_are_those_of_the_row_kernel() {
     );
 }
 
-/// Whatever was cut, the log-probability over the whole vocabulary is that of the row, bit for bit.
+/// The log-probability over the whole vocabulary is that of the row, bit for bit.
 #[test]
 fn a_draw_records_its_log_prob_over_the_whole_vocabulary() {
     let logits = normal_row(9, 500, 2.0);

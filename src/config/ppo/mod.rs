@@ -68,7 +68,7 @@ pub struct Ppo {
     /// Held-out records with `prompt`, to evaluate on; unset evaluates nothing, and the keys of evaluations are then refused.
     #[serde(default, deserialize_with = "optional_path")]
     pub eval_prompts: Option<PathBuf>,
-    /// What happens to a prompt that leaves no room for its response. `truncate` cuts the prompt's start.
+    /// Policy for a prompt that leaves no room for its response. `truncate` cuts the prompt's start.
     pub too_long: TooLong,
     /// Columns of the prompts, and bad records.
     #[serde(flatten)]
@@ -145,7 +145,7 @@ impl Default for Ppo {
 }
 
 impl Ppo {
-    /// How the text of PPO-ptx is read: its files name their own columns, for the stage's are those of its prompts.
+    /// Keys for reading the text of PPO-ptx: its files name their own columns, for the stage's are those of its prompts.
     pub fn ptx_records(&self) -> RecordKeys {
         RecordKeys {
             columns: None,
@@ -181,13 +181,13 @@ impl Ppo {
         self.update.kl_in.unwrap_or(usual)
     }
 
-    /// Whether training weighs the KL to the reference, in the rewards or in the loss. Iterations score their samples by the reference
+    /// True if training weighs the KL to the reference, in the rewards or in the loss. Iterations score their samples by the reference
     /// only then. An adaptive weight never starts at 0, for its controller multiplies it.
     pub fn weighs_kl(&self) -> bool {
         self.objective.kl_coef > 0.0
     }
 
-    /// Whether anything reads the reference: training, evaluations (`eval/kl`), or the scale of scores. If not, it is not loaded.
+    /// True if anything reads the reference: training, evaluations (`eval/kl`), or the scale of scores. If not, it is not loaded.
     pub fn reads_reference(&self) -> bool {
         let scales = self.scores.score_normalization == ScoreNormalization::Reference;
         self.weighs_kl() || self.eval_prompts.is_some() || scales

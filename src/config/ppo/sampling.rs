@@ -29,7 +29,7 @@ pub(super) fn check(generation: &Generation, keys: &mut Keys<'_, '_>) {
     }
 }
 
-/// Whether `top_p` keeps one token of any distribution over `count` tokens: the likeliest has a share of 1 / `count` or more.
+/// True if `top_p` keeps one token of any distribution over `count` tokens: the likeliest has a share of 1 / `count` or more.
 pub fn keeps_one_of(count: usize, top_p: f64) -> bool {
     top_p > 0.0 && top_p * count as f64 <= 1.0
 }

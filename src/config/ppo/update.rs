@@ -80,7 +80,7 @@ impl PpoUpdate {
         Some(self.target_kl? * self.rollback_kl_factor?)
     }
 
-    /// What an unset `loss_aggregation` stands for: the estimator's source, or TRL's default where that differs (`grpo`).
+    /// Aggregation that an unset `loss_aggregation` stands for: the estimator's source, or TRL's default where that differs (`grpo`).
     ///
     /// - Dr. GRPO (Liu et al. 2025, section 3.2) divides the sum by a constant, in place of the length of each completion.
     /// - RLOO (Ahmadian et al. 2024, eq. 6 and 7) and ReMax (Li et al. 2024, eq. 4) take a completion as one action: the gradient is the

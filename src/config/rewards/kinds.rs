@@ -38,7 +38,7 @@ pub enum RewardKind {
 }
 
 impl RewardKind {
-    /// Whether it is a rule, which reads the completion and the prompt's record alone.
+    /// True for a rule, which reads the completion and the prompt's record alone.
     pub fn is_rule(&self) -> bool {
         match self {
             Self::Exact(_)

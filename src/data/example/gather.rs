@@ -36,10 +36,6 @@ impl Encoder<'_> {
         for fate in fates {
             match fate {
                 Ok(fate) => encoded.items.extend(encoded.too_long.count(fate)),
-                // A limit has a policy of its own, and a template without end would meet every record.
-                Err(error @ (DataError::TooLong { .. } | DataError::TemplateBound(_))) => {
-                    return Err(error);
-                }
                 Err(error) => encoded.bad.leave_out(error, self.bad_records)?,
             }
         }

@@ -56,7 +56,7 @@ impl Limit {
         }
     }
 
-    /// The same limit with the other values of the stage's `too_long` as things to do about it.
+    /// This limit with the other values of the stage's `too_long` as things to do about it.
     #[must_use]
     pub fn or_other_policy(self, stage: &str, policy: TooLong) -> Self {
         let others = match policy {

@@ -126,14 +126,14 @@ impl<'a> Encoder<'a> {
         })
     }
 
-    /// The same encoder with another policy for records that are wrong.
+    /// This encoder with another policy for records that are wrong.
     #[must_use]
     pub fn with_bad_records(mut self, policy: BadRecords) -> Self {
         self.bad_records = policy;
         self
     }
 
-    /// The same encoder, for examples that learn these answers of a conversation.
+    /// This encoder, for examples that learn these answers of a conversation.
     #[must_use]
     pub fn learning(self, learn: Learn) -> Self {
         Self { learn, ..self }
@@ -164,7 +164,7 @@ impl<'a> Encoder<'a> {
     /// Records of the same shapes, to be scored: also those that are labelled as not to be learned from.
     ///
     /// # Errors
-    /// As [`Self::examples`].
+    /// The errors of [`Self::examples`].
     pub fn texts(&self, records: &[Record]) -> Result<Encoded<Vec<Example>>> {
         self.gather(Task::Texts, records, |record| {
             self.fit_examples(record, self.examples_of(record)?)
@@ -195,7 +195,7 @@ impl<'a> Encoder<'a> {
     /// Pairs for losses on the log-probs of the answers. Without a `prompt`, it is what both answers start with.
     ///
     /// # Errors
-    /// As [`Self::pairs`]; and a record with an answer of which no token is predicted.
+    /// The errors of [`Self::pairs`]; and a record with an answer of which no token is predicted.
     pub fn direct_pairs(&self, records: &[Record]) -> Result<Encoded<Pair>> {
         self.gather(Task::DirectPairs, records, |record| {
             let pair = self.pair(record)?;
@@ -240,7 +240,7 @@ impl<'a> Encoder<'a> {
         record.shaped(task, self.style())
     }
 
-    /// How prompts are written whose shape leaves that open.
+    /// Style of prompts whose shape leaves it open.
     pub fn style(&self) -> Style {
         match self.template {
             Some(_) => Style::Chat,
@@ -367,7 +367,7 @@ fn nothing_to_learn(record: &Record) -> DataError {
 }
 
 /// A template's error, with the record that brought it about.
-fn at(record: &Record, error: DataError) -> DataError {
+pub fn at(record: &Record, error: DataError) -> DataError {
     let at = record.source.clone();
     match error {
         DataError::TemplateBound(message) => {

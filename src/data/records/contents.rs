@@ -16,7 +16,7 @@ const ANY_RATIO: usize = 64 << 20;
 /// Largest ratio of contents to archive beyond that. Text of people and programs stays below 50.
 const MOST_RATIO: usize = 100;
 
-/// How a file is laid out.
+/// Layout of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Json,

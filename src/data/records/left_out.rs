@@ -21,9 +21,14 @@ impl LeftOut {
     /// Counts a bad record.
     ///
     /// # Errors
-    /// The record's own error, if bad records are errors.
+    /// The record's own error, if bad records are errors. An error that is no fault of the record is one under either policy: a limit
+    /// has a policy of its own, and a template without end would meet every record.
     pub fn leave_out(&mut self, error: DataError, policy: BadRecords) -> Result<()> {
-        if policy == BadRecords::Error {
+        let of_record = !matches!(
+            error,
+            DataError::TooLong { .. } | DataError::TemplateBound(_)
+        );
+        if policy == BadRecords::Error || !of_record {
             return Err(error);
         }
         self.count += 1;

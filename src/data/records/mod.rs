@@ -66,7 +66,7 @@ pub fn read(path: impl AsRef<Path>) -> Result<Vec<Record>> {
 /// Reads a data file whole, with `columns` under their other names; `bad` says what happens to records that cannot be read.
 ///
 /// # Errors
-/// As [`read`], a malformed line only if bad records are errors; and a column that no record has.
+/// The errors of [`read`], a malformed line only if bad records are errors; and a column that no record has.
 pub fn read_file(path: &Path, columns: Option<&Columns>, bad: BadRecords) -> Result<File> {
     let mut file = File::default();
     for entry in entries(path, columns)? {

@@ -84,7 +84,7 @@ pub(super) fn unread(words: &'static str) -> Value {
     Value::Object(Map::from_iter([(UNREAD.to_owned(), words.into())]))
 }
 
-/// Whether the value stands for one that JSON cannot hold.
+/// True if the value stands for one that JSON cannot hold.
 pub fn is_unread(value: &Value) -> bool {
     value.get(UNREAD).is_some()
 }

@@ -20,7 +20,7 @@ use serde_json::Value;
 use super::Record;
 use crate::data::error::{DataError, Result};
 
-/// What a record is read for.
+/// Task that a record is read for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
     /// Documents to pretrain on.
@@ -31,18 +31,18 @@ pub enum Task {
     Texts,
     /// Pairs of a better and a worse answer, to score.
     Pairs,
-    /// The same, where the log-probs of the answers alone count.
+    /// Pairs, where the log-probs of the answers alone count.
     DirectPairs,
     /// Prompts to generate from.
     Prompts,
 }
 
-/// How a record's prompts are written where its shape leaves that open.
+/// Style of a record's prompts where its shape leaves it open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
-    /// As messages: the model has a chat template.
+    /// Messages: the model has a chat template.
     Chat,
-    /// As text.
+    /// Plain text.
     Plain,
 }
 

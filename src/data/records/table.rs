@@ -84,7 +84,7 @@ impl<'b> Lines<'b> {
     }
 }
 
-/// Whether every quote that opens a field of the last row is closed; in other rows the reader sees to it.
+/// True if every quote that opens a field of the last row is closed; in other rows the reader sees to it.
 fn is_closed(raw: &[u8], delimiter: u8, last: bool) -> bool {
     if !last || raw.iter().filter(|&&byte| byte == b'"').count() % 2 == 0 {
         return true;

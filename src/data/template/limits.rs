@@ -41,7 +41,7 @@ const SEPARATORS: usize = 100;
 const SOURCE: usize = 1 << 20;
 /// Spaces of one level of `tojson`.
 const INDENT: usize = 100;
-/// What compiling, or one rendering, may take beside steps.
+/// Bounds of compiling, or of one rendering, beside steps.
 const BOUNDS: Bounds = Bounds {
     seconds: 10,
     bytes: 1 << 30,
@@ -96,7 +96,7 @@ impl Bounded {
         Ok(())
     }
 
-    /// Whether a template of that name was added.
+    /// True if a template of that name was added.
     pub fn has_template(&self, name: &str) -> bool {
         self.0.get_template(name).is_ok()
     }
@@ -126,7 +126,7 @@ fn refused(what: String) -> Error {
     Error::new(ErrorKind::InvalidOperation, words).with_source(Exceeded)
 }
 
-/// Whether an error says that the template exceeds a bound.
+/// True if an error says that the template exceeds a bound.
 pub(super) fn is_exceeded(error: &Error) -> bool {
     let mut sources = std::iter::successors(Some(error as &dyn std::error::Error), |e| e.source());
     sources.any(|source| source.is::<Exceeded>())
@@ -191,14 +191,14 @@ fn checked_sets(source: &str, syntax: SyntaxConfig) -> Result<String, Error> {
     Ok(out)
 }
 
-/// What is known of a tag as far as it has been read.
+/// State of a tag as far as it has been read.
 #[derive(Default)]
 struct Tag {
     tokens: usize,
     is_set: bool,
     /// Brackets that are open.
     open: usize,
-    /// Whether an attribute is assigned to.
+    /// True if an attribute is assigned to.
     attribute: bool,
     /// Where the assigned value begins.
     value: Option<usize>,
@@ -269,12 +269,12 @@ pub(super) fn printable(state: &State, value: &Value) -> Result<(), Error> {
     }
 }
 
-/// What becomes of the text that a walk meets.
+/// Treatment of the text that a walk meets.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Text {
-    /// It stays where it is, and costs nothing.
+    /// Text that stays where it is, and costs nothing.
     Shared,
-    /// It is written out.
+    /// Text that is written out.
     Written,
 }
 
@@ -339,7 +339,7 @@ impl<'a, 't, 'e> Walk<'a, 't, 'e> {
     }
 }
 
-/// Whether an object that a [`Walk`] has seen is a namespace or holds one.
+/// True if an object that a [`Walk`] has seen is a namespace or holds one.
 fn holds_namespace(object: &DynObject) -> bool {
     let inner = |value: Value| value.as_object().is_some_and(holds_namespace);
     match object.repr() {

@@ -101,7 +101,7 @@ impl ChatTemplate {
         })
     }
 
-    /// The same with its file's name in errors.
+    /// This template with its file's name in errors.
     pub fn at(self, file: &str) -> Self {
         Self {
             place: format!("{file}: "),
@@ -109,7 +109,7 @@ impl ChatTemplate {
         }
     }
 
-    /// The same with a second template, for conversations with tools.
+    /// This template with a second one, for conversations with tools.
     ///
     /// # Errors
     /// A template that is not valid Jinja, with its line.

@@ -176,7 +176,7 @@ fn longest_replacement(map: &str) -> std::result::Result<f64, String> {
     Ok(longest.max(1) as f64)
 }
 
-/// How often the templates of a post-processor repeat the text.
+/// Number of times that the templates of a post-processor repeat the text.
 fn copies(part: &Value) -> usize {
     let product = |parts: &mut dyn Iterator<Item = &Value>| {
         parts.fold(1usize, |product, part| product.saturating_mul(copies(part)))

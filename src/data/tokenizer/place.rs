@@ -181,7 +181,7 @@ fn byte_level_scheme(part: &ByteLevel) -> PrependScheme {
     }
 }
 
-/// How each part of a pre-tokenizer puts spaces.
+/// Scheme by which each part of a pre-tokenizer puts spaces.
 fn schemes(pre_tokenizer: Option<&PreTokenizerWrapper>) -> Vec<PrependScheme> {
     match pre_tokenizer {
         Some(PreTokenizerWrapper::Sequence(parts)) => {

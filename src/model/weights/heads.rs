@@ -34,7 +34,7 @@ impl Weights {
         }
     }
 
-    /// Whether two tensors have the same values. Of one type their bytes are compared, which takes no memory for the values.
+    /// True if two tensors have the same values. Of one type their bytes are compared, which takes no memory for the values.
     fn same_values(&self, a: &TensorSpec, b: &TensorSpec) -> Result<bool, WeightsError> {
         let ((_, ours), (_, theirs)) = (self.entry(a)?, self.entry(b)?);
         if ours.dtype != theirs.dtype {

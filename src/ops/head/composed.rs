@@ -13,7 +13,7 @@ use crate::ops::recompute::recompute;
 /// hidden rows alone.
 ///
 /// # Errors
-/// As [`super::token_log_probs`].
+/// The errors of [`super::token_log_probs`].
 pub fn composed(
     hidden: &Tensor,
     head: &Arc<Param>,
@@ -27,7 +27,7 @@ pub fn composed(
 /// [`super::both_log_probs`] as a composition of candle operations.
 ///
 /// # Errors
-/// As [`super::token_log_probs`].
+/// The errors of [`super::token_log_probs`].
 pub fn composed_both(
     hidden: &Tensor,
     head: &Arc<Param>,

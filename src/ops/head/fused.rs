@@ -40,7 +40,7 @@ struct Fused {
     targets: Box<[Target]>,
     inv_temperature: f32,
     results: Results,
-    /// How many logits may be held; none where no backward pass will come.
+    /// Number of logits that may be held; none where no backward pass will come.
     room: usize,
     /// Logits by the number of their chunk, from the forward pass to the backward pass.
     held: Mutex<BTreeMap<usize, Vec<f32>>>,

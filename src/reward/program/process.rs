@@ -36,7 +36,7 @@ pub(super) const MOST_MESSAGES: usize = 1 << 20;
 /// A running process.
 pub(super) struct Process {
     child: Child,
-    /// How the process ended; set once it has been waited for.
+    /// Exit status of the process; set once it has been waited for.
     status: Option<ExitStatus>,
     guard: Option<Child>,
     questions: Option<Sender<String>>,
@@ -45,7 +45,7 @@ pub(super) struct Process {
     said: Arc<Said>,
 }
 
-/// How much the process has said on standard error.
+/// Bytes that the process has written to standard error.
 #[derive(Default)]
 struct Said {
     /// Bytes since the last question.
@@ -300,7 +300,7 @@ fn pass_on(
     }
 }
 
-/// Whether the process has read all that was written to its input; an input that has ended is no longer asked.
+/// True if the process has read all that was written to its input; an input that has ended is no longer asked.
 #[cfg(target_os = "linux")]
 fn is_read(input: &Weak<ChildStdin>) -> bool {
     use std::os::fd::AsRawFd;
@@ -359,7 +359,7 @@ fn kill_group(leader: u32) {
 fn kill_group(_: u32) {}
 
 impl Process {
-    /// Whether the process has ended. It is not waited for: its id must stay its own.
+    /// True if the process has ended. It is not waited for: its id must stay its own.
     #[cfg(unix)]
     fn has_ended(&mut self) -> bool {
         if self.status.is_some() {

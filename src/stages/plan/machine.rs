@@ -1,4 +1,4 @@
-//! Whether this machine has the memory and the disk space that a plan asks for.
+//! Memory and disk space of this machine, against those that a plan asks for.
 //!
 //! Memory is compared with all that a process can ever have here: the machine's, or the limit of its control group, and swap. Disk
 //! space is compared with what is free where the run folder will be, for the checkpoints that are kept at once and the final models.

@@ -106,7 +106,7 @@ pub fn check(config: &Config, plans: &[Plan], bound: Bound) -> Result<()> {
 /// The plans of `stages`.
 ///
 /// # Errors
-/// As [`plan`].
+/// The errors of [`plan`].
 pub(super) fn plans(config: &Config, stages: &[Stage]) -> Result<Vec<Plan>> {
     let config = super::run::with_local_models(config, stages)?;
     let folders = Folders(&config);

@@ -48,7 +48,7 @@ impl<'a> PromptWalk<'a> {
         self.prompts
     }
 
-    /// How a pass is cut into iterations.
+    /// Batches of a pass, one an iteration.
     pub fn batches(&self) -> &Batches {
         &self.batches
     }

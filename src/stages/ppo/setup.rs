@@ -49,7 +49,7 @@ pub fn roles(context: &Context, config: &Ppo) -> Result<Roles> {
     Ok(roles)
 }
 
-/// Whether anything reads the reference.
+/// Use of the reference by this configuration.
 pub fn reference(config: &Ppo) -> Reference {
     match config.reads_reference() {
         true => Reference::Read,

@@ -93,7 +93,7 @@ fn trainable(config: &Config, stage: Stage) -> Option<&Trainable> {
     }
 }
 
-/// Whether a program is a file, or lies in a folder of `PATH`.
+/// True if a program is a file, or lies in a folder of `PATH`.
 fn is_found(program: &str) -> bool {
     if program.contains('/') {
         return Path::new(program).is_file();

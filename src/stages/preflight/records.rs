@@ -14,7 +14,7 @@ use crate::stages::examples::limit;
 /// Records of a data file that are checked: enough to meet a wrong shape, few enough to cost no time beside reading the file.
 const FIRST: usize = 64;
 
-/// What a stage will read records with.
+/// Tokenizer and context by which a stage will read records.
 pub struct Reader<'a> {
     /// The stage.
     pub stage: Stage,

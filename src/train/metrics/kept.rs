@@ -15,9 +15,9 @@ pub(super) struct Lines {
     pub length: u64,
     /// The lines that fit: those up to that step, in order.
     pub fitting: Vec<u8>,
-    /// What is wrong with the file, the first of it.
+    /// First fault of the file.
     pub damage: Option<String>,
-    /// Whether there is anything in the file.
+    /// True if there is anything in the file.
     pub is_there: bool,
 }
 

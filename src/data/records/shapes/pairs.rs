@@ -37,7 +37,7 @@ pub(super) fn find_prompt(record: &mut Cow<'_, Record>, task: Task) {
     }
 }
 
-/// Whether `prompt` is text beside whole conversations, which hold it too; TRL then reads the conversations alone.
+/// True if `prompt` is text beside whole conversations, which hold it too; TRL then reads the conversations alone.
 pub(super) fn holds_prompt_twice(record: &Record) -> bool {
     let is_whole = |name: &str| {
         let first = record.fields.get(name).and_then(|value| value.get(0));

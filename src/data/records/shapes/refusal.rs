@@ -128,7 +128,7 @@ enum Missing {
     ToTheView,
 }
 
-/// What is missing, where some of the fields are there, or one of them under another name.
+/// The missing fields, where some of the fields are there, or one of them under another name.
 fn missing(record: &Record, task: Task) -> Option<Missing> {
     let has = |name: &str| record.has(name);
     match task {

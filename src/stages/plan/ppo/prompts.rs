@@ -33,7 +33,9 @@ impl LongestPrompt {
                 tokens,
                 counts,
             } = longest;
-            if config.too_long == TooLong::Error && tokens > room.tokens {
+            // Nothing can be cut to fit where there is no room at all.
+            let refused = config.too_long == TooLong::Error || room.tokens == 0;
+            if refused && tokens > room.tokens {
                 return Err(room.refuse_prompt(&record, tokens)).context("ppo.prompts");
             }
             // A longer one is cut or left out.
