@@ -11,11 +11,11 @@ mod policy_update;
 mod scores;
 
 use candle_core::{Device, Tensor, Var};
-use collimate::config::{self, Dpo, LossType, Ppo};
+use collimate::config::{Dpo, KlIn, Ppo};
 use collimate::rlhf::advantage::gae::{Gae, GaeConfig, gae};
 use collimate::rlhf::advantage::{group, reinforce};
 use collimate::rlhf::preference::{
-    DirectLoss, DirectPreferenceConfig, bradley_terry, direct_preference,
+    DirectPreferenceConfig, DpoLossType, bradley_terry, direct_preference,
 };
 use collimate::rlhf::reward::token_rewards;
 use collimate::rlhf::stats::whiten;
@@ -84,7 +84,7 @@ impl Golden {
 
     fn token_mean(&self) -> Vec<f64> {
         LossAggregation::Token
-            .weights(self.rows(), Totals::of(self.rows()))
+            .weights(self.rows(), Totals::of(self.rows(), 1))
             .unwrap()
     }
 
@@ -279,18 +279,12 @@ fn direct_preference_objectives() {
     let policy = interleaved(&golden, "/dpo/policy_chosen", "/dpo/policy_rejected");
     let reference = interleaved(&golden, "/dpo/ref_chosen", "/dpo/ref_rejected");
     let offsets: Vec<usize> = (0..=policy.len()).collect();
-    for (loss, name) in [
-        (
-            DirectLoss::Sigmoid {
-                label_smoothing: 0.0,
-            },
-            "dpo",
-        ),
-        (DirectLoss::Ipo, "ipo"),
-    ] {
+    for (loss_type, name) in [(DpoLossType::Sigmoid, "dpo"), (DpoLossType::Ipo, "ipo")] {
         let config = DirectPreferenceConfig {
-            loss,
+            loss_type,
             beta: golden.number("/dpo/beta"),
+            label_smoothing: 0.0,
+            simpo_gamma: 0.0,
         };
         let (x, rows) = (
             Var::new(policy.as_slice(), &Device::Cpu).unwrap(),
@@ -327,20 +321,18 @@ fn direct_preference_of_whole_answers() {
     for name in ["sigmoid", "cdpo", "ipo", "simpo"] {
         let case = &json[name];
         let number = |key: &str| case[key].as_f64().unwrap();
-        let loss = match name {
-            "ipo" => DirectLoss::Ipo,
-            "simpo" => DirectLoss::SimPo {
-                gamma: number("gamma"),
-            },
-            _ => DirectLoss::Sigmoid {
-                label_smoothing: number("label_smoothing"),
-            },
+        let loss_type = match name {
+            "ipo" => DpoLossType::Ipo,
+            "simpo" => DpoLossType::Simpo,
+            _ => DpoLossType::Sigmoid,
         };
         let config = DirectPreferenceConfig {
-            loss,
+            loss_type,
             beta: number("beta"),
+            label_smoothing: number("label_smoothing"),
+            simpo_gamma: number("gamma"),
         };
-        let reference = match loss.has_reference() {
+        let reference = match loss_type.has_reference() {
             true => &reference[..],
             false => &[],
         };
@@ -402,13 +394,8 @@ fn losses_with_every_default_are_trls() {
     };
     let (ppo, rows) = (Ppo::default(), golden.rows());
     let (old, reference) = (golden.tokens("/logp_old"), golden.tokens("/logp_ref"));
-    let estimator = match ppo.kl_estimator() {
-        config::KlEstimator::K1 => KlEstimator::K1,
-        config::KlEstimator::K2 => KlEstimator::K2,
-        config::KlEstimator::K3 => KlEstimator::K3,
-    };
-    assert_eq!(ppo.kl_in(), config::KlIn::Reward);
-    let kl = estimator.per_token(&old, &reference).unwrap();
+    assert_eq!(ppo.kl_in(), KlIn::Reward);
+    let kl = ppo.kl_estimator().per_token(&old, &reference).unwrap();
     let rewards = token_rewards(&golden.list("/score"), &kl, ppo.objective.kl_coef, rows).unwrap();
     check(&rewards, &tokens("rewards"), "rewards");
 
@@ -426,7 +413,7 @@ fn losses_with_every_default_are_trls() {
         .collect();
     check_within(&advantages, &tokens("advantages"), 1e-7, "advantages");
 
-    assert_eq!(ppo.loss_aggregation(), config::LossAggregation::Token);
+    assert_eq!(ppo.loss_aggregation(), LossAggregation::Token);
     let weights = golden.token_mean();
     let config = PolicyLossConfig {
         cliprange_low: ppo.objective.cliprange,
@@ -450,12 +437,12 @@ fn losses_with_every_default_are_trls() {
     }
 
     let dpo = Dpo::default();
-    assert_eq!(dpo.loss_type, LossType::Sigmoid);
+    assert_eq!(dpo.loss_type, DpoLossType::Sigmoid);
     let config = DirectPreferenceConfig {
-        loss: DirectLoss::Sigmoid {
-            label_smoothing: dpo.label_smoothing,
-        },
+        loss_type: dpo.loss_type,
         beta: dpo.beta,
+        label_smoothing: dpo.label_smoothing,
+        simpo_gamma: dpo.simpo_gamma,
     };
     let policy = interleaved(&golden, "/dpo/policy_chosen", "/dpo/policy_rejected");
     let reference = interleaved(&golden, "/dpo/ref_chosen", "/dpo/ref_rejected");

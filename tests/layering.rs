@@ -13,13 +13,13 @@ use std::path::{Path, PathBuf};
 
 /// The layers from the ground up. Layers on one line may import each other.
 const LAYERS: &[&[&str]] = &[
+    &["rlhf"],
     &["terminal"],
     &["files"],
     &["config"],
     &["data"],
     &["ops"],
     &["model"],
-    &["rlhf"],
     &["reward"],
     &["roles"],
     &["train"],

@@ -10,6 +10,7 @@ use super::data::{Data, HeldOut};
 use super::optim::Training;
 use super::records::{RecordKeys, TooLong};
 use super::trainable::Trainable;
+use crate::rlhf::preference::DpoLossType;
 
 /// The `[dpo]` table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,7 +26,7 @@ pub struct Dpo {
     #[serde(flatten)]
     pub held_out: HeldOut,
     /// What is minimised.
-    pub loss_type: LossType,
+    pub loss_type: DpoLossType,
     /// How much the log-ratio of policy and reference weighs: the larger, the closer the policy
     /// stays. With SimPO the scale of the reward, which its authors set to 2.0 and above.
     pub beta: f64,
@@ -51,25 +52,13 @@ pub struct Dpo {
     pub training: Training,
 }
 
-/// What is minimised.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LossType {
-    /// DPO; with `label_smoothing` cDPO.
-    Sigmoid,
-    /// IPO, on log-probs by the token.
-    Ipo,
-    /// SimPO, which has no reference.
-    Simpo,
-}
-
 impl Default for Dpo {
     fn default() -> Self {
         Self {
             from: PathBuf::new(),
             data: Data::default(),
             held_out: HeldOut::default(),
-            loss_type: LossType::Sigmoid,
+            loss_type: DpoLossType::Sigmoid,
             beta: 0.1,
             label_smoothing: 0.0,
             simpo_gamma: 0.5,
@@ -131,11 +120,11 @@ impl Dpo {
             self.label_smoothing != default.label_smoothing,
             self.simpo_gamma != default.simpo_gamma,
         );
-        if smoothed && self.loss_type != LossType::Sigmoid {
+        if smoothed && self.loss_type != DpoLossType::Sigmoid {
             let message = "is of no use unless loss_type = \"sigmoid\"; remove it";
             keys.wrong("label_smoothing", self.label_smoothing, message);
         }
-        if aimed && self.loss_type != LossType::Simpo {
+        if aimed && self.loss_type != DpoLossType::Simpo {
             let message = "is of no use unless loss_type = \"simpo\"; remove it";
             keys.wrong("simpo_gamma", self.simpo_gamma, message);
         }

@@ -44,7 +44,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub use check::{Checker, Keys};
 pub use data::{Data, HeldOut, Source};
 pub use document::Document;
-pub use dpo::{Dpo, LossType};
+pub use dpo::Dpo;
 pub use error::{ConfigError, Place, Problem, Problems};
 pub use generation::Generation;
 pub use hub::HubName;
@@ -53,17 +53,16 @@ pub use model::{Architecture, Family, Model, ModelStart, SaveDtype};
 pub use optim::{Length, LrScheduler, Recompute, Training};
 pub use overrides::Override;
 pub use ppo::{
-    AdvantageEstimator, Critic, CriticFrom, Evaluation, KlControllerKind, KlEstimator, KlIn,
-    LossAggregation, Objective, Ppo, PpoUpdate, Ptx, Rollout, ScoreNormalization, Scores, Share,
-    Sharing, keeps_one_of,
+    AdvantageEstimator, Critic, CriticFrom, Evaluation, KlControllerKind, KlIn, Objective, Ppo,
+    PpoUpdate, Ptx, Rollout, ScoreNormalization, Scores, Share, Sharing, keeps_one_of,
 };
 pub use pretrain::Pretrain;
 pub use records::{BadRecords, Columns, RecordKeys, TooLong};
 pub use reward::Reward;
 pub use rewards::{
-    ClassifierReward, Combine, EnsembleReward, ExactReward, HttpReward, JsonReward,
-    LONGEST_BACKOFF, Label, LengthReward, ModelReward, NumericReward, Output, ProgramReward, Reads,
-    RegexReward, RepetitionReward, RewardComponent, RewardKind, Unit,
+    ClassifierReward, EnsembleReward, ExactReward, HttpReward, JsonReward, LONGEST_BACKOFF, Label,
+    LengthReward, ModelReward, NumericReward, Output, ProgramReward, Reads, RegexReward,
+    RepetitionReward, RewardComponent, RewardKind, Unit,
 };
 pub use run::{Arithmetic, Device, Run};
 pub use score_at::ScoreAt;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::*;
+use crate::rlhf::preference::DpoLossType;
 
 pub(super) const SAMPLE: &str = r#"
 [run]
@@ -149,7 +150,7 @@ fn preference_tuning_starts_where_ppo_does() {
     let simpo = dpo(&["dpo.loss_type=simpo", "dpo.beta=2", "dpo.simpo_gamma=1"]);
     assert_eq!(
         (simpo.loss_type, simpo.beta, simpo.simpo_gamma),
-        (LossType::Simpo, 2.0, 1.0)
+        (DpoLossType::Simpo, 2.0, 1.0)
     );
 }
 

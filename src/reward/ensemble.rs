@@ -1,30 +1,26 @@
-//! Several reward models as one score ([`Combination`]), so that a completion must please all of them.
+//! An ensemble of reward models with one combined score.
 
 use super::{Batch, Reward, RewardError, RewardModel};
-use crate::config::Combine;
-use crate::rlhf::ensemble::Combination;
+use crate::rlhf::ensemble::Combine;
 
-/// Reward models whose scores become one.
+/// Reward models whose scores are combined into one.
 pub struct Ensemble {
     models: Vec<RewardModel>,
-    combination: Combination,
+    combine: Combine,
+    deviations: f64,
 }
 
 impl Ensemble {
-    /// An ensemble; `deviations` is k of [`Combine::MeanMinusDeviation`].
+    /// An ensemble; `deviations` is the factor of [`Combine::MeanMinusDeviation`].
     pub fn new(models: Vec<RewardModel>, combine: Combine, deviations: f64) -> Self {
-        let combination = match combine {
-            Combine::Mean => Combination::Mean,
-            Combine::Minimum => Combination::Minimum,
-            Combine::MeanMinusDeviation => Combination::MeanMinusDeviation(deviations),
-        };
         Self {
             models,
-            combination,
+            combine,
+            deviations,
         }
     }
 
-    /// The models.
+    /// The models of the ensemble.
     pub fn models(&self) -> &[RewardModel] {
         &self.models
     }
@@ -38,7 +34,7 @@ impl Reward for Ensemble {
             .map(|model| model.scores(batch))
             .collect::<Result<_, _>>()?;
         let row = |i: usize| -> Vec<f64> { columns.iter().map(|c| f64::from(c[i])).collect() };
-        let one = |i| self.combination.of(&row(i)) as f32;
+        let one = |i| self.combine.of(&row(i), self.deviations) as f32;
         Ok((0..batch.completions.len()).map(one).collect::<Vec<f32>>())
     }
 }

@@ -1,39 +1,50 @@
 //! How per-token losses become one number.
 //!
-//! Every choice is a weighted sum, loss = Σ wₜ lₜ, whose weights depend on the whole optimizer step. A
-//! micro-batch therefore gets its part of the step's loss, and the parts add up to the same gradient
-//! however the step is cut.
+//! Every choice is a weighted sum, loss = Σ wₜ lₜ, whose weights depend on the whole optimizer step. The
+//! losses of a step's micro-batches therefore add up to the loss and gradient of the step, however the
+//! step is cut.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::error::{Result, check_positive};
 use super::rows::Rows;
 
-/// The mean that a loss takes.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// The mean over a minibatch that turns the policy's per-token losses into one number.
+///
+/// Sources: DAPO (Yu et al. 2025, section 3.3) for `Token`, GRPO (Shao et al. 2024, eq. 3) for
+/// `Sequence`, Dr. GRPO (Liu et al. 2025, section 3.2) for `Constant`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum LossAggregation {
-    /// Mean over all tokens, each token equal: PPO, and DAPO (Yu et al. 2025, section 3.3).
+    /// Mean over all tokens of the minibatch: TRL's `bnpo` and `dapo`, verl's `token-mean`.
     Token,
-    /// Mean over sequences of the mean over their tokens: GRPO (Shao et al. 2024, eq. 3).
+    /// Mean over sequences of the mean over each one's tokens: TRL's `grpo`, verl's
+    /// `seq-mean-token-mean`.
     Sequence,
-    /// Mean over sequences of the sum over their tokens divided by this constant (the longest possible
-    /// response): Dr. GRPO (Liu et al. 2025, section 3.2), free of a length bias.
-    ConstantLength(f64),
+    /// Mean over sequences of the sum over each one's tokens divided by `max_new_tokens`: TRL's
+    /// `dr_grpo`, verl's `seq-mean-token-sum-norm`.
+    Constant,
 }
 
-/// What one optimizer step holds in all its micro-batches together.
+/// Sizes of one optimizer step, all its micro-batches together.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Totals {
-    /// Response tokens that count.
+    /// Response tokens of the step.
     pub tokens: usize,
-    /// Sequences.
+    /// Sequences of the step.
     pub sequences: usize,
+    /// Most tokens that a response may have: the divisor of [`LossAggregation::Constant`].
+    pub longest: usize,
 }
 
 impl Totals {
-    /// Totals of a step that consists of these rows alone.
-    pub fn of(rows: Rows) -> Self {
+    /// Totals of a step that consists of these rows alone, none of which may exceed `longest` tokens.
+    pub fn of(rows: Rows, longest: usize) -> Self {
         Self {
             tokens: rows.tokens(),
             sequences: rows.len(),
+            longest,
         }
     }
 }
@@ -42,7 +53,7 @@ impl LossAggregation {
     /// The weight of each token of `rows`, a part of the step that `totals` describes: `[n]`.
     ///
     /// # Errors
-    /// [`RlhfError::Range`](super::RlhfError::Range) if a total or the constant length is zero.
+    /// [`RlhfError::Range`](super::RlhfError::Range) if a total is zero.
     pub fn weights(self, rows: Rows, totals: Totals) -> Result<Vec<f64>> {
         check_positive("the step's token count", totals.tokens as f64)?;
         check_positive("the step's sequence count", totals.sequences as f64)?;
@@ -56,9 +67,10 @@ impl LossAggregation {
                     .collect();
                 rows.spread("sequence weights", &of_row)
             }
-            Self::ConstantLength(length) => {
-                check_positive("the constant length of the loss", length)?;
-                Ok(vec![1.0 / (sequences * length); rows.tokens()])
+            Self::Constant => {
+                let longest = totals.longest as f64;
+                check_positive("the longest response of the loss", longest)?;
+                Ok(vec![1.0 / (sequences * longest); rows.tokens()])
             }
         }
     }
@@ -72,7 +84,7 @@ mod tests {
 
     fn weights(aggregation: LossAggregation) -> Vec<f64> {
         let rows = Rows::new(&OFFSETS).unwrap();
-        aggregation.weights(rows, Totals::of(rows)).unwrap()
+        aggregation.weights(rows, Totals::of(rows, 8)).unwrap()
     }
 
     #[test]
@@ -83,7 +95,7 @@ mod tests {
             weights(LossAggregation::Sequence),
             [0.5, sixth, sixth, sixth]
         );
-        assert_eq!(weights(LossAggregation::ConstantLength(8.0)), [0.0625; 4]);
+        assert_eq!(weights(LossAggregation::Constant), [0.0625; 4]);
     }
 
     #[test]
@@ -93,10 +105,10 @@ mod tests {
         for aggregation in [
             LossAggregation::Token,
             LossAggregation::Sequence,
-            LossAggregation::ConstantLength(5.0),
+            LossAggregation::Constant,
         ] {
-            let mut parts = aggregation.weights(first, Totals::of(rows)).unwrap();
-            parts.extend(aggregation.weights(second, Totals::of(rows)).unwrap());
+            let mut parts = aggregation.weights(first, Totals::of(rows, 8)).unwrap();
+            parts.extend(aggregation.weights(second, Totals::of(rows, 8)).unwrap());
             assert_eq!(parts, weights(aggregation));
         }
     }
@@ -106,7 +118,7 @@ mod tests {
         let rows = Rows::new(&[0]).unwrap();
         assert!(
             LossAggregation::Token
-                .weights(rows, Totals::of(rows))
+                .weights(rows, Totals::of(rows, 8))
                 .is_err()
         );
     }

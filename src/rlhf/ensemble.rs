@@ -1,32 +1,38 @@
-//! Several models' scores of one completion as one, so that it must please all of them.
+//! The score of an ensemble of reward models, from each model's score of one completion.
 //!
-//! Coste, Anwar, Kirk and Krueger 2023, "Reward model ensembles help mitigate overoptimization": the mean, the minimum
-//! (worst-case optimisation, their equation 2) and the mean less a measure of their disagreement. Theirs subtracts the variance
-//! (equation 3); here it is the standard deviation, which has the score's unit.
+//! Coste, Anwar, Kirk and Krueger 2023, "Reward model ensembles help mitigate overoptimization": the
+//! mean, the minimum (worst-case optimisation, their equation 2) and the mean less a measure of the
+//! models' disagreement. The paper subtracts the variance (equation 3); here it is the standard
+//! deviation, which has the score's unit.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::stats::{mean, variance};
 
-/// How scores become one.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Combination {
-    /// Their mean.
+/// How an ensemble's scores of one completion become one score.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Combine {
+    /// The mean of the models' scores.
     Mean,
-    /// The least of them.
+    /// The lowest of the models' scores.
     Minimum,
-    /// Their mean, less this many of their biased standard deviations.
-    MeanMinusDeviation(f64),
+    /// The mean of the models' scores minus `deviations` times their (biased) standard deviation.
+    MeanMinusDeviation,
 }
 
-impl Combination {
-    /// The scores of one completion as one. NaN among them, or none at all, gives NaN; the minimum of none is infinity.
-    pub fn of(self, scores: &[f64]) -> f64 {
+impl Combine {
+    /// One score from the models' scores of a completion; `deviations` is the factor of
+    /// [`Self::MeanMinusDeviation`].
+    ///
+    /// A NaN among the scores gives NaN. Without scores the minimum is infinity, the others NaN.
+    pub fn of(self, scores: &[f64], deviations: f64) -> f64 {
         match self {
             Self::Mean => mean(scores),
-            // A score that is no number stays one: f64::min would hide it.
+            // NaN stays NaN: f64::min would drop it.
             Self::Minimum => scores.iter().copied().fold(f64::INFINITY, smaller),
-            Self::MeanMinusDeviation(deviations) => {
-                mean(scores) - deviations * variance(scores).sqrt()
-            }
+            Self::MeanMinusDeviation => mean(scores) - deviations * variance(scores).sqrt(),
         }
     }
 }
@@ -37,18 +43,18 @@ fn smaller(a: f64, b: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::Combination::{Mean, MeanMinusDeviation, Minimum};
+    use super::Combine::{Mean, MeanMinusDeviation, Minimum};
 
     #[test]
-    fn scores_become_one_in_three_ways() {
+    fn each_combination_has_its_formula() {
         // Mean 2, squared distances 1, 0, 4, 1 → variance 1.5.
         let scores = [1.0, 2.0, 4.0, 1.0];
-        assert_eq!(Mean.of(&scores), 2.0);
-        assert_eq!(Minimum.of(&scores), 1.0);
-        let lowered = MeanMinusDeviation(2.0).of(&scores);
+        assert_eq!(Mean.of(&scores, 0.0), 2.0);
+        assert_eq!(Minimum.of(&scores, 0.0), 1.0);
+        let lowered = MeanMinusDeviation.of(&scores, 2.0);
         assert!((lowered - (2.0 - 2.0 * 1.224_744_871_391_589)).abs() < 1e-12);
-        assert_eq!(MeanMinusDeviation(0.0).of(&scores), 2.0);
-        // Models that agree lose nothing.
-        assert_eq!(MeanMinusDeviation(5.0).of(&[3.0; 4]), 3.0);
+        assert_eq!(MeanMinusDeviation.of(&scores, 0.0), 2.0);
+        // Models that agree have no deviation.
+        assert_eq!(MeanMinusDeviation.of(&[3.0; 4], 5.0), 3.0);
     }
 }

@@ -23,7 +23,11 @@
 //! As a penalty in the reward the estimate is a constant ([`KlEstimator::per_token`]); as a loss term it
 //! is differentiated ([`kl_loss`]). The coefficient's controllers stand in [`super::kl_controller`].
 
+use std::fmt;
+
 use candle_core::Tensor;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::differentiable::{attach_gradient, host_values};
 use super::error::{Result, check_length};
@@ -33,15 +37,27 @@ use super::stats::{Real, mean};
 /// Largest exponent that k3 takes exp of; `f32` overflows at 88.7.
 const MAX_EXPONENT: f64 = 80.0;
 
-/// Which estimate of the per-token KL is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Estimator of the per-token KL, by Schulman's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum KlEstimator {
-    /// d: the default, and the only one whose sum over a sequence is its log-prob ratio.
+    /// log π − log π_ref: unbiased, may be negative.
     K1,
-    /// d²/2.
+    /// (log π − log π_ref)² / 2: never negative, biased.
     K2,
-    /// exp(−d) − 1 + d; above −d = 80 its tangent.
+    /// exp(−k1) − 1 + k1: never negative, unbiased.
     K3,
+}
+
+impl fmt::Display for KlEstimator {
+    /// The word of the configuration.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::K1 => "k1",
+            Self::K2 => "k2",
+            Self::K3 => "k3",
+        })
+    }
 }
 
 impl KlEstimator {

@@ -24,7 +24,7 @@ const SINGLE_TOLERANCE: f64 = 1e-5;
 struct Golden {
     lengths: Vec<usize>,
     temperature: f64,
-    longest: f64,
+    longest: usize,
     hidden: Vec<Vec<f64>>,
     head: Vec<Vec<f64>>,
     tokens: Vec<u32>,
@@ -59,14 +59,15 @@ impl Golden {
         [
             ("token", LossAggregation::Token),
             ("sequence", LossAggregation::Sequence),
-            ("constant", LossAggregation::ConstantLength(self.longest)),
+            ("constant", LossAggregation::Constant),
         ]
     }
 
     fn weights(&self, aggregation: LossAggregation) -> Vec<f64> {
         let offsets = self.offsets();
         let rows = Rows::new(&offsets).unwrap();
-        aggregation.weights(rows, Totals::of(rows)).unwrap()
+        let totals = Totals::of(rows, self.longest);
+        aggregation.weights(rows, totals).unwrap()
     }
 
     fn expected<T: DeserializeOwned>(&self, aggregation: &str, key: &str) -> T {
@@ -228,7 +229,7 @@ fn the_whole_loss_of_every_aggregation() {
 fn passes_add_up_to_the_minibatch() {
     let golden = Golden::load();
     let (offsets, x) = (golden.offsets(), golden.log_probs());
-    let totals = Totals::of(Rows::new(&offsets).unwrap());
+    let totals = Totals::of(Rows::new(&offsets).unwrap(), golden.longest);
     for (name, aggregation) in golden.aggregations() {
         let whole = golden.policy_loss(&x, &golden.weights(aggregation));
         let (mut value, mut grad) = (0.0, Vec::new());

@@ -3,7 +3,7 @@
 
 use collimate::rlhf::ScoreNormalizer;
 use collimate::rlhf::advantage::remax::remax;
-use collimate::rlhf::ensemble::Combination;
+use collimate::rlhf::ensemble::Combine;
 use collimate::rlhf::score::{Overlong, penalize_missing_eos, penalize_overlong};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -89,18 +89,16 @@ fn fixed_normalisation_is_by_the_reference_s_samples() {
 fn ensembles() {
     let golden = Entry::named("ensemble");
     let models: Matrix = golden.get("scores");
-    for (key, combination) in [
-        ("mean", Combination::Mean),
-        ("minimum", Combination::Minimum),
-        (
-            "mean_minus_deviation",
-            Combination::MeanMinusDeviation(golden.get("deviations")),
-        ),
+    let deviations: f64 = golden.get("deviations");
+    for (key, combine) in [
+        ("mean", Combine::Mean),
+        ("minimum", Combine::Minimum),
+        ("mean_minus_deviation", Combine::MeanMinusDeviation),
     ] {
         let expected: Vec<f64> = golden.get(key);
         let of_one = |i: usize| models.iter().map(|m| m[i]).collect::<Vec<_>>();
         let found: Vec<f64> = (0..expected.len())
-            .map(|i| combination.of(&of_one(i)))
+            .map(|i| combine.of(&of_one(i), deviations))
             .collect();
         check(&found, &expected, key);
     }

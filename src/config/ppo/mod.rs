@@ -28,16 +28,17 @@ use super::optional_path;
 use super::records::{RecordKeys, TooLong};
 use super::rewards::{self, RewardComponent};
 use super::score_at::ScoreAt;
+use crate::rlhf::{KlEstimator, LossAggregation};
 
 pub use critic::{Critic, CriticFrom};
 pub use evaluation::Evaluation;
-pub use objective::{AdvantageEstimator, KlControllerKind, KlEstimator, Objective};
+pub use objective::{AdvantageEstimator, KlControllerKind, Objective};
 pub use ptx::Ptx;
 pub use rollout::Rollout;
 pub use sampling::keeps_one_of;
 pub use scores::{ScoreNormalization, Scores};
 pub use sharing::{Share, Sharing};
-pub use update::{KlIn, LossAggregation, PpoUpdate};
+pub use update::{KlIn, PpoUpdate};
 
 /// The `[ppo]` table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

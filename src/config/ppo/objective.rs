@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::Keys;
+use crate::rlhf::KlEstimator;
 
 /// The keys of the objective in `[ppo]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -55,18 +56,6 @@ pub enum AdvantageEstimator {
     Remax,
 }
 
-/// Estimator of the per-token KL, by Schulman's names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum KlEstimator {
-    /// log π − log π_ref: unbiased.
-    K1,
-    /// Half its square: never negative, biased.
-    K2,
-    /// exp(−k1) − 1 + k1: never negative, unbiased; nothing of it is cut.
-    K3,
-}
-
 /// How the weight of the KL goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -105,17 +94,6 @@ impl fmt::Display for AdvantageEstimator {
             Self::Rloo => "rloo",
             Self::ReinforcePlusPlus => "reinforce_plus_plus",
             Self::Remax => "remax",
-        })
-    }
-}
-
-impl fmt::Display for KlEstimator {
-    /// The word of the configuration.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::K1 => "k1",
-            Self::K2 => "k2",
-            Self::K3 => "k3",
         })
     }
 }

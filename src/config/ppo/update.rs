@@ -5,7 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AdvantageEstimator, Keys, KlControllerKind, KlEstimator, Ppo, Ptx};
+use super::{AdvantageEstimator, Keys, KlControllerKind, Ppo, Ptx};
+use crate::rlhf::{KlEstimator, LossAggregation};
 
 /// Keys of the update.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -33,20 +34,6 @@ pub struct PpoUpdate {
     /// Pretraining text that is mixed in.
     #[serde(flatten)]
     pub ptx: Ptx,
-}
-
-/// The mean that a loss of the policy takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LossAggregation {
-    /// Over all tokens of the minibatch: PPO's, TRL's `bnpo` and `dapo`, verl's `token-mean`.
-    Token,
-    /// Over sequences, of the mean over each one's tokens: TRL's `grpo`, verl's `seq-mean-token-mean`.
-    Sequence,
-    /// Over sequences, of the sum over each one's tokens divided by `max_new_tokens`: TRL's `dr_grpo`, verl's
-    /// `seq-mean-token-sum-norm`. Long answers then weigh as much a token as short ones, whatever the lengths of the others. But for
-    /// the constant it is the log-prob of a whole completion, which REINFORCE follows.
-    Constant,
 }
 
 /// Where the KL to the reference enters.
@@ -199,7 +186,8 @@ impl PpoUpdate {
 #[cfg(test)]
 mod tests {
     use crate::config::tests::{refused, resolve};
-    use crate::config::{KlEstimator, KlIn, LossAggregation, Ppo};
+    use crate::config::{KlIn, Ppo};
+    use crate::rlhf::{KlEstimator, LossAggregation};
 
     fn ppo(overrides: &[&str]) -> Ppo {
         resolve(overrides).unwrap().ppo.unwrap()

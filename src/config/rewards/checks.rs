@@ -2,9 +2,9 @@
 
 use super::super::check::Keys;
 use super::kinds::{
-    ClassifierReward, Combine, EnsembleReward, HttpReward, LONGEST_BACKOFF, LengthReward,
-    RewardKind,
+    ClassifierReward, EnsembleReward, HttpReward, LONGEST_BACKOFF, LengthReward, RewardKind,
 };
+use crate::rlhf::ensemble::Combine;
 
 impl RewardKind {
     pub(super) fn check(&self, keys: &mut Keys<'_, '_>) {

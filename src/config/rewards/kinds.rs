@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::config::ScoreAt;
+use crate::rlhf::ensemble::Combine;
 
 /// What a component scores by.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -77,18 +78,6 @@ pub struct EnsembleReward {
     pub deviations: Option<f64>,
     /// The token at which their scores are read; when unset, each folder says.
     pub score_at: Option<ScoreAt>,
-}
-
-/// How the scores of an ensemble become one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Combine {
-    /// Their mean.
-    Mean,
-    /// The smallest.
-    Minimum,
-    /// Mean − k · standard deviation (of the models at hand: divided by their number).
-    MeanMinusDeviation,
 }
 
 /// `type = "classifier"`: a BERT, DeBERTa-v2 or ModernBERT with a sequence classification head, run in `f32` on the CPU.

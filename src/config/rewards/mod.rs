@@ -18,9 +18,9 @@ use super::error::ConfigError;
 use super::names;
 use super::written::{key_names, to_table};
 pub use kinds::{
-    ClassifierReward, Combine, EnsembleReward, ExactReward, HttpReward, JsonReward,
-    LONGEST_BACKOFF, Label, LengthReward, ModelReward, NumericReward, Output, ProgramReward, Reads,
-    RegexReward, RepetitionReward, RewardKind, Unit,
+    ClassifierReward, EnsembleReward, ExactReward, HttpReward, JsonReward, LONGEST_BACKOFF, Label,
+    LengthReward, ModelReward, NumericReward, Output, ProgramReward, Reads, RegexReward,
+    RepetitionReward, RewardKind, Unit,
 };
 
 /// The array's key in `[ppo]`.

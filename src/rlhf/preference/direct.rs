@@ -6,95 +6,107 @@
 //! - SimPO: Meng et al. 2024, "SimPO: Simple Preference Optimization with a Reference-Free Reward", eq. 6.
 
 use candle_core::Tensor;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::super::differentiable::{attach_gradient, host_values};
 use super::super::error::{Result, RlhfError, check_length, check_not_negative, check_positive};
 use super::super::rows::Rows;
 use super::{PreferenceStats, log_sigmoid, sigmoid};
 
-/// What is minimised. Below, h is what the chosen answer is ahead of the rejected one: the difference of their log π − log π_ref,
-/// summed over the tokens of each answer unless something else is said.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum DirectLoss {
-    /// DPO: −log σ(β h). With smoothing ε (cDPO): −(1 − ε) log σ(β h) − ε log σ(−β h).
-    Sigmoid {
-        /// ε, the share of pairs that are taken to be labelled the wrong way round; from 0 to below ½.
-        label_smoothing: f64,
-    },
-    /// IPO: (h − 1/(2β))². Log-ratios are means over an answer's tokens, which the paper does not say, but its authors did (TRL's
-    /// trainer has the same).
+/// Loss of direct preference optimisation.
+///
+/// Below, h is the log-ratio log π − log π_ref of the chosen answer minus that of the rejected one,
+/// each summed over the answer's tokens unless said otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DpoLossType {
+    /// DPO: −log σ(β h); with `label_smoothing` ε cDPO: −(1 − ε) log σ(β h) − ε log σ(−β h).
+    Sigmoid,
+    /// IPO: (h − 1/(2β))², on log-ratios that are means over an answer's tokens.
+    // The mean is not in the paper; its authors confirmed it, and TRL's trainer has it too.
     Ipo,
-    /// SimPO: −log σ(β h − γ), h of means over tokens, and no reference.
-    SimPo {
-        /// γ, the margin of rewards that is aimed at; 0 or above.
-        gamma: f64,
-    },
+    /// SimPO: −log σ(β h − γ), on log-probs that are means over an answer's tokens, without a
+    /// reference.
+    Simpo,
 }
 
-impl DirectLoss {
-    /// Whether log-probs are held against those of a reference.
+impl DpoLossType {
+    /// Whether the loss compares the policy's log-probs with those of a reference.
     pub fn has_reference(self) -> bool {
-        !matches!(self, Self::SimPo { .. })
+        self != Self::Simpo
     }
 
-    /// Value and derivative at the difference `h`.
-    fn at(self, h: f64, beta: f64) -> (f64, f64) {
+    /// Factor of a log-ratio summed over `tokens` tokens before answers are compared.
+    fn scale(self, tokens: usize) -> f64 {
         match self {
-            Self::Sigmoid { label_smoothing } => {
-                let (z, flipped) = (beta * h, label_smoothing);
+            Self::Sigmoid => 1.0,
+            Self::Ipo | Self::Simpo => 1.0 / tokens as f64,
+        }
+    }
+}
+
+/// A loss and its coefficients.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DirectPreferenceConfig {
+    /// The loss.
+    pub loss_type: DpoLossType,
+    /// β: weight of a log-ratio. In IPO it is what the paper calls τ.
+    pub beta: f64,
+    /// ε: share of the pairs assumed to be labelled the wrong way round, from 0 to below ½; read by
+    /// [`DpoLossType::Sigmoid`] alone.
+    pub label_smoothing: f64,
+    /// γ: target margin of the rewards, 0 or above; read by [`DpoLossType::Simpo`] alone.
+    pub simpo_gamma: f64,
+}
+
+impl DirectPreferenceConfig {
+    /// Value and derivative at the difference `h`.
+    fn at(&self, h: f64) -> (f64, f64) {
+        let beta = self.beta;
+        match self.loss_type {
+            DpoLossType::Sigmoid => {
+                let (z, flipped) = (beta * h, self.label_smoothing);
                 let value = -(1.0 - flipped) * log_sigmoid(z) - flipped * log_sigmoid(-z);
                 let slope = flipped * sigmoid(z) - (1.0 - flipped) * sigmoid(-z);
                 (value, beta * slope)
             }
-            Self::Ipo => {
+            DpoLossType::Ipo => {
                 let error = h - 1.0 / (2.0 * beta);
                 (error * error, 2.0 * error)
             }
-            Self::SimPo { gamma } => {
-                let z = beta * h - gamma;
+            DpoLossType::Simpo => {
+                let z = beta * h - self.simpo_gamma;
                 (-log_sigmoid(z), -beta * sigmoid(-z))
             }
         }
     }
 
-    /// What a log-ratio that was summed over `tokens` is multiplied by before answers are compared.
-    fn scale(self, tokens: usize) -> f64 {
-        match self {
-            Self::Sigmoid { .. } => 1.0,
-            Self::Ipo | Self::SimPo { .. } => 1.0 / tokens as f64,
+    /// The implicit reward of an answer whose log-ratio sums to `ratio` over `tokens` tokens, as TRL's
+    /// trainers report it.
+    fn reward(&self, ratio: f64, tokens: usize) -> f64 {
+        match self.loss_type {
+            DpoLossType::Sigmoid | DpoLossType::Ipo => self.beta * ratio,
+            DpoLossType::Simpo => self.beta * ratio / tokens as f64,
         }
     }
 
-    /// The implicit reward of a log-ratio that was summed over `tokens`: what TRL's trainers report under that name.
-    fn reward(self, ratio: f64, tokens: usize, beta: f64) -> f64 {
-        match self {
-            Self::Sigmoid { .. } | Self::Ipo => beta * ratio,
-            Self::SimPo { .. } => beta * ratio / tokens as f64,
-        }
-    }
-
-    fn check(self) -> Result<()> {
-        match self {
-            Self::Sigmoid { label_smoothing } if !(0.0..0.5).contains(&label_smoothing) => {
+    fn check(&self) -> Result<()> {
+        check_positive("beta", self.beta)?;
+        match self.loss_type {
+            DpoLossType::Sigmoid if !(0.0..0.5).contains(&self.label_smoothing) => {
                 Err(RlhfError::Range {
                     what: "label smoothing",
-                    found: label_smoothing,
+                    found: self.label_smoothing,
                     requirement: "0 or above and below 0.5",
                 })
             }
-            Self::SimPo { gamma } => check_not_negative("the target margin of rewards", gamma),
-            Self::Sigmoid { .. } | Self::Ipo => Ok(()),
+            DpoLossType::Simpo => {
+                check_not_negative("the target margin of rewards", self.simpo_gamma)
+            }
+            DpoLossType::Sigmoid | DpoLossType::Ipo => Ok(()),
         }
     }
-}
-
-/// A loss and its scale.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct DirectPreferenceConfig {
-    /// What is minimised.
-    pub loss: DirectLoss,
-    /// β: how much a log-ratio weighs. In IPO it is what the paper calls τ.
-    pub beta: f64,
 }
 
 /// Sums over the pairs of a micro-batch.
@@ -127,12 +139,14 @@ pub struct DirectPreferenceLoss {
 ///
 /// ```
 /// use candle_core::{Device, Var};
-/// use collimate::rlhf::preference::{DirectLoss, DirectPreferenceConfig, direct_preference};
+/// use collimate::rlhf::preference::{DpoLossType, DirectPreferenceConfig, direct_preference};
 /// use collimate::rlhf::Rows;
 /// let log_probs = Var::new(&[-1.0, -2.0, -4.0], &Device::Cpu).unwrap();
 /// let config = DirectPreferenceConfig {
-///     loss: DirectLoss::Sigmoid { label_smoothing: 0.0 },
+///     loss_type: DpoLossType::Sigmoid,
 ///     beta: 0.5,
+///     label_smoothing: 0.0,
+///     simpo_gamma: 0.0,
 /// };
 /// let rows = Rows::new(&[0, 2, 3]).unwrap();
 /// let found = direct_preference(&log_probs, rows, &[-5.0, -4.0], &config, 1).unwrap();
@@ -150,12 +164,14 @@ pub fn direct_preference(
     config: &DirectPreferenceConfig,
     pairs: usize,
 ) -> Result<DirectPreferenceLoss> {
-    let DirectPreferenceConfig { loss, beta } = *config;
-    loss.check()?;
-    check_positive("beta", beta)?;
+    config.check()?;
     check_positive("the step's pair count", pairs as f64)?;
     check_length("answers", rows.len(), rows.len().next_multiple_of(2))?;
-    let needed = if loss.has_reference() { rows.len() } else { 0 };
+    let needed = if config.loss_type.has_reference() {
+        rows.len()
+    } else {
+        0
+    };
     check_length("reference log-probs", reference.len(), needed)?;
     let sums = rows.sums("log-probs of answers", &host_values(log_probs)?)?;
     let lengths: Vec<usize> = rows.iter().map(|row| row.len()).collect();
@@ -166,12 +182,12 @@ pub fn direct_preference(
     let (mut value, mut stats) = (0.0, DirectStats::default());
     for chosen in (0..rows.len()).step_by(2) {
         let answers = [chosen, chosen + 1];
-        let scales = answers.map(|answer| loss.scale(lengths[answer]));
+        let scales = answers.map(|answer| config.loss_type.scale(lengths[answer]));
         let [ahead, behind] = [0, 1].map(|i| scales[i] * ratio(answers[i]));
-        let (part, slope) = loss.at(ahead - behind, beta);
+        let (part, slope) = config.at(ahead - behind);
         value += weight * part;
         slopes.extend([weight * slope * scales[0], -weight * slope * scales[1]]);
-        let [better, worse] = answers.map(|a| loss.reward(ratio(a), lengths[a], beta));
+        let [better, worse] = answers.map(|a| config.reward(ratio(a), lengths[a]));
         stats.rewards.observe(better, worse);
         stats.chosen_log_probs += sums[chosen];
         stats.rejected_log_probs += sums[chosen + 1];
@@ -187,14 +203,16 @@ pub fn direct_preference(
 #[cfg(test)]
 mod tests {
     use super::super::super::differentiable::tests::{gradient, var};
+    use super::DpoLossType::{Ipo, Sigmoid, Simpo};
     use super::*;
 
-    const DPO: DirectLoss = DirectLoss::Sigmoid {
-        label_smoothing: 0.0,
-    };
-
-    fn config(loss: DirectLoss, beta: f64) -> DirectPreferenceConfig {
-        DirectPreferenceConfig { loss, beta }
+    fn config(loss_type: DpoLossType, beta: f64) -> DirectPreferenceConfig {
+        DirectPreferenceConfig {
+            loss_type,
+            beta,
+            label_smoothing: 0.0,
+            simpo_gamma: 0.5,
+        }
     }
 
     #[test]
@@ -202,7 +220,7 @@ mod tests {
         let x = var(&[-3.0, -4.0, -5.0, -1.0, -2.0]);
         let rows = Rows::new(&[0, 1, 3, 4, 5]).unwrap();
         let reference = [-3.0, -9.0, -1.0, -2.0];
-        let found = direct_preference(&x, rows, &reference, &config(DPO, 0.1), 2).unwrap();
+        let found = direct_preference(&x, rows, &reference, &config(Sigmoid, 0.1), 2).unwrap();
         assert!((found.value - 2f64.ln()).abs() < 1e-15);
         let rewards = found.stats.rewards;
         assert_eq!((rewards.accuracy(), rewards.margin()), (0.0, 0.0));
@@ -221,8 +239,7 @@ mod tests {
         // Two tokens of 5 − (−0) each against one of 0: means 5 and 0, and 1/(2 · 0.1) = 5.
         let x = var(&[5.0, 5.0, 0.0]);
         let rows = Rows::new(&[0, 2, 3]).unwrap();
-        let found =
-            direct_preference(&x, rows, &[0.0, 0.0], &config(DirectLoss::Ipo, 0.1), 1).unwrap();
+        let found = direct_preference(&x, rows, &[0.0, 0.0], &config(Ipo, 0.1), 1).unwrap();
         assert_eq!(found.value, 0.0);
         assert!(gradient(&found.loss, &x).iter().all(|g| *g == 0.0));
     }
@@ -230,12 +247,13 @@ mod tests {
     #[test]
     fn smoothing_pulls_back_from_certainty() {
         // The smoothed loss is least where σ(β h) = 1 − ε; beyond, its slope has the other sign.
-        let smoothed = DirectLoss::Sigmoid {
+        let smoothed = DirectPreferenceConfig {
             label_smoothing: 0.25,
+            ..config(Sigmoid, 0.5)
         };
         let rest = 3f64.ln() / 0.5; // σ(ln 3) = 3/4
-        assert!(smoothed.at(rest, 0.5).1.abs() < 1e-15);
-        assert!(smoothed.at(rest + 1.0, 0.5).1 > 0.0 && smoothed.at(rest - 1.0, 0.5).1 < 0.0);
+        assert!(smoothed.at(rest).1.abs() < 1e-15);
+        assert!(smoothed.at(rest + 1.0).1 > 0.0 && smoothed.at(rest - 1.0).1 < 0.0);
     }
 
     #[test]
@@ -246,7 +264,7 @@ mod tests {
             let offsets: Vec<usize> = (0..=range.len()).collect();
             let rows = Rows::new(&offsets).unwrap();
             let found =
-                direct_preference(&x, rows, &reference[range], &config(DPO, 0.1), 2).unwrap();
+                direct_preference(&x, rows, &reference[range], &config(Sigmoid, 0.1), 2).unwrap();
             (gradient(&found.loss, &x), found.value)
         };
         let (whole, first, second) = (part(0..4), part(0..2), part(2..4));
@@ -257,23 +275,23 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let (x, rows) = (var(&[1.0, 0.0]), Rows::new(&[0, 1, 2]).unwrap());
-        let refused = |reference: &[f64], loss, beta| {
-            let error = direct_preference(&x, rows, reference, &config(loss, beta), 1).unwrap_err();
+        let refused = |reference: &[f64], config: DirectPreferenceConfig| {
+            let error = direct_preference(&x, rows, reference, &config, 1).unwrap_err();
             error.to_string()
         };
-        let simpo = DirectLoss::SimPo { gamma: 0.5 };
-        assert!(refused(&[0.0], DPO, 0.1).starts_with("reference log-probs has 1"));
-        assert!(refused(&[0.0, 0.0], simpo, 0.1).starts_with("reference log-probs has 2"));
-        assert!(refused(&[0.0, 0.0], DPO, 0.0).starts_with("beta is 0"));
-        let half = DirectLoss::Sigmoid {
+        assert!(refused(&[0.0], config(Sigmoid, 0.1)).starts_with("reference log-probs has 1"));
+        assert!(refused(&[0.0, 0.0], config(Simpo, 0.1)).starts_with("reference log-probs has 2"));
+        assert!(refused(&[0.0, 0.0], config(Sigmoid, 0.0)).starts_with("beta is 0"));
+        let half = DirectPreferenceConfig {
             label_smoothing: 0.5,
+            ..config(Sigmoid, 0.1)
         };
-        assert!(refused(&[0.0, 0.0], half, 0.1).starts_with("label smoothing is 0.5"));
+        assert!(refused(&[0.0, 0.0], half).starts_with("label smoothing is 0.5"));
         let odd = direct_preference(
             &x,
             Rows::new(&[0, 2]).unwrap(),
             &[0.0],
-            &config(DPO, 0.1),
+            &config(Sigmoid, 0.1),
             1,
         );
         assert!(odd.unwrap_err().to_string().starts_with("answers has 1"));

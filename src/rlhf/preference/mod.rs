@@ -10,7 +10,7 @@ mod direct;
 
 pub use bradley_terry::{BradleyTerryLoss, bradley_terry};
 pub use direct::{
-    DirectLoss, DirectPreferenceConfig, DirectPreferenceLoss, DirectStats, direct_preference,
+    DirectPreferenceConfig, DirectPreferenceLoss, DirectStats, DpoLossType, direct_preference,
 };
 
 /// Sums over the pairs of a micro-batch; [`merge`](Self::merge) them over a step, then read the means.

@@ -19,13 +19,13 @@ use super::context::{Context, Finished};
 use super::dataset::Walk;
 use super::examples::{Examples, Source};
 use super::stops::stop_where_answers_end;
-use crate::config::{Dpo, LossType, Stage, Training};
+use crate::config::{Dpo, Stage, Training};
 use crate::data::example::{Encoder, Pair};
 use crate::data::packing::cut;
 use crate::model::config::Head;
 use crate::model::{Decoder, Gradient};
 use crate::rlhf::preference::{
-    DirectLoss, DirectPreferenceConfig, DirectPreferenceLoss, DirectStats, direct_preference,
+    DirectPreferenceConfig, DirectPreferenceLoss, DirectStats, direct_preference,
 };
 use crate::terminal::Phase;
 use crate::train::metrics::names;
@@ -72,7 +72,7 @@ pub fn dpo(context: &Context, config: &Dpo) -> Result<Option<Finished>> {
         training: &examples.training.all,
         held_out: &examples.held_out,
     };
-    let references = match preference.loss.has_reference() {
+    let references = match preference.loss_type.has_reference() {
         true => References::read_or_compute(context, &pairs, model, &config.training)?,
         false => Some(References::default()),
     };
@@ -108,18 +108,11 @@ pub fn dpo(context: &Context, config: &Dpo) -> Result<Option<Finished>> {
 }
 
 fn preference(config: &Dpo) -> DirectPreferenceConfig {
-    let loss = match config.loss_type {
-        LossType::Sigmoid => DirectLoss::Sigmoid {
-            label_smoothing: config.label_smoothing,
-        },
-        LossType::Ipo => DirectLoss::Ipo,
-        LossType::Simpo => DirectLoss::SimPo {
-            gamma: config.simpo_gamma,
-        },
-    };
     DirectPreferenceConfig {
-        loss,
+        loss_type: config.loss_type,
         beta: config.beta,
+        label_smoothing: config.label_smoothing,
+        simpo_gamma: config.simpo_gamma,
     }
 }
 

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use super::batch::Sampled;
 use super::scores;
 use super::state::State;
-use crate::config::{AdvantageEstimator, KlEstimator as KlName, KlIn, Ppo};
+use crate::config::{AdvantageEstimator, KlIn, Ppo};
 use crate::rlhf::advantage::gae::{Gae, GaeConfig, gae};
 use crate::rlhf::advantage::group::{dr_grpo, grpo, rloo};
 use crate::rlhf::advantage::reinforce::reinforce_plus_plus;
@@ -22,7 +22,7 @@ use crate::rlhf::advantage::remax::remax;
 use crate::rlhf::kl::objective_kl;
 use crate::rlhf::reward::{rlhf_reward, token_rewards};
 use crate::rlhf::stats::{explained_variance, mean, whiten};
-use crate::rlhf::{self, KlEstimator, Mean, Rows};
+use crate::rlhf::{self, Mean, Rows};
 use crate::roles::Experience;
 use crate::train::metrics::{Metrics, names};
 
@@ -120,7 +120,7 @@ fn token_kl(
     if state.iteration >= config.critic.critic_warmup as u64 {
         state.kl.update(objective, rows.len());
     }
-    Ok(estimator(config.kl_estimator()).per_token(inputs.policy, reference)?)
+    Ok(config.kl_estimator().per_token(inputs.policy, reference)?)
 }
 
 /// Rewards of the tokens → advantages, by the configured estimator and whitened if configured.
@@ -206,15 +206,6 @@ fn of_sequences(
 ) -> Result<Vec<f64>> {
     let returns = rows.sums("rewards", rewards)?;
     Ok(rows.spread("advantages", &estimate(&returns)?)?)
-}
-
-/// The estimator of that name.
-pub fn estimator(name: KlName) -> KlEstimator {
-    match name {
-        KlName::K1 => KlEstimator::K1,
-        KlName::K2 => KlEstimator::K2,
-        KlName::K3 => KlEstimator::K3,
-    }
 }
 
 #[cfg(test)]

@@ -24,14 +24,21 @@ pub struct Micro<'a> {
     pub packed: Packed,
 }
 
-/// Cuts the sequences of `indices` into passes of at most `limit` tokens.
-pub fn cut_minibatch(experience: &Experience, indices: &[usize], limit: usize) -> Cut {
+/// Cuts the sequences of `indices` into passes of at most `limit` tokens; a response has at most
+/// `longest`.
+pub fn cut_minibatch(
+    experience: &Experience,
+    indices: &[usize],
+    limit: usize,
+    longest: usize,
+) -> Cut {
     let size = |i: usize| experience.sequences()[i].ids.len();
     Cut {
         passes: cut(indices.to_vec(), size, limit),
         totals: Totals {
             tokens: indices.iter().map(|&i| experience.tokens_of(i).len()).sum(),
             sequences: indices.len(),
+            longest,
         },
     }
 }
@@ -73,7 +80,7 @@ impl<'a> Micro<'a> {
     /// What each of the pass's tokens counts in the minibatch's mean: `[n]`.
     ///
     /// # Errors
-    /// If the constant length of the aggregation is not positive.
+    /// If a total of the minibatch is zero.
     pub fn weights(&self, aggregation: LossAggregation) -> Result<Vec<f64>> {
         Ok(aggregation.weights(Rows::new(&self.offsets)?, self.totals)?)
     }

@@ -175,7 +175,8 @@ impl Update<'_> {
         trained: Trained,
     ) -> Result<Minibatch> {
         let limit = self.config.training.micro_batch_tokens;
-        let cut = micro::cut_minibatch(batch.experience, indices, limit);
+        let longest = self.config.generation.max_new_tokens;
+        let cut = micro::cut_minibatch(batch.experience, indices, limit, longest);
         let micros = cut.micros(batch)?;
         let mut minibatch = Minibatch::default();
         if trained == Trained::Both {

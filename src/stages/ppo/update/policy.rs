@@ -4,12 +4,11 @@ use anyhow::{Context as _, Result};
 use candle_core::Tensor;
 
 use super::{Micro, Update};
-use crate::config::{self, Ppo};
+use crate::config::Ppo;
 use crate::ops::head::{BothLogProbs, TokenLogProbs};
 use crate::rlhf::differentiable::weighted_sum;
 use crate::rlhf::kl::kl_loss;
-use crate::rlhf::{LossAggregation, PolicyLossConfig, PolicyStats, policy_loss};
-use crate::stages::ppo::targets::estimator;
+use crate::rlhf::{PolicyLossConfig, PolicyStats, policy_loss};
 use crate::train::configured::gradient;
 
 /// Sums of the actor over one minibatch. Terms that the loss does not have are `None`.
@@ -62,7 +61,7 @@ impl Update<'_> {
     fn policy_pass(&self, micro: &Micro, sums: &mut PolicySums) -> Result<()> {
         let config = self.config;
         let (found, whole) = self.forward(micro)?;
-        let weights = micro.weights(aggregation(config))?;
+        let weights = micro.weights(config.loss_aggregation())?;
         let old = micro.pick(micro.batch().old_log_probs);
         let advantages = micro.pick(&micro.batch().targets.advantages);
         let clip = clip(config);
@@ -102,8 +101,7 @@ impl Update<'_> {
         };
         let reference = micro.batch().reference_log_probs;
         let reference = micro.pick(reference.context("a KL without a reference")?);
-        let estimator = estimator(self.config.kl_estimator());
-        let kl = kl_loss(whole, &reference, estimator, weights)?;
+        let kl = kl_loss(whole, &reference, self.config.kl_estimator(), weights)?;
         *sums.kl.get_or_insert(0.0) += f64::from(kl.to_scalar::<f32>()?);
         Ok((loss + (kl * coef)?)?)
     }
@@ -132,15 +130,5 @@ fn clip(config: &Ppo) -> PolicyLossConfig {
         cliprange_low: config.objective.cliprange,
         cliprange_high: config.objective.cliprange_high(),
         dual_clip: config.update.dual_clip,
-    }
-}
-
-fn aggregation(config: &Ppo) -> LossAggregation {
-    match config.loss_aggregation() {
-        config::LossAggregation::Token => LossAggregation::Token,
-        config::LossAggregation::Sequence => LossAggregation::Sequence,
-        config::LossAggregation::Constant => {
-            LossAggregation::ConstantLength(config.generation.max_new_tokens as f64)
-        }
     }
 }
