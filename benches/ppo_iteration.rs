@@ -188,8 +188,9 @@ impl Case {
         )
     }
 
-    /// The floor of an iteration: sampling, one pass of critic, reference and reward model, and of each epoch three times the work of a pass
-    /// for policy and critic. The head of the vocabulary is multiplied by where a token is drawn or learnt.
+    /// The floor of an iteration: sampling, one pass of critic, reference and reward model, and of
+    /// each epoch three times the work of a pass for policy and critic. The head of the vocabulary
+    /// is multiplied by where a token is drawn or learnt.
     fn least_seconds(&self, folder: &Path) -> Result<f64> {
         let frozen = |_: &_| Training::Frozen;
         let (policy, head) = (folder.join("policy"), Head::LanguageModel);
@@ -244,7 +245,8 @@ fn random_models(sizes: &Geometry, tied: bool, folder: &Path) -> Result<String> 
     Ok(String::new())
 }
 
-/// SmolLM2 as the policy, and under a fresh head as the reward model; the keys that say what they share.
+/// SmolLM2 as the policy, and under a fresh head as the reward model; the keys that say what they
+/// share.
 fn smollm2_models(sharing: Sharing, folder: &Path) -> Result<String> {
     let load = |head| {
         let frozen = |_: &_| Training::Frozen;

@@ -1,4 +1,5 @@
-//! Sampling: the `generate` and `ragged` cases of the peers, and how cost grows with threads, context, batch and prompts.
+//! Sampling: the `generate` and `ragged` cases of the peers, and how cost grows with threads,
+//! context, batch and prompts.
 //!
 //!     cargo bench --bench rollout
 
@@ -85,7 +86,8 @@ fn one_thread(case: &str) -> Result<()> {
     equal(case)
 }
 
-/// Milliseconds of a step of 8 sequences as the context grows: the middle one of 64 behind the prompt.
+/// Milliseconds of a step of 8 sequences as the context grows: the middle one of 64 behind the
+/// prompt.
 fn by_context(case: &str) -> Result<()> {
     let model = timed::model(case, Training::Frozen)?;
     for context in [128, 256, 512, 1024, 2048] {

@@ -1,7 +1,8 @@
 //! The formulas of `rlhf` against PyTorch: every entry of `golden/algorithms.json`.
 //!
-//! `golden/make_fixtures.py` made the numbers in `f64` (library versions in `golden/versions.json`). We
-//! compute in `f64` too, so the tolerance covers only the order of sums.
+//! The numbers were computed in `f64` by `golden/make_fixtures.py` (library versions in
+//! `golden/versions.json`). The engine computes in `f64` too, so the tolerance only has to cover
+//! the order of the sums.
 
 #[path = "algorithms/kl.rs"]
 mod kl;
@@ -27,7 +28,7 @@ use serde_json::Value;
 
 const TOLERANCE: f64 = 1e-9;
 
-/// The golden file, whose padded `[B, T]` arrays are read as ragged ones.
+/// The golden file. Its padded `[B, T]` arrays are read as ragged rows.
 struct Golden {
     json: Value,
     valid: Vec<Vec<f64>>, // B × T
@@ -253,7 +254,7 @@ fn bradley_terry_with_margin_and_centring() {
         golden.var("/bradley_terry/rejected"),
     );
     let margins = golden.list("/bradley_terry/margin");
-    // The coefficient of the centring term stands in the entry's formula.
+    // The centring coefficient is part of the entry's formula.
     let result = bradley_terry(&chosen, &rejected, Some(&margins), 0.01, margins.len()).unwrap();
     golden.check_number(result.ranking, "/bradley_terry/loss");
     golden.check_number(result.centering, "/bradley_terry/centering");
@@ -267,7 +268,8 @@ fn bradley_terry_with_margin_and_centring() {
     );
 }
 
-/// Answers of one token, whose log-probs as a whole are given: each pair's chosen one, then its rejected one.
+/// Answers of one token each, whose total log-probs are given: each pair's chosen answer, then its
+/// rejected one.
 fn interleaved(golden: &Golden, chosen: &str, rejected: &str) -> Vec<f64> {
     let pairs = golden.list(chosen).into_iter().zip(golden.list(rejected));
     pairs.flat_map(|(c, r)| [c, r]).collect()
@@ -376,8 +378,8 @@ fn adaptive_kl_coefficients() {
     golden.check_list(&coefs, "/adaptive_kl/beta");
 }
 
-/// What the formulas give with the constants that `[ppo]` and `[dpo]` have when nothing is typed, against TRL with those that its
-/// classes have (`golden/trl_defaults.json`, made by `golden/make_trl_defaults.py`).
+/// The formulas with the default constants of `[ppo]` and `[dpo]`, against TRL with the defaults of
+/// its own classes (`golden/trl_defaults.json`, made by `golden/make_trl_defaults.py`).
 #[test]
 fn losses_with_every_default_are_trls() {
     let golden = Golden::load();
@@ -404,7 +406,7 @@ fn losses_with_every_default_are_trls() {
         lam: ppo.critic.lam,
     };
     let gae = gae(&rewards, &golden.tokens("/value_old"), rows, config).unwrap();
-    // TRL whitens by the unbiased variance; ours, and that of OpenAI's code, is biased.
+    // TRL whitens with the unbiased variance; this engine, like OpenAI's code, with the biased one.
     let count = rows.tokens() as f64;
     let unbiased = ((count - 1.0) / count).sqrt();
     let advantages: Vec<f64> = whiten(&gae.advantages, Mean::Remove)

@@ -1,5 +1,5 @@
-//! Days on which something goes wrong around a run: its terminal is closed or full, limits of the system are reached, files of a
-//! run are removed or damaged, a number has too many digits. The binary itself is run each time.
+//! Failures around a run: its terminal is closed or full, a system limit is reached, files of the
+//! run are removed or damaged, a number is far too large. Each test runs the real binary.
 
 #[path = "bad_days/files.rs"]
 mod files;

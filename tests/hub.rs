@@ -1,4 +1,5 @@
-//! Models by their name on the hub, fetched from a small server that answers as the hub does:
+//! Models by their name on the hub, downloaded from a small local server that answers as the hub
+//! does:
 //!
 //! ```text
 //! cargo test --release --features hub --test hub
@@ -18,24 +19,24 @@ const SINGLE: &str = "model.safetensors";
 const TOOL_USE: &str = "additional_chat_templates/tool_use.jinja";
 const INDEX: &str = "model.safetensors.index.json";
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-/// What the test's model is made of; the weights and `config.json` are a fixture's.
+/// The files of the test's model; the weights and `config.json` are those of a fixture.
 const TOKENIZER: &str = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
     "pre_tokenizer": null, "post_processor": null, "decoder": null,
     "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}"#;
 
-/// A hub with the model `tiny/llama`, whose weights are one file, or what an index names.
+/// A fake hub with the model `tiny/llama`, whose weights are one file or the shards of an index.
 struct Hub {
     server: Arc<Server>,
     thread: Option<thread::JoinHandle<Vec<String>>>,
 }
 
-/// What the hub says of its model.
+/// The hub's answer about its model.
 #[derive(Clone)]
 struct Model {
     commit: String,
-    /// The shard that the index names; none where there is no index.
+    /// The shard that the index names; `None` without an index.
     shard: Option<String>,
-    /// The template for records with tools; none where the model has no such file.
+    /// The template for records with tools; `None` if the model has no such file.
     tool_use: Option<&'static str>,
 }
 
@@ -75,7 +76,7 @@ impl Hub {
         format!("http://{}", self.server.server_addr())
     }
 
-    /// Ends the server; returns the addresses that it was asked for.
+    /// Stops the server and returns the addresses that were requested.
     fn close(mut self) -> Vec<String> {
         self.server.unblock();
         self.thread
@@ -203,7 +204,7 @@ fn a_model_is_fetched_once_and_then_needs_no_network() {
         expected
     );
     let address = hub.address();
-    // The list, and two requests a file: one for its size, one for its bytes.
+    // One request for the list, then two for each file: its size and its bytes.
     assert_eq!(hub.close().len(), 7);
     assert_eq!(
         scores(&folder, score(&folder, "tiny/llama", &address)),
@@ -240,7 +241,8 @@ fn shards_that_an_index_names_are_fetched() {
     assert!(hub.close().iter().any(|url| url.ends_with(shard)));
 }
 
-/// A model without one is fetched in [`a_model_is_fetched_once_and_then_needs_no_network`].
+/// A model without a template is downloaded in
+/// [`a_model_is_fetched_once_and_then_needs_no_network`].
 #[test]
 fn the_template_for_tools_is_fetched_where_there_is_one() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -270,8 +272,8 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     paths.flat_map(below).collect()
 }
 
-/// Names that would leave the repository or the folder, or end the address: nothing is asked for after the index, and nothing
-/// but the index is written.
+/// Shard names that point outside the repository or the folder, or that end the address: nothing is
+/// requested after the index, and nothing but the index is written.
 #[test]
 fn shards_with_other_names_are_not_asked_for() {
     let long = "x".repeat(5000) + ".safetensors";

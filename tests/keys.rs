@@ -1,11 +1,13 @@
-//! Every key of the configuration arrives where it is to act.
+//! Every configuration key takes effect where it should.
 //!
-//! Each row of a table changes one key of a tiny run and says what becomes of the result: other weights; the same weights and another
-//! logged value or file, with the reason; or the same weights, for keys that `config::diff` lets change while a run continues. A key
-//! without a row fails. That an arriving value has the right effect is held elsewhere: `trainer` for the formulas as a whole.
+//! Each row of a table changes one key of a tiny run and states the effect: other weights; the same
+//! weights but another logged value or file, with the reason; or the same weights, for keys that
+//! `config::diff` lets change when a run is continued. A key without a row fails the test. Whether
+//! a value has the right effect is tested elsewhere: `trainer` checks the formulas as a whole.
 //!
-//! To add a key, add a row to the table of its stage: `row("sft.key", "value")`, with `.under("sft.other=1")` where it acts in company
-//! alone, and `.stays()`, `.logs(…)`, `.writes(…)` or `.elsewhere(…)` where weights do not tell.
+//! To add a key, add a row to the table of its stage: `row("sft.key", "value")`, with
+//! `.under("sft.other=1")` if it only acts together with other keys, and `.stays()`, `.logs(…)`,
+//! `.writes(…)` or `.elsewhere(…)` if the weights do not show the effect.
 
 #[path = "keys/bench.rs"]
 mod bench;

@@ -1,12 +1,12 @@
-//! Holds the order of the layers: each module of `src/` imports only from the layers beneath it.
+//! The layering test: each module of `src/` imports only from the layers beneath it.
 //!
-//! The order is the one that ARCHITECTURE.md draws. A file's layer is the first part of its path
-//! under `src/`; what it imports is every `crate::NAME` in it, in a `use` (grouped ones too) or
+//! The order is the one that ARCHITECTURE.md lists. A file's layer is the first part of its path
+//! under `src/`; its imports are every `crate::NAME` in it, in a `use` (grouped ones too) or
 //! inline, in test code as well. `lib.rs` and `main.rs` put the layers together and are exempt.
-//! `rollout/` is a crate beneath them all, and knows neither candle nor the engine.
+//! `rollout/` is a crate beneath them all that imports neither candle nor the engine.
 //!
-//! Not here: paths that leave a module by `super::super`, and comments, in which any layer may be
-//! named.
+//! Not checked: paths that leave a module by `super::super`, and comments, which may name any
+//! layer.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,15 +28,16 @@ const LAYERS: &[&[&str]] = &[
     &["cli", "commands"],
 ];
 
-/// The layer that is mathematics alone: it imports candle and nothing of ours.
+/// The layer that is pure mathematics: it imports candle and nothing of the engine.
 const PURE: &str = "rlhf";
 
-/// Where a layer stands, counted from the ground; `None` for a name that is no layer.
+/// Position of a layer, counted from the bottom; `None` for a name that is no layer.
 fn rank(layer: &str) -> Option<usize> {
     LAYERS.iter().position(|level| level.contains(&layer))
 }
 
-/// The source without its comments, line for line. A `//` after a colon is a URL in a string.
+/// The source without its comments, line for line. A `//` after a colon belongs to a URL in a
+/// string.
 fn without_comments(source: &str) -> String {
     let code = |line: &str| -> String {
         let comment = line
@@ -51,14 +52,14 @@ fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// The identifier that `text` begins with, or else its first character (the `*` of a glob).
+/// The identifier at the start of `text`, or else its first character (the `*` of a glob).
 fn head(text: &str) -> &str {
     let end = text.find(|c| !is_word(c)).unwrap_or(text.len());
     let first = text.chars().next().map_or(0, char::len_utf8);
     &text[..end.max(first)]
 }
 
-/// The first identifier of each item of a `{...}` group, for `{a::{b, c}, d}` that is `a` and `d`.
+/// The first identifier of each item of a `{...}` group; `a` and `d` for `{a::{b, c}, d}`.
 fn group_heads(group: &str) -> Vec<&str> {
     let (mut heads, mut depth, mut at_item) = (Vec::new(), 0, true);
     for (at, c) in group.char_indices() {
@@ -89,7 +90,7 @@ fn paths_from<'a>(code: &'a str, root: &'a str) -> impl Iterator<Item = (usize, 
         })
 }
 
-/// Line number and name of each thing that the code takes from the root of its crate.
+/// Line number and name of each import from the crate's root.
 fn imports(code: &str) -> Vec<(usize, &str)> {
     paths_from(code, "crate::")
         .flat_map(|(line, rest)| {
@@ -104,7 +105,7 @@ fn imports(code: &str) -> Vec<(usize, &str)> {
         .collect()
 }
 
-/// Why `layer` must not import `name`, and what to do; `None` where it may.
+/// The reason why `layer` must not import `name`, and what to do; `None` if it may.
 fn objection(layer: &str, name: &str) -> Option<String> {
     let here = rank(layer)?;
     if name == layer {
@@ -128,8 +129,8 @@ fn objection(layer: &str, name: &str) -> Option<String> {
     }
 }
 
-/// Every import of one file of `src/` that breaks the order. `path` is relative to `src/` and has
-/// `/` between its parts.
+/// Every import of one file of `src/` that breaks the order. `path` is relative to `src/` and uses
+/// `/` as the separator.
 fn violations(path: &str, source: &str) -> Vec<String> {
     if path == "lib.rs" || path == "main.rs" {
         return Vec::new();
@@ -159,9 +160,9 @@ fn violations(path: &str, source: &str) -> Vec<String> {
     upward.chain(generator).collect()
 }
 
-/// Every mention, outside comments, of candle or of the engine in a file of the rollout crate.
+/// Every mention of candle or of the engine in a file of the rollout crate, comments apart.
 fn rollout_violations(path: &str, source: &str) -> Vec<String> {
-    // In a manifest `-` joins the parts of a name and `#` opens a comment.
+    // In a manifest `-` separates the parts of a name and `#` begins a comment.
     let manifest = path.ends_with(".toml");
     let code = if manifest {
         source.replace('#', "//")
@@ -202,7 +203,7 @@ fn files_under(folder: &Path, extension: &str) -> Vec<PathBuf> {
     files
 }
 
-/// Runs `check` on each file (its path relative to `root`, its text) and fails with all it finds.
+/// Runs `check` on each file (its path relative to `root`, its text) and fails with all violations.
 fn assert_clean(root: &Path, files: &[PathBuf], check: fn(&str, &str) -> Vec<String>) {
     assert!(
         !files.is_empty(),
@@ -233,8 +234,8 @@ fn the_engine_imports_downward() {
     assert_clean(&root, &files_under(&root, "rs"), violations);
 }
 
-/// Every place outside `src/terminal` that writes to the terminal by itself: a macro that panics where the terminal is gone, a stream,
-/// or a progress bar.
+/// Every place outside `src/terminal` that writes to the terminal itself: a macro that panics if
+/// the terminal is gone, a stream, or a progress bar.
 fn terminal_violations(path: &str, source: &str) -> Vec<String> {
     let words = [
         "println!",

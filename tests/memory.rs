@@ -1,5 +1,5 @@
-//! What a differentiated pass has in memory, counted by the allocator, against what `plan` says of it. It stands alone in its binary,
-//! for the count is the whole process's.
+//! Memory of a forward and backward pass, counted by the allocator, against what `plan` lists. The
+//! test has a binary of its own because the count is that of the whole process.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use collimate::ops::head::{Target, most_logits};
 use collimate::ops::param::Training;
 use collimate::stages::plan::activations::Pass;
 
-/// The system's allocator, which counts.
+/// The system's allocator with a count of the bytes in use.
 struct Counting;
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
@@ -24,13 +24,13 @@ unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let live = LIVE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
         PEAK.fetch_max(live, Ordering::Relaxed);
-        // SAFETY: the caller's.
+        // SAFETY: as the caller guarantees.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's.
+        // SAFETY: as the caller guarantees.
         unsafe { System.dealloc(at, layout) }
     }
 }
@@ -56,7 +56,8 @@ fn model(family: Family) -> Decoder {
     Decoder::fresh(HfConfig::new(config), 1, all, &Device::Cpu).expect("a model")
 }
 
-/// Bytes that are held between the passes, and most of both passes; before them is nothing.
+/// Bytes held between the two passes, and the peak of both passes, relative to the state before
+/// them.
 fn measured(model: &Decoder, recompute: Recompute) -> [usize; 2] {
     let ids: Vec<u32> = (0..ROWS as u32).map(|i| i * 7 % 512).collect();
     let segments = Segments::from_lengths([128; ROWS / 128]);
@@ -77,7 +78,7 @@ fn a_pass_has_in_memory_what_is_planned() {
     for family in [Family::Llama, Family::Qwen3, Family::Gpt2] {
         let model = model(family);
         for recompute in [Recompute::None, Recompute::Block] {
-            // The threads' scratch is there from the first pass on.
+            // The scratch memory of the threads is allocated in the first pass.
             measured(&model, recompute);
             let [held, peak] = measured(&model, recompute);
             let pass = Pass {

@@ -1,5 +1,6 @@
-//! The stages as a user runs them: the binary on tiny models of a small language, judged by metrics, weights, messages and exit
-//! codes. Killed and continued runs have a binary of their own, `resume`.
+//! The stages as a user runs them: the binary on tiny models of a small language, judged by
+//! metrics, weights, messages and exit codes. Killed and continued runs have a binary of their own,
+//! `resume`.
 
 #[path = "stages/adapters.rs"]
 mod adapters;

@@ -1,8 +1,10 @@
-//! Whole trainings against PyTorch: the weights that tiny models end in, and what is logged on the way.
+//! Whole trainings against PyTorch: the weights that tiny models end in, and what is logged on the
+//! way.
 //!
-//! `tests/golden/make_trainer.py` computes both in float64 from papers and formulas: a decoder, an optimizer, losses, estimators, an order
-//! of records and a sampler of its own. Several epochs, iterations and minibatches, sequences of unequal lengths, clips that act: what
-//! operation by operation cannot show is held here, that the right values arrive at the right step.
+//! `tests/golden/make_trainer.py` computes both in float64 from papers and formulas: a decoder, an
+//! optimizer, losses, estimators, an order of records and a sampler of its own. Several epochs,
+//! iterations and minibatches, sequences of unequal lengths, clips that act: what operation by
+//! operation cannot show is held here, that the right values arrive at the right step.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,11 +15,13 @@ use candle_core::{Device, Tensor};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-/// Largest distance of a weight from float64's. Adam divides by the root of the second moment, so that the rounding of `f32` (6e-8 of
-/// values around 1) grows where a gradient is small among its summands; measured is 4e-6 at most, and steps move weights by 2e-2 to 6e-2.
+/// Largest distance of a weight from float64's. Adam divides by the root of the second moment, so
+/// that the rounding of `f32` (6e-8 of values around 1) grows where a gradient is small among its
+/// summands; measured is 4e-6 at most, and steps move weights by 2e-2 to 6e-2.
 const WEIGHT: f32 = 3e-5;
 
-/// Largest distance of a logged number, relative to 1 or to its size: sums of some hundred `f32` under weights as far apart as above.
+/// Largest distance of a logged number, relative to 1 or to its size: sums of some hundred `f32`
+/// under weights as far apart as above.
 const METRIC: f64 = 1e-4;
 
 /// What a case says beside its weights.
@@ -28,7 +32,8 @@ struct Golden {
     metrics: BTreeMap<String, Vec<f64>>,
 }
 
-/// A folder with the models and data of all cases, and their configurations; what a run leaves lies there too.
+/// A folder with the models and data of all cases, and their configurations; what a run leaves lies
+/// there too.
 struct Case {
     folder: tempfile::TempDir,
     name: &'static str,

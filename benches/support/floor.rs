@@ -6,7 +6,8 @@ use collimate::model::Decoder;
 use collimate::ops::pool;
 use collimate::ops::product::{Matrix, Panels, Weight, product};
 
-/// Multiply-adds that a token costs in the matrices: all of them but the embedding, which a tied head uses as a matrix too.
+/// Multiply-adds that a token costs in the matrices: all of them but the embedding, which a tied
+/// head uses as a matrix too.
 pub fn multiply_adds(model: &Decoder) -> f64 {
     let config = model.decoder_config();
     let matrices = model.params().iter().filter(|p| p.dims().len() == 2);
@@ -18,8 +19,8 @@ pub fn multiply_adds(model: &Decoder) -> f64 {
     }
 }
 
-/// Seconds that the machine takes at least: for so many multiply-adds at the rate of our product with `rows` rows, or for reading so
-/// many bytes, whichever is longer.
+/// Seconds that the machine takes at least: for so many multiply-adds at the rate of our product
+/// with `rows` rows, or for reading so many bytes, whichever is longer.
 pub fn seconds(rows: usize, multiply_adds: f64, bytes: f64) -> f64 {
     (multiply_adds / multiply_rate(rows)).max(bytes / read_rate())
 }

@@ -1,6 +1,8 @@
-//! What the benches share: the models that the peers are timed with, and how a case is run and reported.
+//! What the benches share: the models that the peers are timed with, and how a case is run and
+//! reported.
 //!
-//! Each case runs in a process of its own, so that its peak memory is its own: a bench without arguments calls itself once a case.
+//! Each case runs in a process of its own, so that its peak memory is its own: a bench without
+//! arguments calls itself once a case.
 
 use std::process::Command;
 

@@ -1,4 +1,5 @@
-//! The estimators of the KL against PyTorch, far from the reference too: every entry of `golden/kl.json`, made by `golden/make_kl.py`.
+//! The KL estimators against PyTorch, also far from the reference: every entry of `golden/kl.json`,
+//! made by `golden/make_kl.py`.
 
 use candle_core::{DType, Device, Tensor, Var};
 use collimate::rlhf::KlEstimator;
@@ -11,7 +12,7 @@ const ESTIMATORS: [(KlEstimator, &str); 3] = [
     (KlEstimator::K3, "k3"),
 ];
 
-/// The numbers of one type of float.
+/// The golden numbers for one float type.
 struct Case(Value);
 
 impl Case {
@@ -25,7 +26,8 @@ impl Case {
     }
 }
 
-/// Within `share` of each number, or of 1 for smaller ones: they span 26 orders of magnitude.
+/// Asserts a relative error of at most `share`, or an absolute one for numbers below 1: they span
+/// 26 orders of magnitude.
 #[track_caller]
 fn check_relative(found: &[f64], expected: &[f64], share: f64, what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}: length");
@@ -50,7 +52,8 @@ fn estimates_of_each_token() {
     assert!(beyond >= 10, "the tokens lie close to the reference");
 }
 
-/// `f32` log-probs are subtracted in `f64` here and in `f32` there, which costs k3 up to 60 · 2⁻²⁴ of its size.
+/// `f32` log-probs are subtracted in `f64` here and in `f32` in PyTorch, which costs k3 up to 60 ·
+/// 2⁻²⁴ of its size.
 #[test]
 fn losses_and_gradients_of_both_floats() {
     for (float, dtype, share) in [

@@ -1,5 +1,5 @@
-//! What happens to scores before they are advantages, against PyTorch: every entry of `golden/scores.json`, made by
-//! `golden/make_scores.py`.
+//! The processing of scores before advantages are estimated, against PyTorch: every entry of
+//! `golden/scores.json`, made by `golden/make_scores.py`.
 
 use collimate::rlhf::ScoreNormalizer;
 use collimate::rlhf::advantage::remax::remax;

@@ -1,4 +1,4 @@
-//! Files of a run that somebody removed or changed between two of its processes.
+//! Files of a run that were removed or changed between two of its processes.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -11,7 +11,7 @@ use crate::support::{Ended, Workspace, lines};
 
 const CONSTANT: &str = "--set sft.lr_scheduler_type=constant --set sft.save_steps=2";
 
-/// A workspace with four steps of `sft` in `runs/trial`, which more steps can follow.
+/// A workspace with four steps of `sft` in `runs/trial`. More steps can be added to the run.
 fn four_steps() -> Workspace {
     let workspace = Workspace::trained();
     workspace.succeed(&sft(4, ""));
@@ -149,7 +149,7 @@ fn a_stage_without_a_checkpoint_takes_another_configuration() {
         steps(&folder(&workspace).join("metrics.jsonl")),
         [1, 2, 3, 4]
     );
-    // What it now was begun with is what holds.
+    // The configuration that the run now began with applies.
     let other = workspace.run(&sft(6, "--set sft.batch_size=5"));
     refused(&other, &["sft.batch_size: 3 → 5"]);
 }
@@ -184,7 +184,7 @@ fn a_final_model_that_is_gone_is_written_again() {
             again.stderr
         );
     }
-    // Without a checkpoint there is nothing to write it from.
+    // Without a checkpoint there is nothing from which `final/` could be written.
     let workspace = four_steps();
     fs::remove_dir_all(workspace.model("trial", "sft")).expect("removed");
     fs::remove_dir_all(folder(&workspace).join("checkpoints")).expect("removed");
@@ -204,7 +204,8 @@ fn a_finished_stage_that_is_asked_for_more_steps_needs_a_checkpoint() {
     );
 }
 
-/// A manifest that names a device, a pipe, a link or a file elsewhere is that of a damaged checkpoint.
+/// A checkpoint whose manifest names a device, a pipe, a link or a file elsewhere counts as
+/// damaged.
 #[test]
 fn a_checkpoint_is_made_of_regular_files_of_its_own_folder() {
     for (name, make) in [
@@ -239,7 +240,7 @@ fn a_checkpoint_is_made_of_regular_files_of_its_own_folder() {
 
 fn pipe(path: &Path) {
     let name = std::ffi::CString::new(path.as_os_str().as_bytes()).expect("a name");
-    // SAFETY: the name is a string that ends with a zero.
+    // SAFETY: the name is a NUL-terminated string.
     assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
 }
 
@@ -247,7 +248,8 @@ fn link(path: &Path) {
     std::os::unix::fs::symlink("/dev/zero", path).expect("a link");
 }
 
-/// Pipes and devices in place of data or of a model's files: an error, and no process that waits for ever.
+/// Pipes and devices in place of data or model files end in an error, never in a process that waits
+/// forever.
 #[test]
 fn what_is_no_regular_file_is_refused() {
     for file in ["config.json", "tokenizer.json", "model.safetensors"] {

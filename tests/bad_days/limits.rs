@@ -1,4 +1,4 @@
-//! Limits of the system: the size of a file, the number of threads, the address space.
+//! System limits: file size, number of threads, address space.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -8,27 +8,27 @@ use std::time::{Duration, Instant};
 
 use crate::support::{Ended, Workspace};
 
-/// How long a run may take to find out that it cannot run.
+/// Longest time a run may take to notice that it cannot run.
 const SOON: Duration = Duration::from_secs(60);
 
-/// Sets a limit of the process that the command starts.
+/// Sets a resource limit for the process that the command starts.
 fn limited(command: &mut Command, resource: libc::__rlimit_resource_t, limit: u64) -> &mut Command {
     let set = move || {
         let limit = libc::rlimit {
             rlim_cur: limit,
             rlim_max: limit,
         };
-        // SAFETY: the call reads the limit alone.
+        // SAFETY: the call only reads the limit.
         match unsafe { libc::setrlimit(resource, &raw const limit) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
     };
-    // SAFETY: between fork and exec nothing is done but to set a limit.
+    // SAFETY: between fork and exec only the limit is set.
     unsafe { command.pre_exec(set) }
 }
 
-/// Runs a command that must end soon.
+/// Runs a command that must end within a few seconds.
 pub fn ends_soon(command: &mut Command) -> Ended {
     let command = command.stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the binary");
@@ -60,7 +60,7 @@ fn a_file_that_may_not_grow_is_an_error_that_names_it() {
         "{said}"
     );
     assert!(said.contains("checkpoints"), "{said}");
-    // What was half written is gone, and without the limit the run ends.
+    // The half-written file is gone, and without the limit the run completes.
     let ended = workspace.succeed(arguments);
     assert!(!ended.stderr.contains("damaged"), "{}", ended.stderr);
 }

@@ -1,4 +1,5 @@
-//! Numbers with too many digits: they end in a message or in a run, soon, and never in a panic or with all memory taken.
+//! Numbers that are far too large end in a message or in a completed run, quickly, and never in a
+//! panic or with all memory taken.
 
 use crate::limits::ends_soon;
 use crate::support::Workspace;
@@ -6,7 +7,7 @@ use crate::support::Workspace;
 const ONE_STEP: &str = "--set sft.max_steps=1 --set ppo.max_steps=1 --set pretrain.max_steps=1 --set reward.max_steps=1 \
                         --set dpo.max_steps=1";
 
-/// Keys and values; a stage takes one step with each, or refuses it by name.
+/// Keys and values. A stage either takes one step with the value or refuses it by name.
 const LARGE: &[(&str, &str)] = &[
     ("pretrain", "batch_size=1000000000000"),
     ("pretrain", "batch_size=4000000000000000000"),
@@ -116,7 +117,7 @@ fn epochs_threads_and_sizes_of_a_model_are_bounded() {
     );
 }
 
-/// Threads of the commands that no `run.threads` speaks for.
+/// Threads of the commands that `run.threads` does not apply to.
 #[test]
 fn threads_that_the_environment_asks_for_are_bounded() {
     let workspace = Workspace::trained();
@@ -163,7 +164,7 @@ fn flags_of_commands_are_bounded() {
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
 }
 
-/// Scores that are finite, and a sum that is not.
+/// Scores that are finite while their sum is not.
 #[test]
 fn a_score_without_end_is_named_with_its_prompt() {
     let workspace = Workspace::trained();

@@ -1,4 +1,5 @@
-//! Standard output or error whose reader went away, or that is full; and the hang-up that a closed terminal sends.
+//! Standard output or standard error whose reader is gone, or that is full; and the hang-up signal
+//! of a closed terminal.
 
 use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Write, pipe};
@@ -12,7 +13,7 @@ use crate::support::Workspace;
 
 const STEPS: &str = "--set sft.max_steps=40 --set sft.save_steps=0";
 
-/// A device that takes nothing.
+/// A device on which every write fails.
 fn full() -> Stdio {
     File::options()
         .write(true)
@@ -21,24 +22,24 @@ fn full() -> Stdio {
         .into()
 }
 
-/// A pipe that nobody reads.
+/// A pipe without a reader.
 fn unread() -> Stdio {
     let (reader, writer) = pipe().expect("a pipe");
     drop(reader);
     writer.into()
 }
 
-/// A pipe that is full, whose reader lives and does not read.
+/// A full pipe whose reader exists but does not read.
 fn filled() -> (PipeReader, PipeWriter) {
     let (reader, writer) = pipe().expect("a pipe");
     let number = writer.as_raw_fd();
-    // SAFETY: the calls take numbers alone, and the descriptor is open.
+    // SAFETY: the calls only take integers, and the descriptor is open.
     let set = |flags: libc::c_int| unsafe { libc::fcntl(number, libc::F_SETFL, flags) };
     // SAFETY: as above.
     let usual = unsafe { libc::fcntl(number, libc::F_GETFL) };
     assert_eq!(set(usual | libc::O_NONBLOCK), 0);
     while (&writer).write(&[b'x'; libc::PIPE_BUF]).is_ok() {}
-    // The run's own writes would wait.
+    // Writes of the run itself would block.
     assert_eq!(set(usual), 0);
     (reader, writer)
 }
@@ -119,12 +120,12 @@ fn a_command_whose_product_is_its_output_says_that_it_is_lost() {
         assert_eq!((ended.status.code(), &*said), (Some(0), ""), "{arguments}");
         assert_eq!(code(command().stdout(full()).stderr(full())), Some(1));
     }
-    // What is wrong with the arguments is told by the code, whoever reads the words.
+    // The exit code reports wrong arguments even if nobody can read the message.
     assert_eq!(code(workspace.command("sft").stderr(unread())), Some(2));
     assert_eq!(code(workspace.command("sft").stderr(full())), Some(2));
 }
 
-/// Early enough that many steps are left.
+/// A moment early enough that many steps are left.
 const EARLY: Moment = Moment {
     lines: 10,
     delay: Duration::from_millis(2),
@@ -150,7 +151,8 @@ fn a_run_that_is_hung_up_saves_and_continues_to_the_same_bits() {
     }
 }
 
-/// Sends the signal twice, as a terminal and a shell that close together do: the second must not end the run before it has saved.
+/// Sends the signal twice, as a terminal and its shell do when they close together: the second one
+/// must not end the run before it has saved.
 fn hang_up(run: &StageRun) {
     for _ in 0..ATTEMPTS {
         let mut child = run.start_until(EARLY);
@@ -177,7 +179,7 @@ fn a_run_that_was_started_to_ignore_hang_ups_goes_on() {
         flags: STEPS,
     };
     let mut command = workspace.command(&format!("sft config.toml --set run.name=kept {STEPS}"));
-    // SAFETY: between fork and exec a signal's disposition is set, and nothing else is done.
+    // SAFETY: between fork and exec only the signal's disposition is set.
     unsafe {
         command.pre_exec(|| {
             libc::signal(libc::SIGHUP, libc::SIG_IGN);

@@ -1,5 +1,5 @@
-//! Adapters on the command line: `--adapter`, a PEFT folder as the model, and `export`, on what PEFT saved
-//! (`tests/golden/make_adapters.py`).
+//! Adapters on the command line: `--adapter`, a PEFT folder as the model, and `export`, on folders
+//! that PEFT saved (`tests/golden/make_adapters.py`).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Workspace, fixture, floats, ids};
 
-/// Of log-probs; the fixtures are f32 on both sides.
+/// Tolerance of log-probs; the fixtures are `f32` on both sides.
 const TOLERANCE: f32 = 1e-4;
 
 fn adapter(name: &str) -> PathBuf {
@@ -18,7 +18,7 @@ fn adapter(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// The rows of the fixture without their padding, as a JSON line each.
+/// The rows of the fixture without padding, as one JSON line each.
 fn data(model: &str) -> (Vec<Vec<u32>>, String) {
     let file = fixture(model).join("expected.safetensors");
     let tensors = candle_core::safetensors::load(file, &Device::Cpu).expect("a fixture");
@@ -39,7 +39,7 @@ fn expected(name: &str, tensor: &str) -> Tensor {
     tensors.remove(tensor).expect("a tensor")
 }
 
-/// Log-probs of each row's tokens under PEFT's logits.
+/// Log-probs of each row's tokens, from PEFT's logits.
 fn log_probs(name: &str, rows: &[Vec<u32>]) -> candle_core::Result<Vec<Vec<f32>>> {
     let logits = expected(name, "logits");
     let normaliser = logits.log_sum_exp(D::Minus1)?;
@@ -183,7 +183,7 @@ fn folders_that_do_not_belong_together_are_refused() {
     assert_eq!(workspace.names(), Vec::<String>::new());
 }
 
-/// A model with an adapter beside it may be meant as the one, the other, or both.
+/// A folder that holds both a model and an adapter may be meant as either, or as both.
 #[test]
 fn a_folder_of_a_model_and_an_adapter_is_refused_by_all_that_read_models() {
     let workspace = Workspace::new();
@@ -213,7 +213,7 @@ fn a_folder_of_a_model_and_an_adapter_is_refused_by_all_that_read_models() {
         let said = "a whole model and an adapter";
         assert!(ended.stderr.contains(said), "{arguments}: {}", ended.stderr);
     }
-    // Named as an adapter it is one, and the model in it nothing.
+    // Passed as an adapter, the folder is one, and the model in it is ignored.
     let base = fixture("llama");
     let ended = workspace.run(&format!(
         "score --model {} --adapter model --data data.jsonl --out o.jsonl",

@@ -1,11 +1,11 @@
-//! Bad input: each kind ends with exit code 1 and a message that says where and what; none panics,
-//! and none leaves an output file.
+//! Bad input: each kind ends with exit code 1 and a message that says where and what. Nothing
+//! panics, and no output file is left behind.
 
 use std::fs;
 
 use crate::support::Workspace;
 
-/// Runs a command that must fail, in a folder that `prepare` filled.
+/// Runs a command that must fail, in a folder filled by `prepare`.
 fn refused(prepare: impl Fn(&Workspace), arguments: &str, says: &[&str]) {
     let workspace = Workspace::new();
     workspace.copy_model("llama");
@@ -33,7 +33,7 @@ fn refused(prepare: impl Fn(&Workspace), arguments: &str, says: &[&str]) {
     assert_eq!(workspace.names(), before, "{arguments}: a file was left");
 }
 
-/// A configuration of these contents.
+/// Writes a configuration with these contents.
 fn refused_config(contents: &str, says: &[&str]) {
     refused(
         |w| w.write("config.toml", contents),
@@ -45,17 +45,17 @@ fn refused_config(contents: &str, says: &[&str]) {
 const GENERATE: &str = "generate --model model --prompts prompts.jsonl --out out.jsonl";
 const SCORE: &str = "score --model model --data data.jsonl --out out.jsonl";
 
-/// Prompts of these contents.
+/// Writes a prompt file with these contents.
 fn refused_prompts(contents: &str, says: &[&str]) {
     refused(|w| w.write("prompts.jsonl", contents), GENERATE, says);
 }
 
-/// Data to score of these contents.
+/// Writes a file of records to score with these contents.
 fn refused_data(contents: &str, says: &[&str]) {
     refused(|w| w.write("data.jsonl", contents), SCORE, says);
 }
 
-/// A change to the model, with good data.
+/// Changes the model, beside valid data.
 fn refused_model(change: impl Fn(&Workspace), says: &[&str]) {
     let prepare = |w: &Workspace| {
         w.write("data.jsonl", "{\"ids\": [5, 6]}");
@@ -81,7 +81,7 @@ fn unknown_keys_and_wrong_types_of_a_configuration() {
     refused(|_| {}, "run nowhere.toml", &["nowhere.toml"]);
 }
 
-/// It ends before a run folder is made.
+/// The command fails before it creates a run folder.
 #[test]
 fn a_stage_before_those_that_it_starts_from() {
     let stages = "[sft]\ndata = \"data.jsonl\"\n[reward]\ndata = \"data.jsonl\"\n[ppo]\nprompts = \"data.jsonl\"\n";
@@ -130,7 +130,7 @@ fn models_that_are_missing_or_damaged() {
     );
 }
 
-/// The last tensor of the file is the final norm, which every logit goes through.
+/// The last tensor of the file is the final norm, which every logit depends on.
 #[test]
 fn weights_that_are_not_numbers() {
     let spoil = |w: &Workspace| {

@@ -1,4 +1,5 @@
-//! Where completions end, and where reward models are read: what the folder's files say of both, against transformers' numbers.
+//! Where completions end and where reward models are read: what the files of a model folder say
+//! about both, against transformers' numbers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Workspace, fixture, floats, ids};
 
-/// Difference of two f32 forward passes of other orders of sums.
+/// Tolerance between two `f32` forward passes with other orders of summation.
 const TOLERANCE: f32 = 2e-5;
 
 fn golden(name: &str) -> PathBuf {
@@ -21,7 +22,7 @@ fn expected() -> Value {
     serde_json::from_str(&text).expect("JSON")
 }
 
-/// The scores of the golden sequences by the model in a folder.
+/// Scores of the golden sequences by the model in a folder.
 fn scores(workspace: &Workspace, folder: &str, flags: &str) -> Vec<f32> {
     let rows = expected()[folder]["ids"].as_array().expect("rows").clone();
     let lines: String = rows
@@ -105,7 +106,7 @@ fn the_flag_reads_elsewhere_and_the_place_is_said() {
     );
 }
 
-/// A merged reward model is read where its adapter was.
+/// A merged reward model is read at the same position as its adapter was.
 #[test]
 fn a_merged_reward_model_keeps_its_place() {
     let (workspace, expected) = (Workspace::new(), expected());
@@ -133,8 +134,8 @@ fn a_merged_reward_model_keeps_its_place() {
     assert_eq!(config["pad_token_id"], 2);
 }
 
-/// A folder with the model `llama` and a tokenizer whose EOS is token 5 and whose template closes a turn with token 6; config.json
-/// says 2, and generation_config.json 7.
+/// A folder with the model `llama` and a tokenizer whose EOS is token 5 and whose template closes a
+/// turn with token 6; `config.json` says 2, `generation_config.json` says 7.
 fn chat_folder(workspace: &Workspace) {
     workspace.copy_model("llama");
     let special = |id: u64, content: &str| {
@@ -163,7 +164,8 @@ fn chat_folder(workspace: &Workspace) {
     );
 }
 
-/// Of many samples of a model with random weights, none goes on after a token that ends one, and each of the four ends some.
+/// Among many samples of a model with random weights, none goes on after an ending token, and each
+/// of the four ending tokens ends some of them.
 #[test]
 fn completions_end_at_the_ends_of_both_files_and_of_the_tokenizer() {
     let workspace = Workspace::new();

@@ -1,4 +1,4 @@
-//! Parts of a model folder that are not used: named on the terminal, once.
+//! Parts of a model folder that are not used are named on the terminal, once.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::Workspace;
 
-/// Sets keys of the model's `config.json`.
+/// Sets keys in the model's `config.json`.
 fn edit(workspace: &Workspace, keys: Value) {
     let text = fs::read(workspace.path("model/config.json")).expect("config.json");
     let mut config: Value = serde_json::from_slice(&text).expect("JSON");

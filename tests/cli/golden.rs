@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 
 use crate::support::{Workspace, fixture, floats, ids};
 
-/// The fixtures are f32 on both sides; this is the bound that the project sets itself.
+/// Tolerance of the fixtures, which are `f32` on both sides.
 const TOLERANCE: f32 = 1e-4;
 
 struct Expected {
     tensors: HashMap<String, Tensor>,
-    /// The input without its padding.
+    /// The input rows without their padding.
     rows: Vec<Vec<u32>>,
 }
 
@@ -55,7 +55,7 @@ fn assert_close(found: &[f32], wanted: &[f32], what: &str) {
     assert!(gap < TOLERANCE, "{what}: {gap}");
 }
 
-/// `flags` with the fixture `model`.
+/// Command-line arguments: `flags` with the fixture `model`.
 fn with_model(model: &str, flags: &str) -> String {
     let (command, rest) = flags.split_once(' ').unwrap_or((flags, ""));
     format!("{command} --model {} {rest}", fixture(model).display())
@@ -157,8 +157,9 @@ fn stop_ids_end_a_completion_unless_ignored() {
     assert_eq!(line["completion_ids"], json!(greedy[0]));
 }
 
-/// Sampled log-probs at temperature 1 are the ones that `score` gives, bit for bit through both
-/// files; nothing depends on the batch; limits are each prompt's own; order is the input's.
+/// Log-probs sampled at temperature 1 are the ones that `score` computes, bit for bit through both
+/// files. Nothing depends on the batch, each prompt has its own limits, and the order is that of
+/// the input.
 #[test]
 fn samples_agree_with_score_whatever_the_batch() {
     for arithmetic in ["portable", "fast"] {
@@ -166,7 +167,8 @@ fn samples_agree_with_score_whatever_the_batch() {
     }
 }
 
-/// On a processor with a matrix unit the flag changes bits, and no more than those; elsewhere nothing.
+/// On a processor with a matrix unit the flag changes the last bits of results; on others it
+/// changes nothing.
 #[test]
 fn scores_are_computed_in_the_arithmetic_that_is_asked_for() {
     let (workspace, expected) = (Workspace::new(), Expected::read("llama"));

@@ -1,4 +1,4 @@
-//! Models of strangers that are made to harm: each ends soon with exit code 1 and a message that names the file.
+//! Malicious model files: each ends soon with exit code 1 and a message that names the file.
 
 use std::fs;
 use std::time::Instant;
@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::support::{Ended, Workspace};
 
-/// Seconds after which a run counts as hanging; bounds are in processor time, and the machine may be busy.
+/// Seconds after which a run counts as hanging. The limits under test are in processor time, and
+/// the machine may be busy.
 const SOON: u64 = 120;
 
 fn tokenizer() -> Value {
@@ -65,10 +66,11 @@ fn a_good_template_and_tokenizer_generate() {
 #[test]
 fn templates() {
     let says = ["model/chat_template.jinja", "the template takes more than"];
-    // Steps, in a loop and in text.
+    // The limits on steps, in a loop and in text.
     let doubling = "{% set ns = namespace(s='aaaa') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}";
     refused(&generate(&tokenizer(), doubling), &says);
-    // One expression that compares without end, and one that prints without end: neither costs a step.
+    // A single expression that compares forever and one that prints forever: neither uses up any
+    // steps.
     let list = |n: usize| "[".repeat(n) + "1" + &"]*9".repeat(n);
     let comparison = format!("{{{{ {} == {} }}}}", list(40), list(40));
     refused(&generate(&tokenizer(), &comparison), &says);
@@ -102,7 +104,8 @@ fn tokenizers() {
     refused(&changed("post_processor", missing), &says);
 }
 
-/// A template without end is no fault of a record, so that leaving out bad ones does not try it on each.
+/// A template that never ends is not the fault of a record, so leaving out bad records must not try
+/// it on each of them.
 #[test]
 fn a_template_without_end_is_not_left_out_as_a_bad_record() {
     let endless = "{% for i in range(10000) %}{% for j in range(10000) %}x{% endfor %}{% endfor %}";

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::language::{CONFIG, files};
 use crate::support::{Ended, Workspace, fixture};
 
-/// The cells of each line that has any, table by table.
+/// The cells of each non-empty line, table by table.
 pub fn tables(text: &str) -> Vec<Vec<Vec<&str>>> {
     let mut tables: Vec<Vec<Vec<&str>>> = Vec::new();
     for line in text.lines().filter(|l| l.contains(char::is_alphanumeric)) {
@@ -28,7 +28,8 @@ fn heads<'a>(table: &[Vec<&'a str>]) -> Vec<&'a str> {
     table.iter().map(|cells| cells[0]).collect()
 }
 
-/// The tables of a run whose data `file` is not there yet: they are printed, and then the file is named.
+/// The tables of a run whose data `file` does not exist yet: they are printed before the missing
+/// file is named.
 #[track_caller]
 fn priced<'a>(ended: &'a Ended, file: &str) -> Vec<Vec<Vec<&'a str>>> {
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
@@ -36,7 +37,7 @@ fn priced<'a>(ended: &'a Ended, file: &str) -> Vec<Vec<Vec<&'a str>>> {
     tables(&ended.stdout)
 }
 
-/// Models of the run and data are yet to be made.
+/// Models of the run, and data, that do not exist yet.
 #[test]
 fn every_stage_has_its_table_before_anything_is_made() {
     let workspace = Workspace::new();
@@ -82,7 +83,8 @@ fn every_stage_has_its_table_before_anything_is_made() {
             "the prompts cannot be counted before their file and the tokenizer are there; taken are 52 tokens, all that the context leaves",
         ]
     );
-    // Embedding 320 · 32; a layer: two norms of 32, q and o 32 · 32, k and v 16 · 32, three of 64 · 32; a norm; × 4 bytes.
+    // Parameters: embedding 320 · 32; per layer two norms of 32, q and o of 32 · 32, k and v of 16
+    // · 32, three of 64 · 32; a final norm; × 4 bytes.
     let elements = 320 * 32 + 2 * (2 * 32 + 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32) + 32;
     let mib = |count: f64| format!("{:.1}", elements as f64 * 4.0 * count / f64::from(1 << 20));
     let model = ["model".to_owned(), mib(1.0), mib(1.0), mib(2.0), mib(4.0)];
@@ -90,7 +92,8 @@ fn every_stage_has_its_table_before_anything_is_made() {
     assert_eq!(workspace.names(), ["config.toml"], "a plan writes nothing");
 }
 
-/// A judge that will stand on the roles' ground owns what a reward model does, any other a whole model.
+/// A judge that shares layers with the other roles owns as much as a reward model does; any other
+/// judge owns a whole model.
 #[test]
 fn a_judge_is_listed_with_what_it_will_own() {
     let workspace = Workspace::new();
@@ -131,7 +134,7 @@ fn a_judge_is_listed_with_what_it_will_own() {
     assert_eq!(rows(adapter)[1], whole);
 }
 
-/// A model whose weights are not even there, at a size at which a plan is wanted.
+/// A model of realistic size without a weights file.
 #[test]
 fn a_folder_is_asked_for_its_sizes_alone() {
     let workspace = Workspace::new();
@@ -149,7 +152,7 @@ fn a_folder_is_asked_for_its_sizes_alone() {
     let ended = workspace.run("plan config.toml");
     let tables = priced(&ended, "pairs.jsonl");
     let chunk = tables[0].iter().find(|cells| cells[0] == "log-prob chunk");
-    // Rows for which a pass over the head pays: 384.
+    // From 384 rows on, a pass over the head pays.
     let mib = 384.0 * 128_256.0 * 4.0 / f64::from(1 << 20);
     assert_eq!(chunk.expect("a row")[1], format!("{mib:.1}"));
 }
@@ -174,7 +177,7 @@ fn what_cannot_be_planned_is_said() {
     }
 }
 
-/// A policy that is yet to be tuned on pairs, and PPO that is to start from it.
+/// A policy that is still to be tuned on pairs, and PPO that starts from it.
 #[test]
 fn what_preference_tuning_trains_is_counted() {
     let workspace = Workspace::new();
@@ -198,13 +201,13 @@ fn what_preference_tuning_trains_is_counted() {
         panic!("{adapters}");
     };
     assert_eq!(heads(dpo)[..3], ["dpo (MiB)", "base", "adapters"]);
-    // They are the actor's, and the reference keeps them as they were.
+    // The adapters belong to the actor, and the reference keeps a frozen copy of the initial ones.
     let roles = ["ppo (MiB)", "base", "actor", "critic", "reference"];
     assert_eq!(heads(ppo)[..5], roles);
 }
 
-/// The roles of `[ppo]` planned before the models are made, and again when they lie there: with adapters that one stage makes and
-/// another asks for, and with those that nobody has a table for.
+/// The roles of `[ppo]` planned before the models exist, and again afterwards: with adapters that
+/// one stage makes and another stage reads, and with adapters that no table describes.
 #[test]
 fn a_model_to_be_made_is_planned_as_what_is_then_made() {
     for lora in ["--set sft.lora.r=4", ""] {
@@ -213,7 +216,7 @@ fn a_model_to_be_made_is_planned_as_what_is_then_made() {
         for (name, contents) in files() {
             workspace.write(name, &contents);
         }
-        // Few steps, and the adapters that the reward model is to have.
+        // A few steps, and the adapters that the reward model will have.
         let set = format!(
             "{lora} --set ppo.share=adapter --set reward.lora.r=4 --set pretrain.max_steps=1 --set sft.max_steps=1 --set reward.max_steps=1"
         );
@@ -236,7 +239,8 @@ fn a_model_to_be_made_is_planned_as_what_is_then_made() {
     }
 }
 
-/// The tables are printed, so that it can be seen what takes so much; then the first stage that does not fit is named.
+/// The tables are printed to show what takes the memory; then the first stage that does not fit is
+/// named.
 #[test]
 fn a_plan_beyond_this_machine_fails() {
     let workspace = Workspace::new();

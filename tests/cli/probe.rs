@@ -1,4 +1,5 @@
-//! `plan --probe`: the stages themselves for a step or two, their memory and time beside the plan.
+//! `plan --probe`: runs each stage for a step or two and prints measured memory and time beside the
+//! plan.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -7,7 +8,7 @@ use crate::language::{CONFIG, files};
 use crate::plan::tables;
 use crate::support::Workspace;
 
-/// The small language, with nothing made of it yet.
+/// The small language, before any model of it is trained.
 fn workspace() -> Workspace {
     let workspace = Workspace::new();
     workspace.write("config.toml", CONFIG);
@@ -41,7 +42,7 @@ fn what_is_there_is_tried_and_what_is_not_is_named() {
         panic!("{}", ended.stdout);
     };
     assert_eq!((stage.as_str(), *steps), ("pretrain", 60.0));
-    // The plan's own table says the same of its total.
+    // The total equals that of the plan's own table.
     let total = tables(&ended.stdout)[0].last().expect("a total")[1].to_owned();
     assert_eq!(total, format!("{planned:.1}"));
     assert!(measured > planned, "{measured} MiB, planned {planned}");
@@ -56,7 +57,7 @@ fn what_is_there_is_tried_and_what_is_not_is_named() {
     assert_eq!(workspace.names(), before, "a probe leaves nothing");
 }
 
-/// Stages that are as many epochs long are as many steps long as they are when they run.
+/// A stage whose length is given in epochs has the same number of steps in a probe as in a run.
 #[test]
 fn every_stage_is_tried_once_its_models_are_there() {
     let workspace = workspace();
@@ -80,7 +81,7 @@ fn every_stage_is_tried_once_its_models_are_there() {
     let lines = |stage: &str| {
         let file = workspace.path(&format!("runs/trial/{stage}/metrics.jsonl"));
         let text = std::fs::read_to_string(file).expect("a log");
-        // The evaluation before the first step has a line too.
+        // The evaluation before the first step also writes a line.
         (text.lines().count() - 1) as f64
     };
     let expected = [
@@ -88,7 +89,7 @@ fn every_stage_is_tried_once_its_models_are_there() {
         ("sft", lines("sft")),
         ("dpo", 30.0),
         ("reward", lines("reward")),
-        // Three passes over 30 prompts, of which an iteration takes 16.
+        // Three passes over 30 prompts, with 16 prompts an iteration.
         ("ppo", 3.0),
     ];
     let expected = expected.map(|(stage, steps)| (stage.to_owned(), steps));
@@ -112,7 +113,7 @@ fn where_nothing_can_be_tried_the_reasons_are_the_error() {
     }
 }
 
-/// What would end the stage ends its trial, in the stage's words.
+/// A failure of the stage ends its trial, with the stage's own message.
 #[test]
 fn a_stage_that_fails_says_why() {
     let workspace = workspace();

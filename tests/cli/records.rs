@@ -1,11 +1,11 @@
-//! `generate` and `score` on records that are wrong or too long.
+//! `generate` and `score` on records that are invalid or too long.
 
 use serde_json::{Value, json};
 
 use crate::support::{Workspace, ids};
 
-/// A model without a tokenizer, of a context of 128 tokens, and a file with a good record, a broken one, one that is too long, and
-/// another good one.
+/// A model without a tokenizer and with a context of 128 tokens, and a file with a valid record, a
+/// broken one, one that is too long, and another valid one.
 fn workspace(file: &str, field: &str) -> Workspace {
     let workspace = Workspace::new();
     workspace.copy_model("llama");
@@ -109,7 +109,7 @@ fn texts_to_score_that_do_not_fit_are_left_out_or_cut() {
     assert_eq!(ended.code, Some(2), "{}", ended.stderr);
 }
 
-/// Of four records one is bad.
+/// One of the four records is bad.
 #[test]
 fn too_large_a_share_of_bad_records_fails() {
     let workspace = workspace("data.jsonl", "ids");

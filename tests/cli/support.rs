@@ -1,4 +1,4 @@
-//! A fresh folder to run the binary in, and what came of it.
+//! A fresh folder to run the binary in, and the result of a run.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,17 +7,17 @@ use std::process::Command;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A folder of its own for one test; relative paths in arguments start there.
+/// A separate folder for one test. Relative paths in arguments start there.
 pub struct Workspace(TempDir);
 
-/// How a run of the binary ended.
+/// Exit code and output of one run of the binary.
 pub struct Ended {
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
 }
 
-/// A fixture model, made with transformers.
+/// Folder of a fixture model, made with transformers.
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/golden/models")
@@ -37,7 +37,7 @@ impl Workspace {
         fs::write(self.path(name), contents).expect("a writable folder");
     }
 
-    /// A copy of a fixture model under the name `model`.
+    /// Copies a fixture model into the workspace as `model`.
     pub fn copy_model(&self, name: &str) {
         fs::create_dir(self.path("model")).expect("a writable folder");
         for file in ["config.json", "model.safetensors"] {
@@ -46,7 +46,7 @@ impl Workspace {
         }
     }
 
-    /// `collimate` with these arguments, parted by spaces.
+    /// The `collimate` command with these space-separated arguments.
     pub fn command(&self, arguments: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_collimate"));
         command
@@ -55,7 +55,7 @@ impl Workspace {
         command
     }
 
-    /// Runs `collimate` with these arguments to its end.
+    /// Runs `collimate` with these arguments until it exits.
     pub fn run(&self, arguments: &str) -> Ended {
         let output = self.command(arguments).output().expect("the binary");
         Ended {
@@ -65,7 +65,8 @@ impl Workspace {
         }
     }
 
-    /// Runs a command that must succeed, and returns the lines of its `--out out.jsonl`.
+    /// Runs a command that must succeed, and returns the lines that it wrote with `--out
+    /// out.jsonl`.
     pub fn lines(&self, arguments: &str) -> Vec<Value> {
         let ended = self.run(&format!("{arguments} --out out.jsonl"));
         assert_eq!(ended.code, Some(0), "{arguments}: {}", ended.stderr);
@@ -74,7 +75,7 @@ impl Workspace {
         text.lines().map(line).collect()
     }
 
-    /// The names of all files, for tests that nothing is left behind.
+    /// Names of all files in the folder, to check that nothing is left behind.
     pub fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(self.0.path()).expect("a readable folder");
         let name = |entry: std::io::Result<fs::DirEntry>| entry.expect("an entry").file_name();
@@ -86,7 +87,7 @@ impl Workspace {
     }
 }
 
-/// A list of numbers in a line, each read as `f32`.
+/// A field's list of numbers, each read as `f32`.
 pub fn floats(line: &Value, field: &str) -> Vec<f32> {
     let items = line[field]
         .as_array()
@@ -97,7 +98,7 @@ pub fn floats(line: &Value, field: &str) -> Vec<f32> {
         .collect()
 }
 
-/// A list of token ids in a line.
+/// A field's list of token ids.
 pub fn ids(line: &Value, field: &str) -> Vec<u32> {
     serde_json::from_value(line[field].clone()).unwrap_or_else(|e| panic!("{field}: {e}"))
 }

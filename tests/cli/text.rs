@@ -1,5 +1,5 @@
 //! `generate` and `score` on text: prompts, chats and stop texts, with a small model and a
-//! tokenizer made on the spot.
+//! tokenizer trained in the test.
 
 use candle_core::Device;
 use collimate::data::tokenizer::{IM_END, IM_START};
@@ -20,7 +20,7 @@ const CHAT: &str = r#"{"messages": [{"role": "user", "content": "low tide"}]}"#;
 const ANSWERED: &str = r#"{"messages": [{"role": "user", "content": "low tide"},
     {"role": "assistant", "content": "high tide"}]}"#;
 
-/// A folder with a fresh model under the name `model`, and its tokenizer.
+/// A folder with a freshly initialised model named `model`, and its tokenizer.
 fn workspace(head: Head) -> (Workspace, Tokenizer) {
     let workspace = Workspace::new();
     let mut training = BpeTraining {
@@ -93,7 +93,7 @@ fn prompts_come_as_text_chats_and_ids() {
     }
 }
 
-/// Only one of a prompt and a chat can be completed.
+/// A record with both a prompt and a chat is refused.
 #[test]
 fn a_prompt_beside_a_chat_is_refused_unless_it_is_read_otherwise() {
     let (workspace, tokenizer) = workspace(Head::LanguageModel);
@@ -114,7 +114,8 @@ fn a_prompt_beside_a_chat_is_refused_unless_it_is_read_otherwise() {
     }
 }
 
-/// A stop text cuts at the token in which it ends: the ids keep it, the text does not.
+/// A stop text ends the completion at the token that completes it: the ids keep it, the text does
+/// not.
 #[test]
 fn a_stop_text_ends_a_completion() {
     let (workspace, tokenizer) = workspace(Head::LanguageModel);
@@ -139,7 +140,7 @@ fn a_stop_text_ends_a_completion() {
     );
 }
 
-/// Two letters that come from different tokens as a rule, somewhere after the start.
+/// Two adjacent letters that usually come from different tokens, somewhere after the start.
 fn two_letters(text: &str) -> &str {
     let bytes = text.as_bytes();
     let letters = |at: &usize| bytes[*at..*at + 2].iter().all(u8::is_ascii_alphabetic);
@@ -171,7 +172,7 @@ fn texts_to_score_are_tokenised_as_in_training() {
     let encode = |text: &str| tokenizer.encode_rendered(text).expect("ids");
     let turn = "<|im_start|>user\nlow tide<|im_end|>\n";
     let wanted = [
-        // Apart: "th" + "e low" are not the tokens of "the low".
+        // Tokenised separately, "th" + "e low" does not give the tokens of "the low".
         [encode("th"), encode("e low<|im_end|>")].concat(),
         encode(&format!(
             "{turn}<|im_start|>assistant\nhigh tide<|im_end|>\n"
@@ -201,7 +202,8 @@ fn a_reward_model_scores_at_the_token_that_closes_the_answer() {
     assert_ne!(lines[0]["score"], lines[2]["score"]);
 }
 
-/// The manner of published templates: tools first, and a generation prompt that can leave the reasoning out.
+/// A template in the style of published ones: tools first, and a generation prompt that can leave
+/// out the reasoning.
 const TOOL_TEMPLATE: &str = "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}{% for m in messages %}\
                              <|im_start|>{{ m.role }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}\
                              <|im_start|>assistant\n{% if enable_thinking is false %}<think></think>{% endif %}{% endif %}";

@@ -98,7 +98,7 @@ fn wrong_usage_exits_with_2() {
     }
 }
 
-/// Output goes through a pipe that has a name, too, and never takes its place.
+/// Output may go through a named pipe, which is not replaced by a file.
 #[test]
 fn a_stream_is_written_not_replaced() {
     let workspace = Workspace::new();
@@ -132,7 +132,7 @@ fn a_link_stays_and_its_file_is_replaced() {
     assert!(text.contains("score"), "{text}");
 }
 
-/// Far more completions than a moment allows; SIGINT ends them, and nothing is written.
+/// Generates far more completions than there is time for; SIGINT ends them, and nothing is written.
 #[test]
 fn a_signal_stops_generation_with_130() {
     let workspace = Workspace::new();

@@ -1,4 +1,4 @@
-//! Where rows are tried: tiny models and data, and runs that rows share.
+//! The workspace in which rows are tried: tiny models and data, and runs that several rows share.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::row::{Found, Row};
 use crate::support::{Line, Workspace, example, lines, pair, prompt, read, records};
 
-/// What a stage of a few steps sets unless a row does.
+/// Settings of the few steps of each stage, unless a row sets others.
 const SHORT: [(&str, &str); 6] = [
     ("pretrain", "pretrain.max_steps=3"),
     ("sft", "sft.max_steps=3"),
@@ -33,7 +33,7 @@ batch_size = 16
 learning_rate = 5e-3
 "#;
 
-/// PPO without evaluations.
+/// A PPO configuration without evaluations.
 const PPO: &str = r#"
 [ppo]
 from = "models/sft"
@@ -47,14 +47,14 @@ learning_rate = 1e-3
 save_steps = 0
 "#;
 
-/// What PPO evaluates on.
+/// Keys of PPO's evaluation.
 const WATCHED: &str = r#"eval_prompts = "prompts_eval.jsonl"
 lexicon = "lexicon.tsv"
 judge_model = "models/reward"
 eval_samples = 8
 "#;
 
-/// Scores each completion by the number of letters that the script names.
+/// A reward program that scores each completion by the number of letters that the script names.
 const SCRIPT: &str = r#"while read -r line; do
   scores=$(printf '%s' "$line" | grep -o '"completion":"[^"]*"' | while read -r text; do
     printf '%s' "$text" | tr -cd 'LETTERS' | wc -c; done | tr '\n' ',' | tr -d ' ')
@@ -62,7 +62,7 @@ const SCRIPT: &str = r#"while read -r line; do
 done
 "#;
 
-/// A chat template that renders every turn as it stands.
+/// A chat template that renders every turn unchanged.
 const TEMPLATE: &str = "{% for m in messages %}{{ m.role[:1] }}:{{ m.content }}{{ eos_token }}{% endfor %}\
                         {% if add_generation_prompt %}a:{% endif %}";
 
@@ -72,7 +72,7 @@ pub struct Bench {
     done: RefCell<HashMap<String, Rc<Outcome>>>,
 }
 
-/// What a run left.
+/// Weights, metrics and configuration of a finished run.
 struct Outcome {
     config: Config,
     weights: Vec<u8>,
@@ -80,7 +80,7 @@ struct Outcome {
     metrics: Vec<Line>,
 }
 
-/// A prompt with answers that a rule may ask for.
+/// A prompt with reference answers for the rules that need one.
 fn answered(i: usize) -> Value {
     let mut record = prompt(i);
     record["answer"] = json!(["dog", "boat", "house"][i % 3]);
@@ -107,7 +107,8 @@ fn named(field: &str, mut record: Value) -> Value {
 }
 
 impl Bench {
-    /// Trained models, other files beside each that the configuration names, and the configurations that rows change.
+    /// Trained models, the other files that each configuration names, and the configurations that
+    /// the rows change.
     pub fn new() -> Self {
         let workspace = Workspace::trained();
         workspace.write("prompts.jsonl", &records(0, 30, answered));
@@ -177,7 +178,7 @@ impl Bench {
         self.workspace.write("chats.jsonl", &records(10, 40, chat));
     }
 
-    /// A reward model that pads with what ends an answer: `models/padded`.
+    /// A reward model whose padding token is the token that ends an answer: `models/padded`.
     fn add_padded_model(&self) {
         let to = self.copy_model("models/reward", "models/padded");
         let config = read(&to.join("config.json"));
@@ -191,21 +192,21 @@ impl Bench {
             .write("models/padded/config.json", &config.to_string());
     }
 
-    /// Adds a configuration whose PPO scores by these tables.
+    /// Adds a configuration whose `[[ppo.rewards]]` are these tables.
     pub fn add_rewards(&self, file: &str, tables: &str) {
         let text = fs::read_to_string(self.workspace.path("plain.toml")).expect("a configuration");
         let text = text.replace("reward_model = \"models/reward\"\n", "");
         self.workspace.write(file, &(text + "\n" + tables));
     }
 
-    /// Runs a stage whose model rows name: `runs/NAME/STAGE/final`.
+    /// Runs a stage whose model is named by rows: `runs/NAME/STAGE/final`.
     pub fn make(&self, name: &str, stage: &str, settings: &str) {
         let flags = flags(settings);
         let command = format!("{stage} plain.toml --set run.name={name} {flags}");
         self.workspace.succeed(&command);
     }
 
-    /// Tries every row, and fails with all those that do not hold.
+    /// Tries every row and reports all rows that fail.
     #[track_caller]
     pub fn try_all(&self, rows: Vec<Row>) {
         let wrong: Vec<String> = rows.iter().filter_map(|row| self.attempt(row)).collect();
@@ -218,7 +219,7 @@ impl Bench {
         );
     }
 
-    /// Tries a row; what is wrong with it.
+    /// Tries a row and returns the failure, if any.
     fn attempt(&self, row: &Row) -> Option<String> {
         let fails = |why: String| Some(format!("{}: {why} (under{})", row.set, row.under));
         if let Found::Elsewhere = row.found {
@@ -260,7 +261,7 @@ impl Bench {
         format!("{} {} {}", row.stage, row.file, flags(&settings))
     }
 
-    /// What a run with these settings leaves, run only once; or what it said when it failed.
+    /// The result of a run with these settings, which is run only once; or its error message.
     fn outcome(&self, row: &Row, settings: &str) -> Result<Rc<Outcome>, String> {
         let settings = settings.split_whitespace().collect::<Vec<_>>().join(" ");
         let place = format!("{} {} {settings}", row.stage, row.file);
@@ -296,7 +297,7 @@ impl Bench {
         Ok(outcome)
     }
 
-    /// The configuration that a command resolves to.
+    /// The resolved configuration of a command.
     fn resolved(&self, file: &str, command: &str) -> Result<Config, String> {
         let words = command.split_whitespace().filter(|word| word.contains('='));
         let overrides = words.map(|word| word.parse::<Override>().map_err(|e| e.to_string()));
@@ -313,7 +314,7 @@ fn flags(settings: &str) -> String {
     flags.collect::<Vec<_>>().join(" ")
 }
 
-/// Whether a metric has the same values in both runs, or none.
+/// The failure if a metric has the same values in both runs, or no values.
 fn wrong_metric(row: &Row, metric: &str, before: &Outcome, after: &Outcome) -> Option<String> {
     let column = |run: &Outcome| {
         let values = run.metrics.iter();
@@ -325,11 +326,12 @@ fn wrong_metric(row: &Row, metric: &str, before: &Outcome, after: &Outcome) -> O
     same.then(|| format!("{}: {metric} is {before:?} in both", row.set))
 }
 
-/// Whether `config::diff` says of the key what its row says.
+/// The failure if `config::diff` disagrees with the row about the effect of the key.
 fn wrong_effect(row: &Row, before: &Config, after: &Config) -> Option<String> {
     let changes = diff(before, after).expect("a difference");
     let key = row.set.split('=').next().expect("a key");
-    // A part of a key is a key of its own on one side, and its whole on the other.
+    // A part of a table is a key of its own on one side, and belongs to the whole table on the
+    // other.
     let part = |whole: &str, part: &str| {
         let rest = part.strip_prefix(whole);
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))

@@ -1,4 +1,5 @@
-//! The names of all keys, from the structs that hold them: a field that is added to one of them is a name more.
+//! The names of all keys, taken from the config structs: a field added to one of them adds a name
+//! here.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +10,8 @@ use collimate::config::{
 use serde::Serialize;
 use serde_json::Value;
 
-/// `TABLE.KEY` of all tables; a key of a `lora` table is `TABLE.lora.KEY`, one of a reward `ppo.rewards.TYPE.KEY`.
+/// `TABLE.KEY` of all tables; a key of a `lora` table is `TABLE.lora.KEY`, one of a reward
+/// `ppo.rewards.TYPE.KEY`.
 pub fn all() -> BTreeSet<String> {
     let model = Model {
         start: None,
@@ -26,7 +28,7 @@ pub fn all() -> BTreeSet<String> {
     add(&mut names, "judge", &Reward::default());
     add(&mut names, "ppo", &Ppo::default());
     for table in ["sft", "dpo", "reward", "judge", "ppo"] {
-        // The table as a whole is no key beside those in it.
+        // The table itself is not a key beside the keys in it.
         assert!(names.remove(&format!("{table}.lora")), "{table}");
         add(&mut names, &format!("{table}.lora"), &Lora::default());
     }
@@ -36,7 +38,7 @@ pub fn all() -> BTreeSet<String> {
     names
 }
 
-/// Serialised, an unset key is there as null.
+/// In serialised form, an unset key is present as null.
 fn add(names: &mut BTreeSet<String>, table: &str, value: &impl Serialize) {
     let value = serde_json::to_value(value).expect("JSON");
     let keys = value.as_object().expect("a table").keys();
@@ -54,7 +56,7 @@ fn add_reward(names: &mut BTreeSet<String>, kind: RewardKind) {
     }
 }
 
-/// Every type of reward.
+/// One example of every type of reward.
 fn kinds() -> Vec<RewardKind> {
     let known = |kind: &RewardKind| match kind {
         RewardKind::Model(_)
@@ -67,7 +69,7 @@ fn kinds() -> Vec<RewardKind> {
         | RewardKind::Json(_)
         | RewardKind::Repetition(_)
         | RewardKind::Program(_)
-        // A new variant stops the build here: add it to the list below.
+        // A new variant fails to compile here: add it to the list below.
         | RewardKind::Http(_) => true,
     };
     let kinds = vec![
@@ -87,7 +89,7 @@ fn kinds() -> Vec<RewardKind> {
     kinds
 }
 
-/// The parts of a value that is a table of its own.
+/// The keys of a value that is itself a table.
 #[test]
 fn an_unset_key_has_a_name() {
     let names = all();

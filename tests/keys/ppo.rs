@@ -1,16 +1,16 @@
-//! `[ppo]`, but for what scores.
+//! The keys of `[ppo]`, without those of scores.
 
 use crate::bench::Bench;
 use crate::row::{Row, row};
 use crate::training;
 
-/// An evaluation is no part of training.
+/// Why evaluation keys change no weights.
 const MEASURES: &str = "evaluations draw from keys of their own and move nothing";
 
-/// Rewards that share nothing with the policy.
+/// A reward that shares nothing with the policy.
 const RULE: &str = "rule.toml";
 
-/// Where the roles start, and the keys that every stage has.
+/// Keys of where the roles start, and keys that every stage has.
 pub fn start() -> Vec<Row> {
     let mut rows = training::rows("ppo", ["0.2", "0.5"], "32");
     rows.extend(training::records(
@@ -44,7 +44,7 @@ pub fn start() -> Vec<Row> {
     rows
 }
 
-/// What is maximised, and how the update goes about it.
+/// Keys of the objective and of the update.
 pub fn objective() -> Vec<Row> {
     let row = |key: &str, value: &str| row(&format!("ppo.{key}"), value);
     let adaptive =
@@ -88,7 +88,7 @@ pub fn objective() -> Vec<Row> {
     ]
 }
 
-/// How responses are drawn, and what becomes of their scores.
+/// Keys of sampling and of the processing of scores.
 pub fn rollout() -> Vec<Row> {
     let row = |key: &str, value: &str| row(&format!("ppo.{key}"), value);
     let alike = "ppo.num_samples_per_prompt=2 ppo.top_k=2 ppo.temperature=0.5 ppo.max_new_tokens=3";

@@ -1,4 +1,4 @@
-//! `[[ppo.rewards]]`.
+//! The keys of `[[ppo.rewards]]`.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use tiny_http::{Response, Server};
 use crate::bench::Bench;
 use crate::row::{Row, row};
 
-/// The configurations of the rules, each with its only table.
+/// The configurations of the rule rewards, with one table each.
 const RULES: [(&str, &str); 6] = [
     ("exact.toml", "type = \"exact\"\nextract = '(\\w+)\\.?$'"),
     (
@@ -24,20 +24,20 @@ const RULES: [(&str, &str); 6] = [
     ),
 ];
 
-/// Nearly uniform over the vocabulary, digits among it.
+/// A policy that is nearly uniform over the vocabulary, so that it also samples digits.
 const NOISE: &str = "ppo.temperature=50.0 ppo.max_new_tokens=20";
 
 fn part(kind: &str, key: &str, value: &str, file: &'static str) -> Row {
     row(&format!("ppo.rewards.{kind}.{key}"), value).of_reward(file)
 }
 
-/// `pass` and `fail`.
+/// The words `pass` and `fail`.
 fn outcomes(kind: &str, file: &'static str, under: &str) -> [Row; 2] {
     [("pass", "3.0"), ("fail", "-1.0")]
         .map(|(key, value)| part(kind, key, value, file).under(under))
 }
 
-/// The array, and models that score.
+/// The keys of the array, and of models that score.
 pub fn models() -> Vec<Row> {
     let ensemble = |key: &str, value: &str| part("ensemble", key, value, "ensemble.toml");
     let classifier = |key: &str, value: &str| part("classifier", key, value, "classifier.toml");
@@ -74,7 +74,7 @@ pub fn models() -> Vec<Row> {
     ]
 }
 
-/// Rules.
+/// The keys of the rules.
 pub fn rules() -> Vec<Row> {
     let exact = |key: &str, value: &str| part("exact", key, value, "exact.toml");
     let numeric = |key: &str, value: &str| part("numeric", key, value, "numeric.toml").under(NOISE);
@@ -105,7 +105,7 @@ pub fn rules() -> Vec<Row> {
     rows
 }
 
-/// What others score: a program, and an endpoint at this address.
+/// The keys of a program, and of an endpoint at this address.
 pub fn others(endpoint: &str) -> Vec<Row> {
     let program = |key: &str, value: &str| part("program", key, value, "program.toml");
     let http = |key: &str, value: &str| {
@@ -126,7 +126,7 @@ pub fn others(endpoint: &str) -> Vec<Row> {
     ]
 }
 
-/// Answers with the number of letters in each completion that stand in the path.
+/// An endpoint that scores each completion by how many of its letters are in the request path.
 fn answer(server: &Server) {
     for mut request in server.incoming_requests() {
         let mut body = String::new();

@@ -1,46 +1,47 @@
-//! One row of a table: a key, the value that it is changed to, and what comes of it.
+//! One row of a table: a key, another value for it, and the expected effect.
 
-/// What becomes of the result where a key has another value.
+/// Expected effect of another value of a key.
 #[derive(Clone, Debug)]
 pub enum Found {
-    /// Other weights.
+    /// The weights differ.
     Moves,
-    /// The same weights: a run may be continued with the other value.
+    /// The weights stay the same, and a run may be continued with the other value.
     Stays,
-    /// The same weights, and other values of this metric.
+    /// The weights stay the same, and this metric has other values.
     Logs(&'static str),
-    /// Other values of this metric; whether the weights are the same depends on the processor.
+    /// This metric has other values; whether the weights differ depends on the processor.
     Shows(&'static str),
-    /// The same weights, and another file of this name beside them.
+    /// The weights stay the same, and the file of this name beside them differs.
     Writes(&'static str),
-    /// The same weights, though a run may not be continued with another value.
+    /// The weights stay the same, yet a run may not be continued with another value.
     Idles,
-    /// The only value that is not refused is the default; the message says so in these words.
+    /// Every value but the default is refused, with a message that contains these words.
     Refused(&'static str),
-    /// Not tried here.
+    /// The key is not tried here.
     Elsewhere,
 }
 
-/// One change of a key.
+/// One change of one key.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// The key by its name among all keys.
+    /// Name of the key, as listed by `names::all`.
     pub key: String,
-    /// The stage that is run.
+    /// The stage to run.
     pub stage: &'static str,
-    /// The configuration that is changed.
+    /// The configuration file to change.
     pub file: &'static str,
-    /// What is set in both runs: `TABLE.KEY=VALUE`, parted by spaces.
+    /// Settings of both runs: space-separated `TABLE.KEY=VALUE`.
     pub under: String,
-    /// What is set in the second run alone: `TABLE.KEY=VALUE`.
+    /// Setting of the second run alone: `TABLE.KEY=VALUE`.
     pub set: String,
-    /// What comes of it.
+    /// Expected effect.
     pub found: Found,
-    /// Why the weights stay the same where a reader would expect others.
+    /// Why the weights stay the same where a reader would expect them to differ.
     pub reason: &'static str,
 }
 
-/// The key has `value` in the second run. It moves the weights of its own stage, unless more is said.
+/// A row that gives the key `value` in the second run. It expects other weights of the key's own
+/// stage, unless another effect is added.
 pub fn row(key: &str, value: &str) -> Row {
     let table = key.split('.').next().expect("a table");
     let stages = ["pretrain", "sft", "dpo", "reward", "judge", "ppo"];
@@ -57,19 +58,19 @@ pub fn row(key: &str, value: &str) -> Row {
 }
 
 impl Row {
-    /// Sets more in both runs.
+    /// Adds settings to both runs.
     pub fn under(mut self, settings: &str) -> Self {
         self.under = format!("{} {settings}", self.under);
         self
     }
 
-    /// Changes another configuration than `plain.toml`.
+    /// Uses another configuration file than `plain.toml`.
     pub fn of(mut self, file: &'static str) -> Self {
         self.file = file;
         self
     }
 
-    /// The key is a part of a reward, the first one of the array.
+    /// The key belongs to the first reward of the array.
     pub fn of_reward(mut self, file: &'static str) -> Self {
         let value = self.set.split_once('=').map(|(_, value)| value.to_owned());
         let part = self.key.rsplit('.').next().expect("a key").to_owned();
@@ -82,37 +83,38 @@ impl Row {
         self
     }
 
-    /// The weights stay the same, and a run may go on with the other value.
+    /// Expects the same weights, and that a run may be continued with the other value.
     pub fn stays(self) -> Self {
         self.found(Found::Stays, "")
     }
 
-    /// The weights stay the same for this reason, and `metric` has other values.
+    /// Expects the same weights, for this reason, and other values of `metric`.
     pub fn logs(self, metric: &'static str, reason: &'static str) -> Self {
         self.found(Found::Logs(metric), reason)
     }
 
-    /// The weights may stay the same for this reason; `metric` has other values in any case.
+    /// Expects other values of `metric`; the weights may stay the same, for this reason.
     pub fn shows(self, metric: &'static str, reason: &'static str) -> Self {
         self.found(Found::Shows(metric), reason)
     }
 
-    /// The weights stay the same for this reason, and `file` beside them is another.
+    /// Expects the same weights, for this reason, and another `file` beside them.
     pub fn writes(self, file: &'static str, reason: &'static str) -> Self {
         self.found(Found::Writes(file), reason)
     }
 
-    /// The weights stay the same for this reason, though a run may not go on with the other value.
+    /// Expects the same weights, for this reason, though a run may not be continued with the other
+    /// value.
     pub fn idles(self, reason: &'static str) -> Self {
         self.found(Found::Idles, reason)
     }
 
-    /// The value is refused with these words, as every value but the default is.
+    /// Expects the value to be refused with these words, as every value but the default is.
     pub fn refused(self, words: &'static str) -> Self {
         self.found(Found::Refused(words), "")
     }
 
-    /// This cannot be tried here, for this reason.
+    /// Skips the key, for this reason.
     pub fn elsewhere(self, reason: &'static str) -> Self {
         self.found(Found::Elsewhere, reason)
     }

@@ -1,13 +1,13 @@
-//! The tables that stages share, and the stages that learn from data.
+//! The tables that all stages share, and the stages that learn from data.
 
 use crate::bench::Bench;
 use crate::row::{Row, row};
 use crate::training;
 
-/// A loss is another on other records.
+/// Why the data keys of an evaluation change only its loss: it reads other records.
 const MEASURES: &str = "what is measured is never trained on";
 
-/// `[run]`, `[model]`, `[tokenizer]`.
+/// The keys of `[run]`, `[model]` and `[tokenizer]`.
 pub fn shared() -> Vec<Row> {
     let gpu = "needs a GPU; operations agree on the two in tests/models/composed.rs";
     let unit = "a processor without a matrix unit has one arithmetic; src/ops/product/tests.rs";
@@ -43,7 +43,7 @@ pub fn shared() -> Vec<Row> {
     ]
 }
 
-/// `[pretrain]`.
+/// The keys of `[pretrain]`.
 pub fn pretrain() -> Vec<Row> {
     let mut rows = training::rows("pretrain", ["0.1", "0.2"], "64");
     let two = |weight: &str| {
@@ -69,7 +69,7 @@ pub fn pretrain() -> Vec<Row> {
     rows
 }
 
-/// Rows of the stages that hold out some of their records.
+/// The keys of stages that hold out some of their records.
 fn held_out(stage: &str, file: &str) -> Vec<Row> {
     let row = |key: &str, value: &str| row(&format!("{stage}.{key}"), value);
     let own = format!("{stage}.eval_fraction=0.0 {stage}.eval_data={file}");
@@ -87,7 +87,7 @@ fn held_out(stage: &str, file: &str) -> Vec<Row> {
     ]
 }
 
-/// Rows of the stages that may stop early. Steps of one record each do not all lower the loss on others.
+/// The keys of early stopping. Steps of one record each do not all lower the held-out loss.
 fn early_stopping(stage: &str) -> Vec<Row> {
     let row = |key: &str, value: &str| row(&format!("{stage}.{key}"), value);
     let fast = format!(
@@ -100,7 +100,7 @@ fn early_stopping(stage: &str) -> Vec<Row> {
     ]
 }
 
-/// `[sft]`.
+/// The keys of `[sft]`.
 pub fn sft() -> Vec<Row> {
     let mut rows = training::rows("sft", ["0.2", "0.4"], "48");
     rows.extend(training::trainable("sft"));
@@ -117,7 +117,7 @@ pub fn sft() -> Vec<Row> {
     rows
 }
 
-/// `[dpo]`.
+/// The keys of `[dpo]`.
 pub fn dpo() -> Vec<Row> {
     let mut rows = training::rows("dpo", ["0.2", "0.4"], "96");
     rows.extend(training::trainable("dpo"));
@@ -137,7 +137,7 @@ pub fn dpo() -> Vec<Row> {
     rows
 }
 
-/// `[reward]` or `[judge]`.
+/// The keys of `[reward]` or `[judge]`.
 pub fn reward(stage: &'static str) -> Vec<Row> {
     let mut rows = training::rows(stage, ["0.2", "0.4"], "96");
     rows.extend(training::trainable(stage));

@@ -2,7 +2,8 @@
 
 use crate::row::{Row, row};
 
-/// The rows of a stage. `epochs` are two lengths of it in epochs, `pass` is a number of tokens that cuts its batch.
+/// The rows of a stage. `epochs` are two lengths of it in epochs; `pass` is a number of tokens that
+/// cuts its batch into several passes.
 pub fn rows(stage: &str, epochs: [&str; 2], pass: &str) -> Vec<Row> {
     let row = |key: &str, value: &str| row(&format!("{stage}.{key}"), value);
     let under = |key: &str| format!("{stage}.{key}");
@@ -33,7 +34,8 @@ pub fn rows(stage: &str, epochs: [&str; 2], pass: &str) -> Vec<Row> {
     ]
 }
 
-/// The rows of the keys of records; `data` is what names a file, `field` what each of its records has under another name.
+/// The rows of the keys of records. `data` is the key that names a file; `field` is a field that
+/// each record also has under another name.
 pub fn records(stage: &str, data: &str, field: &str) -> Vec<Row> {
     let row = |key: &str, value: &str| row(&format!("{stage}.{key}"), value);
     let columns = |column: &str| format!("{{{field}=\"{column}\"}}");
@@ -47,18 +49,19 @@ pub fn records(stage: &str, data: &str, field: &str) -> Vec<Row> {
     ]
 }
 
-/// What follows from other passes: sums in another order.
+/// Why another pass size changes the weights: sums run in another order.
 fn passes(stage: &str, row: Row) -> Row {
     let chain =
         "a gradient that has one source is one chain over the batch, where chains compute it";
     match stage {
-        // The head is no part of the embedding, whose gradient has two sources.
+        // An untied head is not part of the embedding, whose gradient then has one source instead
+        // of two.
         "reward" | "judge" => row.shows("train/loss", chain),
         _ => row,
     }
 }
 
-/// What becomes of an epoch's last batch; no stage has a whole number of hundreds of records.
+/// The rows of the last, short batch of an epoch; no stage has a multiple of a hundred records.
 fn remainder(stage: &str, row: Row) -> Row {
     match stage {
         "ppo" => row.refused("an iteration always has batch_size sequences"),
@@ -66,7 +69,7 @@ fn remainder(stage: &str, row: Row) -> Row {
     }
 }
 
-/// The rows of a stage's adapters; `on` is what turns them on.
+/// The rows of a stage's adapters; `on` is the setting that turns adapters on.
 pub fn adapters(stage: &str, on: &str) -> Vec<Row> {
     let row = |key: &str, value: &str| row(&format!("{stage}.lora.{key}"), value).under(on);
     vec![
@@ -79,7 +82,7 @@ pub fn adapters(stage: &str, on: &str) -> Vec<Row> {
     ]
 }
 
-/// The rows of the keys that say which weights of a stage are trained.
+/// The rows of the keys that choose which weights are trained.
 pub fn trainable(stage: &str) -> Vec<Row> {
     let own = |key: &str, value: &str| row(&format!("{stage}.{key}"), value);
     let on = format!("{stage}.lora.r=4 {stage}.lora.lora_alpha=8.0");

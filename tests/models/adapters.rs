@@ -1,4 +1,5 @@
-//! LoRA adapters against PEFT (`tests/golden/make_adapters.py`), against themselves merged, and in generation.
+//! LoRA adapters against PEFT (`tests/golden/make_adapters.py`), against themselves merged, and in
+//! generation.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -203,7 +204,8 @@ fn recording_changes_no_bit_of_an_adapted_model() -> Anyhow {
     Ok(())
 }
 
-/// Adapters of the top layer leave what lies below frozen: a pass from there gives all gradients, the same bits.
+/// Adapters of the top layer leave what lies below frozen: a pass from there gives all gradients,
+/// the same bits.
 #[test]
 fn adapters_of_the_top_layers_leave_a_trunk() -> Anyhow {
     let (base, model) = adapted(Family::Qwen2, Layers::Top(1), Head::LanguageModel)?;

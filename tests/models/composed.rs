@@ -1,5 +1,5 @@
-//! The path of devices without kernels of ours, taken on the CPU: golden gradients with and without recomputation, generation from
-//! rows of a cache, an optimizer step.
+//! The path of devices without kernels of ours, taken on the CPU: golden gradients with and without
+//! recomputation, generation from rows of a cache, an optimizer step.
 
 use collimate::model::config::{Activation, Family, Head};
 use collimate::model::{Gradient, Recompute};
@@ -72,7 +72,8 @@ const ADAMW: AdamWConfig = AdamWConfig {
     max_grad_norm: 1.0,
 };
 
-/// Values and moments after three steps along gradients of their own, the last of them at half the rate.
+/// Values and moments after three steps along gradients of their own, the last of them at half the
+/// rate.
 fn three_steps() -> Anyhow<[Vec<f32>; 3]> {
     let params: ParamStore = store(&[("w", &[6, 4]), ("b", &[6])])?;
     let mut optimizer = AdamW::new(&params, ADAMW)?;

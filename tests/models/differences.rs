@@ -1,9 +1,11 @@
-//! Finite differences: of every operation's input and parameters, and of every parameter of two-layer models, packed with three
-//! segments.
+//! Finite differences: of every operation's input and parameters, and of every parameter of
+//! two-layer models, packed with three segments.
 //!
-//! A loss is Σ r·y in f64 with random r, so its noise is the f32 rounding of the y alone. Slopes are taken along random directions and
-//! extrapolated from two steps (Richardson), which leaves an error of fourth order in the step. They must agree within a share of
-//! the gradient's norm, half a hundredth or less: a gradient of the wrong sign or without a factor is off by about the norm itself.
+//! A loss is Σ r·y in f64 with random r, so its noise is the f32 rounding of the y alone. Slopes
+//! are taken along random directions and extrapolated from two steps (Richardson), which leaves an
+//! error of fourth order in the step. They must agree within a share of the gradient's norm, half a
+//! hundredth or less: a gradient of the wrong sign or without a factor is off by about the norm
+//! itself.
 
 use std::sync::Arc;
 
@@ -281,7 +283,8 @@ pub fn decoder(config: DecoderConfig) -> Anyhow<Decoder> {
     Ok(Decoder::fresh(HfConfig::new(config), 1, all, &Device::Cpu)?)
 }
 
-/// Three segments; log-probs and entropies of whole and cut distributions and log-probs over the whole vocabulary, or scores.
+/// Three segments; log-probs and entropies of whole and cut distributions and log-probs over the
+/// whole vocabulary, or scores.
 pub fn outputs(model: &Decoder, gradient: Gradient) -> Result<Tensor> {
     let ids: Vec<u32> = (0..17).map(|i| (i * 11 + 3) % 30).collect();
     let segments = Segments::from_lengths([6, 3, 8]);
@@ -296,7 +299,8 @@ pub fn outputs(model: &Decoder, gradient: Gradient) -> Result<Tensor> {
     Tensor::cat(&[kept.log_probs, kept.entropy, whole], 0)
 }
 
-/// Every parameter of a model. At this step curvature and rounding weigh alike, and the worst distance seen is a thousandth.
+/// Every parameter of a model. At this step curvature and rounding weigh alike, and the worst
+/// distance seen is a thousandth.
 fn check_model(what: &str, config: DecoderConfig, recompute: Recompute) -> Anyhow {
     check_trained(what, &decoder(config)?, recompute)
 }
@@ -342,7 +346,8 @@ fn of_a_sliding_window() -> Anyhow {
     check_model("a window of 3", config, Recompute::None)
 }
 
-/// Exact GELU has no operation to be chained: its layers run one operation after the other, and are recomputed whole.
+/// Exact GELU has no operation to be chained: its layers run one operation after the other, and are
+/// recomputed whole.
 #[test]
 fn of_exact_gelu_kept_and_recomputed() -> Anyhow {
     let mut config = two_layers(Family::Gpt2)?;

@@ -1,4 +1,5 @@
-//! A model folder must hold the model that its configuration describes: no tensor missing, none left over.
+//! A model folder must hold the model that its configuration describes: no tensor missing, none
+//! left over.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -140,7 +141,8 @@ fn what_means_nothing_may_be_left_over() -> Anyhow {
     Ok(())
 }
 
-/// transformers 5 does not tie a head that differs from the embedding, and transformers 4 does: what is meant cannot be known.
+/// transformers 5 does not tie a head that differs from the embedding, and transformers 4 does:
+/// what is meant cannot be known.
 #[test]
 fn a_tied_head_must_be_the_embedding() -> Anyhow {
     let other = |specs: &mut Vec<TensorSpec>| specs.push(extra("lm_head.weight", &[128, 32]));

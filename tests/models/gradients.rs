@@ -1,4 +1,5 @@
-//! Each operation against the composition of candle operations that is its oracle, forward and backward.
+//! Each operation against the composition of candle operations that is its oracle, forward and
+//! backward.
 
 use std::sync::Arc;
 
@@ -34,7 +35,8 @@ fn probe(
     Ok([y.flatten_all()?.to_vec1()?, dx, dp])
 }
 
-/// The fused and the composed form agree; the tolerance covers f32 sums of some hundred terms of size one.
+/// The fused and the composed form agree; the tolerance covers f32 sums of some hundred terms of
+/// size one.
 fn same(
     what: &str,
     params: &ParamStore,

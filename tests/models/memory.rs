@@ -208,7 +208,8 @@ fn roles_of_adapters_hold_the_base_once() -> Anyhow {
         check(&trainee[0], &base);
         check(&trainee[1], &adapt(Head::Score, Training::Trained)?);
 
-        // A policy of adapters: they are trained further, and the reference keeps them as they were. Nothing else is asked for.
+        // A policy of adapters: they are trained further, and the reference keeps them as they
+        // were. Nothing else is asked for.
         models.policy.adapter = Some(resolved);
         let further = collimate::stages::plan::roles::roles(&Sharing::Adapter(None), &models)?;
         assert_eq!(

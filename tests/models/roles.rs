@@ -1,4 +1,5 @@
-//! What the roles of PPO own once they are loaded on their ground, against what `plan` lists of the same folders.
+//! What the roles of PPO own once they are loaded on their ground, against what `plan` lists of the
+//! same folders.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -35,7 +36,8 @@ struct Case {
 }
 
 impl Case {
-    /// Evaluations read the reference and the judge. Without them and without a KL nothing reads the two.
+    /// Evaluations read the reference and the judge. Without them and without a KL nothing reads
+    /// the two.
     fn config(&self, critic_from: &str, reference: Reference) -> Anyhow<Config> {
         let read = match reference {
             Reference::Read => format!(
@@ -71,8 +73,8 @@ impl Case {
         )?)
     }
 
-    /// Holds the loaded roles against the plan, whatever the critic starts from, with and without reference and judge; the plan's names
-    /// with them.
+    /// Holds the loaded roles against the plan, whatever the critic starts from, with and without
+    /// reference and judge; the plan's names with them.
     fn check(&self) -> Anyhow<Vec<String>> {
         let without = self.check_with(Reference::Unread)?;
         let mut with = self.check_with(Reference::Read)?;

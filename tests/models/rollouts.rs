@@ -1,4 +1,5 @@
-//! The generator's tokens and log-probs: the training forward's, bit for bit, whatever the batch and the cache.
+//! The generator's tokens and log-probs: the training forward's, bit for bit, whatever the batch
+//! and the cache.
 
 use candle_core::{Device, Tensor};
 use collimate::model::config::{Family, Head, TensorSpec, layer_of};
@@ -55,7 +56,8 @@ fn run(
     )?)
 }
 
-/// Every recorded log-prob, of the draw and over the whole vocabulary, against the packed training forward over all sequences at once.
+/// Every recorded log-prob, of the draw and over the whole vocabulary, against the packed training
+/// forward over all sequences at once.
 fn assert_equal_to_training(
     model: &Decoder,
     requests: &[Request],

@@ -27,7 +27,8 @@ pub const LANGUAGE_MODELS: [&str; 9] = [
     "gpt2_bare",
 ];
 
-/// Runs a test with chains of fused multiply-adds, and on the processor's matrix unit if it has one.
+/// Runs a test with chains of fused multiply-adds, and on the processor's matrix unit if it has
+/// one.
 pub fn in_each_arithmetic(test: impl Fn() -> Anyhow) -> Anyhow {
     Arithmetic::Chains.during(&test)?;
     match Arithmetic::fastest() {

@@ -1,4 +1,5 @@
-//! What a model's folder says of the trunk that it was trained on, and how it is held against another's.
+//! What a model's folder says of the trunk that it was trained on, and how it is held against
+//! another's.
 
 use std::fs;
 use std::path::Path;
@@ -140,7 +141,8 @@ fn a_branch_in_half_the_bits_stands_on_the_whole_trunk() -> Anyhow {
         let half = branch("llama", dtype)?;
         assert_eq!(noted(half.path())?, noted(whole.path())?);
         check(&base, TRUNK, half.path())?;
-        // Trained further, it stands on the rounded trunk, and not on that which was rounded: its note says so, which its bits cannot.
+        // Trained further, it stands on the rounded trunk, and not on that which was rounded: its
+        // note says so, which its bits cannot.
         let further = tempfile::tempdir()?;
         above(half.path(), TRUNK)?.save(further.path(), dtype)?;
         assert_ne!(noted(further.path())?, noted(half.path())?);
@@ -193,7 +195,8 @@ fn another_trunk_is_refused_with_both_fingerprints() -> Anyhow {
     Ok(())
 }
 
-/// A note outlives what it says if somebody changes values and leaves the header: the tensors decide, to the last value.
+/// A note outlives what it says if somebody changes values and leaves the header: the tensors
+/// decide, to the last value.
 #[test]
 fn a_note_is_not_believed_of_tensors_that_are_otherwise() -> Anyhow {
     let (base, q) = (folder("llama"), "model.layers.1.self_attn.q_proj.weight");

@@ -1,9 +1,10 @@
-//! SIGKILL at chosen instants that a draw would rarely hit: at start-up, inside saves, between a save and what clears up after it, and
-//! while `final/` is written.
+//! SIGKILL at chosen instants that a draw would rarely hit: at start-up, inside saves, between a
+//! save and what clears up after it, and while `final/` is written.
 //!
-//! The process runs in slices of some microseconds and stands still between them, so that what lies on the disk can be looked at; it
-//! is killed where that is what the instant is called after. Where the machine was busy and the process ran past the instant, it is
-//! tried again: at the next save, or by a process that has nothing left but to write `final/`.
+//! The process runs in slices of some microseconds and stands still between them, so that what lies
+//! on the disk can be looked at; it is killed where that is what the instant is called after. Where
+//! the machine was busy and the process ran past the instant, it is tried again: at the next save,
+//! or by a process that has nothing left but to write `final/`.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -43,8 +44,8 @@ enum Instant {
 }
 
 impl Instant {
-    /// Whether this is it, by the files of a process that stands still. `before` is the inode of the run's configuration before the
-    /// process was started, which replaces it.
+    /// Whether this is it, by the files of a process that stands still. `before` is the inode of
+    /// the run's configuration before the process was started, which replaces it.
     fn is_now(self, run: &StageRun, before: Option<u64>) -> bool {
         let writes = |folder: &str, start: &str| has_name(&run.file(folder), start);
         let newest = || run.checkpoints().last().copied().unwrap_or(0);
@@ -87,7 +88,8 @@ struct Stepped(Child);
 
 impl Stepped {
     fn signal(&self, signal: i32) {
-        // SAFETY: a system call without pointers; the child was not waited for, so that its id is still its own.
+        // SAFETY: a system call without pointers; the child was not waited for, so that its id is
+        // still its own.
         let sent = unsafe { libc::kill(self.0.id() as i32, signal) };
         assert_eq!(sent, 0, "signal {signal}");
     }
@@ -133,7 +135,8 @@ fn kill_at(run: &StageRun, instant: Instant) -> bool {
     false
 }
 
-/// As [`kill_at`], by as many processes as it takes where the last of a stage's files are all that is left to write.
+/// As [`kill_at`], by as many processes as it takes where the last of a stage's files are all that
+/// is left to write.
 fn kill_at_last(run: &StageRun, instant: Instant) -> bool {
     for _ in 0..LAST_ATTEMPTS {
         if kill_at(run, instant) {
@@ -148,7 +151,8 @@ fn kill_at_last(run: &StageRun, instant: Instant) -> bool {
     false
 }
 
-/// Kills a process at each of the instants, each begun where the one before it ended; false if one of them was missed.
+/// Kills a process at each of the instants, each begun where the one before it ended; false if one
+/// of them was missed.
 fn kill_at_all(run: &StageRun, instants: &[Instant]) -> bool {
     instants.iter().all(|&instant| {
         let killed = kill_at_last(run, instant);
@@ -163,8 +167,8 @@ fn kill_at_all(run: &StageRun, instants: &[Instant]) -> bool {
     })
 }
 
-/// One run to its end, another killed at each of the instants and continued: both leave the same, and no step was done again whose
-/// checkpoint was complete.
+/// One run to its end, another killed at each of the instants and continued: both leave the same,
+/// and no step was done again whose checkpoint was complete.
 fn assert_continues(stage: &str, flags: &str, instants: &[Instant]) {
     let workspace = Workspace::trained();
     let config = fs::read_to_string(workspace.path("config.toml")).expect("a configuration");

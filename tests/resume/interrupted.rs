@@ -28,8 +28,8 @@ const STAGES: [(&str, &str); 8] = [
     ("ppo", "--set ppo.max_steps=40"),
 ];
 
-/// Runs until [`EARLY`], sends the signal, and checks that the run saves and says so by its exit code. Where the machine was so busy
-/// that the run ended before the signal came, it is begun anew.
+/// Runs until [`EARLY`], sends the signal, and checks that the run saves and says so by its exit
+/// code. Where the machine was so busy that the run ended before the signal came, it is begun anew.
 fn interrupt(run: &StageRun, signal: &str) {
     for _ in 0..ATTEMPTS {
         let mut child = run.start_until(EARLY);
@@ -49,8 +49,8 @@ fn interrupt(run: &StageRun, signal: &str) {
     )
 }
 
-/// One run to its end, another interrupted, treated by `meanwhile`, which says what is left then, and continued from there: both leave
-/// the same. Returns what the continued run said.
+/// One run to its end, another interrupted, treated by `meanwhile`, which says what is left then,
+/// and continued from there: both leave the same. Returns what the continued run said.
 fn assert_continues(
     stage: &str,
     flags: &str,

@@ -22,8 +22,8 @@ fn kills() -> u64 {
     }
 }
 
-/// The `kill`-th of `kills` moments in a stage of `lines` lines: a draw from its part of the middle, where a checkpoint lies behind
-/// and steps ahead.
+/// The `kill`-th of `kills` moments in a stage of `lines` lines: a draw from its part of the
+/// middle, where a checkpoint lies behind and steps ahead.
 fn moment(key: Key, kill: u64, kills: u64, attempt: u64, lines: usize) -> Moment {
     let place = (kill as f64 + key.uniform(kill, 2 * attempt)) / kills as f64;
     Moment {
@@ -32,8 +32,9 @@ fn moment(key: Key, kill: u64, kills: u64, attempt: u64, lines: usize) -> Moment
     }
 }
 
-/// Starts the run over and over, killing it each time; returns the moments at which it was. Each process must go on where the one
-/// before it had saved. If it should once end by itself, all starts over with other moments.
+/// Starts the run over and over, killing it each time; returns the moments at which it was. Each
+/// process must go on where the one before it had saved. If it should once end by itself, all
+/// starts over with other moments.
 fn kill_repeatedly(run: &StageRun, key: Key, lines: usize) -> Vec<Moment> {
     let kills = kills();
     for attempt in 0..ATTEMPTS {
@@ -58,7 +59,8 @@ fn kill_repeatedly(run: &StageRun, key: Key, lines: usize) -> Vec<Moment> {
     )
 }
 
-/// One run to its end, another killed and continued from its newest checkpoint: both leave the same. Returns the metrics of the one.
+/// One run to its end, another killed and continued from its newest checkpoint: both leave the
+/// same. Returns the metrics of the one.
 fn assert_continues(stage: &str, purpose: Purpose, flags: &str) -> Vec<Line> {
     let workspace = Workspace::trained();
     let run = |name| StageRun {
@@ -136,8 +138,8 @@ fn ppo_with_fixed_score_scale_continues_to_the_same_bits() {
 
 #[test]
 fn ppo_with_every_term_of_the_update_continues_to_the_same_bits() {
-    // The cursor of the pretraining text, the coefficient of the KL, the moments of scores, the counts of
-    // iterations taken back and the warm-up are part of what must survive.
+    // The cursor of the pretraining text, the coefficient of the KL, the moments of scores, the
+    // counts of iterations taken back and the warm-up are part of what must survive.
     let flags = "--set ppo.max_steps=24 --set ppo.save_steps=4 --set ppo.critic_warmup=2 --set ppo.kl_in=loss --set ppo.entropy_coef=0.01 \
                  --set ppo.loss_aggregation=sequence --set ppo.dual_clip=3.0 --set ppo.target_kl=0.012 --set ppo.rollback_kl_factor=1.5 \
                  --set ppo.ptx_coef=0.5 --set ppo.ptx_data=text.jsonl --set ppo.ptx_length=24 --set ppo.ptx_batch_size=3 \
@@ -157,8 +159,8 @@ fn ppo_with_every_term_of_the_update_continues_to_the_same_bits() {
     );
 }
 
-/// Everything that an iteration reads beside weights, at once: the coefficient of the KL, the moments of scores, and how far dynamic
-/// sampling has come in the prompts.
+/// Everything that an iteration reads beside weights, at once: the coefficient of the KL, the
+/// moments of scores, and how far dynamic sampling has come in the prompts.
 #[test]
 fn ppo_with_a_state_of_many_parts_continues_to_the_same_bits() {
     let lines = assert_continues("ppo", Purpose::Split, STATEFUL);

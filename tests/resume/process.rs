@@ -1,4 +1,5 @@
-//! A run in a process of its own that is stopped at a chosen instant; what it left; and the comparison of two runs.
+//! A run in a process of its own that is stopped at a chosen instant; what it left; and the
+//! comparison of two runs.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,11 +14,12 @@ use crate::support::{Line, Workspace, lines, read};
 /// How long a process may take for what these tests ask of it.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Attempts to stop a process before it ends by itself; the machine may be busy elsewhere just then.
+/// Attempts to stop a process before it ends by itself; the machine may be busy elsewhere just
+/// then.
 pub const ATTEMPTS: u64 = 6;
 
-/// When to stop a process: once `metrics.jsonl` has so many lines, and then a little later, so that the instant may lie anywhere in a
-/// step, in a checkpoint too.
+/// When to stop a process: once `metrics.jsonl` has so many lines, and then a little later, so that
+/// the instant may lie anywhere in a step, in a checkpoint too.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
     pub lines: usize,
@@ -149,7 +151,8 @@ impl StageRun<'_> {
         fs::remove_dir_all(self.workspace.path("runs").join(self.name)).expect("a run");
     }
 
-    /// Checks that it left what `other` left: weights and samples byte by byte, metrics but for those that measure time.
+    /// Checks that it left what `other` left: weights and samples byte by byte, metrics but for
+    /// those that measure time.
     #[track_caller]
     pub fn assert_same(&self, other: &Self, context: &str) {
         let weights = |run: &Self| run.workspace.weights(run.name, run.stage);
@@ -183,8 +186,8 @@ impl StageRun<'_> {
 pub struct Left {
     /// The step of the newest complete checkpoint; none where nothing could be continued.
     pub checkpoint: Option<u64>,
-    /// The lines of `metrics.jsonl` up to that step, as they stand there: their clocks were read when the steps were done, so that a step
-    /// that is done again has another line.
+    /// The lines of `metrics.jsonl` up to that step, as they stand there: their clocks were read
+    /// when the steps were done, so that a step that is done again has another line.
     kept: Vec<String>,
     /// The lines of later steps, which are to be done again.
     dropped: Vec<String>,
@@ -204,7 +207,8 @@ impl Left {
         );
     }
 
-    /// As [`Self::assert_kept`], for a process that was stopped in its turn: it may have had no time to say where it went on.
+    /// As [`Self::assert_kept`], for a process that was stopped in its turn: it may have had no
+    /// time to say where it went on.
     #[track_caller]
     pub fn assert_continued_by_now(&self, run: &StageRun) {
         let said = run.said();

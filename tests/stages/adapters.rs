@@ -126,7 +126,8 @@ fn adapters_that_are_trained_further_stay_as_they_are() {
     );
 }
 
-/// Keys that a table leaves out are the folder's, in every stage that trains adapters; a difference is named with both values, by `plan` too.
+/// Keys that a table leaves out are the folder's, in every stage that trains adapters; a difference
+/// is named with both values, by `plan` too.
 #[test]
 fn a_table_inherits_the_adapters_that_are_trained_further() {
     let workspace = Workspace::trained();

@@ -1,4 +1,5 @@
-//! The example of a reward that can be checked: its data is right, and its configurations run from the first stage to the last.
+//! The example of a reward that can be checked: its data is right, and its configurations run from
+//! the first stage to the last.
 
 use std::collections::HashSet;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! Dynamic sampling on the real loop: prompts whose samples all score alike give way to the next ones, and nothing else changes.
+//! Dynamic sampling on the real loop: prompts whose samples all score alike give way to the next
+//! ones, and nothing else changes.
 
 use crate::on_policy::{assert_start_on_policy, iterations, number};
 use crate::support::{Line, Workspace};
@@ -37,7 +38,8 @@ fn groups_without_spread_are_replaced() {
     }
 }
 
-/// At a temperature close to 0 all samples are the same: every round is spent, and the batch is filled with what was to be replaced.
+/// At a temperature close to 0 all samples are the same: every round is spent, and the batch is
+/// filled with what was to be replaced.
 #[test]
 fn a_batch_without_any_spread_is_filled() {
     let flags = "--set ppo.num_samples_per_prompt=4 --set ppo.temperature=0.0001 --set ppo.dynamic_sampling=3 --set ppo.max_steps=2";

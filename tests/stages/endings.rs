@@ -1,4 +1,5 @@
-//! Where a stage's model stops, and where reward models are read: in the files that stages leave, and in what they make of others'.
+//! Where a stage's model stops, and where reward models are read: in the files that stages leave,
+//! and in what they make of others'.
 
 use std::fs;
 
@@ -22,7 +23,8 @@ fn edit(workspace: &Workspace, file: &str, keys: Value) {
     fs::write(workspace.path(file), object.to_string()).expect("a writable file");
 }
 
-/// A base model whose tokenizer has EOS 0, padding 1 and `<|im_end|>` 2, with which its template closes a turn; and chats.
+/// A base model whose tokenizer has EOS 0, padding 1 and `<|im_end|>` 2, with which its template
+/// closes a turn; and chats.
 fn chats() -> Workspace {
     let workspace = Workspace::new();
     workspace.succeed(
@@ -51,7 +53,8 @@ fn chats() -> Workspace {
     workspace
 }
 
-/// EOS of the tokenizer and the token that closes a turn, in both files of every model that generates.
+/// EOS of the tokenizer and the token that closes a turn, in both files of every model that
+/// generates.
 #[test]
 fn every_stage_writes_the_ends_that_it_taught() {
     let workspace = chats();
@@ -134,7 +137,8 @@ fn the_closing_table_warns_where_nothing_ends_by_itself() {
     );
 }
 
-/// Configuration and tokenizer of a reward model agree on padding that ends no answer, whatever the start has.
+/// Configuration and tokenizer of a reward model agree on padding that ends no answer, whatever the
+/// start has.
 #[test]
 fn a_reward_model_is_padded_with_a_token_that_ends_nothing() {
     for start in [json!(0), Value::Null, json!(1)] {
@@ -188,8 +192,8 @@ fn a_reward_model_is_padded_with_a_token_that_ends_nothing() {
     only_eos_pads();
 }
 
-/// A tokenizer such as GPT-2's with EOS as its padding, and no other special token: there is nothing to choose, but the score
-/// stands before the end, and both stages say so.
+/// A tokenizer such as GPT-2's with EOS as its padding, and no other special token: there is
+/// nothing to choose, but the score stands before the end, and both stages say so.
 fn only_eos_pads() {
     let workspace = Workspace::trained();
     let mut tokenizer = json_of(&workspace, "models/sft/tokenizer.json");

@@ -1,4 +1,5 @@
-//! Epochs are whole: each record once, the last batch short or dropped; iterations of PPO are always full, and what that costs is said.
+//! Epochs are whole: each record once, the last batch short or dropped; iterations of PPO are
+//! always full, and what that costs is said.
 
 use serde_json::json;
 
@@ -62,7 +63,8 @@ fn thirty_three_records_by_thirty_two_are_one_epoch_in_two_steps() {
     }
 }
 
-/// Of pairs, each step's loss is the mean over its own: 32 and 1 of them make up the mean over all 33.
+/// Of pairs, each step's loss is the mean over its own: 32 and 1 of them make up the mean over all
+/// 33.
 #[test]
 fn a_short_batch_is_normalised_by_its_own_pairs() {
     let workspace = thirty_three();
@@ -81,7 +83,8 @@ fn a_short_batch_is_normalised_by_its_own_pairs() {
     );
 }
 
-/// Of tokens likewise: where all records are alike, so are the losses of a whole and of a short batch.
+/// Of tokens likewise: where all records are alike, so are the losses of a whole and of a short
+/// batch.
 #[test]
 fn a_short_batch_is_normalised_by_its_own_tokens() {
     let workspace = thirty_three();
@@ -191,7 +194,8 @@ fn an_iteration_of_ppo_is_whole_and_says_what_it_leaves_out_or_repeats() {
     );
 }
 
-/// A reward program notes what it is asked: two iterations of three prompts make a pass over eight, and no prompt comes twice in it.
+/// A reward program notes what it is asked: two iterations of three prompts make a pass over eight,
+/// and no prompt comes twice in it.
 #[test]
 fn no_pass_over_the_prompts_has_one_twice() {
     let workspace = Workspace::trained();

@@ -1,4 +1,5 @@
-//! Every estimator of advantages on the real loop: exact as with a critic, and without one nothing of a critic is left anywhere.
+//! Every estimator of advantages on the real loop: exact as with a critic, and without one nothing
+//! of a critic is left anywhere.
 
 use std::fs;
 

@@ -1,4 +1,5 @@
-//! What fine-tuning has beside its loss: frozen layers, rates by layer, early stopping, mixtures, chats.
+//! What fine-tuning has beside its loss: frozen layers, rates by layer, early stopping, mixtures,
+//! chats.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
@@ -83,7 +84,8 @@ fn lower_layers_learn_more_slowly_under_layerwise_decay() {
 #[test]
 fn early_stopping_keeps_the_best() {
     let workspace = Workspace::trained();
-    // Held out are the other ends of the same beginnings: first the form is learned, then the wrong words.
+    // Held out are the other ends of the same beginnings: first the form is learned, then the wrong
+    // words.
     workspace.write("sft.jsonl", &records(0, 12, example));
     workspace.write("held_out.jsonl", &records(30, 12, example));
     let flags = "--set sft.eval_fraction=0.0 --set sft.eval_data=held_out.jsonl --set sft.lr_scheduler_type=constant \
@@ -212,7 +214,8 @@ fn output(workspace: &Workspace, arguments: &str) -> [String; 2] {
     said
 }
 
-/// Runs a stage and looks for what it says of records that are too long: on the way, and in its table.
+/// Runs a stage and looks for what it says of records that are too long: on the way, and in its
+/// table.
 #[track_caller]
 fn counts(workspace: &Workspace, arguments: &str, says: &str, row: [&str; 2]) {
     let [stdout, stderr] = output(workspace, arguments);

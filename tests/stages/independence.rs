@@ -1,4 +1,5 @@
-//! The judge and a drawn critic are independent of the reward model: they begin with other heads, and the judge reads other pairs first.
+//! The judge and a drawn critic are independent of the reward model: they begin with other heads,
+//! and the judge reads other pairs first.
 
 use std::path::Path;
 

@@ -1,5 +1,6 @@
-//! What must not change the weights does not change a bit of them: how many threads, how large the rollout's batch and cache, whether
-//! activations are kept, whether anyone evaluates. And what must change them does.
+//! What must not change the weights does not change a bit of them: how many threads, how large the
+//! rollout's batch and cache, whether activations are kept, whether anyone evaluates. And what must
+//! change them does.
 
 use crate::support::Workspace;
 
@@ -11,8 +12,8 @@ fn weights(workspace: &Workspace, stage: &str, name: &str, flags: &str) -> Vec<u
     workspace.weights(name, stage)
 }
 
-/// Runs `stage` with `flags` and each of `harmless` and compares the weights with those of the plain run; then with another seed,
-/// which must matter.
+/// Runs `stage` with `flags` and each of `harmless` and compares the weights with those of the
+/// plain run; then with another seed, which must matter.
 fn assert_invariant(stage: &str, flags: &str, harmless: &[&str]) {
     let workspace = Workspace::trained();
     let plain = weights(&workspace, stage, "plain", flags);

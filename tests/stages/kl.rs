@@ -1,5 +1,6 @@
-//! The KL of policy and reference on the real loop, where sampling cuts the distribution: held against Σ log π − log π_ref over the whole
-//! vocabulary, computed here from the logits of the two models. And what a KL without a weight leaves out.
+//! The KL of policy and reference on the real loop, where sampling cuts the distribution: held
+//! against Σ log π − log π_ref over the whole vocabulary, computed here from the logits of the two
+//! models. And what a KL without a weight leaves out.
 
 use std::path::Path;
 
@@ -26,7 +27,8 @@ const SAMPLING: Sampling = Sampling {
 };
 const MIN_NEW_TOKENS: usize = 2;
 
-/// One epoch of one minibatch an iteration, whose raw scores are what is rewarded: the metrics of the KL are then known from a batch.
+/// One epoch of one minibatch an iteration, whose raw scores are what is rewarded: the metrics of
+/// the KL are then known from a batch.
 const PLAIN: &str = "--set ppo.num_mini_batches=1 --set ppo.num_ppo_epochs=1 --set ppo.score_normalization=none --set ppo.kl_coef=0.5 \
                      --set ppo.learning_rate=5e-3";
 
@@ -53,7 +55,8 @@ fn load(folder: &Path) -> Decoder {
     Decoder::load(folder, Head::LanguageModel, 0, frozen, &Device::Cpu).expect("a model")
 }
 
-/// The policy that the first iteration left, which sampled the second one's batch, and the reference.
+/// The policy that the first iteration left, which sampled the second one's batch, and the
+/// reference.
 struct Policies {
     tokenizer: Tokenizer,
     policy: Decoder,
@@ -118,7 +121,8 @@ struct Drawn {
     kept: Vec<f64>,
 }
 
-/// log p of each generated token, over the whole vocabulary and over what sampling kept, in `f64` from the model's logits.
+/// log p of each generated token, over the whole vocabulary and over what sampling kept, in `f64`
+/// from the model's logits.
 fn log_probs(model: &Decoder, prompt: &[u32], completion: &Completion) -> Vec<[f64; 2]> {
     let ids = [prompt, &completion.tokens].concat();
     let segments = Segments::from_lengths([ids.len()]);

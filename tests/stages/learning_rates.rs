@@ -1,4 +1,5 @@
-//! Learning rates as they arrive at the weights: the shortest stages learn, and a stage that changes nothing says so.
+//! Learning rates as they arrive at the weights: the shortest stages learn, and a stage that
+//! changes nothing says so.
 
 use crate::on_policy::number;
 use crate::support::{Workspace, read};
@@ -117,7 +118,8 @@ fn a_stage_that_changes_nothing_says_so() {
     assert!(!ended.stderr.contains("stays as"), "{}", ended.stderr);
 }
 
-/// Of a rate beyond all measure, the second step on has no finite loss; of weights without one, none has.
+/// Of a rate beyond all measure, the second step on has no finite loss; of weights without one,
+/// none has.
 #[test]
 fn a_stage_whose_steps_are_all_skipped_says_so() {
     let workspace = Workspace::trained();

@@ -1,4 +1,5 @@
-//! What goes wrong inside a stage ends with exit code 1 and a message that says where and what to do; nothing panics.
+//! What goes wrong inside a stage ends with exit code 1 and a message that says where and what to
+//! do; nothing panics.
 
 use serde_json::json;
 

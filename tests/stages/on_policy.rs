@@ -1,5 +1,6 @@
-//! Sampled log-probs are those of the training forward, bit for bit: the first minibatch of every iteration has ratio 1, and a policy
-//! that does not move has no KL. Held on the real loop, under every way of sampling.
+//! Sampled log-probs are those of the training forward, bit for bit: the first minibatch of every
+//! iteration has ratio 1, and a policy that does not move has no KL. Held on the real loop, under
+//! every way of sampling.
 
 use crate::support::{Line, Workspace, lines};
 
@@ -30,8 +31,8 @@ fn assert_on_policy(flags: &str) -> Vec<Line> {
     lines
 }
 
-/// Checks that each iteration starts on policy. That something is learned on the way is checked too: a policy that stays where it is
-/// would pass for free.
+/// Checks that each iteration starts on policy. That something is learned on the way is checked
+/// too: a policy that stays where it is would pass for free.
 #[track_caller]
 pub fn assert_start_on_policy(lines: &[Line], flags: &str) {
     for line in lines {
@@ -70,7 +71,8 @@ fn cut_distributions_start_every_iteration_on_policy() {
 
 #[test]
 fn a_small_cache_and_small_passes_start_every_iteration_on_policy() {
-    // Sequences wait for room in the cache; a minibatch is accumulated in several passes, cut elsewhere than the scoring's.
+    // Sequences wait for room in the cache; a minibatch is accumulated in several passes, cut
+    // elsewhere than the scoring's.
     let squeezed =
         "--set ppo.rollout_batch=5 --set ppo.cache_tokens=96 --set ppo.micro_batch_tokens=64";
     assert_on_policy(squeezed);
@@ -127,8 +129,8 @@ fn without_a_learning_rate_there_is_no_kl() {
     assert_no_kl(&format!("{CUTS} --set ppo.critic_learning_rate=1e-3"));
 }
 
-/// What the generator records is what reading the samples once more would give: the metrics of both runs are the same numbers, the
-/// entropy among them.
+/// What the generator records is what reading the samples once more would give: the metrics of both
+/// runs are the same numbers, the entropy among them.
 #[test]
 fn reading_the_samples_anew_changes_no_metric() {
     let workspace = Workspace::trained();

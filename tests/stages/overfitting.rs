@@ -1,4 +1,5 @@
-//! Each stage learns one batch by heart: the gradient, the optimizer and the loop between them point the right way.
+//! Each stage learns one batch by heart: the gradient, the optimizer and the loop between them
+//! point the right way.
 
 use crate::on_policy::number;
 use crate::support::{Line, Workspace, example, lines, pair, prompt, records};

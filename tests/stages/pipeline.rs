@@ -1,5 +1,5 @@
-//! A whole run: every stage leaves its model, the same command then has nothing to do, and a changed configuration is taken up or
-//! refused by what it would change.
+//! A whole run: every stage leaves its model, the same command then has nothing to do, and a
+//! changed configuration is taken up or refused by what it would change.
 
 use serde_json::{Value, json};
 
@@ -221,7 +221,8 @@ fn assert_samples(workspace: &Workspace, evaluations: usize) {
             assert!(sample[name].is_number(), "{name} in {sample:?}");
         }
     }
-    // The same seed each time: before training a prompt's completion is the reference's, with no KL.
+    // The same seed each time: before training a prompt's completion is the reference's, with no
+    // KL.
     assert!(
         samples[..8].iter().all(|s| s["kl"].as_f64() == Some(0.0)),
         "{samples:?}"

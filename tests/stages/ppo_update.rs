@@ -1,5 +1,6 @@
-//! What shapes PPO's update, on the real loop: all of it at once, the terms of the actor's loss, the critic's warm-up. Each with
-//! what must be exact. Limits and pretraining text stand in `limits` and `ptx`.
+//! What shapes PPO's update, on the real loop: all of it at once, the terms of the actor's loss,
+//! the critic's warm-up. Each with what must be exact. Limits and pretraining text stand in
+//! `limits` and `ptx`.
 
 use crate::on_policy::number;
 use crate::support::{Line, Workspace, read, records};
@@ -74,7 +75,8 @@ fn every_term_at_once_starts_every_iteration_on_policy() {
         for line in &lines {
             assert_eq!(number(line, "rollout/log_prob_max_dev"), 0.0, "{line:?}");
         }
-        // Nothing moves the policy in two iterations, so the third still samples from the reference.
+        // Nothing moves the policy in two iterations, so the third still samples from the
+        // reference.
         let kl = column(&lines, "objective/kl");
         assert_eq!(kl[..3], [0.0; 3], "{cut}");
         assert!(kl[3..].iter().all(|&kl| kl != 0.0), "{cut}: {kl:?}");
@@ -113,7 +115,8 @@ fn the_coefficient_of_the_kl_waits_for_the_policy() {
     for place in ["reward", "loss"] {
         let flags = format!("{adaptive} --set ppo.critic_warmup=3 --set ppo.kl_in={place}");
         let coefs = column(&run(&workspace(), "trial", &flags), "objective/kl_coef");
-        // The fourth iteration is the policy's first, and it has a KL of 0: the fifth has a coefficient of its own.
+        // The fourth iteration is the policy's first, and it has a KL of 0: the fifth has a
+        // coefficient of its own.
         assert_eq!(coefs[..4], [coefs[0]; 4], "{place}");
         assert!(coefs[4] < coefs[3], "{place}: {coefs:?}");
     }
@@ -159,7 +162,8 @@ fn aggregations_lead_to_different_policies() {
     assert!(weights[0] != weights[1] && weights[1] != weights[2] && weights[0] != weights[2]);
 }
 
-/// The mean over tokens and the one over sequences × the longest answer differ by the length of the answers alone.
+/// The mean over tokens and the one over sequences × the longest answer differ by the length of the
+/// answers alone.
 #[test]
 fn the_constant_length_is_that_of_the_longest_answer() {
     let workspace = workspace();
@@ -275,12 +279,14 @@ fn kl_in_the_loss_is_zero_while_nothing_moves_and_pulls_when_something_does() {
     );
 }
 
-/// With λ = γ = 1 an answer's returns are sums of its rewards, so a KL in the rewards shows in the value loss of the first iteration
-/// that samples from a policy that has moved; one in the loss does not.
+/// With λ = γ = 1 an answer's returns are sums of its rewards, so a KL in the rewards shows in the
+/// value loss of the first iteration that samples from a policy that has moved; one in the loss
+/// does not.
 #[test]
 fn in_the_loss_the_kl_leaves_the_rewards_alone() {
     let workspace = workspace();
-    // The actor's steps are the same in the first iteration: all ratios start at 1 and the KL at 0, and one minibatch is all.
+    // The actor's steps are the same in the first iteration: all ratios start at 1 and the KL at 0,
+    // and one minibatch is all.
     let once = "--set ppo.max_steps=2 --set ppo.num_ppo_epochs=1 --set ppo.num_mini_batches=1 --set ppo.lam=1.0";
     let loss = |name: &str, flags: &str| {
         let lines = run(&workspace, name, &format!("{once} {flags}"));

@@ -1,5 +1,5 @@
-//! Tuning on pairs without a reward model: every loss teaches, the first step is where the formulas say, the reference's log-probs
-//! are computed once, and what is wrong is named.
+//! Tuning on pairs without a reward model: every loss teaches, the first step is where the formulas
+//! say, the reference's log-probs are computed once, and what is wrong is named.
 
 use std::fs;
 

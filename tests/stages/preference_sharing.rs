@@ -1,5 +1,5 @@
-//! Preference tuning of a part of the policy: adapters, or the layers above a trunk. The reference is the policy as it starts, and what
-//! is left can be PPO's policy under the same sharing.
+//! Preference tuning of a part of the policy: adapters, or the layers above a trunk. The reference
+//! is the policy as it starts, and what is left can be PPO's policy under the same sharing.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -30,8 +30,8 @@ fn largest(tensor: &Tensor) -> f32 {
     largest.expect("numbers")
 }
 
-/// Runs a step of DPO, checks that it begins exactly where policy and reference agree, and returns the log-probs of the reference as
-/// they were kept.
+/// Runs a step of DPO, checks that it begins exactly where policy and reference agree, and returns
+/// the log-probs of the reference as they were kept.
 fn start(workspace: &Workspace, name: &str, flags: &str) -> Vec<u8> {
     workspace.succeed(&format!(
         "dpo config.toml --set run.name={name} --set dpo.max_steps=1 --set dpo.micro_batch_tokens=200 {flags}"
@@ -53,7 +53,8 @@ fn start(workspace: &Workspace, name: &str, flags: &str) -> Vec<u8> {
     read(&workspace.stage(name, "dpo").join("reference.safetensors"))
 }
 
-/// New adapters change no bit of the policy, so that its base without them, whole or with a frozen trunk, is the same reference.
+/// New adapters change no bit of the policy, so that its base without them, whole or with a frozen
+/// trunk, is the same reference.
 #[test]
 fn new_adapters_and_frozen_layers_leave_the_reference_to_the_bit() {
     let workspace = Workspace::trained();
@@ -123,7 +124,8 @@ fn adapters_alone_learn() {
     for (name, tensor) in &left {
         assert!(name.contains("lora_") && largest(tensor) > 0.0, "{name}");
     }
-    // Its note is the fingerprint of the base as training left it in memory: reading it on the base's file holds one against the other.
+    // Its note is the fingerprint of the base as training left it in memory: reading it on the
+    // base's file holds one against the other.
     workspace.succeed(&format!(
         "generate --model {} --prompts prompts.jsonl --out out.jsonl --max-new-tokens 4",
         folder.display()

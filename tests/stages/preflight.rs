@@ -131,7 +131,8 @@ fn a_whole_reward_model_under_adapters_is_refused() {
     refused_at_once(&Workspace::trained(), flags, &says);
 }
 
-/// Weights that the machine cannot hold end `run` and `plan`. Activations of the longest sequences, which may never come, end `plan` alone.
+/// Weights that the machine cannot hold end `run` and `plan`. Activations of the longest sequences,
+/// which may never come, end `plan` alone.
 #[test]
 fn more_memory_than_the_machine_has_is_refused_before_the_first_stage() {
     let says = ["GiB of memory at once", "this machine has"];

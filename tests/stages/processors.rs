@@ -36,7 +36,8 @@ fn a_run_keeps_to_its_choice() {
     assert!(ended.stderr.contains("run.arithmetic"), "{}", ended.stderr);
 }
 
-/// A run that was begun on another processor: the note in its folder names what this one does not use.
+/// A run that was begun on another processor: the note in its folder names what this one does not
+/// use.
 #[test]
 fn a_run_that_comes_from_another_processor_says_so() {
     let workspace = Workspace::trained();

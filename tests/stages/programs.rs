@@ -1,5 +1,5 @@
-//! Reward programs that misbehave, under the real binary: lines that nobody asked for, lines and floods without end, and descendants
-//! that would outlive the run.
+//! Reward programs that misbehave, under the real binary: lines that nobody asked for, lines and
+//! floods without end, and descendants that would outlive the run.
 
 use std::fs;
 use std::process::Stdio;
@@ -26,8 +26,8 @@ fn workspace(script: &str) -> Workspace {
     workspace
 }
 
-/// The process of a script that started one in the background and noted its id. One that was killed and that nobody has waited for
-/// does not run.
+/// The process of a script that started one in the background and noted its id. One that was killed
+/// and that nobody has waited for does not run.
 fn descendant_runs(workspace: &Workspace) -> bool {
     let pid = fs::read_to_string(workspace.path("pid")).expect("the script ran");
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim()));

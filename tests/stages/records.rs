@@ -1,5 +1,5 @@
-//! Records as people have them: too long, wrong, of other shapes, formats and columns. Where two runs read the same records, they
-//! end in the same weights.
+//! Records as people have them: too long, wrong, of other shapes, formats and columns. Where two
+//! runs read the same records, they end in the same weights.
 
 use std::io::Write;
 
@@ -21,7 +21,8 @@ fn name_of(name: &str, stage: &str) -> String {
     format!("{name}-{stage}")
 }
 
-/// Runs a stage for two steps under a name of its own; returns what it says on standard output and standard error.
+/// Runs a stage for two steps under a name of its own; returns what it says on standard output and
+/// standard error.
 #[track_caller]
 fn run(workspace: &Workspace, name: &str, stage: &str, flags: &str) -> [String; 2] {
     let name = name_of(name, stage);

@@ -1,4 +1,5 @@
-//! `[[ppo.rewards]]` as a user runs it: a weighted sum whose components are logged, fed with the records' own fields.
+//! `[[ppo.rewards]]` as a user runs it: a weighted sum whose components are logged, fed with the
+//! records' own fields.
 
 use serde_json::{Value, json};
 
@@ -105,7 +106,8 @@ fn a_weighted_sum_trains_and_logs_its_components() {
     }
 }
 
-/// Two models that differ, apart and combined in each way: what an ensemble says of a completion is what its rule makes of theirs.
+/// Two models that differ, apart and combined in each way: what an ensemble says of a completion is
+/// what its rule makes of theirs.
 #[test]
 fn an_ensemble_combines_models_that_disagree() {
     let other = MODEL.replace("models/reward", "runs/other/reward/final");

@@ -1,4 +1,5 @@
-//! Roles that hold layers in common: as exact as roles that own everything, and what is shared never moves.
+//! Roles that hold layers in common: as exact as roles that own everything, and what is shared
+//! never moves.
 
 use std::collections::HashMap;
 use std::fs;
@@ -139,7 +140,8 @@ fn adapters_are_exact_and_leave_their_base_as_it_is() {
             let name = format!("{kind}-{}", layers.replace(':', "-"));
             let lines = iterations(&workspace, &name, &format!("{share} {flags}"));
             assert_start_on_policy(&lines, flags);
-            // Merged weights are rounded, so that the scores of a whole model agree to so many digits.
+            // Merged weights are rounded, so that the scores of a whole model agree to so many
+            // digits.
             let whole = alone(&workspace, &format!("{name}-whole"), &reward, flags);
             let score = |line: &Line| number(line, "objective/scores");
             let gap = (score(&lines[0]) - score(&whole)).abs();
@@ -162,7 +164,8 @@ fn adapters_are_exact_and_leave_their_base_as_it_is() {
     ));
 }
 
-/// A policy that has adapters brings its base; they are trained further, and the reference keeps them as they were.
+/// A policy that has adapters brings its base; they are trained further, and the reference keeps
+/// them as they were.
 #[test]
 fn a_policy_of_adapters_is_tuned_further() {
     let workspace = Workspace::trained();
@@ -212,7 +215,8 @@ fn judged(workspace: &Workspace, name: &str, flags: &str) -> Vec<f64> {
     first.map(|sample| number(sample, "judge_score")).collect()
 }
 
-/// A judge that shares what it can, and one that shares nothing for it was trained on other ground, score as they do alone.
+/// A judge that shares what it can, and one that shares nothing for it was trained on other ground,
+/// score as they do alone.
 #[test]
 fn a_judge_scores_the_same_whatever_it_shares() {
     let workspace = Workspace::trained();

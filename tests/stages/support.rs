@@ -28,7 +28,8 @@ pub type Line = Map<String, Value>;
 /// A file of a model folder: its path from the workspace on, and its bytes.
 type ModelFile = (String, Vec<u8>);
 
-/// The models of a run that pretrained, fine-tuned and learned a reward: what tests of later stages start from.
+/// The models of a run that pretrained, fine-tuned and learned a reward: what tests of later stages
+/// start from.
 static TRAINED: LazyLock<Vec<ModelFile>> = LazyLock::new(|| {
     let workspace = Workspace::new();
     let mut files = Vec::new();

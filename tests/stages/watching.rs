@@ -1,5 +1,5 @@
-//! What evaluations watch: repetition, entropy, drift of length, and a judge that training never sees and that may say otherwise than
-//! the reward model.
+//! What evaluations watch: repetition, entropy, drift of length, and a judge that training never
+//! sees and that may say otherwise than the reward model.
 
 use crate::on_policy::number;
 use crate::support::{Line, Workspace, lines, pair, prompt, records};
@@ -22,7 +22,8 @@ struct Tuned {
     said: String,
 }
 
-/// Held-out prompts: twice the thirty that the language has, so that the noise of a mean does not hide how it moves.
+/// Held-out prompts: twice the thirty that the language has, so that the noise of a mean does not
+/// hide how it moves.
 const EVALUATED: usize = 60;
 
 /// Tunes the policy while a judge watches that was trained on `judged` pairs.

@@ -279,7 +279,8 @@ fn stops_do_not_count_before_min_new_tokens() {
     }
 }
 
-/// Cuts that come and go: log-probs over the whole vocabulary are there for all tokens of a completion, or for none.
+/// Cuts that come and go: log-probs over the whole vocabulary are there for all tokens of a
+/// completion, or for none.
 #[test]
 fn whole_log_probs_are_recorded_where_anything_was_cut() {
     let settings = |top_p| Settings {
