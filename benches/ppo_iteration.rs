@@ -1,8 +1,9 @@
-//! A PPO iteration as the stage runs it, checkpoints apart: the `ppo` cases of the peers.
+//! A PPO iteration as the stage runs it, without checkpoints: the `ppo` cases of the peers.
 //!
 //!     cargo bench --bench ppo_iteration
 //!
-//! Models are random and tokens words of a made-up vocabulary; sizes and settings are the peers'.
+//! Models have random weights and tokens are words of a made-up vocabulary; sizes and settings are
+//! those of the peers' cases.
 
 #[path = "support/floor.rs"]
 mod floor;
@@ -37,18 +38,18 @@ const QUICKSTART: Geometry = Geometry {
     max_position_embeddings: 128,
 };
 
-/// What the roles hold in common.
+/// Which weights the roles share.
 #[derive(Clone, Copy)]
 enum Sharing {
     None,
-    /// The lowest 24 of SmolLM2's 30 layers.
+    /// The lowest 24 of SmolLM2's 30 layers are shared.
     Trunk,
-    /// All but adapters of rank 16 on every projection.
+    /// Everything but adapters of rank 16 on every projection is shared.
     Adapter,
 }
 
 enum Start {
-    /// Random weights.
+    /// Random weights of these sizes.
     Random { sizes: Geometry, tied: bool },
     /// SmolLM2-135M-Instruct.
     SmolLm2(Sharing),
@@ -61,7 +62,7 @@ struct Case {
     new: usize,
     epochs: usize,
     minibatches: usize,
-    /// Iterations that are timed, behind one that warms up.
+    /// Number of timed iterations, after one to warm up.
     timed: usize,
 }
 
@@ -128,7 +129,8 @@ fn smollm2(case: &str, sharing: Sharing) -> Result<()> {
     )
 }
 
-/// Asks a case to write its models and prompts into this folder, and nothing else.
+/// Environment variable that tells a case to write its models and prompts into this folder and
+/// exit.
 const PREPARE_INTO: &str = "PREPARE_INTO";
 
 fn iterate(name: &str, case: &Case) -> Result<()> {
@@ -140,7 +142,7 @@ fn iterate(name: &str, case: &Case) -> Result<()> {
         )?);
     }
     let folder = tempfile::tempdir()?;
-    // In a process of its own, for the models are whole while they are made.
+    // A separate process, because the models are whole in memory while they are made.
     let made = Command::new(std::env::current_exe()?)
         .args(["--case", name])
         .env(PREPARE_INTO, folder.path())
@@ -188,9 +190,9 @@ impl Case {
         )
     }
 
-    /// The floor of an iteration: sampling, one pass of critic, reference and reward model, and of
-    /// each epoch three times the work of a pass for policy and critic. The head of the vocabulary
-    /// is multiplied by where a token is drawn or learnt.
+    /// Lower bound of an iteration's seconds: sampling, one pass of critic, reference and reward
+    /// model, and for each epoch three times the work of a pass for policy and critic. The head
+    /// counts where a token is drawn or trained on.
     fn least_seconds(&self, folder: &Path) -> Result<f64> {
         let frozen = |_: &_| Training::Frozen;
         let (policy, head) = (folder.join("policy"), Head::LanguageModel);
@@ -237,7 +239,7 @@ fn prepare(case: &Case, folder: &Path) -> Result<String> {
     ))
 }
 
-/// A policy and a reward model with random weights; no more keys are needed.
+/// Writes a policy and a reward model with random weights; returns no further keys.
 fn random_models(sizes: &Geometry, tied: bool, folder: &Path) -> Result<String> {
     let random = |head| support::random(sizes, head, tied, Training::Frozen);
     save(random(Head::LanguageModel)?, &folder.join("policy"))?;
@@ -245,8 +247,8 @@ fn random_models(sizes: &Geometry, tied: bool, folder: &Path) -> Result<String> 
     Ok(String::new())
 }
 
-/// SmolLM2 as the policy, and under a fresh head as the reward model; the keys that say what they
-/// share.
+/// Writes SmolLM2 as the policy, and under a new head as the reward model; returns the keys of
+/// sharing.
 fn smollm2_models(sharing: Sharing, folder: &Path) -> Result<String> {
     let load = |head| {
         let frozen = |_: &_| Training::Frozen;
@@ -299,7 +301,7 @@ fn tokenizer_files(folder: &Path, size: usize) -> Result<()> {
     )?)
 }
 
-/// A tokenizer of whole words `t3`, `t4`, … behind the special tokens.
+/// A tokenizer of whole words `t3`, `t4`, … after the special tokens.
 fn tokenizer(size: usize) -> Result<String> {
     let special = ["<pad>", "<s>", "</s>"];
     let words = special

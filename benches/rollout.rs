@@ -1,4 +1,4 @@
-//! Sampling: the `generate` and `ragged` cases of the peers, and how cost grows with threads,
+//! Sampling: the `generate` and `ragged` cases of the peers, and how the cost grows with threads,
 //! context, batch and prompts.
 //!
 //!     cargo bench --bench rollout
@@ -22,7 +22,7 @@ use serde_json::json;
 const PROMPT: usize = 32;
 const NEW: usize = 128;
 
-/// The completions' lengths of the peers' ragged case (geometric with mean 48, at most 128).
+/// Completion lengths of the peers' ragged case (geometric with mean 48, at most 128).
 const RAGGED: [usize; 128] = [
     96, 37, 63, 27, 3, 22, 32, 7, 4, 49, 53, 57, 12, 105, 70, 97, 26, 5, 22, 29, 102, 4, 8, 43, 18,
     35, 58, 3, 86, 2, 104, 46, 16, 35, 64, 26, 22, 53, 72, 19, 19, 16, 102, 65, 2, 28, 6, 61, 50,
@@ -65,7 +65,7 @@ fn main() -> Result<()> {
     ])
 }
 
-/// Equal lengths, all at once.
+/// Completions of equal length, all in one batch.
 fn equal(case: &str) -> Result<()> {
     let model = timed::model(case, Training::Frozen)?;
     let batch = if case.contains("batch 32") { 32 } else { 8 };
@@ -78,7 +78,8 @@ fn ragged(case: &str) -> Result<()> {
     measure(case, &model, &requests(&model, 128, |i| RAGGED[i]), 32)
 }
 
-/// The same case with one thread; the number is the process's own.
+/// The same case with one thread. The thread count is fixed for a process, so the case runs in its
+/// own.
 fn one_thread(case: &str) -> Result<()> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(1)
@@ -86,7 +87,7 @@ fn one_thread(case: &str) -> Result<()> {
     equal(case)
 }
 
-/// Milliseconds of a step of 8 sequences as the context grows: the middle one of 64 behind the
+/// Milliseconds of a step of 8 sequences as the context grows: the median of the 64 steps after the
 /// prompt.
 fn by_context(case: &str) -> Result<()> {
     let model = timed::model(case, Training::Frozen)?;
@@ -117,14 +118,14 @@ fn by_context(case: &str) -> Result<()> {
     Ok(())
 }
 
-/// The batch that the case's last word names.
+/// The batch size is the last word of the case's name.
 fn by_batch(case: &str) -> Result<()> {
     let model = timed::model(case, Training::Frozen)?;
     let batch = case.rsplit(' ').next().context("a batch")?.parse()?;
     measure(case, &model, &requests(&model, batch, |_| 64), batch)
 }
 
-/// Ten times the prompts must cost ten times the time, and no memory.
+/// Ten times the prompts must take ten times the time and no more memory.
 fn prompts(case: &str) -> Result<()> {
     let model = timed::model(case, Training::Frozen)?;
     let count = if case.ends_with("x 10") { 1280 } else { 128 };
@@ -136,7 +137,7 @@ fn prompts(case: &str) -> Result<()> {
     )
 }
 
-/// 8 samples of each of 16 prompts of 256 tokens.
+/// 8 samples for each of 16 prompts of 256 tokens.
 fn groups(case: &str) -> Result<()> {
     let model = timed::model(case, Training::Frozen)?;
     let shared = case.contains("shared");
@@ -183,7 +184,7 @@ fn measure(case: &str, model: &Decoder, requests: &[Request], batch: usize) -> R
     arithmetic(case).during(|| measured(case, model, requests, batch))
 }
 
-/// That of `generate`, or of a run.
+/// The arithmetic of `generate`, or that of a run.
 fn arithmetic(case: &str) -> Arithmetic {
     match case.ends_with(", fast") {
         true => Arithmetic::fastest(),
@@ -214,7 +215,8 @@ fn measured(case: &str, model: &Decoder, requests: &[Request], batch: usize) -> 
     Ok(())
 }
 
-/// Each step reads the weights or multiplies its rows by them, whichever takes longer.
+/// Lower bound of the seconds: each step reads the weights or multiplies its rows by them,
+/// whichever takes longer.
 fn least_seconds(model: &Decoder, stats: &Stats, batch: usize) -> f64 {
     let work = floor::multiply_adds(model);
     let bytes = work * size_of::<f32>() as f64;

@@ -1,4 +1,4 @@
-//! One optimizer step of next-token training, 8 rows of 256 tokens: the `sft` cases of the peers.
+//! One optimizer step of next-token training on 8 rows of 256 tokens: the `sft` cases of the peers.
 //!
 //!     cargo bench --bench train_step
 
@@ -29,7 +29,7 @@ fn main() -> Result<()> {
     ])
 }
 
-/// In the arithmetic of a training stage, the floor too.
+/// Times the step, and its lower bound, in the arithmetic of a training stage.
 fn step(case: &str) -> Result<()> {
     Arithmetic::fastest().during(|| timed_step(case))
 }
@@ -52,7 +52,7 @@ fn timed_step(case: &str) -> Result<()> {
         Ok(())
     })?;
     let (peak, median) = (support::peak_mib(), support::median(&seconds));
-    // Forward, and twice as much backward.
+    // A forward pass, and twice the work in the backward pass.
     let work = 3.0 * floor::multiply_adds(&model) * ids.len() as f64;
     let least = floor::seconds(ids.len(), work, 0.0);
     support::report(
@@ -73,7 +73,7 @@ const CONFIG: AdamWConfig = AdamWConfig {
     max_grad_norm: 1.0,
 };
 
-/// Tokens, and each row's next ones.
+/// Token ids, and each row's next tokens as targets.
 fn data(model: &Decoder) -> (Vec<u32>, Vec<Target>) {
     let vocabulary = model.decoder_config().vocab_size as u32;
     let token = |i: u32| i.wrapping_mul(2_654_435_761) % vocabulary;

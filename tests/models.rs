@@ -1,5 +1,5 @@
 //! Models against golden numbers made with PyTorch and transformers
-//! (`tests/golden/make_fixtures.py`), and the generator against the training forward.
+//! (`tests/golden/make_fixtures.py`), and the generator against the training forward pass.
 
 #[path = "models/adapters.rs"]
 mod adapters;

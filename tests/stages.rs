@@ -1,6 +1,5 @@
 //! The stages as a user runs them: the binary on tiny models of a small language, judged by
-//! metrics, weights, messages and exit codes. Killed and continued runs have a binary of their own,
-//! `resume`.
+//! metrics, weights, messages and exit codes. Killed and continued runs are in the binary `resume`.
 
 #[path = "stages/adapters.rs"]
 mod adapters;

@@ -1,10 +1,10 @@
-//! Whole trainings against PyTorch: the weights that tiny models end in, and what is logged on the
+//! Whole trainings against PyTorch: the final weights of tiny models, and the metrics logged on the
 //! way.
 //!
-//! `tests/golden/make_trainer.py` computes both in float64 from papers and formulas: a decoder, an
-//! optimizer, losses, estimators, an order of records and a sampler of its own. Several epochs,
-//! iterations and minibatches, sequences of unequal lengths, clips that act: what operation by
-//! operation cannot show is held here, that the right values arrive at the right step.
+//! `tests/golden/make_trainer.py` computes both in `float64` from papers and formulas, with a
+//! decoder, an optimizer, losses, estimators, an order of records and a sampler of its own. Several
+//! epochs, iterations and minibatches, sequences of different lengths, active clips: these tests
+//! show what single operations cannot, that the right values reach the right step.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,16 +15,17 @@ use candle_core::{Device, Tensor};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-/// Largest distance of a weight from float64's. Adam divides by the root of the second moment, so
-/// that the rounding of `f32` (6e-8 of values around 1) grows where a gradient is small among its
-/// summands; measured is 4e-6 at most, and steps move weights by 2e-2 to 6e-2.
+/// Largest distance of a weight from that in `float64`. Adam divides by the root of the second
+/// moment, so the rounding of `f32` (6e-8 for values around 1) grows where a gradient is small
+/// compared with its summands. The largest measured distance is 4e-6, and training moves weights by
+/// 2e-2 to 6e-2.
 const WEIGHT: f32 = 3e-5;
 
-/// Largest distance of a logged number, relative to 1 or to its size: sums of some hundred `f32`
-/// under weights as far apart as above.
+/// Largest distance of a logged number, relative to its size or to 1: sums of some hundred `f32`
+/// under weights that differ as above.
 const METRIC: f64 = 1e-4;
 
-/// What a case says beside its weights.
+/// Metadata of a case beside its weights.
 #[derive(Deserialize)]
 struct Golden {
     stage: String,
@@ -32,8 +33,7 @@ struct Golden {
     metrics: BTreeMap<String, Vec<f64>>,
 }
 
-/// A folder with the models and data of all cases, and their configurations; what a run leaves lies
-/// there too.
+/// A folder with the models, data and configurations of all cases, and the results of a run.
 struct Case {
     folder: tempfile::TempDir,
     name: &'static str,
@@ -69,7 +69,7 @@ fn tensors(file: &Path) -> Tensors {
         .collect()
 }
 
-/// The largest distance of two models' values, and where it is.
+/// Largest distance between two models' values, and the tensor that it is in.
 fn distance(found: &Tensors, expected: &Tensors) -> (f32, String) {
     let names = |tensors: &Tensors| tensors.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(found), names(expected));
@@ -78,7 +78,7 @@ fn distance(found: &Tensors, expected: &Tensors) -> (f32, String) {
         assert_eq!(found[name].len(), values.len(), "{name}");
         for (a, b) in found[name].iter().zip(values) {
             let gap = (a - b).abs();
-            // Not a number is further than anything.
+            // NaN counts as the largest distance.
             if gap.is_nan() || gap > largest.0 {
                 largest = (gap, name.clone());
             }
@@ -117,7 +117,8 @@ impl Case {
         stage.join(file)
     }
 
-    /// The weights are PyTorch's, which have moved far further from the start than they may differ.
+    /// Asserts that the weights are PyTorch's, and that they have moved much further than the
+    /// tolerance.
     fn assert_weights(&self) {
         let found = tensors(&self.left("final/model.safetensors"));
         let expected = tensors(&golden().join(format!("{}.safetensors", self.name)));
@@ -133,7 +134,7 @@ impl Case {
         assert!(gap <= WEIGHT, "{}: {gap} in {place}", self.name);
     }
 
-    /// The log says PyTorch's numbers.
+    /// Asserts that the logged metrics are PyTorch's.
     fn assert_metrics(&self) {
         let text = fs::read_to_string(self.left("metrics.jsonl")).expect("a log");
         let lines = text
@@ -153,7 +154,7 @@ impl Case {
         }
     }
 
-    /// In some step this metric is above a limit.
+    /// Asserts that this metric is above a limit in some step.
     fn assert_acts(&self, metric: &str, limit: f64) {
         let acts = self.golden.metrics[metric]
             .iter()
@@ -169,14 +170,14 @@ fn check(name: &'static str) -> Case {
     case
 }
 
-/// Cases of a supervised stage, whose gradients the configuration's limit cuts.
+/// Checks cases of a supervised stage whose gradients are clipped.
 fn check_supervised(names: &[&'static str]) {
     for name in names {
         check(name).assert_acts("train/grad_norm", 0.5);
     }
 }
 
-/// Cases of PPO without a critic.
+/// Checks cases of PPO without a critic.
 fn check_without_critic(names: &[&'static str]) {
     for name in names {
         let case = check(name);

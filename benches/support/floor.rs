@@ -1,4 +1,4 @@
-//! The floor that a time is held against.
+//! The lower bound that a measured time is compared with.
 
 use std::time::Instant;
 
@@ -6,8 +6,8 @@ use collimate::model::Decoder;
 use collimate::ops::pool;
 use collimate::ops::product::{Matrix, Panels, Weight, product};
 
-/// Multiply-adds that a token costs in the matrices: all of them but the embedding, which a tied
-/// head uses as a matrix too.
+/// Multiply-adds per token in the weight matrices: all but the embedding, unless a tied head uses
+/// it as a matrix.
 pub fn multiply_adds(model: &Decoder) -> f64 {
     let config = model.decoder_config();
     let matrices = model.params().iter().filter(|p| p.dims().len() == 2);
@@ -19,13 +19,14 @@ pub fn multiply_adds(model: &Decoder) -> f64 {
     }
 }
 
-/// Seconds that the machine takes at least: for so many multiply-adds at the rate of our product
-/// with `rows` rows, or for reading so many bytes, whichever is longer.
+/// Lower bound of the seconds for so many multiply-adds, at the rate of the engine's product with
+/// `rows` rows, or for reading so many bytes, whichever takes longer.
 pub fn seconds(rows: usize, multiply_adds: f64, bytes: f64) -> f64 {
     (multiply_adds / multiply_rate(rows)).max(bytes / read_rate())
 }
 
-/// Multiply-adds a second of our product with `rows` rows and a weight that the caches hold.
+/// Multiply-adds per second of the engine's product with `rows` rows and a weight that fits the
+/// caches.
 fn multiply_rate(rows: usize) -> f64 {
     let (k, n) = (576, 1536);
     let (x, weight) = (vec![0.5; rows * k], vec![0.25; n * k]);
@@ -42,7 +43,7 @@ fn multiply_rate(rows: usize) -> f64 {
     (repeats * rows * k * n) as f64 / best
 }
 
-/// Bytes a second that all threads together read of a gigabyte.
+/// Bytes per second at which all threads together read one gigabyte.
 fn read_rate() -> f64 {
     let data = vec![1f32; 1 << 28];
     let best = best_of(3, || {

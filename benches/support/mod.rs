@@ -1,8 +1,7 @@
-//! What the benches share: the models that the peers are timed with, and how a case is run and
-//! reported.
+//! Shared by the benches: the models of the peers' cases, and how a case is run and reported.
 //!
 //! Each case runs in a process of its own, so that its peak memory is its own: a bench without
-//! arguments calls itself once a case.
+//! arguments starts itself once for each case.
 
 use std::process::Command;
 
@@ -15,14 +14,14 @@ use collimate::ops::param::Training;
 use collimate::ops::pool;
 use serde_json::{Value, json};
 
-/// glibc gives large blocks back to the kernel; the binary runs with this allocator too.
+/// glibc returns large blocks to the kernel; like the binary, the benches use this allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Where SmolLM2-135M-Instruct lies, if it is there; its cases are passed over without it.
+/// Folder of SmolLM2-135M-Instruct; its cases are skipped if the folder does not exist.
 pub const SMOLLM2: &str = "models/smollm2-135m";
 
-/// `tiny6`: a Llama of hidden size 256 with 6 layers.
+/// `tiny6`: a Llama with hidden size 256 and 6 layers.
 pub const TINY6: Geometry = Geometry {
     hidden_size: 256,
     intermediate_size: 688,
@@ -34,10 +33,10 @@ pub const TINY6: Geometry = Geometry {
     max_position_embeddings: 4096,
 };
 
-/// A case: its name, and what runs it and reports.
+/// A case: its name, and the function that runs and reports it.
 pub type Case = (&'static str, fn(&str) -> Result<()>);
 
-/// Runs the cases whose names hold one of the arguments, each in its own process.
+/// Runs the cases whose names contain one of the arguments, each in its own process.
 pub fn run(cases: &[Case]) -> Result<()> {
     collimate::train::process::set_up();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -78,12 +77,12 @@ pub fn random(sizes: &Geometry, head: Head, tied: bool, training: Training) -> R
     )?)
 }
 
-/// The middle one.
+/// Median of a sorted slice.
 pub fn median(sorted: &[f64]) -> f64 {
     sorted[sorted.len() / 2]
 }
 
-/// Prints a line for people and a JSON line.
+/// Prints a readable line and a JSON line.
 pub fn report(case: &str, fields: Value) {
     let number = |key: &str| fields.get(key).and_then(Value::as_f64);
     let mut line = format!("{case:<44}");
@@ -109,7 +108,7 @@ pub fn report(case: &str, fields: Value) {
     println!("{object}");
 }
 
-/// Peak memory of this process.
+/// Peak memory of this process in MiB.
 pub fn peak_mib() -> f64 {
     collimate::train::memory::peak_bytes().unwrap_or(0) as f64 / f64::from(1 << 20)
 }

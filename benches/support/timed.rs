@@ -1,4 +1,4 @@
-//! What the benches of single operations share: models, and timing.
+//! Shared by the benches of single operations: models and timing.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use collimate::ops::param::Training;
 
 use crate::support::{SMOLLM2, TINY6, random};
 
-/// The model that a case's name asks for.
+/// The model named in a case's name.
 pub fn model(name: &str, training: Training) -> Result<Decoder> {
     if !name.contains("smollm2") {
         return random(&TINY6, Head::LanguageModel, false, training);
@@ -25,7 +25,7 @@ pub fn model(name: &str, training: Training) -> Result<Decoder> {
     )?)
 }
 
-/// Seconds of `count` runs of `work` after one to warm up, in ascending order.
+/// Seconds of `count` runs of `work`, after one to warm up, in ascending order.
 pub fn seconds(count: usize, mut work: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
     work()?;
     let timed = |_| {

@@ -24,14 +24,14 @@ const RULES: [(&str, &str); 6] = [
     ),
 ];
 
-/// A policy that is nearly uniform over the vocabulary, so that it also samples digits.
+/// Sampling that is nearly uniform over the vocabulary, digits included.
 const NOISE: &str = "ppo.temperature=50.0 ppo.max_new_tokens=20";
 
 fn part(kind: &str, key: &str, value: &str, file: &'static str) -> Row {
     row(&format!("ppo.rewards.{kind}.{key}"), value).of_reward(file)
 }
 
-/// The words `pass` and `fail`.
+/// The rows of the keys `pass` and `fail`.
 fn outcomes(kind: &str, file: &'static str, under: &str) -> [Row; 2] {
     [("pass", "3.0"), ("fail", "-1.0")]
         .map(|(key, value)| part(kind, key, value, file).under(under))

@@ -1,5 +1,5 @@
-//! LoRA adapters against PEFT (`tests/golden/make_adapters.py`), against themselves merged, and in
-//! generation.
+//! LoRA adapters against PEFT (`tests/golden/make_adapters.py`), against their own merged weights,
+//! and in generation.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -43,7 +43,7 @@ fn base_of(adapter: &Path) -> Anyhow<Decoder> {
     frozen(&config.base_folder(adapter)?)
 }
 
-/// The rows of the base, and what PEFT says of them.
+/// The base model's rows, and PEFT's outputs for them.
 fn expected(name: &str, base: &str) -> Anyhow<Expected> {
     let mut expected = Expected::read(base)?;
     let file = adapter_folder(name).join("expected.safetensors");
@@ -62,7 +62,7 @@ fn bits(x: &Tensor) -> Anyhow<Vec<u32>> {
     Ok(values.iter().map(|x| x.to_bits()).collect())
 }
 
-/// Rank 3 on all projections of some layers.
+/// LoRA of rank 3 on all projections of some layers.
 fn everywhere(layers: Layers) -> LoraConfig {
     LoraConfig {
         r: 3,
@@ -73,7 +73,7 @@ fn everywhere(layers: Layers) -> LoraConfig {
     }
 }
 
-/// A small frozen model, and the same with adapters away from zero.
+/// A small frozen model, and the same model with non-zero adapters.
 fn adapted(family: Family, layers: Layers, head: Head) -> Anyhow<(Decoder, Decoder)> {
     let config = HfConfig::new(two_layers(family)?);
     let base = Decoder::fresh(config, 1, |_| Training::Frozen, &Device::Cpu)?;
@@ -120,7 +120,7 @@ fn a_reward_model_of_peft() -> Anyhow {
     check_reward_model("llama_reward", &model, &expected("llama_reward", "llama")?)
 }
 
-/// What reads models reads PEFT folders, with the adapters merged.
+/// Code that reads models also reads PEFT folders, with the adapters merged.
 #[test]
 fn a_peft_folder_is_a_model_folder() -> Anyhow {
     for name in LANGUAGE_ADAPTERS {
@@ -161,7 +161,7 @@ fn a_fresh_adapter_changes_no_bit_of_its_base() -> Anyhow {
     Ok(())
 }
 
-/// The adapters, and the head that a reward model brings, are all that a role on a base holds.
+/// A role on a shared base holds nothing but its adapters and, for a reward model, its head.
 #[test]
 fn a_role_owns_its_adapters_alone() -> Anyhow {
     let (base, actor) = adapted(Family::Llama, Layers::Top(1), Head::LanguageModel)?;
@@ -204,8 +204,8 @@ fn recording_changes_no_bit_of_an_adapted_model() -> Anyhow {
     Ok(())
 }
 
-/// Adapters of the top layer leave what lies below frozen: a pass from there gives all gradients,
-/// the same bits.
+/// Adapters on the top layer leave the lower layers frozen: a pass that starts above them gives all
+/// gradients, bit for bit.
 #[test]
 fn adapters_of_the_top_layers_leave_a_trunk() -> Anyhow {
     let (base, model) = adapted(Family::Qwen2, Layers::Top(1), Head::LanguageModel)?;
@@ -241,7 +241,7 @@ fn finite_differences() -> Anyhow {
     Ok(())
 }
 
-/// Sampled log-probs are the training forward's, bit for bit.
+/// Sampled log-probs are those of the training forward pass, bit for bit.
 #[test]
 fn generation_applies_adapters_as_training_does() -> Anyhow {
     for name in LANGUAGE_ADAPTERS {
@@ -299,7 +299,7 @@ fn what_is_saved_comes_back_and_merges() -> Anyhow {
                 &wanted.flatten_all()?.to_vec1()?,
             ))
         };
-        // Rounding of the merged weights, on hidden states of size one.
+        // Rounding of the merged weights, for hidden states of size one.
         assert!(close(&frozen(merged.path())?)? < 1e-4);
         assert!(close(&frozen(saved.path())?)? < 1e-4);
         assert!(close(&base)? > 1e-2);
@@ -373,7 +373,7 @@ fn what_is_not_done_is_refused_by_its_key() -> Anyhow {
         let message = refused(key, value)?;
         assert!(message.contains(key), "{key}: {message}");
     }
-    // The rank is held against the tensors.
+    // The rank is checked against the tensors' shapes.
     assert!(refused("r", "5")?.contains("shape"));
     Ok(())
 }
@@ -399,7 +399,7 @@ fn a_file_without_an_adapter_is_none() -> Anyhow {
     Ok(())
 }
 
-/// An adapter of a language model has no place for a scalar head.
+/// An adapter of a language model cannot be loaded with a scalar head.
 #[test]
 fn a_head_that_the_task_has_no_use_for_is_refused() -> Anyhow {
     let copy = tempfile::tempdir()?;

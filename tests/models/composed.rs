@@ -1,5 +1,5 @@
-//! The path of devices without kernels of ours, taken on the CPU: golden gradients with and without
-//! recomputation, generation from rows of a cache, an optimizer step.
+//! The composed path of devices without kernels, run on the CPU: golden gradients with and without
+//! recomputation, generation from cached rows, an optimizer step.
 
 use collimate::model::config::{Activation, Family, Head};
 use collimate::model::{Gradient, Recompute};
@@ -29,7 +29,7 @@ fn greedy_continuations() -> Anyhow {
     LANGUAGE_MODELS.into_iter().try_for_each(check)
 }
 
-/// What a model says, and all its gradients, for a loss with random weights.
+/// A model's outputs and all its gradients, for a loss with random weights.
 fn probe(family: Family, activation: Activation, recompute: Recompute) -> Anyhow<[Vec<f32>; 2]> {
     let mut config = two_layers(family)?;
     config.activation = activation;
@@ -41,7 +41,7 @@ fn probe(family: Family, activation: Activation, recompute: Recompute) -> Anyhow
     Ok([y.to_vec1()?, gradients])
 }
 
-/// Cut distributions and exact GELU, which the fixtures have none of, against the kernels.
+/// Cut distributions and exact GELU, which no fixture has, against the kernels.
 #[test]
 fn models_say_the_same_on_both_paths() -> Anyhow {
     for (family, activation) in [
@@ -72,8 +72,7 @@ const ADAMW: AdamWConfig = AdamWConfig {
     max_grad_norm: 1.0,
 };
 
-/// Values and moments after three steps along gradients of their own, the last of them at half the
-/// rate.
+/// Values and moments after three steps along different gradients, the last step at half the rate.
 fn three_steps() -> Anyhow<[Vec<f32>; 3]> {
     let params: ParamStore = store(&[("w", &[6, 4]), ("b", &[6])])?;
     let mut optimizer = AdamW::new(&params, ADAMW)?;
@@ -98,7 +97,7 @@ fn three_steps() -> Anyhow<[Vec<f32>; 3]> {
 fn optimizer_steps_agree() -> Anyhow {
     let (kernels, composed) = (three_steps()?, without_kernels(three_steps)?);
     for (found, wanted) in composed.iter().zip(&kernels) {
-        // Rounding of three steps on values of size one.
+        // Rounding of three steps for values of size one.
         assert!(gap(found, wanted) < 1e-6, "{}", gap(found, wanted));
     }
     Ok(())

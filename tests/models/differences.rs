@@ -1,11 +1,11 @@
-//! Finite differences: of every operation's input and parameters, and of every parameter of
-//! two-layer models, packed with three segments.
+//! Gradients against finite differences: of every operation's input and parameters, and of every
+//! parameter of two-layer models, on three packed segments.
 //!
-//! A loss is Σ r·y in f64 with random r, so its noise is the f32 rounding of the y alone. Slopes
-//! are taken along random directions and extrapolated from two steps (Richardson), which leaves an
-//! error of fourth order in the step. They must agree within a share of the gradient's norm, half a
-//! hundredth or less: a gradient of the wrong sign or without a factor is off by about the norm
-//! itself.
+//! A loss is Σ r·y in `f64` with random r, so its noise is the `f32` rounding of y alone. Slopes
+//! are taken along random directions and extrapolated from two step sizes (Richardson), which
+//! leaves an error of fourth order in the step. Slope and gradient must agree within a share of the
+//! gradient's norm of half a hundredth or less: a gradient of the wrong sign or without a factor is
+//! off by about the whole norm.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ use collimate::ops::rope::Rotation;
 use crate::gradients::adapted;
 use crate::support::{Anyhow, attention, in_each_arithmetic, noise, store, tensor};
 
-/// Directions a gradient is asked along.
+/// Number of random directions for each gradient.
 const DIRECTIONS: u64 = 3;
 
 /// Σ r·y in f64.
@@ -55,16 +55,16 @@ fn slope(
     Ok((4.0 * central(step)? - central(2.0 * step)?) / 3.0)
 }
 
-/// How a gradient is held against the slopes.
+/// Step size and tolerance of a comparison.
 #[derive(Clone, Copy)]
 struct Bounds {
-    /// Of the differences.
+    /// Step of the differences.
     step: f32,
-    /// Largest distance, as a share of the gradient's norm.
+    /// Largest allowed distance, as a share of the gradient's norm.
     slack: f64,
 }
 
-/// `gradient` against the slopes of `value` at `at`.
+/// Compares `gradient` with the slopes of `value` at `at`.
 fn check(
     what: &str,
     at: &[f32],
@@ -86,7 +86,7 @@ fn check(
     Ok(())
 }
 
-/// [`check`] of a parameter, which keeps its value.
+/// Does [`check`] for a parameter, and restores its value.
 fn check_param(
     what: &str,
     param: &Param,
@@ -104,7 +104,7 @@ fn check_param(
     })
 }
 
-/// One operation's gradients of its input and its parameters; the worst distance seen is 5e-5.
+/// Checks an operation's gradients of its input and parameters; the largest distance seen is 5e-5.
 fn operation(
     what: &str,
     params: &ParamStore,
@@ -242,7 +242,7 @@ fn of_the_head_whole_and_cut() -> Anyhow {
     })
 }
 
-/// Targets of which each third is renormalised over its token and the multiples of three.
+/// Targets of which every third is renormalised over its own token and the multiples of three.
 fn targets(
     count: usize,
     vocabulary: u32,
@@ -260,7 +260,7 @@ fn targets(
     (0..count).map(target).collect()
 }
 
-/// Two layers of each family's parts, small enough for finite differences.
+/// A two-layer model with the parts of a family, small enough for finite differences.
 pub fn two_layers(family: Family) -> Anyhow<DecoderConfig> {
     let sizes = Geometry {
         hidden_size: 16,
@@ -283,8 +283,8 @@ pub fn decoder(config: DecoderConfig) -> Anyhow<Decoder> {
     Ok(Decoder::fresh(HfConfig::new(config), 1, all, &Device::Cpu)?)
 }
 
-/// Three segments; log-probs and entropies of whole and cut distributions and log-probs over the
-/// whole vocabulary, or scores.
+/// The outputs for three segments: log-probs and entropies of whole and cut distributions and
+/// log-probs over the whole vocabulary, or scores.
 pub fn outputs(model: &Decoder, gradient: Gradient) -> Result<Tensor> {
     let ids: Vec<u32> = (0..17).map(|i| (i * 11 + 3) % 30).collect();
     let segments = Segments::from_lengths([6, 3, 8]);
@@ -299,13 +299,13 @@ pub fn outputs(model: &Decoder, gradient: Gradient) -> Result<Tensor> {
     Tensor::cat(&[kept.log_probs, kept.entropy, whole], 0)
 }
 
-/// Every parameter of a model. At this step curvature and rounding weigh alike, and the worst
-/// distance seen is a thousandth.
+/// Checks every parameter of a model. At this step size, curvature and rounding weigh alike, and
+/// the largest distance seen is a thousandth.
 fn check_model(what: &str, config: DecoderConfig, recompute: Recompute) -> Anyhow {
     check_trained(what, &decoder(config)?, recompute)
 }
 
-/// Every trained parameter of a model.
+/// Checks every trained parameter of a model.
 pub fn check_trained(what: &str, model: &Decoder, recompute: Recompute) -> Anyhow {
     let bounds = Bounds {
         step: 2e-3,
@@ -346,8 +346,8 @@ fn of_a_sliding_window() -> Anyhow {
     check_model("a window of 3", config, Recompute::None)
 }
 
-/// Exact GELU has no operation to be chained: its layers run one operation after the other, and are
-/// recomputed whole.
+/// Exact GELU has no chained operation: its layers run one operation after the other, and are
+/// recomputed as a whole.
 #[test]
 fn of_exact_gelu_kept_and_recomputed() -> Anyhow {
     let mut config = two_layers(Family::Gpt2)?;

@@ -1,5 +1,4 @@
-//! A model folder must hold the model that its configuration describes: no tensor missing, none
-//! left over.
+//! A model folder must hold exactly the tensors of the model that its configuration describes.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -105,7 +104,7 @@ fn weights_beyond_the_configuration_are_refused() -> Anyhow {
     ];
     assert_says(load(&model, Head::LanguageModel), &says);
 
-    // Qwen2's biases under a configuration that has none.
+    // Qwen2's biases, with a configuration that has none.
     let unbiased = |config: String| {
         config
             .replace("\"qwen2\"", "\"llama\"")
@@ -142,7 +141,7 @@ fn what_means_nothing_may_be_left_over() -> Anyhow {
 }
 
 /// transformers 5 does not tie a head that differs from the embedding, and transformers 4 does:
-/// what is meant cannot be known.
+/// which of the two is meant cannot be known.
 #[test]
 fn a_tied_head_must_be_the_embedding() -> Anyhow {
     let other = |specs: &mut Vec<TensorSpec>| specs.push(extra("lm_head.weight", &[128, 32]));
@@ -153,7 +152,7 @@ fn a_tied_head_must_be_the_embedding() -> Anyhow {
         "tie_word_embeddings",
     ];
     assert_says(load(&model, Head::LanguageModel), &says);
-    // A reward model has no use for either.
+    // A reward model uses neither tensor.
     load(&model, Head::Score).expect("with a fresh head");
     let untied = |config: String| {
         config.replace(
@@ -164,7 +163,7 @@ fn a_tied_head_must_be_the_embedding() -> Anyhow {
     let model = copy("llama3_tied", other, untied)?;
     load(&model, Head::LanguageModel).expect("an untied model");
 
-    // The same values, as `.bin` files and some converters leave them.
+    // A separate head with the same values, as `.bin` files and some converters leave it.
     let tied = copy("llama3_tied", |_| {}, |config| config)?;
     let (weights, specs) = (
         Weights::open(tied.path())?,

@@ -1,4 +1,4 @@
-//! What a generation has in memory against what `plan` says of it: cache, states, panels.
+//! Memory of a generation, against what `plan` lists: cache, kept states, packed panels.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,7 +16,8 @@ use rollout::{CacheBudget, LastToken, Request, SequenceId, Settings, generate};
 use crate::memory::{load, lora, own};
 use crate::support::{Anyhow, LANGUAGE_MODELS, in_each_arithmetic};
 
-/// Blocks of a generation, in a cache that is large enough and in one that is not.
+/// The number of cache blocks of a generation, in a cache that is large enough and in one that is
+/// not.
 #[test]
 fn the_cache_is_the_one_that_a_generation_reserves() -> Anyhow {
     for name in LANGUAGE_MODELS {
@@ -30,7 +31,8 @@ fn the_cache_is_the_one_that_a_generation_reserves() -> Anyhow {
             max_new_tokens: 11,
             last_token: LastToken::Unread,
         };
-        // Of six tokens and eleven a last one that is read lies in a block of its own.
+        // With six prompt tokens and eleven new ones, a last token that is also read needs a block
+        // of its own.
         for (cache, last_token) in [
             (CacheBudget::Unlimited, LastToken::Unread),
             (CacheBudget::Unlimited, LastToken::Read),
@@ -68,7 +70,7 @@ fn the_cache_is_the_one_that_a_generation_reserves() -> Anyhow {
     Ok(())
 }
 
-/// Bytes of the states that are held of these prompts; what several hold in common once.
+/// Bytes of the states kept for these prompts; what several sequences share counts once.
 fn held_states(model: &Decoder, prompts: Prompts, layer: usize) -> Anyhow<usize> {
     let request = |key| Request {
         key,
@@ -125,7 +127,7 @@ fn states_are_those_that_a_generation_keeps() -> Anyhow {
     Ok(())
 }
 
-/// The parameters that hold panels after a generation.
+/// The parameters that have packed panels after a generation.
 #[test]
 fn panels_are_those_that_a_generation_keeps() -> Anyhow {
     in_each_arithmetic(panels_are_those_kept)
@@ -155,7 +157,7 @@ fn panels_are_those_kept() -> Anyhow {
     Ok(())
 }
 
-/// An embedding that is no head: it is looked up, never multiplied.
+/// Whether an embedding is only looked up, never multiplied.
 fn is_table(model: &Decoder, param: &Param) -> bool {
     let config = model.decoder_config();
     let token = format!("{}.weight", config.family.names().embedding);

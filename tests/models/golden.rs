@@ -13,10 +13,10 @@ use rollout::{Decoding, Request, Settings, generate};
 
 use crate::support::{Anyhow, Expected, LANGUAGE_MODELS, gap, in_each_arithmetic, load};
 
-/// The fixtures are f32 on both sides; this is the bound that the project sets itself.
+/// Tolerance of the fixtures, which are `f32` on both sides.
 pub const TOLERANCE: f32 = 1e-4;
 
-/// Each token but a row's first, predicted at the position before.
+/// Targets for every token but a row's first, each predicted at the position before it.
 pub fn next_tokens(rows: &[Vec<u32>]) -> Vec<Target> {
     let mut start = 0;
     let mut targets = Vec::new();
@@ -45,7 +45,7 @@ pub fn expected_rows(
         .collect())
 }
 
-/// The logits of every row; returns the hidden states.
+/// Checks the logits of every row and returns the hidden states.
 pub fn check_logits(name: &str, model: &Decoder, expected: &Expected) -> Anyhow<Tensor> {
     let (ids, segments) = expected.packed();
     let hidden = model.forward(&ids, &segments, Gradient::Skip)?;
@@ -85,7 +85,7 @@ fn logits_log_probs_and_entropies() -> Anyhow {
     })
 }
 
-/// Every gradient within `TOLERANCE` of its norm, and none missing.
+/// Checks that no gradient is missing and that each is within `TOLERANCE` of its norm.
 pub fn check_gradients(name: &str, model: &Decoder, expected: &Expected) -> Anyhow {
     assert_eq!(model.params().unreached(), Vec::<&str>::new(), "{name}");
     for param in model.params().trained() {
@@ -123,7 +123,7 @@ fn is_conv1d(model: &str, parameter: &str) -> bool {
         && !parameter.contains("lora_")
 }
 
-/// The mean loss of the next tokens, differentiated.
+/// Backpropagates the mean next-token loss and returns it.
 pub fn backward_of_mean_nll(
     model: &Decoder,
     expected: &Expected,
@@ -165,7 +165,7 @@ fn loss_and_every_gradient() -> Anyhow {
     })
 }
 
-/// The fixture's greedy tokens and their log-probs.
+/// Checks the fixture's greedy tokens and their log-probs.
 pub fn check_greedy(name: &str) -> Anyhow {
     let (expected, model) = (Expected::read(name)?, load(name, Head::LanguageModel)?);
     let request = |(key, row): (usize, &Vec<u32>)| Request {
@@ -212,7 +212,7 @@ fn reward_model_scores_and_gradients() -> Anyhow {
     })
 }
 
-/// Scores at every position, and every gradient of the loss on those at the end.
+/// Checks the scores at every position, and every gradient of a loss on the scores at the end.
 pub fn check_reward_model(name: &str, model: &Decoder, expected: &Expected) -> Anyhow {
     let (ids, segments) = expected.packed();
     let hidden = model.forward(&ids, &segments, Gradient::Record(Recompute::None))?;
@@ -245,7 +245,7 @@ fn an_empty_sequence_has_no_score() -> Anyhow {
     Ok(())
 }
 
-/// The whole vocabulary as a kept set is the whole distribution.
+/// A kept set that is the whole vocabulary gives the uncut distribution.
 #[test]
 fn a_kept_set_of_everything_changes_nothing() -> Anyhow {
     let (expected, model) = (

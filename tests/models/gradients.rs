@@ -1,5 +1,5 @@
-//! Each operation against the composition of candle operations that is its oracle, forward and
-//! backward.
+//! Each operation against the composition of candle operations that serves as its oracle, forward
+//! and backward.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use collimate::ops::rope::Rotation;
 
 use crate::support::{Anyhow, attention, gap, in_each_arithmetic, store, tensor};
 
-/// Result, gradient of the input, gradients of the parameters, for the loss Σ r·y with random r.
+/// Result, gradient of the input and gradients of the parameters, for the loss Σ r·y with random r.
 fn probe(
     params: &ParamStore,
     x: &Tensor,
@@ -35,8 +35,8 @@ fn probe(
     Ok([y.flatten_all()?.to_vec1()?, dx, dp])
 }
 
-/// The fused and the composed form agree; the tolerance covers f32 sums of some hundred terms of
-/// size one.
+/// Asserts that the fused and the composed form agree; the tolerance covers `f32` sums of some
+/// hundred terms of size one.
 fn same(
     what: &str,
     params: &ParamStore,
@@ -59,7 +59,7 @@ fn same(
     Ok(())
 }
 
-/// Three projections side by side, of which the first and the last have adapters.
+/// Three projections computed side by side, the first and the last with adapters.
 pub fn adapted() -> Result<(ParamStore, Linear)> {
     let params = store(&[
         ("a", &[40, 24]),
@@ -265,7 +265,7 @@ fn head_agrees_with_its_oracle() -> Anyhow {
             |x| all(both_log_probs(x, &head, &targets, 0.8)?),
             |x| all(composed_both(x, &head, &targets, 0.8)?),
         )?;
-        // The gradient of one of the three alone takes a path of its own.
+        // The gradient of a single projection takes a separate code path.
         for part in 0..3 {
             let one = |r: BothLogProbs| match part {
                 0 => Ok(r.kept.log_probs),
@@ -284,7 +284,7 @@ fn head_agrees_with_its_oracle() -> Anyhow {
     })
 }
 
-/// Log-probs of kept sets and of the whole vocabulary have the bits that they have alone.
+/// Log-probs of kept sets and of the whole vocabulary have the same bits together as each alone.
 #[test]
 fn both_log_probs_of_the_head_are_those_of_each() -> Anyhow {
     let params = store(&[("head", &[500, 12])])?;

@@ -1,4 +1,4 @@
-//! What `plan` lists against what is really allocated.
+//! Memory that `plan` lists, against what is really allocated.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,14 +19,14 @@ use collimate::train::optimizer::{AdamW, AdamWConfig};
 
 use crate::support::{Anyhow, LANGUAGE_MODELS, folder};
 
-/// Of each fixture.
+/// Layers of each fixture.
 const LAYERS: usize = 3;
 
 pub fn bytes<'a>(params: impl Iterator<Item = &'a Arc<Param>>) -> usize {
     params.map(|p| p.bytes()).sum()
 }
 
-/// The role's bytes are those of the decoder that plays it.
+/// Asserts that a planned role has the bytes of the decoder that plays it.
 #[track_caller]
 pub fn check(role: &Role, model: &Decoder) {
     let name = &role.name;
@@ -68,7 +68,7 @@ fn decoder(name: &str) -> Anyhow<DecoderConfig> {
     Ok(HfConfig::read(&folder(name))?.decoder)
 }
 
-/// A policy with critic, reference, reward model and judge of its own sizes.
+/// A policy with critic, reference, reward model and judge, each of its own size.
 fn models(name: &str) -> Anyhow<Models> {
     let policy = decoder(name)?;
     Ok(all_of(policy))
@@ -153,7 +153,8 @@ fn roles_on_a_trunk_hold_it_once() -> Anyhow {
         assert_eq!(roles[0].weights() + roles[3].weights(), whole, "{name}");
         assert_eq!((roles[0].gradients(), roles[3].gradients()), (0, 0));
         assert_eq!(roles[1].graph_begins(LAYERS), 1, "{name}");
-        // A judge on the trunk owns as much as a reward model; on another it is whole.
+        // A judge on the shared trunk owns as much as a reward model; any other judge is a whole
+        // model.
         assert_eq!(roles[5].weights(), whole_judge(name)?, "{name}");
         let sharing = Models {
             judge: Some(Judge::Sharing(models(name)?.rewards[0].clone())),
@@ -208,8 +209,8 @@ fn roles_of_adapters_hold_the_base_once() -> Anyhow {
         check(&trainee[0], &base);
         check(&trainee[1], &adapt(Head::Score, Training::Trained)?);
 
-        // A policy of adapters: they are trained further, and the reference keeps them as they
-        // were. Nothing else is asked for.
+        // The policy's folder holds adapters: they are trained further, and the reference keeps a
+        // copy of the initial ones. No other adapters are requested.
         models.policy.adapter = Some(resolved);
         let further = collimate::stages::plan::roles::roles(&Sharing::Adapter(None), &models)?;
         assert_eq!(
@@ -222,7 +223,7 @@ fn roles_of_adapters_hold_the_base_once() -> Anyhow {
     Ok(())
 }
 
-/// The roles that are planned for a stage on a fixture's model, with these keys in its table.
+/// The planned roles of a stage on a fixture's model, with these keys in its table.
 fn planned(stage: &str, name: &str, keys: &str) -> Anyhow<Vec<Role>> {
     let text = format!(
         "[run]\nname = \"trial\"\n[{stage}]\nfrom = {:?}\ndata = \"records.jsonl\"\n{keys}\n",
@@ -232,7 +233,7 @@ fn planned(stage: &str, name: &str, keys: &str) -> Anyhow<Vec<Role>> {
     Ok(plan(&Config::resolve(&document)?)?.remove(0).roles)
 }
 
-/// Of a stage that trains one model, under each choice of what learns.
+/// The plan of a stage that trains one model, for each choice of what is trained.
 #[test]
 fn a_stage_holds_what_is_planned_for_it() -> Anyhow {
     let lora = lora(Layers::Top(1));
@@ -242,7 +243,7 @@ fn a_stage_holds_what_is_planned_for_it() -> Anyhow {
         ("dpo", Head::LanguageModel),
         ("reward", Head::Score),
     ];
-    // The lowest layer that learns, and whether the embeddings do.
+    // The lowest trained layer, and whether the embeddings are trained.
     let choices = [
         ("", 0, true),
         ("freeze_embeddings = true", 0, false),
@@ -273,7 +274,7 @@ fn a_stage_holds_what_is_planned_for_it() -> Anyhow {
     Ok(())
 }
 
-/// The four roles of SmolLM2-135M beside one model.
+/// The four roles of SmolLM2-135M, against the size of one model.
 #[test]
 fn four_roles_cost_little_more_than_one_model() -> Anyhow {
     let sizes = Geometry {
@@ -315,7 +316,7 @@ fn four_roles_cost_little_more_than_one_model() -> Anyhow {
     Ok(())
 }
 
-/// A base that is a reward model has a head of its own beside the one that is trained.
+/// A base that is a reward model has a head of its own beside the trained one.
 #[test]
 fn a_reward_model_as_a_base_keeps_its_head() -> Anyhow {
     let (name, lora) = ("llama_reward", lora(Layers::All));

@@ -1,5 +1,4 @@
-//! What the roles of PPO own once they are loaded on their ground, against what `plan` lists of the
-//! same folders.
+//! Tensors that PPO's loaded roles own, against what `plan` lists for the same folders.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -22,22 +21,22 @@ use tempfile::TempDir;
 use crate::memory::{bytes, check, load, lora, names, own};
 use crate::support::{Anyhow, LANGUAGE_MODELS, folder};
 
-/// `[ppo]`'s keys for adapters as [`lora`] has them, on the uppermost layer.
+/// `[ppo]`'s keys for the adapters of [`lora`], on the top layer.
 const ADAPTERS: &str = "share = \"adapter\"\nlora = { r = 3, lora_alpha = 4.0, target_modules = \"all-linear\", layers_to_transform = \"top:1\" }";
 
-/// Folders that PPO starts from, and what it is to share.
+/// The folders that PPO starts from, and the sharing that it is configured with.
 struct Case {
     policy: PathBuf,
     reward: TempDir,
     judge: TempDir,
     sharing: Sharing,
-    /// The keys that say so.
+    /// The keys of the sharing.
     keys: &'static str,
 }
 
 impl Case {
-    /// Evaluations read the reference and the judge. Without them and without a KL nothing reads
-    /// the two.
+    /// The configuration. Evaluations read the reference and the judge; without evaluations and
+    /// without a KL, neither is read.
     fn config(&self, critic_from: &str, reference: Reference) -> Anyhow<Config> {
         let read = match reference {
             Reference::Read => format!(
@@ -57,7 +56,7 @@ impl Case {
         Ok(Config::resolve(&document)?)
     }
 
-    /// The roles as PPO loads them.
+    /// Loads the roles as PPO does.
     fn load(&self, config: &Ppo, critic: CriticStart, reference: Reference) -> Anyhow<Roles> {
         let ground = Ground::load(&self.policy, &self.sharing, 1, &Device::Cpu)?;
         let (rewards, judge) = (config.reward_components(), config.judge_model.as_deref());
@@ -73,8 +72,8 @@ impl Case {
         )?)
     }
 
-    /// Holds the loaded roles against the plan, whatever the critic starts from, with and without
-    /// reference and judge; the plan's names with them.
+    /// Compares the loaded roles with the plan, for every start of the critic, with and without
+    /// reference and judge; returns the names in the plan.
     fn check(&self) -> Anyhow<Vec<String>> {
         let without = self.check_with(Reference::Unread)?;
         let mut with = self.check_with(Reference::Read)?;
@@ -104,7 +103,8 @@ impl Case {
     }
 }
 
-/// Each role owns what is listed for it, and all of them together hold no tensor more.
+/// Asserts that each role owns what is listed for it, and that all of them together hold no other
+/// tensor.
 #[track_caller]
 fn check_roles(planned: &[Role], roles: &Roles) {
     let critic = roles.critic.as_ref().expect("a critic");
@@ -121,7 +121,7 @@ fn check_roles(planned: &[Role], roles: &Roles) {
     let listed = |name: &str| planned.iter().find(|role| role.name == name);
     for &(name, decoder) in &decoders {
         match (listed(name), name) {
-            // The reference is the policy as it was read, with what the others share of it.
+            // The reference is the initial policy, including what other roles share with it.
             (Some(role), "reference") if listed("trunk").is_some() => {
                 let trunk = bytes(roles.actor.params().shared());
                 let owned = bytes(decoder.params().owned());
@@ -143,7 +143,7 @@ fn check_roles(planned: &[Role], roles: &Roles) {
     assert_eq!(each.values().sum::<usize>(), listed);
 }
 
-/// A reward model of which the `layers` lowest layers are those of `policy`.
+/// A reward model whose lowest `layers` layers are those of `policy`.
 fn branch(policy: &Path, layers: usize) -> Anyhow<TempDir> {
     let holding = |spec: &TensorSpec| match layers > 0 && in_trunk(&spec.name, layers) {
         true => Holding::Own(Training::Frozen),
@@ -155,7 +155,7 @@ fn branch(policy: &Path, layers: usize) -> Anyhow<TempDir> {
     Ok(saved)
 }
 
-/// A reward model that has nothing of `policy` but its sizes.
+/// A reward model that has the sizes of `policy` and none of its weights.
 fn stranger(policy: &Path) -> Anyhow<TempDir> {
     let mut config = HfConfig::read(policy)?;
     config.decoder.head = Head::Score;
@@ -165,7 +165,7 @@ fn stranger(policy: &Path) -> Anyhow<TempDir> {
     Ok(saved)
 }
 
-/// Adapters on the uppermost layer of a fixture.
+/// A folder of adapters for the top layer of a fixture.
 fn adapter(name: &str, head: Head) -> Anyhow<TempDir> {
     let base = load(name, Head::LanguageModel, own(Training::Frozen))?;
     let saved = tempfile::tempdir()?;
@@ -228,7 +228,7 @@ fn roles_of_adapters_own_what_is_planned() -> Anyhow {
             let names = ["base", "actor", "critic", "reward", "judge"];
             assert_eq!(case.check()?, names, "{name}");
         }
-        // A policy that has adapters leaves a frozen copy of them to the reference.
+        // A policy that starts with adapters leaves a frozen copy of them to the reference.
         let tuned = adapter(name, Head::LanguageModel)?;
         let case = Case {
             policy: tuned.path().to_owned(),

@@ -1,5 +1,5 @@
-//! The generator's tokens and log-probs: the training forward's, bit for bit, whatever the batch
-//! and the cache.
+//! The generator's tokens and log-probs are those of the training forward pass, bit for bit,
+//! whatever the batch and the cache.
 
 use candle_core::{Device, Tensor};
 use collimate::model::config::{Family, Head, TensorSpec, layer_of};
@@ -17,7 +17,7 @@ use rollout::{
 use crate::differences::{outputs, two_layers};
 use crate::support::{Anyhow, in_each_arithmetic, llama, load};
 
-/// Ragged prompts and limits.
+/// Requests with prompts and limits of different lengths.
 fn requests(count: u64, vocabulary: u64, samples: usize) -> Vec<Request> {
     let key = Key::new(11, Purpose::Split);
     let request = |i: u64| Request {
@@ -56,8 +56,8 @@ fn run(
     )?)
 }
 
-/// Every recorded log-prob, of the draw and over the whole vocabulary, against the packed training
-/// forward over all sequences at once.
+/// Compares every recorded log-prob, of the draw and over the whole vocabulary, with one packed
+/// training forward pass over all sequences.
 fn assert_equal_to_training(
     model: &Decoder,
     requests: &[Request],
@@ -98,7 +98,7 @@ fn assert_equal_to_training(
     Ok(())
 }
 
-/// What was recorded of each token over the whole vocabulary.
+/// The recorded log-prob of each token over the whole vocabulary.
 fn over_all(completion: &Completion) -> &[f32] {
     match completion.kept.iter().any(Option::is_some) {
         true => &completion.whole_log_probs,
@@ -106,7 +106,7 @@ fn over_all(completion: &Completion) -> &[f32] {
     }
 }
 
-/// Samples in a cache too small, and in batches of several sizes.
+/// Samples with a cache that is too small, and in batches of several sizes.
 pub fn check(model: &Decoder, vocabulary: u64, sampling: Sampling) -> Anyhow {
     let requests = requests(64, vocabulary, 1);
     let tight = run(model, &requests, sampling, 64, CacheBudget::Tokens(640))?;
@@ -130,7 +130,8 @@ pub fn check(model: &Decoder, vocabulary: u64, sampling: Sampling) -> Anyhow {
     Ok(())
 }
 
-/// A head of 8 columns takes the room of 16 for its values on the CPU, and a budget in bytes knows.
+/// A head of 8 columns takes the cache space of 16 for its values on the CPU, and a budget in bytes
+/// accounts for it.
 #[test]
 fn a_budget_in_bytes_counts_the_padding() -> Anyhow {
     let model = llama(32, 2, 4, 2, 64, Head::LanguageModel)?;
@@ -143,7 +144,8 @@ fn a_budget_in_bytes_counts_the_padding() -> Anyhow {
     Ok(())
 }
 
-/// The graph's forward pass, the one without, and the one that records only above a frozen layer.
+/// The forward pass with a graph, the one without, and the one that records only above a frozen
+/// layer.
 #[test]
 fn recording_changes_no_bit_whatever_is_trained() -> Anyhow {
     in_each_arithmetic(|| {
@@ -170,7 +172,7 @@ fn recording_changes_no_bit_whatever_is_trained() -> Anyhow {
     })
 }
 
-/// A second copy of the weights lives no longer than the generator.
+/// A packed second copy of the weights is freed with the generator.
 #[test]
 fn panels_are_given_back_after_generation() -> Anyhow {
     in_each_arithmetic(|| {

@@ -1,5 +1,5 @@
-//! Decoders that hold the lower layers of another: the same bits as one that owns them all, in
-//! whole passes and in passes cut at the boundary.
+//! Decoders that share the lower layers of another one: the same bits as a decoder that owns all
+//! its layers, in whole passes and in passes cut at the boundary.
 
 use std::sync::Arc;
 
@@ -36,8 +36,8 @@ fn segments() -> Segments {
     Segments::from_lengths([6, 3, 8])
 }
 
-/// A frozen decoder of the family, and one whose layers above the trunk, norm and head are its own
-/// copies, trained.
+/// A frozen decoder of the family, and one on its trunk, with copies of the upper layers, norm and
+/// head that are trained.
 fn base_and_branch(family: Family) -> Anyhow<(Decoder, Decoder)> {
     base_and_branch_of(two_layers(family)?)
 }
@@ -62,7 +62,7 @@ fn bits(x: &Tensor) -> Anyhow<Vec<u32>> {
     Ok(values.iter().map(|x| x.to_bits()).collect())
 }
 
-/// A completion's states as generation kept them, and as one pass computes them.
+/// A completion's states as generation kept them, and as a single pass computes them.
 fn kept_and_computed(
     base: &Decoder,
     requests: &[Request],
@@ -85,7 +85,7 @@ fn floats(bits: &[u32]) -> Vec<f32> {
     bits.iter().map(|&bits| f32::from_bits(bits)).collect()
 }
 
-/// Hidden states, and the gradients of all trained parameters for a loss that reads log-probs of
+/// Hidden states, and the gradients of all trained parameters for a loss that reads log-probs from
 /// the head.
 fn probe(model: &Decoder, hidden: &Tensor) -> Anyhow<[Vec<u32>; 2]> {
     let rows = hidden.dim(0)?.min(16);
@@ -131,8 +131,7 @@ fn the_path_without_kernels_can_be_cut_too() -> Anyhow {
     })
 }
 
-/// The rows that are wanted, out of order and one of them twice, and the gradients that flow back
-/// from them.
+/// Wanted rows out of order and one of them twice, and the gradients that flow back from them.
 #[test]
 fn wanted_rows_have_the_bits_of_the_whole() -> Anyhow {
     const ROWS: [u32; 4] = [7, 2, 16, 7];
@@ -193,8 +192,9 @@ fn generation_hands_out_the_boundary_states() -> Anyhow {
     Ok(())
 }
 
-/// Samples that share a prompt, in a cache too small for all of them: who gave way reads again, and
-/// the states are those of a pass over the whole sequence, its last token among them.
+/// Samples that share a prompt, in a cache too small for all of them: preempted samples read their
+/// tokens again, and the states are those of one pass over the whole sequence, including its last
+/// token.
 #[test]
 fn kept_states_survive_giving_way() -> Anyhow {
     let mut config = two_layers(Family::Llama)?;
@@ -237,8 +237,8 @@ fn kept_states_survive_giving_way() -> Anyhow {
     Ok(())
 }
 
-/// On devices without kernels the bits of a product depend on its rows, so that states agree to so
-/// many digits.
+/// On devices without kernels the bits of a product depend on its number of rows, so states agree
+/// only up to rounding.
 #[test]
 fn last_tokens_are_read_without_kernels_too() -> Anyhow {
     let (base, branch) = base_and_branch(Family::Qwen3)?;
@@ -266,8 +266,8 @@ fn last_tokens_are_read_without_kernels_too() -> Anyhow {
     })
 }
 
-/// Of a token that nothing is drawn after, the states at the boundary are all that is computed:
-/// counted by the rows that attention wrote, layer by layer.
+/// For the last token of a sequence only the states at the boundary are computed: counted by the
+/// rows that attention wrote, layer by layer.
 #[test]
 fn a_last_token_is_read_below_the_boundary_alone() -> Anyhow {
     const PART: &str = "a last token is read";
@@ -293,8 +293,8 @@ fn a_last_token_is_read_below_the_boundary_alone() -> Anyhow {
         let attention = profile::take()[&(PART, "cached attention")];
         Ok(attention.bytes / (branch.attention(0).outputs() * size_of::<f32>()) as u64)
     };
-    // Two layers read each prompt once and, of each of its two samples, three of the four tokens; a
-    // trunk of one the fourth.
+    // Two layers read each prompt once and three of the four tokens of its two samples each; with a
+    // trunk of one layer, that layer also reads the fourth.
     let (unread, read) = (attended(LastToken::Unread)?, attended(LastToken::Read)?);
     assert_eq!(unread, 2 * (3 * 5 + 6 * 3));
     assert_eq!(read, unread + 6);
@@ -312,8 +312,8 @@ fn what_is_shared_is_held_once() -> Anyhow {
         bytes(&mut branch.params().owned()),
     );
     let shared = bytes(&mut branch.params().shared());
-    // Embedding 30 × 16; of a layer two norms, q and o, k and v, and three of the feed-forward
-    // part.
+    // Parameters: embedding 30 × 16; per layer two norms, q and o, k and v, and three feed-forward
+    // matrices.
     let layer = 2 * 16 + 2 * 16 * 16 + 2 * 8 * 16 + 3 * 24 * 16;
     assert_eq!(shared, (30 * 16 + layer) * 4);
     assert_eq!(own, (layer + 16 + 30 * 16) * 4);
@@ -324,8 +324,8 @@ fn what_is_shared_is_held_once() -> Anyhow {
     Ok(())
 }
 
-/// A folder that holds a branch alone gives a decoder with another's trunk; the decoder's own
-/// folder is whole.
+/// A folder that holds only a branch loads onto another decoder's trunk; the decoder's own folder
+/// is whole.
 #[test]
 fn a_branch_is_loaded_onto_a_trunk_and_saved_whole() -> Anyhow {
     let name = "llama";

@@ -1,4 +1,4 @@
-//! What the tests of this binary share: fixtures, small models, comparisons.
+//! Shared by the tests of this binary: fixtures, small models, comparisons.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -27,8 +27,8 @@ pub const LANGUAGE_MODELS: [&str; 9] = [
     "gpt2_bare",
 ];
 
-/// Runs a test with chains of fused multiply-adds, and on the processor's matrix unit if it has
-/// one.
+/// Runs a test with chains of fused multiply-adds, and again on the processor's matrix unit if
+/// there is one.
 pub fn in_each_arithmetic(test: impl Fn() -> Anyhow) -> Anyhow {
     Arithmetic::Chains.during(&test)?;
     match Arithmetic::fastest() {
@@ -37,7 +37,7 @@ pub fn in_each_arithmetic(test: impl Fn() -> Anyhow) -> Anyhow {
     }
 }
 
-/// Attention of these query heads, key and value heads, head size and window.
+/// An attention configuration with these query heads, key and value heads, head size and window.
 pub fn attention(
     (query_heads, kv_heads, head_dim, window): (usize, usize, usize, Option<usize>),
 ) -> Attention {
@@ -56,7 +56,7 @@ pub fn folder(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// A fixture's expected tensors, and its rows without their padding.
+/// A fixture's expected tensors, and its rows without padding.
 pub struct Expected {
     pub tensors: HashMap<String, Tensor>,
     pub rows: Vec<Vec<u32>>,
@@ -96,7 +96,7 @@ pub fn load(name: &str, head: Head) -> Anyhow<Decoder> {
     )?)
 }
 
-/// A fresh Llama of these sizes.
+/// A freshly initialised Llama of these sizes.
 pub fn llama(
     hidden: usize,
     layers: usize,
@@ -126,7 +126,7 @@ pub fn llama(
     )?)
 }
 
-/// Largest difference of two equally long lists.
+/// Largest difference between two equally long lists.
 pub fn gap(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter()
@@ -135,20 +135,20 @@ pub fn gap(a: &[f32], b: &[f32]) -> f32 {
         .fold(0.0, f32::max)
 }
 
-/// Independent normal draws, other ones for each stream.
+/// Independent standard normal draws, different ones for each stream.
 pub fn noise(count: usize, stream: u64) -> Vec<f32> {
     let mut draws = vec![0f64; count];
     Key::new(17, Purpose::Init).fill_normal(stream, &mut draws);
     draws.into_iter().map(|x| x as f32).collect()
 }
 
-/// A tensor of them.
+/// A tensor of [`noise`].
 pub fn tensor(shape: &[usize], stream: u64) -> Tensor {
     Tensor::from_vec(noise(shape.iter().product(), stream), shape, &Device::Cpu)
         .expect("shape fits")
 }
 
-/// Trained parameters of them.
+/// A store of trained parameters with values from [`noise`].
 pub fn store(shapes: &[(&str, &[usize])]) -> Result<ParamStore> {
     let initial = shapes.iter().enumerate().map(|(i, (name, shape))| Initial {
         name: (*name).to_owned(),

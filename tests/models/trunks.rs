@@ -1,5 +1,5 @@
-//! What a model's folder says of the trunk that it was trained on, and how it is held against
-//! another's.
+//! What a model folder records about the trunk that the model was trained on, and how it is
+//! compared with another trunk.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::support::{Anyhow, folder};
 
-/// Layers of the trunk, of three.
+/// Layers of the trunk, out of three.
 const TRUNK: usize = 2;
 const FILE: &str = "model.safetensors";
 
@@ -25,7 +25,7 @@ fn frozen(folder: &Path) -> Anyhow<Decoder> {
     Ok(Decoder::load(folder, head, 0, frozen, &Device::Cpu)?)
 }
 
-/// As the reward stage loads it.
+/// Loads a reward model as its stage does, with the layers below frozen.
 fn above(folder: &Path, layers: usize) -> Anyhow<Decoder> {
     let training = |spec: &TensorSpec| match layer_of(&spec.name) {
         Some(layer) if layer < layers => Training::Frozen,
@@ -36,14 +36,14 @@ fn above(folder: &Path, layers: usize) -> Anyhow<Decoder> {
     Ok(Decoder::load(folder, head, 3, training, &Device::Cpu)?)
 }
 
-/// A reward model on the trunk of `model`.
+/// A reward model trained on the trunk of `model`.
 fn branch(model: &str, dtype: SaveDtype) -> Anyhow<TempDir> {
     let saved = tempfile::tempdir()?;
     above(&folder(model), TRUNK)?.save(saved.path(), dtype)?;
     Ok(saved)
 }
 
-/// The layers and the fingerprint that the folder notes.
+/// The number of layers and the fingerprint recorded in the folder.
 fn noted(folder: &Path) -> Anyhow<[Option<String>; 2]> {
     let weights = Weights::open(folder)?;
     let note = |key| weights.note(key).map(str::to_owned);
@@ -53,7 +53,7 @@ fn noted(folder: &Path) -> Anyhow<[Option<String>; 2]> {
 fn check(base: &Path, layers: usize, branch: &Path) -> Anyhow {
     let (loaded, unread) = (frozen(base)?, Trunk::in_folder(base, layers)?);
     let found = loaded.trunk(layers)?.check(branch);
-    // The folder of the base serves as well.
+    // The folder of the base model has the same trunk.
     assert_eq!(
         unread.check(branch).map_err(|e| e.to_string()),
         found.as_ref().map(|_| ()).map_err(ToString::to_string)
@@ -61,7 +61,7 @@ fn check(base: &Path, layers: usize, branch: &Path) -> Anyhow {
     Ok(found?)
 }
 
-/// Another program writes the weights anew: the same, but for its notes.
+/// Rewrites the weights as another program would: the same values without the header's notes.
 #[expect(
     clippy::disallowed_methods,
     reason = "it is to lack what our own writer notes"
@@ -73,7 +73,7 @@ fn write_anew(folder: &Path) -> Anyhow {
     Ok(candle_core::safetensors::save(&tensors, &file)?)
 }
 
-/// Changes stored `f32` values of a tensor and leaves all else as it is.
+/// Changes stored `f32` values of a tensor and leaves everything else unchanged.
 fn tamper(folder: &Path, tensor: &str, change: impl Fn(usize, f32) -> f32) -> Anyhow {
     let file = folder.join(FILE);
     let mut bytes = fs::read(&file)?;
@@ -99,7 +99,7 @@ fn a_branch_notes_the_trunk_that_it_was_trained_on() -> Anyhow {
             (Some("2"), Some(8))
         );
         check(&base, TRUNK, saved.path())?;
-        // It holds for a trunk of fewer layers too, and where there is no note any more.
+        // The check also holds for a trunk of fewer layers, and for a file without a note.
         check(&base, 1, saved.path())?;
         write_anew(saved.path())?;
         assert_eq!(noted(saved.path())?, [None, None], "{model}");
@@ -124,7 +124,7 @@ fn a_branch_that_is_loaded_and_saved_again_notes_what_is_true_then() -> Anyhow {
     assert_ne!(fingerprint, noted(saved.path())?[1]);
     check(&base, 1, again.path())?;
     check(&base, TRUNK, again.path())?;
-    // A model of which nothing, or all, is trained has no trunk.
+    // A model with no trained layer, or with all layers trained, has no trunk.
     frozen(saved.path())?.save(again.path(), SaveDtype::F32)?;
     assert_eq!(noted(again.path())?, [None, None]);
     check(&base, TRUNK, again.path())?;
@@ -133,7 +133,7 @@ fn a_branch_that_is_loaded_and_saved_again_notes_what_is_true_then() -> Anyhow {
     Ok(())
 }
 
-/// A trunk is noted as it was trained on, though it is written rounded.
+/// The note names the trunk that training used, even if the file stores it rounded.
 #[test]
 fn a_branch_in_half_the_bits_stands_on_the_whole_trunk() -> Anyhow {
     let (base, whole) = (folder("llama"), branch("llama", SaveDtype::F32)?);
@@ -141,8 +141,8 @@ fn a_branch_in_half_the_bits_stands_on_the_whole_trunk() -> Anyhow {
         let half = branch("llama", dtype)?;
         assert_eq!(noted(half.path())?, noted(whole.path())?);
         check(&base, TRUNK, half.path())?;
-        // Trained further, it stands on the rounded trunk, and not on that which was rounded: its
-        // note says so, which its bits cannot.
+        // Trained further, the model stands on the rounded trunk and no longer on the original one.
+        // Only its note can tell, the bits cannot.
         let further = tempfile::tempdir()?;
         above(half.path(), TRUNK)?.save(further.path(), dtype)?;
         assert_ne!(noted(further.path())?, noted(half.path())?);
@@ -158,7 +158,7 @@ fn a_branch_in_half_the_bits_stands_on_the_whole_trunk() -> Anyhow {
         check(&base, TRUNK, further.path())?;
         write_anew(half.path())?;
         check(&base, TRUNK, half.path())?;
-        // The whole one was not trained on the rounded trunk.
+        // The unrounded model was not trained on the rounded trunk.
         assert!(check(half.path(), TRUNK, whole.path()).is_err());
     }
     Ok(())
@@ -195,8 +195,8 @@ fn another_trunk_is_refused_with_both_fingerprints() -> Anyhow {
     Ok(())
 }
 
-/// A note outlives what it says if somebody changes values and leaves the header: the tensors
-/// decide, to the last value.
+/// A note stays valid-looking if somebody changes values and leaves the header: the tensors decide,
+/// down to the last value.
 #[test]
 fn a_note_is_not_believed_of_tensors_that_are_otherwise() -> Anyhow {
     let (base, q) = (folder("llama"), "model.layers.1.self_attn.q_proj.weight");

@@ -1,10 +1,10 @@
-//! SIGKILL at chosen instants that a draw would rarely hit: at start-up, inside saves, between a
-//! save and what clears up after it, and while `final/` is written.
+//! SIGKILL at chosen instants that a random moment would rarely hit: at start-up, inside saves,
+//! between a save and the clean-up after it, and while `final/` is written.
 //!
-//! The process runs in slices of some microseconds and stands still between them, so that what lies
-//! on the disk can be looked at; it is killed where that is what the instant is called after. Where
-//! the machine was busy and the process ran past the instant, it is tried again: at the next save,
-//! or by a process that has nothing left but to write `final/`.
+//! The process runs in slices of some microseconds and is stopped between them, so that its files
+//! can be inspected; it is killed once they show the wanted instant. If the process ran past the
+//! instant because the machine was busy, the kill is tried again: at the next save, or in a process
+//! that only has to write `final/`.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -15,37 +15,37 @@ use std::time::{Duration, Instant as Clock};
 use crate::process::{ATTEMPTS, StageRun};
 use crate::support::Workspace;
 
-/// How long a process runs between two looks at its files.
+/// Time between two inspections of the files.
 const SLICE: Duration = Duration::from_micros(20);
 
-/// Processes that may have nothing left but to write `final/` before the instant is given up.
+/// Most processes that only have to write `final/` before the instant is given up.
 const LAST_ATTEMPTS: usize = 300;
 
 /// Steps of a run.
 const STEPS: u64 = 12;
 
-/// Where a process is killed.
+/// The instant at which a process is killed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Instant {
-    /// It has noted what it begins with, and has no checkpoint yet.
+    /// Its configuration and inputs are written, and there is no checkpoint yet.
     Start,
     /// A checkpoint is being written.
     Save,
     /// The weights of a best step are being written.
     SaveOfBest,
-    /// It has begun to continue, and not yet said so.
+    /// It has started to continue, and has not said so yet.
     Continue,
-    /// A checkpoint is complete, and the older ones are still there, whole or in part.
+    /// A checkpoint is complete, and older ones still exist, whole or in part.
     Prune,
     /// `final/` is being written.
     Final,
-    /// `final/` is complete, and the stage not yet marked as done.
+    /// `final/` is complete, and the stage is not marked as done yet.
     Done,
 }
 
 impl Instant {
-    /// Whether this is it, by the files of a process that stands still. `before` is the inode of
-    /// the run's configuration before the process was started, which replaces it.
+    /// Whether the files of a stopped process show this instant. `before` is the inode of the run's
+    /// configuration before the process started, which replaces the file.
     fn is_now(self, run: &StageRun, before: Option<u64>) -> bool {
         let writes = |folder: &str, start: &str| has_name(&run.file(folder), start);
         let newest = || run.checkpoints().last().copied().unwrap_or(0);
@@ -60,20 +60,20 @@ impl Instant {
         }
     }
 
-    /// Whether a process that has nothing else left to do comes to it.
+    /// Whether a process that only has to write `final/` reaches the instant.
     fn is_last(self) -> bool {
         matches!(self, Self::Final | Self::Done)
     }
 }
 
-/// Whether the folder has a name that starts so.
+/// Whether the folder contains a name with this prefix.
 fn has_name(folder: &Path, start: &str) -> bool {
     let names = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut names = names.map(|entry| entry.file_name());
     names.any(|name| name.to_string_lossy().starts_with(start))
 }
 
-/// The inode of the run's configuration.
+/// Inode of the run's configuration.
 fn configuration(run: &StageRun) -> Option<u64> {
     let file = run
         .workspace
@@ -83,22 +83,22 @@ fn configuration(run: &StageRun) -> Option<u64> {
     fs::metadata(file).ok().map(|file| file.ino())
 }
 
-/// A child that can be made to stand still.
+/// A child process that can be stopped and resumed.
 struct Stepped(Child);
 
 impl Stepped {
     fn signal(&self, signal: i32) {
-        // SAFETY: a system call without pointers; the child was not waited for, so that its id is
+        // SAFETY: a system call without pointers. The child has not been waited for, so its id is
         // still its own.
         let sent = unsafe { libc::kill(self.0.id() as i32, signal) };
         assert_eq!(sent, 0, "signal {signal}");
     }
 
-    /// Makes it stand still; false if it has ended instead, well.
+    /// Stops the process; false if it has ended successfully instead.
     fn stop(&self) -> bool {
         self.signal(libc::SIGSTOP);
         let mut status = 0;
-        // SAFETY: `status` is written before the call returns, and nothing keeps its address.
+        // SAFETY: `status` is valid for the call, and nothing keeps its address.
         let waited = unsafe { libc::waitpid(self.0.id() as i32, &mut status, libc::WUNTRACED) };
         assert_eq!(waited, self.0.id() as i32, "its state");
         let stopped = libc::WIFSTOPPED(status);
@@ -107,7 +107,7 @@ impl Stepped {
         stopped
     }
 
-    /// Lets it run for [`SLICE`], perhaps longer.
+    /// Lets the process run for [`SLICE`] or a little longer.
     fn run(&self) {
         self.signal(libc::SIGCONT);
         let start = Clock::now();
@@ -117,7 +117,7 @@ impl Stepped {
     }
 }
 
-/// Starts the run and kills it at `instant`; false if it ended before.
+/// Starts the run and kills it at `instant`; false if it ended before that.
 fn kill_at(run: &StageRun, instant: Instant) -> bool {
     let (left, before) = (run.left(), configuration(run));
     let child = Stepped(run.start());
@@ -135,8 +135,8 @@ fn kill_at(run: &StageRun, instant: Instant) -> bool {
     false
 }
 
-/// As [`kill_at`], by as many processes as it takes where the last of a stage's files are all that
-/// is left to write.
+/// Does [`kill_at`], with as many processes as needed if only the stage's last files are left to
+/// write.
 fn kill_at_last(run: &StageRun, instant: Instant) -> bool {
     for _ in 0..LAST_ATTEMPTS {
         if kill_at(run, instant) {
@@ -151,8 +151,8 @@ fn kill_at_last(run: &StageRun, instant: Instant) -> bool {
     false
 }
 
-/// Kills a process at each of the instants, each begun where the one before it ended; false if one
-/// of them was missed.
+/// Kills a process at each of the instants, each process continuing where the one before it ended;
+/// false if an instant was missed.
 fn kill_at_all(run: &StageRun, instants: &[Instant]) -> bool {
     instants.iter().all(|&instant| {
         let killed = kill_at_last(run, instant);
@@ -167,12 +167,12 @@ fn kill_at_all(run: &StageRun, instants: &[Instant]) -> bool {
     })
 }
 
-/// One run to its end, another killed at each of the instants and continued: both leave the same,
-/// and no step was done again whose checkpoint was complete.
+/// Asserts that an uninterrupted run and one killed at each of the instants leave the same files,
+/// and that no step before a complete checkpoint was repeated.
 fn assert_continues(stage: &str, flags: &str, instants: &[Instant]) {
     let workspace = Workspace::trained();
     let config = fs::read_to_string(workspace.path("config.toml")).expect("a configuration");
-    // PPO would take the judge for its own.
+    // PPO would use the judge.
     if stage == "judge" {
         let judge = "[judge]\nfrom = \"models/sft\"\ndata = \"pairs.jsonl\"\nmax_length = 48\n";
         workspace.write("config.toml", &(config + judge));

@@ -1,4 +1,5 @@
-//! SIGINT and SIGTERM, which a run answers by saving; and a checkpoint that was damaged afterwards.
+//! SIGINT and SIGTERM, after which a run saves and exits; and a checkpoint that was damaged
+//! afterwards.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,8 +29,8 @@ const STAGES: [(&str, &str); 8] = [
     ("ppo", "--set ppo.max_steps=40"),
 ];
 
-/// Runs until [`EARLY`], sends the signal, and checks that the run saves and says so by its exit
-/// code. Where the machine was so busy that the run ended before the signal came, it is begun anew.
+/// Runs until [`EARLY`], sends the signal, and checks that the run saves and exits with the right
+/// code. If the run ended before the signal arrived because the machine was busy, it starts over.
 fn interrupt(run: &StageRun, signal: &str) {
     for _ in 0..ATTEMPTS {
         let mut child = run.start_until(EARLY);
@@ -49,8 +50,9 @@ fn interrupt(run: &StageRun, signal: &str) {
     )
 }
 
-/// One run to its end, another interrupted, treated by `meanwhile`, which says what is left then,
-/// and continued from there: both leave the same. Returns what the continued run said.
+/// Asserts that an uninterrupted run leaves the same files as one that was interrupted, changed by
+/// `meanwhile`, which returns the remaining state, and continued from there. Returns the output of
+/// the continued run.
 fn assert_continues(
     stage: &str,
     flags: &str,
@@ -77,13 +79,14 @@ fn assert_continues(
 #[test]
 fn interrupted_runs_save_and_continue_where_they_were() {
     for (stage, flags) in STAGES {
-        // Without checkpoints on the way, what is continued from is what the signal made it save.
+        // Without periodic checkpoints, the run continues from the one that the signal made it
+        // save.
         let flags = format!("{flags} --set {stage}.save_steps=0");
         assert_continues(stage, &flags, "INT", |run| run.left());
     }
 }
 
-/// A signal may come between two rounds of dynamic sampling: nothing of the iteration is then kept.
+/// A signal between two rounds of dynamic sampling discards the whole iteration.
 #[test]
 fn interrupted_dynamic_sampling_continues_where_it_was() {
     let flags = format!("{STATEFUL} --set ppo.max_steps=60 --set ppo.save_steps=0");
@@ -112,7 +115,7 @@ fn a_damaged_checkpoint_is_passed_over() {
     }
 }
 
-/// Halves the largest file of a checkpoint.
+/// Truncates the largest file of a checkpoint to half its size.
 fn cut_short(checkpoint: &Path) {
     let entries = fs::read_dir(checkpoint).expect("a checkpoint");
     let files = entries.map(|entry| entry.expect("an entry").path());

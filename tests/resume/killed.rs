@@ -1,4 +1,4 @@
-//! SIGKILL, which no process can answer.
+//! SIGKILL, which a process cannot handle.
 
 use std::time::Duration;
 
@@ -7,12 +7,13 @@ use rollout::random::{Key, Purpose};
 use crate::process::{ATTEMPTS, Moment, StageRun};
 use crate::support::{Line, Workspace};
 
-/// A PPO run of short, alike samples, so that dynamic sampling has much to replace.
+/// A PPO run of short samples that are often equal, so that dynamic sampling has many groups to
+/// replace.
 pub const STATEFUL: &str = "--set ppo.max_steps=30 --set ppo.save_steps=4 --set ppo.kl_controller=adaptive --set ppo.kl_target=0.5 \
                         --set ppo.kl_horizon=200.0 --set ppo.score_normalization=running --set ppo.num_samples_per_prompt=2 \
                         --set ppo.dynamic_sampling=2 --set ppo.top_k=2 --set ppo.temperature=0.7 --set ppo.max_new_tokens=3";
 
-/// Kills of each stage.
+/// Number of kills of each stage.
 fn kills() -> u64 {
     match std::env::var("COLLIMATE_KILLS") {
         Err(_) => 1,
@@ -22,8 +23,8 @@ fn kills() -> u64 {
     }
 }
 
-/// The `kill`-th of `kills` moments in a stage of `lines` lines: a draw from its part of the
-/// middle, where a checkpoint lies behind and steps ahead.
+/// The `kill`-th of `kills` moments in a stage of `lines` log lines: random within its part of the
+/// middle, with a checkpoint before it and steps after it.
 fn moment(key: Key, kill: u64, kills: u64, attempt: u64, lines: usize) -> Moment {
     let place = (kill as f64 + key.uniform(kill, 2 * attempt)) / kills as f64;
     Moment {
@@ -32,8 +33,8 @@ fn moment(key: Key, kill: u64, kills: u64, attempt: u64, lines: usize) -> Moment
     }
 }
 
-/// Starts the run over and over, killing it each time; returns the moments at which it was. Each
-/// process must go on where the one before it had saved. If it should once end by itself, all
+/// Starts the run again and again and kills it each time; returns the moments of the kills. Each
+/// process must continue where the one before it had saved. If a process ends by itself, everything
 /// starts over with other moments.
 fn kill_repeatedly(run: &StageRun, key: Key, lines: usize) -> Vec<Moment> {
     let kills = kills();
@@ -59,8 +60,8 @@ fn kill_repeatedly(run: &StageRun, key: Key, lines: usize) -> Vec<Moment> {
     )
 }
 
-/// One run to its end, another killed and continued from its newest checkpoint: both leave the
-/// same. Returns the metrics of the one.
+/// Asserts that an uninterrupted run leaves the same files as one that was killed and continued
+/// from its newest checkpoint. Returns the metrics of the first.
 fn assert_continues(stage: &str, purpose: Purpose, flags: &str) -> Vec<Line> {
     let workspace = Workspace::trained();
     let run = |name| StageRun {
@@ -95,7 +96,7 @@ fn fine_tuning_continues_to_the_same_bits() {
 
 #[test]
 fn fine_tuning_with_early_stopping_continues_to_the_same_bits() {
-    // The best weights so far are part of what must survive.
+    // The best weights so far must survive.
     let flags = "--set sft.max_steps=80 --set sft.early_stopping_patience=30 --set sft.eval_steps=3 --set sft.learning_rate=3e-2";
     assert_continues("sft", Purpose::Mixture, flags);
 }
@@ -107,7 +108,7 @@ fn the_reward_model_continues_to_the_same_bits() {
 
 #[test]
 fn preference_tuning_continues_to_the_same_bits() {
-    // The log-probs of the reference and the best weights so far are part of what must survive.
+    // The reference's log-probs and the best weights so far must survive.
     let flags =
         "--set dpo.max_steps=80 --set dpo.early_stopping_patience=30 --set dpo.eval_steps=3";
     assert_continues("dpo", Purpose::Init, flags);
@@ -130,7 +131,7 @@ fn ppo_continues_to_the_same_bits() {
 
 #[test]
 fn ppo_with_fixed_score_scale_continues_to_the_same_bits() {
-    // A judge watches too: what it has seen is part of what must survive.
+    // A judge watches: the state of its watch must survive.
     let flags = "--set ppo.max_steps=30 --set ppo.save_steps=4 --set ppo.score_normalization=reference --set ppo.num_samples_per_prompt=2 \
                  --set ppo.judge_model=models/reward --set ppo.eval_steps=3";
     assert_continues("ppo", Purpose::Evaluation, flags);
@@ -138,14 +139,14 @@ fn ppo_with_fixed_score_scale_continues_to_the_same_bits() {
 
 #[test]
 fn ppo_with_every_term_of_the_update_continues_to_the_same_bits() {
-    // The cursor of the pretraining text, the coefficient of the KL, the moments of scores, the
-    // counts of iterations taken back and the warm-up are part of what must survive.
+    // The cursor of the pretraining text, the KL coefficient, the moments of scores, the count of
+    // rolled-back iterations and the critic's warm-up must survive.
     let flags = "--set ppo.max_steps=24 --set ppo.save_steps=4 --set ppo.critic_warmup=2 --set ppo.kl_in=loss --set ppo.entropy_coef=0.01 \
                  --set ppo.loss_aggregation=sequence --set ppo.dual_clip=3.0 --set ppo.target_kl=0.012 --set ppo.rollback_kl_factor=1.5 \
                  --set ppo.ptx_coef=0.5 --set ppo.ptx_data=text.jsonl --set ppo.ptx_length=24 --set ppo.ptx_batch_size=3 \
                  --set ppo.score_normalization=running --set ppo.kl_controller=adaptive --set ppo.kl_target=0.5 --set ppo.kl_horizon=200.0";
     let lines = assert_continues("ppo", Purpose::Ptx, flags);
-    // The limits act, or there were nothing of them to restore.
+    // The limits take effect; otherwise there would be no state of them to restore.
     let column =
         |name: &str| -> Vec<f64> { lines.iter().filter_map(|l| l.get(name)?.as_f64()).collect() };
     let (back, stopped) = (column("policy/rolled_back"), column("policy/stopped_early"));
@@ -159,8 +160,8 @@ fn ppo_with_every_term_of_the_update_continues_to_the_same_bits() {
     );
 }
 
-/// Everything that an iteration reads beside weights, at once: the coefficient of the KL, the
-/// moments of scores, and how far dynamic sampling has come in the prompts.
+/// All state of an iteration beside the weights at once: the KL coefficient, the moments of scores,
+/// and the prompt cursor of dynamic sampling.
 #[test]
 fn ppo_with_a_state_of_many_parts_continues_to_the_same_bits() {
     let lines = assert_continues("ppo", Purpose::Split, STATEFUL);
@@ -170,7 +171,7 @@ fn ppo_with_a_state_of_many_parts_continues_to_the_same_bits() {
             .filter_map(|line| line.get(name)?.as_f64())
             .collect()
     };
-    // All of that state was there to lose.
+    // All of that state differs from its initial value.
     assert!(all("rollout/groups_dropped")[..4].iter().sum::<f64>() > 0.0);
     let coefs = all("objective/kl_coef");
     assert_eq!(coefs.len(), 30);

@@ -1,4 +1,4 @@
-//! A run in a process of its own that is stopped at a chosen instant; what it left; and the
+//! A run as a child process that is stopped at a chosen moment; the files that it left; and the
 //! comparison of two runs.
 
 use std::fs;
@@ -11,22 +11,21 @@ use collimate::train::metrics::is_timing;
 
 use crate::support::{Line, Workspace, lines, read};
 
-/// How long a process may take for what these tests ask of it.
+/// Longest time that a process may take to reach a moment.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Attempts to stop a process before it ends by itself; the machine may be busy elsewhere just
-/// then.
+/// Attempts to stop a process before it ends by itself, since the machine may be busy.
 pub const ATTEMPTS: u64 = 6;
 
-/// When to stop a process: once `metrics.jsonl` has so many lines, and then a little later, so that
-/// the instant may lie anywhere in a step, in a checkpoint too.
+/// When to stop a process: once `metrics.jsonl` has so many lines, plus a short delay, so that the
+/// moment may fall anywhere in a step, including its checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
     pub lines: usize,
     pub delay: Duration,
 }
 
-/// One stage of one run, begun or continued by always the same command.
+/// One stage of one run, started or continued with the same command.
 pub struct StageRun<'a> {
     pub workspace: &'a Workspace,
     pub stage: &'a str,
@@ -42,26 +41,26 @@ impl StageRun<'_> {
         format!("{stage} config.toml --set run.name={name} {flags}")
     }
 
-    /// Runs it to its end, and returns what it said.
+    /// Runs to the end and returns standard error.
     #[track_caller]
     pub fn complete(&self) -> String {
         self.workspace.succeed(&self.arguments()).stderr
     }
 
-    /// Runs it to its end from what `left` describes, and checks that it went on from there.
+    /// Runs to the end from the state `left`, and checks that the run continued from there.
     #[track_caller]
     pub fn continue_from(&self, left: &Left) -> String {
         let said = self.complete();
         assert_eq!(continued_after(&said), left.checkpoint, "{said}");
         left.assert_kept(self);
-        // The clocks tell steps that were done again from those that were kept.
+        // The logged times distinguish steps that were repeated from those that were kept.
         let log = self.log();
         let again = left.dropped.iter().filter(|line| log.contains(line));
         assert_eq!(again.count(), 0, "{:?} stand in {log:?}", left.dropped);
         said
     }
 
-    /// Starts it; what it says can be read with [`Self::said`].
+    /// Starts the process; its output can be read with [`Self::said`].
     pub fn start(&self) -> Child {
         let mut command = self.workspace.command(&self.arguments());
         let said = fs::File::create(self.said_file()).expect("a writable folder");
@@ -69,7 +68,7 @@ impl StageRun<'_> {
         command.spawn().expect("the binary")
     }
 
-    /// What the process that was started last has said so far.
+    /// Output so far of the process that was started last.
     pub fn said(&self) -> String {
         fs::read_to_string(self.said_file()).expect("what a process said")
     }
@@ -78,7 +77,7 @@ impl StageRun<'_> {
         self.workspace.path(&format!("{}.stderr", self.name))
     }
 
-    /// Starts it and returns at `moment`, or when it has ended before.
+    /// Starts the process and returns at `moment`, or when the process has ended.
     pub fn start_until(&self, moment: Moment) -> Child {
         let mut child = self.start();
         let started = Instant::now();
@@ -97,14 +96,14 @@ impl StageRun<'_> {
             .count()
     }
 
-    /// The lines of `metrics.jsonl` as they stand there, the last one perhaps torn.
+    /// The lines of `metrics.jsonl`, the last of which may be incomplete.
     fn log(&self) -> Vec<String> {
         let text = fs::read(self.file("metrics.jsonl")).unwrap_or_default();
         let text = String::from_utf8(text).expect("UTF-8");
         text.split_inclusive('\n').map(str::to_owned).collect()
     }
 
-    /// A file or folder of the stage.
+    /// Path of a file or folder of the stage.
     pub fn file(&self, name: &str) -> PathBuf {
         self.workspace.stage(self.name, self.stage).join(name)
     }
@@ -121,14 +120,14 @@ impl StageRun<'_> {
         steps
     }
 
-    /// What the run has left for the next process.
+    /// The state that the run has left for the next process.
     pub fn left(&self) -> Left {
         self.left_of(self.checkpoints().last().copied())
     }
 
-    /// What it has left where this checkpoint is the newest that can be read.
+    /// The state that the run has left if this checkpoint is the newest readable one.
     pub fn left_of(&self, newest: Option<u64>) -> Left {
-        // Only PPO has something to keep of the time before its first step: the scale of scores.
+        // Only PPO has state before its first step: the scale of scores.
         let checkpoint = newest.filter(|&step| step > 0 || self.stage == "ppo");
         let log = self.log().into_iter();
         let whole = log.filter_map(|line| Some((step_of(&line)?, line)));
@@ -146,13 +145,13 @@ impl StageRun<'_> {
         self.file("done.json").exists()
     }
 
-    /// Removes all that it has done.
+    /// Removes the run's folder.
     pub fn forget(&self) {
         fs::remove_dir_all(self.workspace.path("runs").join(self.name)).expect("a run");
     }
 
-    /// Checks that it left what `other` left: weights and samples byte by byte, metrics but for
-    /// those that measure time.
+    /// Asserts that the run left what `other` left: weights and samples byte by byte, and metrics
+    /// except for times.
     #[track_caller]
     pub fn assert_same(&self, other: &Self, context: &str) {
         let weights = |run: &Self| run.workspace.weights(run.name, run.stage);
@@ -181,20 +180,20 @@ impl StageRun<'_> {
     }
 }
 
-/// What a run that was stopped has left for the next process.
+/// State that a stopped run has left for the next process.
 #[derive(Clone, Debug)]
 pub struct Left {
-    /// The step of the newest complete checkpoint; none where nothing could be continued.
+    /// Step of the newest complete checkpoint; `None` if there is nothing to continue from.
     pub checkpoint: Option<u64>,
-    /// The lines of `metrics.jsonl` up to that step, as they stand there: their clocks were read
-    /// when the steps were done, so that a step that is done again has another line.
+    /// The lines of `metrics.jsonl` up to that step. They hold times, so a repeated step has
+    /// another line.
     kept: Vec<String>,
-    /// The lines of later steps, which are to be done again.
+    /// The lines of later steps, which will be repeated.
     dropped: Vec<String>,
 }
 
 impl Left {
-    /// Checks that no step up to the checkpoint was done again.
+    /// Asserts that no step up to the checkpoint was repeated.
     #[track_caller]
     pub fn assert_kept(&self, run: &StageRun) {
         let log = run.log();
@@ -207,8 +206,8 @@ impl Left {
         );
     }
 
-    /// As [`Self::assert_kept`], for a process that was stopped in its turn: it may have had no
-    /// time to say where it went on.
+    /// Does [`Self::assert_kept`] for a process that was itself stopped and may not have printed
+    /// where it continued.
     #[track_caller]
     pub fn assert_continued_by_now(&self, run: &StageRun) {
         let said = run.said();
@@ -220,7 +219,7 @@ impl Left {
         self.assert_kept(run);
     }
 
-    /// Steps whose lines were kept and measure time.
+    /// Number of kept lines that hold times.
     pub fn timed_steps(&self) -> usize {
         let timed = |line: &&String| line.contains("\"time/");
         self.kept.iter().filter(timed).count()
@@ -245,7 +244,7 @@ fn is_running(child: &mut Child) -> bool {
     child.try_wait().expect("a child process").is_none()
 }
 
-/// Sends a signal by name, such as `INT`; to a process that has ended it does nothing.
+/// Sends a signal by name, such as `INT`. A process that has ended is left alone.
 pub fn send(signal: &str, child: &Child) {
     let command = format!("kill -{signal} {}", child.id());
     Command::new("sh")

@@ -1,4 +1,5 @@
-//! Stages that train adapters: what they leave, what they take up, what they refuse.
+//! Stages that train adapters: the files that they write, the adapters that they continue, and what
+//! they refuse.
 
 use std::fs;
 use std::path::Path;
@@ -10,10 +11,10 @@ use crate::support::{Workspace, read};
 
 const LORA: &str = "--set sft.lora.r=4 --set sft.lora.target_modules=all-linear";
 
-/// A run of its own, whose adapters the others start from.
+/// Name of a run whose adapters other tests start from.
 const TUNED: &str = "--set run.name=tuned";
 
-/// The names in a safetensors file.
+/// The tensor names of a safetensors file.
 fn names(file: &Path) -> Vec<String> {
     let tensors = candle_core::safetensors::load(file, &candle_core::Device::Cpu);
     let mut names: Vec<String> = tensors.expect("tensors").into_keys().collect();
@@ -43,7 +44,7 @@ fn sft_leaves_an_adapter_and_checkpoints_of_nothing_else() {
     ] {
         assert!(folder.join(file).exists(), "no {file}");
     }
-    // transformers takes a folder with either for a whole model.
+    // With either file, transformers would take the folder for a whole model.
     for file in ["model.safetensors", "config.json"] {
         assert!(!folder.join(file).exists(), "{file}");
     }
@@ -77,7 +78,7 @@ fn sft_leaves_an_adapter_and_checkpoints_of_nothing_else() {
     assert!(after < before - 0.1, "{before} → {after}");
 }
 
-/// Fine-tuned and reward-modelled by adapters of one base; PPO reads both.
+/// Policy and reward model are adapters on one base, and PPO reads both.
 #[test]
 fn later_stages_read_adapters_as_models() {
     let workspace = Workspace::trained();
@@ -126,8 +127,8 @@ fn adapters_that_are_trained_further_stay_as_they_are() {
     );
 }
 
-/// Keys that a table leaves out are the folder's, in every stage that trains adapters; a difference
-/// is named with both values, by `plan` too.
+/// Keys that a table leaves out are taken from the folder, in every stage that trains adapters. A
+/// difference is reported with both values, by `plan` too.
 #[test]
 fn a_table_inherits_the_adapters_that_are_trained_further() {
     let workspace = Workspace::trained();
@@ -222,7 +223,7 @@ fn targets_and_layers_that_the_model_lacks_are_named() {
     }
 }
 
-/// Another base under the same adapters would be continued by no one's wish.
+/// Continuing adapters on another base is refused, since nobody would do so on purpose.
 #[test]
 fn a_base_that_was_changed_does_not_continue_a_stage() {
     let workspace = Workspace::trained();

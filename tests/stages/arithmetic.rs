@@ -1,5 +1,5 @@
-//! The example of a reward that can be checked: its data is right, and its configurations run from
-//! the first stage to the last.
+//! The example of a verifiable reward: its data is correct, and its configurations run from the
+//! first stage to the last.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::on_policy::number;
 use crate::support::{Line, lines};
 
-/// Stages so short that they learn nothing.
+/// Stages of two steps, which learn nothing.
 const SHORT: &str = "--set ppo.max_steps=2 --set ppo.batch_size=32 --set ppo.eval_samples=8";
 
 const SHORT_START: &str = "--set pretrain.max_steps=2 --set pretrain.warmup_steps=0 --set sft.max_steps=2 --set sft.warmup_steps=0";
@@ -34,7 +34,7 @@ fn numbers(record: &Line) -> (u32, u32) {
     (a.min(b), a.max(b))
 }
 
-/// The sums of a file, their answers checked: the last digit stands first.
+/// The sums of a file after checking their answers, whose last digit comes first.
 fn checked(file: &str, answer: &str) -> HashSet<(u32, u32)> {
     let records = data(file);
     for record in &records {
@@ -54,12 +54,12 @@ fn answers_are_right_and_no_file_knows_another_ones_sums() {
     let held_out = checked("arithmetic_prompts_eval.jsonl", "answer");
     assert!(held_out.is_disjoint(&sft) && held_out.is_disjoint(&prompts));
     assert!(sft.is_disjoint(&prompts));
-    // Every sum of two numbers of two digits is somewhere.
+    // Every sum of two two-digit numbers is in one of the files.
     let all = sft.len() + prompts.len() + held_out.len();
     assert_eq!(all, 90 * 91 / 2);
 }
 
-/// Runs a configuration of this checkout, its runs in `folder`.
+/// Runs a configuration of this repository, with its runs in `folder`.
 #[track_caller]
 fn run(config: &str, folder: &Path, flags: &str) {
     let output = Command::new(env!("CARGO_BIN_EXE_collimate"))

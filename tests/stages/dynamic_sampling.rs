@@ -1,10 +1,10 @@
-//! Dynamic sampling on the real loop: prompts whose samples all score alike give way to the next
-//! ones, and nothing else changes.
+//! Dynamic sampling in real runs: prompts whose samples all have the same score are replaced by the
+//! next prompts, and nothing else changes.
 
 use crate::on_policy::{assert_start_on_policy, iterations, number};
 use crate::support::{Line, Workspace};
 
-/// Two samples of few and likely tokens: many pairs are equal, and equal texts score alike.
+/// Two samples of few, likely tokens: many pairs are equal, and equal texts have equal scores.
 const NARROW: &str = "--set ppo.advantage_estimator=rloo --set ppo.num_samples_per_prompt=2 --set ppo.top_k=2 \
                       --set ppo.temperature=0.7 --set ppo.max_new_tokens=3";
 
@@ -29,7 +29,7 @@ fn groups_without_spread_are_replaced() {
     for line in &lines {
         let rounds = number(line, "rollout/rounds");
         assert!((1.0..=3.0).contains(&rounds), "{line:?}");
-        // Either the batch is full of groups with spread, or all rounds were used.
+        // Either the batch is full of groups with different scores, or all rounds were used.
         let full = number(line, "rollout/no_spread_fraction") == 0.0;
         assert!(full || rounds == 3.0, "{line:?}");
     }
@@ -38,8 +38,8 @@ fn groups_without_spread_are_replaced() {
     }
 }
 
-/// At a temperature close to 0 all samples are the same: every round is spent, and the batch is
-/// filled with what was to be replaced.
+/// At a temperature close to 0 all samples are equal: every round is used, and the batch is filled
+/// with the groups that were to be replaced.
 #[test]
 fn a_batch_without_any_spread_is_filled() {
     let flags = "--set ppo.num_samples_per_prompt=4 --set ppo.temperature=0.0001 --set ppo.dynamic_sampling=3 --set ppo.max_steps=2";

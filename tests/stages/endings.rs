@@ -1,5 +1,5 @@
-//! Where a stage's model stops, and where reward models are read: in the files that stages leave,
-//! and in what they make of others'.
+//! Where a stage's model stops and where reward models are read: in the files that stages write,
+//! and in how they read the files of others.
 
 use std::fs;
 
@@ -23,8 +23,8 @@ fn edit(workspace: &Workspace, file: &str, keys: Value) {
     fs::write(workspace.path(file), object.to_string()).expect("a writable file");
 }
 
-/// A base model whose tokenizer has EOS 0, padding 1 and `<|im_end|>` 2, with which its template
-/// closes a turn; and chats.
+/// A base model whose tokenizer has EOS 0, padding 1 and `<|im_end|>` 2, which closes a turn in its
+/// template; and chats.
 fn chats() -> Workspace {
     let workspace = Workspace::new();
     workspace.succeed(
@@ -53,7 +53,7 @@ fn chats() -> Workspace {
     workspace
 }
 
-/// EOS of the tokenizer and the token that closes a turn, in both files of every model that
+/// The tokenizer's EOS and the token that closes a turn are in both files of every model that
 /// generates.
 #[test]
 fn every_stage_writes_the_ends_that_it_taught() {
@@ -73,7 +73,7 @@ fn every_stage_writes_the_ends_that_it_taught() {
             );
         }
     }
-    // An adapter's folder has the one file of the two.
+    // An adapter's folder has only `generation_config.json`.
     workspace.succeed(&format!(
         "sft config.toml {short} --set sft.lora.r=2 --set run.name=adapter"
     ));
@@ -81,7 +81,7 @@ fn every_stage_writes_the_ends_that_it_taught() {
     assert_eq!(json_of(&workspace, file)["eos_token_id"], json!([0, 2]));
 }
 
-/// PPO ends samples at both, though the policy's folder names neither.
+/// PPO ends samples at both tokens, though the policy's folder names neither.
 #[test]
 fn samples_end_where_the_tokenizer_says() {
     let workspace = chats();
@@ -137,8 +137,8 @@ fn the_closing_table_warns_where_nothing_ends_by_itself() {
     );
 }
 
-/// Configuration and tokenizer of a reward model agree on padding that ends no answer, whatever the
-/// start has.
+/// Configuration and tokenizer of a reward model agree on a padding token that ends no answer,
+/// whatever the initial model has.
 #[test]
 fn a_reward_model_is_padded_with_a_token_that_ends_nothing() {
     for start in [json!(0), Value::Null, json!(1)] {
@@ -180,7 +180,7 @@ fn a_reward_model_is_padded_with_a_token_that_ends_nothing() {
             "<|pad|>",
             "from {start}"
         );
-        // Adapters have no config.json: the tokenizer says it.
+        // Adapters have no `config.json`: the padding token is in the tokenizer's files.
         workspace.succeed("reward config.toml --set reward.max_steps=1 --set reward.lora.r=2 --set run.name=adapter");
         let file = "runs/adapter/reward/final/tokenizer_config.json";
         assert_eq!(
@@ -192,8 +192,8 @@ fn a_reward_model_is_padded_with_a_token_that_ends_nothing() {
     only_eos_pads();
 }
 
-/// A tokenizer such as GPT-2's with EOS as its padding, and no other special token: there is
-/// nothing to choose, but the score stands before the end, and both stages say so.
+/// A tokenizer like GPT-2's, whose only special token is both EOS and padding: no other padding can
+/// be chosen, the score is read before the last token, and both stages say so.
 fn only_eos_pads() {
     let workspace = Workspace::trained();
     let mut tokenizer = json_of(&workspace, "models/sft/tokenizer.json");
@@ -231,7 +231,7 @@ fn last(workspace: &Workspace, run: &str, name: &str) -> f64 {
         .unwrap_or_else(|| panic!("no {name} in {run}"))
 }
 
-/// Reward models and judge are read where their folder means, or where the key says.
+/// Reward models and the judge are read where their folder says, or where the key says.
 #[test]
 fn ppo_reads_scores_where_the_folder_or_the_key_says() {
     let workspace = Workspace::trained();

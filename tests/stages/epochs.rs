@@ -1,5 +1,5 @@
-//! Epochs are whole: each record once, the last batch short or dropped; iterations of PPO are
-//! always full, and what that costs is said.
+//! Epochs are whole: each record once, with a short last batch or without it. PPO's iterations are
+//! always full, and what that leaves out is reported.
 
 use serde_json::json;
 
@@ -7,14 +7,14 @@ use crate::on_policy::number;
 use crate::refusal::refused;
 use crate::support::{Line, Workspace, example, lines, pair, prompt, read, records};
 
-/// Nothing moves, so that losses are those of the start.
+/// A learning rate of 0, so that all losses are those of the initial model.
 const STILL: &str = "--set KEY.learning_rate=0.0 --set KEY.eval_steps=0";
 
 fn still(stage: &str, flags: &str) -> String {
     format!("{STILL} {flags}").replace("KEY", stage)
 }
 
-/// The lines of a stage's steps, in a run of this name and the stage's.
+/// The metrics of each step, in a run with a name made of `name` and `stage`.
 fn steps(workspace: &Workspace, name: &str, stage: &str, flags: &str) -> Vec<Line> {
     let name = format!("{name}-{stage}");
     workspace.succeed(&format!(
@@ -29,7 +29,7 @@ fn column(lines: &[Line], name: &str) -> Vec<f64> {
     lines.iter().map(|line| number(line, name)).collect()
 }
 
-/// No held-out records, 33 to train on, and one epoch.
+/// 33 training records, none held out, and one epoch.
 fn thirty_three() -> Workspace {
     let workspace = Workspace::trained();
     workspace.write("sft.jsonl", &records(0, 33, example));
@@ -63,8 +63,8 @@ fn thirty_three_records_by_thirty_two_are_one_epoch_in_two_steps() {
     }
 }
 
-/// Of pairs, each step's loss is the mean over its own: 32 and 1 of them make up the mean over all
-/// 33.
+/// Pairs: each step's loss is the mean over its own pairs, so steps of 32 and 1 pairs make up the
+/// mean over all 33.
 #[test]
 fn a_short_batch_is_normalised_by_its_own_pairs() {
     let workspace = thirty_three();
@@ -83,8 +83,7 @@ fn a_short_batch_is_normalised_by_its_own_pairs() {
     );
 }
 
-/// Of tokens likewise: where all records are alike, so are the losses of a whole and of a short
-/// batch.
+/// Tokens: with identical records, a whole and a short batch have the same loss.
 #[test]
 fn a_short_batch_is_normalised_by_its_own_tokens() {
     let workspace = thirty_three();
@@ -194,8 +193,8 @@ fn an_iteration_of_ppo_is_whole_and_says_what_it_leaves_out_or_repeats() {
     );
 }
 
-/// A reward program notes what it is asked: two iterations of three prompts make a pass over eight,
-/// and no prompt comes twice in it.
+/// A reward program records the prompts that it is given: two iterations of three prompts are one
+/// pass over eight prompts, and no prompt comes twice.
 #[test]
 fn no_pass_over_the_prompts_has_one_twice() {
     let workspace = Workspace::trained();
@@ -229,7 +228,7 @@ fn no_pass_over_the_prompts_has_one_twice() {
     );
 }
 
-/// Keeps what it is asked, and answers with as many numbers.
+/// Records each question and answers with as many numbers as it has completions.
 const NOTE: &str = r#"while read -r line; do
   printf '%s\n' "$line" >> asked.jsonl
   scores=$(printf '%s' "$line" | grep -o '"completion":' | sed 's/.*/0.25/' | tr '\n' ',')
@@ -240,7 +239,7 @@ done
 const REWARDS: &str = "\n[[ppo.rewards]]\ntype = \"model\"\npath = \"models/reward\"\n\
                        [[ppo.rewards]]\ntype = \"program\"\ncommand = [\"sh\", \"note.sh\"]\n";
 
-/// The numbers of the prompts in a question.
+/// The numbers in the prompts of a question.
 fn numbers(question: &Line) -> Vec<u64> {
     let completions = question["completions"].as_array().expect("a list");
     let number = |completion: &serde_json::Value| completion["fields"]["number"].as_u64();

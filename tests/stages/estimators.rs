@@ -1,5 +1,5 @@
-//! Every estimator of advantages on the real loop: exact as with a critic, and without one nothing
-//! of a critic is left anywhere.
+//! Every advantage estimator in real runs: on policy like GAE, and without a critic nothing of a
+//! critic is left anywhere.
 
 use std::fs;
 
@@ -19,7 +19,7 @@ fn flags(estimator: &str) -> String {
     format!("--set ppo.advantage_estimator={estimator} --set ppo.num_samples_per_prompt=4")
 }
 
-/// Whether any line has a metric whose name starts so.
+/// Whether any line has a metric with this prefix.
 fn has(lines: &[Line], start: &str) -> bool {
     let mut names = lines.iter().flat_map(|line| line.keys());
     names.any(|name| name.starts_with(start))
@@ -81,7 +81,7 @@ fn every_estimator_earns_a_higher_score_on_one_batch_of_prompts() {
         );
         let score = |line: &Line| number(line, "objective/scores");
         let (before, after) = (score(&lines[0]), score(&lines[24]));
-        // Happy ends score about +6, sad ones −6; the start has as many of either.
+        // Happy endings score about +6, sad ones −6, and the initial policy has as many of either.
         assert!(
             after > before + 3.0,
             "{estimator}: from {before} to {after}"
@@ -98,7 +98,7 @@ fn remax_takes_one_sample_a_prompt_too() {
     assert!(!has(&lines, "rollout/no_spread_fraction"));
 }
 
-/// The greedy completions are the same whoever is sampled beside whom, like the samples.
+/// Like the samples, greedy completions do not depend on the rest of the batch.
 #[test]
 fn remax_does_not_depend_on_how_rollouts_are_batched() {
     let workspace = Workspace::trained();
@@ -133,7 +133,7 @@ fn the_critic_starts_from_the_reward_model_or_from_the_policy() {
     assert_ne!(policy.1, scorer.1);
 }
 
-/// Unset, the loss takes the mean that its estimator's source has.
+/// If unset, the loss aggregation is that of the estimator's source.
 #[test]
 fn an_unset_aggregation_is_the_estimators_own() {
     let workspace = Workspace::trained();

@@ -1,5 +1,5 @@
-//! What fine-tuning has beside its loss: frozen layers, rates by layer, early stopping, mixtures,
-//! chats.
+//! Features of fine-tuning beside its loss: frozen layers, learning rates by layer, early stopping,
+//! mixtures, chats.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
@@ -15,7 +15,7 @@ fn tensors(model: &Path) -> HashMap<String, Tensor> {
     candle_core::safetensors::load(model.join("model.safetensors"), &Device::Cpu).expect("a model")
 }
 
-/// How far each tensor is from where it started; sorted by name.
+/// Largest change of each tensor's values, sorted by name.
 fn moved(workspace: &Workspace) -> Vec<(String, f32)> {
     let start = tensors(&workspace.path("models/pretrain"));
     let mut moved: Vec<(String, f32)> = tensors(&workspace.model("trial", "sft"))
@@ -62,7 +62,7 @@ fn frozen_layers_keep_their_bits() {
 #[test]
 fn lower_layers_learn_more_slowly_under_layerwise_decay() {
     let workspace = Workspace::trained();
-    // The first step of Adam is the learning rate itself, for each weight that has a gradient.
+    // Adam's first step has the size of the learning rate, for each weight with a gradient.
     let one_step =
         "--set sft.max_steps=1 --set sft.lr_scheduler_type=constant --set sft.max_grad_norm=0.0";
     workspace.succeed(&format!(
@@ -84,8 +84,8 @@ fn lower_layers_learn_more_slowly_under_layerwise_decay() {
 #[test]
 fn early_stopping_keeps_the_best() {
     let workspace = Workspace::trained();
-    // Held out are the other ends of the same beginnings: first the form is learned, then the wrong
-    // words.
+    // The held-out records have the other endings of the same beginnings: training first learns the
+    // form, then the wrong words.
     workspace.write("sft.jsonl", &records(0, 12, example));
     workspace.write("held_out.jsonl", &records(30, 12, example));
     let flags = "--set sft.eval_fraction=0.0 --set sft.eval_data=held_out.jsonl --set sft.lr_scheduler_type=constant \
@@ -118,7 +118,7 @@ fn early_stopping_keeps_the_best() {
     assert_best_weights_are_named(&workspace);
 }
 
-/// Weights of best steps lie there for the checkpoints that name them, and no others.
+/// Best weights are kept for the checkpoints that name them, and for no others.
 fn assert_best_weights_are_named(workspace: &Workspace) {
     let folder = workspace.stage("trial", "sft");
     let listed = |folder: &Path| -> BTreeSet<String> {
@@ -144,7 +144,8 @@ fn assert_best_weights_are_named(workspace: &Workspace) {
 #[test]
 fn more_steps_under_early_stopping_go_on_as_if_they_had_been_asked_for_at_once() {
     let workspace = Workspace::trained();
-    // Held out are the ends that training never shows: the longer it trains, the worse they do.
+    // The held-out records have endings that training never sees: the longer it trains, the higher
+    // their loss.
     workspace.write("sft.jsonl", &records(0, 60, |i| example(2 * i)));
     workspace.write("held_out.jsonl", &records(0, 20, |i| example(2 * i + 1)));
     let ask = |name: &str, steps: usize| {
@@ -167,7 +168,7 @@ fn more_steps_under_early_stopping_go_on_as_if_they_had_been_asked_for_at_once()
     assert!(workspace.weights("raised", "sft") == workspace.weights("whole", "sft"));
 }
 
-/// Fine-tunes on a mixture and returns its weights.
+/// Fine-tunes on a mixture and returns the weights.
 fn mixed(workspace: &Workspace, name: &str, weights: [f64; 2]) -> Vec<u8> {
     let sources = format!(
         "data = [{{ path = \"sft.jsonl\", weight = {:?} }}, {{ path = \"more.jsonl\", weight = {:?} }}]",
@@ -204,7 +205,7 @@ fn a_mixture_draws_by_its_weights() {
     );
 }
 
-/// What a command that succeeds says on standard output and standard error.
+/// Standard output and standard error of a command that succeeds.
 #[track_caller]
 fn output(workspace: &Workspace, arguments: &str) -> [String; 2] {
     let output = workspace.command(arguments).output().expect("the binary");
@@ -214,7 +215,7 @@ fn output(workspace: &Workspace, arguments: &str) -> [String; 2] {
     said
 }
 
-/// Runs a stage and looks for what it says of records that are too long: on the way, and in its
+/// Runs a stage and checks its messages about records that are too long: during the run, and in its
 /// table.
 #[track_caller]
 fn counts(workspace: &Workspace, arguments: &str, says: &str, row: [&str; 2]) {
@@ -290,7 +291,7 @@ fn conversations_go_through_the_chat_template() {
     assert_eq!(kept, template.as_bytes());
 }
 
-/// A template that leaves out what earlier answers start with once later ones are there.
+/// A template that drops the beginning of earlier answers once later ones follow.
 const REWRITES: &str = "{% for m in messages %}{{ m.role[:1] }}:{% if m.role == 'assistant' and loop.last %}so {% endif %}{{ m.content }}\
                         {{ eos_token }}{% endfor %}{% if add_generation_prompt %}a:{% endif %}";
 

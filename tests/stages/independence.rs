@@ -1,5 +1,5 @@
-//! The judge and a drawn critic are independent of the reward model: they begin with other heads,
-//! and the judge reads other pairs first.
+//! The judge and a randomly initialised critic are independent of the reward model: they start with
+//! other heads, and the judge reads other pairs first.
 
 use std::path::Path;
 
@@ -8,7 +8,8 @@ use candle_core::{Device, Tensor};
 use crate::on_policy::number;
 use crate::support::{Line, Workspace, pair, records};
 
-/// A judge with the reward model's table, both of which start from this model and learn nothing.
+/// A judge with the same table as the reward model; both start from this model and have a learning
+/// rate of 0.
 fn workspace(from: &str) -> Workspace {
     let workspace = Workspace::trained();
     workspace.write("pairs.jsonl", &records(0, 48, pair));
@@ -62,13 +63,13 @@ fn reward_model_judge_and_drawn_critic_begin_with_other_heads() {
         ("critic", &reward, &critic),
         ("both", &judge, &critic),
     ] {
-        // Of 32 independent weights the deviation is 0.18.
+        // The correlation of 32 independent weights has a standard deviation of 0.18.
         let found = correlation(a, b);
         assert!(found.abs() < 0.8, "{what}: {found}");
     }
 }
 
-/// From one model with one head, the numbers of the stages differ by the pairs alone.
+/// Two stages that start from one model with one head differ only in the pairs that they read.
 #[test]
 fn the_judge_reads_and_holds_out_other_pairs() {
     let workspace = workspace("models/reward");

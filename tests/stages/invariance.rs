@@ -1,6 +1,5 @@
-//! What must not change the weights does not change a bit of them: how many threads, how large the
-//! rollout's batch and cache, whether activations are kept, whether anyone evaluates. And what must
-//! change them does.
+//! Settings that must not change the weights change no bit of them: the number of threads, the
+//! rollout batch and cache, recomputation, evaluations. Settings that must change them do.
 
 use crate::support::Workspace;
 
@@ -12,8 +11,8 @@ fn weights(workspace: &Workspace, stage: &str, name: &str, flags: &str) -> Vec<u
     workspace.weights(name, stage)
 }
 
-/// Runs `stage` with `flags` and each of `harmless` and compares the weights with those of the
-/// plain run; then with another seed, which must matter.
+/// Runs `stage` with `flags` plus each of `harmless` and compares the weights with those of the
+/// plain run; then with another seed, which must change them.
 fn assert_invariant(stage: &str, flags: &str, harmless: &[&str]) {
     let workspace = Workspace::trained();
     let plain = weights(&workspace, stage, "plain", flags);
@@ -52,7 +51,7 @@ fn pretraining_does_not_depend_on_threads_or_recomputation() {
     );
 }
 
-/// Products, sums and logits are large enough here to be shared among threads.
+/// Products, sums and logits are large enough here to be split among threads.
 #[test]
 fn a_wider_model_does_not_depend_on_threads_or_recomputation() {
     let wide = "--set model.hidden_size=96 --set model.intermediate_size=256 --set pretrain.batch_size=24 --set pretrain.max_steps=4";

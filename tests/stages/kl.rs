@@ -1,6 +1,6 @@
-//! The KL of policy and reference on the real loop, where sampling cuts the distribution: held
-//! against Σ log π − log π_ref over the whole vocabulary, computed here from the logits of the two
-//! models. And what a KL without a weight leaves out.
+//! The KL of policy and reference in real runs whose sampling cuts the distribution, compared with
+//! Σ log π − log π_ref over the whole vocabulary, computed here from the logits of both models.
+//! Also: what a KL without a weight leaves out.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ use rollout::{Completion, Decoding, Request, Sampling, Settings, generate};
 use crate::on_policy::number;
 use crate::support::{Line, Workspace, lines, read, records};
 
-/// Sampling that leaves three tokens, and none that ends a completion at first.
+/// Sampling that keeps three tokens, and no token that ends a completion at first.
 const CUT: &str = "--set ppo.top_k=3 --set ppo.temperature=0.8 --set ppo.min_new_tokens=2";
 const SAMPLING: Sampling = Sampling {
     temperature: 0.8,
@@ -27,12 +27,12 @@ const SAMPLING: Sampling = Sampling {
 };
 const MIN_NEW_TOKENS: usize = 2;
 
-/// One epoch of one minibatch an iteration, whose raw scores are what is rewarded: the metrics of
-/// the KL are then known from a batch.
+/// One epoch of one minibatch per iteration, with raw scores as rewards, so that the KL metrics
+/// follow from a single batch.
 const PLAIN: &str = "--set ppo.num_mini_batches=1 --set ppo.num_ppo_epochs=1 --set ppo.score_normalization=none --set ppo.kl_coef=0.5 \
                      --set ppo.learning_rate=5e-3";
 
-/// All prompts to train on are this one, so that their order does not matter.
+/// The only training prompt, so that the order of prompts does not matter.
 const PROMPT: &str = "the old king painted a";
 
 fn workspace() -> Workspace {
@@ -42,7 +42,7 @@ fn workspace() -> Workspace {
     workspace
 }
 
-/// Runs PPO for some iterations under a name of its own; its lines.
+/// Runs PPO for some iterations under its own name and returns the metrics.
 #[track_caller]
 fn run(workspace: &Workspace, name: &str, iterations: usize, flags: &str) -> Vec<Line> {
     let set = format!("--set run.name={name} --set ppo.max_steps={iterations}");
@@ -55,8 +55,7 @@ fn load(folder: &Path) -> Decoder {
     Decoder::load(folder, Head::LanguageModel, 0, frozen, &Device::Cpu).expect("a model")
 }
 
-/// The policy that the first iteration left, which sampled the second one's batch, and the
-/// reference.
+/// The policy after the first iteration, which sampled the second batch, and the reference.
 struct Policies {
     tokenizer: Tokenizer,
     policy: Decoder,
@@ -73,7 +72,7 @@ impl Policies {
         }
     }
 
-    /// What a stage drew for these prompts.
+    /// The completions that a stage sampled for these prompts.
     fn draw(&self, prompts: &[(u64, &str)], purpose: Purpose, iteration: u64) -> Vec<Drawn> {
         let ids = |prompt: &str| self.tokenizer.encode_text(prompt).expect("ids");
         let request = |&(key, prompt): &(u64, &str)| Request {
@@ -113,16 +112,16 @@ impl Policies {
     }
 }
 
-/// log π − log π_ref of each token of a completion.
+/// log π − log π_ref for each token of a completion.
 struct Drawn {
-    /// Over the whole vocabulary.
+    /// With log-probs over the whole vocabulary.
     whole: Vec<f64>,
-    /// Renormalised over what sampling kept.
+    /// With log-probs renormalised over the kept set.
     kept: Vec<f64>,
 }
 
-/// log p of each generated token, over the whole vocabulary and over what sampling kept, in `f64`
-/// from the model's logits.
+/// Log-prob of each generated token over the whole vocabulary and over the kept set, in `f64` from
+/// the model's logits.
 fn log_probs(model: &Decoder, prompt: &[u32], completion: &Completion) -> Vec<[f64; 2]> {
     let ids = [prompt, &completion.tokens].concat();
     let segments = Segments::from_lengths([ids.len()]);
@@ -156,7 +155,8 @@ fn estimate(estimator: &str, d: f64) -> f64 {
     }
 }
 
-/// Log-probs are `f32` there: two of them are known to 1e-6 or so, and a sequence has up to twelve.
+/// Log-probs are `f32` in the run: the difference of two has an error of about 1e-6, and a sequence
+/// has up to twelve tokens.
 #[track_caller]
 fn close(found: f64, expected: f64, what: &str) {
     let gap = (found - expected).abs();
@@ -166,7 +166,7 @@ fn close(found: f64, expected: f64, what: &str) {
     );
 }
 
-/// The batch of the second iteration, whose policy is what the first one left.
+/// The batch of the second iteration, sampled from the policy that the first one left.
 fn second_batch(workspace: &Workspace) -> Vec<Drawn> {
     run(workspace, "first", 1, CUT);
     let prompts: Vec<_> = (16..32).map(|place| (place, PROMPT)).collect();
@@ -194,7 +194,7 @@ fn rewards_carry_the_kl_of_whole_distributions() {
         });
         let rewarded = number(last, "objective/scores") - 0.5 * penalty;
         close(number(last, "objective/rlhf_reward"), rewarded, estimator);
-        // The ratio is of what could be drawn.
+        // The ratio compares distributions over the kept sets.
         assert_eq!(number(last, "policy/first_ratio_max_dev"), 0.0);
     }
 }
@@ -238,7 +238,7 @@ fn evaluations_measure_the_kl_of_whole_distributions() {
     close(number(last, "eval/kl"), kl, "eval/kl");
 }
 
-/// Without held-out prompts, and so without what shapes evaluations.
+/// Removes the held-out prompts and the keys of evaluations.
 fn without_evaluations(workspace: &Workspace) {
     let config = String::from_utf8(read(&workspace.path("config.toml"))).expect("UTF-8");
     let evaluated = ["eval_prompts", "lexicon", "eval_samples"];
@@ -251,7 +251,8 @@ fn without_evaluations(workspace: &Workspace) {
     workspace.write("quiet.toml", &format!("{rest}[ppo]{}", ppo.join("\n")));
 }
 
-/// A weight of 1e-300 has the reference score every batch and changes no number that a loss reads.
+/// A weight of 1e-300 makes the reference score every batch and changes no number that a loss
+/// reads.
 #[test]
 fn a_kl_without_a_weight_is_not_measured_and_changes_no_bit() {
     let workspace = Workspace::trained();
@@ -290,7 +291,7 @@ fn a_kl_without_a_weight_is_not_measured_and_changes_no_bit() {
     }
 }
 
-/// Its samples give scores their scale, though no KL has a weight.
+/// The reference's samples set the scale of scores, though no KL has a weight.
 #[test]
 fn the_reference_is_read_where_it_gives_the_scale_of_scores() {
     let workspace = Workspace::trained();

@@ -1,8 +1,8 @@
-//! A small language, and all stages of a run on it.
+//! A small language, and a configuration that runs all stages on it.
 
 use serde_json::{Value, json};
 
-/// All stages on the small language, each a fraction of a second.
+/// All stages on the small language; each takes a fraction of a second.
 pub const CONFIG: &str = r#"
 [run]
 name = "trial"
@@ -91,12 +91,12 @@ const HAPPY: [&str; 4] = ["happy", "lovely", "cheerful", "golden"];
 const SAD: [&str; 4] = ["sad", "ugly", "dreary", "broken"];
 const OBJECTS: [&str; 5] = ["dog", "boat", "house", "picture", "garden"];
 
-/// Sentence `i`'s beginning, which is also a prompt.
+/// The beginning of sentence `i`, which also serves as a prompt.
 fn beginning(i: usize) -> String {
     format!("{} {} a", SUBJECTS[i % 6], VERBS[i / 6 % 5])
 }
 
-/// Sentence `i`'s end with an adjective from `adjectives`.
+/// The end of sentence `i`, with an adjective from `adjectives`.
 fn end(i: usize, adjectives: [&str; 4]) -> String {
     format!(" {} {}.", adjectives[i / 3 % 4], OBJECTS[i / 7 % 5])
 }
@@ -106,7 +106,7 @@ fn sentence(i: usize) -> String {
     beginning(i) + &end(i, adjectives)
 }
 
-/// `count` records from `first` on, a line each.
+/// `count` records from `first` on, one per line.
 pub fn records(first: usize, count: usize, record: impl Fn(usize) -> Value) -> String {
     (first..first + count)
         .map(|i| record(i).to_string() + "\n")
@@ -119,7 +119,7 @@ pub fn example(i: usize) -> Value {
     json!({"prompt": beginning(i), "completion": end(i, adjectives)})
 }
 
-/// The happy end is the better one.
+/// A pair whose chosen answer is the happy ending.
 pub fn pair(i: usize) -> Value {
     json!({"prompt": beginning(i), "chosen": end(i, HAPPY), "rejected": end(i, SAD)})
 }
@@ -135,7 +135,7 @@ fn document(i: usize) -> Value {
     json!({"text": three.join(" ")})
 }
 
-/// The data files that [`CONFIG`] names, each with its contents.
+/// The data files that [`CONFIG`] names, and their contents.
 pub fn files() -> [(&'static str, String); 7] {
     let valence = |words: [&str; 4], valence: &str| words.map(|w| format!("{w}\t{valence}\n"));
     let lexicon = [valence(HAPPY, "2.0"), valence(SAD, "-2.0")].concat();

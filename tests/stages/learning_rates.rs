@@ -1,4 +1,4 @@
-//! Learning rates as they arrive at the weights: the shortest stages learn, and a stage that
+//! Learning rates as they reach the weights: even the shortest stages learn, and a stage that
 //! changes nothing says so.
 
 use crate::on_policy::number;
@@ -6,7 +6,7 @@ use crate::support::{Workspace, read};
 
 const SUPERVISED: [&str; 4] = ["pretrain", "sft", "dpo", "reward"];
 
-/// The rates of a stage's steps.
+/// The learning rate of each step of a stage.
 fn rates(workspace: &Workspace, name: &str, stage: &str) -> Vec<f64> {
     let metric = match stage {
         "ppo" => "policy/learning_rate",
@@ -17,7 +17,7 @@ fn rates(workspace: &Workspace, name: &str, stage: &str) -> Vec<f64> {
     lines.iter().map(|line| number(line, metric)).collect()
 }
 
-/// The peak of the stage in the tests' configuration.
+/// Peak learning rate of the stage in the tests' configuration.
 fn peak(stage: &str) -> f64 {
     match stage {
         "pretrain" => 1e-2,
@@ -26,7 +26,7 @@ fn peak(stage: &str) -> f64 {
     }
 }
 
-/// What the stage starts from and what it left, as far as they have the same tensors.
+/// Whether the stage's final model differs from its initial one, in the tensors that both have.
 fn has_moved(workspace: &Workspace, name: &str, stage: &str, start: &str) -> bool {
     let start = read(&workspace.path(&format!("{start}/model.safetensors")));
     start != workspace.weights(name, stage)
@@ -118,8 +118,8 @@ fn a_stage_that_changes_nothing_says_so() {
     assert!(!ended.stderr.contains("stays as"), "{}", ended.stderr);
 }
 
-/// Of a rate beyond all measure, the second step on has no finite loss; of weights without one,
-/// none has.
+/// With an absurdly high rate, every loss from the second step on is not finite; with weights that
+/// are not finite, every loss is.
 #[test]
 fn a_stage_whose_steps_are_all_skipped_says_so() {
     let workspace = Workspace::trained();
@@ -137,7 +137,7 @@ fn a_warm_up_that_outlasts_the_stage_is_said() {
     let workspace = Workspace::trained();
     let flags = "--set sft.max_steps=0 --set sft.max_epochs=0.1 --set sft.warmup_steps=9";
     let ended = workspace.succeed(&format!("sft config.toml {flags}"));
-    // A tenth of 12 steps of 16 of the 180 records.
+    // A tenth of 12 steps, of 16 records each, over 180 records.
     let says = "sft warmup_steps = 9 with 2 steps in all: the learning rate rises to 20 % of learning_rate";
     assert!(ended.stderr.contains(says), "{}", ended.stderr);
     assert_eq!(rates(&workspace, "trial", "sft"), [5e-4, 1e-3]);

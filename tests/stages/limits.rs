@@ -1,4 +1,4 @@
-//! The limits of an iteration of PPO: where its epochs end early, and where it is taken back.
+//! Limits on an iteration of PPO: where its epochs end early, and where it is rolled back.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use crate::ptx::PTX;
 use crate::refusal::refused;
 use crate::support::{Workspace, read};
 
-/// A file of the newest checkpoint, or of the oldest that was kept.
+/// The files of the newest checkpoint, or of the oldest one that was kept.
 fn checkpoints(workspace: &Workspace, name: &str) -> Vec<PathBuf> {
     let folder = workspace.stage(name, "ppo").join("checkpoints");
     let entries = std::fs::read_dir(folder).expect("checkpoints");
@@ -23,7 +23,7 @@ fn a_target_ends_the_epochs_before_the_step_that_would_follow() {
     let plain = run(&workspace, "plain", "");
     assert_eq!(column(&plain, "policy/updates"), [4.0; 6]);
     assert!(!plain[0].contains_key("policy/stopped_early"));
-    // The first minibatch has KL 0 and steps; the second sees that the policy has moved.
+    // The first minibatch has KL 0 and steps; the second one sees that the policy has moved.
     let tight = run(&workspace, "tight", "--set ppo.target_kl=1e-9");
     assert_eq!(column(&tight, "policy/updates"), [1.0; 6]);
     assert_eq!(column(&tight, "policy/stopped_early"), [1.0; 6]);
@@ -40,9 +40,9 @@ fn a_target_ends_the_epochs_before_the_step_that_would_follow() {
 #[test]
 fn an_iteration_that_went_too_far_is_taken_back_to_the_last_bit() {
     for limits in [
-        // The epochs end early, and what they did is too much.
+        // The epochs end early, and the policy has already moved too far.
         "--set ppo.target_kl=1e-9 --set ppo.rollback_kl_factor=1.0",
-        // A single minibatch: only the pass after it can tell.
+        // With a single minibatch, only the pass after it can measure the KL.
         "--set ppo.target_kl=1e-9 --set ppo.rollback_kl_factor=1.0 --set ppo.num_mini_batches=1 --set ppo.num_ppo_epochs=1",
     ] {
         let workspace = workspace();
@@ -79,7 +79,8 @@ fn an_iteration_that_went_too_far_is_taken_back_to_the_last_bit() {
                 "{file} differs"
             );
         }
-        // The text is read again, so its loss is the same until the policy has moved.
+        // The text cursor is rolled back, so the loss on the text stays the same until the policy
+        // moves.
         let ptx = column(&lines, "loss/ptx");
         if limits.contains("num_mini_batches=1") {
             assert!(ptx.iter().all(|&loss| loss == ptx[0]), "{ptx:?}");

@@ -1,5 +1,5 @@
-//! What goes wrong inside a stage ends with exit code 1 and a message that says where and what to
-//! do; nothing panics.
+//! Mistakes inside a stage end with exit code 1 and a message that says where and what to do;
+//! nothing panics.
 
 use serde_json::json;
 
@@ -179,7 +179,7 @@ fn a_tokenizer_that_is_too_large_for_the_model_is_refused() {
     );
 }
 
-/// Vocabularies of one size, in which two tokens have changed places.
+/// Two vocabularies of equal size in which two tokens have changed places.
 #[test]
 fn roles_of_different_tokens_are_refused() {
     let workspace = Workspace::trained();

@@ -1,5 +1,5 @@
-//! What stands between scores and rewards on the real loop: the weight of the KL and the penalty
-//! for length, held against the numbers that the run itself logs.
+//! The KL weight and the length penalty between scores and rewards in real runs, compared with the
+//! numbers that the run itself logs.
 
 use crate::on_policy::{assert_start_on_policy, iterations, number};
 use crate::support::Workspace;
@@ -24,8 +24,8 @@ fn the_adaptive_controller_follows_the_kl() {
     assert!(falls && rises, "{coefs:?}");
 }
 
-/// Over a buffer of all 12 tokens the penalty is 2 · length / 12, so its mean is known from the
-/// mean length.
+/// With a buffer of all 12 tokens the penalty is 2 · length / 12, so its mean follows from the mean
+/// length.
 #[test]
 fn the_overlong_penalty_is_taken_off_the_rewards() {
     let workspace = Workspace::trained();

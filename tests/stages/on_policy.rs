@@ -1,10 +1,10 @@
-//! Sampled log-probs are those of the training forward, bit for bit: the first minibatch of every
-//! iteration has ratio 1, and a policy that does not move has no KL. Held on the real loop, under
-//! every way of sampling.
+//! Sampled log-probs are those of the training forward pass, bit for bit: the first minibatch of
+//! every iteration has ratio 1, and a policy that does not move has a KL of 0. Tested in real runs,
+//! for every way of sampling.
 
 use crate::support::{Line, Workspace, lines};
 
-/// Everything that cuts or bends the distribution, at once.
+/// All settings that cut or reshape the sampling distribution, at once.
 const CUTS: &str = "--set ppo.temperature=0.7 --set ppo.top_k=24 --set ppo.top_p=0.95 --set ppo.min_p=0.01 --set ppo.min_new_tokens=3 \
                     --set ppo.num_samples_per_prompt=4";
 
@@ -14,7 +14,7 @@ pub fn number(line: &Line, name: &str) -> f64 {
         .unwrap_or_else(|| panic!("no number {name} in {line:?}"))
 }
 
-/// The iterations of a PPO run of this name with these flags.
+/// The metrics of each iteration of a PPO run with this name and these flags.
 pub fn iterations(workspace: &Workspace, name: &str, flags: &str) -> Vec<Line> {
     let flags = format!("--set run.name={name} --set ppo.rescore=true {flags}");
     workspace.succeed(&format!("ppo config.toml {flags}"));
@@ -31,8 +31,8 @@ fn assert_on_policy(flags: &str) -> Vec<Line> {
     lines
 }
 
-/// Checks that each iteration starts on policy. That something is learned on the way is checked
-/// too: a policy that stays where it is would pass for free.
+/// Checks that each iteration starts on policy, and that the policy does learn: one that never
+/// moves would pass trivially.
 #[track_caller]
 pub fn assert_start_on_policy(lines: &[Line], flags: &str) {
     for line in lines {
@@ -71,8 +71,8 @@ fn cut_distributions_start_every_iteration_on_policy() {
 
 #[test]
 fn a_small_cache_and_small_passes_start_every_iteration_on_policy() {
-    // Sequences wait for room in the cache; a minibatch is accumulated in several passes, cut
-    // elsewhere than the scoring's.
+    // Sequences wait for room in the cache, and a minibatch is accumulated over several passes that
+    // are cut elsewhere than those of scoring.
     let squeezed =
         "--set ppo.rollout_batch=5 --set ppo.cache_tokens=96 --set ppo.micro_batch_tokens=64";
     assert_on_policy(squeezed);
@@ -84,7 +84,7 @@ fn stop_strings_start_every_iteration_on_policy() {
     let flags = "--set ppo.stop=[\"o\",\"ho\"] --set ppo.temperature=0.7 --set ppo.num_samples_per_prompt=2";
     let with = assert_on_policy(flags);
     let without = assert_on_policy(&flags.replacen("[\"o\",\"ho\"]", "[]", 1));
-    // Most completions hold an "o" before their end.
+    // Most completions contain an "o" before their end.
     assert!(
         number(&with[0], "rollout/length_mean") < number(&without[0], "rollout/length_mean"),
         "{with:?} {without:?}"
@@ -103,7 +103,8 @@ fn samples_leave_out_the_stop_string_that_ended_them() {
     }
 }
 
-/// A policy that does not learn stays the reference for five iterations, to the last bit.
+/// Asserts that a policy with a learning rate of 0 equals the reference for five iterations, to the
+/// last bit.
 fn assert_no_kl(flags: &str) {
     let workspace = Workspace::trained();
     let still = "--set ppo.learning_rate=0.0 --set ppo.max_steps=5";
@@ -129,8 +130,8 @@ fn without_a_learning_rate_there_is_no_kl() {
     assert_no_kl(&format!("{CUTS} --set ppo.critic_learning_rate=1e-3"));
 }
 
-/// What the generator records is what reading the samples once more would give: the metrics of both
-/// runs are the same numbers, the entropy among them.
+/// The generator records the same log-probs that a second forward pass gives: both runs have the
+/// same metrics, including the entropy.
 #[test]
 fn reading_the_samples_anew_changes_no_metric() {
     let workspace = Workspace::trained();

@@ -1,10 +1,10 @@
-//! Each stage learns one batch by heart: the gradient, the optimizer and the loop between them
-//! point the right way.
+//! Each stage overfits one batch: gradient, optimizer and training loop together point in the right
+//! direction.
 
 use crate::on_policy::number;
 use crate::support::{Line, Workspace, example, lines, pair, prompt, records};
 
-/// The last line of a stage's metrics, and the one of its first step.
+/// The last line of a stage's metrics, and the line of its first step.
 fn ends(workspace: &Workspace, stage: &str) -> (Line, Line) {
     let mut lines = workspace.metrics("trial", stage);
     lines.retain(|line| line["step"] != 0);
@@ -29,7 +29,7 @@ fn pretraining_learns_one_batch_by_heart() {
         "one step sees all: {first:?}"
     );
     assert!(number(&first, "train/loss") > 4.0, "{first:?}");
-    // What begins a row has nothing before it to be known from.
+    // The first word of a row cannot be predicted from anything.
     assert!(number(&last, "train/loss") < 0.3, "{last:?}");
 }
 
@@ -47,7 +47,7 @@ fn fine_tuning_learns_one_batch_by_heart() {
 #[test]
 fn the_reward_model_learns_one_batch_by_heart() {
     let workspace = Workspace::trained();
-    // Better and worse are swapped in every third pair, so that no one word decides.
+    // The answers are swapped in every third pair, so that no single word decides.
     let tangled = |i: usize| {
         let mut pair = pair(i);
         if i.is_multiple_of(3) {
@@ -78,6 +78,6 @@ fn ppo_earns_a_higher_score_on_one_batch_of_prompts() {
         number(&first, "objective/scores"),
         number(&last, "objective/scores"),
     );
-    // Happy ends score about +6, sad ones −6; the start has as many of either.
+    // Happy endings score about +6, sad ones −6, and the initial policy has as many of either.
     assert!(after > before + 3.0, "from {before} to {after}");
 }

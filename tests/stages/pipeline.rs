@@ -1,5 +1,5 @@
-//! A whole run: every stage leaves its model, the same command then has nothing to do, and a
-//! changed configuration is taken up or refused by what it would change.
+//! A whole run: every stage writes its model, the same command then has nothing left to do, and a
+//! changed configuration is accepted or refused depending on what it would change.
 
 use serde_json::{Value, json};
 
@@ -112,7 +112,7 @@ fn a_stage_that_has_not_begun_may_change() {
     let workspace = Workspace::new();
     workspace.succeed("pretrain config.toml --set pretrain.max_steps=5");
     workspace.succeed("sft config.toml --set pretrain.max_steps=5 --set sft.learning_rate=1e-3 --set sft.max_steps=5");
-    // But not what it would start from.
+    // But a later stage may not start from something else.
     let changed = "reward config.toml --set pretrain.max_steps=6";
     refused(&workspace, changed, &["pretrain.max_steps"]);
 }
@@ -209,7 +209,7 @@ fn ppo_writes_the_metrics_that_the_field_knows() {
     assert_samples(&workspace, 3);
 }
 
-/// `samples.jsonl` has every evaluated prompt with what became of it.
+/// `samples.jsonl` holds every evaluated prompt with its completion and measures.
 fn assert_samples(workspace: &Workspace, evaluations: usize) {
     let samples = lines(&workspace.stage("trial", "ppo").join("samples.jsonl"));
     assert_eq!(samples.len(), 8 * evaluations);
@@ -221,8 +221,8 @@ fn assert_samples(workspace: &Workspace, evaluations: usize) {
             assert!(sample[name].is_number(), "{name} in {sample:?}");
         }
     }
-    // The same seed each time: before training a prompt's completion is the reference's, with no
-    // KL.
+    // The seed is the same each time: before training, a prompt's completion is that of the
+    // reference, with a KL of 0.
     assert!(
         samples[..8].iter().all(|s| s["kl"].as_f64() == Some(0.0)),
         "{samples:?}"

@@ -1,11 +1,10 @@
-//! What shapes PPO's update, on the real loop: all of it at once, the terms of the actor's loss,
-//! the critic's warm-up. Each with what must be exact. Limits and pretraining text stand in
-//! `limits` and `ptx`.
+//! PPO's update in real runs: all options at once, the terms of the actor's loss, and the critic's
+//! warm-up, each with an exact expectation. Limits and pretraining text are in `limits` and `ptx`.
 
 use crate::on_policy::number;
 use crate::support::{Line, Workspace, read, records};
 
-/// Everything that can shape an update, at once. The first two iterations train the critic alone.
+/// All options of the update at once. The first two iterations train only the critic.
 const ALL: &str = "--set ppo.loss_aggregation=sequence --set ppo.dual_clip=3.0 --set ppo.cliprange_high=0.28 --set ppo.entropy_coef=0.01 \
                    --set ppo.kl_in=loss --set ppo.target_kl=0.5 --set ppo.rollback_kl_factor=4.0 --set ppo.critic_warmup=2 \
                    --set ppo.rescore=true --set ppo.ptx_coef=0.5 --set ppo.ptx_data=mix.jsonl --set ppo.ptx_length=24 --set ppo.ptx_batch_size=3";
@@ -27,7 +26,7 @@ pub fn column(lines: &[Line], name: &str) -> Vec<f64> {
     lines.iter().map(|line| number(line, name)).collect()
 }
 
-/// Runs PPO under a name of its own; the lines of its iterations.
+/// Runs PPO under its own name and returns the metrics of its iterations.
 #[track_caller]
 pub fn run(workspace: &Workspace, name: &str, flags: &str) -> Vec<Line> {
     workspace.succeed(&format!("ppo config.toml --set run.name={name} {flags}"));
@@ -75,7 +74,7 @@ fn every_term_at_once_starts_every_iteration_on_policy() {
         for line in &lines {
             assert_eq!(number(line, "rollout/log_prob_max_dev"), 0.0, "{line:?}");
         }
-        // Nothing moves the policy in two iterations, so the third still samples from the
+        // The policy does not move in the first two iterations, so the third still samples from the
         // reference.
         let kl = column(&lines, "objective/kl");
         assert_eq!(kl[..3], [0.0; 3], "{cut}");
@@ -115,8 +114,8 @@ fn the_coefficient_of_the_kl_waits_for_the_policy() {
     for place in ["reward", "loss"] {
         let flags = format!("{adaptive} --set ppo.critic_warmup=3 --set ppo.kl_in={place}");
         let coefs = column(&run(&workspace(), "trial", &flags), "objective/kl_coef");
-        // The fourth iteration is the policy's first, and it has a KL of 0: the fifth has a
-        // coefficient of its own.
+        // The policy is first trained in the fourth iteration, which still has a KL of 0: the
+        // coefficient of the fifth is the first to differ.
         assert_eq!(coefs[..4], [coefs[0]; 4], "{place}");
         assert!(coefs[4] < coefs[3], "{place}: {coefs:?}");
     }
@@ -125,7 +124,7 @@ fn the_coefficient_of_the_kl_waits_for_the_policy() {
 #[test]
 fn how_passes_are_cut_changes_no_value_beyond_the_order_of_sums() {
     let workspace = workspace();
-    // One iteration of one minibatch: what follows a step would multiply the last digit's noise.
+    // One iteration of one minibatch: further steps would amplify differences in the last digit.
     let once = "--set ppo.critic_warmup=0 --set ppo.max_steps=1 --set ppo.num_mini_batches=1 --set ppo.num_ppo_epochs=1";
     for aggregation in ["token", "sequence", "constant"] {
         let flags = format!("{ALL} {once} --set ppo.loss_aggregation={aggregation}");
@@ -142,7 +141,7 @@ fn how_passes_are_cut_changes_no_value_beyond_the_order_of_sums() {
             "value/grad_norm",
         ] {
             let (a, b) = (number(&whole[0], name), number(&cut[0], name));
-            // f32 sums of a few hundred terms in another order.
+            // `f32` sums of a few hundred terms in another order.
             assert!(
                 (a - b).abs() <= 1e-4 * a.abs().max(1e-3),
                 "{aggregation} {name}: {a} and {b}"
@@ -162,8 +161,8 @@ fn aggregations_lead_to_different_policies() {
     assert!(weights[0] != weights[1] && weights[1] != weights[2] && weights[0] != weights[2]);
 }
 
-/// The mean over tokens and the one over sequences × the longest answer differ by the length of the
-/// answers alone.
+/// The mean over tokens and the mean over sequences divided by the longest answer differ only
+/// through the answers' lengths.
 #[test]
 fn the_constant_length_is_that_of_the_longest_answer() {
     let workspace = workspace();
@@ -257,7 +256,7 @@ fn kl_in_the_loss_is_zero_while_nothing_moves_and_pulls_when_something_does() {
         assert_eq!(column(&still, "loss/kl"), [0.0; 3], "{estimator}");
         assert_eq!(column(&still, "objective/kl"), [0.0; 3], "{estimator}");
     }
-    // A KL of no weight is in no place, and is not measured.
+    // Without a weight, the KL is in neither place, and it is not measured.
     let unweighted = run(&workspace, "unweighted", "--set ppo.kl_coef=0.0");
     assert!(!unweighted[0].contains_key("loss/kl"));
     let free = run(&workspace, "free", "--set ppo.kl_coef=1e-300");
@@ -279,14 +278,14 @@ fn kl_in_the_loss_is_zero_while_nothing_moves_and_pulls_when_something_does() {
     );
 }
 
-/// With λ = γ = 1 an answer's returns are sums of its rewards, so a KL in the rewards shows in the
-/// value loss of the first iteration that samples from a policy that has moved; one in the loss
+/// With λ = γ = 1 the returns are sums of an answer's rewards, so a KL in the rewards shows in the
+/// value loss of the first iteration sampled from a policy that has moved, and a KL in the loss
 /// does not.
 #[test]
 fn in_the_loss_the_kl_leaves_the_rewards_alone() {
     let workspace = workspace();
-    // The actor's steps are the same in the first iteration: all ratios start at 1 and the KL at 0,
-    // and one minibatch is all.
+    // The actor's steps are the same in the first iteration: all ratios start at 1, the KL at 0,
+    // and there is only one minibatch.
     let once = "--set ppo.max_steps=2 --set ppo.num_ppo_epochs=1 --set ppo.num_mini_batches=1 --set ppo.lam=1.0";
     let loss = |name: &str, flags: &str| {
         let lines = run(&workspace, name, &format!("{once} {flags}"));

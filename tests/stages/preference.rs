@@ -1,5 +1,5 @@
-//! Tuning on pairs without a reward model: every loss teaches, the first step is where the formulas
-//! say, the reference's log-probs are computed once, and what is wrong is named.
+//! Preference tuning without a reward model: every loss learns, the first step has the value of the
+//! formulas, the reference's log-probs are computed once, and mistakes are named.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use crate::on_policy::number;
 use crate::refusal::refused;
 use crate::support::{Line, Workspace, pair, records};
 
-/// How a step of IPO is scaled here: a log-ratio of 1 by the token is asked for.
+/// Each loss with its flags. IPO's β of ½ aims at a difference of log-ratios of 1 per token.
 const LOSSES: [(&str, &str); 4] = [
     ("sigmoid", ""),
     ("sigmoid", "--set dpo.label_smoothing=0.1"),
@@ -42,7 +42,8 @@ fn every_loss_raises_the_held_out_margin() {
     }
 }
 
-/// The policy starts as its reference, and its log-probs are the same bits however they are packed.
+/// The policy starts equal to its reference, and its log-probs have the same bits however they are
+/// packed.
 #[test]
 fn the_first_step_is_exactly_where_policy_and_reference_agree() {
     let workspace = Workspace::trained();
@@ -65,7 +66,7 @@ fn the_first_step_is_exactly_where_policy_and_reference_agree() {
                 );
             }
         }
-        // Micro-batches hand over their shares of it in f32.
+        // Micro-batches pass on their shares of the loss in `f32`.
         assert!(
             (number(first, "train/loss") - expected).abs() < 1e-6,
             "{first:?}"
@@ -127,7 +128,7 @@ fn the_reference_is_asked_once() {
     let second = ask("raised", 6);
     assert!(!second.contains(COMPUTED), "{second}");
 
-    // Lost or damaged ones come back as the same bits, though the policy has moved on.
+    // Lost or damaged log-probs are computed again to the same bits, though the policy has moved.
     fs::remove_file(&kept).expect("a file to remove");
     assert!(ask("raised", 9).contains(COMPUTED));
     assert!(fs::read(&kept).expect("log-probs") == bytes);
@@ -146,7 +147,7 @@ fn the_reference_is_asked_once() {
 #[test]
 fn early_stopping_goes_back_to_the_best() {
     let workspace = Workspace::trained();
-    // What is held out is the reverse of what is taught: the first step is the best.
+    // The held-out pairs are the reverse of the training pairs: the first step is the best.
     let reversed = |i: usize| {
         let mut pair = pair(i);
         let chosen = pair["chosen"].take();
@@ -188,7 +189,7 @@ fn mistakes_are_named() {
         "give it a `prompt`",
     ];
     refused(&workspace, run, &says);
-    // Held out of the same file, it is blamed likewise.
+    // If it is held out of the same file, the error names it in the same way.
     let held_out = "dpo config.toml --set dpo.eval_fraction=0.5";
     refused(&workspace, held_out, &says);
     workspace.write("pairs.jsonl", &records(0, 20, pair));

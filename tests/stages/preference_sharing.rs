@@ -1,5 +1,5 @@
 //! Preference tuning of a part of the policy: adapters, or the layers above a trunk. The reference
-//! is the policy as it starts, and what is left can be PPO's policy under the same sharing.
+//! is the initial policy, and the result can be PPO's policy under the same sharing.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -14,7 +14,7 @@ const LORA: &str = "--set dpo.lora.r=4 --set dpo.lora.target_modules=all-linear"
 
 const ADAPTER: &str = "adapter_model.safetensors";
 
-/// A run of its own, whose adapters the others start from.
+/// Runs a stage whose adapters the tests start from.
 fn tuned_adapters(workspace: &Workspace) -> &'static str {
     let lora = "--set sft.lora.r=4 --set sft.lora.target_modules=all-linear";
     workspace.succeed(&format!("sft config.toml --set run.name=tuned {lora}"));
@@ -30,8 +30,8 @@ fn largest(tensor: &Tensor) -> f32 {
     largest.expect("numbers")
 }
 
-/// Runs a step of DPO, checks that it begins exactly where policy and reference agree, and returns
-/// the log-probs of the reference as they were kept.
+/// Runs a step of DPO, checks that it starts exactly where policy and reference agree, and returns
+/// the stored log-probs of the reference.
 fn start(workspace: &Workspace, name: &str, flags: &str) -> Vec<u8> {
     workspace.succeed(&format!(
         "dpo config.toml --set run.name={name} --set dpo.max_steps=1 --set dpo.micro_batch_tokens=200 {flags}"
@@ -46,15 +46,15 @@ fn start(workspace: &Workspace, name: &str, flags: &str) -> Vec<u8> {
     }
     let loss = number(before, "eval/loss");
     assert!((loss - 2f64.ln()).abs() < 1e-12, "{flags}: {loss}");
-    // Micro-batches hand over their shares of it in f32.
+    // Micro-batches pass on their shares of the loss in `f32`.
     let loss = number(first, "train/loss");
     assert!((loss - 2f64.ln()).abs() < 1e-6, "{flags}: {loss}");
     assert!(number(first, "train/grad_norm") > 0.0, "{flags}");
     read(&workspace.stage(name, "dpo").join("reference.safetensors"))
 }
 
-/// New adapters change no bit of the policy, so that its base without them, whole or with a frozen
-/// trunk, is the same reference.
+/// New adapters change no bit of the policy, so its base, whole or with a frozen trunk, is the same
+/// reference.
 #[test]
 fn new_adapters_and_frozen_layers_leave_the_reference_to_the_bit() {
     let workspace = Workspace::trained();
@@ -76,14 +76,15 @@ fn new_adapters_and_frozen_layers_leave_the_reference_to_the_bit() {
     }
 }
 
-/// As TRL does, which copies them: the reference of adapters that are trained further has them.
+/// As in TRL, which copies them, the reference of adapters that are trained further includes the
+/// initial adapters.
 #[test]
 fn adapters_that_are_trained_further_are_the_reference_as_they_start() {
     let workspace = Workspace::trained();
     let from = tuned_adapters(&workspace);
     let file = |name: &str| workspace.stage(name, "dpo").join("reference.safetensors");
     start(&workspace, "further", &format!("{from} {LORA}"));
-    // Without a table of adapters they are merged, and all weights are trained.
+    // Without an adapter table they are merged, and all weights are trained.
     start(&workspace, "merged", from);
     start(
         &workspace,
@@ -124,13 +125,13 @@ fn adapters_alone_learn() {
     for (name, tensor) in &left {
         assert!(name.contains("lora_") && largest(tensor) > 0.0, "{name}");
     }
-    // Its note is the fingerprint of the base as training left it in memory: reading it on the
-    // base's file holds one against the other.
+    // The note holds the fingerprint of the base as training left it in memory; loading the
+    // adapters on the base's file compares the two.
     workspace.succeed(&format!(
         "generate --model {} --prompts prompts.jsonl --out out.jsonl --max-new-tokens 4",
         folder.display()
     ));
-    // A run that is begun goes on with no other adapters.
+    // A run that has begun cannot be continued with other adapters.
     for other in ["r=8", "lora_alpha=16.0", "layers_to_transform=top:1"] {
         refused(
             &workspace,
@@ -168,7 +169,7 @@ fn frozen_weights_keep_their_bits() {
     );
 }
 
-/// The policy brings its base and its adapters; the reward model's stand on the same base.
+/// The policy brings its base and its adapters; the reward model's adapters are on the same base.
 #[test]
 fn adapters_are_tuned_further_by_ppo() {
     let workspace = Workspace::trained();
@@ -189,7 +190,7 @@ fn adapters_are_tuned_further_by_ppo() {
     assert!(before.iter().all(moved));
 }
 
-/// Policy and reward model are branches on the trunk that neither has moved.
+/// Policy and reward model are branches on a trunk that neither of them has trained.
 #[test]
 fn a_branch_is_tuned_further_by_ppo() {
     let workspace = Workspace::trained();

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::refusal::refused;
 use crate::support::{Workspace, pair, prompt, records};
 
-/// `run` and `plan` end with the same message, and nothing is trained.
+/// Asserts that `run` and `plan` end with the same message, and that nothing is trained.
 #[track_caller]
 fn refused_at_once(workspace: &Workspace, flags: &str, says: &[&str]) {
     for command in ["run", "plan"] {
@@ -112,7 +112,7 @@ fn a_prompt_without_room_is_refused_before_the_first_stage() {
     );
 }
 
-/// A response as long as the context leaves nothing to cut a prompt to.
+/// A response as long as the context leaves no room for a prompt.
 #[test]
 fn no_room_for_any_prompt_is_refused_though_long_ones_are_cut() {
     let flags = "--set ppo.too_long=truncate --set ppo.max_new_tokens=64";
@@ -131,8 +131,8 @@ fn a_whole_reward_model_under_adapters_is_refused() {
     refused_at_once(&Workspace::trained(), flags, &says);
 }
 
-/// Weights that the machine cannot hold end `run` and `plan`. Activations of the longest sequences,
-/// which may never come, end `plan` alone.
+/// Weights that do not fit into memory end `run` and `plan`. Activations of the longest sequences,
+/// which may never occur, end only `plan`.
 #[test]
 fn more_memory_than_the_machine_has_is_refused_before_the_first_stage() {
     let says = ["GiB of memory at once", "this machine has"];
@@ -172,7 +172,7 @@ fn scorers_of_other_tokens_and_settings_without_room_are_refused() {
     refused_at_once(&workspace, ptx, &["stage ppo", "ppo.ptx_length is 65"]);
 }
 
-/// What the stage itself takes is not refused beforehand.
+/// What a stage accepts is not refused in advance.
 #[test]
 fn records_that_are_left_out_or_not_learned_are_no_reason_to_refuse() {
     let workspace = Workspace::new();

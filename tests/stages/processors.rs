@@ -1,4 +1,4 @@
-//! How products are computed: in what is fastest here, or in what every processor has.
+//! The arithmetic of products: the fastest of this processor, or the one that every processor has.
 
 use std::fs;
 
@@ -15,7 +15,7 @@ fn portable_products_start_every_iteration_on_policy() {
     assert_start_on_policy(&lines, PORTABLE);
 }
 
-/// Only where there is something faster than chains does the choice change a bit.
+/// The choice changes bits only on a processor that has something faster than chains.
 #[test]
 fn the_choice_matters_where_the_processor_has_one() {
     let workspace = Workspace::trained();
@@ -36,8 +36,8 @@ fn a_run_keeps_to_its_choice() {
     assert!(ended.stderr.contains("run.arithmetic"), "{}", ended.stderr);
 }
 
-/// A run that was begun on another processor: the note in its folder names what this one does not
-/// use.
+/// A run that was begun on another processor: the note in its folder names an arithmetic that this
+/// processor does not use.
 #[test]
 fn a_run_that_comes_from_another_processor_says_so() {
     let workspace = Workspace::trained();

@@ -1,5 +1,5 @@
-//! Reward programs that misbehave, under the real binary: lines that nobody asked for, lines and
-//! floods without end, and descendants that would outlive the run.
+//! Reward programs that misbehave under the real binary: unexpected output, lines and floods
+//! without end, and child processes that would outlive the run.
 
 use std::fs;
 use std::process::Stdio;
@@ -15,7 +15,7 @@ const ANSWER: &str = r#"answer() { scores=$(printf '%s' "$line" | grep -o '"comp
 "#;
 const ANSWER_ALL: &str = "while read -r line; do answer; done\n";
 
-/// Trained models, and a configuration whose PPO scores by a shell script.
+/// Trained models, and a configuration whose PPO scores with a shell script.
 fn workspace(script: &str) -> Workspace {
     let workspace = Workspace::trained();
     let config = String::from_utf8(read(&workspace.path("config.toml"))).expect("UTF-8");
@@ -26,15 +26,15 @@ fn workspace(script: &str) -> Workspace {
     workspace
 }
 
-/// The process of a script that started one in the background and noted its id. One that was killed
-/// and that nobody has waited for does not run.
+/// Whether the background process whose id a script recorded is running. A killed process that
+/// nobody has waited for does not count.
 fn descendant_runs(workspace: &Workspace) -> bool {
     let pid = fs::read_to_string(workspace.path("pid")).expect("the script ran");
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
     stat.is_ok_and(|stat| !stat.contains(") Z "))
 }
 
-/// Whether that process ends soon.
+/// Whether that process ends within a few seconds.
 fn descendant_ends(workspace: &Workspace) -> bool {
     let start = Instant::now();
     while descendant_runs(workspace) && start.elapsed().as_secs() < 30 {
@@ -73,7 +73,7 @@ fn lines_and_messages_without_end_fail_the_run() {
     assert!(ended.stderr.len() < 4 << 20);
 }
 
-/// Three times what a batch may bring, before the first question is read.
+/// The program writes three times what a batch may return before it reads the first question.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_program_may_say_much_while_it_loads() {
@@ -98,7 +98,7 @@ fn descendants_end_with_the_run() {
     assert!(descendant_ends(&badly));
 }
 
-/// Killed without a word, the run can end nothing itself.
+/// A run that is killed by SIGKILL cannot end its programs itself.
 #[test]
 #[cfg(target_os = "linux")]
 fn descendants_end_with_a_run_that_is_killed() {

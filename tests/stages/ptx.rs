@@ -5,7 +5,7 @@ use crate::ppo_update::{column, run, workspace};
 use crate::refusal::refused;
 use crate::support::{read, records};
 
-/// The mix alone.
+/// Flags that mix in pretraining text and change nothing else.
 pub const PTX: &str = "--set ppo.ptx_coef=2.0 --set ppo.ptx_data=mix.jsonl --set ppo.ptx_length=24 --set ppo.ptx_batch_size=6";
 
 #[test]
@@ -18,7 +18,7 @@ fn pretraining_text_is_learned_beside_the_reward() {
     assert!(loss[7] < loss[0] - 0.5, "{loss:?}");
 }
 
-/// The mixed-in loss against what evaluation of pretraining says of the same rows.
+/// The loss on mixed-in text, compared with pretraining's evaluation on the same rows.
 #[test]
 fn the_loss_on_pretraining_text_is_that_of_pretraining() {
     let workspace = workspace();

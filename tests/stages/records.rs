@@ -1,5 +1,5 @@
-//! Records as people have them: too long, wrong, of other shapes, formats and columns. Where two
-//! runs read the same records, they end in the same weights.
+//! Real-world records: too long, invalid, of other shapes, formats and columns. Two runs that read
+//! the same records end in the same weights.
 
 use std::io::Write;
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::refusal::refused;
 use crate::support::{Workspace, example, pair, prompt, records};
 
-/// Stages that read records, with the key and the file of these.
+/// The stages that read records, each with its data key and its file.
 const STAGES: [(&str, &str, &str); 4] = [
     ("sft", "data", "sft.jsonl"),
     ("dpo", "data", "pairs.jsonl"),
@@ -16,13 +16,12 @@ const STAGES: [(&str, &str, &str); 4] = [
     ("ppo", "prompts", "prompts.jsonl"),
 ];
 
-/// A run's name; runs of several stages would have to agree on all of their keys.
+/// A run's name for each stage: stages of one run would have to agree on all keys.
 fn name_of(name: &str, stage: &str) -> String {
     format!("{name}-{stage}")
 }
 
-/// Runs a stage for two steps under a name of its own; returns what it says on standard output and
-/// standard error.
+/// Runs a stage for two steps under its own name; returns standard output and standard error.
 #[track_caller]
 fn run(workspace: &Workspace, name: &str, stage: &str, flags: &str) -> [String; 2] {
     let name = name_of(name, stage);
@@ -203,7 +202,7 @@ fn bad_documents_are_left_out_of_pretraining_and_of_the_mix() {
     says(&stderr, &["ppo: 2 of 102 records of ppo.ptx_data are bad"]);
 }
 
-/// A reward that lacks its field finds the record bad; held-out prompts are read by the same keys.
+/// A record that lacks a field of a reward counts as bad; held-out prompts follow the same keys.
 #[test]
 fn prompts_that_rewards_cannot_score_are_bad() {
     let workspace = Workspace::trained();

@@ -2,7 +2,7 @@
 
 use crate::support::Workspace;
 
-/// Runs a command that must fail, and looks for these parts in what it says.
+/// Runs a command that must fail, and checks that its message contains these parts.
 #[track_caller]
 pub fn refused(workspace: &Workspace, arguments: &str, says: &[&str]) {
     let ended = workspace.run(arguments);

@@ -1,5 +1,5 @@
-//! `[[ppo.rewards]]` as a user runs it: a weighted sum whose components are logged, fed with the
-//! records' own fields.
+//! `[[ppo.rewards]]` as a user runs it: a weighted sum whose components are logged and which reads
+//! the records' own fields.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use crate::on_policy::number;
 use crate::refusal::refused;
 use crate::support::{Line, Workspace, lines, prompt, read, records};
 
-/// Answers each line with 0.25 for every completion in it, and keeps what it was asked.
+/// Answers each line with 0.25 for every completion in it, and records the questions.
 const SCRIPT: &str = r#"echo started >&2
 while read -r line; do
   printf '%s\n' "$line" >> asked.jsonl
@@ -24,7 +24,7 @@ const EXACT: &str =
 const PROGRAM: &str =
     "[[ppo.rewards]]\ntype = \"program\"\nweight = 2\ncommand = [\"sh\", \"reward.sh\"]\n";
 
-/// A prompt with an answer and one field more.
+/// A prompt with a reference answer and one more field.
 fn answered(i: usize) -> Value {
     let mut record = prompt(i);
     record["word"] = json!(["dog", "boat", "house"][i % 3]);
@@ -32,7 +32,7 @@ fn answered(i: usize) -> Value {
     record
 }
 
-/// Trained models, and a configuration whose PPO scores by these tables.
+/// Trained models, and a configuration whose `[[ppo.rewards]]` are these tables.
 fn workspace(rewards: &[&str]) -> Workspace {
     let workspace = Workspace::trained();
     let config = String::from_utf8(read(&workspace.path("config.toml"))).expect("UTF-8");
@@ -96,7 +96,7 @@ fn a_weighted_sum_trains_and_logs_its_components() {
         );
         let completion = sample["completion"].as_str().expect("a text");
         let word = answered(60 + index)["word"].clone();
-        // What the pattern finds: the word at the end, before one full stop at most.
+        // The pattern matches the last word, before at most one full stop.
         let stem = completion.strip_suffix('.').unwrap_or(completion);
         let last = stem
             .rsplit(|c: char| !(c.is_alphanumeric() || c == '_'))
@@ -106,8 +106,8 @@ fn a_weighted_sum_trains_and_logs_its_components() {
     }
 }
 
-/// Two models that differ, apart and combined in each way: what an ensemble says of a completion is
-/// what its rule makes of theirs.
+/// Two different models, separately and combined in each way: an ensemble's score is its rule
+/// applied to the models' scores.
 #[test]
 fn an_ensemble_combines_models_that_disagree() {
     let other = MODEL.replace("models/reward", "runs/other/reward/final");
@@ -133,7 +133,7 @@ fn an_ensemble_combines_models_that_disagree() {
         let of = |name: &str| rewards[name].as_f64().expect("a score");
         let (a, b) = (of("a"), of("b"));
         assert!((a - b).abs() > 1e-3, "they agree: {sample:?}");
-        // The deviation of two numbers is half their distance.
+        // The standard deviation of two numbers is half their distance.
         let (mean, deviation) = ((a + b) / 2.0, (a - b).abs() / 2.0);
         for (name, expected) in [
             ("mean", mean),
@@ -174,7 +174,7 @@ fn one_model_of_weight_one_is_the_shorthand() {
         workspace.succeed("ppo config.toml --set ppo.max_steps=2");
     }
     assert!(long.weights("trial", "ppo") == short.weights("trial", "ppo"));
-    // An ensemble of one model twice is that model; so is its minimum.
+    // An ensemble of one model twice equals that model, and so does its minimum.
     let twice =
         "[[ppo.rewards]]\ntype = \"ensemble\"\npaths = [\"models/reward\", \"models/reward\"]\n";
     for combine in ["minimum", "mean_minus_deviation"] {

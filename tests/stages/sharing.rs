@@ -1,5 +1,4 @@
-//! Roles that hold layers in common: as exact as roles that own everything, and what is shared
-//! never moves.
+//! Roles that share layers: as exact as roles that own everything, and what is shared never moves.
 
 use std::collections::HashMap;
 use std::fs;
@@ -12,17 +11,18 @@ use crate::on_policy::{assert_start_on_policy, iterations, number};
 use crate::refusal::refused;
 use crate::support::{Line, Workspace, lines, read};
 
-/// Everything that bends sampling, and a cache so short that sequences give way and read again.
+/// All settings that reshape sampling, and a cache so small that sequences are preempted and read
+/// again.
 const BENT: &str = "--set ppo.temperature=0.7 --set ppo.top_k=24 --set ppo.num_samples_per_prompt=4 --set ppo.cache_tokens=96";
 
-/// A reward model on the policy's lowest layer, and PPO that shares it.
+/// Makes a reward model on the policy's lowest layer and returns the PPO flags that share it.
 pub fn trunk(workspace: &Workspace) -> String {
     workspace.succeed("reward config.toml --set run.name=branch --set reward.freeze_layers=1");
     "--set ppo.share=trunk --set ppo.trunk_layers=1 --set ppo.reward_model=runs/branch/reward/final"
         .to_owned()
 }
 
-/// A reward model of adapters, and PPO with adapters on these layers.
+/// Makes a reward model of adapters and returns the PPO flags with adapters on these layers.
 pub fn adapters(workspace: &Workspace, layers: &str) -> String {
     let lora = |table: &str| {
         format!(
@@ -49,7 +49,7 @@ fn bits(tensor: &Tensor) -> Vec<u32> {
     values.expect("f32").iter().map(|x| x.to_bits()).collect()
 }
 
-/// Layers and fingerprint of the trunk that a file of weights notes.
+/// Number of layers and fingerprint of the trunk recorded in a weights file.
 fn noted_trunk(file: &Path) -> [String; 2] {
     let (bytes, keys) = (read(file), ["trunk_layers", "trunk_fingerprint"]);
     let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).expect("a header");
@@ -57,7 +57,7 @@ fn noted_trunk(file: &Path) -> [String; 2] {
     keys.map(|key| notes[key].clone())
 }
 
-/// Names of the tensors that a run's newest checkpoint holds of a role.
+/// Names of a role's tensors in the run's newest checkpoint.
 fn saved(workspace: &Workspace, run: &str, role: &str) -> Vec<String> {
     let folder = workspace.stage(run, "ppo").join("checkpoints");
     let checkpoints = fs::read_dir(folder).expect("checkpoints");
@@ -66,7 +66,7 @@ fn saved(workspace: &Workspace, run: &str, role: &str) -> Vec<String> {
     tensors(&file).into_keys().collect()
 }
 
-/// What an iteration says before any weight has moved.
+/// The metrics of an iteration that depend only on the initial weights.
 fn start(line: &Line) -> Vec<u64> {
     let names = [
         "objective/scores",
@@ -78,7 +78,7 @@ fn start(line: &Line) -> Vec<u64> {
     names.map(|name| number(line, name).to_bits()).into()
 }
 
-/// The same models without anything in common: what sharing must not change.
+/// Runs the same models without sharing: sharing must not change the metrics.
 fn alone(workspace: &Workspace, name: &str, reward: &str, flags: &str) -> Line {
     let reward = format!("--set ppo.reward_model={reward}");
     iterations(
@@ -111,7 +111,7 @@ fn a_trunk_is_exact_and_stays_as_it_is() {
         let in_trunk = name.contains("layers.0.") || name.contains("embed_tokens");
         assert_eq!(bits(tensor) == bits(&after[name]), in_trunk, "{name}");
     }
-    // Reward model and policy say on which trunk they were trained, and it is one.
+    // Reward model and policy record the same trunk.
     let [reward, policy] = ["branch", "plain"].map(|run| {
         let stage = if run == "branch" { "reward" } else { "ppo" };
         noted_trunk(&workspace.model(run, stage).join("model.safetensors"))
@@ -140,8 +140,7 @@ fn adapters_are_exact_and_leave_their_base_as_it_is() {
             let name = format!("{kind}-{}", layers.replace(':', "-"));
             let lines = iterations(&workspace, &name, &format!("{share} {flags}"));
             assert_start_on_policy(&lines, flags);
-            // Merged weights are rounded, so that the scores of a whole model agree to so many
-            // digits.
+            // Merged weights are rounded, so scores of a whole model agree only up to rounding.
             let whole = alone(&workspace, &format!("{name}-whole"), &reward, flags);
             let score = |line: &Line| number(line, "objective/scores");
             let gap = (score(&lines[0]) - score(&whole)).abs();
@@ -157,21 +156,22 @@ fn adapters_are_exact_and_leave_their_base_as_it_is() {
     assert!(base.ends_with("models/sft"), "{}", base.display());
     assert!(folder.join("adapter_config.json").exists());
     assert!(!folder.join("model.safetensors").exists());
-    // Later commands read it as a model.
+    // Later commands can read it as a model.
     workspace.succeed(&format!(
         "generate --model {} --prompts prompts.jsonl --out out.jsonl --max-new-tokens 4",
         folder.display()
     ));
 }
 
-/// A policy that has adapters brings its base; they are trained further, and the reference keeps
-/// them as they were.
+/// A policy with adapters brings its base; the adapters are trained further, and the reference
+/// keeps the initial ones.
 #[test]
 fn a_policy_of_adapters_is_tuned_further() {
     let workspace = Workspace::trained();
     let lora = "--set sft.lora.r=4 --set sft.lora.target_modules=all-linear";
     workspace.succeed(&format!("sft config.toml --set run.name=tuned {lora}"));
-    // What fine-tuning taught to end an answer stands in the adapter's folder alone.
+    // The token that fine-tuning learned to end answers with is recorded only in the adapter's
+    // folder.
     let file = workspace
         .model("tuned", "sft")
         .join("generation_config.json");
@@ -196,7 +196,7 @@ fn a_policy_of_adapters_is_tuned_further() {
             .join("generation_config.json"),
     );
     let left: Value = serde_json::from_slice(&left).expect("JSON");
-    // Beside it the EOS of the tokenizer and of the base's config.json.
+    // Together with the EOS of the tokenizer and of the base's `config.json`.
     assert_eq!(left["eos_token_id"], json!([2, 7, 0]));
     let file = "adapter_model.safetensors";
     let before = tensors(&workspace.model("tuned", "sft").join(file));
@@ -205,7 +205,7 @@ fn a_policy_of_adapters_is_tuned_further() {
     assert!(before.iter().any(|(name, t)| bits(t) != bits(&after[name])));
 }
 
-/// The judge's scores at the start of a run with these flags.
+/// The judge's scores before training, in a run with these flags.
 fn judged(workspace: &Workspace, name: &str, flags: &str) -> Vec<f64> {
     workspace.succeed(&format!(
         "ppo config.toml --set run.name={name} --set ppo.max_steps=1 {flags}"
@@ -215,8 +215,8 @@ fn judged(workspace: &Workspace, name: &str, flags: &str) -> Vec<f64> {
     first.map(|sample| number(sample, "judge_score")).collect()
 }
 
-/// A judge that shares what it can, and one that shares nothing for it was trained on other ground,
-/// score as they do alone.
+/// A judge that shares all it can, and one that shares nothing because it was trained on another
+/// base, score as they do alone.
 #[test]
 fn a_judge_scores_the_same_whatever_it_shares() {
     let workspace = Workspace::trained();
@@ -237,7 +237,7 @@ fn a_judge_scores_the_same_whatever_it_shares() {
         );
         assert!(alone.len() == 8 && alone == shared, "{name}");
     }
-    // Where rules are what trains, evaluations alone read what is known of last tokens.
+    // With rule rewards in training, only evaluations read the states of last tokens.
     let config = String::from_utf8(read(&workspace.path("config.toml"))).expect("UTF-8");
     let rule = "\n[[ppo.rewards]]\ntype = \"length\"\nmax = 6\nmargin = 4\n";
     let config = config.replace(
@@ -255,7 +255,7 @@ fn a_judge_scores_the_same_whatever_it_shares() {
     assert_eq!(scores, judged(&workspace, "again", judge));
 }
 
-/// Adapters reach as low as the policy's, or below the boundary of the roles.
+/// Adapters of the reward model reach as low as the policy's, or below the roles' boundary.
 #[test]
 fn a_judge_of_adapters_scores_as_it_does_merged() {
     let workspace = Workspace::trained();
@@ -280,7 +280,8 @@ fn a_judge_of_adapters_scores_as_it_does_merged() {
     }
 }
 
-/// Interrupted after two iterations and continued, a run ends in the bits of one that went through.
+/// A run that is interrupted after two iterations and continued ends in the bits of an
+/// uninterrupted one.
 #[test]
 fn sharing_survives_an_interruption() {
     let workspace = Workspace::trained();
@@ -304,7 +305,7 @@ fn sharing_survives_an_interruption() {
     }
 }
 
-/// A branch in 16 bit was written with a rounded trunk, and stands on the same one.
+/// A branch stored in 16 bit was written with a rounded trunk, and is loaded on the same trunk.
 #[test]
 fn a_branch_may_be_kept_in_half_the_bits() {
     let workspace = Workspace::trained();
@@ -333,7 +334,7 @@ fn a_model_from_other_ground_is_refused() {
         &format!("ppo config.toml {share}"),
         &["models/reward", "fingerprint", "reward.freeze_layers = 1"],
     );
-    // A branch on another trunk is known by what it notes.
+    // A branch on another trunk is recognised by its note.
     workspace.succeed("reward config.toml --set run.name=elsewhere --set reward.from=models/pretrain --set reward.freeze_layers=1");
     refused(
         &workspace,

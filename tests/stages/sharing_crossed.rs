@@ -1,5 +1,5 @@
-//! Sharing beside what bends PPO's iterations: estimators, dynamic sampling, pretraining text,
-//! limits; and evaluations cut into runs.
+//! Sharing combined with other options of PPO's iterations: estimators, dynamic sampling,
+//! pretraining text, limits; and evaluations split into runs.
 
 use crate::on_policy::{assert_start_on_policy, iterations, number};
 use crate::ppo_update::{column, workspace};
@@ -8,8 +8,8 @@ use crate::refusal::refused;
 use crate::sharing::{adapters, trunk};
 use crate::support::{Workspace, lines};
 
-/// Few and likely tokens: many groups score alike, so that one round of replacements does not
-/// suffice, and groups whose states were let go fill up the batch.
+/// Few, likely tokens: many groups have equal scores, so that one round of replacements is not
+/// enough and groups whose states were freed fill up the batch.
 const NARROW: &str = "--set ppo.num_samples_per_prompt=2 --set ppo.top_k=2 --set ppo.temperature=0.7 --set ppo.max_new_tokens=3 \
                       --set ppo.dynamic_sampling=1";
 
@@ -31,8 +31,8 @@ fn remax_with_replaced_groups_and_pretraining_text_is_exact_on_a_trunk() {
     }
 }
 
-/// The rate rises: the first iterations stay within the limit, a later one goes beyond it, and
-/// those that follow start on policy too.
+/// The learning rate rises: the first iterations stay within the limit, a later one exceeds it, and
+/// those after it start on policy too.
 #[test]
 fn grpo_starts_on_policy_behind_an_iteration_that_was_taken_back() {
     let workspace = Workspace::trained();
@@ -50,7 +50,7 @@ fn grpo_starts_on_policy_behind_an_iteration_that_was_taken_back() {
     assert!(taken_back[6] > 0.0, "none follows: {taken_back:?}");
 }
 
-/// Eight held-out prompts, in one run and in three; sixteen of the reference likewise.
+/// Eight held-out prompts in one run and in three; likewise sixteen prompts of the reference.
 #[test]
 fn how_measurements_are_cut_changes_nothing() {
     let workspace = Workspace::trained();

@@ -1,4 +1,4 @@
-//! What the tests of the stages share: tiny models of a small language, and runs of the binary.
+//! Shared by the tests of the stages: tiny models of a small language, and runs of the binary.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,10 +13,10 @@ mod language;
 
 pub use language::*;
 
-/// A folder of its own for one test, with the data and a configuration in it. Commands run there.
+/// A separate folder for one test, with the data and a configuration. Commands run there.
 pub struct Workspace(TempDir);
 
-/// How a run of the binary ended.
+/// Exit code and output of one run of the binary.
 pub struct Ended {
     pub code: Option<i32>,
     pub stderr: String,
@@ -25,11 +25,11 @@ pub struct Ended {
 /// One line of `metrics.jsonl`.
 pub type Line = Map<String, Value>;
 
-/// A file of a model folder: its path from the workspace on, and its bytes.
+/// A file of a model folder: its path within the workspace, and its bytes.
 type ModelFile = (String, Vec<u8>);
 
-/// The models of a run that pretrained, fine-tuned and learned a reward: what tests of later stages
-/// start from.
+/// The models of a run that pretrained, fine-tuned and trained a reward model, from which tests of
+/// later stages start.
 static TRAINED: LazyLock<Vec<ModelFile>> = LazyLock::new(|| {
     let workspace = Workspace::new();
     let mut files = Vec::new();
@@ -45,7 +45,7 @@ static TRAINED: LazyLock<Vec<ModelFile>> = LazyLock::new(|| {
 });
 
 impl Workspace {
-    /// The data, and [`CONFIG`] as `config.toml`.
+    /// A workspace with the data, and [`CONFIG`] as `config.toml`.
     pub fn new() -> Self {
         let workspace = Self(tempfile::tempdir().expect("a temporary folder"));
         workspace.write("config.toml", CONFIG);
@@ -55,7 +55,7 @@ impl Workspace {
         workspace
     }
 
-    /// As [`Self::new`], with trained models in `models/STAGE` that the later stages start from.
+    /// A workspace that also holds trained models in `models/STAGE`, from which later stages start.
     pub fn trained() -> Self {
         let workspace = Self::new();
         for (name, bytes) in TRAINED.iter() {
@@ -93,7 +93,7 @@ impl Workspace {
         self.stage(run, stage).join("final")
     }
 
-    /// The bytes of a stage's final weights, or adapters.
+    /// The bytes of a stage's final weights or adapters.
     pub fn weights(&self, run: &str, stage: &str) -> Vec<u8> {
         let files = ["model.safetensors", "adapter_model.safetensors"];
         let mut paths = files
@@ -107,7 +107,7 @@ impl Workspace {
         lines(&self.stage(run, stage).join("metrics.jsonl"))
     }
 
-    /// `collimate` with these arguments, parted by spaces.
+    /// The `collimate` command with these space-separated arguments.
     pub fn command(&self, arguments: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_collimate"));
         command
@@ -117,7 +117,7 @@ impl Workspace {
         command
     }
 
-    /// Runs `collimate` with these arguments to its end.
+    /// Runs `collimate` with these arguments until it exits.
     pub fn run(&self, arguments: &str) -> Ended {
         let output = self.command(arguments).output().expect("the binary");
         Ended {

@@ -1,5 +1,5 @@
-//! What evaluations watch: repetition, entropy, drift of length, and a judge that training never
-//! sees and that may say otherwise than the reward model.
+//! What evaluations watch: repetition, entropy, length drift, and a judge that training never sees
+//! and that may disagree with the reward model.
 
 use crate::on_policy::number;
 use crate::support::{Line, Workspace, lines, pair, prompt, records};
@@ -14,19 +14,19 @@ max_steps = 30
 learning_rate = 5e-3
 "#;
 
-/// What a run with a judge left and said.
+/// Metrics and output of a run with a judge.
 struct Tuned {
-    /// The lines of `metrics.jsonl` with an evaluation.
+    /// The lines of `metrics.jsonl` that hold an evaluation.
     evaluations: Vec<Line>,
     samples: Vec<Line>,
     said: String,
 }
 
-/// Held-out prompts: twice the thirty that the language has, so that the noise of a mean does not
-/// hide how it moves.
+/// Number of held-out prompts: twice the thirty that the language has, so that the noise of a mean
+/// does not hide its movement.
 const EVALUATED: usize = 60;
 
-/// Tunes the policy while a judge watches that was trained on `judged` pairs.
+/// Tunes the policy with a judge that was trained on `judged` pairs.
 fn tuned(judged: fn(usize) -> serde_json::Value) -> Tuned {
     let workspace = Workspace::trained();
     workspace.write("judged.jsonl", &records(0, 200, judged));
@@ -51,7 +51,7 @@ fn tuned(judged: fn(usize) -> serde_json::Value) -> Tuned {
     }
 }
 
-/// It likes what the reward model dislikes.
+/// A pair in which the judge prefers what the reward model rejects.
 fn contrary(i: usize) -> serde_json::Value {
     let mut pair = pair(i);
     let chosen = pair["chosen"].take();

@@ -1,4 +1,4 @@
-//! The generator against the oracle that has no cache and no batch, and its promises about stops,
+//! The generator against an oracle without cache and batching, and its guarantees about stops,
 //! order and memory.
 
 use std::sync::Arc;
@@ -90,7 +90,7 @@ fn when_the_cache_is_short_the_last_sequences_give_way() {
     assert_eq!(output.completions, one_by_one(&requests, &settings));
 }
 
-/// Hundreds of small random mixes over the least cache that can hold their largest request.
+/// Hundreds of small random mixes, each with the smallest cache that can hold its largest request.
 #[test]
 fn no_mix_of_requests_stalls() {
     let key = Key::new(3, Purpose::Shuffle);
@@ -125,7 +125,8 @@ fn no_mix_of_requests_stalls() {
 
 #[test]
 fn samples_share_the_prompt() {
-    // 40 tokens leave half a block: seven of eight samples copy it, the last owner writes in place.
+    // 40 tokens leave a block half full: seven of eight samples copy it, the last owner writes in
+    // place.
     for (prompt_len, copies) in [(40, 7), (32, 0)] {
         let (output, model) = run(&[request(prompt_len, 4, 8)], &greedy());
         assert_eq!(output.stats.prefill_tokens, prompt_len);
@@ -145,7 +146,8 @@ fn a_finished_sequence_gives_its_place_and_blocks_to_the_next() {
             ..Settings::default()
         },
     );
-    // The third starts in the step after the second's last: no place is ever empty.
+    // The third request starts in the step after the second one's last: no slot of the batch is
+    // ever empty.
     assert_eq!(model.batches, [2; 10]);
     assert_eq!(output.stats.peak_blocks, 2);
     assert_eq!(output.stats.reserved_blocks, 2);
@@ -261,13 +263,13 @@ fn stops_do_not_count_before_min_new_tokens() {
     assert_eq!(output.completions, one_by_one(&requests, &settings));
     for c in &output.completions {
         assert!(c.tokens.len() >= 5 && !c.tokens[..5].contains(&STOP));
-        // Where the stop could not be drawn, the kept set says so.
+        // Where the stop token was forbidden, the kept set shows it.
         assert!(c.kept[..5].iter().all(|kept| {
             kept.as_ref()
                 .is_some_and(|ids| ids.len() == 19 && ids[0] == 1)
         }));
         assert!(c.kept[5..].iter().all(Option::is_none));
-        // A mask leaves one set, which all hold in common.
+        // A mask leaves one kept set, which all tokens share.
         let first = output.completions[0].kept[0].as_ref().unwrap();
         let alike = |kept: &Option<Arc<[u32]>>| Arc::ptr_eq(kept.as_ref().unwrap(), first);
         assert!(c.kept[..5].iter().all(alike));
@@ -279,8 +281,8 @@ fn stops_do_not_count_before_min_new_tokens() {
     }
 }
 
-/// Cuts that come and go: log-probs over the whole vocabulary are there for all tokens of a
-/// completion, or for none.
+/// Distributions that are cut for some tokens only: a completion has log-probs over the whole
+/// vocabulary for all of its tokens, or for none.
 #[test]
 fn whole_log_probs_are_recorded_where_anything_was_cut() {
     let settings = |top_p| Settings {
@@ -350,7 +352,7 @@ fn draws_change_with_seed_iteration_purpose_key_and_sample() {
         tokens(&run(&renamed, &base).0.completions),
         tokens(&first.completions)
     );
-    // A request's place among the others does not matter.
+    // The position of a request among the others does not matter.
     let moved = [request(4, 6, 3), requests[0].clone()];
     assert_eq!(
         tokens(&run(&moved, &base).0.completions[3..]),

@@ -1,4 +1,4 @@
-//! All tests of the crate that go through its public face, as one binary.
+//! All tests of the crate's public interface, as one binary.
 
 mod generator;
 mod model;

@@ -1,5 +1,5 @@
-//! A model of twenty words whose logits are a hash of the whole history, and which knows that
-//! history from its cache blocks alone: a wrong block, copy or position changes what it says next.
+//! A fake model of twenty words. Its logits are a hash of the whole history, which it reads from
+//! its cache blocks alone: a wrong block, copy or position changes the next logits.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,19 +11,19 @@ use rollout::{
 
 pub const VOCAB: usize = 20;
 
-/// Ends a completion in one draw of twenty.
+/// The stop token, drawn once in twenty draws.
 pub const STOP: u32 = 0;
 
 #[derive(Default)]
 pub struct Parrot {
     cache: Vec<[Option<u32>; BLOCK_TOKENS]>,
     pub copies: usize,
-    /// Chunks of each step.
+    /// Number of chunks in each step.
     pub batches: Vec<usize>,
     pub released: Vec<SequenceId>,
-    /// Tokens that were read of each sequence.
+    /// Number of tokens read for each sequence.
     pub read: HashMap<SequenceId, usize>,
-    /// Tokens that were read after their sequence had ended.
+    /// Number of tokens read after their sequence had ended.
     pub after_the_end: usize,
 }
 
@@ -56,7 +56,7 @@ impl Model for Parrot {
     }
 
     fn forward(&mut self, step: &Step<'_>) -> ModelResult<Self::Logits> {
-        // In reverse: the order must not matter.
+        // In reverse: the order of copies must not matter.
         for &(from, to) in step.copies.iter().rev() {
             self.cache[to as usize] = self.cache[from as usize];
         }
@@ -66,7 +66,7 @@ impl Model for Parrot {
         for chunk in step.chunks {
             let end = chunk.past + chunk.tokens.len();
             self.read.insert(chunk.sequence, end);
-            // A sequence that has ended leaves holes where its tokens would lie.
+            // A sequence that has ended leaves its cache positions unwritten.
             let goes_on = chunk.next == Next::GoesOn;
             for (position, &token) in (chunk.past..).zip(chunk.tokens) {
                 let block = chunk.blocks[position / BLOCK_TOKENS] as usize;
@@ -101,8 +101,8 @@ impl Model for Parrot {
     }
 }
 
-/// What a step promises besides the right tokens: exact block lists, copies in any order, no
-/// writing into a neighbour's block.
+/// Asserts the other guarantees of a step: exact block lists, copies in any order, no writes to
+/// another sequence's block.
 fn assert_fair(step: &Step<'_>) {
     let sources: HashSet<u32> = step.copies.iter().map(|copy| copy.0).collect();
     let targets: HashSet<u32> = step.copies.iter().map(|copy| copy.1).collect();
@@ -126,7 +126,7 @@ fn assert_fair(step: &Step<'_>) {
     }
 }
 
-/// The same completions without cache, batch or scheduler: one sequence at a time from its whole
+/// The same completions without cache, batch or scheduler: one sequence at a time, from its whole
 /// history.
 pub fn one_by_one(requests: &[Request], settings: &Settings<'_>) -> Vec<Completion> {
     let samples = |(index, request)| {
@@ -184,7 +184,7 @@ fn alone(index: usize, request: &Request, sample: usize, settings: &Settings<'_>
     }
 }
 
-/// A request of default shape: its key is its length, its tokens count up from it.
+/// A request with a default prompt: its key is its length, its tokens count up from there.
 pub fn request(prompt_len: usize, max_new_tokens: usize, samples: usize) -> Request {
     Request {
         key: prompt_len as u64,
@@ -197,7 +197,7 @@ pub fn request(prompt_len: usize, max_new_tokens: usize, samples: usize) -> Requ
     }
 }
 
-/// Requests of all shapes: prompts around the block size, one and several samples, short and long
+/// Requests of all shapes: prompts around the block size, one or several samples, short and long
 /// answers.
 pub fn ragged() -> Vec<Request> {
     let lengths = [1, 15, 16, 17, 40, 3, 31, 32, 33, 64, 7, 48];

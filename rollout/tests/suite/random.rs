@@ -1,5 +1,4 @@
-//! The random words against published vectors, and the draws against what their distributions
-//! promise.
+//! The random words against published test vectors, and the draws against their distributions.
 
 use rollout::random::{Independent, Key, Purpose, philox4x32};
 
@@ -84,7 +83,7 @@ fn a_permutation_holds_each_number_once_and_favours_no_place() {
             counts[place][item] += 1;
         }
     }
-    // 1000 expected, standard deviation 27.
+    // Expected 1000, standard deviation 27.
     assert!(
         counts.iter().flatten().all(|&n| n.abs_diff(1000) < 110),
         "{counts:?}"
@@ -105,7 +104,7 @@ fn independent_models_have_seeds_of_their_own() {
     let agree = |a: &[usize], b: &[usize]| a.iter().zip(b).filter(|(a, b)| a == b).count();
     let orders = [1, seeds[0], seeds[1]].map(order);
     for (a, b) in [(0, 1), (0, 2), (1, 2)] {
-        // One place in a hundred by chance, ten with a probability of 1e-7.
+        // Orders agree in one place of a hundred by chance, in ten with a probability of 1e-7.
         assert!(agree(&orders[a], &orders[b]) < 10, "{orders:?}");
     }
 }

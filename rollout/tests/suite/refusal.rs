@@ -1,4 +1,4 @@
-//! What cannot be done is refused with a message that says what was found and how to mend it.
+//! Impossible requests are refused with a message that says what was found and how to fix it.
 
 use rollout::{
     CacheBudget, CacheSpec, Decoding, Draw, Drawn, Error, Model, ModelResult, Request, Sampling,
@@ -7,7 +7,7 @@ use rollout::{
 
 use crate::model::{Parrot, request};
 
-/// The whole chain of the error's messages.
+/// The error's whole chain of messages.
 fn refusal<M: Model>(model: &mut M, requests: &[Request], settings: &Settings<'_>) -> String {
     let error = generate(model, requests, settings, &mut |_| ())
         .map(|_| ())

@@ -1,4 +1,4 @@
-//! The row kernel against double precision, and the identities that exactness rests on.
+//! The row kernel against double precision, and the identities that exactness depends on.
 
 use rollout::random::{Key, Purpose};
 use rollout::row;
@@ -40,7 +40,7 @@ fn exp_at_the_edges() {
 
 #[test]
 fn statistics_agree_with_double_precision() {
-    // Lengths around the lane and block sizes, and a real vocabulary.
+    // Lengths around the lane and block sizes, and a realistic vocabulary.
     for (len, inv_temperature) in [
         (1, 1.0),
         (15, 0.5),
@@ -112,7 +112,7 @@ fn a_row_that_is_no_distribution_is_not_finite() {
     assert!(!row::stats(&[], 1.0).is_finite());
 }
 
-/// Five digits and more: f32 sums in blocks lose about 1e-6.
+/// A tolerance of five digits: `f32` sums in blocks lose about 1e-6.
 fn close(found: f32, expected: f64) {
     let tolerance = 2e-6 * (1.0 + expected.abs());
     assert!(
@@ -121,7 +121,8 @@ fn close(found: f32, expected: f64) {
     );
 }
 
-/// Every subset of ten ids: what is gathered is each id's own, and runs are whole and in order.
+/// Every subset of ten ids: each gathered value belongs to its id, and the runs are complete and in
+/// order.
 #[test]
 fn kept_sets_are_gathered_by_runs_of_neighbours() {
     let logits: Vec<f32> = (0..10u8).map(f32::from).collect();

@@ -1,4 +1,4 @@
-//! Filters against transformers', draws against the distribution they are made from.
+//! Filters against transformers', and draws against the distribution that they are made from.
 
 use rollout::random::{Key, Purpose};
 use rollout::sampling::{RowFault, inverse, kept_set};
@@ -26,7 +26,7 @@ fn sampled(logits: &[f32], sampling: Sampling, uniform: f64) -> Drawn {
     draw_row(logits, &draw(Decoding::Sample(sampling), &[], uniform)).unwrap()
 }
 
-/// The distribution that the filters leave, over the whole vocabulary.
+/// The filtered distribution over the whole vocabulary.
 fn probabilities(logits: &[f32], sampling: &Sampling, forbidden: &[u32]) -> Vec<f64> {
     let all = || (0..logits.len() as u32).collect();
     let kept: Vec<u32> = kept_set(logits, sampling, forbidden).unwrap_or_else(all);
@@ -66,7 +66,7 @@ fn filters_leave_what_transformers_leaves() {
                 .zip(numbers(&case["probabilities"][index]))
                 .enumerate()
             {
-                // Both are f32 softmaxes.
+                // Both are `f32` softmaxes.
                 let same = (found - expected).abs() < 1e-6 && (*found == 0.0) == (expected == 0.0);
                 assert!(
                     same,
@@ -77,7 +77,7 @@ fn filters_leave_what_transformers_leaves() {
     }
 }
 
-/// The definitions, by sorting everything in double precision.
+/// The definition of each filter, by sorting everything in double precision.
 fn slow_kept_set(logits: &[f32], sampling: &Sampling) -> Vec<u32> {
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
     let logit = |id: u32| logits[id as usize];
@@ -197,8 +197,8 @@ fn draws_follow_the_distribution() {
                 .zip(&counts)
                 .all(|(&p, &count)| p > 0.0 || count == 0.0)
         );
-        // Pearson's statistic over the tokens expected five times or more: mean d, standard
-        // deviation √(2d).
+        // Pearson's statistic over the tokens that are expected five times or more: mean d,
+        // standard deviation √(2d).
         let cells: Vec<f64> = p
             .iter()
             .zip(&counts)
@@ -220,7 +220,7 @@ fn a_draw_inverts_the_cumulative_distribution() {
     let p = probabilities(&logits, &Sampling::default(), &[]);
     let mut below = 0.0;
     for (token, p) in p.into_iter().enumerate() {
-        // Clear of the borders, which f32 weights place to 1e-7.
+        // Not too close to the borders, whose positions in `f32` are known to 1e-7.
         for share in [0.02, 0.5, 0.98] {
             let drawn = sampled(&logits, Sampling::default(), below + share * p);
             assert_eq!(drawn.token, token as u32, "at {share}");
@@ -271,7 +271,7 @@ fn log_probs_are_those_of_the_row_kernel() {
     );
 }
 
-/// The log-probability over the whole vocabulary is that of the row, bit for bit.
+/// The log-prob over the whole vocabulary is that of the row, bit for bit.
 #[test]
 fn a_draw_records_its_log_prob_over_the_whole_vocabulary() {
     let logits = normal_row(9, 500, 2.0);
@@ -356,7 +356,7 @@ fn a_row_without_a_distribution_is_an_error_that_names_it() {
     }
 }
 
-/// The entropy that is recorded is that of what could be drawn, and none unless it was asked for.
+/// The recorded entropy is that of the kept set, and there is none unless it is requested.
 #[test]
 fn a_draw_records_the_entropy_of_its_own_distribution() {
     let logits = normal_row(5, 300, 2.0);
