@@ -1,6 +1,6 @@
 //! An ensemble of reward models with one combined score.
 
-use super::{Batch, Reward, RewardError, RewardModel};
+use super::{RewardBatch, RewardError, RewardModel, Scorer};
 use crate::rlhf::ensemble::Combine;
 
 /// Reward models whose scores are combined into one.
@@ -26,8 +26,8 @@ impl Ensemble {
     }
 }
 
-impl Reward for Ensemble {
-    fn scores(&self, batch: &Batch) -> Result<Vec<f32>, RewardError> {
+impl Scorer for Ensemble {
+    fn scores(&self, batch: &RewardBatch) -> Result<Vec<f32>, RewardError> {
         let columns: Vec<Vec<f32>> = self
             .models
             .iter()

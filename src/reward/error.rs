@@ -67,7 +67,7 @@ pub enum RewardError {
     /// Another number of scores than of completions: a mistake of the component's own.
     #[error("made {found} scores for {expected} completions")]
     Count {
-        /// Scores.
+        /// CompletionScores.
         found: usize,
         /// Completions.
         expected: usize,

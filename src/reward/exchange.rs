@@ -12,7 +12,7 @@
 
 use serde_json::{Value, json};
 
-use super::Completion;
+use super::RewardInput;
 
 /// Most bytes of an answer.
 pub const LONGEST_ANSWER: usize = 16 << 20;
@@ -20,7 +20,7 @@ pub const LONGEST_ANSWER: usize = 16 << 20;
 const SHOWN: usize = 200;
 
 /// The question for a batch.
-pub fn question(completions: &[Completion]) -> Value {
+pub fn question(completions: &[RewardInput]) -> Value {
     let asked = completions.iter().map(|completion| {
         let given = completion.ids.len() - completion.response.len().min(completion.ids.len());
         json!({
@@ -77,7 +77,7 @@ mod tests {
     #[test]
     fn a_question_holds_texts_ids_and_fields() {
         let fields = json!({"answer": 4});
-        let completion = Completion {
+        let completion = RewardInput {
             prompt: "2+2=",
             text: "4",
             ids: &[5, 6, 7, 1],

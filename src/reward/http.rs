@@ -9,7 +9,7 @@ use std::time::Duration;
 use ureq::{Agent, Error};
 
 use super::exchange::{LONGEST_ANSWER, question, scores, shown};
-use super::{Batch, Completion, Reward, RewardError};
+use super::{RewardBatch, RewardError, RewardInput, Scorer};
 use crate::config::{HttpReward, LONGEST_BACKOFF};
 
 /// An endpoint that scores.
@@ -54,7 +54,7 @@ impl Http {
         })
     }
 
-    fn ask(&self, completions: &[Completion]) -> Result<Vec<f32>, RewardError> {
+    fn ask(&self, completions: &[RewardInput]) -> Result<Vec<f32>, RewardError> {
         let body = question(completions).to_string();
         let mut wait = self.config.backoff_seconds;
         let mut left = self.config.retries;
@@ -110,8 +110,8 @@ impl Http {
     }
 }
 
-impl Reward for Http {
-    fn scores(&self, batch: &Batch) -> Result<Vec<f32>, RewardError> {
+impl Scorer for Http {
+    fn scores(&self, batch: &RewardBatch) -> Result<Vec<f32>, RewardError> {
         let mut scores = Vec::with_capacity(batch.completions.len());
         for part in batch.completions.chunks(self.config.batch_size) {
             scores.extend(self.ask(part)?);
@@ -149,15 +149,15 @@ mod tests {
     use crate::reward::sample::score_texts;
 
     /// What the endpoint was asked: the body, and the header with the token.
-    type Asked = Arc<Mutex<Vec<(Value, Option<String>)>>>;
+    type RequestLog = Arc<Mutex<Vec<(Value, Option<String>)>>>;
 
     /// An endpoint that lets `answer` answer the n-th request, for as long as the test runs.
     fn serve(
         answer: impl Fn(usize, &Value) -> (u16, String, f64) + Send + 'static,
-    ) -> (String, Asked) {
+    ) -> (String, RequestLog) {
         let server = Server::http("127.0.0.1:0").unwrap();
         let url = format!("http://{}/score", server.server_addr());
-        let asked = Asked::default();
+        let asked = RequestLog::default();
         let log = Arc::clone(&asked);
         thread::spawn(move || {
             for (n, mut request) in server.incoming_requests().enumerate() {

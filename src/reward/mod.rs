@@ -1,6 +1,6 @@
 //! Where scores come from: reward models that read token ids, and classifiers, rules, programs and endpoints that read text.
 //!
-//! Each kind implements [`Reward`]; [`Rewards`] is their weighted sum.
+//! Each kind implements [`Scorer`]; [`Rewards`] is their weighted sum.
 
 mod classifier;
 mod ensemble;
@@ -24,14 +24,16 @@ pub use ensemble::Ensemble;
 pub use error::RewardError;
 pub use http::Http;
 pub use lexicon::{Lexicon, LexiconError, Valence};
-pub use model::{RewardModel, Scored, Standing};
+pub use model::{IdsAndStates, RewardModel, TrunkUse};
 pub use program::Program;
-pub use rules::{Exact, Json, Length, Numeric, Pattern, Repetition, repeated};
-pub use sum::{Rewards, Scores};
+pub use rules::{
+    ExactRule, JsonRule, LengthRule, NumericRule, PatternRule, RepetitionRule, repeated,
+};
+pub use sum::{CompletionScores, Rewards};
 
 /// One completion, with all that a score may depend on.
 #[derive(Clone, Debug)]
-pub struct Completion<'a> {
+pub struct RewardInput<'a> {
     /// The prompt's text, as rendered.
     pub prompt: &'a str,
     /// The completion's text, without the stop text that ended it.
@@ -48,20 +50,20 @@ pub struct Completion<'a> {
 
 /// Completions that are scored together.
 #[derive(Clone, Copy, Debug)]
-pub struct Batch<'a> {
+pub struct RewardBatch<'a> {
     /// The completions.
-    pub completions: &'a [Completion<'a>],
-    /// Most tokens of one packed pass of a reward model. Scores do not depend on it.
+    pub completions: &'a [RewardInput<'a>],
+    /// Most tokens of one packed pass of a reward model. CompletionScores do not depend on it.
     pub pass_tokens: usize,
 }
 
 /// Something that scores completions.
-pub trait Reward {
+pub trait Scorer {
     /// One finite score a completion, in order; each a function of its completion alone.
     ///
     /// # Errors
     /// If a model fails, or something outside the process does not answer as it should.
-    fn scores(&self, batch: &Batch) -> Result<Vec<f32>, RewardError>;
+    fn scores(&self, batch: &RewardBatch) -> Result<Vec<f32>, RewardError>;
 
     /// Whether a prompt's record has what the scores need; if not, what it should have.
     ///

@@ -1,11 +1,11 @@
-//! A reward model's score: its scalar head at one token of prompt and response, the last one unless its folder means another
-//! ([`ScorePosition`]).
+//! A reward model's score: its scalar head at one token of prompt and response, the last one unless the
+//! model's folder says otherwise ([`ScorePosition`]).
 
 use std::path::Path;
 
 use candle_core::{Device, Result, Tensor, bail};
 
-use super::{Batch, Reward, RewardError};
+use super::{RewardBatch, RewardError, Scorer};
 use crate::config::ScoreAt;
 use crate::data::packing::cut;
 use crate::model::boundary::{Boundary, States};
@@ -17,33 +17,34 @@ use crate::ops::param::Training;
 /// A frozen reward model.
 pub struct RewardModel {
     decoder: Decoder,
-    standing: Standing,
+    trunk_use: TrunkUse,
     position: ScorePosition,
 }
 
-/// What a reward model holds in common with the policy.
+/// Whether a reward model starts from the hidden states that generation recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// Nothing: it reads token ids.
-    Alone,
-    /// The layers below the boundary at which generation keeps states: it starts from these.
+pub enum TrunkUse {
+    /// No layers are shared with the policy: the model reads token ids.
+    None,
+    /// The layers below the boundary are the policy's: the model starts from the recorded states.
     Shared,
 }
 
-/// A sequence to be scored: its ids, and what generation computed of them, if it kept that.
-pub type Scored<'a> = (&'a [u32], Option<&'a States>);
+/// Token ids of a sequence to be scored, and its recorded hidden states if there are any.
+pub type IdsAndStates<'a> = (&'a [u32], Option<&'a States>);
 
 impl RewardModel {
-    /// Wraps a decoder with a scalar head that stands alone. Its score is read where its folder means it to be.
+    /// Wraps a decoder with a scalar head that shares no layers. The score is read at the token that its
+    /// folder says.
     pub fn new(decoder: Decoder) -> Self {
         Self {
             position: ScorePosition::of(decoder.config(), None).unwrap_or(ScorePosition::LAST),
             decoder,
-            standing: Standing::Alone,
+            trunk_use: TrunkUse::None,
         }
     }
 
-    /// This model, read at the token that is `asked` for, if one is.
+    /// The same model with its score read at the token `asked`; `None` keeps what its folder says.
     ///
     /// # Errors
     /// The errors of [`ScorePosition::of`].
@@ -57,10 +58,10 @@ impl RewardModel {
         self.position
     }
 
-    /// Wraps one that shares the policy's layers below the boundary.
+    /// Wraps a decoder with a scalar head that shares the policy's layers below the boundary.
     pub fn sharing(decoder: Decoder) -> Self {
         Self {
-            standing: Standing::Shared,
+            trunk_use: TrunkUse::Shared,
             ..Self::new(decoder)
         }
     }
@@ -68,7 +69,7 @@ impl RewardModel {
     /// Reads a frozen reward model.
     ///
     /// # Errors
-    /// If the folder holds none, or it cannot be read.
+    /// If the folder holds no reward model, or it cannot be read.
     pub fn load(folder: &Path, device: &Device) -> std::result::Result<Self, ModelError> {
         let frozen = |_: &_| Training::Frozen;
         Ok(Self::new(Decoder::load_reward_model(
@@ -76,14 +77,14 @@ impl RewardModel {
         )?))
     }
 
-    /// The model itself.
+    /// The decoder with its scalar head.
     pub fn decoder(&self) -> &Decoder {
         &self.decoder
     }
 
-    /// Whether it shares layers with the policy.
-    pub fn standing(&self) -> Standing {
-        self.standing
+    /// Whether the model starts from recorded states.
+    pub fn trunk_use(&self) -> TrunkUse {
+        self.trunk_use
     }
 
     /// One raw score a sequence, in packed passes of at most `limit` tokens.
@@ -91,15 +92,15 @@ impl RewardModel {
     /// # Errors
     /// If an id lies outside the vocabulary, a sequence is empty or too long, or the device fails.
     pub fn score(&self, sequences: &[&[u32]], limit: usize) -> Result<Vec<f32>> {
-        let sequences: Vec<Scored> = sequences.iter().map(|&ids| (ids, None)).collect();
+        let sequences: Vec<IdsAndStates> = sequences.iter().map(|&ids| (ids, None)).collect();
         self.score_kept(&sequences, limit)
     }
 
-    /// [`Self::score`] of sequences whose states may be known.
+    /// [`Self::score`] of sequences that may have recorded states.
     ///
     /// # Errors
-    /// Likewise, and if states do not fit their sequences.
-    pub fn score_kept(&self, sequences: &[Scored], limit: usize) -> Result<Vec<f32>> {
+    /// As [`Self::score`], and if states do not fit their sequences.
+    pub fn score_kept(&self, sequences: &[IdsAndStates], limit: usize) -> Result<Vec<f32>> {
         if let Some(empty) = sequences.iter().position(|(ids, _)| ids.is_empty()) {
             bail!("sequence {empty} is empty; a reward model scores at a token");
         }
@@ -109,15 +110,15 @@ impl RewardModel {
             |i| sequences[i].0.len(),
             limit,
         ) {
-            let run: Vec<Scored> = run.iter().map(|&i| sequences[i]).collect();
+            let run: Vec<IdsAndStates> = run.iter().map(|&i| sequences[i]).collect();
             let found = self.decoder.scores(&self.scored_states(&run)?)?;
             scores.extend(found.to_vec1::<f32>()?);
         }
         Ok(scores)
     }
 
-    /// Hidden states of the token of each sequence that is scored: `[sequences, hidden]`.
-    fn scored_states(&self, run: &[Scored]) -> Result<Tensor> {
+    /// Last hidden state of each sequence at the token where the score is read: `[sequences, hidden]`.
+    fn scored_states(&self, run: &[IdsAndStates]) -> Result<Tensor> {
         let segments = Segments::from_lengths(run.iter().map(|(ids, _)| ids.len()));
         let (decoder, skip) = (&self.decoder, Gradient::Skip);
         let wanted = Some(self.position.rows(run.iter().map(|(ids, _)| *ids)));
@@ -128,8 +129,8 @@ impl RewardModel {
         decoder.forward_at(&ids, &segments, wanted, skip)
     }
 
-    fn boundary(&self, run: &[Scored]) -> Result<Option<Boundary>> {
-        if self.standing == Standing::Alone {
+    fn boundary(&self, run: &[IdsAndStates]) -> Result<Option<Boundary>> {
+        if self.trunk_use == TrunkUse::None {
             return Ok(None);
         }
         let states = run.iter().map(|&(ids, states)| (states, ids.len()));
@@ -137,10 +138,10 @@ impl RewardModel {
     }
 }
 
-impl Reward for RewardModel {
-    fn scores(&self, batch: &Batch) -> std::result::Result<Vec<f32>, RewardError> {
+impl Scorer for RewardModel {
+    fn scores(&self, batch: &RewardBatch) -> std::result::Result<Vec<f32>, RewardError> {
         let sequences = batch.completions.iter().map(|c| (c.ids, c.states));
-        let sequences: Vec<Scored> = sequences.collect();
+        let sequences: Vec<IdsAndStates> = sequences.collect();
         Ok(self.score_kept(&sequences, batch.pass_tokens)?)
     }
 }

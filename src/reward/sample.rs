@@ -2,15 +2,15 @@
 
 use serde_json::Map;
 
-use super::{Batch, Completion, Reward, RewardError};
+use super::{RewardBatch, RewardError, RewardInput, Scorer};
 
 /// The scores of these texts, each the answer to one prompt without tokens.
 pub fn score_texts<T: AsRef<str>>(
-    reward: &dyn Reward,
+    reward: &dyn Scorer,
     texts: &[T],
 ) -> Result<Vec<f32>, RewardError> {
     let fields = Map::new();
-    let completion = |text| Completion {
+    let completion = |text| RewardInput {
         prompt: "a",
         text,
         ids: &[],
@@ -18,8 +18,8 @@ pub fn score_texts<T: AsRef<str>>(
         response: Vec::new(),
         fields: &fields,
     };
-    let completions: Vec<Completion> = texts.iter().map(|t| completion(t.as_ref())).collect();
-    reward.scores(&Batch {
+    let completions: Vec<RewardInput> = texts.iter().map(|t| completion(t.as_ref())).collect();
+    reward.scores(&RewardBatch {
         completions: &completions,
         pass_tokens: 1,
     })

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use serde_json::{Map, Value};
 
-use super::rules::{Exact, Json, Length, Numeric, Pattern, Repetition};
-use super::{Batch, Classifier, Ensemble, Http, Program, Reward, RewardError, RewardModel};
+use super::rules::{ExactRule, JsonRule, LengthRule, NumericRule, PatternRule, RepetitionRule};
+use super::{Classifier, Ensemble, Http, Program, RewardBatch, RewardError, RewardModel, Scorer};
 use crate::config::{EnsembleReward, RewardComponent, RewardKind};
 use crate::model::ModelError;
 
@@ -18,14 +18,14 @@ pub struct Rewards(Vec<Component>);
 
 /// The scores of a batch.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Scores {
+pub struct CompletionScores {
     /// The weighted sums, one a completion.
     pub total: Vec<f32>,
     /// The scores of each component before its weight, by its name, in the configuration's order.
     pub components: Vec<(String, Vec<f32>)>,
 }
 
-impl Scores {
+impl CompletionScores {
     /// Adds those of another batch, of the same components.
     pub fn extend(&mut self, other: Self) {
         self.total.extend(other.total);
@@ -61,14 +61,14 @@ impl Scores {
 struct Component {
     name: String,
     weight: f64,
-    scorer: Scorer,
+    scorer: ComponentScorer,
 }
 
 /// Models stand apart from the rest, for the other roles of the run may share weights with them.
-enum Scorer {
+enum ComponentScorer {
     Model(PathBuf, Box<RewardModel>),
     Ensemble(Vec<PathBuf>, Ensemble),
-    Other(Box<dyn Reward>),
+    Other(Box<dyn Scorer>),
 }
 
 impl Rewards {
@@ -102,12 +102,12 @@ impl Rewards {
     pub fn models(&self) -> impl Iterator<Item = (&Path, &RewardModel)> {
         self.0.iter().flat_map(|component| {
             let (folders, models): (&[PathBuf], &[RewardModel]) = match &component.scorer {
-                Scorer::Model(folder, model) => (
+                ComponentScorer::Model(folder, model) => (
                     std::slice::from_ref(folder),
                     std::slice::from_ref(model.as_ref()),
                 ),
-                Scorer::Ensemble(folders, ensemble) => (folders, ensemble.models()),
-                Scorer::Other(_) => (&[], &[]),
+                ComponentScorer::Ensemble(folders, ensemble) => (folders, ensemble.models()),
+                ComponentScorer::Other(_) => (&[], &[]),
             };
             folders.iter().map(PathBuf::as_path).zip(models)
         })
@@ -126,11 +126,11 @@ impl Rewards {
             })
     }
 
-    /// Scores completions by every component, and sums them.
+    /// CompletionScores completions by every component, and sums them.
     ///
     /// # Errors
     /// If a component fails; the error names it.
-    pub fn score(&self, batch: &Batch) -> Result<Scores, RewardError> {
+    pub fn score(&self, batch: &RewardBatch) -> Result<CompletionScores, RewardError> {
         let expected = batch.completions.len();
         let mut sums = vec![0.0; expected];
         let mut components = Vec::with_capacity(self.0.len());
@@ -143,7 +143,7 @@ impl Rewards {
             }
             components.push((component.name.clone(), scores));
         }
-        Ok(Scores {
+        Ok(CompletionScores {
             total: sums.into_iter().map(|sum| sum as f32).collect(),
             components,
         })
@@ -162,7 +162,7 @@ impl Rewards {
 }
 
 impl Component {
-    fn scores(&self, batch: &Batch) -> Result<Vec<f32>, RewardError> {
+    fn scores(&self, batch: &RewardBatch) -> Result<Vec<f32>, RewardError> {
         let scores = self.scorer.reward().scores(batch)?;
         let (found, expected) = (scores.len(), batch.completions.len());
         match found == expected {
@@ -172,8 +172,8 @@ impl Component {
     }
 }
 
-impl Scorer {
-    fn reward(&self) -> &dyn Reward {
+impl ComponentScorer {
+    fn reward(&self) -> &dyn Scorer {
         match self {
             Self::Model(_, model) => model.as_ref(),
             Self::Ensemble(_, ensemble) => ensemble,
@@ -182,32 +182,32 @@ impl Scorer {
     }
 }
 
-fn scorer(kind: &RewardKind, model: LoadModel) -> Result<Scorer, RewardError> {
-    let other: Box<dyn Reward> = match kind {
+fn scorer(kind: &RewardKind, model: LoadModel) -> Result<ComponentScorer, RewardError> {
+    let other: Box<dyn Scorer> = match kind {
         RewardKind::Model(config) => {
             let model = model(&config.path)?.read_at(config.score_at)?;
-            return Ok(Scorer::Model(config.path.clone(), Box::new(model)));
+            return Ok(ComponentScorer::Model(config.path.clone(), Box::new(model)));
         }
         RewardKind::Ensemble(config) => return ensemble(config, model),
         RewardKind::Classifier(config) => Box::new(Classifier::load(config)?),
-        RewardKind::Exact(config) => Box::new(Exact::new(config)?),
-        RewardKind::Numeric(config) => Box::new(Numeric::new(config)?),
-        RewardKind::Regex(config) => Box::new(Pattern::new(config)?),
-        RewardKind::Length(config) => Box::new(Length::new(config)),
-        RewardKind::Json(config) => Box::new(Json::new(config)?),
-        RewardKind::Repetition(config) => Box::new(Repetition::new(config)),
+        RewardKind::Exact(config) => Box::new(ExactRule::new(config)?),
+        RewardKind::Numeric(config) => Box::new(NumericRule::new(config)?),
+        RewardKind::Regex(config) => Box::new(PatternRule::new(config)?),
+        RewardKind::Length(config) => Box::new(LengthRule::new(config)),
+        RewardKind::Json(config) => Box::new(JsonRule::new(config)?),
+        RewardKind::Repetition(config) => Box::new(RepetitionRule::new(config)),
         RewardKind::Program(config) => Box::new(Program::start(config)?),
         RewardKind::Http(config) => Box::new(Http::new(config)?),
     };
-    Ok(Scorer::Other(other))
+    Ok(ComponentScorer::Other(other))
 }
 
-fn ensemble(config: &EnsembleReward, model: LoadModel) -> Result<Scorer, RewardError> {
+fn ensemble(config: &EnsembleReward, model: LoadModel) -> Result<ComponentScorer, RewardError> {
     let load = |folder: &PathBuf| Ok(model(folder)?.read_at(config.score_at)?);
     let models = config.paths.iter().map(load);
     let models = models.collect::<Result<_, RewardError>>()?;
     let ensemble = Ensemble::new(models, config.combine, config.deviations());
-    Ok(Scorer::Ensemble(config.paths.clone(), ensemble))
+    Ok(ComponentScorer::Ensemble(config.paths.clone(), ensemble))
 }
 
 fn in_component(name: &str) -> impl FnOnce(RewardError) -> RewardError {
@@ -223,7 +223,7 @@ mod tests {
 
     use super::*;
     use crate::config::{ExactReward, LengthReward, Unit};
-    use crate::reward::Completion;
+    use crate::reward::RewardInput;
 
     fn component(name: &str, weight: f64, kind: RewardKind) -> RewardComponent {
         RewardComponent {
@@ -254,7 +254,7 @@ mod tests {
     fn the_total_is_the_weighted_sum_and_components_stay_raw() {
         let fields = json!({"answer": "four"});
         let fields = fields.as_object().unwrap();
-        let completions = ["four", "it is four", "five"].map(|text| Completion {
+        let completions = ["four", "it is four", "five"].map(|text| RewardInput {
             prompt: "2+2",
             text,
             ids: &[],
@@ -262,7 +262,7 @@ mod tests {
             response: Vec::new(),
             fields,
         });
-        let batch = Batch {
+        let batch = RewardBatch {
             completions: &completions,
             pass_tokens: 64,
         };

@@ -13,6 +13,7 @@
 //! caller leaves out prompt tokens, and a sequence with several generated spans contributes them
 //! joined.
 
+pub mod actor_loss;
 pub mod advantage;
 pub mod aggregation;
 pub mod differentiable;
@@ -29,6 +30,7 @@ pub mod score;
 pub mod stats;
 pub mod value_loss;
 
+pub use actor_loss::{ActorLoss, ActorTokens, KlTerm, actor_loss};
 pub use aggregation::{LossAggregation, Totals};
 pub use error::{Result, RlhfError};
 pub use kl::KlEstimator;

@@ -1,66 +1,85 @@
-//! The one value that goes from rollout to update: sequences with what was generated in them, and what the roles said of it.
+//! [`Experience`]: the one value that goes from rollout to update.
 //!
-//! Per-token quantities stand end to end over all sequences, generated tokens only ([`Rows`] marks the sequences). Shapes are
-//! checked once, when the value is made.
+//! It starts as sequences with their scores and gains the log-probs of policy and reference, the
+//! critic's values, advantages and returns on its way. Per-token quantities stand end to end over the
+//! generated tokens of all sequences ([`Rows`] says where each sequence starts). Each quantity's shape
+//! is checked once, where it is added.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::TokenScores;
+use super::PolicyLogProbs;
 use crate::model::boundary::States;
+use crate::reward::CompletionScores;
 use crate::rlhf::{RlhfError, Rows};
 
-/// A prompt with its continuation.
+/// A prompt with its completion.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sequence {
-    /// Names the prompt among all that training meets.
+    /// Key of the prompt, unique among all prompts of the training.
     pub key: u64,
-    /// Which of the prompt's samples it is.
+    /// Index of the sequence among the samples of its prompt.
     pub sample: usize,
-    /// All tokens, given and generated.
+    /// Token ids of the prompt and the completion.
     pub ids: Vec<u32>,
-    /// The generated tokens: ascending ranges in `ids`. One for a single answer; a dialogue has several.
+    /// Generated tokens, as ascending ranges in `ids`: one for a single answer, several for a dialogue.
     pub generated: Vec<Range<usize>>,
-    /// Log-probability of each generated token under the distribution that it was drawn from.
+    /// Log-prob of each generated token in the distribution that it was drawn from.
     pub log_probs: Vec<f32>,
-    /// Log-probability of each generated token over the whole vocabulary; empty where sampling cut no distribution, for then
-    /// `log_probs` are these.
+    /// Log-prob of each generated token over the whole vocabulary; empty where sampling cut no
+    /// distribution, so that `log_probs` are the same.
     pub whole_log_probs: Vec<f32>,
-    /// Entropy of that distribution, in nats; empty where generation was not asked for it.
+    /// Entropy in nats of the distribution that each token was drawn from; empty where generation did
+    /// not record it.
     pub entropies: Vec<f32>,
-    /// The ids that sampling kept for each generated token, where it cut the distribution.
+    /// Ids that sampling kept for each generated token; `None` for a token whose distribution was not
+    /// cut.
     pub kept: Vec<Option<Arc<[u32]>>>,
-    /// Whether it ended by a stop, not by the limit.
+    /// Whether the completion ended with a stop token or stop text, not at the length limit.
     pub finished: bool,
-    /// What generation computed of its tokens below the layers that any role trains, where the roles share those.
+    /// Hidden states that generation computed below the layers that any role trains, where the roles
+    /// share these layers.
     pub states: Option<States>,
 }
 
-/// A batch that does not fit together.
+/// A quantity that does not fit the experience it is added to, or is read before it was added.
 #[derive(Debug, thiserror::Error)]
 pub enum ExperienceError {
-    /// A sequence's parts have different sizes.
+    /// A sequence's parts have different lengths.
     #[error(
-        "sequence {index} has {ids} tokens, {generated} generated ones, {log_probs} log-probs, {whole_log_probs} of the whole vocabulary, \
-         {entropies} entropies and {kept} kept sets"
+        "sequence {index} has {ids} tokens, {generated} generated ones, {log_probs} log-probs, \
+         {whole_log_probs} of the whole vocabulary, {entropies} entropies and {kept} kept sets"
     )]
     Sequence {
-        /// Which one.
+        /// Index of the sequence.
         index: usize,
-        /// Tokens in all.
+        /// Number of tokens.
         ids: usize,
-        /// Generated tokens.
+        /// Number of generated tokens.
         generated: usize,
-        /// Log-probs.
+        /// Number of log-probs.
         log_probs: usize,
-        /// Log-probs over the whole vocabulary.
+        /// Number of log-probs over the whole vocabulary.
         whole_log_probs: usize,
-        /// Entropies.
+        /// Number of entropies.
         entropies: usize,
-        /// Kept sets.
+        /// Number of kept sets.
         kept: usize,
     },
-    /// A per-token quantity has the wrong length, or a sequence generated nothing.
+    /// A quantity has not one element for each token or each sequence.
+    #[error("{what} has {found} elements, but the batch needs {expected}")]
+    Length {
+        /// Name of the quantity.
+        what: &'static str,
+        /// Its number of elements.
+        found: usize,
+        /// Number of tokens or sequences of the batch.
+        expected: usize,
+    },
+    /// A quantity was read before it was added.
+    #[error("the batch has no {0} yet")]
+    Missing(&'static str),
+    /// A sequence generated nothing.
     #[error(transparent)]
     Rows(#[from] RlhfError),
 }
@@ -76,12 +95,27 @@ impl Sequence {
         self.positions().map(|p| self.ids[p]).collect()
     }
 
-    /// Log-probability of each generated token over the whole vocabulary.
+    /// Log-prob of each generated token over the whole vocabulary.
     pub fn whole_log_probs(&self) -> &[f32] {
         match self.whole_log_probs.is_empty() {
             true => &self.log_probs,
             false => &self.whole_log_probs,
         }
+    }
+
+    fn check(&self, index: usize) -> Result<(), ExperienceError> {
+        if self.fits() {
+            return Ok(());
+        }
+        Err(ExperienceError::Sequence {
+            index,
+            ids: self.ids.len(),
+            generated: self.generated.iter().map(Range::len).sum(),
+            log_probs: self.log_probs.len(),
+            whole_log_probs: self.whole_log_probs.len(),
+            entropies: self.entropies.len(),
+            kept: self.kept.len(),
+        })
     }
 
     fn fits(&self) -> bool {
@@ -104,38 +138,99 @@ impl Sequence {
     }
 }
 
-/// Sequences of one iteration.
+/// The sequences of one iteration with everything that is known of them so far.
 #[derive(Clone, Debug)]
 pub struct Experience {
     sequences: Vec<Sequence>,
-    offsets: Vec<usize>,
+    offsets: Vec<usize>, // B + 1
+    scores: CompletionScores,
+    policy: Option<PolicyLogProbs>,
+    reference_log_probs: Option<Vec<f32>>, // n
+    values: Option<Vec<f32>>,              // n
+    advantages: Option<Vec<f64>>,          // n
+    returns: Option<Vec<f64>>,             // n
 }
 
 impl Experience {
-    /// Takes sequences in their order.
+    /// Sequences as rolled out, with their scores.
     ///
     /// # Errors
-    /// If a sequence's parts do not fit or it generated nothing.
-    pub fn new(sequences: Vec<Sequence>) -> Result<Self, ExperienceError> {
+    /// If a sequence's parts differ in length, a sequence generated nothing, or there is not one score
+    /// for each sequence.
+    pub fn new(
+        sequences: Vec<Sequence>,
+        scores: CompletionScores,
+    ) -> Result<Self, ExperienceError> {
         let mut offsets = vec![0];
-        for (index, s) in sequences.iter().enumerate() {
-            if !s.fits() {
-                let generated = s.generated.iter().map(Range::len).sum();
-                let (ids, log_probs, kept) = (s.ids.len(), s.log_probs.len(), s.kept.len());
-                return Err(ExperienceError::Sequence {
-                    index,
-                    ids,
-                    generated,
-                    log_probs,
-                    whole_log_probs: s.whole_log_probs.len(),
-                    entropies: s.entropies.len(),
-                    kept,
-                });
-            }
-            offsets.push(offsets[index] + s.log_probs.len());
+        for (index, sequence) in sequences.iter().enumerate() {
+            sequence.check(index)?;
+            offsets.push(offsets[index] + sequence.log_probs.len());
         }
         Rows::new(&offsets)?;
-        Ok(Self { sequences, offsets })
+        check("scores", scores.total.len(), sequences.len())?;
+        Ok(Self {
+            sequences,
+            offsets,
+            scores,
+            policy: None,
+            reference_log_probs: None,
+            values: None,
+            advantages: None,
+            returns: None,
+        })
+    }
+
+    /// Adds the log-probs and entropies of the policy that sampled.
+    ///
+    /// # Errors
+    /// If there is not one of each for each token.
+    pub fn set_policy(&mut self, policy: PolicyLogProbs) -> Result<(), ExperienceError> {
+        let tokens = self.token_count();
+        check("log-probs", policy.log_probs.len(), tokens)?;
+        let whole = policy.whole_log_probs.len();
+        check("log-probs of the whole vocabulary", whole, tokens)?;
+        check("entropies", policy.entropies.len(), tokens)?;
+        self.policy = Some(policy);
+        Ok(())
+    }
+
+    /// Adds the log-probs of the reference over the whole vocabulary.
+    ///
+    /// # Errors
+    /// If there is not one for each token.
+    pub fn set_reference(&mut self, log_probs: Vec<f32>) -> Result<(), ExperienceError> {
+        let tokens = self.token_count();
+        check("log-probs of the reference", log_probs.len(), tokens)?;
+        self.reference_log_probs = Some(log_probs);
+        Ok(())
+    }
+
+    /// Adds the critic's values at the positions that predict the tokens.
+    ///
+    /// # Errors
+    /// If there is not one for each token.
+    pub fn set_values(&mut self, values: Vec<f32>) -> Result<(), ExperienceError> {
+        check("values", values.len(), self.token_count())?;
+        self.values = Some(values);
+        Ok(())
+    }
+
+    /// Adds the advantages and, where there is a critic, the returns that its values are fitted to.
+    ///
+    /// # Errors
+    /// If there is not one for each token.
+    pub fn set_advantages(
+        &mut self,
+        advantages: Vec<f64>,
+        returns: Option<Vec<f64>>,
+    ) -> Result<(), ExperienceError> {
+        let tokens = self.token_count();
+        check("advantages", advantages.len(), tokens)?;
+        if let Some(returns) = &returns {
+            check("returns", returns.len(), tokens)?;
+        }
+        (self.advantages, self.returns) = (Some(advantages), returns);
+        Ok(())
     }
 
     /// The sequences.
@@ -143,7 +238,45 @@ impl Experience {
         &self.sequences
     }
 
-    /// Where each sequence's generated tokens lie in the per-token quantities.
+    /// Scores of the sequences, `[B]` each.
+    pub fn scores(&self) -> &CompletionScores {
+        &self.scores
+    }
+
+    /// Log-probs and entropies of the policy that sampled, `[n]` each.
+    ///
+    /// # Errors
+    /// If they were not added yet.
+    pub fn policy(&self) -> Result<&PolicyLogProbs, ExperienceError> {
+        let policy = self.policy.as_ref();
+        policy.ok_or(ExperienceError::Missing("log-probs of the policy"))
+    }
+
+    /// Log-probs of the reference over the whole vocabulary, `[n]`; `None` where the KL has no weight.
+    pub fn reference_log_probs(&self) -> Option<&[f32]> {
+        self.reference_log_probs.as_deref()
+    }
+
+    /// The critic's values before the update, `[n]`; `None` without a critic.
+    pub fn values(&self) -> Option<&[f32]> {
+        self.values.as_deref()
+    }
+
+    /// Advantages, `[n]`.
+    ///
+    /// # Errors
+    /// If they were not added yet.
+    pub fn advantages(&self) -> Result<&[f64], ExperienceError> {
+        let advantages = self.advantages.as_deref();
+        advantages.ok_or(ExperienceError::Missing("advantages"))
+    }
+
+    /// Returns, `[n]`; `None` without a critic.
+    pub fn returns(&self) -> Option<&[f64]> {
+        self.returns.as_deref()
+    }
+
+    /// The layout of the per-token quantities.
     ///
     /// # Errors
     /// Never for a value made by [`Self::new`].
@@ -151,27 +284,38 @@ impl Experience {
         Rows::new(&self.offsets)
     }
 
-    /// The generated tokens of sequence `index` among all.
+    /// Range of sequence `index` in the per-token quantities.
     pub fn tokens_of(&self, index: usize) -> Range<usize> {
         self.offsets[index]..self.offsets[index + 1]
     }
 
-    /// What the generator recorded of each token.
-    pub fn recorded(&self) -> TokenScores {
+    /// Number of generated tokens of all sequences.
+    pub fn token_count(&self) -> usize {
+        self.offsets[self.sequences.len()]
+    }
+
+    /// Log-probs and entropies as the generator recorded them.
+    pub fn recorded(&self) -> PolicyLogProbs {
         let all = |of: fn(&Sequence) -> &[f32]| {
             let parts: Vec<&[f32]> = self.sequences.iter().map(of).collect();
             parts.concat()
         };
-        TokenScores {
+        PolicyLogProbs {
             log_probs: all(|s| &s.log_probs),
             whole_log_probs: all(Sequence::whole_log_probs),
-            entropy: all(|s| &s.entropies),
+            entropies: all(|s| &s.entropies),
         }
     }
+}
 
-    /// Generated tokens of all sequences.
-    pub fn token_count(&self) -> usize {
-        self.offsets[self.sequences.len()]
+fn check(what: &'static str, found: usize, expected: usize) -> Result<(), ExperienceError> {
+    match found == expected {
+        true => Ok(()),
+        false => Err(ExperienceError::Length {
+            what,
+            found,
+            expected,
+        }),
     }
 }
 
@@ -194,10 +338,18 @@ mod tests {
         }
     }
 
+    fn experience(sequences: Vec<Sequence>) -> Result<Experience, ExperienceError> {
+        let scores = CompletionScores {
+            total: vec![0.5; sequences.len()],
+            components: Vec::new(),
+        };
+        Experience::new(sequences, scores)
+    }
+
     #[test]
-    fn shapes_are_checked_once() {
-        let good =
-            Experience::new(vec![sequence(&[(1, 3), (5, 6)], 3), sequence(&[(2, 6)], 4)]).unwrap();
+    fn shapes_of_sequences_are_checked() {
+        let good = vec![sequence(&[(1, 3), (5, 6)], 3), sequence(&[(2, 6)], 4)];
+        let good = experience(good).unwrap();
         assert_eq!(good.token_count(), 7);
         assert_eq!(good.tokens_of(1), 3..7);
         for bad in [
@@ -207,7 +359,7 @@ mod tests {
             sequence(&[(1, 3)], 3),
             sequence(&[], 0),
         ] {
-            assert!(Experience::new(vec![bad]).is_err());
+            assert!(experience(vec![bad]).is_err());
         }
     }
 
@@ -223,13 +375,42 @@ mod tests {
             whole_log_probs: Vec::new(),
             ..cut.clone()
         };
-        assert!(Experience::new(vec![without]).is_err());
+        assert!(experience(vec![without]).is_err());
         let uncut = Sequence {
             log_probs: vec![-3.0, -4.0],
             ..sequence(&[(1, 3)], 2)
         };
-        let recorded = Experience::new(vec![cut, uncut]).unwrap().recorded();
+        let recorded = experience(vec![cut, uncut]).unwrap().recorded();
         assert_eq!(recorded.log_probs, [0.0, -1.0, -3.0, -4.0]);
         assert_eq!(recorded.whole_log_probs, [-2.0, -1.0, -3.0, -4.0]);
+    }
+
+    #[test]
+    fn a_quantity_of_the_wrong_length_is_refused_where_it_is_added() {
+        let scores = CompletionScores::default();
+        let error = Experience::new(vec![sequence(&[(1, 3)], 2)], scores).unwrap_err();
+        assert!(error.to_string().starts_with("scores has 0"), "{error}");
+
+        let mut two = experience(vec![sequence(&[(1, 3)], 2)]).unwrap();
+        assert!(two.policy().is_err() && two.advantages().is_err());
+        let policy = |entropies| PolicyLogProbs {
+            log_probs: vec![0.0; 2],
+            whole_log_probs: vec![0.0; 2],
+            entropies,
+        };
+        for (refused, what) in [
+            (two.set_policy(policy(Vec::new())), "entropies"),
+            (two.set_reference(vec![0.0]), "log-probs of the reference"),
+            (two.set_values(vec![0.0; 3]), "values"),
+            (two.set_advantages(vec![0.0], None), "advantages"),
+            (two.set_advantages(vec![0.0; 2], Some(vec![])), "returns"),
+        ] {
+            let message = refused.unwrap_err().to_string();
+            assert!(message.starts_with(what), "{message}");
+        }
+        two.set_policy(policy(vec![0.0; 2])).unwrap();
+        two.set_advantages(vec![1.0, 2.0], None).unwrap();
+        assert_eq!(two.advantages().unwrap(), [1.0, 2.0]);
+        assert!(two.policy().is_ok() && two.values().is_none() && two.returns().is_none());
     }
 }

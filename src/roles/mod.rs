@@ -6,7 +6,7 @@
 
 mod critic;
 pub mod experience;
-mod scoring;
+mod passes;
 mod sharing;
 
 use std::path::{Path, PathBuf};
@@ -18,7 +18,9 @@ use crate::reward::{RewardError, RewardModel, Rewards};
 
 pub use critic::CriticStart;
 pub use experience::{Experience, ExperienceError, Sequence};
-pub use scoring::{Packed, TokenScores, log_probs, token_scores, values, whole_log_probs};
+pub use passes::{
+    PackedSequences, PolicyLogProbs, log_probs, policy_log_probs, values, whole_log_probs,
+};
 pub use sharing::{Ground, Sharing, check_has_adapter};
 
 use sharing::boundary;

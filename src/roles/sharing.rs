@@ -21,7 +21,7 @@ use crate::model::hf_config::adapter::AdapterConfig;
 use crate::model::lora::{Asked, Lora};
 use crate::model::{Decoder, ModelError};
 use crate::ops::param::Training;
-use crate::reward::{RewardModel, Standing};
+use crate::reward::{RewardModel, TrunkUse};
 
 type Result<T> = std::result::Result<T, ModelError>;
 
@@ -193,7 +193,7 @@ pub fn boundary<'d>(
         Sharing::None => 0,
         Sharing::Trunk { layers } => *layers,
         Sharing::Adapter(_) => {
-            let scorers = scorers.filter(|model| model.standing() == Standing::Shared);
+            let scorers = scorers.filter(|model| model.trunk_use() == TrunkUse::Shared);
             let all = trained.chain(scorers.map(RewardModel::decoder));
             all.map(lowest_adapter).min().unwrap_or(0)
         }

@@ -4,14 +4,39 @@ use std::fmt;
 use std::path::Path;
 
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, presets};
+use serde::{Deserialize, Serialize};
+
+use super::float;
 
 /// A mean, with its standard error where there is one.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
     /// The mean.
+    #[serde(with = "float")]
     pub mean: f64,
-    /// Its standard error; none of a number that is not an average.
+    /// Standard error of the mean; `None` of a number that is not an average.
+    #[serde(with = "float::option")]
     pub standard_error: Option<f64>,
+}
+
+impl Estimate {
+    /// Mean and standard error of independent values; the error of a single value is unknown.
+    pub fn of(values: &[f64]) -> Self {
+        let n = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / n;
+        let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0);
+        Self {
+            mean,
+            standard_error: (n > 1.0).then(|| (variance / n).sqrt()),
+        }
+    }
+
+    /// Whether `other` is above this mean by more than `bound` combined standard errors of the two; false
+    /// if a standard error is unknown.
+    pub fn is_below(self, other: Self, bound: f64) -> bool {
+        let errors = self.standard_error.zip(other.standard_error);
+        errors.is_some_and(|(a, b)| other.mean - self.mean > bound * a.hypot(b))
+    }
 }
 
 impl From<f64> for Estimate {

@@ -1,15 +1,15 @@
-//! The actor's loss with all its terms against PyTorch: every entry of `golden/policy_update.json`,
-//! made by `golden/make_policy_update.py` in `f64`.
+//! The actor's loss with all its terms against PyTorch: every entry of `golden/policy_update.json`, made by
+//! `golden/make_policy_update.py` in `f64`.
 
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 use collimate::ops::head::{BothLogProbs, Target, both_log_probs};
 use collimate::ops::param::{Initial, Param, ParamStore, Training};
-use collimate::rlhf::differentiable::weighted_sum;
 use collimate::rlhf::kl::kl_loss;
 use collimate::rlhf::{
-    KlEstimator, LossAggregation, PolicyLoss, PolicyLossConfig, Rows, Totals, policy_loss,
+    ActorTokens, KlEstimator, KlTerm, LossAggregation, PolicyLoss, PolicyLossConfig, Rows, Totals,
+    actor_loss, policy_loss,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -31,7 +31,7 @@ struct Golden {
     kept: Vec<Option<Vec<u32>>>,
     old: Vec<f64>,
     reference: Vec<f64>,
-    /// Log-probs over the whole vocabulary.
+    /// Over the whole vocabulary.
     whole_reference: Vec<f64>,
     advantages: Vec<f64>,
     lo: f64,
@@ -103,7 +103,7 @@ impl Golden {
         both_log_probs(hidden, head, &targets, self.temperature as f32).unwrap()
     }
 
-    /// The log-probs in `f64`, for the formulas that are checked to `f64` precision.
+    /// The log-probs in `f64`, for formulas that are held to `f64`.
     fn log_probs(&self) -> Var {
         let log_softmax = |(row, hidden): (usize, &Vec<f64>)| {
             let logit = |head: &Vec<f64>| {
@@ -122,13 +122,17 @@ impl Golden {
         Var::new(all, &Device::Cpu).unwrap()
     }
 
-    fn policy_loss(&self, log_probs: &Tensor, weights: &[f64]) -> PolicyLoss {
-        let clip = PolicyLossConfig {
+    fn clip(&self) -> PolicyLossConfig {
+        PolicyLossConfig {
             cliprange_low: self.lo,
             cliprange_high: self.hi,
             dual_clip: Some(self.dual),
-        };
-        policy_loss(log_probs, &self.old, &self.advantages, weights, &clip).unwrap()
+        }
+    }
+
+    fn policy_loss(&self, log_probs: &Tensor, weights: &[f64]) -> PolicyLoss {
+        let (old, advantages) = (&self.old, &self.advantages);
+        policy_loss(log_probs, old, advantages, weights, &self.clip()).unwrap()
     }
 }
 
@@ -182,52 +186,86 @@ fn kl_losses_of_every_aggregation() {
     }
 }
 
-/// Policy loss and entropy over the kept sets together with the KL over the whole vocabulary, down
-/// to the gradients of the hidden states and the head's weight, through the operation that training
-/// uses.
+/// [`actor_loss`] with all terms on, as the update calls it: the clipped loss with dual clip and the
+/// entropy over the kept sets, the KL over the whole vocabulary. Values of all terms, and gradients down to
+/// the hidden states and the head's weight.
 #[test]
 fn the_whole_loss_of_every_aggregation() {
     let golden = Golden::load();
     for (name, aggregation) in golden.aggregations() {
-        let (weights, hidden, head) = (golden.weights(aggregation), golden.hidden(), golden.head());
+        let (hidden, head) = (golden.hidden(), golden.head());
         let BothLogProbs { kept, whole } = golden.forward(&hidden, &head);
-        let policy = golden.policy_loss(&kept.log_probs, &weights);
-        let reference = &golden.whole_reference;
-        let kl = kl_loss(&whole, reference, KlEstimator::K3, &weights).unwrap();
-        let expected: f64 = golden.expected(name, "whole_kl");
-        close(
-            &[f64::from(kl.to_scalar::<f32>().unwrap())],
-            &[expected],
-            name,
-        );
-        let entropy = weighted_sum(&kept.entropy, &weights).unwrap();
-        let bonus: f64 = golden.expected(name, "entropy");
-        let entropy_found = f64::from(entropy.to_scalar::<f32>().unwrap());
-        close(&[entropy_found], &[bonus], name);
-        let terms = (
-            (kl * golden.kl_coef).unwrap(),
-            (entropy * golden.entropy_coef).unwrap(),
-        );
-        let total = ((policy.loss + terms.0).unwrap() - terms.1).unwrap();
-        let expected: f64 = golden.expected(name, "total");
-        let value = f64::from(total.to_scalar::<f32>().unwrap());
-        close(&[value], &[expected], name);
-        let grads = total.backward().unwrap();
-        let of_hidden: Vec<Vec<f64>> = golden.expected(name, "grad_hidden");
-        let of_head: Vec<Vec<f64>> = golden.expected(name, "grad_head");
-        let flat = |x: &Tensor| -> Vec<f64> {
-            let x = x.to_dtype(DType::F64).unwrap();
-            x.flatten_all().unwrap().to_vec1().unwrap()
+        let tokens = ActorTokens {
+            log_probs: &kept.log_probs,
+            entropy: &kept.entropy,
+            old_log_probs: &golden.old,
+            advantages: &golden.advantages,
+            weights: &golden.weights(aggregation),
+            kl: Some(KlTerm {
+                log_probs: &whole,
+                ref_log_probs: &golden.whole_reference,
+                estimator: KlEstimator::K3,
+                coef: golden.kl_coef,
+            }),
         };
-        let found = flat(grads.get(&hidden).expect("no gradient"));
-        close(&found, &of_hidden.concat(), name);
-        let found = flat(head.grad().expect("a trained head"));
-        close(&found, &of_head.concat(), name);
+        let found = actor_loss(&tokens, &golden.clip(), golden.entropy_coef).unwrap();
+        let total = f64::from(found.loss.to_scalar::<f32>().unwrap());
+        for (value, key) in [
+            (found.policy, "policy"),
+            (found.kl.unwrap(), "whole_kl"),
+            (found.entropy.unwrap(), "entropy"),
+            (total, "total"),
+        ] {
+            close(
+                &[value],
+                &[golden.expected(name, key)],
+                &format!("{name} {key}"),
+            );
+        }
+        let counts = (found.stats.clipped, found.stats.dual_clipped);
+        let expected: (usize, usize) = (
+            golden.expected(name, "clipped"),
+            golden.expected(name, "dual_clipped"),
+        );
+        assert_eq!(counts, expected, "{name}");
+        let grads = found.loss.backward().unwrap();
+        let of_hidden = flat(grads.get(&hidden).expect("no gradient"));
+        let of_head = flat(head.grad().expect("a trained head"));
+        for (found, key) in [(of_hidden, "grad_hidden"), (of_head, "grad_head")] {
+            let expected: Vec<Vec<f64>> = golden.expected(name, key);
+            close(&found, &expected.concat(), &format!("{name} {key}"));
+        }
     }
 }
 
-/// A minibatch cut into several passes has the same values and gradients as the minibatch in one
-/// pass.
+/// A term that is off adds nothing: the loss is the clipped loss, to the bit.
+#[test]
+fn terms_that_are_off_are_not_part_of_the_loss() {
+    let golden = Golden::load();
+    let (weights, x) = (golden.weights(LossAggregation::Token), golden.log_probs());
+    let entropy = Var::from_tensor(&x.ones_like().unwrap()).unwrap();
+    let tokens = ActorTokens {
+        log_probs: &x,
+        entropy: &entropy,
+        old_log_probs: &golden.old,
+        advantages: &golden.advantages,
+        weights: &weights,
+        kl: None,
+    };
+    let found = actor_loss(&tokens, &golden.clip(), 0.0).unwrap();
+    let policy = golden.policy_loss(&x, &weights);
+    assert_eq!((found.kl, found.entropy), (None, None));
+    assert_eq!(found.policy, policy.value);
+    assert_eq!(gradient(&found.loss, &x), gradient(&policy.loss, &x));
+    assert!(found.loss.backward().unwrap().get(&entropy).is_none());
+}
+
+fn flat(x: &Tensor) -> Vec<f64> {
+    let x = x.to_dtype(DType::F64).unwrap();
+    x.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// A minibatch cut into passes has the values and gradients of the whole.
 #[test]
 fn passes_add_up_to_the_minibatch() {
     let golden = Golden::load();

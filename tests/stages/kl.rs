@@ -312,7 +312,7 @@ fn sampling_that_leaves_nothing_to_learn_is_refused_or_said() {
         let words = "ppo.top_p = 0.001 keeps one token of a vocabulary of 320";
         assert!(ended.stderr.contains(words), "{}", ended.stderr);
     }
-    let words = "one token alone could be drawn at every place";
+    let words = "at every position only one token could be drawn";
     for (flags, said) in [("--set ppo.top_p=0.01", true), ("--set ppo.top_k=2", false)] {
         let ended = workspace.succeed(&format!(
             "ppo config.toml --fresh --set ppo.max_steps=1 {flags}"

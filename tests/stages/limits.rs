@@ -51,7 +51,7 @@ fn an_iteration_that_went_too_far_is_taken_back_to_the_last_bit() {
         );
         let ended = workspace.succeed(&format!("ppo config.toml {flags}"));
         assert!(
-            ended.stderr.contains("iteration 2 was taken back"),
+            ended.stderr.contains("iteration 2 was rolled back"),
             "{}",
             ended.stderr
         );

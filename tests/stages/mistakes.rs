@@ -254,7 +254,7 @@ fn a_reference_whose_answers_all_score_alike_is_refused() {
         &workspace,
         "ppo config.toml --set ppo.score_normalization=reference",
         &[
-            "ppo.score_normalization = \"reference\": 1 answers of the reference give no scale",
+            "ppo.score_normalization = \"reference\": the scores of 1 samples of the reference have no spread",
             "set it to \"running\" or \"none\"",
             "the standard deviation of the reference scores is 0",
         ],

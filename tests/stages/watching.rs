@@ -73,7 +73,7 @@ fn a_judge_that_falls_while_the_reward_rises_is_warned_of() {
     assert!(number(last, "eval/judge_disagreement") > 0.5, "{last:?}");
     assert!(number(first, "eval/judge_correlation") < -0.5, "{first:?}");
     for words in [
-        "ppo warning: since iteration 0 the judge fell from",
+        "ppo warning: since iteration 0 the judge's score fell from",
         "judge fell while reward rose",
         "moved against the judge",
     ] {

@@ -28,7 +28,7 @@ use super::closing::turn_end;
 use super::error::{DataError, Result};
 use super::records::is_unread;
 use super::records::shapes::{Style, Task};
-use super::records::{LeftOut, Preference, Record, Turns};
+use super::records::{LeftOut, Message, Preference, Record, Turns};
 use super::template::{ChatTemplate, Variables};
 use super::tokenizer::Tokenizer;
 use crate::config::{BadRecords, Learn, TooLong};
@@ -71,6 +71,8 @@ pub struct Prompt {
     pub ids: Vec<u32>,
     /// Its text, as rendered.
     pub text: String,
+    /// The last user message of a chat; of a plain prompt the text.
+    pub question: String,
     /// The record's fields beside `prompt`: what rewards may compare an answer with.
     pub fields: Map<String, Value>,
 }
@@ -300,17 +302,19 @@ impl<'a> Encoder<'a> {
     }
 
     fn prompt(&self, record: &Record) -> Result<Prompt> {
-        let (text, ids) = match record.prompt()? {
+        let (text, question, ids) = match record.prompt()? {
             Turns::Text(text) => {
                 let ids = self.plain_prompt(&text)?;
-                (text, ids)
+                (text.clone(), text, ids)
             }
             Turns::Messages(messages) => {
                 let variables = Variables::of(record)?;
                 let chat = self.template(record)?.chat(&messages, &variables);
                 let text = chat.opened().map_err(|e| at(record, e))?;
                 let ids = self.tokenizer.encode_rendered(&text)?;
-                (text, ids)
+                let user = messages.iter().rfind(|message| message.role() == "user");
+                let question = user.and_then(Message::content).unwrap_or(&text).to_owned();
+                (text, question, ids)
             }
         };
         if ids.is_empty() {
@@ -323,7 +327,12 @@ impl<'a> Encoder<'a> {
         let mut fields = record.fields.clone();
         fields.shift_remove("prompt");
         fields.retain(|_, value| !is_unread(value));
-        Ok(Prompt { ids, text, fields })
+        Ok(Prompt {
+            ids,
+            text,
+            question,
+            fields,
+        })
     }
 
     fn plain_prompt(&self, text: &str) -> Result<Vec<u32>> {

@@ -12,11 +12,11 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use tokenizers::tokenizer::{TruncationDirection, TruncationParams, TruncationStrategy};
 
-use super::{Batch, Completion, Reward, RewardError};
+use super::{RewardBatch, RewardError, RewardInput, Scorer};
 use crate::config::{ClassifierReward, Label, Output, Reads};
 use crate::rlhf::preference::sigmoid;
 use networks::Network;
-use settings::{Labels, Settings};
+use settings::{ClassifierSettings, Labels};
 
 /// A classifier, one of whose labels is the score.
 pub struct Classifier {
@@ -35,7 +35,7 @@ impl Classifier {
     /// If the folder lacks a file, holds another architecture or one of its options that is not computed here, or has no such label.
     pub fn load(config: &ClassifierReward) -> Result<Self, RewardError> {
         let folder = config.path.as_path();
-        let settings = Settings::read(folder)?;
+        let settings = ClassifierSettings::read(folder)?;
         let network = Network::load(folder, &settings)?;
         let positions = settings.positions()?;
         let max_length = config.max_length.unwrap_or(positions).min(positions);
@@ -69,7 +69,7 @@ impl Classifier {
         Ok(self.network.logits(&ids, &types)?.squeeze(0)?.to_vec1()?)
     }
 
-    fn score(&self, completion: &Completion) -> Result<f32, RewardError> {
+    fn score(&self, completion: &RewardInput) -> Result<f32, RewardError> {
         let whole;
         let (text, pair) = match self.reads {
             Reads::Completion => (completion.text, None),
@@ -88,8 +88,8 @@ impl Classifier {
     }
 }
 
-impl Reward for Classifier {
-    fn scores(&self, batch: &Batch) -> Result<Vec<f32>, RewardError> {
+impl Scorer for Classifier {
+    fn scores(&self, batch: &RewardBatch) -> Result<Vec<f32>, RewardError> {
         batch.completions.iter().map(|c| self.score(c)).collect()
     }
 }

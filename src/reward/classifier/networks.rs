@@ -9,7 +9,7 @@ use candle_transformers::models::bert::BertModel;
 use candle_transformers::models::debertav2::DebertaV2SeqClassificationModel;
 use candle_transformers::models::modernbert::ModernBert;
 
-use super::settings::{Pooling, Settings};
+use super::settings::{ClassifierSettings, Pooling};
 use super::wrong;
 use crate::model::weights::{Weights, WeightsError};
 use crate::reward::RewardError;
@@ -49,7 +49,7 @@ impl Network {
     ///
     /// # Errors
     /// If the architecture is another one, or a tensor is missing or has another shape.
-    pub fn load(folder: &Path, settings: &Settings) -> Result<Self, RewardError> {
+    pub fn load(folder: &Path, settings: &ClassifierSettings) -> Result<Self, RewardError> {
         let known = ["bert", "deberta-v2", "modernbert"];
         let kind = settings.model_type();
         if !known.contains(&kind) {
@@ -91,7 +91,7 @@ impl Network {
 }
 
 impl Bert {
-    fn build(vb: VarBuilder, settings: &Settings) -> Result<Network, RewardError> {
+    fn build(vb: VarBuilder, settings: &ClassifierSettings) -> Result<Network, RewardError> {
         let config = settings.bert()?;
         let (hidden, labels) = (config.hidden_size, settings.labels.names.len());
         Ok(Network::Bert(Box::new(Self {
@@ -108,7 +108,7 @@ impl Bert {
     }
 }
 
-fn deberta_v2(vb: VarBuilder, settings: &Settings) -> Result<Network, RewardError> {
+fn deberta_v2(vb: VarBuilder, settings: &ClassifierSettings) -> Result<Network, RewardError> {
     // Pooler and classifier are read from the root.
     let config = settings.deberta_v2()?;
     let model = DebertaV2SeqClassificationModel::load(vb.set_prefix("deberta"), &config, None)?;
@@ -116,7 +116,7 @@ fn deberta_v2(vb: VarBuilder, settings: &Settings) -> Result<Network, RewardErro
 }
 
 impl ModernBertHead {
-    fn build(vb: VarBuilder, settings: &Settings) -> Result<Network, RewardError> {
+    fn build(vb: VarBuilder, settings: &ClassifierSettings) -> Result<Network, RewardError> {
         let config = settings.modern_bert()?;
         let (hidden, labels) = (config.hidden_size, settings.labels.names.len());
         let bias = settings.is_set("classifier_bias");

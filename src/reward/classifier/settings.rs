@@ -27,7 +27,7 @@ const SIZES: [&str; 8] = [
 ];
 
 /// What `config.json` says.
-pub struct Settings {
+pub struct ClassifierSettings {
     /// The model's folder, for errors.
     folder: PathBuf,
     fields: Map<String, Value>,
@@ -83,7 +83,7 @@ impl Labels {
     }
 }
 
-impl Settings {
+impl ClassifierSettings {
     /// Reads `config.json`.
     ///
     /// # Errors

@@ -117,7 +117,7 @@ fn sharded_weights_and_old_names_are_read() {
 }
 
 fn score(classifier: &Classifier, prompt: &str, text: &str) -> f32 {
-    let completion = Completion {
+    let completion = RewardInput {
         prompt,
         text,
         ids: &[],
@@ -125,7 +125,7 @@ fn score(classifier: &Classifier, prompt: &str, text: &str) -> f32 {
         response: Vec::new(),
         fields: &Map::new(),
     };
-    let batch = Batch {
+    let batch = RewardBatch {
         completions: &[completion],
         pass_tokens: 1,
     };

@@ -14,7 +14,7 @@
 //! not remember: the score of a completion that a continued run asks for again must be the same.
 //!
 //! Every line beside the one for each question is an error, before the first question, between two, and after the last:
-//! [`Reward::finish`] reads the output to its end. Blank lines are passed over. The last line may lack its end. The exit code after the
+//! [`Scorer::finish`] reads the output to its end. Blank lines are passed over. The last line may lack its end. The exit code after the
 //! last answer does not count. Its standard error reaches the terminal. A line may have 16 MiB, and what it says on
 //! standard error for one batch 1 MiB; before it reads its first question it may say more.
 
@@ -24,15 +24,15 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::exchange::{LONGEST_ANSWER, question, scores, shown};
-use super::{Batch, Reward, RewardError};
+use super::{RewardBatch, RewardError, Scorer};
 use crate::config::ProgramReward;
-use process::{Fault, MOST_MESSAGES, Process};
+use process::{Fault, MOST_MESSAGES, ScoringProcess};
 
 /// A program that scores.
 pub struct Program {
     command: Vec<String>,
     timeout: Duration,
-    running: Mutex<Process>,
+    running: Mutex<ScoringProcess>,
 }
 
 impl Program {
@@ -68,7 +68,7 @@ impl Program {
     /// The answer; none if the program died over the question.
     fn attempt(
         &self,
-        running: &mut Process,
+        running: &mut ScoringProcess,
         question: &str,
     ) -> Result<Option<String>, RewardError> {
         match running.ask(question, self.timeout) {
@@ -105,7 +105,7 @@ impl Program {
         }
     }
 
-    fn running(&self) -> MutexGuard<'_, Process> {
+    fn running(&self) -> MutexGuard<'_, ScoringProcess> {
         // A thread that panicked over the lock left a process like any other.
         self.running.lock().unwrap_or_else(|e| e.into_inner())
     }
@@ -115,8 +115,8 @@ impl Program {
     }
 }
 
-impl Reward for Program {
-    fn scores(&self, batch: &Batch) -> Result<Vec<f32>, RewardError> {
+impl Scorer for Program {
+    fn scores(&self, batch: &RewardBatch) -> Result<Vec<f32>, RewardError> {
         let answer = self.ask(&question(batch.completions).to_string())?;
         scores(&answer, batch.completions.len()).map_err(|message| self.failed(message))
     }
@@ -127,8 +127,8 @@ impl Reward for Program {
     }
 }
 
-fn start(command: &[String]) -> Result<Process, RewardError> {
-    Process::start(command).map_err(|error| {
+fn start(command: &[String]) -> Result<ScoringProcess, RewardError> {
+    ScoringProcess::start(command).map_err(|error| {
         failed(
             command,
             format!(

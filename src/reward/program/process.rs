@@ -34,13 +34,13 @@ const QUEUED: usize = 2;
 pub(super) const MOST_MESSAGES: usize = 1 << 20;
 
 /// A running process.
-pub(super) struct Process {
+pub(super) struct ScoringProcess {
     child: Child,
     /// Exit status of the process; set once it has been waited for.
     status: Option<ExitStatus>,
     guard: Option<Child>,
     questions: Option<Sender<String>>,
-    output: Receiver<Output>,
+    output: Receiver<ProcessOutput>,
     messages: Option<JoinHandle<()>>,
     said: Arc<Said>,
 }
@@ -55,7 +55,7 @@ struct Said {
 }
 
 /// Something that the process wrote.
-enum Output {
+enum ProcessOutput {
     Line(String),
     /// More than [`LONGEST_ANSWER`] bytes without the end of a line.
     EndlessLine,
@@ -75,7 +75,7 @@ pub(super) enum Fault {
     Flood,
 }
 
-impl Process {
+impl ScoringProcess {
     /// Starts a program with its arguments.
     ///
     /// # Errors
@@ -141,10 +141,12 @@ impl Process {
             let ended = self.has_ended();
             let left = timeout.saturating_sub(start.elapsed());
             match self.output.recv_timeout(left.min(LOOK)) {
-                Ok(Output::Line(line)) => return Ok(line),
-                Ok(Output::End) | Err(RecvTimeoutError::Disconnected) => return Err(Fault::Died),
-                Ok(Output::EndlessLine) => return Err(Fault::EndlessLine),
-                Ok(Output::Flood) => return Err(Fault::Flood),
+                Ok(ProcessOutput::Line(line)) => return Ok(line),
+                Ok(ProcessOutput::End) | Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Fault::Died);
+                }
+                Ok(ProcessOutput::EndlessLine) => return Err(Fault::EndlessLine),
+                Ok(ProcessOutput::Flood) => return Err(Fault::Flood),
                 // A descendant may hold the output open after the process has ended.
                 Err(RecvTimeoutError::Timeout) if ended => return Err(Fault::Died),
                 Err(RecvTimeoutError::Timeout) if left.is_zero() => return Err(Fault::TooLate),
@@ -156,10 +158,10 @@ impl Process {
     /// Makes sure that the process writes no line within `time`, or until its output ends.
     fn nothing_more(&mut self, time: Duration) -> Result<(), Fault> {
         match self.output.recv_timeout(time) {
-            Ok(Output::Line(line)) => Err(Fault::Surplus(line)),
-            Ok(Output::EndlessLine) => Err(Fault::EndlessLine),
-            Ok(Output::Flood) => Err(Fault::Flood),
-            Ok(Output::End) => {
+            Ok(ProcessOutput::Line(line)) => Err(Fault::Surplus(line)),
+            Ok(ProcessOutput::EndlessLine) => Err(Fault::EndlessLine),
+            Ok(ProcessOutput::Flood) => Err(Fault::Flood),
+            Ok(ProcessOutput::End) => {
                 self.questions = None;
                 Ok(())
             }
@@ -178,10 +180,10 @@ impl Process {
         let start = Instant::now();
         while start.elapsed() < PIPES {
             match self.output.recv_timeout(PIPES) {
-                Ok(Output::End) | Err(_) => break,
-                Ok(Output::Line(line)) => return Err(Fault::Surplus(line)),
-                Ok(Output::EndlessLine) => return Err(Fault::EndlessLine),
-                Ok(Output::Flood) => {}
+                Ok(ProcessOutput::End) | Err(_) => break,
+                Ok(ProcessOutput::Line(line)) => return Err(Fault::Surplus(line)),
+                Ok(ProcessOutput::EndlessLine) => return Err(Fault::EndlessLine),
+                Ok(ProcessOutput::Flood) => {}
             }
         }
         Ok(())
@@ -229,7 +231,7 @@ impl Process {
     }
 }
 
-impl Drop for Process {
+impl Drop for ScoringProcess {
     fn drop(&mut self) {
         self.end();
     }
@@ -251,10 +253,10 @@ fn write_lines(input: Arc<ChildStdin>, said: Arc<Said>) -> Sender<String> {
 }
 
 /// Sends each line that the process writes, without blank ones, until the output ends or nobody reads.
-fn read_lines(mut output: impl BufRead, written: &SyncSender<Output>) {
+fn read_lines(mut output: impl BufRead, written: &SyncSender<ProcessOutput>) {
     loop {
         let line = read_line(&mut output);
-        let is_last = !matches!(line, Output::Line(_));
+        let is_last = !matches!(line, ProcessOutput::Line(_));
         if written.send(line).is_err() || is_last {
             return;
         }
@@ -262,7 +264,7 @@ fn read_lines(mut output: impl BufRead, written: &SyncSender<Output>) {
 }
 
 /// The next line that is not blank. The last one may lack its end.
-fn read_line(output: &mut impl BufRead) -> Output {
+fn read_line(output: &mut impl BufRead) -> ProcessOutput {
     let mut left = LONGEST_ANSWER as u64;
     loop {
         let mut line = Vec::new();
@@ -271,10 +273,10 @@ fn read_line(output: &mut impl BufRead) -> Output {
         left -= read;
         let text = String::from_utf8_lossy(&line);
         match (read, left) {
-            (0, _) => return Output::End,
-            (_, 0) => return Output::EndlessLine,
+            (0, _) => return ProcessOutput::End,
+            (_, 0) => return ProcessOutput::EndlessLine,
             _ if text.trim().is_empty() => {}
-            _ => return Output::Line(text.strip_suffix('\n').unwrap_or(&text).to_owned()),
+            _ => return ProcessOutput::Line(text.strip_suffix('\n').unwrap_or(&text).to_owned()),
         }
     }
 }
@@ -284,7 +286,7 @@ fn pass_on(
     mut pipe: impl Read,
     said: &Said,
     input: &Weak<ChildStdin>,
-    written: &SyncSender<Output>,
+    written: &SyncSender<ProcessOutput>,
 ) {
     let mut part = [0; 1 << 13];
     let (mut counts, mut flooded) = (false, false);
@@ -294,7 +296,7 @@ fn pass_on(
         let many = said.bytes.fetch_add(counted, Ordering::Relaxed) + counted > MOST_MESSAGES;
         match (many, flooded) {
             (false, _) => terminal::pass_on(&part[..read]),
-            (true, false) => flooded = written.try_send(Output::Flood).is_ok(),
+            (true, false) => flooded = written.try_send(ProcessOutput::Flood).is_ok(),
             (true, true) => {}
         }
     }
@@ -358,7 +360,7 @@ fn kill_group(leader: u32) {
 #[cfg(not(unix))]
 fn kill_group(_: u32) {}
 
-impl Process {
+impl ScoringProcess {
     /// True if the process has ended. It is not waited for: its id must stay its own.
     #[cfg(unix)]
     fn has_ended(&mut self) -> bool {

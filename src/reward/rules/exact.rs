@@ -2,19 +2,19 @@
 
 use serde_json::{Map, Value};
 
-use super::Outcome;
+use super::RuleScores;
 use super::answer::{Extract, answer};
 use crate::config::ExactReward;
-use crate::reward::{Batch, Completion, Reward, RewardError};
+use crate::reward::{RewardBatch, RewardError, RewardInput, Scorer};
 
 /// Compares texts, without the white space around them.
-pub struct Exact {
+pub struct ExactRule {
     key: String,
     extract: Extract,
-    outcome: Outcome,
+    outcome: RuleScores,
 }
 
-impl Exact {
+impl ExactRule {
     /// The rule of a configuration.
     ///
     /// # Errors
@@ -23,14 +23,14 @@ impl Exact {
         Ok(Self {
             key: config.answer_key.clone(),
             extract: Extract::new(config.extract.as_deref())?,
-            outcome: Outcome {
+            outcome: RuleScores {
                 pass: config.pass,
                 fail: config.fail,
             },
         })
     }
 
-    fn score(&self, completion: &Completion) -> Result<f32, RewardError> {
+    fn score(&self, completion: &RewardInput) -> Result<f32, RewardError> {
         let right = answer(completion.fields, &self.key).map_err(RewardError::Record)?;
         let given = self.extract.find(completion.text);
         let holds = given.is_some_and(|given| given.trim() == right.trim());
@@ -38,8 +38,8 @@ impl Exact {
     }
 }
 
-impl Reward for Exact {
-    fn scores(&self, batch: &Batch) -> Result<Vec<f32>, RewardError> {
+impl Scorer for ExactRule {
+    fn scores(&self, batch: &RewardBatch) -> Result<Vec<f32>, RewardError> {
         batch.completions.iter().map(|c| self.score(c)).collect()
     }
 
@@ -57,7 +57,7 @@ mod tests {
 
     #[test]
     fn texts_are_compared_without_spaces_around_them() {
-        let rule = Exact::new(&ExactReward::default()).unwrap();
+        let rule = ExactRule::new(&ExactReward::default()).unwrap();
         let cases = [
             (" Paris\n", json!({"answer": "Paris "}), 1.0),
             ("paris", json!({"answer": "Paris"}), 0.0),
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn the_answer_is_extracted_and_scored_as_configured() {
-        let rule = Exact::new(&ExactReward {
+        let rule = ExactRule::new(&ExactReward {
             answer_key: "label".into(),
             extract: Some(r"<a>(.*?)</a>".into()),
             pass: 2.0,

@@ -2,19 +2,19 @@
 
 use serde_json::Value;
 
-use super::Outcome;
+use super::RuleScores;
 use super::answer::Extract;
 use crate::config::JsonReward;
-use crate::reward::{Batch, Reward, RewardError};
+use crate::reward::{RewardBatch, RewardError, Scorer};
 
 /// Parses JSON (RFC 8259).
-pub struct Json {
+pub struct JsonRule {
     extract: Extract,
     keys: Vec<String>,
-    outcome: Outcome,
+    outcome: RuleScores,
 }
 
-impl Json {
+impl JsonRule {
     /// The rule of a configuration.
     ///
     /// # Errors
@@ -23,7 +23,7 @@ impl Json {
         Ok(Self {
             extract: Extract::new(config.extract.as_deref())?,
             keys: config.keys.clone(),
-            outcome: Outcome {
+            outcome: RuleScores {
                 pass: config.pass,
                 fail: config.fail,
             },
@@ -37,8 +37,8 @@ impl Json {
     }
 }
 
-impl Reward for Json {
-    fn scores(&self, batch: &Batch) -> Result<Vec<f32>, RewardError> {
+impl Scorer for JsonRule {
+    fn scores(&self, batch: &RewardBatch) -> Result<Vec<f32>, RewardError> {
         let score = |text| self.outcome.of(self.holds(text));
         Ok(batch.completions.iter().map(|c| score(c.text)).collect())
     }
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     fn score(config: JsonReward, text: &str) -> f32 {
-        score_of(&Json::new(&config).unwrap(), text, &[], &Value::Null)
+        score_of(&JsonRule::new(&config).unwrap(), text, &[], &Value::Null)
     }
 
     #[test]

@@ -2,12 +2,12 @@
 
 use super::units::count;
 use crate::config::LengthReward;
-use crate::reward::{Batch, Reward, RewardError};
+use crate::reward::{RewardBatch, RewardError, Scorer};
 
 /// Compares lengths with a window.
-pub struct Length(LengthReward);
+pub struct LengthRule(LengthReward);
 
-impl Length {
+impl LengthRule {
     /// The rule of a configuration.
     pub fn new(config: &LengthReward) -> Self {
         Self(config.clone())
@@ -22,8 +22,8 @@ impl Length {
     }
 }
 
-impl Reward for Length {
-    fn scores(&self, batch: &Batch) -> Result<Vec<f32>, RewardError> {
+impl Scorer for LengthRule {
+    fn scores(&self, batch: &RewardBatch) -> Result<Vec<f32>, RewardError> {
         let lengths = batch.completions.iter().map(|c| count(c, self.0.unit));
         Ok(lengths.map(|length| self.score(length)).collect())
     }
@@ -39,7 +39,7 @@ mod tests {
 
     fn scores(config: LengthReward, text: &str, tokens: &[u32]) -> [f32; 3] {
         [Unit::Tokens, Unit::Words, Unit::Characters].map(|unit| {
-            let rule = Length::new(&LengthReward {
+            let rule = LengthRule::new(&LengthReward {
                 unit,
                 ..config.clone()
             });

@@ -9,21 +9,21 @@ mod pattern;
 mod repetition;
 mod units;
 
-pub use exact::Exact;
-pub use json::Json;
-pub use length::Length;
-pub use numeric::Numeric;
-pub use pattern::Pattern;
-pub use repetition::{Repetition, repeated};
+pub use exact::ExactRule;
+pub use json::JsonRule;
+pub use length::LengthRule;
+pub use numeric::NumericRule;
+pub use pattern::PatternRule;
+pub use repetition::{RepetitionRule, repeated};
 
 /// The scores of a rule that holds or does not.
 #[derive(Clone, Copy, Debug)]
-struct Outcome {
+struct RuleScores {
     pass: f64,
     fail: f64,
 }
 
-impl Outcome {
+impl RuleScores {
     fn of(self, holds: bool) -> f32 {
         let score = if holds { self.pass } else { self.fail };
         score as f32
@@ -34,12 +34,12 @@ impl Outcome {
 mod tests {
     use serde_json::{Map, Value};
 
-    use crate::reward::{Batch, Completion, Reward};
+    use crate::reward::{RewardBatch, RewardInput, Scorer};
 
     /// The score of one completion: its text, its tokens, and its record.
-    pub fn score_of(reward: &dyn Reward, text: &str, tokens: &[u32], record: &Value) -> f32 {
+    pub fn score_of(reward: &dyn Scorer, text: &str, tokens: &[u32], record: &Value) -> f32 {
         let empty = Map::new();
-        let completion = Completion {
+        let completion = RewardInput {
             prompt: "a prompt",
             text,
             ids: tokens,
@@ -47,7 +47,7 @@ mod tests {
             response: tokens.to_vec(),
             fields: record.as_object().unwrap_or(&empty),
         };
-        let batch = Batch {
+        let batch = RewardBatch {
             completions: &[completion],
             pass_tokens: 1,
         };

@@ -5,10 +5,10 @@ use std::sync::LazyLock;
 use regex::Regex;
 use serde_json::{Map, Value};
 
-use super::Outcome;
+use super::RuleScores;
 use super::answer::{Extract, answer};
 use crate::config::NumericReward;
-use crate::reward::{Batch, Completion, Reward, RewardError};
+use crate::reward::{RewardBatch, RewardError, RewardInput, Scorer};
 
 /// Digits with commas among them, a fraction, an exponent; signs are looked for before it.
 static NUMBER: LazyLock<Option<Regex>> = LazyLock::new(|| {
@@ -16,14 +16,14 @@ static NUMBER: LazyLock<Option<Regex>> = LazyLock::new(|| {
 });
 
 /// Compares numbers.
-pub struct Numeric {
+pub struct NumericRule {
     key: String,
     extract: Extract,
     tolerance: f64,
-    outcome: Outcome,
+    outcome: RuleScores,
 }
 
-impl Numeric {
+impl NumericRule {
     /// The rule of a configuration.
     ///
     /// # Errors
@@ -33,7 +33,7 @@ impl Numeric {
             key: config.answer_key.clone(),
             extract: Extract::new(config.extract.as_deref())?,
             tolerance: config.tolerance,
-            outcome: Outcome {
+            outcome: RuleScores {
                 pass: config.pass,
                 fail: config.fail,
             },
@@ -50,7 +50,7 @@ impl Numeric {
         })
     }
 
-    fn score(&self, completion: &Completion) -> Result<f32, RewardError> {
+    fn score(&self, completion: &RewardInput) -> Result<f32, RewardError> {
         let right = self.right(completion.fields).map_err(RewardError::Record)?;
         let given = self.extract.find(completion.text).and_then(last_number);
         let holds = given.is_some_and(|given| (given - right).abs() <= self.tolerance);
@@ -58,8 +58,8 @@ impl Numeric {
     }
 }
 
-impl Reward for Numeric {
-    fn scores(&self, batch: &Batch) -> Result<Vec<f32>, RewardError> {
+impl Scorer for NumericRule {
+    fn scores(&self, batch: &RewardBatch) -> Result<Vec<f32>, RewardError> {
         batch.completions.iter().map(|c| self.score(c)).collect()
     }
 
@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn numbers_are_compared_within_the_tolerance() {
         let rule = |extract: Option<&str>, tolerance| {
-            Numeric::new(&NumericReward {
+            NumericRule::new(&NumericReward {
                 extract: extract.map(str::to_owned),
                 tolerance,
                 ..NumericReward::default()

@@ -2,18 +2,18 @@
 
 use regex::Regex;
 
-use super::Outcome;
+use super::RuleScores;
 use super::answer::compile;
 use crate::config::RegexReward;
-use crate::reward::{Batch, Reward, RewardError};
+use crate::reward::{RewardBatch, RewardError, Scorer};
 
 /// Looks for a regular expression.
-pub struct Pattern {
+pub struct PatternRule {
     pattern: Regex,
-    outcome: Outcome,
+    outcome: RuleScores,
 }
 
-impl Pattern {
+impl PatternRule {
     /// The rule of a configuration.
     ///
     /// # Errors
@@ -21,7 +21,7 @@ impl Pattern {
     pub fn new(config: &RegexReward) -> Result<Self, RewardError> {
         Ok(Self {
             pattern: compile(&config.pattern)?,
-            outcome: Outcome {
+            outcome: RuleScores {
                 pass: config.pass,
                 fail: config.fail,
             },
@@ -29,8 +29,8 @@ impl Pattern {
     }
 }
 
-impl Reward for Pattern {
-    fn scores(&self, batch: &Batch) -> Result<Vec<f32>, RewardError> {
+impl Scorer for PatternRule {
+    fn scores(&self, batch: &RewardBatch) -> Result<Vec<f32>, RewardError> {
         let found = |text| self.outcome.of(self.pattern.is_match(text));
         Ok(batch.completions.iter().map(|c| found(c.text)).collect())
     }
@@ -45,7 +45,7 @@ mod tests {
 
     #[test]
     fn a_pattern_is_found_or_not() {
-        let rule = Pattern::new(&RegexReward {
+        let rule = PatternRule::new(&RegexReward {
             pattern: r"(?s)^<think>.*</think>\S".into(),
             pass: 1.0,
             fail: -0.5,

@@ -7,15 +7,15 @@ use std::collections::HashSet;
 use std::hash::Hash;
 
 use crate::config::{RepetitionReward, Unit};
-use crate::reward::{Batch, Completion, Reward, RewardError};
+use crate::reward::{RewardBatch, RewardError, RewardInput, Scorer};
 
 /// Counts n-grams.
-pub struct Repetition {
+pub struct RepetitionRule {
     ngram: usize,
     unit: Unit,
 }
 
-impl Repetition {
+impl RepetitionRule {
     /// The rule of a configuration.
     pub fn new(config: &RepetitionReward) -> Self {
         Self {
@@ -24,7 +24,7 @@ impl Repetition {
         }
     }
 
-    fn score(&self, completion: &Completion) -> f32 {
+    fn score(&self, completion: &RewardInput) -> f32 {
         let text = completion.text;
         let repeated = match self.unit {
             Unit::Tokens => repeated(&completion.response, self.ngram),
@@ -35,8 +35,8 @@ impl Repetition {
     }
 }
 
-impl Reward for Repetition {
-    fn scores(&self, batch: &Batch) -> Result<Vec<f32>, RewardError> {
+impl Scorer for RepetitionRule {
+    fn scores(&self, batch: &RewardBatch) -> Result<Vec<f32>, RewardError> {
         Ok(batch.completions.iter().map(|c| self.score(c)).collect())
     }
 }
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     fn score(ngram: usize, unit: Unit, text: &str, tokens: &[u32]) -> f32 {
-        let rule = Repetition::new(&RepetitionReward { ngram, unit });
+        let rule = RepetitionRule::new(&RepetitionReward { ngram, unit });
         score_of(&rule, text, tokens, &Value::Null)
     }
 

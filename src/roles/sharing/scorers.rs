@@ -157,7 +157,7 @@ mod tests {
     use crate::model::lora::{Layers, LoraConfig};
     use crate::model::trunk::in_trunk;
     use crate::model::weights::SaveDtype;
-    use crate::reward::Standing;
+    use crate::reward::TrunkUse;
 
     fn golden(name: &str) -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -173,9 +173,9 @@ mod tests {
         let sharing = Sharing::Adapter(None);
         let load = |policy: &Path, reward: &Path| {
             let ground = Ground::load(policy, &sharing, 0, &Device::Cpu).unwrap();
-            ground.reward_model(reward).map(|model| model.standing())
+            ground.reward_model(reward).map(|model| model.trunk_use())
         };
-        assert_eq!(load(&policy, &reward).unwrap(), Standing::Shared);
+        assert_eq!(load(&policy, &reward).unwrap(), TrunkUse::Shared);
 
         let folder = tempfile::tempdir().unwrap();
         let config = HfConfig::read(&policy).unwrap();
@@ -201,8 +201,8 @@ mod tests {
     }
 
     /// Tensors that a judge shares, and what it starts from.
-    fn found(judge: &RewardModel) -> (usize, Standing) {
-        (judge.decoder().params().shared().count(), judge.standing())
+    fn found(judge: &RewardModel) -> (usize, TrunkUse) {
+        (judge.decoder().params().shared().count(), judge.trunk_use())
     }
 
     #[test]
@@ -224,9 +224,9 @@ mod tests {
         let (trunk, branch) = (|layers| Sharing::Trunk { layers }, folder.path());
         let tensors = branch_tensors(&policy, 1);
         let shared = judge(trunk(1), branch, Some(1)).unwrap();
-        assert_eq!(shared, (tensors, Standing::Shared));
+        assert_eq!(shared, (tensors, TrunkUse::Shared));
         // What it shares ends below the layers that it was trained in.
-        let alone = (0, Standing::Alone);
+        let alone = (0, TrunkUse::None);
         assert_eq!(judge(trunk(2), branch, Some(2)).unwrap(), alone);
         assert_eq!(judge(Sharing::None, branch, None).unwrap(), alone);
         assert_eq!(
@@ -284,9 +284,9 @@ mod tests {
         let all = base.params().iter().count();
         let score_has_no_lm_head = all - usize::from(!base.decoder_config().tie_word_embeddings);
         for (boundary, standing) in [
-            (Some(1), Standing::Shared),
-            (Some(2), Standing::Alone),
-            (None, Standing::Alone),
+            (Some(1), TrunkUse::Shared),
+            (Some(2), TrunkUse::None),
+            (None, TrunkUse::None),
         ] {
             assert_eq!(judge(&policy, boundary), (score_has_no_lm_head, standing));
         }
@@ -295,6 +295,6 @@ mod tests {
         let config = HfConfig::read(&policy).unwrap();
         let fresh = Decoder::fresh(config, 5, frozen, &Device::Cpu).unwrap();
         fresh.save(other.path(), SaveDtype::F32).unwrap();
-        assert_eq!(judge(other.path(), Some(1)), (0, Standing::Alone));
+        assert_eq!(judge(other.path(), Some(1)), (0, TrunkUse::None));
     }
 }

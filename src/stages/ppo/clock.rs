@@ -1,18 +1,18 @@
-//! How long the parts of an iteration take.
+//! Wall-clock time of an iteration and its parts.
 
 use std::time::Instant;
 
 use crate::train::metrics::{Metrics, names};
 
-/// Seconds of an iteration's parts.
-pub struct Clock {
+/// Wall-clock seconds of an iteration's parts.
+pub struct IterationClock {
     start: Instant,
     last: Instant,
     laps: Vec<(&'static str, f64)>,
 }
 
-impl Clock {
-    /// Begins an iteration and its first part.
+impl IterationClock {
+    /// Starts the clock of an iteration and of its first part.
     pub fn start() -> Self {
         let now = Instant::now();
         Self {
@@ -22,7 +22,7 @@ impl Clock {
         }
     }
 
-    /// Ends the part that began with the last call. A part that comes again adds to what it took before.
+    /// Ends the part that began with the last call. Times of parts with the same name add up.
     pub fn lap(&mut self, name: &'static str) {
         let now = Instant::now();
         let seconds = (now - self.last).as_secs_f64();
@@ -33,7 +33,7 @@ impl Clock {
         }
     }
 
-    /// Sets the seconds of each part and of the whole.
+    /// Sets the metrics of each part's seconds and of the whole iteration's.
     pub fn write(&self, metrics: &mut Metrics) {
         for (name, seconds) in &self.laps {
             metrics.set(name, *seconds);

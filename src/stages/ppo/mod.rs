@@ -1,19 +1,20 @@
 //! PPO (Schulman et al. 2017; for language models Ziegler et al. 2019 and Ouyang et al. 2022).
 //!
-//! One step is an iteration: roll out, score, turn scores into advantages, update for some epochs. Checkpoints fall between
-//! iterations. The recipe's details follow Huang et al. 2024, "The N+ implementation details of RLHF with PPO".
+//! One step is an iteration: roll out, score, estimate advantages, update for some epochs. Checkpoints
+//! are written between iterations. The details follow Huang et al. 2024, "The N+ implementation details
+//! of RLHF with PPO".
 
-mod batch;
+mod advantages;
 mod clock;
+mod collect;
 mod evaluation;
 mod prompts;
 mod report;
-mod rewards;
-mod rollouts;
-mod scores;
+mod sampler;
+mod scoring;
 mod setup;
+mod shaping;
 mod state;
-mod targets;
 mod update;
 
 use std::time::Instant;
@@ -29,25 +30,25 @@ use crate::data::example::Prompt;
 use crate::data::tokenizer::Tokenizer;
 use crate::ops::dispatch::has_kernels;
 use crate::ops::profile;
-use crate::roles::{self, Experience, Roles, TokenScores};
+use crate::roles::{self, Experience, Roles};
 use crate::terminal::Phase;
 use crate::train::configured::{is_due, never_at_peak, rate_of_zero, schedule};
 use crate::train::metrics::{Expect, Keep, Metrics, StepLog, names};
 use crate::train::progress::Progress;
 use crate::train::run_folder::Done;
-use batch::Gathered;
-use clock::Clock;
-use evaluation::{Evaluator, Measured, Verdict};
+use advantages::add_advantages;
+use clock::IterationClock;
+use collect::Collected;
+use evaluation::{EvalResults, Evaluator, Verdict};
 use prompts::PromptWalk;
-use rollouts::Sampler;
-use state::{Optimizers, State, Store};
-use targets::targets;
-use update::{Outcome, PretrainMix};
+use sampler::Sampler;
+use state::{Optimizers, PpoCheckpoints, PpoState};
+use update::{ActorCriticUpdate, PretrainMix, Rates, UpdateOutcome};
 
 pub(super) use prompts::batches;
-pub(super) use rollouts::{cache_budget, run_length};
-pub(super) use scores::REFERENCE_SAMPLES;
+pub(super) use sampler::{cache_budget, run_length};
 pub(super) use setup::{check_sampling, reference, room_in, sharing};
+pub(super) use shaping::REFERENCE_SAMPLES;
 pub(super) use update::check_length;
 
 /// Runs the stage; `None` when a signal stopped it.
@@ -63,7 +64,7 @@ pub fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
     let prompts = setup::prompts(&tokenizer, config, &roles, None, file, &mut misfits)?;
     let evaluator = Evaluator::load(config, &tokenizer, &roles, &mut misfits)?;
     let mix = PretrainMix::load(config, &tokenizer, &roles, seed, &mut misfits)?;
-    let mut run = Run::resume(
+    let mut run = PpoRun::resume(
         context, config, &tokenizer, &roles, &prompts, evaluator, mix,
     )?;
     run.prepare().context("before the first iteration")?;
@@ -81,7 +82,8 @@ pub fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
     Ok(Some(finished))
 }
 
-struct Run<'a> {
+/// A run of the stage: its models, data and state.
+struct PpoRun<'a> {
     context: &'a Context<'a>,
     config: &'a Ppo,
     roles: &'a Roles,
@@ -91,25 +93,16 @@ struct Run<'a> {
     mix: Option<PretrainMix>,
     tokenizer: &'a Tokenizer,
     optimizers: Optimizers,
-    store: Store,
+    store: PpoCheckpoints,
     log: StepLog,
     samples: StepLog,
     progress: Progress,
-    state: State,
+    state: PpoState,
     saved: Option<u64>,
     iterations: u64,
 }
 
-/// What the roles say of a batch, token by token.
-struct Scored {
-    old: TokenScores,
-    /// The reference's log-probs over the whole vocabulary, where the KL has a weight.
-    reference: Option<Vec<f32>>,
-    /// The critic's, where there is a critic.
-    values: Option<Vec<f32>>,
-}
-
-impl<'a> Run<'a> {
+impl<'a> PpoRun<'a> {
     /// Starts from the newest valid checkpoint, or from nothing.
     fn resume(
         context: &'a Context<'a>,
@@ -121,7 +114,7 @@ impl<'a> Run<'a> {
         mix: Option<PretrainMix>,
     ) -> Result<Self> {
         let mut optimizers = Optimizers::new(roles, &config.training)?;
-        let store = Store::open(context.folder, &config.training)?;
+        let store = PpoCheckpoints::open(context.folder, &config.training)?;
         let (state, notes) = store.restore(roles, &mut optimizers, config)?;
         let walk = PromptWalk::new(prompts, config, context.config.run.seed)?;
         let iterations = steps(&config.training, walk.batches());
@@ -185,7 +178,7 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let _phase = Phase::begin("before training");
-        self.state.normalizer = scores::normalizer(
+        self.state.normalizer = shaping::normalizer(
             self.config,
             self.roles,
             &self.sampler,
@@ -202,21 +195,21 @@ impl<'a> Run<'a> {
         self.save()
     }
 
-    /// One iteration of the recipe.
+    /// One iteration.
     fn iterate(&mut self) -> Result<()> {
         let iteration = self.state.iteration + 1;
         let mut metrics = Metrics::new(iteration);
-        let mut clock = Clock::start();
+        let mut clock = IterationClock::start();
 
-        // 1. Roll out from the live weights of the actor, and score by the reward model.
-        let Some(gathered) = self.gather(iteration, &mut clock)? else {
+        // 1. Roll out from the actor's current weights, and score the completions.
+        let Some(collected) = self.collect(iteration, &mut clock)? else {
             return Ok(());
         };
 
-        // 2. to 4. Score by the other roles, aim, update. The batch is gone before an evaluation generates more.
-        self.learn(iteration, gathered, clock, &mut metrics)?;
+        // 2. to 4. The experience is dropped here, before an evaluation generates more.
+        self.learn(iteration, collected, clock, &mut metrics)?;
 
-        // 5. Evaluate, save.
+        // 5. Evaluate and save.
         if is_due(iteration, self.config.training.eval_steps) || iteration == self.iterations {
             self.state.last = self.evaluate(&mut metrics)?;
         }
@@ -227,79 +220,63 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Learns from what was gathered, and reports it.
+    /// Learns from the collected experience, and reports it.
     fn learn(
         &mut self,
         iteration: u64,
-        mut gathered: Gathered,
-        mut clock: Clock,
+        mut collected: Collected,
+        mut clock: IterationClock,
         metrics: &mut Metrics,
     ) -> Result<()> {
-        gathered.write(self.config, metrics);
-        let experience = Experience::new(std::mem::take(&mut gathered.batch.sequences))?;
+        collected.write(self.config, metrics);
 
-        // 2. Score: log-probs of actor and, where the KL has a weight, of the reference; values.
-        let Scored {
-            old,
-            reference,
-            values,
-        } = self.score(&experience)?;
+        // 2. Log-probs of the actor and, where the KL has a weight, of the reference; values.
+        self.add_log_probs_and_values(&mut collected.experience)?;
         clock.lap(names::TIME_SCORE);
 
-        // 3. Rewards, advantages, returns.
-        let inputs = targets::Inputs {
-            policy: &old.whole_log_probs,
-            reference: reference.as_deref(),
-            values,
-            scores: &gathered.batch.scores.total,
-            baseline: gathered.baseline.as_ref(),
-        };
-        let targets = targets(self.config, &mut self.state, &experience, inputs, metrics)?;
+        // 3. Rewards, advantages, returns. The KL controller moves the coefficient for the next iteration.
+        let kl_coef = self.state.kl.coef();
+        let (experience, baseline) = (&mut collected.experience, collected.baseline.as_ref());
+        add_advantages(self.config, &mut self.state, experience, baseline, metrics)?;
 
         // 4. Update actor and critic.
-        let batch = update::Batch {
-            experience: &experience,
-            old_log_probs: &old.log_probs,
-            reference_log_probs: reference.as_deref(),
-            targets: &targets,
-        };
-        self.update(iteration, &batch, metrics)?;
+        self.update(iteration, &collected.experience, kl_coef, metrics)?;
         clock.lap(names::TIME_UPDATE);
 
         self.state.iteration = iteration;
-        self.state.prompts_passed = gathered.passed;
+        self.state.prompts_passed = collected.prompts_passed;
         clock.write(metrics);
-        self.report(metrics, &gathered, &experience, &old);
+        self.report(metrics, &collected)
+    }
+
+    fn add_log_probs_and_values(&self, experience: &mut Experience) -> Result<()> {
+        let _part = profile::part("score");
+        let _phase = Phase::begin("scoring");
+        let (config, roles) = (self.config, self.roles);
+        let limit = config.training.micro_batch_tokens;
+        let temperature = config.generation.temperature as f32;
+        let policy = match self.rescores() {
+            true => {
+                let sequences = experience.sequences();
+                roles::policy_log_probs(&roles.actor, sequences, temperature, limit)?
+            }
+            false => experience.recorded(),
+        };
+        experience.set_policy(policy)?;
+        if let (Some(model), true) = (&roles.reference, config.weighs_kl()) {
+            let sequences = experience.sequences();
+            let reference = roles::whole_log_probs(model, sequences, temperature, limit)?;
+            experience.set_reference(reference)?;
+        }
+        if let Some(critic) = &roles.critic {
+            let values = roles::values(critic, experience.sequences(), limit)?;
+            experience.set_values(values)?;
+        }
         Ok(())
     }
 
-    fn score(&self, experience: &Experience) -> Result<Scored> {
-        let _part = profile::part("score");
-        let _phase = Phase::begin("scoring");
-        let (sequences, limit) = (
-            experience.sequences(),
-            self.config.training.micro_batch_tokens,
-        );
-        let temperature = self.config.generation.temperature as f32;
-        let roles = self.roles;
-        let reference = roles.reference.as_ref();
-        let reference = reference.filter(|_| self.config.weighs_kl());
-        let values = roles.critic.as_ref();
-        Ok(Scored {
-            old: match self.rescores() {
-                true => roles::token_scores(&roles.actor, sequences, temperature, limit)?,
-                false => experience.recorded(),
-            },
-            reference: reference
-                .map(|model| roles::whole_log_probs(model, sequences, temperature, limit))
-                .transpose()?,
-            values: values
-                .map(|critic| roles::values(critic, sequences, limit))
-                .transpose()?,
-        })
-    }
-
-    /// Whether the actor reads its samples anew.
+    /// Whether the actor computes the log-probs of its samples again, instead of using those that the
+    /// generator recorded.
     fn rescores(&self) -> bool {
         self.config.rollout.rescore || !has_kernels(self.context.device)
     }
@@ -307,12 +284,13 @@ impl<'a> Run<'a> {
     fn update(
         &mut self,
         iteration: u64,
-        batch: &update::Batch,
+        experience: &Experience,
+        kl_coef: f64,
         metrics: &mut Metrics,
     ) -> Result<()> {
         let _part = profile::part("update");
         let rates = self.rates(iteration);
-        let mut update = update::Update {
+        let mut update = ActorCriticUpdate {
             config: self.config,
             run: &self.context.config.run,
             roles: self.roles,
@@ -320,54 +298,57 @@ impl<'a> Run<'a> {
             optimizers: &mut self.optimizers,
             state: &mut self.state,
             rates,
+            kl_coef,
         };
-        if let Outcome::RolledBack { approx_kl } = update.epochs(iteration, batch, metrics)? {
+        let outcome = update.epochs(iteration, experience, metrics)?;
+        if let UpdateOutcome::RolledBack { approx_kl } = outcome {
             self.progress.note(&format!(
-                "iteration {iteration} was taken back: it had moved the policy by an approximate KL of {approx_kl:.3}, beyond ppo.target_kl \
-                 × ppo.rollback_kl_factor; should that happen often, lower ppo.learning_rate"
+                "iteration {iteration} was rolled back: its update reached an approximate KL of \
+                 {approx_kl:.3}, above ppo.target_kl × ppo.rollback_kl_factor; if this happens often, \
+                 lower ppo.learning_rate"
             ));
         }
         Ok(())
     }
 
-    fn rates(&self, iteration: u64) -> update::Rates {
+    fn rates(&self, iteration: u64) -> Rates {
         let at = |peak: f64| {
             schedule(&self.config.training, self.iterations, peak).lr_at(iteration as usize)
         };
-        update::Rates {
+        Rates {
             actor: at(self.config.training.learning_rate),
             critic: at(self.config.critic_learning_rate()),
         }
     }
 
-    fn evaluate(&mut self, metrics: &mut Metrics) -> Result<Option<Measured>> {
+    fn evaluate(&mut self, metrics: &mut Metrics) -> Result<Option<EvalResults>> {
         let Some(evaluator) = &self.evaluator else {
             return Ok(None);
         };
         let _part = profile::part("evaluate");
         let _phase = Phase::begin("evaluating");
         let start = Instant::now();
-        let (mut measured, samples) =
+        let (mut results, samples) =
             evaluator.measure(&self.sampler, self.roles, self.state.iteration)?;
         samples
             .iter()
             .try_for_each(|sample| self.samples.write(sample))?;
-        measured.hold_against(self.state.before.as_ref());
-        measured.write(metrics);
+        results.compare_with(self.state.before.as_ref());
+        results.write(metrics);
         metrics.set(names::TIME_EVAL, start.elapsed().as_secs_f64());
         self.progress.note(&format!(
             "iteration {}: {}",
             self.state.iteration,
-            measured.line()
+            results.line()
         ));
-        self.watch(&measured, metrics);
-        Ok(Some(measured))
+        self.watch(&results, metrics);
+        Ok(Some(results))
     }
 
-    /// Says so where the judge fell while the reward rose.
-    fn watch(&mut self, measured: &Measured, metrics: &mut Metrics) {
+    /// Warns if the judge's score fell while the reward's rose.
+    fn watch(&mut self, results: &EvalResults, metrics: &mut Metrics) {
         let iteration = self.state.iteration;
-        let Some(verdict) = self.state.watch.observe(iteration, measured) else {
+        let Some(verdict) = self.state.watch.observe(iteration, results) else {
             return;
         };
         let hacked = f64::from(u8::from(verdict != Verdict::Sound));
@@ -396,7 +377,8 @@ impl<'a> Run<'a> {
         self.roles.reward.finish()?;
         if self.optimizers.actor.steps() == 0 {
             self.progress.note(
-                "every step of the policy was skipped or taken back: it stays as the stage found it",
+                "no optimizer step of the policy was kept: all were skipped or rolled back, so the policy \
+                 is the one that the stage started from",
             );
         }
         match self.config.sharing.share {
@@ -409,7 +391,7 @@ impl<'a> Run<'a> {
                 .context
                 .write_final(&self.roles.actor, self.tokenizer)?,
         }
-        let table = evaluation::table(&self.state, self.evaluator.as_ref(), self.context.folder)?;
+        let table = evaluation::table(&self.state, self.evaluator.as_ref(), self.context.folder);
         let summary = self
             .state
             .last

@@ -110,6 +110,7 @@ mod tests {
     fn prompts(count: u32) -> Vec<Prompt> {
         let prompt = |id| Prompt {
             text: String::new(),
+            question: String::new(),
             ids: vec![id],
             fields: serde_json::Map::new(),
         };

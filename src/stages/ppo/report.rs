@@ -1,30 +1,48 @@
-//! What an iteration's rollout was like.
+//! Metrics of an iteration's rollout.
 
-use super::Run;
-use super::batch::Gathered;
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use super::PpoRun;
+use super::collect::Collected;
 use crate::rlhf::stats::mean;
-use crate::roles::{Experience, TokenScores};
+use crate::train::float;
 use crate::train::memory::peak_bytes;
 use crate::train::metrics::{Metrics, names};
 
-impl Run<'_> {
-    /// What the rollout was like, on the terminal too.
-    pub(super) fn report(
-        &mut self,
-        metrics: &mut Metrics,
-        gathered: &Gathered,
-        experience: &Experience,
-        old: &TokenScores,
-    ) {
+/// Means over the completions of one iteration, for the closing table.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RolloutMeans {
+    /// Score of a completion.
+    #[serde(with = "float")]
+    pub score: f64,
+    /// KL to the reference in nats a sequence; `None` where the KL has no weight.
+    #[serde(with = "float::option")]
+    pub kl: Option<f64>,
+    /// Entropy in nats a token.
+    #[serde(with = "float")]
+    pub entropy: f64,
+    /// Tokens of a completion.
+    #[serde(with = "float")]
+    pub length: f64,
+}
+
+impl PpoRun<'_> {
+    /// Sets the metrics of the rollout, and prints the iteration's progress line.
+    ///
+    /// # Errors
+    /// If the experience has no log-probs of the policy.
+    pub(super) fn report(&mut self, metrics: &mut Metrics, collected: &Collected) -> Result<()> {
+        let (experience, old) = (&collected.experience, collected.experience.policy()?);
         let sequences = experience.sequences();
         let (tokens, count) = (experience.token_count() as f64, sequences.len() as f64);
         let finished = sequences.iter().filter(|s| s.finished).count() as f64;
         let seconds = metrics.get(names::TIME_ROLLOUT).unwrap_or(f64::NAN);
         metrics
-            .set(names::OBJECTIVE_ENTROPY, mean(&old.entropy))
+            .set(names::OBJECTIVE_ENTROPY, mean(&old.entropies))
             .set(
                 names::ROLLOUT_TOKENS_PER_SECOND,
-                gathered.tokens as f64 / seconds,
+                collected.tokens as f64 / seconds,
             )
             .set(names::ROLLOUT_LENGTH_MEAN, tokens / count)
             .set(names::ROLLOUT_EOS_FRACTION, finished / count)
@@ -36,12 +54,20 @@ impl Run<'_> {
             let gap = drawn.chain(whole).map(|(a, b)| f64::from((a - b).abs()));
             metrics.set(names::ROLLOUT_LOG_PROB_MAX_DEV, gap.fold(0.0, f64::max));
         }
-        if old.entropy.iter().all(|&entropy| entropy == 0.0) {
+        if old.entropies.iter().all(|&entropy| entropy == 0.0) {
             self.note_no_choice();
         }
         if let Some(bytes) = peak_bytes() {
             metrics.set(names::MEMORY_PEAK_BYTES, bytes as f64);
         }
+        let means = RolloutMeans {
+            score: mean(&experience.scores().total),
+            kl: metrics.get(names::OBJECTIVE_KL),
+            entropy: mean(&old.entropies),
+            length: tokens / count,
+        };
+        let first = self.state.rollouts.map_or(means, |[first, _]| first);
+        self.state.rollouts = Some([first, means]);
         let shown = [
             ("score", names::OBJECTIVE_SCORES),
             ("kl", names::OBJECTIVE_KL),
@@ -51,13 +77,14 @@ impl Run<'_> {
             .filter_map(|(label, name)| Some((*label, metrics.get(name)?)));
         let shown: Vec<_> = shown.collect();
         self.progress.step(self.state.iteration, &shown);
+        Ok(())
     }
 
-    /// Says that sampling left one token at every place: the gradient of its log-prob is 0.
+    /// Notes that sampling left one candidate at every position, so that the gradient is 0.
     fn note_no_choice(&self) {
         self.progress.note(&format!(
-            "iteration {}: one token alone could be drawn at every place, so that the policy learns nothing from its scores; raise \
-             ppo.temperature, or cut less by ppo.top_k, ppo.top_p or ppo.min_p",
+            "iteration {}: at every position only one token could be drawn, so the policy learns nothing \
+             from its scores; raise ppo.temperature, or loosen ppo.top_k, ppo.top_p or ppo.min_p",
             self.state.iteration
         ));
     }

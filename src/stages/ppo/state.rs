@@ -3,7 +3,8 @@
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::evaluation::{Measured, Watch};
+use super::evaluation::{EvalResults, RewardWatch};
+use super::report::RolloutMeans;
 use crate::config::{KlControllerKind, Objective, Ppo, Training};
 use crate::rlhf::{AdaptiveKl, FixedKl, KlController, RlhfError, ScoreNormalizer};
 use crate::roles::Roles;
@@ -23,7 +24,7 @@ pub struct Optimizers {
 
 /// Everything beside weights and moments that an iteration reads.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct State {
+pub struct PpoState {
     /// Iterations done.
     pub iteration: u64,
     /// Places of the walk over the prompts that lie behind: dynamic sampling takes more of them in an iteration than a batch has.
@@ -45,18 +46,21 @@ pub struct State {
     #[serde(default)]
     pub rolled_back: u64,
     /// The evaluation before training.
-    pub before: Option<Measured>,
+    pub before: Option<EvalResults>,
     /// The newest evaluation.
-    pub last: Option<Measured>,
-    /// What the evaluations have shown so far.
+    pub last: Option<EvalResults>,
+    /// Means of the first and of the newest rollout.
     #[serde(default)]
-    pub watch: Watch,
+    pub rollouts: Option<[RolloutMeans; 2]>,
+    /// Best evaluation by the judge, and warnings.
+    #[serde(default)]
+    pub watch: RewardWatch,
     actor_steps: u64,
     critic_steps: u64,
 }
 
 /// The stage's checkpoints.
-pub struct Store {
+pub struct PpoCheckpoints {
     checkpoints: Checkpoints,
     keep_last: usize,
     keep_every: u64,
@@ -80,7 +84,7 @@ impl Optimizers {
     }
 }
 
-impl State {
+impl PpoState {
     fn new(config: &Ppo) -> Result<Self, RlhfError> {
         Ok(Self {
             iteration: 0,
@@ -94,7 +98,8 @@ impl State {
             rolled_back: 0,
             before: None,
             last: None,
-            watch: Watch::default(),
+            rollouts: None,
+            watch: RewardWatch::default(),
             actor_steps: 0,
             critic_steps: 0,
         })
@@ -111,7 +116,7 @@ fn controller(objective: &Objective) -> Result<KlController, RlhfError> {
     })
 }
 
-impl Store {
+impl PpoCheckpoints {
     /// Opens the stage's checkpoints.
     pub fn open(folder: &StageFolder, training: &Training) -> Result<Self> {
         let checkpoints = Checkpoints::open(&folder.checkpoints())?;
@@ -128,7 +133,7 @@ impl Store {
         roles: &Roles,
         optimizers: &mut Optimizers,
         config: &Ppo,
-    ) -> Result<(State, Vec<String>)> {
+    ) -> Result<(PpoState, Vec<String>)> {
         let latest = self.checkpoints.resume()?;
         let damaged = latest
             .passed_over
@@ -136,9 +141,9 @@ impl Store {
             .map(|line| format!("damaged checkpoint passed over: {line}"));
         let mut notes: Vec<String> = damaged.collect();
         let Some(checkpoint) = latest.checkpoint else {
-            return Ok((State::new(config)?, notes));
+            return Ok((PpoState::new(config)?, notes));
         };
-        let state: State = checkpoint.state()?;
+        let state: PpoState = checkpoint.state()?;
         snapshot::restore(
             &checkpoint,
             ACTOR,
@@ -154,13 +159,13 @@ impl Store {
     }
 
     /// Saves everything that the next iteration reads.
-    pub fn save(&self, roles: &Roles, optimizers: &Optimizers, state: &State) -> Result<()> {
+    pub fn save(&self, roles: &Roles, optimizers: &Optimizers, state: &PpoState) -> Result<()> {
         let mut writer = self.checkpoints.writer(state.iteration)?;
         snapshot::save(&mut writer, ACTOR, &roles.actor, &optimizers.actor)?;
         if let (Some(critic), Some(optimizer)) = (&roles.critic, &optimizers.critic) {
             snapshot::save(&mut writer, CRITIC, critic, optimizer)?;
         }
-        writer.commit(&State {
+        writer.commit(&PpoState {
             actor_steps: optimizers.actor.steps(),
             critic_steps: optimizers.critic.as_ref().map_or(0, AdamW::steps),
             ..state.clone()
@@ -177,17 +182,17 @@ mod tests {
     fn a_state_from_before_a_count_was_kept_has_counted_nothing() {
         let mut config = Ppo::default();
         config.objective.kl_controller = KlControllerKind::Adaptive;
-        let mut state = State::new(&config).unwrap();
+        let mut state = PpoState::new(&config).unwrap();
         state.kl.update(1.0 / 3.0, 7);
         (state.ptx_rows, state.rolled_back) = (6, 7);
         let mut json = serde_json::to_value(&state).unwrap();
-        let same: State = serde_json::from_value(json.clone()).unwrap();
-        let counts = |s: &State| (s.ptx_rows, s.rolled_back);
+        let same: PpoState = serde_json::from_value(json.clone()).unwrap();
+        let counts = |s: &PpoState| (s.ptx_rows, s.rolled_back);
         assert_eq!((counts(&same), same.kl), ((6, 7), state.kl));
         for count in ["ptx_rows", "rolled_back"] {
             json.as_object_mut().unwrap().remove(count);
         }
-        let old: State = serde_json::from_value(json).unwrap();
+        let old: PpoState = serde_json::from_value(json).unwrap();
         assert_eq!((counts(&old), old.kl), ((0, 0), state.kl));
     }
 }

@@ -1,8 +1,8 @@
-//! Held-out prompts, answered with the same seed each time and measured: score, judge, KL, length, variety, repetition, entropy,
-//! valence. And whether the reward is still earned.
+//! Evaluations: held-out prompts, answered with the same seed each time, and measured by score, judge,
+//! KL, length, variety, repetition, entropy and valence.
 
-mod measured;
 mod measures;
+mod results;
 mod table;
 mod watch;
 
@@ -12,31 +12,31 @@ use anyhow::{Context as _, Result};
 use rollout::random::Purpose;
 use serde::Serialize;
 
-use super::rewards;
-use super::rollouts::Sampler;
+use super::sampler::Sampler;
+use super::scoring;
 use super::setup;
 use crate::config::Ppo;
 use crate::data::example::Prompt;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
-use crate::reward::{Lexicon, RewardModel, Scored, Valence, repeated};
+use crate::reward::{IdsAndStates, Lexicon, RewardModel, Valence, repeated};
 use crate::rlhf::stats::mean;
-use crate::roles::{self, Roles};
+use crate::roles::{self, Experience, Roles};
 use crate::stages::misfits::Misfits;
 use crate::train::metrics::names;
 use measures::{distinct_2, rank_correlation};
 
-pub use measured::Measured;
+pub use results::EvalResults;
 pub use table::table;
-pub use watch::{Verdict, Watch};
+pub use watch::{RewardWatch, Verdict};
 
-/// Completions that the closing table shows.
+/// Number of completions in the closing table.
 const SHOWN: usize = 3;
 
-/// Tokens of the runs whose repetition is measured.
-const REPEATED_RUN: usize = 4;
+/// Length in tokens of the n-grams of `eval/seq_rep_4`.
+const REPEATED_NGRAM: usize = 4;
 
-/// What an evaluation needs.
+/// Held-out prompts and everything that measures their completions.
 pub struct Evaluator<'a> {
     prompts: Vec<Prompt>,
     reference: &'a Decoder,
@@ -53,7 +53,7 @@ pub struct Sample {
     prompt: String,
     completion: String,
     score: f32,
-    /// What each component made of it, before its weight.
+    /// Score of each reward component, before its weight.
     rewards: BTreeMap<String, f32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     judge_score: Option<f32>,
@@ -65,7 +65,7 @@ pub struct Sample {
 }
 
 impl<'a> Evaluator<'a> {
-    /// Reads prompts and lexicon, and takes reference and judge; `None` when the configuration has no held-out prompts.
+    /// Reads prompts and lexicon; `None` if the configuration has no held-out prompts.
     ///
     /// # Errors
     /// If prompts or lexicon cannot be read, or the reference was not loaded.
@@ -107,7 +107,7 @@ impl<'a> Evaluator<'a> {
         sampler: &Sampler,
         roles: &Roles,
         step: u64,
-    ) -> Result<(Measured, Vec<Sample>)> {
+    ) -> Result<(EvalResults, Vec<Sample>)> {
         let prompts: Vec<_> = (0..).zip(&self.prompts).collect();
         let mut samples = Vec::with_capacity(prompts.len());
         for run in sampler.runs(&prompts) {
@@ -116,7 +116,7 @@ impl<'a> Evaluator<'a> {
         Ok((self.summarise(&samples), samples))
     }
 
-    /// Answers these prompts and scores the answers; what generation kept of them is gone afterwards.
+    /// Answers these prompts and measures each answer. Recorded states are dropped afterwards.
     fn answer(
         &self,
         sampler: &Sampler,
@@ -124,49 +124,45 @@ impl<'a> Evaluator<'a> {
         prompts: &[(u64, &Prompt)],
         step: u64,
     ) -> Result<Vec<Sample>> {
-        let sequences = sampler.sample_all(&roles.actor, prompts, Purpose::Evaluation)?;
+        let (actor, reward) = (&roles.actor, &roles.reward);
+        let sequences = sampler.sample_all(actor, prompts, Purpose::Evaluation)?;
         let limit = self.config.training.micro_batch_tokens;
         let temperature = self.config.generation.temperature as f32;
-        let policy = roles::token_scores(&roles.actor, &sequences, temperature, limit)?;
+        let policy = roles::policy_log_probs(actor, &sequences, temperature, limit)?;
         let reference = roles::whole_log_probs(self.reference, &sequences, temperature, limit)?;
-        let scores = rewards::score(self.config, &roles.reward, sampler, prompts, &sequences)?;
-        let known = sequences.iter().map(|s| (&s.ids[..], s.states.as_ref()));
-        let known: Vec<Scored> = known.collect();
-        let judge = self.judge.map(|judge| judge.score_kept(&known, limit));
+        let scores = scoring::score(self.config, reward, sampler, prompts, &sequences)?;
+        let judge = self.judge.map(|judge| {
+            let known = sequences.iter().map(|s| (&s.ids[..], s.states.as_ref()));
+            judge.score_kept(&known.collect::<Vec<IdsAndStates>>(), limit)
+        });
         let judge = judge.transpose()?;
-        let mut at = 0;
-        let mut samples = Vec::with_capacity(sequences.len());
-        let asked = prompts.iter().zip(&sequences);
-        for (index, ((key, prompt), sequence)) in asked.enumerate() {
-            let tokens = at..at + sequence.log_probs.len();
-            at = tokens.end;
-            let kl = policy.whole_log_probs[tokens.clone()]
-                .iter()
-                .zip(&reference[tokens.clone()])
-                .map(|(p, r)| f64::from(p - r))
-                .sum();
-            samples.push(Sample {
+        let experience = Experience::new(sequences, scores)?;
+        let sample = |(index, (key, prompt)): (usize, &(u64, &Prompt))| {
+            let (sequence, tokens) = (&experience.sequences()[index], experience.tokens_of(index));
+            let log_probs = policy.whole_log_probs[tokens.clone()].iter();
+            let log_ratios = log_probs.zip(&reference[tokens.clone()]);
+            Ok(Sample {
                 step,
                 index: *key as usize,
                 prompt: prompt.text.clone(),
                 completion: sampler.text(sequence)?,
-                score: scores.total[index],
-                rewards: scores.of(index).collect(),
+                score: experience.scores().total[index],
+                rewards: experience.scores().of(index).collect(),
                 judge_score: judge.as_ref().map(|judge| judge[index]),
-                kl,
-                entropy: mean(&policy.entropy[tokens.clone()]),
-                seq_rep_4: repeated(&sequence.response(), REPEATED_RUN),
+                kl: log_ratios.map(|(p, r)| f64::from(p - r)).sum(),
+                entropy: mean(&policy.entropies[tokens.clone()]),
+                seq_rep_4: repeated(&sequence.response(), REPEATED_NGRAM),
                 tokens: tokens.len(),
                 finished: sequence.finished,
-            });
-        }
-        Ok(samples)
+            })
+        };
+        prompts.iter().enumerate().map(sample).collect()
     }
 
-    fn summarise(&self, samples: &[Sample]) -> Measured {
-        let mut measured = Measured::default();
+    fn summarise(&self, samples: &[Sample]) -> EvalResults {
+        let mut results = EvalResults::default();
         let each = |of: &dyn Fn(&Sample) -> f64| -> Vec<f64> { samples.iter().map(of).collect() };
-        measured.add(names::EVAL_SCORE, &each(&|s| f64::from(s.score)));
+        results.add(names::EVAL_SCORE, &each(&|s| f64::from(s.score)));
         let components: BTreeSet<&String> = samples.iter().flat_map(|s| s.rewards.keys()).collect();
         for name in components {
             let values = each(&|s| {
@@ -174,41 +170,41 @@ impl<'a> Evaluator<'a> {
                     .get(name)
                     .map_or(f64::NAN, |&score| f64::from(score))
             });
-            measured.add(&format!("{}{name}", names::EVAL_REWARD), &values);
+            results.add(&format!("{}{name}", names::EVAL_REWARD), &values);
         }
         let scores: Vec<f32> = samples.iter().map(|s| s.score).collect();
         let judge: Vec<f32> = samples.iter().filter_map(|s| s.judge_score).collect();
         if self.judge.is_some() {
             let values: Vec<f64> = judge.iter().copied().map(f64::from).collect();
-            measured.add(names::EVAL_JUDGE_SCORE, &values);
+            results.add(names::EVAL_JUDGE_SCORE, &values);
             let correlation = rank_correlation(&scores, &judge);
-            measured.add_single(names::EVAL_JUDGE_CORRELATION, correlation);
+            results.add_single(names::EVAL_JUDGE_CORRELATION, correlation);
         }
-        measured.set_scores(&scores, &judge);
+        results.set_scores(&scores, &judge);
         if let Some(lexicon) = &self.lexicon {
             let valence = |of: fn(&Valence) -> f64| {
                 let valences = samples.iter().map(|s| lexicon.valence(&s.completion));
                 valences.map(|v| of(&v)).collect::<Vec<_>>()
             };
-            measured.add(names::EVAL_VALENCE_MEAN, &valence(Valence::per_word));
-            measured.add(names::EVAL_VALENCE_SUM, &valence(|v| v.sum));
+            results.add(names::EVAL_VALENCE_MEAN, &valence(Valence::per_word));
+            results.add(names::EVAL_VALENCE_SUM, &valence(|v| v.sum));
         }
-        measured.add(names::EVAL_KL, &each(&|s| s.kl));
+        results.add(names::EVAL_KL, &each(&|s| s.kl));
         let finished = each(&|s| f64::from(u8::from(s.finished)));
-        measured.add(names::EVAL_EOS_FRACTION, &finished);
-        measured.add(names::EVAL_LENGTH_MEAN, &each(&|s| s.tokens as f64));
-        measured.add(names::EVAL_SEQ_REP_4, &each(&|s| s.seq_rep_4));
+        results.add(names::EVAL_EOS_FRACTION, &finished);
+        results.add(names::EVAL_LENGTH_MEAN, &each(&|s| s.tokens as f64));
+        results.add(names::EVAL_SEQ_REP_4, &each(&|s| s.seq_rep_4));
         let tokens: usize = samples.iter().map(|s| s.tokens).sum();
         let entropy: f64 = samples.iter().map(|s| s.entropy * s.tokens as f64).sum();
-        measured.add_single(names::EVAL_ENTROPY, Some(entropy / tokens as f64));
+        results.add_single(names::EVAL_ENTROPY, Some(entropy / tokens as f64));
         let distinct = distinct_2(samples.iter().map(|s| s.completion.as_str()));
-        measured.add_single(names::EVAL_DISTINCT_2, Some(distinct));
+        results.add_single(names::EVAL_DISTINCT_2, Some(distinct));
         let shown = samples.iter().take(SHOWN);
-        measured.set_completions(shown.map(|s| s.completion.trim().to_owned()).collect());
-        measured
+        results.set_completions(shown.map(|s| s.completion.trim().to_owned()).collect());
+        results
     }
 
-    /// The prompts in order.
+    /// The held-out prompts, in the order of their file.
     fn prompts(&self) -> &[Prompt] {
         &self.prompts
     }

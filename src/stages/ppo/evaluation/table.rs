@@ -1,21 +1,25 @@
 //! The table that closes the stage.
 
-use anyhow::Result;
-
-use super::super::state::State;
-use super::{Evaluator, Measured};
+use super::super::state::PpoState;
+use super::{EvalResults, Evaluator};
 use crate::train::metrics::names;
 use crate::train::run_folder::StageFolder;
 use crate::train::summary::Summary;
 
-/// The measures in the order of the table, with what people call them.
+/// Metrics of the table in its order, with the names that it shows.
 const MEASURES: [(&str, &str); 12] = [
     (names::EVAL_SCORE, "reward model"),
     (names::EVAL_JUDGE_SCORE, "judge (never seen in training)"),
     (names::EVAL_VALENCE_MEAN, "valence a word"),
     (names::EVAL_VALENCE_SUM, "valence a completion"),
-    (names::EVAL_JUDGE_CORRELATION, "rank correlation of the two"),
-    (names::EVAL_JUDGE_DISAGREEMENT, "moved against the judge"),
+    (
+        names::EVAL_JUDGE_CORRELATION,
+        "rank correlation of reward and judge",
+    ),
+    (
+        names::EVAL_JUDGE_DISAGREEMENT,
+        "share of prompts moved against the judge",
+    ),
     (names::EVAL_KL, "KL a sequence"),
     (names::EVAL_ENTROPY, "entropy a token"),
     (names::EVAL_DISTINCT_2, "distinct-2"),
@@ -24,59 +28,90 @@ const MEASURES: [(&str, &str); 12] = [
     (names::EVAL_LENGTH_MEAN, "tokens"),
 ];
 
-/// The closing table: what was learned, a few completions before and after, and where everything lies.
-pub fn table(
-    state: &State,
-    evaluator: Option<&Evaluator>,
-    folder: &StageFolder,
-) -> Result<Summary> {
+/// The closing table: the evaluations before and after training with a few completions, or, without
+/// evaluations, the means of the first and last rollout; then the paths of the stage's files.
+pub fn table(state: &PpoState, evaluator: Option<&Evaluator>, folder: &StageFolder) -> Summary {
     let mut table = Summary::new("ppo");
-    if let (Some(before), Some(after)) = (&state.before, &state.last) {
-        let mut row = |name: &str, shown: &str| {
-            if let (Some(before), Some(after)) = (before.number(name), after.number(name)) {
-                table.row(shown, before, after);
+    match (evaluator, &state.before, &state.last) {
+        (Some(evaluator), Some(before), Some(after)) => {
+            add_measures(&mut table, evaluator, before, after);
+            if let Some(words) = state.watch.in_words() {
+                table.text("judge fell while reward rose", "", &words);
             }
-        };
-        let summed = evaluator.is_some_and(|e| !e.config.rewards.is_empty());
-        for (name, shown) in MEASURES {
-            let sum = summed && name == names::EVAL_SCORE;
-            row(name, if sum { "score (weighted sum)" } else { shown });
-        }
-        for name in before.names().filter(|_| summed) {
-            if let Some(component) = name.strip_prefix(names::EVAL_REWARD) {
-                row(name, &format!("reward {component}"));
+            if let Some(warning) = never_ends(after) {
+                table.note(&format!("warning: {warning}"));
             }
+            add_completions(&mut table, evaluator, before, after);
         }
-        if let Some(words) = state.watch.in_words() {
-            table.text("judge fell while reward rose", "", &words);
-        }
-        if let Some(warning) = never_ends(after) {
-            table.note(&format!("warning: {warning}"));
-        }
-        let prompts = evaluator.map_or(&[][..], Evaluator::prompts);
-        for (prompt, (before, after)) in prompts
-            .iter()
-            .zip(before.completions().iter().zip(after.completions()))
-        {
-            table.note(&format!(
-                "{}\n    before: {before}\n    after:  {after}",
-                prompt.text
-            ));
-        }
+        _ => add_rollouts(&mut table, state),
     }
     table
         .text("iterations", "", &state.iteration.to_string())
         .path("policy", &folder.final_model())
         .path("samples", &folder.samples())
         .path("metrics", &folder.metrics());
-    Ok(table)
+    table
 }
 
-/// A warning where no completion of an evaluation ended by itself.
-fn never_ends(measured: &Measured) -> Option<String> {
-    let finished = measured.number(names::EVAL_EOS_FRACTION)?.mean;
+/// Adds a row for each metric that both evaluations have, and for each component of a weighted sum.
+fn add_measures(
+    table: &mut Summary,
+    evaluator: &Evaluator,
+    before: &EvalResults,
+    after: &EvalResults,
+) {
+    let mut row = |name: &str, shown: &str| {
+        if let (Some(before), Some(after)) = (before.number(name), after.number(name)) {
+            table.row(shown, before, after);
+        }
+    };
+    let summed = !evaluator.config.rewards.is_empty();
+    for (name, shown) in MEASURES {
+        let sum = summed && name == names::EVAL_SCORE;
+        row(name, if sum { "score (weighted sum)" } else { shown });
+    }
+    for name in before.names().filter(|_| summed) {
+        if let Some(component) = name.strip_prefix(names::EVAL_REWARD) {
+            row(name, &format!("reward {component}"));
+        }
+    }
+}
+
+/// Adds the first prompts (of a chat the last user message) with their completions before and after.
+fn add_completions(
+    table: &mut Summary,
+    evaluator: &Evaluator,
+    before: &EvalResults,
+    after: &EvalResults,
+) {
+    let pairs = before.completions().iter().zip(after.completions());
+    for (prompt, (before, after)) in evaluator.prompts().iter().zip(pairs) {
+        let question = prompt.question.trim();
+        table.note(&format!(
+            "{question}\n    before: {before}\n    after:  {after}"
+        ));
+    }
+}
+
+/// Adds the means of the first and of the last iteration's rollout.
+fn add_rollouts(table: &mut Summary, state: &PpoState) {
+    let Some([first, last]) = state.rollouts else {
+        return;
+    };
+    table.row("score (training prompts)", first.score, last.score);
+    if let (Some(first), Some(last)) = (first.kl, last.kl) {
+        table.row("KL a sequence", first, last);
+    }
+    table.row("entropy a token", first.entropy, last.entropy);
+    table.row("tokens", first.length, last.length);
+}
+
+/// A warning if no completion of the evaluation ended by itself.
+fn never_ends(results: &EvalResults) -> Option<String> {
+    let finished = results.number(names::EVAL_EOS_FRACTION)?.mean;
     (finished == 0.0).then(|| {
-        "no completion ends by itself: raise max_new_tokens, or add what ends answers to stop"
+        "no completion ended by itself: raise ppo.max_new_tokens, or add the text that ends an answer \
+         to ppo.stop"
             .to_owned()
     })
 }

@@ -1,65 +1,68 @@
-//! Over-optimisation of the reward model (Gao et al. 2023, "Scaling Laws for Reward Model Overoptimization"): its score still rises
-//! while that of a judge, which training never sees, falls.
+//! Warns of over-optimisation of the reward model (Gao et al. 2023, "Scaling Laws for Reward Model
+//! Overoptimization"): its score still rises while the score of a judge, which training never sees, falls.
 //!
-//! The rule. Each evaluation is held against the one at which the judge's mean was highest. It is a warning if since then the reward's
-//! mean has risen and the judge's has fallen, both by more than z times the combined standard error √(s₁² + s₂²) of the two
-//! evaluations, with z = 2 √(1 + ln k) at the k-th evaluation after the first. The highest of k means is high by luck too, hence the
-//! logarithm: of runs whose judge only wavers about one mean, about one in twenty ever warns, however long it is watched. Evaluations
-//! answer the same prompts, so their means waver less than their standard errors say, and it is fewer.
+//! Each evaluation is compared with the one whose judge's mean was highest. There is a warning if since
+//! then the reward's mean has risen and the judge's has fallen, both by more than z combined standard
+//! errors √(s₁² + s₂²) of the two evaluations, with z = 2 √(1 + ln k) at the k-th evaluation after the
+//! first. The highest of k means is partly high by chance, hence the logarithm: among runs whose judge's
+//! mean only fluctuates, about one in twenty ever warns, however long the run. Evaluations answer the same
+//! prompts, so means fluctuate less than their standard errors say, and the share is lower still.
 
 use serde::{Deserialize, Serialize};
 
-use super::measured::{Measured, Number};
+use super::results::EvalResults;
 use crate::train::metrics::names;
+use crate::train::summary::Estimate;
 
-/// Standard errors that the first comparison asks for.
+/// Combined standard errors of a warning at the first comparison.
 const STANDARD_ERRORS: f64 = 2.0;
 
-/// What the first warning of a run says beside its numbers.
-const ADVICE: &str = " The policy seems to learn the reward's weaknesses rather than what it stands for: look at the samples, and take an \
-                      earlier policy, fewer iterations, a larger ppo.kl_coef or a better reward.";
+/// Advice that follows the numbers in the first warning of a run.
+const ADVICE: &str = " The policy may be exploiting the reward's weaknesses: look at the samples, and use \
+                      an earlier checkpoint, fewer iterations, a larger ppo.kl_coef or a better reward.";
 
-/// What the evaluations of a run have shown so far.
+/// The best evaluation by the judge so far, and the warnings of the run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Watch {
+pub struct RewardWatch {
     evaluations: u64,
     warnings: u64,
     first_warning: u64,
-    best: Option<Standing>,
+    best: Option<WatchedScores>,
 }
 
-/// Reward model and judge at one evaluation.
+/// Mean scores of reward and judge at one evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-struct Standing {
+struct WatchedScores {
     iteration: u64,
-    reward: Number,
-    judge: Number,
+    reward: Estimate,
+    judge: Estimate,
 }
 
-/// What is to be thought of an evaluation.
+/// Result of a comparison.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Nothing speaks against the reward.
+    /// No sign of over-optimisation.
     Sound,
-    /// The judge fell while the reward rose; in plain words.
+    /// The judge's mean fell while the reward's rose; the warning's text.
     Hacked(String),
 }
 
-impl Watch {
-    /// Looks at an evaluation; `None` without a judge.
-    pub fn observe(&mut self, iteration: u64, measured: &Measured) -> Option<Verdict> {
-        let now = Standing {
+impl RewardWatch {
+    /// Compares an evaluation with the best one; `None` without a judge.
+    pub fn observe(&mut self, iteration: u64, results: &EvalResults) -> Option<Verdict> {
+        let now = WatchedScores {
             iteration,
-            reward: measured.number(names::EVAL_SCORE)?,
-            judge: measured.number(names::EVAL_JUDGE_SCORE)?,
+            reward: results.number(names::EVAL_SCORE)?,
+            judge: results.number(names::EVAL_JUDGE_SCORE)?,
         };
         let bound = STANDARD_ERRORS * (1.0 + (self.evaluations.max(1) as f64).ln()).sqrt();
         let hacked = self.best.filter(|best| {
             best.reward.is_below(now.reward, bound) && now.judge.is_below(best.judge, bound)
         });
         self.evaluations += 1;
-        // What is no number is above nothing, and stays no best.
-        let above = |best: Standing| now.judge.mean > best.judge.mean || best.judge.mean.is_nan();
+        // NaN is above nothing, and is replaced as the best.
+        let above =
+            |best: WatchedScores| now.judge.mean > best.judge.mean || best.judge.mean.is_nan();
         if self.best.is_none_or(above) {
             self.best = Some(now);
         }
@@ -75,7 +78,7 @@ impl Watch {
         Some(Verdict::Hacked(words))
     }
 
-    /// How often there was a warning, for the closing table; `None` if never.
+    /// The number of warnings, for the closing table; `None` if there was none.
     pub fn in_words(&self) -> Option<String> {
         let Self {
             evaluations,
@@ -89,14 +92,15 @@ impl Watch {
     }
 }
 
-impl Standing {
+impl WatchedScores {
     fn warning(&self, best: &Self) -> String {
         format!(
-            "warning: since iteration {since} the judge fell from {} to {} while the reward rose from {} to {}.",
-            best.judge.shown(),
-            self.judge.shown(),
-            best.reward.shown(),
-            self.reward.shown(),
+            "warning: since iteration {since} the judge's score fell from {} to {} while the reward's rose \
+             from {} to {}.",
+            best.judge,
+            self.judge,
+            best.reward,
+            self.reward,
             since = best.iteration,
         )
     }
@@ -108,25 +112,25 @@ mod tests {
 
     use super::*;
 
-    fn number(mean: f64, standard_error: f64) -> Number {
-        Number {
+    fn number(mean: f64, standard_error: f64) -> Estimate {
+        Estimate {
             mean,
             standard_error: Some(standard_error),
         }
     }
 
-    fn measured(reward: Number, judge: Option<Number>) -> Measured {
-        let mut measured = Measured::default();
-        measured.set_number(names::EVAL_SCORE, reward);
+    fn measured(reward: Estimate, judge: Option<Estimate>) -> EvalResults {
+        let mut measured = EvalResults::default();
+        measured.set(names::EVAL_SCORE, reward);
         if let Some(judge) = judge {
-            measured.set_number(names::EVAL_JUDGE_SCORE, judge);
+            measured.set(names::EVAL_JUDGE_SCORE, judge);
         }
         measured
     }
 
     /// Iterations (the place in the list) at which a run with these means warns; every standard error is 0.1.
     fn warnings(means: &[(f64, f64)]) -> Vec<usize> {
-        let mut watch = Watch::default();
+        let mut watch = RewardWatch::default();
         let observed = means.iter().enumerate().map(|(i, &(reward, judge))| {
             let measured = measured(number(reward, 0.1), Some(number(judge, 0.1)));
             watch.observe(i as u64, &measured).expect("a judge")
@@ -178,22 +182,22 @@ mod tests {
 
     #[test]
     fn the_warning_says_what_moved_and_the_table_how_often() {
-        let mut watch = Watch::default();
+        let mut watch = RewardWatch::default();
         assert_eq!(watch.in_words(), None);
         for (iteration, reward, judge) in [(0, 0.0, 1.0), (10, 1.0, 0.25), (20, 1.25, 0.25)] {
             let measured = measured(number(reward, 0.1), Some(number(judge, 0.1)));
             let verdict = watch.observe(iteration, &measured);
             if iteration == 20 {
-                let says = "warning: since iteration 0 the judge fell from 1.000 ± 0.100 to 0.250 ± 0.100 while the reward rose from \
-                            0.000 ± 0.100 to 1.250 ± 0.100.";
+                let says = "warning: since iteration 0 the judge's score fell from 1.000 ± 0.100 to 0.250 ± \
+                            0.100 while the reward's rose from 0.000 ± 0.100 to 1.250 ± 0.100.";
                 assert_eq!(verdict, Some(Verdict::Hacked(says.to_owned())));
             } else if iteration == 10 {
                 let Some(Verdict::Hacked(text)) = verdict else {
                     panic!("{verdict:?}")
                 };
                 assert!(text.ends_with(ADVICE), "{text}");
-                let says = "since iteration 0 the judge fell from 1.000 ± 0.100 to 0.250 ± 0.100 while the reward rose from \
-                            0.000 ± 0.100 to 1.000 ± 0.100.";
+                let says = "since iteration 0 the judge's score fell from 1.000 ± 0.100 to 0.250 ± 0.100 \
+                            while the reward's rose from 0.000 ± 0.100 to 1.000 ± 0.100.";
                 assert!(text.contains(says), "{text}");
             }
             // What a checkpoint keeps is all that it goes by.
@@ -206,9 +210,9 @@ mod tests {
 
     #[test]
     fn without_a_judge_or_a_second_prompt_there_is_nothing_to_say() {
-        let mut watch = Watch::default();
+        let mut watch = RewardWatch::default();
         assert_eq!(watch.observe(1, &measured(number(1.0, 0.1), None)), None);
-        let single = |mean| Number {
+        let single = |mean| Estimate {
             mean,
             standard_error: None,
         };

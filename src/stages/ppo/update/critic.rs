@@ -1,8 +1,8 @@
-//! The critic's part of a minibatch.
+//! The critic's gradients of a minibatch.
 
 use anyhow::{Context as _, Result};
 
-use super::{Micro, Update};
+use super::{ActorCriticUpdate, Microbatch};
 use crate::model::Decoder;
 use crate::rlhf::{LossAggregation, ValueLossConfig, ValueStats, value_loss};
 use crate::train::configured::gradient;
@@ -18,33 +18,45 @@ pub struct CriticSums {
     pub norm: Option<f64>,
 }
 
-impl Update<'_> {
-    /// The critic's gradients of a minibatch; `None` without a critic.
+impl ActorCriticUpdate<'_> {
+    /// Adds the gradients of a minibatch to the critic's parameters; `None` without a critic.
     ///
     /// # Errors
     /// If the computation fails.
-    pub(super) fn critic_gradients(&self, micros: &[Micro]) -> Result<Option<CriticSums>> {
+    pub(super) fn critic_gradients(
+        &self,
+        microbatches: &[Microbatch],
+    ) -> Result<Option<CriticSums>> {
         let Some(critic) = &self.roles.critic else {
             return Ok(None);
         };
         critic.params().zero_grad()?;
         let mut sums = CriticSums::default();
-        for micro in micros {
-            self.critic_pass(critic, micro, &mut sums)?;
+        for microbatch in microbatches {
+            self.critic_pass(critic, microbatch, &mut sums)?;
         }
         Ok(Some(sums))
     }
 
-    fn critic_pass(&self, critic: &Decoder, micro: &Micro, sums: &mut CriticSums) -> Result<()> {
-        let config = self.config;
-        let aim = micro.batch().targets.critic.as_ref();
-        let aim = aim.context("a critic without targets")?;
-        let values = micro.packed.values(critic, gradient(&config.training))?;
+    fn critic_pass(
+        &self,
+        critic: &Decoder,
+        microbatch: &Microbatch,
+        sums: &mut CriticSums,
+    ) -> Result<()> {
+        let (config, experience) = (self.config, microbatch.experience());
+        let (old, returns) = experience
+            .values()
+            .zip(experience.returns())
+            .context("a critic without values and returns")?;
+        let values = microbatch
+            .packed
+            .values(critic, gradient(&config.training))?;
         let clip = ValueLossConfig {
             cliprange_value: Some(config.critic.cliprange_value),
         };
-        let (old, returns) = (micro.pick(&aim.old_values), micro.pick(&aim.returns));
-        let weights = micro.weights(LossAggregation::Token)?;
+        let (old, returns) = (microbatch.select(old), microbatch.select(returns));
+        let weights = microbatch.weights(LossAggregation::Token)?;
         let value = value_loss(&values, &old, &returns, &weights, &clip)?;
         (&value.loss * config.critic.vf_coef)?.backward()?;
         sums.loss += value.value;

@@ -1,41 +1,43 @@
-//! How far an iteration may move the policy: where its epochs end early, and where it is taken back.
+//! Limits on how far an iteration may move the policy: ending its epochs early, and rolling it back.
 
 use anyhow::Result;
 
-use super::{Batch, Fate, Minibatch, Update};
+use super::{ActorCriticUpdate, Minibatch, MinibatchOutcome};
 use crate::config::Ppo;
 use crate::rlhf::RatioStats;
-use crate::roles;
+use crate::roles::{self, Experience};
 use crate::train::rollback::Rollback;
 
-/// How an iteration's update ended.
+/// How the update of an iteration ended.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Outcome {
-    /// All minibatches were seen.
+pub enum UpdateOutcome {
+    /// All epochs were run.
     Complete,
-    /// `target_kl` ended the epochs.
+    /// `target_kl` ended the epochs early.
     StoppedEarly,
-    /// The weights are those of the iteration's beginning again.
+    /// The weights and moments of the iteration's start were restored.
     RolledBack {
-        /// How far they had moved.
+        /// The approximate KL that the policy had reached.
         approx_kl: f64,
     },
 }
 
-/// The trained roles with their optimizers, and how much text was read, at the beginning of an iteration. What only observes is not
-/// among it: the KL controller, the scores' normaliser and the count of skipped steps keep what they have seen.
-pub struct Start {
+/// A copy of the trained roles, their optimizers and the cursor of PPO-ptx at the start of an iteration.
+///
+/// The KL controller, the scores' normaliser and the counter of skipped steps are not part of it: they
+/// keep what they observed in an iteration that is rolled back.
+pub struct IterationStart {
     actor: Rollback,
     critic: Option<Rollback>,
     ptx_rows: u64,
 }
 
-impl Start {
-    /// Copies everything.
+impl IterationStart {
+    /// Copies weights, moments and the cursor.
     ///
     /// # Errors
     /// If the device fails.
-    pub fn of(update: &Update) -> Result<Self> {
+    pub fn of(update: &ActorCriticUpdate) -> Result<Self> {
         let (roles, optimizers) = (update.roles, &*update.optimizers);
         let critic = roles.critic.as_ref().zip(optimizers.critic.as_ref());
         let critic = critic.map(|(critic, optimizer)| Rollback::of(critic.params(), optimizer));
@@ -46,11 +48,11 @@ impl Start {
         })
     }
 
-    /// Puts everything back, to the last bit.
+    /// Restores weights, moments and the cursor, bit for bit.
     ///
     /// # Errors
     /// If the device fails.
-    pub fn put_back(self, update: &mut Update) -> Result<()> {
+    pub fn put_back(self, update: &mut ActorCriticUpdate) -> Result<()> {
         let (roles, optimizers) = (update.roles, &mut *update.optimizers);
         self.actor
             .put_back(roles.actor.params(), &mut optimizers.actor)?;
@@ -64,33 +66,41 @@ impl Start {
     }
 }
 
-/// Whether a minibatch with these ratios ends the epochs. One that is not a number does not: it is skipped and counted.
+/// Whether a minibatch with these ratios ends the epochs. A KL that is NaN does not: its minibatch is
+/// skipped and counted.
 pub fn stops(config: &Ppo, ratio: &RatioStats) -> bool {
     let limit = config.update.target_kl;
     limit.is_some_and(|limit| ratio.approx_kl() > limit)
 }
 
-/// Whether a policy that has moved so far is to be taken back. One that gives no number is.
+/// Whether a policy that reached this approximate KL is rolled back; one whose KL is NaN is.
 pub fn exceeds_or_nan(approx_kl: f64, limit: f64) -> bool {
     approx_kl.is_nan() || approx_kl > limit
 }
 
-impl Update<'_> {
-    /// How far the policy stands from the one that sampled: of the minibatch that ended the epochs, else over the whole batch, for
-    /// no minibatch has seen what the last step did.
+impl ActorCriticUpdate<'_> {
+    /// The approximate KL from the policy that sampled to the policy after the update: that of the
+    /// minibatch that ended the epochs, else measured over the whole batch, since no minibatch was
+    /// computed after the last step.
     ///
     /// # Errors
     /// If the computation fails.
-    pub(super) fn approx_kl_reached(&self, batch: &Batch, done: &[Minibatch]) -> Result<f64> {
-        if let Some(last) = done.last().filter(|m| m.fate == Fate::Stopped)
+    pub(super) fn approx_kl_reached(
+        &self,
+        experience: &Experience,
+        done: &[Minibatch],
+    ) -> Result<f64> {
+        if let Some(last) = done
+            .last()
+            .filter(|m| m.outcome == MinibatchOutcome::Stopped)
             && let Some(policy) = &last.policy
         {
             return Ok(policy.stats.ratio.approx_kl());
         }
         let temperature = self.config.generation.temperature as f32;
         let limit = self.config.training.micro_batch_tokens;
-        let sequences = batch.experience.sequences();
+        let sequences = experience.sequences();
         let new = roles::log_probs(&self.roles.actor, sequences, temperature, limit)?;
-        Ok(RatioStats::between(&new, batch.old_log_probs)?.approx_kl())
+        Ok(RatioStats::between(&new, &experience.policy()?.log_probs)?.approx_kl())
     }
 }

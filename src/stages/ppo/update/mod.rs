@@ -1,12 +1,15 @@
-//! The epochs over a batch: minibatches of one optimizer step each, for actor and critic.
+//! The epochs over an iteration's experience: minibatches of one optimizer step each, for actor and
+//! critic.
 //!
-//! `target_kl` ends them before the first minibatch whose approximate KL exceeds it takes its step, as Spinning Up
-//! (<https://spinningup.openai.com/en/latest/algorithms/ppo.html>) and stable-baselines3 do; both allow 1.5 times what they are
-//! given, here the key is the limit itself. CleanRL asks once an epoch, which is late where an epoch has many minibatches.
+//! With `target_kl` the epochs end at the first minibatch whose approximate KL exceeds it; that
+//! minibatch takes no step. Spinning Up
+//! (<https://spinningup.openai.com/en/latest/algorithms/ppo.html>) and stable-baselines3 do the same, but
+//! stop at 1.5 times the value of their key; here the key is the limit itself. CleanRL checks once an
+//! epoch, which is late where an epoch has many minibatches.
 
 mod critic;
 mod limit;
-mod micro;
+mod microbatch;
 mod policy;
 mod ptx;
 mod report;
@@ -14,91 +17,81 @@ mod report;
 use anyhow::{Result, bail};
 use rollout::random::{Key, Purpose};
 
-use super::state::{Optimizers, State};
-use super::targets::Targets;
-use crate::config::{Ppo, Run};
+use super::state::{Optimizers, PpoState};
+use crate::config::{KlIn, Ppo, Run};
 use crate::model::Decoder;
 use crate::roles::{Experience, Roles};
 use crate::terminal::Phase;
 use crate::train::metrics::Metrics;
 use crate::train::optimizer::global_norm;
 use critic::CriticSums;
-use limit::Start;
-use micro::Micro;
+use limit::IterationStart;
+use microbatch::{Microbatch, microbatches};
 use policy::PolicySums;
 
-pub use limit::Outcome;
+pub use limit::UpdateOutcome;
 pub use ptx::{PretrainMix, check_length};
 
 /// Learning rates of an iteration.
 #[derive(Clone, Copy)]
 pub struct Rates {
-    /// The actor's.
+    /// Learning rate of the actor.
     pub actor: f64,
-    /// The critic's.
+    /// Learning rate of the critic.
     pub critic: f64,
 }
 
-/// A scored batch.
-pub struct Batch<'a> {
-    /// The sequences.
-    pub experience: &'a Experience,
-    /// Log-probs of the policy that sampled them, in the distributions that tokens were drawn from.
-    pub old_log_probs: &'a [f32],
-    /// Log-probs of the reference over the whole vocabulary, where the KL has a weight.
-    pub reference_log_probs: Option<&'a [f32]>,
-    /// Advantages, and what the critic aims at.
-    pub targets: &'a Targets,
-}
-
-/// Which roles an iteration trains.
+/// The roles that an iteration trains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trained {
     /// Actor and critic.
     Both,
-    /// The critic alone: it warms up.
+    /// The critic alone, during its warm-up.
     Critic,
 }
 
-/// What became of a minibatch.
+/// How a minibatch ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Fate {
-    /// It was not finite and moved nothing.
+enum MinibatchOutcome {
+    /// A loss or gradient was not finite: no optimizer step was taken.
     #[default]
     Skipped,
-    /// Its optimizer steps were taken.
+    /// The optimizer steps were taken.
     Stepped,
-    /// Its approximate KL exceeded `target_kl`: no step was taken, nor is one of those that would follow.
+    /// The approximate KL exceeded `target_kl`: no step was taken, and the epochs end.
     Stopped,
 }
 
-/// What one minibatch came to. A role that it did not train has no sums.
+/// Sums and outcome of one minibatch. A role that was not trained has no sums.
 #[derive(Default)]
 struct Minibatch {
     policy: Option<PolicySums>,
     critic: Option<CriticSums>,
-    fate: Fate,
+    outcome: MinibatchOutcome,
 }
 
-/// What the epochs read and change beside their batch.
-pub struct Update<'a> {
-    /// The stage's settings.
+/// The update of actor and critic in one iteration: everything that the epochs read and change beside
+/// the experience.
+pub struct ActorCriticUpdate<'a> {
+    /// The `[ppo]` table.
     pub config: &'a Ppo,
-    /// The run's, for its seed and how many bad steps it bears.
+    /// The `[run]` table, for its seed and `max_bad_steps`.
     pub run: &'a Run,
-    /// Whose weights move.
+    /// The models; actor and critic are trained.
     pub roles: &'a Roles,
-    /// Pretraining text to mix in, if there is any.
+    /// Pretraining text of PPO-ptx, if there is any.
     pub mix: Option<&'a PretrainMix>,
-    /// What moves the weights.
+    /// Optimizers of actor and critic.
     pub optimizers: &'a mut Optimizers,
-    /// Counts skipped steps and the text's rows.
-    pub state: &'a mut State,
+    /// Counters of skipped steps, iterations rolled back, and rows of pretraining text.
+    pub state: &'a mut PpoState,
     /// Learning rates.
     pub rates: Rates,
+    /// Weight of the KL to the reference in this iteration.
+    pub kl_coef: f64,
 }
 
-impl Update<'_> {
+impl ActorCriticUpdate<'_> {
     /// Runs the epochs of an iteration and writes the means over their minibatches.
     ///
     /// # Errors
@@ -106,46 +99,46 @@ impl Update<'_> {
     pub fn epochs(
         &mut self,
         iteration: u64,
-        batch: &Batch,
+        experience: &Experience,
         metrics: &mut Metrics,
-    ) -> Result<Outcome> {
+    ) -> Result<UpdateOutcome> {
         let trained = match iteration <= self.config.critic.critic_warmup as u64 {
             true => Trained::Critic,
             false => Trained::Both,
         };
         let limit = self.config.update.rollback_kl();
         let limit = limit.filter(|_| trained == Trained::Both);
-        let start = limit.map(|_| Start::of(self)).transpose()?;
-        let done = self.minibatches(iteration, batch, trained)?;
+        let start = limit.map(|_| IterationStart::of(self)).transpose()?;
+        let done = self.minibatches(iteration, experience, trained)?;
         report::write(metrics, &done, self.rates, self.config);
-        let mut outcome = match done.last().map(|m| m.fate) {
-            Some(Fate::Stopped) => Outcome::StoppedEarly,
-            _ => Outcome::Complete,
+        let mut outcome = match done.last().map(|m| m.outcome) {
+            Some(MinibatchOutcome::Stopped) => UpdateOutcome::StoppedEarly,
+            _ => UpdateOutcome::Complete,
         };
         if let (Some(limit), Some(start)) = (limit, start) {
-            let reached = self.approx_kl_reached(batch, &done)?;
+            let reached = self.approx_kl_reached(experience, &done)?;
             report::write_reached(metrics, reached);
             if limit::exceeds_or_nan(reached, limit) {
                 start.put_back(self)?;
                 self.state.rolled_back += 1;
-                outcome = Outcome::RolledBack { approx_kl: reached };
+                outcome = UpdateOutcome::RolledBack { approx_kl: reached };
             }
         }
         report::write_counts(metrics, &done, self.config, self.state);
         Ok(outcome)
     }
 
-    /// The epochs' minibatches, up to the one that ended them.
+    /// Runs the minibatches of all epochs, up to the one that ends them early.
     fn minibatches(
         &mut self,
         iteration: u64,
-        batch: &Batch,
+        experience: &Experience,
         trained: Trained,
     ) -> Result<Vec<Minibatch>> {
         let shuffle = Key::new(self.run.seed, Purpose::PpoShuffle);
         let (epochs, sequences) = (
             self.config.num_ppo_epochs as u64,
-            batch.experience.sequences().len(),
+            experience.sequences().len(),
         );
         let mut done = Vec::new();
         let phase = Phase::counted(
@@ -155,11 +148,11 @@ impl Update<'_> {
         for epoch in 0..epochs {
             let order = shuffle.permutation(iteration * epochs + epoch, sequences);
             for indices in order.chunks(self.config.mini_batch_size()) {
-                let minibatch = self.minibatch(batch, indices, trained)?;
-                let fate = minibatch.fate;
+                let minibatch = self.minibatch(experience, indices, trained)?;
+                let outcome = minibatch.outcome;
                 done.push(minibatch);
                 phase.add(1);
-                if fate == Fate::Stopped {
+                if outcome == MinibatchOutcome::Stopped {
                     return Ok(done);
                 }
             }
@@ -167,32 +160,37 @@ impl Update<'_> {
         Ok(done)
     }
 
-    /// Gradients of one minibatch, in micro-batches of bounded size, and the step along them.
+    /// Computes the gradients of one minibatch, in microbatches of bounded size, and takes its step.
     fn minibatch(
         &mut self,
-        batch: &Batch,
+        experience: &Experience,
         indices: &[usize],
         trained: Trained,
     ) -> Result<Minibatch> {
         let limit = self.config.training.micro_batch_tokens;
         let longest = self.config.generation.max_new_tokens;
-        let cut = micro::cut_minibatch(batch.experience, indices, limit, longest);
-        let micros = cut.micros(batch)?;
+        let parts = microbatches(experience, indices, limit, longest)?;
         let mut minibatch = Minibatch::default();
         if trained == Trained::Both {
-            let policy = minibatch.policy.insert(self.policy_gradients(&micros)?);
+            let policy = minibatch.policy.insert(self.policy_gradients(&parts)?);
             if limit::stops(self.config, &policy.stats.ratio) {
-                minibatch.fate = Fate::Stopped;
+                minibatch.outcome = MinibatchOutcome::Stopped;
                 return Ok(minibatch);
             }
             policy.ptx = self.ptx_gradients()?;
         }
-        minibatch.critic = self.critic_gradients(&micros)?;
+        minibatch.critic = self.critic_gradients(&parts)?;
         self.check_reached(&minibatch)?;
         self.step(&mut minibatch)?;
         Ok(minibatch)
     }
 
+    /// Weight of the KL in the actor's loss; `None` where the rewards carry the KL, or nothing does.
+    fn loss_kl_coef(&self) -> Option<f64> {
+        (self.config.kl_in() == KlIn::Loss && self.kl_coef > 0.0).then_some(self.kl_coef)
+    }
+
+    /// Fails if a trained parameter got no gradient.
     fn check_reached(&self, minibatch: &Minibatch) -> Result<()> {
         let (policy, critic) = (minibatch.policy.iter(), minibatch.critic.iter());
         let actor = policy.map(|_| ("actor", &self.roles.actor));
@@ -205,7 +203,7 @@ impl Update<'_> {
         Ok(())
     }
 
-    /// One optimizer step of the roles that have gradients, or of none when something is not finite.
+    /// One optimizer step of each role that has gradients, or of none if a loss or gradient is not finite.
     fn step(&mut self, minibatch: &mut Minibatch) -> Result<()> {
         let actor = self.roles.actor.params();
         let critic = self.roles.critic.as_ref().map(Decoder::params);
@@ -222,7 +220,7 @@ impl Update<'_> {
             return self.skip(&losses);
         }
         self.state.bad_in_row = 0;
-        minibatch.fate = Fate::Stepped;
+        minibatch.outcome = MinibatchOutcome::Stepped;
         let (rates, optimizers) = (self.rates, &mut *self.optimizers);
         if let (Some(sums), Some(norm)) = (&mut minibatch.policy, policy_norm) {
             sums.norm = Some(norm);
@@ -248,8 +246,8 @@ impl Update<'_> {
             .map(|(name, loss)| format!("{name} loss {loss}"))
             .collect();
         bail!(
-            "{} optimizer steps in a row were not finite ({}); lower ppo.learning_rate, or set ppo.score_clip; \
-             run again to continue from the last checkpoint",
+            "{} optimizer steps in a row were not finite ({}); lower ppo.learning_rate, or set \
+             ppo.score_clip; run again to continue from the last checkpoint",
             self.state.bad_in_row,
             losses.join(", ")
         )
@@ -257,7 +255,7 @@ impl Update<'_> {
 }
 
 impl Minibatch {
-    /// Each loss that the minibatch has, by its name.
+    /// Each term of the minibatch's losses by its name.
     fn losses(&self) -> Vec<(&'static str, f64)> {
         let critic = self.critic.iter().map(|c| ("value", c.loss));
         let policy = self.policy.iter().flat_map(PolicySums::losses);

@@ -1,14 +1,15 @@
-//! PPO-ptx: the language-modelling objective mixed into the actor's steps (Ouyang et al. 2022, eq. 2), so that tuning on a
-//! reward does not cost what pretraining taught.
+//! PPO-ptx: the language-modelling objective mixed into the actor's steps (Ouyang et al. 2022, eq. 2), so
+//! that the policy keeps what it learned in pretraining.
 //!
-//! The paper adds γ E[log π(x)] over pretraining text to what is maximised; here the expectation is a mean over tokens, as in
-//! pretraining, so that γ does not depend on the rows' length. The text has a cursor of its own, the place in the walk over its
-//! rows, which the checkpoint holds. A batch of text is always whole, as an iteration is, and crosses no pass's end.
+//! The paper adds γ E[log π(x)] over pretraining text to the objective; here the expectation is a mean
+//! over tokens, as in pretraining, so that γ does not depend on the rows' length. The position in the
+//! shuffled rows is part of the checkpoint. Every step takes a whole batch of rows from one epoch of the
+//! text.
 
 use anyhow::{Context as _, Result, ensure};
 use rollout::random::Purpose;
 
-use super::Update;
+use super::ActorCriticUpdate;
 use crate::config::{Ppo, Ptx};
 use crate::data::batches::Batches;
 use crate::data::loader::Order;
@@ -27,13 +28,14 @@ use crate::train::configured::gradient;
 pub fn check_length(ptx: &Ptx, context: usize) -> Result<()> {
     ensure!(
         !ptx.is_on() || ptx.ptx_length <= context,
-        "ppo.ptx_length is {}, but the policy's context holds {context} tokens; lower it to {context} or less",
+        "ppo.ptx_length is {}, but the policy's context holds {context} tokens; lower it to {context} \
+         or less",
         ptx.ptx_length
     );
     Ok(())
 }
 
-/// Rows of pretraining text, in the order in which the actor meets them.
+/// Rows of pretraining text in their shuffled order.
 pub struct PretrainMix {
     rows: packing::Packed,
     order: Order,
@@ -41,7 +43,7 @@ pub struct PretrainMix {
 }
 
 impl PretrainMix {
-    /// Reads the text; `None` when none is mixed in.
+    /// Reads the text; `None` without PPO-ptx.
     ///
     /// # Errors
     /// If a file cannot be read or is too short, or a row does not fit the policy's context.
@@ -70,15 +72,18 @@ impl PretrainMix {
         }))
     }
 
-    /// Words on text that has fewer rows than an optimizer step takes.
+    /// A note if the text has fewer rows than an optimizer step takes.
     pub fn note(&self, ptx: &Ptx) -> Option<String> {
         let (rows, wanted) = (self.rows.len(), ptx.rows());
         (wanted > rows).then(|| {
-            format!("ptx_batch_size is {wanted} rows and ptx_data has {rows}: a step takes them several times")
+            format!(
+                "ppo.ptx_batch_size is {wanted} rows, but ppo.ptx_data has only {rows}: each step repeats rows"
+            )
         })
     }
 
-    /// The next `count` rows from place `cursor` on, in passes of at most `limit` tokens; `cursor` is then the place behind them.
+    /// The next `count` rows from `cursor` on, in passes of at most `limit` tokens; moves `cursor` past
+    /// them.
     fn passes(&self, cursor: &mut u64, count: usize, limit: usize) -> Result<Vec<Batch>> {
         let from = self.batches.whole_from(*cursor);
         *cursor = from + count as u64;
@@ -90,8 +95,9 @@ impl PretrainMix {
     }
 }
 
-impl Update<'_> {
-    /// Adds the gradients of the next rows of text to the actor's; returns their mean loss, `None` when there is no text.
+impl ActorCriticUpdate<'_> {
+    /// Adds the gradients of the next rows of text to the actor's parameters; returns the mean loss of a
+    /// token, `None` without PPO-ptx.
     ///
     /// # Errors
     /// If the computation fails.

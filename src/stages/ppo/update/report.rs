@@ -1,14 +1,15 @@
-//! What an iteration's minibatches come to in its metrics.
+//! Metrics of an iteration's update.
 
 use super::critic::CriticSums;
 use super::policy::PolicySums;
-use super::{Fate, Minibatch, Rates};
+use super::{Minibatch, MinibatchOutcome, Rates};
 use crate::config::Ppo;
 use crate::rlhf::stats::mean;
-use crate::stages::ppo::state::State;
+use crate::stages::ppo::state::PpoState;
 use crate::train::metrics::{Metrics, names};
 
-/// Means over the iteration's minibatches, and the first one alone. What no minibatch has is not written.
+/// Writes the means over the iteration's minibatches, and the ratio of the first one. A term that no
+/// minibatch has is not written.
 pub fn write(metrics: &mut Metrics, done: &[Minibatch], rates: Rates, config: &Ppo) {
     let policy: Vec<&PolicySums> = done.iter().filter_map(|m| m.policy.as_ref()).collect();
     let critic: Vec<&CriticSums> = done.iter().filter_map(|m| m.critic.as_ref()).collect();
@@ -64,20 +65,20 @@ fn set_mean(metrics: &mut Metrics, name: &str, values: impl Iterator<Item = Opti
     }
 }
 
-/// How far the policy had moved when the iteration's steps were taken.
+/// Writes the approximate KL that the policy had reached after the last step.
 pub fn write_reached(metrics: &mut Metrics, approx_kl: f64) {
     metrics.set(names::POLICY_LAST_APPROX_KL, approx_kl);
 }
 
-/// How many steps the actor took, and what limits did to the iteration.
-pub fn write_counts(metrics: &mut Metrics, done: &[Minibatch], config: &Ppo, state: &State) {
-    let stepped = |m: &&Minibatch| m.fate == Fate::Stepped && m.policy.is_some();
+/// Writes the number of the actor's steps, whether the epochs ended early, and the iterations rolled back.
+pub fn write_counts(metrics: &mut Metrics, done: &[Minibatch], config: &Ppo, state: &PpoState) {
+    let stepped = |m: &&Minibatch| m.outcome == MinibatchOutcome::Stepped && m.policy.is_some();
     metrics.set(
         names::POLICY_UPDATES,
         done.iter().filter(stepped).count() as f64,
     );
     if config.update.target_kl.is_some() {
-        let stopped = done.iter().any(|m| m.fate == Fate::Stopped);
+        let stopped = done.iter().any(|m| m.outcome == MinibatchOutcome::Stopped);
         metrics.set(names::POLICY_STOPPED_EARLY, f64::from(u8::from(stopped)));
     }
     if config.update.rollback_kl_factor.is_some() {

@@ -1,4 +1,5 @@
-//! Passes of a role over sequences: log-probs and entropies of the generated tokens, values where they are predicted.
+//! Forward passes of a role over sequences: log-probs and entropies of the generated tokens, values at
+//! the positions that predict them.
 
 use std::sync::Arc;
 
@@ -12,31 +13,33 @@ use crate::ops::attention::Segments;
 use crate::ops::head::{BothLogProbs, Target, TokenLogProbs};
 use crate::terminal::Phase;
 
-/// Sequences laid end to end, without each one's last token, which predicts nothing.
-pub struct Packed {
+/// Sequences packed end to end, without each one's last token, which predicts nothing.
+pub struct PackedSequences {
     ids: Vec<u32>,
     segments: Segments,
-    /// The rows that predict generated tokens; no pass computes more than it needs to for the others.
+    /// Rows that predict generated tokens: the last layer computes these alone.
     rows: Arc<[u32]>,
-    /// What each of them predicts.
+    /// The generated token that each of `rows` predicts.
     targets: Vec<Target>,
-    /// What is known of each sequence's tokens already, and how many of them are read.
+    /// Recorded hidden states of each sequence, and the number of its tokens that are packed.
     states: Vec<(Option<States>, usize)>,
 }
 
-/// Log-probs and entropies of the generated tokens under the policy that drew them.
+/// Log-probs and entropies of the generated tokens under the policy that sampled them, `[n]` each.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct TokenScores {
-    /// Log-probability of each token in the distribution that it was drawn from: what ratios are taken of.
+pub struct PolicyLogProbs {
+    /// Log-prob of each token in the distribution that it was drawn from; the ratio compares these.
     pub log_probs: Vec<f32>,
-    /// Log-probability of each token over the whole vocabulary, at the same temperature: what is held against another policy's.
+    /// Log-prob of each token over the whole vocabulary at the same temperature; the KL to the
+    /// reference compares these.
     pub whole_log_probs: Vec<f32>,
-    /// Entropy of the distribution that each token was drawn from, in nats.
-    pub entropy: Vec<f32>,
+    /// Entropy in nats of the distribution that each token was drawn from.
+    pub entropies: Vec<f32>,
 }
 
-impl Packed {
-    /// Packs sequences in order, for a model on the trunk that their states are of, if they have any.
+impl PackedSequences {
+    /// Packs sequences in order. Where they have recorded states, the model must be on the trunk that
+    /// computed them.
     pub fn new<'s>(sequences: impl Iterator<Item = &'s Sequence>) -> Self {
         let mut states = Vec::new();
         let (mut ids, mut lengths) = (Vec::new(), Vec::new());
@@ -64,7 +67,7 @@ impl Packed {
         }
     }
 
-    /// Hidden states of the rows that predict.
+    /// Last hidden states of the rows that predict generated tokens: `[n, hidden]`.
     fn hidden(&self, model: &Decoder, gradient: Gradient) -> Result<Tensor> {
         let wanted = Some(self.rows.clone());
         let states = self.states.iter();
@@ -77,7 +80,8 @@ impl Packed {
         }
     }
 
-    /// Log-probs and entropies of the generated tokens, of the distributions that they were drawn from: `[n]` each.
+    /// Log-probs and entropies of the generated tokens in the distributions that they were drawn from:
+    /// `[n]` each.
     ///
     /// # Errors
     /// If the computation fails.
@@ -91,7 +95,7 @@ impl Packed {
         model.log_probs(&hidden, &self.targets, temperature)
     }
 
-    /// Log-probs and entropies, with log-probs over the whole vocabulary beside them.
+    /// [`Self::log_probs`], and the log-probs over the whole vocabulary: `[n]` each.
     ///
     /// # Errors
     /// If the computation fails.
@@ -105,7 +109,7 @@ impl Packed {
         model.both_log_probs(&hidden, &self.targets, temperature)
     }
 
-    /// Log-probs of the generated tokens over the whole vocabulary, whatever sampling kept: `[n]`.
+    /// Log-probs of the generated tokens over the whole vocabulary: `[n]`.
     fn whole_log_probs(&self, model: &Decoder, temperature: f32) -> Result<Tensor> {
         let hidden = self.hidden(model, Gradient::Skip)?;
         let whole = |target: &Target| Target::whole(target.row, target.token);
@@ -122,11 +126,11 @@ impl Packed {
     }
 }
 
-/// Calls `pass` on packed runs of at most `limit` tokens.
-fn in_runs(
+/// Calls `pass` on the sequences in packed runs of at most `limit` tokens.
+fn in_packed_runs(
     sequences: &[Sequence],
     limit: usize,
-    mut pass: impl FnMut(Packed) -> Result<()>,
+    mut pass: impl FnMut(PackedSequences) -> Result<()>,
 ) -> Result<()> {
     let phase = Phase::counted("reading sequences", sequences.len());
     for run in cut(
@@ -134,35 +138,36 @@ fn in_runs(
         |i| sequences[i].ids.len(),
         limit,
     ) {
-        pass(Packed::new(run.iter().map(|&i| &sequences[i])))?;
+        pass(PackedSequences::new(run.iter().map(|&i| &sequences[i])))?;
         phase.add(run.len());
     }
     Ok(())
 }
 
-/// Log-probs and entropies that the policy gives all generated tokens, in order, without a graph.
+/// Log-probs and entropies of all generated tokens under `policy`, in order, without a graph.
 ///
 /// # Errors
 /// If the computation fails.
-pub fn token_scores(
+pub fn policy_log_probs(
     policy: &Decoder,
     sequences: &[Sequence],
     temperature: f32,
     limit: usize,
-) -> Result<TokenScores> {
-    let mut scores = TokenScores::default();
-    in_runs(sequences, limit, |packed| {
+) -> Result<PolicyLogProbs> {
+    let mut found = PolicyLogProbs::default();
+    in_packed_runs(sequences, limit, |packed| {
         let BothLogProbs { kept, whole } =
             packed.both_log_probs(policy, temperature, Gradient::Skip)?;
-        scores.log_probs.extend(kept.log_probs.to_vec1::<f32>()?);
-        scores.whole_log_probs.extend(whole.to_vec1::<f32>()?);
-        scores.entropy.extend(kept.entropy.to_vec1::<f32>()?);
+        found.log_probs.extend(kept.log_probs.to_vec1::<f32>()?);
+        found.whole_log_probs.extend(whole.to_vec1::<f32>()?);
+        found.entropies.extend(kept.entropy.to_vec1::<f32>()?);
         Ok(())
     })?;
-    Ok(scores)
+    Ok(found)
 }
 
-/// Log-probs of all generated tokens in the distributions that they were drawn from, in order, without a graph.
+/// Log-probs of all generated tokens in the distributions that they were drawn from, in order, without
+/// a graph.
 ///
 /// # Errors
 /// If the computation fails.
@@ -173,7 +178,7 @@ pub fn log_probs(
     limit: usize,
 ) -> Result<Vec<f32>> {
     let mut all = Vec::new();
-    in_runs(sequences, limit, |packed| {
+    in_packed_runs(sequences, limit, |packed| {
         let found = packed.log_probs(policy, temperature, Gradient::Skip)?;
         all.extend(found.log_probs.to_vec1::<f32>()?);
         Ok(())
@@ -181,7 +186,7 @@ pub fn log_probs(
     Ok(all)
 }
 
-/// Log-probs of all generated tokens over the whole vocabulary, whatever sampling kept, in order, without a graph.
+/// Log-probs of all generated tokens over the whole vocabulary, in order, without a graph.
 ///
 /// # Errors
 /// If the computation fails.
@@ -192,7 +197,7 @@ pub fn whole_log_probs(
     limit: usize,
 ) -> Result<Vec<f32>> {
     let mut all = Vec::new();
-    in_runs(sequences, limit, |packed| {
+    in_packed_runs(sequences, limit, |packed| {
         let found = packed.whole_log_probs(model, temperature)?;
         all.extend(found.to_vec1::<f32>()?);
         Ok(())
@@ -200,13 +205,13 @@ pub fn whole_log_probs(
     Ok(all)
 }
 
-/// Values of all generated tokens, in order, without a graph.
+/// Values at the positions that predict the generated tokens, in order, without a graph.
 ///
 /// # Errors
 /// If the computation fails.
 pub fn values(critic: &Decoder, sequences: &[Sequence], limit: usize) -> Result<Vec<f32>> {
     let mut all = Vec::new();
-    in_runs(sequences, limit, |packed| {
+    in_packed_runs(sequences, limit, |packed| {
         all.extend(packed.values(critic, Gradient::Skip)?.to_vec1::<f32>()?);
         Ok(())
     })?;

@@ -1,32 +1,32 @@
-//! Raw scores → what is rewarded: on a common scale, clipped, less the penalties for not ending and for being too long.
+//! Scores → rewards of whole completions: normalised, clipped, less the penalties for a missing end and
+//! for length.
 
 use anyhow::{Context as _, Result};
 use rollout::random::{Key, Purpose};
 
-use super::rewards;
-use super::rollouts::Sampler;
+use super::sampler::Sampler;
+use super::scoring;
 use crate::config::{Ppo, ScoreNormalization};
 use crate::data::example::Prompt;
-use crate::reward::Scores;
+use crate::reward::CompletionScores;
 use crate::rlhf::score::{Overlong, clip_scores, penalize_missing_eos, penalize_overlong};
 use crate::rlhf::{RunningMoments, ScoreNormalizer};
-use crate::roles::{Roles, Sequence};
+use crate::roles::{Experience, Roles};
 
-/// Samples of the reference that fix the scale of scores.
+/// Number of the reference's samples that `score_normalization = "reference"` takes mean and deviation of.
 pub const REFERENCE_SAMPLES: usize = 256;
 
-/// Normalised, clipped, and less the penalties: `[B]` → `[B]`.
+/// The score of each completion, normalised, clipped, and less the penalties: `[B]`.
 ///
 /// # Errors
-/// If there is not a score to each sequence.
-pub fn shape(
+/// If a setting is out of range.
+pub fn shaped_scores(
     config: &Ppo,
     normalizer: &ScoreNormalizer,
-    sequences: &[Sequence],
-    raw: &[f32],
+    experience: &Experience,
 ) -> Result<Vec<f64>> {
-    let keys = &config.scores;
-    let mut scores = normalizer.normalize(raw);
+    let (keys, sequences) = (&config.scores, experience.sequences());
+    let mut scores = normalizer.normalize(&experience.scores().total);
     if let Some(limit) = keys.score_clip {
         scores = clip_scores(&scores, limit)?;
     }
@@ -46,10 +46,11 @@ pub fn shape(
     Ok(scores)
 }
 
-/// The scale that scores are brought to, measured on the reference's samples where the configuration asks for it.
+/// The normaliser of scores, with mean and deviation of the reference's samples where it is
+/// `"reference"`.
 ///
 /// # Errors
-/// If the samples cannot be drawn or scored, or all score alike.
+/// If the samples cannot be drawn or scored, or all scores are equal.
 pub fn normalizer(
     config: &Ppo,
     roles: &Roles,
@@ -67,21 +68,16 @@ pub fn normalizer(
                 .collect();
             let reference = roles.reference.as_ref();
             let reference = reference.context("reference samples without a reference")?;
-            let mut scores = Scores::default();
+            let mut scores = CompletionScores::default();
             for run in sampler.runs(&prompts) {
                 let samples = sampler.sample_all(reference, run, Purpose::Split)?;
-                scores.extend(rewards::score(
-                    config,
-                    &roles.reward,
-                    sampler,
-                    run,
-                    &samples,
-                )?);
+                let reward = &roles.reward;
+                scores.extend(scoring::score(config, reward, sampler, run, &samples)?);
             }
             ScoreNormalizer::from_reference(&scores.total).with_context(|| {
                 format!(
-                    "ppo.score_normalization = \"reference\": {} answers of the reference give no scale of scores; set it to \
-                     \"running\" or \"none\"",
+                    "ppo.score_normalization = \"reference\": the scores of {} samples of the \
+                     reference have no spread to normalise by; set it to \"running\" or \"none\"",
                     scores.total.len()
                 )
             })
@@ -89,7 +85,7 @@ pub fn normalizer(
     }
 }
 
-/// Which of `count` prompts the reference answers.
+/// Indices of the prompts, of `count`, that the reference answers.
 fn reference_prompts(count: usize, seed: u64) -> Vec<usize> {
     let mut chosen = Key::new(seed, Purpose::Split).permutation(0, count);
     chosen.truncate(REFERENCE_SAMPLES);
@@ -99,6 +95,7 @@ fn reference_prompts(count: usize, seed: u64) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::roles::Sequence;
 
     #[test]
     fn the_prompts_of_the_reference_follow_the_seed() {
@@ -126,8 +123,8 @@ mod tests {
         }
     }
 
-    /// By hand: (6 − 1) / 2 = 2.5 is clipped to 2, (0 − 1) / 2 = −0.5 is not. Of at most 8 tokens the last 4 cost ¼ of 2 each; not to
-    /// end costs 3.
+    /// By hand: (6 − 1) / 2 = 2.5 is clipped to 2, (0 − 1) / 2 = −0.5 is not. Of at most 8 tokens the
+    /// last 4 cost ¼ of 2 each; a missing end costs 3.
     #[test]
     fn scores_are_scaled_clipped_and_penalised_in_this_order() {
         let mut config = Ppo::default();
@@ -140,8 +137,13 @@ mod tests {
             mean: 1.0,
             std: 2.0,
         };
-        let sequences = [sequence(4, true), sequence(5, true), sequence(8, false)];
-        let found = shape(&config, &normalizer, &sequences, &[6.0, 0.0, 6.0]).unwrap();
+        let sequences = vec![sequence(4, true), sequence(5, true), sequence(8, false)];
+        let scores = CompletionScores {
+            total: vec![6.0, 0.0, 6.0],
+            components: Vec::new(),
+        };
+        let experience = Experience::new(sequences, scores).unwrap();
+        let found = shaped_scores(&config, &normalizer, &experience).unwrap();
         for (found, expected) in found.iter().zip([2.0, -1.0, 2.0 - 3.0 - 2.0]) {
             assert!((found - expected).abs() < 1e-7, "{found} {expected}");
         }

@@ -1,28 +1,29 @@
-//! Sequences → scores: their texts and records, handed to all that scores.
+//! Sequences → scores: completions with their prompts' records go to the reward components.
 
 use anyhow::{Result, bail};
 
-use super::rollouts::Sampler;
+use super::sampler::Sampler;
 use crate::config::Ppo;
 use crate::data::example::Prompt;
-use crate::reward::{Batch, Completion, Rewards, Scores};
+use crate::reward::{CompletionScores, RewardBatch, RewardInput, Rewards};
 use crate::roles::Sequence;
 use crate::terminal::Phase;
 
-/// Characters of a prompt that an error shows.
+/// Number of a prompt's characters in an error message.
 const SHOWN: usize = 80;
 
-/// Scores what was generated from `prompts`, each known by the key that its sequences bear, in the prompts' order.
+/// Scores the completions `sequences` of `prompts`. A sequence belongs to the prompt of the same key, and
+/// sequences are in the order of their prompts.
 ///
 /// # Errors
-/// If a completion cannot be decoded, or something that scores fails.
+/// If a completion cannot be decoded, a reward component fails, or a score is not finite.
 pub fn score(
     config: &Ppo,
     rewards: &Rewards,
     sampler: &Sampler,
     prompts: &[(u64, &Prompt)],
     sequences: &[Sequence],
-) -> Result<Scores> {
+) -> Result<CompletionScores> {
     let _phase = Phase::begin(format!("scoring {} samples", sequences.len()));
     let texts: Vec<String> = sequences
         .iter()
@@ -32,7 +33,7 @@ pub fn score(
     let completions = sequences.iter().zip(&texts).filter_map(|(sequence, text)| {
         while prompts.next_if(|(key, _)| *key != sequence.key).is_some() {}
         let (_, prompt) = prompts.peek()?;
-        Some(Completion {
+        Some(RewardInput {
             prompt: &prompt.text,
             text,
             ids: &sequence.ids,
@@ -41,12 +42,12 @@ pub fn score(
             fields: &prompt.fields,
         })
     });
-    let completions: Vec<Completion> = completions.collect();
+    let completions: Vec<RewardInput> = completions.collect();
     anyhow::ensure!(
         completions.len() == sequences.len(),
         "sequences are not in the order of their prompts"
     );
-    let scores = rewards.score(&Batch {
+    let scores = rewards.score(&RewardBatch {
         completions: &completions,
         pass_tokens: config.training.micro_batch_tokens,
     })?;
@@ -54,8 +55,12 @@ pub fn score(
     Ok(scores)
 }
 
-/// A score that is no number would reach every advantage of its batch.
-fn check_finite(scores: &Scores, sequences: &[Sequence], completions: &[Completion]) -> Result<()> {
+/// Fails if a score is not finite: it would reach every advantage of its batch.
+fn check_finite(
+    scores: &CompletionScores,
+    sequences: &[Sequence],
+    completions: &[RewardInput],
+) -> Result<()> {
     let total = ("the weighted sum of rewards".to_owned(), &scores.total);
     let components = scores.components.iter();
     let components = components.map(|(name, of)| (format!("reward `{name}`"), of));
@@ -63,8 +68,8 @@ fn check_finite(scores: &Scores, sequences: &[Sequence], completions: &[Completi
         if let Some(index) = of.iter().position(|score| !score.is_finite()) {
             let prompt: String = completions[index].prompt.chars().take(SHOWN).collect();
             bail!(
-                "{name} is {} for sample {} of the prompt {prompt:?}; it must be a finite number: the reward model's weights are \
-                 damaged, or a weight is too large",
+                "{name} is {} for sample {} of the prompt {prompt:?}; it must be a finite number: the \
+                 reward model's weights are damaged, or a weight is too large",
                 of[index],
                 sequences[index].sample
             );

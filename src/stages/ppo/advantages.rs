@@ -1,21 +1,21 @@
-//! Scores and log-probs → advantages, and what the critic aims at.
+//! Scores, log-probs and values → advantages and returns.
 //!
-//! The KL compares policy and reference over the whole vocabulary, whatever sampling kept of it: what leaves the reference's view is not
-//! free. Where the KL has no weight there is none.
+//! The KL compares policy and reference over the whole vocabulary, whatever ids sampling kept. Where the
+//! KL has no weight it counts as zero.
 //!
-//! One rule holds for the KL of all estimators where the rewards carry it: it is a reward of each token, −kl_coef · KLₜ, beside the score at the end. What an
-//! estimator sees is the rewards of the tokens (GAE, REINFORCE++) or their sum, the return of the sequence: score − kl_coef · Σₜ KLₜ
-//! (GRPO, Dr. GRPO, RLOO, ReMax). So GRPO divides by a deviation to which the KL adds: in a group whose scores are all alike it is the
-//! KL's alone. ReMax's baseline is the shaped score of the greedy completion, without a KL: as a function of the prompt alone it may be
-//! any.
+//! Where the rewards carry the KL, one rule holds for all estimators: each token's reward is
+//! −kl_coef · KLₜ, and the last token's reward has the shaped score added. GAE and REINFORCE++ read these
+//! token rewards; GRPO, Dr. GRPO, RLOO and ReMax read their sum over the sequence, shaped score −
+//! kl_coef · Σₜ KLₜ. The deviation that GRPO divides by therefore includes the KL: in a group of equal
+//! scores it is the deviation of the KL alone. ReMax's baseline is the shaped score of the greedy
+//! completion without a KL; any function of the prompt alone is a valid baseline.
 
 use anyhow::{Context as _, Result};
 
-use super::batch::Sampled;
-use super::scores;
-use super::state::State;
+use super::shaping::shaped_scores;
+use super::state::PpoState;
 use crate::config::{AdvantageEstimator, KlIn, Ppo};
-use crate::rlhf::advantage::gae::{Gae, GaeConfig, gae};
+use crate::rlhf::advantage::gae::{GaeConfig, gae};
 use crate::rlhf::advantage::group::{dr_grpo, grpo, rloo};
 use crate::rlhf::advantage::reinforce::reinforce_plus_plus;
 use crate::rlhf::advantage::remax::remax;
@@ -26,122 +26,95 @@ use crate::rlhf::{self, Mean, Rows};
 use crate::roles::Experience;
 use crate::train::metrics::{Metrics, names};
 
-/// What the roles said of a batch: per generated token, and per sequence.
-pub struct Inputs<'a> {
-    /// log π of the policy that sampled, over the whole vocabulary.
-    pub policy: &'a [f32],
-    /// log π of the reference, over the whole vocabulary; none where the KL has no weight.
-    pub reference: Option<&'a [f32]>,
-    /// The critic's values, where there is a critic.
-    pub values: Option<Vec<f32>>,
-    /// Raw scores, one a sequence.
-    pub scores: &'a [f32],
-    /// The prompts' greedy completions, where the estimator asks for them.
-    pub baseline: Option<&'a Sampled>,
-}
-
-/// What the update aims at.
-#[derive(Debug)]
-pub struct Targets {
-    /// Advantages per generated token, whitened if configured.
-    pub advantages: Vec<f64>,
-    /// The critic's, where there is a critic.
-    pub critic: Option<CriticTargets>,
-    /// Weight of the KL that the policy's loss carries; `None` where the rewards carry it, or nothing does.
-    pub loss_kl_coef: Option<f64>,
-}
-
-/// What the critic's update reads, per generated token.
-#[derive(Debug)]
-pub struct CriticTargets {
-    /// Values before the update.
-    pub old_values: Vec<f32>,
-    /// What they should have been.
-    pub returns: Vec<f64>,
-}
-
-/// Scores → token rewards → advantages and returns; the objective's metrics on the way.
+/// Adds advantages and returns to the experience, and sets the objective's metrics. `baseline` holds
+/// the greedy completions that ReMax compares with.
+///
+/// The normaliser takes in the scores and the KL controller the KL. Both the rewards and the metrics use
+/// the coefficient from before the controller's step.
 ///
 /// # Errors
-/// If the inputs do not fit together.
-pub fn targets(
+/// If a quantity that the estimator reads is missing.
+pub fn add_advantages(
     config: &Ppo,
-    state: &mut State,
-    experience: &Experience,
-    inputs: Inputs,
+    state: &mut PpoState,
+    experience: &mut Experience,
+    baseline: Option<&Experience>,
     metrics: &mut Metrics,
-) -> Result<Targets> {
-    let rows = experience.rows()?;
-    state.normalizer.observe(inputs.scores);
-    let shape = |sequences: &_, raw: &_| scores::shape(config, &state.normalizer, sequences, raw);
-    let scores = shape(experience.sequences(), inputs.scores)?;
-    let baselines = inputs
-        .baseline
-        .map(|b| shape(&b.sequences, &b.scores.total));
-    let baselines = baselines.transpose()?;
+) -> Result<()> {
+    let raw = &experience.scores().total;
+    state.normalizer.observe(raw);
+    let shape = |of: &Experience| shaped_scores(config, &state.normalizer, of);
+    let (scores, baselines) = (shape(experience)?, baseline.map(shape).transpose()?);
     let coef = state.kl.coef();
-    let kl = token_kl(config, state, &inputs, rows, metrics)?;
+    let kl = token_kl(config, state, experience, metrics)?;
+    let rows = experience.rows()?;
+    let total = rlhf_reward(&scores, &kl, coef, rows)?;
     metrics
         .set(names::OBJECTIVE_KL_COEF, coef)
-        .set(names::OBJECTIVE_SCORES, mean(inputs.scores))
-        .set(
-            names::OBJECTIVE_RLHF_REWARD,
-            rlhf_reward(&scores, &kl, coef, rows)?,
-        );
-    let (reward_coef, loss_kl_coef) = match config.kl_in() {
-        KlIn::Reward => (coef, None),
-        KlIn::Loss => (0.0, Some(coef).filter(|&coef| coef > 0.0)),
+        .set(names::OBJECTIVE_SCORES, mean(raw))
+        .set(names::OBJECTIVE_RLHF_REWARD, total);
+    let reward_coef = match config.kl_in() {
+        KlIn::Reward => coef,
+        KlIn::Loss => 0.0,
     };
     let rewards = token_rewards(&scores, &kl, reward_coef, rows)?;
-    let mut targets = estimate(config, rewards, rows, inputs.values, baselines.as_deref())?;
-    targets.loss_kl_coef = loss_kl_coef;
-    if let Some(critic) = &targets.critic
-        && let Some(explained) = explained_variance(&critic.old_values, &critic.returns)?
+    let values = experience.values();
+    let estimates = estimate(config, rewards, rows, values, baselines.as_deref())?;
+    if let Some((values, returns)) = values.zip(estimates.returns.as_deref())
+        && let Some(explained) = explained_variance(values, returns)?
     {
         metrics.set(names::VALUE_EXPLAINED_VARIANCE, explained);
     }
-    Ok(targets)
+    Ok(experience.set_advantages(estimates.advantages, estimates.returns)?)
 }
 
-/// The KL of each token, and `objective/kl`, which the controller takes in; zeros where there is no reference to compare with.
+/// The KL of each token, `[n]`; zeros without a reference. Sets `objective/kl`, which the controller
+/// takes in.
 fn token_kl(
     config: &Ppo,
-    state: &mut State,
-    inputs: &Inputs,
-    rows: Rows,
+    state: &mut PpoState,
+    experience: &Experience,
     metrics: &mut Metrics,
 ) -> Result<Vec<f64>> {
-    let Some(reference) = inputs.reference else {
-        return Ok(vec![0.0; rows.tokens()]);
+    let Some(reference) = experience.reference_log_probs() else {
+        return Ok(vec![0.0; experience.token_count()]);
     };
-    let objective = objective_kl(inputs.policy, reference, rows)?;
+    let (policy, rows) = (&experience.policy()?.whole_log_probs, experience.rows()?);
+    let objective = objective_kl(policy, reference, rows)?;
     metrics.set(names::OBJECTIVE_KL, objective);
-    // While the critic warms up the policy stands still, and its KL says nothing about the coefficient.
+    // During the critic's warm-up the policy does not move, so its KL says nothing about the coefficient.
     if state.iteration >= config.critic.critic_warmup as u64 {
         state.kl.update(objective, rows.len());
     }
-    Ok(config.kl_estimator().per_token(inputs.policy, reference)?)
+    Ok(config.kl_estimator().per_token(policy, reference)?)
 }
 
-/// Rewards of the tokens → advantages, by the configured estimator and whitened if configured.
+/// Advantages and, with a critic, returns: `[n]` each.
+#[derive(Debug)]
+struct Estimates {
+    advantages: Vec<f64>,
+    returns: Option<Vec<f64>>,
+}
+
+/// Token rewards → advantages by the configured estimator, whitened if configured.
 fn estimate(
     config: &Ppo,
     mut rewards: Vec<f64>,
     rows: Rows,
-    values: Option<Vec<f32>>,
+    values: Option<&[f32]>,
     baselines: Option<&[f64]>,
-) -> Result<Targets> {
+) -> Result<Estimates> {
     let objective = &config.objective;
     if objective.whiten_rewards {
         rewards = whiten(&rewards, Mean::Keep);
     }
     let samples = config.num_samples_per_prompt;
-    let mut critic = None;
+    let mut returns = None;
     let advantages = match objective.advantage_estimator {
         AdvantageEstimator::Gae => {
-            let values = values.context("gae was asked for without a critic")?;
-            let found = generalised(config, &rewards, values, rows)?;
-            critic = Some(found.critic);
+            let values = values.context("the estimator gae needs the values of a critic")?;
+            let found = gae(&rewards, values, rows, gae_config(config))?;
+            returns = Some(found.returns);
             found.advantages
         }
         AdvantageEstimator::ReinforcePlusPlus => {
@@ -151,7 +124,7 @@ fn estimate(
         AdvantageEstimator::DrGrpo => of_sequences(&rewards, rows, |r| dr_grpo(r, samples))?,
         AdvantageEstimator::Rloo => of_sequences(&rewards, rows, |r| rloo(r, samples))?,
         AdvantageEstimator::Remax => {
-            let baselines = baselines.context("remax was asked for without a baseline")?;
+            let baselines = baselines.context("the estimator remax needs greedy completions")?;
             of_sequences(&rewards, rows, |r| remax(r, baselines, samples))?
         }
     };
@@ -162,50 +135,28 @@ fn estimate(
         true => whiten(&advantages, Mean::Remove),
         false => advantages,
     };
-    Ok(Targets {
-        advantages,
-        critic,
-        loss_kl_coef: None,
-    })
-}
-
-/// What a critic's values lead to.
-struct Generalised {
-    advantages: Vec<f64>,
-    critic: CriticTargets,
-}
-
-fn generalised(
-    config: &Ppo,
-    rewards: &[f64],
-    old_values: Vec<f32>,
-    rows: Rows,
-) -> Result<Generalised> {
-    let settings = GaeConfig {
-        gamma: config.objective.gamma,
-        lam: config.critic.lam,
-    };
-    let Gae {
+    Ok(Estimates {
         advantages,
         returns,
-    } = gae(rewards, &old_values, rows, settings)?;
-    Ok(Generalised {
-        advantages,
-        critic: CriticTargets {
-            old_values,
-            returns,
-        },
     })
 }
 
-/// Returns of whole sequences → their advantages by `estimate` → the same for each of their tokens.
+fn gae_config(config: &Ppo) -> GaeConfig {
+    GaeConfig {
+        gamma: config.objective.gamma,
+        lam: config.critic.lam,
+    }
+}
+
+/// Sums the rewards of each sequence, estimates one advantage a sequence, and gives it to each of the
+/// sequence's tokens.
 fn of_sequences(
     rewards: &[f64],
     rows: Rows,
     estimate: impl Fn(&[f64]) -> rlhf::Result<Vec<f64>>,
 ) -> Result<Vec<f64>> {
-    let returns = rows.sums("rewards", rewards)?;
-    Ok(rows.spread("advantages", &estimate(&returns)?)?)
+    let sums = rows.sums("rewards", rewards)?;
+    Ok(rows.spread("advantages", &estimate(&sums)?)?)
 }
 
 #[cfg(test)]
@@ -229,7 +180,7 @@ mod tests {
         let rows = Rows::new(&OFFSETS).unwrap();
         let baselines = [0.5, -1.0];
         let found = estimate(config, REWARDS.to_vec(), rows, None, Some(&baselines)).unwrap();
-        assert!(found.critic.is_none());
+        assert!(found.returns.is_none());
         found.advantages
     }
 
@@ -281,14 +232,11 @@ mod tests {
     }
 
     #[test]
-    fn only_gae_has_something_for_a_critic() {
+    fn only_gae_has_returns_and_it_needs_values() {
         let config = config(AdvantageEstimator::Gae);
         let rows = Rows::new(&OFFSETS).unwrap();
-        let values = vec![0.5f32; 6];
-        let found = estimate(&config, REWARDS.to_vec(), rows, Some(values.clone()), None);
-        let critic = found.unwrap().critic.unwrap();
-        assert_eq!(critic.old_values, values);
-        assert_eq!(critic.returns.len(), 6);
+        let found = estimate(&config, REWARDS.to_vec(), rows, Some(&[0.5; 6]), None);
+        assert_eq!(found.unwrap().returns.unwrap().len(), 6);
         let refused = estimate(&config, REWARDS.to_vec(), rows, None, None).unwrap_err();
         assert!(refused.to_string().contains("critic"), "{refused}");
     }

@@ -14,7 +14,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
 use crate::model::boundary::Collector;
 use crate::model::generator::Generator;
-use crate::reward::{RewardModel, Standing};
+use crate::reward::{RewardModel, TrunkUse};
 use crate::roles::{Roles, Sequence};
 use crate::stages::Context;
 use crate::terminal::Phase;
@@ -231,7 +231,7 @@ fn last_token(roles: &Roles, judge: Option<&RewardModel>) -> LastToken {
     let models = roles.reward.models().map(|(_, model)| model);
     let reads = models
         .chain(judge)
-        .any(|model| model.standing() == Standing::Shared);
+        .any(|model| model.trunk_use() == TrunkUse::Shared);
     match roles.boundary.is_some() && reads {
         true => LastToken::Read,
         false => LastToken::Unread,
