@@ -1,5 +1,5 @@
-//! The actor's loss with all its terms against PyTorch: every entry of `golden/policy_update.json`, made by
-//! `golden/make_policy_update.py` in `f64`.
+//! The actor's loss with all its terms against PyTorch: every entry of `golden/policy_update.json`,
+//! made by `golden/make_policy_update.py` in `f64`.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ struct Golden {
     kept: Vec<Option<Vec<u32>>>,
     old: Vec<f64>,
     reference: Vec<f64>,
-    /// Over the whole vocabulary.
+    /// Log-probs over the whole vocabulary.
     whole_reference: Vec<f64>,
     advantages: Vec<f64>,
     lo: f64,
@@ -103,7 +103,7 @@ impl Golden {
         both_log_probs(hidden, head, &targets, self.temperature as f32).unwrap()
     }
 
-    /// The log-probs in `f64`, for formulas that are held to `f64`.
+    /// The log-probs in `f64`, for the formulas that are checked to `f64` precision.
     fn log_probs(&self) -> Var {
         let log_softmax = |(row, hidden): (usize, &Vec<f64>)| {
             let logit = |head: &Vec<f64>| {
@@ -265,7 +265,8 @@ fn flat(x: &Tensor) -> Vec<f64> {
     x.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// A minibatch cut into passes has the values and gradients of the whole.
+/// A minibatch cut into several passes has the same values and gradients as the minibatch in one
+/// pass.
 #[test]
 fn passes_add_up_to_the_minibatch() {
     let golden = Golden::load();
