@@ -1,4 +1,4 @@
-//! What can go wrong with a score.
+//! Errors of reward components.
 
 use std::path::PathBuf;
 
@@ -6,21 +6,21 @@ use crate::model::ModelError;
 use crate::model::score_position::NoPadding;
 use crate::model::weights::WeightsError;
 
-/// An error of loading what scores, or of scoring.
+/// An error of loading a reward component, or of scoring.
 #[derive(Debug, thiserror::Error)]
 pub enum RewardError {
-    /// Which component failed.
+    /// The component that failed.
     #[error("reward `{name}`")]
     Component {
         /// The component's name.
         name: String,
-        /// What went wrong.
+        /// The component's error.
         source: Box<RewardError>,
     },
     /// A reward model cannot be read.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// A reward model is to be read before padding that it does not have.
+    /// The score is to be read before padding, but the model has no padding token.
     #[error(transparent)]
     NoPadding(#[from] NoPadding),
     /// A computation failed.
@@ -29,12 +29,12 @@ pub enum RewardError {
     /// A classifier's weights cannot be read.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// A classifier's folder is not what it should be.
+    /// A classifier's folder lacks a file or holds something else.
     #[error("{}: {message}", .folder.display())]
     Classifier {
         /// The folder.
         folder: PathBuf,
-        /// What is wrong, and what to do.
+        /// The problem, and what to do.
         message: String,
     },
     /// A pattern does not compile.
@@ -42,10 +42,10 @@ pub enum RewardError {
     Pattern {
         /// The pattern.
         pattern: String,
-        /// What the parser said.
+        /// The parser's error.
         source: Box<regex::Error>,
     },
-    /// A record lacks what a rule compares with.
+    /// A record lacks the field that a rule compares with.
     #[error("{0}")]
     Record(String),
     /// A program cannot be run, or does not answer as it should.
@@ -53,7 +53,7 @@ pub enum RewardError {
     Program {
         /// The program and its arguments.
         command: String,
-        /// What it did, and what to do.
+        /// The problem, in words that follow the name, and what to do.
         message: String,
     },
     /// An endpoint does not answer as it should.
@@ -61,15 +61,15 @@ pub enum RewardError {
     Http {
         /// The endpoint.
         url: String,
-        /// What it did, and what to do.
+        /// The problem, in words that follow the name, and what to do.
         message: String,
     },
-    /// Another number of scores than of completions: a mistake of the component's own.
+    /// A component returned another number of scores than of completions.
     #[error("made {found} scores for {expected} completions")]
     Count {
-        /// CompletionScores.
+        /// Number of scores.
         found: usize,
-        /// Completions.
+        /// Number of completions.
         expected: usize,
     },
 }

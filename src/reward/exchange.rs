@@ -1,25 +1,26 @@
-//! What programs and endpoints are asked, and how they answer: JSON, one value each way for a batch.
+//! The JSON protocol of reward programs and endpoints: one request and one response for a batch.
 //!
-//! The question is
+//! The request is
 //!
 //! ```json
-//! {"completions": [{"prompt": "…", "completion": "…", "prompt_ids": […], "completion_ids": […], "fields": {…}}, …]}
+//! {"completions": [{"prompt": "…", "completion": "…", "prompt_ids": […], "completion_ids": […],
+//!                   "fields": {…}}, …]}
 //! ```
 //!
-//! with the prompt as it was rendered for the policy, the completion without the stop text that ended it, and in `fields` what
-//! the prompt's record has beside `prompt`. The answer is a number for each, in order: `[0.5, 1, …]` or
-//! `{"scores": [0.5, 1, …]}`.
+//! with the prompt as rendered for the policy, the completion without the stop text that ended it,
+//! and in `fields` the prompt's record without `prompt`. The response is one number for each
+//! completion, in order: `[0.5, 1, …]` or `{"scores": [0.5, 1, …]}`.
 
 use serde_json::{Value, json};
 
 use super::RewardInput;
 
-/// Most bytes of an answer.
+/// Most bytes of a response.
 pub const LONGEST_ANSWER: usize = 16 << 20;
-/// Most characters of an answer that an error shows.
+/// Number of a response's characters in an error message.
 const SHOWN: usize = 200;
 
-/// The question for a batch.
+/// The request for a batch.
 pub fn question(completions: &[RewardInput]) -> Value {
     let asked = completions.iter().map(|completion| {
         let given = completion.ids.len() - completion.response.len().min(completion.ids.len());
@@ -34,21 +35,23 @@ pub fn question(completions: &[RewardInput]) -> Value {
     json!({"completions": asked.collect::<Vec<_>>()})
 }
 
-/// The scores in an answer.
+/// The scores in a response.
 ///
 /// # Errors
-/// In words that follow "it answered …": what it was, and what is expected, if it is not `expected` finite numbers.
+/// If the response is not `expected` finite numbers: the problem, in words that follow the name of
+/// the program or endpoint.
 pub fn scores(answer: &str, expected: usize) -> Result<Vec<f32>, String> {
     let refuse = |why: String| {
         format!(
-            "answered {}: {why}; expected one line of JSON with {expected} finite numbers, [s1, s2, …] or {{\"scores\": [s1, s2, …]}}",
+            "answered {}: {why}; expected one line of JSON with {expected} finite numbers, [s1, s2, …] \
+             or {{\"scores\": [s1, s2, …]}}",
             shown(answer)
         )
     };
     let value: Value = serde_json::from_str(answer)
         .map_err(|error| refuse(format!("which is not JSON ({error})")))?;
     let Some(numbers) = value.get("scores").unwrap_or(&value).as_array() else {
-        return Err(refuse("which is no list".to_owned()));
+        return Err(refuse("which is not a list".to_owned()));
     };
     if numbers.len() != expected {
         return Err(refuse(format!("which has {} scores", numbers.len())));
@@ -62,7 +65,7 @@ pub fn scores(answer: &str, expected: usize) -> Result<Vec<f32>, String> {
     numbers.iter().enumerate().map(score).collect()
 }
 
-/// An answer's beginning, in quotes.
+/// The start of a response, in quotes.
 pub fn shown(answer: &str) -> String {
     match answer.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{:?}…", &answer[..end]),
@@ -86,7 +89,11 @@ mod tests {
             fields: fields.as_object().unwrap(),
         };
         let expected = json!({"completions": [{
-            "prompt": "2+2=", "completion": "4", "prompt_ids": [5, 6], "completion_ids": [7, 1], "fields": {"answer": 4}
+            "prompt": "2+2=",
+            "completion": "4",
+            "prompt_ids": [5, 6],
+            "completion_ids": [7, 1],
+            "fields": {"answer": 4},
         }]});
         assert_eq!(question(&[completion]), expected);
     }
@@ -104,8 +111,8 @@ mod tests {
             ("[NaN]", "not JSON"),
             ("[1e400]", "not JSON"),
             ("[1e300]", "score 0 is 1e"),
-            ("3", "no list"),
-            ("{\"score\": [1]}", "no list"),
+            ("3", "not a list"),
+            ("{\"score\": [1]}", "not a list"),
             ("[1, 2]", "has 2 scores"),
             ("[null]", "score 0 is null"),
             ("[\"1\"]", "score 0 is \"1\""),

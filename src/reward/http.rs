@@ -1,26 +1,28 @@
-//! An endpoint of the user that scores: batches by POST, JSON each way ([`exchange`](super::exchange) says what stands in it).
+//! A user's HTTP endpoint that scores batches by POST ([`exchange`](super::exchange) documents the
+//! JSON).
 //!
-//! No answer in time, a broken connection, status 408, 429 and 5xx are tried again after a wait that doubles; any other status
-//! or a wrong answer is an error at once, and so is one of more than 16 MiB. Redirections are not followed: a POST would become a GET.
+//! A timeout, a broken connection and the statuses 408, 429 and 5xx are retried after a delay that
+//! doubles; any other status, a wrong response and one above 16 MiB are errors at once. Redirects
+//! are not followed: they would turn the POST into a GET.
 
-use std::thread;
 use std::time::Duration;
 
+use backon::{BlockingRetryable, ExponentialBuilder};
 use ureq::{Agent, Error};
 
-use super::exchange::{LONGEST_ANSWER, question, scores, shown};
+use super::exchange::{LONGEST_ANSWER, question, scores as scores_in, shown};
 use super::{RewardBatch, RewardError, RewardInput, Scorer};
 use crate::config::{HttpReward, LONGEST_BACKOFF};
 
-/// An endpoint that scores.
+/// An endpoint that scores completions.
 pub struct Http {
     config: HttpReward,
     agent: Agent,
-    /// The whole header.
+    /// Value of the `Authorization` header.
     authorization: Option<String>,
 }
 
-/// Why a request has no answer.
+/// Why a request has no response.
 struct Failure {
     what: String,
     again: bool,
@@ -30,13 +32,14 @@ impl Http {
     /// The endpoint of a configuration; nothing is sent yet.
     ///
     /// # Errors
-    /// If the environment variable with the token is not set.
+    /// If the environment variable of the token is not set.
     pub fn new(config: &HttpReward) -> Result<Self, RewardError> {
         let token = config.token_env.as_ref().map(|variable| {
             std::env::var(variable).map_err(|_| RewardError::Http {
                 url: config.url.clone(),
                 message: format!(
-                    "is asked with the token in the environment variable {variable}, which is not set; set it, or remove token_env"
+                    "needs the token of the environment variable {variable}, which is not set; set it, \
+                     or remove token_env"
                 ),
             })
         });
@@ -56,28 +59,21 @@ impl Http {
 
     fn ask(&self, completions: &[RewardInput]) -> Result<Vec<f32>, RewardError> {
         let body = question(completions).to_string();
-        let mut wait = self.config.backoff_seconds;
-        let mut left = self.config.retries;
-        loop {
-            match self.send(&body) {
-                Ok(answer) => {
-                    return scores(&answer, completions.len()).map_err(|m| self.failed(m));
-                }
-                Err(failure) if !failure.again => return Err(self.failed(failure.what)),
-                Err(failure) if left == 0 => {
-                    return Err(self.failed(format!(
-                        "{} (asked {} times); see that it runs, or raise timeout_seconds or retries",
-                        failure.what,
-                        self.config.retries + 1
-                    )));
-                }
-                Err(_) => {
-                    thread::sleep(Duration::from_secs_f64(wait));
-                    wait = (wait * 2.0).min(LONGEST_BACKOFF);
-                    left -= 1;
-                }
-            }
-        }
+        let delays = ExponentialBuilder::new()
+            .with_min_delay(Duration::from_secs_f64(self.config.backoff_seconds))
+            .with_max_delay(Duration::from_secs_f64(LONGEST_BACKOFF))
+            .with_max_times(self.config.retries);
+        let response = (|| self.send(&body)).retry(delays).when(|f| f.again).call();
+        let answer = response.map_err(|failure| match failure.again {
+            true => format!(
+                "{} ({} attempts); check that it is running, or raise timeout_seconds or retries",
+                failure.what,
+                self.config.retries + 1
+            ),
+            false => failure.what,
+        });
+        let scores = answer.and_then(|answer| scores_in(&answer, completions.len()));
+        scores.map_err(|message| self.failed(message))
     }
 
     fn send(&self, body: &str) -> Result<String, Failure> {
@@ -140,6 +136,7 @@ fn no_answer(error: Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
+    use std::thread;
     use std::time::Instant;
 
     use serde_json::{Value, json};
@@ -148,10 +145,11 @@ mod tests {
     use super::*;
     use crate::reward::sample::score_texts;
 
-    /// What the endpoint was asked: the body, and the header with the token.
+    /// The requests that the endpoint received: body and `Authorization` header.
     type RequestLog = Arc<Mutex<Vec<(Value, Option<String>)>>>;
 
-    /// An endpoint that lets `answer` answer the n-th request, for as long as the test runs.
+    /// Starts an endpoint whose n-th request is answered by `answer`: status, body and delay in
+    /// seconds.
     fn serve(
         answer: impl Fn(usize, &Value) -> (u16, String, f64) + Send + 'static,
     ) -> (String, RequestLog) {
@@ -196,7 +194,7 @@ mod tests {
         score_texts(&http, &texts).map_err(|error| error.to_string())
     }
 
-    /// A score for each completion: its length.
+    /// Scores each completion by its length.
     fn lengths(body: &Value) -> String {
         let completions = body["completions"].as_array().unwrap();
         let length = |c: &Value| c["completion"].as_str().unwrap().len();
@@ -240,13 +238,13 @@ mod tests {
     fn failing_without_end_is_an_error_with_what_was_said() {
         let (url, asked) = serve(|_, _| (500, "out of memory".into(), 0.0));
         let error = score(&config(url.clone()), 1).unwrap_err();
-        for part in [&url, "status 500", "out of memory", "asked 3 times"] {
+        for part in [&url, "status 500", "out of memory", "3 attempts"] {
             assert!(error.contains(part), "{part}: {error}");
         }
         assert_eq!(asked.lock().unwrap().len(), 3);
     }
 
-    /// An answer without end, as many bytes as are read.
+    /// A response without end: no more bytes are read than allowed.
     #[test]
     fn an_answer_without_end_is_not_held() {
         let server = Server::http("127.0.0.1:0").unwrap();
@@ -312,7 +310,7 @@ mod tests {
         };
         let error = score(&config(url), 1).unwrap_err();
         assert!(
-            error.contains("did not answer") && error.contains("asked 3 times"),
+            error.contains("did not answer") && error.contains("3 attempts"),
             "{error}"
         );
     }

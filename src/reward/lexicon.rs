@@ -1,7 +1,7 @@
 //! The valence of a text by a word list: the sum of its words' values, unknown words counting zero.
 //!
-//! Words are runs of ASCII letters and apostrophes, without apostrophes at their ends, in lower case. Negation and emphasis are
-//! not read; the rule is as simple as the labels that it made.
+//! Words are runs of ASCII letters and apostrophes, in lower case and without apostrophes at their
+//! ends. Negation and emphasis are ignored.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,9 @@ pub enum LexiconError {
     #[error("{}: cannot be read", .0.display())]
     Read(PathBuf, #[source] std::io::Error),
     /// A line is not `word<TAB>number`.
-    #[error("{}:{line}: found {found:?}; each line is a word, a tab and a finite number", .file.display())]
+    #[error(
+        "{}:{line}: found {found:?}; each line is a word, a tab and a finite number", .file.display()
+    )]
     Line {
         /// The file.
         file: PathBuf,
@@ -53,7 +55,7 @@ impl Lexicon {
     /// Reads `word<TAB>value` lines.
     ///
     /// # Errors
-    /// If the file cannot be read or a line is another thing.
+    /// If the file cannot be read or a line is not `word<TAB>value`.
     pub fn read(file: &Path) -> Result<Self, LexiconError> {
         let text = regular::read_text(file).map_err(|e| LexiconError::Read(file.to_owned(), e))?;
         let entry = |(index, line): (usize, &str)| {

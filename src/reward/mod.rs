@@ -1,4 +1,5 @@
-//! Where scores come from: reward models that read token ids, and classifiers, rules, programs and endpoints that read text.
+//! Scores of completions: by reward models, which read token ids, and by classifiers, rules,
+//! programs and endpoints, which read text.
 //!
 //! Each kind implements [`Scorer`]; [`Rewards`] is their weighted sum.
 
@@ -31,20 +32,21 @@ pub use rules::{
 };
 pub use sum::{CompletionScores, Rewards};
 
-/// One completion, with all that a score may depend on.
+/// One completion with everything that its score may depend on.
 #[derive(Clone, Debug)]
 pub struct RewardInput<'a> {
     /// The prompt's text, as rendered.
     pub prompt: &'a str,
     /// The completion's text, without the stop text that ended it.
     pub text: &'a str,
-    /// All tokens, given and generated.
+    /// Token ids of prompt and completion.
     pub ids: &'a [u32],
-    /// What generation computed of them below the layers that any role trains, where it kept that.
+    /// Hidden states that generation recorded below the layers that any role trains, where it
+    /// recorded them.
     pub states: Option<&'a States>,
-    /// The generated tokens.
+    /// Token ids of the completion.
     pub response: Vec<u32>,
-    /// The fields of the prompt's record beside `prompt`.
+    /// Fields of the prompt's record, without `prompt`.
     pub fields: &'a Map<String, Value>,
 }
 
@@ -53,22 +55,23 @@ pub struct RewardInput<'a> {
 pub struct RewardBatch<'a> {
     /// The completions.
     pub completions: &'a [RewardInput<'a>],
-    /// Most tokens of one packed pass of a reward model. CompletionScores do not depend on it.
+    /// Most tokens of one packed pass of a reward model. Scores do not depend on it.
     pub pass_tokens: usize,
 }
 
-/// Something that scores completions.
+/// A component that scores completions.
 pub trait Scorer {
-    /// One finite score a completion, in order; each a function of its completion alone.
+    /// One finite score for each completion, in order. The score of a completion depends on no
+    /// other completion.
     ///
     /// # Errors
-    /// If a model fails, or something outside the process does not answer as it should.
+    /// If a model fails, or a program or endpoint does not answer as it should.
     fn scores(&self, batch: &RewardBatch) -> Result<Vec<f32>, RewardError>;
 
-    /// Whether a prompt's record has what the scores need; if not, what it should have.
+    /// Checks that a prompt's record has the fields that the scores need.
     ///
     /// # Errors
-    /// What is missing, and what to do.
+    /// The missing field, and what to do.
     fn check(&self, _fields: &Map<String, Value>) -> Result<(), String> {
         Ok(())
     }
@@ -76,7 +79,7 @@ pub trait Scorer {
     /// Called once all completions have been scored.
     ///
     /// # Errors
-    /// If something outside the process said more than it was asked for.
+    /// If a program wrote more than was requested.
     fn finish(&self) -> Result<(), RewardError> {
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! A reward model's score: its scalar head at one token of prompt and response, the last one unless the
-//! model's folder says otherwise ([`ScorePosition`]).
+//! A reward model's score: its scalar head at one token of prompt and response, the last one unless
+//! the model's folder says otherwise ([`ScorePosition`]).
 
 use std::path::Path;
 
@@ -34,8 +34,8 @@ pub enum TrunkUse {
 pub type IdsAndStates<'a> = (&'a [u32], Option<&'a States>);
 
 impl RewardModel {
-    /// Wraps a decoder with a scalar head that shares no layers. The score is read at the token that its
-    /// folder says.
+    /// Wraps a decoder with a scalar head that shares no layers. The score is read at the token
+    /// that its folder says.
     pub fn new(decoder: Decoder) -> Self {
         Self {
             position: ScorePosition::of(decoder.config(), None).unwrap_or(ScorePosition::LAST),
@@ -117,7 +117,8 @@ impl RewardModel {
         Ok(scores)
     }
 
-    /// Last hidden state of each sequence at the token where the score is read: `[sequences, hidden]`.
+    /// Last hidden state of each sequence at the token where the score is read: `[sequences,
+    /// hidden]`.
     fn scored_states(&self, run: &[IdsAndStates]) -> Result<Tensor> {
         let segments = Segments::from_lengths(run.iter().map(|(ids, _)| ids.len()));
         let (decoder, skip) = (&self.decoder, Gradient::Skip);

@@ -1,10 +1,10 @@
-//! What the tests of rewards score: completions of texts alone.
+//! Completions of texts alone, for the tests of rewards.
 
 use serde_json::Map;
 
 use super::{RewardBatch, RewardError, RewardInput, Scorer};
 
-/// The scores of these texts, each the answer to one prompt without tokens.
+/// Scores these texts, each as the completion of one prompt without tokens.
 pub fn score_texts<T: AsRef<str>>(
     reward: &dyn Scorer,
     texts: &[T],

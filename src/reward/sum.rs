@@ -1,4 +1,4 @@
-//! The weighted sum of all that scores.
+//! The weighted sum of reward components.
 
 use std::path::{Path, PathBuf};
 
@@ -10,23 +10,23 @@ use super::{Classifier, Ensemble, Http, Program, RewardBatch, RewardError, Rewar
 use crate::config::{EnsembleReward, RewardComponent, RewardKind};
 use crate::model::ModelError;
 
-/// Reads the reward model of a folder.
+/// Loads the reward model of a folder.
 pub type LoadModel<'a> = &'a dyn Fn(&Path) -> Result<RewardModel, ModelError>;
 
-/// All that scores completions.
+/// The reward components of a run with their weights.
 pub struct Rewards(Vec<Component>);
 
-/// The scores of a batch.
+/// Scores of a batch of completions.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CompletionScores {
-    /// The weighted sums, one a completion.
+    /// The weighted sum of each completion.
     pub total: Vec<f32>,
-    /// The scores of each component before its weight, by its name, in the configuration's order.
+    /// Name and unweighted scores of each component, in the configuration's order.
     pub components: Vec<(String, Vec<f32>)>,
 }
 
 impl CompletionScores {
-    /// Adds those of another batch, of the same components.
+    /// Appends the scores of another batch, by the same components.
     pub fn extend(&mut self, other: Self) {
         self.total.extend(other.total);
         if self.components.is_empty() {
@@ -38,13 +38,13 @@ impl CompletionScores {
         }
     }
 
-    /// What each component made of completion `index`.
+    /// Name and unweighted score of each component for completion `index`.
     pub fn of(&self, index: usize) -> impl Iterator<Item = (String, f32)> + '_ {
         let components = self.components.iter();
         components.map(move |(name, scores)| (name.clone(), scores[index]))
     }
 
-    /// Those of the completions that `chosen` says of.
+    /// The scores of the completions whose index is `chosen`.
     pub fn select(self, chosen: impl Fn(usize) -> bool) -> Self {
         let some = |all: Vec<f32>| {
             let all = all.into_iter().enumerate();
@@ -64,7 +64,7 @@ struct Component {
     scorer: ComponentScorer,
 }
 
-/// Models stand apart from the rest, for the other roles of the run may share weights with them.
+/// Reward models are separate from the rest because other roles may share weights with them.
 enum ComponentScorer {
     Model(PathBuf, Box<RewardModel>),
     Ensemble(Vec<PathBuf>, Ensemble),
@@ -72,10 +72,11 @@ enum ComponentScorer {
 }
 
 impl Rewards {
-    /// Loads what each component needs and starts its programs. Reward models come from `model`.
+    /// Loads the models of each component and starts its programs. Reward models are loaded by
+    /// `model`.
     ///
     /// # Errors
-    /// If one cannot be read or started; the error names the component.
+    /// If a component cannot be loaded or started; the error names it.
     pub fn load(components: &[RewardComponent], model: LoadModel) -> Result<Self, RewardError> {
         let load = |component: &RewardComponent| -> Result<Component, RewardError> {
             let scorer = scorer(&component.kind, model).map_err(in_component(&component.name))?;
@@ -88,7 +89,8 @@ impl Rewards {
         Ok(Self(components.iter().map(load).collect::<Result<_, _>>()?))
     }
 
-    /// The rules among `components`: what can be checked before any model is loaded or program started.
+    /// The rules among `components`, which can be checked before any model is loaded or program
+    /// started.
     ///
     /// # Errors
     /// The errors of [`Self::load`].
@@ -98,7 +100,8 @@ impl Rewards {
         Self::load(&rules, &|folder| RewardModel::load(folder, &Device::Cpu))
     }
 
-    /// Every reward model with its folder, those of ensembles among them, in the configuration's order.
+    /// Every reward model with its folder, models of ensembles included, in the configuration's
+    /// order.
     pub fn models(&self) -> impl Iterator<Item = (&Path, &RewardModel)> {
         self.0.iter().flat_map(|component| {
             let (folders, models): (&[PathBuf], &[RewardModel]) = match &component.scorer {
@@ -113,10 +116,10 @@ impl Rewards {
         })
     }
 
-    /// Whether a prompt's record has what every component needs.
+    /// Checks that a prompt's record has the fields that every component needs.
     ///
     /// # Errors
-    /// What it lacks, and which component wants it.
+    /// The missing field, and the component that needs it.
     pub fn check(&self, fields: &Map<String, Value>) -> Result<(), String> {
         self.0
             .iter()
@@ -126,7 +129,7 @@ impl Rewards {
             })
     }
 
-    /// CompletionScores completions by every component, and sums them.
+    /// Scores completions by every component, and sums the scores by weight.
     ///
     /// # Errors
     /// If a component fails; the error names it.
@@ -149,10 +152,10 @@ impl Rewards {
         })
     }
 
-    /// Ends what scores outside the process, once all completions have been scored.
+    /// Ends the programs, once all completions have been scored.
     ///
     /// # Errors
-    /// If one of them said more than it was asked for; the error names the component.
+    /// If a program wrote more than was requested; the error names the component.
     pub fn finish(&self) -> Result<(), RewardError> {
         self.0.iter().try_for_each(|component| {
             let finished = component.scorer.reward().finish();

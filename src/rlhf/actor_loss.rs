@@ -1,8 +1,8 @@
-//! The actor's loss of a microbatch: the clipped policy loss, the KL to the reference where the loss
-//! carries it, and the entropy bonus.
+//! The actor's loss of a microbatch: the clipped policy loss, the KL to the reference where the
+//! loss carries it, and the entropy bonus.
 //!
-//! loss = policy loss + kl_coef · KL − entropy_coef · entropy, each term aggregated over tokens by the
-//! same weights. Left out: PPO-ptx, whose gradient comes from other text by a pass of its own.
+//! loss = policy loss + kl_coef · KL − entropy_coef · entropy, each term aggregated over tokens by
+//! the same weights. Left out: PPO-ptx, whose gradient comes from other text by a pass of its own.
 
 use candle_core::{DType, Tensor};
 
@@ -15,7 +15,8 @@ use super::stats::Real;
 /// The generated tokens of a microbatch; every quantity is `[n]`.
 #[derive(Debug)]
 pub struct ActorTokens<'a, T> {
-    /// Log-probs under the actor, in the distributions that the tokens were drawn from; differentiable.
+    /// Log-probs under the actor, in the distributions that the tokens were drawn from;
+    /// differentiable.
     pub log_probs: &'a Tensor,
     /// Entropies of these distributions, in nats; differentiable.
     pub entropy: &'a Tensor,
@@ -59,11 +60,12 @@ pub struct ActorLoss {
 
 /// The loss of a microbatch with all its terms.
 ///
-/// With `entropy_coef` 0 the entropy is not part of the graph, so that its gradient is not computed.
+/// With `entropy_coef` 0 the entropy is not part of the graph, so that its gradient is not
+/// computed.
 ///
 /// # Errors
-/// A length error if the quantities differ in length; a range error for an impossible clip; candle's
-/// errors.
+/// A length error if the quantities differ in length; a range error for an impossible clip;
+/// candle's errors.
 pub fn actor_loss<T: Real>(
     tokens: &ActorTokens<T>,
     clip: &PolicyLossConfig,

@@ -1,8 +1,8 @@
 //! How per-token losses become one number.
 //!
-//! Every choice is a weighted sum, loss = Σ wₜ lₜ, whose weights depend on the whole optimizer step. The
-//! losses of a step's micro-batches therefore add up to the loss and gradient of the step, however the
-//! step is cut.
+//! Every choice is a weighted sum, loss = Σ wₜ lₜ, whose weights depend on the whole optimizer
+//! step. The losses of a step's micro-batches therefore add up to the loss and gradient of the
+//! step, however the step is cut.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{Result, check_positive};
 use super::rows::Rows;
 
-/// The mean over a minibatch that turns the policy's per-token losses into one number.
+/// The mean over a minibatch that turns per-token losses of the policy into one number.
 ///
 /// Sources: DAPO (Yu et al. 2025, section 3.3) for `Token`, GRPO (Shao et al. 2024, eq. 3) for
 /// `Sequence`, Dr. GRPO (Liu et al. 2025, section 3.2) for `Constant`.
@@ -39,7 +39,8 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Totals of a step that consists of these rows alone, none of which may exceed `longest` tokens.
+    /// Totals of a step that consists of these rows alone, none of which may exceed `longest`
+    /// tokens.
     pub fn of(rows: Rows, longest: usize) -> Self {
         Self {
             tokens: rows.tokens(),

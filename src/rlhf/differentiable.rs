@@ -1,10 +1,10 @@
 //! A loss whose value and gradient are computed on the host, attached to candle's graph.
 //!
 //! The losses of this module are scalars of short vectors with simple gradients. Written as candle
-//! operations they would cost a dozen tensors each, and `maximum`, `minimum` and `clamp` would split the
-//! gradient at ties, which are not rare here: the first minibatch of every PPO iteration has ratio
-//! exactly 1. So the analytic gradient is computed beside the value, in `f64`, and one operation hands
-//! it to `backward`. The values must come to the host anyway, for the statistics.
+//! operations they would cost a dozen tensors each, and `maximum`, `minimum` and `clamp` would
+//! split the gradient at ties, which are common here: the first minibatch of every PPO iteration
+//! has ratio exactly 1. So the analytic gradient is computed with the value, in `f64`, and one
+//! operation passes it to `backward`. The values are needed on the host for the statistics anyway.
 //!
 //! Not for large tensors: the gradient is held as a host vector.
 
@@ -13,7 +13,7 @@ use candle_core::{CpuStorage, CudaStorage, CustomOp1, DType, Device, Layout, Sha
 
 use super::error::{Result, check_length};
 
-/// A scalar function of a vector, known by its value and its gradient at the present point.
+/// A scalar function of a vector, given by its value and its gradient at the current point.
 struct Linearized {
     value: f64,
     gradient: Vec<f64>, // n
@@ -68,9 +68,9 @@ impl CustomOp1 for Linearized {
 
 /// Scalar tensor of the given `value` whose gradient with respect to `x` is `gradient`.
 ///
-/// `x` is any float vector `[n]`; half-precision input is widened to `f32` first. The scalar has the
-/// (widened) type and the device of `x`. A function of several tensors is a sum of such terms, one a
-/// tensor, with the value given once.
+/// `x` is any float vector `[n]`; half-precision input is widened to `f32` first. The scalar has
+/// the (widened) type and the device of `x`. A function of several tensors is a sum of such terms,
+/// one a tensor, of which only one carries the value.
 ///
 /// # Errors
 /// A length error if `gradient` has not one element for each of `x`; candle's errors.
@@ -83,8 +83,8 @@ pub fn attach_gradient(x: &Tensor, value: f64, gradient: Vec<f64>) -> Result<Ten
     Ok(x.apply_op1(Linearized { value, gradient })?)
 }
 
-/// Σ wₜ xₜ, differentiable in `x` `[n]`: the aggregation of a per-token quantity such as the entropy,
-/// or of negated log-probs into a cross-entropy.
+/// Σ wₜ xₜ, differentiable in `x` `[n]`: the aggregation of a per-token quantity such as the
+/// entropy, or of negated log-probs into a cross-entropy.
 ///
 /// # Errors
 /// A length error if `weights` has not one element for each of `x`; candle's errors.

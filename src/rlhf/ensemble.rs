@@ -1,8 +1,8 @@
 //! The score of an ensemble of reward models, from each model's score of one completion.
 //!
-//! Coste, Anwar, Kirk and Krueger 2023, "Reward model ensembles help mitigate overoptimization": the
-//! mean, the minimum (worst-case optimisation, their equation 2) and the mean less a measure of the
-//! models' disagreement. The paper subtracts the variance (equation 3); here it is the standard
+//! Coste, Anwar, Kirk and Krueger 2023, "Reward model ensembles help mitigate overoptimization":
+//! the mean, the minimum (worst-case optimisation, their equation 2) and the mean less a measure of
+//! the models' disagreement. The paper subtracts the variance (equation 3); here it is the standard
 //! deviation, which has the score's unit.
 
 use schemars::JsonSchema;

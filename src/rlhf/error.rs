@@ -1,4 +1,4 @@
-//! What can be wrong with the arguments of this module.
+//! Errors of this module's functions.
 
 use thiserror::Error;
 
@@ -10,7 +10,8 @@ pub type Result<T> = std::result::Result<T, RlhfError>;
 pub enum RlhfError {
     /// A slice or tensor whose length differs from what the other arguments imply.
     #[error(
-        "{what} has {found} elements but {expected} are needed: every per-token and per-sequence input must describe the same batch"
+        "{what} has {found} elements but {expected} are needed: every per-token and per-sequence input \
+         must describe the same batch"
     )]
     Length {
         /// Name of the argument.
@@ -22,17 +23,19 @@ pub enum RlhfError {
     },
     /// Row offsets that do not rise from zero.
     #[error(
-        "row offsets are not valid at index {index}: {problem}; they must start at 0 and rise, as every sequence has at least one token"
+        "row offsets are not valid at index {index}: {problem}; they must start at 0 and rise, as every \
+         sequence has at least one token"
     )]
     Offsets {
         /// Index of the first offset that is wrong.
         index: usize,
-        /// What was found there.
+        /// The offset or offsets found there.
         problem: String,
     },
     /// Scores that cannot be cut into groups of samples of one prompt.
     #[error(
-        "{sequences} sequences cannot be cut into groups of {group_size}: sample every prompt the same number of times, at least 2"
+        "{sequences} sequences cannot be cut into groups of {group_size}: sample every prompt the same \
+         number of times, at least 2"
     )]
     Groups {
         /// Number of sequences in the batch.
@@ -40,9 +43,9 @@ pub enum RlhfError {
         /// Samples that each prompt was said to have.
         group_size: usize,
     },
-    /// Baselines that do not stand one to each prompt.
+    /// A number of baselines that differs from the number of prompts.
     #[error(
-        "{sequences} sequences, {samples} of each prompt, do not go with {baselines} baselines: one is needed for each prompt"
+        "{sequences} sequences, {samples} of each prompt, need one baseline a prompt; found {baselines}"
     )]
     Baselines {
         /// Number of sequences in the batch.
@@ -59,7 +62,7 @@ pub enum RlhfError {
         what: &'static str,
         /// Its value.
         found: f64,
-        /// What it must be, to follow "must be".
+        /// The allowed range, in words that follow "must be".
         requirement: &'static str,
     },
     /// A failure inside candle.

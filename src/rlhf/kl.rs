@@ -1,7 +1,7 @@
 //! KL divergence from the reference policy, estimated from the sampled tokens.
 //!
-//! Schulman 2020, "Approximating KL Divergence" (<http://joschu.net/blog/kl-approx.html>). For a token
-//! drawn from π, with d = log π − log π_ref:
+//! Schulman 2020, "Approximating KL Divergence" (<http://joschu.net/blog/kl-approx.html>). For a
+//! token drawn from π, with d = log π − log π_ref:
 //!
 //! | estimator | value | |
 //! |---|---|---|
@@ -9,19 +9,19 @@
 //! | k2 | d²/2 | biased, low variance |
 //! | k3 | exp(−d) − 1 + d | unbiased, never negative |
 //!
-//! No estimate is cut: where π has fallen far below π_ref, k3 and its gradient grow with π_ref/π, for
-//! there the pull back is needed. Only its exponent is guarded, so that no `f32` overflows: above
-//! −d = 80, where exp is 6e34, k3 goes on along its tangent.
+//! No estimate is clipped: where π has fallen far below π_ref, k3 and its gradient grow with
+//! π_ref/π, as the pull back must. Only the exponent is guarded, so that no `f32` overflows: above
+//! −d = 80, where exp is 6e34, k3 continues along its tangent.
 //!
-//! Both log-probs are over the whole vocabulary at the sampling temperature, also where top-k, top-p,
-//! min-p or a mask restricted what could be drawn. Renormalised over such a set, two policies that agree
-//! on its proportions would count as equal, however much probability has left or entered it. (The ratio
-//! of PPO is another matter: it compares π with the distribution that the token was drawn from.) Tokens
-//! of a restricted draw are a sample of the restricted π, so the means of k1 and k3 over them are not
-//! unbiased estimates of the KL of the whole distributions.
+//! Both log-probs are over the whole vocabulary at the sampling temperature, also where top-k,
+//! top-p, min-p or a mask restricted sampling. Renormalised over such a set, two policies with the
+//! same proportions inside it would count as equal, however much probability has left or entered
+//! the set. (PPO's ratio is different: it compares π with the distribution that the token was drawn
+//! from.) Tokens of a restricted draw are a sample of the restricted π, so the means of k1 and k3
+//! over them are biased estimates of the KL between the whole distributions.
 //!
-//! As a penalty in the reward the estimate is a constant ([`KlEstimator::per_token`]); as a loss term it
-//! is differentiated ([`kl_loss`]). The coefficient's controllers stand in [`super::kl_controller`].
+//! As a penalty in the reward the estimate is a constant ([`KlEstimator::per_token`]); as a loss
+//! term it is differentiated ([`kl_loss`]). [`super::kl_controller`] adapts the coefficient.
 
 use std::fmt;
 
@@ -34,7 +34,7 @@ use super::error::{Result, check_length};
 use super::rows::Rows;
 use super::stats::{Real, mean};
 
-/// Largest exponent that k3 takes exp of; `f32` overflows at 88.7.
+/// Largest exponent of k3; `f32` overflows at 88.7.
 const MAX_EXPONENT: f64 = 80.0;
 
 /// Estimator of the per-token KL, by Schulman's names.
@@ -105,8 +105,8 @@ fn guarded_exp_m1(x: f64) -> f64 {
     }
 }
 
-/// `objective/kl`: mean over sequences of Σₜ k1, from log-probs over the whole vocabulary; NaN without
-/// sequences.
+/// `objective/kl`: mean over sequences of Σₜ k1, from log-probs over the whole vocabulary; NaN
+/// without sequences.
 ///
 /// # Errors
 /// A length error if an argument has not one element per token.
@@ -121,9 +121,9 @@ pub fn objective_kl<P: Real, R: Real>(
 
 /// Σ wₜ kₜ, differentiable in `log_probs` `[n]`: the KL term of a loss, before its coefficient.
 ///
-/// `weights` come from [`LossAggregation::weights`](super::LossAggregation::weights). The gradient of k1
-/// is the weight alone, zero in expectation: it pulls towards nothing. Use k2 (whose gradient is that of
-/// the true KL on policy) or k3.
+/// `weights` come from [`LossAggregation::weights`](super::LossAggregation::weights). The gradient
+/// of k1 is the weight alone, zero in expectation: it pulls towards nothing. Use k2 (whose gradient
+/// is that of the true KL on policy) or k3.
 ///
 /// # Errors
 /// A length error if the arguments differ in length; candle's errors.
@@ -190,7 +190,8 @@ mod tests {
 
     #[test]
     fn the_loss_gradient_is_its_finite_difference() {
-        // π lies 13-fold below the reference and more at the third and fourth token, far above it at the last.
+        // π lies 13-fold below the reference and more at the third and fourth token, far above it
+        // at the last.
         let (at, reference) = (
             [-1.0, -0.3, -4.0, -9.0, -1.0],
             [-1.2, -0.9, -1.4, -1.0, -26.0],

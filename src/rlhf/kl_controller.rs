@@ -1,13 +1,13 @@
-//! The KL coefficient: constant, or steered towards a target KL.
+//! The KL coefficient: constant, or adapted to reach a target KL.
 //!
-//! A controller is part of a run's state: checkpoint it, or the adaptive coefficient starts over on
-//! resume.
+//! A controller is part of a run's state: without a checkpoint the adaptive coefficient would start
+//! over on resume.
 
 use serde::{Deserialize, Serialize};
 
 use super::error::{Result, check_not_negative, check_positive};
 
-/// A coefficient that stays what it is.
+/// A constant coefficient.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct FixedKl {
     /// The coefficient.
@@ -30,11 +30,12 @@ pub struct AdaptiveKl {
 const MAX_ERROR: f64 = 0.2;
 
 impl AdaptiveKl {
-    /// A controller that starts at `coef` and steers towards `target` (nats a sequence); `horizon` is
-    /// the number of sequences over which it acts.
+    /// A controller that starts at `coef` and adapts it towards a KL of `target` nats a sequence;
+    /// `horizon` is the number of sequences over which it acts.
     ///
     /// # Errors
-    /// [`RlhfError::Range`](super::RlhfError::Range) if `coef` is negative, or `target` or `horizon` not above zero.
+    /// [`RlhfError::Range`](super::RlhfError::Range) if `coef` is negative, or `target` or
+    /// `horizon` not above zero.
     pub fn new(coef: f64, target: f64, horizon: f64) -> Result<Self> {
         check_not_negative("the initial KL coefficient", coef)?;
         check_positive("the target KL", target)?;
@@ -46,8 +47,8 @@ impl AdaptiveKl {
         })
     }
 
-    /// Takes in `kl`, the mean KL of `sequences` sequences. A KL that is not finite changes nothing,
-    /// since it would stay in the coefficient for good.
+    /// Adapts the coefficient to `kl`, the mean KL of `sequences` sequences. A KL that is not
+    /// finite is ignored, since it would stay in the coefficient.
     pub fn update(&mut self, kl: f64, sequences: usize) {
         if kl.is_finite() {
             let error = (kl / self.target - 1.0).clamp(-MAX_ERROR, MAX_ERROR);
@@ -57,13 +58,13 @@ impl AdaptiveKl {
     }
 }
 
-/// One of the two controllers.
+/// A constant or adaptive coefficient.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum KlController {
-    /// See [`FixedKl`].
+    /// The coefficient stays `coef`.
     Fixed(FixedKl),
-    /// See [`AdaptiveKl`].
+    /// The coefficient follows the KL.
     Adaptive(AdaptiveKl),
 }
 
@@ -76,7 +77,7 @@ impl KlController {
         }
     }
 
-    /// Takes in `objective/kl` of an iteration of `sequences` sequences.
+    /// Adapts the coefficient to the `objective/kl` of an iteration of `sequences` sequences.
     pub fn update(&mut self, objective_kl: f64, sequences: usize) {
         match self {
             Self::Fixed(_) => {}

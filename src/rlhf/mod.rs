@@ -1,17 +1,18 @@
 //! The mathematics of alignment as pure functions: ratios, KL, rewards, advantages, losses.
 //!
 //! Plain slices and structs go in, named structs come out. Nothing here chooses a device, reads a
-//! configuration, runs a model or writes a log, and nothing here imports another module of the engine.
+//! configuration, runs a model or writes a log, and nothing here imports another module of the
+//! engine.
 //!
-//! What has no gradient is computed on the host in `f64` from `f32` or `f64` slices ([`Real`]): a batch
-//! has a few thousand response tokens, so precision is free. What has a gradient takes the
-//! differentiable tensor as an argument and returns a scalar tensor to call `backward` on; its value and
-//! gradient are computed on the host too (see [`differentiable`]).
+//! What has no gradient is computed on the host in `f64` from `f32` or `f64` slices ([`Real`]): a
+//! batch has a few thousand response tokens, so precision is free. What has a gradient takes the
+//! differentiable tensor as an argument and returns a scalar tensor to call `backward` on; its
+//! value and gradient are computed on the host too (see [`differentiable`]).
 //!
-//! Layout: the response tokens of all sequences stand end to end without padding, and [`Rows`] says where
-//! each sequence starts. Only tokens that count are in these slices, so no mask exists here: the
-//! caller leaves out prompt tokens, and a sequence with several generated spans contributes them
-//! joined.
+//! Layout: the response tokens of all sequences stand end to end without padding, and [`Rows`] says
+//! where each sequence starts. Only tokens that count are in these slices, so no mask exists here:
+//! the caller leaves out prompt tokens, and a sequence with several generated spans contributes
+//! them joined.
 
 pub mod actor_loss;
 pub mod advantage;

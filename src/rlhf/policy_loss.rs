@@ -1,8 +1,9 @@
-//! The clipped policy loss of PPO: Schulman et al. 2017, "Proximal Policy Optimization Algorithms", eq. 7.
+//! The clipped policy loss of PPO: Schulman et al. 2017, "Proximal Policy Optimization Algorithms",
+//! eq. 7.
 //!
-//! Two variations: clip-higher (an upper range of its own; Yu et al. 2025, "DAPO", section 3.1) and the
-//! dual clip, which bounds the loss of a bad token whose ratio has grown without limit (Ye et al. 2020,
-//! "Mastering Complex Control in MOBA Games with Deep Reinforcement Learning").
+//! Two variations: clip-higher (a separate upper range; Yu et al. 2025, "DAPO", section 3.1) and
+//! the dual clip, which bounds the loss of a token with negative advantage and a large ratio (Ye et
+//! al. 2020, "Mastering Complex Control in MOBA Games with Deep Reinforcement Learning").
 
 use candle_core::Tensor;
 
@@ -46,19 +47,20 @@ impl PolicyLossConfig {
     }
 }
 
-/// Sums over the tokens of a micro-batch; [`merge`](Self::merge) them over a minibatch, then read the means.
+/// Sums over the tokens of a microbatch; [`merge`](Self::merge) them over a minibatch, then read
+/// the means.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct PolicyStats {
     /// The ratio of new to old policy.
     pub ratio: RatioStats,
-    /// Tokens whose clipped loss exceeds the unclipped one, so that the clip stops their gradient.
+    /// Tokens whose clipped loss exceeds the unclipped one; the clip stops their gradient.
     pub clipped: usize,
-    /// Tokens whose loss the dual clip bounds, which stops their gradient too.
+    /// Tokens whose loss the dual clip bounds; this stops their gradient too.
     pub dual_clipped: usize,
 }
 
 impl PolicyStats {
-    /// Adds the tokens of another micro-batch.
+    /// Adds the tokens of another microbatch.
     pub fn merge(&mut self, other: &Self) {
         self.ratio.merge(&other.ratio);
         self.clipped += other.clipped;
@@ -81,8 +83,8 @@ impl PolicyStats {
 pub struct PolicyLoss {
     /// Scalar to call `backward` on.
     pub loss: Tensor,
-    /// The same number on the host, in full precision. Those of a minibatch's micro-batches add up to
-    /// `loss/policy`.
+    /// The value of `loss` on the host, in full precision. The values of a minibatch's microbatches
+    /// add up to `loss/policy`.
     pub value: f64,
     /// Unweighted sums over the tokens.
     pub stats: PolicyStats,
@@ -99,12 +101,12 @@ struct TokenLoss {
 /// All arguments are `[n]`; `new_log_probs` is the differentiable one. `weights` come from
 /// [`LossAggregation::weights`](super::LossAggregation::weights), taken over the whole minibatch.
 ///
-/// At a tie of the two terms, as at ratio exactly 1, the unclipped one is taken: the gradient there is
-/// −wₜ Aₜ. A NaN in any argument gives a NaN loss.
+/// At a tie of the two terms, as at ratio exactly 1, the unclipped one is taken: the gradient there
+/// is −wₜ Aₜ. A NaN in any argument gives a NaN loss.
 ///
 /// # Errors
-/// A length error if the arguments differ in length; a range error for a negative clip range or a dual
-/// clip of 1 or below; candle's errors.
+/// A length error if the arguments differ in length; a range error for a negative clip range or a
+/// dual clip of 1 or below; candle's errors.
 pub fn policy_loss<O: Real, A: Real>(
     new_log_probs: &Tensor,
     old_log_probs: &[O],

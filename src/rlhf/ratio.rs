@@ -1,11 +1,11 @@
-//! How far two sets of log-probs of the same tokens lie apart.
+//! Statistics of the ratio between two sets of log-probs of the same tokens.
 
 use super::error::{Result, check_length};
 use super::stats::Real;
 
 /// Sums over tokens of ratio ρ = exp(log π_new − log π_old) and its deviations.
 ///
-/// Sums, not means, so that micro-batches [`merge`](Self::merge); the methods finish the means.
+/// These are sums, so that microbatches [`merge`](Self::merge); the methods compute the means.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct RatioStats {
     /// Number of tokens seen.
@@ -21,8 +21,8 @@ pub struct RatioStats {
 impl RatioStats {
     /// Statistics of `new` over `old` log-probs, both `[n]`.
     ///
-    /// Between the log-probs of a rollout and those of the training forward it measures how well the
-    /// two agree: all zero deviations where they are the same bits.
+    /// Applied to the log-probs of a rollout and of the training forward it measures their
+    /// agreement: all deviations are 0 if they have the same bits.
     ///
     /// # Errors
     /// A length error if the lengths differ.
@@ -44,7 +44,7 @@ impl RatioStats {
         self.ratio_max_dev = larger(self.ratio_max_dev, (ratio - 1.0).abs());
     }
 
-    /// Adds the tokens of another micro-batch.
+    /// Adds the tokens of another microbatch.
     pub fn merge(&mut self, other: &Self) {
         self.tokens += other.tokens;
         self.ratio_sum += other.ratio_sum;
@@ -63,7 +63,7 @@ impl RatioStats {
     }
 }
 
-/// The larger of two numbers, or NaN if either is: `f64::max` would hide it.
+/// The larger of two numbers, NaN if either is NaN; `f64::max` would drop the NaN.
 fn larger(a: f64, b: f64) -> f64 {
     if b > a || b.is_nan() { b } else { a }
 }

@@ -1,7 +1,7 @@
 //! The reward of each token: the KL penalty everywhere, the score at the end.
 //!
-//! Ziegler et al. 2019, eq. 2, spread over tokens as in Stiennon et al. 2020, "Learning to Summarize from
-//! Human Feedback", section 3.4. Where scores come from, how they are normalised: [`super::score`].
+//! Ziegler et al. 2019, eq. 2, spread over tokens as in Stiennon et al. 2020, "Learning to
+//! Summarize from Human Feedback", section 3.4. [`super::score`] shapes the scores.
 
 use super::error::Result;
 use super::rows::Rows;

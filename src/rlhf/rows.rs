@@ -1,4 +1,5 @@
-//! Ragged layout: the tokens of all sequences end to end, and where each sequence starts.
+//! Ragged layout: the tokens of all sequences stand end to end, and offsets mark where each
+//! sequence starts.
 
 use std::ops::Range;
 
@@ -7,8 +8,8 @@ use super::stats::Real;
 
 /// A view of the offsets that cut a flat per-token slice into sequences.
 ///
-/// Sequence `b` owns the tokens `offsets[b]..offsets[b + 1]`. No sequence is empty: a response holds
-/// at least its stop token.
+/// Sequence `b` owns the tokens `offsets[b]..offsets[b + 1]`. No sequence is empty: a response
+/// holds at least its stop token.
 ///
 /// ```
 /// use collimate::rlhf::Rows;

@@ -1,6 +1,8 @@
-//! What happens to a score before it becomes a reward: normalisation, clipping, the penalties for not ending and for being too long.
+//! Shaping of scores before they become rewards: normalisation, clipping, and the penalties for a
+//! missing end and for length.
 //!
-//! The order of a PPO iteration is normalise, clip, penalise; raw scores are what is logged.
+//! The order in a PPO iteration is normalise, clip, penalise; metrics hold the scores before all of
+//! it.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,8 +12,8 @@ use super::stats::{Real, mean, variance};
 /// Keeps a standard deviation of zero (one sample, or all equal) from dividing by zero.
 const STD_EPSILON: f64 = 1e-8;
 
-/// Mean and variance of all scores ever seen, without keeping them: Welford's update in the pairwise
-/// form of Chan, Golub and LeVeque 1979. Part of a run's state: checkpoint it.
+/// Mean and variance of all scores so far, without storing them: Welford's update in the pairwise
+/// form of Chan, Golub and LeVeque 1979. They are part of a run's state and of its checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct RunningMoments {
     count: u64,
@@ -20,7 +22,7 @@ pub struct RunningMoments {
 }
 
 impl RunningMoments {
-    /// Takes in a batch. A score that is not finite would stay in the moments for good and is left out.
+    /// Adds a batch. Scores that are not finite are left out, since they would stay in the moments.
     pub fn observe<T: Real>(&mut self, scores: &[T]) {
         let batch: Vec<f64> = scores
             .iter()
@@ -38,29 +40,29 @@ impl RunningMoments {
         self.count += batch.len() as u64;
     }
 
-    /// Their mean; 0 before the first.
+    /// Mean of the scores; 0 before the first.
     pub fn mean(&self) -> f64 {
         self.mean
     }
 
-    /// Their biased standard deviation; 0 before the second.
+    /// Biased standard deviation of the scores; 0 before the second.
     pub fn std(&self) -> f64 {
         (self.square_sum / self.count.max(1) as f64).sqrt()
     }
 }
 
-/// How scores are put on a common scale.
+/// Normalisation of scores.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum ScoreNormalizer {
-    /// Scores are used as they are.
+    /// Scores are not changed.
     None,
     /// Mean and deviation of fixed reference samples, such that these have mean 0 and deviation 1
     /// (Ziegler et al. 2019, section 2; Stiennon et al. 2020, section 3.4).
     Fixed {
         /// Mean score of the reference samples.
         mean: f64,
-        /// Their standard deviation.
+        /// Standard deviation of the reference samples.
         std: f64,
     },
     /// Mean and deviation of all scores so far.
@@ -68,10 +70,10 @@ pub enum ScoreNormalizer {
 }
 
 impl ScoreNormalizer {
-    /// Fixed by the scores of reference samples, such as the dataset's own answers.
+    /// A fixed normaliser with mean and deviation of these reference scores.
     ///
     /// # Errors
-    /// [`RlhfError::Range`] if their deviation is zero or not finite.
+    /// [`RlhfError::Range`] if the deviation is zero or not finite.
     pub fn from_reference<T: Real>(scores: &[T]) -> Result<Self> {
         let std = variance(scores).sqrt();
         check_positive("the standard deviation of the reference scores", std)?;
@@ -81,8 +83,8 @@ impl ScoreNormalizer {
         })
     }
 
-    /// Takes in a batch of raw scores; only [`Self::Running`] learns from it. Call it before
-    /// [`normalize`](Self::normalize).
+    /// Adds a batch of raw scores to the running moments; the other normalisers ignore it. Call it
+    /// before [`normalize`](Self::normalize).
     pub fn observe<T: Real>(&mut self, scores: &[T]) {
         match self {
             Self::None | Self::Fixed { .. } => {}
@@ -138,20 +140,22 @@ pub fn penalize_missing_eos<T: Real>(
     Ok(scores.iter().zip(finished).map(penalized).collect())
 }
 
-/// The soft overlong punishment of Yu et al. 2025, "DAPO: An Open-Source LLM Reinforcement Learning System at Scale", eq. 13.
+/// The soft overlong punishment of Yu et al. 2025, "DAPO: An Open-Source LLM Reinforcement Learning
+/// System at Scale", eq. 13.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Overlong {
     /// Most tokens of a response, L_max.
     pub limit: usize,
-    /// The last so many of them are penalised, L_cache; at most the limit.
+    /// L_cache: the number of last tokens, up to the limit, over which the penalty grows; at most
+    /// the limit.
     pub buffer: usize,
-    /// What is subtracted at the limit; 1 in the paper.
+    /// Penalty at the limit; 1 in the paper.
     pub penalty: f64,
 }
 
 impl Overlong {
-    /// What is subtracted from the score of a response of `length` tokens: nothing up to L_max − L_cache, then
-    /// (length − (L_max − L_cache)) / L_cache of the penalty, all of it from L_max on.
+    /// Penalty of a response of `length` tokens: 0 up to L_max − L_cache, then (length − (L_max −
+    /// L_cache)) / L_cache of the full penalty, and the full penalty from L_max on.
     fn of(&self, length: usize) -> f64 {
         let over = length.saturating_sub(self.limit - self.buffer);
         match over {
@@ -172,7 +176,8 @@ impl Overlong {
 /// ```
 ///
 /// # Errors
-/// A length error if the lengths differ; a range error if the buffer is 0 or above the limit, or the penalty negative.
+/// A length error if the lengths differ; a range error if the buffer is 0 or above the limit, or
+/// the penalty negative.
 pub fn penalize_overlong<T: Real>(
     scores: &[T],
     lengths: &[usize],
@@ -264,7 +269,8 @@ mod tests {
         );
     }
 
-    /// DAPO's own sizes: L_max = 20480 with L_cache = 4096; then a penalty of 2 over the whole response.
+    /// DAPO's own sizes: L_max = 20480 with L_cache = 4096; then a penalty of 2 over the whole
+    /// response.
     #[test]
     fn the_overlong_penalty_grows_over_the_buffer() {
         let dapo = Overlong {

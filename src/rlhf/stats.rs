@@ -1,8 +1,8 @@
 //! Mean, variance, whitening and explained variance: one definition for every use.
 //!
-//! All means run over the tokens that count, all variances are biased (divided by n, not n − 1), as in
-//! OpenAI's `lm-human-preferences` and Huang et al. 2024, "The N+ Implementation Details of RLHF with
-//! PPO". The one exception, GRPO's group deviation, stands with GRPO.
+//! All means run over the response tokens, all variances are biased (divided by n, not n − 1), as
+//! in OpenAI's `lm-human-preferences` and Huang et al. 2024, "The N+ Implementation Details of RLHF
+//! with PPO". The one exception is GRPO's group deviation, in `advantage::group`.
 
 use super::error::{Result, check_length};
 
@@ -11,7 +11,7 @@ pub trait Real: Copy + Into<f64> {}
 
 impl<T: Copy + Into<f64>> Real for T {}
 
-/// What whitening does with the mean.
+/// Whether whitening keeps the mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mean {
     /// The result has the mean of the input. Used for rewards, whose sign carries meaning.
@@ -51,8 +51,8 @@ pub fn whiten<T: Real>(values: &[T], keep: Mean) -> Vec<f64> {
         .collect()
 }
 
-/// 1 − Var(returns − values) / Var(returns): 1 for a perfect critic, 0 for one that knows only the
-/// mean, negative for one that does worse. `None` if the returns do not vary.
+/// Explained variance 1 − Var(returns − values) / Var(returns): 1 for a perfect critic, 0 for one
+/// that knows only the mean, negative for a worse one. `None` if the returns do not vary.
 ///
 /// # Errors
 /// [`RlhfError::Length`](super::RlhfError::Length) if the lengths differ.

@@ -1,7 +1,7 @@
 //! The critic's loss: squared error to the return, clipped around the rollout's value.
 //!
-//! The clip is that of OpenAI's `baselines` PPO2 and `lm-human-preferences`; no paper has it. See Huang
-//! et al. 2022, "The 37 Implementation Details of Proximal Policy Optimization", detail 9.
+//! The clip comes from OpenAI's `baselines` PPO2 and `lm-human-preferences`; no paper has it. See
+//! Huang et al. 2022, "The 37 Implementation Details of Proximal Policy Optimization", detail 9.
 
 use candle_core::Tensor;
 
@@ -12,11 +12,12 @@ use super::stats::Real;
 /// Settings of the value loss.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ValueLossConfig {
-    /// How far a value may move from the rollout's before its gradient stops; `None` for no limit.
+    /// Largest distance of a value from the rollout's value before its gradient stops; `None` for
+    /// no limit.
     pub cliprange_value: Option<f64>,
 }
 
-/// Sums over the tokens of a micro-batch; [`merge`](Self::merge) them over a minibatch.
+/// Sums over the tokens of a microbatch; [`merge`](Self::merge) them over a minibatch.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct ValueStats {
     /// Number of tokens seen.
@@ -26,7 +27,7 @@ pub struct ValueStats {
 }
 
 impl ValueStats {
-    /// Adds the tokens of another micro-batch.
+    /// Adds the tokens of another microbatch.
     pub fn merge(&mut self, other: &Self) {
         self.tokens += other.tokens;
         self.clipped += other.clipped;
@@ -43,8 +44,8 @@ impl ValueStats {
 pub struct ValueLoss {
     /// Scalar to call `backward` on; `vf_coef` is not in it.
     pub loss: Tensor,
-    /// The same number on the host, in full precision. Those of a minibatch's micro-batches add up to
-    /// `loss/value`.
+    /// The value of `loss` on the host, in full precision. The values of a minibatch's microbatches
+    /// add up to `loss/value`.
     pub value: f64,
     /// Unweighted sums over the tokens.
     pub stats: ValueStats,
@@ -53,12 +54,12 @@ pub struct ValueLoss {
 /// ½ Σ wₜ max((V − R)², (V_old + clip(V − V_old, ±c) − R)²).
 ///
 /// All arguments are `[n]`; `new_values` is the differentiable one. `weights` come from
-/// [`LossAggregation::weights`](super::LossAggregation::weights), taken over the whole minibatch. At a tie
-/// the unclipped error is taken: inside the range the gradient is wₜ (V − R).
+/// [`LossAggregation::weights`](super::LossAggregation::weights), taken over the whole minibatch.
+/// At a tie the unclipped error is taken: inside the range the gradient is wₜ (V − R).
 ///
 /// # Errors
-/// A length error if the arguments differ in length; a range error for a negative clip range; candle's
-/// errors.
+/// A length error if the arguments differ in length; a range error for a negative clip range;
+/// candle's errors.
 pub fn value_loss<V: Real, R: Real>(
     new_values: &Tensor,
     old_values: &[V],
@@ -66,7 +67,7 @@ pub fn value_loss<V: Real, R: Real>(
     weights: &[f64],
     config: &ValueLossConfig,
 ) -> Result<ValueLoss> {
-    // No limit is one that is never reached.
+    // Without a limit the clip is never reached.
     let limit = config.cliprange_value.unwrap_or(f64::MAX);
     check_not_negative("the value clip range", limit)?;
     let new = host_values(new_values)?;

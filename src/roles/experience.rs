@@ -1,9 +1,9 @@
 //! [`Experience`]: the one value that goes from rollout to update.
 //!
 //! It starts as sequences with their scores and gains the log-probs of policy and reference, the
-//! critic's values, advantages and returns on its way. Per-token quantities stand end to end over the
-//! generated tokens of all sequences ([`Rows`] says where each sequence starts). Each quantity's shape
-//! is checked once, where it is added.
+//! critic's values, advantages and returns on its way. Per-token quantities stand end to end over
+//! the generated tokens of all sequences ([`Rows`] says where each sequence starts). Each
+//! quantity's shape is checked once, where it is added.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -22,23 +22,24 @@ pub struct Sequence {
     pub sample: usize,
     /// Token ids of the prompt and the completion.
     pub ids: Vec<u32>,
-    /// Generated tokens, as ascending ranges in `ids`: one for a single answer, several for a dialogue.
+    /// Generated tokens, as ascending ranges in `ids`: one for a single answer, several for a
+    /// dialogue.
     pub generated: Vec<Range<usize>>,
     /// Log-prob of each generated token in the distribution that it was drawn from.
     pub log_probs: Vec<f32>,
     /// Log-prob of each generated token over the whole vocabulary; empty where sampling cut no
     /// distribution, so that `log_probs` are the same.
     pub whole_log_probs: Vec<f32>,
-    /// Entropy in nats of the distribution that each token was drawn from; empty where generation did
-    /// not record it.
+    /// Entropy in nats of the distribution that each token was drawn from; empty where generation
+    /// did not record it.
     pub entropies: Vec<f32>,
-    /// Ids that sampling kept for each generated token; `None` for a token whose distribution was not
-    /// cut.
+    /// Ids that sampling kept for each generated token; `None` for a token whose distribution was
+    /// not cut.
     pub kept: Vec<Option<Arc<[u32]>>>,
     /// Whether the completion ended with a stop token or stop text, not at the length limit.
     pub finished: bool,
-    /// Hidden states that generation computed below the layers that any role trains, where the roles
-    /// share these layers.
+    /// Hidden states that generation computed below the layers that any role trains, where the
+    /// roles share these layers.
     pub states: Option<States>,
 }
 
@@ -155,8 +156,8 @@ impl Experience {
     /// Sequences as rolled out, with their scores.
     ///
     /// # Errors
-    /// If a sequence's parts differ in length, a sequence generated nothing, or there is not one score
-    /// for each sequence.
+    /// If a sequence's parts differ in length, a sequence generated nothing, or there is not one
+    /// score for each sequence.
     pub fn new(
         sequences: Vec<Sequence>,
         scores: CompletionScores,
@@ -252,7 +253,8 @@ impl Experience {
         policy.ok_or(ExperienceError::Missing("log-probs of the policy"))
     }
 
-    /// Log-probs of the reference over the whole vocabulary, `[n]`; `None` where the KL has no weight.
+    /// Log-probs of the reference over the whole vocabulary, `[n]`; `None` where the KL has no
+    /// weight.
     pub fn reference_log_probs(&self) -> Option<&[f32]> {
         self.reference_log_probs.as_deref()
     }

@@ -1,5 +1,5 @@
-//! Forward passes of a role over sequences: log-probs and entropies of the generated tokens, values at
-//! the positions that predict them.
+//! Forward passes of a role over sequences: log-probs and entropies of the generated tokens, values
+//! at the positions that predict them.
 
 use std::sync::Arc;
 
@@ -38,8 +38,8 @@ pub struct PolicyLogProbs {
 }
 
 impl PackedSequences {
-    /// Packs sequences in order. Where they have recorded states, the model must be on the trunk that
-    /// computed them.
+    /// Packs sequences in order. Where they have recorded states, the model must be on the trunk
+    /// that computed them.
     pub fn new<'s>(sequences: impl Iterator<Item = &'s Sequence>) -> Self {
         let mut states = Vec::new();
         let (mut ids, mut lengths) = (Vec::new(), Vec::new());
@@ -80,8 +80,8 @@ impl PackedSequences {
         }
     }
 
-    /// Log-probs and entropies of the generated tokens in the distributions that they were drawn from:
-    /// `[n]` each.
+    /// Log-probs and entropies of the generated tokens in the distributions that they were drawn
+    /// from: `[n]` each.
     ///
     /// # Errors
     /// If the computation fails.
@@ -166,8 +166,8 @@ pub fn policy_log_probs(
     Ok(found)
 }
 
-/// Log-probs of all generated tokens in the distributions that they were drawn from, in order, without
-/// a graph.
+/// Log-probs of all generated tokens in the distributions that they were drawn from, in order,
+/// without a graph.
 ///
 /// # Errors
 /// If the computation fails.

@@ -49,7 +49,7 @@ fn a_surplus_line_fails_the_run_every_time() {
     let after_the_last = "read -r line; answer; read -r line; answer; echo '[1]'; cat >&2\n";
     for script in [after_the_first, after_the_last] {
         for _ in 0..4 {
-            let says = ["reward `program`", "sh reward.sh", "nobody asked for"];
+            let says = ["reward `program`", "sh reward.sh", "an extra line"];
             let workspace = workspace(script);
             refused(&workspace, RUN, &says);
             assert!(!workspace.model("trial", "ppo").exists());

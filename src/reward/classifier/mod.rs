@@ -1,8 +1,10 @@
-//! Frozen encoders with a classification head as rewards: candle-transformers' BERT, DeBERTa-v2 and ModernBERT, in `f32` on the
-//! CPU, from Hugging Face folders (`config.json`, safetensors, `tokenizer.json`).
+//! Frozen encoders with a classification head as rewards: the BERT, DeBERTa-v2 and ModernBERT of
+//! candle-transformers, in `f32` on the CPU, from Hugging Face folders (`config.json`, safetensors,
+//! `tokenizer.json`).
 //!
-//! Each text is one pass, so that its score depends on no other text and needs no padding. What candle-transformers 0.11.1 leaves
-//! out is here ([`networks`]): BERT's pooler and head, and ModernBERT's head without its softmax.
+//! Each text is one forward pass, so that its score depends on no other text and needs no padding.
+//! [`networks`] adds the parts that candle-transformers 0.11.1 lacks: BERT's pooler and head, and
+//! ModernBERT's head without its softmax.
 
 mod networks;
 mod settings;
@@ -18,7 +20,7 @@ use crate::rlhf::preference::sigmoid;
 use networks::Network;
 use settings::{ClassifierSettings, Labels};
 
-/// A classifier, one of whose labels is the score.
+/// A classifier; the logit or probability of one of its labels is the score.
 pub struct Classifier {
     network: Network,
     tokenizer: tokenizers::Tokenizer,
@@ -29,10 +31,11 @@ pub struct Classifier {
 }
 
 impl Classifier {
-    /// Reads the classifier of a configuration.
+    /// Loads the configured classifier.
     ///
     /// # Errors
-    /// If the folder lacks a file, holds another architecture or one of its options that is not computed here, or has no such label.
+    /// If the folder lacks a file, holds an unsupported architecture or option, or has no such
+    /// label.
     pub fn load(config: &ClassifierReward) -> Result<Self, RewardError> {
         let folder = config.path.as_path();
         let settings = ClassifierSettings::read(folder)?;
@@ -53,7 +56,7 @@ impl Classifier {
     /// The logits of every label for a text, or for a pair of texts.
     ///
     /// # Errors
-    /// If the text has no token at all, or the computation fails.
+    /// If the text has no tokens, or the computation fails.
     pub fn logits(&self, text: &str, pair: Option<&str>) -> Result<Vec<f32>, RewardError> {
         let encoded = match pair {
             Some(pair) => self.tokenizer.encode((text, pair), true),
@@ -61,7 +64,8 @@ impl Classifier {
         };
         let encoded = encoded.map_err(|error| RewardError::Record(error.to_string()))?;
         if encoded.is_empty() {
-            let message = "the classifier's tokenizer makes no token of a text, not even the one that classifiers read";
+            let message = "the classifier's tokenizer gives no token for a text, not even the special \
+                           one that classifiers read";
             return Err(RewardError::Record(message.to_owned()));
         }
         let ids = Tensor::new(encoded.get_ids(), &Device::Cpu)?.unsqueeze(0)?;
@@ -97,7 +101,8 @@ impl Scorer for Classifier {
 fn tokenizer(folder: &Path, max_length: usize) -> Result<tokenizers::Tokenizer, RewardError> {
     let file = folder.join("tokenizer.json");
     let unreadable = |error: tokenizers::Error| {
-        let mend = "save the model's fast tokenizer there (transformers: AutoTokenizer.from_pretrained(…).save_pretrained(…))";
+        let mend = "save the model's fast tokenizer there (transformers: \
+                    AutoTokenizer.from_pretrained(…).save_pretrained(…))";
         wrong(
             folder,
             format!("tokenizer.json cannot be read ({error}); {mend}"),
@@ -117,7 +122,7 @@ fn tokenizer(folder: &Path, max_length: usize) -> Result<tokenizers::Tokenizer, 
     Ok(tokenizer)
 }
 
-/// The place of the label that is meant.
+/// Index of the configured label.
 fn label(labels: &Labels, meant: Option<&Label>) -> Result<usize, String> {
     let names = &labels.names;
     let known = || {

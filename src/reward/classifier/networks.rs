@@ -1,4 +1,4 @@
-//! The encoders, each with its classification head, as one call: token ids → logits.
+//! The encoders with their classification heads: token ids → logits.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -45,10 +45,10 @@ pub struct ModernBertHead {
 }
 
 impl Network {
-    /// Reads the weights that `settings` ask for.
+    /// Loads the weights of the architecture in `settings`.
     ///
     /// # Errors
-    /// If the architecture is another one, or a tensor is missing or has another shape.
+    /// If the architecture is unsupported, or a tensor is missing or has another shape.
     pub fn load(folder: &Path, settings: &ClassifierSettings) -> Result<Self, RewardError> {
         let known = ["bert", "deberta-v2", "modernbert"];
         let kind = settings.model_type();
@@ -109,7 +109,7 @@ impl Bert {
 }
 
 fn deberta_v2(vb: VarBuilder, settings: &ClassifierSettings) -> Result<Network, RewardError> {
-    // Pooler and classifier are read from the root.
+    // Pooler and classifier are at the root.
     let config = settings.deberta_v2()?;
     let model = DebertaV2SeqClassificationModel::load(vb.set_prefix("deberta"), &config, None)?;
     Ok(Network::DebertaV2(Box::new(model)))
@@ -143,8 +143,8 @@ impl ModernBertHead {
     }
 }
 
-/// Makes sure that the files hold the `count` layers of `config.json` and no more; candle-transformers would leave out what is
-/// too many, and a norm that a ModernBERT lacks.
+/// Checks that the files hold exactly the `count` layers of `config.json`: candle-transformers
+/// would ignore further layers, and a norm that a ModernBERT lacks.
 fn check_layers(kind: &str, tensors: &HashMap<String, Tensor>, count: usize) -> Result<(), String> {
     let layers = match kind {
         "bert" => "bert.encoder.layer.",
@@ -158,7 +158,7 @@ fn check_layers(kind: &str, tensors: &HashMap<String, Tensor>, count: usize) -> 
             "the weights hold {name}, but config.json has {count} layers only"
         ));
     }
-    // The first layer has none.
+    // The first layer has no attention norm.
     let norm = |layer| format!("{layers}{layer}.attn_norm.weight");
     let missing = (1..count)
         .map(norm)
@@ -169,12 +169,13 @@ fn check_layers(kind: &str, tensors: &HashMap<String, Tensor>, count: usize) -> 
     }
 }
 
-/// The first token's state: (1, tokens, hidden) → (1, hidden).
+/// Hidden state of the first token: (1, tokens, hidden) → (1, hidden).
 fn first(hidden: &Tensor) -> CandleResult<Tensor> {
     hidden.narrow(1, 0, 1)?.squeeze(1)?.contiguous()
 }
 
-/// All tensors of floats, in `f32`, under the names of today: old BERTs call a norm's weight `gamma` and its bias `beta`.
+/// All float tensors, in `f32`, under their current names: old BERTs call a norm's weight `gamma`
+/// and its bias `beta`.
 fn tensors(folder: &Path) -> Result<HashMap<String, Tensor>, RewardError> {
     let weights = Weights::open(folder)?;
     let tensor = |found: Result<(&str, &[usize], Vec<f32>), WeightsError>| {

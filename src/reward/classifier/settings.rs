@@ -1,8 +1,9 @@
 //! `config.json` of a classifier: its labels, and its sizes as candle-transformers reads them.
 //!
-//! candle-transformers takes what it knows and passes over the rest, so that an option which it does not compute would change the
-//! scores without a word, or end in a panic. Such options are refused here. Keys that transformers writes under other names
-//! (`norm_eps`, `rope_parameters`, `layer_types`) or leaves out at their defaults are translated.
+//! candle-transformers ignores keys that it does not know, so an unsupported option would change
+//! the scores silently, or panic. Such options are refused here. Keys that transformers writes
+//! under other names (`norm_eps`, `rope_parameters`, `layer_types`) or omits at their defaults are
+//! translated.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,7 @@ use super::wrong;
 use crate::files::regular;
 use crate::reward::RewardError;
 
-/// What no model has none of; candle-transformers divides by some of them.
+/// Sizes that must not be 0; candle-transformers divides by some of them.
 const SIZES: [&str; 8] = [
     "vocab_size",
     "hidden_size",
@@ -26,33 +27,33 @@ const SIZES: [&str; 8] = [
     "pooler_hidden_size",
 ];
 
-/// What `config.json` says.
+/// The contents of `config.json`.
 pub struct ClassifierSettings {
     /// The model's folder, for errors.
     folder: PathBuf,
     fields: Map<String, Value>,
-    /// The labels.
+    /// Labels of the classifier.
     pub labels: Labels,
 }
 
 /// The labels of a classifier.
 pub struct Labels {
-    /// Their names by index.
+    /// Names of the labels by index.
     pub names: Vec<String>,
     several_hold: bool,
 }
 
-/// How ModernBERT's hidden states become one.
+/// How ModernBERT pools its hidden states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pooling {
-    /// The first token's.
+    /// The first token's hidden state.
     First,
-    /// Their mean.
+    /// Mean over the tokens.
     Mean,
 }
 
 impl Labels {
-    /// Whether one label holds and no other.
+    /// Whether exactly one label is true of a text.
     pub fn exclude_each_other(&self) -> bool {
         self.names.len() > 1 && !self.several_hold
     }
@@ -87,7 +88,7 @@ impl ClassifierSettings {
     /// Reads `config.json`.
     ///
     /// # Errors
-    /// If it cannot be read or is no object.
+    /// If the file cannot be read or is not a JSON object.
     pub fn read(folder: &Path) -> Result<Self, RewardError> {
         let bytes = regular::read(&folder.join("config.json"))
             .map_err(|error| wrong(folder, format!("config.json cannot be read: {error}")))?;
@@ -114,7 +115,7 @@ impl ClassifierSettings {
         self.count("max_position_embeddings")
     }
 
-    /// How many layers there are.
+    /// Number of layers.
     ///
     /// # Errors
     /// If `num_hidden_layers` is missing.
@@ -129,19 +130,19 @@ impl ClassifierSettings {
             .ok_or_else(|| self.wrong(&format!("config.json has no whole number {key}")))
     }
 
-    /// BERT's sizes.
+    /// Configuration of a BERT.
     ///
     /// # Errors
-    /// If one is missing, or relative positions or a decoder are asked for.
+    /// If a size is missing, or the model has relative positions or is a decoder.
     pub fn bert(&self) -> Result<bert::Config, RewardError> {
         self.refuse("is_decoder", |value| value == &json!(true))?;
         self.parse(self.with_activation("hidden_act"))
     }
 
-    /// DeBERTa-v2's sizes.
+    /// Configuration of a DeBERTa-v2.
     ///
     /// # Errors
-    /// If one is missing, or it has a convolution.
+    /// If a size is missing, or the model has a convolution.
     pub fn deberta_v2(&self) -> Result<debertav2::Config, RewardError> {
         self.refuse("conv_kernel_size", |value| value.as_f64() != Some(0.0))?;
         let mut fields = self.with_activation("hidden_act");
@@ -170,10 +171,11 @@ impl ClassifierSettings {
         self.parse(fields)
     }
 
-    /// ModernBERT's sizes.
+    /// Configuration of a ModernBERT.
     ///
     /// # Errors
-    /// If one is missing, or biases, scaled rotations or other activations than GELU are asked for.
+    /// If a size is missing, or the model has biases, scaled rotary embeddings or another
+    /// activation than GELU.
     pub fn modern_bert(&self) -> Result<modernbert::Config, RewardError> {
         for bias in ["attention_bias", "mlp_bias", "norm_bias"] {
             self.refuse(bias, |value| value == &json!(true))?;
@@ -190,17 +192,17 @@ impl ClassifierSettings {
         let local = self.theta("sliding_attention", "local_rope_theta", 10_000.0)?;
         set("local_rope_theta", local);
         set("global_attn_every_n_layers", json!(self.global_every()?));
-        // What is read of the labels is read here.
+        // Labels are read by [`Labels::of`].
         for key in ["id2label", "label2id", "classifier_pooling"] {
             fields.remove(key);
         }
         self.parse(fields)
     }
 
-    /// ModernBERT's pooling.
+    /// How the ModernBERT pools.
     ///
     /// # Errors
-    /// If it is another word.
+    /// If `classifier_pooling` is another word.
     pub fn pooling(&self) -> Result<Pooling, RewardError> {
         match self.text("classifier_pooling") {
             None | Some("cls") => Ok(Pooling::First),
@@ -211,12 +213,12 @@ impl ClassifierSettings {
         }
     }
 
-    /// Whether a key is there and true.
+    /// Whether a key is present and true.
     pub fn is_set(&self, key: &str) -> bool {
         self.fields.get(key) == Some(&json!(true))
     }
 
-    /// The base of the rotations of one kind of layer, in either dialect.
+    /// The rotary base of one kind of layer, from either form of the configuration.
     fn theta(&self, layers: &str, key: &str, default: f64) -> Result<Value, RewardError> {
         let rotation = self
             .fields
@@ -235,7 +237,8 @@ impl ClassifierSettings {
             .unwrap_or(json!(default)))
     }
 
-    /// n, where every n-th layer from the first on attends to all tokens, in either dialect.
+    /// n, if every n-th layer from the first on attends to all tokens; from either form of the
+    /// configuration.
     fn global_every(&self) -> Result<usize, RewardError> {
         let Some(kinds) = self.fields.get("layer_types").and_then(Value::as_array) else {
             let every = self.first(&["global_attn_every_n_layers"]);
@@ -271,7 +274,7 @@ impl ClassifierSettings {
     fn refuse(&self, key: &str, changes: impl Fn(&Value) -> bool) -> Result<(), RewardError> {
         match self.fields.get(key) {
             Some(value) if !value.is_null() && changes(value) => Err(self.wrong(&format!(
-                "config.json has {key} = {value}, which is not computed here; take another classifier"
+                "config.json has {key} = {value}, which is not supported here; use another classifier"
             ))),
             _ => Ok(()),
         }
@@ -288,7 +291,7 @@ impl ClassifierSettings {
     }
 }
 
-/// Refuses sizes that candle-transformers would divide by, or into, without a look.
+/// Refuses sizes by which candle-transformers would divide without a check.
 fn check_sizes(fields: &Map<String, Value>) -> Result<(), String> {
     let size = |key: &str| fields.get(key).and_then(Value::as_u64);
     if let Some(key) = SIZES.iter().find(|key| size(key) == Some(0)) {
@@ -301,14 +304,15 @@ fn check_sizes(fields: &Map<String, Value>) -> Result<(), String> {
             if size("attention_head_size").is_none() && hidden % heads != 0 =>
         {
             Err(format!(
-                "config.json has num_attention_heads = {heads}, which does not divide hidden_size = {hidden}"
+                "config.json has num_attention_heads = {heads}, which does not divide hidden_size = \
+                 {hidden}"
             ))
         }
         _ => Ok(()),
     }
 }
 
-/// transformers' names of GELU's tangent form → candle's.
+/// Translates transformers' names of the tanh form of GELU to candle's.
 fn translate(fields: &mut Map<String, Value>, key: &str) {
     let tangent = ["gelu_new", "gelu_fast", "gelu_pytorch_tanh"];
     let value = fields.get(key).and_then(Value::as_str);

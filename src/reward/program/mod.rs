@@ -1,7 +1,7 @@
-//! A program of the user that stays and scores: one JSON line in, one JSON line out, a batch at a time.
+//! A user's program that stays running and scores batches: one JSON line in, one JSON line out.
 //!
-//! For each batch it reads one line from its standard input and writes one line to its standard output ([`exchange`](super::exchange)
-//! says what stands in them), flushed. In Python:
+//! For each batch the program reads one line from standard input and writes one line to standard
+//! output, flushed ([`exchange`](super::exchange) documents the JSON). In Python:
 //!
 //! ```python
 //! for line in sys.stdin:
@@ -9,14 +9,16 @@
 //!     print(json.dumps([float(len(c["completion"])) for c in batch]), flush=True)
 //! ```
 //!
-//! It is started once, before training, and told that there is no more by the end of its input; if it has not ended two seconds
-//! later it is killed, with all that it started. One that dies over a batch is started again and asked again, once a batch. It must
-//! not remember: the score of a completion that a continued run asks for again must be the same.
+//! The program is started once, before training, and ends when its input ends; if it still runs two
+//! seconds later it is killed with all its descendants. If it dies during a batch it is restarted
+//! and the batch repeated, once. It must be stateless: a continued run requests scores again, which
+//! must be the same.
 //!
-//! Every line beside the one for each question is an error, before the first question, between two, and after the last:
-//! [`Scorer::finish`] reads the output to its end. Blank lines are passed over. The last line may lack its end. The exit code after the
-//! last answer does not count. Its standard error reaches the terminal. A line may have 16 MiB, and what it says on
-//! standard error for one batch 1 MiB; before it reads its first question it may say more.
+//! Every line besides one for each request is an error, before the first request, between two, and
+//! after the last: [`Scorer::finish`] reads the output to its end. Blank lines are ignored, and the
+//! last line may lack its newline. The exit code after the last response is ignored. Standard error
+//! is passed on to the terminal. A line may have 16 MiB, and standard error 1 MiB for each batch;
+//! before the first request it is unlimited.
 
 mod process;
 
@@ -28,7 +30,7 @@ use super::{RewardBatch, RewardError, Scorer};
 use crate::config::ProgramReward;
 use process::{Fault, MOST_MESSAGES, ScoringProcess};
 
-/// A program that scores.
+/// A running program that scores completions.
 pub struct Program {
     command: Vec<String>,
     timeout: Duration,
@@ -39,7 +41,7 @@ impl Program {
     /// Starts the program.
     ///
     /// # Errors
-    /// If it cannot be started.
+    /// If the system cannot start it.
     pub fn start(config: &ProgramReward) -> Result<Self, RewardError> {
         let running = start(&config.command)?;
         Ok(Self {
@@ -61,11 +63,11 @@ impl Program {
         }
         let how = running.end();
         Err(self.failed(format!(
-            "ended ({how}) instead of answering, and did so again when it was started anew; what it says stands above"
+            "ended ({how}) without answering, also after a restart; its own messages are above"
         )))
     }
 
-    /// The answer; none if the program died over the question.
+    /// The response; `None` if the program died during the request.
     fn attempt(
         &self,
         running: &mut ScoringProcess,
@@ -86,27 +88,28 @@ impl Program {
         match fault {
             Fault::Died => "ended".to_owned(),
             Fault::TooLate => format!(
-                "did not answer within {} seconds; raise timeout_seconds, or see that it flushes its output after each line",
+                "did not answer within {} seconds; raise timeout_seconds, or check that it flushes its \
+                 output after each line",
                 self.timeout.as_secs_f64()
             ),
             Fault::Surplus(line) => format!(
-                "wrote a line that nobody asked for ({}), so scores may have gone to the wrong batch; it must write one line for each that \
-                 it reads, and all else to standard error",
+                "wrote an extra line ({}), so scores may have gone to the wrong batch; it must write one \
+                 line for each line that it reads, and everything else to standard error",
                 shown(line.trim_end())
             ),
             Fault::EndlessLine => format!(
-                "wrote {} MiB without the end of a line; it must answer with one line of JSON",
+                "wrote {} MiB without a newline; it must answer with one line of JSON",
                 LONGEST_ANSWER / MIB
             ),
             Fault::Flood => format!(
-                "wrote more than {} MiB to standard error over one batch; let it say less",
+                "wrote more than {} MiB to standard error during one batch; make it print less",
                 MOST_MESSAGES / MIB
             ),
         }
     }
 
     fn running(&self) -> MutexGuard<'_, ScoringProcess> {
-        // A thread that panicked over the lock left a process like any other.
+        // A panic while the lock was held left the process usable.
         self.running.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -132,7 +135,8 @@ fn start(command: &[String]) -> Result<ScoringProcess, RewardError> {
         failed(
             command,
             format!(
-                "cannot be started: {error}; command takes a program and its arguments, [\"python3\", \"reward.py\"]"
+                "cannot be started: {error}; command is a program and its arguments, for example \
+                 [\"python3\", \"reward.py\"]"
             ),
         )
     })

@@ -1,13 +1,14 @@
-//! A child process that reads questions and writes answers, a line each: bounded in what it may write, and ended with all its
-//! descendants.
+//! A child process that answers requests, one line each. Its output is bounded, and it is ended
+//! with all its descendants.
 //!
-//! Two threads empty its pipes. At most [`QUEUED`] lines of at most [`LONGEST_ANSWER`] bytes wait to be read; then the pipe fills
-//! and the process waits. Its standard error is passed on, up to [`MOST_MESSAGES`] bytes for one question. They are counted once the
-//! first question has been read: a program that loads a model may have much to say before.
+//! Two threads read its pipes. At most [`QUEUED`] lines of at most [`LONGEST_ANSWER`] bytes are
+//! queued; then the pipe fills and the process waits. Standard error is passed on, up to
+//! [`MOST_MESSAGES`] bytes for one request. The bytes are counted once the process has read the
+//! first request, since a program that loads a model may print a lot before.
 //!
-//! The process leads a process group, which is killed when the process has ended or is dropped. A run that dies without a word
-//! (SIGKILL, a second Ctrl-C) is noticed by a small shell that waits for the end of a pipe and then kills the group. Left out:
-//! a descendant that leaves the group (`setsid`).
+//! The process leads a process group, which is killed when the process has ended or is dropped. If
+//! this program dies without cleaning up (SIGKILL, a second Ctrl-C), a small shell that waits for
+//! the end of a pipe kills the group. Not covered: a descendant that leaves the group (`setsid`).
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -20,23 +21,24 @@ use std::time::{Duration, Instant};
 use crate::reward::exchange::LONGEST_ANSWER;
 use crate::terminal;
 
-/// Time for the process to end after its input has ended.
+/// Time that the process gets to end after its input has ended.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// Time for the pipes to end after the group was killed; a descendant outside the group may hold them open.
+/// Time that the pipes get to end after the group was killed; a descendant outside the group may
+/// hold them open.
 const PIPES: Duration = Duration::from_secs(1);
-/// Time without a further line after an answer; a surplus line mostly follows at once.
+/// Time to wait for a surplus line after a response; most follow at once.
 const QUIET: Duration = Duration::from_millis(10);
-/// Time between two looks at whether the process still lives.
+/// Interval of the checks whether the process still runs.
 const LOOK: Duration = Duration::from_millis(50);
-/// Lines that wait to be read.
+/// Number of lines that are queued.
 const QUEUED: usize = 2;
-/// Most bytes of standard error that one question may bring.
+/// Most bytes of standard error for one request.
 pub(super) const MOST_MESSAGES: usize = 1 << 20;
 
 /// A running process.
 pub(super) struct ScoringProcess {
     child: Child,
-    /// Exit status of the process; set once it has been waited for.
+    /// Exit status of the process, once it was waited for.
     status: Option<ExitStatus>,
     guard: Option<Child>,
     questions: Option<Sender<String>>,
@@ -48,13 +50,13 @@ pub(super) struct ScoringProcess {
 /// Bytes that the process has written to standard error.
 #[derive(Default)]
 struct Said {
-    /// Bytes since the last question.
+    /// Bytes since the last request.
     bytes: AtomicUsize,
-    /// The first question has been written.
+    /// Whether the first request has been written.
     asked: AtomicBool,
 }
 
-/// Something that the process wrote.
+/// An event of the process's output.
 enum ProcessOutput {
     Line(String),
     /// More than [`LONGEST_ANSWER`] bytes without the end of a line.
@@ -65,11 +67,11 @@ enum ProcessOutput {
     End,
 }
 
-/// Why there is no answer, or no end.
+/// Why a request or the end failed.
 pub(super) enum Fault {
     Died,
     TooLate,
-    /// A line beside the one for each question.
+    /// A line besides the one for each request.
     Surplus(String),
     EndlessLine,
     Flood,
@@ -118,10 +120,10 @@ impl ScoringProcess {
         })
     }
 
-    /// The line that answers a question.
+    /// Sends a request and returns the response line.
     ///
     /// # Errors
-    /// If none comes in time, or another line before or right after it.
+    /// If the response does not come in time, or another line comes before or right after it.
     pub fn ask(&mut self, question: &str, timeout: Duration) -> Result<String, Fault> {
         self.nothing_more(Duration::ZERO)?;
         self.said.bytes.store(0, Ordering::Relaxed);
@@ -137,7 +139,7 @@ impl ScoringProcess {
     fn answer(&mut self, timeout: Duration) -> Result<String, Fault> {
         let start = Instant::now();
         loop {
-            // Looked at first: a line that was written before the end is read below.
+            // Checked first: a line written before the end is read below.
             let ended = self.has_ended();
             let left = timeout.saturating_sub(start.elapsed());
             match self.output.recv_timeout(left.min(LOOK)) {
@@ -155,7 +157,7 @@ impl ScoringProcess {
         }
     }
 
-    /// Makes sure that the process writes no line within `time`, or until its output ends.
+    /// Fails if the process writes a line within `time`, or before its output ends.
     fn nothing_more(&mut self, time: Duration) -> Result<(), Fault> {
         match self.output.recv_timeout(time) {
             Ok(ProcessOutput::Line(line)) => Err(Fault::Surplus(line)),
@@ -169,11 +171,11 @@ impl ScoringProcess {
         }
     }
 
-    /// Ends the input, and reads the output to its end: what a process writes after its last answer is a surplus line, however late
-    /// it comes. A process that does not end by itself is killed.
+    /// Ends the input, and reads the output to its end: any line after the last response is an
+    /// error, however late it comes. A process that does not end by itself is killed.
     ///
     /// # Errors
-    /// If it wrote another line.
+    /// If the process wrote another line.
     pub fn finish(&mut self) -> Result<(), Fault> {
         self.wait_for_end();
         self.kill();
@@ -189,7 +191,7 @@ impl ScoringProcess {
         Ok(())
     }
 
-    /// Ends the process and its descendants, and says how it ended.
+    /// Ends the process and its descendants; returns how the process ended, in words.
     pub fn end(&mut self) -> String {
         self.wait_for_end();
         let by_itself = self.has_ended();
@@ -199,7 +201,7 @@ impl ScoringProcess {
         }
     }
 
-    /// Ends the input, and waits for the process, not for long.
+    /// Ends the input, and waits up to [`FAREWELL`] for the process to end.
     fn wait_for_end(&mut self) {
         self.questions = None;
         let start = Instant::now();
@@ -214,7 +216,7 @@ impl ScoringProcess {
         if self.status.is_some() {
             return self.status;
         }
-        // The group goes before the process is waited for: until then its id is nobody else's.
+        // The group is killed before the process is waited for: until then its id cannot be reused.
         kill_group(self.child.id());
         let _ = self.child.kill();
         self.status = self.child.wait().ok();
@@ -237,7 +239,8 @@ impl Drop for ScoringProcess {
     }
 }
 
-/// Writes each line that it is sent to the process's input, which ends with the sender.
+/// Starts a thread that writes each line sent to it to the process's input; the input ends when the
+/// sender is dropped.
 fn write_lines(input: Arc<ChildStdin>, said: Arc<Said>) -> Sender<String> {
     let (questions, to_write) = channel::<String>();
     thread::spawn(move || {
@@ -246,13 +249,14 @@ fn write_lines(input: Arc<ChildStdin>, said: Arc<Said>) -> Sender<String> {
             said.asked.store(true, Ordering::Release);
             written
         };
-        // A process that has died is noticed by its output's end.
+        // The end of the output shows that the process has died.
         let _ = to_write.into_iter().try_for_each(write);
     });
     questions
 }
 
-/// Sends each line that the process writes, without blank ones, until the output ends or nobody reads.
+/// Sends each line that the process writes, blank ones excepted, until the output ends or the
+/// receiver is dropped.
 fn read_lines(mut output: impl BufRead, written: &SyncSender<ProcessOutput>) {
     loop {
         let line = read_line(&mut output);
@@ -263,7 +267,7 @@ fn read_lines(mut output: impl BufRead, written: &SyncSender<ProcessOutput>) {
     }
 }
 
-/// The next line that is not blank. The last one may lack its end.
+/// The next line that is not blank. The last line may lack its newline.
 fn read_line(output: &mut impl BufRead) -> ProcessOutput {
     let mut left = LONGEST_ANSWER as u64;
     loop {
@@ -281,7 +285,8 @@ fn read_line(output: &mut impl BufRead) -> ProcessOutput {
     }
 }
 
-/// Passes the process's messages on to standard error, which may be gone; says so where there are too many, and drops the rest.
+/// Passes standard error of the process on to the terminal; reports when there is too much of it,
+/// and drops the rest.
 fn pass_on(
     mut pipe: impl Read,
     said: &Said,
@@ -302,7 +307,8 @@ fn pass_on(
     }
 }
 
-/// True if the process has read all that was written to its input; an input that has ended is no longer asked.
+/// Whether the process has read everything that was written to its input; true if the input has
+/// ended.
 #[cfg(target_os = "linux")]
 fn is_read(input: &Weak<ChildStdin>) -> bool {
     use std::os::fd::AsRawFd;
@@ -315,7 +321,7 @@ fn is_read(input: &Weak<ChildStdin>) -> bool {
     asked != 0 || unread == 0
 }
 
-/// Other systems do not say it of a pipe's writing end.
+/// Other systems cannot tell this for the writing end of a pipe.
 #[cfg(not(target_os = "linux"))]
 fn is_read(_: &Weak<ChildStdin>) -> bool {
     true
@@ -329,7 +335,8 @@ fn own_group(process: &mut Command) {
 #[cfg(not(unix))]
 fn own_group(_: &mut Command) {}
 
-/// A shell that kills the process group `group` two seconds after this process has ended, for whatever reason.
+/// Starts a shell that kills the process group `group` two seconds after this program has ended,
+/// for whatever reason.
 #[cfg(unix)]
 fn guard(group: u32) -> Option<Child> {
     let mut shell = Command::new("/bin/sh");
@@ -340,7 +347,7 @@ fn guard(group: u32) -> Option<Child> {
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     own_group(&mut shell);
-    // Without one a run that is killed leaves its program to the end of its input, as programs are used to.
+    // Without the shell the program of a killed run lasts until it notices the end of its input.
     shell.spawn().ok()
 }
 
@@ -352,7 +359,8 @@ fn guard(_: u32) -> Option<Child> {
 #[cfg(unix)]
 fn kill_group(leader: u32) {
     if let Ok(group) = i32::try_from(leader) {
-        // SAFETY: the call touches no memory; the leader has not been waited for, so the group's id is nobody else's.
+        // SAFETY: the call touches no memory; the leader has not been waited for, so the group's id
+        // is nobody else's.
         unsafe { libc::kill(-group, libc::SIGKILL) };
     }
 }
@@ -361,7 +369,7 @@ fn kill_group(leader: u32) {
 fn kill_group(_: u32) {}
 
 impl ScoringProcess {
-    /// True if the process has ended. It is not waited for: its id must stay its own.
+    /// Whether the process has ended. It is not waited for, so that its id is not reused.
     #[cfg(unix)]
     fn has_ended(&mut self) -> bool {
         if self.status.is_some() {

@@ -77,7 +77,7 @@ fn a_surplus_line_is_an_error_every_time() {
     for script in scripts {
         for _ in 0..5 {
             let error = first_error(script, 2).expect_err(script);
-            let says = error.contains("nobody asked for") && error.contains("\"[2]\"");
+            let says = error.contains("an extra line") && error.contains("\"[2]\"");
             assert!(says, "{script}: {error}");
         }
     }
@@ -89,7 +89,7 @@ fn a_line_before_the_first_question_is_an_error() {
         // Seen before the question, or taken for its answer, which it is not.
         let error = first_error("echo loading; while read -r l; do echo [1]; done", 1);
         let error = error.unwrap_err();
-        let says = ["\"loading\"", "nobody asked for"];
+        let says = ["\"loading\"", "an extra line"];
         assert!(says.iter().any(|part| error.contains(part)), "{error}");
     }
 }
@@ -112,7 +112,7 @@ fn a_line_without_end_and_a_flood_are_not_held() {
     let error = first_error("read -r l; tr '\\0' '\\n' < /dev/zero", 1).unwrap_err();
     assert!(error.contains("16 MiB without"), "{error}");
     let error = first_error("read -r l; yes", 1).unwrap_err();
-    assert!(error.contains("nobody asked for (\"y\")"), "{error}");
+    assert!(error.contains("an extra line (\"y\")"), "{error}");
     let noisy = "read -r l; head -c 5000000 /dev/zero >&2; echo [1]; cat";
     let error = first_error(noisy, 1).unwrap_err();
     assert!(

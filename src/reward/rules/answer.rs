@@ -1,16 +1,16 @@
-//! The answer that a record holds, and the one that a completion gives.
+//! The record's answer, and the answer in a completion.
 
 use regex::Regex;
 use serde_json::{Map, Value};
 
 use crate::reward::RewardError;
 
-/// Finds the part of a completion that a rule looks at.
+/// Finds the answer in a completion.
 #[derive(Debug)]
 pub struct Extract(Option<Regex>);
 
 impl Extract {
-    /// By `pattern`, or everything without one.
+    /// Extracts by `pattern`; without one the whole completion is the answer.
     ///
     /// # Errors
     /// If the pattern does not compile.
@@ -18,7 +18,8 @@ impl Extract {
         Ok(Self(pattern.map(compile).transpose()?))
     }
 
-    /// The last match's group 1, or all of the match if the pattern has no group; none without a match.
+    /// Group 1 of the last match, or the whole match if the pattern has no group; `None` without a
+    /// match.
     pub fn find<'t>(&self, text: &'t str) -> Option<&'t str> {
         let Some(pattern) = &self.0 else {
             return Some(text);
@@ -32,7 +33,7 @@ impl Extract {
 /// Compiles a pattern.
 ///
 /// # Errors
-/// If it is none.
+/// If it is not a regular expression.
 pub fn compile(pattern: &str) -> Result<Regex, RewardError> {
     Regex::new(pattern).map_err(|source| RewardError::Pattern {
         pattern: pattern.to_owned(),
@@ -40,10 +41,10 @@ pub fn compile(pattern: &str) -> Result<Regex, RewardError> {
     })
 }
 
-/// The record's answer as text: a string as it stands, a number or truth value as JSON writes it.
+/// The record's answer as text: a string unchanged, a number or boolean as in JSON.
 ///
 /// # Errors
-/// If the record lacks it or holds something else, in words.
+/// If the record has no answer or it has another type; in words.
 pub fn answer(fields: &Map<String, Value>, key: &str) -> Result<String, String> {
     match fields.get(key) {
         Some(Value::String(text)) => Ok(text.clone()),
@@ -52,7 +53,8 @@ pub fn answer(fields: &Map<String, Value>, key: &str) -> Result<String, String> 
             "field `{key}` is {other}; the rule needs a text or a number to compare with"
         )),
         None => Err(format!(
-            "no field `{key}` to compare with; add it to the record, or set answer_key to the field that holds the answer"
+            "no field `{key}` to compare with; add it to the record, or set answer_key to the field that \
+             holds the answer"
         )),
     }
 }

@@ -1,4 +1,4 @@
-//! Whether the completion gives the record's answer, letter by letter.
+//! A rule that passes completions equal to the record's answer.
 
 use serde_json::{Map, Value};
 
@@ -7,7 +7,7 @@ use super::answer::{Extract, answer};
 use crate::config::ExactReward;
 use crate::reward::{RewardBatch, RewardError, RewardInput, Scorer};
 
-/// Compares texts, without the white space around them.
+/// Compares texts, ignoring white space around them.
 pub struct ExactRule {
     key: String,
     extract: Extract,
@@ -15,7 +15,7 @@ pub struct ExactRule {
 }
 
 impl ExactRule {
-    /// The rule of a configuration.
+    /// The rule with these settings.
     ///
     /// # Errors
     /// If `extract` does not compile.

@@ -1,4 +1,4 @@
-//! Whether the completion is one JSON value, with the keys that are asked for.
+//! A rule that passes completions that are one JSON value with the required keys.
 
 use serde_json::Value;
 
@@ -15,7 +15,7 @@ pub struct JsonRule {
 }
 
 impl JsonRule {
-    /// The rule of a configuration.
+    /// The rule with these settings.
     ///
     /// # Errors
     /// If `extract` does not compile.

@@ -1,14 +1,14 @@
-//! Whether the completion's length lies in a window.
+//! A rule on the length of the completion.
 
 use super::units::count;
 use crate::config::LengthReward;
 use crate::reward::{RewardBatch, RewardError, Scorer};
 
-/// Compares lengths with a window.
+/// Scores lengths by a window and a margin.
 pub struct LengthRule(LengthReward);
 
 impl LengthRule {
-    /// The rule of a configuration.
+    /// The rule with these settings.
     pub fn new(config: &LengthReward) -> Self {
         Self(config.clone())
     }
@@ -16,7 +16,7 @@ impl LengthRule {
     fn score(&self, length: usize) -> f32 {
         let below = self.0.min.unwrap_or(0).saturating_sub(length);
         let above = length.saturating_sub(self.0.max.unwrap_or(usize::MAX));
-        // Of a window one side at most is missed. Outside, a margin of 0 is missed whole.
+        // A length misses at most one side of the window. With a margin of 0 it misses it fully.
         let missed = below.max(above) as f64 / (self.0.margin as f64).max(f64::MIN_POSITIVE);
         (self.0.pass + (self.0.fail - self.0.pass) * missed.min(1.0)) as f32
     }

@@ -1,4 +1,4 @@
-//! Rules: scores that need no model, by text, tokens and the record's own answer.
+//! Rules: scores computed from text, tokens and the record's answer, without a model.
 
 mod answer;
 mod exact;
@@ -16,7 +16,7 @@ pub use numeric::NumericRule;
 pub use pattern::PatternRule;
 pub use repetition::{RepetitionRule, repeated};
 
-/// The scores of a rule that holds or does not.
+/// The scores for passing and failing a rule.
 #[derive(Clone, Copy, Debug)]
 struct RuleScores {
     pass: f64,
@@ -36,7 +36,7 @@ mod tests {
 
     use crate::reward::{RewardBatch, RewardInput, Scorer};
 
-    /// The score of one completion: its text, its tokens, and its record.
+    /// Scores one completion, given by text, tokens and record.
     pub fn score_of(reward: &dyn Scorer, text: &str, tokens: &[u32], record: &Value) -> f32 {
         let empty = Map::new();
         let completion = RewardInput {

@@ -1,4 +1,4 @@
-//! Whether the completion's last number is the record's.
+//! A rule that compares the last number of the completion with the record's.
 
 use std::sync::LazyLock;
 
@@ -10,12 +10,12 @@ use super::answer::{Extract, answer};
 use crate::config::NumericReward;
 use crate::reward::{RewardBatch, RewardError, RewardInput, Scorer};
 
-/// Digits with commas among them, a fraction, an exponent; signs are looked for before it.
+/// Digits with commas among them, a fraction, an exponent; the sign is found separately.
 static NUMBER: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(r"(?:[0-9]+(?:,[0-9]+)*(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?").ok()
 });
 
-/// Compares numbers.
+/// Compares numbers within a tolerance.
 pub struct NumericRule {
     key: String,
     extract: Extract,
@@ -24,7 +24,7 @@ pub struct NumericRule {
 }
 
 impl NumericRule {
-    /// The rule of a configuration.
+    /// The rule with these settings.
     ///
     /// # Errors
     /// If `extract` does not compile.
@@ -68,8 +68,8 @@ impl Scorer for NumericRule {
     }
 }
 
-/// The last number of a text. `1,234.5` is one number, `1,2` are two; a minus before it (or before its currency sign) belongs
-/// to it unless it follows something that it may be subtracted from.
+/// The last number of a text. `1,234.5` is one number, `1,2` are two; a minus before it (or before
+/// its currency sign) belongs to it unless it follows something that it may be subtracted from.
 fn last_number(text: &str) -> Option<f64> {
     let found = NUMBER.as_ref()?.find_iter(text).last()?;
     let end = found.as_str().find(['.', 'e', 'E']);
@@ -87,7 +87,7 @@ fn last_number(text: &str) -> Option<f64> {
     Some(if negative { -value } else { value })
 }
 
-/// Whether a number after this text is negative.
+/// Whether a number that follows this text is negative.
 fn is_negated(before: &str) -> bool {
     let before = before.trim_end_matches(['$', '€', '£']);
     let Some(rest) = before.strip_suffix(['-', '\u{2212}']) else {

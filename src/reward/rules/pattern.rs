@@ -1,4 +1,4 @@
-//! Whether a pattern is found in the completion.
+//! A rule that passes completions in which a pattern is found.
 
 use regex::Regex;
 
@@ -7,14 +7,14 @@ use super::answer::compile;
 use crate::config::RegexReward;
 use crate::reward::{RewardBatch, RewardError, Scorer};
 
-/// Looks for a regular expression.
+/// Searches completions for a regular expression.
 pub struct PatternRule {
     pattern: Regex,
     outcome: RuleScores,
 }
 
 impl PatternRule {
-    /// The rule of a configuration.
+    /// The rule with these settings.
     ///
     /// # Errors
     /// If the pattern does not compile.

@@ -1,7 +1,7 @@
-//! How much of the completion is said before: minus the share of n-grams that stand earlier in it already.
+//! Repetition penalty: minus the share of n-grams that occur earlier in the completion.
 //!
-//! It is 1 − distinct-n (Li et al. 2016, "A diversity-promoting objective function", §5.1) of one text, with the sign of a
-//! penalty. A completion shorter than n repeats nothing.
+//! The share is 1 − distinct-n (Li et al. 2016, "A diversity-promoting objective function", §5.1)
+//! of one text. It is 0 for a completion shorter than n.
 
 use std::collections::HashSet;
 use std::hash::Hash;
@@ -9,14 +9,14 @@ use std::hash::Hash;
 use crate::config::{RepetitionReward, Unit};
 use crate::reward::{RewardBatch, RewardError, RewardInput, Scorer};
 
-/// Counts n-grams.
+/// Scores a completion by its repeated n-grams.
 pub struct RepetitionRule {
     ngram: usize,
     unit: Unit,
 }
 
 impl RepetitionRule {
-    /// The rule of a configuration.
+    /// The rule with these settings.
     pub fn new(config: &RepetitionReward) -> Self {
         Self {
             ngram: config.ngram,
@@ -41,8 +41,8 @@ impl Scorer for RepetitionRule {
     }
 }
 
-/// The share of n-grams that stand earlier in the units already, 0 where there is none: of tokens, seq-rep-n (Welleck et al. 2020,
-/// "Neural Text Generation with Unlikelihood Training").
+/// Share of n-grams that occur earlier in `units`, 0 if there is no n-gram. Over tokens it is
+/// seq-rep-n (Welleck et al. 2020, "Neural Text Generation with Unlikelihood Training").
 pub fn repeated<T: Eq + Hash>(units: &[T], n: usize) -> f64 {
     let (mut all, mut distinct) = (0, HashSet::new());
     for ngram in units.windows(n) {

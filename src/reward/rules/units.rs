@@ -1,9 +1,9 @@
-//! What lengths and repetitions are counted in.
+//! The units of lengths and repetitions.
 
 use crate::config::Unit;
 use crate::reward::RewardInput;
 
-/// How many units the completion has.
+/// Number of units in the completion.
 pub fn count(completion: &RewardInput, unit: Unit) -> usize {
     match unit {
         Unit::Tokens => completion.response.len(),

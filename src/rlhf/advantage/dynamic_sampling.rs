@@ -1,15 +1,17 @@
-//! Dynamic sampling: Yu et al. 2025, "DAPO: An Open-Source LLM Reinforcement Learning System at Scale", section 3.2, eq. 11.
+//! Dynamic sampling: Yu et al. 2025, "DAPO: An Open-Source LLM Reinforcement Learning System at
+//! Scale", section 3.2, eq. 11.
 //!
-//! Where all samples of a prompt score alike, every group estimator gives advantage 0: the prompt is too easy or too hard to teach
-//! anything. Such groups are left out and the next prompts take their place. Here is which groups are meant and which make the batch;
-//! drawing more is the caller's.
+//! If all samples of a prompt have the same score, every group estimator gives advantage 0: the
+//! prompt is too easy or too hard to learn from. Such groups are dropped and the next prompts take
+//! their place. This file finds these groups and chooses a batch; the caller samples more.
 
 use super::super::error::{Result, RlhfError};
 use super::super::stats::Real;
 
-/// Whether the scores within each group differ: `[B]`, a group's samples side by side → `[B / group_size]`.
+/// Whether the scores within each group differ: `[B]`, the samples of a group side by side → `[B /
+/// group_size]`.
 ///
-/// A score that is not a number differs from all, so that it is not passed over in silence.
+/// NaN counts as different from every score, so that it is not dropped silently.
 ///
 /// # Errors
 /// [`RlhfError::Groups`] if the scores are not whole groups.
@@ -27,8 +29,9 @@ pub fn have_spread<T: Real>(scores: &[T], group_size: usize) -> Result<Vec<bool>
     Ok(scores.chunks(group_size).map(differs).collect())
 }
 
-/// The groups that make a batch of `wanted`, in the order in which they were drawn: the first ones with spread, and where these are
-/// too few the first ones without, so that the batch has its size. Fewer than `wanted` only if there are no more.
+/// Indices of the groups that make a batch of `wanted`, in ascending order: the first groups with
+/// spread and, if these are too few, the first ones without, so that the batch has its size. Fewer
+/// than `wanted` only if there are no more groups.
 ///
 /// ```
 /// use collimate::rlhf::advantage::dynamic_sampling::choose;

@@ -1,5 +1,5 @@
-//! Generalised advantage estimation: Schulman et al. 2016, "High-Dimensional Continuous Control Using
-//! Generalized Advantage Estimation", eq. 16.
+//! Generalised advantage estimation: Schulman et al. 2016, "High-Dimensional Continuous Control
+//! Using Generalized Advantage Estimation", eq. 16.
 
 use super::super::error::Result;
 use super::super::rows::Rows;
@@ -10,23 +10,24 @@ use super::super::stats::Real;
 pub struct GaeConfig {
     /// γ, the discount of later rewards.
     pub gamma: f64,
-    /// λ: 0 trusts the critic alone, 1 the observed return alone.
+    /// λ: 0 uses the critic's values alone, 1 the observed return alone.
     pub lam: f64,
 }
 
 /// Result of [`gae`]; both are `[n]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gae {
-    /// Aₜ, not whitened.
+    /// Advantages Aₜ, not whitened.
     pub advantages: Vec<f64>,
-    /// Aₜ + Vₜ, the critic's target.
+    /// Returns Aₜ + Vₜ, the critic's targets.
     pub returns: Vec<f64>,
 }
 
 /// δₜ = rₜ + γ Vₜ₊₁ − Vₜ and Aₜ = δₜ + γλ Aₜ₊₁, backwards through each sequence.
 ///
-/// `rewards` and `values` are `[n]`; `values[t]` was read where token t was predicted. Past a sequence's
-/// end V and A are 0, also for a response that was cut: it does not bootstrap.
+/// `rewards` and `values` are `[n]`; `values[t]` is the value at the position that predicts token
+/// t. After a sequence's last token V and A are 0, also for a response that was cut: it is not
+/// bootstrapped.
 ///
 /// ```
 /// use collimate::rlhf::{Rows, advantage::gae::{GaeConfig, gae}};

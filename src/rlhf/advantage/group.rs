@@ -30,8 +30,8 @@ pub fn grpo<T: Real>(scores: &[T], group_size: usize) -> Result<Vec<f64>> {
     })
 }
 
-/// s − mean within each group: GRPO without the deviation, which favours prompts that are too easy or
-/// too hard.
+/// s − mean within each group: GRPO without the deviation, which favours prompts that are too easy
+/// or too hard.
 ///
 /// # Errors
 /// [`RlhfError::Groups`] if the scores are not whole groups of two or more.

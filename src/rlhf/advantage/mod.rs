@@ -1,4 +1,4 @@
-//! How much better a token was than expected: one pure function per estimator.
+//! Advantages, by one pure function per estimator.
 //!
 //! | estimator | needs | whole batch whitened |
 //! |---|---|---|
@@ -7,8 +7,8 @@
 //! | [`reinforce::reinforce_plus_plus`] | nothing | inside |
 //! | [`remax::remax`] | the score of each prompt's greedy completion | no |
 //!
-//! Group estimators and ReMax give one advantage a sequence; [`Rows::spread`](super::Rows::spread) gives it to the tokens. Which
-//! groups are worth an update at all: [`dynamic_sampling`].
+//! Group estimators and ReMax give one advantage a sequence; [`Rows::spread`](super::Rows::spread)
+//! repeats it for each token. [`dynamic_sampling`] finds the groups that are worth an update.
 
 pub mod dynamic_sampling;
 pub mod gae;

@@ -1,5 +1,4 @@
-//! REINFORCE++: Hu 2025, "REINFORCE++: A Simple and Efficient Approach for Aligning Large Language Models".
-//! The return-to-go of the KL-penalised rewards, whitened over the batch, takes the critic's place.
+//! The return-to-go of the KL-penalised rewards, whitened over the batch, replaces the critic.
 
 use super::super::error::Result;
 use super::super::rows::Rows;

@@ -1,13 +1,15 @@
-//! ReMax: Li et al. 2024, "ReMax: A Simple, Effective, and Efficient Reinforcement Learning Method for Aligning Large Language
-//! Models", section 4. The score of the greedy completion of the same prompt takes the critic's place: it is a function of the prompt
-//! and the policy alone, so the gradient stays unbiased.
+//! ReMax: Li et al. 2024, "ReMax: A Simple, Effective, and Efficient Reinforcement Learning Method
+//! for Aligning Large Language Models", section 4. The score of the prompt's greedy completion
+//! replaces the critic: it is a function of the prompt and the policy alone, so the gradient stays
+//! unbiased.
 
 use super::super::error::{Result, RlhfError};
 use super::super::stats::Real;
 
 /// A = R − b within each prompt's samples: `[B]`, one advantage a sequence.
 ///
-/// `returns` is `[B]` with the `samples` of a prompt side by side, `baselines` is `[B / samples]`, one a prompt.
+/// `returns` is `[B]` with the `samples` of a prompt side by side, `baselines` is `[B / samples]`,
+/// one a prompt.
 ///
 /// ```
 /// use collimate::rlhf::advantage::remax::remax;

@@ -1,6 +1,6 @@
 //! Bradley-Terry for reward models: Ouyang et al. 2022, "Training Language Models to Follow
-//! Instructions", eq. 1; the margin of Touvron et al. 2023, "Llama 2", eq. 2; centring of Eisenstein
-//! et al. 2023, "Helping or Herding?", eq. 2.
+//! Instructions", eq. 1; the margin of Touvron et al. 2023, "Llama 2", eq. 2; centring of
+//! Eisenstein et al. 2023, "Helping or Herding?", eq. 2.
 
 use candle_core::Tensor;
 
@@ -23,8 +23,7 @@ pub struct BradleyTerryLoss {
 
 /// Mean of −log σ(chosen − rejected − margin) + centering_coef · (chosen + rejected)².
 ///
-/// `chosen` and `rejected` are differentiable scores `[B]`; `margins` is `[B]` if the data has them.
-/// Centring holds the scores near zero, which the ranking alone leaves free.
+/// Centring keeps the scores near zero, which the ranking alone does not determine.
 ///
 /// # Errors
 /// A length error if the arguments differ in length; a range error for `pairs` 0 or a negative

@@ -1,9 +1,11 @@
 //! Preference without a reward model: losses of the policy's own log-probs.
 //!
-//! - DPO: Rafailov et al. 2023, "Direct Preference Optimization", eq. 7; its label smoothing (cDPO) is that of Mitchell 2023, "A
-//!   note on DPO with noisy preferences & relationship to IPO".
-//! - IPO: Azar et al. 2023, "A General Theoretical Paradigm to Understand Learning from Human Preferences", eq. 17.
-//! - SimPO: Meng et al. 2024, "SimPO: Simple Preference Optimization with a Reference-Free Reward", eq. 6.
+//! - DPO: Rafailov et al. 2023, "Direct Preference Optimization", eq. 7; its label smoothing (cDPO)
+//!   is that of Mitchell 2023, "A note on DPO with noisy preferences & relationship to IPO".
+//! - IPO: Azar et al. 2023, "A General Theoretical Paradigm to Understand Learning from Human
+//!   Preferences", eq. 17.
+//! - SimPO: Meng et al. 2024, "SimPO: Simple Preference Optimization with a Reference-Free Reward",
+//!   eq. 6.
 
 use candle_core::Tensor;
 use schemars::JsonSchema;
@@ -46,7 +48,7 @@ impl DpoLossType {
     }
 }
 
-/// A loss and its coefficients.
+/// A preference loss and its coefficients.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DirectPreferenceConfig {
     /// The loss.
@@ -82,8 +84,8 @@ impl DirectPreferenceConfig {
         }
     }
 
-    /// The implicit reward of an answer whose log-ratio sums to `ratio` over `tokens` tokens, as TRL's
-    /// trainers report it.
+    /// The implicit reward of an answer whose log-ratio sums to `ratio` over `tokens` tokens, as
+    /// TRL's trainers report it.
     fn reward(&self, ratio: f64, tokens: usize) -> f64 {
         match self.loss_type {
             DpoLossType::Sigmoid | DpoLossType::Ipo => self.beta * ratio,
@@ -109,10 +111,11 @@ impl DirectPreferenceConfig {
     }
 }
 
-/// Sums over the pairs of a micro-batch.
+/// Sums over the pairs of a microbatch.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct DirectStats {
-    /// Of the implicit rewards: β (log π − log π_ref) of whole answers; with SimPO β log π by the token.
+    /// Sums of the implicit rewards: β (log π − log π_ref) of whole answers; with SimPO β log π a
+    /// token.
     pub rewards: PreferenceStats,
     /// Σ log π of the chosen answers, each as a whole.
     pub chosen_log_probs: f64,
@@ -125,7 +128,7 @@ pub struct DirectStats {
 pub struct DirectPreferenceLoss {
     /// Scalar to call `backward` on.
     pub loss: Tensor,
-    /// The same number on the host, in full precision.
+    /// The value of `loss` on the host, in full precision.
     pub value: f64,
     /// Unweighted sums over the pairs.
     pub stats: DirectStats,
@@ -133,9 +136,10 @@ pub struct DirectPreferenceLoss {
 
 /// DPO, IPO or SimPO on pairs.
 ///
-/// `log_probs` `[n]` are the differentiable log-probs of the answers' tokens under the policy, and `rows` cuts them into `2B`
-/// answers: each pair's chosen one, then its rejected one. `reference` `[2B]` has the log-prob of each answer as a whole under the
-/// frozen reference, Σ over the same tokens; it is empty where the loss has none.
+/// `log_probs` `[n]` are the differentiable log-probs of the answers' tokens under the policy, and
+/// `rows` cuts them into `2B` answers: each pair's chosen one, then its rejected one. `reference`
+/// `[2B]` has the log-prob of each answer as a whole under the frozen reference, Σ over the same
+/// tokens; it is empty where the loss has none.
 ///
 /// ```
 /// use candle_core::{Device, Var};
@@ -155,8 +159,8 @@ pub struct DirectPreferenceLoss {
 /// ```
 ///
 /// # Errors
-/// A length error if the arguments do not fit together; a range error for `pairs` 0, β not above zero, or a number of the loss out
-/// of its range; candle's errors.
+/// A length error if the arguments do not fit together; a range error for `pairs` 0, β not above
+/// zero, or a number of the loss out of its range; candle's errors.
 pub fn direct_preference(
     log_probs: &Tensor,
     rows: Rows,

@@ -1,9 +1,10 @@
 //! Losses on pairs of a chosen and a rejected answer.
 //!
-//! [`bradley_terry`] trains a reward model on them, [`direct_preference`] a policy, without a reward model.
+//! [`bradley_terry`] trains a reward model on them, [`direct_preference`] a policy, without a
+//! reward model.
 //!
 //! Every loss takes `pairs`, the number of pairs in the whole optimizer step: losses are means over
-//! the step, so a micro-batch gives its part of them.
+//! the step, and the losses of its microbatches add up to them.
 
 mod bradley_terry;
 mod direct;
@@ -13,7 +14,8 @@ pub use direct::{
     DirectPreferenceConfig, DirectPreferenceLoss, DirectStats, DpoLossType, direct_preference,
 };
 
-/// Sums over the pairs of a micro-batch; [`merge`](Self::merge) them over a step, then read the means.
+/// Sums over the pairs of a microbatch; [`merge`](Self::merge) them over a step, then read the
+/// means.
 ///
 /// "Reward" is the reward model's score, or DPO's implicit reward β (log π − log π_ref).
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -36,7 +38,7 @@ impl PreferenceStats {
         self.rejected_sum += rejected;
     }
 
-    /// Adds the pairs of another micro-batch.
+    /// Adds the pairs of another microbatch.
     pub fn merge(&mut self, other: &Self) {
         self.pairs += other.pairs;
         self.correct += other.correct;
@@ -44,7 +46,8 @@ impl PreferenceStats {
         self.rejected_sum += other.rejected_sum;
     }
 
-    /// Share of pairs ranked rightly, a tie counting as wrong; NaN without pairs.
+    /// Share of pairs whose chosen answer has the higher reward; a tie counts as wrong. NaN without
+    /// pairs.
     pub fn accuracy(&self) -> f64 {
         self.correct as f64 / self.pairs as f64
     }
@@ -55,14 +58,14 @@ impl PreferenceStats {
     }
 }
 
-/// 1 / (1 + exp(−x)); exp overflows to infinity for very negative x, and the result is rightly 0.
+/// 1 / (1 + exp(−x)). For very negative x exp overflows to infinity, which gives the correct 0.
 pub fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
 /// log σ(x) without overflow: min(x, 0) − log(1 + exp(−|x|)).
 fn log_sigmoid(x: f64) -> f64 {
-    // Written so that NaN stays NaN, which `f64::min` would turn into 0.
+    // `f64::min` would turn NaN into 0.
     let negative_part = if x > 0.0 { 0.0 } else { x };
     negative_part - (-x.abs()).exp().ln_1p()
 }

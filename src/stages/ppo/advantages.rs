@@ -1,14 +1,14 @@
 //! Scores, log-probs and values → advantages and returns.
 //!
-//! The KL compares policy and reference over the whole vocabulary, whatever ids sampling kept. Where the
-//! KL has no weight it counts as zero.
+//! The KL compares policy and reference over the whole vocabulary, whatever ids sampling kept.
+//! Where the KL has no weight it counts as zero.
 //!
 //! Where the rewards carry the KL, one rule holds for all estimators: each token's reward is
-//! −kl_coef · KLₜ, and the last token's reward has the shaped score added. GAE and REINFORCE++ read these
-//! token rewards; GRPO, Dr. GRPO, RLOO and ReMax read their sum over the sequence, shaped score −
-//! kl_coef · Σₜ KLₜ. The deviation that GRPO divides by therefore includes the KL: in a group of equal
-//! scores it is the deviation of the KL alone. ReMax's baseline is the shaped score of the greedy
-//! completion without a KL; any function of the prompt alone is a valid baseline.
+//! −kl_coef · KLₜ, and the last token's reward has the shaped score added. GAE and REINFORCE++ read
+//! these token rewards; GRPO, Dr. GRPO, RLOO and ReMax read their sum over the sequence, shaped
+//! score − kl_coef · Σₜ KLₜ. The deviation that GRPO divides by therefore includes the KL: in a
+//! group of equal scores it is the deviation of the KL alone. ReMax's baseline is the shaped score
+//! of the greedy completion without a KL; any function of the prompt alone is a valid baseline.
 
 use anyhow::{Context as _, Result};
 
@@ -26,11 +26,11 @@ use crate::rlhf::{self, Mean, Rows};
 use crate::roles::Experience;
 use crate::train::metrics::{Metrics, names};
 
-/// Adds advantages and returns to the experience, and sets the objective's metrics. `baseline` holds
-/// the greedy completions that ReMax compares with.
+/// Adds advantages and returns to the experience, and sets the objective's metrics. `baseline`
+/// holds the greedy completions that ReMax compares with.
 ///
-/// The normaliser takes in the scores and the KL controller the KL. Both the rewards and the metrics use
-/// the coefficient from before the controller's step.
+/// The normaliser takes in the scores and the KL controller the KL. Both the rewards and the
+/// metrics use the coefficient from before the controller's step.
 ///
 /// # Errors
 /// If a quantity that the estimator reads is missing.
@@ -68,8 +68,8 @@ pub fn add_advantages(
     Ok(experience.set_advantages(estimates.advantages, estimates.returns)?)
 }
 
-/// The KL of each token, `[n]`; zeros without a reference. Sets `objective/kl`, which the controller
-/// takes in.
+/// The KL of each token, `[n]`; zeros without a reference. Sets `objective/kl`, which the
+/// controller takes in.
 fn token_kl(
     config: &Ppo,
     state: &mut PpoState,
@@ -82,7 +82,8 @@ fn token_kl(
     let (policy, rows) = (&experience.policy()?.whole_log_probs, experience.rows()?);
     let objective = objective_kl(policy, reference, rows)?;
     metrics.set(names::OBJECTIVE_KL, objective);
-    // During the critic's warm-up the policy does not move, so its KL says nothing about the coefficient.
+    // During the critic's warm-up the policy does not move, so its KL says nothing about the
+    // coefficient.
     if state.iteration >= config.critic.critic_warmup as u64 {
         state.kl.update(objective, rows.len());
     }
@@ -148,8 +149,8 @@ fn gae_config(config: &Ppo) -> GaeConfig {
     }
 }
 
-/// Sums the rewards of each sequence, estimates one advantage a sequence, and gives it to each of the
-/// sequence's tokens.
+/// Sums the rewards of each sequence, estimates one advantage a sequence, and gives it to each of
+/// the sequence's tokens.
 fn of_sequences(
     rewards: &[f64],
     rows: Rows,
@@ -192,7 +193,8 @@ mod tests {
         }
     }
 
-    /// By hand. Both groups have mean m ± 1, so a deviation of √2; the mean of the others is the other.
+    /// By hand. Both groups have mean m ± 1, so a deviation of √2; the mean of the others is the
+    /// other.
     #[test]
     fn each_estimator_credits_the_returns_of_sequences() {
         let half = 1.0 / 2f64.sqrt();
@@ -207,7 +209,8 @@ mod tests {
         }
     }
 
-    /// By hand: returns to go 1, 1.5, 3, −2, 0, −0.25, of mean 13/24 and mean square 15.5625 / 6 − (13/24)².
+    /// By hand: returns to go 1, 1.5, 3, −2, 0, −0.25, of mean 13/24 and mean square 15.5625 / 6 −
+    /// (13/24)².
     #[test]
     fn reinforce_plus_plus_whitens_what_follows_a_token() {
         let to_go = [1.0, 1.5, 3.0, -2.0, 0.0, -0.25];
@@ -225,7 +228,8 @@ mod tests {
         assert_eq!(advantages(&config), [-1.0, -1.0, 1.0, -1.0, 1.0, 1.0]);
         config.objective.whiten_advantages = Some(true);
         config.num_samples_per_prompt = 4;
-        // Returns less their mean ½, over the six tokens: ½, ½, 2½, −2½, −½, −½ of mean 0 and mean square 13.5 / 6.
+        // Returns less their mean ½, over the six tokens: ½, ½, 2½, −2½, −½, −½ of mean 0 and mean
+        // square 13.5 / 6.
         let deviation = (13.5f64 / 6.0).sqrt();
         let expected = [0.5, 0.5, 2.5, -2.5, -0.5, -0.5].map(|a| a / deviation);
         assert_close(&advantages(&config), &expected);

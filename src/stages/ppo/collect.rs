@@ -1,11 +1,11 @@
-//! Collects the experience of an iteration: sampled and scored sequences, the samples of a prompt side by
-//! side.
+//! Collects the experience of an iteration: sampled and scored sequences, the samples of a prompt
+//! side by side.
 //!
 //! With dynamic sampling, prompts whose samples all have the same score are replaced by the next
-//! prompts, as many times as the configuration allows. If too few prompts with spread are found, the
-//! batch is filled up with the replaced ones, so that batch and minibatches always have their sizes.
-//! Which prompts an iteration takes depends on the weights and on the number of prompts passed, which is
-//! part of the checkpoint.
+//! prompts, as many times as the configuration allows. If too few prompts with spread are found,
+//! the batch is filled up with the replaced ones, so that batch and minibatches always have their
+//! sizes. Which prompts an iteration takes depends on the weights and on the number of prompts
+//! passed, which is part of the checkpoint.
 
 use anyhow::Result;
 
@@ -161,9 +161,9 @@ impl<'a> Pool<'a> {
         Ok(())
     }
 
-    /// Drops the recorded states of groups without spread, so that their replacements take no further
-    /// memory. If such a group fills up the batch after all, its states are computed again from its
-    /// tokens, to the same bits.
+    /// Drops the recorded states of groups without spread, so that their replacements take no
+    /// further memory. If such a group fills up the batch after all, its states are computed again
+    /// from its tokens, to the same bits.
     fn drop_states(&mut self, samples: usize) {
         let groups = self.sequences.chunks_mut(samples);
         let flat = groups.zip(&self.spread).filter(|(_, spread)| !**spread);

@@ -1,8 +1,8 @@
 //! PPO (Schulman et al. 2017; for language models Ziegler et al. 2019 and Ouyang et al. 2022).
 //!
-//! One step is an iteration: roll out, score, estimate advantages, update for some epochs. Checkpoints
-//! are written between iterations. The details follow Huang et al. 2024, "The N+ implementation details
-//! of RLHF with PPO".
+//! One step is an iteration: roll out, score, estimate advantages, update for some epochs.
+//! Checkpoints are written between iterations. The details follow Huang et al. 2024, "The N+
+//! implementation details of RLHF with PPO".
 
 mod advantages;
 mod clock;
@@ -172,7 +172,8 @@ impl<'a> PpoRun<'a> {
         })
     }
 
-    /// Before the first iteration: the scale of scores, and the measures that the end is held against.
+    /// Before the first iteration: the scale of scores, and the measures that the end is held
+    /// against.
     fn prepare(&mut self) -> Result<()> {
         if self.state.prepared {
             return Ok(());
@@ -234,7 +235,8 @@ impl<'a> PpoRun<'a> {
         self.add_log_probs_and_values(&mut collected.experience)?;
         clock.lap(names::TIME_SCORE);
 
-        // 3. Rewards, advantages, returns. The KL controller moves the coefficient for the next iteration.
+        // 3. Rewards, advantages, returns. The KL controller moves the coefficient for the next
+        // iteration.
         let kl_coef = self.state.kl.coef();
         let (experience, baseline) = (&mut collected.experience, collected.baseline.as_ref());
         add_advantages(self.config, &mut self.state, experience, baseline, metrics)?;
@@ -275,8 +277,8 @@ impl<'a> PpoRun<'a> {
         Ok(())
     }
 
-    /// Whether the actor computes the log-probs of its samples again, instead of using those that the
-    /// generator recorded.
+    /// Whether the actor computes the log-probs of its samples again, instead of using those that
+    /// the generator recorded.
     fn rescores(&self) -> bool {
         self.config.rollout.rescore || !has_kernels(self.context.device)
     }

@@ -1,8 +1,9 @@
-//! Which prompts an iteration takes.
+//! The prompts of each iteration.
 //!
-//! An iteration always has `batch_size` sequences, so its prompts are always as many. As in TRL and verl, prompts that do not fill
-//! the last batch of a pass are left out of it, and the next pass shuffles anew. Where there are fewer prompts than an iteration
-//! takes, which those refuse or hang on, an iteration takes each of them several times.
+//! Every iteration has `batch_size` sequences and so the same number of prompts. As in TRL and
+//! verl, prompts that do not fill the last batch of an epoch are left out of that epoch, and each
+//! epoch is shuffled anew. If there are fewer prompts than an iteration takes (TRL and verl refuse
+//! or hang), an iteration takes each of them several times.
 
 use anyhow::Result;
 use rollout::random::Purpose;
@@ -15,22 +16,22 @@ use crate::data::loader::Order;
 /// The batches of an epoch over `prompts` prompts.
 ///
 /// # Errors
-/// If there are none.
+/// If there are no prompts.
 pub fn batches(config: &Ppo, prompts: usize) -> Result<Batches> {
     Ok(Batches::full(prompts, config.prompts_per_iteration())?)
 }
 
-/// The prompts, each pass over them shuffled anew.
+/// The prompts in shuffled order, epoch after epoch.
 pub struct PromptWalk<'a> {
     prompts: &'a [Prompt],
     order: Order,
     batches: Batches,
-    /// Prompts of an iteration.
+    /// Number of prompts of an iteration.
     wanted: usize,
 }
 
 impl<'a> PromptWalk<'a> {
-    /// The walk of a run with this seed.
+    /// The order of prompts for this seed.
     ///
     /// # Errors
     /// If there are no prompts.
@@ -48,14 +49,15 @@ impl<'a> PromptWalk<'a> {
         self.prompts
     }
 
-    /// Batches of a pass, one an iteration.
+    /// Batches of an epoch, one an iteration.
     pub fn batches(&self) -> &Batches {
         &self.batches
     }
 
-    /// The next `count` prompts from place `passed` on, each with its place; `passed` is then the place behind them. `taken` are the
-    /// places that the iteration already has. The first prompts of an iteration come from one pass. Prompts that replace some of
-    /// them may come from the next pass, and those that the iteration already has are then stepped over as long as there are others.
+    /// The next `count` prompts from position `passed` on, each with its position; moves `passed`
+    /// past them. `taken` are the positions that the iteration already has. The first prompts of an
+    /// iteration come from one epoch. Replacements may come from the next epoch; prompts that the
+    /// iteration already has are then skipped as long as there are others.
     pub fn take(&self, passed: &mut u64, count: usize, taken: &[u64]) -> Vec<(u64, &'a Prompt)> {
         if taken.is_empty() {
             *passed = self.batches.whole_from(*passed);
@@ -80,7 +82,8 @@ impl<'a> PromptWalk<'a> {
         found
     }
 
-    /// Words on prompts that `iterations` iterations leave out of a pass or take several times.
+    /// A note if `iterations` iterations leave prompts out of an epoch or take prompts several
+    /// times.
     pub fn note(&self, iterations: u64) -> Option<String> {
         let (prompts, wanted) = (self.prompts.len(), self.wanted);
         if wanted > prompts {
@@ -90,14 +93,16 @@ impl<'a> PromptWalk<'a> {
                 false => format!("{least} or {most} times"),
             };
             return Some(format!(
-                "an iteration takes {wanted} prompts and there are {prompts}: it takes each of them {times}"
+                "an iteration takes {wanted} prompts and there are {prompts}: it takes each of them \
+                 {times}"
             ));
         }
         let left_out = self.batches.left_out();
         let ends = iterations >= self.batches.per_epoch();
         (ends && left_out > 0).then(|| {
             format!(
-                "an iteration takes {wanted} prompts: each pass over the {prompts} prompts leaves out {left_out}, other ones each time"
+                "an iteration takes {wanted} prompts: each pass over the {prompts} prompts leaves out \
+                 {left_out}, different ones each time"
             )
         })
     }

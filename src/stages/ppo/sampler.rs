@@ -1,4 +1,4 @@
-//! Prompts → sequences, by the generator over the live weights.
+//! Prompts → sequences, by the generator over the actor's current weights.
 
 use anyhow::Result;
 use rollout::random::Purpose;
@@ -20,26 +20,27 @@ use crate::stages::Context;
 use crate::terminal::Phase;
 use crate::train::signal::StopRequest;
 
-/// Prompt tokens read in one step of the generator.
+/// Prompt tokens that the generator prefills in one step.
 const PREFILL_TOKENS: usize = 2048;
 
-/// Draws responses as the configuration says.
+/// Samples completions by the configured sampling.
 pub struct Sampler<'a> {
     config: &'a Ppo,
     tokenizer: &'a Tokenizer,
     ends: Ends,
-    /// The layer whose inputs are kept.
+    /// The layer whose inputs generation records, where the roles share the layers below it.
     boundary: Option<usize>,
-    /// Whether anyone reads a completion's last token from what is kept of it.
+    /// Whether a reward model reads the recorded states of a completion's last token.
     last_token: LastToken,
-    /// Likewise in evaluations.
+    /// The same in evaluations, where the judge reads them too.
     judged_token: LastToken,
     seed: u64,
     stop: &'a StopRequest,
 }
 
 impl<'a> Sampler<'a> {
-    /// Stops at the policy's stop ids, the tokenizer's among them, and at the ids and texts of the configuration.
+    /// A sampler that stops at the policy's stop ids (those of the tokenizer included) and at the
+    /// configured ids and texts.
     pub fn new(
         config: &'a Ppo,
         tokenizer: &'a Tokenizer,
@@ -60,8 +61,8 @@ impl<'a> Sampler<'a> {
         }
     }
 
-    /// The samples of each prompt for training, in order; `None` when a signal came. A draw is a function of (seed, purpose,
-    /// iteration, prompt key, sample, position).
+    /// The samples of each prompt for training, in order; `None` when a signal requested a stop. A
+    /// draw is a function of (seed, purpose, iteration, prompt key, sample, position).
     ///
     /// # Errors
     /// If a prompt does not fit or the model fails.
@@ -81,7 +82,7 @@ impl<'a> Sampler<'a> {
         self.generate(model, &requests, settings)
     }
 
-    /// The most probable response to each prompt; `None` when a signal came.
+    /// The greedy completion of each prompt; `None` when a signal requested a stop.
     ///
     /// # Errors
     /// As [`Self::sample`].
@@ -99,7 +100,8 @@ impl<'a> Sampler<'a> {
         self.generate(model, &requests, settings)
     }
 
-    /// One sample of each prompt for a measurement. It runs to its end whatever signal comes: half of it would measure nothing.
+    /// One sample of each prompt, for an evaluation or the reference samples. It ignores stop
+    /// requests, since part of the samples would measure nothing.
     ///
     /// # Errors
     /// As [`Self::sample`].
@@ -115,8 +117,9 @@ impl<'a> Sampler<'a> {
             .unwrap_or_default())
     }
 
-    /// The prompts of a measurement in the runs in which they are to be answered and scored: where states are kept, those of a run at
-    /// a time. Draws are functions of their keys, so that how prompts are cut changes no answer.
+    /// Splits the prompts of an evaluation or of the reference samples into runs that are answered
+    /// and scored one after the other, so that only one run's recorded states are held at a time.
+    /// The split changes no answer, since draws are functions of their keys.
     pub fn runs<'p, 'q>(
         &self,
         prompts: &'q [(u64, &'p Prompt)],
@@ -199,10 +202,10 @@ impl<'a> Sampler<'a> {
         }
     }
 
-    /// The response as text, without the stop text that ended it.
+    /// The completion as text, without the stop text that ended it.
     ///
     /// # Errors
-    /// If the tokenizer cannot decode it.
+    /// If the tokenizer cannot decode the tokens.
     pub fn text(&self, sequence: &Sequence) -> Result<String> {
         let first = sequence.positions().next().unwrap_or(sequence.ids.len());
         let prompt = &sequence.ids[..first];
@@ -211,13 +214,14 @@ impl<'a> Sampler<'a> {
     }
 }
 
-/// Most prompts of a measurement whose states are kept at once: as many sequences as a batch has, or as are generated at once.
+/// Number of prompts in a run of [`Sampler::runs`]: as many sequences as an iteration has, or as
+/// are generated at once.
 pub fn run_length(config: &Ppo) -> usize {
     let batch = config.training.batch_size;
     batch.max(config.rollout.rollout_batch)
 }
 
-/// How much cache the configuration lets a generation have.
+/// The configured limit of the generator's cache.
 pub fn cache_budget(rollout: &Rollout) -> CacheBudget {
     match (rollout.cache_bytes, rollout.cache_tokens) {
         (Some(bytes), _) => CacheBudget::Bytes(bytes),
@@ -226,7 +230,8 @@ pub fn cache_budget(rollout: &Rollout) -> CacheBudget {
     }
 }
 
-/// A reward model or judge on the trunk reads the last token of a completion; actor, critic and reference do not.
+/// Whether a completion's last token is computed below the boundary: reward models and judge on the
+/// trunk read it; actor, critic and reference do not.
 fn last_token(roles: &Roles, judge: Option<&RewardModel>) -> LastToken {
     let models = roles.reward.models().map(|(_, model)| model);
     let reads = models

@@ -12,8 +12,8 @@ use crate::terminal::Phase;
 /// Number of a prompt's characters in an error message.
 const SHOWN: usize = 80;
 
-/// Scores the completions `sequences` of `prompts`. A sequence belongs to the prompt of the same key, and
-/// sequences are in the order of their prompts.
+/// Scores the completions `sequences` of `prompts`. A sequence belongs to the prompt of the same
+/// key, and sequences are in the order of their prompts.
 ///
 /// # Errors
 /// If a completion cannot be decoded, a reward component fails, or a score is not finite.

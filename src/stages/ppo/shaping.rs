@@ -1,5 +1,5 @@
-//! Scores → rewards of whole completions: normalised, clipped, less the penalties for a missing end and
-//! for length.
+//! Scores → rewards of whole completions: normalised, clipped, less the penalties for a missing end
+//! and for length.
 
 use anyhow::{Context as _, Result};
 use rollout::random::{Key, Purpose};
@@ -13,7 +13,8 @@ use crate::rlhf::score::{Overlong, clip_scores, penalize_missing_eos, penalize_o
 use crate::rlhf::{RunningMoments, ScoreNormalizer};
 use crate::roles::{Experience, Roles};
 
-/// Number of the reference's samples that `score_normalization = "reference"` takes mean and deviation of.
+/// Number of the reference's samples that `score_normalization = "reference"` takes mean and
+/// deviation of.
 pub const REFERENCE_SAMPLES: usize = 256;
 
 /// The score of each completion, normalised, clipped, and less the penalties: `[B]`.
@@ -123,8 +124,8 @@ mod tests {
         }
     }
 
-    /// By hand: (6 − 1) / 2 = 2.5 is clipped to 2, (0 − 1) / 2 = −0.5 is not. Of at most 8 tokens the
-    /// last 4 cost ¼ of 2 each; a missing end costs 3.
+    /// By hand: (6 − 1) / 2 = 2.5 is clipped to 2, (0 − 1) / 2 = −0.5 is not. Of at most 8 tokens
+    /// the last 4 cost ¼ of 2 each; a missing end costs 3.
     #[test]
     fn scores_are_scaled_clipped_and_penalised_in_this_order() {
         let mut config = Ppo::default();

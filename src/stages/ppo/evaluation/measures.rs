@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 
-/// Different pairs of neighbouring words as a share of all such pairs in the completions (Li et al. 2016, §5.1).
+/// distinct-2: the share of different pairs among all pairs of neighbouring words in the
+/// completions (Li et al. 2016, §5.1).
 pub fn distinct_2<'t>(completions: impl Iterator<Item = &'t str>) -> f64 {
     let words: Vec<Vec<&str>> = completions
         .map(|text| text.split_whitespace().collect())
@@ -12,7 +13,7 @@ pub fn distinct_2<'t>(completions: impl Iterator<Item = &'t str>) -> f64 {
     distinct.len() as f64 / pairs.len().max(1) as f64
 }
 
-/// Share of prompts on which two scores changed in opposite directions; none without such changes to look at.
+/// Share of prompts on which two scores changed in opposite directions; `None` without prompts.
 pub fn opposed(ours: &[f32], theirs: &[f32]) -> Option<f64> {
     let count = ours.len().min(theirs.len());
     let against = |(a, b): &(&f32, &f32)| (**a > 0.0 && **b < 0.0) || (**a < 0.0 && **b > 0.0);
@@ -20,7 +21,8 @@ pub fn opposed(ours: &[f32], theirs: &[f32]) -> Option<f64> {
     (count > 0).then(|| opposed as f64 / count as f64)
 }
 
-/// Spearman's rank correlation, ties sharing their mean rank; none if either does not vary or has a value that is no number.
+/// Spearman's rank correlation, ties sharing their mean rank; `None` if either list does not vary
+/// or contains NaN.
 pub fn rank_correlation(a: &[f32], b: &[f32]) -> Option<f64> {
     let numbers = |values: &[f32]| values.iter().all(|value| !value.is_nan());
     if a.len() != b.len() || !numbers(a) || !numbers(b) {
@@ -32,7 +34,7 @@ pub fn rank_correlation(a: &[f32], b: &[f32]) -> Option<f64> {
     (scale > 0.0).then(|| product(&a, &b) / scale)
 }
 
-/// Each value's rank among all, less the mean rank.
+/// The rank of each value, minus the mean rank.
 fn centred_ranks(values: &[f32]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|&i, &j| values[i].total_cmp(&values[j]));

@@ -1,5 +1,5 @@
-//! Evaluations: held-out prompts, answered with the same seed each time, and measured by score, judge,
-//! KL, length, variety, repetition, entropy and valence.
+//! Evaluations: held-out prompts, answered with the same seed each time, and measured by score,
+//! judge, KL, length, variety, repetition, entropy and valence.
 
 mod measures;
 mod results;
@@ -98,7 +98,7 @@ impl<'a> Evaluator<'a> {
         }))
     }
 
-    /// Answers all prompts and measures the answers.
+    /// Answers all held-out prompts and measures the answers.
     ///
     /// # Errors
     /// If the computation fails.

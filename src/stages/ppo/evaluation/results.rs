@@ -1,5 +1,5 @@
-//! Results of one evaluation: means with their standard errors, and each prompt's scores, which later
-//! evaluations are compared with.
+//! Results of one evaluation: means with their standard errors, and each prompt's scores, which
+//! later evaluations are compared with.
 
 use std::collections::BTreeMap;
 
@@ -21,8 +21,8 @@ pub struct EvalResults {
     completions: Vec<String>,
 }
 
-/// Scores of each prompt's completion by the reward and by the judge, as the bits of an `f32`: JSON has
-/// no NaN.
+/// Scores of each prompt's completion by the reward and by the judge, as the bits of an `f32`: JSON
+/// has no NaN.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct PromptScores {
     reward: Vec<u32>,
@@ -153,8 +153,8 @@ mod tests {
         }
     }
 
-    /// Four prompts: the reward's score moved against the judge's on two, with it on one, not at all on
-    /// one. Mean length 4, then 6.
+    /// Four prompts: the reward's score moved against the judge's on two, with it on one, not at
+    /// all on one. Mean length 4, then 6.
     #[test]
     fn drift_and_disagreement_compare_with_the_start() {
         let results = |lengths: &[f64], reward: &[f32], judge: &[f32]| {

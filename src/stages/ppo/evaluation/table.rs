@@ -77,7 +77,8 @@ fn add_measures(
     }
 }
 
-/// Adds the first prompts (of a chat the last user message) with their completions before and after.
+/// Adds the first prompts (of a chat the last user message) with their completions before and
+/// after.
 fn add_completions(
     table: &mut Summary,
     evaluator: &Evaluator,

@@ -1,12 +1,14 @@
 //! Warns of over-optimisation of the reward model (Gao et al. 2023, "Scaling Laws for Reward Model
-//! Overoptimization"): its score still rises while the score of a judge, which training never sees, falls.
+//! Overoptimization"): its score still rises while the score of a judge, which training never sees,
+//! falls.
 //!
-//! Each evaluation is compared with the one whose judge's mean was highest. There is a warning if since
-//! then the reward's mean has risen and the judge's has fallen, both by more than z combined standard
-//! errors √(s₁² + s₂²) of the two evaluations, with z = 2 √(1 + ln k) at the k-th evaluation after the
-//! first. The highest of k means is partly high by chance, hence the logarithm: among runs whose judge's
-//! mean only fluctuates, about one in twenty ever warns, however long the run. Evaluations answer the same
-//! prompts, so means fluctuate less than their standard errors say, and the share is lower still.
+//! Each evaluation is compared with the one whose judge's mean was highest. There is a warning if
+//! since then the reward's mean has risen and the judge's has fallen, both by more than z combined
+//! standard errors √(s₁² + s₂²) of the two evaluations, with z = 2 √(1 + ln k) at the k-th
+//! evaluation after the first. The highest of k means is partly high by chance, hence the
+//! logarithm: among runs whose judge's mean only fluctuates, about one in twenty ever warns,
+//! however long the run. Evaluations answer the same prompts, so means fluctuate less than their
+//! standard errors say, and the share is lower still.
 
 use serde::{Deserialize, Serialize};
 
@@ -128,7 +130,8 @@ mod tests {
         measured
     }
 
-    /// Iterations (the place in the list) at which a run with these means warns; every standard error is 0.1.
+    /// Iterations (the place in the list) at which a run with these means warns; every standard
+    /// error is 0.1.
     fn warnings(means: &[(f64, f64)]) -> Vec<usize> {
         let mut watch = RewardWatch::default();
         let observed = means.iter().enumerate().map(|(i, &(reward, judge))| {

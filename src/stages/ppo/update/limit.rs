@@ -1,4 +1,5 @@
-//! Limits on how far an iteration may move the policy: ending its epochs early, and rolling it back.
+//! Limits on how far an iteration may move the policy: ending its epochs early, and rolling it
+//! back.
 
 use anyhow::Result;
 
@@ -22,10 +23,11 @@ pub enum UpdateOutcome {
     },
 }
 
-/// A copy of the trained roles, their optimizers and the cursor of PPO-ptx at the start of an iteration.
+/// A copy of the trained roles, their optimizers and the cursor of PPO-ptx at the start of an
+/// iteration.
 ///
-/// The KL controller, the scores' normaliser and the counter of skipped steps are not part of it: they
-/// keep what they observed in an iteration that is rolled back.
+/// The KL controller, the scores' normaliser and the counter of skipped steps are not part of it:
+/// they keep what they observed in an iteration that is rolled back.
 pub struct IterationStart {
     actor: Rollback,
     critic: Option<Rollback>,
@@ -66,8 +68,8 @@ impl IterationStart {
     }
 }
 
-/// Whether a minibatch with these ratios ends the epochs. A KL that is NaN does not: its minibatch is
-/// skipped and counted.
+/// Whether a minibatch with these ratios ends the epochs. A KL that is NaN does not: its minibatch
+/// is skipped and counted.
 pub fn stops(config: &Ppo, ratio: &RatioStats) -> bool {
     let limit = config.update.target_kl;
     limit.is_some_and(|limit| ratio.approx_kl() > limit)

@@ -73,7 +73,8 @@ impl<'a> Microbatch<'a> {
         Ok(aggregation.weights(Rows::new(&self.offsets)?, self.totals)?)
     }
 
-    /// The elements of a per-token quantity of the experience that belong to this microbatch: `[n]`.
+    /// The elements of a per-token quantity of the experience that belong to this microbatch:
+    /// `[n]`.
     pub fn select<T: Copy>(&self, all: &[T]) -> Vec<T> {
         let tokens = |&i: &usize| all[self.experience.tokens_of(i)].iter().copied();
         self.sequences.iter().flat_map(tokens).collect()

@@ -3,9 +3,9 @@
 //!
 //! With `target_kl` the epochs end at the first minibatch whose approximate KL exceeds it; that
 //! minibatch takes no step. Spinning Up
-//! (<https://spinningup.openai.com/en/latest/algorithms/ppo.html>) and stable-baselines3 do the same, but
-//! stop at 1.5 times the value of their key; here the key is the limit itself. CleanRL checks once an
-//! epoch, which is late where an epoch has many minibatches.
+//! (<https://spinningup.openai.com/en/latest/algorithms/ppo.html>) and stable-baselines3 do the
+//! same, but stop at 1.5 times the value of their key; here the key is the limit itself. CleanRL
+//! checks once an epoch, which is late where an epoch has many minibatches.
 
 mod critic;
 mod limit;
@@ -70,8 +70,8 @@ struct Minibatch {
     outcome: MinibatchOutcome,
 }
 
-/// The update of actor and critic in one iteration: everything that the epochs read and change beside
-/// the experience.
+/// The update of actor and critic in one iteration: everything that the epochs read and change
+/// beside the experience.
 pub struct ActorCriticUpdate<'a> {
     /// The `[ppo]` table.
     pub config: &'a Ppo,
@@ -160,7 +160,8 @@ impl ActorCriticUpdate<'_> {
         Ok(done)
     }
 
-    /// Computes the gradients of one minibatch, in microbatches of bounded size, and takes its step.
+    /// Computes the gradients of one minibatch, in microbatches of bounded size, and takes its
+    /// step.
     fn minibatch(
         &mut self,
         experience: &Experience,
@@ -185,7 +186,8 @@ impl ActorCriticUpdate<'_> {
         Ok(minibatch)
     }
 
-    /// Weight of the KL in the actor's loss; `None` where the rewards carry the KL, or nothing does.
+    /// Weight of the KL in the actor's loss; `None` where the rewards carry the KL, or nothing
+    /// does.
     fn loss_kl_coef(&self) -> Option<f64> {
         (self.config.kl_in() == KlIn::Loss && self.kl_coef > 0.0).then_some(self.kl_coef)
     }
@@ -203,7 +205,8 @@ impl ActorCriticUpdate<'_> {
         Ok(())
     }
 
-    /// One optimizer step of each role that has gradients, or of none if a loss or gradient is not finite.
+    /// One optimizer step of each role that has gradients, or of none if a loss or gradient is not
+    /// finite.
     fn step(&mut self, minibatch: &mut Minibatch) -> Result<()> {
         let actor = self.roles.actor.params();
         let critic = self.roles.critic.as_ref().map(Decoder::params);

@@ -96,8 +96,8 @@ impl ActorCriticUpdate<'_> {
         Ok(actor_loss(&tokens, &clip(config), entropy_coef)?)
     }
 
-    /// Log-probs of the microbatch's tokens in the distributions that they were drawn from and, where
-    /// the loss carries the KL, over the whole vocabulary.
+    /// Log-probs of the microbatch's tokens in the distributions that they were drawn from and,
+    /// where the loss carries the KL, over the whole vocabulary.
     fn forward(&self, microbatch: &Microbatch) -> Result<(TokenLogProbs, Option<Tensor>)> {
         let (actor, packed) = (&self.roles.actor, &microbatch.packed);
         let temperature = self.config.generation.temperature as f32;

@@ -1,10 +1,10 @@
-//! PPO-ptx: the language-modelling objective mixed into the actor's steps (Ouyang et al. 2022, eq. 2), so
-//! that the policy keeps what it learned in pretraining.
+//! PPO-ptx: the language-modelling objective mixed into the actor's steps (Ouyang et al. 2022, eq.
+//! 2), so that the policy keeps what it learned in pretraining.
 //!
-//! The paper adds γ E[log π(x)] over pretraining text to the objective; here the expectation is a mean
-//! over tokens, as in pretraining, so that γ does not depend on the rows' length. The position in the
-//! shuffled rows is part of the checkpoint. Every step takes a whole batch of rows from one epoch of the
-//! text.
+//! The paper adds γ E[log π(x)] over pretraining text to the objective; here the expectation is a
+//! mean over tokens, as in pretraining, so that γ does not depend on the rows' length. The position
+//! in the shuffled rows is part of the checkpoint. Every step takes a whole batch of rows from one
+//! epoch of the text.
 
 use anyhow::{Context as _, Result, ensure};
 use rollout::random::Purpose;
@@ -77,13 +77,14 @@ impl PretrainMix {
         let (rows, wanted) = (self.rows.len(), ptx.rows());
         (wanted > rows).then(|| {
             format!(
-                "ppo.ptx_batch_size is {wanted} rows, but ppo.ptx_data has only {rows}: each step repeats rows"
+                "ppo.ptx_batch_size is {wanted} rows, but ppo.ptx_data has only {rows}: each step \
+                 repeats rows"
             )
         })
     }
 
-    /// The next `count` rows from `cursor` on, in passes of at most `limit` tokens; moves `cursor` past
-    /// them.
+    /// The next `count` rows from `cursor` on, in passes of at most `limit` tokens; moves `cursor`
+    /// past them.
     fn passes(&self, cursor: &mut u64, count: usize, limit: usize) -> Result<Vec<Batch>> {
         let from = self.batches.whole_from(*cursor);
         *cursor = from + count as u64;
@@ -96,8 +97,8 @@ impl PretrainMix {
 }
 
 impl ActorCriticUpdate<'_> {
-    /// Adds the gradients of the next rows of text to the actor's parameters; returns the mean loss of a
-    /// token, `None` without PPO-ptx.
+    /// Adds the gradients of the next rows of text to the actor's parameters; returns the mean loss
+    /// of a token, `None` without PPO-ptx.
     ///
     /// # Errors
     /// If the computation fails.

@@ -8,8 +8,8 @@ use crate::rlhf::stats::mean;
 use crate::stages::ppo::state::PpoState;
 use crate::train::metrics::{Metrics, names};
 
-/// Writes the means over the iteration's minibatches, and the ratio of the first one. A term that no
-/// minibatch has is not written.
+/// Writes the means over the iteration's minibatches, and the ratio of the first one. A term that
+/// no minibatch has is not written.
 pub fn write(metrics: &mut Metrics, done: &[Minibatch], rates: Rates, config: &Ppo) {
     let policy: Vec<&PolicySums> = done.iter().filter_map(|m| m.policy.as_ref()).collect();
     let critic: Vec<&CriticSums> = done.iter().filter_map(|m| m.critic.as_ref()).collect();
@@ -70,7 +70,8 @@ pub fn write_reached(metrics: &mut Metrics, approx_kl: f64) {
     metrics.set(names::POLICY_LAST_APPROX_KL, approx_kl);
 }
 
-/// Writes the number of the actor's steps, whether the epochs ended early, and the iterations rolled back.
+/// Writes the number of the actor's steps, whether the epochs ended early, and the iterations
+/// rolled back.
 pub fn write_counts(metrics: &mut Metrics, done: &[Minibatch], config: &Ppo, state: &PpoState) {
     let stepped = |m: &&Minibatch| m.outcome == MinibatchOutcome::Stepped && m.policy.is_some();
     metrics.set(
