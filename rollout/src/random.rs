@@ -1,21 +1,28 @@
-//! Randomness as a function of a key and two indices; there is no generator state to keep, save or
-//! share.
+//! Random draws as functions of a key and two indices. No generator state is kept, saved or shared.
 //!
-//! A [`Key`] names an endless table of random words. Every draw reads one entry of it, addressed by
-//! two indices `(a, b)` whose meaning is the caller's (epoch and position, sample and token, ...),
-//! so a draw does not depend on how many were made before it. [`Key::child`] turns an entry into a
-//! key of its own, which gives room for more indices.
+//! A [`Key`] names a table of random words. A draw reads the entry `(a, b)` of the table; the caller
+//! gives the indices their meaning (epoch, sample and token, ...), so a draw does not depend on the
+//! draws before it. [`Key::stream`] is the random generator of one entry, for the distributions of
+//! `rand` and `rand_distr`. [`Key::child`] makes a key from an entry, for draws with more indices.
 //!
 //! The words are those of Philox4x32-10: Salmon, Moraes, Dror and Shaw, "Parallel Random Numbers:
 //! As Easy as 1, 2, 3", SC 2011. It is a counter-based generator that passes BigCrush; it is not a
 //! cipher.
+//!
+//! The versions of `rand` and `rand_distr` are pinned, because another version may turn the same
+//! words into other draws.
 
-use std::f64::consts::TAU;
+pub use rand;
+pub use rand_distr;
 
-/// What a draw is for. Draws of different purposes are independent even when all their indices
-/// agree.
+use rand::rand_core::block::{BlockRng, BlockRngCore};
+use rand::seq::SliceRandom;
+use rand::{Rng, RngCore};
+
+/// What a draw is for. Draws with different purposes are independent even where all indices agree.
 ///
-/// The values are part of the format: changing one changes every result that follows from a seed. 5 is free.
+/// The values are part of the format: another value changes every result that follows from a seed.
+/// 5 is not in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Purpose {
@@ -23,11 +30,11 @@ pub enum Purpose {
     Init = 1,
     /// Order of training records.
     Shuffle = 2,
-    /// Which data set of a mixture the next record comes from.
+    /// Which dataset of a mixture the next record comes from.
     Mixture = 3,
-    /// Tokens drawn during rollouts.
+    /// Tokens sampled during rollouts.
     Sample = 4,
-    /// Tokens drawn during evaluation.
+    /// Tokens sampled during evaluation.
     Evaluation = 6,
     /// Order of sequences within a PPO epoch.
     PpoShuffle = 7,
@@ -35,95 +42,84 @@ pub enum Purpose {
     Split = 8,
     /// Order of the pretraining text that PPO mixes in.
     Ptx = 9,
-    /// Seeds of the models that draw for themselves.
+    /// Seeds of [`Independent`] models.
     Model = 10,
 }
 
-/// A model that must not begin as another one of its kind does, nor read data in the same order: all its draws follow a seed of its
-/// own. The values are part of the format, as those of [`Purpose`].
+/// A model whose draws follow a seed of its own, so that neither its initial values nor its order of
+/// records equals another model's. The values are part of the format, like those of [`Purpose`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Independent {
-    /// The judge, which says whether a reward model is right and so must not share its chances.
+    /// The judge, which measures the reward model and must not repeat its random choices.
     Judge = 1,
-    /// A critic whose head is drawn, beside a reward model's.
+    /// A critic whose head is drawn, beside a reward model with a drawn head.
     Critic = 2,
 }
 
 impl Independent {
-    /// The seed that stands for `seed` in this model's draws.
+    /// The seed of this model's draws in a run with `seed`.
     pub fn seed(self, seed: u64) -> u64 {
-        Key::new(seed, Purpose::Model).bits(self as u64, 0)
+        Key::new(seed, Purpose::Model)
+            .stream(self as u64, 0)
+            .next_u64()
     }
 }
 
-/// Names a table of random words; see the module's head.
+/// The key of a table of random words; see the module documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key([u32; 2]);
 
 impl Key {
-    /// The table for one purpose of a run with this seed.
+    /// The key for one purpose of a run with this seed.
     pub fn new(seed: u64, purpose: Purpose) -> Self {
         Self(halves(seed)).child(purpose as u64, 0)
     }
 
-    /// A key derived from entry `(a, b)`: the way to address a draw by more than two indices.
+    /// A key derived from entry `(a, b)`, for draws with more than two indices.
     ///
-    /// Do not draw from the same entry of a key that you derive from.
+    /// Do not draw from an entry that a key is derived from.
     pub fn child(self, a: u64, b: u64) -> Self {
-        let word = self.words(a, b);
-        // The other half of the entry than the one `bits` returns.
-        Self([word[2], word[3]])
+        let [_, _, low, high] = philox4x32(counter(a, b), self.0);
+        Self([low, high])
     }
 
-    /// 64 random bits: entry `(a, b)`.
-    pub fn bits(self, a: u64, b: u64) -> u64 {
-        let word = self.words(a, b);
-        join(word[0], word[1])
+    /// The random generator of entry `(a, b)`. Creating one costs nothing; the first draw computes
+    /// one Philox block.
+    pub fn stream(self, a: u64, b: u64) -> impl RngCore {
+        BlockRng::new(EntryBlocks {
+            key: u64::from(self.0[1]) << 32 | u64::from(self.0[0]),
+            counter: counter(a, b),
+        })
     }
 
-    /// A uniform draw from [0, 1) with 53 bits.
+    /// A uniform draw from [0, 1) with 53 bits: the first of entry `(a, b)`.
     pub fn uniform(self, a: u64, b: u64) -> f64 {
-        unit(self.bits(a, b))
+        self.stream(a, b).random()
     }
 
-    /// Two independent draws from the standard normal distribution (Box and Muller 1958).
-    pub fn normal_pair(self, a: u64, b: u64) -> [f64; 2] {
-        let word = self.words(a, b);
-        // 1 − u lies in (0, 1], where the logarithm is finite.
-        let radius = (-2.0 * (1.0 - unit(join(word[0], word[1]))).ln()).sqrt();
-        let (sin, cos) = (TAU * unit(join(word[2], word[3]))).sin_cos();
-        [radius * cos, radius * sin]
-    }
-
-    /// Fills `out` with standard normal draws; element i comes from entry `(a, i / 2)`.
-    pub fn fill_normal(self, a: u64, out: &mut [f64]) {
-        for (pair, b) in out.chunks_mut(2).zip(0..) {
-            let draws = self.normal_pair(a, b);
-            pair.copy_from_slice(&draws[..pair.len()]);
-        }
-    }
-
-    /// A uniform draw from `0..n`, or 0 when `n` is 0.
-    ///
-    /// The product's high word is used, so the probabilities are off by at most n / 2⁶⁴.
-    pub fn below(self, a: u64, b: u64, n: u64) -> u64 {
-        ((u128::from(self.bits(a, b)) * u128::from(n)) >> 64) as u64
-    }
-
-    /// A uniformly random order of `0..n` (Fisher-Yates); uses the entries `(a, 1..n)`.
+    /// A uniformly random order of `0..n`, from entry `(a, 0)`.
     pub fn permutation(self, a: u64, n: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..n).collect();
-        for last in (1..n).rev() {
-            let other = self.below(a, last as u64, last as u64 + 1) as usize;
-            order.swap(last, other);
-        }
+        order.shuffle(&mut self.stream(a, 0));
         order
     }
+}
 
-    fn words(self, a: u64, b: u64) -> [u32; 4] {
-        let ([a0, a1], [b0, b1]) = (halves(a), halves(b));
-        philox4x32([a0, a1, b0, b1], self.0)
+/// The words of one entry: its block in the table of the entry's key, then its blocks in the tables
+/// of the keys that follow.
+struct EntryBlocks {
+    key: u64,
+    counter: [u32; 4],
+}
+
+impl BlockRngCore for EntryBlocks {
+    type Item = u32;
+    type Results = [u32; 4];
+
+    fn generate(&mut self, block: &mut [u32; 4]) {
+        *block = philox4x32(self.counter, halves(self.key));
+        self.key = self.key.wrapping_add(1);
     }
 }
 
@@ -146,17 +142,12 @@ pub fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
+fn counter(a: u64, b: u64) -> [u32; 4] {
+    let ([a0, a1], [b0, b1]) = (halves(a), halves(b));
+    [a0, a1, b0, b1]
+}
+
 /// The low and the high word.
 fn halves(x: u64) -> [u32; 2] {
     [x as u32, (x >> 32) as u32]
-}
-
-fn join(low: u32, high: u32) -> u64 {
-    u64::from(high) << 32 | u64::from(low)
-}
-
-/// The top 53 bits as a fraction in [0, 1).
-fn unit(bits: u64) -> f64 {
-    const STEP: f64 = 1.0 / (1u64 << 53) as f64;
-    (bits >> 11) as f64 * STEP
 }

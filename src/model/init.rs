@@ -1,8 +1,13 @@
 //! Fresh weights: a function of the seed and the tensor's name.
 
+use rayon::prelude::*;
+use rollout::random::rand_distr::{Distribution, StandardNormal, StandardUniform};
 use rollout::random::{Key, Purpose};
 
 use super::config::{Init, TensorSpec};
+
+/// Values that share a random stream; the streams of a tensor are drawn in parallel.
+const CHUNK: usize = 1 << 16;
 
 /// The initial values of `spec`.
 pub fn fresh(spec: &TensorSpec, seed: u64) -> Vec<f32> {
@@ -10,18 +15,25 @@ pub fn fresh(spec: &TensorSpec, seed: u64) -> Vec<f32> {
         Init::Ones => vec![1.0; spec.numel()],
         Init::Zeros => vec![0.0; spec.numel()],
         Init::Normal { std } => {
-            let mut draws = vec![0f64; spec.numel()];
-            Key::new(seed, Purpose::Init).fill_normal(name_of(spec), &mut draws);
-            draws.into_iter().map(|x| (x * std) as f32).collect()
+            let value = StandardNormal.map(|normal: f64| (normal * std) as f32);
+            draw(spec, seed, value)
         }
         Init::Uniform { bound } => {
-            let (key, name) = (Key::new(seed, Purpose::Init), name_of(spec));
-            let draw = |i| ((2.0 * key.uniform(name, i) - 1.0) * bound) as f32;
-            (0..spec.numel() as u64).map(draw).collect()
+            let value = StandardUniform.map(|unit: f64| ((2.0 * unit - 1.0) * bound) as f32);
+            draw(spec, seed, value)
         }
     }
 }
 
-fn name_of(spec: &TensorSpec) -> u64 {
-    u64::from(crc32fast::hash(spec.name.as_bytes()))
+/// Independent draws from `distribution`, one for each element.
+fn draw(spec: &TensorSpec, seed: u64, distribution: impl Distribution<f32> + Sync) -> Vec<f32> {
+    let key = Key::new(seed, Purpose::Init);
+    let name = u64::from(crc32fast::hash(spec.name.as_bytes()));
+    let mut values = vec![0f32; spec.numel()];
+    let chunks = values.par_chunks_mut(CHUNK).enumerate();
+    chunks.for_each(|(index, chunk)| {
+        let mut stream = key.stream(name, index as u64);
+        chunk.fill_with(|| distribution.sample(&mut stream));
+    });
+    values
 }

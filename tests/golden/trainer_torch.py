@@ -4,9 +4,10 @@ Nothing here is taken from the engine or needs its output. Its own are:
 - the decoder (Llama: Touvron et al. 2023; RoPE: Su et al. 2021; GQA: Ainslie et al. 2023), one sequence at a time;
 - AdamW with its clip (torch.optim, torch.nn.utils), learning rates (transformers' schedules);
 - the losses, estimators and controllers, each with its source beside it;
-- the order of records and the sampled tokens: Philox4x32-10 (Salmon et al. 2011) under the keys of rollout/src/random.rs, Fisher-Yates,
-  and the inverse of the cumulative distribution. A token would differ only if a draw fell within rounding of a border.
+- the order of records and the sampled tokens: Philox4x32-10 (Salmon et al. 2011) under the keys of rollout/src/random.rs, Fisher-Yates
+  with rand 0.9's draws, and the inverse of the cumulative distribution. A token would differ only if a draw fell within rounding of a border.
 """
+import itertools
 import math
 import torch
 import torch.nn.functional as F
@@ -31,31 +32,50 @@ def philox(counter, key):
 
 class Key:
     def __init__(self, words):
-        self.words = words
+        self.key = words
 
     @staticmethod
     def of(seed, purpose):
         return Key([seed & M32, seed >> 32]).child(purpose, 0)
 
     def entry(self, a, b):
-        return philox([a & M32, a >> 32, b & M32, b >> 32], self.words)
+        return philox([a & M32, a >> 32, b & M32, b >> 32], self.key)
 
     def child(self, a, b):
         return Key(self.entry(a, b)[2:])
 
-    def bits(self, a, b):
-        low, high = self.entry(a, b)[:2]
-        return high << 32 | low
-
     def uniform(self, a, b):
-        return (self.bits(a, b) >> 11) / 2**53
+        low, high = self.entry(a, b)[:2]
+        return ((high << 32 | low) >> 11) / 2**53
+
+    def words(self, a, b):
+        """The stream of an entry: its block under this key, then under the keys that follow."""
+        for k in itertools.count(self.key[1] << 32 | self.key[0]):
+            yield from Key([k & M32, k >> 32 & M32]).entry(a, b)
 
     def permutation(self, a, n):
-        order = list(range(n))
-        for last in range(n - 1, 0, -1):
-            other = self.bits(a, last) * (last + 1) >> 64
-            order[last], order[other] = order[other], order[last]
+        """Fisher-Yates from the front; one draw below m (m + 1) ... < 2^32 serves as many steps as it has factors."""
+        order, words, chunk, left = list(range(n)), self.words(a, 0), 0, 1
+        for place in range(n):
+            m = place + 1
+            if left == 0:
+                bound = m
+                while bound * (m + left + 1) <= M32:
+                    left += 1
+                    bound *= m + left
+                chunk, left = below(words, bound), left + 1
+            left -= 1
+            chunk, other = divmod(chunk, m) if left else (0, chunk)
+            order[place], order[other] = order[other], order[place]
         return order
+
+
+def below(words, bound):
+    """An integer below `bound` from one 32-bit word, and a second one where the first would favour some (Canon 2021)."""
+    high, low = divmod(next(words) * bound, 1 << 32)
+    if low > (1 << 32) - bound:
+        high += low + (next(words) * bound >> 32) > M32
+    return high
 
 
 class Order:

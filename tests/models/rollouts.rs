@@ -9,6 +9,7 @@ use collimate::model::{Decoder, Gradient, Recompute};
 use collimate::ops::attention::Segments;
 use collimate::ops::head::Target;
 use collimate::ops::param::{Operand, Training};
+use rollout::random::rand::Rng;
 use rollout::random::{Key, Purpose};
 use rollout::{
     CacheBudget, Completion, Decoding, Model as _, Output, Request, Sampling, Settings, generate,
@@ -18,16 +19,20 @@ use crate::differences::{outputs, two_layers};
 use crate::support::{Anyhow, in_each_arithmetic, llama, load};
 
 /// Requests with prompts and limits of different lengths.
-fn requests(count: u64, vocabulary: u64, samples: usize) -> Vec<Request> {
+fn requests(count: u64, vocabulary: u32, samples: usize) -> Vec<Request> {
     let key = Key::new(11, Purpose::Split);
-    let request = |i: u64| Request {
-        key: i,
-        prompt: (0..1 + key.below(i, 0, 40))
-            .map(|p| key.below(i, p + 1, vocabulary) as u32)
-            .collect(),
-        max_new_tokens: 1 + key.below(i, 99, 60) as usize,
-        min_new_tokens: 0,
-        samples,
+    let request = |i: u64| {
+        let mut stream = key.stream(i, 0);
+        let length = stream.random_range(1..=40);
+        Request {
+            key: i,
+            prompt: (0..length)
+                .map(|_| stream.random_range(0..vocabulary))
+                .collect(),
+            max_new_tokens: stream.random_range(1..=60),
+            min_new_tokens: 0,
+            samples,
+        }
     };
     (0..count).map(request).collect()
 }
@@ -107,7 +112,7 @@ fn over_all(completion: &Completion) -> &[f32] {
 }
 
 /// Samples with a cache that is too small, and in batches of several sizes.
-pub fn check(model: &Decoder, vocabulary: u64, sampling: Sampling) -> Anyhow {
+pub fn check(model: &Decoder, vocabulary: u32, sampling: Sampling) -> Anyhow {
     let requests = requests(64, vocabulary, 1);
     let tight = run(model, &requests, sampling, 64, CacheBudget::Tokens(640))?;
     assert_equal_to_training(model, &requests, &tight, sampling)?;

@@ -10,6 +10,8 @@ use collimate::model::hf_config::HfConfig;
 use collimate::ops::attention::{Attention, Segments};
 use collimate::ops::param::{Initial, ParamStore, Training};
 use collimate::ops::product::Arithmetic;
+use rollout::random::rand::Rng;
+use rollout::random::rand_distr::StandardNormal;
 use rollout::random::{Key, Purpose};
 
 pub type Anyhow<T = ()> = anyhow::Result<T>;
@@ -137,9 +139,8 @@ pub fn gap(a: &[f32], b: &[f32]) -> f32 {
 
 /// Independent standard normal draws, different ones for each stream.
 pub fn noise(count: usize, stream: u64) -> Vec<f32> {
-    let mut draws = vec![0f64; count];
-    Key::new(17, Purpose::Init).fill_normal(stream, &mut draws);
-    draws.into_iter().map(|x| x as f32).collect()
+    let draws = Key::new(17, Purpose::Init).stream(stream, 0);
+    draws.sample_iter(StandardNormal).take(count).collect()
 }
 
 /// A tensor of [`noise`].

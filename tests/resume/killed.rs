@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rollout::random::rand::Rng;
 use rollout::random::{Key, Purpose};
 
 use crate::process::{ATTEMPTS, Moment, StageRun};
@@ -29,7 +30,7 @@ fn moment(key: Key, kill: u64, kills: u64, attempt: u64, lines: usize) -> Moment
     let place = (kill as f64 + key.uniform(kill, 2 * attempt)) / kills as f64;
     Moment {
         lines: ((0.2 + 0.6 * place) * lines as f64) as usize,
-        delay: Duration::from_micros(key.below(kill, 2 * attempt + 1, 5000)),
+        delay: Duration::from_micros(key.stream(kill, 2 * attempt + 1).random_range(0..5000)),
     }
 }
 

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use rollout::random::rand::Rng;
 use rollout::random::{Key, Purpose};
 use rollout::{
     BLOCK_TOKENS, CacheBudget, Completion, Decoding, Error, Finish, LastToken, Output, Request,
@@ -95,22 +96,22 @@ fn when_the_cache_is_short_the_last_sequences_give_way() {
 fn no_mix_of_requests_stalls() {
     let key = Key::new(3, Purpose::Shuffle);
     for mix in 0..300 {
-        let number = |place, n| key.below(mix, place, n) as usize;
-        let random = |i| {
-            let lengths = (1 + number(4 * i, 40), 1 + number(4 * i + 1, 40));
-            request(lengths.0, lengths.1, 1 + number(4 * i + 2, 4))
-        };
-        let requests: Vec<Request> = (0..2 + number(100, 6) as u64).map(random).collect();
+        let mut stream = key.stream(mix, 0);
+        let mut number = |most| stream.random_range(1..=most);
+        let count = 1 + number(6);
+        let requests: Vec<Request> = (0..count)
+            .map(|_| request(number(40), number(40), number(4)))
+            .collect();
         let longest = requests
             .iter()
             .map(|r| r.prompt.len() + r.max_new_tokens - 1)
             .max();
-        let blocks = longest.unwrap().div_ceil(BLOCK_TOKENS) + number(101, 3);
+        let blocks = longest.unwrap().div_ceil(BLOCK_TOKENS) + number(3) - 1;
         let settings = Settings {
             seed: mix,
-            max_batch: 1 + number(102, 5),
+            max_batch: number(5),
             cache: CacheBudget::Tokens(blocks * BLOCK_TOKENS),
-            prefill_tokens: 1 + number(103, 50),
+            prefill_tokens: number(50),
             stop_ids: &[STOP],
             ..Settings::default()
         };

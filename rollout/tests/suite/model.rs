@@ -3,6 +3,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use rollout::random::rand::Rng;
+use rollout::random::rand_distr::StandardNormal;
 use rollout::random::{Key, Purpose};
 use rollout::{
     BLOCK_TOKENS, CacheSpec, Completion, Decoding, Draw, Drawn, Finish, Model, ModelResult, Next,
@@ -34,9 +36,8 @@ pub fn logits(history: &[u32]) -> Vec<f32> {
         .fold(Key::new(0, Purpose::Init), |key, &token| {
             key.child(token.into(), 0)
         });
-    let mut draws = [0.0; VOCAB];
-    key.fill_normal(1, &mut draws);
-    draws.map(|x| x as f32).to_vec()
+    let draws = key.stream(1, 0).sample_iter(StandardNormal);
+    draws.take(VOCAB).collect()
 }
 
 impl Model for Parrot {

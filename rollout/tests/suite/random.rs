@@ -1,5 +1,7 @@
 //! The random words against published test vectors, and the draws against their distributions.
 
+use rollout::random::rand::{Rng, RngCore};
+use rollout::random::rand_distr::StandardNormal;
 use rollout::random::{Independent, Key, Purpose, philox4x32};
 
 /// Known answers of philox4x32 with 10 rounds, from the Random123 distribution (Salmon et al.
@@ -30,18 +32,27 @@ fn philox_gives_the_published_words() {
 
 #[test]
 fn every_part_of_the_address_matters() {
-    let base = Key::new(7, Purpose::Sample).bits(1, 2);
-    let others = [
-        Key::new(8, Purpose::Sample).bits(1, 2),
-        Key::new(7 | 1 << 40, Purpose::Sample).bits(1, 2),
-        Key::new(7, Purpose::Init).bits(1, 2),
-        Key::new(7, Purpose::Sample).bits(2, 1),
-        Key::new(7, Purpose::Sample).bits(1 | 1 << 40, 2),
-        Key::new(7, Purpose::Sample).bits(1, 2 | 1 << 40),
-        Key::new(7, Purpose::Sample).child(0, 0).bits(1, 2),
+    let words = |key: Key, a, b| {
+        let mut stream = key.stream(a, b);
+        [(); 6].map(|()| stream.next_u64())
+    };
+    let key = Key::new(7, Purpose::Sample);
+    let entries = [
+        words(key, 1, 2),
+        words(Key::new(8, Purpose::Sample), 1, 2),
+        words(Key::new(7 | 1 << 40, Purpose::Sample), 1, 2),
+        words(Key::new(7, Purpose::Init), 1, 2),
+        words(key, 2, 1),
+        words(key, 1, 3),
+        words(key, 1 | 1 << 40, 2),
+        words(key, 1, 2 | 1 << 40),
+        words(key.child(0, 0), 1, 2),
     ];
-    assert!(others.iter().all(|&other| other != base), "{others:x?}");
-    assert_eq!(base, Key::new(7, Purpose::Sample).bits(1, 2));
+    let mut all = entries.concat();
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!(all.len(), entries.len() * 6, "{entries:x?}");
+    assert_eq!(entries[0], words(key, 1, 2));
 }
 
 #[test]
@@ -56,8 +67,8 @@ fn uniform_draws_have_the_moments_of_the_unit_interval() {
 
 #[test]
 fn normal_draws_have_the_moments_of_the_standard_normal() {
-    let mut draws = vec![0.0; 20_001];
-    Key::new(1, Purpose::Init).fill_normal(5, &mut draws);
+    let stream = Key::new(1, Purpose::Init).stream(5, 0);
+    let draws: Vec<f64> = stream.sample_iter(StandardNormal).take(20_001).collect();
     // Standard errors: 0.007 for the mean, 0.01 for the variance, 0.035 for the fourth moment.
     assert!(mean(&draws).abs() < 0.028);
     assert!((variance(&draws) - 1.0).abs() < 0.04);
@@ -91,6 +102,33 @@ fn a_permutation_holds_each_number_once_and_favours_no_place() {
     assert_eq!(key.permutation(0, 100), key.permutation(0, 100));
     assert_ne!(key.permutation(0, 100), key.permutation(1, 100));
     assert!(key.permutation(0, 0).is_empty());
+}
+
+/// The first draws of each purpose. They are part of the format: other values change every result
+/// that follows from a seed.
+#[test]
+fn first_draws_of_each_purpose_are_known() {
+    use Purpose::*;
+    #[rustfmt::skip]
+    let cases = [
+        (Init, 0x905f_77ff_5f45_900e, 0.563956737372129, 0.35316194128954337, [2, 5, 0, 7, 1, 6, 4, 3]),
+        (Shuffle, 0x3b01_0641_1c76_d166, 0.23048438157681095, -0.9256033718850852, [2, 7, 3, 1, 5, 0, 4, 6]),
+        (Mixture, 0xbd97_8007_6048_c7a7, 0.7405929582603532, 0.6126387910493702, [1, 6, 7, 0, 2, 4, 5, 3]),
+        (Sample, 0x5db9_c577_9a06_ad15, 0.3661158959385157, -0.6934061217588011, [7, 3, 4, 1, 0, 2, 5, 6]),
+        (Evaluation, 0x6214_adb0_f043_a517, 0.3831280285815084, -0.5958650963376126, [4, 3, 6, 7, 0, 5, 2, 1]),
+        (PpoShuffle, 0x5612_32a7_86e5_1c78, 0.33621517744076745, -0.520829141768495, [4, 7, 5, 0, 1, 3, 2, 6]),
+        (Split, 0x869b_0200_959b_8797, 0.5258027316500442, 0.07126896190114425, [6, 3, 2, 4, 7, 5, 0, 1]),
+        (Ptx, 0xac4e_f0c0_4c2a_cdb6, 0.6730795354343783, 0.40461837208494716, [6, 1, 2, 5, 0, 7, 3, 4]),
+        (Model, 0xc002_221a_77f9_b05e, 0.750032550298761, 0.8883478966613078, [7, 2, 6, 3, 0, 4, 1, 5]),
+    ];
+    for (purpose, word, uniform, normal, order) in cases {
+        let key = Key::new(1, purpose);
+        assert_eq!(key.stream(2, 3).next_u64(), word, "{purpose:?}");
+        assert_eq!(key.uniform(2, 3), uniform, "{purpose:?}");
+        let drawn: f64 = key.stream(2, 3).sample(StandardNormal);
+        assert_eq!(drawn, normal, "{purpose:?}");
+        assert_eq!(key.permutation(2, 8), order, "{purpose:?}");
+    }
 }
 
 /// The seeds are part of the format: another value changes every judge and every drawn critic.

@@ -1,13 +1,15 @@
 use super::*;
 use crate::ops::attention::{Segments, attend};
 use crate::ops::dispatch::without_kernels;
+use rollout::random::rand::Rng;
+use rollout::random::rand_distr::StandardNormal;
 use rollout::random::{Key, Purpose};
 
 fn noise(rows: usize, columns: usize) -> Tensor {
-    let key = Key::new(5, Purpose::Init);
-    let data: Vec<f32> = (0..rows * columns)
-        .map(|i| key.normal_pair(i as u64, 0)[0] as f32)
-        .collect();
+    let draws = Key::new(5, Purpose::Init)
+        .stream(0, 0)
+        .sample_iter(StandardNormal);
+    let data: Vec<f32> = draws.take(rows * columns).collect();
     Tensor::from_vec(data, (rows, columns), &Device::Cpu).expect("shape fits")
 }
 

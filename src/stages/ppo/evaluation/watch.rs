@@ -110,6 +110,8 @@ impl WatchedScores {
 
 #[cfg(test)]
 mod tests {
+    use rollout::random::rand::Rng;
+    use rollout::random::rand_distr::StandardNormal;
     use rollout::random::{Key, Purpose};
 
     use super::*;
@@ -175,8 +177,9 @@ mod tests {
         let (runs, evaluations) = (400, 40);
         let key = Key::new(5, Purpose::Evaluation);
         let noisy = |run: u64| -> Vec<(f64, f64)> {
-            let judge = |i: u64| 0.1 * key.normal_pair(run, i)[0];
-            (0..evaluations).map(|i| (i as f64, judge(i))).collect()
+            let mut stream = key.stream(run, 0);
+            let mut judge = || 0.1 * stream.sample::<f64, _>(StandardNormal);
+            (0..evaluations).map(|i| (f64::from(i), judge())).collect()
         };
         let warned = (0..runs).filter(|&run| !warnings(&noisy(run)).is_empty());
         let share = warned.count() as f64 / runs as f64;
