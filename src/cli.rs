@@ -6,6 +6,7 @@ mod configured;
 mod generate;
 mod models;
 mod records;
+mod stage;
 
 use clap::{Parser, Subcommand};
 
@@ -13,6 +14,7 @@ pub use configured::{ConfigArgs, PlanArgs, Trials};
 pub use generate::{Decoding, GenerateArgs, StopTokens};
 pub use models::{ExportArgs, ScoreArgs};
 pub use records::RecordArgs;
+pub use stage::StageCommand;
 
 /// Align language models: pretrain, sft, dpo, reward and ppo in one binary.
 ///
@@ -48,56 +50,9 @@ pub enum Command {
     )]
     Run(ConfigArgs),
 
-    /// Train a language model on plain text, from scratch or from a folder
-    ///
-    /// Needs [pretrain] with `data`. Without a tokenizer a byte-level BPE is trained on that text
-    /// first.
-    #[command(
-        after_help = "Example:\n  collimate pretrain configs/quickstart.toml --set pretrain.max_steps=100 --set run.name=trial"
-    )]
-    Pretrain(ConfigArgs),
-
-    /// Fine-tune on answers: prompt and completion, or chats
-    ///
-    /// Needs [sft] with `data`. The loss counts answers only, and rows are packed without seeing
-    /// one another.
-    #[command(
-        after_help = "Example:\n  collimate sft configs/quickstart.toml --set sft.learning_rate=5e-4 --fresh"
-    )]
-    Sft(ConfigArgs),
-
-    /// Tune the policy on pairs of a better and a worse answer, without a reward model
-    ///
-    /// Needs [dpo] with `data`. Minimises DPO's loss, IPO's or SimPO's (`loss_type`); the log-probs
-    /// of the reference, which is the start of the policy, are computed once and kept.
-    #[command(
-        after_help = "Example:\n  collimate dpo configs/dpo.toml --set dpo.loss_type=ipo --fresh"
-    )]
-    Dpo(ConfigArgs),
-
-    /// Train the reward model on pairs of a better and a worse answer
-    ///
-    /// Needs [reward] with `data`. Reports accuracy, margin and calibration on held-out pairs.
-    #[command(
-        after_help = "Example:\n  collimate reward configs/quickstart.toml --set reward.max_steps=300 --fresh"
-    )]
-    Reward(ConfigArgs),
-
-    /// Train the judge: a second reward model that PPO never sees
-    ///
-    /// Needs [judge], whose keys are those of [reward]. Give it other pairs: where reward rises and
-    /// judge falls, the policy has learnt the reward model's weaknesses.
-    #[command(after_help = "Example:\n  collimate judge configs/quickstart.toml")]
-    Judge(ConfigArgs),
-
-    /// Tune the policy on the reward model's scores by PPO
-    ///
-    /// Needs [ppo] with `prompts`, and a reward model (from [reward], or `reward_model`) or a
-    /// weighted sum of other scores ([[ppo.rewards]]). A step is an iteration: sample, score, update.
-    #[command(
-        after_help = "Example:\n  collimate ppo configs/quickstart.toml --set ppo.kl_coef=0.1 --fresh"
-    )]
-    Ppo(ConfigArgs),
+    /// Run one stage of CONFIG
+    #[command(flatten)]
+    Stage(StageCommand),
 
     /// List the memory that each stage of CONFIG will take
     ///

@@ -50,12 +50,7 @@ fn dispatch(command: &Command) -> anyhow::Result<Outcome> {
             let config = load(args, None)?;
             stages::run(&config, args.existing())
         }
-        Command::Pretrain(args) => stage(args, Stage::Pretrain),
-        Command::Sft(args) => stage(args, Stage::Sft),
-        Command::Dpo(args) => stage(args, Stage::Dpo),
-        Command::Reward(args) => stage(args, Stage::Reward),
-        Command::Judge(args) => stage(args, Stage::Judge),
-        Command::Ppo(args) => stage(args, Stage::Ppo),
+        Command::Stage(command) => stage(&command.args, command.stage),
         Command::Plan(args) => with_threads(|| plan(args)),
         Command::Generate(args) => with_threads(|| commands::generate(args)),
         Command::Score(args) => with_threads(|| commands::score(args)),

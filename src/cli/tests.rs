@@ -79,12 +79,7 @@ fn examples_work_once_the_first_has_run() {
             Command::Export(args) => assert!(is_left(&args.model) && is_left(&args.adapter)),
             Command::Run(args) => drop(resolve(&args)),
             Command::Plan(args) => drop(Config::load(&args.config, &args.overrides).unwrap()),
-            Command::Pretrain(args)
-            | Command::Sft(args)
-            | Command::Dpo(args)
-            | Command::Reward(args)
-            | Command::Judge(args)
-            | Command::Ppo(args) => assert_can_run(&args, words[1]),
+            Command::Stage(command) => assert_can_run(&command.args, words[1]),
         }
     }
 }
@@ -190,7 +185,7 @@ fn stages_read_overrides_and_fresh() {
         "--fresh",
     ];
     let cli = Cli::try_parse_from(line).unwrap();
-    let Command::Ppo(args) = cli.command else {
+    let Command::Stage(StageCommand { args, .. }) = cli.command else {
         panic!()
     };
     assert_eq!(

@@ -100,9 +100,8 @@ impl<'a> Checker<'a> {
 
     /// Notes that there is nothing to do.
     pub(super) fn no_stage(&mut self) {
-        let message =
-            "has no stage; add at least one of [pretrain], [sft], [dpo], [reward], [judge], [ppo]"
-                .into();
+        let tables = super::Stage::ALL.map(|stage| format!("[{stage}]"));
+        let message = format!("has no stage; add at least one of {}", tables.join(", "));
         let place = self
             .document
             .map_or(Place::Flag, |document| document.table_place(""));

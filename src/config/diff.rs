@@ -147,10 +147,10 @@ fn effect(table: &str, key: &str, old: &Table, new: &Table) -> Effect {
         (_, "recompute") => true,
         // Evaluations decide when training stops if they stop it early. What they measure on stays the same in any case, or
         // the closing table would hold one thing against another.
-        ("sft" | "dpo", "eval_steps") => {
-            old.get("early_stopping_patience") == Some(&Value::Integer(0))
+        (_, "eval_steps") => {
+            let patience = old.get("early_stopping_patience");
+            patience.is_none_or(|patience| *patience == Value::Integer(0))
         }
-        (_, "eval_steps") => true,
         // Draws are keyed by sequence and position, not by who was sampled beside whom.
         ("ppo", "rollout_batch" | "cache_bytes" | "cache_tokens") => true,
         // What is recorded is what would be computed again.

@@ -1,12 +1,13 @@
 //! `[dpo]`: tuning the policy on preferences without a reward model. Names and defaults are those of TRL's `DPOConfig`, and of its
 //! `CPOConfig` for SimPO.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::check::{Checker, Keys};
+use super::check::Keys;
 use super::data::{Data, HeldOut};
+use super::example_keys::{ExampleTable, example_keys};
 use super::optim::Training;
 use super::records::{RecordKeys, TooLong};
 use super::trainable::Trainable;
@@ -75,38 +76,18 @@ impl Default for Dpo {
     }
 }
 
-impl Dpo {
-    pub(super) fn check(&self, checker: &mut Checker<'_>) {
-        let mut keys = checker.table("dpo");
-        if self.data.is_empty() {
-            keys.missing(
-                "data",
-                "name the pairs to train on, for example data = \"pairs.jsonl\"",
-            );
-        }
-        self.data.check("data", &mut keys);
-        self.held_out.check(&mut keys);
-        self.records.check(&mut keys);
-        self.check_loss(&mut keys);
-        keys.at_least(
-            "max_length",
-            self.max_length,
-            2,
-            "a pair needs a prompt and answers",
-        );
-        self.trainable.check(&mut keys);
-        self.training
-            .check_patience(self.early_stopping_patience, &self.held_out, &mut keys);
-        let usual = &Self::default().training;
-        self.training.check_with(&self.held_out, usual, &mut keys);
-        // Chosen and rejected of one pair go through one pass.
-        self.training.check_row(
-            "2 × max_length",
-            self.max_length.saturating_mul(2),
-            &mut keys,
-        );
-    }
+impl ExampleTable for Dpo {
+    const DATA: &'static str = "name the pairs to train on, for example data = \"pairs.jsonl\"";
+    const SHORTEST: (usize, &'static str) = (2, "a pair needs a prompt and answers");
 
+    example_keys!(2, early_stopping_patience);
+
+    fn check_own(&self, keys: &mut Keys<'_, '_>) {
+        self.check_loss(keys);
+    }
+}
+
+impl Dpo {
     fn check_loss(&self, keys: &mut Keys<'_, '_>) {
         keys.above("beta", self.beta, 0.0, "0.1 is usual");
         if !(0.0..0.5).contains(&self.label_smoothing) {
@@ -128,13 +109,5 @@ impl Dpo {
             let message = "is of no use unless loss_type = \"simpo\"; remove it";
             keys.wrong("simpo_gamma", self.simpo_gamma, message);
         }
-    }
-
-    /// The data files by key.
-    pub(super) fn data_files(&self) -> Vec<(&'static str, &Path)> {
-        let (data, eval_data) = (self.data.paths(), self.held_out.eval_data.paths());
-        let data = data.map(|path| ("data", path));
-        data.chain(eval_data.map(|path| ("eval_data", path)))
-            .collect()
     }
 }

@@ -15,6 +15,7 @@ pub mod diff;
 mod document;
 mod dpo;
 mod error;
+mod example_keys;
 mod generation;
 mod hub;
 mod lora;
@@ -46,6 +47,7 @@ pub use data::{Data, HeldOut, Source};
 pub use document::Document;
 pub use dpo::Dpo;
 pub use error::{ConfigError, Place, Problem, Problems};
+pub use example_keys::{ExampleKeys, ExampleKeysMut, ExampleTable};
 pub use generation::Generation;
 pub use hub::HubName;
 pub use lora::{AllLinear, LayersToTransform, Lora, TargetModules, Top};
@@ -67,12 +69,13 @@ pub use rewards::{
 pub use run::{Arithmetic, Device, Run};
 pub use score_at::ScoreAt;
 pub use sft::{Learn, Sft};
-pub use stage::Stage;
+pub(crate) use stage::for_each_stage;
+pub use stage::{Stage, StageTable};
 pub use tokenizer::Tokenizer;
 pub use trainable::Trainable;
 
 /// A resolved and checked configuration: every value is the one that the run uses.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Config {
     /// `[run]`.
     pub run: Run,
@@ -114,18 +117,10 @@ impl Config {
         let model: model::ModelTable = document.lower("model", &mut checker)?;
         let mut config = Self {
             run: document.lower("run", &mut checker)?,
-            model: Model {
-                start: None,
-                save_dtype: SaveDtype::default(),
-            },
             tokenizer: document.lower("tokenizer", &mut checker)?,
-            pretrain: lower_stage(document, Stage::Pretrain, &mut checker)?,
-            sft: lower_stage(document, Stage::Sft, &mut checker)?,
-            dpo: lower_stage(document, Stage::Dpo, &mut checker)?,
-            reward: lower_stage(document, Stage::Reward, &mut checker)?,
-            judge: lower_stage(document, Stage::Judge, &mut checker)?,
-            ppo: lower_stage(document, Stage::Ppo, &mut checker)?,
+            ..Self::default()
         };
+        config.lower_stages(document, &mut checker)?;
         if let Some(ppo) = &mut config.ppo {
             ppo.rewards = rewards::lower(document, &mut checker)?;
         }
@@ -148,19 +143,12 @@ impl Config {
 
     /// Whether the configuration has `stage`.
     pub fn has(&self, stage: Stage) -> bool {
-        self.training(stage).is_some()
+        self.table(stage).is_some()
     }
 
     /// The keys of `stage` that every stage has, if the configuration has it.
     pub fn training(&self, stage: Stage) -> Option<&Training> {
-        match stage {
-            Stage::Pretrain => self.pretrain.as_ref().map(|stage| &stage.training),
-            Stage::Sft => self.sft.as_ref().map(|stage| &stage.training),
-            Stage::Dpo => self.dpo.as_ref().map(|stage| &stage.training),
-            Stage::Reward => self.reward.as_ref().map(|stage| &stage.training),
-            Stage::Judge => self.judge.as_ref().map(|stage| &stage.training),
-            Stage::Ppo => self.ppo.as_ref().map(|stage| &stage.training),
-        }
+        self.table(stage).map(StageTable::training)
     }
 
     /// The configuration as TOML, every value written out. Reading it gives the same configuration.
@@ -173,42 +161,42 @@ impl Config {
 
     /// Fills the values that unset keys take from other keys and other tables.
     fn fill(&mut self, checker: &mut Checker<'_>) {
+        for stage in Stage::ALL {
+            self.fill_start(stage, checker);
+        }
         let trained = |stage| self.has(stage).then(|| self.run.final_model(stage));
-        let given = self
-            .model
-            .start
-            .as_ref()
-            .and_then(ModelStart::folder)
-            .map(Path::to_path_buf);
-        let base = trained(Stage::Pretrain).or(given);
-        let tuned = trained(Stage::Sft).or(base.clone());
         let (scorer, judge) = (trained(Stage::Reward), trained(Stage::Judge));
-        let mut start = |path: &mut PathBuf, table: &str, default: &Option<PathBuf>| match (
-            path.as_os_str().is_empty(),
-            default,
-        ) {
-            (false, _) => {}
-            (true, Some(folder)) => path.clone_from(folder),
-            (true, None) => {
-                let mend = "there is no model to start from; set it, or model.from, or add a [pretrain] table";
-                checker.table(table).missing("from", mend);
-            }
+        if let Some(ppo) = &mut self.ppo {
+            ppo.fill(scorer, judge, checker);
+        }
+    }
+
+    /// Fills the `from` of a stage that does not say what it starts from.
+    fn fill_start(&mut self, stage: Stage, checker: &mut Checker<'_>) {
+        let usual = self.usual_start(stage);
+        let from = self.table_mut(stage).and_then(StageTable::start_mut);
+        let Some(from) = from.filter(|from| from.as_os_str().is_empty()) else {
+            return;
         };
-        self.sft
-            .iter_mut()
-            .for_each(|sft| start(&mut sft.from, "sft", &base));
-        self.dpo
-            .iter_mut()
-            .for_each(|dpo| start(&mut dpo.from, "dpo", &tuned));
-        self.reward
-            .iter_mut()
-            .for_each(|reward| start(&mut reward.from, "reward", &tuned));
-        self.judge
-            .iter_mut()
-            .for_each(|judge| start(&mut judge.from, "judge", &tuned));
-        let Some(ppo) = &mut self.ppo else { return };
-        start(&mut ppo.from, "ppo", &tuned);
-        ppo.fill(scorer, judge, checker);
+        match usual {
+            Some(folder) => *from = folder,
+            None => checker.table(stage.name()).missing(
+                "from",
+                "there is no model to start from; set it, or model.from, or add a [pretrain] table",
+            ),
+        }
+    }
+
+    /// The model that the nearest earlier stage of the configuration leaves for `stage`, or `model.from`.
+    fn usual_start(&self, stage: Stage) -> Option<PathBuf> {
+        match stage.starts_after() {
+            Some(earlier) if self.has(earlier) => Some(self.run.final_model(earlier)),
+            Some(earlier) => self.usual_start(earlier),
+            None => {
+                let given = self.model.start.as_ref().and_then(ModelStart::folder);
+                given.map(Path::to_path_buf)
+            }
+        }
     }
 
     /// Checks ranges and combinations, table by table.
@@ -219,25 +207,29 @@ impl Config {
             checker.no_stage();
         }
         self.check_pretrain_start(checker);
-        self.pretrain.iter().for_each(|stage| stage.check(checker));
-        self.sft.iter().for_each(|stage| stage.check(checker));
-        self.dpo.iter().for_each(|stage| stage.check(checker));
-        self.reward
-            .iter()
-            .for_each(|stage| stage.check("reward", checker));
-        self.judge
-            .iter()
-            .for_each(|stage| stage.check("judge", checker));
-        self.ppo.iter().for_each(|stage| stage.check(checker));
+        for stage in Stage::ALL {
+            let table = self.table(stage);
+            table.iter().for_each(|t| t.check(stage.name(), checker));
+        }
         if let (Some(ppo), Some(reward)) = (&self.ppo, &self.reward) {
             let trained_here = self.run.final_model(Stage::Reward);
             if ppo.first_reward_model() == Some(trained_here) {
                 ppo.check_ground_of(reward, checker);
-                let tuned_here = self.run.final_model(Stage::Dpo) == ppo.from;
-                if let Some(dpo) = self.dpo.as_ref().filter(|_| tuned_here) {
-                    ppo.check_ground_after(dpo, reward, checker);
-                }
+                self.check_tuned_policy(ppo, reward, checker);
             }
+        }
+    }
+
+    /// Checks a policy that a stage after `[sft]` has tuned against the reward model of this run.
+    fn check_tuned_policy(&self, ppo: &Ppo, reward: &Reward, checker: &mut Checker<'_>) {
+        let tunes = |stage: &Stage| {
+            stage.starts_after() == Some(Stage::Sft) && self.run.final_model(*stage) == ppo.from
+        };
+        let Some(tuner) = Stage::ALL.into_iter().find(tunes) else {
+            return;
+        };
+        if let Some(keys) = self.table(tuner).and_then(StageTable::examples) {
+            ppo.check_ground_after((tuner, keys.trainable), reward, checker);
         }
     }
 
@@ -284,20 +276,6 @@ fn check_tables(document: &Document, checker: &mut Checker<'_>) {
             (true, false) => checker.not_a_table(name),
             (false, _) => checker.unknown_table(name, value),
         }
-    }
-}
-
-fn lower_stage<T>(
-    document: &Document,
-    stage: Stage,
-    checker: &mut Checker<'_>,
-) -> Result<Option<T>, ConfigError>
-where
-    T: Default + Serialize + serde::de::DeserializeOwned,
-{
-    match document.has(stage.name()) {
-        true => document.lower(stage.name(), checker).map(Some),
-        false => Ok(None),
     }
 }
 

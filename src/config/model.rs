@@ -14,7 +14,7 @@ use super::optional_path;
 use super::written::key_names;
 
 /// What the `[model]` table means.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[serde(into = "ModelTable")]
 pub struct Model {
     /// Where the run's first model comes from; none if the table does not say (then every stage

@@ -8,6 +8,7 @@ use super::check::{Checker, Keys};
 use super::data::Data;
 use super::optim::Training;
 use super::records::RecordKeys;
+use super::stage::StageTable;
 
 /// The `[pretrain]` table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,9 +47,13 @@ impl Default for Pretrain {
     }
 }
 
-impl Pretrain {
-    pub(super) fn check(&self, checker: &mut Checker<'_>) {
-        let mut keys = checker.table("pretrain");
+impl StageTable for Pretrain {
+    fn training(&self) -> &Training {
+        &self.training
+    }
+
+    fn check(&self, table: &'static str, checker: &mut Checker<'_>) {
+        let mut keys = checker.table(table);
         if self.data.is_empty() {
             keys.missing(
                 "data",
@@ -73,6 +78,15 @@ impl Pretrain {
             .check_row("context_length", self.context_length, &mut keys);
     }
 
+    fn data_files(&self) -> Vec<(&'static str, &Path)> {
+        let (data, eval_data) = (self.data.paths(), self.eval_data.paths());
+        let data = data.map(|path| ("data", path));
+        data.chain(eval_data.map(|path| ("eval_data", path)))
+            .collect()
+    }
+}
+
+impl Pretrain {
     /// Without `eval_data` nothing is evaluated, and what shapes an evaluation was set in vain.
     fn refuse_evaluation_keys(&self, usual: &Training, keys: &mut Keys<'_, '_>) {
         self.training.refuse_eval_steps(usual, "eval_data", keys);
@@ -81,13 +95,5 @@ impl Pretrain {
                 "is of no use without held-out records; set eval_data, or remove this key";
             keys.wrong("eval_batches", self.eval_batches, message);
         }
-    }
-
-    /// The data files by key.
-    pub(super) fn data_files(&self) -> Vec<(&'static str, &Path)> {
-        let (data, eval_data) = (self.data.paths(), self.eval_data.paths());
-        let data = data.map(|path| ("data", path));
-        data.chain(eval_data.map(|path| ("eval_data", path)))
-            .collect()
     }
 }

@@ -3,9 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::check::Checker;
-use super::{
-    Config, ConfigError, Document, Dpo, ModelStart, Ppo, Pretrain, Reward, Sft, Stage, rewards,
-};
+use super::{Config, ConfigError, Document, ModelStart, Stage, StageTable};
 
 impl Config {
     /// Looks whether the files that `stages` read exist; `document` is where the configuration came
@@ -53,90 +51,26 @@ impl Config {
 
     /// The data files that `stage` reads, by key.
     pub fn data_files(&self, stage: Stage) -> Vec<(&'static str, &Path)> {
-        match stage {
-            Stage::Pretrain => self
-                .pretrain
-                .iter()
-                .flat_map(Pretrain::data_files)
-                .collect(),
-            Stage::Sft => self.sft.iter().flat_map(Sft::data_files).collect(),
-            Stage::Dpo => self.dpo.iter().flat_map(Dpo::data_files).collect(),
-            Stage::Reward => self.reward.iter().flat_map(Reward::data_files).collect(),
-            Stage::Judge => self.judge.iter().flat_map(Reward::data_files).collect(),
-            Stage::Ppo => self.ppo.iter().flat_map(Ppo::data_files).collect(),
-        }
+        self.table(stage)
+            .map_or_else(Vec::new, StageTable::data_files)
     }
 
     /// The model folders that `stage` reads, by key.
     pub fn models_read(&self, stage: Stage) -> Vec<(&'static str, &Path)> {
-        match stage {
-            Stage::Pretrain => Vec::new(),
-            Stage::Sft => self
-                .sft
-                .iter()
-                .map(|sft| ("from", sft.from.as_path()))
-                .collect(),
-            Stage::Dpo => self
-                .dpo
-                .iter()
-                .map(|dpo| ("from", dpo.from.as_path()))
-                .collect(),
-            Stage::Reward => self
-                .reward
-                .iter()
-                .map(|reward| ("from", reward.from.as_path()))
-                .collect(),
-            Stage::Judge => self
-                .judge
-                .iter()
-                .map(|judge| ("from", judge.from.as_path()))
-                .collect(),
-            Stage::Ppo => self.ppo.iter().flat_map(Ppo::models_read).collect(),
-        }
+        self.table(stage).map_or_else(Vec::new, StageTable::models)
     }
 
     /// Every folder of a model or tokenizer that `stages` may read, those that the run itself makes among them.
     pub fn model_folders_mut(&mut self, stages: &[Stage]) -> Vec<&mut PathBuf> {
-        let Self {
-            model,
-            tokenizer,
-            sft,
-            dpo,
-            reward,
-            judge,
-            ppo,
-            ..
-        } = self;
-        let runs = |stage| stages.contains(&stage);
         let mut folders: Vec<&mut PathBuf> = Vec::new();
-        if let Some(ModelStart::Folder(folder)) = &mut model.start {
+        let tables = self.tables_mut();
+        if let Some(ModelStart::Folder(folder)) = &mut tables.model.start {
             folders.push(folder);
         }
-        folders.extend(&mut tokenizer.from);
-        folders.extend(
-            sft.iter_mut()
-                .filter(|_| runs(Stage::Sft))
-                .map(|sft| &mut sft.from),
-        );
-        folders.extend(
-            dpo.iter_mut()
-                .filter(|_| runs(Stage::Dpo))
-                .map(|dpo| &mut dpo.from),
-        );
-        for (stage, table) in [(Stage::Reward, reward), (Stage::Judge, judge)] {
-            folders.extend(
-                table
-                    .iter_mut()
-                    .filter(|_| runs(stage))
-                    .map(|table| &mut table.from),
-            );
-        }
-        if let Some(ppo) = ppo.as_mut().filter(|_| runs(Stage::Ppo)) {
-            folders.push(&mut ppo.from);
-            folders.extend(&mut ppo.reward_model);
-            folders.extend(rewards::folders_mut(&mut ppo.rewards));
-            folders.extend(&mut ppo.judge_model);
-        }
+        folders.extend(&mut tables.tokenizer.from);
+        let run = tables.stages.into_iter();
+        let run = run.filter(|(stage, _)| stages.contains(stage));
+        folders.extend(run.flat_map(|(_, table)| table.models_mut()));
         folders
     }
 }

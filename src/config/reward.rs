@@ -4,12 +4,13 @@
 //! policy that has become better from one that has learnt its reward model's weaknesses. It draws
 //! its first head, the order of its pairs and those that it holds out apart from the reward model's.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::check::Checker;
+use super::check::Keys;
 use super::data::{Data, HeldOut};
+use super::example_keys::{ExampleTable, example_keys};
 use super::optim::Training;
 use super::records::{RecordKeys, TooLong};
 use super::trainable::Trainable;
@@ -61,41 +62,17 @@ impl Default for Reward {
     }
 }
 
-impl Reward {
-    pub(super) fn check(&self, table: &str, checker: &mut Checker<'_>) {
-        let mut keys = checker.table(table);
-        if self.data.is_empty() {
-            keys.missing(
-                "data",
-                "name the pairs to train on, for example data = \"pairs.jsonl\"",
-            );
-        }
-        self.data.check("data", &mut keys);
-        self.held_out.check(&mut keys);
-        self.records.check(&mut keys);
-        let mend = "0.01 is usual, 0 switches it off";
+impl ExampleTable for Reward {
+    const DATA: &'static str = "name the pairs to train on, for example data = \"pairs.jsonl\"";
+    const SHORTEST: (usize, &'static str) = (1, "an answer needs a token");
+
+    example_keys!(2);
+
+    fn check_own(&self, keys: &mut Keys<'_, '_>) {
         keys.not_negative(
             "center_rewards_coefficient",
             self.center_rewards_coefficient,
-            mend,
+            "0.01 is usual, 0 switches it off",
         );
-        keys.at_least("max_length", self.max_length, 1, "an answer needs a token");
-        self.trainable.check(&mut keys);
-        let usual = &Self::default().training;
-        self.training.check_with(&self.held_out, usual, &mut keys);
-        // Chosen and rejected of one pair are scored in one pass.
-        self.training.check_row(
-            "2 × max_length",
-            self.max_length.saturating_mul(2),
-            &mut keys,
-        );
-    }
-
-    /// The data files by key.
-    pub(super) fn data_files(&self) -> Vec<(&'static str, &Path)> {
-        let (data, eval_data) = (self.data.paths(), self.held_out.eval_data.paths());
-        let data = data.map(|path| ("data", path));
-        data.chain(eval_data.map(|path| ("eval_data", path)))
-            .collect()
     }
 }

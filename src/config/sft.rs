@@ -1,11 +1,12 @@
 //! `[sft]`: training on the answers to prompts.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::check::Checker;
+use super::check::Keys;
 use super::data::{Data, HeldOut};
+use super::example_keys::{ExampleTable, example_keys};
 use super::optim::Training;
 use super::records::{RecordKeys, TooLong};
 use super::trainable::Trainable;
@@ -76,24 +77,13 @@ impl Default for Sft {
     }
 }
 
-impl Sft {
-    pub(super) fn check(&self, checker: &mut Checker<'_>) {
-        let mut keys = checker.table("sft");
-        if self.data.is_empty() {
-            keys.missing(
-                "data",
-                "name the records to train on, for example data = \"sft.jsonl\"",
-            );
-        }
-        self.data.check("data", &mut keys);
-        self.held_out.check(&mut keys);
-        self.records.check(&mut keys);
-        keys.at_least(
-            "max_length",
-            self.max_length,
-            2,
-            "an example needs a prompt and an answer",
-        );
+impl ExampleTable for Sft {
+    const DATA: &'static str = "name the records to train on, for example data = \"sft.jsonl\"";
+    const SHORTEST: (usize, &'static str) = (2, "an example needs a prompt and an answer");
+
+    example_keys!(1, early_stopping_patience);
+
+    fn check_own(&self, keys: &mut Keys<'_, '_>) {
         if !(self.layerwise_lr_decay > 0.0 && self.layerwise_lr_decay <= 1.0) {
             keys.wrong(
                 "layerwise_lr_decay",
@@ -101,20 +91,5 @@ impl Sft {
                 "must be above 0 and at most 1; 1 is off",
             );
         }
-        self.training
-            .check_patience(self.early_stopping_patience, &self.held_out, &mut keys);
-        self.trainable.check(&mut keys);
-        let usual = &Self::default().training;
-        self.training.check_with(&self.held_out, usual, &mut keys);
-        self.training
-            .check_row("max_length", self.max_length, &mut keys);
-    }
-
-    /// The data files by key.
-    pub(super) fn data_files(&self) -> Vec<(&'static str, &Path)> {
-        let (data, eval_data) = (self.data.paths(), self.held_out.eval_data.paths());
-        let data = data.map(|path| ("data", path));
-        data.chain(eval_data.map(|path| ("eval_data", path)))
-            .collect()
     }
 }

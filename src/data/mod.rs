@@ -27,7 +27,7 @@ pub use example::{
     Encoded, Encoder, Example, Limit, Pair, Prompt, TooLongCounts, encode_documents,
 };
 pub use loader::{Mixture, Order, split};
-pub use packing::{Batch, Packed};
+pub use packing::{PackedBatch, TextRow};
 pub use records::{Message, Place, Record, Source, Turns, read};
 pub use template::{ChatTemplate, GenerationPrompt, Span, Variables};
 pub use tokenizer::{BpeTraining, Tokenizer};

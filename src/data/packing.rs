@@ -1,111 +1,120 @@
-//! Rows without padding: a text stream cut into windows, and sequences of any lengths laid end to
-//! end as segments.
+//! Rows without padding: a text stream cut into rows, and sequences of any lengths laid end to end as
+//! segments.
 //!
-//! Attention never crosses a segment and positions restart in each. A pretraining window is one
+//! Attention never crosses a segment and positions restart in each. A row of pretraining text is one
 //! segment: documents in it see one another across their EOS, as in GPT-2 and most that came after.
+
+use std::sync::Arc;
 
 use super::error::{DataError, Result};
 use super::example::Example;
 
-/// Documents as one stream of tokens, read in windows of `context` tokens and the one that follows.
+/// A row of pretraining text: `context` tokens of a stream and the one that follows them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Packed {
-    tokens: Vec<u32>,
-    context: usize,
+pub struct TextRow {
+    stream: Arc<[u32]>,
+    start: usize,
+    end: usize,
 }
 
-impl Packed {
-    /// Joins documents, each closed by `eos`.
-    ///
-    /// # Errors
-    /// `context` 0, or text for less than one window.
-    pub fn new(documents: &[Vec<u32>], eos: u32, context: usize) -> Result<Self> {
-        let total: usize = documents.iter().map(|document| document.len() + 1).sum();
-        let mut tokens = Vec::with_capacity(total);
-        for document in documents {
-            tokens.extend_from_slice(document);
-            tokens.push(eos);
-        }
-        if context == 0 || tokens.len() <= context {
-            return Err(DataError::Invalid(format!(
-                "the text has {} tokens, but one row needs {context} and the token after; give \
-                 more text or a smaller \
-                 context (at least 1)",
-                tokens.len()
-            )));
-        }
-        Ok(Packed { tokens, context })
-    }
-
-    /// Number of windows. Each token but the first is a target in at most one; the tail that fills
-    /// none is left out.
-    pub fn len(&self) -> usize {
-        (self.tokens.len() - 1) / self.context
-    }
-
-    /// Never: a stream holds at least one window.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Tokens in all, EOS included.
-    pub fn token_count(&self) -> usize {
-        self.tokens.len()
-    }
-
-    /// Window `index`: `context + 1` tokens; none past the end.
-    pub fn window(&self, index: usize) -> Option<&[u32]> {
-        let start = index.checked_mul(self.context)?;
-        self.tokens.get(start..start.checked_add(self.context + 1)?)
+impl TextRow {
+    /// The row's tokens, the last of which is only predicted.
+    pub fn ids(&self) -> &[u32] {
+        &self.stream[self.start..self.end]
     }
 }
 
-/// Sequences laid end to end, with the next-token target of each token.
+/// Joins documents, each closed by `eos`, and cuts them into rows of `context` tokens.
 ///
-/// All four have one entry a token but `segments`. A row's last token is not fed: it is only a
-/// target, so a row of n tokens takes n − 1 places.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Batch {
-    /// Tokens fed, [N].
-    pub ids: Vec<u32>,
-    /// Offsets of the segments, [B + 1]: segment b is `ids[segments[b]..segments[b + 1]]`.
-    pub segments: Vec<usize>,
-    /// The token that follows, [N].
-    pub targets: Vec<u32>,
-    /// 1 where the target counts in the loss, else 0, [N].
-    pub valid: Vec<f32>,
+/// Each token but the first is predicted in at most one row; the tail that fills none is left out.
+///
+/// # Errors
+/// `context` 0, or text for less than one row.
+pub fn text_rows(documents: &[Vec<u32>], eos: u32, context: usize) -> Result<Vec<TextRow>> {
+    let total: usize = documents.iter().map(|document| document.len() + 1).sum();
+    let mut tokens = Vec::with_capacity(total);
+    for document in documents {
+        tokens.extend_from_slice(document);
+        tokens.push(eos);
+    }
+    if context == 0 || tokens.len() <= context {
+        return Err(DataError::Invalid(format!(
+            "the text has {} tokens, but one row needs {context} and the token after; give more text \
+             or a smaller context (at least 1)",
+            tokens.len()
+        )));
+    }
+    let stream: Arc<[u32]> = tokens.into();
+    let rows = (stream.len() - 1) / context;
+    let row = |index| TextRow {
+        stream: Arc::clone(&stream),
+        start: index * context,
+        end: (index + 1) * context + 1,
+    };
+    Ok((0..rows).map(row).collect())
 }
 
-impl Batch {
-    /// Next-token prediction of the answers' tokens.
+/// Sequences laid end to end, each without its last token, which predicts nothing; and the tokens
+/// whose prediction counts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PackedBatch {
+    /// Tokens fed, `[N]`.
+    pub ids: Vec<u32>,
+    /// Offsets of the segments, `[B + 1]`: segment b is `ids[segments[b]..segments[b + 1]]`.
+    pub segments: Vec<usize>,
+    /// The rows of `ids` that predict a token that counts, ascending, `[n]`.
+    pub rows: Vec<u32>,
+    /// The tokens that count, `[n]`.
+    pub targets: Vec<u32>,
+    /// Offsets of each sequence's tokens among `targets`, `[B + 1]`.
+    pub offsets: Vec<usize>,
+}
+
+impl Default for PackedBatch {
+    fn default() -> Self {
+        Self {
+            ids: Vec::new(),
+            segments: vec![0],
+            rows: Vec::new(),
+            targets: Vec::new(),
+            offsets: vec![0],
+        }
+    }
+}
+
+impl PackedBatch {
+    /// Adds a sequence, in which the tokens at the ascending positions `counted` count. Nothing
+    /// predicts the first token, so it never does.
+    pub fn push(&mut self, ids: &[u32], counted: impl IntoIterator<Item = usize>) {
+        let start = self.ids.len();
+        let counted = counted.into_iter();
+        for position in counted.filter(|&position| (1..ids.len()).contains(&position)) {
+            self.rows.push((start + position - 1) as u32);
+            self.targets.push(ids[position]);
+        }
+        self.ids.extend(&ids[..ids.len().saturating_sub(1)]);
+        self.segments.push(self.ids.len());
+        self.offsets.push(self.targets.len());
+    }
+
+    /// Examples, whose answers count.
     ///
     /// # Errors
     /// No example, or one of fewer than two tokens.
     pub fn from_examples(examples: &[&Example]) -> Result<Self> {
-        let mut batch = Batch::start(examples.len())?;
-        for (row, example) in examples.iter().enumerate() {
-            let start = batch.push_shifted(row, &example.ids)?;
-            for answer in &example.answer {
-                // Token t is predicted at place t − 1; the first of a row by none.
-                for t in answer.start.max(1)..answer.end.min(example.ids.len()) {
-                    batch.valid[start + t - 1] = 1.0;
-                }
-            }
-        }
-        Ok(batch)
+        let rows = examples.iter().map(|example| {
+            let counted = example.answer.iter().cloned().flatten();
+            (example.ids.as_slice(), counted)
+        });
+        Self::of(rows)
     }
 
-    /// Next-token prediction of every token of each window.
+    /// Rows of text, in which every token counts.
     ///
     /// # Errors
-    /// No window, or one of fewer than two tokens.
-    pub fn from_windows(windows: &[&[u32]]) -> Result<Self> {
-        let mut batch = Batch::start(windows.len())?;
-        for (row, window) in windows.iter().enumerate() {
-            let start = batch.push_shifted(row, window)?;
-            batch.valid[start..].fill(1.0);
-        }
-        Ok(batch)
+    /// No row, or one of fewer than two tokens.
+    pub fn from_rows(rows: &[&TextRow]) -> Result<Self> {
+        Self::of(rows.iter().map(|row| (row.ids(), 1..row.ids().len())))
     }
 
     /// Tokens fed.
@@ -113,35 +122,23 @@ impl Batch {
         self.ids.len()
     }
 
-    /// Targets that count.
-    pub fn valid_count(&self) -> usize {
-        self.valid.iter().filter(|&&v| v != 0.0).count()
-    }
-
-    fn start(rows: usize) -> Result<Self> {
-        if rows == 0 {
-            return Err(DataError::Invalid("a batch needs at least one row".into()));
+    fn of<'r, C: IntoIterator<Item = usize>>(
+        rows: impl Iterator<Item = (&'r [u32], C)>,
+    ) -> Result<Self> {
+        let mut batch = Self::default();
+        for (row, (ids, counted)) in rows.enumerate() {
+            if ids.len() < 2 {
+                return Err(DataError::Invalid(format!(
+                    "row {row} of the batch has {} tokens; expected at least 2",
+                    ids.len()
+                )));
+            }
+            batch.push(ids, counted);
         }
-        Ok(Batch {
-            segments: vec![0],
-            ..Batch::default()
-        })
-    }
-
-    /// Adds a row's tokens but the last, and returns where they start; no target counts yet.
-    fn push_shifted(&mut self, row: usize, ids: &[u32]) -> Result<usize> {
-        if ids.len() < 2 {
-            return Err(DataError::Invalid(format!(
-                "row {row} of the batch has {} tokens; expected at least 2",
-                ids.len()
-            )));
+        match batch.ids.is_empty() {
+            true => Err(DataError::Invalid("a batch needs at least one row".into())),
+            false => Ok(batch),
         }
-        let start = self.ids.len();
-        self.ids.extend_from_slice(&ids[..ids.len() - 1]);
-        self.targets.extend_from_slice(&ids[1..]);
-        self.valid.resize(self.ids.len(), 0.0);
-        self.segments.push(self.ids.len());
-        Ok(start)
     }
 }
 
@@ -167,16 +164,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_token_but_the_first_is_a_target_once() {
-        let packed = Packed::new(&[vec![1, 2, 3], vec![4], vec![], vec![5, 6]], 0, 3).unwrap();
-        assert_eq!(packed.token_count(), 10);
-        assert_eq!(packed.len(), 3);
-        assert_eq!(packed.window(0), Some(&[1, 2, 3, 0][..]));
-        assert_eq!(packed.window(1), Some(&[0, 4, 0, 0][..]));
-        assert_eq!(packed.window(2), Some(&[0, 5, 6, 0][..]));
-        assert_eq!(packed.window(3), None);
-        assert_eq!(packed.window(usize::MAX), None);
-        let e = Packed::new(&[vec![1]], 0, 3).unwrap_err().to_string();
+    fn every_token_but_the_first_is_predicted_once() {
+        let rows = text_rows(&[vec![1, 2, 3], vec![4], vec![], vec![5, 6]], 0, 3).unwrap();
+        let ids: Vec<&[u32]> = rows.iter().map(TextRow::ids).collect();
+        assert_eq!(ids, [[1, 2, 3, 0], [0, 4, 0, 0], [0, 5, 6, 0]]);
+        let e = text_rows(&[vec![1]], 0, 3).unwrap_err().to_string();
         assert!(e.contains("2 tokens") && e.contains("needs 3"), "{e}");
     }
 
@@ -190,28 +182,33 @@ mod tests {
             ids: vec![5, 6],
             answer: vec![0..1, 1..2],
         };
-        let batch = Batch::from_examples(&[&a, &b]).unwrap();
+        let batch = PackedBatch::from_examples(&[&a, &b]).unwrap();
         assert_eq!(batch.ids, [1, 2, 3, 5]);
         assert_eq!(batch.segments, [0, 3, 4]);
-        assert_eq!(batch.targets, [2, 3, 4, 6]);
-        assert_eq!(batch.valid, [0.0, 1.0, 1.0, 1.0]);
-        assert_eq!(batch.valid_count(), 3);
+        assert_eq!((batch.rows, batch.targets), (vec![1, 2, 3], vec![3, 4, 6]));
+        assert_eq!(batch.offsets, [0, 2, 3]);
     }
 
     #[test]
-    fn every_token_of_a_window_counts() {
-        let batch = Batch::from_windows(&[&[1, 2, 3], &[3, 4, 5]]).unwrap();
+    fn every_token_of_a_row_counts() {
+        let rows = text_rows(&[vec![1, 2, 3, 4, 5]], 0, 2).unwrap();
+        let batch = PackedBatch::from_rows(&rows.iter().collect::<Vec<_>>()).unwrap();
         assert_eq!(
             (batch.ids, batch.targets),
             (vec![1, 2, 3, 4], vec![2, 3, 4, 5])
         );
-        assert_eq!(batch.valid, [1.0; 4]);
+        assert_eq!(batch.rows, [0, 1, 2, 3]);
     }
 
     #[test]
     fn short_rows_are_errors() {
-        assert!(Batch::from_windows(&[]).is_err());
-        let e = Batch::from_windows(&[&[1, 2], &[3]])
+        assert!(PackedBatch::from_rows(&[]).is_err());
+        let example = |ids: &[u32]| Example {
+            ids: ids.to_vec(),
+            answer: Vec::new(),
+        };
+        let (fits, short) = (example(&[1, 2]), example(&[3]));
+        let e = PackedBatch::from_examples(&[&fits, &short])
             .unwrap_err()
             .to_string();
         assert!(e.contains("row 1") && e.contains("at least 2"), "{e}");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 
 use super::experience::Sequence;
-use crate::data::packing::cut;
+use crate::data::packing::{PackedBatch, cut};
 use crate::model::boundary::{Boundary, States};
 use crate::model::{Decoder, Gradient};
 use crate::ops::attention::Segments;
@@ -41,28 +41,20 @@ impl PackedSequences {
     /// Packs sequences in order. Where they have recorded states, the model must be on the trunk
     /// that computed them.
     pub fn new<'s>(sequences: impl Iterator<Item = &'s Sequence>) -> Self {
-        let mut states = Vec::new();
-        let (mut ids, mut lengths) = (Vec::new(), Vec::new());
-        let (mut rows, mut targets) = (Vec::new(), Vec::new());
+        let (mut batch, mut states, mut kept) = (PackedBatch::default(), Vec::new(), Vec::new());
         for s in sequences {
-            let start = ids.len();
-            for (p, kept) in s.positions().zip(&s.kept) {
-                targets.push(Target {
-                    row: rows.len(),
-                    token: s.ids[p],
-                    kept: kept.clone(),
-                });
-                rows.push((start + p - 1) as u32);
-            }
+            batch.push(&s.ids, s.positions());
             states.push((s.states.clone(), s.ids.len() - 1));
-            ids.extend(&s.ids[..s.ids.len() - 1]);
-            lengths.push(s.ids.len() - 1);
+            kept.extend(s.kept.iter().cloned());
         }
+        let targets = batch.targets.into_iter().zip(kept).enumerate();
         Self {
-            ids,
-            segments: Segments::from_lengths(lengths),
-            rows: rows.into(),
-            targets,
+            segments: Segments::from_offsets(&batch.segments),
+            ids: batch.ids,
+            rows: batch.rows.into(),
+            targets: targets
+                .map(|(row, (token, kept))| Target { row, token, kept })
+                .collect(),
             states,
         }
     }

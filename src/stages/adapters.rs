@@ -38,6 +38,11 @@ pub struct Start<'a> {
 }
 
 impl Trainee {
+    /// A model that is trained as a whole.
+    pub fn whole(model: Decoder) -> Self {
+        Self { model, base: None }
+    }
+
     /// Loads the model that a stage starts from; with a `lora` table frozen, with adapters. Those of a PEFT folder are trained further
     /// with the folder's settings; without the table they are merged.
     ///

@@ -4,9 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use candle_core::Device;
-use serde_json::{Map, Value};
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, Stage};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
 use crate::model::hf_config::HfConfig;
@@ -15,10 +14,11 @@ use crate::terminal::Phase;
 use crate::train::run_folder::{Done, StageFolder};
 use crate::train::signal::StopRequest;
 use crate::train::summary::Summary;
-use crate::train::supervised::Report;
 
 /// What a stage works with.
 pub struct Context<'a> {
+    /// The stage.
+    pub stage: Stage,
     /// The whole configuration.
     pub config: &'a Config,
     /// Where the stage keeps its files.
@@ -80,36 +80,6 @@ impl Context<'_> {
         let rows = HfConfig::read(folder)?.decoder.vocab_size;
         check_vocabulary(&tokenizer, place, rows, folder)?;
         Ok(tokenizer)
-    }
-}
-
-impl Finished {
-    /// A table with what a supervised stage learned, and where its model lies.
-    pub fn supervised(stage: &str, report: &Report, folder: &StageFolder) -> Self {
-        let mut table = Summary::new(stage);
-        for (name, &after) in &report.after {
-            match report.before.get(name) {
-                Some(&before) => table.row(name, before, after),
-                None => table.result(name, after),
-            };
-        }
-        table
-            .result("training loss of the last step", report.last_loss)
-            .text("steps", "", &report.steps.to_string())
-            .text("tokens", "", &report.tokens.to_string())
-            .path("model", &folder.final_model());
-        let summary: Map<String, Value> = report
-            .after
-            .iter()
-            .map(|(k, v)| (k.clone(), Value::from(*v)))
-            .collect();
-        Self {
-            done: Done {
-                steps: report.planned,
-                summary,
-            },
-            table,
-        }
     }
 }
 

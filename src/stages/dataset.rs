@@ -1,18 +1,13 @@
-//! Which records a step reads: one shuffled dataset, or a weighted mixture of several, cut into batches epoch by epoch.
-//!
-//! A mixture has no epochs of its own, for its files are drawn from at different rates. An epoch of it is as many draws as it has
-//! records in all, cut into batches as any other; a file that is drawn from more often than it has records begins anew within it.
+//! The records of a stage's data files, and what is encoded from them, file by file.
 
-use anyhow::{Context as _, Result, bail};
-use rollout::random::Purpose;
+use anyhow::{Context as _, Result, ensure};
 
 use super::misfits::Misfit;
-use crate::config::{Data, Length, RecordKeys, Source, Stage, Training};
+use crate::config::{Data, RecordKeys, Source, Stage, Training};
 use crate::data;
-use crate::data::batches::{Batches, Remainder};
 use crate::data::example::Encoded;
-use crate::data::loader::{Mixture, Order};
 use crate::data::records::{File, LeftOut, Record, read_file};
+use crate::train::batch_order::BatchOrder;
 
 /// Records of all files, without those that cannot be read.
 pub struct Records {
@@ -96,17 +91,6 @@ pub fn read_source(source: &Source, keys: &RecordKeys) -> data::Result<File> {
     read_file(&source.path, columns, keys.bad_records)
 }
 
-impl Items<()> {
-    /// Places of items that are held elsewhere: how many each file has, and its weight.
-    pub fn of_files(files: Vec<(usize, Option<f64>)>) -> Self {
-        let count = files.iter().map(|(count, _)| count).sum();
-        Self {
-            all: vec![(); count],
-            files,
-        }
-    }
-}
-
 /// Encoded records, file after file.
 pub struct Items<T> {
     /// The items.
@@ -115,6 +99,11 @@ pub struct Items<T> {
 }
 
 impl<T> Items<T> {
+    /// Items that lie file after file: `files` has the number of each file's, and its weight.
+    pub fn new(all: Vec<T>, files: Vec<(usize, Option<f64>)>) -> Self {
+        Self { all, files }
+    }
+
     /// The items of each file, and its weight.
     pub fn by_file(&self) -> impl Iterator<Item = (&[T], Option<f64>)> {
         let mut rest = self.all.as_slice();
@@ -145,37 +134,21 @@ impl<T> Items<T> {
         out
     }
 
-    /// The order in which training meets the items, and its batches.
+    /// The items with `make` applied to each.
+    pub fn map<U>(self, make: impl Fn(T) -> U) -> Items<U> {
+        Items {
+            all: self.all.into_iter().map(make).collect(),
+            files: self.files,
+        }
+    }
+
+    /// The order in which training reads the items, and its batches.
     ///
     /// # Errors
     /// If there are none, weights are given and a file has none left, or `dataloader_drop_last` leaves no batch.
-    pub fn walk(&self, stage: Stage, training: &Training, seed: u64) -> Result<Walk> {
-        if self.all.is_empty() {
-            bail!("no record is left to train on");
-        }
-        Ok(Walk {
-            order: self.order(seed)?,
-            batches: batches(training, self.all.len()).with_context(|| format!("[{stage}]"))?,
-        })
-    }
-
-    fn order(&self, seed: u64) -> Result<Draws> {
-        let weights: Option<Vec<(usize, f64)>> =
-            self.files.iter().map(|&(n, w)| Some((n, w?))).collect();
-        match weights {
-            Some(files) if files.len() > 1 => {
-                let starts = files
-                    .iter()
-                    .scan(0, |at, (n, _)| Some(std::mem::replace(at, *at + n)))
-                    .collect();
-                Ok(Draws::Mixture(Mixture::new(&files, seed)?, starts))
-            }
-            _ => Ok(Draws::Order(Order::new(
-                self.all.len(),
-                seed,
-                Purpose::Shuffle,
-            )?)),
-        }
+    pub fn order(&self, stage: Stage, training: &Training, seed: u64) -> Result<BatchOrder> {
+        ensure!(!self.all.is_empty(), "no record is left to train on");
+        BatchOrder::new(&self.files, training, seed).with_context(|| format!("[{stage}]"))
     }
 }
 
@@ -190,129 +163,5 @@ impl<T> Items<Vec<T>> {
             files.push((all.len() - start, weight));
         }
         Items { all, files }
-    }
-}
-
-/// Batches of the records of a supervised stage.
-///
-/// # Errors
-/// If `dataloader_drop_last` leaves no batch.
-pub fn batches(training: &Training, records: usize) -> data::Result<Batches> {
-    let remainder = match training.dataloader_drop_last {
-        true => Remainder::Dropped,
-        false => Remainder::ShortBatch,
-    };
-    Batches::new(records, training.batch_size, remainder)
-}
-
-/// Steps of a stage whose epochs are cut so.
-pub fn steps(training: &Training, batches: &Batches) -> u64 {
-    match training.length() {
-        Length::Steps(steps) => steps as u64,
-        Length::Epochs(epochs) => batches.steps(epochs),
-    }
-}
-
-/// The items that each step reads.
-pub struct Walk {
-    order: Draws,
-    batches: Batches,
-}
-
-/// Place in training → index of the item.
-enum Draws {
-    /// All items, shuffled anew each epoch.
-    Order(Order),
-    /// Files drawn from by weight; the index of each file's first item.
-    Mixture(Mixture, Vec<usize>),
-}
-
-impl Draws {
-    fn index(&self, place: u64) -> usize {
-        match self {
-            Self::Order(order) => order.index(place),
-            Self::Mixture(mixture, starts) => {
-                let (file, index) = mixture.at(place);
-                starts[file] + index
-            }
-        }
-    }
-}
-
-impl Walk {
-    /// The items of optimizer step `step` (from 1).
-    pub fn step(&self, step: u64) -> Vec<usize> {
-        let places = self.batches.places(step);
-        places.map(|place| self.order.index(place)).collect()
-    }
-
-    /// Passes over the data after `step` steps.
-    pub fn epochs(&self, step: u64) -> f64 {
-        self.batches.epochs(step)
-    }
-
-    /// Steps of the stage.
-    pub fn steps(&self, training: &Training) -> u64 {
-        steps(training, &self.batches)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn items(files: &[(usize, Option<f64>)]) -> Items<()> {
-        Items {
-            all: vec![(); files.iter().map(|(count, _)| count).sum()],
-            files: files.to_vec(),
-        }
-    }
-
-    fn training(batch_size: usize) -> Training {
-        Training {
-            batch_size,
-            ..Training::default()
-        }
-    }
-
-    #[test]
-    fn an_epoch_of_a_mixture_is_as_many_draws_as_it_has_records() {
-        let (training, files) = (training(4), [(6, Some(3.0)), (4, Some(1.0))]);
-        let walk = items(&files).walk(Stage::Sft, &training, 1).unwrap();
-        assert_eq!((walk.steps(&training), walk.epochs(3)), (3, 1.0));
-        let sizes = [1, 2, 3, 4].map(|step| walk.step(step).len());
-        assert_eq!(sizes, [4, 4, 2, 4]);
-        // Whatever the batches, the draws are those of the mixture in its own order.
-        let Draws::Mixture(mixture, starts) = &walk.order else {
-            panic!("a mixture")
-        };
-        let drawn: Vec<usize> = (1..=6).flat_map(|step| walk.step(step)).collect();
-        let expected = (0..20)
-            .map(|place| mixture.at(place))
-            .map(|(file, i)| starts[file] + i);
-        assert_eq!(drawn, expected.collect::<Vec<_>>());
-        let first = drawn.iter().filter(|&&item| item < 6).count();
-        assert_eq!(first, 15, "three draws in four");
-    }
-
-    #[test]
-    fn the_last_batch_is_short_or_dropped_as_configured() {
-        let mut training = training(4);
-        let walk =
-            |training: &Training| items(&[(6, None), (3, None)]).walk(Stage::Dpo, training, 1);
-        let short = walk(&training).unwrap();
-        assert_eq!((short.steps(&training), short.step(3).len()), (3, 1));
-        training.dataloader_drop_last = true;
-        let dropped = walk(&training).unwrap();
-        assert_eq!((dropped.steps(&training), dropped.epochs(2)), (2, 1.0));
-        assert_eq!(dropped.step(1), short.step(1));
-        assert_eq!(dropped.step(3), short.step(4), "the next epoch is the same");
-        training.batch_size = 10;
-        let refused = walk(&training).err().expect("no batch");
-        let refused = format!("{refused:#}");
-        assert!(
-            refused.contains("[dpo]") && refused.contains("9 records"),
-            "{refused}"
-        );
     }
 }

@@ -1,5 +1,4 @@
-//! Records → examples to train on and others held out, for the stages that learn from answers:
-//! `sft`, `dpo`, `reward` and `judge`.
+//! Records → examples to train on and others held out.
 //!
 //! Records that are too long or bad are treated by the stage's policies ([`super::misfits`]).
 
@@ -7,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use super::dataset::{Items, Records};
 use super::misfits::{Misfit, Misfits};
-use crate::config::{Data, HeldOut, RecordKeys, Stage, TooLong};
+use crate::config::{Data, ExampleKeys, Stage};
 use crate::data;
 use crate::data::example::{Encoded, Encoder, Limit};
 use crate::data::loader::split;
@@ -16,27 +15,11 @@ use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
 use crate::terminal;
 
-/// The keys of a stage that say where its records come from and what happens to those that do not fit.
-pub struct Source<'a> {
-    /// The stage.
-    pub stage: Stage,
-    /// Records to train on.
-    pub data: &'a Data,
-    /// Held-out records.
-    pub held_out: &'a HeldOut,
-    /// Columns, and bad records.
-    pub records: &'a RecordKeys,
-    /// Most tokens of an example.
-    pub max_length: usize,
-    /// Policy for a longer one.
-    pub too_long: TooLong,
-}
-
-/// What a stage trains on, and what it is measured on.
+/// The examples of a stage.
 pub struct Examples<T> {
-    /// To train on.
+    /// Examples to train on.
     pub training: Items<T>,
-    /// To measure on; never trained on.
+    /// Examples to measure on; never trained on.
     pub held_out: Vec<T>,
     /// Records that were cut or left out.
     pub misfits: Misfits,
@@ -44,28 +27,28 @@ pub struct Examples<T> {
 
 impl<T> Examples<T> {
     /// Reads `data`, and holds out `eval_data` or, without it, a share of `data`. Says on the
-    /// terminal what was too long.
+    /// terminal which records were too long or bad.
     ///
     /// # Errors
     /// A file that cannot be read, a record that is wrong, or nothing left to train on; each with
     /// its key.
     pub fn read<'t>(
-        source: &Source,
+        stage: Stage,
+        keys: &ExampleKeys,
         seed: u64,
         encoder: &Encoder<'t>,
         encode: impl Fn(&Encoder<'t>, &[Record]) -> data::Result<Encoded<T>>,
     ) -> Result<Self> {
         let encode = |records: &[Record]| encode(encoder, records);
-        let Source {
-            stage, held_out, ..
-        } = *source;
-        let (mut training, first) = read_key(source, "data", source.data, encode)?;
+        let held_out = keys.held_out;
+        let (mut training, first) = read_key(stage, keys, ("data", keys.data), encode)?;
         let (held_out, second) = if held_out.eval_data.is_empty() {
             let (_, held) = split(training.all.len(), held_out.eval_fraction, seed)
                 .with_context(|| format!("[{stage}] eval_fraction"))?;
             (training.hold_out(&held), None)
         } else {
-            let (items, misfit) = read_key(source, "eval_data", &held_out.eval_data, encode)?;
+            let key = ("eval_data", &held_out.eval_data);
+            let (items, misfit) = read_key(stage, keys, key, encode)?;
             (items.all, Some(misfit))
         };
         let mut misfits = Misfits::default();
@@ -79,19 +62,29 @@ impl<T> Examples<T> {
             misfits,
         })
     }
+
+    /// The examples with `make` applied to each.
+    pub fn map<U>(self, make: impl Fn(T) -> U) -> Examples<U> {
+        Examples {
+            training: self.training.map(&make),
+            held_out: self.held_out.into_iter().map(make).collect(),
+            misfits: self.misfits,
+        }
+    }
 }
 
 fn note_lost_reasoning(stage: Stage, answers: usize) {
     if answers > 0 {
         terminal::note(format_args!(
-            "{stage}: the chat template leaves the reasoning of {answers} answers (`reasoning_content`, or <think> in the content) out of \
-             what is learned; to learn it, use a template that renders it, or give the records as text"
+            "{stage}: the chat template leaves the reasoning of {answers} answers \
+             (`reasoning_content`, or <think> in the content) out of what is learned; to learn it, \
+             use a template that renders it, or give the records as text"
         ));
     }
 }
 
 impl<T> Examples<Vec<T>> {
-    /// The examples of all records. They are held out by record: no two of one record come apart.
+    /// The examples of all records. They are held out by record: those of one record stay together.
     pub fn flatten(self) -> Examples<T> {
         Examples {
             training: self.training.flatten(),
@@ -102,32 +95,33 @@ impl<T> Examples<Vec<T>> {
 }
 
 fn read_key<T>(
-    source: &Source,
-    key: &str,
-    data: &Data,
+    stage: Stage,
+    keys: &ExampleKeys,
+    (key, data): (&str, &Data),
     encode: impl Fn(&[Record]) -> data::Result<Encoded<T>>,
 ) -> Result<(Items<T>, Misfit)> {
-    let (stage, keys) = (source.stage, source.records);
     let read = || {
-        let records = Records::read(data, keys)?;
+        let records = Records::read(data, keys.records)?;
         let (items, misfit) = records.map(format!("{stage}.{key}"), encode)?;
-        anyhow::Ok((items, misfit.check(keys)?))
+        anyhow::Ok((items, misfit.check(keys.records)?))
     };
     read().with_context(|| format!("[{stage}] {key}"))
 }
 
-impl Source<'_> {
-    /// An encoder within the limits of the stage and of the model, with the stage's policies.
-    ///
-    /// # Errors
-    /// The errors of [`Encoder::new`].
-    pub fn encoder<'t>(&self, tokenizer: &'t Tokenizer, model: &Decoder) -> Result<Encoder<'t>> {
-        let context = model.decoder_config().max_position_embeddings;
-        let limit = limit(self.stage, self.max_length, context)
-            .or_other_policy(self.stage.name(), self.too_long);
-        let encoder = Encoder::new(tokenizer, limit, self.too_long)?;
-        Ok(encoder.with_bad_records(self.records.bad_records))
-    }
+/// An encoder within the limits of the stage and of the model, with the stage's policies.
+///
+/// # Errors
+/// The errors of [`Encoder::new`].
+pub fn encoder<'t>(
+    stage: Stage,
+    keys: &ExampleKeys,
+    tokenizer: &'t Tokenizer,
+    model: &Decoder,
+) -> Result<Encoder<'t>> {
+    let context = model.decoder_config().max_position_embeddings;
+    let limit = limit(stage, keys.max_length, context).or_other_policy(stage.name(), keys.too_long);
+    let encoder = Encoder::new(tokenizer, limit, keys.too_long)?;
+    Ok(encoder.with_bad_records(keys.records.bad_records))
 }
 
 /// Most tokens of an example: the stage's `max_length`, or the model's context where that is less.

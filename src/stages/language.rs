@@ -1,135 +1,146 @@
-//! Next-token training, which pretraining and fine-tuning share: they differ in what a row is.
+//! Next-token training, which pretraining and fine-tuning share: cross-entropy of the tokens that
+//! count.
+
+use std::marker::PhantomData;
 
 use anyhow::Result;
 use candle_core::Tensor;
 
-use super::dataset::Walk;
-use crate::config::Training;
-use crate::data::packing::{Batch, cut};
+use crate::data;
+use crate::data::example::Example;
+use crate::data::packing::{PackedBatch, TextRow};
+use crate::model::config::{is_embedding, layer_of};
 use crate::model::{Decoder, Gradient};
 use crate::ops::attention::Segments;
 use crate::ops::head::Target;
+use crate::ops::param::Param;
 use crate::terminal::Phase;
 use crate::train::metrics::names;
-use crate::train::task::{Evaluation, Share, Task};
+use crate::train::objective::{Evaluation, LossShare, Objective};
 
-/// Rows by index.
-pub trait RowSet {
-    /// Number of rows.
-    fn len(&self) -> usize;
+/// A sequence that next-token training reads.
+pub trait Row: Sized {
+    /// Its tokens.
+    fn ids(&self) -> &[u32];
 
-    /// Tokens that row `index` feeds.
-    fn tokens(&self, index: usize) -> usize;
-
-    /// The rows of these indices as one packed batch.
+    /// Packs rows into a batch.
     ///
     /// # Errors
-    /// If a row cannot be packed.
-    fn batch(&self, indices: &[usize]) -> Result<Batch>;
+    /// If there is no row, or one has fewer than two tokens.
+    fn pack(rows: &[&Self]) -> data::Result<PackedBatch>;
+}
 
-    /// All rows, or the first `most`, in batches of at most `limit` tokens.
-    ///
-    /// # Errors
-    /// As [`Self::batch`].
-    fn batches(&self, most: usize, limit: usize) -> Result<Vec<Batch>> {
-        let all = (0..self.len().min(most)).collect();
-        cut(all, |i| self.tokens(i), limit)
-            .iter()
-            .map(|run| self.batch(run))
-            .collect()
+impl Row for Example {
+    fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    fn pack(rows: &[&Self]) -> data::Result<PackedBatch> {
+        PackedBatch::from_examples(rows)
     }
 }
 
-/// Cross-entropy of the tokens that count.
-pub struct LanguageTask<'a, R> {
-    /// The rows to train on.
-    pub rows: R,
-    /// Their order, and their batches.
-    pub walk: Walk,
-    /// Held-out batches.
-    pub held_out: Vec<Batch>,
-    /// Size of micro-batches, and what a pass keeps.
-    pub training: &'a Training,
+impl Row for TextRow {
+    fn ids(&self) -> &[u32] {
+        TextRow::ids(self)
+    }
+
+    fn pack(rows: &[&Self]) -> data::Result<PackedBatch> {
+        PackedBatch::from_rows(rows)
+    }
 }
 
-impl<R: RowSet> Task for LanguageTask<'_, R> {
-    type Micro = Batch;
+/// Mean cross-entropy of the tokens that count.
+pub struct NextTokenLoss<R> {
+    /// Each layer's learning rate as a share of the one above it.
+    layerwise_lr_decay: f64,
+    /// Number of the model's layers.
+    layers: usize,
+    rows: PhantomData<R>,
+}
 
-    fn micro_batches(&self, step: u64) -> Result<Vec<Batch>> {
-        let indices = self.walk.step(step);
-        let runs = cut(
-            indices,
-            |i| self.rows.tokens(i),
-            self.training.micro_batch_tokens,
-        );
-        runs.iter().map(|run| self.rows.batch(run)).collect()
+impl<R> NextTokenLoss<R> {
+    /// The loss of `model`, whose layers have learning rates with this layer-wise decay; 1 is none.
+    pub fn new(model: &Decoder, layerwise_lr_decay: f64) -> Self {
+        Self {
+            layerwise_lr_decay,
+            layers: model.decoder_config().num_hidden_layers,
+            rows: PhantomData,
+        }
+    }
+}
+
+impl<R: Row> Objective for NextTokenLoss<R> {
+    type Example = R;
+    type Batch = PackedBatch;
+    /// Target tokens.
+    type Total = usize;
+
+    fn tokens(&self, row: &R) -> usize {
+        row.ids().len() - 1
     }
 
-    fn tokens(&self, micro: &Batch) -> usize {
-        micro.token_count()
+    fn batch(&self, rows: &[&R]) -> Result<PackedBatch> {
+        Ok(R::pack(rows)?)
     }
 
-    fn count(&self, micro: &Batch) -> f64 {
-        micro.valid_count() as f64
+    fn total(&self, batches: &[PackedBatch]) -> usize {
+        batches.iter().map(|batch| batch.targets.len()).sum()
     }
 
     fn loss(
         &self,
         model: &Decoder,
-        micro: &Batch,
-        total: f64,
+        batch: &PackedBatch,
+        total: usize,
         gradient: Gradient,
-    ) -> Result<Share> {
-        let loss = (log_prob_sum(model, micro, gradient)? * (-1.0 / total))?;
-        Ok(loss.into())
+    ) -> Result<LossShare> {
+        let sum = log_probs(model, batch, gradient)?.sum_all()?;
+        Ok((sum * (-1.0 / total as f64))?.into())
     }
 
-    fn evaluate(&self, model: &Decoder) -> Result<Option<Evaluation>> {
-        let (mut sum, mut count) = (0.0, 0);
-        let phase = Phase::counted("batches", self.held_out.len());
-        for batch in &self.held_out {
+    fn evaluate(&self, model: &Decoder, batches: &[PackedBatch]) -> Result<Evaluation> {
+        let (mut sum, count) = (0.0, self.total(batches));
+        let phase = Phase::counted("batches", batches.len());
+        for batch in batches {
             phase.add(1);
-            sum -= f64::from(log_prob_sum(model, batch, Gradient::Skip)?.to_scalar::<f32>()?);
-            count += batch.valid_count();
+            let found = log_probs(model, batch, Gradient::Skip)?.sum_all()?;
+            sum -= f64::from(found.to_scalar::<f32>()?);
         }
         if count == 0 {
-            return Ok(None);
+            return Ok(Evaluation::new());
         }
         let loss = sum / count as f64;
-        let measures = [
-            (names::EVAL_LOSS, loss),
-            (names::EVAL_PERPLEXITY, loss.exp()),
-        ];
-        Ok(Some(
-            measures
-                .into_iter()
-                .map(|(name, value)| (name.to_owned(), value))
-                .collect(),
-        ))
+        Ok(Evaluation::from([
+            (names::EVAL_LOSS.to_owned(), loss),
+            (names::EVAL_PERPLEXITY.to_owned(), loss.exp()),
+        ]))
     }
 
-    fn epochs(&self, step: u64) -> f64 {
-        self.walk.epochs(step)
+    /// Layer-wise decay (Howard and Ruder 2018, §3.1): the top layer, the final norm and the head
+    /// learn at the full rate, each layer below at `decay` times the one above, the embeddings below
+    /// the lowest.
+    fn rate_share(&self, param: &Param) -> f64 {
+        let depth = match layer_of(param.name()) {
+            Some(layer) => self.layers - 1 - layer,
+            None if is_embedding(param.name()) => self.layers,
+            None => 0,
+        };
+        self.layerwise_lr_decay.powi(depth as i32)
     }
 }
 
-/// Σ log p of the targets that count.
+/// Log-probs of a batch's targets over the whole vocabulary, at temperature 1: `[n]`. Above the last
+/// layer's attention nothing is computed for the rows that predict none of them.
 ///
 /// # Errors
 /// If the computation fails.
-pub fn log_prob_sum(model: &Decoder, batch: &Batch, gradient: Gradient) -> Result<Tensor> {
-    let counts = |&row: &usize| batch.valid[row] != 0.0;
-    let rows: Vec<usize> = (0..batch.ids.len()).filter(counts).collect();
-    let target = |(i, &row): (usize, &usize)| Target::whole(i, batch.targets[row]);
-    let targets: Vec<Target> = rows.iter().enumerate().map(target).collect();
-    let hidden = model.forward_at(
-        &batch.ids,
-        &Segments::from_offsets(&batch.segments),
-        (rows.len() < batch.ids.len()).then(|| rows.iter().map(|&row| row as u32).collect()),
-        gradient,
-    )?;
-    Ok(model
-        .log_probs(&hidden, &targets, 1.0)?
-        .log_probs
-        .sum_all()?)
+pub fn log_probs(model: &Decoder, batch: &PackedBatch, gradient: Gradient) -> Result<Tensor> {
+    let targets = batch.targets.iter().enumerate();
+    let targets: Vec<Target> = targets.map(|(row, &id)| Target::whole(row, id)).collect();
+    let segments = Segments::from_offsets(&batch.segments);
+    let some = batch.rows.len() < batch.ids.len();
+    let wanted = some.then(|| batch.rows.as_slice().into());
+    let hidden = model.forward_at(&batch.ids, &segments, wanted, gradient)?;
+    Ok(model.log_probs(&hidden, &targets, 1.0)?.log_probs)
 }

@@ -10,7 +10,11 @@ use crate::train::summary::Summary;
 
 /// The misfits of a stage's keys.
 #[derive(Default)]
-pub struct Misfits(Vec<Misfit>);
+pub struct Misfits {
+    keys: Vec<Misfit>,
+    /// Other rows of the closing table.
+    rows: Vec<(String, String)>,
+}
 
 /// The misfits of one key, such as `sft.data`.
 pub struct Misfit {
@@ -123,12 +127,20 @@ impl Misfits {
     /// Adds a key's, and says them on the terminal; `limit` is what records were too long for.
     pub fn add(&mut self, stage: &str, misfit: Misfit, limit: &Limit) {
         misfit.note(stage, limit);
-        self.0.push(misfit);
+        self.keys.push(misfit);
+    }
+
+    /// Adds a row to the closing table.
+    pub fn extend(&mut self, row: Option<(String, String)>) {
+        self.rows.extend(row);
     }
 
     /// Adds rows to a closing table.
     pub fn add_to(&self, table: &mut Summary) {
-        self.0.iter().for_each(|misfit| misfit.add_to(table));
+        self.keys.iter().for_each(|misfit| misfit.add_to(table));
+        for (name, value) in &self.rows {
+            table.text(name, "", value);
+        }
     }
 }
 

@@ -2,16 +2,23 @@
 
 use anyhow::{Context as _, Result, bail};
 
+use super::adapters::Trainee;
 use super::architecture::{describe, describe_for};
 use super::context::{Context, Finished};
 use super::dataset::{Items, Records};
-use super::language::{LanguageTask, RowSet};
+use super::definition::{Help, StageDefinition};
+use super::examples::Examples;
+use super::language::NextTokenLoss;
 use super::misfits::Misfits;
+use super::plan::models::Folders;
+use super::plan::{self, Plan};
+use super::preflight;
+use super::preflight::records::Reader;
 use super::stops::stop_where_answers_end;
-use super::texts::Texts;
+use super::supervised::{Prepared, train_and_write};
 use crate::config::{Data, ModelStart, Pretrain, RecordKeys, Stage};
 use crate::data::example::{Limit, documents, encode_documents};
-use crate::data::packing::{Batch, Packed};
+use crate::data::packing::{TextRow, text_rows};
 use crate::data::records::Record;
 use crate::data::tokenizer::{BpeTraining, Tokenizer};
 use crate::model::Decoder;
@@ -20,92 +27,97 @@ use crate::model::hf_config::HfConfig;
 use crate::ops::param::Training as Trained;
 use crate::terminal::Phase;
 use crate::train::memory::limit_bytes;
-use crate::train::supervised::{Plan, train};
 
 /// Numbers held for each parameter that is trained: itself, its gradient and AdamW's two moments.
 const HELD: usize = 4;
 
 const GIB: f64 = (1u64 << 30) as f64;
 
-impl RowSet for Packed {
-    fn len(&self) -> usize {
-        self.len()
+impl StageDefinition for Pretrain {
+    fn help(_stage: Stage) -> Help {
+        Help {
+            about: "Train a language model on plain text, from scratch or from a folder",
+            details: "Needs [pretrain] with `data`. Without a tokenizer a byte-level BPE is trained \
+                      on that text first.",
+            example: "collimate pretrain configs/quickstart.toml --set pretrain.max_steps=100 --set run.name=trial",
+        }
     }
 
-    fn tokens(&self, index: usize) -> usize {
-        self.window(index).map_or(0, |w| w.len() - 1)
+    fn run(&self, context: &Context) -> Result<Option<Finished>> {
+        // 1. A shape that a model can have.
+        check_shape(context)?;
+
+        // 2. Text → tokenizer → rows of `context_length` tokens.
+        let mut misfits = Misfits::default();
+        let data = read_key("data", &self.data, &self.records, &mut misfits)?;
+        let tokenizer = tokenizer(context, &data.all)?;
+        let training = rows(&tokenizer, &data, self.context_length).context("[pretrain] data")?;
+        let held_out = self.held_out(&tokenizer, &mut misfits)?;
+
+        // 3. The model, fresh or from its folder.
+        let mut model = model(context, &tokenizer, self.context_length)?;
+        stop_where_answers_end(&mut model, &tokenizer)?;
+
+        // 4. Train, and leave a model folder.
+        let order = training.order(context.stage, &self.training, context.config.run.seed)?;
+        train_and_write(
+            context,
+            Prepared {
+                objective: NextTokenLoss::new(&model, 1.0),
+                trainee: Trainee::whole(model),
+                tokenizer,
+                examples: Examples {
+                    training,
+                    held_out,
+                    misfits,
+                },
+                order,
+                training: &self.training,
+                patience: 0,
+            },
+        )
     }
 
-    fn batch(&self, indices: &[usize]) -> Result<Batch> {
-        let windows: Option<Vec<&[u32]>> = indices.iter().map(|&i| self.window(i)).collect();
-        Ok(Batch::from_windows(
-            &windows.context("a window past the end of the text")?,
-        )?)
+    fn plan(&self, folders: Folders, _stage: Stage) -> Result<Plan> {
+        plan::supervised::pretrain(folders, self)
+    }
+
+    fn check_models(&self, _folders: Folders, _stage: Stage) -> Result<()> {
+        Ok(())
+    }
+
+    fn check_records(&self, reader: &Reader) -> Result<()> {
+        let files = [&self.data, &self.eval_data];
+        preflight::records::check_files(reader.stage, files, &self.records, |records, bad| {
+            reader.documents(records, bad)
+        })
     }
 }
 
-/// Runs the stage; `None` when a signal stopped it.
-///
-/// # Errors
-/// If data, model or a file is wrong, or training diverges.
-pub fn pretrain(context: &Context, config: &Pretrain) -> Result<Option<Finished>> {
-    // 1. A shape that a model can have.
-    check_shape(context)?;
+impl Pretrain {
+    /// The held-out rows of one evaluation.
+    fn held_out(&self, tokenizer: &Tokenizer, misfits: &mut Misfits) -> Result<Vec<TextRow>> {
+        if self.eval_data.is_empty() {
+            return Ok(Vec::new());
+        }
+        let held = read_key("eval_data", &self.eval_data, &self.records, misfits)?;
+        let rows = pack(tokenizer, &held.all, self.context_length);
+        let mut rows = rows.context("[pretrain] eval_data")?;
+        if self.eval_batches > 0 {
+            rows.truncate(self.eval_batches * self.training.batch_size);
+        }
+        Ok(rows)
+    }
+}
 
-    // 2. Text → tokenizer → rows of `context_length` tokens.
-    let mut misfits = Misfits::default();
-    let (name, keys) = (Stage::Pretrain.name(), &config.records);
-    let records = read_documents(name, "data", &config.data, keys, &mut misfits)
-        .context("[pretrain] data")?;
-    let tokenizer = tokenizer(context, &records.all)?;
-    let rows =
-        Texts::pack(&tokenizer, &records, config.context_length).context("[pretrain] data")?;
-    let held_out = if config.eval_data.is_empty() {
-        Vec::new()
-    } else {
-        let held = read_documents(name, "eval_data", &config.eval_data, keys, &mut misfits)
-            .context("[pretrain] eval_data")?;
-        let held = pack(&tokenizer, &held.all, config.context_length);
-        let most = if config.eval_batches == 0 {
-            usize::MAX
-        } else {
-            config.eval_batches * config.training.batch_size
-        };
-        held.context("[pretrain] eval_data")?
-            .batches(most, config.training.micro_batch_tokens)?
-    };
-
-    // 3. The model, fresh or from its folder.
-    let mut model = model(context, &tokenizer, config.context_length)?;
-    stop_where_answers_end(&mut model, &tokenizer)?;
-
-    // 4. Train, and leave a Hugging Face folder.
-    let (training, seed) = (&config.training, context.config.run.seed);
-    let walk = rows.places().walk(Stage::Pretrain, training, seed)?;
-    let steps = walk.steps(training);
-    let task = LanguageTask {
-        rows,
-        walk,
-        held_out,
-        training,
-    };
-    let plan = Plan {
-        stage: Stage::Pretrain.name(),
-        steps,
-        training,
-        patience: 0,
-        max_bad_steps: context.config.run.max_bad_steps,
-        rate: &|_| 1.0,
-        folder: context.folder,
-        stop: context.stop,
-    };
-    let Some(report) = train(&task, &model, &plan)? else {
-        return Ok(None);
-    };
-    context.write_final(&model, &tokenizer)?;
-    let mut finished = Finished::supervised(plan.stage, &report, context.folder);
-    misfits.add_to(&mut finished.table);
-    Ok(Some(finished))
+fn read_key(
+    key: &str,
+    data: &Data,
+    keys: &RecordKeys,
+    misfits: &mut Misfits,
+) -> Result<Items<Record>> {
+    let read = read_documents(Stage::Pretrain.name(), key, data, keys, misfits);
+    read.with_context(|| format!("[pretrain] {key}"))
 }
 
 /// Reads the documents of `stage.key`, and says which records were left out.
@@ -146,8 +158,9 @@ fn check_memory(model: &DecoderConfig) -> Result<()> {
     let bytes = parameters * HELD as f64 * size_of::<f32>() as f64;
     if let Some(most) = limit_bytes().filter(|most| bytes > *most as f64) {
         bail!(
-            "[model] describes {parameters:.3e} parameters, which take {:.0} GiB to train (weights, gradients, two moments); this process \
-             may have {:.0} GiB: lower hidden_size, intermediate_size, num_hidden_layers or vocab_size",
+            "[model] describes {parameters:.3e} parameters, which take {:.0} GiB to train (weights, \
+             gradients, two moments); this process may have {:.0} GiB: lower hidden_size, \
+             intermediate_size, num_hidden_layers or vocab_size",
             bytes / GIB,
             most as f64 / GIB
         );
@@ -190,9 +203,26 @@ pub(super) fn bpe_training(config: &crate::config::Tokenizer) -> BpeTraining {
 ///
 /// # Errors
 /// If a record has no text, or all of it does not fill a row.
-pub fn pack(tokenizer: &Tokenizer, records: &[Record], context: usize) -> Result<Packed> {
+pub fn pack(tokenizer: &Tokenizer, records: &[Record], context: usize) -> Result<Vec<TextRow>> {
     let documents = encode_documents(tokenizer, records)?;
-    Ok(Packed::new(&documents, tokenizer.eos_id()?, context)?)
+    Ok(text_rows(&documents, tokenizer.eos_id()?, context)?)
+}
+
+/// Rows of all files as one stream, or of each file by itself where files are drawn from by weight.
+fn rows(tokenizer: &Tokenizer, records: &Items<Record>, context: usize) -> Result<Items<TextRow>> {
+    let weighted = records.by_file().any(|(_, weight)| weight.is_some());
+    if !weighted {
+        let rows = pack(tokenizer, &records.all, context)?;
+        let count = rows.len();
+        return Ok(Items::new(rows, vec![(count, None)]));
+    }
+    let (mut all, mut files) = (Vec::new(), Vec::new());
+    for (file, weight) in records.by_file() {
+        let rows = pack(tokenizer, file, context)?;
+        files.push((rows.len(), weight));
+        all.extend(rows);
+    }
+    Ok(Items::new(all, files))
 }
 
 fn model(context: &Context, tokenizer: &Tokenizer, context_length: usize) -> Result<Decoder> {

@@ -1,9 +1,11 @@
 //! The reward model: Bradley-Terry on pairs of a better and a worse answer (Stiennon et al. 2020, eq. 1).
 //!
-//! It reads prompt and answer and scores at the last token, or before it where its folder means that ([`ScorePosition`]). `[judge]` runs
-//! the same stage on other pairs, for evaluations alone. Its draws are its own: another head to start with (and other adapters), another
-//! order of the pairs, others of them held out. Other stages share the run's seed, which makes no two of their models alike: where
-//! `[dpo]` and `[reward]` read one file they read it in one order, and adapters of the same shape start from the same matrix A.
+//! It reads prompt and answer and scores at the last token, or before it where its folder means that
+//! ([`ScorePosition`]). `[judge]` runs the same stage on other pairs, for evaluations alone. Its draws
+//! are its own: another head to start with (and other adapters), another order of the pairs, other
+//! pairs held out. Other stages share the run's seed, which makes no two of their models alike: where
+//! `[dpo]` and `[reward]` read one file they read it in one order, and adapters of the same shape
+//! start from the same matrix A.
 
 use std::sync::Arc;
 
@@ -11,14 +13,16 @@ use anyhow::Result;
 use candle_core::Tensor;
 use rollout::random::Independent;
 
-use super::adapters::{Start, Trainee};
-use super::context::{Context, Finished};
-use super::dataset::Walk;
-use super::examples::{Examples, Source};
+use super::context::Context;
+use super::definition::Help;
+use super::examples::Examples;
 use super::padding::{self, choose_padding};
-use crate::config::{Reward, Stage, Training};
-use crate::data::example::{Encoder, Pair};
-use crate::data::packing::cut;
+use super::supervised::ExampleStage;
+use crate::config::{Reward, Stage};
+use crate::data;
+use crate::data::example::{Encoded, Encoder, Pair};
+use crate::data::records::Record;
+use crate::data::tokenizer::Tokenizer;
 use crate::model::config::Head;
 use crate::model::score_position::ScorePosition;
 use crate::model::{Decoder, Gradient};
@@ -27,98 +31,84 @@ use crate::rlhf::preference::{BradleyTerryLoss, bradley_terry};
 use crate::terminal;
 use crate::terminal::Phase;
 use crate::train::metrics::names;
-use crate::train::supervised::{Plan, train};
-use crate::train::task::{Evaluation, Share, Task};
+use crate::train::objective::{Evaluation, LossShare, Objective};
 
 /// Bins of the expected calibration error (Guo et al. 2017, eq. 3).
 const CALIBRATION_BINS: usize = 10;
 
-/// Runs `[reward]` or `[judge]`; `None` when a signal stopped it.
-///
-/// # Errors
-/// If data, model or a file is wrong, or training diverges.
-pub fn reward(context: &Context, config: &Reward, stage: Stage) -> Result<Option<Finished>> {
-    // 1. The model to start from, with a fresh scalar head.
-    let tokenizer = context.tokenizer_of(&config.from)?;
-    let seed = seed(context.config.run.seed, stage);
-    let start = Start {
-        table: stage.name(),
-        from: &config.from,
-        head: Head::Score,
-        seed,
-        device: context.device,
-    };
-    let mut trainee = Trainee::load(&start, &config.trainable)?;
-    let before = tokenizer.pad_id();
-    let tokenizer = choose_padding(trainee.model.config_mut(), tokenizer)?;
-    let words = padding::in_words(trainee.model.config(), before, &tokenizer);
-    words.into_iter().for_each(terminal::note_once);
-    let model = &trainee.model;
-    let position = ScorePosition::of(model.config(), None)?;
-    let (table, scored) = (stage.name(), position.in_words());
-    terminal::note_once(format_args!("[{table}] scores {scored}"));
+impl ExampleStage for Reward {
+    type Record = Pair;
+    type Objective = ScoreLoss;
 
-    // 2. Records → pairs, some of them held out.
-    let source = Source {
-        stage,
-        data: &config.data,
-        held_out: &config.held_out,
-        records: &config.records,
-        max_length: config.max_length,
-        too_long: config.too_long,
-    };
-    let encoder = source.encoder(&tokenizer, model)?;
-    let pairs = Examples::read(&source, seed, &encoder, Encoder::pairs)?;
-    let walk = pairs.training.walk(stage, &config.training, seed)?;
+    const HEAD: Head = Head::Score;
 
-    // 3. Train, and leave a Hugging Face folder.
-    let plan = Plan {
-        stage: stage.name(),
-        steps: walk.steps(&config.training),
-        training: &config.training,
-        patience: 0,
-        max_bad_steps: context.config.run.max_bad_steps,
-        rate: &|_| 1.0,
-        folder: context.folder,
-        stop: context.stop,
-    };
-    let centering = config.center_rewards_coefficient;
-    let task = PairTask {
-        pairs: pairs.training.all,
-        held_out: pairs.held_out,
-        walk,
-        centering,
-        position,
-        training: &config.training,
-    };
-    let Some(report) = train(&task, model, &plan)? else {
-        return Ok(None);
-    };
-    trainee.write_final(context, &tokenizer)?;
-    let mut finished = Finished::supervised(plan.stage, &report, context.folder);
-    pairs.misfits.add_to(&mut finished.table);
-    Ok(Some(finished))
-}
+    fn help(stage: Stage) -> Help {
+        match stage {
+            Stage::Judge => Help {
+                about: "Train the judge: a second reward model that PPO never sees",
+                details: "Needs [judge], whose keys are those of [reward]. Give it other pairs: where \
+                          reward rises and judge falls, the policy has learnt the reward model's \
+                          weaknesses.",
+                example: "collimate judge configs/quickstart.toml",
+            },
+            _ => Help {
+                about: "Train the reward model on pairs of a better and a worse answer",
+                details: "Needs [reward] with `data`. Reports accuracy, margin and calibration on \
+                          held-out pairs.",
+                example: "collimate reward configs/quickstart.toml --set reward.max_steps=300 --fresh",
+            },
+        }
+    }
 
-/// The seed of the stage's draws.
-fn seed(run: u64, stage: Stage) -> u64 {
-    match stage {
-        Stage::Judge => Independent::Judge.seed(run),
-        _ => run,
+    fn seed(stage: Stage, run: u64) -> u64 {
+        match stage {
+            Stage::Judge => Independent::Judge.seed(run),
+            _ => run,
+        }
+    }
+
+    fn prepare(&self, model: &mut Decoder, tokenizer: Tokenizer) -> Result<Tokenizer> {
+        let before = tokenizer.pad_id();
+        let tokenizer = choose_padding(model.config_mut(), tokenizer)?;
+        let words = padding::in_words(model.config(), before, &tokenizer);
+        words.into_iter().for_each(terminal::note_once);
+        Ok(tokenizer)
+    }
+
+    fn encode(&self, encoder: &Encoder, records: &[Record]) -> data::Result<Encoded<Pair>> {
+        encoder.pairs(records)
+    }
+
+    fn split(&self, pairs: Examples<Pair>) -> Examples<Pair> {
+        pairs
+    }
+
+    fn objective(
+        &self,
+        context: &Context,
+        model: &Decoder,
+        _examples: &mut Examples<Pair>,
+    ) -> Result<Option<ScoreLoss>> {
+        let position = ScorePosition::of(model.config(), None)?;
+        let (table, scored) = (context.stage, position.in_words());
+        terminal::note_once(format_args!("[{table}] scores {scored}"));
+        Ok(Some(ScoreLoss {
+            centering: self.center_rewards_coefficient,
+            position,
+        }))
     }
 }
 
-struct PairTask<'a> {
-    pairs: Vec<Pair>,
-    held_out: Vec<Pair>,
-    walk: Walk,
+/// The ranking loss of pairs of scores.
+pub struct ScoreLoss {
+    /// Weight of the squared sum of a pair's scores.
     centering: f64,
+    /// The token at which a sequence is scored.
     position: ScorePosition,
-    training: &'a Training,
 }
 
-/// Chosen and rejected of each pair, one after the other.
-struct PairBatch {
+/// Chosen and rejected sequence of each pair, one after the other.
+pub struct ScoredPairs {
     ids: Vec<u32>,
     segments: Segments,
     /// The row of each sequence that is scored.
@@ -126,8 +116,8 @@ struct PairBatch {
     margins: Vec<f64>,
 }
 
-impl PairBatch {
-    fn new<'p>(pairs: impl Iterator<Item = &'p Pair>, position: ScorePosition) -> Self {
+impl ScoredPairs {
+    fn new(pairs: &[&Pair], position: ScorePosition) -> Self {
         let (mut sequences, mut margins) = (Vec::new(), Vec::new());
         for pair in pairs {
             sequences.extend(pair.sequences());
@@ -152,106 +142,73 @@ impl PairBatch {
         ))
     }
 
-    fn loss(
+    fn ranking(
         &self,
-        model: &Decoder,
-        gradient: Gradient,
+        chosen: &Tensor,
+        rejected: &Tensor,
         centering: f64,
         pairs: usize,
     ) -> Result<BradleyTerryLoss> {
-        let (chosen, rejected) = self.scores(model, gradient)?;
-        Ok(bradley_terry(
-            &chosen,
-            &rejected,
-            Some(&self.margins),
-            centering,
-            pairs,
-        )?)
+        let margins = Some(self.margins.as_slice());
+        Ok(bradley_terry(chosen, rejected, margins, centering, pairs)?)
     }
 }
 
-fn tokens(pair: &Pair) -> usize {
-    2 * pair.prompt.len() + pair.chosen.len() + pair.rejected.len()
-}
+impl Objective for ScoreLoss {
+    type Example = Pair;
+    type Batch = ScoredPairs;
+    /// Pairs.
+    type Total = usize;
 
-impl Task for PairTask<'_> {
-    type Micro = PairBatch;
-
-    fn micro_batches(&self, step: u64) -> Result<Vec<PairBatch>> {
-        let indices = self.walk.step(step);
-        let runs = cut(
-            indices,
-            |i| tokens(&self.pairs[i]),
-            self.training.micro_batch_tokens,
-        );
-        Ok(runs
-            .iter()
-            .map(|run| PairBatch::new(run.iter().map(|&i| &self.pairs[i]), self.position))
-            .collect())
+    fn tokens(&self, pair: &Pair) -> usize {
+        2 * pair.prompt.len() + pair.chosen.len() + pair.rejected.len()
     }
 
-    fn tokens(&self, micro: &PairBatch) -> usize {
-        micro.ids.len()
+    fn batch(&self, pairs: &[&Pair]) -> Result<ScoredPairs> {
+        Ok(ScoredPairs::new(pairs, self.position))
     }
 
-    fn count(&self, micro: &PairBatch) -> f64 {
-        micro.margins.len() as f64
+    fn total(&self, batches: &[ScoredPairs]) -> usize {
+        batches.iter().map(|batch| batch.margins.len()).sum()
     }
 
     fn loss(
         &self,
         model: &Decoder,
-        micro: &PairBatch,
-        total: f64,
+        batch: &ScoredPairs,
+        pairs: usize,
         gradient: Gradient,
-    ) -> Result<Share> {
-        let found = micro.loss(model, gradient, self.centering, total as usize)?;
+    ) -> Result<LossShare> {
+        let (chosen, rejected) = batch.scores(model, gradient)?;
+        let found = batch.ranking(&chosen, &rejected, self.centering, pairs)?;
         Ok(found.loss.into())
     }
 
-    fn evaluate(&self, model: &Decoder) -> Result<Option<Evaluation>> {
-        let (pairs, limit) = (&self.held_out, self.training.micro_batch_tokens);
-        if pairs.is_empty() {
-            return Ok(None);
-        }
+    fn evaluate(&self, model: &Decoder, batches: &[ScoredPairs]) -> Result<Evaluation> {
         let (mut gaps, mut loss) = (Vec::new(), 0.0);
-        let phase = Phase::counted("pairs", pairs.len());
-        for run in cut((0..pairs.len()).collect(), |i| tokens(&pairs[i]), limit) {
-            let batch = PairBatch::new(run.iter().map(|&i| &pairs[i]), self.position);
+        let (pairs, phase) = (
+            self.total(batches),
+            Phase::counted("batches", batches.len()),
+        );
+        for batch in batches {
             let (chosen, rejected) = batch.scores(model, Gradient::Skip)?;
-            phase.add(run.len());
+            phase.add(1);
             gaps.extend((&chosen - &rejected)?.to_vec1::<f32>()?);
-            let part = bradley_terry(
-                &chosen,
-                &rejected,
-                Some(&batch.margins),
-                self.centering,
-                pairs.len(),
-            )?;
+            let part = batch.ranking(&chosen, &rejected, self.centering, pairs)?;
             loss += f64::from(part.loss.to_scalar::<f32>()?);
         }
         let mean = |f: &dyn Fn(f64) -> f64| {
             gaps.iter().map(|&g| f(f64::from(g))).sum::<f64>() / gaps.len() as f64
         };
+        let right = |gap: f64| f64::from(u8::from(gap > 0.0));
         let measures = [
             (names::EVAL_LOSS, loss),
-            (
-                names::EVAL_ACCURACY,
-                mean(&|g| f64::from(u8::from(g > 0.0))),
-            ),
-            (names::EVAL_MARGIN, mean(&|g| g)),
+            (names::EVAL_ACCURACY, mean(&right)),
+            (names::EVAL_MARGIN, mean(&|gap| gap)),
             (names::EVAL_CALIBRATION_ERROR, calibration_error(&gaps)),
         ];
-        Ok(Some(
-            measures
-                .into_iter()
-                .map(|(name, value)| (name.to_owned(), value))
-                .collect(),
-        ))
-    }
-
-    fn epochs(&self, step: u64) -> f64 {
-        self.walk.epochs(step)
+        let named = measures.map(|(name, value)| (name.to_owned(), value));
+        Ok(named.into_iter().collect())
     }
 }
 

@@ -2,9 +2,10 @@
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::context::{Context, Finished};
+use super::context::Context;
+use super::definition::definition;
 use super::plan::machine::Bound;
-use super::{arithmetic, dpo, origin, plan, pretrain, reward, sft};
+use super::{arithmetic, origin, plan};
 use crate::config::{Config, Length, Stage, Training};
 use crate::model::hub;
 use crate::ops::{device, pool, profile};
@@ -72,6 +73,7 @@ fn run_in_order(
         }
         arithmetic::note(stage, &files)?;
         let context = Context {
+            stage,
             config: &local,
             folder: &files,
             device: &device,
@@ -79,7 +81,10 @@ fn run_in_order(
         };
         let ran = {
             let _part = profile::part("other");
-            run_one(&context, stage).with_context(|| format!("stage {}", stage.name()))?
+            let defined = definition(&local, stage)?;
+            defined
+                .run(&context)
+                .with_context(|| format!("stage {}", stage.name()))?
         };
         if profile::is_enabled() {
             terminal::note(table(stage.name(), &profile::take()));
@@ -190,27 +195,6 @@ fn wants_more(config: &Config, stage: Stage, done: &Done) -> bool {
     match config.training(stage).map(Training::length) {
         Some(Length::Steps(steps)) => steps as u64 > done.steps,
         _ => false,
-    }
-}
-
-fn run_one(context: &Context, stage: Stage) -> Result<Option<Finished>> {
-    let config = context.config;
-    let missing = || format!("the configuration has no [{}] table", stage.name());
-    match stage {
-        Stage::Pretrain => {
-            pretrain::pretrain(context, config.pretrain.as_ref().with_context(missing)?)
-        }
-        Stage::Sft => sft::sft(context, config.sft.as_ref().with_context(missing)?),
-        Stage::Dpo => dpo::dpo(context, config.dpo.as_ref().with_context(missing)?),
-        Stage::Reward => reward::reward(
-            context,
-            config.reward.as_ref().with_context(missing)?,
-            stage,
-        ),
-        Stage::Judge => {
-            reward::reward(context, config.judge.as_ref().with_context(missing)?, stage)
-        }
-        Stage::Ppo => super::ppo::ppo(context, config.ppo.as_ref().with_context(missing)?),
     }
 }
 

@@ -2,99 +2,55 @@
 
 use anyhow::Result;
 
-use super::adapters::{Start, Trainee};
-use super::context::{Context, Finished};
-use super::examples::{Examples, Source};
-use super::language::{LanguageTask, RowSet};
-use super::stops::stop_where_answers_end;
+use super::context::Context;
+use super::definition::Help;
+use super::examples::Examples;
+use super::language::NextTokenLoss;
+use super::supervised::ExampleStage;
 use crate::config::{Sft, Stage};
-use crate::data::example::{Encoder, Example};
-use crate::data::packing::Batch;
-use crate::model::config::{Head, is_embedding, layer_of};
-use crate::ops::param::Param;
+use crate::data;
+use crate::data::example::{Encoded, Encoder, Example};
+use crate::data::records::Record;
+use crate::model::Decoder;
 use crate::terminal;
-use crate::train::summary::Summary;
-use crate::train::supervised::{Plan, train};
 
-impl RowSet for Vec<Example> {
-    fn len(&self) -> usize {
-        self.len()
+impl ExampleStage for Sft {
+    /// The examples of one record.
+    type Record = Vec<Example>;
+    type Objective = NextTokenLoss<Example>;
+
+    fn help(_stage: Stage) -> Help {
+        Help {
+            about: "Fine-tune on answers: prompt and completion, or chats",
+            details: "Needs [sft] with `data`. The loss counts answers only, and rows are packed \
+                      without seeing one another.",
+            example: "collimate sft configs/quickstart.toml --set sft.learning_rate=5e-4 --fresh",
+        }
     }
 
-    fn tokens(&self, index: usize) -> usize {
-        self[index].ids.len() - 1
+    fn configure<'t>(&self, encoder: Encoder<'t>) -> Encoder<'t> {
+        encoder.learning(self.learn)
     }
 
-    fn batch(&self, indices: &[usize]) -> Result<Batch> {
-        let examples: Vec<&Example> = indices.iter().map(|&i| &self[i]).collect();
-        Ok(Batch::from_examples(&examples)?)
+    fn encode(&self, encoder: &Encoder, records: &[Record]) -> data::Result<Encoded<Vec<Example>>> {
+        encoder.examples(records)
     }
-}
 
-/// Runs the stage; `None` when a signal stopped it.
-///
-/// # Errors
-/// If data, model or a file is wrong, or training diverges.
-pub fn sft(context: &Context, config: &Sft) -> Result<Option<Finished>> {
-    // 1. The model, with the layers that are to stay as they are, or with adapters.
-    let tokenizer = context.tokenizer_of(&config.from)?;
-    let seed = context.config.run.seed;
-    let start = Start {
-        table: Stage::Sft.name(),
-        from: &config.from,
-        head: Head::LanguageModel,
-        seed,
-        device: context.device,
-    };
-    let mut trainee = Trainee::load(&start, &config.trainable)?;
-    stop_where_answers_end(&mut trainee.model, &tokenizer)?;
-    let model = &trainee.model;
+    fn split(&self, mut records: Examples<Vec<Example>>) -> Examples<Example> {
+        let conversations = Conversations::of(&records);
+        conversations.note();
+        records.misfits.extend(conversations.row());
+        records.flatten()
+    }
 
-    // 2. Records → examples, some of them held out.
-    let source = Source {
-        stage: Stage::Sft,
-        data: &config.data,
-        held_out: &config.held_out,
-        records: &config.records,
-        max_length: config.max_length,
-        too_long: config.too_long,
-    };
-    let encoder = source.encoder(&tokenizer, model)?.learning(config.learn);
-    let examples = Examples::read(&source, seed, &encoder, Encoder::examples)?;
-    let conversations = Conversations::of(&examples);
-    conversations.note();
-    let examples = examples.flatten();
-    let walk = examples.training.walk(Stage::Sft, &config.training, seed)?;
-    let limit = config.training.micro_batch_tokens;
-    let held_out = examples.held_out.batches(usize::MAX, limit)?;
-
-    // 3. Train, and leave a Hugging Face folder.
-    let layers = model.decoder_config().num_hidden_layers;
-    let rate = |param: &Param| layer_rate(param.name(), layers, config.layerwise_lr_decay);
-    let plan = Plan {
-        stage: Stage::Sft.name(),
-        steps: walk.steps(&config.training),
-        training: &config.training,
-        patience: config.early_stopping_patience,
-        max_bad_steps: context.config.run.max_bad_steps,
-        rate: &rate,
-        folder: context.folder,
-        stop: context.stop,
-    };
-    let task = LanguageTask {
-        rows: examples.training.all,
-        walk,
-        held_out,
-        training: &config.training,
-    };
-    let Some(report) = train(&task, model, &plan)? else {
-        return Ok(None);
-    };
-    trainee.write_final(context, &tokenizer)?;
-    let mut finished = Finished::supervised(plan.stage, &report, context.folder);
-    examples.misfits.add_to(&mut finished.table);
-    conversations.add_to(&mut finished.table);
-    Ok(Some(finished))
+    fn objective(
+        &self,
+        _context: &Context,
+        model: &Decoder,
+        _examples: &mut Examples<Example>,
+    ) -> Result<Option<NextTokenLoss<Example>>> {
+        Ok(Some(NextTokenLoss::new(model, self.layerwise_lr_decay)))
+    }
 }
 
 /// Conversations that became several examples, since the chat template rewrites earlier turns.
@@ -105,8 +61,8 @@ struct Conversations {
 }
 
 impl Conversations {
-    fn of(examples: &Examples<Vec<Example>>) -> Self {
-        let records = || examples.training.all.iter().chain(&examples.held_out);
+    fn of(records: &Examples<Vec<Example>>) -> Self {
+        let records = || records.training.all.iter().chain(&records.held_out);
         Self {
             cut: records().filter(|record| record.len() > 1).count(),
             records: records().count(),
@@ -122,31 +78,21 @@ impl Conversations {
         } = self;
         if *cut > 0 {
             terminal::note(format_args!(
-                "sft: the chat template renders earlier turns otherwise once later ones are there, so each answer of {cut} of \
-                 {records} records is an example of its own, {examples} in all; to learn the last answers alone, set sft.learn to \
-                 \"last\""
+                "sft: the chat template renders earlier turns otherwise once later ones follow, so \
+                 each answer of {cut} of {records} records is an example of its own, {examples} in \
+                 all; to learn the last answers alone, set sft.learn to \"last\""
             ));
         }
     }
 
-    fn add_to(&self, table: &mut Summary) {
-        if self.cut > 0 {
-            let share = format!(
-                "{} of {}, {} examples",
-                self.cut, self.records, self.examples
-            );
-            table.text("records cut into one example an answer", "", &share);
-        }
+    /// The count for the closing table, if there is any.
+    fn row(&self) -> Option<(String, String)> {
+        let Self {
+            cut,
+            records,
+            examples,
+        } = self;
+        let name = "records cut into one example an answer".to_owned();
+        (*cut > 0).then(|| (name, format!("{cut} of {records}, {examples} examples")))
     }
-}
-
-/// Layer-wise decay (Howard and Ruder 2018, §3.1): the top layer, the final norm and the head learn at the full rate, each layer
-/// below at `decay` times the one above, the embeddings below the lowest.
-fn layer_rate(name: &str, layers: usize, decay: f64) -> f64 {
-    let depth = match layer_of(name) {
-        Some(layer) => layers - 1 - layer,
-        None if is_embedding(name) => layers,
-        None => 0,
-    };
-    decay.powi(depth as i32)
 }

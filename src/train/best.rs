@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::durable::{self, on};
 use super::float;
 use super::metrics::names;
+use super::objective::Evaluation;
 use super::snapshot::{self, SnapshotError};
-use super::task::Evaluation;
 use crate::model::Decoder;
 
 /// A step and its held-out measures.

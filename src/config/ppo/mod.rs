@@ -23,11 +23,13 @@ use serde::{Deserialize, Serialize};
 
 use super::check::{Checker, Keys};
 use super::generation::Generation;
+use super::lora::Lora;
 use super::optim::{LrScheduler, Training};
 use super::optional_path;
 use super::records::{RecordKeys, TooLong};
 use super::rewards::{self, RewardComponent};
 use super::score_at::ScoreAt;
+use super::stage::StageTable;
 use crate::rlhf::{KlEstimator, LossAggregation};
 
 pub use critic::{Critic, CriticFrom};
@@ -232,46 +234,6 @@ impl Ppo {
         }
     }
 
-    /// The model folders that the stage reads, by key.
-    pub(super) fn models_read(&self) -> Vec<(&'static str, &Path)> {
-        let rewards = self.rewards.iter().flat_map(RewardComponent::folders);
-        let from = std::iter::once(("from", self.from.as_path()));
-        from.chain(named("reward_model", &self.reward_model))
-            .chain(rewards.map(|folder| ("rewards", folder)))
-            .chain(named("judge_model", &self.judge_model))
-            .collect()
-    }
-
-    pub(super) fn check(&self, checker: &mut Checker<'_>) {
-        let mut keys = checker.table("ppo");
-        if self.prompts.as_os_str().is_empty() {
-            keys.missing(
-                "prompts",
-                "name the prompts to train on, for example prompts = \"prompts.jsonl\"",
-            );
-        }
-        self.records.check(&mut keys);
-        self.check_batch(&mut keys);
-        self.check_score_at(&mut keys);
-        self.sharing.check(&mut keys);
-        self.objective.check(&mut keys);
-        match self.has_critic() {
-            true => {
-                self.critic.check(&self.training, &mut keys);
-                self.check_critic_start(&mut keys);
-            }
-            false => self.refuse_critic_keys(&mut keys),
-        }
-        self.scores.check(self.generation.max_new_tokens, &mut keys);
-        self.rollout.check(self.num_samples_per_prompt, &mut keys);
-        self.check_evaluation(&mut keys);
-        self.update.check(self, &mut keys);
-        self.generation.check(&mut keys);
-        sampling::check(&self.generation, &mut keys);
-        self.training.check(&Self::default().training, &mut keys);
-        rewards::check(&self.rewards, checker);
-    }
-
     fn check_batch(&self, keys: &mut Keys<'_, '_>) {
         let batch = self.training.batch_size;
         for (key, parts) in [
@@ -338,9 +300,56 @@ impl Ppo {
         keys.extend(self.evaluation.set_keys());
         keys
     }
+}
 
-    /// The data files by key.
-    pub(super) fn data_files(&self) -> Vec<(&'static str, &Path)> {
+impl StageTable for Ppo {
+    fn training(&self) -> &Training {
+        &self.training
+    }
+
+    fn check(&self, table: &'static str, checker: &mut Checker<'_>) {
+        let mut keys = checker.table(table);
+        if self.prompts.as_os_str().is_empty() {
+            keys.missing(
+                "prompts",
+                "name the prompts to train on, for example prompts = \"prompts.jsonl\"",
+            );
+        }
+        self.records.check(&mut keys);
+        self.check_batch(&mut keys);
+        self.check_score_at(&mut keys);
+        self.sharing.check(&mut keys);
+        self.objective.check(&mut keys);
+        match self.has_critic() {
+            true => {
+                self.critic.check(&self.training, &mut keys);
+                self.check_critic_start(&mut keys);
+            }
+            false => self.refuse_critic_keys(&mut keys),
+        }
+        self.scores.check(self.generation.max_new_tokens, &mut keys);
+        self.rollout.check(self.num_samples_per_prompt, &mut keys);
+        self.check_evaluation(&mut keys);
+        self.update.check(self, &mut keys);
+        self.generation.check(&mut keys);
+        sampling::check(&self.generation, &mut keys);
+        self.training.check(&Self::default().training, &mut keys);
+        rewards::check(&self.rewards, checker);
+    }
+
+    fn start(&self) -> Option<&Path> {
+        Some(&self.from)
+    }
+
+    fn start_mut(&mut self) -> Option<&mut PathBuf> {
+        Some(&mut self.from)
+    }
+
+    fn lora(&self) -> Option<&Lora> {
+        self.sharing.lora.as_ref()
+    }
+
+    fn data_files(&self) -> Vec<(&'static str, &Path)> {
         let eval_prompts = self
             .eval_prompts
             .iter()
@@ -354,6 +363,23 @@ impl Ppo {
             .chain(lexicon)
             .chain(ptx)
             .collect()
+    }
+
+    fn models(&self) -> Vec<(&'static str, &Path)> {
+        let rewards = self.rewards.iter().flat_map(RewardComponent::folders);
+        let from = std::iter::once(("from", self.from.as_path()));
+        from.chain(named("reward_model", &self.reward_model))
+            .chain(rewards.map(|folder| ("rewards", folder)))
+            .chain(named("judge_model", &self.judge_model))
+            .collect()
+    }
+
+    fn models_mut(&mut self) -> Vec<&mut PathBuf> {
+        let mut folders = vec![&mut self.from];
+        folders.extend(&mut self.reward_model);
+        folders.extend(rewards::folders_mut(&mut self.rewards));
+        folders.extend(&mut self.judge_model);
+        folders
     }
 }
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{CriticFrom, Keys, Ppo};
 use crate::config::check::Checker;
 use crate::config::lora::Lora;
-use crate::config::{Dpo, Reward};
+use crate::config::{Reward, Stage, Trainable};
 
 /// The keys of sharing in `[ppo]`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -82,29 +82,29 @@ impl Ppo {
         }
     }
 
-    /// A policy that `[dpo]` of this run has tuned must still stand on what the reward model stands on, unless that starts from it.
+    /// A policy that a stage of this run has tuned on pairs must still stand on what the reward model stands on, unless that starts from it.
     pub(in crate::config) fn check_ground_after(
         &self,
-        dpo: &Dpo,
+        (tuner, tuned): (Stage, &Trainable),
         reward: &Reward,
         checker: &mut Checker<'_>,
     ) {
-        if reward.from == self.from || dpo.trainable.lora.is_some() {
+        if reward.from == self.from || tuned.lora.is_some() {
             return;
         }
         let start = self.from.display();
         let mut keys = checker.table("ppo");
         match (self.sharing.share, self.sharing.trunk_layers) {
-            (Share::Trunk, Some(layers)) if dpo.trainable.freeze_layers < layers => {
+            (Share::Trunk, Some(layers)) if tuned.freeze_layers < layers => {
                 let message = format!(
-                    "the policy that [dpo] tunes would have moved the trunk that the reward model stands on; set dpo.freeze_layers = \
+                    "the policy that [{tuner}] tunes would have moved the trunk that the reward model stands on; set {tuner}.freeze_layers = \
                      {layers}, or reward.from = \"{start}\""
                 );
                 keys.wrong("trunk_layers", layers, message);
             }
             (Share::Adapter, _) if reward.trainable.lora.is_some() => {
                 let message = format!(
-                    "the policy that [dpo] tunes would be another base than the one that [reward.lora] stands on; add [dpo.lora], or set \
+                    "the policy that [{tuner}] tunes would be another base than the one that [reward.lora] stands on; add [{tuner}.lora], or set \
                      reward.from = \"{start}\""
                 );
                 keys.wrong("share", "\"adapter\"", message);

@@ -1,8 +1,9 @@
-//! What the reference says of the answers: computed once, and kept in `reference.safetensors` in the stage's folder, with what it
-//! depends on.
+//! The reference's log-probs of all answers: computed once, and kept in `reference.safetensors` in the
+//! stage's folder, with a note of what they depend on.
 //!
-//! It is read back only if the models and data files (`inputs.json`), the tokens of all pairs and the program are those that it was
-//! made with, and its bytes are whole; else it is computed again, which gives the same bits.
+//! They are read back only if the models and data files (`inputs.json`), the tokens of all pairs and
+//! the program are the same, and the file's checksum holds; else they are computed again, which gives
+//! the same bits.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -11,63 +12,91 @@ use std::path::PathBuf;
 use anyhow::Result;
 use safetensors::{Dtype, SafeTensors};
 
-use super::answers::{Answers, tokens};
-use crate::config::{Stage, Training};
-use crate::data::example::Pair;
+use super::ReferencedPair;
 use crate::data::packing::cut;
 use crate::files::checksum::{self, Checksum, Summed};
 use crate::files::durable::{on, replace_file};
 use crate::files::regular;
 use crate::files::tensor_file::{Description, write_header};
 use crate::model::{Decoder, Gradient};
+use crate::rlhf::Rows;
 use crate::stages::Context;
+use crate::stages::examples::Examples;
+use crate::stages::language;
+use crate::stages::pairs;
 use crate::terminal;
 use crate::terminal::Phase;
 
 const FILE: &str = "reference.safetensors";
 const TRAINING: &str = "training";
 const HELD_OUT: &str = "held_out";
-/// The one note in the file's header (of several the order would not be fixed): what the values depend on, and their sum.
+/// The one note in the file's header (of several the order would not be fixed): the inputs that the
+/// values depend on, and the checksum of the values.
 const NOTE: &str = "reference_log_probs";
-/// Parts what the values depend on and their sum.
+/// Separates the two parts of the note.
 const VALUES: &str = "; values ";
 
-/// The pairs that are trained on and those that are held out.
-pub struct Pairs<'a> {
-    /// To train on.
-    pub training: &'a [Pair],
-    /// To measure on.
-    pub held_out: &'a [Pair],
+/// The pairs of a stage.
+struct Pairs<'a> {
+    /// Pairs to train on.
+    training: &'a [ReferencedPair],
+    /// Pairs to measure on.
+    held_out: &'a [ReferencedPair],
 }
 
-/// The reference's log-prob of each pair's chosen and rejected answer as a whole; none for losses without a reference.
-#[derive(Debug, Default, PartialEq)]
-pub struct References {
-    /// Of the pairs that are trained on.
-    pub training: Vec<[f64; 2]>,
-    /// Of those that are held out.
-    pub held_out: Vec<[f64; 2]>,
+/// The reference's log-prob of each pair's chosen and rejected answer as a whole.
+#[derive(Debug, PartialEq)]
+struct References {
+    /// Log-probs of the pairs to train on.
+    training: Vec<[f64; 2]>,
+    /// Log-probs of the held-out pairs.
+    held_out: Vec<[f64; 2]>,
 }
 
-/// Why kept log-probs are not used.
+/// Why a file of log-probs is not used.
 enum Unusable {
-    /// They are of something else.
+    /// Its log-probs are of other models, data or tokens.
     Other,
     /// The file is damaged.
     Damaged,
 }
 
+/// Gives each pair its reference log-probs: those that an earlier process kept, or those of `model`,
+/// which must hold the weights of the start, in passes of at most `limit` tokens. False: a signal came
+/// first.
+///
+/// # Errors
+/// If the computation fails, or a file cannot be read or written.
+pub fn read_or_compute(
+    context: &Context,
+    examples: &mut Examples<ReferencedPair>,
+    model: &Decoder,
+    limit: usize,
+) -> Result<bool> {
+    let pairs = Pairs {
+        training: &examples.training.all,
+        held_out: &examples.held_out,
+    };
+    let Some(found) = References::read_or_compute(context, &pairs, model, limit)? else {
+        return Ok(false);
+    };
+    set(&mut examples.training.all, found.training);
+    set(&mut examples.held_out, found.held_out);
+    Ok(true)
+}
+
+fn set(pairs: &mut [ReferencedPair], found: Vec<[f64; 2]>) {
+    for (pair, reference) in pairs.iter_mut().zip(found) {
+        pair.reference = Some(reference);
+    }
+}
+
 impl References {
-    /// Reads what a former process kept, or computes it with `model`, which must hold the weights of the start. `None`: a signal
-    /// came first.
-    ///
-    /// # Errors
-    /// If the computation fails, or a file cannot be read or written.
-    pub fn read_or_compute(
+    fn read_or_compute(
         context: &Context,
         pairs: &Pairs,
         model: &Decoder,
-        training: &Training,
+        limit: usize,
     ) -> Result<Option<Self>> {
         let kept = Kept {
             file: context.folder.path().join(FILE),
@@ -82,10 +111,9 @@ impl References {
         let count = pairs.training.len() + pairs.held_out.len();
         terminal::note(format_args!(
             "{}: log-probs of {count} pairs under the reference, computed once{why}",
-            Stage::Dpo,
+            context.stage,
         ));
         let phase = Phase::counted("reference log-probs of pairs", count);
-        let limit = training.micro_batch_tokens;
         let of = |pairs| log_probs(context, pairs, model, limit, &phase);
         let (Some(training), Some(held_out)) = (of(pairs.training)?, of(pairs.held_out)?) else {
             return Ok(None);
@@ -105,19 +133,21 @@ impl References {
 /// Log-probs of whole answers, pair by pair; `None` if a signal came.
 fn log_probs(
     context: &Context,
-    pairs: &[Pair],
+    pairs: &[ReferencedPair],
     model: &Decoder,
     limit: usize,
     phase: &Phase,
 ) -> Result<Option<Vec<[f64; 2]>>> {
     let mut all = Vec::with_capacity(pairs.len());
-    for run in cut((0..pairs.len()).collect(), |i| tokens(&pairs[i]), limit) {
+    let tokens = |i: usize| pairs::tokens(&pairs[i].pair);
+    for run in cut((0..pairs.len()).collect(), tokens, limit) {
         if context.stop.is_requested() {
             return Ok(None);
         }
-        let answers = Answers::new(run.iter().map(|&i| &pairs[i]));
-        let found = answers.log_probs(model, Gradient::Skip)?.to_vec1::<f32>()?;
-        let sums = answers.rows()?.sums("log-probs of answers", &found)?;
+        let answers = pairs::answers(run.iter().map(|&i| &pairs[i].pair));
+        let rows = Rows::new(&answers.offsets)?;
+        let found = language::log_probs(model, &answers, Gradient::Skip)?.to_vec1::<f32>()?;
+        let sums = rows.sums("log-probs of answers", &found)?;
         all.extend(sums.as_chunks().0);
         phase.add(run.len());
     }
@@ -129,7 +159,7 @@ fn log_probs(
 fn depends_on(context: &Context, pairs: &Pairs) -> Result<String> {
     let inputs = checksum::of_file(&context.folder.inputs())?;
     let mut tokens = Summed::new(io::sink());
-    for pair in pairs.training.iter().chain(pairs.held_out) {
+    for ReferencedPair { pair, .. } in pairs.training.iter().chain(pairs.held_out) {
         for part in [&pair.prompt, &pair.chosen, &pair.rejected] {
             tokens.write_all(&(part.len() as u64).to_le_bytes())?;
             part.iter()
@@ -175,7 +205,7 @@ impl Kept {
             return Err(Unusable::Other);
         }
         let tensors = SafeTensors::deserialize(bytes).map_err(damaged)?;
-        let values = |name: &str, pairs: &[Pair]| {
+        let values = |name: &str, pairs: &[ReferencedPair]| {
             let tensor = tensors.tensor(name).map_err(damaged)?;
             let (values, rest) = tensor.data().as_chunks();
             let values: Vec<f64> = values.iter().map(|b| f64::from_le_bytes(*b)).collect();
@@ -226,6 +256,7 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::data::example::Pair;
 
     fn kept(folder: &tempfile::TempDir, depends_on: &str) -> Kept {
         Kept {
@@ -234,12 +265,16 @@ mod tests {
         }
     }
 
-    fn pairs(count: usize) -> Vec<Pair> {
+    fn pairs(count: usize) -> Vec<ReferencedPair> {
         let pair = Pair {
             prompt: vec![1],
             chosen: vec![2],
             rejected: vec![3],
             margin: 0.0,
+        };
+        let pair = ReferencedPair {
+            pair,
+            reference: None,
         };
         vec![pair; count]
     }

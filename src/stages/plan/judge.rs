@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use super::models::{Folders, is_model};
 use super::roles::{Judge, Start};
-use crate::config::Ppo;
+use crate::config::{Ppo, StageTable};
 use crate::model::ModelError;
 use crate::model::config::Head;
 use crate::model::hf_config::adapter::AdapterConfig;
@@ -53,9 +53,10 @@ impl Folders<'_> {
         };
         let frozen = match &start.adapter {
             Some(lora) => lora.lowest_layer(),
-            None => self
-                .reward(stage)
-                .map(|table| table.trainable.freeze_layers),
+            None => {
+                let keys = self.0.table(stage).and_then(StageTable::examples);
+                keys.map(|keys| keys.trainable.freeze_layers)
+            }
         };
         Ok(self.from(stage) == Some(policy) && frozen >= Some(layers))
     }

@@ -11,14 +11,15 @@ pub mod generation;
 mod judge;
 pub mod machine;
 pub mod models;
-mod ppo;
+pub(super) mod ppo;
 mod probe;
 pub mod roles;
-mod supervised;
+pub(super) mod supervised;
 mod table;
 
 use anyhow::{Context as _, Result};
 
+use super::definition::definition;
 use crate::config::{Config, Device, Recompute as Kept, Stage};
 use crate::model::Recompute;
 use crate::ops::head::most_logits;
@@ -111,23 +112,7 @@ pub(super) fn plans(config: &Config, stages: &[Stage]) -> Result<Vec<Plan>> {
     let config = super::run::with_local_models(config, stages)?;
     let folders = Folders(&config);
     let plan = |&stage: &Stage| {
-        let missing = || format!("the configuration has no [{stage}] table");
-        let planned = match stage {
-            Stage::Pretrain => {
-                supervised::pretrain(folders, config.pretrain.as_ref().with_context(missing)?)
-            }
-            Stage::Sft => supervised::sft(folders, config.sft.as_ref().with_context(missing)?),
-            Stage::Dpo => supervised::dpo(folders, config.dpo.as_ref().with_context(missing)?),
-            Stage::Reward => {
-                let reward = config.reward.as_ref().with_context(missing)?;
-                supervised::reward(folders, reward, stage)
-            }
-            Stage::Judge => {
-                let judge = config.judge.as_ref().with_context(missing)?;
-                supervised::reward(folders, judge, stage)
-            }
-            Stage::Ppo => ppo::ppo(folders, config.ppo.as_ref().with_context(missing)?),
-        };
+        let planned = definition(&config, stage)?.plan(folders, stage);
         let mut planned = planned.with_context(|| format!("stage {stage}"))?;
         if config.run.device != Device::Cpu {
             let words = "cache and activations are those of the CPU; a GPU's graph holds more";

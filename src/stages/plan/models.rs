@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::config::{Config, Lora, ModelStart, Reward, Stage};
+use crate::config::{Config, Lora, ModelStart, Stage};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::config::{DecoderConfig, Head};
 use crate::model::hf_config::HfConfig;
@@ -78,13 +78,7 @@ impl<'a> Folders<'a> {
 
     /// The adapters that a stage will leave.
     pub(super) fn lora(self, stage: Stage) -> Option<&'a Lora> {
-        match stage {
-            Stage::Sft => self.0.sft.as_ref()?.trainable.lora.as_ref(),
-            Stage::Dpo => self.0.dpo.as_ref()?.trainable.lora.as_ref(),
-            Stage::Reward | Stage::Judge => self.reward(stage)?.trainable.lora.as_ref(),
-            Stage::Ppo => self.0.ppo.as_ref()?.sharing.lora.as_ref(),
-            Stage::Pretrain => None,
-        }
+        self.0.table(stage)?.lora()
     }
 
     /// The sizes that `[model]` gives; before a tokenizer is trained its vocabulary is the one that is asked for.
@@ -141,14 +135,7 @@ impl<'a> Folders<'a> {
 
     /// The folder of the model that a stage after pretraining starts from.
     pub fn from(self, stage: Stage) -> Option<&'a Path> {
-        let config = self.0;
-        Some(match stage {
-            Stage::Pretrain => return None,
-            Stage::Sft => &config.sft.as_ref()?.from,
-            Stage::Dpo => &config.dpo.as_ref()?.from,
-            Stage::Reward | Stage::Judge => &self.reward(stage)?.from,
-            Stage::Ppo => &config.ppo.as_ref()?.from,
-        })
+        self.0.table(stage)?.start()
     }
 
     /// The stage that is yet to make the model in the folder.
@@ -160,14 +147,6 @@ impl<'a> Folders<'a> {
     pub fn made_by(self, folder: &Path) -> Option<Stage> {
         let makes = |stage: &Stage| self.0.run.final_model(*stage) == folder;
         self.0.stages().into_iter().find(makes)
-    }
-
-    /// The table of `[reward]` or `[judge]`.
-    pub fn reward(self, stage: Stage) -> Option<&'a Reward> {
-        match stage {
-            Stage::Judge => self.0.judge.as_ref(),
-            _ => self.0.reward.as_ref(),
-        }
     }
 }
 

@@ -6,7 +6,7 @@ use super::activations::Pass;
 use super::models::Folders;
 use super::roles::{Role, adapted, whole};
 use super::{Plan, activations, log_prob_chunk, recompute};
-use crate::config::{Dpo, Pretrain, Reward, Sft, Stage, Trainable, Training};
+use crate::config::{ExampleKeys, Pretrain, Stage, Trainable, Training};
 use crate::model::config::{DecoderConfig, Head};
 use crate::ops::param::Training as Trained;
 use crate::stages::freezing::Frozen;
@@ -28,45 +28,18 @@ pub fn pretrain(folders: Folders, config: &Pretrain) -> Result<Plan> {
     ))
 }
 
-/// The plan of `[sft]`.
+/// The plan of a stage that learns from examples. DPO's reference is the policy as it starts, of which
+/// log-probs alone are kept.
 ///
 /// # Errors
 /// If the model's sizes are not known, or it cannot have the adapters.
-pub fn sft(folders: Folders, config: &Sft) -> Result<Plan> {
-    let decoder = folders.decoder(&config.from)?;
-    let (head, trainable) = (Head::LanguageModel, &config.trainable);
-    let roles = trainee(folders, &decoder, head, trainable, Stage::Sft)?;
-    let batch = config.training.batch_size * config.max_length;
-    Ok(of(Stage::Sft, &decoder, roles, &config.training, batch))
-}
-
-/// The plan of `[dpo]`. Its reference is the policy as it starts, of which log-probs alone are kept.
-///
-/// # Errors
-/// As [`sft`].
-pub fn dpo(folders: Folders, config: &Dpo) -> Result<Plan> {
-    let decoder = folders.decoder(&config.from)?;
-    let (head, trainable) = (Head::LanguageModel, &config.trainable);
-    let roles = trainee(folders, &decoder, head, trainable, Stage::Dpo)?;
-    let batch = 2 * config.training.batch_size * config.max_length;
-    Ok(of(Stage::Dpo, &decoder, roles, &config.training, batch))
-}
-
-/// The plan of `[reward]` or `[judge]`.
-///
-/// # Errors
-/// As [`sft`].
-pub fn reward(folders: Folders, config: &Reward, stage: Stage) -> Result<Plan> {
-    let found = folders.decoder(&config.from)?;
-    let roles = trainee(folders, &found, Head::Score, &config.trainable, stage)?;
-    let decoder = scoring(found);
-    let batch = 2 * config.training.batch_size * config.max_length;
-    Ok(of(stage, &decoder, roles, &config.training, batch))
-}
-
-fn scoring(mut decoder: DecoderConfig) -> DecoderConfig {
-    decoder.head = Head::Score;
-    decoder
+pub fn examples(folders: Folders, stage: Stage, keys: &ExampleKeys, head: Head) -> Result<Plan> {
+    let found = folders.decoder(keys.from)?;
+    let roles = trainee(folders, &found, head, keys.trainable, stage)?;
+    let mut decoder = found;
+    decoder.head = head;
+    let batch = keys.sequences * keys.training.batch_size * keys.max_length;
+    Ok(of(stage, &decoder, roles, keys.training, batch))
 }
 
 /// The model that a stage trains, or its adapters on the model that was `found`.

@@ -22,27 +22,33 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 
 use super::context::{Context, Finished};
-use super::dataset::steps;
+use super::definition::{Help, StageDefinition};
 use super::misfits::Misfits;
+use super::plan::models::Folders;
+use super::plan::{self, Plan};
+use super::preflight;
+use super::preflight::records::Reader;
 use super::stops::stop_where_answers_end;
-use crate::config::{Ppo, Share, Stage};
+use crate::config::{Ppo, ScoreNormalization, Share, Stage};
 use crate::data::example::Prompt;
 use crate::data::tokenizer::Tokenizer;
 use crate::ops::dispatch::has_kernels;
 use crate::ops::profile;
 use crate::roles::{self, Experience, Roles};
 use crate::terminal::Phase;
+use crate::train::batch_order::steps;
 use crate::train::configured::{is_due, never_at_peak, rate_of_zero, schedule};
-use crate::train::metrics::{Expect, Keep, Metrics, StepLog, names};
-use crate::train::progress::Progress;
+use crate::train::metrics::{Metrics, StepLog, names};
 use crate::train::run_folder::Done;
+use crate::train::signal::Outcome;
+use crate::train::stage_loop::{self, StageLoop, Steps};
 use advantages::add_advantages;
 use clock::IterationClock;
 use collect::Collected;
 use evaluation::{EvalResults, Evaluator, Verdict};
 use prompts::PromptWalk;
 use sampler::Sampler;
-use state::{Optimizers, PpoCheckpoints, PpoState};
+use state::{Optimizers, PpoState};
 use update::{ActorCriticUpdate, PretrainMix, Rates, UpdateOutcome};
 
 pub(super) use prompts::batches;
@@ -51,11 +57,35 @@ pub(super) use setup::{check_sampling, reference, room_in, sharing};
 pub(super) use shaping::REFERENCE_SAMPLES;
 pub(super) use update::check_length;
 
-/// Runs the stage; `None` when a signal stopped it.
-///
-/// # Errors
-/// If data, a model or a file is wrong, or training diverges.
-pub fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
+impl StageDefinition for Ppo {
+    fn help(_stage: Stage) -> Help {
+        Help {
+            about: "Tune the policy on the reward model's scores by PPO",
+            details: "Needs [ppo] with `prompts`, and a reward model (from [reward], or \
+                      `reward_model`) or a weighted sum of other scores ([[ppo.rewards]]). A step is \
+                      an iteration: sample, score, update.",
+            example: "collimate ppo configs/quickstart.toml --set ppo.kl_coef=0.1 --fresh",
+        }
+    }
+
+    fn run(&self, context: &Context) -> Result<Option<Finished>> {
+        ppo(context, self)
+    }
+
+    fn plan(&self, folders: Folders, _stage: Stage) -> Result<Plan> {
+        plan::ppo::ppo(folders, self)
+    }
+
+    fn check_models(&self, folders: Folders, _stage: Stage) -> Result<()> {
+        preflight::models::check_ppo(folders, self)
+    }
+
+    fn check_records(&self, reader: &Reader) -> Result<()> {
+        preflight::records::prompts(reader, self)
+    }
+}
+
+fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
     let tokenizer = context.tokenizer_of(&config.from)?;
     let mut roles = setup::roles(context, config)?;
     stop_where_answers_end(&mut roles.actor, &tokenizer)?;
@@ -68,14 +98,8 @@ pub fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
         context, config, &tokenizer, &roles, &prompts, evaluator, mix,
     )?;
     run.prepare().context("before the first iteration")?;
-    while run.state.iteration < run.iterations {
-        if context.stop.is_requested() {
-            run.save()?;
-            return Ok(None);
-        }
-        let iteration = run.state.iteration + 1;
-        run.iterate()
-            .with_context(|| format!("iteration {iteration}"))?;
+    if stage_loop::run(&mut run, context.stop)? == Outcome::Stopped {
+        return Ok(None);
     }
     let mut finished = run.finish()?;
     misfits.add_to(&mut finished.table);
@@ -93,13 +117,54 @@ struct PpoRun<'a> {
     mix: Option<PretrainMix>,
     tokenizer: &'a Tokenizer,
     optimizers: Optimizers,
-    store: PpoCheckpoints,
-    log: StepLog,
+    stage: StageLoop,
     samples: StepLog,
-    progress: Progress,
     state: PpoState,
-    saved: Option<u64>,
     iterations: u64,
+}
+
+impl Steps for PpoRun<'_> {
+    const UNIT: &'static str = "iteration";
+
+    fn done(&self) -> u64 {
+        self.state.iteration
+    }
+
+    fn goes_on(&self) -> bool {
+        self.state.iteration < self.iterations
+    }
+
+    fn step(&mut self) -> Result<()> {
+        let iteration = self.state.iteration + 1;
+        let mut metrics = Metrics::new(iteration);
+        let mut clock = IterationClock::start();
+
+        // 1. Roll out from the actor's current weights, and score the completions.
+        let Some(collected) = self.collect(iteration, &mut clock)? else {
+            return Ok(());
+        };
+
+        // 2. to 4. The experience is dropped here, before an evaluation generates more.
+        self.learn(iteration, collected, clock, &mut metrics)?;
+
+        // 5. Evaluate and save.
+        if is_due(iteration, self.config.training.eval_steps) || iteration == self.iterations {
+            self.state.last = self.evaluate(&mut metrics)?;
+        }
+        self.stage.log.write(&metrics)?;
+        if is_due(iteration, self.config.training.save_steps) || iteration == self.iterations {
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<()> {
+        self.samples.sync()?;
+        let (roles, optimizers, state) = (self.roles, &self.optimizers, &self.state);
+        self.stage.save(state.iteration, |writer| {
+            state.save(writer, roles, optimizers)
+        })
+    }
 }
 
 impl<'a> PpoRun<'a> {
@@ -114,47 +179,32 @@ impl<'a> PpoRun<'a> {
         mix: Option<PretrainMix>,
     ) -> Result<Self> {
         let mut optimizers = Optimizers::new(roles, &config.training)?;
-        let store = PpoCheckpoints::open(context.folder, &config.training)?;
-        let (state, notes) = store.restore(roles, &mut optimizers, config)?;
         let walk = PromptWalk::new(prompts, config, context.config.run.seed)?;
         let iterations = steps(&config.training, walk.batches());
         setup::check_warmup(config, iterations)?;
-        let keep = if state.prepared {
-            Keep::UpTo(state.iteration)
-        } else {
-            Keep::Nothing
-        };
+        let (name, folder) = (context.stage.name(), context.folder);
+        let (stage, newest) =
+            StageLoop::open(name, Self::UNIT, iterations, folder, &config.training)?;
         // The first checkpoint comes after the first evaluation.
-        let samples = match (evaluator.is_some(), state.prepared) {
-            (true, true) => Expect::Some,
-            _ => Expect::Nothing,
+        let samples = stage.open_log(&folder.samples(), evaluator.is_some())?;
+        let state = match &newest {
+            Some(checkpoint) => PpoState::restore(checkpoint, roles, &mut optimizers)?,
+            None => PpoState::new(config)?,
         };
-        let log = StepLog::open(&context.folder.metrics(), keep)?;
-        let samples = StepLog::open_expecting(samples, &context.folder.samples(), keep)?;
-        let progress = Progress::new(
-            Stage::Ppo.name(),
-            state.iteration,
-            iterations,
-            config.training.log_steps as u64,
-        );
-        let damage = log.damage().into_iter().chain(samples.damage());
-        damage.for_each(|line| progress.note(line));
-        let uneven = walk.note(iterations);
         let mixed = mix.as_ref().and_then(|mix| mix.note(&config.update.ptx));
-        let loose = setup::loose_penalty(config);
-        let still = policy_stays(config);
-        let short = never_at_peak(&config.training, iterations);
-        let notes = notes
-            .into_iter()
-            .chain(uneven)
-            .chain(mixed)
-            .chain(still)
-            .chain(loose)
-            .chain(short);
-        notes.for_each(|note| progress.note(&note));
+        [
+            walk.note(iterations),
+            mixed,
+            policy_stays(config),
+            setup::loose_penalty(config),
+            never_at_peak(&config.training, iterations),
+        ]
+        .into_iter()
+        .flatten()
+        .for_each(|note| stage.progress.note(&note));
         Ok(Self {
             sampler: Sampler::new(config, tokenizer, roles, context),
-            log,
+            stage,
             samples,
             context,
             config,
@@ -164,9 +214,6 @@ impl<'a> PpoRun<'a> {
             mix,
             tokenizer,
             optimizers,
-            store,
-            progress,
-            saved: state.prepared.then_some(state.iteration),
             state,
             iterations,
         })
@@ -190,35 +237,19 @@ impl<'a> PpoRun<'a> {
         self.state.before = self.evaluate(&mut metrics)?;
         self.state.last.clone_from(&self.state.before);
         if self.state.before.is_some() {
-            self.log.write(&metrics)?;
+            self.stage.log.write(&metrics)?;
         }
         self.state.prepared = true;
-        self.save()
+        // Where nothing was scored yet, a reward that fails on its first question must be mendable.
+        match self.state.before.is_some() || self.scales_by_reference() {
+            true => self.save(),
+            false => Ok(()),
+        }
     }
 
-    /// One iteration.
-    fn iterate(&mut self) -> Result<()> {
-        let iteration = self.state.iteration + 1;
-        let mut metrics = Metrics::new(iteration);
-        let mut clock = IterationClock::start();
-
-        // 1. Roll out from the actor's current weights, and score the completions.
-        let Some(collected) = self.collect(iteration, &mut clock)? else {
-            return Ok(());
-        };
-
-        // 2. to 4. The experience is dropped here, before an evaluation generates more.
-        self.learn(iteration, collected, clock, &mut metrics)?;
-
-        // 5. Evaluate and save.
-        if is_due(iteration, self.config.training.eval_steps) || iteration == self.iterations {
-            self.state.last = self.evaluate(&mut metrics)?;
-        }
-        self.log.write(&metrics)?;
-        if is_due(iteration, self.config.training.save_steps) || iteration == self.iterations {
-            self.save()?;
-        }
-        Ok(())
+    /// Whether the scale of scores is taken from samples of the reference before the first iteration.
+    fn scales_by_reference(&self) -> bool {
+        self.config.scores.score_normalization == ScoreNormalization::Reference
     }
 
     /// Learns from the collected experience, and reports it.
@@ -304,7 +335,7 @@ impl<'a> PpoRun<'a> {
         };
         let outcome = update.epochs(iteration, experience, metrics)?;
         if let UpdateOutcome::RolledBack { approx_kl } = outcome {
-            self.progress.note(&format!(
+            self.stage.progress.note(&format!(
                 "iteration {iteration} was rolled back: its update reached an approximate KL of \
                  {approx_kl:.3}, above ppo.target_kl × ppo.rollback_kl_factor; if this happens often, \
                  lower ppo.learning_rate"
@@ -338,7 +369,7 @@ impl<'a> PpoRun<'a> {
         results.compare_with(self.state.before.as_ref());
         results.write(metrics);
         metrics.set(names::TIME_EVAL, start.elapsed().as_secs_f64());
-        self.progress.note(&format!(
+        self.stage.progress.note(&format!(
             "iteration {}: {}",
             self.state.iteration,
             results.line()
@@ -356,29 +387,15 @@ impl<'a> PpoRun<'a> {
         let hacked = f64::from(u8::from(verdict != Verdict::Sound));
         metrics.set(names::EVAL_HACKING_WARNING, hacked);
         if let Verdict::Hacked(words) = verdict {
-            self.progress.note(&words);
+            self.stage.progress.note(&words);
         }
-    }
-
-    /// Writes a checkpoint, unless the last one is of this iteration: it holds the same.
-    fn save(&mut self) -> Result<()> {
-        if self.saved == Some(self.state.iteration) {
-            return Ok(());
-        }
-        let _part = profile::part("save");
-        let _phase = Phase::begin("saving");
-        self.log.sync()?;
-        self.samples.sync()?;
-        self.store.save(self.roles, &self.optimizers, &self.state)?;
-        self.saved = Some(self.state.iteration);
-        Ok(())
     }
 
     fn finish(mut self) -> Result<Finished> {
-        self.progress.finish();
+        self.stage.progress.finish();
         self.roles.reward.finish()?;
         if self.optimizers.actor.steps() == 0 {
-            self.progress.note(
+            self.stage.progress.note(
                 "no optimizer step of the policy was kept: all were skipped or rolled back, so the policy \
                  is the one that the stage started from",
             );

@@ -76,13 +76,13 @@ impl PpoRun<'_> {
             .iter()
             .filter_map(|(label, name)| Some((*label, metrics.get(name)?)));
         let shown: Vec<_> = shown.collect();
-        self.progress.step(self.state.iteration, &shown);
+        self.stage.progress.step(self.state.iteration, &shown);
         Ok(())
     }
 
     /// Notes that sampling left one candidate at every position, so that the gradient is 0.
     fn note_no_choice(&self) {
-        self.progress.note(&format!(
+        self.stage.progress.note(&format!(
             "iteration {}: at every position only one token could be drawn, so the policy learns nothing \
              from its scores; raise ppo.temperature, or loosen ppo.top_k, ppo.top_p or ppo.min_p",
             self.state.iteration

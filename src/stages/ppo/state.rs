@@ -8,10 +8,9 @@ use super::report::RolloutMeans;
 use crate::config::{KlControllerKind, Objective, Ppo, Training};
 use crate::rlhf::{AdaptiveKl, FixedKl, KlController, RlhfError, ScoreNormalizer};
 use crate::roles::Roles;
-use crate::train::checkpoint::Checkpoints;
+use crate::train::checkpoint::{Checkpoint, Writer};
 use crate::train::configured::adamw;
 use crate::train::optimizer::AdamW;
-use crate::train::run_folder::StageFolder;
 use crate::train::snapshot;
 
 /// One optimizer for each trained role.
@@ -59,13 +58,6 @@ pub struct PpoState {
     critic_steps: u64,
 }
 
-/// The stage's checkpoints.
-pub struct PpoCheckpoints {
-    checkpoints: Checkpoints,
-    keep_last: usize,
-    keep_every: u64,
-}
-
 const ACTOR: &str = "actor";
 const CRITIC: &str = "critic";
 
@@ -85,7 +77,11 @@ impl Optimizers {
 }
 
 impl PpoState {
-    fn new(config: &Ppo) -> Result<Self, RlhfError> {
+    /// The state before the first iteration.
+    ///
+    /// # Errors
+    /// If the KL controller's constants are out of range.
+    pub fn new(config: &Ppo) -> Result<Self, RlhfError> {
         Ok(Self {
             iteration: 0,
             prompts_passed: 0,
@@ -104,6 +100,45 @@ impl PpoState {
             critic_steps: 0,
         })
     }
+
+    /// The state of a checkpoint, whose weights and moments go back into roles and optimizers.
+    ///
+    /// # Errors
+    /// If a file of the checkpoint cannot be read or does not fit.
+    pub fn restore(
+        checkpoint: &Checkpoint,
+        roles: &Roles,
+        optimizers: &mut Optimizers,
+    ) -> Result<Self> {
+        let state: Self = checkpoint.state()?;
+        let (actor, steps) = (&mut optimizers.actor, state.actor_steps);
+        snapshot::restore(checkpoint, ACTOR, &roles.actor, actor, steps)?;
+        if let (Some(critic), Some(optimizer)) = (&roles.critic, &mut optimizers.critic) {
+            snapshot::restore(checkpoint, CRITIC, critic, optimizer, state.critic_steps)?;
+        }
+        Ok(state)
+    }
+
+    /// Writes weights and moments into a checkpoint, and returns the state that goes with them.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn save(
+        &self,
+        writer: &mut Writer,
+        roles: &Roles,
+        optimizers: &Optimizers,
+    ) -> Result<Self> {
+        snapshot::save(writer, ACTOR, &roles.actor, &optimizers.actor)?;
+        if let (Some(critic), Some(optimizer)) = (&roles.critic, &optimizers.critic) {
+            snapshot::save(writer, CRITIC, critic, optimizer)?;
+        }
+        Ok(Self {
+            actor_steps: optimizers.actor.steps(),
+            critic_steps: optimizers.critic.as_ref().map_or(0, AdamW::steps),
+            ..self.clone()
+        })
+    }
 }
 
 fn controller(objective: &Objective) -> Result<KlController, RlhfError> {
@@ -114,64 +149,6 @@ fn controller(objective: &Objective) -> Result<KlController, RlhfError> {
             KlController::Adaptive(AdaptiveKl::new(coef, target, horizon)?)
         }
     })
-}
-
-impl PpoCheckpoints {
-    /// Opens the stage's checkpoints.
-    pub fn open(folder: &StageFolder, training: &Training) -> Result<Self> {
-        let checkpoints = Checkpoints::open(&folder.checkpoints())?;
-        Ok(Self {
-            checkpoints,
-            keep_last: training.keep_last,
-            keep_every: training.keep_every as u64,
-        })
-    }
-
-    /// The newest valid state, put back into roles and optimizers; and what there is to say about it.
-    pub fn restore(
-        &self,
-        roles: &Roles,
-        optimizers: &mut Optimizers,
-        config: &Ppo,
-    ) -> Result<(PpoState, Vec<String>)> {
-        let latest = self.checkpoints.resume()?;
-        let damaged = latest
-            .passed_over
-            .iter()
-            .map(|line| format!("damaged checkpoint passed over: {line}"));
-        let mut notes: Vec<String> = damaged.collect();
-        let Some(checkpoint) = latest.checkpoint else {
-            return Ok((PpoState::new(config)?, notes));
-        };
-        let state: PpoState = checkpoint.state()?;
-        snapshot::restore(
-            &checkpoint,
-            ACTOR,
-            &roles.actor,
-            &mut optimizers.actor,
-            state.actor_steps,
-        )?;
-        if let (Some(critic), Some(optimizer)) = (&roles.critic, &mut optimizers.critic) {
-            snapshot::restore(&checkpoint, CRITIC, critic, optimizer, state.critic_steps)?;
-        }
-        notes.push(format!("continues after iteration {}", state.iteration));
-        Ok((state, notes))
-    }
-
-    /// Saves everything that the next iteration reads.
-    pub fn save(&self, roles: &Roles, optimizers: &Optimizers, state: &PpoState) -> Result<()> {
-        let mut writer = self.checkpoints.writer(state.iteration)?;
-        snapshot::save(&mut writer, ACTOR, &roles.actor, &optimizers.actor)?;
-        if let (Some(critic), Some(optimizer)) = (&roles.critic, &optimizers.critic) {
-            snapshot::save(&mut writer, CRITIC, critic, optimizer)?;
-        }
-        writer.commit(&PpoState {
-            actor_steps: optimizers.actor.steps(),
-            critic_steps: optimizers.critic.as_ref().map_or(0, AdamW::steps),
-            ..state.clone()
-        })?;
-        Ok(self.checkpoints.prune(self.keep_last, self.keep_every)?)
-    }
 }
 
 #[cfg(test)]

@@ -5,13 +5,14 @@
 //! data file. A model that an earlier stage is yet to make has the sizes of its start; a data file that does not exist yet is left to
 //! its stage.
 
-mod models;
-mod records;
+pub(super) mod models;
+pub(super) mod records;
 
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
+use super::definition::definition;
 use super::plan::models::{Folders, is_model};
 use super::pretrain::bpe_training;
 use crate::config::{Config, ModelStart, Stage};
@@ -30,27 +31,26 @@ pub fn check(config: &Config, stages: &[Stage]) -> Result<()> {
 }
 
 fn check_stage(folders: Folders, stage: Stage) -> Result<()> {
+    let defined = definition(folders.0, stage)?;
     let Some(place) = tokenizer_place(folders, stage) else {
-        models::check(folders, stage)?;
-        let reader = Reader {
+        defined.check_models(folders, stage)?;
+        return defined.check_records(&Reader {
             stage,
             tokenizer: &byte_tokenizer(folders.0)?,
             context: None,
-        };
-        return records::check(folders.0, &reader);
+        });
     };
     let named = || format!("the tokenizer in {}", place.display());
     let tokenizer = Tokenizer::load(&place).with_context(named)?;
     models::check_vocabulary(folders, stage, &tokenizer, &place)?;
-    models::check(folders, stage)?;
+    defined.check_models(folders, stage)?;
     let decoder = folders.from(stage).map(|from| folders.decoder(from));
     let decoder = decoder.transpose()?;
-    let reader = Reader {
+    defined.check_records(&Reader {
         stage,
         tokenizer: &tokenizer,
         context: decoder.map(|decoder| decoder.max_position_embeddings),
-    };
-    records::check(folders.0, &reader)
+    })
 }
 
 /// The folder of the tokenizer that `stage` will have; `None` where pretraining is yet to train it, or the model folder is not there.

@@ -4,12 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 
-use crate::config::{Config, CriticFrom, Ppo, RewardKind, Share, Stage, Trainable};
+use crate::config::{CriticFrom, Ppo, RewardKind, Share, Stage};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
 use crate::roles::{self, check_has_adapter};
 use crate::stages::context;
-use crate::stages::freezing::Frozen;
 use crate::stages::plan::models::{Folders, is_model};
 use crate::stages::ppo::check_length;
 
@@ -30,24 +29,12 @@ pub fn check_vocabulary(
     context::check_vocabulary(tokenizer, place, rows, from)
 }
 
-/// Checks the frozen layers and the heads of the models that `stage` reads, and that scorers fit the policy.
+/// Checks the heads of the models that `[ppo]` reads, and that scorers fit the policy.
 ///
 /// # Errors
-/// More frozen layers than the model has, a reward model without its head or with other tokens than the policy, settings of
-/// PPO that the policy has no room for, or a file that cannot be read.
-pub fn check(folders: Folders, stage: Stage) -> Result<()> {
-    let config = folders.0;
-    if let (Some(from), Some(trainable)) = (folders.from(stage), trainable(config, stage)) {
-        let layers = folders.decoder(from)?.num_hidden_layers;
-        Frozen::from(trainable).check(stage.name(), from, layers)?;
-    }
-    match &config.ppo {
-        Some(ppo) if stage == Stage::Ppo => check_ppo(folders, ppo),
-        _ => Ok(()),
-    }
-}
-
-fn check_ppo(folders: Folders, ppo: &Ppo) -> Result<()> {
+/// A reward model without its head or with other tokens than the policy, settings of PPO that the
+/// policy has no room for, or a file that cannot be read.
+pub fn check_ppo(folders: Folders, ppo: &Ppo) -> Result<()> {
     let policy = folders.decoder(&ppo.from)?;
     for folder in scorers(ppo) {
         if is_model(folder) {
@@ -81,16 +68,6 @@ fn check_ppo(folders: Folders, ppo: &Ppo) -> Result<()> {
         );
     }
     Ok(())
-}
-
-fn trainable(config: &Config, stage: Stage) -> Option<&Trainable> {
-    match stage {
-        Stage::Sft => config.sft.as_ref().map(|sft| &sft.trainable),
-        Stage::Dpo => config.dpo.as_ref().map(|dpo| &dpo.trainable),
-        Stage::Reward => config.reward.as_ref().map(|reward| &reward.trainable),
-        Stage::Judge => config.judge.as_ref().map(|judge| &judge.trainable),
-        Stage::Pretrain | Stage::Ppo => None,
-    }
 }
 
 /// True if a program is a file, or lies in a folder of `PATH`.

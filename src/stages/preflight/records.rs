@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result};
 
-use crate::config::{BadRecords, Config, Data, Ppo, RecordKeys, Source, Stage, TooLong};
+use crate::config::{BadRecords, Data, ExampleKeys, Ppo, RecordKeys, Source, Stage, TooLong};
 use crate::data::example::{Encoder, Limit, documents, encode_documents};
 use crate::data::records::Record;
 use crate::data::tokenizer::Tokenizer;
@@ -24,76 +24,38 @@ pub struct Reader<'a> {
     pub context: Option<usize>,
 }
 
-/// Reads the first records of the files that exist as the stage will read them.
-///
-/// Lengths count where the stage refuses records that are too long. The room for prompts is the plan's.
-///
-/// # Errors
-/// A record or a template that the stage would refuse, with the key of its file.
-pub fn check(config: &Config, reader: &Reader) -> Result<()> {
-    let stage = reader.stage;
-    if let (Stage::Pretrain, Some(pretrain)) = (stage, &config.pretrain) {
-        let data = [&pretrain.data, &pretrain.eval_data];
-        return supervised(stage, data, &pretrain.records, |records, bad| {
-            reader.documents(records, bad)
-        });
-    }
-    if let (Stage::Sft, Some(sft)) = (stage, &config.sft) {
-        let encoder = reader.encoder(sft.too_long, sft.max_length)?;
-        let encoder = encoder
-            .learning(sft.learn)
-            .with_bad_records(sft.records.bad_records);
-        let data = [&sft.data, &sft.held_out.eval_data];
-        return supervised(stage, data, &sft.records, |records, _| {
-            encoder.examples(records).map(drop)
-        });
-    }
-    if let (Stage::Dpo, Some(dpo)) = (stage, &config.dpo) {
-        let encoder = reader.encoder(dpo.too_long, dpo.max_length)?;
-        let encoder = encoder.with_bad_records(dpo.records.bad_records);
-        let data = [&dpo.data, &dpo.held_out.eval_data];
-        return supervised(stage, data, &dpo.records, |records, _| {
-            encoder.direct_pairs(records).map(drop)
-        });
-    }
-    let reward = match stage {
-        Stage::Reward => config.reward.as_ref(),
-        Stage::Judge => config.judge.as_ref(),
-        _ => None,
-    };
-    if let Some(reward) = reward {
-        let encoder = reader.encoder(reward.too_long, reward.max_length)?;
-        let encoder = encoder.with_bad_records(reward.records.bad_records);
-        let data = [&reward.data, &reward.held_out.eval_data];
-        return supervised(stage, data, &reward.records, |records, _| {
-            encoder.pairs(records).map(drop)
-        });
-    }
-    match (stage, &config.ppo) {
-        (Stage::Ppo, Some(ppo)) => prompts(reader, ppo),
-        _ => Ok(()),
-    }
-}
-
 impl<'a> Reader<'a> {
-    fn encoder(&self, policy: TooLong, max_length: usize) -> data::Result<Encoder<'a>> {
+    /// An encoder of examples. Lengths count where the stage refuses records that are too long.
+    ///
+    /// # Errors
+    /// The errors of [`Encoder::new`].
+    pub fn encoder(&self, keys: &ExampleKeys) -> data::Result<Encoder<'a>> {
+        let (stage, policy) = (self.stage, keys.too_long);
         let limit = match (policy, self.context) {
             (TooLong::Error, Some(context)) => {
-                limit(self.stage, max_length, context).or_other_policy(self.stage.name(), policy)
+                limit(stage, keys.max_length, context).or_other_policy(stage.name(), policy)
             }
             _ => Limit::none(),
         };
-        Encoder::new(self.tokenizer, limit, policy)
+        let encoder = Encoder::new(self.tokenizer, limit, policy)?;
+        Ok(encoder.with_bad_records(keys.records.bad_records))
     }
 
-    fn documents(&self, records: &[Record], bad: BadRecords) -> data::Result<()> {
+    /// Reads records as text.
+    ///
+    /// # Errors
+    /// A record without text, where such are errors.
+    pub fn documents(&self, records: &[Record], bad: BadRecords) -> data::Result<()> {
         let read = documents(records.to_vec(), bad)?.items;
         encode_documents(self.tokenizer, &read).map(drop)
     }
 }
 
-/// Checks the files of `data` and `eval_data`.
-fn supervised(
+/// Checks the first records of the files of `data` and `eval_data` that exist.
+///
+/// # Errors
+/// A record or a template that the stage would refuse, with the key of its file.
+pub fn check_files(
     stage: Stage,
     data: [&Data; 2],
     keys: &RecordKeys,
@@ -107,8 +69,12 @@ fn supervised(
     Ok(())
 }
 
-/// Checks prompts, with the fields that rules compare answers with, and the text of PPO-ptx.
-fn prompts(reader: &Reader, ppo: &Ppo) -> Result<()> {
+/// Checks prompts, with the fields that rules compare answers with, and the text of PPO-ptx. The room
+/// for prompts is the plan's.
+///
+/// # Errors
+/// A record that the stage would refuse, with the key of its file.
+pub fn prompts(reader: &Reader, ppo: &Ppo) -> Result<()> {
     let (rules, keys) = (Rewards::rules(&ppo.rewards)?, &ppo.records);
     let encoder = Encoder::new(reader.tokenizer, Limit::none(), TooLong::Error)?;
     let encoder = encoder.with_bad_records(keys.bad_records);

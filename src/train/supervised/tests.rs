@@ -9,7 +9,7 @@ fn a_state_with_infinite_measures_is_read_back() {
         (names::EVAL_LOSS.to_owned(), f64::NAN),
         (names::EVAL_PERPLEXITY.to_owned(), f64::INFINITY),
     ]);
-    let state = State {
+    let state = TrainerState {
         before: evaluation.clone(),
         last: evaluation.clone(),
         last_loss: f64::INFINITY,
@@ -17,10 +17,10 @@ fn a_state_with_infinite_measures_is_read_back() {
             step: 3,
             evaluation,
         }),
-        ..State::default()
+        ..TrainerState::default()
     };
     let text = serde_json::to_string(&state).unwrap();
-    let read: State = serde_json::from_str(&text).unwrap();
+    let read: TrainerState = serde_json::from_str(&text).unwrap();
     for found in [&read.before, &read.last, &read.best.unwrap().evaluation] {
         assert!(found[names::EVAL_LOSS].is_nan(), "{text}");
         assert_eq!(found[names::EVAL_PERPLEXITY], f64::INFINITY);

@@ -10,15 +10,16 @@ use tempfile::TempDir;
 use super::long::{pair, words};
 use super::process::Step;
 use crate::config::{
-    BadRecords, Config, Data, Dpo, HeldOut, Length, Objective, Ppo, RecordKeys, Reward,
-    ScoreNormalization, Sft, Source, Stage, TooLong, Training,
+    BadRecords, Config, Data, ExampleKeysMut, HeldOut, Length, Objective, Ppo, RecordKeys,
+    ScoreNormalization, Source, Stage, StageTable, TooLong, Training,
 };
 use crate::data::loader::split;
 use crate::data::records::{Record, read_file};
-use crate::stages::dataset::{batches, read_source, steps};
+use crate::stages::dataset::read_source;
 use crate::stages::plan::models::Folders;
 use crate::stages::plan::ppo::longest_prompt;
 use crate::stages::ppo;
+use crate::train::batch_order::{batches, steps};
 
 /// The run's name in the temporary folder.
 const NAME: &str = "probe";
@@ -112,7 +113,7 @@ impl Trial {
         trial.run.dir = self.folder.path().to_owned();
         trial.run.name = NAME.to_owned();
         for stage in Stage::ALL.into_iter().filter(|stage| *stage != self.stage) {
-            remove(&mut trial, stage);
+            trial.remove(stage);
         }
         let seed = config.run.seed;
         if let Some(pretrain) = &mut trial.pretrain {
@@ -121,14 +122,10 @@ impl Trial {
             self.length = pretrain.training.length();
             quiet(&mut pretrain.training);
         }
-        if let Some(sft) = &mut trial.sft {
-            self.sft(sft, seed)?;
-        }
-        if let Some(dpo) = &mut trial.dpo {
-            self.dpo(dpo, seed)?;
-        }
-        for reward in trial.reward.iter_mut().chain(&mut trial.judge) {
-            self.reward(reward, seed)?;
+        for stage in config.stages() {
+            if let Some(keys) = trial.table_mut(stage).and_then(StageTable::examples_mut) {
+                self.examples(keys, seed)?;
+            }
         }
         if let Some(ppo) = &mut trial.ppo {
             self.ppo(ppo, Folders(config))?;
@@ -136,36 +133,17 @@ impl Trial {
         Ok(trial)
     }
 
-    fn sft(&mut self, sft: &mut Sft, seed: u64) -> Result<()> {
-        sft.early_stopping_patience = 0;
-        if self.lengths == Lengths::Longest {
-            sft.too_long = TooLong::Truncate;
+    fn examples(&mut self, keys: ExampleKeysMut, seed: u64) -> Result<()> {
+        if let Some(patience) = keys.early_stopping_patience {
+            *patience = 0;
         }
-        let data = (&mut sft.data, &mut sft.held_out, &mut sft.records);
-        self.records(
-            data,
-            &mut sft.training,
-            seed,
-            sft.max_length,
-            |text| json!({"prompt": "a", "completion": text}),
-        )
-    }
-
-    fn dpo(&mut self, dpo: &mut Dpo, seed: u64) -> Result<()> {
-        dpo.early_stopping_patience = 0;
         if self.lengths == Lengths::Longest {
-            dpo.too_long = TooLong::Truncate;
+            *keys.too_long = TooLong::Truncate;
         }
-        let data = (&mut dpo.data, &mut dpo.held_out, &mut dpo.records);
-        self.records(data, &mut dpo.training, seed, dpo.max_length, pair)
-    }
-
-    fn reward(&mut self, reward: &mut Reward, seed: u64) -> Result<()> {
-        if self.lengths == Lengths::Longest {
-            reward.too_long = TooLong::Truncate;
-        }
-        let data = (&mut reward.data, &mut reward.held_out, &mut reward.records);
-        self.records(data, &mut reward.training, seed, reward.max_length, pair)
+        let answer: fn(&str) -> Value = |text| json!({"prompt": "a", "completion": text});
+        let long = if keys.sequences == 1 { answer } else { pair };
+        let data = (keys.data, keys.held_out, keys.records);
+        self.records(data, keys.training, seed, keys.max_length, long)
     }
 
     /// Records for the steps of the trial in place of a stage's own; `long` makes one of a text of `tokens` words, each of which is a
@@ -308,17 +286,6 @@ fn settled(keys: &mut RecordKeys) {
 fn quiet(training: &mut Training) {
     training.warmup_steps = 0;
     (training.eval_steps, training.save_steps) = (0, 0);
-}
-
-fn remove(config: &mut Config, stage: Stage) {
-    match stage {
-        Stage::Pretrain => config.pretrain = None,
-        Stage::Sft => config.sft = None,
-        Stage::Dpo => config.dpo = None,
-        Stage::Reward => config.reward = None,
-        Stage::Judge => config.judge = None,
-        Stage::Ppo => config.ppo = None,
-    }
 }
 
 #[cfg(test)]

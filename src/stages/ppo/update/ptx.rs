@@ -13,10 +13,10 @@ use super::ActorCriticUpdate;
 use crate::config::{Ppo, Ptx};
 use crate::data::batches::Batches;
 use crate::data::loader::Order;
-use crate::data::packing::{self, Batch, cut};
+use crate::data::packing::{PackedBatch, TextRow, cut};
 use crate::data::tokenizer::Tokenizer;
 use crate::roles::Roles;
-use crate::stages::language::{RowSet, log_prob_sum};
+use crate::stages::language::log_probs;
 use crate::stages::misfits::Misfits;
 use crate::stages::pretrain::{pack, read_documents};
 use crate::train::configured::gradient;
@@ -37,7 +37,7 @@ pub fn check_length(ptx: &Ptx, context: usize) -> Result<()> {
 
 /// Rows of pretraining text in their shuffled order.
 pub struct PretrainMix {
-    rows: packing::Packed,
+    rows: Vec<TextRow>,
     order: Order,
     batches: Batches,
 }
@@ -85,14 +85,18 @@ impl PretrainMix {
 
     /// The next `count` rows from `cursor` on, in passes of at most `limit` tokens; moves `cursor`
     /// past them.
-    fn passes(&self, cursor: &mut u64, count: usize, limit: usize) -> Result<Vec<Batch>> {
+    fn passes(&self, cursor: &mut u64, count: usize, limit: usize) -> Result<Vec<PackedBatch>> {
         let from = self.batches.whole_from(*cursor);
         *cursor = from + count as u64;
         let indices = (from..*cursor)
             .map(|place| self.order.index(place))
             .collect();
-        let passes = cut(indices, |i| self.rows.tokens(i), limit);
-        passes.iter().map(|pass| self.rows.batch(pass)).collect()
+        let passes = cut(indices, |i| self.rows[i].ids().len() - 1, limit);
+        let batch = |pass: &Vec<usize>| {
+            let rows: Vec<&TextRow> = pass.iter().map(|&i| &self.rows[i]).collect();
+            Ok(PackedBatch::from_rows(&rows)?)
+        };
+        passes.iter().map(batch).collect()
     }
 }
 
@@ -109,10 +113,10 @@ impl ActorCriticUpdate<'_> {
         let (ptx, training) = (&self.config.update.ptx, &self.config.training);
         let (cursor, limit) = (&mut self.state.ptx_rows, training.micro_batch_tokens);
         let passes = mix.passes(cursor, ptx.rows(), limit)?;
-        let tokens: usize = passes.iter().map(Batch::valid_count).sum();
+        let tokens: usize = passes.iter().map(|pass| pass.targets.len()).sum();
         let mut sum = 0.0;
         for pass in &passes {
-            let log_probs = log_prob_sum(&self.roles.actor, pass, gradient(training))?;
+            let log_probs = log_probs(&self.roles.actor, pass, gradient(training))?.sum_all()?;
             let loss = (log_probs * (-1.0 / tokens as f64))?;
             sum += f64::from(loss.to_scalar::<f32>()?);
             (loss * ptx.ptx_coef)?.backward()?;

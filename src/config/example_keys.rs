@@ -1,0 +1,169 @@
+//! The keys that the tables of `[sft]`, `[dpo]`, `[reward]` and their like have in common: records,
+//! their lengths, and which weights are trained.
+
+use std::path::{Path, PathBuf};
+
+use super::check::{Checker, Keys};
+use super::data::{Data, HeldOut};
+use super::optim::Training;
+use super::records::{RecordKeys, TooLong};
+use super::stage::StageTable;
+use super::trainable::Trainable;
+
+/// The keys of a stage that learns from examples.
+#[derive(Clone, Copy, Debug)]
+pub struct ExampleKeys<'a> {
+    /// Folder of the model to start from.
+    pub from: &'a Path,
+    /// Records to train on.
+    pub data: &'a Data,
+    /// Held-out records.
+    pub held_out: &'a HeldOut,
+    /// Most tokens of a sequence.
+    pub max_length: usize,
+    /// Policy for a longer sequence.
+    pub too_long: TooLong,
+    /// Columns, and the policy for bad records.
+    pub records: &'a RecordKeys,
+    /// Which weights are trained.
+    pub trainable: &'a Trainable,
+    /// Evaluations without a new best loss after which training ends; 0 for never.
+    pub early_stopping_patience: usize,
+    /// The keys that every stage has.
+    pub training: &'a Training,
+    /// Sequences of one example: 2 for a pair of answers, which go through one forward pass.
+    pub sequences: usize,
+}
+
+/// [`ExampleKeys`], to be changed.
+#[derive(Debug)]
+pub struct ExampleKeysMut<'a> {
+    /// Folder of the model to start from.
+    pub from: &'a mut PathBuf,
+    /// Records to train on.
+    pub data: &'a mut Data,
+    /// Held-out records.
+    pub held_out: &'a mut HeldOut,
+    /// Most tokens of a sequence.
+    pub max_length: usize,
+    /// Policy for a longer sequence.
+    pub too_long: &'a mut TooLong,
+    /// Columns, and the policy for bad records.
+    pub records: &'a mut RecordKeys,
+    /// Evaluations without a new best loss after which training ends, if the stage can end early.
+    pub early_stopping_patience: Option<&'a mut usize>,
+    /// The keys that every stage has.
+    pub training: &'a mut Training,
+    /// Sequences of one example.
+    pub sequences: usize,
+}
+
+/// The table of a stage that learns from examples.
+pub trait ExampleTable: Default {
+    /// An example of the key `data`, for who left it out.
+    const DATA: &'static str;
+
+    /// The least `max_length`, and why.
+    const SHORTEST: (usize, &'static str);
+
+    /// The keys that all such tables have.
+    fn keys(&self) -> ExampleKeys<'_>;
+
+    /// [`Self::keys`], to be changed.
+    fn keys_mut(&mut self) -> ExampleKeysMut<'_>;
+
+    /// Checks the other keys of the table.
+    fn check_own(&self, keys: &mut Keys<'_, '_>);
+}
+
+/// The methods `keys` and `keys_mut` of an [`ExampleTable`] whose fields have the names of
+/// [`ExampleKeys`]. `$sequences` are those of one example; the second argument is the field
+/// `early_stopping_patience`, where there is one.
+macro_rules! example_keys {
+    ($sequences:expr $(, $patience:ident)?) => {
+        fn keys(&self) -> crate::config::ExampleKeys<'_> {
+            crate::config::ExampleKeys {
+                from: &self.from,
+                data: &self.data,
+                held_out: &self.held_out,
+                max_length: self.max_length,
+                too_long: self.too_long,
+                records: &self.records,
+                trainable: &self.trainable,
+                early_stopping_patience: 0 $(+ self.$patience)?,
+                training: &self.training,
+                sequences: $sequences,
+            }
+        }
+
+        fn keys_mut(&mut self) -> crate::config::ExampleKeysMut<'_> {
+            crate::config::ExampleKeysMut {
+                from: &mut self.from,
+                data: &mut self.data,
+                held_out: &mut self.held_out,
+                max_length: self.max_length,
+                too_long: &mut self.too_long,
+                records: &mut self.records,
+                early_stopping_patience: None $(.or(Some(&mut self.$patience)))?,
+                training: &mut self.training,
+                sequences: $sequences,
+            }
+        }
+    };
+}
+pub(super) use example_keys;
+
+impl<T: ExampleTable> StageTable for T {
+    fn training(&self) -> &Training {
+        self.keys().training
+    }
+
+    fn check(&self, table: &'static str, checker: &mut Checker<'_>) {
+        let mut keys = checker.table(table);
+        self.keys().check::<T>(&mut keys);
+        self.check_own(&mut keys);
+    }
+
+    fn examples(&self) -> Option<ExampleKeys<'_>> {
+        Some(self.keys())
+    }
+
+    fn examples_mut(&mut self) -> Option<ExampleKeysMut<'_>> {
+        Some(self.keys_mut())
+    }
+}
+
+impl<'a> ExampleKeys<'a> {
+    /// The data files by key.
+    pub(super) fn files(self) -> Vec<(&'static str, &'a Path)> {
+        let data = self.data.paths().map(|path| ("data", path));
+        let eval_data = self.held_out.eval_data.paths();
+        data.chain(eval_data.map(|path| ("eval_data", path)))
+            .collect()
+    }
+
+    fn check<T: ExampleTable>(self, keys: &mut Keys<'_, '_>) {
+        if self.data.is_empty() {
+            keys.missing("data", T::DATA);
+        }
+        self.data.check("data", keys);
+        self.held_out.check(keys);
+        self.records.check(keys);
+        let (least, why) = T::SHORTEST;
+        keys.at_least("max_length", self.max_length, least, why);
+        self.trainable.check(keys);
+        let patience = self.early_stopping_patience;
+        self.training.check_patience(patience, self.held_out, keys);
+        let usual = T::default();
+        self.training
+            .check_with(self.held_out, usual.keys().training, keys);
+        let (row, length) = match self.sequences {
+            1 => ("max_length".to_owned(), self.max_length),
+            many => (
+                format!("{many} × max_length"),
+                self.max_length.saturating_mul(many),
+            ),
+        };
+        self.training.check_row(&row, length, keys);
+    }
+}

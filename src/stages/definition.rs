@@ -1,0 +1,75 @@
+//! What the program asks of a stage, and where it finds the stage's answer.
+
+use anyhow::{Context as _, Result};
+
+use super::context::{Context, Finished};
+use super::plan::Plan;
+use super::plan::models::Folders;
+use super::preflight::records::Reader;
+use crate::config::{self, Config, Stage};
+
+/// A stage, defined for the keys of its table.
+pub trait StageDefinition {
+    /// The help of the stage's command.
+    fn help(stage: Stage) -> Help
+    where
+        Self: Sized;
+
+    /// Runs the stage; `None` when a signal stopped it.
+    ///
+    /// # Errors
+    /// If data, a model or a file is wrong, or training diverges.
+    fn run(&self, context: &Context) -> Result<Option<Finished>>;
+
+    /// The memory that the stage takes.
+    ///
+    /// # Errors
+    /// If a model's sizes are not known, or it cannot have what the table asks for.
+    fn plan(&self, folders: Folders, stage: Stage) -> Result<Plan>;
+
+    /// Checks the models that the stage reads by their configurations, before any stage runs.
+    ///
+    /// # Errors
+    /// The error with which the stage would end.
+    fn check_models(&self, folders: Folders, stage: Stage) -> Result<()>;
+
+    /// Checks the first records of each data file, before any stage runs.
+    ///
+    /// # Errors
+    /// A record or a template that the stage would refuse, with the key of its file.
+    fn check_records(&self, reader: &Reader) -> Result<()>;
+}
+
+/// The help of a stage's command.
+#[derive(Clone, Copy, Debug)]
+pub struct Help {
+    /// The line in the list of commands.
+    pub about: &'static str,
+    /// What follows it in the command's own help.
+    pub details: &'static str,
+    /// A command that shows its use.
+    pub example: &'static str,
+}
+
+macro_rules! definitions {
+    ($($(#[$doc:meta])* $stage:ident, $table:ident: $keys:ty;)*) => {
+        /// The definition of `stage` with its keys.
+        ///
+        /// # Errors
+        /// If the configuration has no such table.
+        pub fn definition(config: &Config, stage: Stage) -> Result<&dyn StageDefinition> {
+            let found = match stage {
+                $(Stage::$stage => config.$table.as_ref().map(|keys| keys as &dyn StageDefinition),)*
+            };
+            found.with_context(|| format!("the configuration has no [{stage}] table"))
+        }
+
+        /// The help of a stage's command.
+        pub fn help(stage: Stage) -> Help {
+            match stage {
+                $(Stage::$stage => <$keys>::help(stage),)*
+            }
+        }
+    };
+}
+config::for_each_stage!(definitions);

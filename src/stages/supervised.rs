@@ -1,0 +1,237 @@
+//! The script of the stages that train one model on examples: load the model, read the records,
+//! train, and leave a model folder.
+
+use anyhow::Result;
+use serde_json::{Map, Value};
+
+use super::adapters::{Start, Trainee};
+use super::context::{Context, Finished};
+use super::definition::{Help, StageDefinition};
+use super::examples::{Examples, encoder};
+use super::plan::models::Folders;
+use super::plan::{self, Plan};
+use super::preflight::records::Reader;
+use super::stops::stop_where_answers_end;
+use super::{freezing::Frozen, preflight};
+use crate::config::{ExampleTable, Stage, Training};
+use crate::data;
+use crate::data::example::{Encoded, Encoder};
+use crate::data::records::Record;
+use crate::data::tokenizer::Tokenizer;
+use crate::model::Decoder;
+use crate::model::config::Head;
+use crate::train::batch_order::BatchOrder;
+use crate::train::objective::Objective;
+use crate::train::run_folder::{Done, StageFolder};
+use crate::train::summary::Summary;
+use crate::train::supervised::{TrainingJob, TrainingReport, train};
+
+/// A stage that learns from examples in records, defined for the keys of its table.
+pub trait ExampleStage: ExampleTable {
+    /// A record as the encoder returns it.
+    type Record;
+    /// What is minimised.
+    type Objective: Objective;
+
+    /// The head of the model that is trained.
+    const HEAD: Head = Head::LanguageModel;
+
+    /// The help of the stage's command.
+    fn help(stage: Stage) -> Help;
+
+    /// Encodes records.
+    ///
+    /// # Errors
+    /// A record that is wrong, or too long, where such are errors.
+    fn encode(&self, encoder: &Encoder, records: &[Record]) -> data::Result<Encoded<Self::Record>>;
+
+    /// The examples of encoded records.
+    fn split(&self, records: Examples<Self::Record>) -> Examples<ExampleOf<Self>>;
+
+    /// The objective of `model`, with what it needs to know of each example. `None` when a signal came.
+    ///
+    /// # Errors
+    /// If a computation or a file fails.
+    fn objective(
+        &self,
+        context: &Context,
+        model: &Decoder,
+        examples: &mut Examples<ExampleOf<Self>>,
+    ) -> Result<Option<Self::Objective>>;
+
+    /// An encoder with the settings of the table.
+    fn configure<'t>(&self, encoder: Encoder<'t>) -> Encoder<'t> {
+        encoder
+    }
+
+    /// Prepares model and tokenizer for what is trained: by default the model then ends its answers
+    /// where training ends them.
+    ///
+    /// # Errors
+    /// If the tokenizer lacks a token that the stage needs, or a file cannot be read.
+    fn prepare(&self, model: &mut Decoder, tokenizer: Tokenizer) -> Result<Tokenizer> {
+        stop_where_answers_end(model, &tokenizer)?;
+        Ok(tokenizer)
+    }
+
+    /// The seed of the stage's draws in a run of seed `run`.
+    fn seed(_stage: Stage, run: u64) -> u64 {
+        run
+    }
+}
+
+/// The examples that a stage's objective takes.
+pub type ExampleOf<S> = <<S as ExampleStage>::Objective as Objective>::Example;
+
+impl<S: ExampleStage> StageDefinition for S {
+    fn help(stage: Stage) -> Help {
+        S::help(stage)
+    }
+
+    fn run(&self, context: &Context) -> Result<Option<Finished>> {
+        let keys = self.keys();
+        // 1. The model, with frozen layers or adapters.
+        let tokenizer = context.tokenizer_of(keys.from)?;
+        let seed = S::seed(context.stage, context.config.run.seed);
+        let start = Start {
+            table: context.stage.name(),
+            from: keys.from,
+            head: S::HEAD,
+            seed,
+            device: context.device,
+        };
+        let mut trainee = Trainee::load(&start, keys.trainable)?;
+        let tokenizer = self.prepare(&mut trainee.model, tokenizer)?;
+
+        // 2. Records → examples, some of them held out, and the order of training.
+        let encoder = encoder(context.stage, &keys, &tokenizer, &trainee.model)?;
+        let encoder = self.configure(encoder);
+        let records = Examples::read(context.stage, &keys, seed, &encoder, |encoder, records| {
+            self.encode(encoder, records)
+        })?;
+        let mut examples = self.split(records);
+        let order = examples
+            .training
+            .order(context.stage, keys.training, seed)?;
+
+        // 3. Train, and leave a model folder.
+        let Some(objective) = self.objective(context, &trainee.model, &mut examples)? else {
+            return Ok(None);
+        };
+        train_and_write(
+            context,
+            Prepared {
+                trainee,
+                tokenizer,
+                objective,
+                examples,
+                order,
+                training: keys.training,
+                patience: keys.early_stopping_patience,
+            },
+        )
+    }
+
+    fn plan(&self, folders: Folders, stage: Stage) -> Result<Plan> {
+        plan::supervised::examples(folders, stage, &self.keys(), S::HEAD)
+    }
+
+    fn check_models(&self, folders: Folders, stage: Stage) -> Result<()> {
+        let keys = self.keys();
+        let layers = folders.decoder(keys.from)?.num_hidden_layers;
+        Frozen::from(keys.trainable).check(stage.name(), keys.from, layers)
+    }
+
+    fn check_records(&self, reader: &Reader) -> Result<()> {
+        let keys = self.keys();
+        let encoder = self.configure(reader.encoder(&keys)?);
+        let files = [keys.data, &keys.held_out.eval_data];
+        preflight::records::check_files(reader.stage, files, keys.records, |records, _| {
+            self.encode(&encoder, records).map(drop)
+        })
+    }
+}
+
+/// A stage that is ready to train.
+pub struct Prepared<'a, O: Objective> {
+    /// The model, or the adapters on it.
+    pub trainee: Trainee,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// What is minimised.
+    pub objective: O,
+    /// What is trained on, and what is measured on.
+    pub examples: Examples<O::Example>,
+    /// The examples of each step.
+    pub order: BatchOrder,
+    /// The keys that every stage has.
+    pub training: &'a Training,
+    /// Evaluations without a new best loss after which training ends; 0 for never.
+    pub patience: usize,
+}
+
+/// Trains, and writes `final/`; `None` when a signal stopped the stage.
+///
+/// # Errors
+/// If training diverges or a file cannot be written.
+pub fn train_and_write<O: Objective>(
+    context: &Context,
+    prepared: Prepared<O>,
+) -> Result<Option<Finished>> {
+    let Prepared {
+        trainee,
+        tokenizer,
+        objective,
+        examples,
+        order,
+        training,
+        patience,
+    } = prepared;
+    let job = TrainingJob {
+        stage: context.stage.name(),
+        objective: &objective,
+        examples: &examples.training.all,
+        held_out: &examples.held_out,
+        order: &order,
+        training,
+        patience,
+        max_bad_steps: context.config.run.max_bad_steps,
+        folder: context.folder,
+        stop: context.stop,
+    };
+    let Some(report) = train(&job, &trainee.model)? else {
+        return Ok(None);
+    };
+    trainee.write_final(context, &tokenizer)?;
+    let mut finished = finished(job.stage, &report, context.folder);
+    examples.misfits.add_to(&mut finished.table);
+    Ok(Some(finished))
+}
+
+/// The closing table of a supervised stage: what it learned, and where its model lies.
+fn finished(stage: &str, report: &TrainingReport, folder: &StageFolder) -> Finished {
+    let mut table = Summary::new(stage);
+    for (name, &after) in &report.after {
+        match report.before.get(name) {
+            Some(&before) => table.row(name, before, after),
+            None => table.result(name, after),
+        };
+    }
+    table
+        .result("training loss of the last step", report.last_loss)
+        .text("steps", "", &report.steps.to_string())
+        .text("tokens", "", &report.tokens.to_string())
+        .path("model", &folder.final_model());
+    let summary: Map<String, Value> = report
+        .after
+        .iter()
+        .map(|(name, value)| (name.clone(), Value::from(*value)))
+        .collect();
+    Finished {
+        done: Done {
+            steps: report.planned,
+            summary,
+        },
+        table,
+    }
+}

@@ -1,0 +1,159 @@
+//! What the loop of every stage carries, whatever a step does: checkpoints, the log of metrics,
+//! progress on the terminal, and the end at a signal.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+use super::checkpoint::{Checkpoint, Checkpoints, Writer};
+use super::metrics::{Expect, Keep, StepLog};
+use super::progress::Progress;
+use super::run_folder::StageFolder;
+use super::signal::{Outcome, StopRequest};
+use crate::config::Training;
+use crate::ops::profile;
+use crate::terminal::Phase;
+
+/// Checkpoints, log and progress of a stage that is under way.
+pub struct StageLoop {
+    /// The stage's checkpoints.
+    pub checkpoints: Checkpoints,
+    /// `metrics.jsonl`.
+    pub log: StepLog,
+    /// The stage's line on the terminal.
+    pub progress: Progress,
+    /// Step of the newest checkpoint.
+    saved: Option<u64>,
+    keep: Keep,
+    keep_last: usize,
+    keep_every: u64,
+}
+
+/// A stage's steps.
+pub trait Steps {
+    /// What the stage calls a step in messages.
+    const UNIT: &'static str;
+
+    /// Number of steps that are done.
+    fn done(&self) -> u64;
+
+    /// Whether another step is to come.
+    fn goes_on(&self) -> bool;
+
+    /// Does the next step, with the evaluation and the checkpoint that are due after it.
+    ///
+    /// # Errors
+    /// If a computation or a file fails.
+    fn step(&mut self) -> Result<()>;
+
+    /// Writes a checkpoint, unless the newest one is of this step.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    fn save(&mut self) -> Result<()>;
+}
+
+/// Steps until the stage is at its end, or until a signal came: the stage is then saved.
+///
+/// # Errors
+/// Errors of a step, with its number, or of writing a checkpoint.
+pub fn run<S: Steps>(stage: &mut S, stop: &StopRequest) -> Result<Outcome> {
+    while stage.goes_on() {
+        if stop.is_requested() {
+            stage.save()?;
+            return Ok(Outcome::Stopped);
+        }
+        let step = stage.done() + 1;
+        stage
+            .step()
+            .with_context(|| format!("{} {step}", S::UNIT))?;
+    }
+    Ok(Outcome::Finished)
+}
+
+impl StageLoop {
+    /// Opens the stage's checkpoints, and its log as far as the newest usable one goes, which is
+    /// returned. Says on the terminal what was damaged, and where the stage goes on. `steps` are
+    /// those of the stage in all, and `unit` is its word for them.
+    ///
+    /// # Errors
+    /// If a file cannot be read or written.
+    pub fn open(
+        stage: &str,
+        unit: &str,
+        steps: u64,
+        folder: &StageFolder,
+        training: &Training,
+    ) -> Result<(Self, Option<Checkpoint>)> {
+        let checkpoints = Checkpoints::open(&folder.checkpoints())?;
+        let latest = checkpoints.resume()?;
+        let saved = latest.checkpoint.as_ref().map(|newest| newest.step);
+        let keep = saved.map_or(Keep::Nothing, Keep::UpTo);
+        let begun = saved.unwrap_or(0);
+        let opened = Self {
+            checkpoints,
+            log: StepLog::open(&folder.metrics(), keep)?,
+            progress: Progress::new(stage, begun, steps, training.log_steps as u64),
+            saved,
+            keep,
+            keep_last: training.keep_last,
+            keep_every: training.keep_every as u64,
+        };
+        for line in &latest.passed_over {
+            let note = format!("damaged checkpoint passed over: {line}");
+            opened.progress.note(&note);
+        }
+        opened.note_damage(&opened.log);
+        if let Some(step) = saved {
+            opened
+                .progress
+                .note(&format!("continues after {unit} {step}"));
+        }
+        Ok((opened, latest.checkpoint))
+    }
+
+    /// Opens another log of the stage, which must have lines where the stage goes on from a
+    /// checkpoint if they are `expected`.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written.
+    pub fn open_log(&self, path: &Path, expected: bool) -> Result<StepLog> {
+        let expect = match (expected, self.keep) {
+            (true, Keep::UpTo(_)) => Expect::Some,
+            _ => Expect::Nothing,
+        };
+        let log = StepLog::open_expecting(expect, path, self.keep)?;
+        self.note_damage(&log);
+        Ok(log)
+    }
+
+    fn note_damage(&self, log: &StepLog) {
+        log.damage()
+            .iter()
+            .for_each(|line| self.progress.note(line));
+    }
+
+    /// Writes a checkpoint of `step` and removes old ones, unless the newest checkpoint is of this
+    /// step: it holds the same. `write` adds files and returns the state that goes with them.
+    ///
+    /// # Errors
+    /// Errors of `write`, or if a file cannot be written or removed.
+    pub fn save<T: Serialize>(
+        &mut self,
+        step: u64,
+        write: impl FnOnce(&mut Writer) -> Result<T>,
+    ) -> Result<()> {
+        if self.saved == Some(step) {
+            return Ok(());
+        }
+        let _part = profile::part("save");
+        let _phase = Phase::begin("saving");
+        self.log.sync()?;
+        let mut writer = self.checkpoints.writer(step)?;
+        let state = write(&mut writer)?;
+        writer.commit(&state)?;
+        self.saved = Some(step);
+        Ok(self.checkpoints.prune(self.keep_last, self.keep_every)?)
+    }
+}
