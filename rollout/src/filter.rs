@@ -24,8 +24,8 @@ pub fn kept_set(logits: &[f32], sampling: &Sampling, forbidden: &[u32]) -> Optio
     cut(logits, sampling, forbidden).map(|cut| cut.kept)
 }
 
-/// The set that the filters leave, with the statistics of the row that they cut; `None` for the whole
-/// vocabulary.
+/// The set that the filters leave, with the statistics of the row that they cut; `None` for the
+/// whole vocabulary.
 pub fn cut(logits: &[f32], sampling: &Sampling, forbidden: &[u32]) -> Option<Cut> {
     if forbidden.is_empty() && !sampling.cuts() {
         return None;

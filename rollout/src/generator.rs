@@ -22,10 +22,11 @@ pub struct Completion {
     pub tokens: Vec<u32>,
     /// Each token's log-probability in the distribution it was drawn from.
     pub log_probs: Vec<f32>,
-    /// Each token's log-probability over the whole vocabulary at the sampling temperature; empty where no token's distribution was
-    /// cut, for then [`Self::log_probs`] are these.
+    /// Each token's log-probability over the whole vocabulary at the sampling temperature; empty
+    /// where no token's distribution was cut, for then [`Self::log_probs`] are these.
     pub whole_log_probs: Vec<f32>,
-    /// Each token's entropy of the distribution it was drawn from, in nats; empty unless [`Settings::entropies`] asks for them.
+    /// Each token's entropy of the distribution it was drawn from, in nats; empty unless
+    /// [`Settings::entropies`] asks for them.
     pub entropies: Vec<f32>,
     /// For each token the ids that could have been drawn, ascending; `None` for the whole
     /// vocabulary.
@@ -128,7 +129,8 @@ struct Generation<'a> {
     stats: Stats,
     tokens: usize,
     finished: usize,
-    /// The newest kept set. A mask of stops leaves the same set for token after token, nearly the whole vocabulary: it is held once.
+    /// The newest kept set. A mask of stops leaves the same set for token after token, nearly the
+    /// whole vocabulary: it is held once.
     newest_kept: Option<Arc<[u32]>>,
 }
 
@@ -190,8 +192,8 @@ impl Generation<'_> {
         }
     }
 
-    /// Who draws from which row: each sequence that goes on and has been read to its end. Where that
-    /// end is the prompt's, the request's other samples fork and draw from the same row.
+    /// Who draws from which row: each sequence that goes on and has been read to its end. Where
+    /// that end is the prompt's, the request's other samples fork and draw from the same row.
     fn drawing(&mut self, plan: &Plan) -> Vec<(usize, usize)> {
         let sequences = &self.scheduler.sequences;
         let goes_on = |turn: &&Turn| sequences[turn.index].next() == Next::GoesOn;

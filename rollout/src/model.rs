@@ -89,7 +89,8 @@ pub struct Chunk<'a> {
 /// What becomes of a sequence once a chunk of it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// It goes on: the next token may be drawn from the logits after the chunk, and is read after it.
+    /// It goes on: the next token may be drawn from the logits after the chunk, and is read after
+    /// it.
     GoesOn,
     /// It has ended: no token is drawn of it any more, and no sequence that goes on reads the
     /// chunk's blocks. A model that keeps something of each token has to compute that and no more.

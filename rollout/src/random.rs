@@ -1,9 +1,10 @@
 //! Random draws as functions of a key and two indices. No generator state is kept, saved or shared.
 //!
-//! A [`Key`] names a table of random words. A draw reads the entry `(a, b)` of the table; the caller
-//! gives the indices their meaning (epoch, sample and token, ...), so a draw does not depend on the
-//! draws before it. [`Key::stream`] is the random generator of one entry, for the distributions of
-//! `rand` and `rand_distr`. [`Key::child`] makes a key from an entry, for draws with more indices.
+//! A [`Key`] names a table of random words. A draw reads the entry `(a, b)` of the table; the
+//! caller gives the indices their meaning (epoch, sample and token, ...), so a draw does not depend
+//! on the draws before it. [`Key::stream`] is the random generator of one entry, for the
+//! distributions of `rand` and `rand_distr`. [`Key::child`] makes a key from an entry, for draws
+//! with more indices.
 //!
 //! The words are those of Philox4x32-10: Salmon, Moraes, Dror and Shaw, "Parallel Random Numbers:
 //! As Easy as 1, 2, 3", SC 2011. It is a counter-based generator that passes BigCrush; it is not a
@@ -46,8 +47,8 @@ pub enum Purpose {
     Model = 10,
 }
 
-/// A model whose draws follow a seed of its own, so that neither its initial values nor its order of
-/// records equals another model's. The values are part of the format, like those of [`Purpose`].
+/// A model whose draws follow a seed of its own, so that neither its initial values nor its order
+/// of records equals another model's. The values are part of the format, like those of [`Purpose`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Independent {

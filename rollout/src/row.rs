@@ -114,8 +114,8 @@ pub fn gather(row: &[f32], kept: &[u32]) -> Vec<f32> {
     gathered
 }
 
-/// The places of a kept set's ids in the whole row, and in the set: run by run of neighbours, of which a set that lacks a stop token
-/// alone has two.
+/// The places of a kept set's ids in the whole row, and in the set: run by run of neighbours, of
+/// which a set that lacks a stop token alone has two.
 ///
 /// The ids must ascend.
 pub fn runs(kept: &[u32]) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + '_ {
@@ -129,7 +129,8 @@ pub fn runs(kept: &[u32]) -> impl Iterator<Item = (Range<usize>, Range<usize>)> 
     })
 }
 
-/// How many of the first ids are neighbours. Ids ascend, so those up to `i` are if that one is `i` above the first.
+/// How many of the first ids are neighbours. Ids ascend, so those up to `i` are if that one is `i`
+/// above the first.
 fn run_length(ids: &[u32]) -> usize {
     let joined = |i: usize| ids[i] as usize == ids[0] as usize + i;
     let mut reach = 1;

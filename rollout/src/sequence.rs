@@ -86,7 +86,8 @@ impl Sequence {
         }
     }
 
-    /// Adds a drawn token, with the ids that were kept for it, and decides whether the sequence ends with it.
+    /// Adds a drawn token, with the ids that were kept for it, and decides whether the sequence
+    /// ends with it.
     pub fn push(&mut self, drawn: &Drawn, kept: Option<Arc<[u32]>>, settings: &Settings<'_>) {
         self.tokens.push(drawn.token);
         self.push_whole(drawn.whole_log_prob, kept.is_some());
@@ -102,7 +103,8 @@ impl Sequence {
         };
     }
 
-    /// Adds a token's log-probability over the whole vocabulary, unless that is the recorded one for all tokens so far.
+    /// Adds a token's log-probability over the whole vocabulary, unless that is the recorded one
+    /// for all tokens so far.
     fn push_whole(&mut self, log_prob: f32, cut: bool) {
         if cut && self.whole_log_probs.is_empty() {
             self.whole_log_probs.clone_from(&self.log_probs);

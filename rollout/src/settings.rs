@@ -45,8 +45,9 @@ pub enum LastToken {
     /// It does not: nothing follows.
     #[default]
     Unread,
-    /// It does, for a model that keeps something of each token: in a chunk of a sequence that has ended
-    /// ([`Next::Ended`](crate::Next::Ended)), for which the model computes that and nothing else.
+    /// It does, for a model that keeps something of each token: in a chunk of a sequence that has
+    /// ended ([`Next::Ended`](crate::Next::Ended)), for which the model computes that and nothing
+    /// else.
     Read,
 }
 
@@ -185,7 +186,8 @@ fn check_request(index: usize, request: &Request, spec: &CacheSpec) -> Result<()
 }
 
 impl Request {
-    /// Tokens that the cache holds of one sample that runs to the limit. A last token that is not read takes no place.
+    /// Tokens that the cache holds of one sample that runs to the limit. A last token that is not
+    /// read takes no place.
     pub(crate) fn read_to(&self, last: LastToken) -> usize {
         let end = self.prompt.len() + self.max_new_tokens;
         match last {

@@ -1,7 +1,7 @@
 //! Batches of an epoch: which places of an endless walk over the records belong to which step.
 //!
-//! An epoch is one pass over the records. A batch never crosses its end, so no record comes twice in a batch, nor twice in an epoch.
-//! The step alone says which places it reads.
+//! An epoch is one pass over the records. A batch never crosses its end, so no record comes twice
+//! in a batch, nor twice in an epoch. The step alone says which places it reads.
 
 use std::ops::Range;
 
@@ -49,9 +49,9 @@ impl Batches {
         })
     }
 
-    /// Batches that always hold `size` records, as an iteration of PPO must. What does not fill one is dropped. Where there are
-    /// fewer records than a batch holds, each batch is of as many whole passes as it needs: no record comes more than once more
-    /// often in it than another.
+    /// Batches that always hold `size` records, as an iteration of PPO must. What does not fill one
+    /// is dropped. Where there are fewer records than a batch holds, each batch is of as many whole
+    /// passes as it needs: no record comes more than once more often in it than another.
     ///
     /// # Errors
     /// If `size` is 0 or there are no records.

@@ -1,11 +1,12 @@
-//! The tokens at which an answer of a tokenizer's model ends: the tokenizer's EOS, and the token with which its chat template
-//! closes an assistant's turn.
+//! The tokens at which an answer of a tokenizer's model ends: the tokenizer's EOS, and the token
+//! with which its chat template closes an assistant's turn.
 //!
-//! The second is found by rendering a conversation with one answer and reading the token after the answer's text. Many base models
-//! and some published chat models name an `eos_token` that is not this token; training on chats teaches it all the same.
+//! The second is found by rendering a conversation with one answer and reading the token after the
+//! answer's text. Many base models and some published chat models name an `eos_token` that is not
+//! this token; training on chats teaches it all the same.
 //!
-//! Left out: tokens that close other kinds of turn, such as Llama 3.1's `<|eom_id|>` after a tool call; models that use them list
-//! them in `generation_config.json`.
+//! Left out: tokens that close other kinds of turn, such as Llama 3.1's `<|eom_id|>` after a tool
+//! call; models that use them list them in `generation_config.json`.
 
 use super::records::Message;
 use super::template::{ChatTemplate, GenerationPrompt};
@@ -15,7 +16,8 @@ use super::tokenizer::Tokenizer;
 const PROBE: &str = "Collimate";
 
 impl Tokenizer {
-    /// The tokens at which a completion ends: the EOS, if the tokenizer names one, and [`turn_end`].
+    /// The tokens at which a completion ends: the EOS, if the tokenizer names one, and
+    /// [`turn_end`].
     pub fn end_ids(&self) -> Vec<u32> {
         let mut ids: Vec<u32> = self.eos_id().into_iter().collect();
         // A template that does not compile is told of where it is used.
@@ -26,8 +28,8 @@ impl Tokenizer {
     }
 }
 
-/// The special or added token with which the template closes an assistant's turn; `None` where it closes one with plain text or
-/// with nothing, or refuses a plain conversation.
+/// The special or added token with which the template closes an assistant's turn; `None` where it
+/// closes one with plain text or with nothing, or refuses a plain conversation.
 pub fn turn_end(tokenizer: &Tokenizer, template: &ChatTemplate) -> Option<u32> {
     let messages = [
         Message::new("user", "Hello"),

@@ -67,8 +67,9 @@ impl Ends {
         stop.is_ok_and(|at| at.is_some())
     }
 
-    /// The text of a completion of `prompt` up to the stop text that ended it. Joined to the prompt's
-    /// text it is the text of both: a space between the two is the completion's first character.
+    /// The text of a completion of `prompt` up to the stop text that ended it. Joined to the
+    /// prompt's text it is the text of both: a space between the two is the completion's first
+    /// character.
     ///
     /// # Errors
     /// Ids that the tokenizer cannot decode.

@@ -169,7 +169,8 @@ pub enum DataError {
     /// A chat template that does not compile or render.
     #[error("chat template: {0}")]
     Template(String),
-    /// A chat template that exceeds a bound: no record goes through it, so that it is no fault of one.
+    /// A chat template that exceeds a bound: no record goes through it, so that it is no fault of
+    /// one.
     #[error("chat template: {0}")]
     TemplateBound(String),
     /// Sizes or weights that cannot work.

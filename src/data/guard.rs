@@ -1,17 +1,20 @@
-//! Work on files of strangers, on a watched thread: a hostile template or tokenizer must not hang the run, take all memory, overflow
-//! the stack or panic.
+//! Work on files of strangers, on a watched thread: a hostile template or tokenizer must not hang
+//! the run, take all memory, overflow the stack or panic.
 //!
-//! The thread has a large stack. The caller waits, and once the work takes longer than a moment looks at its processor time and at
-//! the memory that it holds. Work beyond its bounds becomes an error at once; its thread cannot be stopped, and ends with the
-//! process, which an error ends. Idle threads are kept for the next work: handing work over takes some microseconds.
+//! The thread has a large stack. The caller waits, and once the work takes longer than a moment
+//! looks at its processor time and at the memory that it holds. Work beyond its bounds becomes an
+//! error at once; its thread cannot be stopped, and ends with the process, which an error ends.
+//! Idle threads are kept for the next work: handing work over takes some microseconds.
 //!
-//! The memory is the work's own, for other threads may take gigabytes meanwhile: the allocator counts what the thread takes and
-//! gives back. That asks for [`Counted`] as the program's allocator, which the binary has; memory of C code and of threads that the
-//! work starts is left out. In a program with another allocator the growth of the whole process stands in for it, so that work may
-//! be refused there for what other threads take.
+//! The memory is the work's own, for other threads may take gigabytes meanwhile: the allocator
+//! counts what the thread takes and gives back. That asks for [`Counted`] as the program's
+//! allocator, which the binary has; memory of C code and of threads that the work starts is left
+//! out. In a program with another allocator the growth of the whole process stands in for it, so
+//! that work may be refused there for what other threads take.
 //!
-//! This is the last line: what can be known beforehand is bounded where it is known (`template/limits.rs`, `tokenizer/checks.rs`), and
-//! the depth of whatever recurses is bounded there, for a stack that overflows ends the process.
+//! This is the last line: what can be known beforehand is bounded where it is known
+//! (`template/limits.rs`, `tokenizer/checks.rs`), and the depth of whatever recurses is bounded
+//! there, for a stack that overflows ends the process.
 
 mod counted;
 
@@ -165,7 +168,8 @@ thread_local! {
 pub fn quietly<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     silence_hook();
     let before = QUIET.replace(true);
-    // What panicked is not used again, or has no state that a panic leaves half done: the callers see to that.
+    // What panicked is not used again, or has no state that a panic leaves half done: the callers
+    // see to that.
     let result = catch_unwind(AssertUnwindSafe(work));
     QUIET.set(before);
     result.map_err(|panic| {
@@ -200,7 +204,8 @@ impl Clock {
     #[cfg(target_os = "linux")]
     fn of_this_thread() -> Self {
         let mut id = libc::CLOCK_MONOTONIC;
-        // SAFETY: the thread is the running one; where the call fails `id` stays as it was, a clock too.
+        // SAFETY: the thread is the running one; where the call fails `id` stays as it was, a clock
+        // too.
         unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &raw mut id) };
         Self { id }
     }
@@ -325,7 +330,8 @@ mod tests {
             bytes: MANY / 2,
             ..BOUNDS
         };
-        // Each waits until the work has been looked at, and holds on until it has been looked at again.
+        // Each waits until the work has been looked at, and holds on until it has been looked at
+        // again.
         let pause = || thread::sleep(Duration::from_millis(100));
         let modest = move || {
             let other = thread::spawn(move || {

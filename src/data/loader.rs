@@ -1,9 +1,9 @@
 //! Which record comes at which position: functions of the seed and the position, with no state to
 //! lose.
 //!
-//! The step alone says how far a stage has read, and which places are its own ([`super::batches`]). [`Order`] shuffles each epoch anew by a keyed
-//! permutation; [`Mixture`] chooses among datasets so that every prefix keeps their weights
-//! (Tijdeman 1980, "The chairman assignment problem").
+//! The step alone says how far a stage has read, and which places are its own ([`super::batches`]).
+//! [`Order`] shuffles each epoch anew by a keyed permutation; [`Mixture`] chooses among datasets so
+//! that every prefix keeps their weights (Tijdeman 1980, "The chairman assignment problem").
 
 use std::cell::RefCell;
 

@@ -3,8 +3,8 @@
 //! A file becomes [`Record`]s ([`records`]); a record becomes token ids through the [`Tokenizer`]
 //! and, for chats, the model's [`ChatTemplate`] ([`example`]); ids become rows without padding
 //! ([`packing`]); and [`loader`] and [`batches`] say which rows a step reads, as functions of the
-//! step alone. On the way back, [`closing`] says at which tokens a completion ends, and [`ends`] where
-//! its text does.
+//! step alone. On the way back, [`closing`] says at which tokens a completion ends, and [`ends`]
+//! where its text does.
 //!
 //! What is left out: downloads, streaming of files larger than memory, and anything that knows a
 //! tensor.

@@ -142,7 +142,8 @@ impl PackedBatch {
     }
 }
 
-/// Cuts items (by index) into runs of at most `limit` tokens, in order; one that is larger stands alone.
+/// Cuts items (by index) into runs of at most `limit` tokens, in order; one that is larger stands
+/// alone.
 pub fn cut(items: Vec<usize>, tokens: impl Fn(usize) -> usize, limit: usize) -> Vec<Vec<usize>> {
     let (mut runs, mut held) = (Vec::<Vec<usize>>::new(), 0);
     for item in items {

@@ -61,8 +61,8 @@ impl Write for NewFile<'_> {
     }
 }
 
-/// Replaces the file `path` as a whole by what `write` writes: readers see the old bytes or the new ones. If anything fails the
-/// old ones stay, and nothing is left beside them.
+/// Replaces the file `path` as a whole by what `write` writes: readers see the old bytes or the new
+/// ones. If anything fails the old ones stay, and nothing is left beside them.
 ///
 /// # Errors
 /// As [`write_synced`].
@@ -124,8 +124,8 @@ pub fn rename_folder(finished: &Path, path: &Path) -> io::Result<()> {
     remove(&old)
 }
 
-/// Clears up what processes that died have left in `folder`: a folder that was moved aside goes back
-/// where its successor did not come; all else is removed.
+/// Clears up what processes that died have left in `folder`: a folder that was moved aside goes
+/// back where its successor did not come; all else is removed.
 pub fn remove_leftovers(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder).map_err(on("read", folder))? {
         let entry = entry.map_err(on("read", folder))?;
@@ -181,7 +181,8 @@ pub fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Renames `NAME` to the first free of `NAME.WHY-1`, `NAME.WHY-2`, … beside it, and returns where it now lies.
+/// Renames `NAME` to the first free of `NAME.WHY-1`, `NAME.WHY-2`, … beside it, and returns where
+/// it now lies.
 ///
 /// # Errors
 /// If the file system refuses.

@@ -1,4 +1,5 @@
-//! Files as such: replaced as a whole or not at all, their checksums, and tensors written one after the other. What stands in them is unknown here.
+//! Files as such: replaced as a whole or not at all, their checksums, and tensors written one after
+//! the other. What stands in them is unknown here.
 
 pub mod checksum;
 pub mod durable;

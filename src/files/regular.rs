@@ -1,4 +1,5 @@
-//! Reading files that must be regular ones: a named pipe without a writer never opens, and a device such as `/dev/zero` never ends.
+//! Reading files that must be regular ones: a named pipe without a writer never opens, and a device
+//! such as `/dev/zero` never ends.
 //!
 //! A pipe that is open already (`/dev/stdin`, a shell's `<(command)`) has a writer, and is read.
 
@@ -9,7 +10,8 @@ use std::path::Path;
 /// Opens a file for reading.
 ///
 /// # Errors
-/// If there is none, it cannot be opened, or it is a folder, a device or a named pipe; the error says which.
+/// If there is none, it cannot be opened, or it is a folder, a device or a named pipe; the error
+/// says which.
 pub fn open(path: &Path) -> io::Result<File> {
     let found = fs::metadata(path)?;
     if !found.is_file() && !is_open_pipe(path, &found) {

@@ -1,8 +1,8 @@
 //! Reading a safetensors file: its header first, then a tensor's values when they are asked for.
 //!
-//! The file is read, not mapped: one that is cut while it is read is then an error that names it, where a page of a mapping that is no
-//! longer there ends the process. Values go from the file to their place block by block, so that a tensor costs its own memory and
-//! no copy of it.
+//! The file is read, not mapped: one that is cut while it is read is then an error that names it,
+//! where a page of a mapping that is no longer there ends the process. Values go from the file to
+//! their place block by block, so that a tensor costs its own memory and no copy of it.
 
 use std::fs::File;
 use std::io::{self, Read};

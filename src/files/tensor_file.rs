@@ -1,6 +1,8 @@
-//! Writing a safetensors file tensor by tensor: the header from what the tensors are, then their values in the header's order.
+//! Writing a safetensors file tensor by tensor: the header from what the tensors are, then their
+//! values in the header's order.
 //!
-//! Only the values of one tensor need be in memory. Left out: reading, which is [`super::stored`]'s.
+//! Only the values of one tensor need be in memory. Left out: reading, which is
+//! [`super::stored`]'s.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -21,8 +23,8 @@ pub struct Description {
     pub shape: Vec<usize>,
 }
 
-/// Writes the header: JSON, padded with spaces so that the values after it are aligned to eight bytes. `notes` are what readers
-/// look for beside tensors, such as the framework.
+/// Writes the header: JSON, padded with spaces so that the values after it are aligned to eight
+/// bytes. `notes` are what readers look for beside tensors, such as the framework.
 ///
 /// # Errors
 /// If `out` refuses, or the sizes overflow.
@@ -52,7 +54,8 @@ pub fn write_header(
     out.write_all(&text)
 }
 
-/// The crate would write notes in an order of chance; a file's bytes are to follow from its contents.
+/// The crate would write notes in an order of chance; a file's bytes are to follow from its
+/// contents.
 fn with_notes(text: Vec<u8>, notes: &BTreeMap<String, String>) -> io::Result<Vec<u8>> {
     let mut noted = b"{\"__metadata__\":".to_vec();
     serde_json::to_writer(&mut noted, notes)?;

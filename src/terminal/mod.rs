@@ -1,8 +1,10 @@
-//! The one place that writes to the terminal: notes and progress on standard error, results on standard output.
+//! The one place that writes to the terminal: notes and progress on standard error, results on
+//! standard output.
 //!
-//! The files of a run are its record. A terminal that was closed, or that is full, costs lines and stops nothing: output that
-//! fails, or that a reader leaves in a full pipe, is dropped. A command whose product is its output asks [`product`] whether it
-//! arrived, and waits for its reader, as Unix tools do.
+//! The files of a run are its record. A terminal that was closed, or that is full, costs lines and
+//! stops nothing: output that fails, or that a reader leaves in a full pipe, is dropped. A command
+//! whose product is its output asks [`product`] whether it arrived, and waits for its reader, as
+//! Unix tools do.
 
 pub mod phase;
 mod stream;
@@ -16,7 +18,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub use phase::Phase;
 use stream::{STDERR, STDOUT};
 
-/// Columns of a terminal that does not say how wide it is, and the most that a line of progress takes.
+/// Columns of a terminal that does not say how wide it is, and the most that a line of progress
+/// takes.
 pub const COLUMNS: usize = 80;
 
 /// The line of progress at the bottom of the terminal; empty where there is none.
@@ -86,7 +89,8 @@ pub fn product(text: impl Display) -> io::Result<Reader> {
     }
 }
 
-/// Shows a line of progress that the next one replaces; an empty one takes it away. For [`is_live`] terminals.
+/// Shows a line of progress that the next one replaces; an empty one takes it away. For [`is_live`]
+/// terminals.
 pub fn show_status(line: String) {
     let mut status = lock();
     if *status == line {
@@ -105,7 +109,8 @@ pub fn fit(text: &str, columns: usize) -> String {
     kept.chain(['…']).collect()
 }
 
-/// Columns that a line of progress may take on this terminal: it must not wrap, or it could not be replaced.
+/// Columns that a line of progress may take on this terminal: it must not wrap, or it could not be
+/// replaced.
 pub fn columns() -> usize {
     let (_, columns) = console::Term::stderr().size_checked().unwrap_or_default();
     let width = match usize::from(columns) {

@@ -1,7 +1,9 @@
-//! The work between two steps and before the first: loading, reading, evaluating, saving; each with its label and its own count.
+//! The work between two steps and before the first: loading, reading, evaluating, saving; each with
+//! its label and its own count.
 //!
-//! A phase says what it is and how far it is; a background thread shows it, so that counting costs the work nothing. On a terminal
-//! the line changes in place. In a file a phase that lasts has a line after [`FIRST_LINE`] and then every [`SILENCE`].
+//! A phase says what it is and how far it is; a background thread shows it, so that counting costs
+//! the work nothing. On a terminal the line changes in place. In a file a phase that lasts has a
+//! line after [`FIRST_LINE`] and then every [`SILENCE`].
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
@@ -194,7 +196,8 @@ impl Board {
         self.phases.first().is_some_and(lasts) && self.last_line.is_none_or(silent)
     }
 
-    /// `sft 12/400: evaluating 3/12  1.52/s, 6 seconds left`; without a phase what the step had to say.
+    /// `sft 12/400: evaluating 3/12  1.52/s, 6 seconds left`; without a phase what the step had to
+    /// say.
     fn line(&self, now: Instant) -> String {
         let title = match self.title.is_empty() {
             true => &self.stage,

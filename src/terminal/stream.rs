@@ -1,8 +1,9 @@
 //! Standard error and standard output, written to without holding the run up.
 //!
-//! A pipe whose reader lives and does not read is full at some point, and a write to it would wait for that reader. Text is written
-//! in parts, each when the system says that there is room for it. The first part that finds none waits for [`PATIENCE`]; as long as
-//! the stream stays full, further text is dropped at once.
+//! A pipe whose reader lives and does not read is full at some point, and a write to it would wait
+//! for that reader. Text is written in parts, each when the system says that there is room for it.
+//! The first part that finds none waits for [`PATIENCE`]; as long as the stream stays full, further
+//! text is dropped at once.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,8 +43,8 @@ impl Stream {
         }
     }
 
-    /// Writes the bytes; the rest of them is dropped where a part finds no room or fails. One thread at a time may call: between
-    /// the look and the write nobody else may take the room.
+    /// Writes the bytes; the rest of them is dropped where a part finds no room or fails. One
+    /// thread at a time may call: between the look and the write nobody else may take the room.
     pub fn offer(&self, bytes: &[u8]) {
         for part in bytes.chunks(PART) {
             if !self.has_room() || (self.write)(part).is_err() {
@@ -63,7 +64,8 @@ impl Stream {
     }
 }
 
-/// True if a write of a part would not wait. A stream that is closed or fails does not make it wait either.
+/// True if a write of a part would not wait. A stream that is closed or fails does not make it wait
+/// either.
 #[cfg(unix)]
 fn has_room_within(number: i32, time: Duration) -> bool {
     let mut asked = libc::pollfd {

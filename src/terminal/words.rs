@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// A rate with three digits, such as `812 steps/s`, `6.41k tok/s`; a slow one of steps as its inverse, `61.0 s/step`.
+/// A rate with three digits, such as `812 steps/s`, `6.41k tok/s`; a slow one of steps as its
+/// inverse, `61.0 s/step`.
 pub fn rate(per_second: f64, unit: &str) -> String {
     match unit.strip_suffix('s') {
         Some(one) if per_second > 0.0 && per_second < 1.0 => {

@@ -1,4 +1,5 @@
-//! Chats: renderings of the conversation in spans, tokenised one by one, and where each answer ends.
+//! Chats: renderings of the conversation in spans, tokenised one by one, and where each answer
+//! ends.
 
 use std::sync::atomic::Ordering;
 
@@ -81,9 +82,10 @@ impl Encoder<'_> {
         })
     }
 
-    /// Of a conversation that became several examples, those within the limit: `truncate` leaves out
-    /// the later answers whose histories fill a sequence, as it cuts them off of one rendering. `skip`
-    /// leaves out the whole record if one of its examples is too long, as it does with one rendering.
+    /// Of a conversation that became several examples, those within the limit: `truncate` leaves
+    /// out the later answers whose histories fill a sequence, as it cuts them off of one rendering.
+    /// `skip` leaves out the whole record if one of its examples is too long, as it does with one
+    /// rendering.
     pub(super) fn fit_examples(
         &self,
         record: &Record,
@@ -177,7 +179,8 @@ impl Encoder<'_> {
         })
     }
 
-    /// True of a token that a turn can end with: a special one, or the one with which the template closes an assistant's turn.
+    /// True of a token that a turn can end with: a special one, or the one with which the template
+    /// closes an assistant's turn.
     fn closes(&self, id: u32) -> bool {
         self.tokenizer.is_special(id) || self.turn_end == Some(id)
     }

@@ -1,4 +1,5 @@
-//! Many records at once: each brought to its shape and encoded, the bad ones and those that are too long by policy.
+//! Many records at once: each brought to its shape and encoded, the bad ones and those that are too
+//! long by policy.
 
 use std::collections::BTreeSet;
 

@@ -1,8 +1,9 @@
 //! Records of more tokens than a sequence may have: refused, cut or left out, as the policy says.
 //!
-//! A cut answer loses its end. A prompt loses its start, as TRL cuts prompts, but keeps the tokens that the tokenizer puts before
-//! a text (BOS): what comes last in a prompt is what is asked. A prompt with an answer is only cut where it leaves the answer no
-//! room; the answer then gets up to half of the limit, the share that TRL's trainers had for it by default.
+//! A cut answer loses its end. A prompt loses its start, as TRL cuts prompts, but keeps the tokens
+//! that the tokenizer puts before a text (BOS): what comes last in a prompt is what is asked. A
+//! prompt with an answer is only cut where it leaves the answer no room; the answer then gets up to
+//! half of the limit, the share that TRL's trainers had for it by default.
 
 use std::ops::AddAssign;
 
@@ -114,7 +115,8 @@ pub(super) enum Fate<T> {
     Skipped,
 }
 
-/// Cuts the start of a prompt of more than `room` tokens, but for the `prefix` that the tokenizer puts before a text.
+/// Cuts the start of a prompt of more than `room` tokens, but for the `prefix` that the tokenizer
+/// puts before a text.
 pub fn cut_start(ids: &mut Vec<u32>, prefix: &[u32], room: usize) {
     let kept = match ids.starts_with(prefix) && prefix.len() < room {
         true => prefix.len(),
@@ -215,7 +217,8 @@ impl Encoder<'_> {
         })
     }
 
-    /// Tokens that a prompt keeps which would leave its answer no room: the answer takes what it needs, up to half.
+    /// Tokens that a prompt keeps which would leave its answer no room: the answer takes what it
+    /// needs, up to half.
     fn prompt_room(&self, record: &Record, given: usize, answer: usize) -> Result<usize> {
         let limit = self.limit.tokens;
         match limit - answer.min(limit.div_ceil(2)) {

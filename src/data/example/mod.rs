@@ -4,10 +4,10 @@
 //! generation the prompt's tokens stand before the first answer is drawn, and training sees the
 //! same. A span that goes on from another gets no space of its own from tokenizers that put one
 //! before a text ([`super::tokenizer::Place`]), so the joined ids are those of the whole text
-//! wherever the boundary falls between two of its tokens. A completion ends with EOS, once. A chat is
-//! rendered by the model's template and tokenised span by span; an answer reaches to the token that
-//! closes its turn. Where the template rewrites earlier turns, each answer is an example of its own,
-//! with its history as at inference.
+//! wherever the boundary falls between two of its tokens. A completion ends with EOS, once. A chat
+//! is rendered by the model's template and tokenised span by span; an answer reaches to the token
+//! that closes its turn. Where the template rewrites earlier turns, each answer is an example of
+//! its own, with its history as at inference.
 //!
 //! Special tokens' names in prompts, completions and messages are those tokens, as in transformers;
 //! in pretraining documents they are text. Plain text starts with what the tokenizer puts before it
@@ -151,8 +151,9 @@ impl<'a> Encoder<'a> {
         &self.limit
     }
 
-    /// `messages`, `prompt` + `completion`, or `text`, all of which is learned; other shapes become one of these. A conversation is one
-    /// example, or one for each of its answers where the template rewrites earlier turns.
+    /// `messages`, `prompt` + `completion`, or `text`, all of which is learned; other shapes become
+    /// one of these. A conversation is one example, or one for each of its answers where the
+    /// template rewrites earlier turns.
     ///
     /// # Errors
     /// A record without those fields, with nothing to learn, or too long under the policy.
@@ -163,7 +164,8 @@ impl<'a> Encoder<'a> {
         })
     }
 
-    /// Records of the same shapes, to be scored: also those that are labelled as not to be learned from.
+    /// Records of the same shapes, to be scored: also those that are labelled as not to be learned
+    /// from.
     ///
     /// # Errors
     /// The errors of [`Self::examples`].
@@ -194,7 +196,8 @@ impl<'a> Encoder<'a> {
         })
     }
 
-    /// Pairs for losses on the log-probs of the answers. Without a `prompt`, it is what both answers start with.
+    /// Pairs for losses on the log-probs of the answers. Without a `prompt`, it is what both
+    /// answers start with.
     ///
     /// # Errors
     /// The errors of [`Self::pairs`]; and a record with an answer of which no token is predicted.

@@ -120,7 +120,8 @@ fn conversations_have_the_ids_of_the_whole() {
     assert!(whole > 70, "{whole}");
 }
 
-/// A generated completion reads as it was written: no space is lost at the border, and none is added.
+/// A generated completion reads as it was written: no space is lost at the border, and none is
+/// added.
 #[test]
 fn a_completion_decodes_to_its_own_text() {
     let mut read_back = 0;

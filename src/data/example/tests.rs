@@ -306,7 +306,8 @@ fn a_record_that_is_too_long_is_not_left_out_as_bad() {
     assert!(e.contains("7 tokens but sft.max_length is 4"), "{e}");
 }
 
-/// As TRL trains on language-modelling records: EOS at the end, once, and the loss on every token that is predicted.
+/// As TRL trains on language-modelling records: EOS at the end, once, and the loss on every token
+/// that is predicted.
 #[test]
 fn all_of_a_document_is_learned() {
     let t = tokenizer(None);

@@ -10,7 +10,8 @@ thread_local! {
     static COUNT: Cell<Option<&'static AtomicIsize>> = const { Cell::new(None) };
 }
 
-/// An allocator that leaves the work to another one, and counts the bytes that watched threads hold.
+/// An allocator that leaves the work to another one, and counts the bytes that watched threads
+/// hold.
 #[derive(Debug)]
 pub struct Counted<A>(pub A);
 
@@ -52,8 +53,9 @@ fn counted(block: *mut u8, taken: usize, given_back: usize) -> *mut u8 {
     block
 }
 
-/// Counts the bytes that this thread takes, less those that it gives back, from now on; `None` where the program's allocator is
-/// not [`Counted`]. The count is never freed: others may read it after the thread's end.
+/// Counts the bytes that this thread takes, less those that it gives back, from now on; `None`
+/// where the program's allocator is not [`Counted`]. The count is never freed: others may read it
+/// after the thread's end.
 pub(super) fn count_this_thread() -> Option<&'static AtomicIsize> {
     let count: &'static AtomicIsize = Box::leak(Box::default());
     COUNT.set(Some(count));

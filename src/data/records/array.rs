@@ -1,4 +1,5 @@
-//! A JSON file that is one array: each item is checked apart, so that one that is wrong leaves the others.
+//! A JSON file that is one array: each item is checked apart, so that one that is wrong leaves the
+//! others.
 
 use std::path::Path;
 

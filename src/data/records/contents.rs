@@ -1,7 +1,8 @@
-//! A data file's bytes and its kind. Compression and Parquet are told by the first bytes, other kinds by the name.
+//! A data file's bytes and its kind. Compression and Parquet are told by the first bytes, other
+//! kinds by the name.
 //!
-//! gzip and zstd are unpacked in memory, all members of an archive one after the other. An archive that expands to far more than
-//! text does is refused before it fills the memory.
+//! gzip and zstd are unpacked in memory, all members of an archive one after the other. An archive
+//! that expands to far more than text does is refused before it fills the memory.
 
 use std::cell::Cell;
 use std::io::{Cursor, ErrorKind, Read};

@@ -21,8 +21,9 @@ impl LeftOut {
     /// Counts a bad record.
     ///
     /// # Errors
-    /// The record's own error, if bad records are errors. An error that is no fault of the record is one under either policy: a limit
-    /// has a policy of its own, and a template without end would meet every record.
+    /// The record's own error, if bad records are errors. An error that is no fault of the record
+    /// is one under either policy: a limit has a policy of its own, and a template without end
+    /// would meet every record.
     pub fn leave_out(&mut self, error: DataError, policy: BadRecords) -> Result<()> {
         let of_record = !matches!(
             error,

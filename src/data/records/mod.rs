@@ -1,9 +1,10 @@
 //! Records: what a data file holds, one JSON object each, with where it came from.
 //!
-//! A file is opened and unpacked ([`contents`]), cut into entries by its kind, and its columns get the names that the
-//! configuration gives them ([`columns`]). Field names are those that TRL documents (Hugging Face TRL, "Dataset formats and
-//! types"); other common shapes are brought to them as the task at hand asks ([`shapes`]), and then read ([`views`]). A field
-//! under any other name would train on the wrong thing or on nothing, so the error names the field to rename.
+//! A file is opened and unpacked ([`contents`]), cut into entries by its kind, and its columns get
+//! the names that the configuration gives them ([`columns`]). Field names are those that TRL
+//! documents (Hugging Face TRL, "Dataset formats and types"); other common shapes are brought to
+//! them as the task at hand asks ([`shapes`]), and then read ([`views`]). A field under any other
+//! name would train on the wrong thing or on nothing, so the error names the field to rename.
 
 mod array;
 mod columns;
@@ -53,8 +54,9 @@ pub struct File {
     pub bad: LeftOut,
 }
 
-/// Reads a data file whole, by its kind: `.jsonl`, `.ndjson` or `.json` (one object a line, or one array of objects), `.csv`,
-/// `.tsv`, `.parquet`, `.txt` (one document); all but Parquet perhaps compressed by gzip or zstd.
+/// Reads a data file whole, by its kind: `.jsonl`, `.ndjson` or `.json` (one object a line, or one
+/// array of objects), `.csv`, `.tsv`, `.parquet`, `.txt` (one document); all but Parquet perhaps
+/// compressed by gzip or zstd.
 ///
 /// # Errors
 /// A file that cannot be read, a malformed line (with line and column), text that is not UTF-8, or
@@ -63,10 +65,12 @@ pub fn read(path: impl AsRef<Path>) -> Result<Vec<Record>> {
     entries(path.as_ref(), None)?.into_iter().collect()
 }
 
-/// Reads a data file whole, with `columns` under their other names; `bad` says what happens to records that cannot be read.
+/// Reads a data file whole, with `columns` under their other names; `bad` says what happens to
+/// records that cannot be read.
 ///
 /// # Errors
-/// The errors of [`read`], a malformed line only if bad records are errors; and a column that no record has.
+/// The errors of [`read`], a malformed line only if bad records are errors; and a column that no
+/// record has.
 pub fn read_file(path: &Path, columns: Option<&Columns>, bad: BadRecords) -> Result<File> {
     let mut file = File::default();
     for entry in entries(path, columns)? {
@@ -110,7 +114,8 @@ fn shared_name(path: &Path) -> Arc<Path> {
     Arc::from(path)
 }
 
-/// Bytes that start on line `first` as UTF-8, or an error that names line and byte of the first bad byte.
+/// Bytes that start on line `first` as UTF-8, or an error that names line and byte of the first bad
+/// byte.
 fn utf8<'b>(path: &Path, bytes: &'b [u8], first: usize) -> Result<&'b str> {
     let text = std::str::from_utf8(bytes).map_err(|e| {
         let good = &bytes[..e.valid_up_to()];

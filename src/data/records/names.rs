@@ -6,7 +6,8 @@ use serde_json::{Map, Value};
 use super::Source;
 use crate::data::error::DataError;
 
-/// Names under which other sets keep our fields. They are pointed out, and read only where `columns` says so.
+/// Names under which other sets keep our fields. They are pointed out, and read only where
+/// `columns` says so.
 const ALIASES: [(&str, &[&str]); 9] = [
     (
         "prompt",

@@ -1,9 +1,11 @@
 //! Parquet through the row interface: a row is a record, a column a field, nested lists and structs
 //! become JSON.
 //!
-//! Text and binary are read as UTF-8, decimals as numbers; dates and times keep their printed form as a string. A value that none
-//! of that holds for (other bytes, columns with intervals, dates that no calendar has, numbers that are not finite) is set aside
-//! under its type's name: a task that reads it refuses the record, and others do not mind it. A null column is left out, so that an optional field reads as absent.
+//! Text and binary are read as UTF-8, decimals as numbers; dates and times keep their printed form
+//! as a string. A value that none of that holds for (other bytes, columns with intervals, dates
+//! that no calendar has, numbers that are not finite) is set aside under its type's name: a task
+//! that reads it refuses the record, and others do not mind it. A null column is left out, so that
+//! an optional field reads as absent.
 
 mod plain;
 

@@ -6,7 +6,8 @@
 //! | ShareGPT | `conversations` of `{from, value}`, also `system`, `chosen`, `rejected` | `messages`, or `prompt` with two answers |
 //! | Alpaca | `instruction`, `input`, `output`, also `system`, `history`, `chosen`, `rejected` | the same, or text ([`alpaca`]) |
 //!
-//! A record of a shape that the task does not read is refused with the name of its shape and of what reads it ([`refusal`]).
+//! A record of a shape that the task does not read is refused with the name of its shape and of
+//! what reads it ([`refusal`]).
 
 mod alpaca;
 mod pairs;
@@ -155,8 +156,8 @@ impl Record {
     /// The record with the fields that the task's view reads.
     ///
     /// # Errors
-    /// A shape that the task does not read, or one that cannot be brought to those fields. A record of no known shape passes:
-    /// the view says which field is missing.
+    /// A shape that the task does not read, or one that cannot be brought to those fields. A record
+    /// of no known shape passes: the view says which field is missing.
     pub fn shaped(&self, task: Task, style: Style) -> Result<Cow<'_, Self>> {
         let Some(shape) = Shape::of(self, task) else {
             return match refusal::of(self, task) {
@@ -179,8 +180,8 @@ impl Record {
         Ok(record)
     }
 
-    /// Fields that the task does not use. A prompt's other fields go to the rewards, but for those of a template, which plain text
-    /// does not go through.
+    /// Fields that the task does not use. A prompt's other fields go to the rewards, but for those
+    /// of a template, which plain text does not go through.
     pub fn unused(&self, task: Task, style: Style) -> Vec<&str> {
         let mut unused = self.unread(task, style);
         if task == Task::Prompts {
@@ -229,7 +230,8 @@ impl Record {
     }
 }
 
-/// Fields by whose presence the views choose a shape; Parquet and exports write them as null where they are absent.
+/// Fields by whose presence the views choose a shape; Parquet and exports write them as null where
+/// they are absent.
 const CHOOSING: [&str; 3] = ["messages", "prompt", "margin"];
 
 fn drop_nulls(record: &mut Cow<'_, Record>) {

@@ -1,4 +1,5 @@
-//! JSON values in which no object names a key twice: of two values under one name, one would be lost.
+//! JSON values in which no object names a key twice: of two values under one name, one would be
+//! lost.
 
 use std::fmt;
 

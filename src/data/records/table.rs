@@ -1,6 +1,7 @@
 //! CSV and TSV: a row is a record, its fields under the names of the first row.
 //!
-//! Every field is text but [`NUMBERS`] and [`LISTS`]. An empty one is left out, as a null of Parquet is. Quotes are those of RFC 4180.
+//! Every field is text but [`NUMBERS`] and [`LISTS`]. An empty one is left out, as a null of
+//! Parquet is. Quotes are those of RFC 4180.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -84,7 +85,8 @@ impl<'b> Lines<'b> {
     }
 }
 
-/// True if every quote that opens a field of the last row is closed; in other rows the reader sees to it.
+/// True if every quote that opens a field of the last row is closed; in other rows the reader sees
+/// to it.
 fn is_closed(raw: &[u8], delimiter: u8, last: bool) -> bool {
     if !last || raw.iter().filter(|&&byte| byte == b'"').count() % 2 == 0 {
         return true;

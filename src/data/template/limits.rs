@@ -1,16 +1,17 @@
-//! Bounds on a chat template of unknown origin: one that does not end, or that takes all memory or stack, is refused with what it
-//! exceeds.
+//! Bounds on a chat template of unknown origin: one that does not end, or that takes all memory or
+//! stack, is refused with what it exceeds.
 //!
-//! - *Steps.* A rendering has [`STEPS`]; one is an instruction, or 64 bytes of text, or two items visited (minijinja's fuel).
-//!   Ordinary templates take a few hundred a message.
-//! - *Depth.* A template has at most [`ELIFS`] `elif` tags, and a tag [`TAG_TOKENS`] tokens. Macros call themselves [`RECURSION`] deep.
-//!   What `set` stores or a tag prints nests [`DEPTH`] deep, and a namespace holds no namespace. So whatever recurses over a template
-//!   or a value keeps within the watched thread's stack.
-//! - *Time and memory.* What the engine does not count, comparisons and prints of values that hold one another many times, is
-//!   watched ([`guard`](crate::data::guard)).
+//! - *Steps.* A rendering has [`STEPS`]; one is an instruction, or 64 bytes of text, or two items
+//!   visited (minijinja's fuel). Ordinary templates take a few hundred a message.
+//! - *Depth.* A template has at most [`ELIFS`] `elif` tags, and a tag [`TAG_TOKENS`] tokens. Macros
+//!   call themselves [`RECURSION`] deep. What `set` stores or a tag prints nests [`DEPTH`] deep,
+//!   and a namespace holds no namespace. So whatever recurses over a template or a value keeps
+//!   within the watched thread's stack.
+//! - *Time and memory.* What the engine does not count, comparisons and prints of values that hold
+//!   one another many times, is watched ([`guard`](crate::data::guard)).
 //!
-//! minijinja has no place to check what a template stores, so each `{% set name = value %}` is compiled as
-//! `{% set name = (value)|stored %}`, with a filter of ours.
+//! minijinja has no place to check what a template stores, so each `{% set name = value %}` is
+//! compiled as `{% set name = (value)|stored %}`, with a filter of ours.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -232,7 +233,8 @@ impl Tag {
     }
 }
 
-/// Passes on a value that is not too deep. A lazy sequence becomes a list: lazy ones that hold one another would recurse.
+/// Passes on a value that is not too deep. A lazy sequence becomes a list: lazy ones that hold one
+/// another would recurse.
 fn stored(state: &State, value: Value) -> Result<Value, Error> {
     let value = match value.as_object() {
         Some(object) if object.repr() == ObjectRepr::Iterable => {

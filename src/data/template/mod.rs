@@ -4,9 +4,9 @@
 //! The environment is that of `transformers.utils.chat_template_utils`: Jinja2 with `trim_blocks`,
 //! `lstrip_blocks` and loop controls; `raise_exception`, `strftime_now` and a `tojson` without HTML
 //! escapes; `messages`, `tools`, `documents`, `add_generation_prompt`, the special tokens and what
-//! the record gives ([`variables`]) as variables. Values print as Python prints them ([`python`]). A
-//! message's fields that are null are left out. `{% generation %}` blocks are read as plain blocks:
-//! the answers are found by rendering ([`turns`]) in every template, marked or not.
+//! the record gives ([`variables`]) as variables. Values print as Python prints them ([`python`]).
+//! A message's fields that are null are left out. `{% generation %}` blocks are read as plain
+//! blocks: the answers are found by rendering ([`turns`]) in every template, marked or not.
 //!
 //! A template may come from anybody; [`limits`] bounds what it may take.
 //!
@@ -207,8 +207,8 @@ fn plain_generation_blocks(source: &str) -> String {
     plain + rest
 }
 
-/// `tojson(value, ensure_ascii=false, indent=none, separators=none, sort_keys=false)`, as transformers
-/// defines it.
+/// `tojson(value, ensure_ascii=false, indent=none, separators=none, sort_keys=false)`, as
+/// transformers defines it.
 fn to_json(state: &State, value: &Value, kwargs: Kwargs) -> std::result::Result<String, Error> {
     let style = python::JsonStyle {
         ensure_ascii: kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),

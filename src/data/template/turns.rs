@@ -6,8 +6,8 @@
 //! the reasoning of completed turns), the answer is what the turn adds to the part that both have,
 //! as in TRL (#3522); what is given stays what inference gives.
 //!
-//! Many templates rewrite earlier turns once later ones are there (Qwen3 drops their reasoning). Then
-//! no one rendering holds all answers as they would be generated, and each has one of its own.
+//! Many templates rewrite earlier turns once later ones are there (Qwen3 drops their reasoning).
+//! Then no one rendering holds all answers as they would be generated, and each has one of its own.
 
 use super::{ChatTemplate, GenerationPrompt, Span, Variables};
 use crate::config::Learn;
@@ -70,8 +70,8 @@ impl Chat<'_> {
     }
 
     /// One rendering with all answers from message `first_answer` on, and what is given among them,
-    /// as one long answer. Where no rendering holds all as they would be generated, it is that of the
-    /// whole conversation.
+    /// as one long answer. Where no rendering holds all as they would be generated, it is that of
+    /// the whole conversation.
     ///
     /// # Errors
     /// The errors of [`Self::renderings`].

@@ -1,5 +1,6 @@
-//! A template's variables beside the messages: a record's fields `tools` and `chat_template_kwargs`,
-//! by TRL's names, as `apply_chat_template(messages, tools=..., **chat_template_kwargs)` takes them.
+//! A template's variables beside the messages: a record's fields `tools` and
+//! `chat_template_kwargs`, by TRL's names, as `apply_chat_template(messages, tools=...,
+//! **chat_template_kwargs)` takes them.
 
 use serde_json::{Map, Value};
 

@@ -1,8 +1,9 @@
-//! Checks of a `tokenizer.json` of unknown origin: what would make the `tokenizers` crate take all memory is refused before it reads
-//! the file, and what makes it panic becomes an error.
+//! Checks of a `tokenizer.json` of unknown origin: what would make the `tokenizers` crate take all
+//! memory is refused before it reads the file, and what makes it panic becomes an error.
 //!
-//! A normalizer may replace a character by a thousand, and the next one each of these by a thousand more. [`growth`] is the most that
-//! a chain of them makes of a byte, whatever the text. Ids are bounded because the embedding has a row for each.
+//! A normalizer may replace a character by a thousand, and the next one each of these by a thousand
+//! more. [`growth`] is the most that a chain of them makes of a byte, whatever the text. Ids are
+//! bounded because the embedding has a row for each.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -102,7 +103,8 @@ fn check(bytes: &[u8]) -> std::result::Result<(), String> {
     }
 }
 
-/// The most bytes that a chain makes of one: the product over its steps, which stand anywhere inside `part`.
+/// The most bytes that a chain makes of one: the product over its steps, which stand anywhere
+/// inside `part`.
 fn growth(part: &Value) -> std::result::Result<f64, String> {
     match part {
         Value::Object(step) => step
@@ -117,7 +119,8 @@ fn growth(part: &Value) -> std::result::Result<f64, String> {
     }
 }
 
-/// The most bytes that one step makes of one. Steps are known by their fields: their `type` may be left out.
+/// The most bytes that one step makes of one. Steps are known by their fields: their `type` may be
+/// left out.
 fn step_growth(step: &Map<String, Value>) -> std::result::Result<f64, String> {
     let text = |key: &str| step.get(key).and_then(Value::as_str);
     if let Some(map) = text("precompiled_charsmap") {
@@ -155,7 +158,8 @@ fn shortest_match(regex: &str) -> usize {
         .unwrap_or(0)
 }
 
-/// Bytes of the longest replacement in a SentencePiece character map: the size of a trie, the trie, replacements that end in zeros.
+/// Bytes of the longest replacement in a SentencePiece character map: the size of a trie, the trie,
+/// replacements that end in zeros.
 fn longest_replacement(map: &str) -> std::result::Result<f64, String> {
     let broken = |why: &str| format!("the precompiled_charsmap of its normalizer {why}");
     let map = STANDARD

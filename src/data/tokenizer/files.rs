@@ -149,7 +149,8 @@ impl Files {
         Ok(tokens)
     }
 
-    /// The files with `pad_token` set in `tokenizer_config.json`, and in `special_tokens_map.json` where there is one.
+    /// The files with `pad_token` set in `tokenizer_config.json`, and in `special_tokens_map.json`
+    /// where there is one.
     pub fn with_pad(&self, token: &str) -> Result<Self> {
         let mut files = Files {
             model_type: self.model_type.clone(),
@@ -174,8 +175,8 @@ impl Files {
         Ok(())
     }
 
-    /// `tokenizer.json` with the parts that transformers makes instead of the file's; `None` where the
-    /// file holds as it stands.
+    /// `tokenizer.json` with the parts that transformers makes instead of the file's; `None` where
+    /// the file holds as it stands.
     pub fn rebuilt_json(&self) -> Result<Option<Value>> {
         // A configuration that cannot be read is told where the special tokens are.
         let config = self.object(CONFIG).unwrap_or_default();

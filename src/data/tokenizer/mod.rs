@@ -9,8 +9,9 @@
 //! documents): the name of a special token in it is characters like any other, so that a document
 //! cannot end itself. [`Tokenizer::encode_rendered`] is for what a user or a template wrote: there
 //! `<|im_end|>` is the token, as in transformers. Neither adds tokens; what the tokenizer puts
-//! before plain text is [`Tokenizer::prefix`]. A span that goes on from other text has ids of its own
-//! ([`Tokenizer::encode_at`]): many tokenizers put a space before a text that must not stand inside it.
+//! before plain text is [`Tokenizer::prefix`]. A span that goes on from other text has ids of its
+//! own ([`Tokenizer::encode_at`]): many tokenizers put a space before a text that must not stand
+//! inside it.
 //!
 //! Left out: slow (Python) tokenizers and SentencePiece files; transformers converts them to
 //! `tokenizer.json`.
@@ -114,8 +115,8 @@ impl Tokenizer {
         self.encode_with(&self.inner, text)
     }
 
-    /// [`Tokenizer::encode_rendered`] of a span that stands at `place` in a longer text: joined to the
-    /// ids before it, the ids of the whole wherever the border falls between two of its tokens.
+    /// [`Tokenizer::encode_rendered`] of a span that stands at `place` in a longer text: joined to
+    /// the ids before it, the ids of the whole wherever the border falls between two of its tokens.
     pub fn encode_at(&self, text: &str, place: Place) -> Result<Vec<u32>> {
         match &self.dummy_prefix {
             Some(dummy) if place != Place::Start => {
@@ -126,8 +127,8 @@ impl Tokenizer {
         }
     }
 
-    /// [`Tokenizer::encode_text`] of many texts, in parallel; in the order of the texts. Of each its ids alone are kept: all else that
-    /// the encoding has takes a hundred times the text.
+    /// [`Tokenizer::encode_text`] of many texts, in parallel; in the order of the texts. Of each
+    /// its ids alone are kept: all else that the encoding has takes a hundred times the text.
     pub fn encode_batch(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
         let phase = Phase::counted("tokenizing", texts.len());
         let encode = |text: &&str| {
@@ -143,8 +144,9 @@ impl Tokenizer {
             .map_err(|words| self.files.error(format!("cannot decode: {words}")))
     }
 
-    /// Text of ids that go on from other text; special tokens are left out. The first token's space is
-    /// kept, which [`Tokenizer::decode`] takes for the one that the tokenizer puts before a text.
+    /// Text of ids that go on from other text; special tokens are left out. The first token's space
+    /// is kept, which [`Tokenizer::decode`] takes for the one that the tokenizer puts before a
+    /// text.
     pub fn decode_inside(&self, ids: &[u32]) -> Result<String> {
         match &self.dummy_prefix {
             Some(dummy) => checks::call(|| dummy.decode(&self.inner, ids))
@@ -153,8 +155,8 @@ impl Tokenizer {
         }
     }
 
-    /// Where a completion of `prompt` stands. A prompt that is nothing but [`Tokenizer::prefix`] has
-    /// no text, so that the completion starts the text.
+    /// Where a completion of `prompt` stands. A prompt that is nothing but [`Tokenizer::prefix`]
+    /// has no text, so that the completion starts the text.
     pub fn place_after(&self, prompt: &[u32]) -> Place {
         match prompt == self.prefix {
             true => Place::Start,
@@ -265,7 +267,8 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
-    /// The lowest id that stands for one token here and for another in `other`: the id, this token, that one.
+    /// The lowest id that stands for one token here and for another in `other`: the id, this token,
+    /// that one.
     ///
     /// A token that only one of them has is no difference: an id that the other never meets.
     pub fn first_difference(&self, other: &Tokenizer) -> Option<(u32, String, String)> {

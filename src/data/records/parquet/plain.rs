@@ -1,7 +1,8 @@
 //! Row groups whose text columns are read as bytes.
 //!
-//! The row interface of the `parquet` crate stops at the first text that is not UTF-8 and cannot go on to the next row, and it
-//! panics at an interval. Read as bytes, such a value concerns its own record alone.
+//! The row interface of the `parquet` crate stops at the first text that is not UTF-8 and cannot go
+//! on to the next row, and it panics at an interval. Read as bytes, such a value concerns its own
+//! record alone.
 
 use std::sync::Arc;
 

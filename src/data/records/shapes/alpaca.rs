@@ -1,8 +1,9 @@
 //! Alpaca: `instruction`, perhaps `input`, and `output`.
 //!
-//! For a model with a chat template the record is a conversation, as in LLaMA-Factory: the instruction and its input, a line
-//! apart, are the user's message; `system` and `history` come before it. For a model without one it is text, in the words of the
-//! prompts that Stanford's Alpaca was trained with (Taori et al. 2023, `train.py`).
+//! For a model with a chat template the record is a conversation, as in LLaMA-Factory: the
+//! instruction and its input, a line apart, are the user's message; `system` and `history` come
+//! before it. For a model without one it is text, in the words of the prompts that Stanford's
+//! Alpaca was trained with (Taori et al. 2023, `train.py`).
 
 use serde_json::{Value, json};
 

@@ -1,7 +1,9 @@
-//! Pairs whose prompt stands at the start of both answers (TRL's implicit prompts, `extract_prompt`).
+//! Pairs whose prompt stands at the start of both answers (TRL's implicit prompts,
+//! `extract_prompt`).
 //!
-//! Conversations are parted by the view. Text is parted here, for a task that counts the answers' tokens alone: where the answers
-//! begin to differ, a space before that place going to the answers as in TRL. Other than there, a word is not cut in two.
+//! Conversations are parted by the view. Text is parted here, for a task that counts the answers'
+//! tokens alone: where the answers begin to differ, a space before that place going to the answers
+//! as in TRL. Other than there, a word is not cut in two.
 
 use std::borrow::Cow;
 
@@ -37,7 +39,8 @@ pub(super) fn find_prompt(record: &mut Cow<'_, Record>, task: Task) {
     }
 }
 
-/// True if `prompt` is text beside whole conversations, which hold it too; TRL then reads the conversations alone.
+/// True if `prompt` is text beside whole conversations, which hold it too; TRL then reads the
+/// conversations alone.
 pub(super) fn holds_prompt_twice(record: &Record) -> bool {
     let is_whole = |name: &str| {
         let first = record.fields.get(name).and_then(|value| value.get(0));

@@ -1,4 +1,5 @@
-//! Records of a shape that the task does not read: named, with what reads them and what is needed here.
+//! Records of a shape that the task does not read: named, with what reads them and what is needed
+//! here.
 
 use serde_json::Value;
 
@@ -90,8 +91,8 @@ fn wanted(task: Task) -> &'static [&'static str] {
     }
 }
 
-/// The error of a record that has none of the task's shapes; none where a field looks like the one that is missing, whose name
-/// the view gives.
+/// The error of a record that has none of the task's shapes; none where a field looks like the one
+/// that is missing, whose name the view gives.
 pub(super) fn of(record: &Record, task: Task) -> Option<DataError> {
     let unpaired = ["prompt", "completion", "label"].iter();
     let unpaired = unpaired.filter(|name| record.has(name)).count() == 3;
@@ -180,7 +181,8 @@ pub(super) fn check(record: &Record, task: Task) -> Result<()> {
 }
 
 impl Record {
-    /// Refuses a chat with an answer of weight 0 that would be learned; the record has the fields that the views read.
+    /// Refuses a chat with an answer of weight 0 that would be learned; the record has the fields
+    /// that the views read.
     ///
     /// # Errors
     /// Such an answer, with what would keep it from being learned.

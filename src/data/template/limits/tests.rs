@@ -187,7 +187,8 @@ fn sets_mean_what_they_meant() {
     }
 }
 
-/// The largest honest templates, with tools, thousands of messages and appended lists, keep far below the bounds.
+/// The largest honest templates, with tools, thousands of messages and appended lists, keep far
+/// below the bounds.
 #[test]
 fn long_conversations_are_rendered() {
     let golden: serde_json::Value =
@@ -224,7 +225,8 @@ fn long_conversations_are_rendered() {
     assert_eq!(text.unwrap(), "2000");
 }
 
-/// A template without end is no fault of a record: leaving out bad records does not go on with the next one.
+/// A template without end is no fault of a record: leaving out bad records does not go on with the
+/// next one.
 #[test]
 fn an_exceeded_bound_is_told_from_a_refused_record() {
     let messages = [Message::new("user", "hi")];
