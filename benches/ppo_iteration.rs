@@ -14,14 +14,14 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use candle_core::Device;
 use collimate::config::{Config, Document, Stage};
 use collimate::model::Decoder;
 use collimate::model::config::{Geometry, Head};
 use collimate::model::lora::{Layers, LoraConfig, Scaling, Targets};
 use collimate::model::weights::SaveDtype;
+use collimate::ops::backend::Backend;
 use collimate::ops::param::Training;
-use collimate::ops::product::Arithmetic;
+use collimate::ops::product::ProductKernel;
 use collimate::stages;
 use collimate::train::run_folder::Existing;
 use serde_json::{Value, json};
@@ -175,7 +175,7 @@ fn iterate(name: &str, case: &Case) -> Result<()> {
         "score": part("time/score")?, "update": part("time/update")?, "peak_mib": peak,
     });
     if case.shares_nothing() {
-        let least = Arithmetic::fastest().during(|| case.least_seconds(folder.path()))?;
+        let least = case.least_seconds(folder.path())?;
         fields["share_of_floor"] = json!(least / seconds);
     }
     support::report(name, fields);
@@ -196,7 +196,7 @@ impl Case {
     fn least_seconds(&self, folder: &Path) -> Result<f64> {
         let frozen = |_: &_| Training::Frozen;
         let (policy, head) = (folder.join("policy"), Head::LanguageModel);
-        let policy = Decoder::load(&policy, head, 0, frozen, &Device::Cpu)?;
+        let policy = Decoder::load(&policy, head, 0, frozen, &Backend::CPU)?;
         let sizes = policy.decoder_config();
         let head = (sizes.vocab_size * sizes.hidden_size) as f64;
         let all = floor::multiply_adds(&policy);
@@ -205,8 +205,9 @@ impl Case {
         let of_layers = layers * (prompt + drawn);
         let updates = 3.0 * self.epochs as f64 * (2.0 * of_layers + head * drawn);
         let passes = prompt * layers + 3.0 * of_layers + head * drawn + updates;
-        let step = floor::seconds(self.batch, all * batch, 4.0 * all);
-        Ok(self.new as f64 * step + floor::seconds(2048, passes, 0.0))
+        let kernel = ProductKernel::fastest();
+        let step = floor::seconds(kernel, self.batch, all * batch, 4.0 * all);
+        Ok(self.new as f64 * step + floor::seconds(kernel, 2048, passes, 0.0))
     }
 }
 
@@ -241,7 +242,7 @@ fn prepare(case: &Case, folder: &Path) -> Result<String> {
 
 /// Writes a policy and a reward model with random weights; returns no further keys.
 fn random_models(sizes: &Geometry, tied: bool, folder: &Path) -> Result<String> {
-    let random = |head| support::random(sizes, head, tied, Training::Frozen);
+    let random = |head| support::random(sizes, head, tied, Training::Frozen, &Backend::CPU);
     save(random(Head::LanguageModel)?, &folder.join("policy"))?;
     save(random(Head::Score)?, &folder.join("reward"))?;
     Ok(String::new())
@@ -252,7 +253,7 @@ fn random_models(sizes: &Geometry, tied: bool, folder: &Path) -> Result<String> 
 fn smollm2_models(sharing: Sharing, folder: &Path) -> Result<String> {
     let load = |head| {
         let frozen = |_: &_| Training::Frozen;
-        Decoder::load(Path::new(support::SMOLLM2), head, 0, frozen, &Device::Cpu)
+        Decoder::load(Path::new(support::SMOLLM2), head, 0, frozen, &Backend::CPU)
     };
     let (policy, reward) = (folder.join("policy"), folder.join("reward"));
     save(load(Head::LanguageModel)?, &policy)?;

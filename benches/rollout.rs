@@ -14,8 +14,9 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use collimate::model::Decoder;
 use collimate::model::generator::Generator;
+use collimate::ops::backend::Backend;
 use collimate::ops::param::Training;
-use collimate::ops::product::Arithmetic;
+use collimate::ops::product::ProductKernel;
 use rollout::{Model, Output, Request, Settings, Stats, generate};
 use serde_json::json;
 
@@ -65,16 +66,24 @@ fn main() -> Result<()> {
     ])
 }
 
+/// The backend of a run for cases that end in "fast", else that of `generate`.
+fn backend(case: &str) -> Backend {
+    match case.ends_with(", fast") {
+        true => Backend::Host(ProductKernel::fastest()),
+        false => Backend::CPU,
+    }
+}
+
 /// Completions of equal length, all in one batch.
 fn equal(case: &str) -> Result<()> {
-    let model = timed::model(case, Training::Frozen)?;
+    let model = timed::model(case, Training::Frozen, &backend(case))?;
     let batch = if case.contains("batch 32") { 32 } else { 8 };
     let requests = requests(&model, batch, |_| NEW);
     measure(case, &model, &requests, batch)
 }
 
 fn ragged(case: &str) -> Result<()> {
-    let model = timed::model(case, Training::Frozen)?;
+    let model = timed::model(case, Training::Frozen, &backend(case))?;
     measure(case, &model, &requests(&model, 128, |i| RAGGED[i]), 32)
 }
 
@@ -90,7 +99,7 @@ fn one_thread(case: &str) -> Result<()> {
 /// Milliseconds of a step of 8 sequences as the context grows: the median of the 64 steps after the
 /// prompt.
 fn by_context(case: &str) -> Result<()> {
-    let model = timed::model(case, Training::Frozen)?;
+    let model = timed::model(case, Training::Frozen, &backend(case))?;
     for context in [128, 256, 512, 1024, 2048] {
         let mut requests = requests(&model, 8, |_| 65);
         for request in &mut requests {
@@ -120,14 +129,14 @@ fn by_context(case: &str) -> Result<()> {
 
 /// The batch size is the last word of the case's name.
 fn by_batch(case: &str) -> Result<()> {
-    let model = timed::model(case, Training::Frozen)?;
+    let model = timed::model(case, Training::Frozen, &backend(case))?;
     let batch = case.rsplit(' ').next().context("a batch")?.parse()?;
     measure(case, &model, &requests(&model, batch, |_| 64), batch)
 }
 
 /// Ten times the prompts must take ten times the time and no more memory.
 fn prompts(case: &str) -> Result<()> {
-    let model = timed::model(case, Training::Frozen)?;
+    let model = timed::model(case, Training::Frozen, &backend(case))?;
     let count = if case.ends_with("x 10") { 1280 } else { 128 };
     measure(
         case,
@@ -139,7 +148,7 @@ fn prompts(case: &str) -> Result<()> {
 
 /// 8 samples for each of 16 prompts of 256 tokens.
 fn groups(case: &str) -> Result<()> {
-    let model = timed::model(case, Training::Frozen)?;
+    let model = timed::model(case, Training::Frozen, &backend(case))?;
     let shared = case.contains("shared");
     let mut requests = requests(&model, if shared { 16 } else { 128 }, |_| 64);
     for (i, request) in requests.iter_mut().enumerate() {
@@ -181,18 +190,6 @@ fn sample(model: &Decoder, requests: &[Request], batch: usize) -> Result<Output>
 }
 
 fn measure(case: &str, model: &Decoder, requests: &[Request], batch: usize) -> Result<()> {
-    arithmetic(case).during(|| measured(case, model, requests, batch))
-}
-
-/// The arithmetic of `generate`, or that of a run.
-fn arithmetic(case: &str) -> Arithmetic {
-    match case.ends_with(", fast") {
-        true => Arithmetic::fastest(),
-        false => Arithmetic::Chains,
-    }
-}
-
-fn measured(case: &str, model: &Decoder, requests: &[Request], batch: usize) -> Result<()> {
     let mut last = None;
     let seconds = timed::seconds(3, || {
         last = Some(sample(model, requests, batch)?);
@@ -205,7 +202,7 @@ fn measured(case: &str, model: &Decoder, requests: &[Request], batch: usize) -> 
     support::report(
         case,
         json!({
-            "arithmetic": Arithmetic::current().name(),
+            "arithmetic": model.params().backend().products().name(),
             "tokens_per_second": tokens as f64 / median, "seconds": seconds,
             "share_of_floor": least_seconds(model, &output.stats, batch) / median,
             "cache_mib": blocks as f64 / f64::from(1 << 20), "peak_mib": peak,
@@ -221,7 +218,8 @@ fn least_seconds(model: &Decoder, stats: &Stats, batch: usize) -> f64 {
     let work = floor::multiply_adds(model);
     let bytes = work * size_of::<f32>() as f64;
     let rows = (stats.decode_tokens as f64 / stats.steps as f64).max(1.0);
-    let step = floor::seconds(batch, work * rows, bytes);
-    let prefill = floor::seconds(2048, work * stats.prefill_tokens as f64, 0.0);
+    let kernel = model.params().backend().products();
+    let step = floor::seconds(kernel, batch, work * rows, bytes);
+    let prefill = floor::seconds(kernel, 2048, work * stats.prefill_tokens as f64, 0.0);
     step * stats.steps as f64 + prefill
 }

@@ -11,9 +11,10 @@ mod timed;
 use anyhow::Result;
 use collimate::model::{Decoder, Gradient, Recompute};
 use collimate::ops::attention::Segments;
+use collimate::ops::backend::Backend;
 use collimate::ops::head::Target;
 use collimate::ops::param::Training;
-use collimate::ops::product::Arithmetic;
+use collimate::ops::product::ProductKernel;
 use collimate::train::optimizer::{AdamW, AdamWConfig};
 use serde_json::json;
 
@@ -31,15 +32,12 @@ fn main() -> Result<()> {
 
 /// Times the step, and its lower bound, in the arithmetic of a training stage.
 fn step(case: &str) -> Result<()> {
-    Arithmetic::fastest().during(|| timed_step(case))
-}
-
-fn timed_step(case: &str) -> Result<()> {
     let recompute = match case.contains("recompute") {
         true => Recompute::Block,
         false => Recompute::None,
     };
-    let model = timed::model(case, Training::Trained)?;
+    let kernel = ProductKernel::fastest();
+    let model = timed::model(case, Training::Trained, &Backend::Host(kernel))?;
     let mut optimizer = AdamW::new(model.params(), CONFIG)?;
     let (ids, targets) = data(&model);
     let segments = Segments::from_lengths([LENGTH; ROWS]);
@@ -54,7 +52,7 @@ fn timed_step(case: &str) -> Result<()> {
     let (peak, median) = (support::peak_mib(), support::median(&seconds));
     // A forward pass, and twice the work in the backward pass.
     let work = 3.0 * floor::multiply_adds(&model) * ids.len() as f64;
-    let least = floor::seconds(ids.len(), work, 0.0);
+    let least = floor::seconds(kernel, ids.len(), work, 0.0);
     support::report(
         case,
         json!({

@@ -4,11 +4,11 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use candle_core::Device;
 use collimate::model::config::{DecoderConfig, Family, Geometry};
 use collimate::model::hf_config::HfConfig;
 use collimate::model::{Decoder, Gradient, Recompute};
 use collimate::ops::attention::Segments;
+use collimate::ops::backend::Backend;
 use collimate::ops::head::{Target, most_logits};
 use collimate::ops::param::Training;
 use collimate::stages::plan::activations::Pass;
@@ -53,7 +53,7 @@ fn model(family: Family) -> Decoder {
     };
     let config = DecoderConfig::from_scratch(family, &sizes).expect("a valid model");
     let all = |_: &_| Training::Trained;
-    Decoder::fresh(HfConfig::new(config), 1, all, &Device::Cpu).expect("a model")
+    Decoder::fresh(HfConfig::new(config), 1, all, &Backend::CPU).expect("a model")
 }
 
 /// Bytes held between the two passes, and the peak of both passes, relative to the state before

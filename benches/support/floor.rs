@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use collimate::model::Decoder;
 use collimate::ops::pool;
-use collimate::ops::product::{Matrix, Panels, Weight, product};
+use collimate::ops::product::{Matrix, Panels, ProductKernel, Weight, product};
 
 /// Multiply-adds per token in the weight matrices: all but the embedding, unless a tied head uses
 /// it as a matrix.
@@ -19,22 +19,23 @@ pub fn multiply_adds(model: &Decoder) -> f64 {
     }
 }
 
-/// Lower bound of the seconds for so many multiply-adds, at the rate of the engine's product with
-/// `rows` rows, or for reading so many bytes, whichever takes longer.
-pub fn seconds(rows: usize, multiply_adds: f64, bytes: f64) -> f64 {
-    (multiply_adds / multiply_rate(rows)).max(bytes / read_rate())
+/// Seconds that the machine takes at least: for so many multiply-adds at the rate of our product with `rows` rows, or for reading so
+/// many bytes, whichever is longer.
+pub fn seconds(kernel: ProductKernel, rows: usize, multiply_adds: f64, bytes: f64) -> f64 {
+    (multiply_adds / multiply_rate(kernel, rows)).max(bytes / read_rate())
 }
 
-/// Multiply-adds per second of the engine's product with `rows` rows and a weight that fits the
-/// caches.
-fn multiply_rate(rows: usize) -> f64 {
+/// Lower bound of the seconds for so many multiply-adds, at the rate of the engine's product with
+/// `rows` rows, or for reading so many bytes, whichever takes longer.
+fn multiply_rate(kernel: ProductKernel, rows: usize) -> f64 {
     let (k, n) = (576, 1536);
     let (x, weight) = (vec![0.5; rows * k], vec![0.25; n * k]);
-    let panels = Panels::pack(&weight, n, k);
+    let panels = Panels::pack(kernel, Matrix::new(&weight, n, k, k));
     let repeats = 4_000_000_000 / (rows * k * n) + 1;
     let best = best_of(5, || {
         for _ in 0..repeats {
             std::hint::black_box(product(
+                kernel,
                 Matrix::new(&x, rows, k, k),
                 &[Weight::Panels(&panels)],
             ));

@@ -6,10 +6,10 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use candle_core::Device;
 use collimate::model::Decoder;
 use collimate::model::config::{DecoderConfig, Family, Geometry, Head};
 use collimate::model::hf_config::HfConfig;
+use collimate::ops::backend::Backend;
 use collimate::ops::param::Training;
 use collimate::ops::pool;
 use serde_json::{Value, json};
@@ -65,7 +65,13 @@ pub fn run(cases: &[Case]) -> Result<()> {
 }
 
 /// A Llama with random weights.
-pub fn random(sizes: &Geometry, head: Head, tied: bool, training: Training) -> Result<Decoder> {
+pub fn random(
+    sizes: &Geometry,
+    head: Head,
+    tied: bool,
+    training: Training,
+    backend: &Backend,
+) -> Result<Decoder> {
     let mut config = DecoderConfig::from_scratch(Family::Llama, sizes)?;
     config.head = head;
     config.tie_word_embeddings = tied;
@@ -73,7 +79,7 @@ pub fn random(sizes: &Geometry, head: Head, tied: bool, training: Training) -> R
         HfConfig::new(config),
         0,
         |_| training,
-        &Device::Cpu,
+        backend,
     )?)
 }
 

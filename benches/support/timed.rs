@@ -3,17 +3,17 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use candle_core::Device;
 use collimate::model::Decoder;
 use collimate::model::config::Head;
+use collimate::ops::backend::Backend;
 use collimate::ops::param::Training;
 
 use crate::support::{SMOLLM2, TINY6, random};
 
 /// The model named in a case's name.
-pub fn model(name: &str, training: Training) -> Result<Decoder> {
+pub fn model(name: &str, training: Training, backend: &Backend) -> Result<Decoder> {
     if !name.contains("smollm2") {
-        return random(&TINY6, Head::LanguageModel, false, training);
+        return random(&TINY6, Head::LanguageModel, false, training, backend);
     }
     let folder = std::path::Path::new(SMOLLM2);
     Ok(Decoder::load(
@@ -21,7 +21,7 @@ pub fn model(name: &str, training: Training) -> Result<Decoder> {
         Head::LanguageModel,
         0,
         |_| training,
-        &Device::Cpu,
+        backend,
     )?)
 }
 

@@ -6,8 +6,8 @@ use anyhow::ensure;
 
 use super::inputs::ModelFolder;
 use crate::cli::ExportArgs;
-use crate::config::Device;
 use crate::model::config::Head;
+use crate::ops::backend::Backend;
 use crate::stages::padding::choose_padding;
 use crate::terminal;
 use crate::train::signal::Outcome;
@@ -25,7 +25,7 @@ pub fn export(args: &ExportArgs) -> anyhow::Result<Outcome> {
         );
     }
     let folder = ModelFolder::open(&args.model, Some(&args.adapter))?;
-    let mut decoder = folder.decoder(folder.config().decoder.head, Device::Cpu)?;
+    let mut decoder = folder.decoder(folder.config().decoder.head, &Backend::CPU)?;
     let tokenizer = match folder.into_tokenizer() {
         Some(tokenizer) if decoder.decoder_config().head == Head::Score => {
             Some(choose_padding(decoder.config_mut(), tokenizer)?)

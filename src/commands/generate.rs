@@ -19,7 +19,7 @@ use crate::data::{DataError, Ends, Limit, Record, Result, Tokenizer};
 use crate::model::Decoder;
 use crate::model::config::Head;
 use crate::model::generator::Generator;
-use crate::stages::arithmetic;
+use crate::ops::backend::Backend;
 use crate::terminal;
 use crate::terminal::phase::Named;
 use crate::train::progress::Progress;
@@ -66,7 +66,8 @@ pub fn generate(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     let ends = ends(&generation.stop, args.stop_tokens(), &folder)?;
     say_unread_sampling(&folder, &generation);
     let mut out = JsonLines::create(&args.out)?;
-    let decoder = folder.decoder(Head::LanguageModel, args.device)?;
+    let backend = Backend::open(args.device, args.arithmetic)?;
+    let decoder = folder.decoder(Head::LanguageModel, &backend)?;
     let in_text = |generated: &[u32]| {
         let tokenizer = folder.tokenizer();
         tokenizer.is_some_and(|tokenizer| ends.completed(tokenizer, generated))
@@ -77,9 +78,7 @@ pub fn generate(args: &GenerateArgs) -> anyhow::Result<Outcome> {
         cancel: Some(stop.flag()),
         ..settings(args, &generation)
     };
-    let completions =
-        arithmetic::of(args.arithmetic).during(|| complete(&decoder, &requests, &settings))?;
-    let Some(completions) = completions else {
+    let Some(completions) = complete(&decoder, &requests, &settings)? else {
         return Ok(Outcome::Stopped);
     };
     for completion in &completions {

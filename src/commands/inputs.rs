@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{bail, ensure};
 
 use crate::cli::RecordArgs;
-use crate::config::{Device, TooLong};
+use crate::config::TooLong;
 use crate::data::example::cut_start;
 use crate::data::records::shapes::{Style, Task};
 use crate::data::records::{self, LeftOut};
@@ -19,7 +19,7 @@ use crate::model::config::Head;
 use crate::model::hf_config::HfConfig;
 use crate::model::hf_config::adapter::AdapterConfig;
 use crate::model::hub;
-use crate::ops::device;
+use crate::ops::backend::Backend;
 use crate::ops::param::Training;
 use crate::stages::misfits::{Misfit, Misfits};
 
@@ -191,14 +191,14 @@ impl ModelFolder {
     /// Reads the weights; none is trained.
     ///
     /// # Errors
-    /// A missing or damaged file, a tensor of another shape, or a device that cannot be used.
-    pub fn decoder(&self, head: Head, on: Device) -> anyhow::Result<Decoder> {
-        let (frozen, device) = (|_: &_| Training::Frozen, device::open(on)?);
+    /// A missing or damaged file, or a tensor of another shape.
+    pub fn decoder(&self, head: Head, backend: &Backend) -> anyhow::Result<Decoder> {
+        let frozen = |_: &_| Training::Frozen;
         let Some(adapter) = &self.adapter else {
-            return Ok(Decoder::load(&self.path, head, 0, frozen, &device)?);
+            return Ok(Decoder::load(&self.path, head, 0, frozen, backend)?);
         };
         let found = HfConfig::read(&self.path)?.decoder.head;
-        let base = Decoder::load(&self.path, found, 0, frozen, &device)?;
+        let base = Decoder::load(&self.path, found, 0, frozen, backend)?;
         let frozen = Training::Frozen;
         let mut decoder = Decoder::load_adapter(&base, adapter, head, 0, frozen)?;
         *decoder.config_mut() = self.config.clone();

@@ -17,8 +17,8 @@ use crate::model::config::Head;
 use crate::model::score_position::ScorePosition;
 use crate::model::{Decoder, Gradient};
 use crate::ops::attention::Segments;
+use crate::ops::backend::Backend;
 use crate::ops::head::Target;
-use crate::stages::arithmetic;
 use crate::terminal;
 use crate::terminal::phase::Named;
 use crate::train::progress::Progress;
@@ -61,7 +61,8 @@ pub fn score(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     let head = folder.config().decoder.head;
     let sequences = sequences(args, &folder, head)?;
     let mut out = JsonLines::create(&args.out)?;
-    let decoder = folder.decoder(head, args.device)?;
+    let backend = Backend::open(args.device, args.arithmetic)?;
+    let decoder = folder.decoder(head, &backend)?;
     let position = position(args, &folder, head)?;
     let total = sequences.len() as u64;
     let mut progress = Progress::counting("records", "score", 0, total, 1);
@@ -70,10 +71,10 @@ pub fn score(args: &ScoreArgs) -> anyhow::Result<Outcome> {
         if stop.is_requested() {
             return Ok(Outcome::Stopped);
         }
-        arithmetic::of(args.arithmetic).during(|| match head {
-            Head::Score => write_scores(&decoder, position, batch, &mut out),
-            Head::LanguageModel => write_token_scores(&decoder, batch, &mut out),
-        })?;
+        match head {
+            Head::Score => write_scores(&decoder, position, batch, &mut out)?,
+            Head::LanguageModel => write_token_scores(&decoder, batch, &mut out)?,
+        }
         done += batch.len();
         progress.step(done as u64, &[]);
     }

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::config::{Activation, DecoderConfig, Norm as NormKind, QkNorm, weight};
 use super::lora::{Lora, a_of, b_of};
-use crate::ops::activation::{gelu, gelu_link, gelu_tanh, gelu_tanh_link, swiglu, swiglu_link};
+use crate::ops::activation::{gelu_link, gelu_tanh_link, swiglu_composed, swiglu_link};
 use crate::ops::adapter::Adapter;
 use crate::ops::attention::{self, Attention, Segments};
 use crate::ops::linear::{Linear, Projection};
@@ -128,8 +128,9 @@ impl Block {
         chain
     }
 
-    /// Runs the layer on `[tokens, hidden]`; `attend` turns `q | k | v` rows into mixed values. Of the result, the `wanted` rows.
-    pub fn forward(
+    /// The layer on `[tokens, hidden]` as a composition of candle operations; `attend` turns `q | k | v`
+    /// rows into mixed values. Returns the `wanted` rows.
+    pub fn composed(
         &self,
         x: &Tensor,
         angles: Option<&Angles>,
@@ -137,13 +138,13 @@ impl Block {
         attend: impl FnOnce(&Tensor, Attention) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let spec = self.spec;
-        let mut qkv = self.qkv.forward(&self.attention_norm.forward(x)?)?;
+        let mut qkv = self.qkv.composed(&self.attention_norm.composed(x)?)?;
         if let Some((query, key)) = &self.qk_norm {
-            qkv = query.forward_groups(&qkv, 0, spec.query_heads)?;
-            qkv = key.forward_groups(&qkv, spec.outputs(), spec.kv_heads)?;
+            qkv = query.composed_groups(&qkv, 0, spec.query_heads)?;
+            qkv = key.composed_groups(&qkv, spec.outputs(), spec.kv_heads)?;
         }
         if let Some(angles) = angles {
-            qkv = angles.rotate(&qkv, spec.query_heads + spec.kv_heads)?;
+            qkv = angles.composed(&qkv, spec.query_heads + spec.kv_heads)?;
         }
         let mixed = attend(&qkv, spec)?;
         let (x, mixed) = match wanted {
@@ -153,14 +154,14 @@ impl Block {
                 (x.index_select(&rows, 0)?, mixed.index_select(&rows, 0)?)
             }
         };
-        let x = (x + self.output.forward(&mixed)?)?;
-        let inner = self.up.forward(&self.mlp_norm.forward(&x)?)?;
+        let x = (x + self.output.composed(&mixed)?)?;
+        let inner = self.up.composed(&self.mlp_norm.composed(&x)?)?;
         let inner = match self.activation {
-            Activation::SwiGlu => swiglu(&inner)?,
-            Activation::GeluTanh => gelu_tanh(&inner)?,
-            Activation::Gelu => gelu(&inner)?,
+            Activation::SwiGlu => swiglu_composed(&inner)?,
+            Activation::GeluTanh => inner.gelu()?,
+            Activation::Gelu => inner.gelu_erf()?,
         };
-        x + self.down.forward(&inner)?
+        x + self.down.composed(&inner)?
     }
 }
 

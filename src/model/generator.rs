@@ -11,16 +11,17 @@ use super::block::attention_of;
 use super::boundary::Collector;
 use super::config::DecoderConfig;
 use crate::ops::attention::cached::{BLOCK_TOKENS, Cache, NewTokens};
+use crate::ops::backend::Backend;
 use crate::ops::{pool, profile, storage};
 
 // The generator's blocks are the kernel's.
 const _: () = assert!(BLOCK_TOKENS == rollout::BLOCK_TOKENS);
 
-/// The cache of a decoder on `device`.
-pub fn cache_spec(config: &DecoderConfig, device: &Device) -> CacheSpec {
+/// What the cache of a decoder holds.
+pub fn cache_spec(config: &DecoderConfig, backend: &Backend) -> CacheSpec {
     let (spec, layers) = (attention_of(config, 0), config.num_hidden_layers);
     CacheSpec {
-        block_bytes: Cache::block_bytes(spec, layers, device),
+        block_bytes: Cache::block_bytes(spec, layers, backend),
         max_positions: config.max_position_embeddings,
         vocab_size: config.vocab_size,
     }
@@ -73,7 +74,7 @@ impl Model for Generator<'_> {
     fn cache_spec(&self) -> CacheSpec {
         cache_spec(
             self.decoder.decoder_config(),
-            self.decoder.params().device(),
+            self.decoder.params().backend(),
         )
     }
 
@@ -88,7 +89,7 @@ impl Model for Generator<'_> {
                 spec,
                 layers,
                 blocks,
-                self.decoder.params().device(),
+                self.decoder.params().backend(),
             )?);
         }
         Ok(())

@@ -48,7 +48,7 @@ impl Decoder {
             Some(param) if in_trunk(&spec.name, layers) => Holding::Shared(param),
             _ => Holding::Own(training),
         };
-        Self::load_sharing(folder, head, seed, holding, base.params().device())
+        Self::load_sharing(folder, head, seed, holding, base.params().backend())
     }
 
     /// Makes sure that a trunk of so many layers is there.

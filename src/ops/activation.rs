@@ -8,7 +8,6 @@ use candle_core::{Result, Tensor, bail};
 use multiversion::multiversion;
 use rollout::row::exp;
 
-use super::dispatch::has_kernels;
 use super::operation::{Link, Operation, Traits, apply};
 use super::pool;
 use super::storage;
@@ -34,11 +33,7 @@ pub fn swiglu(x: &Tensor) -> Result<Tensor> {
     if x.dims2()?.1 % 2 != 0 {
         bail!("swiglu: {:?} does not hold two halves", x.dims());
     }
-    if has_kernels(x.device()) {
-        apply(x, SwiGlu)
-    } else {
-        swiglu_composed(x)
-    }
+    apply(x, SwiGlu)
 }
 
 /// [`swiglu`] as a link of a chain.
@@ -65,11 +60,7 @@ pub fn swiglu_composed(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// If the device fails.
 pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
-    if has_kernels(x.device()) {
-        apply(x, Gelu::Tanh)
-    } else {
-        x.gelu()
-    }
+    apply(x, Gelu::Tanh)
 }
 
 struct SwiGlu;
@@ -155,11 +146,7 @@ fn block(width: usize) -> usize {
 /// # Errors
 /// If the device fails.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    if has_kernels(x.device()) {
-        apply(x, Gelu::Exact)
-    } else {
-        x.gelu_erf()
-    }
+    apply(x, Gelu::Exact)
 }
 
 /// [`gelu`] as a link of a chain.

@@ -12,7 +12,8 @@ use candle_core::{Result, Tensor, bail};
 use super::param::{Operand, Param};
 use super::pool;
 use super::product::{
-    Factor, Matrix, Threads, Weight, Write, add_multiplied, add_product_at, multiply, product,
+    GradientFactor, Matrix, ProductKernel, Threads, Weight, Write, add_product_at, multiply,
+    product,
 };
 use super::storage;
 use super::tap::tap;
@@ -89,7 +90,7 @@ impl Adapter {
         column: usize,
     ) -> Result<()> {
         let operand = self.b.operand()?;
-        add_product_at(inner, operand.weight(), y, width, column);
+        add_product_at(self.b.products(), inner, operand.weight(), y, width, column);
         Ok(())
     }
 
@@ -101,7 +102,15 @@ impl Adapter {
             let b = Matrix::new(b, outputs, r, r);
             let window = at.min(d.values.len());
             let to = &mut d.values[window..];
-            multiply(columns, b, to, stride, Write::Set, Threads::All);
+            multiply(
+                self.b.products(),
+                columns,
+                b,
+                to,
+                stride,
+                Write::Set,
+                Threads::All,
+            );
         })
     }
 
@@ -110,22 +119,32 @@ impl Adapter {
         let (r, inputs) = self.a.value().dims2()?;
         storage::read(self.a.value(), |a| {
             let a = Matrix::new(a, r, inputs, inputs);
-            multiply(d, a, dx, inputs, Write::Add, Threads::All);
+            multiply(
+                self.a.products(),
+                d,
+                a,
+                dx,
+                inputs,
+                Write::Add,
+                Threads::All,
+            );
         })
     }
 
     /// Adds the gradients of both matrices: `dA += dᵀ · x` and `dB += dyᵀ · inner`.
     pub(super) fn accumulate(
         &self,
-        x: Factor,
+        x: GradientFactor,
         columns: Matrix,
         inner: Matrix,
         d: Matrix,
     ) -> Result<()> {
         let r = self.rank();
-        self.a.accumulate_with(|da| add_multiplied(d.t(), x, da))?;
-        self.b
-            .accumulate_with(|db| multiply(columns.t(), inner, db, r, Write::Add, Threads::All))
+        self.a.accumulate_with(|da| x.add_to(d.t(), da))?;
+        let kernel = self.b.products();
+        self.b.accumulate_with(|db| {
+            multiply(kernel, columns.t(), inner, db, r, Write::Add, Threads::All);
+        })
     }
 }
 
@@ -137,8 +156,11 @@ impl Inner {
             .map(|adapter| adapter.a.operand())
             .collect::<Result<_>>()?;
         let weights: Vec<Weight> = operands.iter().map(Operand::weight).collect();
+        let kernel = adapters
+            .first()
+            .map_or(ProductKernel::Chains, |adapter| adapter.a.products());
         let mut inner = Self {
-            values: product(x, &weights),
+            values: product(kernel, x, &weights),
             rows: x.height(),
             width: adapters.iter().map(|a| a.rank()).sum(),
         };

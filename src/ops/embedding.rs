@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, Var, bail};
 
-use super::dispatch::has_kernels;
 use super::param::Param;
 use super::profile;
 use super::storage;
@@ -22,7 +21,7 @@ pub fn embed(table: &Arc<Param>, ids: &[u32]) -> Result<Tensor> {
     if let Some(id) = ids.iter().find(|&&id| id as usize >= rows) {
         bail!("{}: id {id} in a table of {rows} rows", table.name());
     }
-    if !has_kernels(table.value().device()) {
+    if !table.backend().has_kernels() {
         return composed(table, ids);
     }
     let op = Embed {

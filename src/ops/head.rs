@@ -16,7 +16,6 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
 
-use super::dispatch::has_kernels;
 use super::param::Param;
 use fused::fused;
 
@@ -131,7 +130,7 @@ pub fn token_log_probs(
     targets: &[Target],
     temperature: f32,
 ) -> Result<TokenLogProbs> {
-    if !has_kernels(hidden.device()) {
+    if !head.backend().has_kernels() {
         return composed(hidden, head, targets, temperature);
     }
     TokenLogProbs::split(&fused(hidden, head, targets, temperature, Results::Kept)?)
@@ -153,7 +152,7 @@ pub fn both_log_probs(
         let whole = kept.log_probs.clone();
         return Ok(BothLogProbs { kept, whole });
     }
-    if !has_kernels(hidden.device()) {
+    if !head.backend().has_kernels() {
         return composed_both(hidden, head, targets, temperature);
     }
     BothLogProbs::split(&fused(hidden, head, targets, temperature, Results::Both)?)

@@ -10,12 +10,11 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor, bail};
 
 use super::adapter::{Adapter, Inner};
-use super::dispatch::has_kernels;
 use super::operation::{Link, Operation, apply};
 use super::param::{Operand, Param};
 use super::pool;
 use super::product::{
-    Factor, GradientOf, Matrix, Weight, add_multiplied_all, add_product, multiplied_stacked,
+    GradientFactor, GradientOf, Matrix, ProductKernel, Weight, add_product, multiplied_stacked,
     product, with_factor,
 };
 use super::storage;
@@ -99,7 +98,7 @@ impl Linear {
                 self.inputs
             );
         }
-        if has_kernels(x.device()) {
+        if self.parts[0].weight.backend().has_kernels() {
             apply(x, self.clone())
         } else {
             self.composed(x)
@@ -205,6 +204,11 @@ struct Adapted {
 }
 
 impl Linear {
+    /// How the layer's products are computed.
+    fn products(&self) -> ProductKernel {
+        self.parts[0].weight.products()
+    }
+
     /// Each part with its first column.
     fn placed(&self) -> impl Iterator<Item = (&Projection, usize)> {
         self.parts.iter().scan(0, |at, part| {
@@ -270,7 +274,7 @@ impl Linear {
     /// Adds the gradients of all parts.
     fn accumulate(
         &self,
-        x: Factor,
+        x: GradientFactor,
         dy: &[f32],
         rows: usize,
         adapted: Option<&Adapted>,
@@ -291,7 +295,7 @@ impl Linear {
     }
 
     /// All in one go, for a part alone may be too small to keep the threads busy.
-    fn accumulate_weights(&self, x: Factor, dy: &[f32], rows: usize) -> Result<()> {
+    fn accumulate_weights(&self, x: GradientFactor, dy: &[f32], rows: usize) -> Result<()> {
         let weights: Vec<&Param> = self.parts.iter().map(|part| &*part.weight).collect();
         Param::accumulate_together(&weights, |gradients| {
             let gradients = gradients.into_iter().zip(self.placed());
@@ -299,7 +303,7 @@ impl Linear {
                 let a = self.columns(dy, rows, column, part.outputs()).t();
                 Some(GradientOf { a, c: c? })
             });
-            add_multiplied_all(products.collect(), x);
+            x.add_to_all(products.collect());
         })
     }
 
@@ -327,7 +331,7 @@ impl Linear {
             })
             .collect();
         let dy = Matrix::new(dy, rows, self.outputs, self.outputs);
-        let mut dx = multiplied_stacked(dy, &weights);
+        let mut dx = multiplied_stacked(self.products(), dy, &weights);
         if let Some(Adapted { gradient, .. }) = adapted {
             for (adapter, _, at) in self.adapters() {
                 adapter.add_input_gradient(gradient.columns(at, adapter.rank()), &mut dx)?;
@@ -349,7 +353,7 @@ impl Operation for Linear {
             .collect::<Result<_>>()?;
         let weights: Vec<Weight> = operands.iter().map(Operand::weight).collect();
         let x = Matrix::new(x, rows, self.inputs, self.inputs);
-        let mut y = product(x, &weights);
+        let mut y = product(self.products(), x, &weights);
         self.add_biases(&mut y)?;
         self.add_adapters(x, &mut y)?;
         Ok(y)
@@ -363,7 +367,7 @@ impl Operation for Linear {
         };
         let operand = part.weight.operand()?;
         let x = Matrix::new(x, rows, self.inputs, self.inputs);
-        add_product(x, operand.weight(), sum);
+        add_product(self.products(), x, operand.weight(), sum);
         self.add_biases(sum)?;
         self.add_adapters(x, sum)
     }
@@ -372,7 +376,8 @@ impl Operation for Linear {
         let x = Matrix::new(x, rows, self.inputs, self.inputs);
         let adapted = self.adapted(x, &dy, rows)?;
         if self.parts.iter().any(Projection::is_trained) {
-            with_factor(x, |x| self.accumulate(x, &dy, rows, adapted.as_ref()))?;
+            let accumulate = |x: GradientFactor| self.accumulate(x, &dy, rows, adapted.as_ref());
+            with_factor(self.products(), x, accumulate)?;
         }
         self.input_gradient(&dy, rows, adapted.as_ref())
     }

@@ -6,8 +6,7 @@
 pub mod activation;
 pub mod adapter;
 pub mod attention;
-pub mod device;
-pub mod dispatch;
+pub mod backend;
 pub mod embedding;
 pub mod head;
 pub mod linear;

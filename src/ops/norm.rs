@@ -11,7 +11,6 @@ use std::sync::Arc;
 use candle_core::{D, Result, Tensor, bail};
 use multiversion::multiversion;
 
-use super::dispatch::has_kernels;
 use super::operation::{Link, Operation, Traits, apply};
 use super::param::Param;
 use super::pool;
@@ -59,7 +58,7 @@ impl Norm {
                 x.dims()
             );
         }
-        if has_kernels(x.device()) {
+        if self.weight().backend().has_kernels() {
             apply(x, self.fused(0, 1))
         } else {
             self.composed(x)
@@ -79,7 +78,7 @@ impl Norm {
                 x.dims()
             );
         }
-        if has_kernels(x.device()) {
+        if self.weight().backend().has_kernels() {
             apply(x, self.fused(first, groups))
         } else {
             self.composed_groups(x, first, groups)

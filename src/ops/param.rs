@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Result, Storage, Tensor, bail};
 
-use super::product::{Matrix, Panels, Weight};
+use super::backend::Backend;
+use super::product::{Matrix, Panels, ProductKernel, Weight};
 use super::storage::{self, Reading};
 
 pub use store::{Initial, ParamStore};
@@ -31,6 +32,7 @@ pub struct Param {
     value: Tensor,
     grad: Option<Grad>,
     packing: Mutex<Packing>,
+    backend: Backend,
 }
 
 /// How products come by the parameter's panels.
@@ -79,6 +81,16 @@ impl Param {
         &self.value
     }
 
+    /// What computes the operations that read the parameter.
+    pub fn backend(&self) -> &Backend {
+        &self.backend
+    }
+
+    /// How our kernels compute products with the parameter.
+    pub fn products(&self) -> ProductKernel {
+        self.backend.products()
+    }
+
     /// Shape in the engine's layout.
     pub fn dims(&self) -> &[usize] {
         self.value.dims()
@@ -110,7 +122,8 @@ impl Param {
         Ok(match &mut *packing {
             Packing::OnTheWay => Operand::Rows(reading, [outputs, inputs]),
             Packing::Kept(panels) => {
-                let pack = || Arc::new(Panels::pack(reading.slice(), outputs, inputs));
+                let matrix = Matrix::new(reading.slice(), outputs, inputs, inputs);
+                let pack = || Arc::new(Panels::pack(self.products(), matrix));
                 Operand::Panels(panels.get_or_insert_with(pack).clone())
             }
         })
@@ -267,10 +280,11 @@ mod tests {
             data: vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
             training: Training::Trained,
         };
-        let param = ParamStore::new(vec![initial], &Device::Cpu)?.get("w")?;
+        let param = ParamStore::new(vec![initial], &Backend::CPU)?.get("w")?;
         let sums = || -> Result<Vec<f32>> {
             let operand = param.operand()?;
             Ok(product(
+                param.products(),
                 Matrix::new(&[1.0, 1.0], 1, 2, 2),
                 &[operand.weight()],
             ))

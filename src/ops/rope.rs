@@ -9,7 +9,6 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use candle_core::{Result, Tensor, bail};
 use multiversion::multiversion;
 
-use super::dispatch::has_kernels;
 use super::operation::{Link, Operation, Traits, apply};
 use super::pool;
 use super::storage;
@@ -100,11 +99,7 @@ impl Angles {
                 self.cos.len()
             );
         }
-        if has_kernels(x.device()) {
-            apply(x, self.rotation(heads))
-        } else {
-            self.composed(x, heads)
-        }
+        apply(x, self.rotation(heads))
     }
 
     /// [`Self::rotate`] as a link of a chain.

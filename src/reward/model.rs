@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
 use super::{RewardBatch, RewardError, Scorer};
 use crate::config::ScoreAt;
@@ -12,6 +12,7 @@ use crate::model::boundary::{Boundary, States};
 use crate::model::score_position::{NoPadding, ScorePosition};
 use crate::model::{Decoder, Gradient, ModelError};
 use crate::ops::attention::Segments;
+use crate::ops::backend::Backend;
 use crate::ops::param::Training;
 
 /// A frozen reward model.
@@ -70,10 +71,10 @@ impl RewardModel {
     ///
     /// # Errors
     /// If the folder holds no reward model, or it cannot be read.
-    pub fn load(folder: &Path, device: &Device) -> std::result::Result<Self, ModelError> {
+    pub fn load(folder: &Path, backend: &Backend) -> std::result::Result<Self, ModelError> {
         let frozen = |_: &_| Training::Frozen;
         Ok(Self::new(Decoder::load_reward_model(
-            folder, frozen, device,
+            folder, frozen, backend,
         )?))
     }
 

@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
 use serde_json::{Map, Value};
 
 use super::rules::{ExactRule, JsonRule, LengthRule, NumericRule, PatternRule, RepetitionRule};
 use super::{Classifier, Ensemble, Http, Program, RewardBatch, RewardError, RewardModel, Scorer};
 use crate::config::{EnsembleReward, RewardComponent, RewardKind};
 use crate::model::ModelError;
+use crate::ops::backend::Backend;
 
 /// Loads the reward model of a folder.
 pub type LoadModel<'a> = &'a dyn Fn(&Path) -> Result<RewardModel, ModelError>;
@@ -97,7 +97,7 @@ impl Rewards {
     pub fn rules(components: &[RewardComponent]) -> Result<Self, RewardError> {
         let rules = components.iter().filter(|c| c.kind.is_rule());
         let rules: Vec<RewardComponent> = rules.cloned().collect();
-        Self::load(&rules, &|folder| RewardModel::load(folder, &Device::Cpu))
+        Self::load(&rules, &|folder| RewardModel::load(folder, &Backend::CPU))
     }
 
     /// Every reward model with its folder, models of ensembles included, in the configuration's
@@ -248,7 +248,7 @@ mod tests {
             component("short", -0.5, length),
         ];
         Rewards::load(&components, &|folder| {
-            RewardModel::load(folder, &Device::Cpu)
+            RewardModel::load(folder, &Backend::CPU)
         })
         .unwrap()
     }

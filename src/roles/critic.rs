@@ -2,10 +2,9 @@
 
 use std::path::Path;
 
-use candle_core::Device;
-
 use crate::model::config::Head;
 use crate::model::{Decoder, ModelError};
+use crate::ops::backend::Backend;
 use crate::ops::param::Training;
 
 /// What a critic starts from.
@@ -27,11 +26,11 @@ impl CriticStart<'_> {
     ///
     /// # Errors
     /// If the model cannot be read or is of the other kind.
-    pub fn load(self, device: &Device) -> Result<Decoder, ModelError> {
+    pub fn load(self, backend: &Backend) -> Result<Decoder, ModelError> {
         let all = |_: &_| Training::Trained;
         match self {
-            Self::RewardModel(folder) => Decoder::load_reward_model(folder, all, device),
-            Self::Policy { folder, seed } => Decoder::load(folder, Head::Score, seed, all, device),
+            Self::RewardModel(folder) => Decoder::load_reward_model(folder, all, backend),
+            Self::Policy { folder, seed } => Decoder::load(folder, Head::Score, seed, all, backend),
         }
     }
 }
@@ -62,14 +61,14 @@ mod tests {
                 folder: &folder,
                 seed,
             };
-            weights(&start.load(&Device::Cpu).unwrap())
+            weights(&start.load(&Backend::CPU).unwrap())
         };
         let policy = Decoder::load(
             &folder,
             Head::LanguageModel,
             0,
             |_| Training::Frozen,
-            &Device::Cpu,
+            &Backend::CPU,
         );
         let policy = weights(&policy.unwrap());
         let (first, again, other) = (critic(1), critic(1), critic(2));
@@ -89,7 +88,7 @@ mod tests {
     #[test]
     fn a_language_model_is_no_reward_model() {
         let folder = fixture("llama");
-        let refused = CriticStart::RewardModel(&folder).load(&Device::Cpu);
+        let refused = CriticStart::RewardModel(&folder).load(&Backend::CPU);
         let Err(error) = refused else {
             panic!("must be refused")
         };

@@ -13,13 +13,12 @@ use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
-
 use super::critic::CriticStart;
 use crate::model::config::Head;
 use crate::model::hf_config::adapter::AdapterConfig;
 use crate::model::lora::{Asked, Lora};
 use crate::model::{Decoder, ModelError};
+use crate::ops::backend::Backend;
 use crate::ops::param::Training;
 use crate::reward::{RewardModel, TrunkUse};
 
@@ -45,7 +44,7 @@ pub struct Ground<'a> {
     policy: &'a Path,
     sharing: &'a Sharing,
     seed: u64,
-    device: &'a Device,
+    backend: &'a Backend,
     /// Frozen; with adapters the model that all of them stand on. Read when it is first asked for: where nothing is shared it is the
     /// reference, which not every run needs.
     base: OnceCell<Decoder>,
@@ -65,7 +64,7 @@ impl<'a> Ground<'a> {
         policy: &'a Path,
         sharing: &'a Sharing,
         seed: u64,
-        device: &'a Device,
+        backend: &'a Backend,
     ) -> Result<Self> {
         let base_folder = match (sharing, AdapterConfig::find(policy)?) {
             (Sharing::Adapter(_), Some(adapter)) => adapter.base_folder(policy)?,
@@ -75,7 +74,7 @@ impl<'a> Ground<'a> {
             policy,
             sharing,
             seed,
-            device,
+            backend,
             base: OnceCell::new(),
             base_folder,
             known: RefCell::default(),
@@ -90,7 +89,7 @@ impl<'a> Ground<'a> {
         if let Some(base) = self.base.get() {
             return Ok(base);
         }
-        let base = read_frozen(&self.base_folder, self.device)?;
+        let base = read_frozen(&self.base_folder, self.backend)?;
         Ok(self.base.get_or_init(|| base))
     }
 
@@ -106,7 +105,7 @@ impl<'a> Ground<'a> {
     pub fn actor(&self) -> Result<Decoder> {
         let (head, trained) = (Head::LanguageModel, Training::Trained);
         match self.sharing {
-            Sharing::None => Decoder::load(self.policy, head, 0, |_| trained, self.device),
+            Sharing::None => Decoder::load(self.policy, head, 0, |_| trained, self.backend),
             Sharing::Trunk { layers } => {
                 Decoder::load_on_trunk(self.base()?, *layers, self.policy, head, 0, trained)
             }
@@ -128,7 +127,7 @@ impl<'a> Ground<'a> {
     pub fn critic(&self, start: CriticStart) -> Result<Decoder> {
         let (head, trained) = (Head::Score, Training::Trained);
         match (self.sharing, start) {
-            (Sharing::None, start) => start.load(self.device),
+            (Sharing::None, start) => start.load(self.backend),
             (_, CriticStart::RewardModel(folder)) => self.scorer(folder, trained),
             (Sharing::Trunk { layers }, CriticStart::Policy { folder, seed }) => {
                 Decoder::load_on_trunk(self.base()?, *layers, folder, head, seed, trained)
@@ -151,7 +150,7 @@ impl<'a> Ground<'a> {
             true => self.adapters_of(self.policy, Training::Frozen),
             false => match self.base.into_inner() {
                 Some(base) => Ok(base),
-                None => read_frozen(&self.base_folder, self.device),
+                None => read_frozen(&self.base_folder, self.backend),
             },
         }
     }
@@ -178,9 +177,9 @@ impl<'a> Ground<'a> {
 }
 
 /// A language model that nobody trains.
-fn read_frozen(folder: &Path, device: &Device) -> Result<Decoder> {
+fn read_frozen(folder: &Path, backend: &Backend) -> Result<Decoder> {
     let frozen = |_: &_| Training::Frozen;
-    Decoder::load(folder, Head::LanguageModel, 0, frozen, device)
+    Decoder::load(folder, Head::LanguageModel, 0, frozen, backend)
 }
 
 /// The layer below which all roles are one, if there is one above the lowest: generation keeps the states at its input.
@@ -225,7 +224,7 @@ mod tests {
         };
         let config = DecoderConfig::from_scratch(Family::Llama, &sizes).unwrap();
         let frozen = |_: &_| Training::Frozen;
-        Decoder::fresh(HfConfig::new(config), 0, frozen, &Device::Cpu).unwrap()
+        Decoder::fresh(HfConfig::new(config), 0, frozen, &Backend::CPU).unwrap()
     }
 
     fn adapted(base: &Decoder, layers: Layers, head: Head) -> Decoder {

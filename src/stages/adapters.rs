@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use candle_core::Device;
 
 use super::context::Context;
 use super::freezing::Frozen;
@@ -14,6 +13,7 @@ use crate::model::config::{Head, TensorSpec};
 use crate::model::hf_config::HfConfig;
 use crate::model::hf_config::adapter::AdapterConfig;
 use crate::model::lora::{Asked, Layers, Scaling, Targets};
+use crate::ops::backend::Backend;
 use crate::ops::param::Training;
 
 /// A model to be trained, and the folder of its base if adapters are what is trained.
@@ -33,8 +33,8 @@ pub struct Start<'a> {
     pub head: Head,
     /// Of what is drawn.
     pub seed: u64,
-    /// What to compute on.
-    pub device: &'a Device,
+    /// What computes the model's operations.
+    pub backend: &'a Backend,
 }
 
 impl Trainee {
@@ -52,7 +52,7 @@ impl Trainee {
         let Some(lora) = &trainable.lora else {
             let (head, seed, frozen) = (start.head, start.seed, Frozen::from(trainable));
             let training = |spec: &TensorSpec| frozen.training(spec);
-            let model = Decoder::load(start.from, head, seed, training, start.device)?;
+            let model = Decoder::load(start.from, head, seed, training, start.backend)?;
             let layers = model.decoder_config().num_hidden_layers;
             frozen.check(start.table, start.from, layers)?;
             return Ok(Self { model, base: None });
@@ -106,7 +106,7 @@ fn base(folder: &Path, start: &Start) -> Result<Decoder> {
         Head::Score => HfConfig::read(folder)?.decoder.head,
     };
     let frozen = |_: &TensorSpec| Training::Frozen;
-    Ok(Decoder::load(folder, head, 0, frozen, start.device)?)
+    Ok(Decoder::load(folder, head, 0, frozen, start.backend)?)
 }
 
 /// The settings that a `lora` table has for adapters.

@@ -1,31 +1,23 @@
-//! How a run or a command computes its products, and whether a stage goes on as it began.
+//! Whether a stage continues with the kind of products that it began with.
 //!
 //! `run.arithmetic = "fast"` means what the processor has, so a run that moves to another processor may go on in other sums: as
 //! accurate, but not the same bits. That is said, not refused.
 
 use anyhow::{Context as _, Result};
 
-use crate::config::{self, Stage};
+use crate::config::Stage;
 use crate::files::regular;
-use crate::ops::product::Arithmetic;
+use crate::ops::product::ProductKernel;
 use crate::terminal;
 use crate::train::run_folder::StageFolder;
-
-/// What a setting means on this processor.
-pub fn of(setting: config::Arithmetic) -> Arithmetic {
-    match setting {
-        config::Arithmetic::Fast => Arithmetic::fastest(),
-        config::Arithmetic::Portable => Arithmetic::Chains,
-    }
-}
 
 /// Notes in the stage's folder in which it is begun, and says so on the terminal where it goes on in another. A stage that was begun
 /// without a note was begun in chains: there was nothing else.
 ///
 /// # Errors
 /// If the note cannot be read or written.
-pub fn note(stage: Stage, files: &StageFolder) -> Result<()> {
-    let (file, now) = (files.arithmetic(), Arithmetic::current().name());
+pub fn note(stage: Stage, files: &StageFolder, kernel: ProductKernel) -> Result<()> {
+    let (file, now) = (files.arithmetic(), kernel.name());
     if !files.has_begun() {
         return Ok(files.write_arithmetic(now)?);
     }
@@ -33,7 +25,7 @@ pub fn note(stage: Stage, files: &StageFolder) -> Result<()> {
         true => {
             regular::read_text(&file).with_context(|| format!("cannot read {}", file.display()))?
         }
-        false => Arithmetic::Chains.name().to_owned(),
+        false => ProductKernel::Chains.name().to_owned(),
     };
     if then.trim() != now {
         terminal::note(format_args!(

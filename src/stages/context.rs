@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use candle_core::Device;
 
 use crate::config::{self, Config, Stage};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
 use crate::model::hf_config::HfConfig;
 use crate::model::weights::SaveDtype;
+use crate::ops::backend::Backend;
 use crate::terminal::Phase;
 use crate::train::run_folder::{Done, StageFolder};
 use crate::train::signal::StopRequest;
@@ -23,8 +23,8 @@ pub struct Context<'a> {
     pub config: &'a Config,
     /// Where the stage keeps its files.
     pub folder: &'a StageFolder,
-    /// What to compute on.
-    pub device: &'a Device,
+    /// What computes the models' operations.
+    pub backend: &'a Backend,
     /// Asked between steps.
     pub stop: &'a StopRequest,
 }

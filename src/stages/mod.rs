@@ -2,7 +2,7 @@
 
 mod adapters;
 mod architecture;
-pub(crate) mod arithmetic;
+mod arithmetic;
 mod context;
 mod dataset;
 mod definition;

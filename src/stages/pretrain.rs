@@ -230,13 +230,13 @@ fn model(context: &Context, tokenizer: &Tokenizer, context_length: usize) -> Res
     let all = |_: &_| Trained::Trained;
     let model = match &context.config.model.start {
         Some(ModelStart::Folder(folder)) => {
-            Decoder::load(folder, Head::LanguageModel, seed, all, context.device)?
+            Decoder::load(folder, Head::LanguageModel, seed, all, context.backend)?
         }
         Some(ModelStart::Scratch(sizes)) => Decoder::fresh(
             HfConfig::new(describe_for(sizes, tokenizer)?),
             seed,
             all,
-            context.device,
+            context.backend,
         )?,
         None => bail!("[model] says neither `from` nor sizes; pretraining needs one of them"),
     };

@@ -8,7 +8,8 @@ use super::plan::machine::Bound;
 use super::{arithmetic, origin, plan};
 use crate::config::{Config, Length, Stage, Training};
 use crate::model::hub;
-use crate::ops::{device, pool, profile};
+use crate::ops::backend::Backend;
+use crate::ops::{pool, profile};
 use crate::terminal::{self, phase::Named};
 use crate::train::profile::table;
 use crate::train::run_folder::{Done, Existing, RunFolder, StageFolder};
@@ -47,8 +48,7 @@ fn run_stages(
     folder.write_config(&config.to_toml()?)?;
     let stop = StopRequest::listen()?;
     on_pool(config.run.threads, || {
-        arithmetic::of(config.run.arithmetic)
-            .during(|| run_in_order(config, folder, stages, existing, &stop))
+        run_in_order(config, folder, stages, existing, &stop)
     })
 }
 
@@ -59,7 +59,7 @@ fn run_in_order(
     existing: Existing,
     stop: &StopRequest,
 ) -> Result<Outcome> {
-    let device = device::open(config.run.device)?;
+    let backend = Backend::open(config.run.device, config.run.arithmetic)?;
     let local = with_local_models(config, stages)?;
     check_before_the_first(&local, folder, stages, existing)?;
     for &stage in stages {
@@ -71,12 +71,12 @@ fn run_in_order(
         if is_finished(config, stage, &files)? {
             continue;
         }
-        arithmetic::note(stage, &files)?;
+        arithmetic::note(stage, &files, backend.products())?;
         let context = Context {
             stage,
             config: &local,
             folder: &files,
-            device: &device,
+            backend: &backend,
             stop,
         };
         let ran = {

@@ -98,7 +98,7 @@ impl<S: ExampleStage> StageDefinition for S {
             from: keys.from,
             head: S::HEAD,
             seed,
-            device: context.device,
+            backend: context.backend,
         };
         let mut trainee = Trainee::load(&start, keys.trainable)?;
         let tokenizer = self.prepare(&mut trainee.model, tokenizer)?;

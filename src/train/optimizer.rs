@@ -7,7 +7,6 @@
 use candle_core::{DType, Result, Tensor};
 use multiversion::multiversion;
 
-use crate::ops::dispatch::has_kernels;
 use crate::ops::param::{Param, ParamStore};
 use crate::ops::storage;
 use crate::ops::{pool, profile};
@@ -78,7 +77,7 @@ impl AdamW {
     /// If the device has no room.
     pub fn new(params: &ParamStore, config: AdamWConfig) -> Result<Self> {
         let size: usize = params.trained().map(|p| p.value().elem_count()).sum();
-        let moments = if has_kernels(params.device()) {
+        let moments = if params.backend().has_kernels() {
             Moments::Host {
                 first: vec![0.0; size],
                 second: vec![0.0; size],
@@ -268,7 +267,7 @@ pub fn global_norm(params: &ParamStore) -> Result<f64> {
     let Some(arena) = params.arena() else {
         return Ok(0.0);
     };
-    if !has_kernels(arena.device()) {
+    if !params.backend().has_kernels() {
         return Ok(f64::from(arena.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt());
     }
     let sums: Vec<f64> = storage::read(arena, |g| pool::map(g.chunks(BLOCK), sum_of_squares))?;

@@ -46,9 +46,9 @@ impl Rollback {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
 
     use super::*;
+    use crate::ops::backend::Backend;
     use crate::ops::param::{Initial, Training};
     use crate::train::optimizer::AdamWConfig;
 
@@ -64,7 +64,7 @@ mod tests {
             param("a", Training::Trained),
             param("frozen", Training::Frozen),
         ];
-        ParamStore::new(initial, &Device::Cpu).unwrap()
+        ParamStore::new(initial, &Backend::CPU).unwrap()
     }
 
     fn step(params: &ParamStore, optimizer: &mut AdamW) {

@@ -193,10 +193,10 @@ impl Tensors {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
 
     use super::*;
     use crate::model::config::{Head, TensorSpec, is_embedding};
+    use crate::ops::backend::Backend;
     use crate::ops::param::Training;
 
     /// A golden model whose embedding is frozen.
@@ -206,7 +206,7 @@ mod tests {
             true => Training::Frozen,
             false => Training::Trained,
         };
-        Decoder::load(&folder, Head::LanguageModel, 0, training, &Device::Cpu).unwrap()
+        Decoder::load(&folder, Head::LanguageModel, 0, training, &Backend::CPU).unwrap()
     }
 
     fn values(model: &Decoder) -> Vec<Vec<f32>> {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
+use collimate::ops::backend::Backend;
 use collimate::ops::head::{BothLogProbs, Target, both_log_probs};
 use collimate::ops::param::{Initial, Param, ParamStore, Training};
 use collimate::rlhf::kl::kl_loss;
@@ -82,7 +83,7 @@ impl Golden {
             data: self.head.concat().iter().map(|&x| x as f32).collect(),
             training: Training::Trained,
         };
-        let store = ParamStore::new(vec![initial], &Device::Cpu).unwrap();
+        let store = ParamStore::new(vec![initial], &Backend::CPU).unwrap();
         store.get("head").unwrap()
     }
 

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
-use collimate::ops::product::Arithmetic;
+use collimate::ops::product::ProductKernel;
 use serde_json::{Value, json};
 
 use crate::support::{Workspace, fixture, floats, ids};
@@ -183,7 +183,7 @@ fn scores_are_computed_in_the_arithmetic_that_is_asked_for() {
     };
     let [default, portable, fast] = ["", "--arithmetic portable", "--arithmetic fast"].map(score);
     assert_eq!(default, portable);
-    let has_unit = Arithmetic::fastest() != Arithmetic::Chains;
+    let has_unit = ProductKernel::fastest() != ProductKernel::Chains;
     assert_eq!(fast != portable, has_unit);
     assert_close(&fast, &portable, "logprobs");
 }

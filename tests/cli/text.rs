@@ -1,13 +1,13 @@
 //! `generate` and `score` on text: prompts, chats and stop texts, with a small model and a
 //! tokenizer trained in the test.
 
-use candle_core::Device;
 use collimate::data::tokenizer::{IM_END, IM_START};
 use collimate::data::{BpeTraining, Tokenizer};
 use collimate::model::Decoder;
 use collimate::model::config::{DecoderConfig, Family, Geometry, Head};
 use collimate::model::hf_config::HfConfig;
 use collimate::model::weights::SaveDtype;
+use collimate::ops::backend::Backend;
 use collimate::ops::param::Training;
 use serde_json::json;
 
@@ -58,7 +58,13 @@ fn fresh(tokenizer: &Tokenizer, head: Head) -> Decoder {
     config.initializer_range = 0.2;
     config.eos_token_ids = vec![tokenizer.eos_id().expect("an EOS")];
     config.pad_token_id = tokenizer.pad_id();
-    Decoder::fresh(HfConfig::new(config), 4, |_| Training::Frozen, &Device::Cpu).expect("a model")
+    Decoder::fresh(
+        HfConfig::new(config),
+        4,
+        |_| Training::Frozen,
+        &Backend::CPU,
+    )
+    .expect("a model")
 }
 
 /// A record on one line.

@@ -13,7 +13,7 @@ use collimate::model::lora::{Layers, LoraConfig, Scaling, Targets};
 use collimate::model::weights::SaveDtype;
 use collimate::model::{Decoder, Gradient, Recompute};
 use collimate::ops::attention::Segments;
-use collimate::ops::dispatch::without_kernels;
+use collimate::ops::backend::Backend;
 use collimate::ops::param::Training;
 use rollout::Sampling;
 
@@ -22,7 +22,7 @@ use crate::golden::{
     TOLERANCE, backward_of_mean_nll, check_gradients, check_logits, check_reward_model,
 };
 use crate::rollouts;
-use crate::support::{Anyhow, Expected, folder, gap, noise, tensor};
+use crate::support::{Anyhow, COMPOSED, Expected, folder, gap, noise, tensor};
 
 const LANGUAGE_ADAPTERS: [&str; 2] = ["llama", "gpt2"];
 
@@ -35,12 +35,19 @@ fn adapter_folder(name: &str) -> PathBuf {
 fn frozen(folder: &Path) -> Anyhow<Decoder> {
     let frozen = |_: &TensorSpec| Training::Frozen;
     let head = Head::LanguageModel;
-    Ok(Decoder::load(folder, head, 0, frozen, &Device::Cpu)?)
+    Ok(Decoder::load(folder, head, 0, frozen, &Backend::CPU)?)
 }
 
-fn base_of(adapter: &Path) -> Anyhow<Decoder> {
+fn base_of(adapter: &Path, backend: &Backend) -> Anyhow<Decoder> {
     let config = AdapterConfig::read(adapter)?.expect("a PEFT folder");
-    frozen(&config.base_folder(adapter)?)
+    let (folder, frozen) = (config.base_folder(adapter)?, |_: &_| Training::Frozen);
+    Ok(Decoder::load(
+        &folder,
+        Head::LanguageModel,
+        0,
+        frozen,
+        backend,
+    )?)
 }
 
 /// The base model's rows, and PEFT's outputs for them.
@@ -52,7 +59,11 @@ fn expected(name: &str, base: &str) -> Anyhow<Expected> {
 }
 
 fn load(folder: &Path, head: Head) -> Anyhow<Decoder> {
-    let base = base_of(folder)?;
+    load_on(folder, head, &Backend::CPU)
+}
+
+fn load_on(folder: &Path, head: Head, backend: &Backend) -> Anyhow<Decoder> {
+    let base = base_of(folder, backend)?;
     let trained = Training::Trained;
     Ok(Decoder::load_adapter(&base, folder, head, 0, trained)?)
 }
@@ -76,7 +87,7 @@ fn everywhere(layers: Layers) -> LoraConfig {
 /// A small frozen model, and the same model with non-zero adapters.
 fn adapted(family: Family, layers: Layers, head: Head) -> Anyhow<(Decoder, Decoder)> {
     let config = HfConfig::new(two_layers(family)?);
-    let base = Decoder::fresh(config, 1, |_| Training::Frozen, &Device::Cpu)?;
+    let base = Decoder::fresh(config, 1, |_| Training::Frozen, &Backend::CPU)?;
     let model = Decoder::adapt(&base, &everywhere(layers), head, 5, Training::Trained)?;
     shake(&model)?;
     Ok((base, model))
@@ -107,8 +118,9 @@ fn logits_and_every_gradient_of_peft() -> Anyhow {
             let wanted = expected.tensors["loss"].to_vec1::<f32>()?;
             assert!(gap(&[loss.to_scalar()?], &wanted) < TOLERANCE, "{name}");
             check_gradients(name, &model, &expected)?;
-            without_kernels(|| backward_of_mean_nll(&model, &expected, recompute))?;
-            check_gradients(name, &model, &expected)?;
+            let composed = load_on(&adapter_folder(name), Head::LanguageModel, &COMPOSED)?;
+            backward_of_mean_nll(&composed, &expected, recompute)?;
+            check_gradients(name, &composed, &expected)?;
         }
     }
     Ok(())
@@ -129,7 +141,7 @@ fn a_peft_folder_is_a_model_folder() -> Anyhow {
         check_logits(name, &merged, &expected(name, name)?)?;
     }
     let folder = adapter_folder("llama_reward");
-    let merged = Decoder::load_reward_model(&folder, |_| Training::Trained, &Device::Cpu)?;
+    let merged = Decoder::load_reward_model(&folder, |_| Training::Trained, &Backend::CPU)?;
     let expected = expected("llama_reward", "llama")?;
     let (ids, segments) = expected.packed();
     let hidden = merged.forward(&ids, &segments, Gradient::Skip)?;
@@ -142,7 +154,7 @@ fn a_peft_folder_is_a_model_folder() -> Anyhow {
 fn a_fresh_adapter_changes_no_bit_of_its_base() -> Anyhow {
     for family in Family::ALL {
         let config = HfConfig::new(two_layers(family)?);
-        let base = Decoder::fresh(config, 1, |_| Training::Frozen, &Device::Cpu)?;
+        let base = Decoder::fresh(config, 1, |_| Training::Frozen, &Backend::CPU)?;
         let lora = everywhere(Layers::All);
         let model = Decoder::adapt(&base, &lora, Head::LanguageModel, 5, Training::Trained)?;
         let (with, without) = (
@@ -248,7 +260,7 @@ fn generation_applies_adapters_as_training_does() -> Anyhow {
         let model = load(&adapter_folder(name), Head::LanguageModel)?;
         rollouts::check(&model, 128, Sampling::default())?;
     }
-    let base = crate::support::llama(576, 2, 9, 3, 512, Head::LanguageModel)?;
+    let base = crate::support::llama(576, 2, 9, 3, 512, Head::LanguageModel, &Backend::CPU)?;
     let saved = tempfile::tempdir()?;
     base.save(saved.path(), SaveDtype::F32)?;
     let mut lora = everywhere(Layers::All);
@@ -318,7 +330,7 @@ fn a_reward_adapter_keeps_its_head() -> Anyhow {
     let score =
         |model: &Decoder| -> Anyhow<Vec<u32>> { bits(model.params().get("score.weight")?.value()) };
     assert_eq!(score(&model)?, score(&again)?);
-    let merged = Decoder::load_reward_model(saved.path(), |_| Training::Frozen, &Device::Cpu)?;
+    let merged = Decoder::load_reward_model(saved.path(), |_| Training::Frozen, &Backend::CPU)?;
     assert_eq!(score(&model)?, score(&merged)?);
     Ok(())
 }

@@ -3,20 +3,25 @@
 
 use collimate::model::config::{Activation, Family, Head};
 use collimate::model::{Gradient, Recompute};
-use collimate::ops::dispatch::without_kernels;
+use collimate::ops::backend::Backend;
 use collimate::ops::param::ParamStore;
 use collimate::train::optimizer::{AdamW, AdamWConfig, StepOutcome, global_norm};
 
 use crate::differences::{decoder, outputs, two_layers};
 use crate::golden::{backward_of_mean_nll, check_gradients, check_greedy};
-use crate::support::{Anyhow, Expected, LANGUAGE_MODELS, gap, load, noise, store, tensor};
+use crate::support::{
+    Anyhow, COMPOSED, Expected, LANGUAGE_MODELS, gap, load, noise, store, tensor,
+};
 
 #[test]
 fn golden_gradients() -> Anyhow {
     for name in LANGUAGE_MODELS {
-        let (expected, model) = (Expected::read(name)?, load(name, Head::LanguageModel)?);
+        let (expected, model) = (
+            Expected::read(name)?,
+            load(name, Head::LanguageModel, &COMPOSED)?,
+        );
         for recompute in [Recompute::None, Recompute::Block] {
-            without_kernels(|| backward_of_mean_nll(&model, &expected, recompute))?;
+            backward_of_mean_nll(&model, &expected, recompute)?;
             check_gradients(name, &model, &expected)?;
         }
     }
@@ -25,15 +30,20 @@ fn golden_gradients() -> Anyhow {
 
 #[test]
 fn greedy_continuations() -> Anyhow {
-    let check = |name| without_kernels(|| check_greedy(name));
-    LANGUAGE_MODELS.into_iter().try_for_each(check)
+    let mut names = LANGUAGE_MODELS.into_iter();
+    names.try_for_each(|name| check_greedy(name, &COMPOSED))
 }
 
 /// A model's outputs and all its gradients, for a loss with random weights.
-fn probe(family: Family, activation: Activation, recompute: Recompute) -> Anyhow<[Vec<f32>; 2]> {
+fn probe(
+    family: Family,
+    activation: Activation,
+    recompute: Recompute,
+    backend: &Backend,
+) -> Anyhow<[Vec<f32>; 2]> {
     let mut config = two_layers(family)?;
     config.activation = activation;
-    let model = decoder(config)?;
+    let model = decoder(config, backend)?;
     model.params().zero_grad()?;
     let y = outputs(&model, Gradient::Record(recompute))?;
     (&y * tensor(y.dims(), 20))?.sum_all()?.backward()?;
@@ -48,9 +58,9 @@ fn models_say_the_same_on_both_paths() -> Anyhow {
         (Family::Qwen3, Activation::SwiGlu),
         (Family::Gpt2, Activation::Gelu),
     ] {
-        let kernels = probe(family, activation, Recompute::None)?;
+        let kernels = probe(family, activation, Recompute::None, &Backend::CPU)?;
         for recompute in [Recompute::None, Recompute::Block] {
-            let composed = without_kernels(|| probe(family, activation, recompute))?;
+            let composed = probe(family, activation, recompute, &COMPOSED)?;
             for (found, wanted) in composed.iter().zip(&kernels) {
                 let size = wanted.iter().fold(1f32, |m, v| m.max(v.abs()));
                 let gap = gap(found, wanted);
@@ -73,8 +83,8 @@ const ADAMW: AdamWConfig = AdamWConfig {
 };
 
 /// Values and moments after three steps along different gradients, the last step at half the rate.
-fn three_steps() -> Anyhow<[Vec<f32>; 3]> {
-    let params: ParamStore = store(&[("w", &[6, 4]), ("b", &[6])])?;
+fn three_steps(backend: &Backend) -> Anyhow<[Vec<f32>; 3]> {
+    let params: ParamStore = store(&[("w", &[6, 4]), ("b", &[6])], backend)?;
     let mut optimizer = AdamW::new(&params, ADAMW)?;
     for (step, rate) in [(0, 0.02), (1, 0.02), (2, 0.01)] {
         params.zero_grad()?;
@@ -95,7 +105,7 @@ fn three_steps() -> Anyhow<[Vec<f32>; 3]> {
 
 #[test]
 fn optimizer_steps_agree() -> Anyhow {
-    let (kernels, composed) = (three_steps()?, without_kernels(three_steps)?);
+    let (kernels, composed) = (three_steps(&Backend::CPU)?, three_steps(&COMPOSED)?);
     for (found, wanted) in composed.iter().zip(&kernels) {
         // Rounding of three steps for values of size one.
         assert!(gap(found, wanted) < 1e-6, "{}", gap(found, wanted));

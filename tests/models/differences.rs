@@ -9,12 +9,13 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{Result, Tensor, Var};
 use collimate::model::config::{Activation, DecoderConfig, Family, Geometry, Head, SlidingWindow};
 use collimate::model::hf_config::HfConfig;
 use collimate::model::{Decoder, Gradient, Recompute};
 use collimate::ops::activation::{gelu, gelu_tanh, swiglu};
 use collimate::ops::attention::{Segments, attend};
+use collimate::ops::backend::Backend;
 use collimate::ops::embedding::embed;
 use collimate::ops::head::{BothLogProbs, Target, TokenLogProbs, both_log_probs, token_log_probs};
 use collimate::ops::linear::{Linear, Projection};
@@ -23,7 +24,7 @@ use collimate::ops::param::{Param, ParamStore, Training};
 use collimate::ops::rope::Rotation;
 
 use crate::gradients::adapted;
-use crate::support::{Anyhow, attention, in_each_arithmetic, noise, store, tensor};
+use crate::support::{Anyhow, attention, noise, store, tensor, with_each_kernel};
 
 /// Number of random directions for each gradient.
 const DIRECTIONS: u64 = 3;
@@ -138,8 +139,8 @@ fn operation(
 
 #[test]
 fn of_linear_layers_and_embeddings() -> Anyhow {
-    in_each_arithmetic(|| {
-        let params = store(&[("a", &[20, 12]), ("b", &[9, 12]), ("c", &[9])])?;
+    with_each_kernel(|backend| {
+        let params = store(&[("a", &[20, 12]), ("b", &[9, 12]), ("c", &[9])], backend)?;
         let part = |weight, bias: Option<&str>| {
             Ok::<_, candle_core::Error>(Projection::new(
                 params.get(weight)?,
@@ -150,11 +151,11 @@ fn of_linear_layers_and_embeddings() -> Anyhow {
         operation("linear", &params, &tensor(&[30, 12], 1), |x| {
             linear.forward(x)
         })?;
-        let (params, linear) = adapted()?;
+        let (params, linear) = adapted(backend)?;
         operation("adapted linear", &params, &tensor(&[30, 24], 1), |x| {
             linear.forward(x)
         })?;
-        let params = store(&[("table", &[10, 6])])?;
+        let params = store(&[("table", &[10, 6])], backend)?;
         let table = params.get("table")?;
         operation("embedding", &params, &tensor(&[1], 7), |_| {
             embed(&table, &[3, 9, 3, 0, 3])
@@ -164,7 +165,7 @@ fn of_linear_layers_and_embeddings() -> Anyhow {
 
 #[test]
 fn of_norms() -> Anyhow {
-    let params = store(&[("w", &[24])])?;
+    let params = store(&[("w", &[24])], &Backend::CPU)?;
     let rms = Norm::Rms {
         weight: params.get("w")?,
         eps: 1e-5,
@@ -175,7 +176,7 @@ fn of_norms() -> Anyhow {
     operation("head norm", &params, &rows, |x| {
         rms.forward_groups(x, 24, 3)
     })?;
-    let params = store(&[("w", &[24]), ("b", &[24])])?;
+    let params = store(&[("w", &[24]), ("b", &[24])], &Backend::CPU)?;
     let layer = Norm::Layer {
         weight: params.get("w")?,
         bias: params.get("b")?,
@@ -186,7 +187,7 @@ fn of_norms() -> Anyhow {
 
 #[test]
 fn of_rotations_and_activations() -> Anyhow {
-    let none = store(&[])?;
+    let none = store(&[], &Backend::CPU)?;
     let angles = Rotation::new(vec![1.0, 0.3, 0.01]).angles(&(0..30).collect::<Vec<_>>());
     operation("rope", &none, &tensor(&[30, 20], 4), |x| {
         angles.rotate(x, 3)
@@ -199,7 +200,7 @@ fn of_rotations_and_activations() -> Anyhow {
 
 #[test]
 fn of_attention() -> Anyhow {
-    let none = store(&[])?;
+    let none = store(&[], &Backend::CPU)?;
     for shape in [
         (4, 2, 8, None),
         (3, 3, 20, Some(7)),
@@ -218,8 +219,8 @@ fn of_attention() -> Anyhow {
 
 #[test]
 fn of_the_head_whole_and_cut() -> Anyhow {
-    in_each_arithmetic(|| {
-        let params = store(&[("head", &[50, 12])])?;
+    with_each_kernel(|backend| {
+        let params = store(&[("head", &[50, 12])], backend)?;
         let head = params.get("head")?;
         let targets = targets(100, 50, |i| i / 2, |i| (i * 7 % 50) as u32);
         let both = |r: TokenLogProbs| Tensor::stack(&[r.log_probs, r.entropy], 1);
@@ -278,9 +279,9 @@ pub fn two_layers(family: Family) -> Anyhow<DecoderConfig> {
     Ok(config)
 }
 
-pub fn decoder(config: DecoderConfig) -> Anyhow<Decoder> {
+pub fn decoder(config: DecoderConfig, backend: &Backend) -> Anyhow<Decoder> {
     let all = |_: &_| Training::Trained;
-    Ok(Decoder::fresh(HfConfig::new(config), 1, all, &Device::Cpu)?)
+    Ok(Decoder::fresh(HfConfig::new(config), 1, all, backend)?)
 }
 
 /// The outputs for three segments: log-probs and entropies of whole and cut distributions and
@@ -301,8 +302,13 @@ pub fn outputs(model: &Decoder, gradient: Gradient) -> Result<Tensor> {
 
 /// Checks every parameter of a model. At this step size, curvature and rounding weigh alike, and
 /// the largest distance seen is a thousandth.
-fn check_model(what: &str, config: DecoderConfig, recompute: Recompute) -> Anyhow {
-    check_trained(what, &decoder(config)?, recompute)
+fn check_model(
+    what: &str,
+    config: DecoderConfig,
+    recompute: Recompute,
+    backend: &Backend,
+) -> Anyhow {
+    check_trained(what, &decoder(config, backend)?, recompute)
 }
 
 /// Checks every trained parameter of a model.
@@ -326,13 +332,18 @@ pub fn check_trained(what: &str, model: &Decoder, recompute: Recompute) -> Anyho
 
 #[test]
 fn of_every_family() -> Anyhow {
-    in_each_arithmetic(|| {
+    with_each_kernel(|backend| {
         for family in Family::ALL {
-            check_model(family.model_type(), two_layers(family)?, Recompute::None)?;
+            check_model(
+                family.model_type(),
+                two_layers(family)?,
+                Recompute::None,
+                backend,
+            )?;
         }
         let mut scoring = two_layers(Family::Llama)?;
         scoring.head = Head::Score;
-        check_model("a scalar head", scoring, Recompute::None)
+        check_model("a scalar head", scoring, Recompute::None, backend)
     })
 }
 
@@ -343,7 +354,7 @@ fn of_a_sliding_window() -> Anyhow {
         size: 3,
         layers: vec![0, 1],
     });
-    check_model("a window of 3", config, Recompute::None)
+    check_model("a window of 3", config, Recompute::None, &Backend::CPU)
 }
 
 /// Exact GELU has no chained operation: its layers run one operation after the other, and are
@@ -352,11 +363,23 @@ fn of_a_sliding_window() -> Anyhow {
 fn of_exact_gelu_kept_and_recomputed() -> Anyhow {
     let mut config = two_layers(Family::Gpt2)?;
     config.activation = Activation::Gelu;
-    check_model("exact GELU", config.clone(), Recompute::None)?;
-    check_model("exact GELU, recomputed", config, Recompute::Block)
+    check_model("exact GELU", config.clone(), Recompute::None, &Backend::CPU)?;
+    check_model(
+        "exact GELU, recomputed",
+        config,
+        Recompute::Block,
+        &Backend::CPU,
+    )
 }
 
 #[test]
 fn of_recomputed_blocks() -> Anyhow {
-    in_each_arithmetic(|| check_model("recomputed", two_layers(Family::Qwen3)?, Recompute::Block))
+    with_each_kernel(|backend| {
+        check_model(
+            "recomputed",
+            two_layers(Family::Qwen3)?,
+            Recompute::Block,
+            backend,
+        )
+    })
 }

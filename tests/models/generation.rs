@@ -3,18 +3,18 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use candle_core::Device;
 use collimate::model::Decoder;
 use collimate::model::config::{Head, is_embedding};
 use collimate::model::generator::Generator;
 use collimate::model::lora::Layers;
 use collimate::ops::attention::cached::Cache;
+use collimate::ops::backend::Backend;
 use collimate::ops::param::{Operand, Param, Training};
 use collimate::stages::plan::generation::{Prompts, panels, reserve, states};
 use rollout::{CacheBudget, LastToken, Request, SequenceId, Settings, generate};
 
 use crate::memory::{load, lora, own};
-use crate::support::{Anyhow, LANGUAGE_MODELS, in_each_arithmetic};
+use crate::support::{Anyhow, LANGUAGE_MODELS, folder, with_each_kernel};
 
 /// The number of cache blocks of a generation, in a cache that is large enough and in one that is
 /// not.
@@ -23,7 +23,7 @@ fn the_cache_is_the_one_that_a_generation_reserves() -> Anyhow {
     for name in LANGUAGE_MODELS {
         let model = load(name, Head::LanguageModel, own(Training::Frozen))?;
         let layers = model.decoder_config().num_hidden_layers;
-        let block = Cache::block_bytes(model.attention(0), layers, &Device::Cpu);
+        let block = Cache::block_bytes(model.attention(0), layers, &Backend::CPU);
         let prompts = Prompts {
             count: 5,
             tokens: 6,
@@ -130,13 +130,14 @@ fn states_are_those_that_a_generation_keeps() -> Anyhow {
 /// The parameters that have packed panels after a generation.
 #[test]
 fn panels_are_those_that_a_generation_keeps() -> Anyhow {
-    in_each_arithmetic(panels_are_those_kept)
+    with_each_kernel(panels_are_those_kept)
 }
 
-fn panels_are_those_kept() -> Anyhow {
+fn panels_are_those_kept(backend: &Backend) -> Anyhow {
     let lora = lora(Layers::Top(1));
     for name in LANGUAGE_MODELS {
-        let base = load(name, Head::LanguageModel, own(Training::Frozen))?;
+        let (head, frozen) = (Head::LanguageModel, |_: &_| Training::Frozen);
+        let base = Decoder::load(&folder(name), head, 1, frozen, backend)?;
         let model = Decoder::adapt(&base, &lora, Head::LanguageModel, 1, Training::Frozen)?;
         for (model, adapters) in [
             (&base, Vec::new()),
@@ -151,7 +152,8 @@ fn panels_are_those_kept() -> Anyhow {
                 }
             };
             let kept: usize = model.params().iter().map(read).sum();
-            assert_eq!(panels(model.decoder_config(), &adapters), kept, "{name}");
+            let planned = panels(model.decoder_config(), &adapters, backend.products());
+            assert_eq!(planned, kept, "{name}");
         }
     }
     Ok(())

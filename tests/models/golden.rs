@@ -7,11 +7,12 @@ use collimate::model::config::Head;
 use collimate::model::generator::Generator;
 use collimate::model::{Decoder, Gradient, Recompute};
 use collimate::ops::attention::Segments;
+use collimate::ops::backend::Backend;
 use collimate::ops::head::Target;
 use collimate::reward::RewardModel;
 use rollout::{Decoding, Request, Settings, generate};
 
-use crate::support::{Anyhow, Expected, LANGUAGE_MODELS, gap, in_each_arithmetic, load};
+use crate::support::{Anyhow, Expected, LANGUAGE_MODELS, gap, load, with_each_kernel};
 
 /// Tolerance of the fixtures, which are `f32` on both sides.
 pub const TOLERANCE: f32 = 1e-4;
@@ -65,9 +66,12 @@ pub fn check_logits(name: &str, model: &Decoder, expected: &Expected) -> Anyhow<
 
 #[test]
 fn logits_log_probs_and_entropies() -> Anyhow {
-    in_each_arithmetic(|| {
+    with_each_kernel(|backend| {
         for name in LANGUAGE_MODELS {
-            let (expected, model) = (Expected::read(name)?, load(name, Head::LanguageModel)?);
+            let (expected, model) = (
+                Expected::read(name)?,
+                load(name, Head::LanguageModel, backend)?,
+            );
             let hidden = check_logits(name, &model, &expected)?;
             let found = model.log_probs(&hidden, &next_tokens(&expected.rows), 1.0)?;
             let wanted = expected_rows(&expected, "logprobs", |n| n - 1)?;
@@ -143,9 +147,12 @@ pub fn backward_of_mean_nll(
 
 #[test]
 fn loss_and_every_gradient() -> Anyhow {
-    in_each_arithmetic(|| {
+    with_each_kernel(|backend| {
         for name in LANGUAGE_MODELS {
-            let (expected, model) = (Expected::read(name)?, load(name, Head::LanguageModel)?);
+            let (expected, model) = (
+                Expected::read(name)?,
+                load(name, Head::LanguageModel, backend)?,
+            );
             let loss = backward_of_mean_nll(&model, &expected, Recompute::None)?;
             let wanted = expected.tensors["loss"].to_vec1::<f32>()?;
             assert!(
@@ -166,8 +173,11 @@ fn loss_and_every_gradient() -> Anyhow {
 }
 
 /// Checks the fixture's greedy tokens and their log-probs.
-pub fn check_greedy(name: &str) -> Anyhow {
-    let (expected, model) = (Expected::read(name)?, load(name, Head::LanguageModel)?);
+pub fn check_greedy(name: &str, backend: &Backend) -> Anyhow {
+    let (expected, model) = (
+        Expected::read(name)?,
+        load(name, Head::LanguageModel, backend)?,
+    );
     let request = |(key, row): (usize, &Vec<u32>)| Request {
         key: key as u64,
         prompt: row.clone(),
@@ -201,14 +211,17 @@ pub fn check_greedy(name: &str) -> Anyhow {
 
 #[test]
 fn greedy_continuations() -> Anyhow {
-    in_each_arithmetic(|| LANGUAGE_MODELS.into_iter().try_for_each(check_greedy))
+    with_each_kernel(|backend| {
+        let mut names = LANGUAGE_MODELS.into_iter();
+        names.try_for_each(|name| check_greedy(name, backend))
+    })
 }
 
 #[test]
 fn reward_model_scores_and_gradients() -> Anyhow {
-    in_each_arithmetic(|| {
+    with_each_kernel(|backend| {
         let (name, expected) = ("llama_reward", Expected::read("llama_reward")?);
-        check_reward_model(name, &load(name, Head::Score)?, &expected)
+        check_reward_model(name, &load(name, Head::Score, backend)?, &expected)
     })
 }
 
@@ -232,7 +245,7 @@ pub fn check_reward_model(name: &str, model: &Decoder, expected: &Expected) -> A
 
 #[test]
 fn an_empty_sequence_has_no_score() -> Anyhow {
-    let model = RewardModel::new(load("llama_reward", Head::Score)?);
+    let model = RewardModel::new(load("llama_reward", Head::Score, &Backend::CPU)?);
     let refused = model
         .score(&[&[5, 6], &[]], 64)
         .expect_err("an empty sequence");
@@ -250,7 +263,7 @@ fn an_empty_sequence_has_no_score() -> Anyhow {
 fn a_kept_set_of_everything_changes_nothing() -> Anyhow {
     let (expected, model) = (
         Expected::read("llama")?,
-        load("llama", Head::LanguageModel)?,
+        load("llama", Head::LanguageModel, &Backend::CPU)?,
     );
     let (ids, segments) = expected.packed();
     let hidden = model.forward(&ids, &segments, Gradient::Skip)?;

@@ -7,6 +7,7 @@ use candle_core::{Result, Tensor, Var};
 use collimate::ops::activation::{gelu, gelu_tanh, swiglu, swiglu_composed};
 use collimate::ops::adapter::Adapter;
 use collimate::ops::attention::{Segments, attend, composed};
+use collimate::ops::backend::Backend;
 use collimate::ops::embedding;
 use collimate::ops::head::{
     BothLogProbs, Target, both_log_probs, composed as head_composed, composed_both, token_log_probs,
@@ -16,7 +17,7 @@ use collimate::ops::norm::Norm;
 use collimate::ops::param::ParamStore;
 use collimate::ops::rope::Rotation;
 
-use crate::support::{Anyhow, attention, gap, in_each_arithmetic, store, tensor};
+use crate::support::{Anyhow, attention, gap, store, tensor, with_each_kernel};
 
 /// Result, gradient of the input and gradients of the parameters, for the loss Σ r·y with random r.
 fn probe(
@@ -60,17 +61,20 @@ fn same(
 }
 
 /// Three projections computed side by side, the first and the last with adapters.
-pub fn adapted() -> Result<(ParamStore, Linear)> {
-    let params = store(&[
-        ("a", &[40, 24]),
-        ("a.A", &[3, 24]),
-        ("a.B", &[40, 3]),
-        ("b", &[9, 24]),
-        ("b.bias", &[9]),
-        ("c", &[16, 24]),
-        ("c.A", &[5, 24]),
-        ("c.B", &[16, 5]),
-    ])?;
+pub fn adapted(backend: &Backend) -> Result<(ParamStore, Linear)> {
+    let params = store(
+        &[
+            ("a", &[40, 24]),
+            ("a.A", &[3, 24]),
+            ("a.B", &[40, 3]),
+            ("b", &[9, 24]),
+            ("b.bias", &[9]),
+            ("c", &[16, 24]),
+            ("c.A", &[5, 24]),
+            ("c.B", &[16, 5]),
+        ],
+        backend,
+    )?;
     let adapter = |name: &str, scale| {
         Ok::<_, candle_core::Error>(Adapter {
             a: params.get(&format!("{name}.A"))?,
@@ -91,7 +95,10 @@ pub fn adapted() -> Result<(ParamStore, Linear)> {
 
 #[test]
 fn an_adapter_of_another_shape_is_refused() -> Anyhow {
-    let params = store(&[("w", &[4, 6]), ("a", &[2, 6]), ("b", &[6, 2])])?;
+    let params = store(
+        &[("w", &[4, 6]), ("a", &[2, 6]), ("b", &[6, 2])],
+        &Backend::CPU,
+    )?;
     let mut part = Projection::new(params.get("w")?, None);
     part.adapter = Some(Adapter {
         a: params.get("a")?,
@@ -105,9 +112,9 @@ fn an_adapter_of_another_shape_is_refused() -> Anyhow {
 
 #[test]
 fn operations_agree_with_their_oracles() -> Anyhow {
-    in_each_arithmetic(|| {
-        let none = store(&[])?;
-        let params = store(&[("a", &[40, 24]), ("b", &[9, 24]), ("c", &[9])])?;
+    with_each_kernel(|backend| {
+        let none = store(&[], backend)?;
+        let params = store(&[("a", &[40, 24]), ("b", &[9, 24]), ("c", &[9])], backend)?;
         let parts = vec![
             Projection::new(params.get("a")?, None),
             Projection::new(params.get("b")?, Some(params.get("c")?)),
@@ -121,7 +128,7 @@ fn operations_agree_with_their_oracles() -> Anyhow {
             |x| linear.composed(x),
         )?;
 
-        let (params, linear) = adapted()?;
+        let (params, linear) = adapted(backend)?;
         same(
             "adapted linear",
             &params,
@@ -130,7 +137,7 @@ fn operations_agree_with_their_oracles() -> Anyhow {
             |x| linear.composed(x),
         )?;
 
-        let params = store(&[("w", &[24]), ("b", &[24])])?;
+        let params = store(&[("w", &[24]), ("b", &[24])], backend)?;
         let rms = Norm::Rms {
             weight: params.get("w")?,
             eps: 1e-5,
@@ -195,7 +202,7 @@ fn operations_agree_with_their_oracles() -> Anyhow {
             Tensor::gelu_erf,
         )?;
 
-        let table = store(&[("table", &[10, 6])])?;
+        let table = store(&[("table", &[10, 6])], backend)?;
         let ids = [3, 9, 3, 0, 3];
         let (t, u) = (table.get("table")?, table.get("table")?);
         same(
@@ -210,7 +217,7 @@ fn operations_agree_with_their_oracles() -> Anyhow {
 
 #[test]
 fn attention_agrees_with_its_oracle() -> Anyhow {
-    let none = store(&[])?;
+    let none = store(&[], &Backend::CPU)?;
     for shape in [
         (4, 2, 8, None),
         (3, 3, 32, None),
@@ -234,8 +241,8 @@ fn attention_agrees_with_its_oracle() -> Anyhow {
 
 #[test]
 fn head_agrees_with_its_oracle() -> Anyhow {
-    in_each_arithmetic(|| {
-        let params = store(&[("head", &[50, 12])])?;
+    with_each_kernel(|backend| {
+        let params = store(&[("head", &[50, 12])], backend)?;
         let head = params.get("head")?;
         let kept: Arc<[u32]> = [2u32, 3, 30, 49].into();
         let targets: Vec<Target> = (0..200)
@@ -287,7 +294,7 @@ fn head_agrees_with_its_oracle() -> Anyhow {
 /// Log-probs of kept sets and of the whole vocabulary have the same bits together as each alone.
 #[test]
 fn both_log_probs_of_the_head_are_those_of_each() -> Anyhow {
-    let params = store(&[("head", &[500, 12])])?;
+    let params = store(&[("head", &[500, 12])], &Backend::CPU)?;
     let head = params.get("head")?;
     let kept: Arc<[u32]> = (0..500).filter(|id| id % 7 == 3).collect();
     let target = |i: usize| match i % 3 {

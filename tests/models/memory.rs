@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::Device;
 use collimate::config::{Config, Document};
 use collimate::model::config::{
     DecoderConfig, Family, Geometry, Head, TensorSpec, is_embedding, layer_of,
@@ -11,6 +10,7 @@ use collimate::model::config::{
 use collimate::model::hf_config::HfConfig;
 use collimate::model::lora::{Layers, LoraConfig, Scaling, Targets};
 use collimate::model::{Decoder, Holding};
+use collimate::ops::backend::Backend;
 use collimate::ops::param::{Param, Training};
 use collimate::roles::{Reference, Sharing};
 use collimate::stages::plan::plan;
@@ -56,7 +56,7 @@ pub fn load(name: &str, head: Head, holding: impl Fn(&TensorSpec) -> Holding) ->
         head,
         1,
         holding,
-        &Device::Cpu,
+        &Backend::CPU,
     )?)
 }
 

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::Device;
 use collimate::config::{Config, Document, Ppo};
 use collimate::model::config::{Head, TensorSpec};
 use collimate::model::hf_config::HfConfig;
@@ -12,6 +11,7 @@ use collimate::model::lora::Layers;
 use collimate::model::trunk::in_trunk;
 use collimate::model::weights::SaveDtype;
 use collimate::model::{Decoder, Holding};
+use collimate::ops::backend::Backend;
 use collimate::ops::param::Training;
 use collimate::roles::{CriticStart, Ground, Reference, Roles, Sharing};
 use collimate::stages::plan::plan;
@@ -58,7 +58,7 @@ impl Case {
 
     /// Loads the roles as PPO does.
     fn load(&self, config: &Ppo, critic: CriticStart, reference: Reference) -> Anyhow<Roles> {
-        let ground = Ground::load(&self.policy, &self.sharing, 1, &Device::Cpu)?;
+        let ground = Ground::load(&self.policy, &self.sharing, 1, &Backend::CPU)?;
         let (rewards, judge) = (config.reward_components(), config.judge_model.as_deref());
         let (sharing, policy) = (&self.sharing, &self.policy);
         Ok(Roles::load(
@@ -150,7 +150,7 @@ fn branch(policy: &Path, layers: usize) -> Anyhow<TempDir> {
         false => Holding::Own(Training::Trained),
     };
     let saved = tempfile::tempdir()?;
-    Decoder::load_sharing(policy, Head::Score, 3, holding, &Device::Cpu)?
+    Decoder::load_sharing(policy, Head::Score, 3, holding, &Backend::CPU)?
         .save(saved.path(), SaveDtype::F32)?;
     Ok(saved)
 }
@@ -160,7 +160,7 @@ fn stranger(policy: &Path) -> Anyhow<TempDir> {
     let mut config = HfConfig::read(policy)?;
     config.decoder.head = Head::Score;
     let saved = tempfile::tempdir()?;
-    Decoder::fresh(config, 5, |_| Training::Frozen, &Device::Cpu)?
+    Decoder::fresh(config, 5, |_| Training::Frozen, &Backend::CPU)?
         .save(saved.path(), SaveDtype::F32)?;
     Ok(saved)
 }

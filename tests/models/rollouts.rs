@@ -1,12 +1,13 @@
 //! The generator's tokens and log-probs are those of the training forward pass, bit for bit,
 //! whatever the batch and the cache.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use collimate::model::config::{Family, Head, TensorSpec, layer_of};
 use collimate::model::generator::Generator;
 use collimate::model::hf_config::HfConfig;
 use collimate::model::{Decoder, Gradient, Recompute};
 use collimate::ops::attention::Segments;
+use collimate::ops::backend::Backend;
 use collimate::ops::head::Target;
 use collimate::ops::param::{Operand, Training};
 use rollout::random::rand::Rng;
@@ -16,7 +17,7 @@ use rollout::{
 };
 
 use crate::differences::{outputs, two_layers};
-use crate::support::{Anyhow, in_each_arithmetic, llama, load};
+use crate::support::{Anyhow, llama, load, with_each_kernel};
 
 /// Requests with prompts and limits of different lengths.
 fn requests(count: u64, vocabulary: u32, samples: usize) -> Vec<Request> {
@@ -139,7 +140,7 @@ pub fn check(model: &Decoder, vocabulary: u32, sampling: Sampling) -> Anyhow {
 /// accounts for it.
 #[test]
 fn a_budget_in_bytes_counts_the_padding() -> Anyhow {
-    let model = llama(32, 2, 4, 2, 64, Head::LanguageModel)?;
+    let model = llama(32, 2, 4, 2, 64, Head::LanguageModel, &Backend::CPU)?;
     let block = 2 * 2 * (8 + 16) * 16 * size_of::<f32>();
     assert_eq!(Generator::new(&model).cache_spec().block_bytes, block);
     let requests = requests(8, 64, 1);
@@ -153,7 +154,7 @@ fn a_budget_in_bytes_counts_the_padding() -> Anyhow {
 /// layer.
 #[test]
 fn recording_changes_no_bit_whatever_is_trained() -> Anyhow {
-    in_each_arithmetic(|| {
+    with_each_kernel(|backend| {
         let bits = |x: Tensor| -> Anyhow<Vec<u32>> {
             Ok(x.to_vec1::<f32>()?.iter().map(|x| x.to_bits()).collect())
         };
@@ -165,7 +166,7 @@ fn recording_changes_no_bit_whatever_is_trained() -> Anyhow {
                     _ => Training::Frozen,
                 };
                 let config = HfConfig::new(two_layers(family)?);
-                let model = Decoder::fresh(config, 1, training, &Device::Cpu)?;
+                let model = Decoder::fresh(config, 1, training, backend)?;
                 let skipped = bits(outputs(&model, Gradient::Skip)?)?;
                 for recompute in [Recompute::None, Recompute::Block] {
                     let recorded = bits(outputs(&model, Gradient::Record(recompute))?)?;
@@ -180,8 +181,8 @@ fn recording_changes_no_bit_whatever_is_trained() -> Anyhow {
 /// A packed second copy of the weights is freed with the generator.
 #[test]
 fn panels_are_given_back_after_generation() -> Anyhow {
-    in_each_arithmetic(|| {
-        let model = llama(32, 2, 4, 2, 64, Head::LanguageModel)?;
+    with_each_kernel(|backend| {
+        let model = llama(32, 2, 4, 2, 64, Head::LanguageModel, backend)?;
         let packed = |model: &Decoder| -> Anyhow<usize> {
             let matrices = model.params().iter().filter(|p| p.dims().len() == 2);
             let operands = matrices.map(|p| Ok(matches!(p.operand()?, Operand::Panels(_))));
@@ -198,9 +199,9 @@ fn panels_are_given_back_after_generation() -> Anyhow {
 
 #[test]
 fn the_quickstart_model_in_a_cache_too_small() -> Anyhow {
-    in_each_arithmetic(|| {
+    with_each_kernel(|backend| {
         check(
-            &llama(192, 4, 6, 6, 2048, Head::LanguageModel)?,
+            &llama(192, 4, 6, 6, 2048, Head::LanguageModel, backend)?,
             2048,
             Sampling::default(),
         )
@@ -209,8 +210,8 @@ fn the_quickstart_model_in_a_cache_too_small() -> Anyhow {
 
 #[test]
 fn hidden_size_576_in_a_cache_too_small() -> Anyhow {
-    in_each_arithmetic(|| {
-        let model = llama(576, 2, 9, 3, 512, Head::LanguageModel)?;
+    with_each_kernel(|backend| {
+        let model = llama(576, 2, 9, 3, 512, Head::LanguageModel, backend)?;
         check(
             &model,
             512,
@@ -224,7 +225,7 @@ fn hidden_size_576_in_a_cache_too_small() -> Anyhow {
 
 #[test]
 fn cut_distributions_and_every_family() -> Anyhow {
-    in_each_arithmetic(|| {
+    with_each_kernel(|backend| {
         let sampling = Sampling {
             temperature: 0.9,
             top_k: 20,
@@ -232,7 +233,7 @@ fn cut_distributions_and_every_family() -> Anyhow {
             min_p: 0.02,
         };
         for name in ["llama3_tied", "qwen2", "qwen3", "mistral_swa", "gpt2"] {
-            let model = load(name, Head::LanguageModel)?;
+            let model = load(name, Head::LanguageModel, backend)?;
             check(&model, 128, sampling)?;
         }
         Ok(())
@@ -241,8 +242,8 @@ fn cut_distributions_and_every_family() -> Anyhow {
 
 #[test]
 fn samples_of_one_prompt_share_its_blocks_and_keep_their_bits() -> Anyhow {
-    in_each_arithmetic(|| {
-        let model = llama(64, 2, 4, 2, 256, Head::LanguageModel)?;
+    with_each_kernel(|backend| {
+        let model = llama(64, 2, 4, 2, 256, Head::LanguageModel, backend)?;
         let requests = requests(6, 256, 5);
         let output = run(
             &model,

@@ -12,14 +12,14 @@ use collimate::model::weights::SaveDtype;
 use collimate::model::{Decoder, Gradient, Holding, Recompute, Source};
 use collimate::ops::attention::Segments;
 use collimate::ops::attention::cached::{BLOCK_TOKENS, Cache, NewTokens};
-use collimate::ops::dispatch::without_kernels;
+use collimate::ops::backend::Backend;
 use collimate::ops::head::Target;
 use collimate::ops::param::{Param, Training};
 use collimate::ops::profile;
 use rollout::{CacheBudget, Completion, LastToken, Request, SequenceId, Settings, generate};
 
 use crate::differences::{decoder, two_layers};
-use crate::support::{Anyhow, folder, gap, load, tensor};
+use crate::support::{Anyhow, COMPOSED, folder, gap, load, tensor};
 
 /// Layers of the trunk.
 const TRUNK: usize = 1;
@@ -39,13 +39,13 @@ fn segments() -> Segments {
 /// A frozen decoder of the family, and one on its trunk, with copies of the upper layers, norm and
 /// head that are trained.
 fn base_and_branch(family: Family) -> Anyhow<(Decoder, Decoder)> {
-    base_and_branch_of(two_layers(family)?)
+    base_and_branch_of(two_layers(family)?, &Backend::CPU)
 }
 
-fn base_and_branch_of(config: DecoderConfig) -> Anyhow<(Decoder, Decoder)> {
+fn base_and_branch_of(config: DecoderConfig, backend: &Backend) -> Anyhow<(Decoder, Decoder)> {
     let config = HfConfig::new(config);
     let frozen = |_: &TensorSpec| Training::Frozen;
-    let base = Decoder::fresh(config.clone(), 1, frozen, &Device::Cpu)?;
+    let base = Decoder::fresh(config.clone(), 1, frozen, backend)?;
     let source = |spec: &TensorSpec| {
         let param = base.params().get(&spec.name)?;
         Ok(match in_trunk(spec) {
@@ -53,7 +53,7 @@ fn base_and_branch_of(config: DecoderConfig) -> Anyhow<(Decoder, Decoder)> {
             false => Source::Values(param.read(<[f32]>::to_vec)?, Training::Trained),
         })
     };
-    let branch = Decoder::assemble(config, source, &Device::Cpu)?;
+    let branch = Decoder::assemble(config, source, backend)?;
     Ok((base, branch))
 }
 
@@ -119,16 +119,14 @@ fn a_pass_from_the_boundary_has_the_bits_of_the_whole() -> Anyhow {
 
 #[test]
 fn the_path_without_kernels_can_be_cut_too() -> Anyhow {
-    let (base, branch) = base_and_branch(Family::Qwen3)?;
+    let (base, branch) = base_and_branch_of(two_layers(Family::Qwen3)?, &COMPOSED)?;
     let (ids, segments) = (ids(), segments());
     let record = Gradient::Record(Recompute::None);
-    without_kernels(|| {
-        let boundary = base.hidden_at(TRUNK, &ids, &segments)?;
-        let cut = branch.forward_from(TRUNK, &boundary, &segments, None, record)?;
-        let whole = probe(&branch, &branch.forward(&ids, &segments, record)?)?;
-        assert_eq!(probe(&branch, &cut)?, whole);
-        Ok(())
-    })
+    let boundary = base.hidden_at(TRUNK, &ids, &segments)?;
+    let cut = branch.forward_from(TRUNK, &boundary, &segments, None, record)?;
+    let whole = probe(&branch, &branch.forward(&ids, &segments, record)?)?;
+    assert_eq!(probe(&branch, &cut)?, whole);
+    Ok(())
 }
 
 /// Wanted rows out of order and one of them twice, and the gradients that flow back from them.
@@ -169,7 +167,7 @@ fn wanted_rows_have_the_bits_of_the_whole() -> Anyhow {
 fn generation_hands_out_the_boundary_states() -> Anyhow {
     let (base, branch) = base_and_branch(Family::Llama)?;
     let ids = ids();
-    let mut cache = Cache::new(branch.attention(0), 2, 2, &Device::Cpu)?;
+    let mut cache = Cache::new(branch.attention(0), 2, 2, &Backend::CPU)?;
     assert!(ids.len() <= 2 * BLOCK_TOKENS);
     let (mut kept, mut last) = (Vec::new(), Vec::new());
     let steps = std::iter::once(0..5).chain((5..ids.len()).map(|i| i..i + 1));
@@ -199,7 +197,7 @@ fn generation_hands_out_the_boundary_states() -> Anyhow {
 fn kept_states_survive_giving_way() -> Anyhow {
     let mut config = two_layers(Family::Llama)?;
     config.max_position_embeddings = 96;
-    let (base, branch) = base_and_branch_of(config)?;
+    let (base, branch) = base_and_branch_of(config, &Backend::CPU)?;
     let request = |key: u32| Request {
         key: key.into(),
         prompt: (0..10).map(|i| (i * 7 + key) % 30).collect(),
@@ -241,7 +239,7 @@ fn kept_states_survive_giving_way() -> Anyhow {
 /// only up to rounding.
 #[test]
 fn last_tokens_are_read_without_kernels_too() -> Anyhow {
-    let (base, branch) = base_and_branch(Family::Qwen3)?;
+    let (base, branch) = base_and_branch_of(two_layers(Family::Qwen3)?, &COMPOSED)?;
     let request = |key: u32| Request {
         key: key.into(),
         prompt: (0..4 + key).map(|i| (i * 7 + key) % 30).collect(),
@@ -254,16 +252,14 @@ fn last_tokens_are_read_without_kernels_too() -> Anyhow {
         last_token: LastToken::Read,
         ..Settings::default()
     };
-    without_kernels(|| {
-        let mut generator = Generator::keeping(&branch, TRUNK);
-        let output = generate(&mut generator, &requests, &settings, &mut |_| {})?;
-        let mut kept = generator.take_states().expect("what was kept");
-        for completion in &output.completions {
-            let (id, rows, whole) = kept_and_computed(&base, &requests, completion, &mut kept)?;
-            assert!(gap(&rows, &floats(&bits(&whole)?)) < 1e-5, "{id:?}");
-        }
-        Ok(())
-    })
+    let mut generator = Generator::keeping(&branch, TRUNK);
+    let output = generate(&mut generator, &requests, &settings, &mut |_| {})?;
+    let mut kept = generator.take_states().expect("what was kept");
+    for completion in &output.completions {
+        let (id, rows, whole) = kept_and_computed(&base, &requests, completion, &mut kept)?;
+        assert!(gap(&rows, &floats(&bits(&whole)?)) < 1e-5, "{id:?}");
+    }
+    Ok(())
 }
 
 /// For the last token of a sequence only the states at the boundary are computed: counted by the
@@ -330,13 +326,13 @@ fn what_is_shared_is_held_once() -> Anyhow {
 fn a_branch_is_loaded_onto_a_trunk_and_saved_whole() -> Anyhow {
     let name = "llama";
     let frozen = |_: &TensorSpec| Training::Frozen;
-    let base = Decoder::load(&folder(name), Head::LanguageModel, 0, frozen, &Device::Cpu)?;
+    let base = Decoder::load(&folder(name), Head::LanguageModel, 0, frozen, &Backend::CPU)?;
     let holding = |spec: &TensorSpec| match in_trunk(spec) {
         true => Holding::Shared(base.params().get(&spec.name).expect("one of its tensors")),
         false => Holding::Own(Training::Trained),
     };
-    let branch = Decoder::load_sharing(&folder(name), Head::Score, 7, holding, &Device::Cpu)?;
-    let alone = Decoder::load(&folder(name), Head::Score, 7, frozen, &Device::Cpu)?;
+    let branch = Decoder::load_sharing(&folder(name), Head::Score, 7, holding, &Backend::CPU)?;
+    let alone = Decoder::load(&folder(name), Head::Score, 7, frozen, &Backend::CPU)?;
     let (ids, segments) = (ids(), segments());
     let pass = |model: &Decoder| -> Anyhow<Vec<u32>> {
         let hidden = model.forward(&ids, &segments, Gradient::Skip)?;
@@ -344,10 +340,15 @@ fn a_branch_is_loaded_onto_a_trunk_and_saved_whole() -> Anyhow {
     };
     assert_eq!(pass(&branch)?, pass(&alone)?);
     let saved = tempfile::tempdir()?;
-    let branch =
-        Decoder::load_sharing(&folder(name), Head::LanguageModel, 0, holding, &Device::Cpu)?;
+    let branch = Decoder::load_sharing(
+        &folder(name),
+        Head::LanguageModel,
+        0,
+        holding,
+        &Backend::CPU,
+    )?;
     branch.save(saved.path(), SaveDtype::F32)?;
-    let again = Decoder::load(saved.path(), Head::LanguageModel, 0, frozen, &Device::Cpu)?;
+    let again = Decoder::load(saved.path(), Head::LanguageModel, 0, frozen, &Backend::CPU)?;
     for param in base.params().iter() {
         assert_eq!(
             bits(param.value())?,
@@ -359,7 +360,7 @@ fn a_branch_is_loaded_onto_a_trunk_and_saved_whole() -> Anyhow {
 
 #[test]
 fn what_cannot_be_shared_or_cut_is_refused() -> Anyhow {
-    let trained = decoder(two_layers(Family::Llama)?)?;
+    let trained = decoder(two_layers(Family::Llama)?, &Backend::CPU)?;
     let (segments, hidden) = (segments(), tensor(&[17, 16], 3));
     let refused = |model: &Decoder, layer, hidden: &Tensor, gradient| {
         let result = model.forward_from(layer, hidden, &segments, None, gradient);
@@ -385,10 +386,10 @@ fn what_cannot_be_shared_or_cut_is_refused() -> Anyhow {
     let message = refused(&trained, 1, &tensor(&[16, 16], 3), Gradient::Skip);
     assert!(message.contains("[17, 16] are needed"), "{message}");
 
-    let other = load("llama", Head::LanguageModel)?;
+    let other = load("llama", Head::LanguageModel, &Backend::CPU)?;
     let config = HfConfig::new(two_layers(Family::Llama)?);
     let source = |spec: &TensorSpec| Ok(Source::Shared(other.params().get(&spec.name)?));
-    let result = Decoder::assemble(config, source, &Device::Cpu);
+    let result = Decoder::assemble(config, source, &Backend::CPU);
     let message = result.map(|_| ()).unwrap_err().to_string();
     assert!(message.contains("one name and shape"), "{message}");
     Ok(())

@@ -8,8 +8,9 @@ use collimate::model::Decoder;
 use collimate::model::config::{DecoderConfig, Family, Geometry, Head};
 use collimate::model::hf_config::HfConfig;
 use collimate::ops::attention::{Attention, Segments};
+use collimate::ops::backend::Backend;
 use collimate::ops::param::{Initial, ParamStore, Training};
-use collimate::ops::product::Arithmetic;
+use collimate::ops::product::ProductKernel;
 use rollout::random::rand::Rng;
 use rollout::random::rand_distr::StandardNormal;
 use rollout::random::{Key, Purpose};
@@ -29,14 +30,13 @@ pub const LANGUAGE_MODELS: [&str; 9] = [
     "gpt2_bare",
 ];
 
-/// Runs a test with chains of fused multiply-adds, and again on the processor's matrix unit if
-/// there is one.
-pub fn in_each_arithmetic(test: impl Fn() -> Anyhow) -> Anyhow {
-    Arithmetic::Chains.during(&test)?;
-    match Arithmetic::fastest() {
-        Arithmetic::Chains => Ok(()),
-        fastest => fastest.during(test),
-    }
+/// The path of devices without kernels, taken on the CPU.
+pub const COMPOSED: Backend = Backend::Composed(Device::Cpu);
+
+/// Runs a test with each product kernel that the processor can run, emulated ones included.
+pub fn with_each_kernel(test: impl Fn(&Backend) -> Anyhow) -> Anyhow {
+    let mut kernels = ProductKernel::available().into_iter();
+    kernels.try_for_each(|kernel| test(&Backend::Host(kernel)))
 }
 
 /// An attention configuration with these query heads, key and value heads, head size and window.
@@ -88,13 +88,13 @@ impl Expected {
     }
 }
 
-pub fn load(name: &str, head: Head) -> Anyhow<Decoder> {
+pub fn load(name: &str, head: Head, backend: &Backend) -> Anyhow<Decoder> {
     Ok(Decoder::load(
         &folder(name),
         head,
         0,
         |_| Training::Trained,
-        &Device::Cpu,
+        backend,
     )?)
 }
 
@@ -106,6 +106,7 @@ pub fn llama(
     kv_heads: usize,
     vocabulary: usize,
     head: Head,
+    backend: &Backend,
 ) -> Anyhow<Decoder> {
     let sizes = Geometry {
         hidden_size: hidden,
@@ -124,7 +125,7 @@ pub fn llama(
         HfConfig::new(config),
         3,
         |_| Training::Trained,
-        &Device::Cpu,
+        backend,
     )?)
 }
 
@@ -150,12 +151,12 @@ pub fn tensor(shape: &[usize], stream: u64) -> Tensor {
 }
 
 /// A store of trained parameters with values from [`noise`].
-pub fn store(shapes: &[(&str, &[usize])]) -> Result<ParamStore> {
+pub fn store(shapes: &[(&str, &[usize])], backend: &Backend) -> Result<ParamStore> {
     let initial = shapes.iter().enumerate().map(|(i, (name, shape))| Initial {
         name: (*name).to_owned(),
         shape: shape.to_vec(),
         data: noise(shape.iter().product(), 100 + i as u64),
         training: Training::Trained,
     });
-    ParamStore::new(initial.collect(), &Device::Cpu)
+    ParamStore::new(initial.collect(), backend)
 }

@@ -10,6 +10,7 @@ use collimate::model::config::{Head, TensorSpec, is_embedding, layer_of};
 use collimate::model::hf_config::HfConfig;
 use collimate::model::trunk::Trunk;
 use collimate::model::weights::{SaveDtype, Weights};
+use collimate::ops::backend::Backend;
 use collimate::ops::param::Training;
 use tempfile::TempDir;
 
@@ -22,7 +23,7 @@ const FILE: &str = "model.safetensors";
 fn frozen(folder: &Path) -> Anyhow<Decoder> {
     let frozen = |_: &TensorSpec| Training::Frozen;
     let head = HfConfig::read(folder)?.decoder.head;
-    Ok(Decoder::load(folder, head, 0, frozen, &Device::Cpu)?)
+    Ok(Decoder::load(folder, head, 0, frozen, &Backend::CPU)?)
 }
 
 /// Loads a reward model as its stage does, with the layers below frozen.
@@ -33,7 +34,7 @@ fn above(folder: &Path, layers: usize) -> Anyhow<Decoder> {
         _ => Training::Trained,
     };
     let head = Head::Score;
-    Ok(Decoder::load(folder, head, 3, training, &Device::Cpu)?)
+    Ok(Decoder::load(folder, head, 3, training, &Backend::CPU)?)
 }
 
 /// A reward model trained on the trunk of `model`.
@@ -171,7 +172,7 @@ fn another_trunk_is_refused_with_both_fingerprints() -> Anyhow {
         HfConfig::read(&folder("llama"))?,
         5,
         |_| Training::Frozen,
-        &Device::Cpu,
+        &Backend::CPU,
     )?;
     fresh.save(other.path(), SaveDtype::F32)?;
     let [_, found] = noted(saved.path())?;

@@ -4,12 +4,12 @@
 
 use std::path::Path;
 
-use candle_core::Device;
 use collimate::data::tokenizer::Tokenizer;
 use collimate::model::config::Head;
 use collimate::model::generator::Generator;
 use collimate::model::{Decoder, Gradient};
 use collimate::ops::attention::Segments;
+use collimate::ops::backend::Backend;
 use collimate::ops::param::Training;
 use rollout::random::Purpose;
 use rollout::{Completion, Decoding, Request, Sampling, Settings, generate};
@@ -52,7 +52,7 @@ fn run(workspace: &Workspace, name: &str, iterations: usize, flags: &str) -> Vec
 
 fn load(folder: &Path) -> Decoder {
     let frozen = |_: &_| Training::Frozen;
-    Decoder::load(folder, Head::LanguageModel, 0, frozen, &Device::Cpu).expect("a model")
+    Decoder::load(folder, Head::LanguageModel, 0, frozen, &Backend::CPU).expect("a model")
 }
 
 /// The policy after the first iteration, which sampled the second batch, and the reference.

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use collimate::ops::product::Arithmetic;
+use collimate::ops::product::ProductKernel;
 
 use crate::on_policy::{assert_start_on_policy, iterations};
 use crate::support::Workspace;
@@ -24,7 +24,7 @@ fn the_choice_matters_where_the_processor_has_one() {
         "sft config.toml --set run.name=portable {PORTABLE}"
     ));
     let same = workspace.weights("fast", "sft") == workspace.weights("portable", "sft");
-    assert_eq!(same, Arithmetic::fastest() == Arithmetic::Chains);
+    assert_eq!(same, ProductKernel::fastest() == ProductKernel::Chains);
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn a_run_that_comes_from_another_processor_says_so() {
     assert!(!sft(3).contains("was begun with"));
     let note = workspace.stage("trial", "sft").join("arithmetic");
     let own = fs::read_to_string(&note).expect("a note");
-    assert_eq!(own.trim(), Arithmetic::fastest().name());
+    assert_eq!(own.trim(), ProductKernel::fastest().name());
     fs::write(&note, "elsewhere\n").expect("a note");
     let said = sft(4);
     assert!(
@@ -60,5 +60,5 @@ fn a_run_that_comes_from_another_processor_says_so() {
     );
     fs::remove_file(&note).expect("a note");
     let older = sft(5).contains("was begun with products as chains");
-    assert_eq!(older, Arithmetic::fastest() != Arithmetic::Chains);
+    assert_eq!(older, ProductKernel::fastest() != ProductKernel::Chains);
 }

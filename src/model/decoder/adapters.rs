@@ -102,7 +102,7 @@ impl Decoder {
             true => Ok(Source::Values(values(spec)?, training)),
             false => Ok(Source::Shared(base.params().get(&spec.name)?)),
         };
-        Self::assemble_adapted(config, Some(lora), source, base.params().device())
+        Self::assemble_adapted(config, Some(lora), source, base.params().backend())
     }
 
     /// Makes sure that its adapters, of the PEFT folder `from`, which are to be trained further, have the settings that are `asked` for.

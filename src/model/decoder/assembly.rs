@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{Device, Result, bail};
+use candle_core::{Result, bail};
 
 use super::Decoder;
 use crate::config::ScoreAt;
@@ -18,6 +18,7 @@ use crate::model::init::fresh;
 use crate::model::lora::{Lora, Stored, a_of, b_of, merged};
 use crate::model::trunk::TrunkRecord;
 use crate::model::weights::{DEFAULT_MAX_SHARD_BYTES, SaveDtype, save};
+use crate::ops::backend::Backend;
 use crate::ops::linear::{Linear, Projection};
 use crate::ops::param::{Initial, Param, ParamStore, Training};
 use crate::terminal;
@@ -51,10 +52,10 @@ impl Decoder {
         config: HfConfig,
         seed: u64,
         training: impl Fn(&TensorSpec) -> Training,
-        device: &Device,
+        backend: &Backend,
     ) -> Fallible<Self> {
         let source = |spec: &TensorSpec| Ok(Source::Values(fresh(spec, seed), training(spec)));
-        Self::assemble(config, source, device)
+        Self::assemble(config, source, backend)
     }
 
     /// Reads a Hugging Face folder; of a PEFT folder its base, with the adapters merged into it. A scalar head on a language model is
@@ -67,10 +68,10 @@ impl Decoder {
         head: Head,
         seed: u64,
         training: impl Fn(&TensorSpec) -> Training,
-        device: &Device,
+        backend: &Backend,
     ) -> Fallible<Self> {
         let holding = |spec: &TensorSpec| Holding::Own(training(spec));
-        Self::load_sharing(folder, head, seed, holding, device)
+        Self::load_sharing(folder, head, seed, holding, backend)
     }
 
     /// [`Self::load`] but for the tensors that another decoder has already, which need not be in the folder: `holding` is asked
@@ -83,7 +84,7 @@ impl Decoder {
         head: Head,
         seed: u64,
         holding: impl Fn(&TensorSpec) -> Holding,
-        device: &Device,
+        backend: &Backend,
     ) -> Fallible<Self> {
         let _phase = Phase::begin(format!("loading {}", folder.display()));
         let mut config = HfConfig::read(folder)?;
@@ -107,7 +108,7 @@ impl Decoder {
             }
             Holding::Own(training) => Ok(Source::Values(weights.load(spec)?, training)),
         };
-        Self::assemble(config, source, device)
+        Self::assemble(config, source, backend)
     }
 
     /// Reads a reward model; unlike [`Self::load`] it must have its head.
@@ -117,10 +118,10 @@ impl Decoder {
     pub fn load_reward_model(
         folder: &Path,
         training: impl Fn(&TensorSpec) -> Training,
-        device: &Device,
+        backend: &Backend,
     ) -> Fallible<Self> {
         Self::check_reward_model(folder)?;
-        Self::load(folder, Head::Score, 0, training, device)
+        Self::load(folder, Head::Score, 0, training, backend)
     }
 
     /// Checks by its `config.json` that a folder holds a reward model.
@@ -150,9 +151,9 @@ impl Decoder {
     pub fn assemble(
         config: HfConfig,
         source: impl Fn(&TensorSpec) -> Fallible<Source>,
-        device: &Device,
+        backend: &Backend,
     ) -> Fallible<Self> {
-        Self::assemble_adapted(config, None, source, device)
+        Self::assemble_adapted(config, None, source, backend)
     }
 
     /// [`Self::assemble`] with adapters, whose tensors `source` is asked for too.
@@ -160,7 +161,7 @@ impl Decoder {
         config: HfConfig,
         lora: Option<Lora>,
         source: impl Fn(&TensorSpec) -> Fallible<Source>,
-        device: &Device,
+        backend: &Backend,
     ) -> Fallible<Self> {
         config.decoder.validate()?;
         let (mut own, mut shared) = (Vec::new(), Vec::new());
@@ -183,7 +184,7 @@ impl Decoder {
                 }),
             }
         }
-        let store = ParamStore::sharing(own, shared, device)?;
+        let store = ParamStore::sharing(own, shared, backend)?;
         Ok(Self::from_store(config, lora, store)?)
     }
 

@@ -3,13 +3,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{Device, Result, Tensor, Var, bail};
 
 use super::{Decoder, Gradient, Recompute};
 use crate::model::block::Block;
 use crate::ops::attention::cached::{Cache, NewTokens};
-use crate::ops::attention::{self, Segments, attend};
-use crate::ops::dispatch::has_kernels;
+use crate::ops::attention::{self, Segments};
+use crate::ops::backend::Backend;
 use crate::ops::param::Training;
 use crate::ops::recompute::recompute;
 use crate::ops::residual::{Keep, Wanted, residuals};
@@ -27,7 +27,7 @@ impl Decoder {
     pub(super) fn run(
         &self,
         layers: Range<usize>,
-        mut x: Tensor,
+        x: Tensor,
         positions: &[u32],
         wanted: &Wanted,
         gradient: Gradient,
@@ -40,34 +40,61 @@ impl Decoder {
             };
         }
         let angles = self.rotation.as_ref().map(|r| r.angles(positions));
-        let graph = match has_kernels(x.device()) {
-            true => self.graph_begins(&layers, &x, gradient),
-            false => layers.start,
-        };
-        let below = layers.start..graph;
         let of = |layer: usize| match layer + 1 == layers.end {
             true => wanted.clone(),
             false => None,
         };
-        if !below.is_empty() {
-            x = self.run_rows(&x, below, angles.as_ref(), of, tokens)?;
+        let angles = angles.as_ref();
+        match self.store.backend() {
+            Backend::Host(_) => self.run_kernels(layers.clone(), x, angles, of, gradient, tokens),
+            Backend::Composed(_) => {
+                self.run_composed(layers.clone(), x, angles, of, gradient, tokens)
+            }
         }
-        if let (true, Tokens::Packed(segments, recompute)) = (has_kernels(x.device()), &*tokens)
-            && graph < layers.end
-        {
-            let x = enter_graph(x, gradient, self.layers[graph].1)?;
-            let branches = (graph..layers.end)
-                .flat_map(|layer| {
-                    let block = &self.layers[layer].0;
-                    block.branches(angles.as_ref(), segments, of(layer))
-                })
-                .collect();
-            return residuals(&x, branches, kept(*recompute));
+    }
+
+    /// [`Self::run`] by our kernels: in place below the graph, and above as one node of it.
+    fn run_kernels(
+        &self,
+        layers: Range<usize>,
+        mut x: Tensor,
+        angles: Option<&Angles>,
+        wanted: impl Fn(usize) -> Wanted,
+        gradient: Gradient,
+        tokens: &mut Tokens,
+    ) -> Result<Tensor> {
+        let graph = self.graph_begins(&layers, &x, gradient);
+        if layers.start < graph {
+            x = self.run_rows(&x, layers.start..graph, angles, &wanted, tokens)?;
         }
-        for layer in graph..layers.end {
+        if graph == layers.end {
+            return Ok(x);
+        }
+        let Tokens::Packed(segments, recompute) = tokens else {
+            bail!("a pass over a cache cannot be differentiated");
+        };
+        let x = enter_graph(x, gradient, self.layers[graph].1)?;
+        let branches = (graph..layers.end).flat_map(|layer| {
+            let block = &self.layers[layer].0;
+            block.branches(angles, segments, wanted(layer))
+        });
+        residuals(&x, branches.collect(), kept(*recompute))
+    }
+
+    /// [`Self::run`] by candle's operations, a node each.
+    fn run_composed(
+        &self,
+        layers: Range<usize>,
+        mut x: Tensor,
+        angles: Option<&Angles>,
+        wanted: impl Fn(usize) -> Wanted,
+        gradient: Gradient,
+        tokens: &mut Tokens,
+    ) -> Result<Tensor> {
+        for layer in layers {
             let (block, training) = &self.layers[layer];
             x = enter_graph(x, gradient, *training)?;
-            x = run_layer(block, layer, &x, angles.as_ref(), of(layer), tokens)?;
+            x = run_layer(block, layer, &x, angles, wanted(layer), tokens)?;
         }
         Ok(x)
     }
@@ -134,15 +161,15 @@ fn run_layer(
     tokens: &mut Tokens,
 ) -> Result<Tensor> {
     match tokens {
-        Tokens::Cached(cache, news) => block.forward(x, angles, &wanted, |qkv, spec| {
+        Tokens::Cached(cache, news) => block.composed(x, angles, &wanted, |qkv, spec| {
             cache.attend_tensor(layer, qkv, news, spec)
         }),
         Tokens::Packed(segments, recompute) if x.track_op() => {
             run_recorded(block, x, angles, segments, wanted, *recompute)
         }
-        Tokens::Packed(segments, _) => {
-            block.forward(x, angles, &wanted, |qkv, spec| attend(qkv, segments, spec))
-        }
+        Tokens::Packed(segments, _) => block.composed(x, angles, &wanted, |qkv, spec| {
+            attention::composed(qkv, segments, spec)
+        }),
     }
 }
 
@@ -157,8 +184,8 @@ fn run_recorded(
 ) -> Result<Tensor> {
     let (block, angles, segments) = (block.clone(), angles.cloned(), segments.clone());
     let run = move |x: &Tensor| {
-        block.forward(x, angles.as_ref(), &wanted, |qkv, spec| {
-            attend(qkv, &segments, spec)
+        block.composed(x, angles.as_ref(), &wanted, |qkv, spec| {
+            attention::composed(qkv, &segments, spec)
         })
     };
     match mode {

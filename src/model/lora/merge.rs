@@ -1,10 +1,13 @@
 //! An adapter merged into its weight: `W + scale · B · A`.
+//!
+//! The product is always one of chains, so that a model folder's weights, and the fingerprints taken of
+//! them, have the same bits on every processor.
 
-use crate::ops::product::{Matrix, Threads, Write, multiply};
+use crate::ops::product::{Matrix, ProductKernel, Threads, Write, multiply};
 
 use super::{Lora, Module};
 
-/// `weight` `[outputs, inputs]` with the adapter of `a` `[r, inputs]` and `b` `[outputs, r]` added to it.
+/// `weight` (`[outputs, inputs]`) plus the adapter of `a` (`[r, inputs]`) and `b` (`[outputs, r]`).
 pub fn merged(
     lora: &Lora,
     module: &Module,
@@ -16,7 +19,8 @@ pub fn merged(
     let scaled: Vec<f32> = b.iter().map(|b| b * lora.scale()).collect();
     let b = Matrix::new(&scaled, module.outputs, r, r);
     let a = Matrix::new(a, r, inputs, inputs);
-    multiply(b, a, &mut weight, inputs, Write::Add, Threads::All);
+    let chains = ProductKernel::Chains;
+    multiply(chains, b, a, &mut weight, inputs, Write::Add, Threads::All);
     weight
 }
 

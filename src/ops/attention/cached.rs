@@ -12,7 +12,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use super::composed::attend_dense;
 use super::kernel::{Blocks, Queries, attend};
 use super::{Attention, storage};
-use crate::ops::dispatch::has_kernels;
+use crate::ops::backend::Backend;
 use crate::ops::operation::noted;
 use crate::ops::pool;
 use crate::ops::product::Destination;
@@ -54,10 +54,10 @@ impl Cache {
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn new(spec: Attention, layers: usize, blocks: usize, device: &Device) -> Result<Self> {
-        let store = || match has_kernels(device) {
-            true => Ok(Store::blocks(spec, blocks)),
-            false => Store::rows(spec, blocks, device),
+    pub fn new(spec: Attention, layers: usize, blocks: usize, backend: &Backend) -> Result<Self> {
+        let store = || match backend {
+            Backend::Host(_) => Ok(Store::blocks(spec, blocks)),
+            Backend::Composed(device) => Store::rows(spec, blocks, device),
         };
         Ok(Self {
             layers: (0..layers).map(|_| store()).collect::<Result<_>>()?,
@@ -72,10 +72,10 @@ impl Cache {
     }
 
     /// Bytes that one block takes in all layers; on the CPU values are padded to whole panels.
-    pub fn block_bytes(spec: Attention, layers: usize, device: &Device) -> usize {
-        let elements = match has_kernels(device) {
-            true => spec.block_lines() * LANES,
-            false => 2 * BLOCK_TOKENS * spec.head_dim,
+    pub fn block_bytes(spec: Attention, layers: usize, backend: &Backend) -> usize {
+        let elements = match backend {
+            Backend::Host(_) => spec.block_lines() * LANES,
+            Backend::Composed(_) => 2 * BLOCK_TOKENS * spec.head_dim,
         };
         layers * spec.kv_heads * elements * size_of::<f32>()
     }

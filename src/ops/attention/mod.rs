@@ -17,7 +17,6 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
 
-use super::dispatch::has_kernels;
 use super::operation::{Link, Operation, apply, noted};
 use super::pool;
 use super::product::Destination;
@@ -155,11 +154,7 @@ impl Segments {
 /// If the shapes disagree or the device fails.
 pub fn attend(qkv: &Tensor, segments: &Segments, spec: Attention) -> Result<Tensor> {
     spec.check(qkv, segments)?;
-    if has_kernels(qkv.device()) {
-        apply(qkv, Fused::new(segments, spec))
-    } else {
-        composed(qkv, segments, spec)
-    }
+    apply(qkv, Fused::new(segments, spec))
 }
 
 /// [`attend`] on rows, without a graph.

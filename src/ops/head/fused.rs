@@ -11,7 +11,7 @@ use rollout::row::{self, RowStats};
 use super::{HELD, Results, Target, check, chunk_rows};
 use crate::ops::param::Param;
 use crate::ops::pool;
-use crate::ops::product::{Matrix, Weight, add_multiplied, multiplied, product, with_factor};
+use crate::ops::product::{Matrix, Weight, multiplied, product, with_factor};
 use crate::ops::profile;
 use crate::ops::storage;
 
@@ -140,10 +140,8 @@ impl Fused {
     /// Their logits: `[targets, vocabulary]`.
     fn logits(&self, rows: &[f32], weight: Weight) -> Vec<f32> {
         let (_, width) = self.shape();
-        product(
-            Matrix::new(rows, rows.len() / width, width, width),
-            &[weight],
-        )
+        let rows = Matrix::new(rows, rows.len() / width, width, width);
+        product(self.head.products(), rows, &[weight])
     }
 
     /// Holds a chunk's logits if there is room for them.
@@ -183,7 +181,7 @@ impl Fused {
         let dlogits = Matrix::new(&logits, targets.len(), vocabulary, vocabulary);
         let part = storage::read(self.head.value(), |w| {
             let head = Matrix::new(w, vocabulary, width, width);
-            multiplied(dlogits, head)
+            multiplied(self.head.products(), dlogits, head)
         })?;
         for (target, part) in targets.iter().zip(part.chunks_exact(width)) {
             dh[target.row * width..][..width]
@@ -193,7 +191,8 @@ impl Fused {
         }
         let rows = Matrix::new(&rows, targets.len(), width, width);
         self.head.accumulate_with(|dw| {
-            with_factor(rows, |rows| add_multiplied(dlogits.t(), rows, dw));
+            let kernel = self.head.products();
+            with_factor(kernel, rows, |rows| rows.add_to(dlogits.t(), dw));
         })
     }
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::{Grad, Packing, Param, Training};
-use crate::ops::dispatch::has_kernels;
+use crate::ops::backend::Backend;
 use crate::ops::storage;
 
 /// What a new parameter starts from.
@@ -33,16 +33,16 @@ pub struct ParamStore {
     /// Names of those that belong to another store.
     shared: BTreeSet<String>,
     arena: Option<Tensor>,
-    device: Device,
+    backend: Backend,
 }
 
 impl ParamStore {
-    /// Builds the store; values go to `device`, the arena starts at zero.
+    /// Builds the store; values go to the backend's device, gradients start at zero.
     ///
     /// # Errors
     /// If two parameters have one name or a shape does not fit its data.
-    pub fn new(initial: Vec<Initial>, device: &Device) -> Result<Self> {
-        Self::sharing(initial, Vec::new(), device)
+    pub fn new(initial: Vec<Initial>, backend: &Backend) -> Result<Self> {
+        Self::sharing(initial, Vec::new(), backend)
     }
 
     /// Builds a store that holds `shared`, frozen parameters of other stores, beside its own.
@@ -52,8 +52,9 @@ impl ParamStore {
     pub fn sharing(
         mut initial: Vec<Initial>,
         shared: Vec<Arc<Param>>,
-        device: &Device,
+        backend: &Backend,
     ) -> Result<Self> {
+        let device = backend.device();
         initial.sort_by(|a, b| a.name.cmp(&b.name));
         let size = |i: &Initial| {
             if i.training == Training::Trained {
@@ -81,6 +82,7 @@ impl ParamStore {
                 value,
                 grad,
                 packing: Mutex::new(Packing::OnTheWay),
+                backend: backend.clone(),
             };
             if params.insert(item.name.clone(), Arc::new(param)).is_some() {
                 bail!("parameter {} is given twice", item.name);
@@ -90,7 +92,7 @@ impl ParamStore {
             params,
             shared: BTreeSet::new(),
             arena,
-            device: device.clone(),
+            backend: backend.clone(),
         };
         shared
             .into_iter()
@@ -103,8 +105,8 @@ impl ParamStore {
         if param.is_trained() {
             bail!("parameter {name} is trained, and only a frozen one can be shared");
         }
-        if !param.value().device().same_device(&self.device) {
-            bail!("parameter {name} lives on another device than those beside it");
+        if !param.backend().is_same(&self.backend) {
+            bail!("parameter {name} belongs to another backend than the model that is to share it");
         }
         if self.params.insert(name.clone(), param).is_some() {
             bail!("parameter {name} is given twice");
@@ -149,9 +151,14 @@ impl ParamStore {
         self.iter().filter(|p| p.is_trained())
     }
 
-    /// Where the parameters live.
+    /// What computes the operations that read the parameters.
+    pub fn backend(&self) -> &Backend {
+        &self.backend
+    }
+
+    /// The device that holds the parameters.
     pub fn device(&self) -> &Device {
-        &self.device
+        self.backend.device()
     }
 
     /// All gradients as one flat tensor, in name order; `None` when everything is frozen.
@@ -168,7 +175,7 @@ impl ParamStore {
             grad.reached.store(false, Ordering::Relaxed);
         }
         match &self.arena {
-            Some(arena) if has_kernels(arena.device()) => storage::update(arena, storage::clear),
+            Some(arena) if self.backend.has_kernels() => storage::update(arena, storage::clear),
             Some(arena) => arena.zero_set(),
             None => Ok(()),
         }
@@ -204,9 +211,9 @@ mod tests {
             initial("a", Training::Frozen),
             initial("b", Training::Frozen),
         ];
-        let base = ParamStore::new(base, &Device::Cpu)?;
+        let base = ParamStore::new(base, &Backend::CPU)?;
         let own = vec![initial("c", Training::Trained)];
-        let branch = ParamStore::sharing(own, vec![base.get("b")?], &Device::Cpu)?;
+        let branch = ParamStore::sharing(own, vec![base.get("b")?], &Backend::CPU)?;
         let names = |params: Vec<&Arc<Param>>| -> Vec<String> {
             params.iter().map(|p| p.name().to_owned()).collect()
         };
@@ -227,10 +234,10 @@ mod tests {
             initial("a", Training::Trained),
             initial("b", Training::Frozen),
         ];
-        let owner = ParamStore::new(owner, &Device::Cpu)?;
+        let owner = ParamStore::new(owner, &Backend::CPU)?;
         let share = |name: &str| {
             let own = vec![initial("b", Training::Frozen)];
-            let store = ParamStore::sharing(own, vec![owner.get(name)?], &Device::Cpu);
+            let store = ParamStore::sharing(own, vec![owner.get(name)?], &Backend::CPU);
             Ok::<_, candle_core::Error>(store.map(|_| ()).unwrap_err().to_string())
         };
         assert!(share("a")?.contains("parameter a is trained"));

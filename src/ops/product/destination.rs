@@ -3,6 +3,15 @@
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
+/// Whether a product replaces the destination or is added to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// The product replaces the destination, which need not be initialised.
+    Set,
+    /// The sums start from what the destination holds.
+    Add,
+}
+
 /// A window of a row-major matrix that tasks write disjoint parts of. Its elements need not hold anything yet where they are set.
 #[derive(Clone, Copy)]
 pub struct Destination<'a> {
@@ -85,4 +94,10 @@ impl<'a> Destination<'a> {
             "destination of a product has rows that overlap"
         );
     }
+}
+
+/// A slice as a destination: products write it, or read it after it was written.
+pub fn as_uninit(data: &mut [f32]) -> &mut [MaybeUninit<f32>] {
+    // SAFETY: the layouts agree, and products write initialised numbers alone.
+    unsafe { &mut *(std::ptr::from_mut(data) as *mut [MaybeUninit<f32>]) }
 }

@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-use super::arithmetic::Arithmetic;
+use super::kernel::ProductKernel;
 use super::lanes::LANES;
-use super::{FEW_ROWS, Threads};
+use super::task::FEW_ROWS;
+use super::threads::Threads;
 use crate::ops::pool;
 
 /// Multiply-adds below which a task is not worth handing over.
@@ -18,19 +19,21 @@ pub struct Grid {
     down: usize,
 }
 
-/// What lies in `piece` of `size` rows or columns that begin after `before` others.
-pub fn share(piece: Range<usize>, before: usize, size: usize) -> Range<usize> {
+/// The part of `piece` that overlaps `size` rows or columns beginning after `before` others, counted
+/// from their first.
+pub fn overlap(piece: Range<usize>, before: usize, size: usize) -> Range<usize> {
     let [start, end] = [piece.start, piece.end].map(|at| at.saturating_sub(before).min(size));
     start..end
 }
 
-/// What suits an arithmetic.
-struct Sizes {
-    /// Pieces for each thread: so many that one who is late holds up little, or one where each piece splits its right-hand side anew.
+/// Sizes of pieces that suit a kernel.
+struct PieceSizes {
+    /// Pieces per thread: several, so that a late thread delays the others little; one where each
+    /// piece splits its right-hand side again.
     pieces: usize,
-    /// Rows of one task when the rows are many: packed, a depth of them fits the second-level cache.
+    /// Most rows of a task when there are many: a depth of them, packed, fits the second-level cache.
     row_block: usize,
-    /// Rows of one task, at least, where they are many.
+    /// Fewest rows of a task when there are many.
     least_rows: usize,
     /// Rows of a tile.
     rows: usize,
@@ -38,10 +41,10 @@ struct Sizes {
     columns: usize,
 }
 
-impl Sizes {
-    fn new() -> Self {
-        match Arithmetic::current() {
-            Arithmetic::Chains => Self {
+impl PieceSizes {
+    fn of(kernel: ProductKernel) -> Self {
+        match kernel {
+            ProductKernel::Chains => Self {
                 pieces: 4,
                 row_block: 192,
                 least_rows: 16,
@@ -49,7 +52,7 @@ impl Sizes {
                 columns: LANES,
             },
             #[cfg(target_arch = "x86_64")]
-            Arithmetic::Tiles => Self {
+            ProductKernel::Tiles => Self {
                 pieces: 1,
                 row_block: 512,
                 least_rows: 64,
@@ -59,7 +62,8 @@ impl Sizes {
         }
     }
 
-    /// Rows of a piece where they are many: equal shares of whole tiles, a multiple of `pieces` of them if that leaves them tall enough.
+    /// Rows of a piece when there are many: equal shares of whole tiles. The number of shares is a
+    /// multiple of `pieces` if that leaves them tall enough.
     fn balanced(&self, m: usize, pieces: usize) -> usize {
         let blocks = m.div_ceil(self.row_block).next_multiple_of(pieces);
         m.div_ceil(blocks)
@@ -69,16 +73,17 @@ impl Sizes {
 }
 
 impl Grid {
-    /// Pieces of equal size, enough for all threads, none too small.
-    pub fn new(m: usize, n: usize, k: usize, threads: Threads) -> Self {
-        let sizes = Sizes::new();
+    /// Cuts a product `[m, k] · [k, n]` into pieces of equal size: enough for all threads, none too
+    /// small.
+    pub fn new(kernel: ProductKernel, m: usize, n: usize, k: usize, threads: Threads) -> Self {
+        let sizes = PieceSizes::of(kernel);
         let wanted = match threads {
             Threads::Caller => 1,
-            // Weights come from memory then, and the longer the runs the better.
+            // Few rows read the weights from memory: the longer the runs, the better.
             Threads::All if m <= FEW_ROWS => pool::threads(),
             Threads::All => sizes.pieces * pool::threads(),
         };
-        // Rows are packed once for each piece across, so it is cut by rows first.
+        // Every piece across packs the rows again, so the product is cut by rows first.
         let rows = match m <= FEW_ROWS {
             true => m.next_multiple_of(sizes.rows),
             false => sizes.balanced(m, wanted),
@@ -96,6 +101,7 @@ impl Grid {
         }
     }
 
+    /// Number of pieces.
     pub fn count(&self) -> usize {
         self.across * self.down
     }

@@ -53,13 +53,13 @@ pub fn packed_at<L: Lanes>(first: usize, depth: usize) -> usize {
 }
 
 /// A panel, or the two halves of one, each of eight rows.
-struct Place {
+struct PanelSlot {
     at: *mut f32,
     depth: usize,
     group: usize,
 }
 
-impl Place {
+impl PanelSlot {
     /// Where row `i` of the sixteen has column `p`.
     #[inline(always)]
     fn of(&self, i: usize, p: usize) -> *mut f32 {
@@ -99,7 +99,7 @@ unsafe fn pack_groups<L: Lanes>(
     for (i, panel) in panels.chunks_exact_mut(k.max(1)).enumerate() {
         let first = i * LANES;
         let from = &from[(first * row_stride).min(from.len())..];
-        let to = Place {
+        let to = PanelSlot {
             at: panel.as_mut_ptr().cast(),
             depth: k,
             group,
@@ -111,7 +111,7 @@ unsafe fn pack_groups<L: Lanes>(
 
 /// Rows whose elements are neighbours.
 #[inline(always)]
-unsafe fn transpose<L: Lanes>(from: &[f32], stride: usize, count: usize, to: Place) {
+unsafe fn transpose<L: Lanes>(from: &[f32], stride: usize, count: usize, to: PanelSlot) {
     let k = to.depth;
     assert!(
         k == 0 || (count - 1) * stride + k <= from.len(),
@@ -137,7 +137,7 @@ unsafe fn transpose_block<L: Lanes>(
     stride: usize,
     count: usize,
     start: usize,
-    to: &Place,
+    to: &PanelSlot,
 ) {
     // SAFETY: the caller's: `count` rows of sixteen elements can be read.
     unsafe {
@@ -184,7 +184,7 @@ unsafe fn gather<L: Lanes>(
     for p in 0..k {
         let column = &from[p * stride..];
         for i in 0..count {
-            let to = Place {
+            let to = PanelSlot {
                 at: panels[i * k..].as_mut_ptr().cast(),
                 depth: k,
                 group,

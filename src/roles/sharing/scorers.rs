@@ -19,8 +19,8 @@ impl Ground<'_> {
     pub fn reward_model(&self, folder: &Path) -> Result<RewardModel> {
         let whole = || Ok::<_, ModelError>(AdapterConfig::find(folder)?.is_none());
         match self.sharing {
-            Sharing::None => RewardModel::load(folder, self.device),
-            Sharing::Adapter(_) if whole()? => RewardModel::load(folder, self.device),
+            Sharing::None => RewardModel::load(folder, self.backend),
+            Sharing::Adapter(_) if whole()? => RewardModel::load(folder, self.backend),
             _ => Ok(RewardModel::sharing(self.scorer(folder, Training::Frozen)?)),
         }
     }
@@ -36,7 +36,7 @@ impl Ground<'_> {
             _ => unless_foreign(self.scorer(folder, Training::Frozen))?,
         };
         let Some(judge) = shared else {
-            return RewardModel::load(folder, self.device);
+            return RewardModel::load(folder, self.backend);
         };
         let from_states = boundary.is_some_and(|layer| match self.sharing {
             Sharing::Adapter(_) => lowest_adapter(&judge) >= layer,
@@ -157,6 +157,7 @@ mod tests {
     use crate::model::lora::{Layers, LoraConfig};
     use crate::model::trunk::in_trunk;
     use crate::model::weights::SaveDtype;
+    use crate::ops::backend::Backend;
     use crate::reward::TrunkUse;
 
     fn golden(name: &str) -> PathBuf {
@@ -172,14 +173,14 @@ mod tests {
         let (policy, reward) = (golden("models/llama"), golden("adapters/llama_reward"));
         let sharing = Sharing::Adapter(None);
         let load = |policy: &Path, reward: &Path| {
-            let ground = Ground::load(policy, &sharing, 0, &Device::Cpu).unwrap();
+            let ground = Ground::load(policy, &sharing, 0, &Backend::CPU).unwrap();
             ground.reward_model(reward).map(|model| model.trunk_use())
         };
         assert_eq!(load(&policy, &reward).unwrap(), TrunkUse::Shared);
 
         let folder = tempfile::tempdir().unwrap();
         let config = HfConfig::read(&policy).unwrap();
-        let other = Decoder::fresh(config, 5, |_| Training::Frozen, &Device::Cpu).unwrap();
+        let other = Decoder::fresh(config, 5, |_| Training::Frozen, &Backend::CPU).unwrap();
         other.save(folder.path(), SaveDtype::F32).unwrap();
         let error = load(folder.path(), &reward).unwrap_err().to_string();
         assert!(
@@ -212,13 +213,13 @@ mod tests {
             true => Training::Frozen,
             false => Training::Trained,
         };
-        let branch = Decoder::load(&policy, Head::Score, 3, training, &Device::Cpu).unwrap();
+        let branch = Decoder::load(&policy, Head::Score, 3, training, &Backend::CPU).unwrap();
         let shift = |values: &mut [f32]| values.iter_mut().for_each(|x| *x += 0.01);
         let trained = branch.params().trained();
         trained.for_each(|param| param.update(shift).unwrap());
         branch.save(folder.path(), SaveDtype::F32).unwrap();
         let judge = |sharing: Sharing, folder: &Path, boundary| {
-            let ground = Ground::load(&policy, &sharing, 0, &Device::Cpu).unwrap();
+            let ground = Ground::load(&policy, &sharing, 0, &Backend::CPU).unwrap();
             ground.judge(folder, boundary).map(|judge| found(&judge))
         };
         let (trunk, branch) = (|layers| Sharing::Trunk { layers }, folder.path());
@@ -235,9 +236,9 @@ mod tests {
         );
         // A critic and a reward model of one folder are held against the trunk once: by the second time it has another.
         let sharing = trunk(1);
-        let ground = Ground::load(&policy, &sharing, 0, &Device::Cpu).unwrap();
+        let ground = Ground::load(&policy, &sharing, 0, &Backend::CPU).unwrap();
         ground.reward_model(branch).unwrap();
-        let all = Decoder::load(branch, Head::Score, 3, |_| Training::Trained, &Device::Cpu);
+        let all = Decoder::load(branch, Head::Score, 3, |_| Training::Trained, &Backend::CPU);
         let all = all.unwrap();
         let mut all_trained = all.params().trained();
         all_trained
@@ -246,7 +247,7 @@ mod tests {
         all.save(branch, SaveDtype::F32).unwrap();
         let critic = || CriticStart::RewardModel(branch);
         assert!(ground.critic(critic()).is_ok());
-        let again = Ground::load(&policy, &sharing, 0, &Device::Cpu).unwrap();
+        let again = Ground::load(&policy, &sharing, 0, &Backend::CPU).unwrap();
         assert!(again.critic(critic()).is_err());
 
         let other = golden("models/llama_reward");
@@ -267,7 +268,7 @@ mod tests {
         let (policy, folder) = (golden("models/llama"), tempfile::tempdir().unwrap());
         let frozen = |_: &_| Training::Frozen;
         let head = Head::LanguageModel;
-        let base = Decoder::load(&policy, head, 0, frozen, &Device::Cpu).unwrap();
+        let base = Decoder::load(&policy, head, 0, frozen, &Backend::CPU).unwrap();
         let lora = LoraConfig {
             layers_to_transform: Layers::Top(2),
             ..LoraConfig::default()
@@ -277,7 +278,7 @@ mod tests {
         saved.unwrap();
         let judge = |policy: &Path, boundary| {
             let sharing = Sharing::Adapter(None);
-            let ground = Ground::load(policy, &sharing, 0, &Device::Cpu).unwrap();
+            let ground = Ground::load(policy, &sharing, 0, &Backend::CPU).unwrap();
             let judge = ground.judge(folder.path(), boundary);
             judge.map(|judge| found(&judge)).unwrap()
         };
@@ -293,7 +294,7 @@ mod tests {
         // On another base it is merged into its own.
         let other = tempfile::tempdir().unwrap();
         let config = HfConfig::read(&policy).unwrap();
-        let fresh = Decoder::fresh(config, 5, frozen, &Device::Cpu).unwrap();
+        let fresh = Decoder::fresh(config, 5, frozen, &Backend::CPU).unwrap();
         fresh.save(other.path(), SaveDtype::F32).unwrap();
         assert_eq!(judge(other.path(), Some(1)), (0, TrunkUse::None));
     }

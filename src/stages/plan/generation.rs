@@ -1,11 +1,11 @@
 //! What generation takes: the cache, as the generator reserves it, and the panels that it keeps of the policy's matrices.
 
-use candle_core::Device;
 use rollout::{BLOCK_TOKENS, CacheBudget, Error, LastToken, Request, Settings};
 
 use crate::model::config::{DecoderConfig, LM_HEAD, TensorSpec, layer_of, weight};
 use crate::model::generator::cache_spec;
-use crate::ops::product::Panels;
+use crate::ops::backend::Backend;
+use crate::ops::product::{Panels, ProductKernel};
 
 /// Prompts that are continued together.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +61,7 @@ pub fn reserve(
         last_token: prompts.last_token,
         ..Settings::default()
     };
-    let spec = cache_spec(decoder, &Device::Cpu);
+    let spec = cache_spec(decoder, &Backend::CPU);
     let blocks = rollout::check(&vec![request; prompts.count], &settings, &spec)? as usize;
     Ok(Reserve {
         blocks,
@@ -80,8 +80,8 @@ pub fn states(prompts: Prompts, width: usize) -> usize {
 }
 
 /// Bytes of the panels that generation with a decoder keeps, `adapters` on it among them: every matrix of its layers and the head
-/// once more, as products of the current arithmetic read them.
-pub fn panels(decoder: &DecoderConfig, adapters: &[TensorSpec]) -> usize {
+/// once more, packed for `kernel`.
+pub fn panels(decoder: &DecoderConfig, adapters: &[TensorSpec], kernel: ProductKernel) -> usize {
     let names = decoder.family.names();
     let head = match decoder.tie_word_embeddings {
         true => weight(names.embedding),
@@ -90,7 +90,7 @@ pub fn panels(decoder: &DecoderConfig, adapters: &[TensorSpec]) -> usize {
     let tensors = decoder.tensors();
     let read = |spec: &&TensorSpec| layer_of(&spec.name).is_some() || spec.name == head;
     let panels = |spec: &TensorSpec| match &spec.shape[..] {
-        &[outputs, inputs] => Panels::bytes_of(outputs, inputs),
+        &[outputs, inputs] => Panels::bytes_of(kernel, outputs, inputs),
         _ => 0,
     };
     tensors

@@ -90,7 +90,7 @@ impl Plan {
 /// # Errors
 /// If a model's configuration or the prompts cannot be read, or a model cannot have what is asked of it.
 pub fn plan(config: &Config) -> Result<Vec<Plan>> {
-    super::arithmetic::of(config.run.arithmetic).during(|| plans(config, &config.stages()))
+    plans(config, &config.stages())
 }
 
 /// Checks whether the stages of the plans could begin, and fit on this machine.

@@ -32,7 +32,6 @@ use super::stops::stop_where_answers_end;
 use crate::config::{Ppo, ScoreNormalization, Share, Stage};
 use crate::data::example::Prompt;
 use crate::data::tokenizer::Tokenizer;
-use crate::ops::dispatch::has_kernels;
 use crate::ops::profile;
 use crate::roles::{self, Experience, Roles};
 use crate::terminal::Phase;
@@ -311,7 +310,7 @@ impl<'a> PpoRun<'a> {
     /// Whether the actor computes the log-probs of its samples again, instead of using those that
     /// the generator recorded.
     fn rescores(&self) -> bool {
-        self.config.rollout.rescore || !has_kernels(self.context.device)
+        self.config.rollout.rescore || !self.context.backend.decodes_exactly()
     }
 
     fn update(

@@ -24,7 +24,7 @@ use crate::stages::misfits::{Misfit, Misfits};
 /// If a model or what scores cannot be read, or they do not go together.
 pub fn roles(context: &Context, config: &Ppo) -> Result<Roles> {
     let (seed, sharing) = (context.config.run.seed, sharing(config));
-    let ground = Ground::load(&config.from, &sharing, seed, context.device)?;
+    let ground = Ground::load(&config.from, &sharing, seed, context.backend)?;
     let scorer = config.first_reward_model();
     let critic = critic_start(config, scorer.as_deref(), Independent::Critic.seed(seed));
     let rewards = config.reward_components();

@@ -1,9 +1,9 @@
 //! The optimizer against PyTorch's, and what it must refuse.
 
-use candle_core::Device;
 use serde_json::Value;
 
 use super::*;
+use crate::ops::backend::Backend;
 use crate::ops::param::{Initial, Training};
 
 const CONFIG: AdamWConfig = AdamWConfig {
@@ -31,7 +31,7 @@ fn store(w: Vec<f32>, b: Vec<f32>) -> ParamStore {
         training: Training::Trained,
     };
     let initial = vec![trained("w", &[6, 4], w), trained("b", &[6], b)];
-    ParamStore::new(initial, &Device::Cpu).unwrap()
+    ParamStore::new(initial, &Backend::CPU).unwrap()
 }
 
 fn set_gradient(params: &ParamStore, name: &str, gradient: &[f32]) {

@@ -1,6 +1,5 @@
 use super::*;
 use crate::ops::attention::{Segments, attend};
-use crate::ops::dispatch::without_kernels;
 use rollout::random::rand::Rng;
 use rollout::random::rand_distr::StandardNormal;
 use rollout::random::{Key, Purpose};
@@ -55,7 +54,7 @@ fn pieces_through_blocks_have_the_bits_of_the_packed_forward() -> Result<()> {
         let qkv = noise(41, spec.columns());
         let whole = attend(&qkv, &Segments::from_lengths([41]), spec)?;
         let pieces = [9, 1, 1, 2, 5, 1, 17, 5];
-        let mut cache = Cache::new(spec, 1, 8, &Device::Cpu)?;
+        let mut cache = Cache::new(spec, 1, 8, &Backend::CPU)?;
         let cached = in_pieces(&mut cache, &qkv, &pieces, spec)?;
         assert_eq!(
             cached.to_vec2::<f32>()?,
@@ -92,7 +91,7 @@ fn sequences_of_one_step_have_the_bits_of_each_alone() -> Result<()> {
         past: 0,
         blocks: &blocks[i],
     });
-    let found = Cache::new(spec, 1, 8, &Device::Cpu)?.attend_tensor(0, &qkv, &news, spec)?;
+    let found = Cache::new(spec, 1, 8, &Backend::CPU)?.attend_tensor(0, &qkv, &news, spec)?;
     assert_eq!(found.to_vec2::<f32>()?, whole.to_vec2::<f32>()?);
     Ok(())
 }
@@ -113,14 +112,12 @@ fn a_block_takes_the_bytes_that_are_said() -> Result<()> {
         };
         cache.layers.iter().map(of).sum()
     };
-    let check = || {
-        let cache = Cache::new(spec, 3, 5, &Device::Cpu)?;
-        let said = Cache::block_bytes(spec, 3, &Device::Cpu);
+    for backend in [Backend::CPU, Backend::Composed(Device::Cpu)] {
+        let cache = Cache::new(spec, 3, 5, &backend)?;
+        let said = Cache::block_bytes(spec, 3, &backend);
         assert_eq!(elements(&cache) * size_of::<f32>(), 5 * said);
-        Ok(())
-    };
-    check()?;
-    without_kernels(check)
+    }
+    Ok(())
 }
 
 #[test]
@@ -133,7 +130,7 @@ fn copied_blocks_hold_the_same_tokens() -> Result<()> {
         window: None,
     };
     let qkv = noise(6, spec.columns());
-    for mut cache in [Cache::new(spec, 1, 4, &Device::Cpu)?, rows_cache(spec, 4)] {
+    for mut cache in [Cache::new(spec, 1, 4, &Backend::CPU)?, rows_cache(spec, 4)] {
         let mut last = Vec::new();
         for block in [0u32, 3] {
             if block == 0 {

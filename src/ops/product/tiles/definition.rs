@@ -1,6 +1,6 @@
-//! What the matrix unit computes, an element at a time, as Intel defines its instructions.
+//! One element of a product on the matrix unit, as Intel defines its instructions.
 
-use super::CHUNK;
+use super::super::parts::CHUNK;
 
 /// The three parts of a number.
 fn parts(x: f32) -> [f32; 3] {
@@ -9,7 +9,7 @@ fn parts(x: f32) -> [f32; 3] {
     [high, middle, x - high - middle]
 }
 
-/// `start + Σ x·w` in the order of the unit.
+/// `start + Σ x·w` in the unit's order.
 pub fn element(x: &[f32], w: &[f32], start: f32) -> f32 {
     const PAIRS: [[usize; 2]; 6] = [[0, 2], [0, 1], [1, 1], [1, 0], [2, 0], [0, 0]];
     x.chunks(CHUNK)
@@ -45,7 +45,8 @@ fn the_parts_of_a_number_are_bfloat16_and_add_up_to_it() {
     }
 }
 
-/// The error of sums that cancel and of sums that do not, beside that of a chain of fused multiply-adds.
+/// Compares the error with that of a chain of fused multiply-adds, for sums that cancel and sums that
+/// do not.
 #[test]
 fn sums_are_as_close_to_the_truth_as_those_of_a_chain() {
     use rollout::random::{Key, Purpose};

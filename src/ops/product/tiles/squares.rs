@@ -1,19 +1,20 @@
-//! What a task works on in turn: some of its rows, and some of their inputs.
+//! The squares that a task works on in turn: some of its rows, and some of their inputs.
 
 use std::ops::Range;
 
-use super::super::factor::Source;
-use super::super::kernel::Task;
+use super::super::factor::FactorSource;
 use super::super::matrix::Matrix;
-use super::{CHUNK, FEW_ROWS};
+use super::super::parts::CHUNK;
+use super::super::task::{FEW_ROWS, ProductTask};
 
-/// Inputs of a square, at most.
+/// Most inputs of a square.
 const DEPTH: usize = 512;
-/// Rows of a square, at most: their parts take a fifth of the second-level cache.
+/// Most rows of a square: their parts take a fifth of the second-level cache.
 pub const ROWS: usize = 128;
-/// Elements of a right-hand side that are split at once, where it is not packed: their parts take a third of the second-level cache.
+/// Elements of an unpacked right-hand side that are split at once: their parts take a third of the
+/// second-level cache.
 const UNPACKED: usize = 1 << 17;
-/// Inputs of a square, at least, however wide such a right-hand side is.
+/// Fewest inputs of a square, however wide an unpacked right-hand side is.
 const LEAST_DEPTH: usize = 64;
 
 /// Some rows of a left-hand side, and some of their inputs.
@@ -23,31 +24,32 @@ pub struct Square {
 }
 
 impl Square {
-    /// Its rows, whole.
+    /// The square's rows with all their inputs.
     pub fn of<'a>(&self, matrix: Matrix<'a>) -> Matrix<'a> {
         matrix.rows(self.rows.start, self.rows.len())
     }
 }
 
-/// Inputs of a task's squares: a multiple of [`CHUNK`], or the order of sums would depend on it.
-pub fn depth(task: &Task) -> usize {
+/// Inputs of a task's squares: a multiple of [`CHUNK`], so that the order of sums does not depend on it.
+pub fn depth(task: &ProductTask) -> usize {
     let (rows, k) = (task.a.height(), task.a.width());
     let most = match task.b.source() {
-        Source::Unpacked(b) => (UNPACKED / b.width().max(1)).clamp(LEAST_DEPTH, DEPTH),
-        Source::Packed { .. } if rows <= FEW_ROWS => k,
-        Source::Packed { .. } => DEPTH,
+        FactorSource::Unpacked(b) => (UNPACKED / b.width().max(1)).clamp(LEAST_DEPTH, DEPTH),
+        FactorSource::Packed { .. } if rows <= FEW_ROWS => k,
+        FactorSource::Packed { .. } => DEPTH,
     };
     let times = k.div_ceil(most.max(1)).max(1);
     k.div_ceil(times).next_multiple_of(CHUNK).max(CHUNK)
 }
 
-/// A task's squares; of each row, inputs in ascending order. A product of no inputs sets its destination too.
+/// A task's squares, with the inputs of each row in ascending order. A task without inputs has one too,
+/// because it sets its destination.
 ///
-/// They go along the longer side last, so that what the shorter one reads again is little; and along the rows first where the
-/// right-hand side is split a depth at a time.
-pub fn squares(task: &Task, depth: usize) -> impl Iterator<Item = Square> {
+/// The longer side is the outer loop, so that little is read again along the shorter one. Where the
+/// right-hand side is split a depth at a time, the rows are the inner loop.
+pub fn squares(task: &ProductTask, depth: usize) -> impl Iterator<Item = Square> {
     let (rows, k) = (task.a.height(), task.a.width());
-    let unpacked = matches!(task.b.source(), Source::Unpacked(_));
+    let unpacked = matches!(task.b.source(), FactorSource::Unpacked(_));
     let down_first = unpacked || k > 2 * rows;
     let [down, along] = [rows.div_ceil(ROWS), k.div_ceil(depth).max(1)];
     (0..down * along).map(move |i| {

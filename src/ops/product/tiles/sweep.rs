@@ -3,34 +3,40 @@
 use std::ops::Range;
 
 use super::super::ahead::NextRows;
-use super::super::destination::Destination;
-use super::super::factor::Source;
-use super::super::kernel::Task;
+use super::super::destination::{Destination, Write};
+use super::super::factor::FactorSource;
 use super::super::lanes::{Avx512, LANES, Lanes, Line};
-use super::super::layout::Layout;
-use super::super::{Matrix, Write};
+use super::super::matrix::Matrix;
+use super::super::panel_layout::PanelLayout;
+use super::super::parts::{BLOCK, CHUNK, TILE};
+use super::super::task::{FEW_ROWS, ProductTask};
 use super::squares::{ROWS, Square};
-use super::unit::{Job, Shape};
+use super::unit::{TILES, TileJob, TileShape};
 use super::window::Window;
-use super::{BLOCK, CHUNK, FEW_ROWS, TILE, TILES};
 
-/// A buffer's parts.
-pub struct Scratch<'a> {
-    /// For the parts of a square's rows.
+/// The regions of a task's buffer.
+pub struct TileBuffers<'a> {
+    /// Parts of a square's rows.
     pub rows: &'a mut [Line],
-    /// For those of panels that are not packed.
+    /// Parts of panels that are not packed.
     pub panels: &'a mut [Line],
-    /// For the tiles of a job that reach past the destination, and one more.
+    /// Stand-ins for the tiles of a job that reach past the destination, and one tile more.
     pub edge: &'a mut [Line],
 }
 
-impl<'a> Scratch<'a> {
-    /// Room for a task in squares of so many inputs. The parts of rows lie first: the next task may find them there.
-    pub fn divide(buffer: &'a mut Vec<Line>, task: &Task, shape: Shape, depth: usize) -> Self {
+impl<'a> TileBuffers<'a> {
+    /// Divides the buffer, and grows it first if the task's squares of `depth` inputs need more. The
+    /// parts of rows come first: the next task may use them.
+    pub fn divide(
+        buffer: &'a mut Vec<Line>,
+        task: &ProductTask,
+        shape: TileShape,
+        depth: usize,
+    ) -> Self {
         let chunks = depth / CHUNK;
         let panels = match task.b.source() {
-            Source::Unpacked(b) => b.width().div_ceil(LANES) * chunks,
-            Source::Packed { .. } => 0,
+            FactorSource::Unpacked(b) => b.width().div_ceil(LANES) * chunks,
+            FactorSource::Packed { .. } => 0,
         };
         let rows = shape.tiles(task.a.height().min(ROWS)) * chunks;
         let [rows, panels, edge] = [rows * BLOCK, panels * BLOCK, (TILES + 1) * TILE];
@@ -49,19 +55,19 @@ impl<'a> Scratch<'a> {
 
 /// A square of a task's left-hand side against all panels.
 pub struct Sweep<'a> {
-    task: &'a Task<'a>,
-    shape: Shape,
+    task: &'a ProductTask<'a>,
+    shape: TileShape,
     rows: usize,
     inputs: Range<usize>,
     chunks: usize,
-    /// Where the first row goes.
+    /// Destination of the square's first row.
     c: Destination<'a>,
-    /// What becomes of what is there.
+    /// Whether the square's sums replace the destination or are added to it.
     write: Write,
 }
 
 impl<'a> Sweep<'a> {
-    pub fn new(task: &'a Task<'a>, shape: Shape, square: &Square) -> Self {
+    pub fn new(task: &'a ProductTask<'a>, shape: TileShape, square: &Square) -> Self {
         Self {
             task,
             shape,
@@ -76,13 +82,13 @@ impl<'a> Sweep<'a> {
         }
     }
 
-    /// Lines that the parts of its rows take.
+    /// Lines of the parts of the square's rows.
     pub fn lines_of_rows(&self) -> usize {
         self.shape.tiles(self.rows) * self.chunks * BLOCK
     }
 
-    /// Multiplies `rows`, the parts of the square; `panels` holds those of panels where the right-hand side is not packed. Meanwhile the
-    /// rows of the next square are fetched.
+    /// Multiplies `rows`, the parts of the square; `panels` holds the parts of panels where the
+    /// right-hand side is not packed. Prefetches the rows of the next square.
     ///
     /// # Safety
     /// As for [`super::run`]; the tiles must be configured.
@@ -97,7 +103,7 @@ impl<'a> Sweep<'a> {
         for column in (0..self.task.b.width()).step_by(self.shape.panels() * LANES) {
             let b = self.panels(column, panels);
             for row in (0..self.rows).step_by(self.shape.rows() * TILE) {
-                let mut job = Job::new(self.row_parts(rows, row), b, self.chunks, self.write);
+                let mut job = TileJob::new(self.row_parts(rows, row), b, self.chunks, self.write);
                 // SAFETY: the caller's.
                 unsafe {
                     ahead.fetch::<Avx512>();
@@ -110,7 +116,7 @@ impl<'a> Sweep<'a> {
         }
     }
 
-    /// The next square's elements, in as many shares as there are jobs.
+    /// Prefetches of the next square's elements, in as many shares as there are jobs.
     fn ahead(&self, next: Option<&Square>) -> NextRows {
         let across = self.task.b.width().div_ceil(self.shape.panels() * LANES);
         let jobs = across * self.shape.tiles(self.rows) / self.shape.rows();
@@ -126,7 +132,8 @@ impl<'a> Sweep<'a> {
         [0, self.shape.rows() - 1].map(|i| rows[tile(i) * BLOCK..].as_ptr())
     }
 
-    /// Parts of the panels of a round from a column on: where they lie packed, or in `unpacked`. Behind the last panel the last stands in.
+    /// Parts of the panels of a round from a column on: packed ones, or those in `unpacked`. The last
+    /// panel stands in for panels past the end.
     fn panels(&self, column: usize, unpacked: &[Line]) -> [*const Line; TILES] {
         let left = self.task.b.width().div_ceil(LANES) - column / LANES;
         let mut parts = [std::ptr::null(); TILES];
@@ -142,17 +149,17 @@ impl<'a> Sweep<'a> {
     fn panel(&self, number: usize, unpacked: &[Line]) -> *const Line {
         let size = self.chunks * BLOCK;
         match self.task.b.source() {
-            Source::Unpacked(_) => unpacked[number * size..][..size].as_ptr(),
-            Source::Packed {
+            FactorSource::Unpacked(_) => unpacked[number * size..][..size].as_ptr(),
+            FactorSource::Packed {
                 panels,
-                layout: Layout::Parts,
+                layout: PanelLayout::Parts,
                 lines,
             } => panels[number * lines + self.inputs.start / CHUNK * BLOCK..][..size].as_ptr(),
-            Source::Packed { .. } => panic!("the matrix unit reads panels of parts"),
+            FactorSource::Packed { .. } => panic!("the matrix unit reads panels of parts"),
         }
     }
 
-    /// Brings near what the job after the next will write, for it comes from far.
+    /// Prefetches the tiles that the job after the next will write, because they come from memory.
     unsafe fn fetch_destination(&self, row: usize, column: usize) {
         let (height, width) = (self.shape.rows() * TILE, self.shape.panels() * LANES);
         let (row, column) = match row + 2 * height < self.rows {
@@ -165,18 +172,19 @@ impl<'a> Sweep<'a> {
         let c = self.c.below(row).right(column);
         for i in 0..height {
             for j in (0..width).step_by(LANES) {
-                // SAFETY: any address may be fetched; the instruction is the caller's.
+                // SAFETY: any address may be prefetched, and the processor has AVX-512.
                 unsafe { Avx512::prefetch(c.below(i).right(j).at) };
             }
         }
     }
 
-    /// Runs a job on the tiles from a row and a column on.
-    unsafe fn multiply(&self, job: &mut Job, row: usize, column: usize, edge: &mut [Line]) {
+    /// Runs a job on the tiles that begin at a row and a column.
+    unsafe fn multiply(&self, job: &mut TileJob, row: usize, column: usize, edge: &mut [Line]) {
         let windows = self.windows(row, column);
         let (edge, aside) = edge.split_at_mut(TILES * TILE);
         let tile_rows = self.shape.tile_rows(self.rows);
-        // SAFETY: the caller's; the windows lie inside the destination, and edges stand in where tiles do not.
+        // SAFETY: the caller's promise for the destination; the windows lie inside it, and stand-ins
+        // replace the tiles that do not.
         unsafe {
             for ((t, window), edge) in windows.iter().enumerate().zip(edge.chunks_exact_mut(TILE)) {
                 match window.holds(tile_rows) {
@@ -189,7 +197,7 @@ impl<'a> Sweep<'a> {
                     }
                 }
             }
-            job.run(self.shape, aside);
+            job.run(self.shape, tile_rows, aside);
             for (window, edge) in windows.iter().zip(edge.chunks_exact(TILE)) {
                 if !window.holds(tile_rows) {
                     window.write(edge);
@@ -198,7 +206,7 @@ impl<'a> Sweep<'a> {
         }
     }
 
-    /// Where the tiles of a job belong.
+    /// The windows of the destination that a job's tiles cover.
     fn windows(&self, row: usize, column: usize) -> [Window<'a>; TILES] {
         std::array::from_fn(|t| {
             let down = row + t / self.shape.panels() * TILE;

@@ -1,66 +1,19 @@
-//! The matrix unit: whether it may be used, and jobs for it.
+//! Jobs of the matrix unit: four tiles of a destination at a time.
 
 use std::arch::asm;
-use std::arch::x86_64::{__cpuid_count, _xgetbv};
 use std::mem::offset_of;
-use std::sync::LazyLock;
 
-use super::super::Write;
+use super::super::amx;
+use super::super::destination::Write;
 use super::super::lanes::Line;
-use super::{TILE, TILES};
+use super::super::parts::TILE;
 
-/// Whether the processor has the unit with bfloat16, and the system lets this process use it.
-pub fn is_usable() -> bool {
-    static USABLE: LazyLock<bool> = LazyLock::new(|| has_unit() && is_permitted());
-    *USABLE
-}
+/// Tiles of a job's destination.
+pub const TILES: usize = 4;
 
-#[allow(
-    unused_unsafe,
-    reason = "asking the processor was an unsafe function in older compilers"
-)]
-fn has_unit() -> bool {
-    // Leaf 7: AMX-BF16 and AMX-TILE in EDX; the operating system saves tiles if bits 17 and 18 of XCR0 are set.
-    const NEEDED: u32 = 1 << 22 | 1 << 24;
-    const SAVED: u64 = 0b11 << 17;
-    if !is_x86_feature_detected!("avx512f") || !is_x86_feature_detected!("avx512bw") {
-        return false;
-    }
-    // SAFETY: AVX-512 is there, so leaf 7 is, and XCR0 can be read.
-    let (found, saved) = unsafe { (__cpuid_count(7, 0).edx, xcr0()) };
-    found & NEEDED == NEEDED && saved & SAVED == SAVED
-}
-
-#[target_feature(enable = "xsave")]
-unsafe fn xcr0() -> u64 {
-    // SAFETY: the caller's.
-    unsafe { _xgetbv(0) }
-}
-
-#[cfg(target_os = "linux")]
-fn is_permitted() -> bool {
-    /// `arch_prctl`: asks for a feature whose state is large.
-    const ARCH_REQ_XCOMP_PERM: libc::c_int = 0x1023;
-    /// The state of the tiles.
-    const XFEATURE_XTILEDATA: libc::c_ulong = 18;
-    // SAFETY: the call asks for a permission of this process; where it is unknown it fails.
-    unsafe {
-        libc::syscall(
-            libc::SYS_arch_prctl,
-            ARCH_REQ_XCOMP_PERM,
-            XFEATURE_XTILEDATA,
-        ) == 0
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn is_permitted() -> bool {
-    false
-}
-
-/// What `ldtilecfg` reads.
+/// Operand of `ldtilecfg`.
 #[repr(C, align(64))]
-struct Configuration {
+struct TileConfiguration {
     palette: u8,
     start_row: u8,
     reserved: [u8; 14],
@@ -68,14 +21,18 @@ struct Configuration {
     rows: [u8; 16],
 }
 
-/// Prepares this thread's tiles: those of the destination and of left-hand sides, of so many rows, and those of right-hand sides.
+/// Prepares this thread's tiles: those of the destination and of left-hand sides with `rows` rows, and
+/// those of right-hand sides. Does nothing where the unit is emulated.
 ///
 /// # Safety
-/// [`is_usable`] must have said so.
+/// The processor must have the unit or be able to emulate it.
 pub unsafe fn configure(rows: usize) {
+    if !amx::is_usable() {
+        return;
+    }
     const WHOLE: u8 = TILE as u8;
     let few = rows.min(TILE) as u8;
-    let mut configuration = Configuration {
+    let mut configuration = TileConfiguration {
         palette: 1,
         start_row: 0,
         reserved: [0; 14],
@@ -84,7 +41,7 @@ pub unsafe fn configure(rows: usize) {
     };
     configuration.bytes[..8].fill(size_of::<Line>() as u16);
     configuration.rows[..8].copy_from_slice(&[few, few, few, few, few, few, WHOLE, WHOLE]);
-    // SAFETY: the caller's.
+    // SAFETY: the processor has the unit.
     unsafe {
         asm!("ldtilecfg [{}]", in(reg) &raw const configuration, options(nostack, preserves_flags, readonly))
     };
@@ -95,20 +52,24 @@ pub unsafe fn configure(rows: usize) {
 /// # Safety
 /// As for [`configure`].
 pub unsafe fn release() {
-    // SAFETY: the caller's.
+    if !amx::is_usable() {
+        return;
+    }
+    // SAFETY: the processor has the unit.
     unsafe { asm!("tilerelease", options(nostack, preserves_flags, nomem)) };
 }
 
-/// How a job's four tiles lie.
+/// Arrangement of a job's four tiles.
 #[derive(Clone, Copy, Debug)]
-pub enum Shape {
+pub enum TileShape {
     /// Two by two: each tile of parts is read for two of them.
     Square,
     /// Side by side, for rows that fill one tile alone.
     Row,
 }
 
-impl Shape {
+impl TileShape {
+    /// The arrangement for a task of `rows` rows.
     pub fn of(rows: usize) -> Self {
         if rows <= TILE {
             Self::Row
@@ -117,7 +78,7 @@ impl Shape {
         }
     }
 
-    /// Rows of the tiles, for so many rows in all.
+    /// Rows of each tile, for a task of `rows` rows.
     pub fn tile_rows(self, rows: usize) -> usize {
         match self {
             Self::Row => rows.clamp(1, TILE),
@@ -125,17 +86,17 @@ impl Shape {
         }
     }
 
-    /// Tiles that so many rows fill, in whole jobs.
+    /// Tiles one below the other that `rows` rows fill, in whole jobs.
     pub fn tiles(self, rows: usize) -> usize {
         rows.div_ceil(self.rows() * TILE) * self.rows()
     }
 
-    /// Tiles one below the other.
+    /// Tiles of a job one below the other.
     pub fn rows(self) -> usize {
         TILES / self.panels()
     }
 
-    /// Tiles side by side.
+    /// Tiles of a job side by side.
     pub fn panels(self) -> usize {
         match self {
             Self::Square => 2,
@@ -144,23 +105,26 @@ impl Shape {
     }
 }
 
-/// Four tiles of a destination, and the parts that go into them. Instructions read it where it lies.
+/// Four tiles of a destination, and the parts that are multiplied into them. The assembly reads the
+/// fields by their offsets.
 #[repr(C)]
-pub struct Job {
-    a: [*const Line; 2],
-    b: [*const Line; 4],
-    c: [*mut f32; TILES],
+pub struct TileJob {
+    pub(super) a: [*const Line; 2],
+    pub(super) b: [*const Line; 4],
+    pub(super) c: [*mut f32; TILES],
     /// Bytes from a row to the next.
-    stride: [usize; TILES],
-    chunks: usize,
-    /// Whether the sums start from what the destination holds.
+    pub(super) stride: [usize; TILES],
+    pub(super) chunks: usize,
+    /// 1 if the sums start from what the destination holds, else 0.
     adds: usize,
 }
 
-/// Zeroes or reads the destination, tiles 0 to 3; runs `pairs` for each chunk; writes the destination.
+/// Zeroes or reads the destination (tiles 0 to 3), runs `pairs` for each chunk, and writes the
+/// destination.
 ///
-/// Every four chunks a tile is written aside, which means nothing. Without it the writes at a job's end take some 900 cycles longer where
-/// more than 128 multiplications went before them (measured on Sapphire Rapids: 450 → 514 GFLOP/s a core at 16 chunks).
+/// Every four chunks a tile is written to `aside`, where nothing reads it. Without these writes, the
+/// ones at the end of a job take some 900 cycles longer after more than 128 multiplications (measured
+/// on Sapphire Rapids: 450 → 514 GFLOP/s per core at 16 chunks).
 macro_rules! with_destination {
     ($job:expr, $aside:expr, [$($pairs:expr),* $(,)?], $($operands:tt)*) => {
         asm!(
@@ -210,10 +174,10 @@ macro_rules! with_destination {
             "mov {at}, [{job} + {C} + 24]",
             "mov {by}, [{job} + {STRIDE} + 24]",
             "tilestored [{at} + {by}], tmm3",
-            C = const offset_of!(Job, c),
-            STRIDE = const offset_of!(Job, stride),
-            CHUNKS = const offset_of!(Job, chunks),
-            ADDS = const offset_of!(Job, adds),
+            C = const offset_of!(TileJob, c),
+            STRIDE = const offset_of!(TileJob, stride),
+            CHUNKS = const offset_of!(TileJob, chunks),
+            ADDS = const offset_of!(TileJob, adds),
             job = in(reg) $job,
             at = out(reg) _,
             by = out(reg) _,
@@ -226,8 +190,9 @@ macro_rules! with_destination {
     };
 }
 
-/// Brings two lines of each of two panels near, a chunk before they are read: tiles are read one at a time, which leaves the way from
-/// the third-level cache idle (32 rows: 168 → 142 ns a panel's chunk; with one row of tiles the way is full).
+/// Prefetches two lines of each of two panels, a chunk before they are read: tiles are read one at a
+/// time, which leaves the path from the third-level cache idle (32 rows: 168 → 142 ns per panel and
+/// chunk; with one row of tiles the path is full).
 macro_rules! fetch {
     ($pair:literal) => {
         concat!(
@@ -247,8 +212,8 @@ macro_rules! fetch {
     };
 }
 
-impl Job {
-    /// Of so many chunks; the destination is yet to be set.
+impl TileJob {
+    /// A job of `chunks` chunks of inputs; the destination is set later.
     pub fn new(a: [*const Line; 2], b: [*const Line; 4], chunks: usize, write: Write) -> Self {
         Self {
             a,
@@ -265,30 +230,31 @@ impl Job {
         self.adds != 0
     }
 
-    /// Where a tile belongs, its rows `stride` elements apart.
+    /// Sets the destination of a tile; its rows are `stride` elements apart.
     pub fn set_destination(&mut self, tile: usize, c: *mut f32, stride: usize) {
         (self.c[tile], self.stride[tile]) = (c, stride * size_of::<f32>());
     }
 
-    /// `c (+)= Σ a · b`; `aside` is room for a tile.
+    /// `c (+)= Σ a · b` for tiles of `rows` rows; `aside` is room for a tile.
     ///
     /// # Safety
-    /// The tiles must be configured, and the pointers good for tiles of `chunks` blocks.
+    /// The tiles must be configured, and the pointers valid for tiles of `chunks` blocks.
     #[inline]
-    pub unsafe fn run(&self, shape: Shape, aside: &mut [Line]) {
+    pub unsafe fn run(&self, shape: TileShape, rows: usize, aside: &mut [Line]) {
         assert!(aside.len() >= TILE, "room for a tile");
-        // SAFETY: the caller's.
+        // SAFETY: the caller's promise.
         unsafe {
             match shape {
-                Shape::Square => self.run_square(aside.as_mut_ptr()),
-                Shape::Row => self.run_row(aside.as_mut_ptr()),
+                _ if !amx::is_usable() => self.emulate(shape, rows),
+                TileShape::Square => self.run_square(aside.as_mut_ptr()),
+                TileShape::Row => self.run_row(aside.as_mut_ptr()),
             }
         }
     }
 
     unsafe fn run_square(&self, aside: *mut Line) {
         let ([a0, a1], [b0, b1, ..]) = (self.a, self.b);
-        // SAFETY: the caller's.
+        // SAFETY: the caller's promise.
         unsafe {
             with_destination!(
                 std::ptr::from_ref(self),
@@ -371,7 +337,7 @@ impl Job {
 
     unsafe fn run_row(&self, aside: *mut Line) {
         let ([a, _], [b0, b1, b2, b3]) = (self.a, self.b);
-        // SAFETY: the caller's.
+        // SAFETY: the caller's promise.
         unsafe {
             with_destination!(
                 std::ptr::from_ref(self),

@@ -2,9 +2,9 @@
 
 use super::super::destination::Destination;
 use super::super::lanes::{LANES, Line};
-use super::TILE;
+use super::super::parts::TILE;
 
-/// Some rows and columns of a destination, where a tile belongs.
+/// Rows and columns of a destination that a tile covers.
 pub struct Window<'a> {
     pub c: Destination<'a>,
     pub rows: usize,
@@ -12,30 +12,30 @@ pub struct Window<'a> {
 }
 
 impl Window<'_> {
-    /// Whether a tile of so many rows can be read and written where it lies.
+    /// Whether the destination holds all of a tile with `rows` rows.
     pub fn holds(&self, rows: usize) -> bool {
         self.rows == rows && self.columns == LANES
     }
 
-    /// Copies what the destination holds to a tile that stands in for it.
+    /// Copies the window to a tile that stands in for it.
     ///
     /// # Safety
-    /// The window must lie inside the destination, and hold numbers.
+    /// The window must lie inside the destination and be initialised.
     pub unsafe fn read(&self, tile: &mut [Line]) {
         for (i, line) in tile.iter_mut().enumerate().take(self.rows.min(TILE)) {
-            // SAFETY: the caller's.
+            // SAFETY: the caller's promise.
             let row = unsafe { std::slice::from_raw_parts(self.row(i), self.columns) };
             line.0[..self.columns].copy_from_slice(row);
         }
     }
 
-    /// Copies such a tile to the destination.
+    /// Copies a stand-in tile to the window.
     ///
     /// # Safety
-    /// The window must lie inside the destination, and nobody else may touch it meanwhile.
+    /// The window must lie inside the destination, and no other thread may access it.
     pub unsafe fn write(&self, tile: &[Line]) {
         for (i, line) in tile.iter().enumerate().take(self.rows.min(TILE)) {
-            // SAFETY: the caller's.
+            // SAFETY: the caller's promise.
             unsafe {
                 std::ptr::copy_nonoverlapping(line.0.as_ptr(), self.row(i), self.columns);
             }

@@ -11,6 +11,7 @@ use super::prompts::LongestPrompt;
 use crate::config::{AdvantageEstimator, Ppo, ScoreNormalization};
 use crate::model::config::{DecoderConfig, TensorSpec};
 use crate::model::lora::Lora;
+use crate::ops::product::ProductKernel;
 use crate::stages::ppo::{REFERENCE_SAMPLES, cache_budget, run_length};
 
 /// What buffers are computed from.
@@ -19,6 +20,8 @@ pub(super) struct Sizes<'a> {
     pub models: &'a Models,
     pub roles: &'a [Role],
     pub prompts: &'a LongestPrompt,
+    /// The kernel that panels are packed for.
+    pub kernel: ProductKernel,
 }
 
 impl Sizes<'_> {
@@ -101,7 +104,8 @@ impl Sizes<'_> {
         let is_adapter = |spec: &TensorSpec| known.iter().all(|own| own.name != spec.name);
         let actor = self.role("actor").into_iter();
         let own = actor.flat_map(|role| role.tensors.iter().map(|owned| owned.spec.clone()));
-        panels(policy, &own.filter(is_adapter).collect::<Vec<_>>())
+        let adapters: Vec<TensorSpec> = own.filter(is_adapter).collect();
+        panels(policy, &adapters, self.kernel)
     }
 
     /// The lowest layer that any role trains or adapts, where the roles share what lies below.
@@ -268,6 +272,7 @@ mod tests {
                 counts: [9, 5],
                 note: String::new(),
             },
+            kernel: ProductKernel::Chains,
         })
     }
 

@@ -10,6 +10,7 @@ use super::models::Folders;
 use super::roles::{Models, Start, roles};
 use crate::config::{CriticFrom, Ppo, RewardKind, Stage};
 use crate::model::config::Head;
+use crate::ops::backend::kernel;
 use crate::stages::ppo::{check_sampling, reference, sharing};
 use buffers::Sizes;
 use prompts::LongestPrompt;
@@ -30,6 +31,7 @@ pub fn ppo(folders: Folders, config: &Ppo) -> Result<Plan> {
         models: &models,
         roles: &roles,
         prompts: &prompts,
+        kernel: kernel(folders.0.run.arithmetic),
     };
     let mut buffers = sizes.rollout()?;
     buffers.extend(sizes.boundary());

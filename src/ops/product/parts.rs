@@ -1,8 +1,9 @@
-//! Three bfloat16 for an `f32`, in the layouts that the matrix unit reads.
+//! Splits each `f32` into three bfloat16 parts, in the layouts that the matrix unit reads.
 //!
-//! `x = high + middle + low` exactly: each part is the rest before it, rounded to the nearest number of eight significant bits, and
-//! three times eight are all bits that an `f32` has. (Not below 2⁻¹⁰³, where parts would be subnormal: the unit takes them for 0. The
-//! rest of an infinity is no number, nor is that of the last few numbers before it: what is not finite stays so, as NaN.)
+//! `x = high + middle + low` exactly: each part is the remainder so far, rounded to the nearest
+//! number of eight significant bits, and an `f32` has three times eight. Exceptions: below 2⁻¹⁰³ a
+//! part would be subnormal, and the unit reads it as 0. The remainder of an infinity, and of the
+//! largest few numbers, is NaN: products with them are NaN as well.
 
 use std::arch::x86_64::{
     __m512, __m512i, __mmask16, _mm512_add_epi32, _mm512_and_si512, _mm512_castps_si512,
@@ -12,24 +13,35 @@ use std::arch::x86_64::{
 };
 use std::ops::Range;
 
-use super::super::lanes::{Avx512, LANES, Line};
-use super::super::matrix::Matrix;
-use super::super::pack::transposed;
-use super::{BLOCK, CHUNK, TILE};
+use super::lanes::{Avx512, LANES, Line};
+use super::matrix::Matrix;
+use super::pack::transposed;
 
-/// Splits rows of a left-hand side, columns `inputs`: tile after tile, and of each chunk after chunk. What lies past the matrix is
-/// zero.
+/// Inputs of a tile.
+pub const CHUNK: usize = 32;
+/// Lines of a tile: its rows.
+pub const TILE: usize = 16;
+/// Lines of the three tiles of parts.
+pub const BLOCK: usize = 3 * TILE;
+
+/// Lines of a panel of parts.
+pub fn lines(inputs: usize) -> usize {
+    inputs.div_ceil(CHUNK) * BLOCK
+}
+
+/// Splits columns `inputs` of the rows of a left-hand side: tile after tile, and within each tile chunk
+/// after chunk. Rows past the matrix's end are zero.
 ///
 /// # Safety
 /// The processor must have AVX-512 (F and BW).
 #[target_feature(enable = "avx512f,avx512bw")]
 pub unsafe fn split_rows(matrix: Matrix, inputs: Range<usize>, blocks: &mut [Line]) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller has the instructions.
     unsafe { split::<false>(matrix, 0, inputs, blocks) }
 }
 
-/// Splits panels of a right-hand side, whose columns are the rows of `matrix` from `first` on: panel after panel, and of each chunk
-/// after chunk. What lies past the matrix is zero.
+/// Splits panels of a right-hand side, whose columns are the rows of `matrix` from `first` on: panel
+/// after panel, and within each panel chunk after chunk. Rows past the matrix's end are zero.
 ///
 /// # Safety
 /// As for [`split_rows`].
@@ -40,7 +52,7 @@ pub unsafe fn split_panels(
     inputs: Range<usize>,
     blocks: &mut [Line],
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller has the instructions.
     unsafe { split::<true>(matrix, first, inputs, blocks) }
 }
 
@@ -68,7 +80,7 @@ unsafe fn split<const PAIRS: bool>(
             let square = matrix
                 .rows(row, rows)
                 .columns(input..inputs.end.min(input + CHUNK));
-            // SAFETY: the instructions are the caller's.
+            // SAFETY: the caller has the instructions.
             unsafe {
                 match PAIRS {
                     true => put_columns(square, block),
@@ -79,14 +91,14 @@ unsafe fn split<const PAIRS: bool>(
     }
 }
 
-/// Sixteen rows of a square, of sixteen inputs each, or its transpose.
+/// Sixteen inputs of each of a square's sixteen rows, or the transpose of these.
 type Half = [Avx512; LANES];
 
-/// A tile of a left-hand side: a row of it is a row of the square.
+/// Writes a tile of a left-hand side: each of its rows is a row of the square.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn put_rows(square: Matrix, block: &mut [Line; BLOCK]) {
-    // SAFETY: the instructions are the caller's.
+    // SAFETY: the caller has the instructions.
     let [first, second] = unsafe {
         match square.strides() {
             [_, 1] => [rows_of(square, 0), rows_of(square, LANES)],
@@ -101,12 +113,12 @@ unsafe fn put_rows(square: Matrix, block: &mut [Line; BLOCK]) {
     }
 }
 
-/// A tile of a right-hand side: a row of it is two columns of the square.
+/// Writes a tile of a right-hand side: each of its rows is two columns of the square.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn put_columns(square: Matrix, block: &mut [Line; BLOCK]) {
     for first in [0, LANES] {
-        // SAFETY: the instructions are the caller's.
+        // SAFETY: the caller has the instructions.
         let columns = unsafe {
             match square.strides() {
                 [_, 1] => transposed(rows_of(square, first)),
@@ -123,7 +135,7 @@ unsafe fn put_columns(square: Matrix, block: &mut [Line; BLOCK]) {
     }
 }
 
-/// Sixteen inputs of each row, which are neighbours.
+/// Loads sixteen inputs of each row, where these are neighbours in memory.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn rows_of(square: Matrix, first: usize) -> Half {
@@ -144,7 +156,7 @@ unsafe fn rows_of(square: Matrix, first: usize) -> Half {
     rows
 }
 
-/// The rows' elements of sixteen inputs, which are neighbours.
+/// Loads all rows' elements of each of sixteen inputs, where these are neighbours in memory.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn columns_of(square: Matrix, first: usize) -> Half {
@@ -166,12 +178,13 @@ unsafe fn columns_of(square: Matrix, first: usize) -> Half {
     columns
 }
 
-/// The first of sixteen lanes.
+/// Mask of the first `count` of sixteen lanes.
 fn lanes(count: usize) -> __mmask16 {
     ((1u32 << count.min(LANES)) - 1) as __mmask16
 }
 
-/// The parts of two registers, joined, as row `i` of three tiles: the low ones first, which the unit reads first.
+/// Writes the joined parts of two registers as row `i` of three tiles: the low parts first, because the
+/// unit reads them first.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn put<const PAIRS: bool>(x: [__m512; 2], i: usize, block: &mut [Line; BLOCK]) {
@@ -189,7 +202,8 @@ fn put<const PAIRS: bool>(x: [__m512; 2], i: usize, block: &mut [Line; BLOCK]) {
     }
 }
 
-/// The next part, in the upper halves of the lanes (what is in the lower is not of it), and what is left.
+/// The next part, in the upper halves of the lanes (the lower halves are to be ignored), and the
+/// remainder.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn part([first, second]: [__m512; 2]) -> ([__m512i; 2], [__m512; 2]) {
@@ -209,7 +223,7 @@ fn part_of(x: __m512) -> (__m512i, __m512) {
     )
 }
 
-/// The upper halves of the lanes of one register, then those of the other: inputs of a row.
+/// Upper halves of the lanes of one register, then of the other: inputs of a row.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn side_by_side(first: __m512i, second: __m512i) -> __m512i {
@@ -227,7 +241,7 @@ fn side_by_side(first: __m512i, second: __m512i) -> __m512i {
     _mm512_permutex2var_epi16(first, index, second)
 }
 
-/// The upper halves of the lanes of two registers in turn: two inputs of sixteen outputs.
+/// Upper halves of the lanes of two registers, alternating: two inputs of sixteen outputs.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn in_pairs(first: __m512i, second: __m512i) -> __m512i {

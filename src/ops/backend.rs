@@ -1,0 +1,96 @@
+//! What computes a model's operations: kernels of this crate on the CPU, or compositions of candle's
+//! operations on any device.
+//!
+//! A backend is chosen once, where a model is loaded. Its parameters carry it to the operations that
+//! read them, and the decoder asks it where candle's graph is entered.
+
+use candle_core::{Device, Error};
+
+use super::product::ProductKernel;
+use crate::config;
+
+/// What computes the operations of a model.
+#[derive(Clone, Debug)]
+pub enum Backend {
+    /// Kernels of this crate on the CPU, and how these compute products.
+    Host(ProductKernel),
+    /// Compositions of candle's operations: for devices without kernels of this crate. Tests use it on
+    /// the CPU.
+    Composed(Device),
+}
+
+/// The device cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "device \"{device}\" cannot be used; it needs a build with --features cuda and a GPU of that \
+     number (see nvidia-smi)"
+)]
+pub struct DeviceError {
+    device: config::Device,
+    source: Error,
+}
+
+impl Backend {
+    /// The CPU, with products that have the same bits on every processor.
+    pub const CPU: Self = Self::Host(ProductKernel::Chains);
+
+    /// Opens a device, and chooses how products are computed where that is the CPU.
+    ///
+    /// # Errors
+    /// A GPU that does not exist, or a binary that was built without CUDA.
+    pub fn open(
+        device: config::Device,
+        arithmetic: config::Arithmetic,
+    ) -> Result<Self, DeviceError> {
+        match device {
+            config::Device::Cpu => Ok(Self::Host(kernel(arithmetic))),
+            config::Device::Cuda(ordinal) => match Device::new_cuda(ordinal) {
+                Ok(opened) => Ok(Self::Composed(opened)),
+                Err(source) => Err(DeviceError { device, source }),
+            },
+        }
+    }
+
+    /// The device that holds the tensors.
+    pub fn device(&self) -> &Device {
+        match self {
+            Self::Host(_) => &Device::Cpu,
+            Self::Composed(device) => device,
+        }
+    }
+
+    /// Whether kernels of this crate run the operations.
+    pub fn has_kernels(&self) -> bool {
+        matches!(self, Self::Host(_))
+    }
+
+    /// Whether decoding gives the bits of the training forward pass.
+    pub fn decodes_exactly(&self) -> bool {
+        self.has_kernels()
+    }
+
+    /// How products of our kernels are computed.
+    pub fn products(&self) -> ProductKernel {
+        match self {
+            Self::Host(kernel) => *kernel,
+            Self::Composed(_) => ProductKernel::Chains,
+        }
+    }
+
+    /// Whether both compute the same bits on the same device, so that models can share parameters.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Host(own), Self::Host(others)) => own == others,
+            (Self::Composed(own), Self::Composed(others)) => own.same_device(others),
+            _ => false,
+        }
+    }
+}
+
+/// The kernel that a setting selects on this processor.
+pub fn kernel(setting: config::Arithmetic) -> ProductKernel {
+    match setting {
+        config::Arithmetic::Fast => ProductKernel::fastest(),
+        config::Arithmetic::Portable => ProductKernel::Chains,
+    }
+}
