@@ -20,7 +20,7 @@ use collimate::model::config::{Geometry, Head};
 use collimate::model::lora::{Layers, LoraConfig, Scaling, Targets};
 use collimate::model::weights::SaveDtype;
 use collimate::ops::backend::Backend;
-use collimate::ops::param::Training;
+use collimate::ops::param::Trainability;
 use collimate::ops::product::ProductKernel;
 use collimate::stages;
 use collimate::train::run_folder::Existing;
@@ -194,7 +194,7 @@ impl Case {
     /// model, and for each epoch three times the work of a pass for policy and critic. The head
     /// counts where a token is drawn or trained on.
     fn least_seconds(&self, folder: &Path) -> Result<f64> {
-        let frozen = |_: &_| Training::Frozen;
+        let frozen = |_: &_| Trainability::Frozen;
         let (policy, head) = (folder.join("policy"), Head::LanguageModel);
         let policy = Decoder::load(&policy, head, 0, frozen, &Backend::CPU)?;
         let sizes = policy.decoder_config();
@@ -242,7 +242,7 @@ fn prepare(case: &Case, folder: &Path) -> Result<String> {
 
 /// Writes a policy and a reward model with random weights; returns no further keys.
 fn random_models(sizes: &Geometry, tied: bool, folder: &Path) -> Result<String> {
-    let random = |head| support::random(sizes, head, tied, Training::Frozen, &Backend::CPU);
+    let random = |head| support::random(sizes, head, tied, Trainability::Frozen, &Backend::CPU);
     save(random(Head::LanguageModel)?, &folder.join("policy"))?;
     save(random(Head::Score)?, &folder.join("reward"))?;
     Ok(String::new())
@@ -252,7 +252,7 @@ fn random_models(sizes: &Geometry, tied: bool, folder: &Path) -> Result<String> 
 /// sharing.
 fn smollm2_models(sharing: Sharing, folder: &Path) -> Result<String> {
     let load = |head| {
-        let frozen = |_: &_| Training::Frozen;
+        let frozen = |_: &_| Trainability::Frozen;
         Decoder::load(Path::new(support::SMOLLM2), head, 0, frozen, &Backend::CPU)
     };
     let (policy, reward) = (folder.join("policy"), folder.join("reward"));
@@ -276,7 +276,7 @@ fn smollm2_models(sharing: Sharing, folder: &Path) -> Result<String> {
                 layers_to_transform: Layers::All,
             };
             let base = load(Head::LanguageModel)?;
-            let adapted = Decoder::adapt(&base, &config, Head::Score, 0, Training::Frozen)?;
+            let adapted = Decoder::adapt(&base, &config, Head::Score, 0, Trainability::Frozen)?;
             adapted.save_adapter(&reward, &policy, SaveDtype::F32)?;
             tokenizer_files(&reward, base.decoder_config().vocab_size)?;
             format!("share = \"adapter\"\n{lora}\n")

@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use collimate::model::Decoder;
 use collimate::model::generator::Generator;
 use collimate::ops::backend::Backend;
-use collimate::ops::param::Training;
+use collimate::ops::param::Trainability;
 use collimate::ops::product::ProductKernel;
 use rollout::{Model, Output, Request, Settings, Stats, generate};
 use serde_json::json;
@@ -76,14 +76,14 @@ fn backend(case: &str) -> Backend {
 
 /// Completions of equal length, all in one batch.
 fn equal(case: &str) -> Result<()> {
-    let model = timed::model(case, Training::Frozen, &backend(case))?;
+    let model = timed::model(case, Trainability::Frozen, &backend(case))?;
     let batch = if case.contains("batch 32") { 32 } else { 8 };
     let requests = requests(&model, batch, |_| NEW);
     measure(case, &model, &requests, batch)
 }
 
 fn ragged(case: &str) -> Result<()> {
-    let model = timed::model(case, Training::Frozen, &backend(case))?;
+    let model = timed::model(case, Trainability::Frozen, &backend(case))?;
     measure(case, &model, &requests(&model, 128, |i| RAGGED[i]), 32)
 }
 
@@ -99,7 +99,7 @@ fn one_thread(case: &str) -> Result<()> {
 /// Milliseconds of a step of 8 sequences as the context grows: the median of the 64 steps after the
 /// prompt.
 fn by_context(case: &str) -> Result<()> {
-    let model = timed::model(case, Training::Frozen, &backend(case))?;
+    let model = timed::model(case, Trainability::Frozen, &backend(case))?;
     for context in [128, 256, 512, 1024, 2048] {
         let mut requests = requests(&model, 8, |_| 65);
         for request in &mut requests {
@@ -129,14 +129,14 @@ fn by_context(case: &str) -> Result<()> {
 
 /// The batch size is the last word of the case's name.
 fn by_batch(case: &str) -> Result<()> {
-    let model = timed::model(case, Training::Frozen, &backend(case))?;
+    let model = timed::model(case, Trainability::Frozen, &backend(case))?;
     let batch = case.rsplit(' ').next().context("a batch")?.parse()?;
     measure(case, &model, &requests(&model, batch, |_| 64), batch)
 }
 
 /// Ten times the prompts must take ten times the time and no more memory.
 fn prompts(case: &str) -> Result<()> {
-    let model = timed::model(case, Training::Frozen, &backend(case))?;
+    let model = timed::model(case, Trainability::Frozen, &backend(case))?;
     let count = if case.ends_with("x 10") { 1280 } else { 128 };
     measure(
         case,
@@ -148,7 +148,7 @@ fn prompts(case: &str) -> Result<()> {
 
 /// 8 samples for each of 16 prompts of 256 tokens.
 fn groups(case: &str) -> Result<()> {
-    let model = timed::model(case, Training::Frozen, &backend(case))?;
+    let model = timed::model(case, Trainability::Frozen, &backend(case))?;
     let shared = case.contains("shared");
     let mut requests = requests(&model, if shared { 16 } else { 128 }, |_| 64);
     for (i, request) in requests.iter_mut().enumerate() {

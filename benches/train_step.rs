@@ -13,7 +13,7 @@ use collimate::model::{Decoder, Gradient, Recompute};
 use collimate::ops::attention::Segments;
 use collimate::ops::backend::Backend;
 use collimate::ops::head::Target;
-use collimate::ops::param::Training;
+use collimate::ops::param::Trainability;
 use collimate::ops::product::ProductKernel;
 use collimate::train::optimizer::{AdamW, AdamWConfig};
 use serde_json::json;
@@ -37,7 +37,7 @@ fn step(case: &str) -> Result<()> {
         false => Recompute::None,
     };
     let kernel = ProductKernel::fastest();
-    let model = timed::model(case, Training::Trained, &Backend::Host(kernel))?;
+    let model = timed::model(case, Trainability::Trained, &Backend::Host(kernel))?;
     let mut optimizer = AdamW::new(model.params(), CONFIG)?;
     let (ids, targets) = data(&model);
     let segments = Segments::from_lengths([LENGTH; ROWS]);

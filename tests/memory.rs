@@ -10,7 +10,7 @@ use collimate::model::{Decoder, Gradient, Recompute};
 use collimate::ops::attention::Segments;
 use collimate::ops::backend::Backend;
 use collimate::ops::head::{Target, most_logits};
-use collimate::ops::param::Training;
+use collimate::ops::param::Trainability;
 use collimate::stages::plan::activations::Pass;
 
 /// The system's allocator with a count of the bytes in use.
@@ -52,7 +52,7 @@ fn model(family: Family) -> Decoder {
         max_position_embeddings: 128,
     };
     let config = DecoderConfig::from_scratch(family, &sizes).expect("a valid model");
-    let all = |_: &_| Training::Trained;
+    let all = |_: &_| Trainability::Trained;
     Decoder::fresh(HfConfig::new(config), 1, all, &Backend::CPU).expect("a model")
 }
 

@@ -10,7 +10,7 @@ use collimate::model::Decoder;
 use collimate::model::config::{DecoderConfig, Family, Geometry, Head};
 use collimate::model::hf_config::HfConfig;
 use collimate::ops::backend::Backend;
-use collimate::ops::param::Training;
+use collimate::ops::param::Trainability;
 use collimate::ops::pool;
 use serde_json::{Value, json};
 
@@ -69,7 +69,7 @@ pub fn random(
     sizes: &Geometry,
     head: Head,
     tied: bool,
-    training: Training,
+    training: Trainability,
     backend: &Backend,
 ) -> Result<Decoder> {
     let mut config = DecoderConfig::from_scratch(Family::Llama, sizes)?;

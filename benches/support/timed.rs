@@ -6,12 +6,12 @@ use anyhow::Result;
 use collimate::model::Decoder;
 use collimate::model::config::Head;
 use collimate::ops::backend::Backend;
-use collimate::ops::param::Training;
+use collimate::ops::param::Trainability;
 
 use crate::support::{SMOLLM2, TINY6, random};
 
 /// The model named in a case's name.
-pub fn model(name: &str, training: Training, backend: &Backend) -> Result<Decoder> {
+pub fn model(name: &str, training: Trainability, backend: &Backend) -> Result<Decoder> {
     if !name.contains("smollm2") {
         return random(&TINY6, Head::LanguageModel, false, training, backend);
     }

@@ -20,7 +20,7 @@ use crate::model::hf_config::HfConfig;
 use crate::model::hf_config::adapter::AdapterConfig;
 use crate::model::hub;
 use crate::ops::backend::Backend;
-use crate::ops::param::Training;
+use crate::ops::param::Trainability;
 use crate::stages::misfits::{Misfit, Misfits};
 
 /// A Hugging Face folder: its configuration, and its tokenizer if it has one; perhaps with a PEFT folder on it.
@@ -193,13 +193,13 @@ impl ModelFolder {
     /// # Errors
     /// A missing or damaged file, or a tensor of another shape.
     pub fn decoder(&self, head: Head, backend: &Backend) -> anyhow::Result<Decoder> {
-        let frozen = |_: &_| Training::Frozen;
+        let frozen = |_: &_| Trainability::Frozen;
         let Some(adapter) = &self.adapter else {
             return Ok(Decoder::load(&self.path, head, 0, frozen, backend)?);
         };
         let found = HfConfig::read(&self.path)?.decoder.head;
         let base = Decoder::load(&self.path, found, 0, frozen, backend)?;
-        let frozen = Training::Frozen;
+        let frozen = Trainability::Frozen;
         let mut decoder = Decoder::load_adapter(&base, adapter, head, 0, frozen)?;
         *decoder.config_mut() = self.config.clone();
         Ok(decoder)

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::config::{Activation, DecoderConfig, Norm as NormKind, QkNorm, weight};
+use super::config::{Activation, DecoderConfig, NormKind, QkNorm, weight};
 use super::lora::{Lora, a_of, b_of};
 use crate::ops::activation::{gelu_link, gelu_tanh_link, swiglu_composed, swiglu_link};
 use crate::ops::adapter::Adapter;
@@ -11,7 +11,7 @@ use crate::ops::linear::{Linear, Projection};
 use crate::ops::norm::Norm;
 use crate::ops::operation::Link;
 use crate::ops::param::ParamStore;
-use crate::ops::residual::{Branch, Wanted, add_branch, add_result, run};
+use crate::ops::residual::{Branch, WantedRows, add_branch, add_result, run};
 use crate::ops::rope::Angles;
 use crate::ops::storage::gather;
 
@@ -66,7 +66,7 @@ impl Block {
         &self,
         angles: Option<&Angles>,
         segments: &Segments,
-        wanted: Wanted,
+        wanted: WantedRows,
     ) -> [Branch; 2] {
         let attention = Branch {
             chain: self.attention_chain(angles, segments),
@@ -86,7 +86,7 @@ impl Block {
         x: &mut Vec<f32>,
         mut rows: usize,
         angles: Option<&Angles>,
-        wanted: &Wanted,
+        wanted: &WantedRows,
         attend: impl FnOnce(&[f32], Attention) -> Result<Vec<f32>>,
     ) -> Result<()> {
         let qkv = run(x, rows, &self.qkv_chain(angles))?;
@@ -134,7 +134,7 @@ impl Block {
         &self,
         x: &Tensor,
         angles: Option<&Angles>,
-        wanted: &Wanted,
+        wanted: &WantedRows,
         attend: impl FnOnce(&Tensor, Attention) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let spec = self.spec;

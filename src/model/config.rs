@@ -9,7 +9,7 @@ mod tensors;
 mod validate;
 
 pub use names::{LM_HEAD, Names, SCORE, is_embedding, layer_of, weight, without_trunk};
-pub use tensors::{Init, Layout, TensorSpec};
+pub use tensors::{Init, StoredLayout, TensorSpec};
 pub use validate::InvalidDecoder;
 
 /// A family of decoders: it fixes the tensor names and the keys of `config.json`.
@@ -98,7 +98,7 @@ impl Family {
 
 /// The normalisation before each sub-layer and before the head.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Norm {
+pub enum NormKind {
     /// RMSNorm (Zhang and Sennrich 2019, eq. 4): scale, no shift.
     Rms { eps: f64 },
     /// LayerNorm (Ba et al. 2016, eq. 4): scale and shift.
@@ -191,7 +191,7 @@ pub struct DecoderConfig {
     pub head_dim: usize,
     pub vocab_size: usize,
     pub max_position_embeddings: usize,
-    pub norm: Norm,
+    pub norm: NormKind,
     pub position: Position,
     pub activation: Activation,
     /// The query, key and value projections have biases.
@@ -249,7 +249,7 @@ impl DecoderConfig {
                 ..base
             },
             Family::Gpt2 => DecoderConfig {
-                norm: Norm::Layer { eps: 1e-5 },
+                norm: NormKind::Layer { eps: 1e-5 },
                 position: Position::Learned,
                 activation: Activation::GeluTanh,
                 qkv_bias: true,
@@ -283,7 +283,7 @@ impl DecoderConfig {
                 .unwrap_or(sizes.hidden_size / sizes.num_attention_heads.max(1)),
             vocab_size: sizes.vocab_size,
             max_position_embeddings: sizes.max_position_embeddings,
-            norm: Norm::Rms { eps: 1e-5 },
+            norm: NormKind::Rms { eps: 1e-5 },
             position: Position::Rope(RopeConfig {
                 theta: 10_000.0,
                 scaling: RopeScaling::None,

@@ -22,11 +22,11 @@ use crate::ops::embedding::embed;
 use crate::ops::head::{BothLogProbs, Target, TokenLogProbs, both_log_probs, token_log_probs};
 use crate::ops::linear::{Linear, Projection};
 use crate::ops::norm::Norm;
-use crate::ops::param::{Param, ParamStore, Training};
-use crate::ops::residual::Wanted;
+use crate::ops::param::{Param, ParamStore, Trainability};
+use crate::ops::residual::WantedRows;
 use crate::ops::rope::Rotation;
 
-pub use assembly::{Holding, Source};
+pub use assembly::{Holding, TensorSource};
 use layers::{Tokens, enter_graph};
 
 /// What a layer keeps for its backward pass.
@@ -54,7 +54,7 @@ pub struct Decoder {
     embedding: Arc<Param>,
     positions: Option<Arc<Param>>,
     rotation: Option<Rotation>,
-    layers: Vec<(Block, Training)>,
+    layers: Vec<(Block, Trainability)>,
     norm: Norm,
     head: Arc<Param>,
     score: Option<Linear>,
@@ -103,7 +103,7 @@ impl Decoder {
         &self,
         ids: &[u32],
         segments: &Segments,
-        wanted: Wanted,
+        wanted: WantedRows,
         gradient: Gradient,
     ) -> Result<Tensor> {
         check_wanted(&wanted, segments)?;
@@ -138,7 +138,7 @@ impl Decoder {
         layer: usize,
         hidden: &Tensor,
         segments: &Segments,
-        wanted: Wanted,
+        wanted: WantedRows,
         gradient: Gradient,
     ) -> Result<Tensor> {
         self.check_boundary(layer)?;
@@ -164,7 +164,7 @@ impl Decoder {
         layer: usize,
         x: Tensor,
         segments: &Segments,
-        wanted: &Wanted,
+        wanted: &WantedRows,
         gradient: Gradient,
     ) -> Result<Tensor> {
         let recompute = match gradient {
@@ -181,7 +181,7 @@ impl Decoder {
             &mut tokens,
         )?;
         self.norm
-            .forward(&enter_graph(x, gradient, Training::Trained)?)
+            .forward(&enter_graph(x, gradient, Trainability::Trained)?)
     }
 
     /// Log-probability and entropy of tokens, given the hidden states of [`Self::forward`].
@@ -266,7 +266,7 @@ impl Decoder {
     }
 }
 
-fn check_wanted(wanted: &Wanted, segments: &Segments) -> Result<()> {
+fn check_wanted(wanted: &WantedRows, segments: &Segments) -> Result<()> {
     let rows = segments.tokens();
     let outside = |row: &&u32| **row as usize >= rows;
     if wanted.as_ref().is_some_and(|wanted| wanted.is_empty()) {

@@ -19,5 +19,5 @@ pub mod score_position;
 pub mod trunk;
 pub mod weights;
 
-pub use decoder::{Decoder, Gradient, Holding, Recompute, Source};
+pub use decoder::{Decoder, Gradient, Holding, Recompute, TensorSource};
 pub use error::ModelError;

@@ -13,7 +13,7 @@ use super::fingerprint::{Fingerprint, FingerprintBuilder};
 use super::hf_config::HfConfig;
 use super::lora::Stored;
 use crate::model::config::Head;
-use crate::ops::param::Training;
+use crate::ops::param::Trainability;
 
 pub use record::TrunkRecord;
 
@@ -40,7 +40,7 @@ impl Decoder {
         folder: &Path,
         head: Head,
         seed: u64,
-        training: Training,
+        training: Trainability,
     ) -> Result<Self, ModelError> {
         base.check_depth(layers)?;
         let shared = |spec: &TensorSpec| base.params().find(&spec.name);

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use safetensors::{Dtype, SafeTensorError};
 use serde_json::Value;
 
-use super::config::{LM_HEAD, Layout, SCORE, TensorSpec, weight, without_trunk};
+use super::config::{LM_HEAD, SCORE, StoredLayout, TensorSpec, weight, without_trunk};
 use crate::files::regular;
 use crate::files::stored::{StoredTensors, Unreadable};
 use values::{transpose, widen};
@@ -34,7 +34,7 @@ const INDEX: &str = "model.safetensors.index.json";
 pub struct Weights {
     folder: PathBuf,
     shards: Vec<Shard>,
-    tensors: BTreeMap<String, Entry>,
+    tensors: BTreeMap<String, TensorEntry>,
 }
 
 #[derive(Debug)]
@@ -46,7 +46,7 @@ struct Shard {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct TensorEntry {
     shard: usize,
     dtype: Dtype,
     shape: Vec<usize>,
@@ -121,7 +121,7 @@ impl Weights {
     }
 
     /// The values of a tensor as they stand in its file; `None` for a type that is not a plain float.
-    fn values(&self, entry: &Entry) -> Result<Option<Vec<f32>>, WeightsError> {
+    fn values(&self, entry: &TensorEntry) -> Result<Option<Vec<f32>>, WeightsError> {
         let shard = &self.shards[entry.shard];
         let values = widen(&shard.stored, entry.range.clone(), entry.dtype);
         values.map_err(|source| WeightsError::Read {
@@ -141,13 +141,13 @@ impl Weights {
         let values = self.values(entry)?;
         let values = values.ok_or_else(|| self.wrong_type(name, entry))?;
         Ok(match (spec.layout, entry.shape.as_slice()) {
-            (Layout::Conv1d, &[rows, columns]) => transpose(&values, rows, columns),
+            (StoredLayout::Conv1d, &[rows, columns]) => transpose(&values, rows, columns),
             _ => values,
         })
     }
 
     /// Where the tensor lies, with its name in the file, if it has the right shape.
-    fn entry(&self, spec: &TensorSpec) -> Result<(&str, &Entry), WeightsError> {
+    fn entry(&self, spec: &TensorSpec) -> Result<(&str, &TensorEntry), WeightsError> {
         let (name, entry) = self.resolve(&spec.name).ok_or_else(|| self.missing(spec))?;
         let expected = spec.stored_shape();
         match entry.shape == expected {
@@ -161,7 +161,7 @@ impl Weights {
         }
     }
 
-    fn wrong_type(&self, name: &str, entry: &Entry) -> WeightsError {
+    fn wrong_type(&self, name: &str, entry: &TensorEntry) -> WeightsError {
         WeightsError::Dtype {
             name: name.to_owned(),
             file: self.shards[entry.shard].file.clone(),
@@ -198,7 +198,7 @@ impl Weights {
     }
 
     /// The entry that `name` stands for, with its name in the file.
-    fn resolve(&self, name: &str) -> Option<(&str, &Entry)> {
+    fn resolve(&self, name: &str) -> Option<(&str, &TensorEntry)> {
         std::iter::once(name)
             .chain(without_trunk(name))
             .find_map(|name| self.tensors.get_key_value(name))
@@ -232,7 +232,7 @@ impl Weights {
         let metadata = stored.header();
         let shard = self.shards.len();
         for (name, info) in metadata.tensors() {
-            let entry = Entry {
+            let entry = TensorEntry {
                 shard,
                 dtype: info.dtype,
                 shape: info.shape.clone(),

@@ -1,4 +1,5 @@
-//! The nonlinear middle of the feed-forward layer: SwiGLU (Shazeer 2020, eq. 6) and GELU (Hendrycks and Gimpel 2016).
+//! Activations of the feed-forward layer: SwiGLU (Shazeer 2020, eq. 6) and GELU (Hendrycks and
+//! Gimpel 2016).
 
 use std::borrow::Cow;
 use std::mem::MaybeUninit;
@@ -8,15 +9,15 @@ use candle_core::{Result, Tensor, bail};
 use multiversion::multiversion;
 use rollout::row::exp;
 
-use super::operation::{Link, Operation, Traits, apply};
+use super::operation::{Link, LinkTraits, Operation, apply};
 use super::pool;
 use super::storage;
 
 /// Rows of one task.
 const ROWS: usize = 16;
-/// Elements of one task where rows do not matter.
+/// Elements of one task of an element-wise function.
 const BLOCK: usize = 1 << 14;
-const CHEAP: Traits = Traits {
+const CHEAP: LinkTraits = LinkTraits {
     cheap: true,
     in_place: false,
 };
@@ -25,7 +26,7 @@ const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 /// Cubic coefficient of GELU's tanh form.
 const CUBIC: f32 = 0.044_715;
 
-/// `silu(gate) · up` of `[tokens, 2·width]` holding `gate | up` → `[tokens, width]`.
+/// `silu(gate) · up` on the CPU: `[tokens, 2·width]` holding `gate | up` → `[tokens, width]`.
 ///
 /// # Errors
 /// If the width is odd or the device fails.
@@ -55,7 +56,7 @@ pub fn swiglu_composed(x: &Tensor) -> Result<Tensor> {
     x.narrow(1, 0, width)?.silu()? * x.narrow(1, width, width)?
 }
 
-/// GELU in its tanh form (`gelu_new`).
+/// GELU in its tanh form (`gelu_new`), on the CPU.
 ///
 /// # Errors
 /// If the device fails.
@@ -92,7 +93,7 @@ impl Operation for SwiGlu {
         ["swiglu", "swiglu backward"]
     }
 
-    fn traits(&self) -> Traits {
+    fn traits(&self) -> LinkTraits {
         CHEAP
     }
 
@@ -108,7 +109,7 @@ impl Operation for SwiGlu {
                 }
             });
         };
-        // SAFETY: each row is written whole.
+        // SAFETY: each row is written completely.
         Ok(unsafe { storage::written(rows * width, write) })
     }
 
@@ -131,7 +132,7 @@ impl Operation for SwiGlu {
                 }
             });
         };
-        // SAFETY: each row is written whole.
+        // SAFETY: each row is written completely.
         Ok(unsafe { storage::written(x.len(), write) })
     }
 }
@@ -141,7 +142,7 @@ fn block(width: usize) -> usize {
     (ROWS * width).max(1)
 }
 
-/// GELU as it is defined, by the error function.
+/// GELU by the error function, as it is defined, on the CPU.
 ///
 /// # Errors
 /// If the device fails.
@@ -154,16 +155,16 @@ pub fn gelu_link() -> Link {
     Arc::new(Gelu::Exact)
 }
 
-/// Maps each element by `f`, a block at a time.
+/// Results of `f`, which maps a block of elements at a time.
 fn mapped(x: &[f32], f: impl Fn(&[f32], &mut [MaybeUninit<f32>]) + Sync) -> Vec<f32> {
     let write = |y: &mut [MaybeUninit<f32>]| {
         pool::for_each(y.chunks_mut(BLOCK).zip(x.chunks(BLOCK)), |(y, x)| f(x, y));
     };
-    // SAFETY: both functions that are handed in write their whole block.
+    // SAFETY: both functions that are passed write their whole block.
     unsafe { storage::written(x.len(), write) }
 }
 
-/// `dy`, each element multiplied by the slope that `f` finds at `x`.
+/// `dy` after `f` has multiplied each element by the slope at `x`, a block at a time.
 fn multiplied(x: &[f32], dy: Cow<[f32]>, f: impl Fn(&[f32], &mut [f32]) + Sync) -> Vec<f32> {
     let mut d = dy.into_owned();
     pool::for_each(d.chunks_mut(BLOCK).zip(x.chunks(BLOCK)), |(d, x)| f(x, d));
@@ -183,7 +184,7 @@ impl Operation for Gelu {
         ["gelu", "gelu backward"]
     }
 
-    fn traits(&self) -> Traits {
+    fn traits(&self) -> LinkTraits {
         CHEAP
     }
 
@@ -202,12 +203,12 @@ impl Operation for Gelu {
     }
 }
 
-/// The normal distribution up to `x`.
+/// Cumulative distribution function of the normal distribution.
 fn normal_cdf(x: f64) -> f64 {
     0.5 * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2))
 }
 
-/// The normal distribution's density at `x`.
+/// Density of the normal distribution.
 fn normal_density(x: f64) -> f64 {
     (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt()
 }
@@ -225,7 +226,7 @@ fn gelu_block_backward(x: &[f32], d: &mut [f32]) {
     }
 }
 
-/// tanh through one exponential; ±1 at the ends.
+/// tanh by one exponential; exactly ±1 for large arguments.
 #[inline(always)]
 fn tanh(x: f32) -> f32 {
     1.0 - 2.0 / (exp(2.0 * x) + 1.0)

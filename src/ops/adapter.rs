@@ -1,9 +1,11 @@
-//! The low-rank part of an adapted projection: `y += scale · (x · Aᵀ) · Bᵀ` (LoRA: Hu et al. 2021, eq. 3).
+//! The low-rank part of an adapted projection: `y += scale · (x · Aᵀ) · Bᵀ` (LoRA: Hu et al. 2021,
+//! eq. 3).
 //!
-//! `A` is `[r, inputs]` and `B` `[outputs, r]`. Adapters whose projections read the same input compute their inner values side by
-//! side, in one product. Every product is a chain of fused multiply-adds in ascending order whatever the rows ([`super::product`]),
-//! and all passes run the same products in the same order, so that an adapted row, too, has the same bits alone and in any batch.
-//! Left out: dropout of the input; without it training and generation see one function.
+//! `A` is `[r, inputs]` and `B` is `[outputs, r]`. Adapters whose projections read the same input
+//! compute their inner values `x · Aᵀ` side by side, in one product. All passes run the same
+//! products in the same order ([`super::product`]), so that an adapted row, too, has the same bits
+//! alone and in any batch. Left out: dropout of the input; without it training and generation
+//! compute one function.
 
 use std::sync::Arc;
 
@@ -21,7 +23,7 @@ use super::tap::tap;
 /// Rows of one task of a scaling.
 const ROWS: usize = 64;
 
-/// Two matrices whose product is added to a weight.
+/// Two thin matrices whose product is added to a weight.
 #[derive(Clone)]
 pub struct Adapter {
     /// `A`, `[r, inputs]`
@@ -33,14 +35,14 @@ pub struct Adapter {
 }
 
 /// `scale · x · Aᵀ` of adapters side by side, or the gradient of `x · Aᵀ`: `[rows, Σ r]`.
-pub(super) struct Inner {
+pub(super) struct InnerValues {
     values: Vec<f32>,
     rows: usize,
     width: usize,
 }
 
 impl Adapter {
-    /// The number of columns between the two matrices.
+    /// The rank `r`.
     pub fn rank(&self) -> usize {
         self.a.dims()[0]
     }
@@ -49,7 +51,7 @@ impl Adapter {
         self.a.is_trained() || self.b.is_trained()
     }
 
-    /// Makes sure that it fits a weight `[outputs, inputs]`.
+    /// Checks that the adapter fits a weight `[outputs, inputs]`.
     pub(super) fn check(&self, weight: &Param) -> Result<()> {
         let (outputs, inputs) = weight.value().dims2()?;
         let (r, from) = self.a.value().dims2()?;
@@ -64,7 +66,7 @@ impl Adapter {
         Ok(())
     }
 
-    /// Its share of `y` as a composition of candle operations.
+    /// The adapter's result as a composition of candle operations.
     pub(super) fn composed(&self, x: &Tensor) -> Result<Tensor> {
         let scale = f64::from(self.scale);
         let inner = (x.matmul(&self.a.value().t()?)? * scale)?;
@@ -81,7 +83,8 @@ impl Adapter {
         })
     }
 
-    /// Adds its share to the columns of `y` from `column` on; rows of `y` are `width` apart.
+    /// Adds the adapter's result to the columns of `y` from `column` on; rows of `y` are `width`
+    /// apart.
     pub(super) fn add_to(
         &self,
         inner: Matrix,
@@ -94,8 +97,9 @@ impl Adapter {
         Ok(())
     }
 
-    /// Turns the gradient of its columns of `y` into that of `x · Aᵀ`, in the columns of `d` from `at` on.
-    fn inner_gradient(&self, columns: Matrix, d: &mut Inner, at: usize) -> Result<()> {
+    /// Writes the gradient of `x · Aᵀ` to the columns of `d` from `at` on, given the gradient of
+    /// the adapter's columns of `y`.
+    fn inner_gradient(&self, columns: Matrix, d: &mut InnerValues, at: usize) -> Result<()> {
         let (outputs, r) = self.b.value().dims2()?;
         let stride = d.width;
         storage::read(self.b.value(), |b| {
@@ -114,7 +118,7 @@ impl Adapter {
         })
     }
 
-    /// Adds its share to the gradient of `x`, given that of `x · Aᵀ`.
+    /// Adds the adapter's part of the gradient of `x`, given the gradient of `x · Aᵀ`.
     pub(super) fn add_input_gradient(&self, d: Matrix, dx: &mut [f32]) -> Result<()> {
         let (r, inputs) = self.a.value().dims2()?;
         storage::read(self.a.value(), |a| {
@@ -148,7 +152,7 @@ impl Adapter {
     }
 }
 
-impl Inner {
+impl InnerValues {
     /// `scale · x · Aᵀ` of all `adapters`.
     pub(super) fn forward(adapters: &[&Adapter], x: Matrix) -> Result<Self> {
         let operands: Vec<_> = adapters
@@ -168,7 +172,7 @@ impl Inner {
         Ok(inner)
     }
 
-    /// The gradients of `x · Aᵀ`; each adapter comes with the gradient of its columns of `y`.
+    /// The gradients of `x · Aᵀ`, given the gradient of each adapter's columns of `y`.
     pub(super) fn backward(parts: &[(&Adapter, Matrix)], rows: usize) -> Result<Self> {
         let adapters: Vec<&Adapter> = parts.iter().map(|(adapter, _)| *adapter).collect();
         let width = adapters.iter().map(|a| a.rank()).sum();

@@ -1,8 +1,8 @@
-//! What computes a model's operations: kernels of this crate on the CPU, or compositions of candle's
-//! operations on any device.
+//! What computes a model's operations: kernels of this crate on the CPU, or compositions of
+//! candle's operations on any device.
 //!
-//! A backend is chosen once, where a model is loaded. Its parameters carry it to the operations that
-//! read them, and the decoder asks it where candle's graph is entered.
+//! A backend is chosen once, where a model is loaded. Its parameters carry it to the operations
+//! that read them, and the decoder asks it where candle's graph is entered.
 
 use candle_core::{Device, Error};
 
@@ -14,8 +14,8 @@ use crate::config;
 pub enum Backend {
     /// Kernels of this crate on the CPU, and how these compute products.
     Host(ProductKernel),
-    /// Compositions of candle's operations: for devices without kernels of this crate. Tests use it on
-    /// the CPU.
+    /// Compositions of candle's operations: for devices without kernels of this crate. Tests use it
+    /// on the CPU.
     Composed(Device),
 }
 

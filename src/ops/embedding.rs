@@ -1,7 +1,8 @@
 //! Token (and learned position) embeddings: rows of a table by id.
 //!
-//! The result enters candle's graph through an anchor, a scalar Var of value zero, because the graph knows nothing of
-//! parameters: the backward pass arrives here and adds each row's gradient to the table's arena.
+//! candle's graph does not contain parameters. The result enters it through an anchor, a scalar
+//! `Var` of value zero, so that the backward pass reaches this operation, which adds each row's
+//! gradient to the table's arena.
 
 use std::sync::Arc;
 
@@ -31,7 +32,7 @@ pub fn embed(table: &Arc<Param>, ids: &[u32]) -> Result<Tensor> {
     anchor(table)?.apply_op1(op)
 }
 
-/// The same as a composition of candle operations.
+/// [`embed`] as a composition of candle operations.
 ///
 /// # Errors
 /// As [`embed`].
@@ -48,7 +49,7 @@ pub fn composed(table: &Arc<Param>, ids: &[u32]) -> Result<Tensor> {
     })
 }
 
-/// Tracked when the table is trained, and then the whole forward pass is.
+/// The anchor: tracked if the table is trained, and with it the whole forward pass.
 fn anchor(table: &Param) -> Result<Tensor> {
     let zero = Tensor::zeros(1, DType::F32, table.value().device())?;
     if table.is_trained() {

@@ -1,13 +1,15 @@
-//! Log-probability and entropy of chosen tokens, straight from hidden states and the head's weight.
+//! Log-probability and entropy of chosen tokens, from hidden states and the head's weight.
 //!
-//! The logits of all tokens are never held: rows are walked in chunks, and the backward pass recomputes each chunk, unless
-//! they are so few that they may be held ([`HELD`]). A row's statistics come from [`rollout::row`], the kernel that the sampler uses,
-//! so a token's log-prob here is the recorded one bit for bit. Where sampling was cut (top-k, top-p, min-p, a mask), the
-//! distribution is renormalised over the kept set, by which the ratio of two policies is taken. What compares a policy with another
-//! one, such as the KL to the reference, needs log-probs over the whole vocabulary: [`both_log_probs`] gives the two from one row of
-//! logits.
+//! The logits of all tokens are never in memory at once: they are computed in chunks of rows, and
+//! again in the backward pass, except for a few that are kept ([`HELD`]). A row's statistics come
+//! from [`rollout::row`], the kernel that the sampler uses, so a token's log-prob here equals the
+//! recorded one bit for bit. If sampling was cut (top-k, top-p, min-p, a mask), the distribution is
+//! renormalised over the kept set; the ratio of two policies uses these log-probs. Comparisons of
+//! two policies, such as the KL to the reference, need log-probs over the whole vocabulary:
+//! [`both_log_probs`] computes both from one row of logits.
 //!
-//! With z = logits / temperature, p = softmax(z): ∂log p(t)/∂z = onehot(t) − p, and ∂H/∂z = −p ∘ (log p + H).
+//! With z = logits / temperature, p = softmax(z): ∂log p(t)/∂z = onehot(t) − p, and ∂H/∂z = −p ∘
+//! (log p + H).
 
 mod composed;
 mod fused;
@@ -21,27 +23,28 @@ use fused::fused;
 
 pub use composed::{composed, composed_both};
 
-/// Logits that are held at once, unless fewer rows than [`LEAST_ROWS`] would be left.
+/// Logits of a chunk, unless these would be fewer than [`LEAST_ROWS`] rows.
 const CHUNK: usize = 1 << 22;
-/// Rows for which a pass over the head's weight pays.
+/// Fewest rows of a chunk, for which reading the head's weight pays.
 const LEAST_ROWS: usize = 384;
 
-/// Logits that are held for the backward pass, 32 MiB: the whole of a small model's, and next to nothing of a large one's.
+/// Most logits that are kept for the backward pass (32 MiB): all logits of a small model, and
+/// almost none of a large one.
 const HELD: usize = 1 << 23;
 
-/// One token whose log-probability is asked for.
+/// A token whose log-probability is computed.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// Row of the hidden states that predicts it.
+    /// Row of the hidden states that predicts the token.
     pub row: usize,
-    /// The token.
+    /// Id of the token.
     pub token: u32,
-    /// The ascending ids that sampling kept, when it cut the distribution; the token is among them.
+    /// Ascending ids that sampling kept, if it cut the distribution; they include the token.
     pub kept: Option<Arc<[u32]>>,
 }
 
 impl Target {
-    /// A token under the whole distribution.
+    /// A token of the whole distribution.
     pub fn whole(row: usize, token: u32) -> Self {
         Self {
             row,
@@ -51,13 +54,13 @@ impl Target {
     }
 }
 
-/// Rows whose logits are held at once.
+/// Rows of logits in a chunk.
 pub fn chunk_rows(vocabulary: usize) -> usize {
     (CHUNK / vocabulary.max(1)).max(LEAST_ROWS)
 }
 
-/// Most logits that [`token_log_probs`] has in memory at once where its backward pass is to come: those that are held for it, and a
-/// chunk that finds no room.
+/// Most logits that [`token_log_probs`] has in memory at once in training: those that are kept for
+/// the backward pass, and a chunk that is not.
 pub fn most_logits(targets: usize, vocabulary: usize) -> usize {
     let rows = chunk_rows(vocabulary);
     let (mut held, mut most) = (0, 0);
@@ -71,17 +74,17 @@ pub fn most_logits(targets: usize, vocabulary: usize) -> usize {
     most
 }
 
-/// What [`token_log_probs`] returns; both `[targets]` and differentiable.
+/// Results of [`token_log_probs`]; both are `[targets]` and differentiable.
 pub struct TokenLogProbs {
-    /// log p(token)
+    /// log p(token) of each target.
     pub log_probs: Tensor,
     /// Entropy of the distribution, in nats.
     pub entropy: Tensor,
 }
 
-/// Log-probs of [`both_log_probs`]; differentiable.
+/// Results of [`both_log_probs`]; differentiable.
 pub struct BothLogProbs {
-    /// Of the distributions that tokens were drawn from.
+    /// Log-probs and entropies of the distributions that tokens were drawn from.
     pub kept: TokenLogProbs,
     /// log p(token) over the whole vocabulary: `[targets]`.
     pub whole: Tensor,
@@ -93,7 +96,7 @@ fn column(results: &Tensor, index: usize) -> Result<Tensor> {
 }
 
 impl TokenLogProbs {
-    /// From `[targets, 2 or more]`.
+    /// Splits the columns of `[targets, 2 or more]`.
     fn split(results: &Tensor) -> Result<Self> {
         Ok(Self {
             log_probs: column(results, 0)?,
@@ -101,29 +104,31 @@ impl TokenLogProbs {
         })
     }
 
-    /// The same, if every row of logits was finite: one that was not has an entropy of NaN.
+    /// Returns the results if every row of logits was finite; a row that was not has an entropy of
+    /// NaN.
     ///
     /// # Errors
-    /// If one was not, with the target whose row it is.
+    /// The first target with a row of logits that is not finite.
     pub fn finite(self) -> Result<Self> {
         let entropy = self.entropy.to_vec1::<f32>()?;
         match entropy.iter().position(|h| !h.is_finite()) {
             None => Ok(self),
             Some(target) => bail!(
-                "the logits of target {target} are not finite: the model's weights are damaged, or its training diverged"
+                "the logits of target {target} are not finite: the model's weights are damaged, or \
+                 its training diverged"
             ),
         }
     }
 }
 
-/// Log-probabilities and entropies of `targets` given `hidden` (`[tokens, width]`) and the head `[vocabulary, width]`, at
-/// `temperature` > 0.
+/// Log-probabilities and entropies of `targets` given `hidden` (`[tokens, width]`) and the head
+/// `[vocabulary, width]`, at `temperature` > 0.
 ///
-/// A row of logits that is not finite gives NaN: training meets it in the loss, and skips the step. Where results leave the engine,
-/// ask [`TokenLogProbs::finite`].
+/// A row of logits that is not finite gives NaN. Training finds it in the loss and skips the step;
+/// other callers check with [`TokenLogProbs::finite`].
 ///
 /// # Errors
-/// If shapes disagree or a target lies outside.
+/// If shapes disagree, or a target's row or token does not exist.
 pub fn token_log_probs(
     hidden: &Tensor,
     head: &Arc<Param>,
@@ -133,14 +138,20 @@ pub fn token_log_probs(
     if !head.backend().has_kernels() {
         return composed(hidden, head, targets, temperature);
     }
-    TokenLogProbs::split(&fused(hidden, head, targets, temperature, Results::Kept)?)
+    TokenLogProbs::split(&fused(
+        hidden,
+        head,
+        targets,
+        temperature,
+        HeadResults::Kept,
+    )?)
 }
 
-/// Log-probs of [`token_log_probs`], with each token's log-prob over the whole vocabulary beside. Where no target has a kept set, the two are
-/// one tensor and cost nothing more.
+/// The results of [`token_log_probs`], and each token's log-prob over the whole vocabulary. If no
+/// target has a kept set, both log-probs are the same tensor, at no extra cost.
 ///
 /// # Errors
-/// The errors of [`token_log_probs`].
+/// As [`token_log_probs`].
 pub fn both_log_probs(
     hidden: &Tensor,
     head: &Arc<Param>,
@@ -155,7 +166,13 @@ pub fn both_log_probs(
     if !head.backend().has_kernels() {
         return composed_both(hidden, head, targets, temperature);
     }
-    BothLogProbs::split(&fused(hidden, head, targets, temperature, Results::Both)?)
+    BothLogProbs::split(&fused(
+        hidden,
+        head,
+        targets,
+        temperature,
+        HeadResults::Both,
+    )?)
 }
 
 fn check(hidden: &Tensor, head: &Param, targets: &[Target]) -> Result<()> {
@@ -178,7 +195,7 @@ fn check(hidden: &Tensor, head: &Param, targets: &[Target]) -> Result<()> {
     }
     let lost = |t: &&Target| {
         t.kept.as_ref().is_some_and(|k| {
-            // They ascend.
+            // Kept ids ascend.
             k.binary_search(&t.token).is_err()
                 || k.last().is_some_and(|&id| id as usize >= vocabulary)
         })
@@ -195,7 +212,7 @@ fn check(hidden: &Tensor, head: &Param, targets: &[Target]) -> Result<()> {
 }
 
 impl BothLogProbs {
-    /// From `[targets, 3]`.
+    /// Splits the columns of `[targets, 3]`.
     fn split(results: &Tensor) -> Result<Self> {
         Ok(Self {
             kept: TokenLogProbs::split(results)?,
@@ -206,14 +223,14 @@ impl BothLogProbs {
 
 /// Columns of the operation's results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Results {
+enum HeadResults {
     /// Log-prob and entropy of the distribution that the token was drawn from.
     Kept,
-    /// These, and the log-prob over the whole vocabulary.
+    /// These two, and the log-prob over the whole vocabulary.
     Both,
 }
 
-impl Results {
+impl HeadResults {
     fn columns(self) -> usize {
         match self {
             Self::Kept => 2,
@@ -226,14 +243,15 @@ impl Results {
 mod tests {
     use super::*;
 
-    /// By hand: chunks of 384 rows of 20 000 logits are 7.68 million, of which one finds room among 8.39 million.
+    /// By hand: a chunk of 384 rows of 20 000 logits is 7.68 million; 8.39 million are kept, so one
+    /// chunk fits.
     #[test]
     fn most_logits_are_those_held_and_a_chunk() {
         assert_eq!(chunk_rows(20_000), 384);
         assert_eq!(most_logits(1000, 20_000), 2 * 384 * 20_000);
-        // The rest of a batch still finds its own.
+        // The short last chunk does not fit either.
         assert_eq!(most_logits(384 + 30, 20_000), (384 + 30) * 20_000);
-        // All of a small vocabulary's are held, and none of a large one's.
+        // All logits of a small vocabulary are kept, and none of a large one.
         assert_eq!(most_logits(4096, 2048), 4096 * 2048);
         assert_eq!(most_logits(4096, 128_256), 384 * 128_256);
         assert_eq!(most_logits(0, 2048), 0);

@@ -1,15 +1,17 @@
-//! Linear layers: `y = x · Wᵀ + b`, with several weights side by side when they read the same input.
+//! Linear layers: `y = x · Wᵀ + b`, with several weights side by side when they read the same
+//! input.
 //!
-//! `x` is `[tokens, inputs]`, each `W` is `[outputs, inputs]`; `y` holds the outputs one weight after the other. Forward on
-//! the CPU is [`product`]; backward adds `dW += dyᵀ · x` straight into the arena. A weight may have an [`Adapter`], which adds a
-//! product of two thin matrices to it.
+//! `x` is `[tokens, inputs]` and each `W` is `[outputs, inputs]`; `y` holds the outputs of one
+//! weight after the other. The forward pass on the CPU is [`product`]; the backward pass adds `dW
+//! += dyᵀ · x` to the arena. A weight may have an [`Adapter`], which adds a product of two thin
+//! matrices to it.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
 
-use super::adapter::{Adapter, Inner};
+use super::adapter::{Adapter, InnerValues};
 use super::operation::{Link, Operation, apply};
 use super::param::{Operand, Param};
 use super::pool;
@@ -30,7 +32,7 @@ pub struct Projection {
     pub weight: Arc<Param>,
     /// `[outputs]`
     pub bias: Option<Arc<Param>>,
-    /// What is added to the weight.
+    /// Low-rank adapter of the weight.
     pub adapter: Option<Adapter>,
 }
 
@@ -46,7 +48,7 @@ impl Linear {
     /// Joins projections that read the same input.
     ///
     /// # Errors
-    /// If a weight is no matrix, inputs differ, or a bias or an adapter does not fit.
+    /// If a weight is not a matrix, the inputs differ, or a bias or an adapter does not fit.
     pub fn new(parts: Vec<Projection>) -> Result<Self> {
         let mut outputs = 0;
         let mut inputs = None;
@@ -110,7 +112,7 @@ impl Linear {
         Arc::new(self.clone())
     }
 
-    /// The same as a composition of candle operations.
+    /// [`Self::forward`] as a composition of candle operations.
     ///
     /// # Errors
     /// As [`Self::forward`].
@@ -134,7 +136,7 @@ impl Projection {
         }
     }
 
-    /// Width of its result.
+    /// Width of the projection's result.
     fn outputs(&self) -> usize {
         self.weight.dims()[0]
     }
@@ -197,10 +199,10 @@ impl Projection {
     }
 }
 
-/// What the backward pass knows of the adapters: their inner values, and the gradients of these before scaling.
-struct Adapted {
-    inner: Inner,
-    gradient: Inner,
+/// Inner values of a layer's adapters, and the gradients of these before scaling.
+struct AdapterGradients {
+    inner: InnerValues,
+    gradient: InnerValues,
 }
 
 impl Linear {
@@ -209,7 +211,7 @@ impl Linear {
         self.parts[0].weight.products()
     }
 
-    /// Each part with its first column.
+    /// Each projection with its first column.
     fn placed(&self) -> impl Iterator<Item = (&Projection, usize)> {
         self.parts.iter().scan(0, |at, part| {
             let column = *at;
@@ -218,7 +220,7 @@ impl Linear {
         })
     }
 
-    /// Each adapter with the first column of its part, and of its inner values.
+    /// Each adapter with the first column of its projection and of its inner values.
     fn adapters(&self) -> impl Iterator<Item = (&Adapter, usize, usize)> {
         let adapted = self
             .placed()
@@ -230,21 +232,21 @@ impl Linear {
         })
     }
 
-    /// A part's columns of `dy`.
+    /// Columns of `dy` that belong to a projection.
     fn columns<'a>(&self, dy: &'a [f32], rows: usize, column: usize, count: usize) -> Matrix<'a> {
         Matrix::new(&dy[column.min(dy.len())..], rows, count, self.outputs)
     }
 
-    /// The adapters' inner values; `None` without adapters.
-    fn inner(&self, x: Matrix) -> Result<Option<Inner>> {
+    /// Inner values of the adapters; `None` without adapters.
+    fn inner(&self, x: Matrix) -> Result<Option<InnerValues>> {
         let adapters: Vec<&Adapter> = self.adapters().map(|(adapter, ..)| adapter).collect();
         match adapters.is_empty() {
             true => Ok(None),
-            false => Inner::forward(&adapters, x).map(Some),
+            false => InnerValues::forward(&adapters, x).map(Some),
         }
     }
 
-    /// Adds the adapters' shares to `y`.
+    /// Adds the results of the adapters to `y`.
     fn add_adapters(&self, x: Matrix, y: &mut [f32]) -> Result<()> {
         let Some(inner) = self.inner(x)? else {
             return Ok(());
@@ -256,7 +258,7 @@ impl Linear {
         Ok(())
     }
 
-    fn adapted(&self, x: Matrix, dy: &[f32], rows: usize) -> Result<Option<Adapted>> {
+    fn adapted(&self, x: Matrix, dy: &[f32], rows: usize) -> Result<Option<AdapterGradients>> {
         let Some(inner) = self.inner(x)? else {
             return Ok(None);
         };
@@ -267,23 +269,23 @@ impl Linear {
                 (adapter, self.columns(dy, rows, column, outputs))
             })
             .collect();
-        let gradient = Inner::backward(&parts, rows)?;
-        Ok(Some(Adapted { inner, gradient }))
+        let gradient = InnerValues::backward(&parts, rows)?;
+        Ok(Some(AdapterGradients { inner, gradient }))
     }
 
-    /// Adds the gradients of all parts.
+    /// Adds the gradients of all projections to their arena.
     fn accumulate(
         &self,
         x: GradientFactor,
         dy: &[f32],
         rows: usize,
-        adapted: Option<&Adapted>,
+        adapted: Option<&AdapterGradients>,
     ) -> Result<()> {
         self.accumulate_weights(x, dy, rows)?;
         for (part, column) in self.placed() {
             part.accumulate_bias(self.columns(dy, rows, column, part.outputs()))?;
         }
-        let Some(Adapted { inner, gradient }) = adapted else {
+        let Some(AdapterGradients { inner, gradient }) = adapted else {
             return Ok(());
         };
         for (adapter, column, at) in self.adapters() {
@@ -294,7 +296,8 @@ impl Linear {
         Ok(())
     }
 
-    /// All in one go, for a part alone may be too small to keep the threads busy.
+    /// Adds the gradients of all weights in one product: a single one may be too small for all
+    /// threads.
     fn accumulate_weights(&self, x: GradientFactor, dy: &[f32], rows: usize) -> Result<()> {
         let weights: Vec<&Param> = self.parts.iter().map(|part| &*part.weight).collect();
         Param::accumulate_together(&weights, |gradients| {
@@ -317,7 +320,7 @@ impl Linear {
         &self,
         dy: &[f32],
         rows: usize,
-        adapted: Option<&Adapted>,
+        adapted: Option<&AdapterGradients>,
     ) -> Result<Vec<f32>> {
         let values = self
             .parts
@@ -332,7 +335,7 @@ impl Linear {
             .collect();
         let dy = Matrix::new(dy, rows, self.outputs, self.outputs);
         let mut dx = multiplied_stacked(self.products(), dy, &weights);
-        if let Some(Adapted { gradient, .. }) = adapted {
+        if let Some(AdapterGradients { gradient, .. }) = adapted {
             for (adapter, _, at) in self.adapters() {
                 adapter.add_input_gradient(gradient.columns(at, adapter.rank()), &mut dx)?;
             }
@@ -359,7 +362,7 @@ impl Operation for Linear {
         Ok(y)
     }
 
-    /// The sums of the product start from what is there.
+    /// The sums of the product start from the values in `sum`.
     fn forward_add(&self, x: &[f32], rows: usize, sum: &mut [f32]) -> Result<()> {
         let [part] = &self.parts[..] else {
             storage::add(sum, &Operation::forward(self, x, rows)?);

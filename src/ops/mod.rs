@@ -1,7 +1,8 @@
 //! Parameters with their gradients, and the operations that read them.
 //!
-//! Each operation has one file with its forward and backward for the CPU and a composition of candle operations, which serves
-//! devices without a kernel of ours and is the slow oracle of the tests.
+//! Each operation has one file with its forward and backward pass on the CPU and a composition of
+//! candle operations, which serves devices without kernels of this crate and is the oracle of the
+//! tests.
 
 pub mod activation;
 pub mod adapter;

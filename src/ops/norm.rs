@@ -1,8 +1,9 @@
-//! RMSNorm (Zhang and Sennrich 2019, eq. 4) and LayerNorm (Ba et al. 2016, eq. 4) over the last axis, and RMSNorm of single
-//! heads inside a packed `q|k|v` row (Qwen3).
+//! RMSNorm (Zhang and Sennrich 2019, eq. 4) and LayerNorm (Ba et al. 2016, eq. 4) over the last
+//! axis, and RMSNorm of single heads inside a packed `q | k | v` row (Qwen3).
 //!
-//! A row is cut into groups of `width`; each group is normalised alone. Sums run in fixed lanes, so a row's bits do not
-//! depend on the batch; weight gradients are summed over fixed chunks of rows, never by thread.
+//! A row is cut into groups of `width` columns, each normalised separately. Sums run in fixed
+//! lanes, so a row's bits do not depend on the batch; weight gradients are summed over fixed chunks
+//! of rows, never by thread.
 
 use std::borrow::Cow;
 use std::mem::MaybeUninit;
@@ -11,13 +12,14 @@ use std::sync::Arc;
 use candle_core::{D, Result, Tensor, bail};
 use multiversion::multiversion;
 
-use super::operation::{Link, Operation, Traits, apply};
+use super::operation::{Link, LinkTraits, Operation, apply};
 use super::param::Param;
 use super::pool;
 use super::storage;
 use super::tap::tap;
 
-/// Rows whose weight gradients are summed together; a constant, so that the sum does not depend on threads.
+/// Rows whose weight gradients are summed together: a constant, so that sums do not depend on
+/// threads.
 const ROWS_PER_SUM: usize = 64;
 /// Rows of one task of the forward pass.
 const ROWS: usize = 16;
@@ -48,7 +50,7 @@ impl Norm {
     /// Normalises each row of `[tokens, width]`.
     ///
     /// # Errors
-    /// If the width is another or the device fails.
+    /// If the width of `x` is not the norm's or the device fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let width = self.weight().dims()[0];
         if x.dim(D::Minus1)? != width {
@@ -65,7 +67,8 @@ impl Norm {
         }
     }
 
-    /// Normalises `groups` groups of each row of `x`, starting at column `first`; the rest passes unchanged.
+    /// Normalises `groups` groups of each row of `x` from column `first` on; other columns stay
+    /// unchanged.
     ///
     /// # Errors
     /// If the groups reach past the row or the device fails.
@@ -85,13 +88,14 @@ impl Norm {
         }
     }
 
-    /// [`Self::forward_groups`] as a link of a chain; `groups: 1` from column 0 is the whole row where it has the norm's width.
+    /// [`Self::forward_groups`] as a link of a chain; one group from column 0 is a whole row of the
+    /// norm's width.
     pub fn link(&self, first: usize, groups: usize) -> Link {
         Arc::new(self.fused(first, groups))
     }
 
-    fn fused(&self, first: usize, groups: usize) -> Fused {
-        Fused {
+    fn fused(&self, first: usize, groups: usize) -> NormOperation {
+        NormOperation {
             norm: self.clone(),
             first,
             groups,
@@ -161,7 +165,7 @@ impl Norm {
         }
     }
 
-    /// Runs `f` with the slices of the parameters; the bias of RMSNorm is empty.
+    /// Calls `f` with the elements of weight and bias; the bias of RMSNorm is empty.
     fn with_slices<R>(&self, f: impl FnOnce(&[f32], &[f32]) -> R) -> Result<R> {
         storage::read(self.weight().value(), |w| match self.bias() {
             Some(bias) => storage::read(bias.value(), |b| f(w, b)),
@@ -170,28 +174,28 @@ impl Norm {
     }
 
     #[inline(always)]
-    fn statistics(&self, x: &[f32]) -> Statistics {
+    fn statistics(&self, x: &[f32]) -> GroupStatistics {
         let n = x.len() as f32;
         let (mean, eps) = match self {
             Self::Rms { eps, .. } => (0.0, eps),
             Self::Layer { eps, .. } => (sum(x) / n, eps),
         };
         let scale = 1.0 / (sum_of_squares(x, mean) / n + eps).sqrt();
-        Statistics { mean, scale }
+        GroupStatistics { mean, scale }
     }
 }
 
-/// What one group is normalised by.
+/// Mean and scale by which a group is normalised.
 #[derive(Clone, Copy)]
-struct Statistics {
-    /// Zero for RMSNorm.
+struct GroupStatistics {
+    /// Mean of the group; zero for RMSNorm.
     mean: f32,
-    /// Reciprocal deviation.
+    /// Reciprocal of the standard deviation.
     scale: f32,
 }
 
-/// Partial sums of the parameters' gradients; that of the bias is empty for RMSNorm.
-struct Sums {
+/// Partial sums of the parameters' gradients; `bias` is empty for RMSNorm.
+struct NormSums {
     weight: Vec<f32>,
     bias: Vec<f32>,
 }
@@ -224,13 +228,13 @@ fn sum_of_squares(x: &[f32], mean: f32) -> f32 {
     lanes.iter().sum()
 }
 
-struct Fused {
+struct NormOperation {
     norm: Norm,
     first: usize,
     groups: usize,
 }
 
-impl Fused {
+impl NormOperation {
     fn forward_row(&self, x: &[f32], y: &mut [MaybeUninit<f32>], weight: &[f32], bias: &[f32]) {
         let end = self.first + self.groups * weight.len();
         for (from, to) in [(0, self.first), (end, x.len())] {
@@ -245,8 +249,8 @@ impl Fused {
         }
     }
 
-    /// Turns `d` from dy into dx, and adds to the partial sums.
-    fn backward_row(&self, x: &[f32], d: &mut [f32], weight: &[f32], sums: &mut Sums) {
+    /// Replaces dy by dx in `d`, and adds to the partial sums of the parameters' gradients.
+    fn backward_row(&self, x: &[f32], d: &mut [f32], weight: &[f32], sums: &mut NormSums) {
         let end = self.first + self.groups * weight.len();
         let groups = x[self.first..end].chunks_exact(weight.len());
         for (x, d) in groups.zip(d[self.first..end].chunks_exact_mut(weight.len())) {
@@ -261,9 +265,9 @@ fn forward_group(
     y: &mut [MaybeUninit<f32>],
     weight: &[f32],
     bias: &[f32],
-    statistics: Statistics,
+    statistics: GroupStatistics,
 ) {
-    let Statistics { mean, scale } = statistics;
+    let GroupStatistics { mean, scale } = statistics;
     let units = x.iter().zip(weight).map(|(x, w)| (x - mean) * scale * w);
     if bias.is_empty() {
         y.iter_mut().zip(units).for_each(|(y, unit)| {
@@ -284,10 +288,10 @@ fn backward_group(
     x: &[f32],
     d: &mut [f32],
     weight: &[f32],
-    statistics: Statistics,
-    sums: &mut Sums,
+    statistics: GroupStatistics,
+    sums: &mut NormSums,
 ) {
-    let Statistics { mean, scale } = statistics;
+    let GroupStatistics { mean, scale } = statistics;
     let (dw, db) = (&mut sums.weight[..x.len()], &mut sums.bias[..]);
     let n = x.len() as f32;
     let (mut along, mut total) = (0f32, 0f32);
@@ -308,15 +312,15 @@ fn backward_group(
     }
 }
 
-impl Operation for Fused {
+impl Operation for NormOperation {
     fn names(&self) -> [&'static str; 2] {
         ["norm", "norm backward"]
     }
 
-    fn traits(&self) -> Traits {
-        Traits {
+    fn traits(&self) -> LinkTraits {
+        LinkTraits {
             cheap: true,
-            ..Traits::default()
+            ..LinkTraits::default()
         }
     }
 
@@ -331,17 +335,17 @@ impl Operation for Fused {
                     rows.for_each(|(y, x)| self.forward_row(x, y, w, b));
                 });
             };
-            // SAFETY: each row is written, before, within and behind the groups.
+            // SAFETY: each row is written before, within and after the groups.
             unsafe { storage::written(x.len(), write) }
         })
     }
 
     fn backward(&self, x: &[f32], _y: &[f32], dy: Cow<[f32]>, rows: usize) -> Result<Vec<f32>> {
         let (mut d, total) = (dy.into_owned(), x.len() / rows.max(1));
-        let sums: Vec<Sums> = self.norm.with_slices(|w, b| {
+        let sums: Vec<NormSums> = self.norm.with_slices(|w, b| {
             let block = (total * ROWS_PER_SUM).max(1);
             pool::map(d.chunks_mut(block).zip(x.chunks(block)), |(d, x)| {
-                let mut sums = Sums {
+                let mut sums = NormSums {
                     weight: vec![0f32; w.len()],
                     bias: vec![0f32; b.len()],
                 };

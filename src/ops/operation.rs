@@ -1,4 +1,4 @@
-//! What an operation on rows is, and how it enters candle's graph.
+//! The trait of operations on rows, and how an operation enters candle's graph.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::storage;
 
 /// An operation on `[rows, inputs]`, forward and backward, on the CPU.
 pub trait Operation: Send + Sync {
-    /// What profiles and errors call it, forward and backward.
+    /// Names of the forward and of the backward pass in profiles and errors.
     fn names(&self) -> [&'static str; 2];
 
     /// `[rows, inputs]` → `[rows, outputs]`.
@@ -19,20 +19,22 @@ pub trait Operation: Send + Sync {
     /// If a parameter cannot be read.
     fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>>;
 
-    /// The gradient of `x`, given that of `y`; adds those of the parameters to their arena.
+    /// The gradient of `x`, given the gradient of `y`; adds the gradients of the parameters to
+    /// their arena.
     ///
-    /// In a chain, `x` is empty where [`Traits::in_place`] says that nobody reads it, and so is the `y` of the last operation.
+    /// In a chain, `x` is empty if the operation is [in place](LinkTraits::in_place), and `y` is
+    /// empty for the last operation.
     ///
     /// # Errors
     /// If a parameter cannot be read.
     fn backward(&self, x: &[f32], y: &[f32], dy: Cow<[f32]>, rows: usize) -> Result<Vec<f32>>;
 
-    /// How a chain may treat it.
-    fn traits(&self) -> Traits {
-        Traits::default()
+    /// How a chain may treat the operation.
+    fn traits(&self) -> LinkTraits {
+        LinkTraits::default()
     }
 
-    /// [`Self::forward`] on a buffer that nobody needs any more.
+    /// [`Self::forward`] on a buffer that is not needed afterwards.
     ///
     /// # Errors
     /// As [`Self::forward`].
@@ -51,31 +53,31 @@ pub trait Operation: Send + Sync {
     }
 }
 
-/// How an operation may be treated in a chain.
+/// How a chain may treat an operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traits {
-    /// The backward pass does not read the input, so that it may be overwritten.
+pub struct LinkTraits {
+    /// The backward pass does not read the input, which may be overwritten.
     pub in_place: bool,
-    /// So little work that its result is computed again rather than held for the backward pass.
+    /// The result is computed again in the backward pass instead of being kept for it.
     pub cheap: bool,
 }
 
-/// An operation as a link of a chain.
+/// An operation in a chain.
 pub type Link = Arc<dyn Operation>;
 
 /// Applies an operation to a tensor, as a node of its graph where it is tracked.
 ///
 /// # Errors
-/// Those of the operation.
+/// Errors of the operation.
 pub fn apply(x: &Tensor, operation: impl Operation + 'static) -> Result<Tensor> {
     x.contiguous()?.apply_op1(Node(operation))
 }
 
-/// Runs `forward` under the operation's name.
+/// Runs an operation and records its time and the size of its result under `name`.
 ///
 /// # Errors
-/// Those of `forward`.
-pub fn noted(name: &'static str, run: impl FnOnce() -> Result<Vec<f32>>) -> Result<Vec<f32>> {
+/// Errors of the operation.
+pub fn profiled(name: &'static str, run: impl FnOnce() -> Result<Vec<f32>>) -> Result<Vec<f32>> {
     let span = profile::span(name);
     let result = run()?;
     span.wrote(result.len());
@@ -91,7 +93,7 @@ impl<O: Operation> CustomOp1 for Node<O> {
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, rows) = (storage::slice(s, l)?, storage::rows(l.dims()));
-        let y = noted(self.name(), || self.0.forward(x, rows))?;
+        let y = profiled(self.name(), || self.0.forward(x, rows))?;
         let mut dims = l.dims().to_vec();
         if let Some(last) = dims.last_mut() {
             *last = y.len() / rows.max(1);
@@ -103,7 +105,7 @@ impl<O: Operation> CustomOp1 for Node<O> {
         let (dy, rows) = (dy.contiguous()?, storage::rows(x.dims()));
         let (from, to, grad) = (storage::open(x)?, storage::open(y)?, storage::open(&dy)?);
         let grad = Cow::Borrowed(grad.slice());
-        let dx = noted(self.0.names()[1], || {
+        let dx = profiled(self.0.names()[1], || {
             self.0.backward(from.slice(), to.slice(), grad, rows)
         })?;
         Ok(Some(Tensor::from_vec(dx, x.dims(), x.device())?))

@@ -1,7 +1,8 @@
 //! Parameters that carry their gradient.
 //!
-//! A parameter is a name, an `f32` value and, when it is trained, a gradient that is a view of its store's arena. candle's graph
-//! carries activations only; each operation that reads a parameter adds its gradient here itself and does nothing for a frozen one.
+//! A parameter is a name, an `f32` value and, if it is trained, a gradient that is a view of its
+//! store's arena. candle's graph carries activations only: each operation that reads a parameter
+//! adds the parameter's gradient itself, unless it is frozen.
 
 mod store;
 
@@ -15,14 +16,14 @@ use super::backend::Backend;
 use super::product::{Matrix, Panels, ProductKernel, Weight};
 use super::storage::{self, Reading};
 
-pub use store::{Initial, ParamStore};
+pub use store::{InitialParam, ParamStore};
 
-/// Whether a parameter is trained.
+/// Whether a parameter is trained or frozen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Training {
-    /// It has a gradient and the optimizer moves it.
+pub enum Trainability {
+    /// The parameter has a gradient, and the optimizer updates it.
     Trained,
-    /// It has no gradient and never moves.
+    /// The parameter has no gradient and never changes.
     Frozen,
 }
 
@@ -35,24 +36,24 @@ pub struct Param {
     backend: Backend,
 }
 
-/// How products come by the parameter's panels.
+/// How products get the parameter's panels.
 enum Packing {
-    /// They pack it on the way.
+    /// Each product packs the parameter itself.
     OnTheWay,
-    /// They are made at the first product after a change, and kept.
+    /// The first product after a change packs the panels, which are then kept.
     Kept(Option<Arc<Panels>>),
 }
 
-/// A matrix parameter, ready for products.
+/// A matrix parameter as products read it.
 pub enum Operand<G> {
-    /// Packed, and kept so.
+    /// Panels that are kept.
     Panels(Arc<Panels>),
-    /// As it lies.
+    /// Row-major elements and shape.
     Rows(Reading<G>, [usize; 2]),
 }
 
 impl<G: Deref<Target = Storage>> Operand<G> {
-    /// What a product reads.
+    /// The weight that a product reads.
     pub fn weight(&self) -> Weight<'_> {
         match self {
             Self::Panels(panels) => Weight::Panels(panels),
@@ -76,7 +77,7 @@ impl Param {
         &self.name
     }
 
-    /// The value, cut off from every graph.
+    /// The value, detached from every graph.
     pub fn value(&self) -> &Tensor {
         &self.value
     }
@@ -96,17 +97,17 @@ impl Param {
         self.value.dims()
     }
 
-    /// Bytes of the value, without gradient, moments and kept panels.
+    /// Bytes of the value, without gradient, optimizer moments and kept panels.
     pub fn bytes(&self) -> usize {
         self.value.elem_count() * size_of::<f32>()
     }
 
-    /// Whether the optimizer moves it.
+    /// Whether the optimizer updates the parameter.
     pub fn is_trained(&self) -> bool {
         self.grad.is_some()
     }
 
-    /// The accumulated gradient, or `None` when frozen.
+    /// The accumulated gradient; `None` for a frozen parameter.
     pub fn grad(&self) -> Option<&Tensor> {
         self.grad.as_ref().map(|g| &g.view)
     }
@@ -129,8 +130,9 @@ impl Param {
         })
     }
 
-    /// Whether products are to keep the parameter's panels: so they are fast where rows are few, as in generation. Panels take as much
-    /// memory again; those for the matrix unit, half as much more.
+    /// Sets whether products keep the parameter's panels, which makes products of few rows fast, as
+    /// in generation. Panels take the memory of the value once more; panels for the matrix unit,
+    /// half as much again.
     pub fn keep_panels(&self, keep: bool) {
         let mut packing = self.packing.lock().unwrap_or_else(PoisonError::into_inner);
         match (&*packing, keep) {
@@ -140,7 +142,7 @@ impl Param {
         }
     }
 
-    /// Hands the elements, row-major, to `f`; from another device they are copied first.
+    /// Calls `f` with the row-major elements, copied to the CPU first if need be.
     ///
     /// # Errors
     /// If the device fails.
@@ -154,13 +156,13 @@ impl Param {
     /// Changes the value in place on the CPU.
     ///
     /// # Errors
-    /// If the parameter lives on another device.
+    /// If the parameter is on another device.
     pub fn update(&self, f: impl FnOnce(&mut [f32])) -> Result<()> {
         self.forget_panels();
         storage::update(&self.value, f)
     }
 
-    /// Replaces the value by another tensor of the same shape.
+    /// Replaces the value by a tensor of the same shape.
     ///
     /// # Errors
     /// If the shapes differ.
@@ -182,10 +184,10 @@ impl Param {
         self.value.flatten_all()?.slice_set(&flat, 0, 0)
     }
 
-    /// Adds to the gradient on the CPU; nothing for a frozen parameter.
+    /// Calls `f` to add to the gradient on the CPU; does nothing for a frozen parameter.
     ///
     /// # Errors
-    /// If the arena lives on another device.
+    /// If the arena is on another device.
     pub fn accumulate_with(&self, f: impl FnOnce(&mut [f32])) -> Result<()> {
         let Some(grad) = &self.grad else {
             return Ok(());
@@ -194,10 +196,11 @@ impl Param {
         storage::update(&grad.view, f)
     }
 
-    /// [`Self::accumulate_with`] for several parameters at once: `f` gets the gradient of each, `None` for frozen ones.
+    /// [`Self::accumulate_with`] for several parameters at once: `f` gets the gradient of each,
+    /// `None` for frozen ones.
     ///
     /// # Errors
-    /// If the arena lives on another device, or they have several.
+    /// If the arena is on another device, or the parameters belong to several arenas.
     pub fn accumulate_together(
         params: &[&Self],
         f: impl FnOnce(Vec<Option<&mut [f32]>>),
@@ -232,7 +235,8 @@ impl Param {
         })
     }
 
-    /// Adds `delta` (same shape) to the gradient on any device; nothing for a frozen parameter.
+    /// Adds `delta` (of the parameter's shape) to the gradient on any device; does nothing for a
+    /// frozen parameter.
     ///
     /// # Errors
     /// If the shapes differ.
@@ -274,11 +278,11 @@ mod tests {
 
     #[test]
     fn kept_panels_follow_the_value() -> Result<()> {
-        let initial = Initial {
+        let initial = InitialParam {
             name: "w".to_owned(),
             shape: vec![3, 2],
             data: vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
-            training: Training::Trained,
+            training: Trainability::Trained,
         };
         let param = ParamStore::new(vec![initial], &Backend::CPU)?.get("w")?;
         let sums = || -> Result<Vec<f32>> {

@@ -1,9 +1,10 @@
-//! The threads that operations spread their work over.
+//! The thread pool of the operations.
 //!
-//! A decode step is some hundred parallel parts of a few microseconds each, with short serial parts between. A general pool's threads
-//! go to sleep there and take longer to wake than the next part lasts; these stay awake for a moment. A call while another one
-//! runs (from a second thread, or from inside a part) is done by its caller alone. Nothing here decides a result: who does an
-//! item changes no bit of it.
+//! A decode step has some hundred parallel parts of a few microseconds each, with short serial
+//! parts between. The threads of a general pool go to sleep between them and take longer to wake
+//! than the next part lasts; these threads spin for a moment before they sleep. A call while
+//! another one runs (from a second thread, or from inside a part) runs on its calling thread alone.
+//! Results do not depend on the thread that computes an item.
 
 use std::cell::UnsafeCell;
 use std::env;
@@ -17,58 +18,59 @@ use std::thread;
 
 use crate::terminal;
 
-/// Looks for work before a thread goes to sleep: some hundred microseconds.
+/// Times that a thread looks for work before it goes to sleep: some hundred microseconds.
 const PATIENCE: usize = 20_000;
-/// Set in [`Team::inside`] when no further thread may join the job.
+/// Bit of [`Team::inside`] that says that no further thread may join the job.
 const CLOSED: usize = 1 << (usize::BITS - 1);
 
 static TEAM: OnceLock<Team> = OnceLock::new();
 
-/// Threads that share the work, the caller among them: as many as rayon's, whose number the configuration sets.
+/// Number of threads that share the work, including the caller: that of rayon's pool, which the
+/// configuration sets.
 pub fn threads() -> usize {
     rayon::current_num_threads()
 }
 
-/// Stack of a thread: a backward pass recurses as deep as the graph.
+/// Bytes of a thread's stack: a backward pass recurses as deep as the graph.
 const STACK_BYTES: usize = 64 << 20;
 
-/// Threads for which there is always room, however few processors there are: results do not depend on their number, and tests ask
-/// for more than a small machine has.
+/// Number of threads that is always allowed, however few processors there are: results do not
+/// depend on it, and tests request more than a small machine has.
 const ALWAYS: usize = 16;
 
-/// Variable that sets the number of threads of a program with rayon.
+/// Environment variable that sets the number of rayon's threads.
 const VARIABLE: &str = "RAYON_NUM_THREADS";
 
-/// Starts so many threads, 0 for as many as there are processors, for all work of the process. Threads that are there already
-/// stay as they are. No more than four times the processors are started: threads that wait for one another awake would take
-/// turns for ever.
+/// Starts the threads for all work of the process: `threads`, or one per processor if that is 0. A
+/// pool that already runs keeps its size. At most four threads per processor are started, because
+/// spinning threads would hold each other up.
 ///
 /// # Errors
-/// If the system does not give as many.
+/// If the system refuses to start the threads.
 pub fn start(threads: usize) -> io::Result<()> {
     build(bounded(threads, processors()))
 }
 
-/// Starts the threads of a command that no `run.threads` speaks for: as many as `RAYON_NUM_THREADS` asks for, within the bound of
-/// [`start`], or as many as there are processors.
+/// Starts the threads of a command without a `run.threads` key: as many as `RAYON_NUM_THREADS`
+/// says, within the bound of [`start`], or one per processor.
 ///
 /// # Errors
 /// The errors of [`start`].
 pub fn start_usual() -> io::Result<()> {
-    // Rayon, too, passes over a value that is no number.
+    // Like rayon, ignore a value that is not a number.
     let asked = env::var(VARIABLE).ok().and_then(|text| text.parse().ok());
     let asked = asked.unwrap_or(0);
     say_if_fewer(VARIABLE, asked);
     start(asked)
 }
 
-/// Says that fewer threads are started than a key or variable asks for.
+/// Notes on the terminal that fewer threads are started than a key or variable requests.
 pub fn say_if_fewer(name: &str, asked: usize) {
     let processors = processors();
     let used = bounded(asked, processors);
     if used < asked {
         terminal::note(format_args!(
-            "{name} = {asked}: {used} are used, for this machine has {processors} processors"
+            "{name} = {asked}: {used} are used, because this machine has {processors} processors"
         ));
     }
 }
@@ -77,7 +79,7 @@ fn processors() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The number of threads to start where `asked` are asked for, 0 for one a processor.
+/// Number of threads to start for a request of `asked`, where 0 requests one per processor.
 fn bounded(asked: usize, processors: usize) -> usize {
     match asked {
         0 => processors,
@@ -90,21 +92,21 @@ fn build(count: usize) -> io::Result<()> {
         .num_threads(count)
         .stack_size(STACK_BYTES);
     match pool.build_global() {
-        // Without a cause it says that there is a pool.
+        // An error without a source means that the pool already exists.
         Err(error) if error.source().is_some() => Err(io::Error::other(format!(
-            "cannot start the threads that compute ({error}); lower their number (run.threads, RAYON_NUM_THREADS), or raise the limits of \
-             processes and memory (ulimit -u, ulimit -v)"
+            "cannot start the compute threads ({error}); lower their number (run.threads, \
+             RAYON_NUM_THREADS), or raise the limits of processes and memory (ulimit -u, ulimit -v)"
         ))),
         _ => Ok(()),
     }
 }
 
-/// The most threads that are of use on so many processors.
+/// The largest number of threads that is useful on this many processors.
 fn most_useful(processors: usize) -> usize {
     processors.saturating_mul(4).max(ALWAYS)
 }
 
-/// Does `work` for each item, on all threads, in any order.
+/// Calls `work` for each item, on all threads, in any order.
 pub fn for_each<T: Send>(items: impl IntoIterator<Item = T>, work: impl Fn(T) + Sync) {
     let items: Vec<Mutex<Option<T>>> = items.into_iter().map(|t| Mutex::new(Some(t))).collect();
     run(items.len(), &|i| {
@@ -146,24 +148,24 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What is to be done; it lives on the stack of who asked for it.
+/// The work of one call; it lives on the stack of the calling thread.
 #[derive(Clone, Copy)]
-struct Job {
+struct PoolJob {
     work: *const (dyn Fn(usize) + Sync),
     count: usize,
 }
 
-/// The threads, and the one job they work on.
+/// The threads of the pool, and the job that they share.
 struct Team {
-    /// Held by who has asked for the job.
+    /// Held by the thread that started the job.
     busy: Mutex<()>,
     hired: AtomicUsize,
-    job: UnsafeCell<Option<Job>>,
-    /// Counts the jobs.
+    job: UnsafeCell<Option<PoolJob>>,
+    /// Number of jobs so far.
     number: AtomicUsize,
-    /// The next item.
+    /// Index of the next item.
     next: AtomicUsize,
-    /// Threads inside the job, and [`CLOSED`].
+    /// Number of threads inside the job, with the bit [`CLOSED`].
     inside: AtomicUsize,
     panicked: AtomicBool,
     sleepers: AtomicUsize,
@@ -171,8 +173,8 @@ struct Team {
     wake: Condvar,
 }
 
-// SAFETY: `job` is written by the holder of `busy` while the job is closed and nobody is inside, and read by who is inside; what it
-// points to is `Sync`.
+// SAFETY: the holder of `busy` writes `job` only while the job is closed and no thread is inside;
+// threads read it only while inside. The work that it points to is `Sync`.
 unsafe impl Sync for Team {}
 unsafe impl Send for Team {}
 
@@ -192,8 +194,8 @@ impl Team {
         }
     }
 
-    /// Sees to it that there are `count` threads beside the caller's; without them the work is done all the same. Only who holds
-    /// `busy` hires.
+    /// Starts threads until there are `count` beside the caller. If the system refuses, fewer do
+    /// the work. The caller must hold `busy`.
     fn hire(&'static self, count: usize) {
         for number in self.hired.load(Ordering::Relaxed)..count {
             let name = format!("ops-{number}");
@@ -209,11 +211,12 @@ impl Team {
     }
 
     fn run(&self, count: usize, work: &(dyn Fn(usize) + Sync)) {
-        // SAFETY: the lifetime is forgotten, but `Open` waits until nobody is inside before this function is left.
+        // SAFETY: the lifetime is erased, but `Open` waits until no thread is inside before this
+        // function returns.
         let work: *const (dyn Fn(usize) + Sync) =
             unsafe { std::mem::transmute(std::ptr::from_ref(work)) };
-        // SAFETY: `busy` is held, and the former job is closed and empty.
-        unsafe { *self.job.get() = Some(Job { work, count }) };
+        // SAFETY: this thread holds `busy`, and the previous job is closed with no thread inside.
+        unsafe { *self.job.get() = Some(PoolJob { work, count }) };
         self.next.store(0, Ordering::Relaxed);
         self.panicked.store(false, Ordering::Relaxed);
         let open = Open(self);
@@ -223,7 +226,7 @@ impl Team {
             let _asleep = lock(&self.sleep);
             self.wake.notify_all();
         }
-        self.take_items(Job { work, count });
+        self.take_items(PoolJob { work, count });
         drop(open);
         if self.panicked.load(Ordering::Relaxed) {
             resume_unwind(Box::new(
@@ -232,18 +235,18 @@ impl Team {
         }
     }
 
-    fn take_items(&self, job: Job) {
+    fn take_items(&self, job: PoolJob) {
         loop {
             let item = self.next.fetch_add(1, Ordering::Relaxed);
             if item >= job.count {
                 return;
             }
-            // SAFETY: the job is not left by who asked for it while somebody is inside.
+            // SAFETY: the caller does not return while a thread is inside the job.
             unsafe { (*job.work)(item) };
         }
     }
 
-    /// A thread's life.
+    /// Main loop of a pool thread.
     fn serve(&self) {
         let mut seen = 0;
         loop {
@@ -265,7 +268,7 @@ impl Team {
         }
     }
 
-    /// Waits for a job other than number `seen`, awake at first.
+    /// Waits for a job other than number `seen`: spins first, then sleeps.
     fn await_job(&self, seen: usize) -> usize {
         for _ in 0..PATIENCE {
             let number = self.number.load(Ordering::Acquire);
@@ -287,13 +290,14 @@ impl Team {
     }
 }
 
-/// A job that threads may join; when it is dropped, a panic on the way included, it is closed and they have left.
+/// An open job. Dropping it, also during a panic, closes the job and waits until all threads have
+/// left.
 struct Open<'a>(&'a Team);
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
         let team = self.0;
-        // After a panic the others need not finish what nobody will read.
+        // After a panic the other threads need not finish: nothing reads their results.
         team.next.fetch_add(usize::MAX / 2, Ordering::Relaxed);
         team.inside.fetch_or(CLOSED, Ordering::AcqRel);
         let mut looks = 0usize;

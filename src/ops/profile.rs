@@ -1,7 +1,8 @@
-//! Where time and bytes go: operations note how long they took and what they wrote, by the part of an iteration that called them.
+//! Time and bytes of each operation, by the part of an iteration that called it.
 //!
-//! Off, it costs a load of a flag an operation. Times are wall-clock on the calling thread, less those of the spans inside, so they
-//! add up to what the part took; the pool works within them.
+//! When profiling is off, an operation costs one load of a flag. Times are wall-clock on the
+//! calling thread, without those of nested spans, so they add up to the time of the part. Work of
+//! the pool falls within the time of the operation that waits for it.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -10,60 +11,61 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 static ENABLED: AtomicBool = AtomicBool::new(false);
-static TOTALS: Mutex<BTreeMap<Key, Total>> = Mutex::new(BTreeMap::new());
+static TOTALS: Mutex<BTreeMap<ProfileKey, Total>> = Mutex::new(BTreeMap::new());
 
 thread_local! {
     static OPEN: RefCell<Vec<Frame>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The part of an iteration, and the operation in it.
-pub type Key = (&'static str, &'static str);
+/// The part of an iteration, and the operation in that part.
+pub type ProfileKey = (&'static str, &'static str);
 
-/// What an operation came to.
+/// Totals of an operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Total {
-    /// Times that it ran.
+    /// Number of calls.
     pub calls: u64,
-    /// How long, without the operations inside.
+    /// Wall-clock time without that of nested operations.
     pub time: Duration,
-    /// Bytes of its results.
+    /// Bytes of the results.
     pub bytes: u64,
 }
 
 struct Frame {
-    key: Key,
+    key: ProfileKey,
     start: Instant,
     inside: Duration,
     bytes: u64,
 }
 
-/// An operation under way; it ends when this is dropped.
+/// A running operation, which ends when the span is dropped.
 #[must_use]
-pub struct Span(bool);
+pub struct ProfileSpan(bool);
 
-/// Begins to take notes.
+/// Turns profiling on.
 pub fn enable() {
     ENABLED.store(true, Ordering::Relaxed);
 }
 
-/// Whether notes are taken.
+/// Whether profiling is on.
 pub fn is_enabled() -> bool {
     ENABLED.load(Ordering::Relaxed)
 }
 
-/// Begins a part of an iteration; what no operation in it accounts for is noted under its own name.
-pub fn part(name: &'static str) -> Span {
+/// Begins a part of an iteration. Time outside its operations is recorded under the part's own
+/// name.
+pub fn part(name: &'static str) -> ProfileSpan {
     open(|_| (name, ""))
 }
 
 /// Begins an operation.
-pub fn span(name: &'static str) -> Span {
+pub fn span(name: &'static str) -> ProfileSpan {
     open(|part| (part, name))
 }
 
-fn open(key: impl FnOnce(&'static str) -> Key) -> Span {
+fn open(key: impl FnOnce(&'static str) -> ProfileKey) -> ProfileSpan {
     if !is_enabled() {
-        return Span(false);
+        return ProfileSpan(false);
     }
     OPEN.with_borrow_mut(|open| {
         let part = open.last().map_or("", |frame| frame.key.0);
@@ -74,11 +76,11 @@ fn open(key: impl FnOnce(&'static str) -> Key) -> Span {
             bytes: 0,
         });
     });
-    Span(true)
+    ProfileSpan(true)
 }
 
-impl Span {
-    /// Notes a result of so many `f32`.
+impl ProfileSpan {
+    /// Records a result of `elements` numbers of type `f32`.
     pub fn wrote(&self, elements: usize) {
         if self.0 {
             OPEN.with_borrow_mut(|open| {
@@ -90,7 +92,7 @@ impl Span {
     }
 }
 
-impl Drop for Span {
+impl Drop for ProfileSpan {
     fn drop(&mut self) {
         if !self.0 {
             return;
@@ -112,8 +114,8 @@ impl Drop for Span {
     }
 }
 
-/// Hands over what was noted, and begins anew.
-pub fn take() -> BTreeMap<Key, Total> {
+/// Returns the totals so far and resets them.
+pub fn take() -> BTreeMap<ProfileKey, Total> {
     std::mem::take(&mut *TOTALS.lock().unwrap_or_else(PoisonError::into_inner))
 }
 

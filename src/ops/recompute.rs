@@ -1,5 +1,5 @@
-//! Trading time for memory: keep a block's input instead of its activations and run it again backward
-//! (Chen et al. 2016, §4).
+//! Activation checkpointing: keeps a block's input instead of its activations and runs the block
+//! again in the backward pass (Chen et al. 2016, §4).
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,13 +8,13 @@ use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor, Var, bail,
 };
 
-type Block = Arc<dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync>;
+type BlockFunction = Arc<dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync>;
 
-/// `block(x)` whose graph holds `x` alone.
+/// `block(x)`, of which the graph keeps only `x`.
 ///
 /// # Errors
-/// Those of the block.
-pub fn recompute(x: &Tensor, block: Block) -> Result<Tensor> {
+/// Errors of the block.
+pub fn recompute(x: &Tensor, block: BlockFunction) -> Result<Tensor> {
     let output = block(&x.detach())?.contiguous()?;
     x.contiguous()?.apply_op1(Recompute {
         block,
@@ -23,8 +23,8 @@ pub fn recompute(x: &Tensor, block: Block) -> Result<Tensor> {
 }
 
 struct Recompute {
-    block: Block,
-    /// Handed over to the graph by the forward pass, so that it is held once.
+    block: BlockFunction,
+    /// The result, until the forward pass moves it into the graph.
     output: Mutex<Option<Tensor>>,
 }
 

@@ -1,47 +1,51 @@
-//! `x + f(x)`, several times over, as one node of the graph, for an `f` that is a chain of our operations.
+//! Residual branches `x + f(x)`, one after the other, as one node of the graph; `f` is a chain of
+//! our operations.
 //!
-//! In candle's graph each edge between operations costs a zero-filled buffer and an addition on the way back. Between and inside
-//! residual branches every result has one reader, so they are walked by hand: the backward of each operation gets the gradient that
-//! the next one returned. What is held for it is the input of each operation, but for results of cheap ones, which are computed again,
-//! and those that the next one overwrote. With [`Keep::Input`] only `x` is held and the chain runs again on the way back
+//! In candle's graph each edge between operations costs a zero-filled buffer and an addition in the
+//! backward pass. Inside and between residual branches every result has one reader, so this node
+//! runs the operations itself: the backward pass of each one gets the gradient that the next one
+//! returned. It needs the input of each operation; these are kept from the forward pass, except for
+//! results of cheap operations, which are computed again, and inputs that an operation overwrote.
+//! With [`Activations::Recomputed`] only `x` is kept and the chain runs again in the backward pass
 //! (Chen et al. 2016, §4).
 //!
-//! Where only some rows of the result are wanted, the last operation and the sum run on these alone.
+//! If only some rows of the result are wanted, the last operation and the sum run on these rows
+//! alone.
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
-use super::operation::{Link, noted};
+use super::operation::{Link, profiled};
 use super::product::Write;
 use super::storage::{self, gather};
 
-/// What a branch holds for its backward pass.
+/// How a branch gets the activations of its backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
-    /// The inputs of its operations.
+pub enum Activations {
+    /// The inputs of its operations are kept from the forward pass.
     All,
-    /// The branch's input alone.
+    /// Only the branch's input is kept; the chain runs again.
     Input,
 }
 
-/// Rows of a result that are wanted, where not all are.
-pub type Wanted = Option<Arc<[u32]>>;
+/// Rows of a result that are computed; `None` for all of them.
+pub type WantedRows = Option<Arc<[u32]>>;
 
-/// `x + chain(x)`: the chain's result must have `x`'s shape; of both, the `wanted` rows are added.
+/// The `wanted` rows of `x + chain(x)`; the chain's result must have the shape of `x`.
 pub struct Branch {
-    /// Its operations.
+    /// Operations of the branch.
     pub chain: Vec<Link>,
-    /// The rows of the result.
-    pub wanted: Wanted,
+    /// Rows of the result.
+    pub wanted: WantedRows,
 }
 
-/// Branches one after the other on the CPU, as one node of the graph.
+/// Runs branches one after the other on the CPU, as one node of the graph.
 ///
 /// # Errors
-/// Those of the operations.
-pub fn residuals(x: &Tensor, branches: Vec<Branch>, keep: Keep) -> Result<Tensor> {
+/// Errors of the operations.
+pub fn residuals(x: &Tensor, branches: Vec<Branch>, keep: Activations) -> Result<Tensor> {
     let branch = |Branch { chain, wanted }| Residual {
         chain,
         keep,
@@ -54,8 +58,8 @@ pub fn residuals(x: &Tensor, branches: Vec<Branch>, keep: Keep) -> Result<Tensor
     })
 }
 
-/// The rows put back into their places among `count`; the others are zero. What is there twice is added or, where it is the same
-/// both times, set.
+/// A matrix of `count` rows with the rows of `x` at the indices `rows`, and zero elsewhere. Rows
+/// with the same index are added up or, with [`Write::Set`], written over each other.
 fn scatter(x: &[f32], rows: &[u32], count: usize, write: Write) -> Vec<f32> {
     let width = x.len() / rows.len().max(1);
     let mut all = vec![0f32; count * width];
@@ -72,7 +76,7 @@ fn scatter(x: &[f32], rows: &[u32], count: usize, write: Write) -> Vec<f32> {
 /// `x += chain(x)`, for `[rows, width]` and without a backward pass.
 ///
 /// # Errors
-/// Those of the operations.
+/// Errors of the operations.
 pub fn add_branch(x: &mut [f32], rows: usize, chain: &[Link]) -> Result<()> {
     let Some((last, before)) = chain.split_last() else {
         return Ok(());
@@ -84,55 +88,63 @@ pub fn add_branch(x: &mut [f32], rows: usize, chain: &[Link]) -> Result<()> {
 /// `chain(x)`, without a backward pass.
 ///
 /// # Errors
-/// Those of the operations.
+/// Errors of the operations.
 pub fn run(x: &[f32], rows: usize, chain: &[Link]) -> Result<Vec<f32>> {
-    Inputs::default().run(x, rows, chain, Held::Nothing)
+    ChainInputs::default().run(x, rows, chain, HeldInputs::Nothing)
 }
 
 /// `sum += link(x)`
 ///
 /// # Errors
-/// Those of the operation.
+/// Errors of the operation.
 pub fn add_result(sum: &mut [f32], x: &[f32], rows: usize, link: &Link) -> Result<()> {
-    noted(link.names()[0], || {
+    profiled(link.names()[0], || {
         link.forward_add(x, rows, sum)?;
         Ok(Vec::new())
     })?;
     Ok(())
 }
 
-/// Which inputs a run holds.
+/// Which inputs of operations a run keeps.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Held {
+enum HeldInputs {
     Nothing,
-    /// Not those that cheap operations made.
+    /// All except the results of cheap operations.
     Costly,
     Everything,
 }
 
-/// The input of each operation of a chain, where it is held; the first one's is the branch's.
+/// The kept inputs of a chain's operations. The input of the first operation, which is the
+/// branch's, is not among them.
 #[derive(Default)]
-struct Inputs(Vec<Option<Vec<f32>>>);
+struct ChainInputs(Vec<Option<Vec<f32>>>);
 
-impl Inputs {
-    /// Runs a chain and returns its result.
-    fn run(&mut self, x: &[f32], rows: usize, chain: &[Link], what: Held) -> Result<Vec<f32>> {
+impl ChainInputs {
+    /// Runs a chain, keeps inputs as `what` says, and returns the result.
+    fn run(
+        &mut self,
+        x: &[f32],
+        rows: usize,
+        chain: &[Link],
+        what: HeldInputs,
+    ) -> Result<Vec<f32>> {
         let mut current = None::<Vec<f32>>;
         for (i, link) in chain.iter().enumerate() {
             let in_place = link.traits().in_place;
             current = Some(match current.take() {
                 None => {
                     self.0.push(None);
-                    noted(link.names()[0], || link.forward(x, rows))?
+                    profiled(link.names()[0], || link.forward(x, rows))?
                 }
                 Some(input) if in_place => {
                     self.0.push(None);
-                    noted(link.names()[0], || link.forward_owned(input, rows))?
+                    profiled(link.names()[0], || link.forward_owned(input, rows))?
                 }
                 Some(input) => {
-                    let next = noted(link.names()[0], || link.forward(&input, rows))?;
+                    let next = profiled(link.names()[0], || link.forward(&input, rows))?;
                     let cheap = chain[i - 1].traits().cheap;
-                    let hold = what == Held::Everything || what == Held::Costly && !cheap;
+                    let hold =
+                        what == HeldInputs::Everything || what == HeldInputs::Costly && !cheap;
                     self.0.push(hold.then_some(input));
                     next
                 }
@@ -141,13 +153,15 @@ impl Inputs {
         Ok(current.unwrap_or_else(|| x.to_vec()))
     }
 
-    /// Holds the input of the last operation, unless all of it is cheap to make again from the `before`.
-    fn hold_last(&mut self, input: Vec<f32>, before: &[Link], wanted: &Wanted) {
+    /// Keeps the input of the last operation, unless all rows are wanted and a cheap operation made
+    /// it.
+    fn hold_last(&mut self, input: Vec<f32>, before: &[Link], wanted: &WantedRows) {
         let costly = before.last().is_some_and(|made| !made.traits().cheap);
         self.0.push((costly || wanted.is_some()).then_some(input));
     }
 
-    /// The input of operation `i`: `x`, held, computed again, or (where nobody reads it) nothing.
+    /// The input of operation `i`: `x`, a kept one, one computed again, or an empty one if it is
+    /// not read.
     fn of<'a>(
         &'a self,
         i: usize,
@@ -161,13 +175,13 @@ impl Inputs {
             _ if chain[i].traits().in_place => Ok(Cow::Borrowed(&[])),
             _ => {
                 let (before, input) = (&chain[i - 1], self.of(i - 1, x, rows, chain)?);
-                let again = noted(before.names()[0], || before.forward(&input, rows))?;
+                let again = profiled(before.names()[0], || before.forward(&input, rows))?;
                 Ok(Cow::Owned(again))
             }
         }
     }
 
-    /// [`Self::of`], given away; for an operation behind the first.
+    /// [`Self::of`] by value, for an operation after the first.
     fn take(&mut self, i: usize, x: &[f32], rows: usize, chain: &[Link]) -> Result<Vec<f32>> {
         match self.0[i].take() {
             Some(input) => Ok(input),
@@ -178,10 +192,10 @@ impl Inputs {
 
 struct Residual {
     chain: Vec<Link>,
-    keep: Keep,
-    wanted: Wanted,
-    /// From the forward pass to the backward pass.
-    held: Mutex<Option<Inputs>>,
+    keep: Activations,
+    wanted: WantedRows,
+    /// Inputs kept from the forward pass for the backward pass.
+    held: Mutex<Option<ChainInputs>>,
 }
 
 impl Residual {
@@ -204,13 +218,13 @@ impl Residual {
     /// The wanted rows of `x + chain(x)`.
     fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {
         let what = match self.keep {
-            Keep::All => Held::Costly,
-            Keep::Input => Held::Nothing,
+            Activations::Kept => HeldInputs::Costly,
+            Activations::Recomputed => HeldInputs::Nothing,
         };
         let Some((last, before)) = self.chain.split_last() else {
             bail!("residual: a branch without operations")
         };
-        let mut inputs = Inputs::default();
+        let mut inputs = ChainInputs::default();
         let input = self
             .pick(inputs.run(x, rows, before, what)?.into(), rows)
             .into_owned();
@@ -221,7 +235,7 @@ impl Residual {
         };
         let count = sum.len() / width.max(1);
         add_result(&mut sum, &input, count, last)?;
-        if self.keep == Keep::All {
+        if self.keep == Activations::Kept {
             inputs.hold_last(input, before, &self.wanted);
             *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(inputs);
         }
@@ -229,7 +243,7 @@ impl Residual {
     }
 
     /// The inputs of the operations: those that were held, or computed again.
-    fn inputs(&self, x: &[f32], rows: usize) -> Result<Inputs> {
+    fn inputs(&self, x: &[f32], rows: usize) -> Result<ChainInputs> {
         let held = self
             .held
             .lock()
@@ -239,14 +253,14 @@ impl Residual {
             return Ok(inputs);
         }
         let before = &self.chain[..self.chain.len() - 1];
-        let mut inputs = Inputs::default();
-        let input = inputs.run(x, rows, before, Held::Everything)?;
+        let mut inputs = ChainInputs::default();
+        let input = inputs.run(x, rows, before, HeldInputs::Everything)?;
         let input = (!before.is_empty()).then(|| self.pick(input.into(), rows).into_owned());
         inputs.0.push(input);
         Ok(inputs)
     }
 
-    /// The branch's gradient and `dy`, added.
+    /// The gradient of `x`: that of the branch plus `dy`.
     fn backward(&self, x: &[f32], dy: &[f32], rows: usize) -> Result<Vec<f32>> {
         let mut inputs = self.inputs(x, rows)?;
         let last = self.chain.len() - 1;
@@ -265,12 +279,12 @@ impl Residual {
                 (true, Some(wanted)) => wanted.len(),
                 _ => rows,
             };
-            grad = Cow::Owned(noted(link.names()[1], || {
+            grad = Cow::Owned(profiled(link.names()[1], || {
                 link.backward(&from, &y, grad, count)
             })?);
             y = input;
             if i == last {
-                // Where nothing is wanted no gradient comes from, whatever the output was.
+                // Rows that are not wanted have no gradient, whatever their output was.
                 grad = self.unpick(grad, rows, Write::Add);
                 y = self.unpick(y.into(), rows, Write::Set).into_owned();
             }
@@ -283,12 +297,12 @@ impl Residual {
 
 struct Residuals {
     branches: Vec<Residual>,
-    /// The inputs of all branches but the first, from the forward pass to the backward pass.
+    /// Inputs of all branches but the first, kept from the forward pass for the backward pass.
     between: Mutex<Option<Vec<Vec<f32>>>>,
 }
 
 impl Residuals {
-    /// The result of each branch; rows are `width` wide.
+    /// The result of each branch; rows have `width` columns.
     fn results(&self, x: &[f32], width: usize) -> Result<Vec<Vec<f32>>> {
         let mut results: Vec<Vec<f32>> = Vec::with_capacity(self.branches.len());
         for branch in &self.branches {
@@ -299,7 +313,7 @@ impl Residuals {
         Ok(results)
     }
 
-    /// The inputs of all branches but the first: those that were held, or computed again.
+    /// The inputs of all branches but the first: the kept ones, or the same computed again.
     fn between(&self, x: &[f32], width: usize) -> Result<Vec<Vec<f32>>> {
         let mut held = self.between.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(between) = held.take() {
@@ -357,7 +371,8 @@ mod tests {
         x.flatten_all().unwrap().to_vec1().unwrap()
     }
 
-    /// Against candle's own graph of x + gelu(x) and, of some of its rows, once more. A second way back finds nothing held.
+    /// Against candle's own graph of x + gelu(x) and a second such branch on some rows. A second
+    /// backward pass has to compute kept inputs again.
     #[test]
     fn branches_in_one_node_are_those_of_a_graph() {
         let x: Vec<f32> = (0..12).map(|i| i as f32 * 0.3 - 1.7).collect();
@@ -369,7 +384,7 @@ mod tests {
         let expected = (&some + some.gelu_erf().unwrap()).unwrap();
         let loss = |y: &Tensor| y.sqr().unwrap().sum_all().unwrap();
         let expected_grad = loss(&expected).backward().unwrap();
-        for keep in [Keep::All, Keep::Input] {
+        for keep in [Activations::Kept, Activations::Recomputed] {
             let branches = [None, Some(Arc::from(rows))].map(|wanted| Branch {
                 chain: vec![gelu_link()],
                 wanted,

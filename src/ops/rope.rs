@@ -1,7 +1,9 @@
-//! Rotary position embedding (Su et al. 2021, eq. 34) in the half-split form of Hugging Face checkpoints.
+//! Rotary position embedding (Su et al. 2021, eq. 34) in the half-split form of Hugging Face
+//! checkpoints.
 //!
-//! Pairs are `(x[i], x[i + d/2])` of each head, rotated by `position · frequency[i]`. The backward pass is the rotation by the
-//! opposite angle. Frequencies come from the model's configuration (default or llama3 scaling).
+//! The pairs `(x[i], x[i + d/2])` of each head are rotated by `position · frequency[i]`. The
+//! backward pass is the rotation by the opposite angle. Frequencies come from the model's
+//! configuration (default or llama3 scaling).
 
 use std::borrow::Cow;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -9,30 +11,31 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use candle_core::{Result, Tensor, bail};
 use multiversion::multiversion;
 
-use super::operation::{Link, Operation, Traits, apply};
+use super::operation::{Link, LinkTraits, Operation, apply};
 use super::pool;
 use super::storage;
 
 /// Rows of one task.
 const ROWS: usize = 64;
 
-/// The frequencies of a model's pairs, which give the angles of any position.
+/// Frequencies of a model's pairs, from which the angles of any position follow.
 #[derive(Clone)]
 pub struct Rotation {
     frequencies: Arc<[f32]>,
-    /// Of the positions met so far.
-    table: Arc<RwLock<Table>>,
+    /// Angles of all positions up to the largest one used so far.
+    table: Arc<RwLock<AngleTable>>,
 }
 
 /// Cosines and sines of positions from 0 on: `[positions, head_dim/2]` each.
 #[derive(Default)]
-struct Table {
+struct AngleTable {
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
 
-impl Table {
-    /// Products are rounded to f32 as PyTorch does before the trigonometry.
+impl AngleTable {
+    /// Extends the table to `positions` rows. Like PyTorch, it rounds `position · frequency` to
+    /// `f32` before the trigonometry.
     fn grow(&mut self, frequencies: &[f32], positions: usize) {
         for position in self.cos.len() / frequencies.len()..positions {
             let angles = frequencies.iter().map(|f| f64::from(position as f32 * f));
@@ -42,7 +45,7 @@ impl Table {
     }
 }
 
-/// The angles of one batch: `[tokens, head_dim/2]` each.
+/// Cosines and sines of the angles of one batch: `[tokens, head_dim/2]` each.
 #[derive(Clone)]
 pub struct Angles {
     cos: Arc<[f32]>,
@@ -51,7 +54,7 @@ pub struct Angles {
 }
 
 impl Rotation {
-    /// From the inverse frequencies, `head_dim/2` of them.
+    /// Rotation with these inverse frequencies, `head_dim/2` of them.
     pub fn new(frequencies: Vec<f32>) -> Self {
         Self {
             frequencies: frequencies.into(),
@@ -59,7 +62,7 @@ impl Rotation {
         }
     }
 
-    /// Angles of these positions.
+    /// Angles of tokens at these positions.
     pub fn angles(&self, positions: &[u32]) -> Angles {
         let half = self.frequencies.len();
         let known = positions.iter().max().map_or(0, |&p| p as usize + 1);
@@ -79,13 +82,14 @@ impl Rotation {
         }
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Table> {
+    fn read(&self) -> RwLockReadGuard<'_, AngleTable> {
         self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Angles {
-    /// Rotates the first `heads` heads of each row of `[tokens, columns]`; the rest passes unchanged.
+    /// Rotates the first `heads` heads of each row of `[tokens, columns]`, on the CPU; the other
+    /// columns stay unchanged.
     ///
     /// # Errors
     /// If the heads reach past the row, tokens and angles differ in number, or the device fails.
@@ -114,7 +118,7 @@ impl Angles {
         }
     }
 
-    /// The same as a composition of candle operations.
+    /// [`Self::rotate`] as a composition of candle operations.
     ///
     /// # Errors
     /// As [`Self::rotate`].
@@ -175,10 +179,10 @@ impl Operation for Rotate {
         ["rope", "rope backward"]
     }
 
-    fn traits(&self) -> Traits {
-        Traits {
+    fn traits(&self) -> LinkTraits {
+        LinkTraits {
             in_place: true,
-            ..Traits::default()
+            ..LinkTraits::default()
         }
     }
 

@@ -1,6 +1,5 @@
-//! The two doors between candle tensors and plain slices on the CPU: read a tensor, change a tensor in place.
-//!
-//! Everything here is for contiguous `f32` tensors; other devices go through candle's own operations.
+//! Access to the elements of contiguous `f32` tensors on the CPU as plain slices, to read them or
+//! to change them in place; and simple operations on such slices.
 
 use std::cell::Cell;
 use std::mem::MaybeUninit;
@@ -24,7 +23,7 @@ pub fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> 
     }
 }
 
-/// A contiguous `f32` CPU tensor that is held for reading; `G` is candle's guard.
+/// A contiguous `f32` CPU tensor that is locked for reading; `G` is candle's guard.
 pub struct Reading<G> {
     storage: G,
     range: Range<usize>,
@@ -35,12 +34,12 @@ impl<G: Deref<Target = Storage>> Reading<G> {
     pub fn slice(&self) -> &[f32] {
         match &*self.storage {
             Storage::Cpu(CpuStorage::F32(data)) => &data[self.range.clone()],
-            _ => unreachable!("the type was looked at when the tensor was opened"),
+            _ => unreachable!("the type was checked when the tensor was opened"),
         }
     }
 }
 
-/// Holds a tensor for reading.
+/// Locks a tensor for reading.
 ///
 /// # Errors
 /// If it is on another device, of another type, or not contiguous.
@@ -62,19 +61,19 @@ pub fn open(tensor: &Tensor) -> Result<Reading<impl Deref<Target = Storage>>> {
     })
 }
 
-/// Rows of a tensor whose last axis is a row.
+/// Number of rows of a tensor whose last axis is a row.
 pub fn rows(dims: &[usize]) -> usize {
     dims.iter().rev().skip(1).product()
 }
 
-/// A vector of `len` elements that is not cleared first.
+/// A vector of `len` elements that `write` fills, without clearing it first.
 ///
 /// # Safety
 /// `write` must write every element.
 pub unsafe fn written(len: usize, write: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
     let mut data = Vec::with_capacity(len);
     write(&mut data.spare_capacity_mut()[..len]);
-    // SAFETY: the capacity is there, and the caller's word for the elements.
+    // SAFETY: the capacity is `len`, and the caller promises that `write` fills it.
     unsafe { data.set_len(len) };
     data
 }
@@ -92,10 +91,10 @@ pub fn clear(data: &mut [f32]) {
     pool::for_each(data.chunks_mut(BLOCK), |block| block.fill(0.0));
 }
 
-/// Some rows of `[rows, width]`.
+/// The rows `rows` of a matrix `x` that is `width` wide.
 ///
 /// # Panics
-/// If there are fewer: a bug of the caller.
+/// If there is no such row: a bug of the caller.
 pub fn gather(x: &[f32], width: usize, rows: &[u32]) -> Vec<f32> {
     let (width, block) = (width.max(1), BLOCK.div_ceil(width.max(1)));
     let write = |all: &mut [MaybeUninit<f32>]| {
@@ -109,11 +108,11 @@ pub fn gather(x: &[f32], width: usize, rows: &[u32]) -> Vec<f32> {
             }
         });
     };
-    // SAFETY: each row is written whole.
+    // SAFETY: each row is written completely.
     unsafe { written(rows.len() * width, write) }
 }
 
-/// A copy, made by all threads.
+/// A copy, made by all threads of the pool.
 pub fn copied(from: &[f32]) -> Vec<f32> {
     let copy = |to: &mut [MaybeUninit<f32>]| {
         let blocks = to.chunks_mut(BLOCK).zip(from.chunks(BLOCK));
@@ -123,11 +122,11 @@ pub fn copied(from: &[f32]) -> Vec<f32> {
             });
         });
     };
-    // SAFETY: both sides are equally long, and so are their blocks.
+    // SAFETY: both sides have the same length, and so have their blocks.
     unsafe { written(from.len(), copy) }
 }
 
-/// Hands the elements of a contiguous `f32` CPU tensor to `f`.
+/// Calls `f` with the elements of a contiguous `f32` CPU tensor.
 ///
 /// # Errors
 /// As [`open`].
@@ -135,18 +134,19 @@ pub fn read<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
     Ok(f(open(tensor)?.slice()))
 }
 
-/// Lets `f` change the elements of a contiguous `f32` CPU tensor in place; views see the change.
+/// Calls `f` to change the elements of a contiguous `f32` CPU tensor in place; views see the
+/// change.
 ///
 /// # Errors
 /// If the tensor is on another device, of another type, or not contiguous.
 pub fn update(tensor: &Tensor, f: impl FnOnce(&mut [f32])) -> Result<()> {
-    tensor.inplace_op1(&Update(Cell::new(Some(f))))
+    tensor.inplace_op1(&UpdateOnce(Cell::new(Some(f))))
 }
 
-/// Runs its function once.
-struct Update<F>(Cell<Option<F>>);
+/// An in-place operation that calls its function once.
+struct UpdateOnce<F>(Cell<Option<F>>);
 
-impl<F: FnOnce(&mut [f32])> InplaceOp1 for Update<F> {
+impl<F: FnOnce(&mut [f32])> InplaceOp1 for UpdateOnce<F> {
     fn name(&self) -> &'static str {
         "update"
     }

@@ -1,14 +1,16 @@
-//! An identity that lets a parameter see the gradient passing by.
+//! An identity operation that hands the gradient of its result to a closure.
 //!
-//! The composed forms of our operations (for CUDA, and as oracles on the CPU) read a parameter's value outside the graph
-//! and put a tap behind it: `bwd` hands the incoming gradient to a closure, which adds the parameter's share to its arena.
+//! The composed forms of our operations (for CUDA, and as oracles on the CPU) read a parameter's
+//! value outside the graph. A tap on their result passes the incoming gradient to a closure, which
+//! adds the parameter's gradient to its arena.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 struct Tap<F>(F);
 
-/// Returns `x`; when the backward pass comes by, `f` gets the gradient of the result first.
+/// Returns `x`. In the backward pass, `f` gets the gradient of the result before it flows on to
+/// `x`.
 ///
 /// # Errors
 /// If the copy fails.

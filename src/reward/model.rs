@@ -13,7 +13,7 @@ use crate::model::score_position::{NoPadding, ScorePosition};
 use crate::model::{Decoder, Gradient, ModelError};
 use crate::ops::attention::Segments;
 use crate::ops::backend::Backend;
-use crate::ops::param::Training;
+use crate::ops::param::Trainability;
 
 /// A frozen reward model.
 pub struct RewardModel {
@@ -72,7 +72,7 @@ impl RewardModel {
     /// # Errors
     /// If the folder holds no reward model, or it cannot be read.
     pub fn load(folder: &Path, backend: &Backend) -> std::result::Result<Self, ModelError> {
-        let frozen = |_: &_| Training::Frozen;
+        let frozen = |_: &_| Trainability::Frozen;
         Ok(Self::new(Decoder::load_reward_model(
             folder, frozen, backend,
         )?))

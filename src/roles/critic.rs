@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::model::config::Head;
 use crate::model::{Decoder, ModelError};
 use crate::ops::backend::Backend;
-use crate::ops::param::Training;
+use crate::ops::param::Trainability;
 
 /// What a critic starts from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ impl CriticStart<'_> {
     /// # Errors
     /// If the model cannot be read or is of the other kind.
     pub fn load(self, backend: &Backend) -> Result<Decoder, ModelError> {
-        let all = |_: &_| Training::Trained;
+        let all = |_: &_| Trainability::Trained;
         match self {
             Self::RewardModel(folder) => Decoder::load_reward_model(folder, all, backend),
             Self::Policy { folder, seed } => Decoder::load(folder, Head::Score, seed, all, backend),
@@ -67,7 +67,7 @@ mod tests {
             &folder,
             Head::LanguageModel,
             0,
-            |_| Training::Frozen,
+            |_| Trainability::Frozen,
             &Backend::CPU,
         );
         let policy = weights(&policy.unwrap());

@@ -16,10 +16,10 @@ use std::path::{Path, PathBuf};
 use super::critic::CriticStart;
 use crate::model::config::Head;
 use crate::model::hf_config::adapter::AdapterConfig;
-use crate::model::lora::{Asked, Lora};
+use crate::model::lora::{Lora, RequestedLora};
 use crate::model::{Decoder, ModelError};
 use crate::ops::backend::Backend;
-use crate::ops::param::Training;
+use crate::ops::param::Trainability;
 use crate::reward::{RewardModel, TrunkUse};
 
 type Result<T> = std::result::Result<T, ModelError>;
@@ -36,7 +36,7 @@ pub enum Sharing {
     },
     /// All but adapters and heads. The adapters of a policy that has some are trained further, and must have the settings that are
     /// asked for. Otherwise those that are asked for are drawn, or the usual ones.
-    Adapter(Option<Asked>),
+    Adapter(Option<RequestedLora>),
 }
 
 /// The policy as it starts, on which roles are loaded.
@@ -103,7 +103,7 @@ impl<'a> Ground<'a> {
     /// # Errors
     /// If it cannot be read, or the ground does not fit it.
     pub fn actor(&self) -> Result<Decoder> {
-        let (head, trained) = (Head::LanguageModel, Training::Trained);
+        let (head, trained) = (Head::LanguageModel, Trainability::Trained);
         match self.sharing {
             Sharing::None => Decoder::load(self.policy, head, 0, |_| trained, self.backend),
             Sharing::Trunk { layers } => {
@@ -125,7 +125,7 @@ impl<'a> Ground<'a> {
     /// # Errors
     /// As [`Self::actor`], and if it starts from a reward model that was trained on other ground.
     pub fn critic(&self, start: CriticStart) -> Result<Decoder> {
-        let (head, trained) = (Head::Score, Training::Trained);
+        let (head, trained) = (Head::Score, Trainability::Trained);
         match (self.sharing, start) {
             (Sharing::None, start) => start.load(self.backend),
             (_, CriticStart::RewardModel(folder)) => self.scorer(folder, trained),
@@ -147,7 +147,7 @@ impl<'a> Ground<'a> {
     /// As [`Self::actor`].
     pub fn reference(self) -> Result<Decoder> {
         match self.has_adapters() {
-            true => self.adapters_of(self.policy, Training::Frozen),
+            true => self.adapters_of(self.policy, Trainability::Frozen),
             false => match self.base.into_inner() {
                 Some(base) => Ok(base),
                 None => read_frozen(&self.base_folder, self.backend),
@@ -160,12 +160,12 @@ impl<'a> Ground<'a> {
         self.base_folder != self.policy
     }
 
-    fn adapt(&self, asked: Option<&Asked>, head: Head, seed: u64) -> Result<Decoder> {
-        let lora = asked.map(Asked::fresh).unwrap_or_default();
-        Decoder::adapt(self.base()?, &lora, head, seed, Training::Trained)
+    fn adapt(&self, asked: Option<&RequestedLora>, head: Head, seed: u64) -> Result<Decoder> {
+        let lora = asked.map(RequestedLora::fresh).unwrap_or_default();
+        Decoder::adapt(self.base()?, &lora, head, seed, Trainability::Trained)
     }
 
-    fn adapters_of(&self, folder: &Path, training: Training) -> Result<Decoder> {
+    fn adapters_of(&self, folder: &Path, training: Trainability) -> Result<Decoder> {
         Decoder::load_adapter(
             self.base()?,
             folder,
@@ -178,7 +178,7 @@ impl<'a> Ground<'a> {
 
 /// A language model that nobody trains.
 fn read_frozen(folder: &Path, backend: &Backend) -> Result<Decoder> {
-    let frozen = |_: &_| Training::Frozen;
+    let frozen = |_: &_| Trainability::Frozen;
     Decoder::load(folder, Head::LanguageModel, 0, frozen, backend)
 }
 
@@ -223,7 +223,7 @@ mod tests {
             max_position_embeddings: 16,
         };
         let config = DecoderConfig::from_scratch(Family::Llama, &sizes).unwrap();
-        let frozen = |_: &_| Training::Frozen;
+        let frozen = |_: &_| Trainability::Frozen;
         Decoder::fresh(HfConfig::new(config), 0, frozen, &Backend::CPU).unwrap()
     }
 
@@ -232,7 +232,7 @@ mod tests {
             layers_to_transform: layers,
             ..LoraConfig::default()
         };
-        Decoder::adapt(base, &config, head, 0, Training::Trained).unwrap()
+        Decoder::adapt(base, &config, head, 0, Trainability::Trained).unwrap()
     }
 
     #[test]

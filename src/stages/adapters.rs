@@ -12,9 +12,9 @@ use crate::model::Decoder;
 use crate::model::config::{Head, TensorSpec};
 use crate::model::hf_config::HfConfig;
 use crate::model::hf_config::adapter::AdapterConfig;
-use crate::model::lora::{Asked, Layers, Scaling, Targets};
+use crate::model::lora::{AdapterTargets, Layers, RequestedLora, Scaling};
 use crate::ops::backend::Backend;
-use crate::ops::param::Training;
+use crate::ops::param::Trainability;
 
 /// A model to be trained, and the folder of its base if adapters are what is trained.
 pub struct Trainee {
@@ -67,7 +67,7 @@ impl Trainee {
                     &asked.fresh(),
                     start.head,
                     start.seed,
-                    Training::Trained,
+                    Trainability::Trained,
                 )
                 .with_context(key)?;
                 (model, start.from.to_owned())
@@ -76,7 +76,7 @@ impl Trainee {
                 let folder = adapter.base_folder(start.from)?;
                 let base = base(&folder, start)?;
                 let (from, head, seed) = (start.from, start.head, start.seed);
-                let model = Decoder::load_adapter(&base, from, head, seed, Training::Trained)?;
+                let model = Decoder::load_adapter(&base, from, head, seed, Trainability::Trained)?;
                 model.check_adapters(&asked, from).with_context(key)?;
                 (model, folder)
             }
@@ -105,25 +105,25 @@ fn base(folder: &Path, start: &Start) -> Result<Decoder> {
         Head::LanguageModel => Head::LanguageModel,
         Head::Score => HfConfig::read(folder)?.decoder.head,
     };
-    let frozen = |_: &TensorSpec| Training::Frozen;
+    let frozen = |_: &TensorSpec| Trainability::Frozen;
     Ok(Decoder::load(folder, head, 0, frozen, start.backend)?)
 }
 
 /// The settings that a `lora` table has for adapters.
-pub fn asked(lora: &Lora) -> Asked {
+pub fn asked(lora: &Lora) -> RequestedLora {
     let scaling = |rooted| match rooted {
         true => Scaling::RootRank,
         false => Scaling::Rank,
     };
     let targets = |targets: &TargetModules| match targets {
-        TargetModules::Word(_) => Targets::AllLinear,
-        TargetModules::Names(names) => Targets::Named(names.clone()),
+        TargetModules::Word(_) => AdapterTargets::AllLinear,
+        TargetModules::Names(names) => AdapterTargets::Named(names.clone()),
     };
     let layers = |layers: &LayersToTransform| match layers {
         LayersToTransform::Top(Top(count)) => Layers::Top(*count),
         LayersToTransform::These(layers) => Layers::These(layers.clone()),
     };
-    Asked {
+    RequestedLora {
         r: lora.r,
         lora_alpha: lora.lora_alpha,
         scaling: lora.use_rslora.map(scaling),

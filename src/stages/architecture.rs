@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 
 use crate::config::{Architecture, Family as FamilyName};
 use crate::data::tokenizer::Tokenizer;
-use crate::model::config::{DecoderConfig, Family, Geometry, Norm, Position, SlidingWindow};
+use crate::model::config::{DecoderConfig, Family, Geometry, NormKind, Position, SlidingWindow};
 
 /// The decoder that `[model]` describes, with the tokenizer's size and special tokens.
 ///
@@ -33,7 +33,7 @@ pub fn describe(sizes: &Architecture, vocab_size: usize) -> Result<DecoderConfig
 
 /// What the table says beside sizes.
 fn choose(config: &mut DecoderConfig, sizes: &Architecture) {
-    let (Norm::Rms { eps } | Norm::Layer { eps }) = &mut config.norm;
+    let (NormKind::Rms { eps } | NormKind::Layer { eps }) = &mut config.norm;
     *eps = sizes.rms_norm_eps;
     if let Position::Rope(rope) = &mut config.position {
         rope.theta = sizes.rope_theta;
@@ -98,7 +98,7 @@ mod tests {
         let config = describe(&sizes(FamilyName::Mistral), 300).unwrap();
         assert_eq!((config.head_dim, config.vocab_size), (32, 300));
         assert_eq!((config.window(0), config.window(1)), (Some(8), Some(8)));
-        assert_eq!(config.norm, Norm::Rms { eps: 1e-6 });
+        assert_eq!(config.norm, NormKind::Rms { eps: 1e-6 });
         let own = Architecture {
             vocab_size: Some(320),
             ..sizes(FamilyName::Mistral)

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use crate::config::Trainable;
 use crate::model::config::{TensorSpec, is_embedding, layer_of};
-use crate::ops::param::Training;
+use crate::ops::param::Trainability;
 
 /// What stays as it is.
 #[derive(Clone, Copy, Debug, Default)]
@@ -28,14 +28,14 @@ impl From<&Trainable> for Frozen {
 
 impl Frozen {
     /// Whether a tensor is trained.
-    pub fn training(self, spec: &TensorSpec) -> Training {
+    pub fn training(self, spec: &TensorSpec) -> Trainability {
         let frozen = match layer_of(&spec.name) {
             Some(layer) => layer < self.layers,
             None => is_embedding(&spec.name) && (self.embeddings || self.layers > 0),
         };
         match frozen {
-            true => Training::Frozen,
-            false => Training::Trained,
+            true => Trainability::Frozen,
+            false => Trainability::Trained,
         }
     }
 

@@ -24,7 +24,7 @@ use crate::data::tokenizer::{BpeTraining, Tokenizer};
 use crate::model::Decoder;
 use crate::model::config::{DecoderConfig, Head};
 use crate::model::hf_config::HfConfig;
-use crate::ops::param::Training as Trained;
+use crate::ops::param::Trainability;
 use crate::terminal::Phase;
 use crate::train::memory::limit_bytes;
 
@@ -227,7 +227,7 @@ fn rows(tokenizer: &Tokenizer, records: &Items<Record>, context: usize) -> Resul
 
 fn model(context: &Context, tokenizer: &Tokenizer, context_length: usize) -> Result<Decoder> {
     let seed = context.config.run.seed;
-    let all = |_: &_| Trained::Trained;
+    let all = |_: &_| Trainability::Trained;
     let model = match &context.config.model.start {
         Some(ModelStart::Folder(folder)) => {
             Decoder::load(folder, Head::LanguageModel, seed, all, context.backend)?

@@ -49,20 +49,20 @@ mod tests {
 
     use super::*;
     use crate::ops::backend::Backend;
-    use crate::ops::param::{Initial, Training};
+    use crate::ops::param::{InitialParam, Trainability};
     use crate::train::optimizer::AdamWConfig;
 
     fn store() -> ParamStore {
-        let param = |name: &str, training| Initial {
+        let param = |name: &str, training| InitialParam {
             name: name.to_owned(),
             shape: vec![2, 2],
             data: vec![0.1, -0.0, f32::MIN_POSITIVE / 2.0, 1e30],
             training,
         };
         let initial = vec![
-            param("b", Training::Trained),
-            param("a", Training::Trained),
-            param("frozen", Training::Frozen),
+            param("b", Trainability::Trained),
+            param("a", Trainability::Trained),
+            param("frozen", Trainability::Frozen),
         ];
         ParamStore::new(initial, &Backend::CPU).unwrap()
     }

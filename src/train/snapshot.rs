@@ -197,14 +197,14 @@ mod tests {
     use super::*;
     use crate::model::config::{Head, TensorSpec, is_embedding};
     use crate::ops::backend::Backend;
-    use crate::ops::param::Training;
+    use crate::ops::param::Trainability;
 
     /// A golden model whose embedding is frozen.
     fn model() -> Decoder {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/llama");
         let training = |spec: &TensorSpec| match is_embedding(&spec.name) {
-            true => Training::Frozen,
-            false => Training::Trained,
+            true => Trainability::Frozen,
+            false => Trainability::Trained,
         };
         Decoder::load(&folder, Head::LanguageModel, 0, training, &Backend::CPU).unwrap()
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor, Var};
 use collimate::ops::backend::Backend;
 use collimate::ops::head::{BothLogProbs, Target, both_log_probs};
-use collimate::ops::param::{Initial, Param, ParamStore, Training};
+use collimate::ops::param::{InitialParam, Param, ParamStore, Trainability};
 use collimate::rlhf::kl::kl_loss;
 use collimate::rlhf::{
     ActorTokens, KlEstimator, KlTerm, LossAggregation, PolicyLoss, PolicyLossConfig, Rows, Totals,
@@ -77,11 +77,11 @@ impl Golden {
     }
 
     fn head(&self) -> Arc<Param> {
-        let initial = Initial {
+        let initial = InitialParam {
             name: "head".into(),
             shape: vec![self.head.len(), self.head[0].len()],
             data: self.head.concat().iter().map(|&x| x as f32).collect(),
-            training: Training::Trained,
+            training: Trainability::Trained,
         };
         let store = ParamStore::new(vec![initial], &Backend::CPU).unwrap();
         store.get("head").unwrap()

@@ -8,7 +8,7 @@ use collimate::model::config::{DecoderConfig, Family, Geometry, Head};
 use collimate::model::hf_config::HfConfig;
 use collimate::model::weights::SaveDtype;
 use collimate::ops::backend::Backend;
-use collimate::ops::param::Training;
+use collimate::ops::param::Trainability;
 use serde_json::json;
 
 use crate::support::{Workspace, ids};
@@ -61,7 +61,7 @@ fn fresh(tokenizer: &Tokenizer, head: Head) -> Decoder {
     Decoder::fresh(
         HfConfig::new(config),
         4,
-        |_| Training::Frozen,
+        |_| Trainability::Frozen,
         &Backend::CPU,
     )
     .expect("a model")

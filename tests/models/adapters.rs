@@ -9,12 +9,12 @@ use candle_core::{Device, Tensor};
 use collimate::model::config::{Family, Head, TensorSpec};
 use collimate::model::hf_config::HfConfig;
 use collimate::model::hf_config::adapter::AdapterConfig;
-use collimate::model::lora::{Layers, LoraConfig, Scaling, Targets};
+use collimate::model::lora::{AdapterTargets, Layers, LoraConfig, Scaling};
 use collimate::model::weights::SaveDtype;
 use collimate::model::{Decoder, Gradient, Recompute};
 use collimate::ops::attention::Segments;
 use collimate::ops::backend::Backend;
-use collimate::ops::param::Training;
+use collimate::ops::param::Trainability;
 use rollout::Sampling;
 
 use crate::differences::{check_trained, outputs, two_layers};
@@ -33,14 +33,14 @@ fn adapter_folder(name: &str) -> PathBuf {
 }
 
 fn frozen(folder: &Path) -> Anyhow<Decoder> {
-    let frozen = |_: &TensorSpec| Training::Frozen;
+    let frozen = |_: &TensorSpec| Trainability::Frozen;
     let head = Head::LanguageModel;
     Ok(Decoder::load(folder, head, 0, frozen, &Backend::CPU)?)
 }
 
 fn base_of(adapter: &Path, backend: &Backend) -> Anyhow<Decoder> {
     let config = AdapterConfig::read(adapter)?.expect("a PEFT folder");
-    let (folder, frozen) = (config.base_folder(adapter)?, |_: &_| Training::Frozen);
+    let (folder, frozen) = (config.base_folder(adapter)?, |_: &_| Trainability::Frozen);
     Ok(Decoder::load(
         &folder,
         Head::LanguageModel,
@@ -64,7 +64,7 @@ fn load(folder: &Path, head: Head) -> Anyhow<Decoder> {
 
 fn load_on(folder: &Path, head: Head, backend: &Backend) -> Anyhow<Decoder> {
     let base = base_of(folder, backend)?;
-    let trained = Training::Trained;
+    let trained = Trainability::Trained;
     Ok(Decoder::load_adapter(&base, folder, head, 0, trained)?)
 }
 
@@ -79,7 +79,7 @@ fn everywhere(layers: Layers) -> LoraConfig {
         r: 3,
         lora_alpha: 4.0,
         scaling: Scaling::Rank,
-        target_modules: Targets::AllLinear,
+        target_modules: AdapterTargets::AllLinear,
         layers_to_transform: layers,
     }
 }
@@ -87,8 +87,8 @@ fn everywhere(layers: Layers) -> LoraConfig {
 /// A small frozen model, and the same model with non-zero adapters.
 fn adapted(family: Family, layers: Layers, head: Head) -> Anyhow<(Decoder, Decoder)> {
     let config = HfConfig::new(two_layers(family)?);
-    let base = Decoder::fresh(config, 1, |_| Training::Frozen, &Backend::CPU)?;
-    let model = Decoder::adapt(&base, &everywhere(layers), head, 5, Training::Trained)?;
+    let base = Decoder::fresh(config, 1, |_| Trainability::Frozen, &Backend::CPU)?;
+    let model = Decoder::adapt(&base, &everywhere(layers), head, 5, Trainability::Trained)?;
     shake(&model)?;
     Ok((base, model))
 }
@@ -141,7 +141,7 @@ fn a_peft_folder_is_a_model_folder() -> Anyhow {
         check_logits(name, &merged, &expected(name, name)?)?;
     }
     let folder = adapter_folder("llama_reward");
-    let merged = Decoder::load_reward_model(&folder, |_| Training::Trained, &Backend::CPU)?;
+    let merged = Decoder::load_reward_model(&folder, |_| Trainability::Trained, &Backend::CPU)?;
     let expected = expected("llama_reward", "llama")?;
     let (ids, segments) = expected.packed();
     let hidden = merged.forward(&ids, &segments, Gradient::Skip)?;
@@ -154,9 +154,9 @@ fn a_peft_folder_is_a_model_folder() -> Anyhow {
 fn a_fresh_adapter_changes_no_bit_of_its_base() -> Anyhow {
     for family in Family::ALL {
         let config = HfConfig::new(two_layers(family)?);
-        let base = Decoder::fresh(config, 1, |_| Training::Frozen, &Backend::CPU)?;
+        let base = Decoder::fresh(config, 1, |_| Trainability::Frozen, &Backend::CPU)?;
         let lora = everywhere(Layers::All);
-        let model = Decoder::adapt(&base, &lora, Head::LanguageModel, 5, Training::Trained)?;
+        let model = Decoder::adapt(&base, &lora, Head::LanguageModel, 5, Trainability::Trained)?;
         let (with, without) = (
             outputs(&model, Gradient::Skip)?,
             outputs(&base, Gradient::Skip)?,
@@ -194,10 +194,10 @@ fn a_role_owns_its_adapters_alone() -> Anyhow {
         assert!(Arc::ptr_eq(param, &base.params().get(param.name())?));
     }
     let lora = everywhere(Layers::Top(1));
-    let critic = Decoder::adapt(&base, &lora, Head::Score, 5, Training::Trained)?;
+    let critic = Decoder::adapt(&base, &lora, Head::Score, 5, Trainability::Trained)?;
     assert!(names(&critic).contains(&"score.weight".to_owned()));
     assert_eq!(names(&critic).len(), 15);
-    assert!(Decoder::adapt(&critic, &lora, Head::Score, 5, Training::Trained).is_err());
+    assert!(Decoder::adapt(&critic, &lora, Head::Score, 5, Trainability::Trained).is_err());
     Ok(())
 }
 
@@ -266,7 +266,7 @@ fn generation_applies_adapters_as_training_does() -> Anyhow {
     let mut lora = everywhere(Layers::All);
     lora.r = 16;
     let base = frozen(saved.path())?;
-    let model = Decoder::adapt(&base, &lora, Head::LanguageModel, 5, Training::Trained)?;
+    let model = Decoder::adapt(&base, &lora, Head::LanguageModel, 5, Trainability::Trained)?;
     for (stream, param) in (700..).zip(model.params().trained()) {
         let values = noise(param.value().elem_count(), stream);
         param.update(|to| {
@@ -281,11 +281,11 @@ fn generation_applies_adapters_as_training_does() -> Anyhow {
 #[test]
 fn what_is_saved_comes_back_and_merges() -> Anyhow {
     for (layers, targets) in [
-        (Layers::All, Targets::AllLinear),
-        (Layers::Top(2), Targets::Usual),
+        (Layers::All, AdapterTargets::AllLinear),
+        (Layers::Top(2), AdapterTargets::Usual),
         (
             Layers::All,
-            Targets::Named(vec!["layers.1.mlp.up_proj".to_owned()]),
+            AdapterTargets::Named(vec!["layers.1.mlp.up_proj".to_owned()]),
         ),
     ] {
         let saved = tempfile::tempdir()?;
@@ -293,7 +293,7 @@ fn what_is_saved_comes_back_and_merges() -> Anyhow {
         let mut lora = everywhere(layers);
         lora.target_modules = targets;
         lora.scaling = Scaling::RootRank;
-        let model = Decoder::adapt(&base, &lora, Head::LanguageModel, 5, Training::Trained)?;
+        let model = Decoder::adapt(&base, &lora, Head::LanguageModel, 5, Trainability::Trained)?;
         shake(&model)?;
         model.save_adapter(saved.path(), &folder("llama"), SaveDtype::F32)?;
         let again = load(saved.path(), Head::LanguageModel)?;
@@ -323,14 +323,14 @@ fn what_is_saved_comes_back_and_merges() -> Anyhow {
 fn a_reward_adapter_keeps_its_head() -> Anyhow {
     let (saved, base) = (tempfile::tempdir()?, frozen(&folder("llama"))?);
     let lora = everywhere(Layers::Top(1));
-    let model = Decoder::adapt(&base, &lora, Head::Score, 5, Training::Trained)?;
+    let model = Decoder::adapt(&base, &lora, Head::Score, 5, Trainability::Trained)?;
     shake(&model)?;
     model.save_adapter(saved.path(), &folder("llama"), SaveDtype::F32)?;
     let again = load(saved.path(), Head::Score)?;
     let score =
         |model: &Decoder| -> Anyhow<Vec<u32>> { bits(model.params().get("score.weight")?.value()) };
     assert_eq!(score(&model)?, score(&again)?);
-    let merged = Decoder::load_reward_model(saved.path(), |_| Training::Frozen, &Backend::CPU)?;
+    let merged = Decoder::load_reward_model(saved.path(), |_| Trainability::Frozen, &Backend::CPU)?;
     assert_eq!(score(&model)?, score(&merged)?);
     Ok(())
 }
@@ -339,7 +339,7 @@ fn a_reward_adapter_keeps_its_head() -> Anyhow {
 fn another_base_is_refused() -> Anyhow {
     let (saved, base) = (tempfile::tempdir()?, frozen(&folder("llama"))?);
     let lora = everywhere(Layers::All);
-    let model = Decoder::adapt(&base, &lora, Head::LanguageModel, 5, Training::Trained)?;
+    let model = Decoder::adapt(&base, &lora, Head::LanguageModel, 5, Trainability::Trained)?;
     model.save_adapter(saved.path(), &folder("llama_old_dialect"), SaveDtype::F32)?;
     for refused in [
         load(saved.path(), Head::LanguageModel).map(|_| ()),

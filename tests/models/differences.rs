@@ -20,7 +20,7 @@ use collimate::ops::embedding::embed;
 use collimate::ops::head::{BothLogProbs, Target, TokenLogProbs, both_log_probs, token_log_probs};
 use collimate::ops::linear::{Linear, Projection};
 use collimate::ops::norm::Norm;
-use collimate::ops::param::{Param, ParamStore, Training};
+use collimate::ops::param::{Param, ParamStore, Trainability};
 use collimate::ops::rope::Rotation;
 
 use crate::gradients::adapted;
@@ -280,7 +280,7 @@ pub fn two_layers(family: Family) -> Anyhow<DecoderConfig> {
 }
 
 pub fn decoder(config: DecoderConfig, backend: &Backend) -> Anyhow<Decoder> {
-    let all = |_: &_| Training::Trained;
+    let all = |_: &_| Trainability::Trained;
     Ok(Decoder::fresh(HfConfig::new(config), 1, all, backend)?)
 }
 

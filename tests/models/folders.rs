@@ -9,7 +9,7 @@ use collimate::model::config::{Head, Init, Layout, TensorSpec};
 use collimate::model::hf_config::HfConfig;
 use collimate::model::weights::{SaveDtype, Weights, WeightsError, save};
 use collimate::ops::backend::Backend;
-use collimate::ops::param::Training;
+use collimate::ops::param::Trainability;
 use tempfile::TempDir;
 
 use crate::support::{Anyhow, folder};
@@ -42,8 +42,14 @@ fn copy(
 }
 
 fn load(folder: &TempDir, head: Head) -> Result<Decoder, String> {
-    Decoder::load(folder.path(), head, 0, |_| Training::Frozen, &Backend::CPU)
-        .map_err(|e| e.to_string())
+    Decoder::load(
+        folder.path(),
+        head,
+        0,
+        |_| Trainability::Frozen,
+        &Backend::CPU,
+    )
+    .map_err(|e| e.to_string())
 }
 
 fn extra(name: &str, shape: &[usize]) -> TensorSpec {
@@ -68,7 +74,7 @@ fn a_reward_model_without_its_head_is_refused() -> Anyhow {
     let headless = |specs: &mut Vec<TensorSpec>| specs.retain(|s| s.name != "score.weight");
     let model = copy("llama_reward", headless, |config| config)?;
     assert_says(load(&model, Head::Score), &["no tensor `score.weight`"]);
-    let reward = Decoder::load_reward_model(model.path(), |_| Training::Frozen, &Backend::CPU);
+    let reward = Decoder::load_reward_model(model.path(), |_| Trainability::Frozen, &Backend::CPU);
     assert_says(
         reward.map_err(|e| e.to_string()),
         &["model.safetensors", "no tensor `score.weight`"],
@@ -79,7 +85,7 @@ fn a_reward_model_without_its_head_is_refused() -> Anyhow {
 #[test]
 fn a_language_model_gets_a_fresh_scalar_head() -> Anyhow {
     let drawn = |seed| -> Anyhow<Vec<f32>> {
-        let all = |_: &_| Training::Trained;
+        let all = |_: &_| Trainability::Trained;
         let model = Decoder::load(&folder("llama"), Head::Score, seed, all, &Backend::CPU)?;
         let head = model.params().get("score.weight")?;
         Ok(head.value().flatten_all()?.to_vec1()?)

@@ -9,7 +9,7 @@ use collimate::model::generator::Generator;
 use collimate::model::lora::Layers;
 use collimate::ops::attention::cached::Cache;
 use collimate::ops::backend::Backend;
-use collimate::ops::param::{Operand, Param, Training};
+use collimate::ops::param::{Operand, Param, Trainability};
 use collimate::stages::plan::generation::{Prompts, panels, reserve, states};
 use rollout::{CacheBudget, LastToken, Request, SequenceId, Settings, generate};
 
@@ -21,7 +21,7 @@ use crate::support::{Anyhow, LANGUAGE_MODELS, folder, with_each_kernel};
 #[test]
 fn the_cache_is_the_one_that_a_generation_reserves() -> Anyhow {
     for name in LANGUAGE_MODELS {
-        let model = load(name, Head::LanguageModel, own(Training::Frozen))?;
+        let model = load(name, Head::LanguageModel, own(Trainability::Frozen))?;
         let layers = model.decoder_config().num_hidden_layers;
         let block = Cache::block_bytes(model.attention(0), layers, &Backend::CPU);
         let prompts = Prompts {
@@ -105,7 +105,7 @@ fn held_states(model: &Decoder, prompts: Prompts, layer: usize) -> Anyhow<usize>
 #[test]
 fn states_are_those_that_a_generation_keeps() -> Anyhow {
     for name in LANGUAGE_MODELS {
-        let model = load(name, Head::LanguageModel, own(Training::Frozen))?;
+        let model = load(name, Head::LanguageModel, own(Trainability::Frozen))?;
         let width = model.decoder_config().hidden_size;
         for (samples, last_token) in [
             (1, LastToken::Unread),
@@ -136,9 +136,9 @@ fn panels_are_those_that_a_generation_keeps() -> Anyhow {
 fn panels_are_those_kept(backend: &Backend) -> Anyhow {
     let lora = lora(Layers::Top(1));
     for name in LANGUAGE_MODELS {
-        let (head, frozen) = (Head::LanguageModel, |_: &_| Training::Frozen);
+        let (head, frozen) = (Head::LanguageModel, |_: &_| Trainability::Frozen);
         let base = Decoder::load(&folder(name), head, 1, frozen, backend)?;
-        let model = Decoder::adapt(&base, &lora, Head::LanguageModel, 1, Training::Frozen)?;
+        let model = Decoder::adapt(&base, &lora, Head::LanguageModel, 1, Trainability::Frozen)?;
         for (model, adapters) in [
             (&base, Vec::new()),
             (&model, lora.resolve(base.decoder_config())?.tensors()),

@@ -8,10 +8,10 @@ use collimate::model::config::{
     DecoderConfig, Family, Geometry, Head, TensorSpec, is_embedding, layer_of,
 };
 use collimate::model::hf_config::HfConfig;
-use collimate::model::lora::{Layers, LoraConfig, Scaling, Targets};
+use collimate::model::lora::{AdapterTargets, Layers, LoraConfig, Scaling};
 use collimate::model::{Decoder, Holding};
 use collimate::ops::backend::Backend;
-use collimate::ops::param::{Param, Training};
+use collimate::ops::param::{Param, Trainability};
 use collimate::roles::{Reference, Sharing};
 use collimate::stages::plan::plan;
 use collimate::stages::plan::roles::{Judge, Models, Role, Start, adapted, roles};
@@ -60,7 +60,7 @@ pub fn load(name: &str, head: Head, holding: impl Fn(&TensorSpec) -> Holding) ->
     )?)
 }
 
-pub fn own(training: Training) -> impl Fn(&TensorSpec) -> Holding {
+pub fn own(training: Trainability) -> impl Fn(&TensorSpec) -> Holding {
     move |_| Holding::Own(training)
 }
 
@@ -104,7 +104,7 @@ fn roles_that_share_nothing_hold_what_is_listed() -> Anyhow {
             names(&roles),
             ["actor", "critic", "reference", "reward", "judge"]
         );
-        let (trained, frozen) = (Training::Trained, Training::Frozen);
+        let (trained, frozen) = (Trainability::Trained, Trainability::Frozen);
         let kinds = [
             (Head::LanguageModel, trained),
             (Head::Score, trained),
@@ -127,7 +127,7 @@ fn roles_on_a_trunk_hold_it_once() -> Anyhow {
             names(&roles),
             ["trunk", "actor", "critic", "reference", "reward", "judge"]
         );
-        let reference = load(name, Head::LanguageModel, own(Training::Frozen))?;
+        let reference = load(name, Head::LanguageModel, own(Trainability::Frozen))?;
         let below =
             |spec: &TensorSpec| layer_of(&spec.name).map_or(is_embedding(&spec.name), |l| l < 1);
         let shared = |spec: &TensorSpec| reference.params().find(&spec.name).expect("shared");
@@ -138,15 +138,15 @@ fn roles_on_a_trunk_hold_it_once() -> Anyhow {
                 false => Holding::Own(training),
             }
         };
-        let actor = load(name, Head::LanguageModel, on_trunk(Training::Trained))?;
+        let actor = load(name, Head::LanguageModel, on_trunk(Trainability::Trained))?;
         check(&roles[1], &actor);
         check(
             &roles[2],
-            &load(name, Head::Score, on_trunk(Training::Trained))?,
+            &load(name, Head::Score, on_trunk(Trainability::Trained))?,
         );
         check(
             &roles[4],
-            &load(name, Head::Score, on_trunk(Training::Frozen))?,
+            &load(name, Head::Score, on_trunk(Trainability::Frozen))?,
         );
         assert_eq!(roles[0].weights(), bytes(actor.params().shared()), "{name}");
         let whole = bytes(reference.params().owned());
@@ -168,7 +168,7 @@ fn roles_on_a_trunk_hold_it_once() -> Anyhow {
 }
 
 fn whole_judge(name: &str) -> Anyhow<usize> {
-    let judge = load(name, Head::Score, own(Training::Frozen))?;
+    let judge = load(name, Head::Score, own(Trainability::Frozen))?;
     Ok(bytes(judge.params().owned()))
 }
 
@@ -177,7 +177,7 @@ pub fn lora(layers: Layers) -> LoraConfig {
         r: 3,
         lora_alpha: 4.0,
         scaling: Scaling::Rank,
-        target_modules: Targets::AllLinear,
+        target_modules: AdapterTargets::AllLinear,
         layers_to_transform: layers,
     }
 }
@@ -196,18 +196,21 @@ fn roles_of_adapters_hold_the_base_once() -> Anyhow {
             names(&roles),
             ["base", "actor", "critic", "reward", "judge"]
         );
-        let base = load(name, Head::LanguageModel, own(Training::Frozen))?;
+        let base = load(name, Head::LanguageModel, own(Trainability::Frozen))?;
         let adapt = |head, training| Decoder::adapt(&base, &lora, head, 1, training);
         check(&roles[0], &base);
-        check(&roles[1], &adapt(Head::LanguageModel, Training::Trained)?);
-        check(&roles[2], &adapt(Head::Score, Training::Trained)?);
-        check(&roles[3], &adapt(Head::Score, Training::Frozen)?);
-        check(&roles[4], &adapt(Head::Score, Training::Frozen)?);
+        check(
+            &roles[1],
+            &adapt(Head::LanguageModel, Trainability::Trained)?,
+        );
+        check(&roles[2], &adapt(Head::Score, Trainability::Trained)?);
+        check(&roles[3], &adapt(Head::Score, Trainability::Frozen)?);
+        check(&roles[4], &adapt(Head::Score, Trainability::Frozen)?);
         assert_eq!(roles[1].graph_begins(LAYERS), LAYERS - 1, "{name}");
 
         let trainee = adapted(&models.policy.decoder, Head::Score, &resolved);
         check(&trainee[0], &base);
-        check(&trainee[1], &adapt(Head::Score, Training::Trained)?);
+        check(&trainee[1], &adapt(Head::Score, Trainability::Trained)?);
 
         // The policy's folder holds adapters: they are trained further, and the reference keeps a
         // copy of the initial ones. No other adapters are requested.
@@ -217,8 +220,14 @@ fn roles_of_adapters_hold_the_base_once() -> Anyhow {
             names(&further),
             ["base", "actor", "critic", "reference", "reward", "judge"]
         );
-        check(&further[1], &adapt(Head::LanguageModel, Training::Trained)?);
-        check(&further[3], &adapt(Head::LanguageModel, Training::Frozen)?);
+        check(
+            &further[1],
+            &adapt(Head::LanguageModel, Trainability::Trained)?,
+        );
+        check(
+            &further[3],
+            &adapt(Head::LanguageModel, Trainability::Frozen)?,
+        );
     }
     Ok(())
 }
@@ -250,15 +259,15 @@ fn a_stage_holds_what_is_planned_for_it() -> Anyhow {
         ("freeze_layers = 1", 1, false),
     ];
     for name in LANGUAGE_MODELS {
-        let base = load(name, Head::LanguageModel, own(Training::Frozen))?;
+        let base = load(name, Head::LanguageModel, own(Trainability::Frozen))?;
         for (stage, head) in stages {
             for (keys, lowest, embeddings) in choices {
                 let holding = |spec: &TensorSpec| match layer_of(&spec.name) {
-                    Some(layer) if layer < lowest => Holding::Own(Training::Frozen),
+                    Some(layer) if layer < lowest => Holding::Own(Trainability::Frozen),
                     None if is_embedding(&spec.name) && !embeddings => {
-                        Holding::Own(Training::Frozen)
+                        Holding::Own(Trainability::Frozen)
                     }
-                    _ => Holding::Own(Training::Trained),
+                    _ => Holding::Own(Trainability::Trained),
                 };
                 let planned = planned(stage, name, keys)?;
                 assert_eq!(names(&planned), ["model"]);
@@ -267,7 +276,7 @@ fn a_stage_holds_what_is_planned_for_it() -> Anyhow {
             let planned = planned(stage, name, table)?;
             assert_eq!(names(&planned), ["base", "adapters"]);
             check(&planned[0], &base);
-            let adapted = Decoder::adapt(&base, &lora, head, 1, Training::Trained)?;
+            let adapted = Decoder::adapt(&base, &lora, head, 1, Trainability::Trained)?;
             check(&planned[1], &adapted);
         }
     }
@@ -290,7 +299,7 @@ fn four_roles_cost_little_more_than_one_model() -> Anyhow {
     let mut policy = DecoderConfig::from_scratch(Family::Llama, &sizes)?;
     policy.tie_word_embeddings = true;
     let lora = LoraConfig {
-        target_modules: Targets::AllLinear,
+        target_modules: AdapterTargets::AllLinear,
         ..LoraConfig::default()
     };
     assert_eq!(lora.r, 16);
@@ -322,9 +331,9 @@ fn a_reward_model_as_a_base_keeps_its_head() -> Anyhow {
     let (name, lora) = ("llama_reward", lora(Layers::All));
     let decoder = decoder(name)?;
     let roles = adapted(&decoder, Head::Score, &lora.resolve(&decoder)?);
-    let base = load(name, Head::Score, own(Training::Frozen))?;
+    let base = load(name, Head::Score, own(Trainability::Frozen))?;
     check(&roles[0], &base);
-    let model = Decoder::adapt(&base, &lora, Head::Score, 1, Training::Trained)?;
+    let model = Decoder::adapt(&base, &lora, Head::Score, 1, Trainability::Trained)?;
     check(&roles[1], &model);
     Ok(())
 }

@@ -12,7 +12,7 @@ use collimate::model::trunk::in_trunk;
 use collimate::model::weights::SaveDtype;
 use collimate::model::{Decoder, Holding};
 use collimate::ops::backend::Backend;
-use collimate::ops::param::Training;
+use collimate::ops::param::Trainability;
 use collimate::roles::{CriticStart, Ground, Reference, Roles, Sharing};
 use collimate::stages::plan::plan;
 use collimate::stages::plan::roles::Role;
@@ -146,8 +146,8 @@ fn check_roles(planned: &[Role], roles: &Roles) {
 /// A reward model whose lowest `layers` layers are those of `policy`.
 fn branch(policy: &Path, layers: usize) -> Anyhow<TempDir> {
     let holding = |spec: &TensorSpec| match layers > 0 && in_trunk(&spec.name, layers) {
-        true => Holding::Own(Training::Frozen),
-        false => Holding::Own(Training::Trained),
+        true => Holding::Own(Trainability::Frozen),
+        false => Holding::Own(Trainability::Trained),
     };
     let saved = tempfile::tempdir()?;
     Decoder::load_sharing(policy, Head::Score, 3, holding, &Backend::CPU)?
@@ -160,16 +160,16 @@ fn stranger(policy: &Path) -> Anyhow<TempDir> {
     let mut config = HfConfig::read(policy)?;
     config.decoder.head = Head::Score;
     let saved = tempfile::tempdir()?;
-    Decoder::fresh(config, 5, |_| Training::Frozen, &Backend::CPU)?
+    Decoder::fresh(config, 5, |_| Trainability::Frozen, &Backend::CPU)?
         .save(saved.path(), SaveDtype::F32)?;
     Ok(saved)
 }
 
 /// A folder of adapters for the top layer of a fixture.
 fn adapter(name: &str, head: Head) -> Anyhow<TempDir> {
-    let base = load(name, Head::LanguageModel, own(Training::Frozen))?;
+    let base = load(name, Head::LanguageModel, own(Trainability::Frozen))?;
     let saved = tempfile::tempdir()?;
-    Decoder::adapt(&base, &lora(Layers::Top(1)), head, 2, Training::Trained)?.save_adapter(
+    Decoder::adapt(&base, &lora(Layers::Top(1)), head, 2, Trainability::Trained)?.save_adapter(
         saved.path(),
         &folder(name),
         SaveDtype::F32,

@@ -9,7 +9,7 @@ use collimate::model::{Decoder, Gradient, Recompute};
 use collimate::ops::attention::Segments;
 use collimate::ops::backend::Backend;
 use collimate::ops::head::Target;
-use collimate::ops::param::{Operand, Training};
+use collimate::ops::param::{Operand, Trainability};
 use rollout::random::rand::Rng;
 use rollout::random::{Key, Purpose};
 use rollout::{
@@ -161,9 +161,9 @@ fn recording_changes_no_bit_whatever_is_trained() -> Anyhow {
         for family in Family::ALL {
             for frozen in [0, 1, 2] {
                 let training = |spec: &TensorSpec| match layer_of(&spec.name) {
-                    Some(layer) if layer >= frozen => Training::Trained,
-                    None if frozen == 0 || spec.name.contains("norm") => Training::Trained,
-                    _ => Training::Frozen,
+                    Some(layer) if layer >= frozen => Trainability::Trained,
+                    None if frozen == 0 || spec.name.contains("norm") => Trainability::Trained,
+                    _ => Trainability::Frozen,
                 };
                 let config = HfConfig::new(two_layers(family)?);
                 let model = Decoder::fresh(config, 1, training, backend)?;

@@ -9,12 +9,12 @@ use collimate::model::config::{DecoderConfig, Family, Head, TensorSpec, is_embed
 use collimate::model::generator::Generator;
 use collimate::model::hf_config::HfConfig;
 use collimate::model::weights::SaveDtype;
-use collimate::model::{Decoder, Gradient, Holding, Recompute, Source};
+use collimate::model::{Decoder, Gradient, Holding, Recompute, TensorSource};
 use collimate::ops::attention::Segments;
 use collimate::ops::attention::cached::{BLOCK_TOKENS, Cache, NewTokens};
 use collimate::ops::backend::Backend;
 use collimate::ops::head::Target;
-use collimate::ops::param::{Param, Training};
+use collimate::ops::param::{Param, Trainability};
 use collimate::ops::profile;
 use rollout::{CacheBudget, Completion, LastToken, Request, SequenceId, Settings, generate};
 
@@ -44,13 +44,13 @@ fn base_and_branch(family: Family) -> Anyhow<(Decoder, Decoder)> {
 
 fn base_and_branch_of(config: DecoderConfig, backend: &Backend) -> Anyhow<(Decoder, Decoder)> {
     let config = HfConfig::new(config);
-    let frozen = |_: &TensorSpec| Training::Frozen;
+    let frozen = |_: &TensorSpec| Trainability::Frozen;
     let base = Decoder::fresh(config.clone(), 1, frozen, backend)?;
     let source = |spec: &TensorSpec| {
         let param = base.params().get(&spec.name)?;
         Ok(match in_trunk(spec) {
-            true => Source::Shared(param),
-            false => Source::Values(param.read(<[f32]>::to_vec)?, Training::Trained),
+            true => TensorSource::Shared(param),
+            false => TensorSource::Values(param.read(<[f32]>::to_vec)?, Trainability::Trained),
         })
     };
     let branch = Decoder::assemble(config, source, backend)?;
@@ -325,11 +325,11 @@ fn what_is_shared_is_held_once() -> Anyhow {
 #[test]
 fn a_branch_is_loaded_onto_a_trunk_and_saved_whole() -> Anyhow {
     let name = "llama";
-    let frozen = |_: &TensorSpec| Training::Frozen;
+    let frozen = |_: &TensorSpec| Trainability::Frozen;
     let base = Decoder::load(&folder(name), Head::LanguageModel, 0, frozen, &Backend::CPU)?;
     let holding = |spec: &TensorSpec| match in_trunk(spec) {
         true => Holding::Shared(base.params().get(&spec.name).expect("one of its tensors")),
-        false => Holding::Own(Training::Trained),
+        false => Holding::Own(Trainability::Trained),
     };
     let branch = Decoder::load_sharing(&folder(name), Head::Score, 7, holding, &Backend::CPU)?;
     let alone = Decoder::load(&folder(name), Head::Score, 7, frozen, &Backend::CPU)?;
@@ -388,7 +388,7 @@ fn what_cannot_be_shared_or_cut_is_refused() -> Anyhow {
 
     let other = load("llama", Head::LanguageModel, &Backend::CPU)?;
     let config = HfConfig::new(two_layers(Family::Llama)?);
-    let source = |spec: &TensorSpec| Ok(Source::Shared(other.params().get(&spec.name)?));
+    let source = |spec: &TensorSpec| Ok(TensorSource::Shared(other.params().get(&spec.name)?));
     let result = Decoder::assemble(config, source, &Backend::CPU);
     let message = result.map(|_| ()).unwrap_err().to_string();
     assert!(message.contains("one name and shape"), "{message}");

@@ -9,7 +9,7 @@ use collimate::model::config::{DecoderConfig, Family, Geometry, Head};
 use collimate::model::hf_config::HfConfig;
 use collimate::ops::attention::{Attention, Segments};
 use collimate::ops::backend::Backend;
-use collimate::ops::param::{Initial, ParamStore, Training};
+use collimate::ops::param::{InitialParam, ParamStore, Trainability};
 use collimate::ops::product::ProductKernel;
 use rollout::random::rand::Rng;
 use rollout::random::rand_distr::StandardNormal;
@@ -93,7 +93,7 @@ pub fn load(name: &str, head: Head, backend: &Backend) -> Anyhow<Decoder> {
         &folder(name),
         head,
         0,
-        |_| Training::Trained,
+        |_| Trainability::Trained,
         backend,
     )?)
 }
@@ -124,7 +124,7 @@ pub fn llama(
     Ok(Decoder::fresh(
         HfConfig::new(config),
         3,
-        |_| Training::Trained,
+        |_| Trainability::Trained,
         backend,
     )?)
 }
@@ -152,11 +152,14 @@ pub fn tensor(shape: &[usize], stream: u64) -> Tensor {
 
 /// A store of trained parameters with values from [`noise`].
 pub fn store(shapes: &[(&str, &[usize])], backend: &Backend) -> Result<ParamStore> {
-    let initial = shapes.iter().enumerate().map(|(i, (name, shape))| Initial {
-        name: (*name).to_owned(),
-        shape: shape.to_vec(),
-        data: noise(shape.iter().product(), 100 + i as u64),
-        training: Training::Trained,
-    });
+    let initial = shapes
+        .iter()
+        .enumerate()
+        .map(|(i, (name, shape))| InitialParam {
+            name: (*name).to_owned(),
+            shape: shape.to_vec(),
+            data: noise(shape.iter().product(), 100 + i as u64),
+            training: Trainability::Trained,
+        });
     ParamStore::new(initial.collect(), backend)
 }

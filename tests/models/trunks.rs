@@ -11,7 +11,7 @@ use collimate::model::hf_config::HfConfig;
 use collimate::model::trunk::Trunk;
 use collimate::model::weights::{SaveDtype, Weights};
 use collimate::ops::backend::Backend;
-use collimate::ops::param::Training;
+use collimate::ops::param::Trainability;
 use tempfile::TempDir;
 
 use crate::support::{Anyhow, folder};
@@ -21,7 +21,7 @@ const TRUNK: usize = 2;
 const FILE: &str = "model.safetensors";
 
 fn frozen(folder: &Path) -> Anyhow<Decoder> {
-    let frozen = |_: &TensorSpec| Training::Frozen;
+    let frozen = |_: &TensorSpec| Trainability::Frozen;
     let head = HfConfig::read(folder)?.decoder.head;
     Ok(Decoder::load(folder, head, 0, frozen, &Backend::CPU)?)
 }
@@ -29,9 +29,9 @@ fn frozen(folder: &Path) -> Anyhow<Decoder> {
 /// Loads a reward model as its stage does, with the layers below frozen.
 fn above(folder: &Path, layers: usize) -> Anyhow<Decoder> {
     let training = |spec: &TensorSpec| match layer_of(&spec.name) {
-        Some(layer) if layer < layers => Training::Frozen,
-        None if is_embedding(&spec.name) => Training::Frozen,
-        _ => Training::Trained,
+        Some(layer) if layer < layers => Trainability::Frozen,
+        None if is_embedding(&spec.name) => Trainability::Frozen,
+        _ => Trainability::Trained,
     };
     let head = Head::Score;
     Ok(Decoder::load(folder, head, 3, training, &Backend::CPU)?)
@@ -171,7 +171,7 @@ fn another_trunk_is_refused_with_both_fingerprints() -> Anyhow {
     let fresh = Decoder::fresh(
         HfConfig::read(&folder("llama"))?,
         5,
-        |_| Training::Frozen,
+        |_| Trainability::Frozen,
         &Backend::CPU,
     )?;
     fresh.save(other.path(), SaveDtype::F32)?;

@@ -10,7 +10,7 @@ use collimate::model::generator::Generator;
 use collimate::model::{Decoder, Gradient};
 use collimate::ops::attention::Segments;
 use collimate::ops::backend::Backend;
-use collimate::ops::param::Training;
+use collimate::ops::param::Trainability;
 use rollout::random::Purpose;
 use rollout::{Completion, Decoding, Request, Sampling, Settings, generate};
 
@@ -51,7 +51,7 @@ fn run(workspace: &Workspace, name: &str, iterations: usize, flags: &str) -> Vec
 }
 
 fn load(folder: &Path) -> Decoder {
-    let frozen = |_: &_| Training::Frozen;
+    let frozen = |_: &_| Trainability::Frozen;
     Decoder::load(folder, Head::LanguageModel, 0, frozen, &Backend::CPU).expect("a model")
 }
 

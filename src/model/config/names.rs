@@ -3,7 +3,7 @@
 //! A tensor's name is its module's, then `.weight` or `.bias`.
 
 use super::Family;
-use super::tensors::Layout;
+use super::tensors::StoredLayout;
 
 /// The scalar head of a reward model, in every family.
 pub const SCORE: &str = "score";
@@ -38,7 +38,7 @@ pub struct Names {
     /// The norm before the head.
     pub norm: &'static str,
     /// How the file holds a layer's projections.
-    pub projections: Layout,
+    pub projections: StoredLayout,
 }
 
 const LLAMA: Names = Names {
@@ -54,7 +54,7 @@ const LLAMA: Names = Names {
     up: &["mlp.gate_proj", "mlp.up_proj"],
     down: "mlp.down_proj",
     norm: "model.norm",
-    projections: Layout::OutIn,
+    projections: StoredLayout::OutIn,
 };
 
 const GPT2: Names = Names {
@@ -70,7 +70,7 @@ const GPT2: Names = Names {
     up: &["mlp.c_fc"],
     down: "mlp.c_proj",
     norm: "transformer.ln_f",
-    projections: Layout::Conv1d,
+    projections: StoredLayout::Conv1d,
 };
 
 const TABLES: [&Names; 2] = [&LLAMA, &GPT2];

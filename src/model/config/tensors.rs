@@ -1,14 +1,14 @@
 //! The tensors of a decoder: their Hugging Face names, shapes and initial values, in the order in which the model reads them.
 //!
 //! Shapes are the engine's: a projection is [out, in]. GPT-2's checkpoints hold their projections as [in, out]
-//! (`Conv1D` in transformers); [`Layout`] says so, and [`crate::model::weights`] turns them over on the way in and out.
+//! (`Conv1D` in transformers); [`StoredLayout`] says so, and [`crate::model::weights`] turns them over on the way in and out.
 
 use super::names::{LM_HEAD, Names, SCORE};
-use super::{DecoderConfig, Family, Head, Norm, QkNorm};
+use super::{DecoderConfig, Family, Head, NormKind, QkNorm};
 
 /// How a matrix lies in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Layout {
+pub enum StoredLayout {
     /// As in the engine.
     OutIn,
     /// Transposed: [in, out], GPT-2's `Conv1D`.
@@ -38,7 +38,7 @@ pub struct TensorSpec {
     /// The shape in the engine; a projection is [out, in].
     pub shape: Vec<usize>,
     /// How the file holds it.
-    pub layout: Layout,
+    pub layout: StoredLayout,
     /// What it is drawn from in a model made from scratch.
     pub init: Init,
 }
@@ -49,11 +49,11 @@ impl TensorSpec {
         self.shape.iter().product()
     }
 
-    /// The shape in the file: reversed for [`Layout::Conv1d`].
+    /// The shape in the file: reversed for [`StoredLayout::Conv1d`].
     pub fn stored_shape(&self) -> Vec<usize> {
         match self.layout {
-            Layout::OutIn => self.shape.clone(),
-            Layout::Conv1d => self.shape.iter().rev().copied().collect(),
+            StoredLayout::OutIn => self.shape.clone(),
+            StoredLayout::Conv1d => self.shape.iter().rev().copied().collect(),
         }
     }
 }
@@ -147,7 +147,7 @@ impl TensorList<'_> {
     fn score(&mut self, hidden: usize) {
         let std = 1.0 / ((hidden + 1) as f64).sqrt();
         let init = Init::Normal { std };
-        self.push(SCORE, "weight", &[1, hidden], Layout::OutIn, init);
+        self.push(SCORE, "weight", &[1, hidden], StoredLayout::OutIn, init);
     }
 
     fn matrix(&mut self, module: &str, shape: [usize; 2]) {
@@ -156,7 +156,7 @@ impl TensorList<'_> {
             module,
             "weight",
             &shape,
-            Layout::OutIn,
+            StoredLayout::OutIn,
             Init::Normal { std },
         );
     }
@@ -165,18 +165,31 @@ impl TensorList<'_> {
         let layout = self.names.projections;
         self.push(module, "weight", &shape, layout, Init::Normal { std });
         if bias {
-            self.push(module, "bias", &shape[..1], Layout::OutIn, Init::Zeros);
+            self.push(
+                module,
+                "bias",
+                &shape[..1],
+                StoredLayout::OutIn,
+                Init::Zeros,
+            );
         }
     }
 
     fn norm(&mut self, module: &str, size: usize) {
-        self.push(module, "weight", &[size], Layout::OutIn, Init::Ones);
-        if matches!(self.config.norm, Norm::Layer { .. }) {
-            self.push(module, "bias", &[size], Layout::OutIn, Init::Zeros);
+        self.push(module, "weight", &[size], StoredLayout::OutIn, Init::Ones);
+        if matches!(self.config.norm, NormKind::Layer { .. }) {
+            self.push(module, "bias", &[size], StoredLayout::OutIn, Init::Zeros);
         }
     }
 
-    fn push(&mut self, module: &str, leaf: &str, shape: &[usize], layout: Layout, init: Init) {
+    fn push(
+        &mut self,
+        module: &str,
+        leaf: &str,
+        shape: &[usize],
+        layout: StoredLayout,
+        init: Init,
+    ) {
         self.specs.push(TensorSpec {
             name: format!("{module}.{leaf}"),
             shape: shape.to_vec(),

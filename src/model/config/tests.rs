@@ -90,7 +90,7 @@ fn gpt2_stacks_and_turns_its_projections_and_starts_those_that_end_small() {
     ];
     assert_eq!(
         of_layer,
-        expected.map(|(name, shape, init)| (name, shape, Layout::Conv1d, init))
+        expected.map(|(name, shape, init)| (name, shape, StoredLayout::Conv1d, init))
     );
 }
 
@@ -258,13 +258,13 @@ fn absurd_sizes_are_refused_before_anything_is_multiplied() {
 #[test]
 fn numbers_that_break_the_mathematics_are_refused() {
     let mut config = config(Family::Llama);
-    config.norm = Norm::Rms { eps: 0.0 };
+    config.norm = NormKind::Rms { eps: 0.0 };
     assert!(
         config
             .validate()
             .is_err_and(|e| e.to_string().contains("`rms_norm_eps` is 0"))
     );
-    config.norm = Norm::Rms { eps: 1e-5 };
+    config.norm = NormKind::Rms { eps: 1e-5 };
     config.position = Position::Rope(RopeConfig {
         theta: 1e4,
         scaling: RopeScaling::Llama3 {

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::{DecoderConfig, Family, Norm, Position, RopeConfig, RopeScaling};
+use super::{DecoderConfig, Family, NormKind, Position, RopeConfig, RopeScaling};
 
 /// The largest size that a configuration may ask for; a guard against absurd files, not a limit of the engine.
 const MOST: usize = 1 << 24;
@@ -128,7 +128,7 @@ impl DecoderConfig {
     }
 
     fn check_numbers(&self) -> Result<(), InvalidDecoder> {
-        let (Norm::Rms { eps } | Norm::Layer { eps }) = self.norm;
+        let (NormKind::Rms { eps } | NormKind::Layer { eps }) = self.norm;
         self.check_number("rms_norm_eps", eps, eps > 0.0, "a number above 0")?;
         let std = self.initializer_range;
         let expected = "a number from 0 to 1";

@@ -7,16 +7,16 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::Decoder;
-use super::assembly::{Fallible, Source};
+use super::assembly::{Fallible, TensorSource};
 use crate::model::ModelError;
 use crate::model::config::{Head, SCORE, TensorSpec, weight};
 use crate::model::fingerprint::Fingerprint;
 use crate::model::hf_config::adapter::AdapterConfig;
 use crate::model::init::fresh;
 use crate::model::lora::folder::{self, AdapterFolder};
-use crate::model::lora::{Asked, Lora, LoraConfig, LoraError};
+use crate::model::lora::{Lora, LoraConfig, LoraError, RequestedLora};
 use crate::model::weights::SaveDtype;
-use crate::ops::param::Training;
+use crate::ops::param::Trainability;
 
 impl Decoder {
     /// `base` with fresh adapters, a function of `seed`, which change nothing yet. A scalar head begins as the base's, or is drawn.
@@ -28,7 +28,7 @@ impl Decoder {
         config: &LoraConfig,
         head: Head,
         seed: u64,
-        training: Training,
+        training: Trainability,
     ) -> Fallible<Self> {
         let lora = config.resolve(base.decoder_config())?;
         let values = |spec: &TensorSpec| match base.params().find(&spec.name) {
@@ -47,7 +47,7 @@ impl Decoder {
         folder: &Path,
         head: Head,
         seed: u64,
-        training: Training,
+        training: Trainability,
     ) -> Fallible<Self> {
         let adapter = AdapterFolder::open(folder, base.decoder_config())?;
         if head == Head::LanguageModel && adapter.config.head == Head::Score {
@@ -58,7 +58,7 @@ impl Decoder {
                 needed,
             });
         }
-        if training == Training::Trained && adapter.config.lora_dropout > 0.0 {
+        if training == Trainability::Trained && adapter.config.lora_dropout > 0.0 {
             let (folder, dropout) = (folder.display(), adapter.config.lora_dropout);
             terminal::note_once(format!(
                 "{folder}: lora_dropout is {dropout} there, 0 here; its adapters are trained further without dropout"
@@ -83,7 +83,7 @@ impl Decoder {
         base: &Decoder,
         lora: Lora,
         head: Head,
-        training: Training,
+        training: Trainability,
         values: impl Fn(&TensorSpec) -> Fallible<Vec<f32>>,
     ) -> Fallible<Self> {
         if base.lora.is_some() {
@@ -99,8 +99,8 @@ impl Decoder {
         config.decoder.head = head;
         let own = |name: &str| name == weight(SCORE) || base.params().find(name).is_none();
         let source = |spec: &TensorSpec| match own(&spec.name) {
-            true => Ok(Source::Values(values(spec)?, training)),
-            false => Ok(Source::Shared(base.params().get(&spec.name)?)),
+            true => Ok(TensorSource::Values(values(spec)?, training)),
+            false => Ok(TensorSource::Shared(base.params().get(&spec.name)?)),
         };
         Self::assemble_adapted(config, Some(lora), source, base.params().backend())
     }
@@ -109,7 +109,7 @@ impl Decoder {
     ///
     /// # Errors
     /// If they have others, or the model lacks a target or a layer that is asked for.
-    pub fn check_adapters(&self, asked: &Asked, from: &Path) -> Result<(), LoraError> {
+    pub fn check_adapters(&self, asked: &RequestedLora, from: &Path) -> Result<(), LoraError> {
         let found = self.lora().ok_or(LoraError::Missing)?;
         asked.check(found, self.decoder_config(), from)
     }

@@ -20,7 +20,7 @@ use crate::model::trunk::TrunkRecord;
 use crate::model::weights::{DEFAULT_MAX_SHARD_BYTES, SaveDtype, save};
 use crate::ops::backend::Backend;
 use crate::ops::linear::{Linear, Projection};
-use crate::ops::param::{Initial, Param, ParamStore, Training};
+use crate::ops::param::{InitialParam, Param, ParamStore, Trainability};
 use crate::terminal;
 use crate::terminal::Phase;
 
@@ -28,15 +28,15 @@ use crate::terminal::Phase;
 #[derive(Clone)]
 pub enum Holding {
     /// As a parameter of its own.
-    Own(Training),
+    Own(Trainability),
     /// As another decoder's frozen parameter, of the same name and shape.
     Shared(Arc<Param>),
 }
 
 /// What a tensor of a decoder is made of.
-pub enum Source {
+pub enum TensorSource {
     /// Row-major values in the engine's layout, for a parameter of its own.
-    Values(Vec<f32>, Training),
+    Values(Vec<f32>, Trainability),
     /// Another decoder's frozen parameter, of the same name and shape.
     Shared(Arc<Param>),
 }
@@ -51,10 +51,11 @@ impl Decoder {
     pub fn fresh(
         config: HfConfig,
         seed: u64,
-        training: impl Fn(&TensorSpec) -> Training,
+        training: impl Fn(&TensorSpec) -> Trainability,
         backend: &Backend,
     ) -> Fallible<Self> {
-        let source = |spec: &TensorSpec| Ok(Source::Values(fresh(spec, seed), training(spec)));
+        let source =
+            |spec: &TensorSpec| Ok(TensorSource::Values(fresh(spec, seed), training(spec)));
         Self::assemble(config, source, backend)
     }
 
@@ -67,7 +68,7 @@ impl Decoder {
         folder: &Path,
         head: Head,
         seed: u64,
-        training: impl Fn(&TensorSpec) -> Training,
+        training: impl Fn(&TensorSpec) -> Trainability,
         backend: &Backend,
     ) -> Fallible<Self> {
         let holding = |spec: &TensorSpec| Holding::Own(training(spec));
@@ -102,11 +103,11 @@ impl Decoder {
         weights.refuse_unexpected(&config.decoder.tensors())?;
         say_unused_head(&weights, found, folder);
         let source = |spec: &TensorSpec| match holding(spec) {
-            Holding::Shared(param) => Ok(Source::Shared(param)),
+            Holding::Shared(param) => Ok(TensorSource::Shared(param)),
             Holding::Own(training) if found != head && spec.name == weight(SCORE) => {
-                Ok(Source::Values(fresh(spec, seed), training))
+                Ok(TensorSource::Values(fresh(spec, seed), training))
             }
-            Holding::Own(training) => Ok(Source::Values(weights.load(spec)?, training)),
+            Holding::Own(training) => Ok(TensorSource::Values(weights.load(spec)?, training)),
         };
         Self::assemble(config, source, backend)
     }
@@ -117,7 +118,7 @@ impl Decoder {
     /// As [`Self::load`], and if the folder holds a language model.
     pub fn load_reward_model(
         folder: &Path,
-        training: impl Fn(&TensorSpec) -> Training,
+        training: impl Fn(&TensorSpec) -> Trainability,
         backend: &Backend,
     ) -> Fallible<Self> {
         Self::check_reward_model(folder)?;
@@ -150,7 +151,7 @@ impl Decoder {
     /// another device, or has another name or shape than the tensor.
     pub fn assemble(
         config: HfConfig,
-        source: impl Fn(&TensorSpec) -> Fallible<Source>,
+        source: impl Fn(&TensorSpec) -> Fallible<TensorSource>,
         backend: &Backend,
     ) -> Fallible<Self> {
         Self::assemble_adapted(config, None, source, backend)
@@ -160,7 +161,7 @@ impl Decoder {
     pub(super) fn assemble_adapted(
         config: HfConfig,
         lora: Option<Lora>,
-        source: impl Fn(&TensorSpec) -> Fallible<Source>,
+        source: impl Fn(&TensorSpec) -> Fallible<TensorSource>,
         backend: &Backend,
     ) -> Fallible<Self> {
         config.decoder.validate()?;
@@ -172,11 +173,11 @@ impl Decoder {
         for spec in specs {
             phase.add(1);
             match source(&spec)? {
-                Source::Shared(param) => {
+                TensorSource::Shared(param) => {
                     check_shared(&param, &spec)?;
                     shared.push(param);
                 }
-                Source::Values(data, training) => own.push(Initial {
+                TensorSource::Values(data, training) => own.push(InitialParam {
                     name: spec.name,
                     shape: spec.shape,
                     data,
@@ -302,11 +303,11 @@ fn check_shared(param: &Param, spec: &TensorSpec) -> Result<()> {
     Ok(())
 }
 
-fn layer_training(store: &ParamStore, layer: usize) -> Training {
+fn layer_training(store: &ParamStore, layer: usize) -> Trainability {
     let trained = store.trained().any(|p| layer_of(p.name()) == Some(layer));
     if trained {
-        Training::Trained
+        Trainability::Trained
     } else {
-        Training::Frozen
+        Trainability::Frozen
     }
 }

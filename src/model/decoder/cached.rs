@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor};
 use super::layers::Tokens;
 use super::{Decoder, Gradient};
 use crate::ops::attention::cached::{Cache, NewTokens};
-use crate::ops::residual::Wanted;
+use crate::ops::residual::WantedRows;
 
 impl Decoder {
     /// Reads new tokens of several sequences into the cache's layers below `layer` and returns what is fed to that one, `[tokens, hidden]`
@@ -56,7 +56,7 @@ fn positions(news: &[NewTokens]) -> Vec<u32> {
 }
 
 /// Each sequence's last new row, unless those are all.
-fn last_rows(news: &[NewTokens]) -> Wanted {
+fn last_rows(news: &[NewTokens]) -> WantedRows {
     let last = news.iter().scan(0, |end, n| {
         *end += n.count as u32;
         Some(*end - 1)

@@ -10,9 +10,9 @@ use crate::model::block::Block;
 use crate::ops::attention::cached::{Cache, NewTokens};
 use crate::ops::attention::{self, Segments};
 use crate::ops::backend::Backend;
-use crate::ops::param::Training;
+use crate::ops::param::Trainability;
 use crate::ops::recompute::recompute;
-use crate::ops::residual::{Keep, Wanted, residuals};
+use crate::ops::residual::{Activations, WantedRows, residuals};
 use crate::ops::rope::Angles;
 use crate::ops::storage;
 
@@ -29,7 +29,7 @@ impl Decoder {
         layers: Range<usize>,
         x: Tensor,
         positions: &[u32],
-        wanted: &Wanted,
+        wanted: &WantedRows,
         gradient: Gradient,
         tokens: &mut Tokens,
     ) -> Result<Tensor> {
@@ -59,7 +59,7 @@ impl Decoder {
         layers: Range<usize>,
         mut x: Tensor,
         angles: Option<&Angles>,
-        wanted: impl Fn(usize) -> Wanted,
+        wanted: impl Fn(usize) -> WantedRows,
         gradient: Gradient,
         tokens: &mut Tokens,
     ) -> Result<Tensor> {
@@ -87,7 +87,7 @@ impl Decoder {
         layers: Range<usize>,
         mut x: Tensor,
         angles: Option<&Angles>,
-        wanted: impl Fn(usize) -> Wanted,
+        wanted: impl Fn(usize) -> WantedRows,
         gradient: Gradient,
         tokens: &mut Tokens,
     ) -> Result<Tensor> {
@@ -101,7 +101,7 @@ impl Decoder {
 
     /// The first of `layers` of which a graph is recorded: the first trained one, or their end.
     fn graph_begins(&self, layers: &Range<usize>, x: &Tensor, gradient: Gradient) -> usize {
-        let trained = |&layer: &usize| self.layers[layer].1 == Training::Trained;
+        let trained = |&layer: &usize| self.layers[layer].1 == Trainability::Trained;
         let first = match gradient {
             Gradient::Record(_) if x.track_op() => Some(layers.start),
             Gradient::Record(_) => layers.clone().find(trained),
@@ -116,7 +116,7 @@ impl Decoder {
         x: &Tensor,
         layers: Range<usize>,
         angles: Option<&Angles>,
-        wanted: impl Fn(usize) -> Wanted,
+        wanted: impl Fn(usize) -> WantedRows,
         tokens: &mut Tokens,
     ) -> Result<Tensor> {
         let (rows, width) = x.dims2()?;
@@ -135,9 +135,9 @@ impl Decoder {
 }
 
 /// Makes `x` the graph's entry where the first trained parameter follows and nothing below was recorded.
-pub(super) fn enter_graph(x: Tensor, gradient: Gradient, next: Training) -> Result<Tensor> {
+pub(super) fn enter_graph(x: Tensor, gradient: Gradient, next: Trainability) -> Result<Tensor> {
     match (gradient, next) {
-        (Gradient::Record(_), Training::Trained) if !x.track_op() => {
+        (Gradient::Record(_), Trainability::Trained) if !x.track_op() => {
             Ok(Var::from_tensor(&x)?.as_tensor().clone())
         }
         _ => Ok(x),
@@ -145,10 +145,10 @@ pub(super) fn enter_graph(x: Tensor, gradient: Gradient, next: Training) -> Resu
 }
 
 /// What branches hold for their backward pass.
-fn kept(mode: Recompute) -> Keep {
+fn kept(mode: Recompute) -> Activations {
     match mode {
-        Recompute::None => Keep::All,
-        Recompute::Block => Keep::Input,
+        Recompute::None => Activations::Kept,
+        Recompute::Block => Activations::Recomputed,
     }
 }
 
@@ -157,7 +157,7 @@ fn run_layer(
     layer: usize,
     x: &Tensor,
     angles: Option<&Angles>,
-    wanted: Wanted,
+    wanted: WantedRows,
     tokens: &mut Tokens,
 ) -> Result<Tensor> {
     match tokens {
@@ -179,7 +179,7 @@ fn run_recorded(
     x: &Tensor,
     angles: Option<&Angles>,
     segments: &Segments,
-    wanted: Wanted,
+    wanted: WantedRows,
     mode: Recompute,
 ) -> Result<Tensor> {
     let (block, angles, segments) = (block.clone(), angles.cloned(), segments.clone());

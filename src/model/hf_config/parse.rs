@@ -7,7 +7,7 @@ use super::HfConfigError;
 use super::fields::Fields;
 use super::keys;
 use crate::model::config::{
-    Activation, DecoderConfig, Family, Head, Norm, Position, QkNorm, RopeConfig, RopeScaling,
+    Activation, DecoderConfig, Family, Head, NormKind, Position, QkNorm, RopeConfig, RopeScaling,
     SlidingWindow,
 };
 
@@ -66,7 +66,7 @@ fn llama(fields: &Fields, family: Family) -> Parsed<DecoderConfig> {
         },
         vocab_size: fields.required_size("vocab_size")?,
         max_position_embeddings: fields.required_size("max_position_embeddings")?,
-        norm: Norm::Rms {
+        norm: NormKind::Rms {
             eps: fields.number("rms_norm_eps")?.unwrap_or(1e-6),
         },
         position: Position::Rope(rope(fields)?),
@@ -112,7 +112,7 @@ fn gpt2(fields: &Fields) -> Parsed<DecoderConfig> {
         head_dim: hidden_size / heads.max(1),
         vocab_size: fields.required_size("vocab_size")?,
         max_position_embeddings: fields.required_size("n_positions")?,
-        norm: Norm::Layer {
+        norm: NormKind::Layer {
             eps: fields.number("layer_norm_epsilon")?.unwrap_or(1e-5),
         },
         position: Position::Learned,

@@ -4,7 +4,7 @@ use std::fs;
 use super::*;
 use crate::config::ScoreAt;
 use crate::model::config::{
-    Activation, Family, Geometry, Head, Norm, Position, QkNorm, RopeConfig, RopeScaling,
+    Activation, Family, Geometry, Head, NormKind, Position, QkNorm, RopeConfig, RopeScaling,
     SlidingWindow,
 };
 use crate::model::weights::SaveDtype;
@@ -41,7 +41,7 @@ fn golden_llama() -> DecoderConfig {
         head_dim: 8,
         vocab_size: 128,
         max_position_embeddings: 128,
-        norm: Norm::Rms { eps: 1e-5 },
+        norm: NormKind::Rms { eps: 1e-5 },
         position: rope(10_000.0, RopeScaling::None),
         activation: Activation::SwiGlu,
         qkv_bias: false,
@@ -113,7 +113,7 @@ fn expected(name: &str) -> DecoderConfig {
             family: Family::Gpt2,
             intermediate_size: 128,
             num_key_value_heads: 4,
-            norm: Norm::Layer { eps: 1e-5 },
+            norm: NormKind::Layer { eps: 1e-5 },
             position: Position::Learned,
             activation: Activation::GeluTanh,
             qkv_bias: true,
@@ -324,7 +324,7 @@ fn absent_keys_have_the_values_of_transformers() {
     assert_eq!(absent("qwen3", "head_dim").head_dim, 128);
     assert_eq!(
         absent("llama", "rms_norm_eps").norm,
-        Norm::Rms { eps: 1e-6 }
+        NormKind::Rms { eps: 1e-6 }
     );
     assert!(absent("gpt2", "tie_word_embeddings").tie_word_embeddings);
     assert!(!absent("llama3_tied", "tie_word_embeddings").tie_word_embeddings);

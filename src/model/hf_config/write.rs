@@ -12,7 +12,8 @@ use super::{CONFIG, GENERATION_CONFIG, HfConfig, HfConfigError};
 use crate::config::ScoreAt;
 use crate::files::durable::{on, replace_file};
 use crate::model::config::{
-    Activation, DecoderConfig, Family, Head, Norm, Position, RopeConfig, RopeScaling, SlidingWindow,
+    Activation, DecoderConfig, Family, Head, NormKind, Position, RopeConfig, RopeScaling,
+    SlidingWindow,
 };
 use crate::model::weights::SaveDtype;
 
@@ -97,7 +98,7 @@ impl HfConfig {
 
 /// What every family has, under its own keys.
 fn put_sizes(map: &mut Map<String, Value>, decoder: &DecoderConfig) {
-    let (Norm::Rms { eps } | Norm::Layer { eps }) = decoder.norm;
+    let (NormKind::Rms { eps } | NormKind::Layer { eps }) = decoder.norm;
     let activation = match decoder.activation {
         Activation::SwiGlu => "silu",
         Activation::GeluTanh => "gelu_new",

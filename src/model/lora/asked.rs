@@ -15,7 +15,7 @@ pub enum Scaling {
 
 /// Which projections of a layer have an adapter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Targets {
+pub enum AdapterTargets {
     /// Those that PEFT adapts when it is told nothing: queries and values, or what computes them.
     #[default]
     Usual,
@@ -47,7 +47,7 @@ pub struct LoraConfig {
     /// The scale's denominator.
     pub scaling: Scaling,
     /// The projections.
-    pub target_modules: Targets,
+    pub target_modules: AdapterTargets,
     /// The layers.
     pub layers_to_transform: Layers,
 }
@@ -59,7 +59,7 @@ impl Default for LoraConfig {
             r: 16,
             lora_alpha: 32.0,
             scaling: Scaling::default(),
-            target_modules: Targets::default(),
+            target_modules: AdapterTargets::default(),
             layers_to_transform: Layers::default(),
         }
     }
@@ -100,9 +100,9 @@ impl LoraConfig {
     /// Names; `None` for all projections.
     fn targets(&self, family: Family) -> Option<Vec<String>> {
         match &self.target_modules {
-            Targets::AllLinear => None,
-            Targets::Named(names) => Some(names.clone()),
-            Targets::Usual => {
+            AdapterTargets::AllLinear => None,
+            AdapterTargets::Named(names) => Some(names.clone()),
+            AdapterTargets::Usual => {
                 let usual: &[&str] = match family {
                     Family::Gpt2 => &["c_attn"],
                     _ => &["q_proj", "v_proj"],

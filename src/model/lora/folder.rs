@@ -11,7 +11,9 @@ use serde_json::Value;
 use super::{Lora, LoraError, Module, a_of, leaf, projections};
 use crate::files::durable::{on, replace_file};
 use crate::model::ModelError;
-use crate::model::config::{DecoderConfig, Head, Layout, SCORE, TensorSpec, layer_of, weight};
+use crate::model::config::{
+    DecoderConfig, Head, SCORE, StoredLayout, TensorSpec, layer_of, weight,
+};
 use crate::model::fingerprint::Fingerprint;
 use crate::model::hf_config::adapter::{ADAPTER_CONFIG, AdapterConfig};
 use crate::model::weights::{SaveDtype, Weights, WeightsError, save_file};
@@ -171,7 +173,7 @@ pub fn save(
         |spec: &TensorSpec| fetch(own[spec.name.as_str()]).map(Into::into),
     )?;
     let (targets, layers) = described(lora, decoder);
-    let turned = decoder.family.names().projections == Layout::Conv1d;
+    let turned = decoder.family.names().projections == StoredLayout::Conv1d;
     let object = Value::Object(config.to_json(&targets, layers.as_deref(), turned));
     let file = folder.join(ADAPTER_CONFIG);
     Ok(replace_file(&file, |out| writeln!(out, "{object:#}")).map_err(WeightsError::from)?)

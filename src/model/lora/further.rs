@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::path::Path;
 
-use super::{Layers, Lora, LoraConfig, LoraError, Scaling, Targets, leaf};
+use super::{AdapterTargets, Layers, Lora, LoraConfig, LoraError, Scaling, leaf};
 use crate::model::config::{DecoderConfig, layer_of};
 
 /// The settings of adapters that someone set.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Asked {
+pub struct RequestedLora {
     /// Rank of the adapters, 1 or more.
     pub r: Option<usize>,
     /// Numerator of the scale.
@@ -18,12 +18,12 @@ pub struct Asked {
     /// The scale's denominator.
     pub scaling: Option<Scaling>,
     /// The projections.
-    pub target_modules: Option<Targets>,
+    pub target_modules: Option<AdapterTargets>,
     /// The layers.
     pub layers_to_transform: Option<Layers>,
 }
 
-impl From<LoraConfig> for Asked {
+impl From<LoraConfig> for RequestedLora {
     fn from(config: LoraConfig) -> Self {
         Self {
             r: Some(config.r),
@@ -35,7 +35,7 @@ impl From<LoraConfig> for Asked {
     }
 }
 
-impl Asked {
+impl RequestedLora {
     /// The settings of new adapters.
     pub fn fresh(&self) -> LoraConfig {
         self.over(&LoraConfig::default())
@@ -110,9 +110,9 @@ impl Asked {
         };
         let same = asked.resolve(decoder)?.modules == found.modules;
         let here = match targets {
-            Targets::Usual => "PEFT's default".to_owned(),
-            Targets::AllLinear => "\"all-linear\"".to_owned(),
-            Targets::Named(names) => format!("{names:?}"),
+            AdapterTargets::Usual => "PEFT's default".to_owned(),
+            AdapterTargets::AllLinear => "\"all-linear\"".to_owned(),
+            AdapterTargets::Named(names) => format!("{names:?}"),
         };
         let leaves: BTreeSet<&str> = found.modules.iter().map(|m| leaf(&m.name)).collect();
         let there = leaves.into_iter().collect::<Vec<_>>();
@@ -129,7 +129,7 @@ impl Asked {
             return Ok(None);
         };
         let config = LoraConfig {
-            target_modules: Targets::AllLinear,
+            target_modules: AdapterTargets::AllLinear,
             layers_to_transform: asked.clone(),
             ..LoraConfig::default()
         };
@@ -184,13 +184,13 @@ mod tests {
             r: 4,
             lora_alpha: 16.0,
             scaling: Scaling::RootRank,
-            target_modules: Targets::Named(vec!["q_proj".into(), "o_proj".into()]),
+            target_modules: AdapterTargets::Named(vec!["q_proj".into(), "o_proj".into()]),
             layers_to_transform: Layers::Top(2),
         };
         config.resolve(&decoder()).unwrap()
     }
 
-    fn differences(asked: Asked) -> Vec<String> {
+    fn differences(asked: RequestedLora) -> Vec<String> {
         let differences = asked.differences(&found(), &decoder()).unwrap();
         let line = |(key, here, there)| format!("{key} {here} {there}");
         differences.into_iter().map(line).collect()
@@ -198,25 +198,28 @@ mod tests {
 
     #[test]
     fn what_is_not_set_is_the_folders() {
-        assert_eq!(differences(Asked::default()), [""; 0]);
-        let same = Asked {
+        assert_eq!(differences(RequestedLora::default()), [""; 0]);
+        let same = RequestedLora {
             r: Some(4),
             lora_alpha: Some(16.0),
             scaling: Some(Scaling::RootRank),
-            target_modules: Some(Targets::Named(vec!["o_proj".into(), "q_proj".into()])),
+            target_modules: Some(AdapterTargets::Named(vec![
+                "o_proj".into(),
+                "q_proj".into(),
+            ])),
             layers_to_transform: Some(Layers::These(vec![1, 2])),
         };
         assert_eq!(differences(same), [""; 0]);
-        assert_eq!(Asked::default().fresh(), LoraConfig::default());
+        assert_eq!(RequestedLora::default().fresh(), LoraConfig::default());
     }
 
     #[test]
     fn each_difference_has_both_values() {
-        let other = Asked {
+        let other = RequestedLora {
             r: Some(8),
             lora_alpha: Some(32.0),
             scaling: Some(Scaling::Rank),
-            target_modules: Some(Targets::AllLinear),
+            target_modules: Some(AdapterTargets::AllLinear),
             layers_to_transform: Some(Layers::All),
         };
         let expected = [
@@ -227,9 +230,9 @@ mod tests {
             "layers_to_transform all [1, 2]",
         ];
         assert_eq!(differences(other), expected);
-        let top = Asked {
+        let top = RequestedLora {
             layers_to_transform: Some(Layers::Top(1)),
-            ..Asked::default()
+            ..RequestedLora::default()
         };
         assert_eq!(differences(top), ["layers_to_transform \"top:1\" [1, 2]"]);
     }

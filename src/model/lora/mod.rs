@@ -10,11 +10,11 @@ mod further;
 mod merge;
 mod stored;
 
-use super::config::{DecoderConfig, Init, Layout, TensorSpec, layer_of};
+use super::config::{DecoderConfig, Init, StoredLayout, TensorSpec, layer_of};
 
-pub use asked::{Layers, LoraConfig, Scaling, Targets};
+pub use asked::{AdapterTargets, Layers, LoraConfig, Scaling};
 pub use error::LoraError;
-pub use further::Asked;
+pub use further::RequestedLora;
 pub use merge::merged;
 pub use stored::Stored;
 
@@ -74,7 +74,7 @@ impl Lora {
             let spec = |name, shape, init| TensorSpec {
                 name,
                 shape,
-                layout: Layout::OutIn,
+                layout: StoredLayout::OutIn,
                 init,
             };
             [

@@ -16,11 +16,11 @@ pub enum Stored {
     /// A whole model.
     Whole(Weights),
     /// A PEFT folder.
-    Adapted(Box<Adapted>),
+    AdaptedFolder(Box<AdaptedFolder>),
 }
 
 /// A PEFT folder and its base.
-pub struct Adapted {
+pub struct AdaptedFolder {
     base: Weights,
     adapter: AdapterFolder,
 }
@@ -34,7 +34,9 @@ impl Stored {
         match AdapterConfig::find(folder)? {
             Some(config) => {
                 let base = config.base_folder(folder)?;
-                Ok(Self::Adapted(Box::new(Adapted::open(folder, &base)?)))
+                Ok(Self::AdaptedFolder(Box::new(AdaptedFolder::open(
+                    folder, &base,
+                )?)))
             }
             None => Ok(Self::Whole(Weights::open(folder)?)),
         }
@@ -47,7 +49,7 @@ impl Stored {
     pub fn refuse_unexpected(&self, specs: &[TensorSpec]) -> Result<(), WeightsError> {
         match self {
             Self::Whole(weights) => weights.refuse_unexpected(specs),
-            Self::Adapted(adapted) => adapted.base.refuse_unexpected(specs),
+            Self::AdaptedFolder(adapted) => adapted.base.refuse_unexpected(specs),
         }
     }
 
@@ -55,7 +57,7 @@ impl Stored {
     pub fn has(&self, name: &str) -> bool {
         match self {
             Self::Whole(weights) => weights.names().any(|found| found == name),
-            Self::Adapted(adapted) => {
+            Self::AdaptedFolder(adapted) => {
                 adapted.adapter.has(name) || adapted.base.names().any(|found| found == name)
             }
         }
@@ -68,12 +70,12 @@ impl Stored {
     pub fn load(&self, spec: &TensorSpec) -> Result<Vec<f32>, WeightsError> {
         match self {
             Self::Whole(weights) => weights.load(spec),
-            Self::Adapted(adapted) => adapted.load(spec),
+            Self::AdaptedFolder(adapted) => adapted.load(spec),
         }
     }
 }
 
-impl Adapted {
+impl AdaptedFolder {
     /// The adapter in `folder` on the model in `base`.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ fn decoder(family: Family) -> DecoderConfig {
     DecoderConfig::from_scratch(family, &sizes).unwrap()
 }
 
-fn config(targets: Targets, layers: Layers) -> LoraConfig {
+fn config(targets: AdapterTargets, layers: Layers) -> LoraConfig {
     LoraConfig {
         r: 4,
         lora_alpha: 6.0,
@@ -32,13 +32,13 @@ fn names(config: &LoraConfig, family: Family) -> Vec<String> {
     lora.modules.into_iter().map(|m| m.name).collect()
 }
 
-fn named(names: &[&str]) -> Targets {
-    Targets::Named(names.iter().map(|&name| name.to_owned()).collect())
+fn named(names: &[&str]) -> AdapterTargets {
+    AdapterTargets::Named(names.iter().map(|&name| name.to_owned()).collect())
 }
 
 #[test]
 fn targets_and_layers_choose_modules() {
-    let usual = config(Targets::Usual, Layers::Top(1));
+    let usual = config(AdapterTargets::Usual, Layers::Top(1));
     assert_eq!(
         names(&usual, Family::Llama),
         [
@@ -47,7 +47,7 @@ fn targets_and_layers_choose_modules() {
         ]
     );
     assert_eq!(names(&usual, Family::Gpt2), ["transformer.h.2.attn.c_attn"]);
-    let all = config(Targets::AllLinear, Layers::All);
+    let all = config(AdapterTargets::AllLinear, Layers::All);
     assert_eq!(names(&all, Family::Qwen3).len(), 3 * 7);
     // As in PEFT a name stands for every module that ends in it.
     let both = config(named(&["c_proj"]), Layers::These(vec![1]));
@@ -80,7 +80,7 @@ fn tensors_have_the_shapes_of_peft() {
 
 #[test]
 fn scales() {
-    let mut lora = config(Targets::Usual, Layers::All)
+    let mut lora = config(AdapterTargets::Usual, Layers::All)
         .resolve(&decoder(Family::Llama))
         .unwrap();
     assert_eq!(lora.scale(), 1.5);
@@ -99,7 +99,7 @@ fn what_the_decoder_lacks_is_named() {
         message.contains("`c_fc`") && message.contains("q_proj, k_proj, v_proj, o_proj"),
         "{message}"
     );
-    assert!(refused(Targets::Usual, Layers::Top(4)).contains("the top 4"));
-    assert!(refused(Targets::Usual, Layers::These(vec![3])).contains("layer 3"));
-    assert!(refused(Targets::Usual, Layers::Top(0)).contains("no module"));
+    assert!(refused(AdapterTargets::Usual, Layers::Top(4)).contains("the top 4"));
+    assert!(refused(AdapterTargets::Usual, Layers::These(vec![3])).contains("layer 3"));
+    assert!(refused(AdapterTargets::Usual, Layers::Top(0)).contains("no module"));
 }

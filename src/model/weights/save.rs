@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use super::{INDEX, SINGLE, WeightsError, transpose};
 use crate::files::durable::{on, replace_file};
 use crate::files::tensor_file::{Description, write_header, write_values};
-use crate::model::config::{Layout, TensorSpec};
+use crate::model::config::{StoredLayout, TensorSpec};
 
 /// The largest file that transformers readers are used to: 5 GB.
 pub const DEFAULT_MAX_SHARD_BYTES: u64 = 5_000_000_000;
@@ -216,7 +216,7 @@ fn stored_order<'v>(spec: &TensorSpec, values: &'v [f32]) -> Result<Cow<'v, [f32
         });
     }
     Ok(match (spec.layout, spec.shape.as_slice()) {
-        (Layout::Conv1d, &[out, input]) => Cow::Owned(transpose(values, out, input)),
+        (StoredLayout::Conv1d, &[out, input]) => Cow::Owned(transpose(values, out, input)),
         _ => Cow::Borrowed(values),
     })
 }

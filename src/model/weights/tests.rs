@@ -33,7 +33,7 @@ const GOLDEN: [&str; 10] = [
     "gpt2_bare",
 ];
 
-fn spec(name: &str, shape: &[usize], layout: Layout) -> TensorSpec {
+fn spec(name: &str, shape: &[usize], layout: StoredLayout) -> TensorSpec {
     TensorSpec {
         name: name.to_owned(),
         shape: shape.to_vec(),
@@ -43,10 +43,15 @@ fn spec(name: &str, shape: &[usize], layout: Layout) -> TensorSpec {
 }
 
 /// A tensor with its values, in the engine's layout.
-type Named = (TensorSpec, Vec<f32>);
+type NamedTensor = (TensorSpec, Vec<f32>);
 
 /// Saves `tensors` into `folder`.
-fn put(folder: &Path, tensors: &[Named], dtype: SaveDtype, most: u64) -> Result<(), WeightsError> {
+fn put(
+    folder: &Path,
+    tensors: &[NamedTensor],
+    dtype: SaveDtype,
+    most: u64,
+) -> Result<(), WeightsError> {
     let specs: Vec<TensorSpec> = tensors.iter().map(|(spec, _)| spec.clone()).collect();
     save(folder, &specs, dtype, most, &BTreeMap::new(), |spec| {
         let found = tensors.iter().find(|(other, _)| other.name == spec.name);
@@ -55,7 +60,7 @@ fn put(folder: &Path, tensors: &[Named], dtype: SaveDtype, most: u64) -> Result<
 }
 
 /// Every tensor of a golden model.
-fn loaded(name: &str) -> Vec<Named> {
+fn loaded(name: &str) -> Vec<NamedTensor> {
     let weights = Weights::open(&golden(name)).expect(name);
     let load = |spec: TensorSpec| {
         let values = weights.load(&spec).expect(&spec.name);
@@ -89,12 +94,12 @@ fn values_are_those_of_the_file_with_conv1d_turned_over() {
     let weights = Weights::open(&golden("gpt2_bare")).expect("gpt2_bare");
     let load =
         |name, shape: &[usize], layout| weights.load(&spec(name, shape, layout)).expect(name);
-    let plain = load("transformer.wpe.weight", &[128, 32], Layout::OutIn);
+    let plain = load("transformer.wpe.weight", &[128, 32], StoredLayout::OutIn);
     assert_eq!(plain, stored("wpe.weight"));
     let turned = load(
         "transformer.h.1.attn.c_attn.weight",
         &[96, 32],
-        Layout::Conv1d,
+        StoredLayout::Conv1d,
     );
     let file_order = stored("h.1.attn.c_attn.weight");
     for (out, row) in turned.chunks(32).enumerate() {
@@ -165,7 +170,7 @@ fn a_saved_file_is_the_one_transformers_wrote() {
 fn rounding_is_to_nearest_even() {
     // Halfway between two bf16 values: 1 + 2^-8 falls to the even 1, 1 + 3 * 2^-8 rises to the even 1 + 2^-6.
     let halves = [1.0 + 2_f32.powi(-8), 1.0 + 3.0 * 2_f32.powi(-8), f32::NAN];
-    let tensors = [(spec("a", &[3], Layout::OutIn), halves.to_vec())];
+    let tensors = [(spec("a", &[3], StoredLayout::OutIn), halves.to_vec())];
     let folder = tempfile::tempdir().expect("a temporary folder");
     put(folder.path(), &tensors, SaveDtype::Bf16, u64::MAX).expect("saved");
     let weights = Weights::open(folder.path()).expect("opened");
@@ -194,7 +199,7 @@ fn listing(folder: &Path) -> Vec<String> {
 fn a_save_leaves_its_own_files_only_and_the_same_bytes_each_time() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let tensors: Vec<_> = ["a", "b", "c"]
-        .map(|name| (spec(name, &[4], Layout::OutIn), vec![1.0; 4]))
+        .map(|name| (spec(name, &[4], StoredLayout::OutIn), vec![1.0; 4]))
         .into();
     put(folder.path(), &tensors, SaveDtype::F32, u64::MAX).expect("single");
     assert_eq!(listing(folder.path()), [SINGLE]);
@@ -217,10 +222,10 @@ fn a_save_leaves_its_own_files_only_and_the_same_bytes_each_time() {
 #[test]
 fn a_failed_save_keeps_the_old_weights() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let a = spec("a", &[2], Layout::OutIn);
+    let a = spec("a", &[2], StoredLayout::OutIn);
     let good = [(a.clone(), vec![1.0, 2.0])];
     put(folder.path(), &good, SaveDtype::F32, u64::MAX).expect("saved");
-    let fails: [(Vec<Named>, &str); 3] = [
+    let fails: [(Vec<NamedTensor>, &str); 3] = [
         (
             vec![(a.clone(), vec![1.0])],
             "was given 1 values, its shape holds 2",
@@ -311,7 +316,7 @@ fn a_folder_without_weights_is_told_what_was_expected() {
 fn a_tensor_that_does_not_fit_is_named() {
     let weights = Weights::open(&golden("llama")).expect("llama");
     let refusal = |name: &str, shape: &[usize]| {
-        let refused = weights.load(&spec(name, shape, Layout::OutIn));
+        let refused = weights.load(&spec(name, shape, StoredLayout::OutIn));
         refused.expect_err(name).to_string()
     };
     let message = refusal("model.norm.weight", &[33]);
@@ -338,7 +343,7 @@ fn folder_with(name: &str, dtype: Dtype, shape: &[usize], bytes: &[u8]) -> tempf
 
 #[test]
 fn other_types_are_widened_or_refused() {
-    let x = spec("x", &[2], Layout::OutIn);
+    let x = spec("x", &[2], StoredLayout::OutIn);
     let doubles: Vec<u8> = [0.1_f64, -2.0]
         .iter()
         .flat_map(|v| v.to_le_bytes())
@@ -377,8 +382,8 @@ fn surplus_that_checkpoints_are_known_for_is_passed_over() {
 
 #[test]
 fn an_index_that_its_shards_contradict_is_refused() {
-    let a = (spec("a", &[1], Layout::OutIn), vec![1.0]);
-    let b = (spec("b", &[1], Layout::OutIn), vec![2.0]);
+    let a = (spec("a", &[1], StoredLayout::OutIn), vec![1.0]);
+    let b = (spec("b", &[1], StoredLayout::OutIn), vec![2.0]);
     let first = "model-00001-of-00002.safetensors";
     for (index, expected) in [
         (
@@ -414,7 +419,7 @@ fn an_index_that_its_shards_contradict_is_refused() {
 fn a_bare_llama_is_found_without_its_prefix() {
     let folder = folder_with("norm.weight", Dtype::F32, &[1], &1.5_f32.to_le_bytes());
     let weights = Weights::open(folder.path()).expect("opened");
-    let norm = spec("model.norm.weight", &[1], Layout::OutIn);
+    let norm = spec("model.norm.weight", &[1], StoredLayout::OutIn);
     assert_eq!(weights.load(&norm).expect("loaded"), [1.5]);
 }
 
@@ -422,7 +427,7 @@ fn a_bare_llama_is_found_without_its_prefix() {
 #[test]
 fn a_note_that_not_all_files_bear_is_none() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let specs = ["a", "b"].map(|name| spec(name, &[1], Layout::OutIn));
+    let specs = ["a", "b"].map(|name| spec(name, &[1], StoredLayout::OutIn));
     let notes = BTreeMap::from([("key".to_owned(), "what it says".to_owned())]);
     let fetch = |_: &TensorSpec| Ok::<_, Infallible>(Cow::Owned(vec![1.0]));
     save(folder.path(), &specs, SaveDtype::F32, 4, &notes, fetch).expect("two files");

@@ -1,7 +1,8 @@
-//! Backward of packed attention, after FlashAttention (Dao et al. 2022, algorithm 4): probabilities are recomputed a tile of
-//! queries at a time, `dS = P ∘ (dO·Vᵀ − rowsum(dO ∘ O))`.
+//! Backward pass of packed attention, after FlashAttention (Dao et al. 2022, algorithm 4):
+//! probabilities are recomputed a tile of queries at a time, `dS = P ∘ (dO·Vᵀ − rowsum(dO ∘ O))`.
 //!
-//! A task is one key head of one segment, so the sums over a group's query heads need no locks and have one order.
+//! A task is one key head of one segment, so the sums over a group's query heads need no locks and
+//! have one order.
 
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
@@ -33,29 +34,29 @@ pub fn run(
         pool::for_each(tasks, |(rows, head)| {
             let (a, b) = (rows.start, rows.end);
             let outs = a * outputs..b * outputs;
-            let task = Task {
+            let task = HeadTask {
                 spec,
                 head: *head,
                 qkv: &qkv[a * columns..b * columns],
                 out: &out[outs.clone()],
                 grad: &grad[outs],
             };
-            // SAFETY: tasks differ in their rows or their heads.
-            SCRATCH.with_borrow_mut(|scratch| unsafe { task.run(scratch, dqkv.below(a)) });
+            // SAFETY: two tasks differ in their rows or in their heads.
+            BUFFERS.with_borrow_mut(|scratch| unsafe { task.run(scratch, dqkv.below(a)) });
         });
     };
-    // SAFETY: the tasks' rows and the columns of their heads are all.
+    // SAFETY: the tasks cover all rows, and all columns of these.
     unsafe { storage::written(qkv.len(), write) }
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    static BUFFERS: RefCell<BackwardBuffers> = RefCell::default();
 }
 
-/// Buffers that tasks of a thread share.
+/// Buffers that the tasks of a thread share.
 #[derive(Default)]
-struct Scratch {
-    scores: Scores,
+struct BackwardBuffers {
+    scores: TileScores,
     keys: Vec<Line>,
     values: Vec<Line>,
     keys_by_token: Vec<Line>,
@@ -63,15 +64,15 @@ struct Scratch {
     grads: Vec<Line>,
 }
 
-/// Probabilities and the gradients of the scores of one tile, in rows of [`Tile::width`].
+/// Probabilities, and gradients of the scores, of one tile, in rows of [`QueryTile::width`].
 #[derive(Default)]
-struct Scores {
+struct TileScores {
     p: Vec<f32>,
     ds: Vec<f32>,
 }
 
-/// Keys and values of a head, packed once for all tiles.
-struct Seen<'a> {
+/// Keys and values of a head, packed once for all tiles of queries.
+struct PackedKeyValues<'a> {
     /// Kᵀ and Vᵀ: `[head_dim, tokens]`
     keys: Factor<'a>,
     values: Factor<'a>,
@@ -79,10 +80,10 @@ struct Seen<'a> {
     keys_by_token: Factor<'a>,
 }
 
-struct Tile<'a> {
+struct QueryTile<'a> {
     /// Positions of the queries.
     rows: Range<usize>,
-    /// The keys that one of them sees, from a panel's first on.
+    /// The keys that some query of the tile sees, from the start of a panel.
     seen: Range<usize>,
     /// First column of the query head.
     column: usize,
@@ -90,14 +91,15 @@ struct Tile<'a> {
     grads: Matrix<'a>,
 }
 
-impl Tile<'_> {
-    /// Scores of a row: whole panels, and a line more, lest rows that are read one below the other share the cache's few places for them.
+impl QueryTile<'_> {
+    /// Elements of a row of scores: whole panels and one line more. Without the line, rows that are
+    /// read one below the other would compete for the same cache sets.
     fn width(&self) -> usize {
         self.seen.len().next_multiple_of(LANES) + LANES
     }
 }
 
-struct Task<'a> {
+struct HeadTask<'a> {
     spec: Attention,
     head: usize,
     qkv: &'a [f32],
@@ -105,17 +107,17 @@ struct Task<'a> {
     grad: &'a [f32],
 }
 
-impl Task<'_> {
+impl HeadTask<'_> {
     /// The gradients of the head's queries, keys and values.
     ///
     /// # Safety
-    /// Nobody else may touch their columns of the segment's rows of `to` meanwhile.
-    unsafe fn run(&self, scratch: &mut Scratch, to: Destination) {
+    /// No other thread may access these columns of the segment's rows of `to`.
+    unsafe fn run(&self, scratch: &mut BackwardBuffers, to: Destination) {
         let rows = self.qkv.len() / self.spec.columns();
         if rows == 0 {
             return;
         }
-        let Scratch {
+        let BackwardBuffers {
             scores,
             keys,
             values,
@@ -134,12 +136,12 @@ impl Task<'_> {
             self.spec.value_column(self.head),
         ]
         .map(|column| self.matrix(0, rows, column));
-        let seen = Seen {
+        let seen = PackedKeyValues {
             keys: Factor::pack(key.t(), keys, Threads::Caller),
             values: Factor::pack(value.t(), values, Threads::Caller),
             keys_by_token: Factor::pack(key, keys_by_token, Threads::Caller),
         };
-        // SAFETY: the caller's; keys and values are cleared before they are added to.
+        // SAFETY: the caller's promise; keys and values are cleared before they are added to.
         unsafe {
             self.clear(rows, to);
             for member in 0..self.spec.group() {
@@ -154,6 +156,8 @@ impl Task<'_> {
         }
     }
 
+    /// Sets the gradients of the head's keys and values to zero.
+    ///
     /// # Safety
     /// As [`Self::run`].
     unsafe fn clear(&self, rows: usize, to: Destination) {
@@ -168,18 +172,18 @@ impl Task<'_> {
                     .map(move |at| (row, at))
             }) {
                 let count = LANES.min(self.spec.head_dim - at);
-                // SAFETY: the caller's.
+                // SAFETY: the caller keeps this function's contract.
                 unsafe { to.put(row, column + at, &zeros[..count]) };
             }
         }
     }
 
-    /// One tile of queries of one query head, and the keys that it sees.
-    fn tile(&self, member: usize, rows: Range<usize>) -> Tile<'_> {
+    /// A tile of queries of one query head, with the keys that it sees.
+    fn tile(&self, member: usize, rows: Range<usize>) -> QueryTile<'_> {
         let (spec, count) = (&self.spec, rows.len());
         let column = (self.head * spec.group() + member) * spec.head_dim;
         let grads = &self.grad[rows.start * spec.outputs() + column..];
-        Tile {
+        QueryTile {
             queries: self.matrix(rows.start, count, column),
             grads: Matrix::new(grads, count, spec.head_dim, spec.outputs()),
             seen: spec.first_key(rows.start) / LANES * LANES..rows.end,
@@ -188,9 +192,9 @@ impl Task<'_> {
         }
     }
 
-    /// P and dS of a tile: `[queries, keys seen]` each, at the buffers' start.
-    fn probabilities(&self, tile: &Tile, seen: &Seen, scores: &mut Scores) {
-        let Scores { p, ds } = scores;
+    /// P and dS of a tile: `[queries, keys seen]` each, at the start of the buffers.
+    fn probabilities(&self, tile: &QueryTile, seen: &PackedKeyValues, scores: &mut TileScores) {
+        let TileScores { p, ds } = scores;
         let panels = tile.seen.start..tile.seen.end.next_multiple_of(LANES);
         let width = tile.width();
         let products = [
@@ -199,7 +203,7 @@ impl Task<'_> {
         ];
         for (a, b, to) in products {
             let to = Destination::new(as_uninit(to), width);
-            // SAFETY: the buffer is this thread's alone.
+            // SAFETY: no other thread accesses this thread's buffer.
             unsafe { b.columns(panels.clone()).multiply(a, to, Write::Set) };
         }
         for (i, position) in tile.rows.clone().enumerate() {
@@ -214,13 +218,13 @@ impl Task<'_> {
     /// Adds a tile's share: dQ = dS·K, dK += dSᵀ·Q, dV += Pᵀ·dO.
     ///
     /// # Safety
-    /// As [`Self::run`], and keys and values must hold numbers.
+    /// As [`Self::run`]; the gradients of keys and values must be initialised.
     unsafe fn gradients(
         &self,
-        tile: &Tile,
-        seen: &Seen,
+        tile: &QueryTile,
+        seen: &PackedKeyValues,
         [queries, grads]: [Factor; 2],
-        scores: &Scores,
+        scores: &TileScores,
         to: Destination,
     ) {
         let [p, ds] = [&scores.p, &scores.ds]
@@ -232,7 +236,7 @@ impl Task<'_> {
         let dv = to
             .below(tile.seen.start)
             .right(self.spec.value_column(self.head));
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps this function's contract.
         unsafe {
             let keys = seen.keys_by_token.rows(tile.seen.clone());
             keys.multiply(ds, dq, Write::Set);
@@ -241,7 +245,8 @@ impl Task<'_> {
         }
     }
 
-    /// Scores → probabilities in `p`, and `dP` → `dS` in `ds`; zero outside `visible`. Behind it they are computed too, on whole lines.
+    /// Turns scores into probabilities in `p`, and `dP` into `dS` in `ds`; both are zero outside
+    /// `visible`. Columns after it are computed too, because whole lines are faster.
     fn softmax_backward(&self, p: &mut [f32], ds: &mut [f32], visible: Range<usize>, delta: f32) {
         let scale = self.spec.scale;
         p[..visible.start].fill(0.0);
@@ -271,7 +276,7 @@ impl Task<'_> {
     }
 }
 
-/// Weights `p` become probabilities, and `dP` in `ds` becomes `dS`.
+/// Turns weights `p` into probabilities, and `dP` in `ds` into `dS`.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
 fn score_gradients(p: &mut [f32], ds: &mut [f32], normaliser: f32, delta: f32, scale: f32) {
     for (p, ds) in p.iter_mut().zip(ds) {

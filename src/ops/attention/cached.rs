@@ -1,8 +1,9 @@
 //! Attention of new tokens against a block-paged cache.
 //!
-//! The generator says which blocks a sequence holds and how many tokens lie in them; the cache stores keys and values of every
-//! layer and computes. On the CPU a block has the layout of the training kernel; elsewhere keys and values are rows of tensors
-//! and the mathematics is composed of candle's operations.
+//! The generator decides which blocks a sequence holds and how many tokens are in them; the cache
+//! stores the keys and values of every layer and computes attention. On the CPU a block has the
+//! layout of the training kernel; on other devices keys and values are rows of tensors and
+//! attention is composed of candle's operations.
 
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
@@ -13,23 +14,23 @@ use super::composed::attend_dense;
 use super::kernel::{Blocks, Queries, attend};
 use super::{Attention, storage};
 use crate::ops::backend::Backend;
-use crate::ops::operation::noted;
+use crate::ops::operation::profiled;
 use crate::ops::pool;
 use crate::ops::product::Destination;
 use crate::ops::product::lanes::{LANES, Line};
 
-/// Neighbouring new tokens that one task attends to: the rows of the largest tile.
+/// Consecutive new tokens of one task: the rows of the largest tile.
 const RUN: usize = 8;
 
 /// Tokens in one cache block.
 pub const BLOCK_TOKENS: usize = LANES;
 
-/// New rows of one sequence in a step.
+/// New tokens of one sequence in a step.
 #[derive(Clone, Copy, Debug)]
 pub struct NewTokens<'a> {
-    /// Number of new tokens; their rows follow those of the sequences before.
+    /// Number of new tokens; their rows follow those of the previous sequence.
     pub count: usize,
-    /// Tokens that the blocks hold already.
+    /// Number of tokens that the blocks already hold.
     pub past: usize,
     /// The sequence's blocks in order.
     pub blocks: &'a [u32],
@@ -37,12 +38,12 @@ pub struct NewTokens<'a> {
 
 /// Keys and values of all layers, in blocks.
 pub struct Cache {
-    layers: Vec<Store>,
+    layers: Vec<CacheStore>,
     spec: Attention,
     blocks: usize,
 }
 
-enum Store {
+enum CacheStore {
     /// `[block][kv head][lines of a block]`
     Blocks(Vec<Line>),
     /// `[block · BLOCK_TOKENS, kv_heads · head_dim]`
@@ -50,14 +51,14 @@ enum Store {
 }
 
 impl Cache {
-    /// Room for `blocks` blocks in each of `layers` layers.
+    /// A cache with room for `blocks` blocks in each of `layers` layers.
     ///
     /// # Errors
     /// If the device has no room.
     pub fn new(spec: Attention, layers: usize, blocks: usize, backend: &Backend) -> Result<Self> {
         let store = || match backend {
-            Backend::Host(_) => Ok(Store::blocks(spec, blocks)),
-            Backend::Composed(device) => Store::rows(spec, blocks, device),
+            Backend::Host(_) => Ok(CacheStore::blocks(spec, blocks)),
+            Backend::Composed(device) => CacheStore::rows(spec, blocks, device),
         };
         Ok(Self {
             layers: (0..layers).map(|_| store()).collect::<Result<_>>()?,
@@ -66,12 +67,12 @@ impl Cache {
         })
     }
 
-    /// Number of blocks a layer holds.
+    /// Number of blocks in each layer.
     pub fn blocks(&self) -> usize {
         self.blocks
     }
 
-    /// Bytes that one block takes in all layers; on the CPU values are padded to whole panels.
+    /// Bytes of one block in all layers together; on the CPU values are padded to whole panels.
     pub fn block_bytes(spec: Attention, layers: usize, backend: &Backend) -> usize {
         let elements = match backend {
             Backend::Host(_) => spec.block_lines() * LANES,
@@ -96,8 +97,8 @@ impl Cache {
         Ok(())
     }
 
-    /// Stores the new keys and values of `qkv` (`[new tokens, columns]`) and attends: `[new tokens, outputs]`. The window may
-    /// differ from layer to layer; heads may not.
+    /// Stores the new keys and values of `qkv` (`[new tokens, columns]`) and returns attention over
+    /// the cache, `[new tokens, outputs]`. The window may differ between layers; the heads may not.
     ///
     /// # Errors
     /// If shapes disagree, a sequence has too few blocks, or the cache is on another device.
@@ -110,10 +111,12 @@ impl Cache {
     ) -> Result<Vec<f32>> {
         self.check([qkv.len() / spec.columns(), spec.columns()], news, spec)?;
         match &mut self.layers[layer] {
-            Store::Blocks(data) => noted("cached attention", || {
+            CacheStore::Blocks(data) => profiled("cached attention", || {
                 Ok(attend_blocks(data, qkv, news, spec))
             }),
-            Store::Rows { .. } => bail!("cache: rows on the CPU for a cache of another device"),
+            CacheStore::Rows { .. } => {
+                bail!("cache: plain rows given to a cache of another device")
+            }
         }
     }
 
@@ -131,12 +134,12 @@ impl Cache {
         let (rows, columns) = qkv.dims2()?;
         self.check([rows, columns], news, spec)?;
         match &mut self.layers[layer] {
-            Store::Blocks(data) => {
+            CacheStore::Blocks(data) => {
                 let attend = |qkv: &[f32]| attend_blocks(data, qkv, news, spec);
                 let out = storage::read(&qkv.contiguous()?, attend)?;
                 Tensor::from_vec(out, (rows, spec.outputs()), qkv.device())
             }
-            Store::Rows { keys, values } => attend_rows(keys, values, qkv, news, spec),
+            CacheStore::Rows { keys, values } => attend_rows(keys, values, qkv, news, spec),
         }
     }
 
@@ -163,7 +166,7 @@ impl Cache {
     }
 }
 
-impl Store {
+impl CacheStore {
     fn blocks(spec: Attention, blocks: usize) -> Self {
         Self::Blocks(vec![
             Line::default();
@@ -208,7 +211,7 @@ fn attend_blocks(data: &mut [Line], qkv: &[f32], news: &[NewTokens], spec: Atten
             let (to, out_behind) = out.split_at_mut(count * outputs);
             let position = new.past + first;
             runs.push((
-                Run {
+                TokenRun {
                     rows,
                     count,
                     position,
@@ -221,11 +224,11 @@ fn attend_blocks(data: &mut [Line], qkv: &[f32], news: &[NewTokens], spec: Atten
         }
         pool::for_each(runs, |(run, out)| run.attend(data, out));
     };
-    // SAFETY: the runs' rows are all rows, and each row's heads all of its columns.
+    // SAFETY: the runs cover all rows, and each row's heads all of its columns.
     unsafe { storage::written(rows * outputs, write) }
 }
 
-/// Where the runs of a sequence's new tokens begin.
+/// First new token of each run of a sequence.
 fn firsts_of_runs<'n, 'a>(
     new: &'n NewTokens<'a>,
 ) -> impl Iterator<Item = (&'n NewTokens<'a>, usize)> {
@@ -236,21 +239,21 @@ thread_local! {
     static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Neighbouring new tokens of a sequence, which stand in the cache already.
-struct Run<'a> {
+/// Consecutive new tokens of a sequence, whose keys and values are already in the cache.
+struct TokenRun<'a> {
     /// `[count, columns]`
     rows: &'a [f32],
     count: usize,
-    /// Of the first one.
+    /// Position of the first token.
     position: usize,
-    /// The sequence's.
+    /// The sequence's blocks.
     blocks: &'a [u32],
     spec: &'a Attention,
 }
 
-impl Run<'_> {
-    /// All heads. Rows of a tile are tokens of one head where those are more than the heads of a group, and else a token's heads: what they
-    /// see is read once for all of them.
+impl TokenRun<'_> {
+    /// Computes all heads. The rows of a tile share keys and values: they are the tokens of one
+    /// head if there are more tokens than heads in a group, otherwise the heads of one token.
     fn attend(&self, data: &[Line], out: &mut [MaybeUninit<f32>]) {
         let (spec, out) = (self.spec, Destination::new(out, self.spec.outputs()));
         match self.count > spec.group() {
@@ -259,7 +262,7 @@ impl Run<'_> {
         }
     }
 
-    /// All tokens of a head.
+    /// Computes all tokens of one head.
     fn attend_tokens(&self, data: &[Line], head: usize, out: Destination) {
         let (spec, column) = (self.spec, head * self.spec.head_dim);
         let queries = Queries {
@@ -271,11 +274,11 @@ impl Run<'_> {
             count: self.count,
             blocks: self.blocks(data, head / spec.group()),
         };
-        // SAFETY: `out` is the run's alone.
+        // SAFETY: no other task writes the run's rows of `out`.
         SCORES.with_borrow_mut(|scores| unsafe { attend(&queries, scores, out.right(column)) });
     }
 
-    /// All heads of a token.
+    /// Computes all heads of one token.
     fn attend_heads(&self, data: &[Line], token: usize, out: Destination) {
         let (spec, width) = (self.spec, self.spec.group() * self.spec.head_dim);
         for head in 0..spec.kv_heads {
@@ -289,12 +292,12 @@ impl Run<'_> {
                 blocks: self.blocks(data, head),
             };
             let out = out.below(token).right(head * width).of_width(spec.head_dim);
-            // SAFETY: as above.
+            // SAFETY: no other task writes the run's rows of `out`.
             SCORES.with_borrow_mut(|scores| unsafe { attend(&queries, scores, out) });
         }
     }
 
-    /// The sequence's, of a key head.
+    /// The sequence's blocks of a key head.
     fn blocks<'q>(&'q self, data: &'q [Line], head: usize) -> Blocks<'q> {
         let lines = self.spec.block_lines();
         Blocks {
@@ -306,8 +309,8 @@ impl Run<'_> {
     }
 }
 
-/// Keys and values of the new tokens. The tokens of a block lie far apart in memory, so it is done by all threads: each takes a
-/// part of the blocks, whoever they belong to.
+/// Writes the keys and values of the new tokens. A token's values are far apart in memory, so all
+/// threads share the work: each takes a share of the blocks, of whatever sequence.
 fn write_tokens(data: &mut [Line], qkv: &[f32], news: &[NewTokens], spec: Attention) {
     let size = spec.kv_heads * spec.block_lines();
     let positions = news.iter().flat_map(|n| {
@@ -334,7 +337,7 @@ fn write_tokens(data: &mut [Line], qkv: &[f32], news: &[NewTokens], spec: Attent
     });
 }
 
-/// A token's keys and values of all heads into its block.
+/// Writes a token's keys and values of all heads to its block.
 fn write_token(block: &mut [Line], slot: usize, row: &[f32], spec: &Attention) {
     for (head, to) in block.chunks_exact_mut(spec.block_lines()).enumerate() {
         let key = &row[spec.key_column(head)..][..spec.head_dim];

@@ -1,10 +1,11 @@
-//! Attention as a composition of candle operations: the path of devices without a kernel of ours, and the slow oracle.
+//! Attention as a composition of candle operations: for devices without kernels of this crate, and
+//! as the oracle of the tests.
 
 use candle_core::{D, Device, Result, Tensor};
 
 use super::{Attention, Segments};
 
-/// As [`super::attend`], on any device.
+/// [`super::attend`] on any device.
 ///
 /// # Errors
 /// As [`super::attend`].
@@ -33,7 +34,8 @@ pub fn attend(qkv: &Tensor, segments: &Segments, spec: Attention) -> Result<Tens
     Tensor::cat(&parts, 0)
 }
 
-/// Queries `[n, query_heads, d]` at positions `past..past+n` against keys and values `[past + n, kv_heads, d]`.
+/// Queries `[n, query_heads, d]` at positions `past..past+n` against keys and values `[past + n,
+/// kv_heads, d]`.
 pub(super) fn attend_dense(
     queries: &Tensor,
     keys: &Tensor,

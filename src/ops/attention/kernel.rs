@@ -1,9 +1,11 @@
-//! The inner kernel of attention: query rows of one head against keys and values that lie in blocks.
+//! The inner kernel of attention: query rows of one head against keys and values in blocks.
 //!
-//! A block holds [`LANES`] consecutive tokens of one key head: the keys as a column panel, `head_dim` lines of a column each, then
-//! the values as panels of sixteen columns, a line a token. Scores are one chain over the head's columns, the mix of values one
-//! chain over the tokens from the first visible one, the softmax one fixed order counted from there too. A token that a row does
-//! not see has weight zero, and adding `0 · v` changes no bit, so rows may be tiled in any way.
+//! A block holds [`LANES`] consecutive tokens of one key head: first the keys as a column panel
+//! (`head_dim` lines of one column each), then the values as panels of sixteen columns (one line
+//! per token). A score is one chain over the head's columns. A mixed value is one chain over the
+//! tokens from the first visible one, and the softmax has a fixed order that is counted from this
+//! token too. A token that a row does not see has weight zero, and adding `0 · v` changes no bit,
+//! so rows can be tiled in any way.
 
 use std::ops::Range;
 
@@ -14,17 +16,17 @@ use crate::ops::product::lanes::{LANES, Lanes, Line, on_widest};
 use crate::ops::product::{Destination, Matrix, pack};
 
 impl Attention {
-    /// Panels of a head's values; the last may have columns to spare.
+    /// Panels of a head's values; the last one may have unused columns.
     fn value_panels(&self) -> usize {
         self.head_dim.div_ceil(LANES)
     }
 
-    /// Lines of one block of one key head.
+    /// Lines of a block of one key head.
     pub(crate) fn block_lines(&self) -> usize {
         self.head_dim + self.value_panels() * LANES
     }
 
-    /// Puts one token's key and value of one head into place `slot` of a block.
+    /// Writes one token's key and value of one head to place `slot` of a block.
     pub(crate) fn write_token(&self, block: &mut [Line], slot: usize, key: &[f32], value: &[f32]) {
         let (keys, values) = block.split_at_mut(self.head_dim);
         for (line, &k) in keys.iter_mut().zip(key) {
@@ -36,7 +38,8 @@ impl Attention {
         }
     }
 
-    /// Blocks of key head `head` of the `q | k | v` rows of a segment, in order, at the front of `blocks`.
+    /// Packs key head `head` of the `q | k | v` rows of a segment as blocks at the front of
+    /// `blocks`.
     pub(crate) fn pack_blocks(&self, qkv: &[f32], head: usize, blocks: &mut Vec<Line>) {
         let (columns, size) = (self.columns(), self.block_lines());
         let rows = qkv.len() / columns;
@@ -53,7 +56,7 @@ impl Attention {
         for (i, block) in blocks.chunks_exact_mut(size).enumerate().take(count) {
             let first = i * LANES;
             pack(keys, first, 0..self.head_dim, &mut block[..self.head_dim]);
-            // Values behind the last token are not read, and what stands in columns to spare comes to nothing that is kept.
+            // Values after the last token are not read, and results of unused columns are dropped.
             for row in first..rows.min(first + LANES) {
                 let lines = block[self.head_dim..].iter_mut().skip(row - first);
                 let parts = values.row(row).chunks(LANES);
@@ -65,16 +68,16 @@ impl Attention {
     }
 }
 
-/// Where the blocks of one key head of one sequence lie.
+/// The blocks of one key head of one sequence.
 #[derive(Clone, Copy)]
 pub struct Blocks<'a> {
-    /// All blocks.
+    /// All blocks of the cache or segment.
     pub data: &'a [Line],
-    /// Which of them, in order; without it they lie in order.
+    /// Ids of the sequence's blocks in order; `None` if `data` holds them in order.
     pub ids: Option<&'a [u32]>,
-    /// Lines from a block to the next.
+    /// Lines from one block to the next.
     pub stride: usize,
-    /// Lines from there to the head's.
+    /// Lines from the start of a block to the head's.
     pub offset: usize,
 }
 
@@ -82,7 +85,7 @@ impl Blocks<'_> {
     /// The lines of block `i` of the sequence.
     ///
     /// # Panics
-    /// If there is none: a bug of the caller.
+    /// If there is no such block: a bug of the caller.
     #[inline(always)]
     fn get(&self, i: usize, lines: usize) -> *const f32 {
         let id = self.ids.map_or(i, |ids| ids[i] as usize);
@@ -92,17 +95,18 @@ impl Blocks<'_> {
     }
 }
 
-/// Query rows of one head and what they see.
+/// Query rows of one head, and the keys and values that they see.
 pub struct Queries<'a> {
     /// Shape and scale.
     pub spec: &'a Attention,
-    /// From the first row's first column on.
+    /// Elements from the first row's first column on.
     pub data: &'a [f32],
-    /// Distance of the rows.
+    /// Elements from one row to the next.
     pub stride: usize,
     /// Position of the first row.
     pub position: usize,
-    /// Distance of the rows' positions: 1 for neighbours, 0 for heads of one token.
+    /// Difference between the positions of two rows: 1 for consecutive tokens, 0 for heads of one
+    /// token.
     pub step: usize,
     /// Number of rows.
     pub count: usize,
@@ -114,7 +118,7 @@ on_widest! {
     /// Mixes values for each query row: `out` is `[count, head_dim]`.
     ///
     /// # Safety
-    /// Nobody else may touch the window of `out` meanwhile.
+    /// No other thread may access the window of `out`.
     pub unsafe fn attend(queries: &Queries, scores: &mut Vec<f32>, out: Destination) = attend_on;
 }
 
@@ -127,12 +131,12 @@ unsafe fn attend_on<L: Lanes>(queries: &Queries, scores: &mut Vec<f32>, out: Des
     );
     out.check(queries.count, queries.spec.head_dim);
     for first in (0..queries.count).step_by(L::ROWS) {
-        let tile = Tile {
+        let tile = AttentionTile {
             queries,
             first,
             rows: L::ROWS.min(queries.count - first),
         };
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps this function's contract.
         unsafe {
             match tile.rows {
                 1 => tile.run::<L, 1>(scores, out),
@@ -149,23 +153,23 @@ unsafe fn attend_on<L: Lanes>(queries: &Queries, scores: &mut Vec<f32>, out: Des
     }
 }
 
-/// Some of the query rows.
-struct Tile<'a> {
+/// Query rows that are computed together.
+struct AttentionTile<'a> {
     queries: &'a Queries<'a>,
     first: usize,
     rows: usize,
 }
 
-/// A row of elements for each row of a tile, and how many of them a chain runs over.
+/// Left-hand sides of chains: a row of `count` elements for each row of a tile.
 #[derive(Clone, Copy)]
-struct Rows {
+struct ChainRows {
     data: *const f32,
     stride: usize,
     count: usize,
 }
 
-impl Tile<'_> {
-    /// The keys that row `i` sees.
+impl AttentionTile<'_> {
+    /// Positions of the keys that row `i` sees.
     #[inline(always)]
     fn visible(&self, i: usize) -> Range<usize> {
         let position = self.queries.position + (self.first + i) * self.queries.step;
@@ -179,7 +183,7 @@ impl Tile<'_> {
         if scores.len() < M * width {
             scores.resize(M * width, 0.0);
         }
-        // SAFETY: the buffer has room for a row of scores a query; the rest is the caller's.
+        // SAFETY: the buffer holds a row of scores per query; the caller promises the rest.
         unsafe {
             self.scores::<L, M>(from..end, width, scores);
             let scales = self.softmax::<M>(from * LANES, width, scores);
@@ -187,7 +191,8 @@ impl Tile<'_> {
         }
     }
 
-    /// Chains over the head's columns: keys of block `span.start` up to token `span.end`.
+    /// Scores, as chains over the head's columns, from the keys of block `span.start` to token
+    /// `span.end`.
     #[inline(always)]
     unsafe fn scores<L: Lanes, const M: usize>(
         &self,
@@ -196,14 +201,14 @@ impl Tile<'_> {
         scores: &mut [f32],
     ) {
         let head_dim = self.queries.spec.head_dim;
-        let rows = Rows {
+        let rows = ChainRows {
             data: self.queries.data[self.first * self.queries.stride..].as_ptr(),
             stride: self.queries.stride,
             count: head_dim,
         };
         let blocks = span.end.div_ceil(LANES);
         let mut block = span.start;
-        // SAFETY: queries were checked, blocks are by `get`; scores have `M` rows of `width`.
+        // SAFETY: queries were checked, `get` checks blocks, and scores have `M` rows of `width`.
         unsafe {
             while block < blocks {
                 let to = scores.as_mut_ptr().add(block * LANES);
@@ -221,8 +226,9 @@ impl Tile<'_> {
         }
     }
 
-    /// Unnormalised weights in place of scores, zero where a row does not see; returns what each row is to be multiplied by. What lies
-    /// behind a row's last key is weighed with the rest: it comes to zero, and whole lines take less time than a part of one.
+    /// Replaces scores by unnormalised weights, zero for keys that a row does not see, and returns
+    /// each row's normalising factor. Columns after a row's last key are computed too: their
+    /// weights are zero, and whole lines are faster.
     #[inline(always)]
     fn softmax<const M: usize>(&self, from: usize, width: usize, scores: &mut [f32]) -> [f32; M] {
         std::array::from_fn(|i| {
@@ -234,7 +240,7 @@ impl Tile<'_> {
         })
     }
 
-    /// Chains over the tokens, a panel of columns at a time.
+    /// Mixed values, as chains over the tokens, a panel of columns at a time.
     #[inline(always)]
     unsafe fn mix<L: Lanes, const M: usize>(
         &self,
@@ -246,7 +252,8 @@ impl Tile<'_> {
     ) {
         let panels = self.queries.spec.value_panels();
         let mut panel = 0;
-        // SAFETY: the caller's: weights have `M` rows of `width`, and `out` has `M` rows of the head's columns.
+        // SAFETY: the caller promises `M` rows of `width` weights, and `M` rows of the head's
+        // columns in `out`.
         unsafe {
             while panel < panels {
                 let out = out.right(panel * LANES);
@@ -274,7 +281,7 @@ impl Tile<'_> {
         out: Destination,
     ) {
         let spec = self.queries.spec;
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps this function's contract.
         unsafe {
             let mut acc = [[L::zero(); N]; M];
             for block in span.start..span.end.div_ceil(LANES) {
@@ -282,7 +289,7 @@ impl Tile<'_> {
                 let b = std::array::from_fn(|j| {
                     values.add((spec.head_dim + (panel + j) * LANES) * LANES)
                 });
-                let rows = Rows {
+                let rows = ChainRows {
                     data: weights.add(block * LANES),
                     stride: width,
                     count: LANES.min(span.end - block * LANES),
@@ -302,15 +309,16 @@ impl Tile<'_> {
     }
 }
 
-/// Chains of `M` rows and `N` panels from zero, into rows of `to` that are `stride` apart.
+/// Writes chains of `M` rows and `N` panels, which start from zero, to rows of `to` that are
+/// `stride` apart.
 #[inline(always)]
 unsafe fn put<L: Lanes, const M: usize, const N: usize>(
-    rows: Rows,
+    rows: ChainRows,
     panels: [*const f32; N],
     to: *mut f32,
     stride: usize,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps this function's contract.
     unsafe {
         let mut acc = [[L::zero(); N]; M];
         chain::<L, M, N>(rows, panels, &mut acc);
@@ -325,11 +333,11 @@ unsafe fn put<L: Lanes, const M: usize, const N: usize>(
 /// `acc[i][j] += Σₚ rows[i][p] · panels[j][p]`, p ascending, one fused multiply-add each.
 #[inline(always)]
 unsafe fn chain<L: Lanes, const M: usize, const N: usize>(
-    rows: Rows,
+    rows: ChainRows,
     panels: [*const f32; N],
     acc: &mut [[L; N]; M],
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps this function's contract.
     unsafe {
         let from: [*const f32; M] = std::array::from_fn(|i| rows.data.add(i * rows.stride));
         let mut local = *acc;
@@ -359,7 +367,7 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
     unsafe fn attend_avx2(queries: &Queries, scores: &mut Vec<f32>, out: Destination) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps this function's contract.
         unsafe { attend_on::<crate::ops::product::lanes::Avx2>(queries, scores, out) }
     }
 

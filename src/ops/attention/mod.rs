@@ -1,9 +1,10 @@
-//! Causal grouped-query attention (Vaswani et al. 2017, eq. 1; Ainslie et al. 2023), optionally in a sliding window
-//! (Jiang et al. 2023, §2).
+//! Causal grouped-query attention (Vaswani et al. 2017, eq. 1; Ainslie et al. 2023), optionally in
+//! a sliding window (Jiang et al. 2023, §2).
 //!
-//! Rows of `qkv` hold `q | k | v`, `(query + 2·key_value) · size` columns. In training several sequences lie one after the
-//! other and attention never crosses a segment's border ([`attend`]); in generation keys and values come from a block-paged
-//! cache ([`cached`]). Both go through [`kernel`], whose sums have one order, so both give the same bits.
+//! Rows of `qkv` hold `q | k | v`, `(query_heads + 2·kv_heads) · head_dim` columns. In training,
+//! sequences are packed one after the other and attention never crosses the border of a segment
+//! ([`attend`]). In generation, keys and values come from a block-paged cache ([`cached`]). Both
+//! use [`kernel`], whose sums have one order, so both give the same bits.
 
 mod backward;
 pub mod cached;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
 
-use super::operation::{Link, Operation, apply, noted};
+use super::operation::{Link, Operation, apply, profiled};
 use super::pool;
 use super::product::Destination;
 use super::product::lanes::Line;
@@ -34,9 +35,9 @@ pub struct Attention {
     pub kv_heads: usize,
     /// Columns of one head.
     pub head_dim: usize,
-    /// Factor of the scores, `1/√head_dim` as a rule.
+    /// Factor of the scores, usually `1/√head_dim`.
     pub scale: f32,
-    /// A query sees itself and at most `window − 1` tokens before.
+    /// Size of the sliding window: a query sees itself and at most `window − 1` earlier tokens.
     pub window: Option<usize>,
 }
 
@@ -46,7 +47,7 @@ impl Attention {
         (self.query_heads + 2 * self.kv_heads) * self.head_dim
     }
 
-    /// Columns of the result.
+    /// Columns of the attention's result.
     pub fn outputs(&self) -> usize {
         self.query_heads * self.head_dim
     }
@@ -56,7 +57,7 @@ impl Attention {
         self.query_heads / self.kv_heads
     }
 
-    /// First column of key head `head`; its values lie `kv_heads` heads later.
+    /// First column of the keys of head `head`; its values follow `kv_heads` heads later.
     fn key_column(&self, head: usize) -> usize {
         (self.query_heads + head) * self.head_dim
     }
@@ -71,7 +72,8 @@ impl Attention {
     }
 
     /// # Panics
-    /// If query heads cannot be shared out among key heads, which a model's configuration is checked for: a bug of the caller.
+    /// If the number of query heads is not a multiple of the key heads. Configurations of models
+    /// are checked for this, so it is a bug of the caller.
     fn check_heads(&self) {
         assert!(
             self.kv_heads > 0 && self.query_heads.is_multiple_of(self.kv_heads),
@@ -94,12 +96,12 @@ impl Attention {
     }
 }
 
-/// Where each packed sequence begins and ends.
+/// First row of each packed sequence, and the end of the last one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segments(Arc<[usize]>);
 
 impl Segments {
-    /// From the lengths of the sequences.
+    /// Segments of sequences with these lengths.
     pub fn from_lengths(lengths: impl IntoIterator<Item = usize>) -> Self {
         let mut offsets = vec![0];
         offsets.extend(lengths.into_iter().scan(0, |at, n| {
@@ -109,10 +111,10 @@ impl Segments {
         Self(offsets.into())
     }
 
-    /// From where each sequence begins, and where the last ends.
+    /// Segments that begin at these rows; the last offset is the end of the last segment.
     ///
     /// # Panics
-    /// If they do not ascend from 0: a bug of the caller.
+    /// If the offsets do not ascend from 0: a bug of the caller.
     pub fn from_offsets(offsets: &[usize]) -> Self {
         assert!(
             offsets.first().is_none_or(|&first| first == 0) && offsets.is_sorted(),
@@ -121,12 +123,12 @@ impl Segments {
         Self(offsets.into())
     }
 
-    /// Number of tokens of all sequences.
+    /// Number of tokens of all sequences together.
     pub fn tokens(&self) -> usize {
         self.0.last().copied().unwrap_or(0)
     }
 
-    /// The range of rows of each sequence.
+    /// Rows of each sequence.
     pub fn iter(&self) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
         self.0.windows(2).map(|w| w[0]..w[1])
     }
@@ -134,7 +136,7 @@ impl Segments {
     /// The row of each sequence's last token.
     ///
     /// # Errors
-    /// If a sequence is empty: it has none.
+    /// If a sequence is empty and has no last token.
     pub fn last_rows(&self) -> Result<Vec<u32>> {
         if let Some(empty) = self.iter().position(|rows| rows.is_empty()) {
             bail!("sequence {empty} of a packed batch is empty and has no last token");
@@ -142,43 +144,44 @@ impl Segments {
         Ok(self.iter().map(|rows| rows.end as u32 - 1).collect())
     }
 
-    /// Position of each token in its sequence.
+    /// Position of each token within its sequence.
     pub fn positions(&self) -> Vec<u32> {
         self.iter().flat_map(|r| 0..r.len() as u32).collect()
     }
 }
 
-/// Attention inside each segment: `[tokens, columns]` → `[tokens, query_heads · head_dim]`.
+/// Attention within each segment, on the CPU: `[tokens, columns]` → `[tokens, query_heads ·
+/// head_dim]`.
 ///
 /// # Errors
 /// If the shapes disagree or the device fails.
 pub fn attend(qkv: &Tensor, segments: &Segments, spec: Attention) -> Result<Tensor> {
     spec.check(qkv, segments)?;
-    apply(qkv, Fused::new(segments, spec))
+    apply(qkv, PackedAttention::new(segments, spec))
 }
 
-/// [`attend`] on rows, without a graph.
+/// [`attend`] on plain rows, without a graph.
 ///
 /// # Errors
 /// If the shapes disagree.
 pub fn attend_rows(qkv: &[f32], segments: &Segments, spec: Attention) -> Result<Vec<f32>> {
-    let operation = Fused::new(segments, spec);
-    noted(operation.names()[0], || {
+    let operation = PackedAttention::new(segments, spec);
+    profiled(operation.names()[0], || {
         operation.forward(qkv, segments.tokens())
     })
 }
 
 /// [`attend`] as a link of a chain.
 pub fn link(segments: &Segments, spec: Attention) -> Link {
-    Arc::new(Fused::new(segments, spec))
+    Arc::new(PackedAttention::new(segments, spec))
 }
 
-struct Fused {
+struct PackedAttention {
     spec: Attention,
     segments: Segments,
 }
 
-impl Fused {
+impl PackedAttention {
     fn new(segments: &Segments, spec: Attention) -> Self {
         spec.check_heads();
         Self {
@@ -187,7 +190,7 @@ impl Fused {
         }
     }
 
-    /// Each pair of a segment and a key head is a task of its own.
+    /// Rows and key head of each task: one per pair of a segment and a key head.
     fn tasks(&self) -> Vec<(std::ops::Range<usize>, usize)> {
         self.segments
             .iter()
@@ -195,13 +198,13 @@ impl Fused {
             .collect()
     }
 
-    /// All query heads of one key head in one segment, whose first row is `first`.
+    /// Computes all query heads of one key head in the segment that begins at row `first`.
     ///
     /// # Safety
-    /// Nobody else may touch those heads' columns of the segment's rows of `out` meanwhile.
+    /// No other thread may access these heads' columns of the segment's rows of `out`.
     unsafe fn forward_task(&self, qkv: &[f32], first: usize, head: usize, out: Destination) {
         let (spec, columns) = (&self.spec, self.spec.columns());
-        SCRATCH.with_borrow_mut(|Scratch { blocks, scores }| {
+        BUFFERS.with_borrow_mut(|ForwardBuffers { blocks, scores }| {
             spec.pack_blocks(qkv, head, blocks);
             for member in 0..spec.group() {
                 let column = (head * spec.group() + member) * spec.head_dim;
@@ -219,7 +222,7 @@ impl Fused {
                         offset: 0,
                     },
                 };
-                // SAFETY: the caller's.
+                // SAFETY: the caller keeps this function's contract.
                 unsafe { kernel::attend(&queries, scores, out.below(first).right(column)) };
             }
         });
@@ -227,16 +230,21 @@ impl Fused {
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch { blocks: Vec::new(), scores: Vec::new() }) };
+    static BUFFERS: RefCell<ForwardBuffers> = const {
+        RefCell::new(ForwardBuffers {
+            blocks: Vec::new(),
+            scores: Vec::new(),
+        })
+    };
 }
 
-/// Buffers that tasks of a thread share.
-struct Scratch {
+/// Buffers that the tasks of a thread share.
+struct ForwardBuffers {
     blocks: Vec<Line>,
     scores: Vec<f32>,
 }
 
-impl Operation for Fused {
+impl Operation for PackedAttention {
     fn names(&self) -> [&'static str; 2] {
         ["attention", "attention backward"]
     }
@@ -252,11 +260,11 @@ impl Operation for Fused {
             let out = Destination::new(out, width);
             pool::for_each(self.tasks(), |(rows, head)| {
                 let qkv = &qkv[rows.start * columns..rows.end * columns];
-                // SAFETY: tasks differ in their rows or their columns.
+                // SAFETY: two tasks differ in their rows or in their columns.
                 unsafe { self.forward_task(qkv, rows.start, head, out) };
             });
         };
-        // SAFETY: the segments' rows are all rows, and the heads' columns all columns.
+        // SAFETY: the segments cover all rows, and the heads all columns.
         Ok(unsafe { storage::written(self.segments.tokens() * width, write) })
     }
 

@@ -4,37 +4,37 @@ use std::sync::Arc;
 
 use candle_core::{D, Result, Tensor};
 
-use super::{BothLogProbs, Results, Target, TokenLogProbs, check, chunk_rows};
+use super::{BothLogProbs, HeadResults, Target, TokenLogProbs, check, chunk_rows};
 use crate::ops::linear::{Linear, Projection};
 use crate::ops::param::Param;
 use crate::ops::recompute::recompute;
 
-/// [`super::token_log_probs`] as a composition of candle operations. The logits of one chunk live at a time: a chunk's graph holds its
-/// hidden rows alone.
+/// [`super::token_log_probs`] as a composition of candle operations. The logits of one chunk are in
+/// memory at a time, because a chunk's graph keeps only its hidden rows.
 ///
 /// # Errors
-/// The errors of [`super::token_log_probs`].
+/// As [`super::token_log_probs`].
 pub fn composed(
     hidden: &Tensor,
     head: &Arc<Param>,
     targets: &[Target],
     temperature: f32,
 ) -> Result<TokenLogProbs> {
-    let results = composed_results(hidden, head, targets, temperature, Results::Kept)?;
+    let results = composed_results(hidden, head, targets, temperature, HeadResults::Kept)?;
     TokenLogProbs::split(&results)
 }
 
 /// [`super::both_log_probs`] as a composition of candle operations.
 ///
 /// # Errors
-/// The errors of [`super::token_log_probs`].
+/// As [`super::token_log_probs`].
 pub fn composed_both(
     hidden: &Tensor,
     head: &Arc<Param>,
     targets: &[Target],
     temperature: f32,
 ) -> Result<BothLogProbs> {
-    let results = composed_results(hidden, head, targets, temperature, Results::Both)?;
+    let results = composed_results(hidden, head, targets, temperature, HeadResults::Both)?;
     BothLogProbs::split(&results)
 }
 
@@ -43,7 +43,7 @@ fn composed_results(
     head: &Arc<Param>,
     targets: &[Target],
     temperature: f32,
-    results: Results,
+    results: HeadResults,
 ) -> Result<Tensor> {
     check(hidden, head, targets)?;
     let chunk = |targets: &[Target]| {
@@ -59,13 +59,13 @@ fn composed_results(
     Tensor::cat(&chunks, 0)
 }
 
-/// The results of each target, given its hidden row: `[targets, columns]`.
+/// The results of each target of a chunk, given its hidden row: `[targets, columns]`.
 fn composed_chunk(
     rows: &Tensor,
     head: &Arc<Param>,
     targets: &[Target],
     temperature: f32,
-    results: Results,
+    results: HeadResults,
 ) -> Result<Tensor> {
     let device = rows.device();
     let tokens = Tensor::from_iter(targets.iter().map(|t| t.token), device)?.unsqueeze(1)?;
@@ -79,8 +79,8 @@ fn composed_chunk(
     let entropy = (log_p.exp()? * &log_p)?.sum(D::Minus1)?.neg()?;
     let of_tokens = |log_p: &Tensor| log_p.gather(&tokens, 1)?.squeeze(1);
     match results {
-        Results::Kept => Tensor::stack(&[of_tokens(&log_p)?, entropy], 1),
-        Results::Both => {
+        HeadResults::Kept => Tensor::stack(&[of_tokens(&log_p)?, entropy], 1),
+        HeadResults::Both => {
             let whole = of_tokens(&log_softmax(&whole)?)?;
             Tensor::stack(&[of_tokens(&log_p)?, entropy, whole], 1)
         }
@@ -93,7 +93,8 @@ fn log_softmax(logits: &Tensor) -> Result<Tensor> {
     shifted.broadcast_sub(&normaliser)
 }
 
-/// 0 for kept tokens and a number that no softmax notices for the others; `None` when nothing was cut.
+/// A mask to add to logits, 0 for kept tokens and −1e30 for others; `None` if no distribution was
+/// cut.
 fn kept_mask(targets: &[Target], vocabulary: usize) -> Option<Vec<f32>> {
     const CUT: f32 = -1e30;
     targets.iter().any(|t| t.kept.is_some()).then(|| {

@@ -1,4 +1,5 @@
-//! The head's operation on the CPU: rows of logits in chunks, and their gradients in place.
+//! The head's operation on the CPU: logits in chunks of rows, replaced in place by their gradients
+//! in the backward pass.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -8,23 +9,23 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use multiversion::multiversion;
 use rollout::row::{self, RowStats};
 
-use super::{HELD, Results, Target, check, chunk_rows};
+use super::{HELD, HeadResults, Target, check, chunk_rows};
 use crate::ops::param::Param;
 use crate::ops::pool;
 use crate::ops::product::{Matrix, Weight, multiplied, product, with_factor};
 use crate::ops::profile;
 use crate::ops::storage;
 
-/// The operation's results: `[targets, columns]`.
+/// The results of each target: `[targets, columns]`.
 pub(super) fn fused(
     hidden: &Tensor,
     head: &Arc<Param>,
     targets: &[Target],
     temperature: f32,
-    results: Results,
+    results: HeadResults,
 ) -> Result<Tensor> {
     check(hidden, head, targets)?;
-    let op = Fused {
+    let op = HeadOperation {
         head: head.clone(),
         targets: targets.into(),
         inv_temperature: 1.0 / temperature,
@@ -35,25 +36,25 @@ pub(super) fn fused(
     hidden.contiguous()?.apply_op1(op)
 }
 
-struct Fused {
+struct HeadOperation {
     head: Arc<Param>,
     targets: Box<[Target]>,
     inv_temperature: f32,
-    results: Results,
-    /// Number of logits that may be held; none where no backward pass will come.
+    results: HeadResults,
+    /// Number of logits that may be kept; 0 without a backward pass.
     room: usize,
-    /// Logits by the number of their chunk, from the forward pass to the backward pass.
+    /// Logits kept for the backward pass, by the number of their chunk.
     held: Mutex<BTreeMap<usize, Vec<f32>>>,
 }
 
-/// One row's distribution: its scores (of the kept set alone, where there is one) and their statistics.
+/// A row's distribution: its logits (those of the kept set, if there is one) and their statistics.
 struct Distribution<'a> {
     scores: Cow<'a, [f32]>,
     stats: RowStats,
 }
 
-impl Fused {
-    /// Vocabulary and width of the head.
+impl HeadOperation {
+    /// Vocabulary size and width of the head.
     fn shape(&self) -> (usize, usize) {
         (self.head.dims()[0], self.head.dims()[1])
     }
@@ -67,7 +68,7 @@ impl Fused {
         Distribution { scores, stats }
     }
 
-    /// The results of one row into `out`.
+    /// Writes the results of one row to `out`.
     fn forward_row(&self, logits: &[f32], target: &Target, out: &mut [f32]) {
         let (t, token) = (self.inv_temperature, target.token);
         let d = self.distribution(logits, target);
@@ -82,12 +83,12 @@ impl Fused {
         }
     }
 
-    /// Turns a row of logits into its gradient, given those of its results.
+    /// Replaces a row of logits by its gradient, given the gradients of its results.
     fn backward_row(&self, logits: &mut [f32], target: &Target, grad: &[f32]) {
         let (own, entropy) = (grad[0], grad[1]);
         match (&target.kept, grad.get(2)) {
             (None, None) => self.backward_whole(logits, target, own, entropy),
-            // The two log-probs of the row are one.
+            // Both log-probs of the row are the same number.
             (None, Some(&whole)) => self.backward_whole(logits, target, own + whole, entropy),
             (Some(kept), Some(&whole)) if whole != 0.0 => {
                 let of_kept = self.gradient_of_kept(logits, kept, grad);
@@ -106,7 +107,7 @@ impl Fused {
         logits[target.token as usize] += t * log_prob;
     }
 
-    /// [`Self::backward_row`] over a kept set; the rest of the row has no gradient.
+    /// [`Self::backward_row`] over a kept set; the gradient of the other logits is zero.
     fn backward_kept(&self, logits: &mut [f32], kept: &[u32], target: &Target, grad: &[f32]) {
         let of_kept = self.gradient_of_kept(logits, kept, grad);
         let mut end = 0;
@@ -119,7 +120,7 @@ impl Fused {
         logits[target.token as usize] += self.inv_temperature * grad[0];
     }
 
-    /// The gradient of a kept set's logits, less the token's one-hot part.
+    /// The gradient of a kept set's logits without the token's one-hot part.
     fn gradient_of_kept(&self, logits: &[f32], kept: &[u32], grad: &[f32]) -> Vec<f32> {
         let mut scores = row::gather(logits, kept);
         differentiate(&mut scores, self.inv_temperature, grad[0], grad[1]);
@@ -137,14 +138,14 @@ impl Fused {
         Cow::Owned(storage::gather(hidden, width, &rows))
     }
 
-    /// Their logits: `[targets, vocabulary]`.
+    /// The logits of a chunk's hidden rows: `[targets, vocabulary]`.
     fn logits(&self, rows: &[f32], weight: Weight) -> Vec<f32> {
         let (_, width) = self.shape();
         let rows = Matrix::new(rows, rows.len() / width, width, width);
         product(self.head.products(), rows, &[weight])
     }
 
-    /// Holds a chunk's logits if there is room for them.
+    /// Keeps a chunk's logits for the backward pass if there is room.
     fn hold(&self, chunk: usize, logits: Vec<f32>) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let count: usize = held.values().map(Vec::len).sum();
@@ -153,7 +154,7 @@ impl Fused {
         }
     }
 
-    /// A chunk's logits, if they are held.
+    /// A chunk's logits, if they were kept.
     fn take_held(&self, chunk: usize) -> Option<Vec<f32>> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.remove(&chunk)
@@ -204,7 +205,7 @@ fn scale(row: &mut [f32], factor: f32) {
     }
 }
 
-/// Adds to the elements of a row that a kept set names.
+/// Adds `values` to the elements of a row at the ids `kept`.
 fn add_at(row: &mut [f32], kept: &[u32], values: &[f32]) {
     for (ids, within) in row::runs(kept) {
         let pairs = row[ids].iter_mut().zip(&values[within]);
@@ -212,8 +213,8 @@ fn add_at(row: &mut [f32], kept: &[u32], values: &[f32]) {
     }
 }
 
-/// Replaces a distribution's logits x, of z = t·x, by t·∂(g₀·log p(token) + g₁·H)/∂z less the token's one-hot part: t·p·(−g₀ − g₁·(log p
-/// + H)).
+/// Replaces a distribution's logits x, where z = t·x, by the gradient t·∂(g₀·log p(token) +
+/// g₁·H)/∂z without the token's one-hot part: t·p·(−g₀ − g₁·(log p + H)).
 fn differentiate(logits: &mut [f32], t: f32, log_prob: f32, entropy: f32) {
     if entropy == 0.0 {
         let sum = row::weights_in_place(logits, t).sum;
@@ -224,13 +225,13 @@ fn differentiate(logits: &mut [f32], t: f32, log_prob: f32, entropy: f32) {
     row::softmax(logits, t, &stats, &mut p);
     let (h, lse) = (row::entropy(logits, t, &stats), stats.log_sum_exp());
     for (x, p) in logits.iter_mut().zip(p) {
-        // A token of probability zero has log p = −∞; its share is zero, so any finite number will do.
+        // A token of probability zero has log p = −∞ and gradient zero: any finite number will do.
         let log_p = x.mul_add(t, -lse).max(-1e4);
         *x = t * p * (-log_prob - entropy * (log_p + h));
     }
 }
 
-impl CustomOp1 for Fused {
+impl CustomOp1 for HeadOperation {
     fn name(&self) -> &'static str {
         "token_log_probs"
     }

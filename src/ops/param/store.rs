@@ -1,9 +1,11 @@
-//! Parameters in one ordered store.
+//! An ordered store of parameters.
 //!
-//! The gradients of the trained ones are views of one arena: one flat buffer for the norm, and the place where an all-reduce would
-//! go. The order is that of the names, so that sums over parameters and saved files never depend on chance.
+//! The gradients of trained parameters are views of one arena: a flat buffer for the norm, and for
+//! an all-reduce. Parameters are ordered by name, so that sums over them and saved files are
+//! deterministic.
 //!
-//! A store may hold frozen parameters of another store beside its own: models that have weights in common hold them once.
+//! A store may hold frozen parameters of another store beside its own, so that models hold weights
+//! in common only once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
@@ -11,26 +13,26 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use super::{Grad, Packing, Param, Training};
+use super::{Grad, Packing, Param, Trainability};
 use crate::ops::backend::Backend;
 use crate::ops::storage;
 
-/// What a new parameter starts from.
-pub struct Initial {
+/// Initial state of a new parameter.
+pub struct InitialParam {
     /// Hugging Face tensor name.
     pub name: String,
     /// Shape in the engine's layout: matrices are `[outputs, inputs]`.
     pub shape: Vec<usize>,
     /// Row-major elements.
     pub data: Vec<f32>,
-    /// Whether it is trained.
-    pub training: Training,
+    /// Whether the parameter is trained.
+    pub training: Trainability,
 }
 
 /// Parameters in name order, with the gradients of the trained ones in one arena.
 pub struct ParamStore {
     params: BTreeMap<String, Arc<Param>>,
-    /// Names of those that belong to another store.
+    /// Names of the parameters that belong to another store.
     shared: BTreeSet<String>,
     arena: Option<Tensor>,
     backend: Backend,
@@ -40,24 +42,25 @@ impl ParamStore {
     /// Builds the store; values go to the backend's device, gradients start at zero.
     ///
     /// # Errors
-    /// If two parameters have one name or a shape does not fit its data.
-    pub fn new(initial: Vec<Initial>, backend: &Backend) -> Result<Self> {
+    /// If two parameters have the same name or a shape does not fit its data.
+    pub fn new(initial: Vec<InitialParam>, backend: &Backend) -> Result<Self> {
         Self::sharing(initial, Vec::new(), backend)
     }
 
     /// Builds a store that holds `shared`, frozen parameters of other stores, beside its own.
     ///
     /// # Errors
-    /// As [`Self::new`], and if a shared parameter is trained, whose owner alone may move it, or lives on another device.
+    /// As [`Self::new`]; and if a shared parameter is trained, which only its owner may update, or
+    /// belongs to another backend.
     pub fn sharing(
-        mut initial: Vec<Initial>,
+        mut initial: Vec<InitialParam>,
         shared: Vec<Arc<Param>>,
         backend: &Backend,
     ) -> Result<Self> {
         let device = backend.device();
         initial.sort_by(|a, b| a.name.cmp(&b.name));
-        let size = |i: &Initial| {
-            if i.training == Training::Trained {
+        let size = |i: &InitialParam| {
+            if i.training == Trainability::Trained {
                 i.data.len()
             } else {
                 0
@@ -85,7 +88,7 @@ impl ParamStore {
                 backend: backend.clone(),
             };
             if params.insert(item.name.clone(), Arc::new(param)).is_some() {
-                bail!("parameter {} is given twice", item.name);
+                bail!("two parameters are named {}", item.name);
             }
         }
         let mut store = Self {
@@ -109,16 +112,16 @@ impl ParamStore {
             bail!("parameter {name} belongs to another backend than the model that is to share it");
         }
         if self.params.insert(name.clone(), param).is_some() {
-            bail!("parameter {name} is given twice");
+            bail!("two parameters are named {name}");
         }
         self.shared.insert(name);
         Ok(())
     }
 
-    /// The parameter of that name.
+    /// The parameter named `name`.
     ///
     /// # Errors
-    /// If there is none.
+    /// If there is no such parameter.
     pub fn get(&self, name: &str) -> Result<Arc<Param>> {
         match self.find(name) {
             Some(param) => Ok(param),
@@ -126,7 +129,7 @@ impl ParamStore {
         }
     }
 
-    /// The parameter of that name, if there is one.
+    /// The parameter named `name`, if there is one.
     pub fn find(&self, name: &str) -> Option<Arc<Param>> {
         self.params.get(name).cloned()
     }
@@ -136,7 +139,7 @@ impl ParamStore {
         self.params.values()
     }
 
-    /// The parameters that this store alone brings, in name order.
+    /// The store's own parameters, in name order.
     pub fn owned(&self) -> impl Iterator<Item = &Arc<Param>> {
         self.iter().filter(|p| !self.shared.contains(p.name()))
     }
@@ -166,7 +169,7 @@ impl ParamStore {
         self.arena.as_ref()
     }
 
-    /// Sets every gradient to zero and forgets which parameters were reached.
+    /// Sets every gradient to zero and resets [`Self::unreached`].
     ///
     /// # Errors
     /// If the device fails.
@@ -196,8 +199,8 @@ impl ParamStore {
 mod tests {
     use super::*;
 
-    fn initial(name: &str, training: Training) -> Initial {
-        Initial {
+    fn initial(name: &str, training: Trainability) -> InitialParam {
+        InitialParam {
             name: name.to_owned(),
             shape: vec![2],
             data: vec![1.0, 2.0],
@@ -208,11 +211,11 @@ mod tests {
     #[test]
     fn a_shared_parameter_is_held_once_and_counted_by_its_owner() -> Result<()> {
         let base = vec![
-            initial("a", Training::Frozen),
-            initial("b", Training::Frozen),
+            initial("a", Trainability::Frozen),
+            initial("b", Trainability::Frozen),
         ];
         let base = ParamStore::new(base, &Backend::CPU)?;
-        let own = vec![initial("c", Training::Trained)];
+        let own = vec![initial("c", Trainability::Trained)];
         let branch = ParamStore::sharing(own, vec![base.get("b")?], &Backend::CPU)?;
         let names = |params: Vec<&Arc<Param>>| -> Vec<String> {
             params.iter().map(|p| p.name().to_owned()).collect()
@@ -231,17 +234,17 @@ mod tests {
     #[test]
     fn a_trained_parameter_and_a_name_given_twice_are_refused() -> Result<()> {
         let owner = vec![
-            initial("a", Training::Trained),
-            initial("b", Training::Frozen),
+            initial("a", Trainability::Trained),
+            initial("b", Trainability::Frozen),
         ];
         let owner = ParamStore::new(owner, &Backend::CPU)?;
         let share = |name: &str| {
-            let own = vec![initial("b", Training::Frozen)];
+            let own = vec![initial("b", Trainability::Frozen)];
             let store = ParamStore::sharing(own, vec![owner.get(name)?], &Backend::CPU);
             Ok::<_, candle_core::Error>(store.map(|_| ()).unwrap_err().to_string())
         };
         assert!(share("a")?.contains("parameter a is trained"));
-        assert!(share("b")?.contains("parameter b is given twice"));
+        assert!(share("b")?.contains("two parameters are named b"));
         Ok(())
     }
 }

@@ -1,29 +1,29 @@
-//! What a task fetches into the second-level cache while it computes on something else.
+//! Prefetching: what a task brings into the second-level cache while it computes.
 
 use std::ops::Range;
 
 use super::lanes::{LANES, Lanes};
 use super::matrix::Matrix;
 
-/// Inputs between two lines of a panel that are fetched.
+/// Inputs between two prefetches of a panel.
 pub const TURN: usize = 4;
 
-/// Passes over a round of panels from which on fetching the next round ahead pays; with fewer, the processor's own prefetching does
-/// better.
+/// Fewest passes over a round of panels for which prefetching the next round pays; with fewer, the
+/// processor's own prefetching is better.
 const LEAST_PASSES: usize = 3;
 
-/// The panels of the next round, of which each tile fetches a share.
+/// The panels of the next round, of which each tile prefetches a share.
 #[derive(Clone, Copy)]
 pub struct NextPanels {
     from: *const f32,
-    /// Distance of panels.
+    /// Elements from one panel to the next.
     panel: usize,
-    /// Elements that lie between those fetched in two turns; 0 where nothing is to be fetched.
+    /// Elements between two prefetches; 0 to prefetch nothing.
     step: usize,
 }
 
 impl NextPanels {
-    /// `from` on, `panel` elements apart, in so many passes of tiles.
+    /// Panels that begin at `from`, `panel` elements apart, prefetched in `passes` passes of tiles.
     pub fn new(from: *const f32, panel: usize, passes: usize) -> Self {
         let step = match passes < LEAST_PASSES {
             true => 0,
@@ -32,21 +32,21 @@ impl NextPanels {
         Self { from, panel, step }
     }
 
-    /// What remains after so many passes of so many turns.
+    /// The panels that remain after `passes` passes of `turns` prefetches each.
     pub fn after(self, passes: usize, turns: usize) -> Self {
         let from = self.from.wrapping_add(passes * turns * self.step);
         Self { from, ..self }
     }
 
-    /// A line of each of `N` panels.
+    /// Prefetches a line of each of `N` panels.
     ///
     /// # Safety
-    /// It asks for instructions alone.
+    /// The processor must have the instructions of `L`.
     #[inline(always)]
     pub unsafe fn fetch<L: Lanes, const N: usize>(&self, turn: usize) {
         if self.step > 0 {
             for j in 0..N {
-                // SAFETY: any address may be fetched; the instruction is the caller's.
+                // SAFETY: any address may be prefetched; the caller has the instruction.
                 unsafe {
                     L::prefetch(self.from.wrapping_add(j * self.panel + turn * self.step));
                 }
@@ -55,21 +55,23 @@ impl NextPanels {
     }
 }
 
-/// Rows that will be packed next: they come from far, and packing would wait for every one of them.
+/// Rows that will be packed next. They come from memory, and packing would wait for each of them.
 pub struct NextRows {
     from: *const f32,
-    /// Runs of neighbouring elements that are left, how far apart they begin, and lines of each.
+    /// Runs of neighbouring elements that are left.
     runs: usize,
+    /// Elements from one run to the next.
     stride: usize,
+    /// Lines of a run.
     width: usize,
-    /// Lines of the first run that were fetched.
+    /// Lines of the current run that were prefetched.
     done: usize,
-    /// Lines to be fetched at a time.
+    /// Lines of one share.
     share: usize,
 }
 
 impl NextRows {
-    /// Some columns of `rows`, in so many shares.
+    /// Columns `columns` of `rows`, in `shares` shares.
     pub fn new(rows: Matrix, columns: Range<usize>, shares: usize) -> Self {
         let [row, column] = rows.strides();
         let from = rows.data().as_ptr();
@@ -88,17 +90,17 @@ impl NextRows {
         }
     }
 
-    /// The next share.
+    /// Prefetches the next share.
     ///
     /// # Safety
-    /// It asks for instructions alone.
+    /// The processor must have the instructions of `L`.
     #[inline(always)]
     pub unsafe fn fetch<L: Lanes>(&mut self) {
         for _ in 0..self.share {
             if self.runs == 0 {
                 return;
             }
-            // SAFETY: any address may be fetched; the instruction is the caller's.
+            // SAFETY: any address may be prefetched; the caller has the instruction.
             unsafe { L::prefetch(self.from.wrapping_add(self.done * LANES)) };
             self.done += 1;
             if self.done == self.width {

@@ -21,8 +21,8 @@ impl<'a> Factor<'a> {
     /// neighbours in memory, `a` is read without packing it.
     ///
     /// # Safety
-    /// No other thread may access the window of `c` that `a`'s rows and this factor's columns cover;
-    /// where the product is added, the window must be initialised.
+    /// No other thread may access the window of `c` that `a`'s rows and this factor's columns
+    /// cover; where the product is added, the window must be initialised.
     pub(crate) unsafe fn multiply(self, a: Matrix, c: Destination, write: Write) {
         assert_eq!(a.width(), self.height(), "inner sizes of a product");
         let task = ProductTask {

@@ -12,24 +12,25 @@ use super::matrix::Matrix;
 use super::pack::{pack_rows, packed_at};
 use super::task::{ProductTask, RowPacking};
 
-/// Inputs that a task works on at once: its packed rows stay in the second-level cache. Chains go on through memory, which
-/// changes no bit.
+/// Inputs that a task processes at once, so that its packed rows stay in the second-level cache.
+/// Chains continue through memory, which changes no bit.
 const DEPTH: usize = 192;
 
-/// Lines of packed rows that fit the second-level cache whole. Then panels, which come from memory, are read from end to end.
+/// Lines of packed rows that fit the second-level cache. With so few, panels, which come from
+/// memory, are read from end to end.
 pub const FEW: usize = 1 << 12;
 
 on_widest! {
     /// Packs few rows for all tasks that read them.
     ///
     /// # Safety
-    /// It asks for instructions alone.
+    /// None: it chooses instructions that the processor has.
     pub unsafe fn pack_few(rows: Matrix, packed: &mut [Line]) = pack_few_on;
 }
 
 #[inline(always)]
 unsafe fn pack_few_on<L: Lanes>(rows: Matrix, packed: &mut [Line]) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps this function's contract.
     unsafe { pack_rows::<L>(rows, 0..rows.width(), packed) }
 }
 
@@ -37,11 +38,12 @@ on_widest! {
     /// Runs a task; `scratch` holds its packed rows.
     ///
     /// # Safety
-    /// Nobody else may touch the task's part of the destination meanwhile, and where it is added to it must hold numbers.
+    /// No other thread may access the task's part of the destination; where it is added to, it must
+    /// be initialised.
     pub unsafe fn run(task: &ProductTask, scratch: &mut Vec<Line>) = run_on;
 }
 
-/// The task, a depth at a time.
+/// Runs a task with packed rows, or with rows in place.
 #[inline(always)]
 unsafe fn run_on<L: Lanes>(task: &ProductTask, scratch: &mut Vec<Line>) {
     let k = task.a.width();
@@ -65,7 +67,7 @@ unsafe fn run_on<L: Lanes>(task: &ProductTask, scratch: &mut Vec<Line>) {
     unsafe { sweep::<L>(task, 0..k, k..k, task.write, from) }
 }
 
-/// The task, its rows packed a depth at a time.
+/// Runs a task whose rows it packs, a depth at a time.
 #[inline(always)]
 unsafe fn run_packing<L: Lanes>(task: &ProductTask, count: usize, scratch: &mut Vec<Line>) {
     let k = task.a.width();
@@ -74,11 +76,11 @@ unsafe fn run_packing<L: Lanes>(task: &ProductTask, count: usize, scratch: &mut 
         scratch.resize(count * most, Line::default());
     }
     let mut write = task.write;
-    // A product of no inputs sets its destination too.
+    // A product without inputs sets its destination too.
     for start in (0..k.max(1)).step_by(most) {
         let end = k.min(start + most);
         let packed = &mut scratch[..count * (end - start)];
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps this function's contract.
         unsafe {
             pack_rows::<L>(task.a, start..end, packed);
             let from = RowSource::packed(packed, end - start);
@@ -88,19 +90,19 @@ unsafe fn run_packing<L: Lanes>(task: &ProductTask, count: usize, scratch: &mut 
     }
 }
 
-/// Where tiles find their rows.
+/// The rows that tiles read.
 #[derive(Clone, Copy)]
 struct RowSource {
     at: *const f32,
-    /// How they lie there.
+    /// How the rows are arranged in memory.
     arrangement: Arrangement,
 }
 
 #[derive(Clone, Copy)]
 enum Arrangement {
-    /// To a depth.
+    /// Packed to this depth.
     Packed(usize),
-    /// Elements from an input to the next.
+    /// In a matrix, with this many elements from one input to the next.
     InPlace(usize),
 }
 
@@ -113,12 +115,13 @@ impl RowSource {
     }
 
     /// # Panics
-    /// If neighbours in a column lie apart, or the matrix reaches past its data: a bug of the caller.
+    /// If neighbours in a column are not neighbours in memory, or the matrix reaches past its data:
+    /// a bug of the caller.
     fn in_place(a: Matrix) -> Self {
         let [row, column] = a.strides();
         assert!(
             row == 1 && (a.width() == 0 || (a.width() - 1) * column + a.height() <= a.data().len()),
-            "rows of a product cannot be read where they lie"
+            "rows of a product cannot be read in place"
         );
         Self {
             at: a.data().as_ptr(),
@@ -126,7 +129,7 @@ impl RowSource {
         }
     }
 
-    /// The first element of a tile's rows, and the distance of two inputs.
+    /// Address of a tile's first element, and the elements from one input to the next.
     #[inline(always)]
     fn tile<L: Lanes>(&self, first: usize) -> (*const f32, usize) {
         match self.arrangement {
@@ -138,7 +141,7 @@ impl RowSource {
     }
 }
 
-/// All rows against all panels, for some of the inputs; `next` are those after them.
+/// Multiplies all rows by all panels, for the inputs `inputs`; `next` are prefetched.
 #[inline(always)]
 unsafe fn sweep<L: Lanes>(
     task: &ProductTask,
@@ -157,7 +160,7 @@ unsafe fn sweep<L: Lanes>(
     while column < width {
         let columns = (width - column).min(round::<L>(width - column) * LANES);
         let b = panels.wrapping_add(column / LANES * panel);
-        // Behind the last round there is nothing to fetch.
+        // After the last round there is nothing to prefetch.
         let passes = match column + columns < width {
             true => passes,
             false => 0,
@@ -166,7 +169,8 @@ unsafe fn sweep<L: Lanes>(
         for row in (0..rows).step_by(LANES) {
             let end = rows.min(row + LANES);
             for first in (row..end).step_by(L::ROWS) {
-                // SAFETY: packed rows and panels hold what the offsets reach, the destination by the caller's word.
+                // SAFETY: packed rows and panels are as long as checked; the caller promises the
+                // destination.
                 unsafe {
                     next_rows.fetch::<L>();
                     let (a, step) = from.tile::<L>(first);
@@ -189,7 +193,8 @@ unsafe fn sweep<L: Lanes>(
     }
 }
 
-/// Panels of the next round where so many columns are left. One alone would not keep the multipliers busy.
+/// Panels of the next round when `columns` columns are left. A single panel would not keep the
+/// multipliers busy.
 #[inline(always)]
 fn round<L: Lanes>(columns: usize) -> usize {
     match columns.div_ceil(LANES) {
@@ -200,13 +205,13 @@ fn round<L: Lanes>(columns: usize) -> usize {
 
 /// A register tile: up to `ROWS` rows and `PANELS` panels.
 struct RegisterTile<'a> {
-    /// Rows side by side, `[depth]` of them.
+    /// Rows side by side: `[depth]` times the tile's rows.
     a: *const f32,
-    /// Distance of two inputs.
+    /// Elements of `a` from one input to the next.
     step: usize,
     /// The first panel: `[depth]` of [`LANES`].
     b: *const f32,
-    /// Distance of panels.
+    /// Elements from one panel to the next.
     panel: usize,
     depth: usize,
     c: Destination<'a>,
@@ -218,7 +223,7 @@ struct RegisterTile<'a> {
 impl RegisterTile<'_> {
     #[inline(always)]
     unsafe fn dispatch<L: Lanes>(&self, rows: usize) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps this function's contract.
         unsafe {
             match self.columns.div_ceil(LANES) {
                 1 => self.dispatch_rows::<L, 1>(rows),
@@ -231,7 +236,7 @@ impl RegisterTile<'_> {
 
     #[inline(always)]
     unsafe fn dispatch_rows<L: Lanes, const N: usize>(&self, rows: usize) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps this function's contract.
         unsafe {
             match rows {
                 1 => self.run::<L, 1, N>(),
@@ -256,7 +261,8 @@ impl RegisterTile<'_> {
     unsafe fn run<L: Lanes, const M: usize, const N: usize>(&self) {
         let whole = self.columns == N * LANES;
         let mut edge = [[0f32; LANES]; M];
-        // SAFETY: the caller's; where the last panel reaches past the columns, `edge` stands for it.
+        // SAFETY: the caller's promise; where the last panel reaches past the columns, `edge`
+        // replaces it.
         unsafe {
             let mut acc = [[L::zero(); N]; M];
             if self.write == Write::Add {
@@ -272,7 +278,7 @@ impl RegisterTile<'_> {
                 }
             }
             if self.write == Write::Set {
-                self.ask_for_destination::<L, M, N>();
+                self.prefetch_destination::<L, M, N>();
             }
             let turns = self.depth / TURN;
             for turn in 0..turns {
@@ -308,7 +314,7 @@ impl RegisterTile<'_> {
         p: usize,
         acc: &mut [[L; N]; M],
     ) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps this function's contract.
         unsafe {
             let mut b = [L::zero(); N];
             for j in 0..N {
@@ -323,12 +329,12 @@ impl RegisterTile<'_> {
         }
     }
 
-    /// Has the lines that will be written brought near meanwhile.
+    /// Prefetches the lines of the destination.
     #[inline(always)]
-    unsafe fn ask_for_destination<L: Lanes, const M: usize, const N: usize>(&self) {
+    unsafe fn prefetch_destination<L: Lanes, const M: usize, const N: usize>(&self) {
         for i in 0..M {
             for j in 0..N {
-                // SAFETY: any address may be asked for; the instruction is the caller's.
+                // SAFETY: any address may be prefetched; the caller has the instruction.
                 unsafe {
                     L::prefetch_near(self.c.at.wrapping_add(i * self.c.stride + j * LANES));
                 }
@@ -336,7 +342,8 @@ impl RegisterTile<'_> {
         }
     }
 
-    /// Where a register is kept: the destination, or the edge's stand-in.
+    /// Address at which a register is loaded and stored: in the destination, or in its stand-in
+    /// `edge`.
     #[inline(always)]
     unsafe fn place<const M: usize>(
         &self,
@@ -349,11 +356,11 @@ impl RegisterTile<'_> {
         if !whole && j + 1 == n {
             return edge[i].as_mut_ptr();
         }
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps this function's contract.
         unsafe { self.c.at.add(i * self.c.stride + j * LANES) }
     }
 
-    /// Hands the destination's rows from `column` on, and how many elements they have, to `f`.
+    /// Calls `f` with each row of the destination from `column` on: its index, address and length.
     #[inline(always)]
     unsafe fn copy_edge<const M: usize>(
         &self,
@@ -361,7 +368,7 @@ impl RegisterTile<'_> {
         mut f: impl FnMut(usize, *mut f32, usize),
     ) {
         for i in 0..M {
-            // SAFETY: the caller's.
+            // SAFETY: the caller keeps this function's contract.
             f(
                 i,
                 unsafe { self.c.at.add(i * self.c.stride + column) },
@@ -383,7 +390,7 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
     unsafe fn run_avx2(task: &ProductTask, scratch: &mut Vec<Line>) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps this function's contract.
         unsafe { run_on::<crate::ops::product::lanes::Avx2>(task, scratch) }
     }
 
@@ -405,12 +412,12 @@ mod tests {
                 write: Write::Add,
             };
             run(&task, &mut Vec::new());
-            // SAFETY: all were set from the start.
+            // SAFETY: all elements were initialised.
             c.iter()
                 .map(|c| unsafe { c.assume_init() })
                 .collect::<Vec<f32>>()
         };
-        // SAFETY: the destination is a whole matrix of the task's size.
+        // SAFETY: the destination is a matrix of the task's size.
         let plain = results(&|task, scratch| unsafe { run_on::<Plain>(task, scratch) });
         assert_eq!(
             results(&|task, scratch| unsafe { super::run(task, scratch) }),

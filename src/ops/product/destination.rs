@@ -1,4 +1,4 @@
-//! Where products are written: windows of a matrix that threads share.
+//! Destinations of products: windows of a matrix that threads share.
 
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -12,7 +12,8 @@ pub enum Write {
     Add,
 }
 
-/// A window of a row-major matrix that tasks write disjoint parts of. Its elements need not hold anything yet where they are set.
+/// A window of a row-major matrix of which tasks write disjoint parts. Elements that are set need
+/// not be initialised.
 #[derive(Clone, Copy)]
 pub struct Destination<'a> {
     pub(super) at: *mut f32,
@@ -22,13 +23,13 @@ pub struct Destination<'a> {
     lifetime: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: tasks write disjoint elements; who runs them sees to that.
+// SAFETY: tasks write disjoint elements, as the code that runs them must ensure.
 unsafe impl Send for Destination<'_> {}
-// SAFETY: as above.
+// SAFETY: shared access only computes addresses; writing is unsafe and needs disjoint elements.
 unsafe impl Sync for Destination<'_> {}
 
 impl<'a> Destination<'a> {
-    /// A matrix whose rows are `stride` apart.
+    /// A matrix whose rows are `stride` elements apart.
     pub fn new(data: &'a mut [MaybeUninit<f32>], stride: usize) -> Self {
         Self {
             at: data.as_mut_ptr().cast(),
@@ -43,7 +44,7 @@ impl<'a> Destination<'a> {
         self.from(row * self.stride)
     }
 
-    /// The same elements as rows that are so far apart.
+    /// The same elements, as rows that are `stride` apart.
     pub fn of_width(self, stride: usize) -> Self {
         Self { stride, ..self }
     }
@@ -53,7 +54,7 @@ impl<'a> Destination<'a> {
         self.from(column)
     }
 
-    /// A window that begins past the matrix has no room.
+    /// The window from an element on; one that begins past the matrix is empty.
     fn from(self, element: usize) -> Self {
         Self {
             at: self.at.wrapping_add(element),
@@ -65,10 +66,10 @@ impl<'a> Destination<'a> {
     /// Writes elements of a row.
     ///
     /// # Panics
-    /// If they reach past the matrix: a bug of the caller.
+    /// If the elements reach past the matrix: a bug of the caller.
     ///
     /// # Safety
-    /// Nobody else may touch them meanwhile.
+    /// No other thread may access the elements.
     #[inline(always)]
     pub unsafe fn put(&self, row: usize, column: usize, elements: &[f32]) {
         let start = row * self.stride + column;
@@ -76,14 +77,17 @@ impl<'a> Destination<'a> {
             start + elements.len() <= self.room,
             "destination is too short"
         );
-        // SAFETY: they lie inside; the rest is the caller's.
+        // SAFETY: the elements are inside the matrix, and the caller promises that no other thread
+        // accesses them.
         unsafe {
             std::ptr::copy_nonoverlapping(elements.as_ptr(), self.at.add(start), elements.len())
         };
     }
 
+    /// Checks that the window has room for `rows` rows of `columns` elements.
+    ///
     /// # Panics
-    /// If so many rows and columns reach past the matrix: a bug of the caller.
+    /// If the rows reach past the matrix or overlap: a bug of the caller.
     pub fn check(&self, rows: usize, columns: usize) {
         assert!(
             rows == 0 || (rows - 1) * self.stride + columns <= self.room,

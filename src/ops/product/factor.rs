@@ -1,4 +1,4 @@
-//! Right-hand sides, as tasks read them.
+//! Right-hand sides of products as tasks read them.
 
 use std::ops::Range;
 
@@ -6,7 +6,7 @@ use super::lanes::{LANES, Line};
 use super::matrix::Matrix;
 use super::panel_layout::PanelLayout;
 
-/// A matrix `b`, or a window of one.
+/// A right-hand side `[rows, columns]`, or a window of one.
 #[derive(Clone, Copy)]
 pub struct Factor<'a> {
     source: FactorSource<'a>,
@@ -14,24 +14,25 @@ pub struct Factor<'a> {
     columns: usize,
 }
 
-/// Where a task finds a right-hand side.
+/// Elements of a right-hand side.
 #[derive(Clone, Copy)]
 pub enum FactorSource<'a> {
-    /// In panels.
+    /// Packed panels.
     Packed {
-        /// From the first panel on.
+        /// Lines from the first panel on.
         panels: &'a [Line],
         layout: PanelLayout,
-        /// Lines from a panel to the next.
+        /// Lines from one panel to the next.
         lines: usize,
     },
-    /// Where it lies. Only the matrix unit reads it so: parts are half as large again as what they are of, and where all of them are
-    /// needed once, splitting them twice takes less than bringing them from one processor to the other.
+    /// A matrix that is not packed; only the matrix unit reads it. Parts are half as large again as
+    /// the numbers. If all of them are needed once, two processors that each split the matrix are
+    /// faster than one that sends its parts to the other.
     Unpacked(Matrix<'a>),
 }
 
 impl<'a> Factor<'a> {
-    /// What was packed, of so many rows and columns.
+    /// A packed factor of `rows` rows and `columns` columns.
     ///
     /// # Panics
     /// If there are fewer panels: a bug of the caller.
@@ -57,6 +58,7 @@ impl<'a> Factor<'a> {
         }
     }
 
+    /// A factor that tasks read from the matrix itself.
     pub(super) fn unpacked(b: Matrix<'a>) -> Self {
         Self {
             source: FactorSource::Unpacked(b),
@@ -65,25 +67,25 @@ impl<'a> Factor<'a> {
         }
     }
 
-    /// Number of rows: inputs of the product.
+    /// Number of rows: the inputs of the product.
     pub(super) fn height(&self) -> usize {
         self.rows
     }
 
-    /// Number of columns: outputs of the product; they may end inside the last panel.
+    /// Number of columns: the outputs of the product; they may end inside the last panel.
     pub(super) fn width(&self) -> usize {
         self.columns
     }
 
-    /// Where it is found.
+    /// The elements.
     pub(super) fn source(&self) -> FactorSource<'a> {
         self.source
     }
 
-    /// The panels from the first on, and the lines from one to the next.
+    /// Lines from the first panel on, and the lines from one panel to the next.
     ///
     /// # Panics
-    /// If they are not of lines: a bug of the caller.
+    /// If the factor is not packed in lines: a bug of the caller.
     pub(super) fn lines(&self) -> (&'a [Line], usize) {
         match self.source {
             FactorSource::Packed {
@@ -95,10 +97,10 @@ impl<'a> Factor<'a> {
         }
     }
 
-    /// Some of the rows, of panels of lines.
+    /// The window of the rows `rows`.
     ///
     /// # Panics
-    /// If there are fewer, or the panels are not of lines: a bug of the caller.
+    /// If there are fewer rows, or the factor is not packed in lines: a bug of the caller.
     pub(crate) fn rows(self, rows: Range<usize>) -> Self {
         assert!(rows.end <= self.rows, "rows of a factor out of bounds");
         let (panels, lines) = self.lines();
@@ -114,10 +116,11 @@ impl<'a> Factor<'a> {
         }
     }
 
-    /// Whole panels of columns; past the end of one that is packed they are zero.
+    /// The window of the columns `columns`; a packed factor may be read to the end of its last
+    /// panel, where columns are zero.
     ///
     /// # Panics
-    /// If there are fewer, or they begin inside a panel: a bug of the caller.
+    /// If there are fewer columns, or the window begins inside a panel: a bug of the caller.
     pub(crate) fn columns(self, columns: Range<usize>) -> Self {
         let room = self.columns.next_multiple_of(LANES);
         assert!(

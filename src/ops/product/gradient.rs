@@ -17,8 +17,8 @@ pub struct GradientFactor<'a> {
     factor: Factor<'a>,
 }
 
-/// Prepares `b` for [`GradientFactor::add_to`] and lends it to `f`: packed in a buffer of this thread
-/// if that pays.
+/// Prepares `b` for [`GradientFactor::add_to`] and lends it to `f`: packed in a buffer of this
+/// thread if that pays.
 pub fn with_factor<R>(kernel: ProductKernel, b: Matrix, f: impl FnOnce(GradientFactor) -> R) -> R {
     if kernel != ProductKernel::Chains {
         let factor = Factor::unpacked(b);

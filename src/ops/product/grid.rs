@@ -19,8 +19,8 @@ pub struct Grid {
     down: usize,
 }
 
-/// The part of `piece` that overlaps `size` rows or columns beginning after `before` others, counted
-/// from their first.
+/// The part of `piece` that overlaps `size` rows or columns beginning after `before` others,
+/// counted from their first.
 pub fn overlap(piece: Range<usize>, before: usize, size: usize) -> Range<usize> {
     let [start, end] = [piece.start, piece.end].map(|at| at.saturating_sub(before).min(size));
     start..end
@@ -31,7 +31,8 @@ struct PieceSizes {
     /// Pieces per thread: several, so that a late thread delays the others little; one where each
     /// piece splits its right-hand side again.
     pieces: usize,
-    /// Most rows of a task when there are many: a depth of them, packed, fits the second-level cache.
+    /// Most rows of a task when there are many: a depth of them, packed, fits the second-level
+    /// cache.
     row_block: usize,
     /// Fewest rows of a task when there are many.
     least_rows: usize,

@@ -1,7 +1,7 @@
 //! The two kernels that compute products, and which of them this processor has.
 //!
-//! Each adds up an element's terms in an order of its own. The generator and the training forward pass must give the same bits, so a
-//! model uses one kernel for as long as it is loaded.
+//! Each adds up an element's terms in an order of its own. The generator and the training forward
+//! pass must give the same bits, so a model uses one kernel for as long as it is loaded.
 
 #[cfg(target_arch = "x86_64")]
 use super::amx;

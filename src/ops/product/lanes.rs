@@ -1,12 +1,12 @@
-//! Sixteen `f32` side by side, in whatever registers the processor has.
+//! Sixteen `f32` side by side, in the widest registers that the processor has.
 //!
-//! A kernel is written once over [`Lanes`] and compiled for each of them. All give the same bits: a lane's multiply-add is a fused
-//! one everywhere.
+//! A kernel is written once over [`Lanes`] and compiled for each implementation. All give the same
+//! bits, because a lane's multiply-add is fused everywhere.
 
 /// Elements of a [`Lanes`], outputs of a panel.
 pub const LANES: usize = 16;
 
-/// Sixteen neighbours in memory, in one line of the cache.
+/// Sixteen numbers in one cache line.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(64))]
 pub struct Line(pub [f32; LANES]);
@@ -14,43 +14,44 @@ pub struct Line(pub [f32; LANES]);
 /// Sixteen `f32` in registers.
 ///
 /// # Safety
-/// The methods use instructions that [`level`] must have found, and pointers must be good for [`LANES`] elements.
+/// [`level`] must have found the instructions that the methods use, and pointers must be valid for
+/// [`LANES`] elements.
 pub trait Lanes: Copy {
-    /// Rows of the register tile, of at most [`Self::PANELS`] panels, that fills the register file.
+    /// Rows of the register tile, which with [`Self::PANELS`] panels fills the register file.
     const ROWS: usize;
-    /// Panels of that tile.
+    /// Panels of the register tile.
     const PANELS: usize;
-    /// Packed rows that lie side by side: those of a tile, where they make up half a line.
+    /// Packed rows side by side: those of a tile if they fill half a line.
     const GROUP: usize;
 
     /// Sixteen zeros.
     unsafe fn zero() -> Self;
-    /// Sixteen neighbours.
+    /// Loads sixteen consecutive elements.
     unsafe fn load(from: *const f32) -> Self;
     /// One element sixteen times.
     unsafe fn splat(from: *const f32) -> Self;
-    /// Writes sixteen neighbours.
+    /// Stores sixteen consecutive elements.
     unsafe fn store(self, to: *mut f32);
-    /// Writes the first eight, and the last eight.
+    /// Stores the first eight elements at `first`, the others at `last`.
     unsafe fn store_halves(self, first: *mut f32, last: *mut f32);
     /// `self · b + c`, rounded once.
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
     /// `self · b`
     unsafe fn mul(self, b: Self) -> Self;
-    /// Brings the line at `from`, which may lie anywhere, into the second-level cache.
+    /// Prefetches the line at `from`, which may be any address, into the second-level cache.
     #[inline(always)]
     unsafe fn prefetch(_from: *const f32) {}
-    /// Brings the line at `from`, which may lie anywhere, into the first-level cache.
+    /// Prefetches the line at `from`, which may be any address, into the first-level cache.
     #[inline(always)]
     unsafe fn prefetch_near(_from: *const f32) {}
-    /// `a₀ b₀ a₁ b₁ …`: the first eight pairs, and the last eight.
+    /// `a₀ b₀ a₁ b₁ …`: the first eight pairs, then the last eight.
     unsafe fn interleave(self, b: Self) -> [Self; 2];
 }
 
 /// The widest instructions that a kernel may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// What every processor of the architecture has.
+    /// Instructions that every processor of the architecture has.
     Plain,
     #[cfg(target_arch = "x86_64")]
     Avx2,
@@ -58,7 +59,7 @@ pub enum Level {
     Avx512,
 }
 
-/// What this processor has.
+/// The level of this processor.
 pub fn level() -> Level {
     #[cfg(target_arch = "x86_64")]
     {
@@ -74,7 +75,8 @@ pub fn level() -> Level {
 
 /// Defines an unsafe function that runs a generic one with the widest lanes of this processor.
 ///
-/// The generic function and all that it calls must be inlined always, or its instructions are calls.
+/// The generic function and all functions that it calls must be `#[inline(always)]`, or each
+/// instruction becomes a call.
 macro_rules! on_widest {
     (
         $(#[$meta:meta])*
@@ -85,13 +87,13 @@ macro_rules! on_widest {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f")]
             unsafe fn avx512($($arg: $type),*) {
-                // SAFETY: the caller's.
+                // SAFETY: the caller keeps this function's contract.
                 unsafe { $generic::<$crate::ops::product::lanes::Avx512>($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
             unsafe fn avx2($($arg: $type),*) {
-                // SAFETY: the caller's.
+                // SAFETY: the caller keeps this function's contract.
                 unsafe { $generic::<$crate::ops::product::lanes::Avx2>($($arg),*) }
             }
             use $crate::ops::product::lanes::{Level, Plain, level};
@@ -110,7 +112,7 @@ macro_rules! on_widest {
 }
 pub(crate) use on_widest;
 
-/// For the compiler to vectorise as it can; on NEON it does.
+/// An array that the compiler vectorises as far as it can; with NEON it does.
 #[derive(Clone, Copy)]
 pub struct Plain([f32; LANES]);
 
@@ -126,26 +128,26 @@ impl Lanes for Plain {
 
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: the caller's pointer is good for sixteen elements.
+        // SAFETY: the caller's pointer is valid for sixteen elements.
         Self(unsafe { from.cast::<[f32; LANES]>().read_unaligned() })
     }
 
     #[inline(always)]
     unsafe fn splat(from: *const f32) -> Self {
-        // SAFETY: the caller's pointer is good for an element.
+        // SAFETY: the caller's pointer is valid for an element.
         Self([unsafe { *from }; LANES])
     }
 
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
-        // SAFETY: the caller's pointer is good for sixteen elements.
+        // SAFETY: the caller's pointer is valid for sixteen elements.
         unsafe { to.cast::<[f32; LANES]>().write_unaligned(self.0) }
     }
 
     #[inline(always)]
     unsafe fn store_halves(self, first: *mut f32, last: *mut f32) {
         let [low, high] = [0, LANES / 2].map(|from| std::array::from_fn(|i| self.0[from + i]));
-        // SAFETY: the caller's pointers are good for eight elements.
+        // SAFETY: the caller's pointers are valid for eight elements.
         unsafe {
             first.cast::<[f32; LANES / 2]>().write_unaligned(low);
             last.cast::<[f32; LANES / 2]>().write_unaligned(high);
@@ -195,7 +197,8 @@ mod x86 {
     #[derive(Clone, Copy)]
     pub struct Avx512(pub __m512);
 
-    // SAFETY (all methods): the trait's contract, that the instructions exist and pointers are good, is the caller's.
+    // SAFETY (all methods): the caller keeps the trait's contract: the instructions exist, and
+    // pointers are valid.
     impl Lanes for Avx512 {
         const ROWS: usize = 8;
         const PANELS: usize = 3;
@@ -265,7 +268,8 @@ mod x86 {
     #[derive(Clone, Copy)]
     pub struct Avx2(__m256, __m256);
 
-    // SAFETY (all methods): as above.
+    // SAFETY (all methods): the caller keeps the trait's contract: the instructions exist, and
+    // pointers are valid.
     impl Lanes for Avx2 {
         const ROWS: usize = 6;
         const PANELS: usize = 1;

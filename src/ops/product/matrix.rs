@@ -31,7 +31,7 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// The transposed view.
+    /// The transpose.
     pub fn t(self) -> Self {
         Self {
             rows: self.columns,
@@ -42,18 +42,18 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// Some of the columns.
+    /// The window of the columns `columns`.
     ///
     /// # Panics
-    /// If there are fewer: a bug of the caller.
+    /// If there are fewer columns: a bug of the caller.
     pub fn columns(self, columns: Range<usize>) -> Self {
         self.t().rows(columns.start, columns.len()).t()
     }
 
-    /// `count` rows from `first` on.
+    /// The window of `count` rows from `first` on.
     ///
     /// # Panics
-    /// If there are fewer: a bug of the caller.
+    /// If there are fewer rows: a bug of the caller.
     pub fn rows(self, first: usize, count: usize) -> Self {
         assert!(first + count <= self.rows, "rows of a matrix out of bounds");
         let empty = count == 0 || self.columns == 0;
@@ -68,16 +68,16 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// The elements of a row, where they are neighbours.
+    /// The elements of a row.
     ///
     /// # Panics
-    /// If they are not or there is no such row: a bug of the caller.
+    /// If the matrix is transposed or has no such row: a bug of the caller.
     pub fn row(&self, row: usize) -> &'a [f32] {
         assert!(self.column_stride == 1, "a row of a transposed matrix");
         &self.data[row * self.row_stride..][..self.columns]
     }
 
-    /// Whether both are one window of the same data.
+    /// Whether both are the same window of the same data.
     pub(super) fn is_same_window(&self, other: &Self) -> bool {
         let shape = |m: &Self| [m.rows, m.columns, m.row_stride, m.column_stride];
         std::ptr::eq(self.data.as_ptr(), other.data.as_ptr()) && shape(self) == shape(other)
@@ -93,12 +93,12 @@ impl<'a> Matrix<'a> {
         self.columns
     }
 
-    /// The elements from the first on.
+    /// Elements from the first one on.
     pub(super) fn data(&self) -> &'a [f32] {
         self.data
     }
 
-    /// Distance of neighbours in a column, and in a row.
+    /// Elements from one row to the next, and from one column to the next.
     pub(super) fn strides(&self) -> [usize; 2] {
         [self.row_stride, self.column_stride]
     }

@@ -3,17 +3,18 @@
 //!
 //! A [`ProductKernel`] says how the terms of an element are added up. With chains, every output
 //! element is a single chain of fused multiply-adds over `k` in ascending order, starting from zero
-//! (or, where a product is added, from the value in the destination). Tiles, panels, threads and the
-//! number of rows only choose *which* elements are computed together, never the order within one, so
-//! a row has the same bits alone, in any batch and on any CPU. This makes the generator's log-probs
-//! equal to the training forward's; the generic `gemm` crate changes its order with the shape.
+//! (or, where a product is added, from the value in the destination). Tiles, panels, threads and
+//! the number of rows only choose *which* elements are computed together, never the order within
+//! one, so a row has the same bits alone, in any batch and on any CPU. This makes the generator's
+//! log-probs equal to the training forward's; the generic `gemm` crate changes its order with the
+//! shape.
 //!
 //! On a processor with a matrix unit, `tiles` is up to twice as fast, with an order of sums of its
 //! own.
 //!
 //! Both operands are read in packed form (Goto and van de Geijn 2008). The generator packs weights
-//! once per rollout ([`Panels`]); a training pass has so many rows that packing on the way costs less
-//! than holding a second copy.
+//! once per rollout ([`Panels`]); a training pass has so many rows that packing on the way costs
+//! less than holding a second copy.
 //!
 //! Imports run one way: `lanes`, `matrix` → `pack`, `parts` → `panel_layout`, `factor`, `panels` →
 //! `task` → `chains`, `tiles` → `run` → `gradient` and the functions here.
@@ -248,8 +249,8 @@ fn multiply_joined(kernel: ProductKernel, a: Matrix, parts: &[Matrix], c: Destin
     });
 }
 
-/// Continues each element's sum from part to part through memory. This changes no bit of a chain, nor
-/// of the matrix unit's sums where the parts could be packed together.
+/// Continues each element's sum from part to part through memory. This changes no bit of a chain,
+/// nor of the matrix unit's sums where the parts could be packed together.
 fn multiply_in_turn(kernel: ProductKernel, a: Matrix, parts: &[Matrix], c: Destination) {
     let (mut column, mut write) = (0, Write::Set);
     for part in parts {
@@ -288,8 +289,8 @@ fn multiply_at(
     assert_eq!(a.width(), b.height(), "inner sizes of a product");
     let (n, k) = (b.width(), a.width());
     let depth = (PACKED / n.max(1)).clamp(LEAST_DEPTH, k.max(LEAST_DEPTH));
-    // Every layout can be cut at a multiple of this depth, so the order of sums does not depend on how
-    // the right-hand side is packed.
+    // Every layout can be cut at a multiple of this depth, so the order of sums does not depend on
+    // how the right-hand side is packed.
     let depth = depth.next_multiple_of(LEAST_DEPTH);
     let layout = PanelLayout::of(kernel);
     let step = (PACKED / depth.min(k).max(1)).next_multiple_of(TILE_PANELS * LANES);

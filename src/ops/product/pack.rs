@@ -1,17 +1,18 @@
-//! Sixteen rows of a matrix side by side, `panel[p][i] = A[first + i][p]`: the layout of both operands of the kernel.
+//! Packs sixteen rows of a matrix side by side, `panel[p][i] = A[first + i][p]`: the layout of both
+//! operands of chains.
 
 use std::ops::Range;
 
 use super::lanes::{LANES, Lanes, Line, on_widest};
 use super::matrix::Matrix;
 
-/// Packs rows of `matrix` from `first` on, columns `columns`, into panels of as many lines, one after the other; rows past the
-/// matrix's end are zero.
+/// Packs columns `columns` of the rows of `matrix` from `first` on into consecutive panels of as
+/// many lines; rows past the matrix's end are zero.
 ///
 /// # Panics
 /// If the columns lie outside: a bug of the caller.
 pub fn pack(matrix: Matrix, first: usize, columns: Range<usize>, panels: &mut [Line]) {
-    // SAFETY: it asks for instructions alone.
+    // SAFETY: the function chooses instructions that the processor has.
     unsafe { pack_widest(matrix, first, columns, panels) }
 }
 
@@ -31,28 +32,28 @@ unsafe fn pack_on<L: Lanes>(
     columns: Range<usize>,
     panels: &mut [Line],
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps this function's contract.
     unsafe { pack_groups::<L>(matrix, first, columns, panels, LANES) }
 }
 
-/// Packs all rows of `matrix`, columns `columns`, as the kernel wants those of its tiles: like panels, but [`Lanes::GROUP`] side by
-/// side.
+/// Packs columns `columns` of all rows of `matrix` for the tiles of chains: like panels, but with
+/// [`Lanes::GROUP`] rows side by side.
 ///
 /// # Safety
 /// The processor must have the instructions of `L`.
 #[inline(always)]
 pub unsafe fn pack_rows<L: Lanes>(matrix: Matrix, columns: Range<usize>, panels: &mut [Line]) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps this function's contract.
     unsafe { pack_groups::<L>(matrix, 0, columns, panels, L::GROUP) }
 }
 
-/// Where tiles of row `first` begin among rows that were packed to a depth.
+/// Offset of the tile that begins at row `first`, among rows that were packed to a depth.
 #[inline(always)]
 pub fn packed_at<L: Lanes>(first: usize, depth: usize) -> usize {
     first / L::GROUP * L::GROUP * depth + first % L::GROUP
 }
 
-/// A panel, or the two halves of one, each of eight rows.
+/// A panel that is being packed: whole, or as two halves of eight rows each.
 struct PanelSlot {
     at: *mut f32,
     depth: usize,
@@ -60,7 +61,7 @@ struct PanelSlot {
 }
 
 impl PanelSlot {
-    /// Where row `i` of the sixteen has column `p`.
+    /// Address of column `p` of row `i` of the sixteen.
     #[inline(always)]
     fn of(&self, i: usize, p: usize) -> *mut f32 {
         let at = (i / self.group * self.depth + p) * self.group + i % self.group;
@@ -69,7 +70,7 @@ impl PanelSlot {
 
     #[inline(always)]
     unsafe fn put<L: Lanes>(&self, p: usize, line: L) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps this function's contract.
         unsafe {
             match self.group {
                 LANES => line.store(self.of(0, p)),
@@ -93,7 +94,7 @@ unsafe fn pack_groups<L: Lanes>(
     let start = first * row_stride + columns.start * column_stride;
     let from = &data[start.min(data.len())..];
     if column_stride != 1 {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps this function's contract.
         return unsafe { gather::<L>(from, column_stride, rows, k, panels, group) };
     }
     for (i, panel) in panels.chunks_exact_mut(k.max(1)).enumerate() {
@@ -104,12 +105,12 @@ unsafe fn pack_groups<L: Lanes>(
             depth: k,
             group,
         };
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps this function's contract.
         unsafe { transpose::<L>(from, row_stride, LANES.min(rows - first), to) };
     }
 }
 
-/// Rows whose elements are neighbours.
+/// Packs a panel of rows whose elements are neighbours in memory.
 #[inline(always)]
 unsafe fn transpose<L: Lanes>(from: &[f32], stride: usize, count: usize, to: PanelSlot) {
     let k = to.depth;
@@ -119,7 +120,7 @@ unsafe fn transpose<L: Lanes>(from: &[f32], stride: usize, count: usize, to: Pan
     );
     let done = k / LANES * LANES;
     for start in (0..done).step_by(LANES) {
-        // SAFETY: sixteen elements from column `start` on lie inside each of the rows, as was checked.
+        // SAFETY: each row has sixteen elements from column `start` on, as was checked.
         unsafe { transpose_block::<L>(from.as_ptr().add(start), stride, count, start, &to) };
     }
     for p in done..k {
@@ -153,7 +154,7 @@ unsafe fn transpose_block<L: Lanes>(
     }
 }
 
-/// The columns of a square of sixteen by sixteen: four rounds of the perfect shuffle.
+/// Transposes a square of sixteen by sixteen: four rounds of the perfect shuffle.
 ///
 /// # Safety
 /// The processor must have the instructions of `L`.
@@ -162,7 +163,7 @@ pub unsafe fn transposed<L: Lanes>(mut rows: [L; LANES]) -> [L; LANES] {
     for _ in 0..LANES.ilog2() {
         let before = rows;
         for i in 0..LANES / 2 {
-            // SAFETY: the caller's.
+            // SAFETY: the caller keeps this function's contract.
             let pair = unsafe { before[i].interleave(before[i + LANES / 2]) };
             [rows[2 * i], rows[2 * i + 1]] = pair;
         }
@@ -170,7 +171,7 @@ pub unsafe fn transposed<L: Lanes>(mut rows: [L; LANES]) -> [L; LANES] {
     rows
 }
 
-/// Columns whose elements are neighbours; each is read once for all panels.
+/// Packs columns whose elements are neighbours in memory; each column is read once for all panels.
 #[inline(always)]
 unsafe fn gather<L: Lanes>(
     from: &[f32],

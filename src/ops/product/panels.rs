@@ -61,8 +61,8 @@ impl Panels {
     }
 }
 
-/// Packs the columns of matrices of one width, stacked one below the other, into panels at the front
-/// of `data`.
+/// Packs the columns of matrices of one width, stacked one below the other, into panels at the
+/// front of `data`.
 ///
 /// # Panics
 /// If the layout cannot be cut where one of the matrices ends: a bug of the caller.

@@ -29,8 +29,8 @@ pub fn lines(inputs: usize) -> usize {
     inputs.div_ceil(CHUNK) * BLOCK
 }
 
-/// Splits columns `inputs` of the rows of a left-hand side: tile after tile, and within each tile chunk
-/// after chunk. Rows past the matrix's end are zero.
+/// Splits columns `inputs` of the rows of a left-hand side: tile after tile, and within each tile
+/// chunk after chunk. Rows past the matrix's end are zero.
 ///
 /// # Safety
 /// The processor must have AVX-512 (F and BW).
@@ -40,8 +40,8 @@ pub unsafe fn split_rows(matrix: Matrix, inputs: Range<usize>, blocks: &mut [Lin
     unsafe { split::<false>(matrix, 0, inputs, blocks) }
 }
 
-/// Splits panels of a right-hand side, whose columns are the rows of `matrix` from `first` on: panel
-/// after panel, and within each panel chunk after chunk. Rows past the matrix's end are zero.
+/// Splits panels of a right-hand side, whose columns are the rows of `matrix` from `first` on:
+/// panel after panel, and within each panel chunk after chunk. Rows past the matrix's end are zero.
 ///
 /// # Safety
 /// As for [`split_rows`].
@@ -183,8 +183,8 @@ fn lanes(count: usize) -> __mmask16 {
     ((1u32 << count.min(LANES)) - 1) as __mmask16
 }
 
-/// Writes the joined parts of two registers as row `i` of three tiles: the low parts first, because the
-/// unit reads them first.
+/// Writes the joined parts of two registers as row `i` of three tiles: the low parts first, because
+/// the unit reads them first.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn put<const PAIRS: bool>(x: [__m512; 2], i: usize, block: &mut [Line; BLOCK]) {

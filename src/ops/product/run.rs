@@ -45,8 +45,8 @@ pub unsafe fn multiply_sides(
     unsafe { run(kernel, &pieces, threads) };
 }
 
-/// Cuts the products by rows and panels as if the right-hand sides were one matrix. What a piece has
-/// of each side is a task of its own.
+/// Cuts the products by rows and panels as if the right-hand sides were one matrix. What a piece
+/// has of each side is a task of its own.
 fn pieces<'a>(
     kernel: ProductKernel,
     left: LeftSide<'a>,

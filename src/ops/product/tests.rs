@@ -110,7 +110,8 @@ fn transposed_operands_and_windows_have_the_bits_of_the_definition() {
     });
 }
 
-/// Weights that are packed on the way side by side, where whole panels let them and where not.
+/// Weights packed side by side during a product, with widths that allow this and widths that do
+/// not.
 #[test]
 fn weights_packed_together_fill_their_columns() {
     in_each(|kernel| {
@@ -126,7 +127,8 @@ fn weights_packed_together_fill_their_columns() {
     });
 }
 
-/// Kept panels of several weights, which are cut as one: few rows and many, weights that a cut goes through and ones that it passes.
+/// Kept panels of several weights, cut as one matrix: few and many rows, cuts inside and between
+/// weights.
 #[test]
 fn weights_kept_side_by_side_fill_their_columns() {
     in_each(|kernel| {
@@ -145,7 +147,8 @@ fn weights_kept_side_by_side_fill_their_columns() {
     });
 }
 
-/// Rows that a piece's tasks have in common: few, whose parts they share, and many, which are split a square at a time.
+/// Tasks of a piece with the same rows: few, whose parts they share, and many, which are split by
+/// squares.
 #[test]
 fn tasks_of_a_piece_have_the_bits_of_the_definition() {
     in_each(|kernel| {
@@ -173,7 +176,7 @@ fn tasks_of_a_piece_have_the_bits_of_the_definition() {
     });
 }
 
-/// So many elements that they are packed in several parts: by rows of the right-hand side, and by its columns.
+/// Right-hand sides too large to pack at once, cut by rows and by columns.
 #[test]
 fn large_matrices_are_packed_in_parts() {
     in_each(|kernel| {
@@ -206,7 +209,7 @@ fn a_factor_is_packed_once_for_several_products() {
     });
 }
 
-/// Parts of which none fills a task, one empty, and each with its own destination.
+/// Several small products and an empty one, each with its own destination.
 #[test]
 fn products_of_several_parts_reach_their_own_destinations() {
     in_each(|kernel| {
@@ -228,7 +231,7 @@ fn products_of_several_parts_reach_their_own_destinations() {
     });
 }
 
-/// Matrices one below the other: packed together where they are small, and one after the other where not.
+/// Stacked matrices: small ones packed together, large ones multiplied in turn.
 #[test]
 fn stacked_matrices_are_one_chain() {
     in_each(|kernel| {
@@ -239,7 +242,7 @@ fn stacked_matrices_are_one_chain() {
         ] {
             let k: usize = sizes.iter().sum();
             let (a, b) = (numbers(m * k, 3), numbers(n * k, 4));
-            // The oracle's weight is turned over: `b` by columns.
+            // The oracle's weight is transposed: `b` by columns.
             let by_row: Vec<f32> = (0..k * n).map(|i| b[i % n * k + i / n]).collect();
             let mut rest = &by_row[..];
             let parts = sizes.map(|rows| {
@@ -269,7 +272,7 @@ fn stacked_matrices_are_one_chain() {
     });
 }
 
-/// A window of a factor, by rows that are packed on the way and by rows that are read where they lie.
+/// A window of a factor times rows that are packed first and rows that are read in place.
 #[test]
 fn windows_of_a_factor_have_the_bits_of_the_definition() {
     let (m, n, k) = (21, 70, 50);

@@ -8,7 +8,7 @@ use crate::model::hf_config::HfConfig;
 use crate::model::hf_config::adapter::AdapterConfig;
 use crate::model::lora::folder::{ADAPTER_WEIGHTS, AdapterFolder};
 use crate::model::{Decoder, ModelError};
-use crate::ops::param::Training;
+use crate::ops::param::Trainability;
 use crate::reward::RewardModel;
 
 impl Ground<'_> {
@@ -21,7 +21,9 @@ impl Ground<'_> {
         match self.sharing {
             Sharing::None => RewardModel::load(folder, self.backend),
             Sharing::Adapter(_) if whole()? => RewardModel::load(folder, self.backend),
-            _ => Ok(RewardModel::sharing(self.scorer(folder, Training::Frozen)?)),
+            _ => Ok(RewardModel::sharing(
+                self.scorer(folder, Trainability::Frozen)?,
+            )),
         }
     }
 
@@ -33,7 +35,7 @@ impl Ground<'_> {
     pub fn judge(&self, folder: &Path, boundary: Option<usize>) -> Result<RewardModel> {
         let shared = match self.sharing {
             Sharing::None => None,
-            _ => unless_foreign(self.scorer(folder, Training::Frozen))?,
+            _ => unless_foreign(self.scorer(folder, Trainability::Frozen))?,
         };
         let Some(judge) = shared else {
             return RewardModel::load(folder, self.backend);
@@ -49,7 +51,7 @@ impl Ground<'_> {
     }
 
     /// A reward model's own weights on what it shares.
-    pub(super) fn scorer(&self, folder: &Path, training: Training) -> Result<Decoder> {
+    pub(super) fn scorer(&self, folder: &Path, training: Trainability) -> Result<Decoder> {
         self.check(folder)?;
         let head = Head::Score;
         match self.sharing {
@@ -180,7 +182,7 @@ mod tests {
 
         let folder = tempfile::tempdir().unwrap();
         let config = HfConfig::read(&policy).unwrap();
-        let other = Decoder::fresh(config, 5, |_| Training::Frozen, &Backend::CPU).unwrap();
+        let other = Decoder::fresh(config, 5, |_| Trainability::Frozen, &Backend::CPU).unwrap();
         other.save(folder.path(), SaveDtype::F32).unwrap();
         let error = load(folder.path(), &reward).unwrap_err().to_string();
         assert!(
@@ -210,8 +212,8 @@ mod tests {
     fn a_judge_shares_the_trunk_that_it_was_trained_on() {
         let (policy, folder) = (golden("models/llama"), tempfile::tempdir().unwrap());
         let training = |spec: &TensorSpec| match in_trunk(&spec.name, 1) {
-            true => Training::Frozen,
-            false => Training::Trained,
+            true => Trainability::Frozen,
+            false => Trainability::Trained,
         };
         let branch = Decoder::load(&policy, Head::Score, 3, training, &Backend::CPU).unwrap();
         let shift = |values: &mut [f32]| values.iter_mut().for_each(|x| *x += 0.01);
@@ -238,7 +240,13 @@ mod tests {
         let sharing = trunk(1);
         let ground = Ground::load(&policy, &sharing, 0, &Backend::CPU).unwrap();
         ground.reward_model(branch).unwrap();
-        let all = Decoder::load(branch, Head::Score, 3, |_| Training::Trained, &Backend::CPU);
+        let all = Decoder::load(
+            branch,
+            Head::Score,
+            3,
+            |_| Trainability::Trained,
+            &Backend::CPU,
+        );
         let all = all.unwrap();
         let mut all_trained = all.params().trained();
         all_trained
@@ -266,14 +274,14 @@ mod tests {
     #[test]
     fn a_judge_of_adapters_shares_their_base() {
         let (policy, folder) = (golden("models/llama"), tempfile::tempdir().unwrap());
-        let frozen = |_: &_| Training::Frozen;
+        let frozen = |_: &_| Trainability::Frozen;
         let head = Head::LanguageModel;
         let base = Decoder::load(&policy, head, 0, frozen, &Backend::CPU).unwrap();
         let lora = LoraConfig {
             layers_to_transform: Layers::Top(2),
             ..LoraConfig::default()
         };
-        let adapted = Decoder::adapt(&base, &lora, Head::Score, 3, Training::Trained).unwrap();
+        let adapted = Decoder::adapt(&base, &lora, Head::Score, 3, Trainability::Trained).unwrap();
         let saved = adapted.save_adapter(folder.path(), &policy, SaveDtype::F32);
         saved.unwrap();
         let judge = |policy: &Path, boundary| {

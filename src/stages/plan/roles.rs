@@ -6,9 +6,9 @@
 use crate::model::config::{
     DecoderConfig, Head, SCORE, TensorSpec, is_embedding, layer_of, weight,
 };
-use crate::model::lora::{Asked, Lora, LoraError};
+use crate::model::lora::{Lora, LoraError, RequestedLora};
 use crate::model::trunk::in_trunk;
-use crate::ops::param::Training;
+use crate::ops::param::Trainability;
 use crate::roles::{Reference, Sharing};
 
 /// The models that the roles of PPO are made of.
@@ -60,7 +60,7 @@ pub struct Owned {
     /// Name and shape.
     pub spec: TensorSpec,
     /// Whether it has a gradient and moments.
-    pub training: Training,
+    pub training: Trainability,
 }
 
 /// A role, with the tensors that nobody holds but it.
@@ -77,7 +77,7 @@ impl Role {
     pub fn new(
         name: impl Into<String>,
         specs: impl IntoIterator<Item = TensorSpec>,
-        training: Training,
+        training: Trainability,
     ) -> Self {
         let owned = |spec| Owned { spec, training };
         Self {
@@ -108,7 +108,7 @@ impl Role {
 
     /// The tensors that are trained.
     pub fn trained(&self) -> impl Iterator<Item = &Owned> {
-        let trained = |owned: &&Owned| owned.training == Training::Trained;
+        let trained = |owned: &&Owned| owned.training == Trainability::Trained;
         self.tensors.iter().filter(trained)
     }
 
@@ -139,7 +139,7 @@ pub fn roles(sharing: &Sharing, models: &Models) -> Result<Vec<Role>, LoraError>
         Sharing::Trunk { layers } => {
             let mut trunk = models.policy.decoder.tensors();
             trunk.retain(|spec| in_trunk(&spec.name, *layers));
-            let mut roles = vec![Role::new("trunk", trunk, Training::Frozen)];
+            let mut roles = vec![Role::new("trunk", trunk, Trainability::Frozen)];
             roles.extend(branches(models, *layers));
             roles
         }
@@ -151,26 +151,30 @@ pub fn roles(sharing: &Sharing, models: &Models) -> Result<Vec<Role>, LoraError>
             1 => "reward".to_owned(),
             _ => format!("reward {}", i + 1),
         };
-        Role::new(name, scorer(sharing, reward), Training::Frozen)
+        Role::new(name, scorer(sharing, reward), Trainability::Frozen)
     });
     roles.extend(rewards);
     let judge = models.judge.iter().map(|judge| match judge {
         Judge::Alone(decoder) => decoder.tensors(),
         Judge::Sharing(start) => scorer(sharing, start),
     });
-    roles.extend(judge.map(|tensors| Role::new("judge", tensors, Training::Frozen)));
+    roles.extend(judge.map(|tensors| Role::new("judge", tensors, Trainability::Frozen)));
     Ok(roles)
 }
 
 /// Actor, critic and reference, those of them that there are, above a trunk of so many layers; of none, whole.
 fn branches(models: &Models, layers: usize) -> Vec<Role> {
     let (policy, critic) = (&models.policy.decoder, models.critic.as_ref());
-    let mut roles = vec![Role::new("actor", above(policy, layers), Training::Trained)];
+    let mut roles = vec![Role::new(
+        "actor",
+        above(policy, layers),
+        Trainability::Trained,
+    )];
     let critic = critic.map(|critic| above(&critic.decoder, layers));
-    roles.extend(critic.map(|tensors| Role::new("critic", tensors, Training::Trained)));
+    roles.extend(critic.map(|tensors| Role::new("critic", tensors, Trainability::Trained)));
     if models.reference == Reference::Read {
         let tensors = above(policy, layers);
-        roles.push(Role::new("reference", tensors, Training::Frozen));
+        roles.push(Role::new("reference", tensors, Trainability::Frozen));
     }
     roles
 }
@@ -184,15 +188,15 @@ fn above(decoder: &DecoderConfig, layers: usize) -> Vec<TensorSpec> {
 
 /// The base with actor and critic, whose adapters are those that they start with or else those that are asked for. A policy that has
 /// adapters leaves a frozen copy of them to the reference.
-fn adapters(models: &Models, asked: Option<&Asked>) -> Result<Vec<Role>, LoraError> {
-    let (policy, trained) = (&models.policy, Training::Trained);
-    let fresh = asked.map(Asked::fresh).unwrap_or_default();
+fn adapters(models: &Models, asked: Option<&RequestedLora>) -> Result<Vec<Role>, LoraError> {
+    let (policy, trained) = (&models.policy, Trainability::Trained);
+    let fresh = asked.map(RequestedLora::fresh).unwrap_or_default();
     let of = |start: &Start| match &start.adapter {
         Some(lora) => Ok(lora.tensors()),
         None => fresh.resolve(&start.decoder).map(|lora| lora.tensors()),
     };
     let mut roles = vec![
-        Role::new("base", policy.decoder.tensors(), Training::Frozen),
+        Role::new("base", policy.decoder.tensors(), Trainability::Frozen),
         Role::new("actor", of(policy)?, trained),
     ];
     if let Some(critic) = &models.critic {
@@ -200,7 +204,7 @@ fn adapters(models: &Models, asked: Option<&Asked>) -> Result<Vec<Role>, LoraErr
         roles.push(Role::new("critic", tensors, trained));
     }
     if policy.adapter.is_some() && models.reference == Reference::Read {
-        roles.push(Role::new("reference", of(policy)?, Training::Frozen));
+        roles.push(Role::new("reference", of(policy)?, Trainability::Frozen));
     }
     Ok(roles)
 }
@@ -217,7 +221,7 @@ fn scorer(sharing: &Sharing, start: &Start) -> Vec<TensorSpec> {
 }
 
 /// A model that a supervised stage trains as `training` says.
-pub fn whole(decoder: &DecoderConfig, training: impl Fn(&TensorSpec) -> Training) -> Vec<Role> {
+pub fn whole(decoder: &DecoderConfig, training: impl Fn(&TensorSpec) -> Trainability) -> Vec<Role> {
     let owned = |spec: TensorSpec| Owned {
         training: training(&spec),
         spec,
@@ -234,11 +238,11 @@ pub fn adapted(base: &DecoderConfig, head: Head, lora: &Lora) -> Vec<Role> {
     decoder.head = head;
     let adapters = lora.tensors().into_iter();
     vec![
-        Role::new("base", base.tensors(), Training::Frozen),
+        Role::new("base", base.tensors(), Trainability::Frozen),
         Role::new(
             "adapters",
             adapters.chain(score(&decoder)),
-            Training::Trained,
+            Trainability::Trained,
         ),
     ]
 }

@@ -8,7 +8,7 @@ use super::roles::{Role, adapted, whole};
 use super::{Plan, activations, log_prob_chunk, recompute};
 use crate::config::{ExampleKeys, Pretrain, Stage, Trainable, Training};
 use crate::model::config::{DecoderConfig, Head};
-use crate::ops::param::Training as Trained;
+use crate::ops::param::Trainability;
 use crate::stages::freezing::Frozen;
 
 /// The plan of `[pretrain]`.
@@ -18,7 +18,7 @@ use crate::stages::freezing::Frozen;
 pub fn pretrain(folders: Folders, config: &Pretrain) -> Result<Plan> {
     let decoder = folders.scratch()?;
     let batch = config.training.batch_size * (config.context_length - 1);
-    let roles = whole(&decoder, |_| Trained::Trained);
+    let roles = whole(&decoder, |_| Trainability::Trained);
     Ok(of(
         Stage::Pretrain,
         &decoder,

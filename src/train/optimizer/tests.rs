@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::ops::backend::Backend;
-use crate::ops::param::{Initial, Training};
+use crate::ops::param::{InitialParam, Trainability};
 
 const CONFIG: AdamWConfig = AdamWConfig {
     beta1: 0.9,
@@ -24,11 +24,11 @@ fn floats(value: &Value) -> Vec<f32> {
 
 /// The matrix `w` of 6 × 4 and the vector `b` of 6.
 fn store(w: Vec<f32>, b: Vec<f32>) -> ParamStore {
-    let trained = |name: &str, shape: &[usize], data| Initial {
+    let trained = |name: &str, shape: &[usize], data| InitialParam {
         name: name.into(),
         shape: shape.to_vec(),
         data,
-        training: Training::Trained,
+        training: Trainability::Trained,
     };
     let initial = vec![trained("w", &[6, 4], w), trained("b", &[6], b)];
     ParamStore::new(initial, &Backend::CPU).unwrap()

@@ -13,7 +13,7 @@ fn noise(rows: usize, columns: usize) -> Tensor {
 }
 
 fn rows_cache(spec: Attention, blocks: usize) -> Cache {
-    let store = Store::rows(spec, blocks, &Device::Cpu).expect("room");
+    let store = CacheStore::rows(spec, blocks, &Device::Cpu).expect("room");
     Cache {
         layers: vec![store],
         spec,
@@ -106,9 +106,9 @@ fn a_block_takes_the_bytes_that_are_said() -> Result<()> {
         window: None,
     };
     let elements = |cache: &Cache| -> usize {
-        let of = |layer: &Store| match layer {
-            Store::Blocks(data) => data.len() * LANES,
-            Store::Rows { keys, values } => keys.elem_count() + values.elem_count(),
+        let of = |layer: &CacheStore| match layer {
+            CacheStore::Blocks(data) => data.len() * LANES,
+            CacheStore::Rows { keys, values } => keys.elem_count() + values.elem_count(),
         };
         cache.layers.iter().map(of).sum()
     };

@@ -45,8 +45,8 @@ fn the_parts_of_a_number_are_bfloat16_and_add_up_to_it() {
     }
 }
 
-/// Compares the error with that of a chain of fused multiply-adds, for sums that cancel and sums that
-/// do not.
+/// Compares the error with that of a chain of fused multiply-adds, for sums that cancel and sums
+/// that do not.
 #[test]
 fn sums_are_as_close_to_the_truth_as_those_of_a_chain() {
     use rollout::random::{Key, Purpose};

@@ -1,5 +1,5 @@
-//! The matrix unit's jobs in AVX-512 instructions, for processors without the unit: slow, and with the
-//! unit's bits (but for subnormal numbers, which the unit reads and writes as 0).
+//! The matrix unit's jobs in AVX-512 instructions, for processors without the unit: slow, and with
+//! the unit's bits (but for subnormal numbers, which the unit reads and writes as 0).
 //!
 //! It lets the tests of tiles run on any processor with AVX-512, from splitting to writing the
 //! destination; only the instructions of the unit itself are left out.
@@ -14,7 +14,8 @@ use super::super::lanes::{LANES, Line};
 use super::super::parts::{BLOCK, TILE};
 use super::unit::{TILES, TileJob, TileShape};
 
-/// Tiles of a block that are multiplied, in the unit's order: low parts are tile 0, high parts tile 2.
+/// Tiles of a block that are multiplied, in the unit's order: low parts are tile 0, high parts tile
+/// 2.
 const PAIRS: [[usize; 2]; 6] = [[2, 0], [2, 1], [1, 1], [1, 2], [0, 2], [2, 2]];
 /// Upper half of a lane: the second input of a pair.
 const UPPER: u32 = 0xffff_0000;
@@ -34,7 +35,7 @@ impl TileJob {
             };
             for row in 0..rows {
                 let at = self.c[tile].wrapping_byte_add(row * self.stride[tile]);
-                // SAFETY: the caller's promise.
+                // SAFETY: the caller keeps this function's contract.
                 unsafe { self.emulate_row(a, b, row, at) };
             }
         }

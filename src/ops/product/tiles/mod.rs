@@ -1,20 +1,21 @@
 //! Products on the processor's matrix unit (Intel AMX), which multiplies tiles of bfloat16 and adds
 //! up in `f32`.
 //!
-//! An `f32` is the sum of three bfloat16 parts ([`parts`](super::parts)). A product of two is, to half
-//! a unit in its last place, the sum of six of the nine products of their parts (Henry, Tang and
-//! Heinecke 2019, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision
-//! Computations"). It is as accurate as a chain of fused multiply-adds, in 6/16 of the time.
+//! An `f32` is the sum of three bfloat16 parts ([`parts`](super::parts)). A product of two is, to
+//! half a unit in its last place, the sum of six of the nine products of their parts (Henry, Tang
+//! and Heinecke 2019, "Leveraging the bfloat16 Artificial Intelligence Datatype For
+//! Higher-Precision Computations"). It is as accurate as a chain of fused multiply-adds, in 6/16 of
+//! the time.
 //!
-//! The order of an element's sums is fixed here too, and depends on the inputs alone: thirty-two at a
-//! time, and for these the six pairs of parts in one order. For each pair, the unit adds up the even
-//! and the odd inputs in a chain each, adds the two chains, and adds their sum to the element.
+//! The order of an element's sums is fixed here too, and depends on the inputs alone: thirty-two at
+//! a time, and for these the six pairs of parts in one order. For each pair, the unit adds up the
+//! even and the odd inputs in a chain each, adds the two chains, and adds their sum to the element.
 //! `definition.rs` states this for one element. A row has the same bits alone and in any batch, but
 //! not those of [`chains`](super::chains).
 //!
-//! A task works on one [square](squares) of its left-hand side at a time: it splits the rows, unless
-//! the previous task has left them split, then [sweeps](sweep) over the panels, four tiles of the
-//! destination per [job](unit). Processors without the unit [emulate](emulation) jobs.
+//! A task works on one [square](squares) of its left-hand side at a time: it splits the rows,
+//! unless the previous task has left them split, then [sweeps](sweep) over the panels, four tiles
+//! of the destination per [job](unit). Processors without the unit [emulate](emulation) jobs.
 
 #[cfg(test)]
 pub mod definition;
@@ -40,7 +41,7 @@ use unit::TileShape;
 pub unsafe fn run(tasks: &[ProductTask], buffer: &mut Vec<Line>) {
     for (i, task) in tasks.iter().enumerate() {
         let rows_are_split = i > 0 && share_rows(&tasks[i - 1], task);
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps this function's contract.
         unsafe { run_task(task, rows_are_split, buffer) };
     }
 }
@@ -69,7 +70,7 @@ unsafe fn run_task(task: &ProductTask, rows_are_split: bool, buffer: &mut Vec<Li
     while let Some(square) = squares.next() {
         let (inputs, sweep) = (square.inputs.clone(), Sweep::new(task, shape, &square));
         let rows = &mut rows[..sweep.lines_of_rows()];
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps this function's contract.
         unsafe {
             if let FactorSource::Unpacked(b) = task.b.source()
                 && split_from.replace(inputs.start) != Some(inputs.start)

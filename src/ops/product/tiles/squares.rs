@@ -30,7 +30,8 @@ impl Square {
     }
 }
 
-/// Inputs of a task's squares: a multiple of [`CHUNK`], so that the order of sums does not depend on it.
+/// Inputs of a task's squares: a multiple of [`CHUNK`], so that the order of sums does not depend
+/// on it.
 pub fn depth(task: &ProductTask) -> usize {
     let (rows, k) = (task.a.height(), task.a.width());
     let most = match task.b.source() {
@@ -42,8 +43,8 @@ pub fn depth(task: &ProductTask) -> usize {
     k.div_ceil(times).next_multiple_of(CHUNK).max(CHUNK)
 }
 
-/// A task's squares, with the inputs of each row in ascending order. A task without inputs has one too,
-/// because it sets its destination.
+/// A task's squares, with the inputs of each row in ascending order. A task without inputs has one
+/// too, because it sets its destination.
 ///
 /// The longer side is the outer loop, so that little is read again along the shorter one. Where the
 /// right-hand side is split a depth at a time, the rows are the inner loop.

@@ -25,8 +25,8 @@ pub struct TileBuffers<'a> {
 }
 
 impl<'a> TileBuffers<'a> {
-    /// Divides the buffer, and grows it first if the task's squares of `depth` inputs need more. The
-    /// parts of rows come first: the next task may use them.
+    /// Divides the buffer, and grows it first if the task's squares of `depth` inputs need more.
+    /// The parts of rows come first: the next task may use them.
     pub fn divide(
         buffer: &'a mut Vec<Line>,
         task: &ProductTask,
@@ -104,7 +104,7 @@ impl<'a> Sweep<'a> {
             let b = self.panels(column, panels);
             for row in (0..self.rows).step_by(self.shape.rows() * TILE) {
                 let mut job = TileJob::new(self.row_parts(rows, row), b, self.chunks, self.write);
-                // SAFETY: the caller's.
+                // SAFETY: the caller keeps this function's contract.
                 unsafe {
                     ahead.fetch::<Avx512>();
                     if self.task.a.height() > FEW_ROWS {
@@ -132,8 +132,8 @@ impl<'a> Sweep<'a> {
         [0, self.shape.rows() - 1].map(|i| rows[tile(i) * BLOCK..].as_ptr())
     }
 
-    /// Parts of the panels of a round from a column on: packed ones, or those in `unpacked`. The last
-    /// panel stands in for panels past the end.
+    /// Parts of the panels of a round from a column on: packed ones, or those in `unpacked`. The
+    /// last panel stands in for panels past the end.
     fn panels(&self, column: usize, unpacked: &[Line]) -> [*const Line; TILES] {
         let left = self.task.b.width().div_ceil(LANES) - column / LANES;
         let mut parts = [std::ptr::null(); TILES];
@@ -183,8 +183,8 @@ impl<'a> Sweep<'a> {
         let windows = self.windows(row, column);
         let (edge, aside) = edge.split_at_mut(TILES * TILE);
         let tile_rows = self.shape.tile_rows(self.rows);
-        // SAFETY: the caller's promise for the destination; the windows lie inside it, and stand-ins
-        // replace the tiles that do not.
+        // SAFETY: the caller's promise for the destination; the windows lie inside it, and
+        // stand-ins replace the tiles that do not.
         unsafe {
             for ((t, window), edge) in windows.iter().enumerate().zip(edge.chunks_exact_mut(TILE)) {
                 match window.holds(tile_rows) {

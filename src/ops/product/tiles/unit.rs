@@ -21,8 +21,8 @@ struct TileConfiguration {
     rows: [u8; 16],
 }
 
-/// Prepares this thread's tiles: those of the destination and of left-hand sides with `rows` rows, and
-/// those of right-hand sides. Does nothing where the unit is emulated.
+/// Prepares this thread's tiles: those of the destination and of left-hand sides with `rows` rows,
+/// and those of right-hand sides. Does nothing where the unit is emulated.
 ///
 /// # Safety
 /// The processor must have the unit or be able to emulate it.
@@ -122,9 +122,9 @@ pub struct TileJob {
 /// Zeroes or reads the destination (tiles 0 to 3), runs `pairs` for each chunk, and writes the
 /// destination.
 ///
-/// Every four chunks a tile is written to `aside`, where nothing reads it. Without these writes, the
-/// ones at the end of a job take some 900 cycles longer after more than 128 multiplications (measured
-/// on Sapphire Rapids: 450 → 514 GFLOP/s per core at 16 chunks).
+/// Every four chunks a tile is written to `aside`, where nothing reads it. Without these writes,
+/// the ones at the end of a job take some 900 cycles longer after more than 128 multiplications
+/// (measured on Sapphire Rapids: 450 → 514 GFLOP/s per core at 16 chunks).
 macro_rules! with_destination {
     ($job:expr, $aside:expr, [$($pairs:expr),* $(,)?], $($operands:tt)*) => {
         asm!(
@@ -190,9 +190,9 @@ macro_rules! with_destination {
     };
 }
 
-/// Prefetches two lines of each of two panels, a chunk before they are read: tiles are read one at a
-/// time, which leaves the path from the third-level cache idle (32 rows: 168 → 142 ns per panel and
-/// chunk; with one row of tiles the path is full).
+/// Prefetches two lines of each of two panels, a chunk before they are read: tiles are read one at
+/// a time, which leaves the path from the third-level cache idle (32 rows: 168 → 142 ns per panel
+/// and chunk; with one row of tiles the path is full).
 macro_rules! fetch {
     ($pair:literal) => {
         concat!(
@@ -242,7 +242,7 @@ impl TileJob {
     #[inline]
     pub unsafe fn run(&self, shape: TileShape, rows: usize, aside: &mut [Line]) {
         assert!(aside.len() >= TILE, "room for a tile");
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps this function's contract.
         unsafe {
             match shape {
                 _ if !amx::is_usable() => self.emulate(shape, rows),
@@ -254,7 +254,7 @@ impl TileJob {
 
     unsafe fn run_square(&self, aside: *mut Line) {
         let ([a0, a1], [b0, b1, ..]) = (self.a, self.b);
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps this function's contract.
         unsafe {
             with_destination!(
                 std::ptr::from_ref(self),
@@ -337,7 +337,7 @@ impl TileJob {
 
     unsafe fn run_row(&self, aside: *mut Line) {
         let ([a, _], [b0, b1, b2, b3]) = (self.a, self.b);
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps this function's contract.
         unsafe {
             with_destination!(
                 std::ptr::from_ref(self),

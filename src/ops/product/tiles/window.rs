@@ -23,7 +23,7 @@ impl Window<'_> {
     /// The window must lie inside the destination and be initialised.
     pub unsafe fn read(&self, tile: &mut [Line]) {
         for (i, line) in tile.iter_mut().enumerate().take(self.rows.min(TILE)) {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller keeps this function's contract.
             let row = unsafe { std::slice::from_raw_parts(self.row(i), self.columns) };
             line.0[..self.columns].copy_from_slice(row);
         }
@@ -35,7 +35,7 @@ impl Window<'_> {
     /// The window must lie inside the destination, and no other thread may access it.
     pub unsafe fn write(&self, tile: &[Line]) {
         for (i, line) in tile.iter().enumerate().take(self.rows.min(TILE)) {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller keeps this function's contract.
             unsafe {
                 std::ptr::copy_nonoverlapping(line.0.as_ptr(), self.row(i), self.columns);
             }
