@@ -18,6 +18,7 @@ use crate::ops::storage::gather;
 /// A layer: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
 #[derive(Clone)]
 pub struct Block {
+    /// Shape and scale of the layer's attention.
     pub spec: Attention,
     attention_norm: Norm,
     qkv: Linear,
@@ -30,7 +31,7 @@ pub struct Block {
 }
 
 impl Block {
-    /// Takes the layer's parameters from `store`, adapters among them where `lora` says so.
+    /// The layer with its parameters from `store`, including the adapters that `lora` lists.
     pub fn new(
         store: &ParamStore,
         config: &DecoderConfig,
@@ -61,7 +62,8 @@ impl Block {
         })
     }
 
-    /// The layer on packed sequences as branches of the residual stream, on the CPU; of its result, the `wanted` rows.
+    /// The layer on packed sequences as branches of the residual stream, on the CPU; only the
+    /// `wanted` rows of its result are computed.
     pub fn branches(
         &self,
         angles: Option<&Angles>,
@@ -79,8 +81,8 @@ impl Block {
         [attention, mlp]
     }
 
-    /// The layer on rows of `x`, in place and without a graph; `attend` turns `q | k | v` rows into mixed values. Of the result, the
-    /// `wanted` rows are left.
+    /// Runs the layer on rows of `x`, in place and without a graph; `attend` computes attention
+    /// from `q | k | v` rows. Only the `wanted` rows of the result remain.
     pub fn forward_rows(
         &self,
         x: &mut Vec<f32>,
@@ -110,7 +112,7 @@ impl Block {
         vec![norm, up, activation, down]
     }
 
-    /// From hidden states to `q | k | v`, ready for attention.
+    /// Operations from hidden states to the `q | k | v` rows of attention.
     fn qkv_chain(&self, angles: Option<&Angles>) -> Vec<Link> {
         let spec = self.spec;
         let mut chain = vec![self.attention_norm.link(0, 1), self.qkv.link()];
@@ -128,8 +130,8 @@ impl Block {
         chain
     }
 
-    /// The layer on `[tokens, hidden]` as a composition of candle operations; `attend` turns `q | k | v`
-    /// rows into mixed values. Returns the `wanted` rows.
+    /// The layer on `[tokens, hidden]` as a composition of candle operations; `attend` computes
+    /// attention from `q | k | v` rows. Returns the `wanted` rows.
     pub fn composed(
         &self,
         x: &Tensor,
@@ -165,7 +167,7 @@ impl Block {
     }
 }
 
-/// The attention of a layer.
+/// Shape and scale of the attention of a layer.
 pub fn attention_of(config: &DecoderConfig, layer: usize) -> Attention {
     Attention {
         query_heads: config.num_attention_heads,
@@ -213,7 +215,7 @@ impl Getter<'_> {
     }
 }
 
-/// The normalisation called `name`, of the kind that the configuration says.
+/// The normalisation named `name`, of the configuration's kind.
 pub fn norm(store: &ParamStore, config: &DecoderConfig, name: &str) -> Result<Norm> {
     let weight = store.get(&weight(name))?;
     Ok(match config.norm {

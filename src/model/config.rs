@@ -1,8 +1,9 @@
-//! What a decoder is, in one description that covers Llama (also SmolLM2, TinyLlama, Llama 3), Mistral, Qwen2, Qwen3 and GPT-2.
+//! The architecture of a decoder: one description that covers Llama (also SmolLM2, TinyLlama, Llama
+//! 3), Mistral, Qwen2, Qwen3 and GPT-2.
 //!
-//! Field names are those of a Hugging Face `config.json`. The families differ only in the values of these fields and in
-//! the names of their tensors ([`Family::names`]); the layers never ask which family they are of.
-//! Reading and writing `config.json` is [`super::hf_config`]'s business.
+//! Field names are those of a Hugging Face `config.json`. The families differ only in the values of
+//! these fields and in the names of their tensors ([`Family::names`]); layers do not depend on the
+//! family. [`super::hf_config`] reads and writes `config.json`.
 
 mod names;
 mod tensors;
@@ -78,7 +79,8 @@ impl Family {
         }
     }
 
-    /// The `config.json` key that holds the field `name` of [`DecoderConfig`]; GPT-2 has its own words for some.
+    /// The `config.json` key of the field `name` of [`DecoderConfig`]; GPT-2 has its own names for
+    /// some.
     pub fn config_key(self, name: &'static str) -> &'static str {
         if self != Family::Gpt2 {
             return name;
@@ -100,15 +102,22 @@ impl Family {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum NormKind {
     /// RMSNorm (Zhang and Sennrich 2019, eq. 4): scale, no shift.
-    Rms { eps: f64 },
+    Rms {
+        /// Added to the mean square.
+        eps: f64,
+    },
     /// LayerNorm (Ba et al. 2016, eq. 4): scale and shift.
-    Layer { eps: f64 },
+    Layer {
+        /// Added to the variance.
+        eps: f64,
+    },
 }
 
-/// How the model knows the order of its tokens.
+/// Encoding of token positions.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Position {
-    /// Rotary embedding of queries and keys (Su et al. 2021, eq. 34), in the half-split layout of Hugging Face weights.
+    /// Rotary embedding of queries and keys (Su et al. 2021, eq. 34), in the half-split layout of
+    /// Hugging Face weights.
     Rope(RopeConfig),
     /// One learned vector for each position, added to the token embedding.
     Learned,
@@ -117,23 +126,34 @@ pub enum Position {
 /// Frequencies of the rotary embedding: `theta^(-2i/head_dim)` for pair i, then scaled.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RopeConfig {
+    /// Base of the frequencies.
     pub theta: f64,
+    /// Scaling to longer contexts.
     pub scaling: RopeScaling,
 }
 
-/// How the rotary frequencies are stretched to contexts longer than the one of pre-training.
+/// Scaling of the rotary frequencies to contexts longer than that of pre-training.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum RopeScaling {
+    /// The frequencies are not scaled.
     #[default]
     None,
     /// Every frequency divided by `factor` (Chen et al. 2023, position interpolation).
-    Linear { factor: f64 },
-    /// Llama 3.1: wavelengths above `original_max_position_embeddings / low_freq_factor` are stretched by `factor`, those
-    /// below `original_max_position_embeddings / high_freq_factor` kept, those between interpolated.
-    Llama3 {
+    Linear {
+        /// Divisor of every frequency.
         factor: f64,
+    },
+    /// Llama 3.1: wavelengths above `original_max_position_embeddings / low_freq_factor` are
+    /// stretched by `factor`, those below `original_max_position_embeddings / high_freq_factor`
+    /// kept, those between interpolated.
+    Llama3 {
+        /// Divisor of the lowest frequencies.
+        factor: f64,
+        /// Wavelengths of the original context divided by this are the shortest that are fully scaled.
         low_freq_factor: f64,
+        /// Wavelengths of the original context divided by this are the longest that are not scaled.
         high_freq_factor: f64,
+        /// Context length of pre-training.
         original_max_position_embeddings: usize,
     },
 }
@@ -143,7 +163,8 @@ pub enum RopeScaling {
 pub enum Activation {
     /// `down(silu(gate(x)) * up(x))` (Shazeer 2020, eq. 6).
     SwiGlu,
-    /// Two projections with GELU in its tanh approximation (Hendrycks and Gimpel 2016, section 2), `gelu_new`.
+    /// Two projections with GELU in its tanh approximation (Hendrycks and Gimpel 2016, section 2),
+    /// `gelu_new`.
     GeluTanh,
     /// Two projections with GELU by the error function.
     Gelu,
@@ -152,6 +173,7 @@ pub enum Activation {
 /// Normalisation of queries and keys before the rotary embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QkNorm {
+    /// Queries and keys are not normalised.
     Absent,
     /// RMSNorm over the `head_dim` values of each head, one scale shared by all heads (Qwen3).
     PerHead,
@@ -166,10 +188,11 @@ pub struct SlidingWindow {
     pub layers: Vec<usize>,
 }
 
-/// What stands on top of the decoder.
+/// The head on top of the decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Head {
-    /// Logits over the vocabulary: `lm_head.weight` [vocab_size, hidden_size], or the embedding itself when tied.
+    /// Logits over the vocabulary: `lm_head.weight` [vocab_size, hidden_size], or the embedding
+    /// itself when tied.
     LanguageModel,
     /// One number per token: `score.weight` [1, hidden_size].
     Score,
@@ -178,21 +201,30 @@ pub enum Head {
 /// The description of a decoder. Sizes count elements; a projection's weight is [out, in].
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
+    /// Family, which fixes the tensor names.
     pub family: Family,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Width of the feed-forward sub-layer.
     pub intermediate_size: usize,
+    /// Number of layers.
     pub num_hidden_layers: usize,
+    /// Number of query heads.
     pub num_attention_heads: usize,
-    /// Heads of keys and values (grouped-query attention, Ainslie et al. 2023); divides `num_attention_heads`.
+    /// Heads of keys and values (grouped-query attention, Ainslie et al. 2023); divides
+    /// `num_attention_heads`.
     pub num_key_value_heads: usize,
     /// Width of one head; not always `hidden_size / num_attention_heads` (Qwen3).
     pub head_dim: usize,
+    /// Rows of the embedding.
     pub vocab_size: usize,
+    /// Context length in tokens.
     pub max_position_embeddings: usize,
+    /// Normalisation of the residual stream.
     pub norm: NormKind,
+    /// Encoding of token positions.
     pub position: Position,
+    /// Kind of the feed-forward sub-layer.
     pub activation: Activation,
     /// The query, key and value projections have biases.
     pub qkv_bias: bool,
@@ -200,6 +232,7 @@ pub struct DecoderConfig {
     pub output_bias: bool,
     /// The feed-forward projections have biases.
     pub mlp_bias: bool,
+    /// Normalisation of queries and keys.
     pub qk_norm: QkNorm,
     /// `None`: every layer sees the whole segment.
     pub sliding_window: Option<SlidingWindow>,
@@ -207,35 +240,45 @@ pub struct DecoderConfig {
     pub tie_word_embeddings: bool,
     /// Standard deviation of freshly drawn weights.
     pub initializer_range: f64,
+    /// Token that begins a sequence.
     pub bos_token_id: Option<u32>,
-    /// Tokens that end a sequence, as `config.json` has them; generation stops at
+    /// Tokens that end a sequence, from `config.json`; generation stops at
     /// [`HfConfig::stop_ids`](super::hf_config::HfConfig::stop_ids).
     pub eos_token_ids: Vec<u32>,
+    /// Token that pads sequences.
     pub pad_token_id: Option<u32>,
+    /// Head on top of the decoder.
     pub head: Head,
 }
 
-/// The sizes that a decoder made from scratch is described by.
+/// Sizes of a decoder made from scratch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
+    /// Width of the residual stream.
     pub hidden_size: usize,
+    /// Width of the feed-forward sub-layer.
     pub intermediate_size: usize,
+    /// Number of layers.
     pub num_hidden_layers: usize,
+    /// Number of query heads.
     pub num_attention_heads: usize,
+    /// Number of key and value heads.
     pub num_key_value_heads: usize,
-    /// Width of one head; `None` shares `hidden_size` out among the heads.
+    /// Width of one head; `None` divides `hidden_size` among the heads.
     pub head_dim: Option<usize>,
+    /// Rows of the embedding.
     pub vocab_size: usize,
+    /// Context length in tokens.
     pub max_position_embeddings: usize,
 }
 
 impl DecoderConfig {
-    /// A new decoder of `family` with that family's usual choices: a language model with tied embeddings, rotary base
-    /// 10000, norm epsilon 1e-5, weights drawn with deviation 0.02, full attention, no special tokens.
-    /// Change fields as needed, then [`validate`](Self::validate).
+    /// A new decoder of `family` with that family's usual choices: a language model with tied
+    /// embeddings, rotary base 10000, norm epsilon 1e-5, weights drawn with deviation 0.02, full
+    /// attention, no special tokens. Change fields as needed, then [`validate`](Self::validate).
     ///
     /// # Errors
-    /// Where the sizes do not fit together.
+    /// If the sizes do not fit together.
     pub fn from_scratch(family: Family, sizes: &Geometry) -> Result<Self, InvalidDecoder> {
         let base = DecoderConfig::plain(family, sizes);
         let config = match family {
@@ -308,12 +351,13 @@ impl DecoderConfig {
         self.num_attention_heads * self.head_dim
     }
 
-    /// Outputs of the key projection, and of the value projection: `num_key_value_heads * head_dim`.
+    /// Outputs of the key projection, and of the value projection: `num_key_value_heads *
+    /// head_dim`.
     pub fn key_value_size(&self) -> usize {
         self.num_key_value_heads * self.head_dim
     }
 
-    /// How many tokens, itself included, a query of `layer` sees; `None` for all of them.
+    /// Number of tokens, itself included, that a query of `layer` sees; `None` for all tokens.
     pub fn window(&self, layer: usize) -> Option<usize> {
         self.sliding_window
             .as_ref()

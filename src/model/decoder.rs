@@ -1,8 +1,8 @@
 //! The decoder: embeddings, layers, final norm, head.
 //!
-//! It owns its parameters and runs on packed sequences. candle's graph begins at the lowest parameter that is trained; below it,
-//! and everywhere in inference, nothing is recorded. A pass may be cut at the input of a layer: decoders that share what lies below
-//! run it once.
+//! A decoder owns its parameters and runs on packed sequences. candle's graph begins at the lowest
+//! trained parameter; below it, and in inference, nothing is recorded. A pass can be cut at the
+//! input of a layer, so that decoders that share the layers below run these once.
 
 mod adapters;
 mod assembly;
@@ -29,21 +29,21 @@ use crate::ops::rope::Rotation;
 pub use assembly::{Holding, TensorSource};
 use layers::{Tokens, enter_graph};
 
-/// What a layer keeps for its backward pass.
+/// Activations that a layer keeps for its backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recompute {
     /// All activations.
     None,
-    /// Its input alone; the activations are computed again.
+    /// Only the layer's input; the activations are computed again.
     Block,
 }
 
-/// Whether a forward pass is to be differentiated.
+/// Whether a forward pass will be differentiated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gradient {
     /// No graph is recorded.
     Skip,
-    /// The graph of everything above the lowest trained parameter is recorded.
+    /// The graph above the lowest trained parameter is recorded.
     Record(Recompute),
 }
 
@@ -67,22 +67,22 @@ impl Decoder {
         &self.config
     }
 
-    /// The configuration, to be changed before [`Self::save`] (stop ids, padding).
+    /// The configuration, for changes before [`Self::save`] (stop ids, padding).
     pub fn config_mut(&mut self) -> &mut HfConfig {
         &mut self.config
     }
 
-    /// The decoder's description.
+    /// The architecture: sizes and kinds of layers.
     pub fn decoder_config(&self) -> &DecoderConfig {
         &self.config.decoder
     }
 
-    /// All parameters.
+    /// The store of all parameters.
     pub fn params(&self) -> &ParamStore {
         &self.store
     }
 
-    /// The attention of a layer, which shapes the cache.
+    /// The attention of a layer, which determines the cache's layout.
     pub fn attention(&self, layer: usize) -> Attention {
         self.layers[layer].0.spec
     }
@@ -90,15 +90,17 @@ impl Decoder {
     /// Hidden states after the final norm of packed sequences: `[tokens, hidden]`.
     ///
     /// # Errors
-    /// If an id lies outside the vocabulary, a sequence is longer than the context, or the device fails.
+    /// If an id lies outside the vocabulary, a sequence is longer than the context, or the device
+    /// fails.
     pub fn forward(&self, ids: &[u32], segments: &Segments, gradient: Gradient) -> Result<Tensor> {
         self.forward_at(ids, segments, None, gradient)
     }
 
-    /// The `wanted` rows of [`Self::forward`], bit for bit; above the last layer's attention nothing is computed for the others.
+    /// The `wanted` rows of [`Self::forward`], bit for bit. Other rows are not computed above the
+    /// last layer's attention.
     ///
     /// # Errors
-    /// As [`Self::forward`], and if there is no such row.
+    /// As [`Self::forward`], and if a row does not exist.
     pub fn forward_at(
         &self,
         ids: &[u32],
@@ -112,8 +114,8 @@ impl Decoder {
         self.upwards(0, x, segments, &wanted, gradient)
     }
 
-    /// The residual stream of packed sequences below layer `layer` (its input; above all layers where it is their number):
-    /// `[tokens, hidden]`, without a graph.
+    /// The residual stream of packed sequences at the input of layer `layer`, or after the last
+    /// layer if `layer` is the number of layers: `[tokens, hidden]`, without a graph.
     ///
     /// # Errors
     /// As [`Self::forward`], and if there is no such layer.
@@ -127,12 +129,13 @@ impl Decoder {
         self.run(0..layer, x, &positions, &None, Gradient::Skip, &mut tokens)
     }
 
-    /// [`Self::forward_at`] from layer `layer` on, given what [`Self::hidden_at`] returned for the same segments: the same bits. The
-    /// graph begins at the lowest trained parameter above the boundary.
+    /// [`Self::forward_at`] from layer `layer` on, given the result of [`Self::hidden_at`] for the
+    /// same segments, with the same bits. The graph begins at the lowest trained parameter above
+    /// the boundary.
     ///
     /// # Errors
-    /// As [`Self::forward`]; if shapes disagree, or a gradient is asked for and a parameter below the boundary is trained, which would
-    /// get none.
+    /// As [`Self::forward`]; if shapes disagree; or if a graph is recorded and a parameter below
+    /// the boundary is trained, because it would get no gradient.
     pub fn forward_from(
         &self,
         layer: usize,
@@ -152,13 +155,14 @@ impl Decoder {
         }
         if let (Gradient::Record(_), Some(below)) = (gradient, self.trained_below(layer)) {
             bail!(
-                "{below} is trained and lies below layer {layer}: a pass from there on gives it no gradient"
+                "{below} is trained and is below layer {layer}: a pass from that layer on gives \
+                 it no gradient"
             );
         }
         self.upwards(layer, hidden.detach(), segments, &wanted, gradient)
     }
 
-    /// The layers from `layer` on and the final norm.
+    /// Runs the layers from `layer` on and the final norm.
     fn upwards(
         &self,
         layer: usize,
@@ -187,7 +191,7 @@ impl Decoder {
     /// Log-probability and entropy of tokens, given the hidden states of [`Self::forward`].
     ///
     /// # Errors
-    /// The errors of [`token_log_probs`].
+    /// As [`token_log_probs`].
     pub fn log_probs(
         &self,
         hidden: &Tensor,
@@ -197,10 +201,10 @@ impl Decoder {
         token_log_probs(hidden, &self.head, targets, temperature)
     }
 
-    /// Log-probs of [`Self::log_probs`], with those over the whole vocabulary beside those of kept sets.
+    /// The results of [`Self::log_probs`], and log-probs over the whole vocabulary.
     ///
     /// # Errors
-    /// The errors of [`token_log_probs`].
+    /// As [`token_log_probs`].
     pub fn both_log_probs(
         &self,
         hidden: &Tensor,
@@ -229,12 +233,13 @@ impl Decoder {
         }
     }
 
-    /// Token embeddings, with those of the positions where the family has them.
+    /// Token embeddings, plus position embeddings if the family has them.
     fn embed(&self, ids: &[u32], positions: &[u32], gradient: Gradient) -> Result<Tensor> {
         let limit = self.config.decoder.max_position_embeddings;
         if let Some(p) = positions.iter().find(|&&p| p as usize >= limit) {
             bail!(
-                "a sequence has a token at position {p}; the model's context holds {limit} (max_position_embeddings)"
+                "a sequence has a token at position {p}; the model's context is {limit} tokens \
+                 (max_position_embeddings)"
             );
         }
         let mut x = embed(&self.embedding, ids)?;
@@ -250,12 +255,12 @@ impl Decoder {
     fn check_boundary(&self, layer: usize) -> Result<()> {
         let layers = self.layers.len();
         if layer > layers {
-            bail!("the model has {layers} layers and no boundary {layer}");
+            bail!("there is no boundary {layer}: the model has {layers} layers");
         }
         Ok(())
     }
 
-    /// A trained parameter that the passes below `layer` read.
+    /// The name of a trained parameter below `layer`, if there is one.
     fn trained_below(&self, layer: usize) -> Option<String> {
         let lies_below = |name: &str| match layer_of(name) {
             Some(of) => of < layer,
@@ -270,10 +275,10 @@ fn check_wanted(wanted: &WantedRows, segments: &Segments) -> Result<()> {
     let rows = segments.tokens();
     let outside = |row: &&u32| **row as usize >= rows;
     if wanted.as_ref().is_some_and(|wanted| wanted.is_empty()) {
-        bail!("none of a pass of {rows} rows is wanted; it would compute nothing")
+        bail!("no row of a pass of {rows} rows is wanted")
     }
     match wanted.iter().flat_map(|wanted| wanted.iter()).find(outside) {
-        Some(row) => bail!("row {row} is wanted of a pass of {rows} rows"),
+        Some(row) => bail!("row {row} is wanted, but the pass has {rows} rows"),
         None => Ok(()),
     }
 }

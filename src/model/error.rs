@@ -1,4 +1,4 @@
-//! What can go wrong with a model.
+//! Errors of loading, running and saving models.
 
 use std::path::PathBuf;
 
@@ -20,58 +20,66 @@ pub enum ModelError {
     #[error("the model's sizes do not fit together")]
     Impossible(#[from] InvalidDecoder),
     /// The folder holds another kind of model than is needed.
-    #[error("{}: holds {found}; {needed} is needed here", .folder.display())]
+    #[error("{}: holds {found}, but {needed} is needed here", .folder.display())]
     Kind {
         /// The model folder.
         folder: PathBuf,
-        /// What it holds.
+        /// The kind of model in the folder.
         found: &'static str,
-        /// What was asked for.
+        /// The kind of model that is needed.
         needed: &'static str,
     },
     /// The decoder cannot have these adapters.
     #[error(transparent)]
     Lora(#[from] LoraError),
-    /// An adapter stands on another base than it was trained on.
-    #[error("{}: the adapter was trained on a base with fingerprint {expected}, this one has {found}; \
-         it means nothing on another: train it on this one, or give the model that it was trained on (base_model_name_or_path in \
-         adapter_config.json)", .file.display())]
+    /// An adapter was trained on another base.
+    #[error(
+        "{}: the adapter was trained on a base with fingerprint {expected}, but this base has \
+         {found}; set base_model_name_or_path in adapter_config.json to the model that the \
+         adapter was trained on, or train an adapter on this one",
+        .file.display()
+    )]
     OtherBase {
         /// The adapter's tensors.
         file: PathBuf,
-        /// The base's that it was trained on.
+        /// Fingerprint of the base that the adapter was trained on.
         expected: String,
-        /// That of the one given.
+        /// Fingerprint of this base.
         found: String,
     },
-    /// A trunk of more layers than there are.
-    #[error(
-        "a trunk of {layers} layers was asked for (ppo.trunk_layers), but the policy has {found}"
-    )]
+    /// The trunk has more layers than the policy.
+    #[error("ppo.trunk_layers is {layers}, but the policy has {found} layers")]
     TrunkLayers {
-        /// What was asked for.
+        /// Layers of the trunk.
         layers: usize,
-        /// What there is.
+        /// Layers of the policy.
         found: usize,
     },
-    /// A model was trained on another trunk than the one that it is to share.
-    #[error("{}: its lowest {layers} layers have the fingerprint {found}, those of the policy {expected}; to share a trunk it must be \
-         trained from the same model with these layers frozen (reward.freeze_layers = {layers}), and so must the policy if [dpo] tuned it \
-         (dpo.freeze_layers = {layers})", .folder.display())]
+    /// A model was trained on another trunk than the one that it should share.
+    #[error(
+        "{}: its lowest {layers} layers have the fingerprint {found}, those of the policy \
+         {expected}; to share a trunk, train it from the same model with these layers frozen \
+         (reward.freeze_layers = {layers}), and the policy too if [dpo] trains it \
+         (dpo.freeze_layers = {layers})",
+        .folder.display()
+    )]
     OtherTrunk {
         /// The model folder.
         folder: PathBuf,
         /// Layers of the trunk.
         layers: usize,
-        /// The trunk's fingerprint.
+        /// Fingerprint of the policy's trunk.
         expected: String,
-        /// The folder's.
+        /// Fingerprint of the model's lowest layers.
         found: String,
     },
-    /// The trunk has the same weights, but something else is computed with them.
-    #[error("{}: its lowest {layers} layers have the weights of the policy's, but its config.json asks for another computation with them \
-         (heads, norm epsilon, rotary embedding, activation or sliding window); give both the config.json that they were trained with",
-         .folder.display())]
+    /// The trunk has the same weights, but `config.json` describes another computation with them.
+    #[error(
+        "{}: its lowest {layers} layers have the policy's weights, but its config.json describes \
+         another computation (heads, norm epsilon, rotary embedding, activation or sliding \
+         window); give both folders the config.json that they were trained with",
+        .folder.display()
+    )]
     OtherLayers {
         /// The model folder.
         folder: PathBuf,

@@ -1,7 +1,9 @@
-//! What tells one model's tensors from another's: a checksum over their names and `f32` values, in name order.
+//! Fingerprints of models: a checksum over the names and `f32` values of tensors, in name order.
 //!
-//! An adapter, or the upper part of a model, means nothing on other weights than those that it was trained on. An adapter is kept with
-//! their fingerprint; a model that is to share its lower part with another is held against that one's. The type of the file that held them does not matter. CRC-32 guards against mistakes, not against malice.
+//! An adapter, or the upper part of a model, is only valid on the weights that it was trained on.
+//! An adapter is stored with the fingerprint of its base; a model that shares its lower layers with
+//! another must have the same fingerprint there. The type in which a file stores the values does
+//! not matter. CRC-32 protects against mistakes, not against malice.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,7 +20,7 @@ use crate::ops::param::Param;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fingerprint(Checksum);
 
-/// The sums of tensors that are seen one by one, in any order.
+/// Collects the checksums of tensors one by one, in any order.
 #[derive(Default)]
 pub struct FingerprintBuilder(BTreeMap<String, Checksum>);
 
@@ -31,7 +33,7 @@ impl FingerprintBuilder {
         self.0.insert(name.to_owned(), sum.finish());
     }
 
-    /// The sum of all.
+    /// The fingerprint of all tensors added so far.
     pub fn finish(self) -> Fingerprint {
         let mut sum = Summed::new(io::sink());
         for (name, of) in self.0 {
@@ -42,7 +44,7 @@ impl FingerprintBuilder {
 }
 
 impl Fingerprint {
-    /// That of parameters.
+    /// The fingerprint of parameters.
     ///
     /// # Errors
     /// If a device fails.

@@ -1,9 +1,9 @@
-//! Rotary frequencies as the configuration describes them: the default, linear scaling, Llama 3.1's stretch.
+//! Rotary frequencies of a configuration: default, linear scaling, or Llama 3.1's scaling.
 
 use super::config::{DecoderConfig, Position, RopeConfig, RopeScaling};
 use crate::ops::rope::Rotation;
 
-/// The rotation of a decoder's heads; `None` where positions are learned.
+/// The rotary embedding of a decoder; `None` if its positions are learned.
 pub fn rotation(config: &DecoderConfig) -> Option<Rotation> {
     match config.position {
         Position::Learned => None,
@@ -39,7 +39,8 @@ fn frequencies(rope: RopeConfig, head_dim: usize) -> Vec<f32> {
     }
 }
 
-/// Llama 3.1's stretch of one frequency: long waves by `factor`, short ones not, a linear passage between.
+/// Llama 3.1's scaling of a frequency: long waves by `factor`, short ones not at all, linear
+/// interpolation between.
 fn llama3(frequency: f64, factor: f64, low: f64, high: f64, context: f64) -> f64 {
     let wavelength = 2.0 * std::f64::consts::PI / frequency;
     if wavelength < context / high {

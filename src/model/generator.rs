@@ -1,7 +1,8 @@
 //! The decoder as the generator sees it: cache, next-token logits, draws.
 //!
-//! It borrows the live parameters, so nothing is copied or synchronised between training and rollout. While it lives, those keep
-//! their packed panels, which are made again when they move.
+//! It borrows the live parameters, so nothing is copied or synchronised between training and
+//! rollout. While it exists, the parameters keep their packed panels, which are packed again after
+//! an update.
 
 use candle_core::{DType, Device, Tensor};
 use rollout::{CacheSpec, Chunk, Draw, Drawn, Model, ModelResult, Next, Step, draw_row};
@@ -17,7 +18,7 @@ use crate::ops::{pool, profile, storage};
 // The generator's blocks are the kernel's.
 const _: () = assert!(BLOCK_TOKENS == rollout::BLOCK_TOKENS);
 
-/// What the cache of a decoder holds.
+/// Sizes of a decoder's cache.
 pub fn cache_spec(config: &DecoderConfig, backend: &Backend) -> CacheSpec {
     let (spec, layers) = (attention_of(config, 0), config.num_hidden_layers);
     CacheSpec {
@@ -45,7 +46,7 @@ impl<'a> Generator<'a> {
         }
     }
 
-    /// Keeps what is fed to layer `layer`, of every token.
+    /// A generator that collects the input of layer `layer` for every token.
     pub fn keeping(decoder: &'a Decoder, layer: usize) -> Self {
         let width = decoder.decoder_config().hidden_size;
         let mut generator = Self::new(decoder);
@@ -53,7 +54,7 @@ impl<'a> Generator<'a> {
         generator
     }
 
-    /// What was kept.
+    /// Takes the collected states.
     pub fn take_states(&mut self) -> Option<Collector> {
         self.collector.take()
     }
@@ -114,7 +115,7 @@ impl Model for Generator<'_> {
         let going = going_on(step);
         if going.is_empty() {
             let vocabulary = decoder.decoder_config().vocab_size;
-            // Nothing is drawn from it.
+            // No token is drawn from these logits.
             return Ok(Tensor::zeros((0, vocabulary), DType::F32, &Device::Cpu)?);
         }
         let hidden = rows_of(step, hidden)?;
@@ -142,13 +143,13 @@ fn new_tokens<'c>(chunk: &Chunk<'c>) -> NewTokens<'c> {
     }
 }
 
-/// The chunks of sequences that go on.
+/// New tokens of the sequences that continue.
 fn going_on<'c>(step: &Step<'c>) -> Vec<NewTokens<'c>> {
     let goes_on = |chunk: &&Chunk| chunk.next == Next::GoesOn;
     step.chunks.iter().filter(goes_on).map(new_tokens).collect()
 }
 
-/// Their rows of `x`, which has those of all.
+/// The rows of `x` that belong to sequences that continue; `x` has the rows of all sequences.
 fn rows_of(step: &Step<'_>, x: Tensor) -> candle_core::Result<Tensor> {
     let of_each = |chunk: &Chunk| std::iter::repeat_n(chunk.next, chunk.tokens.len());
     let all = (0..).zip(step.chunks.iter().flat_map(of_each));
@@ -161,7 +162,7 @@ fn rows_of(step: &Step<'_>, x: Tensor) -> candle_core::Result<Tensor> {
     }
 }
 
-/// Hands each chunk's rows of `x` to the collector.
+/// Adds each chunk's rows of `x` to the collector.
 fn collect(collector: &mut Collector, step: &Step<'_>, x: &Tensor) -> candle_core::Result<()> {
     let (width, on_host) = (x.dim(1)?, x.to_device(&candle_core::Device::Cpu)?);
     storage::read(&on_host, |rows| {

@@ -1,9 +1,11 @@
-//! `config.json` and `generation_config.json` of a Hugging Face folder, in and out; [`adapter`] is PEFT's `adapter_config.json`.
+//! Reads and writes `config.json` and `generation_config.json` of a Hugging Face folder;
+//! [`adapter`] is PEFT's `adapter_config.json`.
 //!
-//! Both dialects are read: the older one (`rope_theta`, `rope_scaling`, `torch_dtype`) and that of transformers 5
-//! (`rope_parameters`, `dtype`). The older one is written, because both generations of transformers read it. Keys that the
-//! engine does not know are kept as they were. Left out: families, activations and rotary scalings that
-//! [`DecoderConfig`] has no word for; they are refused by name, never approximated.
+//! Both dialects are read: the older one (`rope_theta`, `rope_scaling`, `torch_dtype`) and that of
+//! transformers 5 (`rope_parameters`, `dtype`). The older one is written, because both generations
+//! of transformers read it. Keys that the engine does not know are kept unchanged. Left out:
+//! families, activations and rotary scalings that [`DecoderConfig`] cannot describe; they are
+//! refused by name, never approximated.
 
 pub mod adapter;
 mod fields;
@@ -32,19 +34,26 @@ const GENERATION_CONFIG: &str = "generation_config.json";
 /// The configuration of a model folder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HfConfig {
-    /// What the model is. May be changed (another head, more tokens, a padding token) before [`write`](Self::write).
+    /// Architecture of the model. It may be changed (another head, more tokens, a padding token)
+    /// before [`write`](Self::write).
     pub decoder: DecoderConfig,
-    /// Tokens at which generation stops: `eos_token_id` of `generation_config.json` and of `config.json`, each once.
+    /// Tokens at which generation stops: `eos_token_id` of `generation_config.json` and of
+    /// `config.json`, each once.
     pub stop_ids: Vec<u32>,
-    /// Where the folder of a reward model means its score to be read; [`ScoreAt::Eos`] for a language model.
+    /// The token at which a reward model's score is read by default; [`ScoreAt::Eos`] for a
+    /// language model.
     pub score_at: ScoreAt,
-    /// The files as they were read, for the keys that the engine does not know.
+    /// Contents of the files, for keys that the engine does not know.
     config: Map<String, Value>,
     generation: Map<String, Value>,
 }
 
-/// An error of reading or writing a model's configuration; it names the file and the key.
+/// An error of reading or writing a model's configuration, with the file and the key.
 #[derive(Debug, Error)]
+#[allow(
+    missing_docs,
+    reason = "the messages state what variants and fields hold"
+)]
 pub enum HfConfigError {
     #[error("{}: cannot be read; name a folder that holds a Hugging Face model", .file.display())]
     Read {
@@ -69,7 +78,10 @@ pub enum HfConfigError {
         found: String,
         expected: &'static str,
     },
-    #[error("{}: key `{key}` is {found}, which is not supported; supported: {supported}", .file.display())]
+    #[error(
+        "{}: key `{key}` is {found}, which is not supported; supported: {supported}",
+        .file.display()
+    )]
     Unsupported {
         file: PathBuf,
         key: String,
@@ -82,8 +94,10 @@ pub enum HfConfigError {
         source: InvalidDecoder,
     },
     #[error(
-        "{}: a scoring model needs a `pad_token_id` that no sequence ends in; it is {}, sequences end in {ends:?}; \
-         add a padding token to the tokenizer", .file.display(), shown(.found)
+        "{}: a scoring model needs a `pad_token_id` that no sequence ends in; it is {}, sequences \
+         end in {ends:?}; add a padding token to the tokenizer",
+        .file.display(),
+        shown(.found)
     )]
     ScoringPad {
         file: PathBuf,
@@ -91,23 +105,29 @@ pub enum HfConfigError {
         ends: Vec<u32>,
     },
     #[error(
-        "{}: base_model_name_or_path is {found:?}, and there is no such folder, neither from this file's nor from where the command runs; \
-         set it to the folder of the model that the adapter was trained on", .file.display()
+        "{}: base_model_name_or_path is {found:?}, and there is no such folder, neither relative \
+         to this file nor to the working directory; set it to the folder of the model that the \
+         adapter was trained on",
+        .file.display()
     )]
     NoBase { file: PathBuf, found: String },
     #[error(
-        "{}: the base model {} is an adapter itself; merge that one first (collimate export)", .file.display(), .base.display()
+        "{}: the base model {} is an adapter itself; merge that one first (collimate export)",
+        .file.display(),
+        .base.display()
     )]
     AdaptedBase { file: PathBuf, base: PathBuf },
     #[error(
-        "{}: holds a whole model and an adapter (adapter_config.json), so that it is not clear which is meant: move the adapter to a folder \
-         of its own, or the model's config.json and weights", .0.display()
+        "{}: holds a whole model and an adapter (adapter_config.json), so it is not clear which of \
+         them is meant; move the adapter, or the model's config.json and weights, to another \
+         folder",
+        .0.display()
     )]
     ModelAndAdapter(PathBuf),
     /// The tokenizer beside an adapter cannot be read.
     #[error(transparent)]
     Tokenizer(Box<DataError>),
-    /// The file system refused a write; the error names what and where.
+    /// A file cannot be written; the error names it.
     #[error(transparent)]
     Write(#[from] std::io::Error),
 }
@@ -128,11 +148,13 @@ impl HfConfig {
         }
     }
 
-    /// Reads `config.json` in `folder`, and `generation_config.json` where there is one. A PEFT folder without the former has that of
-    /// its base, with the head that it was trained for.
+    /// Reads `config.json` in `folder`, and `generation_config.json` if there is one. A PEFT folder
+    /// without `config.json` has the configuration of its base, with the head that the adapter was
+    /// trained for.
     ///
     /// # Errors
-    /// A file that is missing or not JSON; a key that is missing, of the wrong type, or asks for what is not supported.
+    /// A file that is missing or not JSON; a key that is missing, of the wrong type, or has an
+    /// unsupported value.
     pub fn read(folder: &Path) -> Result<Self, HfConfigError> {
         match AdapterConfig::find(folder)? {
             Some(adapter) if !folder.join(CONFIG).is_file() => {
@@ -142,8 +164,8 @@ impl HfConfig {
         }
     }
 
-    /// The configuration of the model in `base` under the adapter in `folder`, which makes a model with this head of it and may
-    /// have a `generation_config.json`.
+    /// The configuration of the model in `base` with the adapter in `folder`, which turns it into a
+    /// model with this head and may have its own `generation_config.json`.
     ///
     /// # Errors
     /// As [`Self::read`].
@@ -167,8 +189,9 @@ impl HfConfig {
         }
     }
 
-    /// Takes padding from the tokenizer of the reward adapter in `folder`, if it has one: PEFT writes no `config.json`, and the
-    /// base's is that of another model. Its `score_at` follows.
+    /// Takes the padding token from the tokenizer of the reward adapter in `folder`, if it has one:
+    /// PEFT writes no `config.json`, and the base's describes another model. Updates `score_at`
+    /// accordingly.
     ///
     /// # Errors
     /// If the tokenizer cannot be read.
@@ -183,8 +206,8 @@ impl HfConfig {
         Ok(())
     }
 
-    /// Adds the ends of a reward model's own tokenizer, by which its padding is known for an end or not. A tokenizer that cannot be
-    /// read is told of where text is.
+    /// Adds the end tokens of a reward model's own tokenizer, so that it is known whether its
+    /// padding token is one. A tokenizer that cannot be read is reported when text is tokenised.
     fn take_ends(&mut self, folder: &Path) {
         let known = self
             .decoder
@@ -196,7 +219,7 @@ impl HfConfig {
         }
     }
 
-    /// A score is read before its padding where that ends sequences too.
+    /// The score is read before the padding token if this token also ends sequences.
     fn meant_score_at(&self) -> ScoreAt {
         let pad = self.decoder.pad_token_id;
         match pad.is_some_and(|pad| self.ends_sequences(pad)) {
@@ -205,10 +228,11 @@ impl HfConfig {
         }
     }
 
-    /// Takes stop ids and settings of generation from the `generation_config.json` in `folder`, if it has one.
+    /// Takes stop ids and generation settings from the `generation_config.json` in `folder`, if it
+    /// has one.
     ///
     /// # Errors
-    /// If the file is no JSON, or a key has the wrong type.
+    /// If the file is not JSON, or a key has the wrong type.
     pub fn take_generation(&mut self, folder: &Path) -> Result<(), HfConfigError> {
         let file = folder.join(GENERATION_CONFIG);
         if !file.is_file() {
@@ -223,7 +247,7 @@ impl HfConfig {
         Ok(())
     }
 
-    /// From the files of two folders.
+    /// Reads `config.json` in `folder` and `generation_config.json` in `generation`.
     fn read_from(folder: &Path, generation: &Path) -> Result<Self, HfConfigError> {
         let file = folder.join(CONFIG);
         let config = read_object(&file)?;
@@ -251,10 +275,12 @@ impl HfConfig {
         Ok(read)
     }
 
-    /// A `pad_token_id` for a model of scores: the present one, else the BOS token, whichever no sequence ends in.
+    /// A `pad_token_id` for a scoring model: the present one, else the BOS token, provided that no
+    /// sequence ends in it.
     ///
-    /// transformers scores the last token that is not padding, so a padding token that is also an end token (common among
-    /// chat models) would move the score to the token before the end. `None` where neither token serves.
+    /// transformers scores the last token that is not padding, so a padding token that is also an
+    /// end token (common among chat models) would move the score to the token before the end.
+    /// `None` if neither token is suitable.
     pub fn scoring_pad_id(&self) -> Option<u32> {
         [self.decoder.pad_token_id, self.decoder.bos_token_id]
             .into_iter()
@@ -262,7 +288,7 @@ impl HfConfig {
             .find(|&id| self.can_pad_scores(id))
     }
 
-    /// True of a token that can pad the sequences of a model that scores at their last token.
+    /// Whether a token can pad sequences of a model that is scored at their last token.
     pub fn can_pad_scores(&self, id: u32) -> bool {
         !self.ends_sequences(id) && (id as usize) < self.decoder.vocab_size
     }
@@ -272,7 +298,7 @@ impl HfConfig {
     }
 }
 
-/// The ids of both, each once, in their order.
+/// The ids of both lists in order, each once.
 fn union(mut ids: Vec<u32>, more: &[u32]) -> Vec<u32> {
     ids.extend(more);
     let mut seen = BTreeSet::new();
@@ -280,12 +306,12 @@ fn union(mut ids: Vec<u32>, more: &[u32]) -> Vec<u32> {
     ids
 }
 
-/// Names keys that are passed over, as transformers passes over them.
+/// Notes on the terminal which keys are ignored, as transformers ignores them.
 fn say_unread(file: &Path, keys: &[&str]) {
     if !keys.is_empty() {
         let (file, keys) = (file.display(), keys.join(", "));
         terminal::note_once(format!(
-            "{file}: not read, and perhaps of another kind of model: {keys}"
+            "{file}: these keys are ignored; they may belong to another kind of model: {keys}"
         ));
     }
 }

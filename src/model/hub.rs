@@ -1,29 +1,31 @@
-//! Models of the Hugging Face hub, with the feature `hub`: fetched once into the cache that the Python libraries share
-//! (`HF_HOME`, else `~/.cache/huggingface`), then read from there like any folder.
+//! Models of the Hugging Face hub, with the feature `hub`: fetched once into the cache that the
+//! Python libraries share (`HF_HOME`, else `~/.cache/huggingface`), then read from there like any
+//! folder.
 
 use std::path::{Path, PathBuf};
 
 use crate::config::HubName;
 
-/// An error of fetching a model; it says which.
+/// An error of fetching a model, with the model's name.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     /// The binary was built without the feature.
     #[error(
-        "{0}: no such folder; if a model of the Hugging Face hub is meant, build with --features hub, or download it"
+        "{0}: no such folder; if a model of the Hugging Face hub is meant, build with --features \
+         hub, or download it"
     )]
     NotBuilt(String),
-    /// The hub has no answer, or not that file.
+    /// The hub did not answer, or has no such file.
     #[error("{name}: no such folder, and {what} cannot be had from the Hugging Face hub")]
     Fetch {
         /// Model and revision.
         name: String,
         /// The file, or the list of them.
         what: String,
-        /// What the transfer said.
+        /// Error of the transfer.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The hub's answer names a file or a commit that no model has.
+    /// The hub's answer names a file or a commit that cannot exist.
     #[error("{name}: nothing more is fetched, for {what} names {found}: {why}")]
     Refused {
         /// Model and revision.
@@ -32,25 +34,27 @@ pub enum HubError {
         what: &'static str,
         /// The name.
         found: String,
-        /// Words for the fault.
+        /// What is wrong with the name.
         why: String,
     },
-    /// The model lacks what the engine reads.
+    /// The model lacks a file that the engine needs.
     #[error("{name}: the Hugging Face hub has this model, but without {lacking}")]
     Lacking {
         /// Model and revision.
         name: String,
-        /// What it lacks.
+        /// The missing file.
         lacking: &'static str,
     },
 }
 
-/// The folder that holds a model: `path` itself if it exists or is no [`HubName`], else where the hub's files were put.
+/// The folder that holds a model: `path` itself if it exists or is not a [`HubName`], otherwise the
+/// folder in the cache to which the model was fetched.
 ///
-/// A model that the cache holds whole is not looked up again, so that a continued run reads what it began with.
+/// A complete model in the cache is not looked up again, so that a continued run reads the same
+/// files.
 ///
 /// # Errors
-/// [`HubError`].
+/// If the model cannot be fetched.
 pub fn local(path: &Path) -> Result<PathBuf, HubError> {
     match HubName::parse(path) {
         Some(name) if !path.exists() => fetch(&name),
@@ -85,7 +89,7 @@ mod download {
     const TOKENIZER: &str = "tokenizer.json";
     const WEIGHTS: &str = "model.safetensors";
     const INDEX: &str = "model.safetensors.index.json";
-    /// Read where they are there.
+    /// Files that are fetched if the model has them.
     const OPTIONAL: [&str; 5] = [
         TOKENIZER,
         "tokenizer_config.json",
@@ -114,7 +118,7 @@ mod download {
         let list = api.repo(named(&name.revision)).info();
         let list = list.map_err(failed(name, "its list of files"))?;
         check_commit(name, &list.sha)?;
-        // All files are of the commit that the list is of, though the branch may move meanwhile.
+        // All files come from the commit of the list, even if the branch moves during the download.
         let files = list
             .siblings
             .into_iter()
@@ -126,7 +130,7 @@ mod download {
         Ok(folder)
     }
 
-    /// Fetches what the engine reads; `config.json` last.
+    /// Fetches the files that the engine reads; `config.json` last.
     fn download(
         name: &HubName,
         api: &ApiRepo,
@@ -158,7 +162,7 @@ mod download {
         Ok(config.parent().map_or_else(PathBuf::new, Path::to_owned))
     }
 
-    /// The snapshot's folder, if nothing that a decoder with a tokenizer needs is missing from it.
+    /// The snapshot's folder, if it has all files that a decoder with a tokenizer needs.
     fn whole(cache: &CacheRepo) -> Option<PathBuf> {
         let config = cache.get(CONFIG)?;
         cache.get(TOKENIZER)?;
@@ -173,7 +177,8 @@ mod download {
         config.parent().map(Path::to_owned)
     }
 
-    /// The files that an index names; none where it cannot be read, which opening the weights reports.
+    /// The files that an index names; none if it cannot be read, which is reported when the weights
+    /// are opened.
     fn shards(index: &Path) -> BTreeSet<String> {
         let text = regular::read_text(index).unwrap_or_default();
         let index: Value = serde_json::from_str(&text).unwrap_or_default();
@@ -182,7 +187,7 @@ mod download {
         names.filter_map(Value::as_str).map(str::to_owned).collect()
     }
 
-    /// Makes sure that a shard's name can be part of an address and of a path.
+    /// Checks that a shard's name can be part of an address and of a path.
     fn check(name: &HubName, shard: &str) -> Result<(), HubError> {
         shard_name::check(shard).map_err(|why| HubError::Refused {
             name: name.to_string(),
@@ -192,7 +197,7 @@ mod download {
         })
     }
 
-    /// Makes sure that a commit is one: it names a folder of the cache.
+    /// Checks that a commit is a valid one, because it becomes the name of a folder in the cache.
     fn check_commit(name: &HubName, commit: &str) -> Result<(), HubError> {
         let is_hash = !commit.is_empty() && commit.bytes().all(|byte| byte.is_ascii_hexdigit());
         match is_hash {

@@ -9,7 +9,7 @@ use super::config::{Init, TensorSpec};
 /// Values that share a random stream; the streams of a tensor are drawn in parallel.
 const CHUNK: usize = 1 << 16;
 
-/// The initial values of `spec`.
+/// Initial values of the tensor `spec`.
 pub fn fresh(spec: &TensorSpec, seed: u64) -> Vec<f32> {
     match spec.init {
         Init::Ones => vec![1.0; spec.numel()],

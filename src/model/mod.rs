@@ -1,21 +1,21 @@
-//! Decoder families, heads, and the Hugging Face layout in and out.
+//! Decoder families and heads, and reading and writing them in Hugging Face's layout.
 //!
-//! One decoder covers all families by configuration ([`config`]); the same layers run in training, over packed sequences, and in
-//! generation, over a block-paged cache ([`generator`]).
+//! One decoder covers all families by configuration ([`config`]); the same layers run in training,
+//! over packed sequences, and in generation, over a block-paged cache ([`generator`]).
 
 mod block;
 pub mod boundary;
 pub mod config;
-pub mod decoder;
+pub(crate) mod decoder;
 mod error;
-pub mod fingerprint;
+pub(crate) mod fingerprint;
 mod frequencies;
 pub mod generator;
 pub mod hf_config;
 pub mod hub;
 mod init;
 pub mod lora;
-pub mod score_position;
+pub(crate) mod score_position;
 pub mod trunk;
 pub mod weights;
 

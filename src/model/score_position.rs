@@ -1,8 +1,9 @@
 //! The token at which a reward model's score is read.
 //!
-//! transformers scores the rightmost token that is not `pad_token_id`. Where that token ends sequences too, as in the folders that
-//! TRL leaves for tokenizers without padding, the score stands before the end, and the end itself was never trained. Without a
-//! `pad_token_id` it stands at the last token. Sequences are never padded here, so that only tokens at their own end are passed over.
+//! transformers scores the rightmost token that is not `pad_token_id`. If the padding token also
+//! ends sequences, as in folders that TRL writes for tokenizers without padding, the score is read
+//! before the end token, which itself was never trained. Without a `pad_token_id` the score is read
+//! at the last token. Sequences are never padded here, so only tokens at their own end are skipped.
 
 use std::sync::Arc;
 
@@ -12,26 +13,27 @@ use crate::config::ScoreAt;
 /// The token of a sequence at which a reward model's score is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScorePosition {
-    /// The token that is passed over at the end of a sequence.
+    /// The token that is skipped at the end of a sequence.
     passed_over: Option<u32>,
 }
 
-/// A score is to be read before padding, and the folder names no token that could be padding.
+/// The score is to be read before padding, but the folder names no padding token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "score_at is \"last_non_pad\", but the model's folder names neither a pad_token_id nor an eos_token_id; add one to its \
-     config.json, or set score_at = \"eos\""
+    "score_at is \"last_non_pad\", but the model's folder names neither a pad_token_id nor an \
+     eos_token_id; add one to its config.json, or set score_at = \"eos\""
 )]
 pub struct NoPadding;
 
 impl ScorePosition {
-    /// The last token.
+    /// The position of the last token.
     pub const LAST: Self = Self { passed_over: None };
 
-    /// The position that is asked for, or else the one that the folder means.
+    /// The requested position, or the folder's own if none is requested.
     ///
     /// # Errors
-    /// If [`ScoreAt::LastNonPad`] is asked of a folder without `pad_token_id` and `eos_token_id`.
+    /// If [`ScoreAt::LastNonPad`] is requested for a folder without `pad_token_id` and
+    /// `eos_token_id`.
     pub fn of(config: &HfConfig, asked: Option<ScoreAt>) -> Result<Self, NoPadding> {
         match asked.unwrap_or(config.score_at) {
             ScoreAt::Eos => Ok(Self::LAST),
@@ -47,7 +49,7 @@ impl ScorePosition {
         }
     }
 
-    /// Index of the token in a sequence. As in transformers it is 0 where all tokens are padding.
+    /// Index of the token in a sequence. As in transformers it is 0 if all tokens are padding.
     pub fn index(self, ids: &[u32]) -> usize {
         match self.passed_over {
             None => ids.len().saturating_sub(1),
@@ -55,7 +57,7 @@ impl ScorePosition {
         }
     }
 
-    /// The rows of these tokens where the sequences are packed one after the other.
+    /// The rows of these tokens in packed sequences.
     pub fn rows<'s>(self, sequences: impl IntoIterator<Item = &'s [u32]>) -> Arc<[u32]> {
         let mut start = 0;
         let row = |ids: &'s [u32]| {
@@ -66,7 +68,7 @@ impl ScorePosition {
         sequences.into_iter().map(row).collect()
     }
 
-    /// The position in words, with the value of `score_at` that asks for it.
+    /// The position in words, with the value of `score_at` that requests it.
     pub fn in_words(self) -> String {
         match self.passed_over {
             None => "at the last token (score_at = \"eos\")".to_owned(),

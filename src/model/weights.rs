@@ -1,9 +1,12 @@
-//! The tensors of a Hugging Face folder as f32 values, in and out: one `model.safetensors`, or shards with an index.
+//! Reads and writes the tensors of a Hugging Face folder as `f32` values: one `model.safetensors`,
+//! or shards with an index.
 //!
-//! Of a file its header is read at first: a tensor costs memory when it is loaded. Values are widened to f32 on the way in and rounded
-//! to nearest even on the way out. Tensors leave and enter in the engine's layout (projections [out, in]): GPT-2's
-//! transposed files are turned over here and nowhere else. Left out: pickled `.bin` checkpoints and quantised types.
-//! The format is that of the `safetensors` crate; the index is transformers' `{"metadata", "weight_map"}`.
+//! Opening a folder reads only the headers of its files; a tensor takes memory when it is loaded.
+//! Values are widened to `f32` on reading and rounded to nearest even on writing. Callers see
+//! tensors in the engine's layout (projections `[out, in]`): GPT-2's transposed files are
+//! transposed here and nowhere else. Left out: pickled `.bin` checkpoints and quantised types. The
+//! format is that of the `safetensors` crate; the index is transformers' `{"metadata",
+//! "weight_map"}`.
 
 mod error;
 mod heads;
@@ -41,7 +44,7 @@ pub struct Weights {
 struct Shard {
     file: PathBuf,
     stored: StoredTensors,
-    /// What the header says beside tensors.
+    /// Metadata of the header.
     notes: HashMap<String, String>,
 }
 
@@ -50,7 +53,7 @@ struct TensorEntry {
     shard: usize,
     dtype: Dtype,
     shape: Vec<usize>,
-    /// Where the values lie, counted from the end of the header.
+    /// Range of the values, counted from the end of the header.
     range: Range<usize>,
 }
 
@@ -95,8 +98,8 @@ impl Weights {
         }
     }
 
-    /// What the headers of all files note under `key`, beside their tensors: `None` where one of them says something else, or nothing,
-    /// for another program may have written it anew.
+    /// The metadata under `key` in the headers of all files; `None` if it is absent or different in
+    /// one of them, because another program may have rewritten that file.
     pub fn note(&self, key: &str) -> Option<&str> {
         let mut notes = self.shards.iter().map(|shard| shard.notes.get(key));
         let first = notes.next()??;
@@ -109,7 +112,8 @@ impl Weights {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Name, shape and values of every tensor of floats as it stands in the files: for models that are not the engine's own.
+    /// Name, shape and values of every float tensor as the files store it, for models other than
+    /// decoders.
     ///
     /// # Errors
     /// If a file cannot be read, for each tensor in it.
@@ -120,7 +124,7 @@ impl Weights {
         })
     }
 
-    /// The values of a tensor as they stand in its file; `None` for a type that is not a plain float.
+    /// The values of a tensor in the file's layout; `None` for a type that is not a plain float.
     fn values(&self, entry: &TensorEntry) -> Result<Option<Vec<f32>>, WeightsError> {
         let shard = &self.shards[entry.shard];
         let values = widen(&shard.stored, entry.range.clone(), entry.dtype);
@@ -132,10 +136,12 @@ impl Weights {
 
     /// The values of a tensor, in the engine's shape and layout.
     ///
-    /// A checkpoint of the bare decoder lacks the prefix `model.` or `transformer.`; its tensors are found all the same.
+    /// Tensors of a checkpoint of the bare decoder, which lacks the prefix `model.` or
+    /// `transformer.`, are found too.
     ///
     /// # Errors
-    /// The tensor is missing, has another shape, or a type that is not a float of 16, 32 or 64 bits.
+    /// The tensor is missing, has another shape, or a type that is not a float of 16, 32 or 64
+    /// bits.
     pub fn load(&self, spec: &TensorSpec) -> Result<Vec<f32>, WeightsError> {
         let (name, entry) = self.entry(spec)?;
         let values = self.values(entry)?;
@@ -146,7 +152,7 @@ impl Weights {
         })
     }
 
-    /// Where the tensor lies, with its name in the file, if it has the right shape.
+    /// The entry of a tensor, with its name in the file, if it has the right shape.
     fn entry(&self, spec: &TensorSpec) -> Result<(&str, &TensorEntry), WeightsError> {
         let (name, entry) = self.resolve(&spec.name).ok_or_else(|| self.missing(spec))?;
         let expected = spec.stored_shape();
@@ -169,11 +175,11 @@ impl Weights {
         }
     }
 
-    /// Makes sure that the model of `specs` is the whole of the one in the files: a layer or a bias left out would make its results
-    /// wrong without a word.
+    /// Checks that the files hold no tensors beyond `specs`: a layer or a bias left out would
+    /// silently give wrong results.
     ///
     /// # Errors
-    /// The files hold a tensor that none of `specs` reads and that is not one of those known to mean nothing.
+    /// If the files hold a tensor that is not in `specs` and is not known to be without effect.
     pub fn refuse_unexpected(&self, specs: &[TensorSpec]) -> Result<(), WeightsError> {
         let names = self.unexpected(specs);
         if names.is_empty() {
@@ -185,8 +191,9 @@ impl Weights {
         })
     }
 
-    /// The names in the files that none of `specs` reads, ascending. Buffers that transformers once saved (causal masks,
-    /// rotary tables) and a head of the other kind, which a tied or a scoring model has no use for, are passed over.
+    /// Names in the files that are not in `specs`, ascending, except for buffers that transformers
+    /// once saved (causal masks, rotary tables) and for heads that a tied or a scoring model does
+    /// not use.
     fn unexpected(&self, specs: &[TensorSpec]) -> Vec<&str> {
         let used: BTreeSet<&str> = specs
             .iter()
@@ -197,7 +204,7 @@ impl Weights {
             .collect()
     }
 
-    /// The entry that `name` stands for, with its name in the file.
+    /// The entry of the tensor `name`, with its name in the file.
     fn resolve(&self, name: &str) -> Option<(&str, &TensorEntry)> {
         std::iter::once(name)
             .chain(without_trunk(name))
@@ -218,7 +225,7 @@ impl Weights {
         }
     }
 
-    /// The one file, or the folder of several.
+    /// The only file, or the folder of several files.
     fn place(&self) -> &Path {
         match self.shards.as_slice() {
             [shard] => &shard.file,
@@ -253,7 +260,8 @@ impl Weights {
         Ok(())
     }
 
-    /// Opens the shards that `index` names, in order of their names, and checks that each holds what the index says.
+    /// Opens the shards that `index` names, in order of their names, and checks that each holds
+    /// what the index says.
     fn add_index(&mut self, index: &Path) -> Result<(), WeightsError> {
         let problem = |problem: String| WeightsError::Index {
             file: index.to_owned(),
@@ -281,8 +289,8 @@ impl Weights {
     }
 }
 
-/// The `weight_map` of an index: tensor name to shard file. A shard is a plain file name: an index cannot reach out of
-/// its folder.
+/// The `weight_map` of an index: tensor name to shard file. A shard is a plain file name: an index
+/// cannot reach out of its folder.
 fn read_index(index: &Path) -> Result<BTreeMap<String, String>, WeightsError> {
     let problem = |problem: String| WeightsError::Index {
         file: index.to_owned(),
@@ -343,7 +351,7 @@ fn unreadable(file: &Path, why: Unreadable) -> WeightsError {
     }
 }
 
-/// Fault of a file of `found` bytes whose header, in the first of them, was refused.
+/// The error of a file of `found` bytes that begins with `head` and has no valid header.
 fn malformed(file: &Path, head: &[u8], found: u64, source: SafeTensorError) -> WeightsError {
     let file = file.to_owned();
     if head.starts_with(b"version https://git-lfs") {
@@ -367,8 +375,8 @@ fn malformed(file: &Path, head: &[u8], found: u64, source: SafeTensorError) -> W
     }
 }
 
-/// The size that a file's header declares: eight bytes, the header, and as far as the last tensor reaches; without the last
-/// where the header itself is cut short.
+/// The file size that a header declares: eight bytes, the header, and the values up to the end of
+/// the last tensor. Without the values if the header itself is truncated.
 fn declared_bytes(bytes: &[u8]) -> Option<u64> {
     let length = u64::from_le_bytes(*bytes.first_chunk()?);
     let start = length.checked_add(size_of::<u64>() as u64)?;
@@ -381,7 +389,8 @@ fn declared_bytes(bytes: &[u8]) -> Option<u64> {
     start.checked_add(last.max().unwrap_or(0))
 }
 
-/// Buffers and heads that a checkpoint may hold beyond the model's tensors.
+/// Whether a checkpoint may hold this tensor beyond the model's own: an old buffer, or an unused
+/// head.
 fn is_known_surplus(name: &str) -> bool {
     [LM_HEAD, SCORE].iter().any(|head| name == weight(head))
         || name.ends_with(".attn.bias")

@@ -9,7 +9,7 @@ use candle_core::{Device, Error};
 use super::product::ProductKernel;
 use crate::config;
 
-/// What computes the operations of a model.
+/// The implementation that computes a model's operations.
 #[derive(Clone, Debug)]
 pub enum Backend {
     /// Kernels of this crate on the CPU, and how these compute products.

@@ -82,7 +82,7 @@ impl Param {
         &self.value
     }
 
-    /// What computes the operations that read the parameter.
+    /// The backend of the operations that read the parameter.
     pub fn backend(&self) -> &Backend {
         &self.backend
     }

@@ -25,9 +25,9 @@ use super::storage::{self, gather};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activations {
     /// The inputs of its operations are kept from the forward pass.
-    All,
+    Kept,
     /// Only the branch's input is kept; the chain runs again.
-    Input,
+    Recomputed,
 }
 
 /// Rows of a result that are computed; `None` for all of them.
@@ -45,10 +45,10 @@ pub struct Branch {
 ///
 /// # Errors
 /// Errors of the operations.
-pub fn residuals(x: &Tensor, branches: Vec<Branch>, keep: Activations) -> Result<Tensor> {
+pub fn residuals(x: &Tensor, branches: Vec<Branch>, activations: Activations) -> Result<Tensor> {
     let branch = |Branch { chain, wanted }| Residual {
         chain,
-        keep,
+        activations,
         wanted,
         held: Mutex::default(),
     };
@@ -192,7 +192,7 @@ impl ChainInputs {
 
 struct Residual {
     chain: Vec<Link>,
-    keep: Activations,
+    activations: Activations,
     wanted: WantedRows,
     /// Inputs kept from the forward pass for the backward pass.
     held: Mutex<Option<ChainInputs>>,
@@ -217,7 +217,7 @@ impl Residual {
 
     /// The wanted rows of `x + chain(x)`.
     fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {
-        let what = match self.keep {
+        let what = match self.activations {
             Activations::Kept => HeldInputs::Costly,
             Activations::Recomputed => HeldInputs::Nothing,
         };
@@ -235,7 +235,7 @@ impl Residual {
         };
         let count = sum.len() / width.max(1);
         add_result(&mut sum, &input, count, last)?;
-        if self.keep == Activations::Kept {
+        if self.activations == Activations::Kept {
             inputs.hold_last(input, before, &self.wanted);
             *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(inputs);
         }
@@ -384,23 +384,23 @@ mod tests {
         let expected = (&some + some.gelu_erf().unwrap()).unwrap();
         let loss = |y: &Tensor| y.sqr().unwrap().sum_all().unwrap();
         let expected_grad = loss(&expected).backward().unwrap();
-        for keep in [Activations::Kept, Activations::Recomputed] {
+        for activations in [Activations::Kept, Activations::Recomputed] {
             let branches = [None, Some(Arc::from(rows))].map(|wanted| Branch {
                 chain: vec![gelu_link()],
                 wanted,
             });
-            let y = residuals(&x, branches.into(), keep).unwrap();
+            let y = residuals(&x, branches.into(), activations).unwrap();
             let near = |a: &Tensor, b: &Tensor| {
                 values(a)
                     .iter()
                     .zip(values(b))
                     .all(|(a, b)| (a - b).abs() < 1e-5 * (1.0 + b.abs()))
             };
-            assert!(near(&y, &expected), "{keep:?}");
+            assert!(near(&y, &expected), "{activations:?}");
             for _ in 0..2 {
                 let grads = loss(&y).backward().unwrap();
                 let [found, wanted] = [&grads, &expected_grad].map(|all| all.get(&x).unwrap());
-                assert!(near(found, wanted), "{keep:?}");
+                assert!(near(found, wanted), "{activations:?}");
             }
         }
     }

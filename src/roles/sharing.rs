@@ -112,7 +112,7 @@ impl<'a> Ground<'a> {
             Sharing::Adapter(asked) if self.has_adapters() => {
                 let actor = self.adapters_of(self.policy, trained)?;
                 if let Some(asked) = asked {
-                    actor.check_adapters(asked, self.policy)?;
+                    actor.check_adapters("ppo.lora", asked, self.policy)?;
                 }
                 Ok(actor)
             }

@@ -77,7 +77,7 @@ impl Trainee {
                 let base = base(&folder, start)?;
                 let (from, head, seed) = (start.from, start.head, start.seed);
                 let model = Decoder::load_adapter(&base, from, head, seed, Trainability::Trained)?;
-                model.check_adapters(&asked, from).with_context(key)?;
+                model.check_adapters(&key(), &asked, from)?;
                 (model, folder)
             }
         };

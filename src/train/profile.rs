@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, presets};
 
-use crate::ops::profile::{Key, Total};
+use crate::ops::profile::{ProfileKey, Total};
 
 /// Operations of a part that are shown apart; the rest is summed.
 const SHOWN: usize = 8;
 
 /// A table of what was noted, the longest part first.
-pub fn table(stage: &str, totals: &BTreeMap<Key, Total>) -> String {
+pub fn table(stage: &str, totals: &BTreeMap<ProfileKey, Total>) -> String {
     let whole = sum(totals.values());
     let mut parts = BTreeMap::<&str, Vec<(&str, Total)>>::new();
     for (&(part, operation), &total) in totals {

@@ -33,7 +33,7 @@ fn a_head_that_the_configuration_has_no_use_for_is_named() {
         json!({ "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": true }),
     );
     let said = said(&workspace);
-    let says = "model: score.weight is not used, for config.json is of a language model";
+    let says = "model: score.weight is not used, because config.json describes a language model";
     assert_eq!(said.matches(says).count(), 1, "{said}");
 }
 
@@ -47,7 +47,6 @@ fn keys_that_are_not_read_are_named_once() {
         json!({ "sliding_window": 8, "depth_gain": 2, "attention_dropout": 0.1 }),
     );
     let said = said(&workspace);
-    let says =
-        "config.json: not read, and perhaps of another kind of model: sliding_window, depth_gain\n";
+    let says = "config.json: these keys are ignored; they may belong to another kind of model: sliding_window, depth_gain\n";
     assert_eq!(said.matches(says).count(), 1, "{said}");
 }

@@ -123,7 +123,10 @@ fn adapters_that_are_trained_further_stay_as_they_are() {
     refused(
         &workspace,
         "reward config.toml --set reward.from=runs/tuned/sft/final --set reward.lora.r=8",
-        &["reward.lora", "other adapters", "runs/tuned/sft/final"],
+        &[
+            "[reward.lora] continues the adapter in ",
+            "runs/tuned/sft/final",
+        ],
     );
 }
 

@@ -104,7 +104,10 @@ fn adapters_that_are_trained_further_are_the_reference_as_they_start() {
     refused(
         &workspace,
         &format!("dpo config.toml --set run.name=other {from} --set dpo.lora.r=8"),
-        &["dpo.lora", "other adapters", "runs/tuned/sft/final"],
+        &[
+            "[dpo.lora] continues the adapter in ",
+            "runs/tuned/sft/final",
+        ],
     );
 }
 

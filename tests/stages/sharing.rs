@@ -182,7 +182,10 @@ fn a_policy_of_adapters_is_tuned_further() {
     refused(
         &workspace,
         other,
-        &["ppo.lora", "runs/tuned/sft/final", "other adapters"],
+        &[
+            "[ppo.lora] continues the adapter in ",
+            "runs/tuned/sft/final",
+        ],
     );
     let lines = iterations(
         &workspace,
@@ -349,7 +352,7 @@ fn a_model_from_other_ground_is_refused() {
     refused(
         &workspace,
         &format!("ppo config.toml {many}"),
-        &["3 layers", "ppo.trunk_layers", "has 2"],
+        &["ppo.trunk_layers is 3", "has 2 layers"],
     );
     refused(
         &workspace,

@@ -1,6 +1,7 @@
-//! What the families call the modules of a decoder in a Hugging Face checkpoint, and what a name says about its tensor.
+//! Names of a decoder's modules in the Hugging Face checkpoints of each family, and what follows from
+//! a tensor's name.
 //!
-//! A tensor's name is its module's, then `.weight` or `.bias`.
+//! A tensor's name is that of its module, then `.weight` or `.bias`.
 
 use super::Family;
 use super::tensors::StoredLayout;
@@ -10,30 +11,31 @@ pub const SCORE: &str = "score";
 /// The head of a language model that is not tied, in every family.
 pub const LM_HEAD: &str = "lm_head";
 
-/// The names of a family's modules. Those of a layer follow `layers` and the layer's number.
+/// Names of a family's modules. Modules of a layer are prefixed by `layers` and the layer's number.
 #[derive(Debug)]
 pub struct Names {
-    /// What all names but the heads' begin with; a checkpoint of the bare decoder lacks it.
+    /// Prefix of all names but the heads'; a checkpoint of the bare decoder lacks it.
     pub trunk: &'static str,
     /// The token embedding.
     pub embedding: &'static str,
-    /// The learned positions, where the family has them.
+    /// The learned position embedding, if the family has one.
     pub positions: Option<&'static str>,
-    /// What stands before a layer's number.
+    /// Prefix of a layer's number.
     pub layers: &'static str,
     /// The norm before attention.
     pub attention_norm: &'static str,
-    /// The projections to queries, keys and values, or one that is all three stacked along the outputs in this order.
+    /// The projections to queries, keys and values, or one that is all three stacked along the
+    /// outputs in this order.
     pub qkv: &'static [&'static str],
-    /// The norms of query and key heads, where the family has them.
+    /// The norms of query and key heads, if the family has them.
     pub qk_norm: &'static [&'static str],
     /// The projection out of attention.
     pub output: &'static str,
     /// The norm before the feed-forward sub-layer.
     pub mlp_norm: &'static str,
-    /// The projections into it: gate and up, or up alone.
+    /// The input projections of the feed-forward sub-layer: gate and up, or up alone.
     pub up: &'static [&'static str],
-    /// The projection out of it.
+    /// The output projection of the feed-forward sub-layer.
     pub down: &'static str,
     /// The norm before the head.
     pub norm: &'static str,
@@ -76,7 +78,7 @@ const GPT2: Names = Names {
 const TABLES: [&Names; 2] = [&LLAMA, &GPT2];
 
 impl Family {
-    /// What the family calls its modules.
+    /// Names of the family's modules.
     pub fn names(self) -> &'static Names {
         match self {
             Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => &LLAMA,
@@ -112,12 +114,12 @@ pub fn is_embedding(name: &str) -> bool {
         .any(|module| after(name, module).is_some())
 }
 
-/// A tensor's name as a checkpoint of the bare decoder has it; `None` for a head's.
+/// A tensor's name in a checkpoint of the bare decoder; `None` for a head.
 pub fn without_trunk(name: &str) -> Option<&str> {
     TABLES.iter().find_map(|names| after(name, names.trunk))
 }
 
-/// What follows `module` and a dot in `name`.
+/// The part of `name` after `module` and a dot.
 fn after<'n>(name: &'n str, module: &str) -> Option<&'n str> {
     name.strip_prefix(module)?.strip_prefix('.')
 }

@@ -1,12 +1,14 @@
-//! The tensors of a decoder: their Hugging Face names, shapes and initial values, in the order in which the model reads them.
+//! The tensors of a decoder: their Hugging Face names, shapes and initial values, in the order in
+//! which the model reads them.
 //!
-//! Shapes are the engine's: a projection is [out, in]. GPT-2's checkpoints hold their projections as [in, out]
-//! (`Conv1D` in transformers); [`StoredLayout`] says so, and [`crate::model::weights`] turns them over on the way in and out.
+//! Shapes are the engine's: a projection is [out, in]. GPT-2's checkpoints hold their projections
+//! as [in, out] (`Conv1D` in transformers); [`StoredLayout`] marks them, and
+//! [`crate::model::weights`] transposes them on reading and writing.
 
 use super::names::{LM_HEAD, Names, SCORE};
 use super::{DecoderConfig, Family, Head, NormKind, QkNorm};
 
-/// How a matrix lies in the file.
+/// Layout of a matrix in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoredLayout {
     /// As in the engine.
@@ -15,18 +17,22 @@ pub enum StoredLayout {
     Conv1d,
 }
 
-/// The value that a tensor starts from when no checkpoint has it.
+/// Initial values of a tensor that no checkpoint has.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Init {
     /// Independent draws around zero with deviation `std`.
     Normal {
+        /// Standard deviation.
         std: f64,
     },
     /// Independent draws between −`bound` and `bound`.
     Uniform {
+        /// Largest absolute value.
         bound: f64,
     },
+    /// All elements are 1.
     Ones,
+    /// All elements are 0.
     Zeros,
 }
 
@@ -37,9 +43,9 @@ pub struct TensorSpec {
     pub name: String,
     /// The shape in the engine; a projection is [out, in].
     pub shape: Vec<usize>,
-    /// How the file holds it.
+    /// Layout in the file.
     pub layout: StoredLayout,
-    /// What it is drawn from in a model made from scratch.
+    /// Initial values in a model made from scratch.
     pub init: Init,
 }
 
@@ -59,8 +65,9 @@ impl TensorSpec {
 }
 
 impl DecoderConfig {
-    /// Every tensor of the model, in the order of the forward pass: embeddings, layers, final norm, head.
-    /// A tied head is not listed, and neither are buffers that transformers once saved (masks, rotary tables).
+    /// Every tensor of the model, in the order of the forward pass: embeddings, layers, final norm,
+    /// head. A tied head is not listed, and neither are buffers that transformers once saved
+    /// (masks, rotary tables).
     pub fn tensors(&self) -> Vec<TensorSpec> {
         let mut list = TensorList {
             config: self,
@@ -115,7 +122,7 @@ impl TensorList<'_> {
         self.linear(&module(names.down), down, residual, c.mlp_bias);
     }
 
-    /// Outputs of each of the projections to queries, keys and values.
+    /// Number of outputs of each projection to queries, keys and values.
     fn qkv_sizes(&self) -> Vec<usize> {
         let (query, key_value) = (self.config.query_size(), self.config.key_value_size());
         match self.names.qkv {
@@ -124,8 +131,8 @@ impl TensorList<'_> {
         }
     }
 
-    /// GPT-2's projections into the residual stream start smaller, by one over the root of their number
-    /// (Radford et al. 2019, section 2.3).
+    /// GPT-2's projections into the residual stream start smaller, by one over the root of their
+    /// number (Radford et al. 2019, section 2.3).
     fn residual_std(&self) -> f64 {
         let c = self.config;
         match c.family {

@@ -116,7 +116,8 @@ fn every_tensor_has_its_place_by_its_name() {
     }
 }
 
-/// A new family is a table of names and a row of fields; a layer that asked for it would have to be found again.
+/// A new family is a table of names and a row of fields; a layer that asked for it would have to be
+/// found again.
 #[test]
 fn no_layer_asks_for_the_family() {
     for source in [
@@ -176,7 +177,7 @@ fn windows_are_by_layer() {
     );
 }
 
-/// What `from_scratch` says about `sizes` of `family`.
+/// The error of `from_scratch` for `sizes` of `family`.
 fn refusal(family: Family, sizes: Geometry) -> String {
     DecoderConfig::from_scratch(family, &sizes)
         .expect_err("the sizes do not fit")

@@ -1,15 +1,19 @@
-//! What makes a [`DecoderConfig`] impossible, said by the keys of the family's `config.json`.
+//! Validation of a [`DecoderConfig`], with errors by the keys of the family's `config.json`.
 
 use thiserror::Error;
 
 use super::{DecoderConfig, Family, NormKind, Position, RopeConfig, RopeScaling};
 
-/// The largest size that a configuration may ask for; a guard against absurd files, not a limit of the engine.
+/// Largest size in a configuration: a guard against absurd files, not a limit of the engine.
 const MOST: usize = 1 << 24;
 const MOST_LAYERS: usize = 1 << 12;
 
-/// A description that no model can have. Keys are named as in the family's `config.json`.
+/// A configuration that no model can have. Keys are named as in the family's `config.json`.
 #[derive(Debug, Clone, PartialEq, Error)]
+#[allow(
+    missing_docs,
+    reason = "the messages state what variants and fields hold"
+)]
 pub enum InvalidDecoder {
     #[error("`{key}` is {found}; choose a number from 1 to {most}")]
     Size {
@@ -44,7 +48,7 @@ pub enum InvalidDecoder {
 }
 
 impl DecoderConfig {
-    /// Checks that the sizes fit together and that the family has what is asked of it.
+    /// Checks that the sizes fit together and that the family supports all settings.
     ///
     /// # Errors
     /// The first problem, by the keys of the family's `config.json`.
@@ -97,7 +101,8 @@ impl DecoderConfig {
     fn check_heads(&self) -> Result<(), InvalidDecoder> {
         let heads = ("num_attention_heads", self.num_attention_heads);
         self.check_multiple(heads, ("num_key_value_heads", self.num_key_value_heads))?;
-        // transformers refuses a Llama whose width its heads do not divide, even where head_dim is given.
+        // transformers refuses a Llama whose width its heads do not divide, even where head_dim is
+        // given.
         if matches!(self.family, Family::Llama | Family::Gpt2) {
             self.check_multiple(("hidden_size", self.hidden_size), heads)?;
         }

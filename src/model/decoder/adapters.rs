@@ -1,6 +1,7 @@
-//! Decoders that are a frozen base with adapters of their own.
+//! Decoders that consist of a frozen base and their own adapters.
 //!
-//! All but the adapters, and the scalar head of a reward model, is the base's and held once, however many decoders stand on it.
+//! Everything except the adapters, and the scalar head of a reward model, belongs to the base and
+//! is held once for all decoders on it.
 
 use crate::terminal;
 use std::collections::BTreeSet;
@@ -19,10 +20,12 @@ use crate::model::weights::SaveDtype;
 use crate::ops::param::Trainability;
 
 impl Decoder {
-    /// `base` with fresh adapters, a function of `seed`, which change nothing yet. A scalar head begins as the base's, or is drawn.
+    /// `base` with fresh adapters, a function of `seed`, which change nothing yet. A scalar head
+    /// begins as the base's, or is drawn.
     ///
     /// # Errors
-    /// If the base is trained or adapted itself, lacks a target, or is a reward model where a language model is asked for.
+    /// If the base is trained or adapted itself, lacks a target, or is a reward model where a
+    /// language model is requested.
     pub fn adapt(
         base: &Decoder,
         config: &LoraConfig,
@@ -38,10 +41,12 @@ impl Decoder {
         Self::on_base(base, lora, head, training, values)
     }
 
-    /// `base` with the adapters of a PEFT folder. A scalar head that the folder lacks begins as the base's, or is drawn from `seed`.
+    /// `base` with the adapters of a PEFT folder. A scalar head that the folder lacks starts as the
+    /// base's, or is drawn from `seed`.
     ///
     /// # Errors
-    /// As [`Self::adapt`]; if a file is missing or wrong, or the adapters were trained on another base.
+    /// As [`Self::adapt`]; if a file is missing or wrong, or the adapters were trained on another
+    /// base.
     pub fn load_adapter(
         base: &Decoder,
         folder: &Path,
@@ -61,7 +66,8 @@ impl Decoder {
         if training == Trainability::Trained && adapter.config.lora_dropout > 0.0 {
             let (folder, dropout) = (folder.display(), adapter.config.lora_dropout);
             terminal::note_once(format!(
-                "{folder}: lora_dropout is {dropout} there, 0 here; its adapters are trained further without dropout"
+                "{folder}: the adapter was trained with lora_dropout = {dropout}; training \
+                 continues without dropout"
             ));
         }
         let values = |spec: &TensorSpec| match base.params().find(&spec.name) {
@@ -70,7 +76,7 @@ impl Decoder {
             None => Ok(fresh(spec, seed)),
         };
         let mut adapted = Self::on_base(base, adapter.lora.clone(), head, training, values)?;
-        // What an adapter's training taught to end an answer.
+        // The tokens at which the adapter was trained to end an answer.
         adapted.config_mut().take_generation(folder)?;
         if adapter.config.head == Head::Score {
             adapted.config_mut().take_padding(folder)?;
@@ -105,21 +111,27 @@ impl Decoder {
         Self::assemble_adapted(config, Some(lora), source, base.params().backend())
     }
 
-    /// Makes sure that its adapters, of the PEFT folder `from`, which are to be trained further, have the settings that are `asked` for.
+    /// Checks that the decoder's adapters, read from the PEFT folder `from`, have the settings that
+    /// the configuration's `table` requests.
     ///
     /// # Errors
-    /// If they have others, or the model lacks a target or a layer that is asked for.
-    pub fn check_adapters(&self, asked: &RequestedLora, from: &Path) -> Result<(), LoraError> {
+    /// As [`RequestedLora::check`].
+    pub fn check_adapters(
+        &self,
+        table: &str,
+        requested: &RequestedLora,
+        from: &Path,
+    ) -> Result<(), LoraError> {
         let found = self.lora().ok_or(LoraError::Missing)?;
-        asked.check(found, self.decoder_config(), from)
+        requested.check(table, found, self.decoder_config(), from)
     }
 
-    /// The adapters, if it has any.
+    /// The decoder's adapters, if it has any.
     pub fn lora(&self) -> Option<&Lora> {
         self.lora.as_ref()
     }
 
-    /// That of the tensors which an adapted model with this head shares with its base.
+    /// The fingerprint of the tensors that an adapted model with this head shares with its base.
     fn fingerprint_under(&self, head: Head) -> candle_core::Result<Fingerprint> {
         let mut config = self.decoder_config().clone();
         config.head = head;
@@ -128,9 +140,9 @@ impl Decoder {
         Fingerprint::of(self.params().iter().filter(|p| names.contains(p.name())))
     }
 
-    /// Writes the adapters as a PEFT folder, with a `generation_config.json` beside those of a language model. `base` is the folder of
-    /// the model that they stand on; it is noted as an absolute path. A `config.json` is left out: transformers would then look for
-    /// the whole model here.
+    /// Writes the adapters as a PEFT folder, for a language model with a `generation_config.json`.
+    /// `base` is the folder of the base model, recorded as an absolute path. There is no
+    /// `config.json`, because transformers would then expect a whole model in the folder.
     ///
     /// # Errors
     /// If the decoder has no adapters or a file cannot be written.

@@ -1,5 +1,5 @@
-//! How a decoder comes by its parameters: drawn, read from a Hugging Face folder, or shared with another decoder; and how they
-//! go out again.
+//! Makes decoders from parameters that are drawn, read from a Hugging Face folder, or shared with
+//! another decoder; and writes them to folders.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -27,15 +27,15 @@ use crate::terminal::Phase;
 /// How a decoder holds a tensor.
 #[derive(Clone)]
 pub enum Holding {
-    /// As a parameter of its own.
+    /// As the decoder's own parameter.
     Own(Trainability),
     /// As another decoder's frozen parameter, of the same name and shape.
     Shared(Arc<Param>),
 }
 
-/// What a tensor of a decoder is made of.
+/// Where a decoder gets a tensor from.
 pub enum TensorSource {
-    /// Row-major values in the engine's layout, for a parameter of its own.
+    /// Row-major values in the engine's layout, for the decoder's own parameter.
     Values(Vec<f32>, Trainability),
     /// Another decoder's frozen parameter, of the same name and shape.
     Shared(Arc<Param>),
@@ -59,11 +59,13 @@ impl Decoder {
         Self::assemble(config, source, backend)
     }
 
-    /// Reads a Hugging Face folder; of a PEFT folder its base, with the adapters merged into it. A scalar head on a language model is
-    /// drawn fresh from `seed`; every other tensor must be there.
+    /// Reads a Hugging Face folder; for a PEFT folder its base, with the adapters merged into it. A
+    /// scalar head on a language model is drawn from `seed`; every other tensor must be in the
+    /// files.
     ///
     /// # Errors
-    /// If a file or tensor is missing or wrong, or the file has tensors that the configuration knows nothing of.
+    /// If a file or tensor is missing or wrong, or the files have tensors that `config.json` has no
+    /// place for.
     pub fn load(
         folder: &Path,
         head: Head,
@@ -75,11 +77,11 @@ impl Decoder {
         Self::load_sharing(folder, head, seed, holding, backend)
     }
 
-    /// [`Self::load`] but for the tensors that another decoder has already, which need not be in the folder: `holding` is asked
-    /// for each tensor.
+    /// [`Self::load`], except for tensors that another decoder already holds, which need not be in
+    /// the folder; `holding` decides for each tensor.
     ///
     /// # Errors
-    /// As [`Self::load`], and as [`Self::assemble`].
+    /// As [`Self::load`] and [`Self::assemble`].
     pub fn load_sharing(
         folder: &Path,
         head: Head,
@@ -112,7 +114,7 @@ impl Decoder {
         Self::assemble(config, source, backend)
     }
 
-    /// Reads a reward model; unlike [`Self::load`] it must have its head.
+    /// Reads a reward model. Unlike with [`Self::load`], the folder must hold the scalar head.
     ///
     /// # Errors
     /// As [`Self::load`], and if the folder holds a language model.
@@ -144,11 +146,12 @@ impl Decoder {
         Ok(())
     }
 
-    /// A decoder made of what `source` says of each of its tensors.
+    /// A decoder from the sources that `source` names for its tensors.
     ///
     /// # Errors
-    /// If the sizes do not fit together, a source fails, the device has no room, or a shared parameter is trained, lives on
-    /// another device, or has another name or shape than the tensor.
+    /// If the sizes do not fit together, a source fails, the device has no room, or a shared
+    /// parameter is trained, belongs to another backend, or has another name or shape than the
+    /// tensor.
     pub fn assemble(
         config: HfConfig,
         source: impl Fn(&TensorSpec) -> Fallible<TensorSource>,
@@ -157,7 +160,7 @@ impl Decoder {
         Self::assemble_adapted(config, None, source, backend)
     }
 
-    /// [`Self::assemble`] with adapters, whose tensors `source` is asked for too.
+    /// [`Self::assemble`] with adapters, whose tensors also come from `source`.
     pub(super) fn assemble_adapted(
         config: HfConfig,
         lora: Option<Lora>,
@@ -231,8 +234,9 @@ impl Decoder {
         })
     }
 
-    /// Writes the model as a Hugging Face folder, with shared tensors too, and adapters merged into their weights; a reward model as
-    /// `...ForSequenceClassification` with one label. Lower layers that were frozen under trained ones are noted ([`TrunkRecord`]).
+    /// Writes the model as a Hugging Face folder, including shared tensors, with adapters merged
+    /// into their weights; a reward model as `...ForSequenceClassification` with one label. Frozen
+    /// layers below trained ones are recorded ([`TrunkRecord`]).
     ///
     /// # Errors
     /// If a file cannot be written or a scoring model has no padding token.
@@ -259,7 +263,7 @@ impl Decoder {
         self.store.get(name)?.value().flatten_all()?.to_vec1()
     }
 
-    /// The elements of a tensor with its adapter, if it has one.
+    /// The elements of a tensor, with its adapter merged if it has one.
     fn merged_values(&self, name: &str) -> Result<Vec<f32>> {
         let values = self.own_values(name)?;
         let Some(lora) = &self.lora else {
@@ -275,7 +279,8 @@ impl Decoder {
     }
 }
 
-/// Names a head in the files that the folder's own `config.json` has no use for.
+/// Notes on the terminal that the files hold a head that the folder's `config.json` has no place
+/// for.
 fn say_unused_head(weights: &Stored, found: Head, folder: &Path) {
     let (head, kind) = match found {
         Head::LanguageModel => (SCORE, "a language model"),
@@ -284,7 +289,7 @@ fn say_unused_head(weights: &Stored, found: Head, folder: &Path) {
     let name = weight(head);
     if weights.has(&name) {
         terminal::note_once(format!(
-            "{}: {name} is not used, for config.json is of {kind}",
+            "{}: {name} is not used, because config.json describes {kind}",
             folder.display()
         ));
     }
@@ -293,7 +298,7 @@ fn say_unused_head(weights: &Stored, found: Head, folder: &Path) {
 fn check_shared(param: &Param, spec: &TensorSpec) -> Result<()> {
     if param.name() != spec.name || param.dims() != spec.shape {
         bail!(
-            "{} {:?} cannot serve as {} {:?}: decoders share tensors of one name and shape",
+            "{} {:?} cannot be shared as {} {:?}: name and shape must be the same",
             param.name(),
             param.dims(),
             spec.name,

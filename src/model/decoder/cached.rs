@@ -1,5 +1,5 @@
-//! Passes over new tokens of sequences whose earlier ones lie in a cache, cut at the input of a layer: what is below it may be asked
-//! for of more sequences than what is above.
+//! Passes over new tokens of sequences whose earlier tokens are in a cache. A pass can be cut at
+//! the input of a layer: some sequences need only the layers below it.
 
 use candle_core::{Result, Tensor};
 
@@ -9,8 +9,9 @@ use crate::ops::attention::cached::{Cache, NewTokens};
 use crate::ops::residual::WantedRows;
 
 impl Decoder {
-    /// Reads new tokens of several sequences into the cache's layers below `layer` and returns what is fed to that one, `[tokens, hidden]`
-    /// in the order of `ids`: the rows of [`Self::hidden_at`], bit for bit.
+    /// Reads new tokens of several sequences into the cache's layers below `layer` and returns the
+    /// input of that layer, `[tokens, hidden]` in the order of `ids`: the rows of
+    /// [`Self::hidden_at`], bit for bit.
     ///
     /// # Errors
     /// As [`Self::forward`]; if there is no such layer or a sequence lacks blocks.
@@ -28,11 +29,12 @@ impl Decoder {
         self.run(0..layer, x, &positions, &None, skip, &mut tokens)
     }
 
-    /// Reads tokens into the cache's layers from `layer` on, given their rows of [`Self::hidden_at_cached`], and returns the hidden state
-    /// after each sequence's last: `[sequences, hidden]`, the rows of [`Self::forward`], bit for bit.
+    /// Reads tokens into the cache's layers from `layer` on, given their rows of
+    /// [`Self::hidden_at_cached`]. Returns the hidden state of each sequence's last token:
+    /// `[sequences, hidden]`, the rows of [`Self::forward`], bit for bit.
     ///
     /// # Errors
-    /// Likewise.
+    /// As [`Self::hidden_at_cached`].
     pub fn forward_from_cached(
         &self,
         layer: usize,
@@ -49,13 +51,13 @@ impl Decoder {
     }
 }
 
-/// Places of new tokens in their sequences.
+/// Positions of new tokens in their sequences.
 fn positions(news: &[NewTokens]) -> Vec<u32> {
     let places = |n: &NewTokens| n.past as u32..(n.past + n.count) as u32;
     news.iter().flat_map(places).collect()
 }
 
-/// Each sequence's last new row, unless those are all.
+/// Row of each sequence's last new token; `None` if these are all rows.
 fn last_rows(news: &[NewTokens]) -> WantedRows {
     let last = news.iter().scan(0, |end, n| {
         *end += n.count as u32;

@@ -1,4 +1,7 @@
-//! A pass through some of the layers: without a graph in place, with one node by node, over packed sequences or a cache.
+//! Passes through a range of layers, over packed sequences or a cache.
+//!
+//! Here a pass takes the path of the backend: kernels of this crate, or compositions of candle's
+//! operations.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,14 +19,14 @@ use crate::ops::residual::{Activations, WantedRows, residuals};
 use crate::ops::rope::Angles;
 use crate::ops::storage;
 
-/// How attention sees the tokens of a forward pass.
+/// The tokens of a forward pass as attention sees them.
 pub(super) enum Tokens<'a> {
     Packed(&'a Segments, Recompute),
     Cached(&'a mut Cache, &'a [NewTokens<'a>]),
 }
 
 impl Decoder {
-    /// Some of the layers; of the last one's result, the `wanted` rows.
+    /// Runs `layers` and returns the `wanted` rows of the last one's result.
     pub(super) fn run(
         &self,
         layers: Range<usize>,
@@ -53,7 +56,8 @@ impl Decoder {
         }
     }
 
-    /// [`Self::run`] by our kernels: in place below the graph, and above as one node of it.
+    /// [`Self::run`] with our kernels: in place below the graph, and as one node of the graph
+    /// above.
     fn run_kernels(
         &self,
         layers: Range<usize>,
@@ -81,7 +85,7 @@ impl Decoder {
         residuals(&x, branches.collect(), kept(*recompute))
     }
 
-    /// [`Self::run`] by candle's operations, a node each.
+    /// [`Self::run`] with candle's operations, each a node of the graph.
     fn run_composed(
         &self,
         layers: Range<usize>,
@@ -99,7 +103,8 @@ impl Decoder {
         Ok(x)
     }
 
-    /// The first of `layers` of which a graph is recorded: the first trained one, or their end.
+    /// The first of `layers` that is recorded in the graph: the first trained one, or the end of
+    /// the range.
     fn graph_begins(&self, layers: &Range<usize>, x: &Tensor, gradient: Gradient) -> usize {
         let trained = |&layer: &usize| self.layers[layer].1 == Trainability::Trained;
         let first = match gradient {
@@ -110,7 +115,7 @@ impl Decoder {
         first.unwrap_or(layers.end)
     }
 
-    /// Some of the layers in place, without a graph.
+    /// Runs `layers` in place, without a graph.
     fn run_rows(
         &self,
         x: &Tensor,
@@ -134,7 +139,7 @@ impl Decoder {
     }
 }
 
-/// Makes `x` the graph's entry where the first trained parameter follows and nothing below was recorded.
+/// Makes `x` the entry of the graph if trained parameters follow and nothing below was recorded.
 pub(super) fn enter_graph(x: Tensor, gradient: Gradient, next: Trainability) -> Result<Tensor> {
     match (gradient, next) {
         (Gradient::Record(_), Trainability::Trained) if !x.track_op() => {
@@ -144,7 +149,7 @@ pub(super) fn enter_graph(x: Tensor, gradient: Gradient, next: Trainability) -> 
     }
 }
 
-/// What branches hold for their backward pass.
+/// How branches get the activations of their backward pass.
 fn kept(mode: Recompute) -> Activations {
     match mode {
         Recompute::None => Activations::Kept,
@@ -173,7 +178,7 @@ fn run_layer(
     }
 }
 
-/// A layer whose backward pass will come.
+/// Runs a layer that will be differentiated.
 fn run_recorded(
     block: &Block,
     x: &Tensor,

@@ -1,7 +1,8 @@
-//! `adapter_config.json` of a PEFT folder, in and out.
+//! Reads and writes `adapter_config.json` of a PEFT folder.
 //!
-//! Which modules have adapters is read off the tensors' names, so that every way in which PEFT lets one choose them is understood.
-//! What would change the results and is not done here (DoRA, biases, ranks of single modules, …) is refused by its key.
+//! The adapted modules follow from the tensors' names, so that every way to select them in PEFT is
+//! supported. Settings that would change results and are not supported (DoRA, biases, ranks of
+//! single modules, …) are refused by their key.
 
 use std::path::{Path, PathBuf};
 
@@ -18,7 +19,7 @@ use crate::model::weights::Weights;
 /// The file that makes a folder a PEFT folder.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 
-/// Heads that PEFT saves with a classifier, as it lists them.
+/// Value of `modules_to_save` for a classifier in PEFT.
 const SAVED_HEADS: [&str; 2] = ["classifier", "score"];
 
 /// Keys that change what an adapter computes unless they are null, false or empty.
@@ -40,7 +41,7 @@ const UNKNOWN: [&str; 15] = [
     "loftq_config",
 ];
 
-/// Keys that are read, or that change nothing of trained adapters.
+/// Keys that are read, and keys that do not affect trained adapters.
 const KNOWN: [&str; 27] = [
     "auto_mapping",
     "base_model_name_or_path",
@@ -71,32 +72,33 @@ const KNOWN: [&str; 27] = [
     "use_rslora",
 ];
 
-/// Initial values that come with another base than the one on disk.
+/// Initialisations that also change the base, so that the base on disk is not the right one.
 const CHANGED_BASES: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
 
-/// What `adapter_config.json` says.
+/// Contents of `adapter_config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdapterConfig {
-    /// `base_model_name_or_path`
+    /// Folder or name of the base model (`base_model_name_or_path`).
     pub base: String,
     /// Rank.
     pub r: usize,
     /// Numerator of the scale.
     pub lora_alpha: f64,
-    /// The scale's denominator.
+    /// Denominator of the scale.
     pub scaling: Scaling,
-    /// Dropout that the adapters were trained with; there is none here.
+    /// Dropout with which the adapters were trained; the engine trains without dropout.
     pub lora_dropout: f64,
-    /// What the adapted model is, by `task_type`.
+    /// Head of the adapted model, by `task_type`.
     pub head: Head,
 }
 
 impl AdapterConfig {
-    /// That of a model folder, if it is a PEFT folder: a model made of another one's weights. It must have no weights of its own beside
-    /// the adapter, for readers disagree on what it then is: the model alone, the adapter on that model, or on the one that it names.
+    /// The adapter configuration of a model folder, if it is a PEFT folder. A PEFT folder must not
+    /// hold weights of a whole model too, because readers disagree on what the folder then means:
+    /// the model alone, the adapter on this model, or the adapter on its base.
     ///
     /// # Errors
-    /// If it has, and as [`Self::read`].
+    /// If the folder holds a whole model too, and as [`Self::read`].
     pub fn find(folder: &Path) -> Result<Option<Self>, HfConfigError> {
         let found = Self::read(folder)?;
         match found.is_some() && Weights::are_in(folder) {
@@ -105,10 +107,11 @@ impl AdapterConfig {
         }
     }
 
-    /// Reads the file in `folder`; `None` where there is none.
+    /// Reads `adapter_config.json` in `folder`; `None` if there is none.
     ///
     /// # Errors
-    /// If it is not JSON, a key is missing or of the wrong type, or it asks for what the engine does not do.
+    /// If the file is not JSON, or a key is missing, of the wrong type, or has an unsupported
+    /// value.
     pub fn read(folder: &Path) -> Result<Option<Self>, HfConfigError> {
         let file = folder.join(ADAPTER_CONFIG);
         if !file.is_file() {
@@ -139,7 +142,8 @@ impl AdapterConfig {
         }))
     }
 
-    /// The folder of the base: relative to the adapter's `folder` or to where the command runs, or a model of the hub.
+    /// The folder of the base model: relative to the adapter's `folder` or to the working
+    /// directory, or a model of the hub.
     ///
     /// # Errors
     /// If there is no such folder, or it holds an adapter itself.
@@ -162,7 +166,8 @@ impl AdapterConfig {
         }
     }
 
-    /// The file's contents; `targets` are names of modules, in the layers `layers` or in all.
+    /// Contents of `adapter_config.json`; `targets` are module names in the layers `layers`, or in
+    /// all layers.
     pub(in crate::model) fn to_json(
         &self,
         targets: &[String],
@@ -207,7 +212,7 @@ fn refuse_unknown(fields: &Fields) -> Result<(), HfConfigError> {
         .iter()
         .find(|key| fields.get(key).is_some_and(says_something))
     {
-        return Err(fields.unsupported(key, "plain LoRA, where the key is not set"));
+        return Err(fields.unsupported(key, "plain LoRA, which does not set this key"));
     }
     let unread = fields.entries().filter(|(key, value)| {
         !KNOWN.contains(key) && !UNKNOWN.contains(key) && says_something(value)
@@ -219,7 +224,7 @@ fn refuse_unknown(fields: &Fields) -> Result<(), HfConfigError> {
     match start.is_some_and(changed) {
         true => Err(fields.unsupported(
             "init_lora_weights",
-            "initial values that leave the base as it is",
+            "initial values that do not change the base",
         )),
         false => Ok(()),
     }

@@ -1,5 +1,5 @@
-//! Typed access to a JSON object that knows its file, so that every complaint names file and key. `null` counts as absent,
-//! as in transformers.
+//! Typed access to a JSON object, with errors that name the file and the key. `null` counts as
+//! absent, as in transformers.
 
 use std::path::Path;
 
@@ -7,10 +7,11 @@ use serde_json::{Map, Value};
 
 use super::HfConfigError;
 
-/// Most characters of a wrong value that a message repeats.
+/// Most characters of a wrong value that an error shows.
 const SHOWN_CHARS: usize = 60;
 
-/// A JSON object of a file; `within` is the path of keys that leads to it, ending in a dot, or empty.
+/// A JSON object of a file. `within` is the path of keys to the object, with a final dot; empty for
+/// the top level.
 pub(super) struct Fields<'a> {
     file: &'a Path,
     within: String,
@@ -30,7 +31,7 @@ impl<'a> Fields<'a> {
         self.file
     }
 
-    /// The value of `key`, unless absent or null.
+    /// The value of `key`; `None` if it is absent or null.
     pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|value| !value.is_null())
     }
@@ -40,7 +41,7 @@ impl<'a> Fields<'a> {
         self.map.iter().map(|(key, value)| (key.as_str(), value))
     }
 
-    /// Whether `key` is there with the value null, which may mean another thing than its absence.
+    /// Whether `key` has the value null, which can differ in meaning from an absent key.
     pub(super) fn holds_null(&self, key: &str) -> bool {
         self.map.get(key).is_some_and(Value::is_null)
     }
@@ -89,13 +90,14 @@ impl<'a> Fields<'a> {
             .ok_or_else(|| self.missing(key, "a whole number"))
     }
 
-    /// One token id; -1, which early Llama configurations use for "no such token", counts as absent.
+    /// One token id; -1, which early Llama configurations use for "no such token", counts as
+    /// absent.
     pub(super) fn token_id(&self, key: &str) -> Result<Option<u32>, HfConfigError> {
         let id = self.read(key, "a token id", as_token_id)?;
         Ok(id.flatten())
     }
 
-    /// One token id or a list of them; empty where absent.
+    /// One token id or a list of token ids; empty if the key is absent.
     pub(super) fn token_ids(&self, key: &str) -> Result<Vec<u32>, HfConfigError> {
         let ids = self.read(
             key,
@@ -116,7 +118,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// `key` holds something that the engine has no word for.
+    /// The error that `key` has a value that the engine does not support.
     pub(super) fn unsupported(&self, key: &str, supported: impl Into<String>) -> HfConfigError {
         HfConfigError::Unsupported {
             file: self.file.to_owned(),
@@ -148,7 +150,7 @@ impl<'a> Fields<'a> {
         format!("{}{key}", self.within)
     }
 
-    /// The value of `key` as JSON, cut to a line.
+    /// The value of `key` as JSON, shortened to one line.
     fn shown(&self, key: &str) -> String {
         let text = self.map.get(key).unwrap_or(&Value::Null).to_string();
         match text.char_indices().nth(SHOWN_CHARS) {
@@ -158,7 +160,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// `Some(None)` for -1, `None` for what is no token id.
+/// A token id; `Some(None)` for -1, and `None` for any other value.
 fn as_token_id(value: &Value) -> Option<Option<u32>> {
     match value.as_i64()? {
         -1 => Some(None),

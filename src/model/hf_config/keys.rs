@@ -1,8 +1,10 @@
-//! Keys of `config.json` that [`super::parse`] has no use for: without effect, refused, or named on the terminal.
+//! Keys of `config.json` that [`super::parse`] does not read: they have no effect, are refused, or
+//! are named on the terminal.
 //!
-//! transformers reads the keys of the class that `model_type` names and passes over all others. A key that changes the numbers of a
-//! related family (multipliers, soft caps, other attention) in a file of one of ours says that the weights belong to another model:
-//! it is refused. Dropout is off in every pass, as in inference.
+//! transformers reads the keys of the class that `model_type` names and ignores all others. A key
+//! that changes the results of a related family (multipliers, soft caps, other attention) means
+//! that the weights belong to another model, and is refused. Dropout is off in every pass, as in
+//! inference.
 
 use serde_json::Value;
 
@@ -10,7 +12,7 @@ use super::HfConfigError;
 use super::fields::Fields;
 use crate::model::config::Family;
 
-/// Keys that all families are made of.
+/// Keys that are read for every family.
 const SHARED: &[&str] = &[
     "architectures",
     "bos_token_id",
@@ -25,7 +27,7 @@ const SHARED: &[&str] = &[
     "vocab_size",
 ];
 
-/// Keys that the families with rotary positions are made of.
+/// Keys that are read for families with rotary positions.
 const ROTARY: &[&str] = &[
     "head_dim",
     "hidden_act",
@@ -71,7 +73,7 @@ const GPT2: &[&str] = &[
     "scale_attn_weights",
 ];
 
-/// Keys that change no number of a forward pass without dropout in `f32`.
+/// Keys that do not affect a forward pass in `f32` without dropout.
 const HARMLESS: &[&str] = &[
     "attention_dropout",
     "attention_probs_dropout_prob",
@@ -114,7 +116,8 @@ const HARMLESS: &[&str] = &[
     "use_cache",
 ];
 
-/// Keys of other families that change the numbers, unless they have the value beside them, or are null, false or empty.
+/// Keys of other families that change results, unless they are null, false, empty, or have the
+/// value given here.
 const FOREIGN: &[(&str, Option<f64>)] = &[
     ("alibi", None),
     ("attention_chunk_size", None),
@@ -152,17 +155,17 @@ const FOREIGN: &[(&str, Option<f64>)] = &[
     ("use_qk_norm", None),
 ];
 
-/// Refuses keys that say that the model is another one than its `model_type` computes.
+/// Refuses keys that describe another computation than that of the `model_type`.
 ///
 /// # Errors
-/// The first of them, by its name.
+/// The first such key.
 pub(super) fn refuse_foreign(fields: &Fields) -> Result<(), HfConfigError> {
     let counts = |(key, neutral): &&(&'static str, Option<f64>)| {
         let value = fields.get(key).filter(|value| says_something(value));
         value.is_some_and(|value| neutral.is_none() || value.as_f64() != *neutral)
     };
     if let Some((key, neutral)) = FOREIGN.iter().find(counts) {
-        let without = "none, for the family of model_type computes without it";
+        let without = "none, because the family of model_type computes without it";
         let supported = neutral.map_or(without.to_owned(), |neutral| format!("{neutral}"));
         return Err(fields.unsupported(key, supported));
     }
@@ -172,7 +175,7 @@ pub(super) fn refuse_foreign(fields: &Fields) -> Result<(), HfConfigError> {
     }
 }
 
-/// The keys that are neither read nor known to be without effect.
+/// Keys that are neither read nor known to have no effect.
 pub(super) fn unread<'f>(fields: &Fields<'f>, family: Family) -> Vec<&'f str> {
     let own: [&[&str]; 2] = match family {
         Family::Llama => [ROTARY, LLAMA],
@@ -192,7 +195,7 @@ pub(super) fn unread<'f>(fields: &Fields<'f>, family: Family) -> Vec<&'f str> {
     unread.map(|(key, _)| key).collect()
 }
 
-/// True of a value that asks for something: null, false, 0 and what is empty do not.
+/// Whether a value sets anything: null, false, 0 and empty values do not.
 pub(super) fn says_something(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => false,
@@ -240,11 +243,15 @@ mod tests {
             assert_eq!(unread_in(name, json!({})), [""; 0], "{name}");
         }
         let neutral = json!({
-            "residual_multiplier": 1.0, "final_logit_softcapping": null, "use_mrope": false, "no_rope_layers": [],
-            "attention_dropout": 0.1, "pretraining_tp": 2, "_name_or_path": "x", "rope_interleaved": false,
+            "residual_multiplier": 1.0, "final_logit_softcapping": null, "use_mrope": false,
+            "no_rope_layers": [],
+            "attention_dropout": 0.1, "pretraining_tp": 2, "_name_or_path": "x",
+            "rope_interleaved": false,
         });
         assert_eq!(unread_in("llama", neutral), [""; 0]);
-        let odd = json!({ "sliding_window": 4096, "depth_gain": 2.0, "auto_map": { "AutoModel": "code.py" } });
+        let odd = json!({
+            "sliding_window": 4096, "depth_gain": 2.0, "auto_map": { "AutoModel": "code.py" },
+        });
         assert_eq!(
             unread_in("llama", odd),
             ["sliding_window", "depth_gain", "auto_map"]

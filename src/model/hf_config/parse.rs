@@ -1,5 +1,5 @@
-//! `config.json` → [`DecoderConfig`]. An absent key has the value that the family's class in transformers gives it; the sizes
-//! that make a model what it is must be there.
+//! `config.json` → [`DecoderConfig`]. An absent key has the default of the family's class in
+//! transformers; the main sizes must be present.
 
 use serde_json::Value;
 
@@ -13,7 +13,7 @@ use crate::model::config::{
 
 type Parsed<T> = Result<T, HfConfigError>;
 
-/// transformers' rotary base where a configuration has none.
+/// transformers' default rotary base.
 const DEFAULT_ROPE_THETA: f64 = 10_000.0;
 
 pub(super) fn decoder(fields: &Fields) -> Parsed<DecoderConfig> {
@@ -131,7 +131,8 @@ fn gpt2(fields: &Fields) -> Parsed<DecoderConfig> {
     })
 }
 
-/// A null means one key-value head for each head; an absent key means what the family's class says.
+/// Number of key-value heads: null means one per query head; an absent key means the default of the
+/// family's class.
 fn key_value_heads(fields: &Fields, family: Family, heads: usize) -> Parsed<usize> {
     let class_default = match family {
         Family::Mistral => 8,
@@ -163,8 +164,8 @@ fn gelu(fields: &Fields) -> Parsed<Activation> {
     }
 }
 
-/// The rotary embedding, in either dialect. As in transformers 5, a `rope_scaling` comes before `rope_parameters`, and a
-/// `rope_theta` inside of either before the one at the top.
+/// The rotary embedding, in either dialect. As in transformers 5, a `rope_scaling` comes before
+/// `rope_parameters`, and a `rope_theta` inside of either before the one at the top.
 fn rope(fields: &Fields) -> Parsed<RopeConfig> {
     let top_theta = fields.number("rope_theta")?;
     let partial = fields.number("partial_rotary_factor")?;
@@ -225,10 +226,11 @@ fn rope_scaling(scaling: &Fields, config: &Fields) -> Parsed<RopeScaling> {
 
 const ORIGINAL_CONTEXT: &str = "original_max_position_embeddings";
 
-/// Mistral limits every layer; Qwen the layers that `layer_types` names, else those from `max_window_layers` up, and only
-/// with `use_sliding_window`. The other families ignore the key, as transformers does.
+/// Mistral limits every layer; Qwen the layers that `layer_types` names, else those from
+/// `max_window_layers` up, and only with `use_sliding_window`. The other families ignore the key,
+/// as transformers does.
 fn sliding_window(fields: &Fields, family: Family) -> Parsed<Option<SlidingWindow>> {
-    /// The class default of all three families.
+    /// Default of the class in all three families.
     const CLASS_WINDOW: usize = 4096;
     let all = 0..fields.required_size("num_hidden_layers")?;
     let typed = match (family, fields.texts("layer_types")?) {
@@ -266,7 +268,8 @@ fn sliding_window(fields: &Fields, family: Family) -> Parsed<Option<SlidingWindo
     Ok((!layers.is_empty()).then_some(SlidingWindow { size, layers }))
 }
 
-/// An absurd `num_hidden_layers` is refused by the validation that follows; until then it must not fill the memory.
+/// Limits `num_hidden_layers` until validation refuses an absurd value, which must not fill the
+/// memory before.
 const MOST_LISTED_LAYERS: usize = 1 << 13;
 
 fn sliding_layers(fields: &Fields, types: &[&str], layers: usize) -> Parsed<Vec<usize>> {
@@ -286,7 +289,8 @@ fn sliding_layers(fields: &Fields, types: &[&str], layers: usize) -> Parsed<Vec<
         .collect())
 }
 
-/// A folder that names no architecture, or the bare decoder, is taken for a language model.
+/// Head by `architectures`; a folder that names none, or the bare decoder, counts as a language
+/// model.
 fn head(fields: &Fields, family: Family) -> Parsed<Head> {
     let architectures = fields.texts("architectures")?.unwrap_or_default();
     let Some(&architecture) = architectures.first() else {
@@ -306,7 +310,8 @@ fn head(fields: &Fields, family: Family) -> Parsed<Head> {
     Err(fields.unsupported("architectures", supported.join(", ")))
 }
 
-/// Labels are counted by `id2label`, else by `num_labels`; transformers takes two where neither is given.
+/// Number of labels by `id2label`, else by `num_labels`; transformers assumes two if neither is
+/// given.
 fn check_one_label(fields: &Fields) -> Parsed<()> {
     let (key, labels) = match fields.get("id2label").and_then(Value::as_object) {
         Some(labels) => ("id2label", Some(labels.len())),

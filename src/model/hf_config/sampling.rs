@@ -1,12 +1,13 @@
-//! Keys of `generation_config.json` that ask for another way of generating. They are named on the terminal, not read: how completions
-//! are drawn is said by flags and by the run's configuration, and log-probs are those of the distribution that was said.
+//! Keys of `generation_config.json` that would change how completions are generated. They are named
+//! on the terminal and not applied: flags and the run's configuration determine sampling, and
+//! log-probs belong to that distribution.
 
 use serde_json::Value;
 
 use super::HfConfig;
 use super::keys::says_something;
 
-/// Keys without effect on which token comes next, and those that are read elsewhere.
+/// Keys without effect on the choice of tokens, and keys that are read elsewhere.
 const HARMLESS: &[&str] = &[
     "assistant_confidence_threshold",
     "bos_token_id",
@@ -27,7 +28,7 @@ const HARMLESS: &[&str] = &[
     "use_cache",
 ];
 
-/// Values that change nothing.
+/// Values that have no effect.
 const NEUTRAL: &[(&str, f64)] = &[
     ("diversity_penalty", 0.0),
     ("encoder_repetition_penalty", 1.0),
@@ -44,8 +45,8 @@ const NEUTRAL: &[(&str, f64)] = &[
 ];
 
 impl HfConfig {
-    /// The settings of `generation_config.json` that would change which tokens are generated, with their values, but for those that
-    /// are `used` already.
+    /// The settings of `generation_config.json` that would change the generated tokens, with their
+    /// values, except for settings in `used`.
     pub fn unread_sampling(&self, used: &[(&str, f64)]) -> Vec<(&str, &Value)> {
         let is = |list: &[(&str, f64)], key: &str, value: &Value| {
             list.iter()

@@ -29,7 +29,7 @@ const GOLDEN: [&str; 10] = [
     "gpt2_bare",
 ];
 
-/// What the golden Llama must be read as; the others are said as differences from it.
+/// The expected configuration of the golden Llama; those of the others are differences from it.
 fn golden_llama() -> DecoderConfig {
     DecoderConfig {
         family: Family::Llama,
@@ -448,18 +448,29 @@ fn what_cannot_be_read_is_named() {
         ),
         (
             "qwen2",
-            json!({ "use_sliding_window": true, "sliding_window": 4, "layer_types": ["chunked_attention"] }),
+            json!({
+                "use_sliding_window": true,
+                "sliding_window": 4,
+                "layer_types": ["chunked_attention"],
+            }),
             "`layer_types`",
         ),
-        // Without a window transformers fails at these layers, and so does any reader that knows them.
+        // Without a window transformers fails at these layers, and so does any reader that knows
+        // them.
         (
             "qwen2",
-            json!({ "use_sliding_window": false, "layer_types": ["full_attention", "sliding_attention", "full_attention"] }),
+            json!({
+                "use_sliding_window": false,
+                "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            }),
             "`layer_types`",
         ),
         (
             "qwen3",
-            json!({ "use_sliding_window": false, "layer_types": ["full_attention", "linear_attention", "full_attention"] }),
+            json!({
+                "use_sliding_window": false,
+                "layer_types": ["full_attention", "linear_attention", "full_attention"],
+            }),
             "`layer_types`",
         ),
         (
@@ -564,7 +575,7 @@ fn a_reward_model_says_where_it_is_read() {
         ScoreAt::Eos,
         "a language model has no score"
     );
-    // What a folder means is written as it was.
+    // The folder's own position is written unchanged.
     let mut config = HfConfig::read(&golden("llama_reward")).expect("read");
     (config.decoder.pad_token_id, config.score_at) = (Some(2), ScoreAt::LastNonPad);
     let (again, json, _) = rewritten(&config, SaveDtype::F32);

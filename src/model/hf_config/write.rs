@@ -1,7 +1,8 @@
-//! [`HfConfig`] → `config.json` and `generation_config.json`, laid over the keys that were read.
+//! [`HfConfig`] → `config.json` and `generation_config.json`. Keys that were read and that the
+//! engine does not know stay.
 //!
-//! The dialect is the older one throughout. transformers 5 turns it into its own on load; transformers 4 takes no notice of the
-//! newer keys and would compute with a default rotary base.
+//! The dialect is always the older one. transformers 5 converts it on load; transformers 4 ignores
+//! the newer keys and would compute with the default rotary base.
 
 use std::fs;
 use std::path::Path;
@@ -18,12 +19,14 @@ use crate::model::config::{
 use crate::model::weights::SaveDtype;
 
 impl HfConfig {
-    /// Writes `config.json`, and for a language model `generation_config.json`, into `folder` (made if need be).
-    /// `dtype` is the type of the weights beside them. Keys that the engine does not know are as they were read.
+    /// Writes `config.json`, and for a language model `generation_config.json`, into `folder` (made
+    /// if need be). `dtype` is the type of the weights in the folder. Keys that the engine does not
+    /// know keep their values.
     ///
     /// # Errors
-    /// A decoder that is not valid; a scoring model without a `pad_token_id`, or, where it scores at the last token, with one that
-    /// sequences end in (see [`scoring_pad_id`](Self::scoring_pad_id)); a file that cannot be written.
+    /// A decoder that is not valid; a scoring model without a `pad_token_id`, or, if it is scored
+    /// at the last token, with one that sequences end in (see
+    /// [`scoring_pad_id`](Self::scoring_pad_id)); a file that cannot be written.
     pub fn write(&self, folder: &Path, dtype: SaveDtype) -> Result<(), HfConfigError> {
         let file = folder.join(CONFIG);
         self.decoder
@@ -96,7 +99,7 @@ impl HfConfig {
     }
 }
 
-/// What every family has, under its own keys.
+/// Keys of every family.
 fn put_sizes(map: &mut Map<String, Value>, decoder: &DecoderConfig) {
     let (NormKind::Rms { eps } | NormKind::Layer { eps }) = decoder.norm;
     let activation = match decoder.activation {
@@ -146,7 +149,7 @@ fn put_rope(map: &mut Map<String, Value>, rope: &RopeConfig) {
     map.insert("rope_scaling".into(), scaling);
 }
 
-/// What only some families have.
+/// Keys of some families.
 fn put_family(map: &mut Map<String, Value>, decoder: &DecoderConfig) {
     if decoder.family == Family::Gpt2 {
         return;
@@ -172,7 +175,7 @@ fn put_family(map: &mut Map<String, Value>, decoder: &DecoderConfig) {
     }
 }
 
-/// Qwen's windows: `layer_types` for newer readers, `max_window_layers` for those that know nothing else.
+/// Qwen's sliding windows: `layer_types` for newer readers, `max_window_layers` for older ones.
 fn put_layer_windows(map: &mut Map<String, Value>, decoder: &DecoderConfig) {
     let kind = |layer| match decoder.window(layer) {
         Some(_) => "sliding_attention",

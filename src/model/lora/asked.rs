@@ -1,9 +1,9 @@
-//! Which adapters are asked for, and what that means for a decoder.
+//! Settings of adapters, and the adapters of a decoder that follow from them.
 
 use super::{Lora, LoraError, Module, leaf, projections};
 use crate::model::config::{DecoderConfig, Family, layer_of};
 
-/// By what the product of the two matrices is multiplied.
+/// Factor of the product of an adapter's two matrices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scaling {
     /// α/r (Hu et al. 2021, section 4.1).
@@ -16,39 +16,39 @@ pub enum Scaling {
 /// Which projections of a layer have an adapter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum AdapterTargets {
-    /// Those that PEFT adapts when it is told nothing: queries and values, or what computes them.
+    /// PEFT's default: queries and values, or the projection that computes them.
     #[default]
     Usual,
-    /// All of them.
+    /// All projections.
     AllLinear,
-    /// Those whose name is, or ends in, one of these.
+    /// Projections whose name is, or ends in, one of these.
     Named(Vec<String>),
 }
 
 /// Which layers have adapters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Layers {
-    /// All of them.
+    /// All layers.
     #[default]
     All,
-    /// The uppermost ones, as many as this.
+    /// This many uppermost layers.
     Top(usize),
-    /// These, counted from 0.
+    /// These layers, counted from 0.
     These(Vec<usize>),
 }
 
-/// What is asked for.
+/// Settings of new adapters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraConfig {
     /// Rank of the adapters, 1 or more.
     pub r: usize,
     /// Numerator of the scale.
     pub lora_alpha: f64,
-    /// The scale's denominator.
+    /// Denominator of the scale.
     pub scaling: Scaling,
-    /// The projections.
+    /// The adapted projections of a layer.
     pub target_modules: AdapterTargets,
-    /// The layers.
+    /// The adapted layers.
     pub layers_to_transform: Layers,
 }
 
@@ -69,7 +69,7 @@ impl LoraConfig {
     /// The adapters of a decoder.
     ///
     /// # Errors
-    /// If it lacks a target or a layer.
+    /// If the decoder lacks a target or a layer.
     pub fn resolve(&self, decoder: &DecoderConfig) -> Result<Lora, LoraError> {
         let mut modules = projections(decoder);
         let targets = self.targets(decoder.family);
@@ -97,7 +97,7 @@ impl LoraConfig {
         })
     }
 
-    /// Names; `None` for all projections.
+    /// Names of the adapted projections; `None` for all of them.
     fn targets(&self, family: Family) -> Option<Vec<String>> {
         match &self.target_modules {
             AdapterTargets::AllLinear => None,
@@ -129,7 +129,7 @@ impl LoraConfig {
     }
 }
 
-/// Whether `target` means the module, as PEFT has it: the whole name, or its last parts.
+/// Whether `target` selects the module, as in PEFT: by its whole name, or by the last parts of it.
 fn is_target(module: &str, target: &str) -> bool {
     let before = module.strip_suffix(target);
     before.is_some_and(|before| before.is_empty() || before.ends_with('.'))

@@ -1,74 +1,91 @@
-//! What can go wrong between adapters and a decoder.
+//! Errors of adapters that do not fit a decoder.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Adapters that a decoder cannot have.
 #[derive(Debug, thiserror::Error)]
 pub enum LoraError {
-    /// A target is no projection.
+    /// A target is not a projection of the model.
     #[error(
-        "target_modules has `{name}`, but no projection of the model is called so; it has {known}"
+        "target_modules has `{name}`, but the model has no such projection; its projections are \
+         {known}"
     )]
     Target {
-        /// What was asked for.
+        /// The unknown target.
         name: String,
-        /// What there is.
+        /// Names of the projections.
         known: String,
     },
     /// A layer does not exist.
-    #[error("layers_to_transform asks for {asked}; the model has {layers} layers")]
+    #[error("layers_to_transform has {asked}, but the model has {layers} layers")]
     Layer {
-        /// What was asked for.
+        /// The requested layers in words.
         asked: String,
-        /// What there is.
+        /// Number of layers of the model.
         layers: usize,
     },
-    /// A folder adapts what the model has not.
+    /// A folder has an adapter for a module that the model lacks.
     #[error(
-        "{}: has `{name}`, which fits no module of the model{}; the model must be the one that the adapter was trained on", .file.display(),
+        "{}: `{name}` fits no module of the model{}; the base must be the model that the adapter \
+         was trained on",
+        .file.display(),
         and_others(*.others)
     )]
     Module {
         /// The file of tensors.
         file: PathBuf,
-        /// The first of those tensors.
+        /// The first tensor without a module.
         name: String,
-        /// How many there are beside it.
+        /// Number of further such tensors.
         others: usize,
     },
-    /// Other adapters are asked for than a folder has, whose adapters are to be trained further.
+    /// A table requests other settings than those of the adapter that it continues.
     #[error(
-        "{}; the adapters of a PEFT folder are trained further, and it has other adapters than those asked for: leave the keys out to take \
-         the folder's, or merge its adapters first (collimate export) and start from the merged model", both_values(.folder, .differences)
+        "[{table}] continues the adapter in {}, so its settings must match: {}; remove these keys \
+         to use the adapter's settings, or merge the adapter (collimate export) and start from the \
+         merged model",
+        .folder.display(),
+        both_values(.differences)
     )]
-    Others {
-        /// The folder.
+    Differs {
+        /// Name of the table.
+        table: String,
+        /// The PEFT folder.
         folder: PathBuf,
-        /// Key, value asked for, value in the folder.
+        /// Key, value in the table, value in the folder.
         differences: Vec<(&'static str, String, String)>,
     },
-    /// A file has no adapter in it.
+    /// A table's settings do not fit the model.
+    #[error("[{table}] {problem}")]
+    Table {
+        /// Name of the table.
+        table: String,
+        /// What does not fit.
+        problem: Box<LoraError>,
+    },
+    /// A file holds no adapter.
     #[error(
-        "{}: has no adapter of any module (lora_A and lora_B), so that it would change nothing; train or save it again, or name the base \
-         model instead", .file.display()
+        "{}: holds no adapter (tensors lora_A and lora_B of a module) and would change nothing; \
+         train or save it again, or name the base model instead",
+        .file.display()
     )]
     Empty {
         /// The adapter's tensors.
         file: PathBuf,
     },
-    /// Nothing is left to be adapted.
-    #[error("no module has an adapter: target_modules and layers_to_transform leave none")]
+    /// The settings select no module.
+    #[error("target_modules and layers_to_transform select no module of the model")]
     Nothing,
     /// The base has adapters itself.
-    #[error("the base model has adapters already; merge them first: collimate export")]
+    #[error("the base model has adapters itself; merge them first with collimate export")]
     Adapted,
     /// The base is a reward model.
-    #[error("the base is a reward model, and the adapters are to make a language model")]
+    #[error("the base is a reward model; a language model needs a language model as its base")]
     RewardModel,
-    /// There are no adapters to save.
+    /// The model has no adapters to save or check.
     #[error("the model has no adapters")]
     Missing,
-    /// The base is trained, so that it cannot be shared.
+    /// The base is trained and cannot be shared.
     #[error("the base of an adapter must be frozen")]
     Trained,
 }
@@ -80,10 +97,9 @@ fn and_others(count: usize) -> String {
     }
 }
 
-fn both_values(folder: &Path, differences: &[(&str, String, String)]) -> String {
-    let folder = folder.display();
+fn both_values(differences: &[(&str, String, String)]) -> String {
     let line = |(key, here, there): &(&str, String, String)| {
-        format!("{key} is {here} here, {there} in {folder}")
+        format!("{key} is {here} here, {there} there")
     };
     differences.iter().map(line).collect::<Vec<_>>().join("; ")
 }

@@ -1,7 +1,7 @@
-//! PEFT folders: `adapter_config.json` and `adapter_model.safetensors`, in and out.
+//! Reads and writes PEFT folders: `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! A tensor's name in the file is the model's with `base_model.model.` before it. The scalar head of a reward model, which no base
-//! has, is saved with its adapter.
+//! A tensor's name in the file is its name in the model after the prefix `base_model.model.`. The
+//! scalar head of a reward model, which the base lacks, is saved with the adapter.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -20,16 +20,16 @@ use crate::model::weights::{SaveDtype, Weights, WeightsError, save_file};
 
 /// The file of tensors.
 pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
-/// What PEFT puts before the names of a model's tensors.
+/// PEFT's prefix of tensor names.
 const PREFIX: &str = "base_model.model.";
-/// The note in the file's header that says what the base was; readers that do not know it pass it over.
+/// Key in the file's header for the fingerprint of the base; other readers ignore it.
 const FINGERPRINT: &str = "base_fingerprint";
 
 /// The adapters of a PEFT folder, open for reading.
 pub struct AdapterFolder {
-    /// What its configuration says.
+    /// Contents of `adapter_config.json`.
     pub config: AdapterConfig,
-    /// Its adapters.
+    /// The adapters in the folder.
     pub lora: Lora,
     file: PathBuf,
     weights: Weights,
@@ -39,7 +39,8 @@ impl AdapterFolder {
     /// Opens a PEFT folder whose base is `decoder`.
     ///
     /// # Errors
-    /// If a file is missing or wrong, or the adapter has tensors that the decoder has no place for, or none of a module.
+    /// If a file is missing or wrong, if the adapter has tensors that the decoder has no place for,
+    /// or if it adapts no module.
     pub fn open(folder: &Path, decoder: &DecoderConfig) -> Result<Self, ModelError> {
         let Some(config) = AdapterConfig::read(folder)? else {
             let (found, needed) = (
@@ -95,12 +96,12 @@ impl AdapterFolder {
         self.weights.names().any(|found| found == name)
     }
 
-    /// Whether the file says by its fingerprint what its base was.
+    /// Whether the file records the fingerprint of its base.
     pub fn has_note(&self) -> bool {
         self.weights.note(FINGERPRINT).is_some()
     }
 
-    /// The values of a tensor, which `spec` calls as the model does.
+    /// The values of a tensor; `spec` has its name in the model.
     ///
     /// # Errors
     /// If it is missing or has another shape.
@@ -112,10 +113,11 @@ impl AdapterFolder {
         self.weights.load(&spec)
     }
 
-    /// Makes sure that the base is the one that the adapter was trained on, where the file says which one that was.
+    /// Checks that the adapter was trained on this base, if the file records a fingerprint; `found`
+    /// computes the base's.
     ///
     /// # Errors
-    /// If it is another.
+    /// If the fingerprints differ.
     pub fn check_base(
         &self,
         found: impl FnOnce() -> Result<Fingerprint, ModelError>,
@@ -135,7 +137,8 @@ impl AdapterFolder {
     }
 }
 
-/// Writes a PEFT folder (made if need be); `fetch` gives the values of a tensor by its name in the model.
+/// Writes a PEFT folder, which is created if need be; `fetch` returns the values of a tensor by its
+/// name in the model.
 ///
 /// # Errors
 /// If a file cannot be written or `fetch` fails.
@@ -179,8 +182,8 @@ pub fn save(
     Ok(replace_file(&file, |out| writeln!(out, "{object:#}")).map_err(WeightsError::from)?)
 }
 
-/// The modules as `target_modules` and `layers_to_transform`: the last parts of their names, where these with the layers mean no
-/// other module; else their whole names.
+/// The modules as `target_modules` and `layers_to_transform`: by the last parts of their names if
+/// these, in the layers, select no other module; otherwise by their whole names.
 fn described(lora: &Lora, decoder: &DecoderConfig) -> (Vec<String>, Option<Vec<usize>>) {
     let leaves: BTreeSet<&str> = lora.modules.iter().map(|m| leaf(&m.name)).collect();
     let layers: BTreeSet<usize> = lora

@@ -1,5 +1,6 @@
-//! Settings of adapters that a table may leave out: they have defaults where adapters are new, and are the folder's where those of a
-//! PEFT folder are trained further.
+//! Settings that a `lora` table requests. Settings that it leaves out have defaults for new
+//! adapters; adapters of a PEFT folder that training continues keep their own, and must have those
+//! that the table requests.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -8,18 +9,18 @@ use std::path::Path;
 use super::{AdapterTargets, Layers, Lora, LoraConfig, LoraError, Scaling, leaf};
 use crate::model::config::{DecoderConfig, layer_of};
 
-/// The settings of adapters that someone set.
+/// Settings that a `lora` table requests; `None` if the table leaves a setting out.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RequestedLora {
     /// Rank of the adapters, 1 or more.
     pub r: Option<usize>,
     /// Numerator of the scale.
     pub lora_alpha: Option<f64>,
-    /// The scale's denominator.
+    /// Denominator of the scale.
     pub scaling: Option<Scaling>,
-    /// The projections.
+    /// The adapted projections of a layer.
     pub target_modules: Option<AdapterTargets>,
-    /// The layers.
+    /// The adapted layers.
     pub layers_to_transform: Option<Layers>,
 }
 
@@ -41,7 +42,7 @@ impl RequestedLora {
         self.over(&LoraConfig::default())
     }
 
-    /// These settings, and where one is not set that of `others`.
+    /// These settings, with those of `others` where one is left out.
     fn over(&self, others: &LoraConfig) -> LoraConfig {
         let targets = self.target_modules.as_ref();
         let layers = self.layers_to_transform.as_ref();
@@ -54,31 +55,39 @@ impl RequestedLora {
         }
     }
 
-    /// Makes sure that the adapters of the PEFT folder `from`, which are to be trained further, have these settings.
+    /// Checks that the adapters `found` in the PEFT folder `from`, which training continues, have
+    /// the settings that `table` requests. `decoder` is the base.
     ///
     /// # Errors
-    /// If they have others, with both values; or as [`Self::differences`].
+    /// If a setting differs, with both values; or if the decoder lacks a requested target or layer.
     pub fn check(
         &self,
+        table: &str,
         found: &Lora,
         decoder: &DecoderConfig,
         from: &Path,
     ) -> Result<(), LoraError> {
-        let differences = self.differences(found, decoder)?;
+        let differences = self.differences(found, decoder);
+        let differences = differences.map_err(|problem| LoraError::Table {
+            table: table.to_owned(),
+            problem: Box::new(problem),
+        })?;
         match differences.is_empty() {
             true => Ok(()),
-            false => Err(LoraError::Others {
+            false => Err(LoraError::Differs {
+                table: table.to_owned(),
                 folder: from.to_owned(),
                 differences,
             }),
         }
     }
 
-    /// The settings in which adapters that were `found` on a decoder differ from these: key, value here, value there.
+    /// Settings in which the adapters `found` on a decoder differ from these: key, value here,
+    /// value there.
     ///
     /// # Errors
-    /// If the decoder lacks a target or a layer that is asked for.
-    pub fn differences(
+    /// If the decoder lacks a requested target or layer.
+    fn differences(
         &self,
         found: &Lora,
         decoder: &DecoderConfig,
@@ -94,7 +103,7 @@ impl RequestedLora {
         Ok(differences)
     }
 
-    /// The difference in projections, if others are asked for than were found in the same layers.
+    /// The difference in projections, compared in the layers that have adapters.
     fn other_targets(
         &self,
         found: &Lora,
@@ -119,7 +128,7 @@ impl RequestedLora {
         Ok((!same).then(|| ("target_modules", here, format!("{there:?}"))))
     }
 
-    /// The difference in layers, if others are asked for than were found.
+    /// The difference in layers.
     fn other_layers(
         &self,
         found: &Lora,

@@ -1,7 +1,7 @@
 //! An adapter merged into its weight: `W + scale · B · A`.
 //!
-//! The product is always one of chains, so that a model folder's weights, and the fingerprints taken of
-//! them, have the same bits on every processor.
+//! The product is always one of chains, so that a model folder's weights, and the fingerprints
+//! taken of them, have the same bits on every processor.
 
 use crate::ops::product::{Matrix, ProductKernel, Threads, Write, multiply};
 

@@ -1,7 +1,8 @@
-//! Low-rank adapters (LoRA: Hu et al. 2021): which modules of a decoder have one, and what tensors these are.
+//! Low-rank adapters (LoRA: Hu et al. 2021): the adapted modules of a decoder, and their tensors.
 //!
-//! An adapted projection is `W · x + scale · B · A · x` with a frozen `W`. Names and defaults are those of Hugging Face's PEFT, whose
-//! folders come in and go out in [`folder`]. Left out: dropout, biases, adapters of embeddings and heads.
+//! An adapted projection is `W · x + scale · B · A · x` with a frozen `W`. Names and defaults are
+//! those of Hugging Face's PEFT, whose folders [`folder`] reads and writes. Left out: dropout,
+//! biases, adapters of embeddings and heads.
 
 mod asked;
 mod error;
@@ -18,17 +19,17 @@ pub use further::RequestedLora;
 pub use merge::merged;
 pub use stored::Stored;
 
-/// What a weight's name ends with.
+/// Suffix of a weight's name.
 const WEIGHT: &str = ".weight";
 
 /// A projection that has an adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Module {
-    /// Its name in the checkpoint, such as `model.layers.0.self_attn.q_proj`.
+    /// Name in the checkpoint, such as `model.layers.0.self_attn.q_proj`.
     pub name: String,
-    /// Its width.
+    /// Width of the projection's result.
     pub outputs: usize,
-    /// Width of what it reads.
+    /// Width of the projection's input.
     pub inputs: usize,
 }
 
@@ -39,7 +40,7 @@ pub struct Lora {
     pub r: usize,
     /// Numerator of the scale.
     pub lora_alpha: f64,
-    /// The scale's denominator.
+    /// Denominator of the scale.
     pub scaling: Scaling,
     /// The adapted projections, in the order of the forward pass.
     pub modules: Vec<Module>,
@@ -66,8 +67,8 @@ impl Lora {
         self.modules.iter().any(|m| m.name == module)
     }
 
-    /// The adapters' tensors. `A` is drawn as PEFT draws it (Kaiming uniform with a = √5, which is uniform within one over the root
-    /// of the inputs), `B` is zero: a fresh adapter changes nothing.
+    /// Tensors of all adapters. `A` is drawn as in PEFT (Kaiming uniform with a = √5: uniform
+    /// between ±1/√inputs) and `B` is zero, so that a fresh adapter does not change the model.
     pub fn tensors(&self) -> Vec<TensorSpec> {
         let of = |module: &Module| {
             let bound = 1.0 / (module.inputs as f64).sqrt();

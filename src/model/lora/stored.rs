@@ -1,4 +1,5 @@
-//! The tensors of a model folder; those of a PEFT folder are its base's with the adapters merged into them.
+//! The tensors of a model folder; for a PEFT folder, the tensors of its base with the adapters
+//! merged into them.
 
 use std::path::Path;
 
@@ -11,11 +12,11 @@ use crate::model::hf_config::HfConfig;
 use crate::model::hf_config::adapter::AdapterConfig;
 use crate::model::weights::{Weights, WeightsError};
 
-/// What a model folder holds.
+/// A model folder, open for reading.
 pub enum Stored {
     /// A whole model.
     Whole(Weights),
-    /// A PEFT folder.
+    /// A PEFT folder and its base.
     AdaptedFolder(Box<AdaptedFolder>),
 }
 
@@ -29,7 +30,8 @@ impl Stored {
     /// Opens a model folder.
     ///
     /// # Errors
-    /// If a file is missing or wrong, the folder has both weights and an adapter, or the base is not the one that the adapter was trained on.
+    /// If a file is missing or wrong, the folder has both weights and an adapter, or the adapter
+    /// was trained on another base.
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
         match AdapterConfig::find(folder)? {
             Some(config) => {
@@ -42,10 +44,10 @@ impl Stored {
         }
     }
 
-    /// As [`Weights::refuse_unexpected`].
+    /// [`Weights::refuse_unexpected`] for the whole model, or for the base.
     ///
     /// # Errors
-    /// Likewise.
+    /// As [`Weights::refuse_unexpected`].
     pub fn refuse_unexpected(&self, specs: &[TensorSpec]) -> Result<(), WeightsError> {
         match self {
             Self::Whole(weights) => weights.refuse_unexpected(specs),
@@ -53,7 +55,7 @@ impl Stored {
         }
     }
 
-    /// True where the files have a tensor of this name.
+    /// Whether the files have a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
         match self {
             Self::Whole(weights) => weights.names().any(|found| found == name),
@@ -112,7 +114,7 @@ impl AdaptedFolder {
     }
 }
 
-/// That of the tensors which an adapted model shares with its base.
+/// Fingerprint of the tensors that an adapted model shares with its base.
 fn fingerprint(base: &Weights, specs: &[TensorSpec]) -> Result<Fingerprint, WeightsError> {
     let (mut sums, score) = (FingerprintBuilder::default(), weight(SCORE));
     for spec in specs.iter().filter(|spec| spec.name != score) {

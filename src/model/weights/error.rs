@@ -1,4 +1,4 @@
-//! What can go wrong between a model folder and its tensors.
+//! Errors of reading and writing the weights of a model folder.
 
 use std::error::Error as StdError;
 use std::path::PathBuf;
@@ -6,11 +6,17 @@ use std::path::PathBuf;
 use safetensors::{Dtype, SafeTensorError};
 use thiserror::Error;
 
-/// An error of reading or writing the weights of a model folder; it names the file and, where there is one, the tensor.
+/// An error of reading or writing the weights of a model folder, with the file and, if there is
+/// one, the tensor.
 #[derive(Debug, Error)]
+#[allow(
+    missing_docs,
+    reason = "the messages state what variants and fields hold"
+)]
 pub enum WeightsError {
     #[error(
-        "{}: no model.safetensors and no model.safetensors.index.json here; {hint}", .folder.display()
+        "{}: no model.safetensors and no model.safetensors.index.json here; {hint}",
+        .folder.display()
     )]
     NoWeights { folder: PathBuf, hint: &'static str },
     #[error("{}: cannot be read", .file.display())]
@@ -18,19 +24,23 @@ pub enum WeightsError {
         file: PathBuf,
         source: std::io::Error,
     },
-    /// The file system refused a write; the error names what and where.
+    /// A file cannot be written; the error names it.
     #[error(transparent)]
     Write(#[from] std::io::Error),
     #[error(
         "{}: the file has {found} bytes, its header asks for {expected}; \
-         it was cut short, fetch or copy it again", .file.display()
+         it was cut short, fetch or copy it again",
+        .file.display()
     )]
     Truncated {
         file: PathBuf,
         found: u64,
         expected: u64,
     },
-    #[error("{}: a Git LFS pointer stands where the weights should be; run `git lfs pull`", .file.display())]
+    #[error(
+        "{}: this is a Git LFS pointer instead of the weights; run `git lfs pull`",
+        .file.display()
+    )]
     LfsPointer { file: PathBuf },
     #[error("{}: not a safetensors file", .file.display())]
     NotSafetensors {
@@ -39,23 +49,35 @@ pub enum WeightsError {
     },
     #[error("{}: {problem}; fetch the index and its shards again", .file.display())]
     Index { file: PathBuf, problem: String },
-    #[error("{}: no tensor `{name}`{}; config.json and the weights may be of different models",
-        .place.display(), nearest_hint(.nearest))]
+    #[error(
+        "{}: no tensor `{name}`{}; config.json and the weights may be of different models",
+        .place.display(),
+        nearest_hint(.nearest)
+    )]
     Missing {
         name: String,
         place: PathBuf,
-        /// The existing name that resembles it most.
+        /// The most similar name in the files.
         nearest: Option<String>,
     },
-    #[error("{}: config.json has no place for {}; without them the results would be wrong: \
-         fetch config.json and the weights of one model, and see num_hidden_layers, attention_bias and mlp_bias",
-        .place.display(), some_of(.names))]
+    #[error(
+        "{}: config.json has no place for {}; without them the results would be wrong: \
+         fetch config.json and the weights of one model, and see num_hidden_layers, attention_bias \
+         and mlp_bias",
+        .place.display(),
+        some_of(.names)
+    )]
     Unexpected { place: PathBuf, names: Vec<String> },
-    #[error("{}: `lm_head.weight` and `{embedding}` differ, but tie_word_embeddings in config.json says that they are one tensor; \
-         set it to false, or fetch config.json and the weights of one model", .place.display())]
+    #[error(
+        "{}: `lm_head.weight` and `{embedding}` differ, but tie_word_embeddings in config.json \
+         says that they are one tensor; set it to false, or fetch config.json and the weights of \
+         one model",
+        .place.display()
+    )]
     NotTied { place: PathBuf, embedding: String },
     #[error(
-        "{}: tensor `{name}` has shape {found:?}, config.json asks for {expected:?}", .file.display()
+        "{}: tensor `{name}` has shape {found:?}, config.json asks for {expected:?}",
+        .file.display()
     )]
     Shape {
         name: String,
@@ -64,8 +86,9 @@ pub enum WeightsError {
         expected: Vec<usize>,
     },
     #[error(
-        "{}: tensor `{name}` holds {found:?}, which cannot be read; supported are F32, BF16, F16 and F64 \
-         (quantised weights must be converted first)", .file.display()
+        "{}: tensor `{name}` holds {found:?}, which cannot be read; supported are F32, BF16, F16 \
+         and F64 (quantised weights must be converted first)",
+        .file.display()
     )]
     Dtype {
         name: String,
@@ -95,7 +118,7 @@ pub enum WeightsError {
     },
 }
 
-/// Names enough to tell what is wrong.
+/// The first few names in words, and the number of the others.
 fn some_of(names: &[String]) -> String {
     const SHOWN: usize = 3;
     let shown: Vec<String> = names

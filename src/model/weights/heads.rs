@@ -1,13 +1,14 @@
-//! A head in a file beside the embedding that it is tied to.
+//! A head that a file holds beside the embedding to which it is tied.
 
 use super::{Weights, WeightsError};
 use crate::model::config::{LM_HEAD, SCORE, TensorSpec, weight};
 
 impl Weights {
-    /// Makes sure that a tied model's head is its embedding where the files have both, for transformers does not tie two that differ.
+    /// Checks that a tied model's head equals its embedding if the files have both, because
+    /// transformers does not tie tensors that differ.
     ///
     /// # Errors
-    /// If they differ.
+    /// If head and embedding differ.
     pub(super) fn check_heads(&self, specs: &[TensorSpec]) -> Result<(), WeightsError> {
         let is_read = |head: &str| specs.iter().any(|spec| spec.name == weight(head));
         let has_head = self.tensors.contains_key(&weight(LM_HEAD));
@@ -34,7 +35,8 @@ impl Weights {
         }
     }
 
-    /// True if two tensors have the same values. Of one type their bytes are compared, which takes no memory for the values.
+    /// Whether two tensors have the same values. For tensors of one type the bytes are compared,
+    /// without loading the values.
     fn same_values(&self, a: &TensorSpec, b: &TensorSpec) -> Result<bool, WeightsError> {
         let ((_, ours), (_, theirs)) = (self.entry(a)?, self.entry(b)?);
         if ours.dtype != theirs.dtype {

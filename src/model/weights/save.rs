@@ -1,7 +1,9 @@
-//! Writing tensors as `model.safetensors`, or as shards with an index when they are more than one file should hold.
+//! Writes tensors as `model.safetensors`, or as shards with an index if they are too large for one
+//! file.
 //!
-//! One tensor is in memory at a time. Every file is written beside its place and renamed; the index comes last, and only then
-//! are files of an earlier layout removed, so that a killed save leaves a folder that still opens.
+//! One tensor is in memory at a time. Every file is written under a temporary name and renamed; the
+//! index comes last, and only then files of an earlier layout are removed, so that a killed save
+//! leaves a folder that still opens.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +21,7 @@ use crate::files::durable::{on, replace_file};
 use crate::files::tensor_file::{Description, write_header, write_values};
 use crate::model::config::{StoredLayout, TensorSpec};
 
-/// The largest file that transformers readers are used to: 5 GB.
+/// Default size limit of a file, as in transformers: 5 GB.
 pub const DEFAULT_MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// The type of written weights.
@@ -75,7 +77,7 @@ impl SaveDtype {
         }
     }
 
-    /// Whether rounding would make an infinity of a finite value.
+    /// Whether rounding would turn a finite value into an infinity.
     fn overflows(self, value: f32) -> bool {
         value.is_finite()
             && match self {
@@ -86,13 +88,14 @@ impl SaveDtype {
     }
 }
 
-/// Writes `specs` into `folder` (made if need be), in their order; `fetch` gives the values of each in the engine's layout
-/// when its turn comes. More than `max_shard_bytes` of values are spread over several files, each with `notes` in its header; a tensor is
-/// never split.
+/// Writes `specs` in order to `folder`, which is created if need be; `fetch` returns the values of
+/// each tensor in the engine's layout. Values of more than `max_shard_bytes` are split into several
+/// files, each with `notes` in its header; a tensor is never split.
 ///
 /// # Errors
-/// A file cannot be written, `fetch` fails or gives another number of values than the shape holds, a value is too large
-/// for `dtype`. The folder then keeps the weights that it had, except for shards of the same name.
+/// If a file cannot be written, `fetch` fails or returns a wrong number of values, or a value is
+/// too large for `dtype`. The folder then keeps its earlier weights, except for shards of the same
+/// name.
 pub fn save<'a, E>(
     folder: &Path,
     specs: &[TensorSpec],
@@ -206,7 +209,7 @@ where
     Ok(())
 }
 
-/// `values` as the file holds them.
+/// The bytes of `values` in the file.
 fn stored_order<'v>(spec: &TensorSpec, values: &'v [f32]) -> Result<Cow<'v, [f32]>, WeightsError> {
     if values.len() != spec.numel() {
         return Err(WeightsError::Length {
@@ -254,7 +257,8 @@ fn write_index(
     Ok(replace_file(file, |out| writeln!(out, "{index:#}"))?)
 }
 
-/// Removes weights that an earlier save left under other names: a reader would prefer them, or count them twice.
+/// Removes weights that an earlier save wrote under other names, which a reader would prefer or
+/// count twice.
 fn remove_others(folder: &Path, written: &BTreeSet<String>) -> Result<(), WeightsError> {
     for entry in fs::read_dir(folder).map_err(on("read", folder))? {
         let entry = entry.map_err(on("read", folder))?;

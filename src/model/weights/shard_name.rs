@@ -1,15 +1,16 @@
-//! Names of shards in an index, which comes from whoever made the model: part of an address that is asked for, and of a path that is
-//! read and written.
+//! Names of shards in an index. They come from the author of the model and become part of
+//! addresses, and of paths that are read and written.
 
-/// Most bytes of a name; file systems take 255.
+/// Most bytes of a name; file systems allow 255.
 const LONGEST: usize = 200;
 const SUFFIX: &str = ".safetensors";
 
-/// Makes sure that a shard's name is a plain one, `model-00001-of-00002.safetensors`: it cannot leave its folder or its repository, nor
-/// end an address early (`?`, `#`) or hide one of these (`%2e`).
+/// Checks that a shard's name is a plain file name such as `model-00001-of-00002.safetensors`. It
+/// cannot leave its folder or repository, end an address early (`?`, `#`) or hide such characters
+/// (`%2e`).
 ///
 /// # Errors
-/// In words that follow the name and a colon.
+/// What is wrong with the name, as words that follow the name and a colon.
 pub fn check(name: &str) -> Result<(), String> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.len() > LONGEST {
@@ -26,7 +27,7 @@ pub fn check(name: &str) -> Result<(), String> {
     }
 }
 
-/// A name for messages, in quotes; of a long one its beginning.
+/// A name in quotes for messages; only the beginning of a long one.
 pub fn shown(name: &str) -> String {
     match name.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{:?}…", &name[..end]),

@@ -168,7 +168,8 @@ fn a_saved_file_is_the_one_transformers_wrote() {
 
 #[test]
 fn rounding_is_to_nearest_even() {
-    // Halfway between two bf16 values: 1 + 2^-8 falls to the even 1, 1 + 3 * 2^-8 rises to the even 1 + 2^-6.
+    // Halfway between two bf16 values: 1 + 2^-8 falls to the even 1, 1 + 3 * 2^-8 rises to the even
+    // 1 + 2^-6.
     let halves = [1.0 + 2_f32.powi(-8), 1.0 + 3.0 * 2_f32.powi(-8), f32::NAN];
     let tensors = [(spec("a", &[3], StoredLayout::OutIn), halves.to_vec())];
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -423,7 +424,7 @@ fn a_bare_llama_is_found_without_its_prefix() {
     assert_eq!(weights.load(&norm).expect("loaded"), [1.5]);
 }
 
-/// One of two files was written anew by a program that knows nothing of notes.
+/// One of two files was rewritten by a program that drops metadata.
 #[test]
 fn a_note_that_not_all_files_bear_is_none() {
     let folder = tempfile::tempdir().expect("a temporary folder");

@@ -1,4 +1,4 @@
-//! The values of a stored tensor: widened to `f32`, or turned over.
+//! Values of a stored tensor, widened to `f32` or transposed.
 
 use std::io;
 use std::ops::Range;
@@ -9,10 +9,11 @@ use safetensors::Dtype;
 
 use crate::files::stored::StoredTensors;
 
-/// Side of the square that a transposition moves at a time: two of them stay in the first-level cache.
+/// Side of the squares in which a matrix is transposed: two of them fit the first-level cache.
 const TRANSPOSE_TILE: usize = 32;
 
-/// Little-endian values of `dtype` that lie at `range` of a file, as f32; `None` for a type that is not a plain float.
+/// Little-endian values of `dtype` at `range` of a file as `f32`; `None` for a type that is not a
+/// plain float.
 ///
 /// # Errors
 /// If the file cannot be read.
@@ -31,7 +32,7 @@ pub(super) fn widen(
     values.map(Some)
 }
 
-/// `matrix` [rows, columns] as [columns, rows].
+/// The transpose of `matrix`: `[rows, columns]` → `[columns, rows]`.
 pub(super) fn transpose(matrix: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     let mut turned = vec![0.0; matrix.len()];
     if matrix.is_empty() {

@@ -346,6 +346,7 @@ fn write_token(block: &mut [Line], slot: usize, row: &[f32], spec: &Attention) {
     }
 }
 
+/// Attention over a cache of rows, sequence by sequence, as a composition of candle operations.
 fn attend_rows(
     keys: &Tensor,
     values: &Tensor,
@@ -354,49 +355,39 @@ fn attend_rows(
     spec: Attention,
 ) -> Result<Tensor> {
     let (mut at, mut parts) = (0, Vec::with_capacity(news.len()));
-    let width = spec.kv_heads * spec.head_dim;
     for new in news {
         let part = qkv.narrow(0, at, new.count)?;
         at += new.count;
-        for i in 0..new.count {
-            let position = new.past + i;
-            let slot = new.blocks[position / BLOCK_TOKENS] as usize * BLOCK_TOKENS
-                + position % BLOCK_TOKENS;
-            let row = part.narrow(0, i, 1)?;
-            keys.slice_set(
-                &row.narrow(1, spec.key_column(0), width)?.contiguous()?,
-                0,
-                slot,
-            )?;
-            values.slice_set(
-                &row.narrow(1, spec.value_column(0), width)?.contiguous()?,
-                0,
-                slot,
-            )?;
-        }
+        new.store_rows(keys, &part, spec.key_column(0))?;
+        new.store_rows(values, &part, spec.value_column(0))?;
         let total = new.past + new.count;
-        let slots = (0..total).map(|p| {
-            new.blocks[p / BLOCK_TOKENS] * BLOCK_TOKENS as u32 + (p % BLOCK_TOKENS) as u32
-        });
-        let slots = Tensor::from_iter(slots, qkv.device())?;
+        let slots = Tensor::from_iter((0..total).map(|p| new.slot(p) as u32), qkv.device())?;
         let heads = |t: &Tensor| {
-            t.index_select(&slots, 0)?
-                .reshape((total, spec.kv_heads, spec.head_dim))
+            let shape = (total, spec.kv_heads, spec.head_dim);
+            t.index_select(&slots, 0)?.reshape(shape)
         };
-        let queries = part.narrow(1, 0, spec.outputs())?.reshape((
-            new.count,
-            spec.query_heads,
-            spec.head_dim,
-        ))?;
-        parts.push(attend_dense(
-            &queries,
-            &heads(keys)?,
-            &heads(values)?,
-            new.past,
-            spec,
-        )?);
+        let shape = (new.count, spec.query_heads, spec.head_dim);
+        let queries = part.narrow(1, 0, spec.outputs())?.reshape(shape)?;
+        let (keys, values) = (heads(keys)?, heads(values)?);
+        parts.push(attend_dense(&queries, &keys, &values, new.past, spec)?);
     }
     Tensor::cat(&parts, 0)
+}
+
+impl NewTokens<'_> {
+    /// Row of a cache of rows that belongs to the token at `position`.
+    fn slot(&self, position: usize) -> usize {
+        self.blocks[position / BLOCK_TOKENS] as usize * BLOCK_TOKENS + position % BLOCK_TOKENS
+    }
+
+    /// Stores keys or values of the new tokens: columns of `rows` from `column` on, as many as `cache`
+    /// has.
+    fn store_rows(&self, cache: &Tensor, rows: &Tensor, column: usize) -> Result<()> {
+        let columns = rows.narrow(1, column, cache.dim(1)?)?.contiguous()?;
+        (0..self.count).try_for_each(|i| {
+            cache.slice_set(&columns.narrow(0, i, 1)?, 0, self.slot(self.past + i))
+        })
+    }
 }
 
 #[cfg(test)]

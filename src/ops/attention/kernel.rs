@@ -383,7 +383,7 @@ mod tests {
         let number = |i: usize| ((i * 2_654_435_761) % 1009) as f32 / 1009.0 - 0.5;
         let (rows, columns) = (75, spec.columns());
         let qkv: Vec<f32> = (0..rows * columns).map(number).collect();
-        // What a buffer holds from before counts for nothing.
+        // Earlier contents of a buffer have no effect.
         let mut blocks = vec![Line([f32::NAN; LANES]); 500];
         spec.pack_blocks(&qkv, 0, &mut blocks);
         let queries = Queries {

@@ -154,7 +154,7 @@ impl ParamStore {
         self.iter().filter(|p| p.is_trained())
     }
 
-    /// What computes the operations that read the parameters.
+    /// The backend of the operations that read the parameters.
     pub fn backend(&self) -> &Backend {
         &self.backend
     }

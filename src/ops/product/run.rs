@@ -18,7 +18,7 @@ use crate::ops::pool;
 pub struct LeftSide<'a> {
     /// The matrix.
     pub a: Matrix<'a>,
-    /// Its rows packed for chains beforehand; then they are few, and not cut.
+    /// The rows packed for chains beforehand, if there are few; these are not cut.
     pub packed: Option<&'a [Line]>,
 }
 

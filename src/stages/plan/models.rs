@@ -69,8 +69,7 @@ impl<'a> Folders<'a> {
         match found {
             None => Ok(Some(asked.fresh().resolve(decoder).with_context(key)?)),
             Some(found) => {
-                let checked = asked.check(&found, decoder, from);
-                checked.with_context(key)?;
+                asked.check(&key(), &found, decoder, from)?;
                 Ok(Some(found))
             }
         }

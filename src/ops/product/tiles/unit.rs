@@ -43,8 +43,12 @@ pub unsafe fn configure(rows: usize) {
     configuration.rows[..8].copy_from_slice(&[few, few, few, few, few, few, WHOLE, WHOLE]);
     // SAFETY: the processor has the unit.
     unsafe {
-        asm!("ldtilecfg [{}]", in(reg) &raw const configuration, options(nostack, preserves_flags, readonly))
-    };
+        asm!(
+            "ldtilecfg [{}]",
+            in(reg) &raw const configuration,
+            options(nostack, preserves_flags, readonly),
+        );
+    }
 }
 
 /// Gives this thread's tiles back, so that they need not be saved when another thread runs.
