@@ -21,8 +21,8 @@ use collimate::rlhf::preference::{
 use collimate::rlhf::reward::token_rewards;
 use collimate::rlhf::stats::whiten;
 use collimate::rlhf::{
-    AdaptiveKl, KlController, KlEstimator, LossAggregation, Mean, PolicyLossConfig, Rows, Totals,
-    ValueLossConfig, policy_loss, value_loss,
+    AdaptiveKl, KlController, KlEstimator, LossAggregation, Mean, PolicyLossConfig, RaggedRows,
+    Totals, ValueLossConfig, policy_loss, value_loss,
 };
 use serde_json::Value;
 
@@ -51,8 +51,8 @@ impl Golden {
         }
     }
 
-    fn rows(&self) -> Rows<'_> {
-        Rows::new(&self.offsets).unwrap()
+    fn rows(&self) -> RaggedRows<'_> {
+        RaggedRows::new(&self.offsets).unwrap()
     }
 
     fn at(&self, pointer: &str) -> &Value {
@@ -290,7 +290,7 @@ fn direct_preference_objectives() {
         };
         let (x, rows) = (
             Var::new(policy.as_slice(), &Device::Cpu).unwrap(),
-            Rows::new(&offsets).unwrap(),
+            RaggedRows::new(&offsets).unwrap(),
         );
         let result = direct_preference(&x, rows, &reference, &config, policy.len() / 2).unwrap();
         golden.check_number(result.value, &format!("/dpo/{name}"));
@@ -340,7 +340,7 @@ fn direct_preference_of_whole_answers() {
         };
         let (x, rows) = (
             Var::new(tokens.as_slice(), &Device::Cpu).unwrap(),
-            Rows::new(&offsets).unwrap(),
+            RaggedRows::new(&offsets).unwrap(),
         );
         let pairs = rows.len() / 2;
         let found = direct_preference(&x, rows, reference, &config, pairs).unwrap();
@@ -451,7 +451,7 @@ fn losses_with_every_default_are_trls() {
     let offsets: Vec<usize> = (0..=policy.len()).collect();
     let (x, rows) = (
         Var::new(policy.as_slice(), &Device::Cpu).unwrap(),
-        Rows::new(&offsets).unwrap(),
+        RaggedRows::new(&offsets).unwrap(),
     );
     let found = direct_preference(&x, rows, &reference, &config, policy.len() / 2).unwrap();
     check(&[found.value], &[number("dpo_loss")], "dpo_loss");

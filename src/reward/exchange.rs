@@ -43,8 +43,8 @@ pub fn question(completions: &[RewardInput]) -> Value {
 pub fn scores(answer: &str, expected: usize) -> Result<Vec<f32>, String> {
     let refuse = |why: String| {
         format!(
-            "answered {}: {why}; expected one line of JSON with {expected} finite numbers, [s1, s2, …] \
-             or {{\"scores\": [s1, s2, …]}}",
+            "answered {}: {why}; expected one line of JSON with {expected} finite numbers, [s1, \
+             s2, …] or {{\"scores\": [s1, s2, …]}}",
             shown(answer)
         )
     };

@@ -38,8 +38,8 @@ impl Http {
             std::env::var(variable).map_err(|_| RewardError::Http {
                 url: config.url.clone(),
                 message: format!(
-                    "needs the token of the environment variable {variable}, which is not set; set it, \
-                     or remove token_env"
+                    "needs the token of the environment variable {variable}, which is not set; set \
+                     it, or remove token_env"
                 ),
             })
         });

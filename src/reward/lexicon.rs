@@ -16,7 +16,8 @@ pub enum LexiconError {
     Read(PathBuf, #[source] std::io::Error),
     /// A line is not `word<TAB>number`.
     #[error(
-        "{}:{line}: found {found:?}; each line is a word, a tab and a finite number", .file.display()
+        "{}:{line}: found {found:?}; each line is a word, a tab and a finite number",
+        .file.display()
     )]
     Line {
         /// The file.

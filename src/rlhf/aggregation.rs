@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Result, check_positive};
-use super::rows::Rows;
+use super::ragged_rows::RaggedRows;
 
 /// The mean over a minibatch that turns per-token losses of the policy into one number.
 ///
@@ -41,7 +41,7 @@ pub struct Totals {
 impl Totals {
     /// Totals of a step that consists of these rows alone, none of which may exceed `longest`
     /// tokens.
-    pub fn of(rows: Rows, longest: usize) -> Self {
+    pub fn of(rows: RaggedRows, longest: usize) -> Self {
         Self {
             tokens: rows.tokens(),
             sequences: rows.len(),
@@ -55,7 +55,7 @@ impl LossAggregation {
     ///
     /// # Errors
     /// [`RlhfError::Range`](super::RlhfError::Range) if a total is zero.
-    pub fn weights(self, rows: Rows, totals: Totals) -> Result<Vec<f64>> {
+    pub fn weights(self, rows: RaggedRows, totals: Totals) -> Result<Vec<f64>> {
         check_positive("the step's token count", totals.tokens as f64)?;
         check_positive("the step's sequence count", totals.sequences as f64)?;
         let sequences = totals.sequences as f64;
@@ -84,7 +84,7 @@ mod tests {
     const OFFSETS: [usize; 3] = [0, 1, 4];
 
     fn weights(aggregation: LossAggregation) -> Vec<f64> {
-        let rows = Rows::new(&OFFSETS).unwrap();
+        let rows = RaggedRows::new(&OFFSETS).unwrap();
         aggregation.weights(rows, Totals::of(rows, 8)).unwrap()
     }
 
@@ -101,8 +101,11 @@ mod tests {
 
     #[test]
     fn micro_batches_add_up_to_the_step() {
-        let rows = Rows::new(&OFFSETS).unwrap();
-        let (first, second) = (Rows::new(&[0, 1]).unwrap(), Rows::new(&[0, 3]).unwrap());
+        let rows = RaggedRows::new(&OFFSETS).unwrap();
+        let (first, second) = (
+            RaggedRows::new(&[0, 1]).unwrap(),
+            RaggedRows::new(&[0, 3]).unwrap(),
+        );
         for aggregation in [
             LossAggregation::Token,
             LossAggregation::Sequence,
@@ -116,7 +119,7 @@ mod tests {
 
     #[test]
     fn an_empty_step_is_refused() {
-        let rows = Rows::new(&[0]).unwrap();
+        let rows = RaggedRows::new(&[0]).unwrap();
         assert!(
             LossAggregation::Token
                 .weights(rows, Totals::of(rows, 8))

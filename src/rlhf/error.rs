@@ -10,8 +10,8 @@ pub type Result<T> = std::result::Result<T, RlhfError>;
 pub enum RlhfError {
     /// A slice or tensor whose length differs from what the other arguments imply.
     #[error(
-        "{what} has {found} elements but {expected} are needed: every per-token and per-sequence input \
-         must describe the same batch"
+        "{what} has {found} elements but {expected} are needed: every per-token and per-sequence \
+         input must describe the same batch"
     )]
     Length {
         /// Name of the argument.
@@ -23,8 +23,8 @@ pub enum RlhfError {
     },
     /// Row offsets that do not rise from zero.
     #[error(
-        "row offsets are not valid at index {index}: {problem}; they must start at 0 and rise, as every \
-         sequence has at least one token"
+        "row offsets are not valid at index {index}: {problem}; they must start at 0 and rise, as \
+         every sequence has at least one token"
     )]
     Offsets {
         /// Index of the first offset that is wrong.
@@ -34,8 +34,8 @@ pub enum RlhfError {
     },
     /// Scores that cannot be cut into groups of samples of one prompt.
     #[error(
-        "{sequences} sequences cannot be cut into groups of {group_size}: sample every prompt the same \
-         number of times, at least 2"
+        "{sequences} sequences cannot be cut into groups of {group_size}: sample every prompt the \
+         same number of times, at least 2"
     )]
     Groups {
         /// Number of sequences in the batch.
@@ -45,7 +45,8 @@ pub enum RlhfError {
     },
     /// A number of baselines that differs from the number of prompts.
     #[error(
-        "{sequences} sequences, {samples} of each prompt, need one baseline a prompt; found {baselines}"
+        "{sequences} sequences, {samples} of each prompt, need one baseline a prompt; found \
+         {baselines}"
     )]
     Baselines {
         /// Number of sequences in the batch.

@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use super::differentiable::{attach_gradient, host_values};
 use super::error::{Result, check_length};
-use super::rows::Rows;
+use super::ragged_rows::RaggedRows;
 use super::stats::{Real, mean};
 
 /// Largest exponent of k3; `f32` overflows at 88.7.
@@ -113,7 +113,7 @@ fn guarded_exp_m1(x: f64) -> f64 {
 pub fn objective_kl<P: Real, R: Real>(
     log_probs: &[P],
     ref_log_probs: &[R],
-    rows: Rows,
+    rows: RaggedRows,
 ) -> Result<f64> {
     let k1 = KlEstimator::K1.per_token(log_probs, ref_log_probs)?;
     Ok(mean(&rows.sums("log-probs", &k1)?))
@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn objective_kl_is_a_mean_over_sequences_not_tokens() {
-        let rows = Rows::new(&[0, 1, 4]).unwrap();
+        let rows = RaggedRows::new(&[0, 1, 4]).unwrap();
         let kl = objective_kl(&[-1.0, -1.0, -1.0, -1.0], &[-2.0, -1.5, -1.5, -1.5], rows).unwrap();
         assert_eq!(kl, (1.0 + 1.5) / 2.0);
     }

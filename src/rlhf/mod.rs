@@ -9,7 +9,7 @@
 //! differentiable tensor as an argument and returns a scalar tensor to call `backward` on; its
 //! value and gradient are computed on the host too (see [`differentiable`]).
 //!
-//! Layout: the response tokens of all sequences stand end to end without padding, and [`Rows`] says
+//! Layout: the response tokens of all sequences stand end to end without padding, and [`RaggedRows`] says
 //! where each sequence starts. Only tokens that count are in these slices, so no mask exists here:
 //! the caller leaves out prompt tokens, and a sequence with several generated spans contributes
 //! them joined.
@@ -24,9 +24,9 @@ pub mod kl;
 pub mod kl_controller;
 pub mod policy_loss;
 pub mod preference;
+pub mod ragged_rows;
 pub mod ratio;
 pub mod reward;
-pub mod rows;
 pub mod score;
 pub mod stats;
 pub mod value_loss;
@@ -37,8 +37,8 @@ pub use error::{Result, RlhfError};
 pub use kl::KlEstimator;
 pub use kl_controller::{AdaptiveKl, FixedKl, KlController};
 pub use policy_loss::{PolicyLoss, PolicyLossConfig, PolicyStats, policy_loss};
+pub use ragged_rows::RaggedRows;
 pub use ratio::RatioStats;
-pub use rows::Rows;
 pub use score::{RunningMoments, ScoreNormalizer};
 pub use stats::{Mean, Real};
 pub use value_loss::{ValueLoss, ValueLossConfig, ValueStats, value_loss};

@@ -4,7 +4,7 @@
 //! Summarize from Human Feedback", section 3.4. [`super::score`] shapes the scores.
 
 use super::error::Result;
-use super::rows::Rows;
+use super::ragged_rows::RaggedRows;
 use super::stats::Real;
 
 /// rₜ = −kl_coef · kₜ, plus the score at each sequence's last token: `[n]`.
@@ -13,8 +13,8 @@ use super::stats::Real;
 /// score − kl_coef · Σ k; whitening, if any, acts on the result.
 ///
 /// ```
-/// use collimate::rlhf::{Rows, reward::token_rewards};
-/// let rows = Rows::new(&[0, 2, 3]).unwrap();
+/// use collimate::rlhf::{RaggedRows, reward::token_rewards};
+/// let rows = RaggedRows::new(&[0, 2, 3]).unwrap();
 /// let rewards = token_rewards(&[1.0, -1.0], &[0.5, 1.0, 2.0], 0.1, rows).unwrap();
 /// assert_eq!(rewards, [-0.05, 0.9, -1.2]);
 /// ```
@@ -25,7 +25,7 @@ pub fn token_rewards<S: Real, K: Real>(
     scores: &[S],
     kl: &[K],
     kl_coef: f64,
-    rows: Rows,
+    rows: RaggedRows,
 ) -> Result<Vec<f64>> {
     rows.check_per_sequence("scores", scores.len())?;
     rows.check_per_token("per-token KL", kl.len())?;
@@ -44,7 +44,7 @@ pub fn rlhf_reward<S: Real, K: Real>(
     scores: &[S],
     kl: &[K],
     kl_coef: f64,
-    rows: Rows,
+    rows: RaggedRows,
 ) -> Result<f64> {
     let rewards = token_rewards(scores, kl, kl_coef, rows)?;
     Ok(super::stats::mean(&rows.sums("rewards", &rewards)?))
@@ -58,7 +58,7 @@ mod tests {
     #[test]
     fn rewards_of_a_sequence_sum_to_score_minus_kl() {
         let offsets = [0, 3, 4, 9];
-        let rows = Rows::new(&offsets).unwrap();
+        let rows = RaggedRows::new(&offsets).unwrap();
         let scores = [0.7, -2.0, 0.1];
         let kl: Vec<f64> = (0..9).map(|t| f64::from(t * t % 7) * 0.3 - 0.6).collect();
         let rewards = token_rewards(&scores, &kl, 0.05, rows).unwrap();
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn a_missing_score_is_an_error() {
-        let rows = Rows::new(&[0, 1, 2]).unwrap();
+        let rows = RaggedRows::new(&[0, 1, 2]).unwrap();
         let error = token_rewards(&[1.0], &[0.0, 0.0], 0.1, rows).unwrap_err();
         assert!(matches!(
             error,

@@ -172,7 +172,8 @@ impl Overlong {
 /// ```
 /// use collimate::rlhf::score::{Overlong, penalize_overlong};
 /// let overlong = Overlong { limit: 20, buffer: 4, penalty: 1.0 };
-/// assert_eq!(penalize_overlong(&[1.0, 1.0, 1.0], &[16, 17, 20], overlong).unwrap(), [1.0, 0.75, 0.0]);
+/// let penalized = penalize_overlong(&[1.0, 1.0, 1.0], &[16, 17, 20], overlong).unwrap();
+/// assert_eq!(penalized, [1.0, 0.75, 0.0]);
 /// ```
 ///
 /// # Errors

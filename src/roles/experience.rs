@@ -2,7 +2,7 @@
 //!
 //! It starts as sequences with their scores and gains the log-probs of policy and reference, the
 //! critic's values, advantages and returns on its way. Per-token quantities stand end to end over
-//! the generated tokens of all sequences ([`Rows`] says where each sequence starts). Each
+//! the generated tokens of all sequences ([`RaggedRows`] says where each sequence starts). Each
 //! quantity's shape is checked once, where it is added.
 
 use std::ops::Range;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::PolicyLogProbs;
 use crate::model::boundary::States;
 use crate::reward::CompletionScores;
-use crate::rlhf::{RlhfError, Rows};
+use crate::rlhf::{RaggedRows, RlhfError};
 
 /// A prompt with its completion.
 #[derive(Clone, Debug, PartialEq)]
@@ -167,7 +167,7 @@ impl Experience {
             sequence.check(index)?;
             offsets.push(offsets[index] + sequence.log_probs.len());
         }
-        Rows::new(&offsets)?;
+        RaggedRows::new(&offsets)?;
         check("scores", scores.total.len(), sequences.len())?;
         Ok(Self {
             sequences,
@@ -282,8 +282,8 @@ impl Experience {
     ///
     /// # Errors
     /// Never for a value made by [`Self::new`].
-    pub fn rows(&self) -> Result<Rows<'_>, RlhfError> {
-        Rows::new(&self.offsets)
+    pub fn rows(&self) -> Result<RaggedRows<'_>, RlhfError> {
+        RaggedRows::new(&self.offsets)
     }
 
     /// Range of sequence `index` in the per-token quantities.

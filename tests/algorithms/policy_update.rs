@@ -9,8 +9,8 @@ use collimate::ops::head::{BothLogProbs, Target, both_log_probs};
 use collimate::ops::param::{InitialParam, Param, ParamStore, Trainability};
 use collimate::rlhf::kl::kl_loss;
 use collimate::rlhf::{
-    ActorTokens, KlEstimator, KlTerm, LossAggregation, PolicyLoss, PolicyLossConfig, Rows, Totals,
-    actor_loss, policy_loss,
+    ActorTokens, KlEstimator, KlTerm, LossAggregation, PolicyLoss, PolicyLossConfig, RaggedRows,
+    Totals, actor_loss, policy_loss,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -66,7 +66,7 @@ impl Golden {
 
     fn weights(&self, aggregation: LossAggregation) -> Vec<f64> {
         let offsets = self.offsets();
-        let rows = Rows::new(&offsets).unwrap();
+        let rows = RaggedRows::new(&offsets).unwrap();
         let totals = Totals::of(rows, self.longest);
         aggregation.weights(rows, totals).unwrap()
     }
@@ -188,8 +188,8 @@ fn kl_losses_of_every_aggregation() {
 }
 
 /// [`actor_loss`] with all terms on, as the update calls it: the clipped loss with dual clip and the
-/// entropy over the kept sets, the KL over the whole vocabulary. Values of all terms, and gradients down to
-/// the hidden states and the head's weight.
+/// entropy over the kept sets, the KL over the whole vocabulary. Values of all terms, and gradients
+/// down to the hidden states and the head's weight.
 #[test]
 fn the_whole_loss_of_every_aggregation() {
     let golden = Golden::load();
@@ -272,7 +272,7 @@ fn flat(x: &Tensor) -> Vec<f64> {
 fn passes_add_up_to_the_minibatch() {
     let golden = Golden::load();
     let (offsets, x) = (golden.offsets(), golden.log_probs());
-    let totals = Totals::of(Rows::new(&offsets).unwrap(), golden.longest);
+    let totals = Totals::of(RaggedRows::new(&offsets).unwrap(), golden.longest);
     for (name, aggregation) in golden.aggregations() {
         let whole = golden.policy_loss(&x, &golden.weights(aggregation));
         let (mut value, mut grad) = (0.0, Vec::new());
@@ -280,7 +280,7 @@ fn passes_add_up_to_the_minibatch() {
             let (start, end) = (bounds[0], bounds[bounds.len() - 1]);
             let own: Vec<usize> = bounds.iter().map(|at| at - start).collect();
             let weights = aggregation
-                .weights(Rows::new(&own).unwrap(), totals)
+                .weights(RaggedRows::new(&own).unwrap(), totals)
                 .unwrap();
             let part = Golden {
                 old: golden.old[start..end].to_vec(),

@@ -115,3 +115,31 @@ fn a_judge_that_agrees_is_not() {
         assert!((number(line, "eval/seq_rep_4") - repeated / count).abs() < 1e-9);
     }
 }
+
+#[test]
+fn without_evaluations_the_table_shows_the_first_and_the_last_rollout() {
+    let workspace = Workspace::trained();
+    let flags = "--set ppo.max_steps=3 --set ppo.eval_prompts= --set ppo.lexicon= \
+                 --set ppo.eval_samples=256 --set ppo.eval_steps=0";
+    let command = format!("ppo config.toml {flags}");
+    let output = workspace.command(&command).output().expect("the binary");
+    assert!(output.status.success());
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8(said).expect("UTF-8");
+    let iterations = workspace.metrics("trial", "ppo");
+    let (first, last) = (&iterations[0], iterations.last().expect("an iteration"));
+    for (row, metric) in [
+        ("score (training prompts)", "objective/scores"),
+        ("KL a sequence", "objective/kl"),
+        ("entropy a token", "objective/entropy"),
+        ("tokens", "rollout/length_mean"),
+    ] {
+        let line = said.lines().find(|line| line.trim_start().starts_with(row));
+        let line = line.unwrap_or_else(|| panic!("no {row:?} in {said}"));
+        for iteration in [first, last] {
+            let shown = format!("{:.3}", number(iteration, metric));
+            assert!(line.contains(&shown), "no {shown} in {line:?}");
+        }
+    }
+    assert!(!said.contains("samples: runs"), "{said}");
+}

@@ -142,7 +142,7 @@ fn prompts_are_opened_for_the_answer() {
     let t = tokenizer(Some(CHATML));
     let encoder = Encoder::new(&t, limit(200), TooLong::Error).unwrap();
     let lines = [
-        r#"{"prompt": [{"role": "user", "content": "the"}]}"#,
+        r#"{"prompt": [{"role": "system", "content": "asks"}, {"role": "user", "content": "the"}]}"#,
         r#"{"prompt": "the"}"#,
     ];
     let prompts = encoder.prompts(&records(&lines)).unwrap().items;
@@ -152,6 +152,8 @@ fn prompts_are_opened_for_the_answer() {
         prompts[0].text
     );
     assert_eq!(prompts[1].text, "the");
+    let questions = prompts.iter().map(|prompt| prompt.question.as_str());
+    assert!(questions.eq(["the"; 2]));
     assert!(message(encoder.prompts(&records(&[r#"{"prompt": ""}"#]))).contains("no token"));
 }
 

@@ -64,8 +64,8 @@ impl Classifier {
         };
         let encoded = encoded.map_err(|error| RewardError::Record(error.to_string()))?;
         if encoded.is_empty() {
-            let message = "the classifier's tokenizer gives no token for a text, not even the special \
-                           one that classifiers read";
+            let message = "the classifier's tokenizer gives no token for a text, not even the \
+                           special one that classifiers read";
             return Err(RewardError::Record(message.to_owned()));
         }
         let ids = Tensor::new(encoded.get_ids(), &Device::Cpu)?.unsqueeze(0)?;

@@ -274,7 +274,8 @@ impl ClassifierSettings {
     fn refuse(&self, key: &str, changes: impl Fn(&Value) -> bool) -> Result<(), RewardError> {
         match self.fields.get(key) {
             Some(value) if !value.is_null() && changes(value) => Err(self.wrong(&format!(
-                "config.json has {key} = {value}, which is not supported here; use another classifier"
+                "config.json has {key} = {value}, which is not supported here; use another \
+                 classifier"
             ))),
             _ => Ok(()),
         }
@@ -304,8 +305,8 @@ fn check_sizes(fields: &Map<String, Value>) -> Result<(), String> {
             if size("attention_head_size").is_none() && hidden % heads != 0 =>
         {
             Err(format!(
-                "config.json has num_attention_heads = {heads}, which does not divide hidden_size = \
-                 {hidden}"
+                "config.json has num_attention_heads = {heads}, which does not divide hidden_size \
+                 = {hidden}"
             ))
         }
         _ => Ok(()),

@@ -88,13 +88,13 @@ impl Program {
         match fault {
             Fault::Died => "ended".to_owned(),
             Fault::TooLate => format!(
-                "did not answer within {} seconds; raise timeout_seconds, or check that it flushes its \
-                 output after each line",
+                "did not answer within {} seconds; raise timeout_seconds, or check that it flushes \
+                 its output after each line",
                 self.timeout.as_secs_f64()
             ),
             Fault::Surplus(line) => format!(
-                "wrote an extra line ({}), so scores may have gone to the wrong batch; it must write one \
-                 line for each line that it reads, and everything else to standard error",
+                "wrote an extra line ({}), so scores may have gone to the wrong batch; it must \
+                 write one line for each line that it reads, and everything else to standard error",
                 shown(line.trim_end())
             ),
             Fault::EndlessLine => format!(

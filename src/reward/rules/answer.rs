@@ -53,8 +53,8 @@ pub fn answer(fields: &Map<String, Value>, key: &str) -> Result<String, String> 
             "field `{key}` is {other}; the rule needs a text or a number to compare with"
         )),
         None => Err(format!(
-            "no field `{key}` to compare with; add it to the record, or set answer_key to the field that \
-             holds the answer"
+            "no field `{key}` to compare with; add it to the record, or set answer_key to the \
+             field that holds the answer"
         )),
     }
 }

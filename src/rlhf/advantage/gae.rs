@@ -2,7 +2,7 @@
 //! Using Generalized Advantage Estimation", eq. 16.
 
 use super::super::error::Result;
-use super::super::rows::Rows;
+use super::super::ragged_rows::RaggedRows;
 use super::super::stats::Real;
 
 /// Discount and trace decay.
@@ -30,9 +30,10 @@ pub struct Gae {
 /// bootstrapped.
 ///
 /// ```
-/// use collimate::rlhf::{Rows, advantage::gae::{GaeConfig, gae}};
+/// use collimate::rlhf::{RaggedRows, advantage::gae::{GaeConfig, gae}};
 /// let config = GaeConfig { gamma: 1.0, lam: 1.0 };
-/// let result = gae(&[0.0, 0.0, 1.0], &[0.5, 0.25, 0.75], Rows::new(&[0, 3]).unwrap(), config).unwrap();
+/// let rows = RaggedRows::new(&[0, 3]).unwrap();
+/// let result = gae(&[0.0, 0.0, 1.0], &[0.5, 0.25, 0.75], rows, config).unwrap();
 /// assert_eq!(result.returns, [1.0, 1.0, 1.0]); // with λ = 1 the observed return
 /// assert_eq!(result.advantages, [0.5, 0.75, 0.25]);
 /// ```
@@ -42,7 +43,7 @@ pub struct Gae {
 pub fn gae<R: Real, V: Real>(
     rewards: &[R],
     values: &[V],
-    rows: Rows,
+    rows: RaggedRows,
     config: GaeConfig,
 ) -> Result<Gae> {
     rows.check_per_token("rewards", rewards.len())?;
@@ -78,7 +79,7 @@ mod tests {
 
     #[test]
     fn lambda_zero_is_the_one_step_error() {
-        let rows = Rows::new(&[0, 3, 5]).unwrap();
+        let rows = RaggedRows::new(&[0, 3, 5]).unwrap();
         let found = gae(
             &REWARDS,
             &VALUES,
@@ -100,10 +101,16 @@ mod tests {
             gamma: 0.97,
             lam: 0.9,
         };
-        let together = gae(&REWARDS, &VALUES, Rows::new(&[0, 3, 5]).unwrap(), config).unwrap();
+        let together = gae(
+            &REWARDS,
+            &VALUES,
+            RaggedRows::new(&[0, 3, 5]).unwrap(),
+            config,
+        )
+        .unwrap();
         let alone = |range: std::ops::Range<usize>| {
             let offsets = [0, range.len()];
-            let rows = Rows::new(&offsets).unwrap();
+            let rows = RaggedRows::new(&offsets).unwrap();
             gae(&REWARDS[range.clone()], &VALUES[range], rows, config)
                 .unwrap()
                 .advantages

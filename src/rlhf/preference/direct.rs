@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::differentiable::{attach_gradient, host_values};
 use super::super::error::{Result, RlhfError, check_length, check_not_negative, check_positive};
-use super::super::rows::Rows;
+use super::super::ragged_rows::RaggedRows;
 use super::{PreferenceStats, log_sigmoid, sigmoid};
 
 /// Loss of direct preference optimisation.
@@ -144,7 +144,7 @@ pub struct DirectPreferenceLoss {
 /// ```
 /// use candle_core::{Device, Var};
 /// use collimate::rlhf::preference::{DpoLossType, DirectPreferenceConfig, direct_preference};
-/// use collimate::rlhf::Rows;
+/// use collimate::rlhf::RaggedRows;
 /// let log_probs = Var::new(&[-1.0, -2.0, -4.0], &Device::Cpu).unwrap();
 /// let config = DirectPreferenceConfig {
 ///     loss_type: DpoLossType::Sigmoid,
@@ -152,7 +152,7 @@ pub struct DirectPreferenceLoss {
 ///     label_smoothing: 0.0,
 ///     simpo_gamma: 0.0,
 /// };
-/// let rows = Rows::new(&[0, 2, 3]).unwrap();
+/// let rows = RaggedRows::new(&[0, 2, 3]).unwrap();
 /// let found = direct_preference(&log_probs, rows, &[-5.0, -4.0], &config, 1).unwrap();
 /// assert_eq!(found.stats.rewards.margin(), 1.0);
 /// assert!((found.value - (1.0 + (-1.0f64).exp()).ln()).abs() < 1e-15);
@@ -163,7 +163,7 @@ pub struct DirectPreferenceLoss {
 /// zero, or a number of the loss out of its range; candle's errors.
 pub fn direct_preference(
     log_probs: &Tensor,
-    rows: Rows,
+    rows: RaggedRows,
     reference: &[f64],
     config: &DirectPreferenceConfig,
     pairs: usize,
@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn a_policy_equal_to_its_reference_starts_at_log_two() {
         let x = var(&[-3.0, -4.0, -5.0, -1.0, -2.0]);
-        let rows = Rows::new(&[0, 1, 3, 4, 5]).unwrap();
+        let rows = RaggedRows::new(&[0, 1, 3, 4, 5]).unwrap();
         let reference = [-3.0, -9.0, -1.0, -2.0];
         let found = direct_preference(&x, rows, &reference, &config(Sigmoid, 0.1), 2).unwrap();
         assert!((found.value - 2f64.ln()).abs() < 1e-15);
@@ -242,7 +242,7 @@ mod tests {
     fn ipo_rests_where_its_margin_is_reached() {
         // Two tokens of 5 − (−0) each against one of 0: means 5 and 0, and 1/(2 · 0.1) = 5.
         let x = var(&[5.0, 5.0, 0.0]);
-        let rows = Rows::new(&[0, 2, 3]).unwrap();
+        let rows = RaggedRows::new(&[0, 2, 3]).unwrap();
         let found = direct_preference(&x, rows, &[0.0, 0.0], &config(Ipo, 0.1), 1).unwrap();
         assert_eq!(found.value, 0.0);
         assert!(gradient(&found.loss, &x).iter().all(|g| *g == 0.0));
@@ -266,7 +266,7 @@ mod tests {
         let part = |range: std::ops::Range<usize>| {
             let x = var(&values[range.clone()]);
             let offsets: Vec<usize> = (0..=range.len()).collect();
-            let rows = Rows::new(&offsets).unwrap();
+            let rows = RaggedRows::new(&offsets).unwrap();
             let found =
                 direct_preference(&x, rows, &reference[range], &config(Sigmoid, 0.1), 2).unwrap();
             (gradient(&found.loss, &x), found.value)
@@ -278,7 +278,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        let (x, rows) = (var(&[1.0, 0.0]), Rows::new(&[0, 1, 2]).unwrap());
+        let (x, rows) = (var(&[1.0, 0.0]), RaggedRows::new(&[0, 1, 2]).unwrap());
         let refused = |reference: &[f64], config: DirectPreferenceConfig| {
             let error = direct_preference(&x, rows, reference, &config, 1).unwrap_err();
             error.to_string()
@@ -293,7 +293,7 @@ mod tests {
         assert!(refused(&[0.0, 0.0], half).starts_with("label smoothing is 0.5"));
         let odd = direct_preference(
             &x,
-            Rows::new(&[0, 2]).unwrap(),
+            RaggedRows::new(&[0, 2]).unwrap(),
             &[0.0],
             &config(Sigmoid, 0.1),
             1,

@@ -22,7 +22,7 @@ use crate::rlhf::advantage::remax::remax;
 use crate::rlhf::kl::objective_kl;
 use crate::rlhf::reward::{rlhf_reward, token_rewards};
 use crate::rlhf::stats::{explained_variance, mean, whiten};
-use crate::rlhf::{self, Mean, Rows};
+use crate::rlhf::{self, Mean, RaggedRows};
 use crate::roles::Experience;
 use crate::train::metrics::{Metrics, names};
 
@@ -101,7 +101,7 @@ struct Estimates {
 fn estimate(
     config: &Ppo,
     mut rewards: Vec<f64>,
-    rows: Rows,
+    rows: RaggedRows,
     values: Option<&[f32]>,
     baselines: Option<&[f64]>,
 ) -> Result<Estimates> {
@@ -153,7 +153,7 @@ fn gae_config(config: &Ppo) -> GaeConfig {
 /// the sequence's tokens.
 fn of_sequences(
     rewards: &[f64],
-    rows: Rows,
+    rows: RaggedRows,
     estimate: impl Fn(&[f64]) -> rlhf::Result<Vec<f64>>,
 ) -> Result<Vec<f64>> {
     let sums = rows.sums("rewards", rewards)?;
@@ -178,7 +178,7 @@ mod tests {
     }
 
     fn advantages(config: &Ppo) -> Vec<f64> {
-        let rows = Rows::new(&OFFSETS).unwrap();
+        let rows = RaggedRows::new(&OFFSETS).unwrap();
         let baselines = [0.5, -1.0];
         let found = estimate(config, REWARDS.to_vec(), rows, None, Some(&baselines)).unwrap();
         assert!(found.returns.is_none());
@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn only_gae_has_returns_and_it_needs_values() {
         let config = config(AdvantageEstimator::Gae);
-        let rows = Rows::new(&OFFSETS).unwrap();
+        let rows = RaggedRows::new(&OFFSETS).unwrap();
         let found = estimate(&config, REWARDS.to_vec(), rows, Some(&[0.5; 6]), None);
         assert_eq!(found.unwrap().returns.unwrap().len(), 6);
         let refused = estimate(&config, REWARDS.to_vec(), rows, None, None).unwrap_err();

@@ -336,8 +336,8 @@ impl<'a> PpoRun<'a> {
         if let UpdateOutcome::RolledBack { approx_kl } = outcome {
             self.stage.progress.note(&format!(
                 "iteration {iteration} was rolled back: its update reached an approximate KL of \
-                 {approx_kl:.3}, above ppo.target_kl × ppo.rollback_kl_factor; if this happens often, \
-                 lower ppo.learning_rate"
+                 {approx_kl:.3}, above ppo.target_kl × ppo.rollback_kl_factor; if this happens \
+                 often, lower ppo.learning_rate"
             ));
         }
         Ok(())
@@ -395,8 +395,8 @@ impl<'a> PpoRun<'a> {
         self.roles.reward.finish()?;
         if self.optimizers.actor.steps() == 0 {
             self.stage.progress.note(
-                "no optimizer step of the policy was kept: all were skipped or rolled back, so the policy \
-                 is the one that the stage started from",
+                "no optimizer step of the policy was kept: all were skipped or rolled back, so the \
+                 policy is the one that the stage started from",
             );
         }
         match self.config.sharing.share {

@@ -93,16 +93,16 @@ impl<'a> PromptWalk<'a> {
                 false => format!("{least} or {most} times"),
             };
             return Some(format!(
-                "an iteration takes {wanted} prompts and there are {prompts}: it takes each of them \
-                 {times}"
+                "an iteration takes {wanted} prompts and there are {prompts}: it takes each of \
+                 them {times}"
             ));
         }
         let left_out = self.batches.left_out();
         let ends = iterations >= self.batches.per_epoch();
         (ends && left_out > 0).then(|| {
             format!(
-                "an iteration takes {wanted} prompts: each pass over the {prompts} prompts leaves out \
-                 {left_out}, different ones each time"
+                "an iteration takes {wanted} prompts: each pass over the {prompts} prompts leaves \
+                 out {left_out}, different ones each time"
             )
         })
     }

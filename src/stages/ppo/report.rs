@@ -83,8 +83,9 @@ impl PpoRun<'_> {
     /// Notes that sampling left one candidate at every position, so that the gradient is 0.
     fn note_no_choice(&self) {
         self.stage.progress.note(&format!(
-            "iteration {}: at every position only one token could be drawn, so the policy learns nothing \
-             from its scores; raise ppo.temperature, or loosen ppo.top_k, ppo.top_p or ppo.min_p",
+            "iteration {}: at every position only one token could be drawn, so the policy learns \
+             nothing from its scores; raise ppo.temperature, or loosen ppo.top_k, ppo.top_p or \
+             ppo.min_p",
             self.state.iteration
         ));
     }

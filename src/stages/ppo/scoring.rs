@@ -68,8 +68,8 @@ fn check_finite(
         if let Some(index) = of.iter().position(|score| !score.is_finite()) {
             let prompt: String = completions[index].prompt.chars().take(SHOWN).collect();
             bail!(
-                "{name} is {} for sample {} of the prompt {prompt:?}; it must be a finite number: the \
-                 reward model's weights are damaged, or a weight is too large",
+                "{name} is {} for sample {} of the prompt {prompt:?}; it must be a finite number: \
+                 the reward model's weights are damaged, or a weight is too large",
                 of[index],
                 sequences[index].sample
             );

@@ -47,9 +47,11 @@ pub fn table(state: &PpoState, evaluator: Option<&Evaluator>, folder: &StageFold
     }
     table
         .text("iterations", "", &state.iteration.to_string())
-        .path("policy", &folder.final_model())
-        .path("samples", &folder.samples())
-        .path("metrics", &folder.metrics());
+        .path("policy", &folder.final_model());
+    if evaluator.is_some() {
+        table.path("samples", &folder.samples());
+    }
+    table.path("metrics", &folder.metrics());
     table
 }
 
@@ -111,8 +113,8 @@ fn add_rollouts(table: &mut Summary, state: &PpoState) {
 fn never_ends(results: &EvalResults) -> Option<String> {
     let finished = results.number(names::EVAL_EOS_FRACTION)?.mean;
     (finished == 0.0).then(|| {
-        "no completion ended by itself: raise ppo.max_new_tokens, or add the text that ends an answer \
-         to ppo.stop"
+        "no completion ended by itself: raise ppo.max_new_tokens, or add the text that ends an \
+         answer to ppo.stop"
             .to_owned()
     })
 }

@@ -20,8 +20,9 @@ use crate::train::summary::Estimate;
 const STANDARD_ERRORS: f64 = 2.0;
 
 /// Advice that follows the numbers in the first warning of a run.
-const ADVICE: &str = " The policy may be exploiting the reward's weaknesses: look at the samples, and use \
-                      an earlier checkpoint, fewer iterations, a larger ppo.kl_coef or a better reward.";
+const ADVICE: &str = " The policy may be exploiting the reward's weaknesses: look at the samples, \
+                      and use an earlier checkpoint, fewer iterations, a larger ppo.kl_coef or a \
+                      better reward.";
 
 /// The best evaluation by the judge so far, and the warnings of the run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -97,8 +98,8 @@ impl RewardWatch {
 impl WatchedScores {
     fn warning(&self, best: &Self) -> String {
         format!(
-            "warning: since iteration {since} the judge's score fell from {} to {} while the reward's rose \
-             from {} to {}.",
+            "warning: since iteration {since} the judge's score fell from {} to {} while the \
+             reward's rose from {} to {}.",
             best.judge,
             self.judge,
             best.reward,
@@ -194,16 +195,17 @@ mod tests {
             let measured = measured(number(reward, 0.1), Some(number(judge, 0.1)));
             let verdict = watch.observe(iteration, &measured);
             if iteration == 20 {
-                let says = "warning: since iteration 0 the judge's score fell from 1.000 ± 0.100 to 0.250 ± \
-                            0.100 while the reward's rose from 0.000 ± 0.100 to 1.250 ± 0.100.";
+                let says = "warning: since iteration 0 the judge's score fell from 1.000 ± 0.100 \
+                            to 0.250 ± 0.100 while the reward's rose from 0.000 ± 0.100 to 1.250 ± \
+                            0.100.";
                 assert_eq!(verdict, Some(Verdict::Hacked(says.to_owned())));
             } else if iteration == 10 {
                 let Some(Verdict::Hacked(text)) = verdict else {
                     panic!("{verdict:?}")
                 };
                 assert!(text.ends_with(ADVICE), "{text}");
-                let says = "since iteration 0 the judge's score fell from 1.000 ± 0.100 to 0.250 ± 0.100 \
-                            while the reward's rose from 0.000 ± 0.100 to 1.000 ± 0.100.";
+                let says = "since iteration 0 the judge's score fell from 1.000 ± 0.100 to 0.250 ± \
+                            0.100 while the reward's rose from 0.000 ± 0.100 to 1.000 ± 0.100.";
                 assert!(text.contains(says), "{text}");
             }
             // What a checkpoint keeps is all that it goes by.

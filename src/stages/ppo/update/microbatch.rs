@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::data::packing::cut;
-use crate::rlhf::{LossAggregation, Rows, Totals};
+use crate::rlhf::{LossAggregation, RaggedRows, Totals};
 use crate::roles::{Experience, PackedSequences};
 
 /// Sequences of one forward pass.
@@ -49,7 +49,7 @@ impl<'a> Microbatch<'a> {
             *at += experience.tokens_of(i).len();
             Some(*at)
         }));
-        Rows::new(&offsets)?;
+        RaggedRows::new(&offsets)?;
         let packed = sequences.iter().map(|&i| &experience.sequences()[i]);
         Ok(Self {
             packed: PackedSequences::new(packed),
@@ -70,7 +70,7 @@ impl<'a> Microbatch<'a> {
     /// # Errors
     /// If a total of the minibatch is zero.
     pub fn weights(&self, aggregation: LossAggregation) -> Result<Vec<f64>> {
-        Ok(aggregation.weights(Rows::new(&self.offsets)?, self.totals)?)
+        Ok(aggregation.weights(RaggedRows::new(&self.offsets)?, self.totals)?)
     }
 
     /// The elements of a per-token quantity of the experience that belong to this microbatch:

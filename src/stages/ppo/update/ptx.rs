@@ -28,8 +28,8 @@ use crate::train::configured::gradient;
 pub fn check_length(ptx: &Ptx, context: usize) -> Result<()> {
     ensure!(
         !ptx.is_on() || ptx.ptx_length <= context,
-        "ppo.ptx_length is {}, but the policy's context holds {context} tokens; lower it to {context} \
-         or less",
+        "ppo.ptx_length is {}, but the policy's context holds {context} tokens; lower it to \
+         {context} or less",
         ptx.ptx_length
     );
     Ok(())

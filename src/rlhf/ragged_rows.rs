@@ -12,17 +12,17 @@ use super::stats::Real;
 /// holds at least its stop token.
 ///
 /// ```
-/// use collimate::rlhf::Rows;
-/// let rows = Rows::new(&[0, 2, 5]).unwrap();
+/// use collimate::rlhf::RaggedRows;
+/// let rows = RaggedRows::new(&[0, 2, 5]).unwrap();
 /// assert_eq!((rows.len(), rows.tokens()), (2, 5));
 /// assert_eq!(rows.sums("rewards", &[1.0, 2.0, 3.0, 4.0, 5.0]).unwrap(), [3.0, 12.0]);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rows<'a> {
+pub struct RaggedRows<'a> {
     offsets: &'a [usize], // B + 1
 }
 
-impl<'a> Rows<'a> {
+impl<'a> RaggedRows<'a> {
     /// Reads `offsets` (length B + 1, `offsets[0] = 0`, strictly rising).
     ///
     /// # Errors
@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn offsets_must_start_at_zero_and_rise() {
         for (offsets, index) in [(&[][..], 0), (&[1, 2], 0), (&[0, 3, 3], 2), (&[0, 3, 2], 2)] {
-            match Rows::new(offsets) {
+            match RaggedRows::new(offsets) {
                 Err(RlhfError::Offsets { index: found, .. }) => assert_eq!(found, index),
                 other => panic!("{offsets:?} gave {other:?}"),
             }
@@ -113,14 +113,14 @@ mod tests {
 
     #[test]
     fn no_sequence_is_a_batch_without_tokens() {
-        let rows = Rows::new(&[0]).unwrap();
+        let rows = RaggedRows::new(&[0]).unwrap();
         assert!(rows.is_empty());
         assert_eq!((rows.tokens(), rows.iter().count()), (0, 0));
     }
 
     #[test]
     fn spread_repeats_a_sequence_value_over_its_tokens() {
-        let rows = Rows::new(&[0, 1, 4]).unwrap();
+        let rows = RaggedRows::new(&[0, 1, 4]).unwrap();
         assert_eq!(
             rows.spread("advantages", &[0.5f32, -1.0]).unwrap(),
             [0.5, -1.0, -1.0, -1.0]
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn a_wrong_length_names_the_argument() {
-        let error = Rows::new(&[0, 2])
+        let error = RaggedRows::new(&[0, 2])
             .unwrap()
             .sums("rewards", &[1.0])
             .unwrap_err();
