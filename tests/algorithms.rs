@@ -320,14 +320,14 @@ fn direct_preference_of_whole_answers() {
         Some(*end)
     }));
     let (tokens, reference) = (joined(&json["log_probs"]), list(&json["reference"]));
-    for name in ["sigmoid", "cdpo", "ipo", "simpo"] {
+    for (name, loss_type) in [
+        ("sigmoid", DpoLossType::Sigmoid),
+        ("cdpo", DpoLossType::Sigmoid),
+        ("ipo", DpoLossType::Ipo),
+        ("simpo", DpoLossType::Simpo),
+    ] {
         let case = &json[name];
         let number = |key: &str| case[key].as_f64().unwrap();
-        let loss_type = match name {
-            "ipo" => DpoLossType::Ipo,
-            "simpo" => DpoLossType::Simpo,
-            _ => DpoLossType::Sigmoid,
-        };
         let config = DirectPreferenceConfig {
             loss_type,
             beta: number("beta"),
@@ -346,17 +346,11 @@ fn direct_preference_of_whole_answers() {
         let found = direct_preference(&x, rows, reference, &config, pairs).unwrap();
         check(&[found.value], &[number("loss")], name);
         check(&gradient(&found.loss, &x), &joined(&case["gradient"]), name);
-        let rewards = list(&case["rewards"]);
+        let (rewards, stats) = (list(&case["rewards"]), found.stats.rewards);
         let margins: Vec<f64> = rewards.chunks(2).map(|pair| pair[0] - pair[1]).collect();
-        let right = margins.iter().filter(|margin| **margin > 0.0).count();
-        check(
-            &[found.stats.rewards.margin(), found.stats.rewards.accuracy()],
-            &[
-                margins.iter().sum::<f64>() / pairs as f64,
-                right as f64 / pairs as f64,
-            ],
-            name,
-        );
+        let right = margins.iter().filter(|margin| **margin > 0.0).count() as f64;
+        let means = [margins.iter().sum::<f64>(), right].map(|sum| sum / pairs as f64);
+        check(&[stats.margin(), stats.accuracy()], &means, name);
     }
 }
 
@@ -378,28 +372,31 @@ fn adaptive_kl_coefficients() {
     golden.check_list(&coefs, "/adaptive_kl/beta");
 }
 
-/// The formulas with the default constants of `[ppo]` and `[dpo]`, against TRL with the defaults of
-/// its own classes (`golden/trl_defaults.json`, made by `golden/make_trl_defaults.py`).
-#[test]
-fn losses_with_every_default_are_trls() {
-    let golden = Golden::load();
+/// A number of `golden/trl_defaults.json`: TRL's result with the defaults of its own classes, made by
+/// `golden/make_trl_defaults.py`.
+fn trl(key: &str) -> Value {
     let trl: Value = serde_json::from_str(include_str!("golden/trl_defaults.json")).unwrap();
-    let trl = &trl["on_algorithms"];
-    let number = |key: &str| trl[key].as_f64().unwrap();
-    let tokens = |key: &str| -> Vec<f64> {
-        let padded: Vec<Vec<f64>> = serde_json::from_value(trl[key].clone()).unwrap();
-        let padded = padded.concat().into_iter().zip(golden.valid.concat());
-        padded
-            .filter(|(_, valid)| *valid == 1.0)
-            .map(|(value, _)| value)
-            .collect()
-    };
-    let (ppo, rows) = (Ppo::default(), golden.rows());
+    trl["on_algorithms"][key].clone()
+}
+
+/// Checks a per-token quantity against TRL's.
+#[track_caller]
+fn check_trl_tokens(golden: &Golden, found: &[f64], key: &str, tolerance: f64) {
+    let padded: Vec<Vec<f64>> = serde_json::from_value(trl(key)).unwrap();
+    let padded = padded.concat().into_iter().zip(golden.valid.concat());
+    let valid = padded.filter(|(_, valid)| *valid == 1.0);
+    let expected: Vec<f64> = valid.map(|(value, _)| value).collect();
+    check_within(found, &expected, tolerance, key);
+}
+
+/// Advantages and returns with the default constants of `[ppo]`; the rewards and advantages are TRL's.
+fn default_gae(golden: &Golden, ppo: &Ppo) -> Gae {
+    let rows = golden.rows();
     let (old, reference) = (golden.tokens("/logp_old"), golden.tokens("/logp_ref"));
     assert_eq!(ppo.kl_in(), KlIn::Reward);
     let kl = ppo.kl_estimator().per_token(&old, &reference).unwrap();
     let rewards = token_rewards(&golden.list("/score"), &kl, ppo.objective.kl_coef, rows).unwrap();
-    check(&rewards, &tokens("rewards"), "rewards");
+    check_trl_tokens(golden, &rewards, "rewards", TOLERANCE);
 
     let config = GaeConfig {
         gamma: ppo.objective.gamma,
@@ -409,36 +406,45 @@ fn losses_with_every_default_are_trls() {
     // TRL whitens with the unbiased variance; this engine, like OpenAI's code, with the biased one.
     let count = rows.tokens() as f64;
     let unbiased = ((count - 1.0) / count).sqrt();
-    let advantages: Vec<f64> = whiten(&gae.advantages, Mean::Remove)
-        .iter()
-        .map(|advantage| advantage * unbiased)
-        .collect();
-    check_within(&advantages, &tokens("advantages"), 1e-7, "advantages");
+    let whitened = whiten(&gae.advantages, Mean::Remove).into_iter();
+    let advantages: Vec<f64> = whitened.map(|advantage| advantage * unbiased).collect();
+    check_trl_tokens(golden, &advantages, "advantages", 1e-7);
+    Gae { advantages, ..gae }
+}
 
+/// The formulas with the default constants of `[ppo]`, against TRL's.
+#[test]
+fn ppo_losses_with_every_default_are_trls() {
+    let (golden, ppo) = (Golden::load(), Ppo::default());
+    let gae = default_gae(&golden, &ppo);
     assert_eq!(ppo.loss_aggregation(), LossAggregation::Token);
     let weights = golden.token_mean();
-    let config = PolicyLossConfig {
+    let clip = PolicyLossConfig {
         cliprange_low: ppo.objective.cliprange,
         cliprange_high: ppo.objective.cliprange_high(),
         dual_clip: ppo.update.dual_clip,
     };
-    let new = golden.var("/logp_new");
-    let policy = policy_loss(&new, &old, &advantages, &weights, &config).unwrap();
-    let config = ValueLossConfig {
+    let (new, old) = (golden.var("/logp_new"), golden.tokens("/logp_old"));
+    let policy = policy_loss(&new, &old, &gae.advantages, &weights, &clip).unwrap();
+    let clip = ValueLossConfig {
         cliprange_value: Some(ppo.critic.cliprange_value),
     };
     let (new, old) = (golden.var("/value_new"), golden.tokens("/value_old"));
-    let value = value_loss(&new, &old, &gae.returns, &weights, &config).unwrap();
+    let value = value_loss(&new, &old, &gae.returns, &weights, &clip).unwrap();
     let loss = policy.value + ppo.critic.vf_coef * value.value;
     for (found, key) in [
         (policy.value, "policy_loss"),
         (value.value, "value_loss"),
         (loss, "loss"),
     ] {
-        check_within(&[found], &[number(key)], 1e-7, key);
+        check_within(&[found], &[trl(key).as_f64().unwrap()], 1e-7, key);
     }
+}
 
-    let dpo = Dpo::default();
+/// The formula with the default constants of `[dpo]`, against TRL's.
+#[test]
+fn the_dpo_loss_with_every_default_is_trls() {
+    let (golden, dpo) = (Golden::load(), Dpo::default());
     assert_eq!(dpo.loss_type, DpoLossType::Sigmoid);
     let config = DirectPreferenceConfig {
         loss_type: dpo.loss_type,
@@ -454,5 +460,6 @@ fn losses_with_every_default_are_trls() {
         RaggedRows::new(&offsets).unwrap(),
     );
     let found = direct_preference(&x, rows, &reference, &config, policy.len() / 2).unwrap();
-    check(&[found.value], &[number("dpo_loss")], "dpo_loss");
+    let expected = trl("dpo_loss").as_f64().unwrap();
+    check(&[found.value], &[expected], "dpo_loss");
 }

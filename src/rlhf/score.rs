@@ -1,8 +1,7 @@
 //! Shaping of scores before they become rewards: normalisation, clipping, and the penalties for a
 //! missing end and for length.
 //!
-//! The order in a PPO iteration is normalise, clip, penalise; metrics hold the scores before all of
-//! it.
+//! A PPO iteration normalises, clips, and penalises, in this order; metrics report the raw scores.
 
 use serde::{Deserialize, Serialize};
 

@@ -122,7 +122,7 @@ fn the_closing_table_warns_where_nothing_ends_by_itself() {
     let shown =
         [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
     assert!(
-        shown.concat().contains("no completion ends by itself"),
+        shown.concat().contains("no completion ended by itself"),
         "{shown:?}"
     );
     let output = workspace
@@ -132,7 +132,7 @@ fn the_closing_table_warns_where_nothing_ends_by_itself() {
     let shown =
         [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
     assert!(
-        !shown.concat().contains("no completion ends by itself"),
+        !shown.concat().contains("no completion ended by itself"),
         "{shown:?}"
     );
 }

@@ -298,6 +298,10 @@ fn what_is_not_computed_is_refused() {
             "{key}: {error}"
         );
     }
+}
+
+#[test]
+fn a_missing_file_is_named() {
     let folder = with_config("modernbert", |_| {});
     fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
     assert!(refusal(folder.path()).contains("tokenizer.json"));

@@ -157,7 +157,7 @@ impl ScoringProcess {
         }
     }
 
-    /// Fails if the process writes a line within `time`, or before its output ends.
+    /// Waits up to `time`, or until the output ends, and fails if the process writes a line.
     fn nothing_more(&mut self, time: Duration) -> Result<(), Fault> {
         match self.output.recv_timeout(time) {
             Ok(ProcessOutput::Line(line)) => Err(Fault::Surplus(line)),

@@ -17,7 +17,7 @@ fn score(program: &Program, texts: &[&str]) -> Result<Vec<f32>, String> {
     score_texts(program, texts).map_err(|error| error.to_string())
 }
 
-/// Answers each batch with how many lines it has read, as many times as there are completions.
+/// Answers each batch with the number of lines read so far, once for each completion.
 const COUNTING: &str = r#"n=0; while read -r line; do n=$((n + 1))
     k=$(printf '%s' "$line" | grep -o '"completion":' | wc -l)
     s=$n; i=1; while [ $i -lt $k ]; do s="$s, $n"; i=$((i + 1)); done; echo "[$s]"; done"#;
@@ -27,7 +27,7 @@ fn one_process_answers_batch_after_batch() {
     let program = program(COUNTING, 20.0);
     assert_eq!(score(&program, &["a", "b", "c"]), Ok(vec![1.0; 3]));
     assert_eq!(score(&program, &["d"]), Ok(vec![2.0]));
-    // More than a pipe holds, in one line.
+    // One line longer than the capacity of a pipe.
     let long = "x".repeat(1 << 18);
     assert_eq!(score(&program, &[&long, "\n\"", ""]), Ok(vec![3.0; 3]));
 }
@@ -36,7 +36,7 @@ fn one_process_answers_batch_after_batch() {
 fn a_program_that_dies_is_started_again_once_a_batch() {
     let folder = tempfile::tempdir().unwrap();
     let mark = folder.path().join("mark").display().to_string();
-    // Dies over the first batch of its first life.
+    // Dies during the first batch of its first run.
     let once = format!("if [ ! -e {mark} ]; then read -r l; touch {mark}; exit 3; fi; {COUNTING}");
     let revived = program(&once, 20.0);
     assert_eq!(score(&revived, &["a"]), Ok(vec![1.0]));
@@ -50,28 +50,28 @@ fn a_program_that_dies_is_started_again_once_a_batch() {
     );
 }
 
-/// The first error of `questions` batches and of the end.
+/// The first error of `questions` batches and of the end of the program.
 fn first_error(script: &str, questions: usize) -> Result<(), String> {
     let program = program(script, 20.0);
     (0..questions).try_for_each(|_| score(&program, &["a"]).map(drop))?;
     program.finish().map_err(|error| error.to_string())
 }
 
-/// Wherever the line comes, and however late, each time.
+/// An extra line is an error wherever and however late it comes, every time.
 #[test]
 fn a_surplus_line_is_an_error_every_time() {
     let scripts = [
-        // At once, after each question.
+        // Immediately, after each request.
         "while read -r l; do echo [1]; echo [2]; done",
-        // Only after the last.
+        // Only after the last response.
         "read -r l; echo [1]; read -r l; echo [1]; echo [2]; cat > /dev/null",
-        // Late.
+        // Late, after a delay.
         "read -r l; echo [1]; read -r l; echo [1]; sleep 0.2; echo [2]; cat > /dev/null",
         // At the end of input.
         "while read -r l; do echo [1]; done; echo [2]",
         // Without the end of a line.
         "while read -r l; do echo [1]; done; printf [2]",
-        // By a child that outlives the program.
+        // From a child that outlives the program.
         "(sleep 0.1; echo [2]) & while read -r l; do echo [1]; done; sleep 0.3",
     ];
     for script in scripts {
@@ -86,7 +86,7 @@ fn a_surplus_line_is_an_error_every_time() {
 #[test]
 fn a_line_before_the_first_question_is_an_error() {
     for _ in 0..5 {
-        // Seen before the question, or taken for its answer, which it is not.
+        // Read before the request, or taken for its response.
         let error = first_error("echo loading; while read -r l; do echo [1]; done", 1);
         let error = error.unwrap_err();
         let says = ["\"loading\"", "an extra line"];
@@ -121,13 +121,13 @@ fn a_line_without_end_and_a_flood_are_not_held() {
     );
 }
 
-/// Whether a process runs; one that was killed and that nobody has waited for does not.
+/// Whether a process runs. A killed process that was not waited for does not.
 fn runs(pid: &str) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
     stat.is_ok_and(|stat| !stat.contains(") Z "))
 }
 
-/// Whether a process that was killed has ended; the system takes a moment.
+/// Waits for a killed process to end, and returns whether it did.
 fn ends(pid: &str) -> bool {
     let start = Instant::now();
     while runs(pid) && start.elapsed() < Duration::from_secs(5) {
@@ -149,7 +149,7 @@ fn descendants_end_with_the_program() {
     assert!(runs(&descendant()));
     ended.finish().unwrap();
     assert!(ends(&descendant()));
-    // The same without an end that was asked for, and after an error.
+    // The same without a requested end, and after an error.
     let dropped = program(&answering, 20.0);
     assert_eq!(score(&dropped, &["a"]), Ok(vec![1.0]));
     drop(dropped);

@@ -1,7 +1,7 @@
 //! Repetition penalty: minus the share of n-grams that occur earlier in the completion.
 //!
 //! The share is 1 − distinct-n (Li et al. 2016, "A diversity-promoting objective function", §5.1)
-//! of one text. It is 0 for a completion shorter than n.
+//! of one text; it is 0 for a completion shorter than n.
 
 use std::collections::HashSet;
 use std::hash::Hash;

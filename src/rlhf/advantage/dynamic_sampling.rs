@@ -8,8 +8,7 @@
 use super::super::error::{Result, RlhfError};
 use super::super::stats::Real;
 
-/// Whether the scores within each group differ: `[B]`, the samples of a group side by side → `[B /
-/// group_size]`.
+/// For each group of samples side by side, whether their scores differ: `[B]` → `[groups]`.
 ///
 /// NaN counts as different from every score, so that it is not dropped silently.
 ///

@@ -169,7 +169,7 @@ mod tests {
         assert_eq!(mean(&before, names::EVAL_LENGTH_DRIFT), Some(1.0));
         assert_eq!(mean(&before, names::EVAL_JUDGE_DISAGREEMENT), Some(0.0));
 
-        // As it comes back from a checkpoint.
+        // Read back from a checkpoint.
         let text = serde_json::to_string(&before).unwrap();
         let read: EvalResults = serde_json::from_str(&text).unwrap();
         assert_eq!(read, before);

@@ -208,7 +208,7 @@ mod tests {
                             0.100 while the reward's rose from 0.000 ± 0.100 to 1.000 ± 0.100.";
                 assert!(text.contains(says), "{text}");
             }
-            // What a checkpoint keeps is all that it goes by.
+            // The watch works the same after a checkpoint.
             let kept = serde_json::to_string(&watch).unwrap();
             watch = serde_json::from_str(&kept).unwrap();
         }
