@@ -4,6 +4,8 @@
 //! `golden/versions.json`). The engine computes in `f64` too, so the tolerance only has to cover
 //! the order of the sums.
 
+#[path = "algorithms/by_hand.rs"]
+mod by_hand;
 #[path = "algorithms/kl.rs"]
 mod kl;
 #[path = "algorithms/policy_update.rs"]

@@ -311,3 +311,15 @@ fn locate(weights: &[f32], target: f64) -> (usize, f64) {
     }
     last
 }
+
+#[cfg(test)]
+mod tests {
+    use super::locate;
+
+    /// Rounding may leave a target at the very end, behind which tokens have no weight.
+    #[test]
+    fn a_target_at_the_end_gives_the_last_token_that_has_weight() {
+        assert_eq!(locate(&[1.0, 0.5, 0.0], 1.25), (1, 0.25));
+        assert_eq!(locate(&[1.0, 0.5, 0.0], 1.5), (1, 0.5));
+    }
+}

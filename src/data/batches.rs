@@ -183,7 +183,16 @@ mod tests {
 
     #[test]
     fn full_batches_repeat_records_only_where_there_are_too_few() {
-        for (records, size) in [(33, 32), (7, 3), (7, 7), (5, 8), (1, 4), (30, 16), (3, 10)] {
+        for (records, size) in [
+            (33, 32),
+            (7, 3),
+            (7, 7),
+            (12, 4),
+            (5, 8),
+            (1, 4),
+            (30, 16),
+            (3, 10),
+        ] {
             let batches = Batches::full(records, size).unwrap();
             let order = Order::new(records, 1, Purpose::Shuffle).unwrap();
             let mut cursor = 0;

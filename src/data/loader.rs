@@ -252,6 +252,57 @@ mod tests {
         }
     }
 
+    /// Tijdeman's theorem 2: no count is ever further than 1 − 1/(2k − 2) from its share.
+    #[test]
+    fn a_mixture_of_k_files_stays_within_the_bound_of_the_chairman_problem() {
+        for weights in [
+            vec![0.7, 0.3],
+            vec![5.0, 1.0, 1.0],
+            vec![0.9, 0.02, 0.02, 0.02, 0.04],
+            vec![4.0, 3.0, 2.0, 1.0],
+        ] {
+            let total: f64 = weights.iter().sum();
+            let bound = 1.0 - 1.0 / (2 * weights.len() - 2) as f64;
+            let datasets: Vec<_> = weights.iter().map(|&w| (10, w)).collect();
+            let mixture = Mixture::new(&datasets, 3).unwrap();
+            let mut counts = vec![0.0; weights.len()];
+            for n in 1..=1000 {
+                counts[mixture.at(n - 1).0] += 1.0;
+                for (count, weight) in counts.iter().zip(&weights) {
+                    let gap = (count - weight / total * n as f64).abs();
+                    assert!(gap <= bound + 1e-9, "{weights:?} at {n}: {counts:?}");
+                }
+            }
+        }
+    }
+
+    /// The n-th draw from a file is the n-th record of the file's own order, which no other file has.
+    #[test]
+    fn a_mixture_walks_each_file_in_an_order_of_its_own() {
+        let mixture = Mixture::new(&[(50, 1.0), (50, 1.0)], 9).unwrap();
+        let key = Key::new(9, Purpose::Mixture);
+        let orders = [0, 1].map(|file| Order::with_key(50, key.child(file, 0)).unwrap());
+        let mut drawn = [0, 0];
+        for position in 0..200 {
+            let (file, index) = mixture.at(position);
+            assert_eq!(index, orders[file].index(drawn[file]), "{position}");
+            drawn[file] += 1;
+        }
+        assert_eq!(drawn, [100, 100]);
+        assert!((0..50).any(|p| orders[0].index(p) != orders[1].index(p)));
+    }
+
+    /// By definition: the first of a permutation of its own purpose, both parts in ascending order.
+    #[test]
+    fn a_split_holds_out_the_first_records_of_its_own_permutation() {
+        let (train, held) = split(101, 0.1, 4).unwrap();
+        let mut first = Key::new(4, Purpose::Split).permutation(0, 101);
+        first.truncate(10);
+        first.sort_unstable();
+        assert_eq!(held, first);
+        assert!(train.is_sorted() && held.is_sorted());
+    }
+
     #[test]
     fn a_mixture_is_a_function_of_the_position() {
         let new = || Mixture::new(&[(7, 2.0), (5, 1.0)], 9).unwrap();

@@ -165,3 +165,30 @@ impl<T> Items<Vec<T>> {
         Items { all, files }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn held_out_items_leave_their_own_file() {
+        let mut items = Items {
+            all: (0..7).collect(),
+            files: vec![(3, None), (4, Some(2.0))],
+        };
+        assert_eq!(items.hold_out(&[1, 3, 6]), [1, 3, 6]);
+        let files: Vec<_> = items.by_file().collect();
+        assert_eq!(files, [(&[0, 2][..], None), (&[4, 5][..], Some(2.0))]);
+    }
+
+    #[test]
+    fn flattened_lists_stay_with_their_file() {
+        let lists = Items {
+            all: vec![vec![0, 1], vec![], vec![2, 3, 4]],
+            files: vec![(2, None), (1, Some(2.0))],
+        };
+        let items = lists.flatten();
+        let files: Vec<_> = items.by_file().collect();
+        assert_eq!(files, [(&[0, 1][..], None), (&[2, 3, 4][..], Some(2.0))]);
+    }
+}

@@ -153,4 +153,15 @@ mod tests {
         let refused = order(&training).err().expect("no batch").to_string();
         assert!(refused.contains("9 records"), "{refused}");
     }
+
+    #[test]
+    fn a_single_file_is_read_in_the_order_without_weights() {
+        let order = |weight| {
+            let order = BatchOrder::new(&[(9, weight)], &training(4), 1).unwrap();
+            (1..=6)
+                .flat_map(|step| order.step(step))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(order(Some(2.0)), order(None));
+    }
 }

@@ -152,6 +152,38 @@ fn ties_of_the_last_of_top_k_are_kept() {
         ..Sampling::default()
     };
     assert_eq!(kept_set(&logits, &sampling, &[]), None);
+    let all_but_one = Sampling {
+        top_k: 2,
+        ..Sampling::default()
+    };
+    assert_eq!(
+        kept_set(&[1.0, 3.0, 2.0], &all_but_one, &[]),
+        Some(vec![1, 2])
+    );
+}
+
+/// By hand: two of four equal tokens reach one half, and among equals the lower ids come first.
+#[test]
+fn top_p_stops_where_its_sum_is_reached() {
+    let half = Sampling {
+        top_p: 0.5,
+        ..Sampling::default()
+    };
+    assert_eq!(kept_set(&[0.0; 4], &half, &[]), Some(vec![0, 1]));
+}
+
+/// transformers removes what is below `min_p` times the best probability, and so keeps an equal.
+#[test]
+fn min_p_keeps_a_token_at_its_bound() {
+    for tenths in 1..=80u8 {
+        let logit = -0.1 * f32::from(tenths);
+        let sampling = Sampling {
+            min_p: row::exp(logit),
+            ..Sampling::default()
+        };
+        let found = kept_set(&[0.0, logit, logit - 1.0], &sampling, &[]);
+        assert_eq!(found, Some(vec![0, 1]), "{logit}");
+    }
 }
 
 #[test]

@@ -209,4 +209,21 @@ mod tests {
             "across passes"
         );
     }
+
+    /// Once the iteration has every prompt, each comes again once before any comes a third time,
+    /// also where the round of repeats runs over the end of a pass.
+    #[test]
+    fn repeats_of_an_iteration_come_in_whole_rounds() {
+        let prompts = prompts(3);
+        for seed in 0..20 {
+            let walk = PromptWalk::new(&prompts, &config(3), seed).unwrap();
+            let mut passed = 0;
+            let mut places: Vec<u64> = walk.take(&mut passed, 3, &[]).iter().map(|t| t.0).collect();
+            passed = 4;
+            let again = walk.take(&mut passed, 3, &places);
+            assert_eq!(distinct(ids(&again)), 3, "seed {seed}");
+            places.extend(again.iter().map(|t| t.0));
+            assert_eq!(distinct(ids(&walk.take(&mut passed, 3, &places))), 3);
+        }
+    }
 }
