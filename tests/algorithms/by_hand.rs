@@ -9,8 +9,8 @@ use collimate::rlhf::preference::{
 };
 use collimate::rlhf::score::clip_scores;
 use collimate::rlhf::{
-    AdaptiveKl, KlEstimator, LossAggregation, PolicyLossConfig, PolicyStats, RatioStats, Rows,
-    RunningMoments, Totals, ValueLossConfig, ValueStats, policy_loss, value_loss,
+    AdaptiveKl, KlEstimator, LossAggregation, PolicyLossConfig, PolicyStats, RaggedRows,
+    RatioStats, RunningMoments, Totals, ValueLossConfig, ValueStats, policy_loss, value_loss,
 };
 
 fn var(values: &[f64]) -> Var {
@@ -19,7 +19,7 @@ fn var(values: &[f64]) -> Var {
 
 #[test]
 fn a_sequence_quantity_needs_one_value_per_sequence() {
-    let rows = Rows::new(&[0, 2, 5]).unwrap();
+    let rows = RaggedRows::new(&[0, 2, 5]).unwrap();
     for values in [&[1.0][..], &[1.0, 2.0, 3.0]] {
         let error = rows.spread("scores", values).unwrap_err();
         assert!(error.to_string().starts_with("scores has"), "{error}");
@@ -38,7 +38,7 @@ fn infinity_and_nan_are_no_settings() {
 
 #[test]
 fn a_mean_over_nothing_is_refused() {
-    let rows = Rows::new(&[0, 2]).unwrap();
+    let rows = RaggedRows::new(&[0, 2]).unwrap();
     let weights = |aggregation: LossAggregation, tokens, sequences, longest| {
         let totals = Totals {
             tokens,
@@ -214,7 +214,7 @@ fn the_loss_of_a_reward_model_is_ranking_plus_centring() {
 fn impossible_settings_of_preference_losses_are_refused() {
     let (chosen, rejected) = (var(&[1.0]), var(&[0.0]));
     assert!(bradley_terry(&chosen, &rejected, None, -0.1, 1).is_err());
-    let rows = Rows::new(&[0, 1, 2]).unwrap();
+    let rows = RaggedRows::new(&[0, 1, 2]).unwrap();
     let simpo = |beta, simpo_gamma| {
         let config = DirectPreferenceConfig {
             loss_type: DpoLossType::Simpo,

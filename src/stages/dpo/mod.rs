@@ -28,7 +28,7 @@ use crate::data::example::{Encoded, Encoder, Pair};
 use crate::data::packing::PackedBatch;
 use crate::data::records::Record;
 use crate::model::{Decoder, Gradient};
-use crate::rlhf::Rows;
+use crate::rlhf::RaggedRows;
 use crate::rlhf::preference::{
     DirectPreferenceConfig, DirectPreferenceLoss, DirectStats, direct_preference,
 };
@@ -108,7 +108,7 @@ impl DirectPreference {
         pairs: usize,
         gradient: Gradient,
     ) -> Result<DirectPreferenceLoss> {
-        let rows = Rows::new(&batch.answers.offsets)?;
+        let rows = RaggedRows::new(&batch.answers.offsets)?;
         let found = log_probs(model, &batch.answers, gradient)?;
         Ok(direct_preference(
             &found,

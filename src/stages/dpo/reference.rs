@@ -19,7 +19,7 @@ use crate::files::durable::{on, replace_file};
 use crate::files::regular;
 use crate::files::tensor_file::{Description, write_header};
 use crate::model::{Decoder, Gradient};
-use crate::rlhf::Rows;
+use crate::rlhf::RaggedRows;
 use crate::stages::Context;
 use crate::stages::examples::Examples;
 use crate::stages::language;
@@ -145,7 +145,7 @@ fn log_probs(
             return Ok(None);
         }
         let answers = pairs::answers(run.iter().map(|&i| &pairs[i].pair));
-        let rows = Rows::new(&answers.offsets)?;
+        let rows = RaggedRows::new(&answers.offsets)?;
         let found = language::log_probs(model, &answers, Gradient::Skip)?.to_vec1::<f32>()?;
         let sums = rows.sums("log-probs of answers", &found)?;
         all.extend(sums.as_chunks().0);
