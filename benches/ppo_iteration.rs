@@ -17,7 +17,7 @@ use anyhow::{Context, Result, ensure};
 use collimate::config::{Config, Document, Stage};
 use collimate::model::Decoder;
 use collimate::model::config::{Geometry, Head};
-use collimate::model::lora::{Layers, LoraConfig, Scaling, Targets};
+use collimate::model::lora::{AdapterTargets, Layers, LoraConfig, Scaling};
 use collimate::model::weights::SaveDtype;
 use collimate::ops::backend::Backend;
 use collimate::ops::param::Trainability;
@@ -272,7 +272,7 @@ fn smollm2_models(sharing: Sharing, folder: &Path) -> Result<String> {
                 r: 16,
                 lora_alpha: 32.0,
                 scaling: Scaling::Rank,
-                target_modules: Targets::AllLinear,
+                target_modules: AdapterTargets::AllLinear,
                 layers_to_transform: Layers::All,
             };
             let base = load(Head::LanguageModel)?;
