@@ -18,7 +18,8 @@ use collimate::config::{Dpo, KlIn, Ppo};
 use collimate::rlhf::advantage::gae::{Gae, GaeConfig, gae};
 use collimate::rlhf::advantage::{group, reinforce};
 use collimate::rlhf::preference::{
-    DirectPreferenceConfig, DpoLossType, bradley_terry, direct_preference,
+    DirectPreferenceConfig, DpoLossType, OddsRatioTotals, bradley_terry, direct_preference,
+    odds_ratio,
 };
 use collimate::rlhf::reward::token_rewards;
 use collimate::rlhf::stats::whiten;
@@ -354,6 +355,51 @@ fn direct_preference_of_whole_answers() {
         let means = [margins.iter().sum::<f64>(), right].map(|sum| sum / pairs as f64);
         check(&[stats.margin(), stats.accuracy()], &means, name);
     }
+}
+
+/// ORPO on the sequences of `golden/preference.json`.
+#[test]
+fn odds_ratio_preference() {
+    let json: Value = serde_json::from_str(include_str!("golden/preference.json")).unwrap();
+    let case = &json["orpo"];
+    let counts = |value: &Value| serde_json::from_value::<Vec<usize>>(value.clone()).unwrap();
+    let joined = |value: &Value| {
+        serde_json::from_value::<Vec<Vec<f64>>>(value.clone())
+            .unwrap()
+            .concat()
+    };
+    let (lengths, answers) = (counts(&json["lengths"]), counts(&case["answers"]));
+    let mut offsets = vec![0];
+    offsets.extend(lengths.iter().scan(0, |end, n| {
+        *end += n;
+        Some(*end)
+    }));
+    let number = |key: &str| case[key].as_f64().unwrap();
+    let x = Var::new(joined(&json["log_probs"]).as_slice(), &Device::Cpu).unwrap();
+    let totals = OddsRatioTotals {
+        pairs: lengths.len() / 2,
+        chosen_tokens: lengths.iter().step_by(2).sum(),
+    };
+    let rows = RaggedRows::new(&offsets).unwrap();
+    let found = odds_ratio(&x, rows, &answers, number("beta"), totals).unwrap();
+    check(&[found.value], &[number("loss")], "orpo");
+    check(
+        &gradient(&found.loss, &x),
+        &joined(&case["gradient"]),
+        "orpo",
+    );
+    let (stats, pairs) = (found.stats, totals.pairs as f64);
+    let means = [
+        stats.nll / totals.chosen_tokens as f64,
+        stats.log_odds_ratio / pairs,
+        stats.log_odds / pairs,
+    ];
+    let expected = ["nll", "log_odds_ratio", "log_odds"].map(number);
+    check(&means, &expected, "orpo");
+    let rewards: Vec<f64> = serde_json::from_value(case["rewards"].clone()).unwrap();
+    let margins = rewards.chunks(2).map(|pair| pair[0] - pair[1]);
+    let margin = margins.sum::<f64>() / pairs;
+    check(&[stats.rewards.margin()], &[margin], "orpo");
 }
 
 #[test]

@@ -13,6 +13,8 @@
 mod bench;
 #[path = "keys/names.rs"]
 mod names;
+#[path = "stages/orpo_table.rs"]
+mod orpo_table;
 #[path = "keys/ppo.rs"]
 mod ppo;
 #[path = "keys/rewards.rs"]
@@ -42,6 +44,7 @@ fn rows() -> Vec<Row> {
         supervised::pretrain(),
         supervised::sft(),
         supervised::dpo(),
+        supervised::orpo(),
         supervised::reward("reward"),
         supervised::reward("judge"),
         ppo::start(),

@@ -17,6 +17,8 @@ mod instants;
 mod interrupted;
 #[path = "resume/killed.rs"]
 mod killed;
+#[path = "stages/orpo_table.rs"]
+mod orpo_table;
 #[path = "resume/process.rs"]
 mod process;
 #[path = "stages/support.rs"]

@@ -31,6 +31,10 @@ mod mistakes;
 mod objective;
 #[path = "stages/on_policy.rs"]
 mod on_policy;
+#[path = "stages/orpo.rs"]
+mod orpo;
+#[path = "stages/orpo_table.rs"]
+mod orpo_table;
 #[path = "stages/overfitting.rs"]
 mod overfitting;
 #[path = "stages/pipeline.rs"]

@@ -4,7 +4,7 @@ use clap::{ArgMatches, Args, Error, FromArgMatches, Subcommand};
 
 use super::ConfigArgs;
 use crate::config::Stage;
-use crate::stages::{Help, help};
+use crate::stages::{CommandHelp, help};
 
 /// A command that runs one stage.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ fn named(name: &str) -> Option<Stage> {
 }
 
 fn command(stage: Stage) -> clap::Command {
-    let Help {
+    let CommandHelp {
         about,
         details,
         example,

@@ -21,7 +21,7 @@ use crate::model::hf_config::adapter::AdapterConfig;
 use crate::model::hub;
 use crate::ops::backend::Backend;
 use crate::ops::param::Trainability;
-use crate::stages::misfits::{Misfit, Misfits};
+use crate::stages::record_report::{RecordReport, RecordReports};
 
 /// A Hugging Face folder: its configuration, and its tokenizer if it has one; perhaps with a PEFT folder on it.
 pub(super) struct ModelFolder {
@@ -248,12 +248,12 @@ impl ModelFolder {
             }
         }
         found.unused = unused.into_iter().collect();
-        let mut misfit = Misfit::new(file.clone(), records, LeftOut::default());
-        let inputs = misfit.take(&file, found);
+        let mut report = RecordReport::new(file.clone(), records, LeftOut::default());
+        let inputs = report.take(&file, found);
         if !inputs.is_empty() {
-            misfit = misfit.check_share(keys.max_bad_share, "--max-bad-share")?;
+            report = report.check_share(keys.max_bad_share, "--max-bad-share")?;
         }
-        Misfits::default().add(source.command, misfit, &source.limit);
+        RecordReports::default().add(source.command, report, &source.limit);
         ensure!(!inputs.is_empty(), "{file}: no record is left of {records}");
         Ok(inputs)
     }

@@ -23,6 +23,7 @@ mod model;
 mod names;
 mod optim;
 mod order;
+mod orpo;
 mod overrides;
 mod ppo;
 mod pretrain;
@@ -53,6 +54,7 @@ pub use hub::HubName;
 pub use lora::{AllLinear, LayersToTransform, Lora, TargetModules, Top};
 pub use model::{Architecture, Family, Model, ModelStart, SaveDtype};
 pub use optim::{Length, LrScheduler, Recompute, Training};
+pub use orpo::Orpo;
 pub use overrides::Override;
 pub use ppo::{
     AdvantageEstimator, Critic, CriticFrom, Evaluation, KlControllerKind, KlIn, Objective, Ppo,
@@ -89,6 +91,8 @@ pub struct Config {
     pub sft: Option<Sft>,
     /// `[dpo]`, if the configuration has this stage.
     pub dpo: Option<Dpo>,
+    /// `[orpo]`, if the configuration has this stage.
+    pub orpo: Option<Orpo>,
     /// `[reward]`, if the configuration has this stage.
     pub reward: Option<Reward>,
     /// `[judge]`, if the configuration has this stage.

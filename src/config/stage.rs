@@ -11,7 +11,8 @@ use super::optim::Training;
 use super::{Config, ConfigError, Model, Tokenizer};
 
 /// The list of the stages, in the order in which they run, handed to the macro `$callback`. A stage
-/// has its variant of [`Stage`], the name of its table, command and folder, and the type of its keys.
+/// has its variant of [`Stage`], the name of its table, command and folder, and the type of its
+/// keys.
 macro_rules! for_each_stage {
     ($callback:ident) => {
         $callback! {
@@ -21,6 +22,8 @@ macro_rules! for_each_stage {
             Sft, sft: crate::config::Sft;
             /// Tuning the policy on preferences, without a reward model.
             Dpo, dpo: crate::config::Dpo;
+            /// Tuning the policy on preferences, without a reference.
+            Orpo, orpo: crate::config::Orpo;
             /// Training the reward model.
             Reward, reward: crate::config::Reward;
             /// Training the reward model that only evaluations use.
@@ -50,7 +53,8 @@ pub trait StageTable {
         None
     }
 
-    /// The folder of the model that the stage starts from; `None` for a stage that can make its own.
+    /// The folder of the model that the stage starts from; `None` for a stage that can make its
+    /// own.
     fn start(&self) -> Option<&Path> {
         self.examples().map(|keys| keys.from)
     }
@@ -117,7 +121,8 @@ macro_rules! stages {
                 }
             }
 
-            /// The tables of the stages that the configuration has, after `[model]` and `[tokenizer]`.
+            /// The tables of the stages that the configuration has, after `[model]` and
+            /// `[tokenizer]`.
             pub(super) fn tables_mut(&mut self) -> TablesMut<'_> {
                 let mut stages = Vec::<(Stage, &mut dyn StageTable)>::new();
                 $(if let Some(keys) = &mut self.$table {

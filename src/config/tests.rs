@@ -37,6 +37,9 @@ learning_rate = 3e-4
 
 [dpo]
 data = "pairs.jsonl"
+
+[orpo]
+data = "pairs.jsonl"
 "#;
 
 /// Another text with overrides.
@@ -122,7 +125,7 @@ fn a_rate_that_does_not_fall_has_no_end() {
 
 #[test]
 fn eval_steps_are_refused_where_nothing_is_held_out() {
-    for stage in ["pretrain", "sft", "dpo", "reward", "judge"] {
+    for stage in ["pretrain", "sft", "dpo", "orpo", "reward", "judge"] {
         let asked = format!("{stage}.eval_steps=7");
         let says = [
             &*format!("{stage}.eval_steps"),
@@ -500,7 +503,7 @@ fn a_missing_start_is_reported_once() {
 
 #[test]
 fn held_out_records_are_not_drawn_and_take_no_weights() {
-    for stage in ["pretrain", "sft", "dpo", "reward", "judge"] {
+    for stage in ["pretrain", "sft", "dpo", "orpo", "reward", "judge"] {
         let weighted = format!("{stage}.eval_data=[{{ path = \"a.jsonl\", weight = 2.0 }}]");
         let key = format!("{stage}.eval_data");
         refused(&[&weighted], &[&key, "takes no weights"]);

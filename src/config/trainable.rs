@@ -39,7 +39,7 @@ mod tests {
 
     #[test]
     fn what_freezes_weights_is_refused_beside_adapters() {
-        for stage in ["sft", "dpo", "reward", "judge"] {
+        for stage in ["sft", "dpo", "orpo", "reward", "judge"] {
             let lora = format!("{stage}.lora={{}}");
             for key in ["freeze_layers=1", "freeze_embeddings=true"] {
                 let frozen = format!("{stage}.{key}");

@@ -1,8 +1,9 @@
-//! Rows without padding: a text stream cut into rows, and sequences of any lengths laid end to end as
-//! segments.
+//! Rows without padding: a text stream cut into rows, and sequences of any lengths laid end to end
+//! as segments.
 //!
-//! Attention never crosses a segment and positions restart in each. A row of pretraining text is one
-//! segment: documents in it see one another across their EOS, as in GPT-2 and most that came after.
+//! Attention never crosses a segment and positions restart in each. A row of pretraining text is
+//! one segment: documents in it see one another across their EOS, as in GPT-2 and most that came
+//! after.
 
 use std::sync::Arc;
 

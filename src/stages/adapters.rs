@@ -1,4 +1,5 @@
-//! What a supervised stage trains: a model's weights, all or those above frozen layers, or adapters on it.
+//! The trained part of a supervised stage's model: all weights, those above frozen layers, or
+//! adapters.
 
 use std::path::{Path, PathBuf};
 
@@ -23,15 +24,15 @@ pub struct Trainee {
     base: Option<PathBuf>,
 }
 
-/// Where a stage begins.
-pub struct Start<'a> {
+/// The model that a stage starts from.
+pub struct StartingModel<'a> {
     /// Name of the stage's table.
     pub table: &'static str,
     /// The model folder.
     pub from: &'a Path,
     /// The head to be trained.
     pub head: Head,
-    /// Of what is drawn.
+    /// Seed of fresh weights.
     pub seed: u64,
     /// What computes the model's operations.
     pub backend: &'a Backend,
@@ -43,12 +44,14 @@ impl Trainee {
         Self { model, base: None }
     }
 
-    /// Loads the model that a stage starts from; with a `lora` table frozen, with adapters. Those of a PEFT folder are trained further
-    /// with the folder's settings; without the table they are merged.
+    /// Loads the model that a stage starts from; with a `lora` table frozen, with adapters. Those
+    /// of a PEFT folder are trained further with the folder's settings; without the table they are
+    /// merged.
     ///
     /// # Errors
-    /// If a file is wrong, the model has fewer layers than are to be frozen, or the adapters do not fit it or the folder's own.
-    pub fn load(start: &Start, trainable: &Trainable) -> Result<Self> {
+    /// If a file is wrong, the model has fewer layers than are to be frozen, or the adapters do not
+    /// fit it or the folder's own.
+    pub fn load(start: &StartingModel, trainable: &Trainable) -> Result<Self> {
         let Some(lora) = &trainable.lora else {
             let (head, seed, frozen) = (start.head, start.seed, Frozen::from(trainable));
             let training = |spec: &TensorSpec| frozen.training(spec);
@@ -100,7 +103,7 @@ impl Trainee {
 }
 
 /// The frozen model that adapters stand on, with the head that it has.
-fn base(folder: &Path, start: &Start) -> Result<Decoder> {
+fn base(folder: &Path, start: &StartingModel) -> Result<Decoder> {
     let head = match start.head {
         Head::LanguageModel => Head::LanguageModel,
         Head::Score => HfConfig::read(folder)?.decoder.head,

@@ -9,7 +9,7 @@ use crate::model::config::{DecoderConfig, Family, Geometry, NormKind, Position, 
 /// The decoder that `[model]` describes, with the tokenizer's size and special tokens.
 ///
 /// # Errors
-/// As [`describe`], and if the tokenizer has no EOS.
+/// The errors of [`describe`], and if the tokenizer has no EOS.
 pub fn describe_for(sizes: &Architecture, tokenizer: &Tokenizer) -> Result<DecoderConfig> {
     let mut config = describe(sizes, tokenizer.vocab_size())?;
     config.bos_token_id = tokenizer.bos_id();
@@ -18,7 +18,8 @@ pub fn describe_for(sizes: &Architecture, tokenizer: &Tokenizer) -> Result<Decod
     Ok(config)
 }
 
-/// The decoder that `[model]` describes, without special tokens. Its vocabulary is `vocab_size`, unless the table has one.
+/// The decoder that `[model]` describes, without special tokens. Its vocabulary is `vocab_size`,
+/// unless the table has one.
 ///
 /// # Errors
 /// If the family has no such model.
@@ -31,7 +32,7 @@ pub fn describe(sizes: &Architecture, vocab_size: usize) -> Result<DecoderConfig
     Ok(config)
 }
 
-/// What the table says beside sizes.
+/// Sets what `[model]` says beside sizes.
 fn choose(config: &mut DecoderConfig, sizes: &Architecture) {
     let (NormKind::Rms { eps } | NormKind::Layer { eps }) = &mut config.norm;
     *eps = sizes.rms_norm_eps;

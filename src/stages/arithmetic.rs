@@ -1,7 +1,7 @@
 //! Whether a stage continues with the kind of products that it began with.
 //!
-//! `run.arithmetic = "fast"` means what the processor has, so a run that moves to another processor may go on in other sums: as
-//! accurate, but not the same bits. That is said, not refused.
+//! `run.arithmetic = "fast"` means what the processor has, so a run that moves to another processor
+//! may go on in other sums: as accurate, but not the same bits. That is said, not refused.
 
 use anyhow::{Context as _, Result};
 
@@ -11,8 +11,8 @@ use crate::ops::product::ProductKernel;
 use crate::terminal;
 use crate::train::run_folder::StageFolder;
 
-/// Notes in the stage's folder in which it is begun, and says so on the terminal where it goes on in another. A stage that was begun
-/// without a note was begun in chains: there was nothing else.
+/// Writes the arithmetic that the stage begins with into its folder, and notes on the terminal if
+/// it is continued with another. A stage without the file was begun with chains.
 ///
 /// # Errors
 /// If the note cannot be read or written.
@@ -29,8 +29,9 @@ pub fn note(stage: Stage, files: &StageFolder, kernel: ProductKernel) -> Result<
     };
     if then.trim() != now {
         terminal::note(format_args!(
-            "{stage}: was begun with products as {}, and goes on with {now}: as accurate, but not in the bits that it would have \
-             ended in; begin a run with run.arithmetic = \"portable\" if it is to move between processors",
+            "{stage}: was begun with products as {}, and goes on with {now}: as accurate, but not \
+             in the bits that it would have ended in; begin a run with run.arithmetic = \
+             \"portable\" if it is to move between processors",
             then.trim()
         ));
     }

@@ -1,4 +1,4 @@
-//! What every stage is handed, and how it leaves its model.
+//! The environment of every stage, and the model folders that it writes.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use crate::train::run_folder::{Done, StageFolder};
 use crate::train::signal::StopRequest;
 use crate::train::summary::Summary;
 
-/// What a stage works with.
+/// The environment of a stage.
 pub struct Context<'a> {
     /// The stage.
     pub stage: Stage,
@@ -25,11 +25,11 @@ pub struct Context<'a> {
     pub folder: &'a StageFolder,
     /// What computes the models' operations.
     pub backend: &'a Backend,
-    /// Asked between steps.
+    /// The request to stop, read between steps.
     pub stop: &'a StopRequest,
 }
 
-/// What a finished stage leaves beside its model.
+/// The results of a finished stage beside its model.
 pub struct Finished {
     /// Steps done and numbers for later tables.
     pub done: Done,
@@ -51,7 +51,8 @@ impl Context<'_> {
         })
     }
 
-    /// Writes `final/`: the adapters of a model as a PEFT folder, and the tokenizer. `base` is the folder that they stand on.
+    /// Writes `final/`: the adapters of a model as a PEFT folder, and the tokenizer. `base` is the
+    /// folder that they stand on.
     ///
     /// # Errors
     /// If a file cannot be written.
@@ -83,7 +84,8 @@ impl Context<'_> {
     }
 }
 
-/// Checks that the embedding of the model in `folder` has a row for each token of the tokenizer in `place`.
+/// Checks that the embedding of the model in `folder` has a row for each token of the tokenizer in
+/// `place`.
 ///
 /// # Errors
 /// More tokens than `rows`.
@@ -96,8 +98,8 @@ pub fn check_vocabulary(
     let tokens = tokenizer.vocab_size();
     ensure!(
         tokens <= rows,
-        "the tokenizer in {} has {tokens} tokens, the embedding of {} only {rows} rows; set tokenizer.from to that model's tokenizer, \
-         or remove the key to take the one in its folder",
+        "the tokenizer in {} has {tokens} tokens, the embedding of {} only {rows} rows; set \
+         tokenizer.from to that model's tokenizer, or remove the key to take the one in its folder",
         place.display(),
         folder.display()
     );

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::misfits::Misfit;
+use super::record_report::RecordReport;
 use crate::config::{Data, RecordKeys, Source, Stage, Training};
 use crate::data;
 use crate::data::example::Encoded;
@@ -10,19 +10,19 @@ use crate::data::records::{File, LeftOut, Record, read_file};
 use crate::train::batch_order::BatchOrder;
 
 /// Records of all files, without those that cannot be read.
-pub struct Records {
-    files: Vec<Part>,
+pub struct StageRecords {
+    files: Vec<FileRecords>,
     bad: LeftOut,
 }
 
 /// The records of one file.
-struct Part {
+struct FileRecords {
     name: String,
     weight: Option<f64>,
     records: Vec<Record>,
 }
 
-impl Records {
+impl StageRecords {
     /// Reads the files of a `data` key.
     ///
     /// # Errors
@@ -35,7 +35,7 @@ impl Records {
         for source in &data.sources {
             let File { records, bad } = read_source(source, keys)?;
             all.bad += bad;
-            all.files.push(Part {
+            all.files.push(FileRecords {
                 name: source.path.display().to_string(),
                 weight: source.weight,
                 records,
@@ -44,7 +44,8 @@ impl Records {
         Ok(all)
     }
 
-    /// Makes items of each file's records. A file may lose some on the way: they are counted under `key`.
+    /// Encodes the records of each file. Those that are left out are counted under
+    /// `key`.
     ///
     /// # Errors
     /// The errors of `encode`.
@@ -52,11 +53,11 @@ impl Records {
         self,
         key: String,
         encode: impl Fn(&[Record]) -> data::Result<Encoded<T>>,
-    ) -> data::Result<(Items<T>, Misfit)> {
+    ) -> data::Result<(ExamplesByFile<T>, RecordReport)> {
         self.map_owned(key, |records| encode(&records))
     }
 
-    /// Items as of [`Self::map`], of records that `encode` may keep.
+    /// The examples of each file, from records that `encode` may keep.
     ///
     /// # Errors
     /// The errors of `encode`.
@@ -64,18 +65,18 @@ impl Records {
         self,
         key: String,
         encode: impl Fn(Vec<Record>) -> data::Result<Encoded<T>>,
-    ) -> data::Result<(Items<T>, Misfit)> {
+    ) -> data::Result<(ExamplesByFile<T>, RecordReport)> {
         let (mut all, mut files) = (Vec::new(), Vec::new());
-        let mut misfit = Misfit::new(key, self.count(), self.bad);
+        let mut report = RecordReport::new(key, self.count(), self.bad);
         for part in self.files {
-            let items = misfit.take(&part.name, encode(part.records)?);
+            let items = report.take(&part.name, encode(part.records)?);
             files.push((items.len(), part.weight));
             all.extend(items);
         }
-        Ok((Items { all, files }, misfit))
+        Ok((ExamplesByFile { all, files }, report))
     }
 
-    /// Records of all files, those among them that could not be read.
+    /// Number of records of all files, including those that could not be read.
     fn count(&self) -> usize {
         let read: usize = self.files.iter().map(|part| part.records.len()).sum();
         read + self.bad.count
@@ -85,26 +86,27 @@ impl Records {
 /// Reads a file of a stage.
 ///
 /// # Errors
-/// If it cannot be read, or has a bad record and those are errors.
+/// If the file cannot be read, or has a bad record and bad records are errors.
 pub fn read_source(source: &Source, keys: &RecordKeys) -> data::Result<File> {
     let columns = source.columns.as_ref().or(keys.columns.as_ref());
     read_file(&source.path, columns, keys.bad_records)
 }
 
-/// Encoded records, file after file.
-pub struct Items<T> {
-    /// The items.
+/// The examples of a stage's data files, file after file.
+pub struct ExamplesByFile<T> {
+    /// The examples.
     pub all: Vec<T>,
     files: Vec<(usize, Option<f64>)>,
 }
 
-impl<T> Items<T> {
-    /// Items that lie file after file: `files` has the number of each file's, and its weight.
+impl<T> ExamplesByFile<T> {
+    /// Examples that lie file after file: `files` has the number of examples of each file, and its
+    /// weight.
     pub fn new(all: Vec<T>, files: Vec<(usize, Option<f64>)>) -> Self {
         Self { all, files }
     }
 
-    /// The items of each file, and its weight.
+    /// The examples of each file, and its weight.
     pub fn by_file(&self) -> impl Iterator<Item = (&[T], Option<f64>)> {
         let mut rest = self.all.as_slice();
         self.files.iter().map(move |&(count, weight)| {
@@ -114,7 +116,7 @@ impl<T> Items<T> {
         })
     }
 
-    /// Holds out the items of these ascending indices and returns them.
+    /// Removes the examples of these ascending indices and returns them.
     pub fn hold_out(&mut self, held: &[usize]) -> Vec<T> {
         let mut start = 0;
         for (count, _) in &mut self.files {
@@ -134,27 +136,28 @@ impl<T> Items<T> {
         out
     }
 
-    /// The items with `make` applied to each.
-    pub fn map<U>(self, make: impl Fn(T) -> U) -> Items<U> {
-        Items {
+    /// The examples with `make` applied to each.
+    pub fn map<U>(self, make: impl Fn(T) -> U) -> ExamplesByFile<U> {
+        ExamplesByFile {
             all: self.all.into_iter().map(make).collect(),
             files: self.files,
         }
     }
 
-    /// The order in which training reads the items, and its batches.
+    /// The order in which training reads the examples, and its batches.
     ///
     /// # Errors
-    /// If there are none, weights are given and a file has none left, or `dataloader_drop_last` leaves no batch.
+    /// If there are none, weights are given and a file has none left, or `dataloader_drop_last`
+    /// leaves no batch.
     pub fn order(&self, stage: Stage, training: &Training, seed: u64) -> Result<BatchOrder> {
         ensure!(!self.all.is_empty(), "no record is left to train on");
         BatchOrder::new(&self.files, training, seed).with_context(|| format!("[{stage}]"))
     }
 }
 
-impl<T> Items<Vec<T>> {
-    /// The items of the lists.
-    pub fn flatten(self) -> Items<T> {
+impl<T> ExamplesByFile<Vec<T>> {
+    /// The examples of all lists.
+    pub fn flatten(self) -> ExamplesByFile<T> {
         let mut lists = self.all.into_iter();
         let (mut all, mut files) = (Vec::new(), Vec::new());
         for (count, weight) in self.files {
@@ -162,7 +165,7 @@ impl<T> Items<Vec<T>> {
             all.extend(lists.by_ref().take(count).flatten());
             files.push((all.len() - start, weight));
         }
-        Items { all, files }
+        ExamplesByFile { all, files }
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the program asks of a stage, and where it finds the stage's answer.
+//! The interface of a stage, and the definition of each stage in the list.
 
 use anyhow::{Context as _, Result};
 
@@ -11,7 +11,7 @@ use crate::config::{self, Config, Stage};
 /// A stage, defined for the keys of its table.
 pub trait StageDefinition {
     /// The help of the stage's command.
-    fn help(stage: Stage) -> Help
+    fn help(stage: Stage) -> CommandHelp
     where
         Self: Sized;
 
@@ -42,10 +42,10 @@ pub trait StageDefinition {
 
 /// The help of a stage's command.
 #[derive(Clone, Copy, Debug)]
-pub struct Help {
+pub struct CommandHelp {
     /// The line in the list of commands.
     pub about: &'static str,
-    /// What follows it in the command's own help.
+    /// The paragraph below that line in the command's own help.
     pub details: &'static str,
     /// A command that shows its use.
     pub example: &'static str,
@@ -65,7 +65,7 @@ macro_rules! definitions {
         }
 
         /// The help of a stage's command.
-        pub fn help(stage: Stage) -> Help {
+        pub fn help(stage: Stage) -> CommandHelp {
             match stage {
                 $(Stage::$stage => <$keys>::help(stage),)*
             }

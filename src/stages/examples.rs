@@ -1,11 +1,11 @@
 //! Records → examples to train on and others held out.
 //!
-//! Records that are too long or bad are treated by the stage's policies ([`super::misfits`]).
+//! Records that are too long or bad are treated by the stage's policies ([`super::record_report`]).
 
 use anyhow::{Context as _, Result};
 
-use super::dataset::{Items, Records};
-use super::misfits::{Misfit, Misfits};
+use super::dataset::{ExamplesByFile, StageRecords};
+use super::record_report::{RecordReport, RecordReports};
 use crate::config::{Data, ExampleKeys, Stage};
 use crate::data;
 use crate::data::example::{Encoded, Encoder, Limit};
@@ -18,11 +18,11 @@ use crate::terminal;
 /// The examples of a stage.
 pub struct Examples<T> {
     /// Examples to train on.
-    pub training: Items<T>,
+    pub training: ExamplesByFile<T>,
     /// Examples to measure on; never trained on.
     pub held_out: Vec<T>,
     /// Records that were cut or left out.
-    pub misfits: Misfits,
+    pub reports: RecordReports,
 }
 
 impl<T> Examples<T> {
@@ -48,18 +48,18 @@ impl<T> Examples<T> {
             (training.hold_out(&held), None)
         } else {
             let key = ("eval_data", &held_out.eval_data);
-            let (items, misfit) = read_key(stage, keys, key, encode)?;
-            (items.all, Some(misfit))
+            let (items, report) = read_key(stage, keys, key, encode)?;
+            (items.all, Some(report))
         };
-        let mut misfits = Misfits::default();
-        for misfit in [first].into_iter().chain(second) {
-            misfits.add(stage.name(), misfit, encoder.limit());
+        let mut reports = RecordReports::default();
+        for report in [first].into_iter().chain(second) {
+            reports.add(stage.name(), report, encoder.limit());
         }
         note_lost_reasoning(stage, encoder.lost_reasoning());
         Ok(Self {
             training,
             held_out,
-            misfits,
+            reports,
         })
     }
 
@@ -68,7 +68,7 @@ impl<T> Examples<T> {
         Examples {
             training: self.training.map(&make),
             held_out: self.held_out.into_iter().map(make).collect(),
-            misfits: self.misfits,
+            reports: self.reports,
         }
     }
 }
@@ -89,7 +89,7 @@ impl<T> Examples<Vec<T>> {
         Examples {
             training: self.training.flatten(),
             held_out: self.held_out.into_iter().flatten().collect(),
-            misfits: self.misfits,
+            reports: self.reports,
         }
     }
 }
@@ -99,11 +99,11 @@ fn read_key<T>(
     keys: &ExampleKeys,
     (key, data): (&str, &Data),
     encode: impl Fn(&[Record]) -> data::Result<Encoded<T>>,
-) -> Result<(Items<T>, Misfit)> {
+) -> Result<(ExamplesByFile<T>, RecordReport)> {
     let read = || {
-        let records = Records::read(data, keys.records)?;
-        let (items, misfit) = records.map(format!("{stage}.{key}"), encode)?;
-        anyhow::Ok((items, misfit.check(keys.records)?))
+        let records = StageRecords::read(data, keys.records)?;
+        let (items, report) = records.map(format!("{stage}.{key}"), encode)?;
+        anyhow::Ok((items, report.check(keys.records)?))
     };
     read().with_context(|| format!("[{stage}] {key}"))
 }

@@ -1,4 +1,4 @@
-//! Which weights of a model a supervised stage leaves as they are.
+//! The weights of a model that a supervised stage does not train.
 
 use std::path::Path;
 
@@ -8,12 +8,12 @@ use crate::config::Trainable;
 use crate::model::config::{TensorSpec, is_embedding, layer_of};
 use crate::ops::param::Trainability;
 
-/// What stays as it is.
+/// Frozen weights.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Frozen {
-    /// Layers, from the lowest, and with them the embeddings.
+    /// Number of frozen layers, from the lowest; the embeddings are frozen with them.
     pub layers: usize,
-    /// The embeddings, whatever becomes of the layers.
+    /// Whether the embeddings are frozen even if no layer is.
     pub embeddings: bool,
 }
 
@@ -46,7 +46,8 @@ impl Frozen {
     pub fn check(self, table: &str, from: &Path, layers: usize) -> Result<()> {
         ensure!(
             self.layers <= layers,
-            "{table}.freeze_layers is {}, but the model in {} has {layers} layers; freeze that many or fewer",
+            "{table}.freeze_layers is {}, but the model in {} has {layers} layers; freeze that \
+             many or fewer",
             self.layers,
             from.display()
         );

@@ -20,7 +20,7 @@ use crate::train::objective::{Evaluation, LossShare, Objective};
 
 /// A sequence that next-token training reads.
 pub trait Row: Sized {
-    /// Its tokens.
+    /// The tokens of the row.
     fn ids(&self) -> &[u32];
 
     /// Packs rows into a batch.
@@ -118,8 +118,8 @@ impl<R: Row> Objective for NextTokenLoss<R> {
     }
 
     /// Layer-wise decay (Howard and Ruder 2018, §3.1): the top layer, the final norm and the head
-    /// learn at the full rate, each layer below at `decay` times the one above, the embeddings below
-    /// the lowest.
+    /// learn at the full rate, each layer below at `decay` times the one above, the embeddings
+    /// below the lowest.
     fn rate_share(&self, param: &Param) -> f64 {
         let depth = match layer_of(param.name()) {
             Some(layer) => self.layers - 1 - layer,
@@ -130,8 +130,8 @@ impl<R: Row> Objective for NextTokenLoss<R> {
     }
 }
 
-/// Log-probs of a batch's targets over the whole vocabulary, at temperature 1: `[n]`. Above the last
-/// layer's attention nothing is computed for the rows that predict none of them.
+/// Log-probs of a batch's targets over the whole vocabulary, at temperature 1: `[n]`. Above the
+/// last layer's attention nothing is computed for the rows that predict none of them.
 ///
 /// # Errors
 /// If the computation fails.

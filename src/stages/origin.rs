@@ -1,17 +1,19 @@
-//! What a stage was begun with, so that it is continued with nothing else: `config.toml`, the configuration, and
-//! `inputs.json`, a checksum of every model and data file that the stage reads.
+//! The configuration and the inputs that a stage was begun with, so that it is continued with no
+//! others: `config.toml`, and `inputs.json`, a checksum of every model and data file that the stage
+//! reads.
 //!
-//! A stage's folder keeps both, for the run's `config.toml` is replaced by whichever command comes next.
+//! A stage's folder has both, since the next command replaces the run's `config.toml`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
 
 use crate::config::diff::{Change, Effect, diff};
-use crate::config::{Config, ModelStart, Stage};
+use crate::config::{Config, LrScheduler, ModelStart, Stage};
 use crate::data::tokenizer::TEMPLATES;
 use crate::files::checksum::{self, Checksum};
 use crate::files::regular;
@@ -19,16 +21,26 @@ use crate::model::hf_config::adapter::AdapterConfig;
 use crate::terminal::{self, Phase};
 use crate::train::run_folder::{RunFolder, StageFolder};
 
-/// The checksums of what each key names, such as `ppo.from`, file by file.
-type Inputs = BTreeMap<String, Vec<Checksum>>;
+/// The files that each key names, such as `ppo.from`.
+type Inputs = BTreeMap<String, Vec<InputFile>>;
 
-/// Refuses a configuration that would have led one of `stages` elsewhere than where it has begun to go. Other changes are noted on
-/// the terminal.
+/// A file that a stage reads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct InputFile {
+    /// Its name in the folder that the key names, or of the file itself.
+    name: String,
+    #[serde(flatten)]
+    checksum: Checksum,
+}
+
+/// Refuses a configuration that would change the result of one of `stages` that has begun. Other
+/// changes are noted on the terminal.
 ///
 /// # Errors
-/// With every key that differs, or if a stage's former configuration cannot be read.
+/// Every key that differs, or a configuration of a stage that cannot be read.
 pub fn check_config(config: &Config, folder: &RunFolder, stages: &[Stage]) -> Result<()> {
     let (mut refused, mut harmless) = (BTreeSet::new(), BTreeSet::new());
+    let mut lengthened = None;
     for &stage in stages {
         let files = folder.existing_stage(stage);
         if !files.has_begun() {
@@ -43,6 +55,9 @@ pub fn check_config(config: &Config, folder: &RunFolder, stages: &[Stage]) -> Re
         {
             match change.effect {
                 Effect::ChangesResult => {
+                    if is_length(change, stage) && files.done()?.is_some() {
+                        lengthened = Some(stage);
+                    }
                     refused.insert(format!("{change} (stage {stage} has begun)"))
                 }
                 Effect::Harmless => harmless.insert(Change::to_string(change)),
@@ -56,18 +71,53 @@ pub fn check_config(config: &Config, folder: &RunFolder, stages: &[Stage]) -> Re
         return Ok(());
     }
     bail!(
-        "{} holds a run that was begun with other values:\n  {}\nput them back to continue it, choose another run.name, or start over with --fresh",
+        "{} holds a run that was begun with other values:\n  {}\n{}",
         folder.path().display(),
-        refused.into_iter().collect::<Vec<_>>().join("\n  ")
+        refused.into_iter().collect::<Vec<_>>().join("\n  "),
+        lengthened.map_or_else(|| PUT_BACK.to_owned(), |stage| train_on(config, stage))
     )
 }
 
-/// Notes what the stage begins with; or, where it has begun, refuses if a model or data file is not the one that it began with.
+/// The advice for values that a run was not begun with.
+const PUT_BACK: &str =
+    "put them back to continue it, choose another run.name, or start over with --fresh";
+
+/// Whether a change is to the length of the stage.
+fn is_length(change: &Change, stage: Stage) -> bool {
+    ["max_steps", "max_epochs"]
+        .map(|key| format!("{stage}.{key}"))
+        .contains(&change.key)
+}
+
+/// How to train on where a finished stage cannot be made longer.
+fn train_on(config: &Config, stage: Stage) -> String {
+    let schedule = config
+        .training(stage)
+        .map(|training| training.lr_scheduler_type);
+    let what = match schedule {
+        Some(LrScheduler::Cosine) => "A finished cosine schedule cannot be lengthened.",
+        Some(LrScheduler::Linear) => "A finished linear schedule cannot be lengthened.",
+        _ => "A finished stage cannot be shortened, and not be measured in other units.",
+    };
+    let table = if stage == Stage::Pretrain {
+        "model"
+    } else {
+        stage.name()
+    };
+    format!(
+        "{what} To train on, set {table}.from to {} under a new run.name; to start the stage over, \
+         use --fresh",
+        config.run.final_model(stage).display()
+    )
+}
+
+/// Writes the checksums of the inputs of the stage. If it has begun, refuses a model or data file
+/// that has changed since.
 ///
 /// `local` is `config` with models of the hub replaced by their folders.
 ///
 /// # Errors
-/// With every input that differs, or if one cannot be read.
+/// Every input that differs, or one that cannot be read.
 pub fn check_inputs(
     config: &Config,
     local: &Config,
@@ -80,21 +130,42 @@ pub fn check_inputs(
     if files.has_begun() {
         let then = read_inputs(&files.inputs())?;
         let keys: BTreeSet<&String> = now.keys().chain(then.keys()).collect();
-        let differ = |key: &&String| then.get(*key) != now.get(*key);
-        let changed: Vec<&str> = keys
-            .into_iter()
-            .filter(differ)
-            .map(String::as_str)
-            .collect();
-        if !changed.is_empty() {
-            bail!(
-                "stage {stage} was begun with other contents of {}; put them back, or start the stage over: collimate {stage} … --fresh",
-                changed.join(", ")
-            );
-        }
+        let changed = keys.into_iter().filter_map(|key| {
+            let [then, now] =
+                [&then, &now].map(|inputs| inputs.get(key).map_or(&[][..], Vec::as_slice));
+            let files = changed_files(then, now);
+            (!files.is_empty()).then(|| format!("{key} ({})", files.join(", ")))
+        });
+        let changed: Vec<String> = changed.collect();
+        ensure!(
+            changed.is_empty(),
+            "stage {stage} was begun with other contents of {}; put the files back, or start the \
+             stage over: collimate {stage} … --fresh",
+            changed.join(", ")
+        );
     }
     files.write_inputs(&serde_json::to_vec_pretty(&now)?)?;
     Ok(files.write_config(&config.to_toml()?)?)
+}
+
+/// The names of the files that only one of the two lists has with these contents.
+fn changed_files(then: &[InputFile], now: &[InputFile]) -> Vec<String> {
+    let sums = |files: &[InputFile]| files.iter().map(|file| file.checksum).collect::<Vec<_>>();
+    if sums(then) == sums(now) {
+        return Vec::new();
+    }
+    let only = |one: &[InputFile], other: &[InputFile]| {
+        let own = one.iter().filter(|file| !other.contains(file));
+        own.map(|file| file.name.clone()).collect::<Vec<_>>()
+    };
+    let names: BTreeSet<String> = [only(now, then), only(then, now)]
+        .concat()
+        .into_iter()
+        .collect();
+    match names.is_empty() {
+        true => vec!["the order of its files".to_owned()],
+        false => names.into_iter().collect(),
+    }
 }
 
 fn read_inputs(file: &Path) -> Result<Inputs> {
@@ -130,17 +201,29 @@ fn inputs(config: &Config, stage: Stage) -> Result<Inputs> {
     Ok(inputs)
 }
 
-/// The sums of a file, or of those of a model folder; those of an adapter's base too.
-fn sums(path: &Path) -> Result<Vec<Checksum>> {
-    let mut files = files_of(path)?;
+/// The checksums of a file, or of a model folder's files; those of an adapter's base too.
+fn sums(path: &Path) -> Result<Vec<InputFile>> {
+    let mut files = sums_in(path)?;
     if let Some(adapter) = AdapterConfig::find(path)? {
-        files.extend(files_of(&adapter.base_folder(path)?)?);
+        files.extend(sums_in(&adapter.base_folder(path)?)?);
     }
-    let sum = |file: &PathBuf| {
-        let sum = checksum::of_file(file);
-        sum.with_context(|| format!("cannot read {}", file.display()))
+    Ok(files)
+}
+
+fn sums_in(path: &Path) -> Result<Vec<InputFile>> {
+    let file = |file: PathBuf| {
+        let within = file.strip_prefix(path).unwrap_or(&file);
+        let name = match within.as_os_str().is_empty() {
+            true => Path::new(file.file_name().unwrap_or_default()),
+            false => within,
+        };
+        let checksum = checksum::of_file(&file);
+        anyhow::Ok(InputFile {
+            name: name.display().to_string(),
+            checksum: checksum.with_context(|| format!("cannot read {}", file.display()))?,
+        })
     };
-    files.iter().map(sum).collect()
+    files_of(path)?.into_iter().map(file).collect()
 }
 
 /// The file itself, or a folder's JSON, templates and weights, by name.

@@ -1,9 +1,11 @@
 //! The padding token of a reward model, in its configuration and in its tokenizer.
 //!
-//! transformers scores the last token that is not padding, so a model that scores at the token that ends an answer needs padding that
-//! ends none. A tokenizer without such a token (Llama 2's, Mistral's) is given one that it has and that no answer ends in: a token
-//! made for padding, the one for unknown text, a reserved one, or BOS. The embedding keeps its size. One whose only special
-//! token is EOS (GPT-2's) is padded with that, as TRL does, and the score then stands before it.
+//! transformers scores the last token that is not padding, so a model that scores at the token that
+//! ends an answer needs padding that ends none. A tokenizer without such a token (Llama 2's,
+//! Mistral's) is given one that it has and that no answer ends in: a token made for padding, the
+//! one for unknown text, a reserved one, or BOS. The embedding keeps its size. One whose only
+//! special token is EOS (GPT-2's) is padded with that, as TRL does, and the score then stands
+//! before it.
 
 use anyhow::Result;
 
@@ -23,8 +25,9 @@ const NAMES: [&str; 8] = [
     "<|vision_pad|>",
 ];
 
-/// Chooses the padding of a reward model that is to be trained, and with it the token that is scored. The tokenizer that is
-/// returned has it as its `pad_token`. A model that scores before its end already goes on to do so.
+/// Chooses the padding of a reward model that is to be trained, and with it the token that is
+/// scored. The tokenizer that is returned has it as its `pad_token`. A model that scores before its
+/// end already goes on to do so.
 ///
 /// # Errors
 /// If the tokenizer names no EOS, or one of its files cannot be read.
@@ -57,16 +60,18 @@ pub fn in_words(config: &HfConfig, before: Option<u32>, tokenizer: &Tokenizer) -
     let token = tokenizer.token(pad).unwrap_or_default();
     Some(match config.score_at {
         ScoreAt::Eos => format!(
-            "the tokenizer has no padding token that ends no answer; {token:?} (id {pad}) pads, in the model's files and the tokenizer's"
+            "the tokenizer has no padding token that ends no answer; {token:?} (id {pad}) pads, in \
+             the model's files and the tokenizer's"
         ),
         ScoreAt::LastNonPad => format!(
-            "the tokenizer has no special token but those that end answers; {token:?} (id {pad}) pads, and the score stands at the token \
-             before it, as in TRL"
+            "the tokenizer has no special token but those that end answers; {token:?} (id {pad}) \
+             pads, and the score stands at the token before it, as in TRL"
         ),
     })
 }
 
-/// Tokens that may pad, the best first. One that is not special would change how the tokenizer reads text.
+/// Tokens that may pad, the best first. They are special tokens: another one would change how the
+/// tokenizer reads text.
 fn candidates<'t>(config: &HfConfig, tokenizer: &'t Tokenizer) -> impl Iterator<Item = u32> + 't {
     let own = config.decoder.pad_token_id.into_iter();
     let named = NAMES.iter().filter_map(|name| tokenizer.token_id(name));
@@ -92,7 +97,8 @@ mod tests {
     use crate::model::config::{DecoderConfig, Family, Geometry, Head};
     use std::path::Path;
 
-    /// A tokenizer whose special tokens are EOS, `<|pad|>` and these, and whose files name `roles` of them.
+    /// A tokenizer whose special tokens are EOS, `<|pad|>` and these, and whose files name `roles`
+    /// of them.
     fn tokenizer(more: &[&str], roles: &[(&str, &str)]) -> Tokenizer {
         let folder = tempfile::tempdir().unwrap();
         let mut special = vec![END_OF_TEXT.to_owned(), "<fill>".to_owned()];
@@ -179,7 +185,8 @@ mod tests {
     fn a_tokenizer_with_one_special_token_is_padded_with_it_and_scored_before_it() {
         let found = chosen(tokenizer(&[], &[("bos_token", END_OF_TEXT)]), None);
         assert_eq!(found, (END_OF_TEXT.to_owned(), ScoreAt::LastNonPad));
-        // The configuration's padding is no special token: to name it would change how text is read.
+        // The configuration's padding is no special token: to name it would change how text is
+        // read.
         let found = chosen(tokenizer(&[], &[]), Some(300));
         assert_eq!(found, (END_OF_TEXT.to_owned(), ScoreAt::LastNonPad));
     }

@@ -1,5 +1,5 @@
-//! Pairs of answers as batches of one policy's log-probs: what the stages that learn from preferences
-//! without a reward model share.
+//! Pairs of answers as batches of one policy's log-probs: what the stages that learn from
+//! preferences without a reward model share.
 
 use anyhow::Result;
 
@@ -15,8 +15,8 @@ pub fn tokens(pair: &Pair) -> usize {
     2 * pair.prompt.len() + pair.chosen.len() + pair.rejected.len() - 2
 }
 
-/// Chosen and rejected answer of each pair, one after the other, each behind its prompt. The tokens of
-/// the answers count, with the token that ends each.
+/// Chosen and rejected answer of each pair, one after the other, each behind its prompt. The tokens
+/// of the answers count, with the token that ends each.
 pub fn answers<'p>(pairs: impl Iterator<Item = &'p Pair>) -> PackedBatch {
     let mut batch = PackedBatch::default();
     for pair in pairs {
@@ -27,8 +27,8 @@ pub fn answers<'p>(pairs: impl Iterator<Item = &'p Pair>) -> PackedBatch {
     batch
 }
 
-/// Loss and measures of held-out pairs, as means over all of them: `measure` gives a batch's share of
-/// the mean loss and of each measure.
+/// Loss and measures of held-out pairs, as means over all of them: `measure` gives a batch's share
+/// of the mean loss and of each measure.
 ///
 /// # Errors
 /// Errors of `measure`.

@@ -5,17 +5,17 @@ use anyhow::{Context as _, Result, bail};
 use super::adapters::Trainee;
 use super::architecture::{describe, describe_for};
 use super::context::{Context, Finished};
-use super::dataset::{Items, Records};
-use super::definition::{Help, StageDefinition};
+use super::dataset::{ExamplesByFile, StageRecords};
+use super::definition::{CommandHelp, StageDefinition};
 use super::examples::Examples;
 use super::language::NextTokenLoss;
-use super::misfits::Misfits;
 use super::plan::models::Folders;
 use super::plan::{self, Plan};
 use super::preflight;
 use super::preflight::records::Reader;
+use super::record_report::RecordReports;
 use super::stops::stop_where_answers_end;
-use super::supervised::{Prepared, train_and_write};
+use super::supervised::{PreparedStage, train_and_write};
 use crate::config::{Data, ModelStart, Pretrain, RecordKeys, Stage};
 use crate::data::example::{Limit, documents, encode_documents};
 use crate::data::packing::{TextRow, text_rows};
@@ -34,12 +34,13 @@ const HELD: usize = 4;
 const GIB: f64 = (1u64 << 30) as f64;
 
 impl StageDefinition for Pretrain {
-    fn help(_stage: Stage) -> Help {
-        Help {
+    fn help(_stage: Stage) -> CommandHelp {
+        CommandHelp {
             about: "Train a language model on plain text, from scratch or from a folder",
-            details: "Needs [pretrain] with `data`. Without a tokenizer a byte-level BPE is trained \
-                      on that text first.",
-            example: "collimate pretrain configs/quickstart.toml --set pretrain.max_steps=100 --set run.name=trial",
+            details: "Needs [pretrain] with `data`. Without a tokenizer a byte-level BPE is \
+                      trained on that text first.",
+            example: "collimate pretrain configs/quickstart.toml --set pretrain.max_steps=100 \
+                      --set run.name=trial",
         }
     }
 
@@ -48,11 +49,11 @@ impl StageDefinition for Pretrain {
         check_shape(context)?;
 
         // 2. Text → tokenizer → rows of `context_length` tokens.
-        let mut misfits = Misfits::default();
-        let data = read_key("data", &self.data, &self.records, &mut misfits)?;
+        let mut reports = RecordReports::default();
+        let data = read_key("data", &self.data, &self.records, &mut reports)?;
         let tokenizer = tokenizer(context, &data.all)?;
         let training = rows(&tokenizer, &data, self.context_length).context("[pretrain] data")?;
-        let held_out = self.held_out(&tokenizer, &mut misfits)?;
+        let held_out = self.held_out(&tokenizer, &mut reports)?;
 
         // 3. The model, fresh or from its folder.
         let mut model = model(context, &tokenizer, self.context_length)?;
@@ -62,14 +63,14 @@ impl StageDefinition for Pretrain {
         let order = training.order(context.stage, &self.training, context.config.run.seed)?;
         train_and_write(
             context,
-            Prepared {
+            PreparedStage {
                 objective: NextTokenLoss::new(&model, 1.0),
                 trainee: Trainee::whole(model),
                 tokenizer,
                 examples: Examples {
                     training,
                     held_out,
-                    misfits,
+                    reports,
                 },
                 order,
                 training: &self.training,
@@ -96,11 +97,11 @@ impl StageDefinition for Pretrain {
 
 impl Pretrain {
     /// The held-out rows of one evaluation.
-    fn held_out(&self, tokenizer: &Tokenizer, misfits: &mut Misfits) -> Result<Vec<TextRow>> {
+    fn held_out(&self, tokenizer: &Tokenizer, reports: &mut RecordReports) -> Result<Vec<TextRow>> {
         if self.eval_data.is_empty() {
             return Ok(Vec::new());
         }
-        let held = read_key("eval_data", &self.eval_data, &self.records, misfits)?;
+        let held = read_key("eval_data", &self.eval_data, &self.records, reports)?;
         let rows = pack(tokenizer, &held.all, self.context_length);
         let mut rows = rows.context("[pretrain] eval_data")?;
         if self.eval_batches > 0 {
@@ -114,9 +115,9 @@ fn read_key(
     key: &str,
     data: &Data,
     keys: &RecordKeys,
-    misfits: &mut Misfits,
-) -> Result<Items<Record>> {
-    let read = read_documents(Stage::Pretrain.name(), key, data, keys, misfits);
+    reports: &mut RecordReports,
+) -> Result<ExamplesByFile<Record>> {
+    let read = read_documents(Stage::Pretrain.name(), key, data, keys, reports);
     read.with_context(|| format!("[pretrain] {key}"))
 }
 
@@ -129,17 +130,17 @@ pub fn read_documents(
     key: &str,
     data: &Data,
     keys: &RecordKeys,
-    misfits: &mut Misfits,
-) -> Result<Items<Record>> {
+    reports: &mut RecordReports,
+) -> Result<ExamplesByFile<Record>> {
     let texts = |records| documents(records, keys.bad_records);
-    let records = Records::read(data, keys)?;
-    let (items, misfit) = records.map_owned(format!("{stage}.{key}"), texts)?;
-    misfits.add(stage, misfit.check(keys)?, &Limit::none());
+    let records = StageRecords::read(data, keys)?;
+    let (items, report) = records.map_owned(format!("{stage}.{key}"), texts)?;
+    reports.add(stage, report.check(keys)?, &Limit::none());
     Ok(items)
 }
 
-/// A shape that no model can have ends the stage before its text is read. The size that `[tokenizer]` asks for stands in for
-/// the vocabulary to come.
+/// Refuses a shape that no model can have before the text is read. The size that `[tokenizer]`
+/// requests stands in for the vocabulary.
 fn check_shape(context: &Context) -> Result<()> {
     if let Some(ModelStart::Scratch(sizes)) = &context.config.model.start {
         let model = describe(sizes, context.config.tokenizer.vocab_size)?;
@@ -148,7 +149,8 @@ fn check_shape(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Weights, gradients and two moments that the machine cannot hold would end the process without a word.
+/// Weights, gradients and two moments that the machine cannot hold would end the process without a
+/// word.
 fn check_memory(model: &DecoderConfig) -> Result<()> {
     let numbers = model.tensors().into_iter().map(|spec| {
         let sizes = spec.shape.iter().map(|&size| size as f64);
@@ -158,9 +160,9 @@ fn check_memory(model: &DecoderConfig) -> Result<()> {
     let bytes = parameters * HELD as f64 * size_of::<f32>() as f64;
     if let Some(most) = limit_bytes().filter(|most| bytes > *most as f64) {
         bail!(
-            "[model] describes {parameters:.3e} parameters, which take {:.0} GiB to train (weights, \
-             gradients, two moments); this process may have {:.0} GiB: lower hidden_size, \
-             intermediate_size, num_hidden_layers or vocab_size",
+            "[model] describes {parameters:.3e} parameters, which take {:.0} GiB to train \
+             (weights, gradients, two moments); this process may have {:.0} GiB: lower \
+             hidden_size, intermediate_size, num_hidden_layers or vocab_size",
             bytes / GIB,
             most as f64 / GIB
         );
@@ -209,12 +211,16 @@ pub fn pack(tokenizer: &Tokenizer, records: &[Record], context: usize) -> Result
 }
 
 /// Rows of all files as one stream, or of each file by itself where files are drawn from by weight.
-fn rows(tokenizer: &Tokenizer, records: &Items<Record>, context: usize) -> Result<Items<TextRow>> {
+fn rows(
+    tokenizer: &Tokenizer,
+    records: &ExamplesByFile<Record>,
+    context: usize,
+) -> Result<ExamplesByFile<TextRow>> {
     let weighted = records.by_file().any(|(_, weight)| weight.is_some());
     if !weighted {
         let rows = pack(tokenizer, &records.all, context)?;
         let count = rows.len();
-        return Ok(Items::new(rows, vec![(count, None)]));
+        return Ok(ExamplesByFile::new(rows, vec![(count, None)]));
     }
     let (mut all, mut files) = (Vec::new(), Vec::new());
     for (file, weight) in records.by_file() {
@@ -222,7 +228,7 @@ fn rows(tokenizer: &Tokenizer, records: &Items<Record>, context: usize) -> Resul
         files.push((rows.len(), weight));
         all.extend(rows);
     }
-    Ok(Items::new(all, files))
+    Ok(ExamplesByFile::new(all, files))
 }
 
 fn model(context: &Context, tokenizer: &Tokenizer, context_length: usize) -> Result<Decoder> {
@@ -250,7 +256,8 @@ fn model(context: &Context, tokenizer: &Tokenizer, context_length: usize) -> Res
     }
     if context_length > decoder.max_position_embeddings {
         bail!(
-            "pretrain.context_length is {context_length}; the model holds {} (model.max_position_embeddings)",
+            "pretrain.context_length is {context_length}; the model holds {} \
+             (model.max_position_embeddings)",
             decoder.max_position_embeddings
         );
     }

@@ -1,11 +1,12 @@
-//! The reward model: Bradley-Terry on pairs of a better and a worse answer (Stiennon et al. 2020, eq. 1).
+//! The reward model: Bradley-Terry on pairs of a better and a worse answer (Stiennon et al. 2020,
+//! eq. 1).
 //!
-//! It reads prompt and answer and scores at the last token, or before it where its folder means that
-//! ([`ScorePosition`]). `[judge]` runs the same stage on other pairs, for evaluations alone. Its draws
-//! are its own: another head to start with (and other adapters), another order of the pairs, other
-//! pairs held out. Other stages share the run's seed, which makes no two of their models alike: where
-//! `[dpo]` and `[reward]` read one file they read it in one order, and adapters of the same shape
-//! start from the same matrix A.
+//! It reads prompt and answer and scores at the last token, or before it where its folder means
+//! that ([`ScorePosition`]). `[judge]` runs the same stage on other pairs, for evaluations alone.
+//! Its draws are its own: another head to start with (and other adapters), another order of the
+//! pairs, other pairs held out. Other stages share the run's seed, which makes no two of their
+//! models alike: where `[dpo]` and `[reward]` read one file they read it in one order, and adapters
+//! of the same shape start from the same matrix A.
 
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use candle_core::Tensor;
 use rollout::random::Independent;
 
 use super::context::Context;
-use super::definition::Help;
+use super::definition::CommandHelp;
 use super::examples::Examples;
 use super::padding::{self, choose_padding};
 use super::supervised::ExampleStage;
@@ -42,20 +43,21 @@ impl ExampleStage for Reward {
 
     const HEAD: Head = Head::Score;
 
-    fn help(stage: Stage) -> Help {
+    fn help(stage: Stage) -> CommandHelp {
         match stage {
-            Stage::Judge => Help {
+            Stage::Judge => CommandHelp {
                 about: "Train the judge: a second reward model that PPO never sees",
-                details: "Needs [judge], whose keys are those of [reward]. Give it other pairs: where \
-                          reward rises and judge falls, the policy has learnt the reward model's \
-                          weaknesses.",
+                details: "Needs [judge], whose keys are those of [reward]. Give it other pairs: \
+                          where reward rises and judge falls, the policy has learnt the reward \
+                          model's weaknesses.",
                 example: "collimate judge configs/quickstart.toml",
             },
-            _ => Help {
+            _ => CommandHelp {
                 about: "Train the reward model on pairs of a better and a worse answer",
                 details: "Needs [reward] with `data`. Reports accuracy, margin and calibration on \
                           held-out pairs.",
-                example: "collimate reward configs/quickstart.toml --set reward.max_steps=300 --fresh",
+                example: "collimate reward configs/quickstart.toml --set reward.max_steps=300 \
+                          --fresh",
             },
         }
     }
@@ -212,8 +214,9 @@ impl Objective for ScoreLoss {
     }
 }
 
-/// Expected calibration error of the probability σ(|gap|) that the higher score is the better answer: over bins of that
-/// probability, the mean distance of accuracy and confidence, weighted by the bin's share.
+/// Expected calibration error of the probability σ(|gap|) that the higher score is the better
+/// answer: over bins of that probability, the mean distance of accuracy and confidence, weighted by
+/// the bin's share.
 fn calibration_error(gaps: &[f32]) -> f64 {
     let mut bins = [(0usize, 0usize, 0f64); CALIBRATION_BINS];
     for &gap in gaps {

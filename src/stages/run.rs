@@ -18,7 +18,7 @@ use crate::train::signal::{Outcome, StopRequest};
 /// Runs all stages that the configuration has.
 ///
 /// # Errors
-/// Those of a stage, or if the run folder holds a run of another configuration.
+/// The errors of the stages, or a run folder with a run of another configuration.
 pub fn run(config: &Config, existing: Existing) -> Result<Outcome> {
     let folder = RunFolder::open(&config.run.folder(), existing)?;
     run_stages(config, &folder, &config.stages(), Existing::Continue)
@@ -27,7 +27,7 @@ pub fn run(config: &Config, existing: Existing) -> Result<Outcome> {
 /// Runs one stage.
 ///
 /// # Errors
-/// As [`run`].
+/// The errors of [`run`].
 pub fn run_stage(config: &Config, stage: Stage, existing: Existing) -> Result<Outcome> {
     let folder = RunFolder::open(&config.run.folder(), Existing::Continue)?;
     run_stages(config, &folder, &[stage], existing)
@@ -105,7 +105,8 @@ fn run_in_order(
     Ok(Outcome::Finished)
 }
 
-/// Checks the stages that are yet to run, and that they fit this machine, if there are several: a single one meets the same at once.
+/// Checks the stages that are yet to run, and that they fit on this machine, if there are several:
+/// a single stage meets the same errors at once.
 fn check_before_the_first(
     config: &Config,
     folder: &RunFolder,
@@ -128,16 +129,18 @@ fn check_before_the_first(
     }
 }
 
-/// Says so where a former process did steps of the stage, and ended before its first checkpoint.
+/// Notes that an earlier process ended before the first checkpoint of the stage.
 fn note_unsaved(stage: Stage, files: &StageFolder) {
     if files.has_log() && !files.has_begun() {
         terminal::note(format_args!(
-            "{stage}: was begun before and has no checkpoint to go on from; it starts over, with the configuration as it is now"
+            "{stage}: was begun before and has no checkpoint to go on from; it starts over, with \
+             the configuration as it is now"
         ));
     }
 }
 
-/// A finished stage that must go on, for more steps or for a model that is gone, needs a checkpoint to go on from.
+/// Checks that a finished stage that is to be continued, for more steps or for a model that is
+/// gone, has a checkpoint.
 fn check_can_go_on(config: &Config, stage: Stage, files: &StageFolder) -> Result<()> {
     let Some(done) = files.done()? else {
         return Ok(());
@@ -145,15 +148,15 @@ fn check_can_go_on(config: &Config, stage: Stage, files: &StageFolder) -> Result
     let goes_on = files.lost_of_final()?.is_some() || wants_more(config, stage, &done);
     ensure!(
         !goes_on || files.has_checkpoint(),
-        "{stage} has finished and left no checkpoint in {} to go on from; put that folder back, or start the stage over: collimate \
-         {stage} … --fresh",
+        "{stage} has finished and left no checkpoint in {} to go on from; put that folder back, or \
+         start the stage over: collimate {stage} … --fresh",
         files.checkpoints().display()
     );
     Ok(())
 }
 
-/// True if nothing is left to do of a stage, which is said then. One that is to go on, or whose model is no longer there, is not
-/// marked as done any more.
+/// Whether the stage has nothing left to do, which is then noted. A stage that is to be continued,
+/// or whose model is gone, is marked unfinished.
 fn is_finished(config: &Config, stage: Stage, files: &StageFolder) -> Result<bool> {
     let Some(done) = files.done()? else {
         return Ok(false);
@@ -169,7 +172,8 @@ fn is_finished(config: &Config, stage: Stage, files: &StageFolder) -> Result<boo
     }
     if let Some(lost) = &lost {
         terminal::note(format_args!(
-            "{stage}: finished after {} steps, but {} is gone or cut short; the model is written again from the last checkpoint",
+            "{stage}: finished after {} steps, but {} is gone or cut short; the model is written \
+             again from the last checkpoint",
             done.steps,
             lost.display()
         ));
@@ -190,7 +194,8 @@ pub(super) fn with_local_models(config: &Config, stages: &[Stage]) -> Result<Con
     Ok(config)
 }
 
-/// Whether `max_steps` was raised since the stage finished (only a constant learning rate lets it be).
+/// Whether `max_steps` was raised since the stage finished, which only a constant learning rate
+/// allows.
 fn wants_more(config: &Config, stage: Stage, done: &Done) -> bool {
     match config.training(stage).map(Training::length) {
         Some(Length::Steps(steps)) => steps as u64 > done.steps,
@@ -198,11 +203,11 @@ fn wants_more(config: &Config, stage: Stage, done: &Done) -> bool {
     }
 }
 
-/// Runs `work` on a thread of the pool that all CPU work shares, so that it computes rather than waits for those that do. A pool
-/// that exists already keeps its size.
+/// Runs `work` on a thread of the pool that all CPU work shares, so that it computes instead of
+/// waiting for the pool. An existing pool keeps its size.
 ///
 /// # Errors
-/// If the pool cannot be started, and those of `work`.
+/// If the pool cannot be started, and the errors of `work`.
 fn on_pool<R: Send>(threads: usize, work: impl FnOnce() -> Result<R> + Send) -> Result<R> {
     pool::say_if_fewer("run.threads", threads);
     pool::start(threads)?;

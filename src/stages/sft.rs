@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::context::Context;
-use super::definition::Help;
+use super::definition::CommandHelp;
 use super::examples::Examples;
 use super::language::NextTokenLoss;
 use super::supervised::ExampleStage;
@@ -19,8 +19,8 @@ impl ExampleStage for Sft {
     type Record = Vec<Example>;
     type Objective = NextTokenLoss<Example>;
 
-    fn help(_stage: Stage) -> Help {
-        Help {
+    fn help(_stage: Stage) -> CommandHelp {
+        CommandHelp {
             about: "Fine-tune on answers: prompt and completion, or chats",
             details: "Needs [sft] with `data`. The loss counts answers only, and rows are packed \
                       without seeing one another.",
@@ -39,7 +39,7 @@ impl ExampleStage for Sft {
     fn split(&self, mut records: Examples<Vec<Example>>) -> Examples<Example> {
         let conversations = Conversations::of(&records);
         conversations.note();
-        records.misfits.extend(conversations.row());
+        records.reports.extend(conversations.row());
         records.flatten()
     }
 

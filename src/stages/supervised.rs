@@ -4,9 +4,9 @@
 use anyhow::Result;
 use serde_json::{Map, Value};
 
-use super::adapters::{Start, Trainee};
+use super::adapters::{StartingModel, Trainee};
 use super::context::{Context, Finished};
-use super::definition::{Help, StageDefinition};
+use super::definition::{CommandHelp, StageDefinition};
 use super::examples::{Examples, encoder};
 use super::plan::models::Folders;
 use super::plan::{self, Plan};
@@ -30,14 +30,14 @@ use crate::train::supervised::{TrainingJob, TrainingReport, train};
 pub trait ExampleStage: ExampleTable {
     /// A record as the encoder returns it.
     type Record;
-    /// What is minimised.
+    /// The training objective.
     type Objective: Objective;
 
     /// The head of the model that is trained.
     const HEAD: Head = Head::LanguageModel;
 
     /// The help of the stage's command.
-    fn help(stage: Stage) -> Help;
+    fn help(stage: Stage) -> CommandHelp;
 
     /// Encodes records.
     ///
@@ -48,7 +48,8 @@ pub trait ExampleStage: ExampleTable {
     /// The examples of encoded records.
     fn split(&self, records: Examples<Self::Record>) -> Examples<ExampleOf<Self>>;
 
-    /// The objective of `model`, with what it needs to know of each example. `None` when a signal came.
+    /// The objective of `model`, with what it needs to know of each example. `None` when a signal
+    /// came.
     ///
     /// # Errors
     /// If a computation or a file fails.
@@ -84,7 +85,7 @@ pub trait ExampleStage: ExampleTable {
 pub type ExampleOf<S> = <<S as ExampleStage>::Objective as Objective>::Example;
 
 impl<S: ExampleStage> StageDefinition for S {
-    fn help(stage: Stage) -> Help {
+    fn help(stage: Stage) -> CommandHelp {
         S::help(stage)
     }
 
@@ -93,7 +94,7 @@ impl<S: ExampleStage> StageDefinition for S {
         // 1. The model, with frozen layers or adapters.
         let tokenizer = context.tokenizer_of(keys.from)?;
         let seed = S::seed(context.stage, context.config.run.seed);
-        let start = Start {
+        let start = StartingModel {
             table: context.stage.name(),
             from: keys.from,
             head: S::HEAD,
@@ -120,7 +121,7 @@ impl<S: ExampleStage> StageDefinition for S {
         };
         train_and_write(
             context,
-            Prepared {
+            PreparedStage {
                 trainee,
                 tokenizer,
                 objective,
@@ -153,14 +154,14 @@ impl<S: ExampleStage> StageDefinition for S {
 }
 
 /// A stage that is ready to train.
-pub struct Prepared<'a, O: Objective> {
+pub struct PreparedStage<'a, O: Objective> {
     /// The model, or the adapters on it.
     pub trainee: Trainee,
-    /// Its tokenizer.
+    /// Tokenizer of the model.
     pub tokenizer: Tokenizer,
-    /// What is minimised.
+    /// The training objective.
     pub objective: O,
-    /// What is trained on, and what is measured on.
+    /// Examples to train on and to measure on.
     pub examples: Examples<O::Example>,
     /// The examples of each step.
     pub order: BatchOrder,
@@ -176,9 +177,9 @@ pub struct Prepared<'a, O: Objective> {
 /// If training diverges or a file cannot be written.
 pub fn train_and_write<O: Objective>(
     context: &Context,
-    prepared: Prepared<O>,
+    prepared: PreparedStage<O>,
 ) -> Result<Option<Finished>> {
-    let Prepared {
+    let PreparedStage {
         trainee,
         tokenizer,
         objective,
@@ -204,7 +205,7 @@ pub fn train_and_write<O: Objective>(
     };
     trainee.write_final(context, &tokenizer)?;
     let mut finished = finished(job.stage, &report, context.folder);
-    examples.misfits.add_to(&mut finished.table);
+    examples.reports.add_to(&mut finished.table);
     Ok(Some(finished))
 }
 

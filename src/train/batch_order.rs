@@ -1,8 +1,8 @@
 //! The examples of each step: an order over the records, cut into batches epoch by epoch.
 //!
 //! A mixture has no epochs of its own, for its files are drawn from at different rates. An epoch of
-//! it is as many draws as it has records in all, cut into batches as any other; a file that is drawn
-//! from more often than it has records begins anew within it.
+//! it is as many draws as it has records in all, cut into batches as any other; a file that is
+//! drawn from more often than it has records begins anew within it.
 
 use rollout::random::Purpose;
 

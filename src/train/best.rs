@@ -1,6 +1,8 @@
-//! The weights that early stopping may go back to: for each step that was the best one file, beside the checkpoints.
+//! The weights that early stopping may go back to: one file for each step that was the best, beside
+//! the checkpoints.
 //!
-//! A checkpoint names the best step so far and is of use only with its weights, so a file lives as long as a checkpoint that names it.
+//! A checkpoint names the best step so far and is of use only with its weights, so a file lives as
+//! long as a checkpoint that names it.
 
 use std::fs;
 use std::io;
@@ -20,13 +22,13 @@ use crate::model::Decoder;
 pub struct Best {
     /// The step.
     pub step: u64,
-    /// What was measured after it.
+    /// Held-out measures after the step.
     #[serde(with = "float::map")]
     pub evaluation: Evaluation,
 }
 
 impl Best {
-    /// Whether its held-out loss is below that of `other`. One that is NaN is above all.
+    /// Whether the held-out loss is below that of `other`; NaN is above every loss.
     pub fn is_below(&self, other: &Self) -> bool {
         match (self.loss(), other.loss()) {
             (Some(own), Some(other)) => own < other,
@@ -47,7 +49,7 @@ pub struct BestWeights {
 }
 
 impl BestWeights {
-    /// Those in `folder`.
+    /// The weights of best steps in `folder`.
     pub fn new(folder: &Path) -> Self {
         Self {
             folder: folder.into(),

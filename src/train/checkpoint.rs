@@ -6,7 +6,7 @@
 //! checkpoint as it was. Reading takes the newest one whose manifest and checksums hold, and sets
 //! aside those that it passed over.
 //!
-//! What the files mean is the stage's affair; tensors, devices and models are unknown here. Small
+//! The stage gives the files their meaning; tensors, devices and models are unknown here. Small
 //! state (counters, cursors, coefficients) is one JSON value, under checksum like the rest.
 
 use std::collections::BTreeMap;
@@ -27,7 +27,7 @@ const STATE: &str = "state.json";
 /// Layout of the folder; a checkpoint of another one is passed over.
 const FORMAT: u32 = 1;
 
-/// What the name of a checkpoint that was passed over ends in.
+/// Suffix of the folder of a checkpoint that was passed over.
 const UNUSABLE: &str = ".unusable";
 
 /// Why a checkpoint could not be written or read.
@@ -40,11 +40,12 @@ pub enum CheckpointError {
     #[error("`{0}` cannot be the name of a file in a checkpoint")]
     Name(String),
     /// The state is not what the stage expects.
-    #[error("{}: {source}; the checkpoint was written by another version, start over with --fresh", file.display())]
+    #[error("{}: {source}; the checkpoint was written by another version, start over with \
+             --fresh", file.display())]
     State {
         /// The state's file.
         file: PathBuf,
-        /// What does not fit.
+        /// The error of the parser.
         source: serde_json::Error,
     },
 }
@@ -68,8 +69,8 @@ pub struct Checkpoint {
 pub struct Latest {
     /// None if there is no usable one.
     pub checkpoint: Option<Checkpoint>,
-    /// One line for each damaged checkpoint that was passed over, newest first: where it now lies and
-    /// what is wrong.
+    /// One line for each damaged checkpoint that was passed over, newest first: where it now lies
+    /// and what is wrong.
     pub passed_over: Vec<String>,
 }
 
@@ -90,7 +91,8 @@ struct Manifest {
 }
 
 impl Checkpoints {
-    /// Opens the folder, creating it if need be, and clears up what a killed process left unfinished.
+    /// Opens the folder, creating it if need be, and clears up what a killed process left
+    /// unfinished.
     ///
     /// # Errors
     /// If the folder cannot be created or cleaned.
@@ -119,8 +121,8 @@ impl Checkpoints {
         })
     }
 
-    /// The newest checkpoint that is complete and whose checksums hold. Newer ones are set aside: as
-    /// the newest by name they would be kept in place of those that the run goes on to write.
+    /// The newest checkpoint that is complete and whose checksums hold. Newer ones are set aside:
+    /// as the newest by name they would be kept in place of those that the run goes on to write.
     ///
     /// # Errors
     /// If the folder cannot be listed or a checkpoint not be renamed. A damaged checkpoint is no
@@ -201,7 +203,7 @@ impl Checkpoint {
     /// The state that was given to [`Writer::commit`].
     ///
     /// # Errors
-    /// If it is not a `T`.
+    /// If the file cannot be read, or its value is not a `T`.
     pub fn state<T: DeserializeOwned>(&self) -> Result<T, CheckpointError> {
         self.json(STATE)
     }
@@ -209,7 +211,7 @@ impl Checkpoint {
     /// The value of a file that [`Writer::add_json`] wrote.
     ///
     /// # Errors
-    /// If it is not a `T`, or there is no such file.
+    /// If the file cannot be read, or its value is not a `T`.
     pub fn json<T: DeserializeOwned>(&self, name: &str) -> Result<T, CheckpointError> {
         let file = self.path(name);
         let bytes = regular::read(&file).map_err(on("read", &file))?;
@@ -244,7 +246,7 @@ impl Writer {
     /// NaN or infinite need [`super::float`], for they are not numbers in JSON and become null.
     ///
     /// # Errors
-    /// As [`Writer::add_file`].
+    /// The errors of [`Writer::add_file`].
     pub fn add_json<T: Serialize>(&mut self, name: &str, value: &T) -> Result<(), CheckpointError> {
         let bytes = serde_json::to_vec(value).map_err(io::Error::from)?;
         self.add_file(name, |file| file.write_all(&bytes))
@@ -284,7 +286,7 @@ impl Drop for Writer {
     }
 }
 
-/// True if `folder` holds a checkpoint, whole or damaged; not if it cannot be listed.
+/// Whether `folder` holds a checkpoint, whole or damaged; false if it cannot be listed.
 pub fn are_in(folder: &Path) -> bool {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut steps = entries.map(|entry| entry.file_name().to_str().and_then(step_of));

@@ -1,11 +1,11 @@
-//! The keys that all stages have, as the loop's parts take them.
+//! The keys that all stages have, as optimizer, schedule and backward pass take them.
 
 use super::optimizer::AdamWConfig;
 use super::schedule::{Schedule, ScheduleKind};
 use crate::config::{LrScheduler, Recompute, Training};
 use crate::model::{self, Gradient};
 
-/// Whether something that comes every `every` steps comes at `step`; 0 is never.
+/// Whether an event of every `every` steps is due at `step`; 0 is never.
 pub fn is_due(step: u64, every: usize) -> bool {
     every > 0 && step.is_multiple_of(every as u64)
 }
@@ -36,24 +36,25 @@ pub fn schedule(training: &Training, steps: u64, learning_rate: f64) -> Schedule
     }
 }
 
-/// Words on a learning rate of 0: `kept` is then as it started.
+/// A note on a learning rate of 0, which leaves the model `kept` names as it was.
 pub fn rate_of_zero(training: &Training, kept: &str) -> Option<String> {
     (training.learning_rate == 0.0)
         .then(|| format!("learning_rate = 0: {kept} as the stage found it"))
 }
 
-/// Words on a warm-up that the stage's `steps` do not come to the end of.
+/// A note on a warm-up that is longer than the stage's `steps`.
 pub fn never_at_peak(training: &Training, steps: u64) -> Option<String> {
     let schedule = schedule(training, steps, training.learning_rate);
     let (warmup, share) = (training.warmup_steps, 100.0 * schedule.highest_share());
     (share < 100.0).then(|| {
         format!(
-            "warmup_steps = {warmup} with {steps} steps in all: the learning rate rises to {share:.0} % of learning_rate and no further"
+            "warmup_steps = {warmup} with {steps} steps in all: the learning rate rises to \
+             {share:.0} % of learning_rate and no further"
         )
     })
 }
 
-/// What the backward pass keeps, as configured.
+/// Activations that the backward pass keeps, as configured.
 pub fn gradient(training: &Training) -> Gradient {
     Gradient::Record(match training.recompute {
         Recompute::None => model::Recompute::None,

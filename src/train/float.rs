@@ -1,5 +1,6 @@
-//! Floats in a checkpoint's JSON, for `#[serde(with = "…")]`. JSON has no NaN and no infinities: these are written as strings, where
-//! `serde_json` alone would write null, which cannot be read back.
+//! Floats in a checkpoint's JSON, for `#[serde(with = "…")]`. JSON has no NaN and no infinities:
+//! these are written as strings, where `serde_json` alone would write null, which cannot be read
+//! back.
 
 use std::num::ParseFloatError;
 
@@ -40,7 +41,7 @@ impl TryFrom<Written> for Float {
 /// Writes a float.
 ///
 /// # Errors
-/// Those of `serializer`.
+/// The errors of `serializer`.
 pub fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     Float(*value).serialize(serializer)
 }
@@ -60,7 +61,7 @@ pub mod option {
     /// Writes the float, or null.
     ///
     /// # Errors
-    /// Those of `serializer`.
+    /// The errors of `serializer`.
     pub fn serialize<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
         value.map(Float).serialize(serializer)
     }
@@ -85,7 +86,7 @@ pub mod map {
     /// Writes an object.
     ///
     /// # Errors
-    /// Those of `serializer`.
+    /// The errors of `serializer`.
     pub fn serialize<S: Serializer>(
         values: &BTreeMap<String, f64>,
         serializer: S,

@@ -7,7 +7,8 @@ pub fn peak_bytes() -> Option<u64> {
     bytes("/proc/self/status", "VmHWM:")
 }
 
-/// Bytes of memory that a process could have without others being swapped out; `None` as in [`peak_bytes`].
+/// Bytes of memory that a process could have without others being swapped out; `None` as in
+/// [`peak_bytes`].
 pub fn available_bytes() -> Option<u64> {
     bytes("/proc/meminfo", "MemAvailable:")
 }
@@ -17,8 +18,9 @@ pub fn total_bytes() -> Option<u64> {
     bytes("/proc/meminfo", "MemTotal:")
 }
 
-/// Bytes that the process can have at most: the machine's memory and swap, or less where its control group or the limit of its address
-/// space (`ulimit -v`) says so; `None` as in [`peak_bytes`].
+/// Bytes that the process can have at most: the machine's memory and swap, or less where its
+/// control group or the limit of its address space (`ulimit -v`) says so; `None` as in
+/// [`peak_bytes`].
 pub fn limit_bytes() -> Option<u64> {
     let swap = bytes("/proc/meminfo", "SwapTotal:").unwrap_or(0);
     let machine = total_bytes()?;

@@ -20,7 +20,7 @@ use kept::Lines;
 
 pub use names::*;
 
-/// Whether a metric measures this machine and moment rather than the training: such values differ
+/// Whether a metric measures the machine rather than the training: such values differ
 /// between two runs of one configuration.
 pub fn is_timing(name: &str) -> bool {
     name.starts_with("time/") || name.starts_with("memory/") || name.ends_with("_per_second")
@@ -67,7 +67,7 @@ impl Metrics {
     }
 }
 
-/// Where the lines of a file begin anew.
+/// The lines of an existing file that are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
     /// All lines are dropped: the stage starts over.
@@ -106,8 +106,9 @@ impl StepLog {
     }
 
     /// Opens `path`, creating it if need be, and cuts it back to the lines to keep. A last line
-    /// that was torn by a crash is dropped. A file whose steps are out of order, or that lacks lines up to the step to keep, is set
-    /// aside as a whole, and the log goes on with the lines that fit: [`Self::damage`] says so.
+    /// that was torn by a crash is dropped. A file whose steps are out of order, or that lacks
+    /// lines up to the step to keep, is set aside as a whole, and the log goes on with the lines
+    /// that fit: [`Self::damage`] says so.
     ///
     /// # Errors
     /// If the file cannot be read or cut, or holds a line before its end that is no object with a
@@ -164,14 +165,21 @@ impl StepLog {
     }
 }
 
-/// Puts a damaged file in order. Returns the length in bytes of the lines to keep, and what was wrong.
+/// Puts a damaged file in order. Returns the length in bytes of the lines to keep, and what was
+/// wrong.
 fn mended(path: &Path, step: u64, expect: Expect) -> io::Result<(u64, Option<String>)> {
     let lines = Lines::read(path, step, expect)?;
     let Some(damage) = &lines.damage else {
         return Ok((lines.length, None));
     };
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let mut words = format!("{name} is damaged: {damage}");
+    let mut words = match lines.is_there {
+        true => format!("{name} is damaged: {damage}"),
+        false => format!(
+            "{name} is missing or empty: the steps up to {step} are lost from it, and it \
+                          goes on with the next"
+        ),
+    };
     if lines.is_there {
         let aside = durable::set_aside(path, "damaged")?;
         durable::write_atomic(path, &lines.fitting)?;
@@ -258,7 +266,8 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 3);
     }
 
-    /// Opens a log of these steps for a stage whose checkpoint is of step 3, and returns what it then holds and says.
+    /// Opens a log of these steps for a stage whose checkpoint is of step 3, and returns what it
+    /// then holds and says.
     fn opened(expect: Expect, steps: &[u64]) -> (Vec<u64>, Option<String>, Vec<String>) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
@@ -321,7 +330,7 @@ mod tests {
                 &both,
             ),
             (EachStep, &[0, 1], &[0, 1], Some("ends at step 1"), &both),
-            (EachStep, &[], &[], Some("no line"), &whole),
+            (EachStep, &[], &[], Some("missing or empty"), &whole),
             (Several, &[0, 0, 2, 2, 4, 4], &[0, 0, 2, 2], None, &whole),
             (
                 Several,
@@ -330,7 +339,7 @@ mod tests {
                 Some("line 3 is of step 0"),
                 &both,
             ),
-            (Several, &[], &[], Some("no line"), &whole),
+            (Several, &[], &[], Some("missing or empty"), &whole),
             (Nothing, &[], &[], None, &whole),
         ] {
             let found = opened(expect, steps);

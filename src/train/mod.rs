@@ -1,4 +1,5 @@
-//! What all stages train with: optimizer, schedule, accumulation, checkpoints, metrics, progress.
+//! The parts that all stages train with: optimizer, schedule, accumulation, checkpoints, metrics,
+//! progress.
 
 pub mod batch_order;
 mod best;

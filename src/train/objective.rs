@@ -58,9 +58,9 @@ pub trait Objective {
 
 /// A micro-batch's contribution to the means of its step.
 pub struct LossShare {
-    /// Its share of the mean loss, to call `backward` on.
+    /// Share of the mean loss, to call `backward` on.
     pub loss: Tensor,
-    /// Its shares of the step's other means, by metric name.
+    /// Shares of the step's other means, by metric name.
     pub measures: Vec<(&'static str, f64)>,
 }
 

@@ -1,8 +1,9 @@
-//! AdamW with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2), behind a clip of the global norm.
+//! AdamW with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2), behind a clip of
+//! the global norm.
 //!
-//! Moments are f32 and lie like the gradients: one flat buffer each in the order of the parameters' names. The clip is a factor
-//! folded into the step, so each parameter is passed once. Decay acts on matrices alone. A step whose gradient is not finite is
-//! refused, and nothing moves.
+//! Moments are f32 and lie like the gradients: one flat buffer each in the order of the parameters'
+//! names. The clip is a factor folded into the step, so each parameter is passed once. Decay acts
+//! on matrices alone. A step whose gradient is not finite is refused, and nothing moves.
 
 use candle_core::{DType, Result, Tensor};
 use multiversion::multiversion;
@@ -13,7 +14,7 @@ use crate::ops::{pool, profile};
 
 /// Elements whose squares are summed together.
 const BLOCK: usize = 1 << 14;
-/// Elements of one task of a step: parameters are stepped one by one, and small ones too are work for all threads.
+/// Elements of one task of a step: small parameters, too, are divided among all threads.
 const STEP: usize = 1 << 12;
 
 /// The constants of AdamW.
@@ -31,7 +32,7 @@ pub struct AdamWConfig {
     pub max_grad_norm: f64,
 }
 
-/// What came of a step.
+/// Result of an optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum StepOutcome {
     /// The parameters moved; the norm is that before clipping.

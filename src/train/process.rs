@@ -11,11 +11,12 @@ use signal_hook::flag;
 /// `mi_option_purge_delay`, which the crate does not name.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 
-/// What must be settled before anything else runs: candle's own pool would spin beside the one that does the work, memory given
-/// back between two steps is zeroed by the kernel and faulted in again in the next, and weights in small pages are read at half
-/// the speed.
+/// Settings of the process, made before anything else runs: candle's own pool would spin beside the
+/// one that does the work, memory given back between two steps is zeroed by the kernel and faulted
+/// in again in the next, and weights in small pages are read at half the speed.
 pub fn set_up() {
-    // SAFETY: no other thread runs yet, and the options take a number of milliseconds or -1 for never, and a switch.
+    // SAFETY: no other thread runs yet, and the options take a number of milliseconds or -1 for
+    // never, and a switch.
     unsafe {
         std::env::set_var("CANDLE_NUM_THREADS", "1");
         libmimalloc_sys::mi_option_set(PURGE_DELAY, -1);
@@ -25,15 +26,16 @@ pub fn set_up() {
     outlive_a_file_limit();
 }
 
-/// A file that reaches the limit of its size (`ulimit -f`) is then an error of the write, as a full disk is, and not the end of the
-/// process. The signal is caught rather than ignored, for programs that are started would inherit that.
+/// A file that reaches the limit of its size (`ulimit -f`) is then an error of the write, as a full
+/// disk is, and not the end of the process. The signal is caught rather than ignored, for programs
+/// that are started would inherit that.
 fn outlive_a_file_limit() {
     // Without the handler such a write ends the process, as it does in most programs.
     let _ = flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
 }
 
-/// The option acts on memory that the allocator reserves from now on; what it has reserved is found by an allocation's address.
-/// Where the system has no huge pages to give, small ones do.
+/// The option acts on memory that the allocator reserves from now on; what it has reserved is found
+/// by an allocation's address. Where the system has no huge pages to give, small ones do.
 fn ask_for_huge_pages() {
     let probe = Box::new(0u8);
     let Some(reserved) = mapping_of(&raw const *probe as usize) else {

@@ -1,4 +1,5 @@
-//! The table that answers "why is it slow": where a stage's time went, and what its operations wrote.
+//! The table that answers "why is it slow": where a stage's time went, and what its operations
+//! wrote.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

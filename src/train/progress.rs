@@ -1,8 +1,8 @@
-//! The steps of a stage or command as it works through them: a line that changes in place on a terminal, plain lines where the
-//! output goes to a file.
+//! The steps of a stage or command as it works through them: a line that changes in place on a
+//! terminal, plain lines where the output goes to a file.
 //!
-//! Progress goes to standard error; standard output is for results. What is done between the steps is shown by
-//! [`Phase`](phase::Phase).
+//! Progress goes to standard error; standard output is for results. What is done between the steps
+//! is shown by [`Phase`](phase::Phase).
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -42,8 +42,8 @@ struct Lines {
 }
 
 impl Progress {
-    /// Begins at step `start` of `total`: a line that changes if standard error is a terminal, else a line at most every
-    /// `log_steps` steps.
+    /// Begins at step `start` of `total`: a line that changes if standard error is a terminal, else
+    /// a line at most every `log_steps` steps.
     pub fn new(stage: &str, start: u64, total: u64, log_steps: u64) -> Self {
         Self::counting("steps", stage, start, total, log_steps)
     }

@@ -5,7 +5,8 @@ use candle_core::{Result, Tensor};
 use super::optimizer::AdamW;
 use crate::ops::param::ParamStore;
 
-/// The trained parameters of a store and the state of its optimizer. It takes three times the parameters' bytes.
+/// The trained parameters of a store and the state of its optimizer. It takes three times the
+/// parameters' bytes.
 pub struct Rollback {
     /// In name order.
     params: Vec<Vec<f32>>,

@@ -1,4 +1,4 @@
-//! The folder of a run: where each stage leaves what, and who may write there.
+//! The folder of a run: the files of each stage, and the lock of the process that writes them.
 //!
 //! ```text
 //! runs/NAME/config.toml            the resolved configuration of the last command
@@ -23,22 +23,23 @@ use super::checkpoint;
 use super::durable::{self, on};
 use crate::config::Stage;
 use crate::files::regular;
+use crate::terminal;
 
 const LOCK: &str = ".lock";
 const CONFIG: &str = "config.toml";
 
-/// Why a former run or stage lies beside the present one, as its name says.
+/// Part of the name of a former run or stage that was set aside.
 const OLD: &str = "old";
 
 /// Ending of the names of files with weights.
 const WEIGHTS: &str = ".safetensors";
 
-/// What happens to what a former run left.
+/// Whether an existing run or stage is continued or set aside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Existing {
-    /// It is continued.
+    /// The existing files are continued.
     Continue,
-    /// It is set aside, and the run starts over.
+    /// The existing folder is renamed, and the run starts over.
     SetAside,
 }
 
@@ -56,7 +57,7 @@ pub enum RunFolderError {
     Done {
         /// The marker.
         file: PathBuf,
-        /// What does not fit.
+        /// The error of the parser.
         source: serde_json::Error,
     },
 }
@@ -76,10 +77,10 @@ pub struct StageFolder {
     root: PathBuf,
 }
 
-/// That a stage is finished, and what came of it.
+/// The result of a finished stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Done {
-    /// Steps that were asked for; a stage that is asked for more goes on.
+    /// Steps of the configuration; a stage is continued when it then has more.
     pub steps: u64,
     /// Numbers for the closing table, by name.
     pub summary: Map<String, Value>,
@@ -108,7 +109,7 @@ impl RunFolder {
         }
         // The lock moves away with the folder, so no other process can be writing what is set
         // aside.
-        durable::set_aside(root, OLD)?;
+        note_set_aside(root, &durable::set_aside(root, OLD)?);
         Self::take(root)
     }
 
@@ -159,7 +160,7 @@ impl RunFolder {
     pub fn stage(&self, stage: Stage, existing: Existing) -> Result<StageFolder, RunFolderError> {
         let folder = self.existing_stage(stage);
         if existing == Existing::SetAside && folder.root.exists() {
-            durable::set_aside(&folder.root, OLD)?;
+            note_set_aside(&folder.root, &durable::set_aside(&folder.root, OLD)?);
         }
         fs::create_dir_all(&folder.root).map_err(on("create", &folder.root))?;
         durable::remove_leftovers(&folder.root)?;
@@ -173,8 +174,9 @@ impl StageFolder {
         &self.root
     }
 
-    /// True if there is work that only this configuration and these inputs may go on with: a checkpoint, whole or damaged, or
-    /// the marker of the stage's end. A log alone is none: the steps in it were not saved.
+    /// Whether a checkpoint, whole or damaged, or the marker of the end of the stage exists: only
+    /// this configuration and these inputs may continue it. A log alone does not count: the steps
+    /// in it were not saved.
     pub fn has_begun(&self) -> bool {
         self.has_checkpoint() || self.marker().exists()
     }
@@ -184,7 +186,7 @@ impl StageFolder {
         checkpoint::are_in(&self.checkpoints())
     }
 
-    /// True if a former process did steps of the stage.
+    /// Whether an earlier process did steps of the stage.
     pub fn has_log(&self) -> bool {
         fs::metadata(self.metrics()).is_ok_and(|log| log.len() > 0)
     }
@@ -215,12 +217,12 @@ impl StageFolder {
         Ok(durable::write_atomic(&self.inputs(), json)?)
     }
 
-    /// In what arithmetic the stage computes its products.
+    /// The file that names the arithmetic of the stage's products.
     pub fn arithmetic(&self) -> PathBuf {
         self.root.join("arithmetic")
     }
 
-    /// Replaces that note.
+    /// Replaces the name of the arithmetic.
     ///
     /// # Errors
     /// If it cannot be written.
@@ -241,7 +243,7 @@ impl StageFolder {
         self.root.join("samples.jsonl")
     }
 
-    /// What a continued stage starts from.
+    /// The folder of checkpoints.
     pub fn checkpoints(&self) -> PathBuf {
         self.root.join("checkpoints")
     }
@@ -255,7 +257,7 @@ impl StageFolder {
     /// complete.
     ///
     /// # Errors
-    /// What `fill` returns, or if the folder cannot be written.
+    /// The errors of `fill`, or if the folder cannot be written.
     pub fn write_final<T, E: From<io::Error>>(
         &self,
         fill: impl FnOnce(&Path) -> Result<T, E>,
@@ -263,7 +265,7 @@ impl StageFolder {
         durable::replace_folder(&self.final_model(), fill)
     }
 
-    /// What came of the stage, if it is finished.
+    /// The result of the stage, if it is finished.
     ///
     /// # Errors
     /// If the marker is there and cannot be read.
@@ -283,7 +285,8 @@ impl StageFolder {
         }
     }
 
-    /// Marks the stage finished, and notes the files of its model. To be called when the final model is complete.
+    /// Marks the stage finished, and notes the files of its model. To be called when the final
+    /// model is complete.
     ///
     /// # Errors
     /// If the marker cannot be written, or the model's folder not be listed.
@@ -296,8 +299,8 @@ impl StageFolder {
         Ok(durable::write_atomic(&self.marker(), &bytes)?)
     }
 
-    /// A file that the final model had when the stage was marked finished and has not any more; of weights, one of another size is
-    /// none of them. Other files may have been edited since.
+    /// A file of the final model that is missing since the stage was marked finished, or a weights
+    /// file of another size. Other files may have been edited since.
     ///
     /// # Errors
     /// If the marker is there and cannot be read.
@@ -319,7 +322,7 @@ impl StageFolder {
         Ok(lost.next().map(|(name, _)| folder.join(name)))
     }
 
-    /// Marks the stage unfinished, so that it can go on: a later step was asked for.
+    /// Marks the stage unfinished, so that it can be continued.
     ///
     /// # Errors
     /// If the marker cannot be removed.
@@ -330,6 +333,14 @@ impl StageFolder {
     fn marker(&self) -> PathBuf {
         self.root.join("done.json")
     }
+}
+
+fn note_set_aside(folder: &Path, aside: &Path) {
+    terminal::note(format_args!(
+        "starts over; {} is kept as {}",
+        folder.display(),
+        aside.display()
+    ));
 }
 
 /// Names and sizes in bytes of the files in `folder`; none if there is no such folder.
@@ -349,7 +360,7 @@ fn sizes(folder: &Path) -> io::Result<BTreeMap<String, u64>> {
     Ok(sizes)
 }
 
-/// Whether a run's folder holds nothing but its lock.
+/// Whether the folder of a run holds only its lock.
 fn is_empty(root: &Path) -> io::Result<bool> {
     let mut names = fs::read_dir(root)
         .map_err(on("read", root))?

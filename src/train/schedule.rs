@@ -1,20 +1,23 @@
 //! The learning rate as a pure function of the step.
 //!
-//! Hugging Face's schedules as its trainer applies them: a linear warm-up, then constant, linear or cosine decay (Loshchilov
-//! and Hutter 2017, "SGDR", eq. 5, without restarts) to a floor. There is no state, so a resumed run needs the step number alone.
+//! Hugging Face's schedules as its trainer applies them: a linear warm-up, then constant, linear or
+//! cosine decay (Loshchilov and Hutter 2017, "SGDR", eq. 5, without restarts) to a floor. There is
+//! no state, so a resumed run needs the step number alone.
 //!
-//! Steps count from 1. transformers' `lr_lambda(k)` counts from 0 and sets the rate of step k + 1. With w warm-up steps, N steps
-//! and the floor m as a share of the peak, step s has this share of the peak:
+//! Steps count from 1. transformers' `lr_lambda(k)` counts from 0 and sets the rate of step k + 1.
+//! With w warm-up steps, N steps and the floor m as a share of the peak, step s has this share of
+//! the peak:
 //!
 //! | step | here | transformers |
 //! |---|---|---|
 //! | 1 ≤ s ≤ w | s / (w + 1) | (s − 1) / w |
 //! | w < s ≤ N | m + (1 − m) · f(x), x = (s − 1 − w) / max(N − w, 1) | the same |
 //!
-//! f(x) is 1, 1 − x or ½ (1 + cos πx). The decay begins at the peak, on step w + 1, and would be at the floor on step N + 1, so that
-//! the last step still learns. The warm-up alone differs: its first step in transformers has rate 0 and changes nothing. Here the
-//! straight line from 0 to the peak begins a step earlier, as in nanoGPT; it lies above theirs by at most 1 / (w + 1), on step 1.
-//! A warm-up as long as the stage or longer never reaches the peak.
+//! f(x) is 1, 1 − x or ½ (1 + cos πx). The decay begins at the peak, on step w + 1, and would be at
+//! the floor on step N + 1, so that the last step still learns. The warm-up alone differs: its
+//! first step in transformers has rate 0 and changes nothing. Here the straight line from 0 to the
+//! peak begins a step earlier, as in nanoGPT; it lies above theirs by at most 1 / (w + 1), and by
+//! that on the first step. A warm-up as long as the stage or longer never reaches the peak.
 
 use std::f64::consts::PI;
 
@@ -59,7 +62,8 @@ impl Schedule {
         self.learning_rate * (self.min_lr_ratio + (1.0 - self.min_lr_ratio) * remaining)
     }
 
-    /// The highest rate that a step has, as a share of the peak: below 1 where the warm-up is as long as the stage.
+    /// The highest rate that a step has, as a share of the peak: below 1 where the warm-up is as
+    /// long as the stage.
     pub fn highest_share(&self) -> f64 {
         let last = self.total_steps as f64 / (self.warmup_steps as f64 + 1.0);
         last.min(1.0)
@@ -138,8 +142,9 @@ mod tests {
         }
     }
 
-    /// `rates[s - 1]` is what transformers' optimizer has on its step s, which is `lr_lambda(s - 1)`. After the warm-up ours is
-    /// the same. During it theirs is (s − 1)/w and ours s/(w + 1), above theirs of this step and below theirs of the next one.
+    /// `rates[s - 1]` is the rate of transformers' optimizer on its step s. After the warm-up ours
+    /// is the same. During it theirs is (s − 1)/w and ours s/(w + 1), above theirs of this step and
+    /// below theirs of the next one.
     #[test]
     fn rates_are_those_of_transformers_but_for_its_step_at_zero() {
         let mut warm = 0;

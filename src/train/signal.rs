@@ -1,8 +1,9 @@
-//! Stopping by a signal: the first SIGINT, SIGTERM or SIGHUP asks the run to save and end, a second SIGINT or SIGTERM ends it at
-//! once.
+//! Stopping by a signal: the first SIGINT, SIGTERM or SIGHUP asks the run to save and end, a second
+//! SIGINT or SIGTERM ends it at once.
 //!
-//! A terminal that closes sends SIGHUP, sometimes twice, and a session that ends SIGTERM beside it: so a SIGHUP never ends a run
-//! before it has saved. Where SIGHUP was ignored when the program started (`nohup`), it stays ignored.
+//! A terminal that closes sends SIGHUP, sometimes twice, and a session that ends SIGTERM beside it:
+//! so a SIGHUP never ends a run before it has saved. Where SIGHUP was ignored when the program
+//! started (`nohup`), it stays ignored.
 
 use std::io;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ pub enum Outcome {
     Stopped,
 }
 
-/// Whether the run has been asked to stop. Clones share the answer.
+/// A request to stop, which a signal makes. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct StopRequest {
     requested: Arc<AtomicBool>,
@@ -50,12 +51,12 @@ impl StopRequest {
         Ok(stop)
     }
 
-    /// Whether to save and end. Stages ask between steps.
+    /// Whether a signal has come; stages then save and end between two steps.
     pub fn is_requested(&self) -> bool {
         self.requested.load(Ordering::Relaxed)
     }
 
-    /// What a signal sets, for code that knows no more than a flag.
+    /// The flag that a signal sets.
     pub fn flag(&self) -> &AtomicBool {
         &self.requested
     }

@@ -1,4 +1,5 @@
-//! Trained parameters and optimizer moments, in and out of a checkpoint, as safetensors written tensor by tensor.
+//! Trained parameters and optimizer moments, in and out of a checkpoint, as safetensors written
+//! tensor by tensor.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -31,7 +32,8 @@ pub enum SnapshotError {
         source: safetensors::SafeTensorError,
     },
     /// A tensor is missing or of another size.
-    #[error("{}: tensor {name} is missing or not {expected} f32 values; the model was another one when this was saved", .file.display())]
+    #[error("{}: tensor {name} is missing or not {expected} f32 values; the model was another one \
+             when this was saved", .file.display())]
     Tensor {
         /// The file.
         file: PathBuf,
@@ -48,7 +50,8 @@ pub enum SnapshotError {
 const FIRST: &str = "first_moment";
 const SECOND: &str = "second_moment";
 
-/// Adds the trained parameters of `model` and the moments of `optimizer` to a checkpoint, under the name of their `role`.
+/// Adds the trained parameters of `model` and the moments of `optimizer` to a checkpoint, under the
+/// name of their `role`.
 ///
 /// # Errors
 /// If a file cannot be written.
@@ -85,7 +88,8 @@ pub fn restore(
     )?)
 }
 
-/// Writes the trained parameters of `model` to a file of their own, whose former contents stay until they are replaced as a whole.
+/// Writes the trained parameters of `model` to a file of their own, whose former contents stay
+/// until they are replaced as a whole.
 ///
 /// # Errors
 /// If it cannot be written.

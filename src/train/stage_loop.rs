@@ -1,4 +1,4 @@
-//! What the loop of every stage carries, whatever a step does: checkpoints, the log of metrics,
+//! The loop that all stages share: checkpoints, the log of metrics,
 //! progress on the terminal, and the end at a signal.
 
 use std::path::Path;
@@ -32,13 +32,13 @@ pub struct StageLoop {
 
 /// A stage's steps.
 pub trait Steps {
-    /// What the stage calls a step in messages.
+    /// Word for a step in messages.
     const UNIT: &'static str;
 
     /// Number of steps that are done.
     fn done(&self) -> u64;
 
-    /// Whether another step is to come.
+    /// Whether another step follows.
     fn goes_on(&self) -> bool;
 
     /// Does the next step, with the evaluation and the checkpoint that are due after it.

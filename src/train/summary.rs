@@ -31,8 +31,8 @@ impl Estimate {
         }
     }
 
-    /// Whether `other` is above this mean by more than `bound` combined standard errors of the two; false
-    /// if a standard error is unknown.
+    /// Whether `other` is above this mean by more than `bound` combined standard errors of the two;
+    /// false if a standard error is unknown.
     pub fn is_below(self, other: Self, bound: f64) -> bool {
         let errors = self.standard_error.zip(other.standard_error);
         errors.is_some_and(|(a, b)| other.mean - self.mean > bound * a.hypot(b))

@@ -82,7 +82,7 @@ struct StepSums {
     measures: BTreeMap<&'static str, f64>,
 }
 
-/// What a step reads beside weights and moments.
+/// The state of a checkpoint beside weights and moments.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct TrainerState {
     optimizer_steps: u64,
@@ -99,7 +99,8 @@ struct TrainerState {
     since_best: usize,
 }
 
-/// Trains `model` and leaves it with its final weights. `None`: a signal came, and the stage is saved.
+/// Trains `model` and leaves it with its final weights. `None`: a signal came, and the stage is
+/// saved.
 ///
 /// # Errors
 /// If a computation or a file fails, or too many steps in a row were not finite.
@@ -286,9 +287,9 @@ impl<'a, O: Objective> Trainer<'a, O> {
         if bad >= self.job.max_bad_steps.max(1) {
             bail!(
                 "{bad} steps in a row up to step {step} had a loss or gradient that is not finite \
-                 (last loss {loss}); lower {stage}.learning_rate (now {rate:e}) or look at the data, \
-                 then run again: it continues from the last checkpoint (run.max_bad_steps says how \
-                 many such steps are borne)",
+                 (last loss {loss}); lower {stage}.learning_rate (now {rate:e}) or look at the \
+                 data, then run again: it continues from the last checkpoint (run.max_bad_steps \
+                 says how many such steps are borne)",
                 stage = self.job.stage,
             );
         }

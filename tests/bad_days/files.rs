@@ -60,7 +60,7 @@ fn a_stage_without_its_log_is_still_the_stage_that_was_begun() {
         refused(&other, &["sft.learning_rate", "(stage sft has begun)"]);
         let ended = workspace.succeed(&sft(6, ""));
         assert!(
-            ended.stderr.contains("metrics.jsonl is damaged")
+            ended.stderr.contains("metrics.jsonl is missing or empty")
                 && ended.stderr.contains("continues after step 4"),
             "{}",
             ended.stderr
@@ -68,7 +68,7 @@ fn a_stage_without_its_log_is_still_the_stage_that_was_begun() {
         assert_eq!(steps(&metrics), [5, 6]);
         let again = workspace.succeed(&sft(8, ""));
         assert!(
-            !again.stderr.contains("damaged"),
+            !again.stderr.contains("missing"),
             "said once: {}",
             again.stderr
         );
@@ -100,7 +100,7 @@ fn samples_that_are_gone_are_said() {
     fs::remove_file(workspace.stage("trial", "ppo").join("samples.jsonl")).expect("samples");
     let ended = workspace.succeed(&ppo(3));
     assert!(
-        ended.stderr.contains("samples.jsonl is damaged"),
+        ended.stderr.contains("samples.jsonl is missing or empty"),
         "{}",
         ended.stderr
     );

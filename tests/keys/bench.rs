@@ -10,14 +10,16 @@ use collimate::config::diff::{Effect, diff};
 use collimate::config::{Config, Override};
 use serde_json::{Value, json};
 
+use crate::orpo_table::ORPO;
 use crate::row::{Found, Row};
 use crate::support::{Line, Workspace, example, lines, pair, prompt, read, records};
 
 /// Settings of the few steps of each stage, unless a row sets others.
-const SHORT: [(&str, &str); 6] = [
+const SHORT: [(&str, &str); 7] = [
     ("pretrain", "pretrain.max_steps=3"),
     ("sft", "sft.max_steps=3"),
     ("dpo", "dpo.max_steps=3"),
+    ("orpo", "orpo.max_steps=3"),
     ("reward", "reward.max_steps=3"),
     ("judge", "judge.max_steps=3"),
     ("ppo", "ppo.max_steps=2"),
@@ -138,8 +140,8 @@ impl Bench {
         workspace.write("other_letters.sh", &SCRIPT.replace("LETTERS", "st"));
         let text = fs::read_to_string(workspace.path("config.toml")).expect("a configuration");
         let (start, _) = text.split_once("\n[ppo]").expect("a table");
-        workspace.write("plain.toml", &[start, JUDGE, PPO].concat());
-        workspace.write("watched.toml", &[start, JUDGE, PPO, WATCHED].concat());
+        workspace.write("plain.toml", &[start, ORPO, JUDGE, PPO].concat());
+        workspace.write("watched.toml", &[start, ORPO, JUDGE, PPO, WATCHED].concat());
         let (head, rest) = start.split_once("[model]").expect("a table");
         let (_, tail) = rest.split_once("[tokenizer]").expect("a table");
         let folder = "[model]\nfrom = \"models/pretrain\"\n\n";

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 
 use collimate::config::{
-    Dpo, Lora, Model, Ppo, Pretrain, Reward, RewardComponent, RewardKind, Run, SaveDtype, Sft,
-    Tokenizer,
+    Dpo, Lora, Model, Orpo, Ppo, Pretrain, Reward, RewardComponent, RewardKind, Run, SaveDtype,
+    Sft, Tokenizer,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -24,10 +24,11 @@ pub fn all() -> BTreeSet<String> {
     add(&mut names, "pretrain", &Pretrain::default());
     add(&mut names, "sft", &Sft::default());
     add(&mut names, "dpo", &Dpo::default());
+    add(&mut names, "orpo", &Orpo::default());
     add(&mut names, "reward", &Reward::default());
     add(&mut names, "judge", &Reward::default());
     add(&mut names, "ppo", &Ppo::default());
-    for table in ["sft", "dpo", "reward", "judge", "ppo"] {
+    for table in ["sft", "dpo", "orpo", "reward", "judge", "ppo"] {
         // The table itself is not a key beside the keys in it.
         assert!(names.remove(&format!("{table}.lora")), "{table}");
         add(&mut names, &format!("{table}.lora"), &Lora::default());

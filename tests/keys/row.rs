@@ -44,7 +44,7 @@ pub struct Row {
 /// stage, unless another effect is added.
 pub fn row(key: &str, value: &str) -> Row {
     let table = key.split('.').next().expect("a table");
-    let stages = ["pretrain", "sft", "dpo", "reward", "judge", "ppo"];
+    let stages = ["pretrain", "sft", "dpo", "orpo", "reward", "judge", "ppo"];
     let own = stages.into_iter().find(|stage| *stage == table);
     Row {
         key: key.to_owned(),

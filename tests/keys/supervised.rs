@@ -137,6 +137,26 @@ pub fn dpo() -> Vec<Row> {
     rows
 }
 
+/// The keys of `[orpo]`.
+pub fn orpo() -> Vec<Row> {
+    let mut rows = training::rows("orpo", ["0.2", "0.4"], "96");
+    rows.extend(training::trainable("orpo"));
+    rows.extend(held_out("orpo", "pairs.jsonl"));
+    rows.extend(early_stopping("orpo"));
+    rows.extend(training::records(
+        "orpo",
+        "data=named_pairs.jsonl",
+        "prompt",
+    ));
+    rows.extend([
+        row("orpo.from", "models/pretrain"),
+        row("orpo.beta", "0.5"),
+        row("orpo.max_length", "14"),
+        row("orpo.too_long", "skip").under("orpo.max_length=14"),
+    ]);
+    rows
+}
+
 /// The keys of `[reward]` or `[judge]`.
 pub fn reward(stage: &'static str) -> Vec<Row> {
     let mut rows = training::rows(stage, ["0.2", "0.4"], "96");
@@ -177,6 +197,11 @@ fn keys_of_fine_tuning_arrive() {
 #[test]
 fn keys_of_preference_tuning_arrive() {
     Bench::new().try_all(dpo());
+}
+
+#[test]
+fn keys_of_preference_tuning_without_a_reference_arrive() {
+    Bench::new().try_all(orpo());
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! SIGKILL, which a process cannot handle.
 
+use std::fs;
 use std::time::Duration;
 
 use rollout::random::rand::Rng;
 use rollout::random::{Key, Purpose};
 
+use crate::orpo_table::ORPO;
 use crate::process::{ATTEMPTS, Moment, StageRun};
 use crate::support::{Line, Workspace};
 
@@ -65,6 +67,8 @@ fn kill_repeatedly(run: &StageRun, key: Key, lines: usize) -> Vec<Moment> {
 /// from its newest checkpoint. Returns the metrics of the first.
 fn assert_continues(stage: &str, purpose: Purpose, flags: &str) -> Vec<Line> {
     let workspace = Workspace::trained();
+    let config = fs::read_to_string(workspace.path("config.toml")).expect("a configuration");
+    workspace.write("config.toml", &(config + ORPO));
     let run = |name| StageRun {
         workspace: &workspace,
         stage,
@@ -119,6 +123,13 @@ fn preference_tuning_continues_to_the_same_bits() {
 fn preference_tuning_of_adapters_continues_to_the_same_bits() {
     let flags = "--set dpo.max_steps=80 --set dpo.learning_rate=1e-2 --set dpo.lora.r=4 --set dpo.lora.layers_to_transform=top:1";
     assert_continues("dpo", Purpose::Shuffle, flags);
+}
+
+#[test]
+fn preference_tuning_without_a_reference_continues_to_the_same_bits() {
+    let flags =
+        "--set orpo.max_steps=80 --set orpo.early_stopping_patience=30 --set orpo.eval_steps=3";
+    assert_continues("orpo", Purpose::Shuffle, flags);
 }
 
 #[test]

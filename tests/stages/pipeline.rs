@@ -136,6 +136,21 @@ fn a_finished_stage_goes_on_when_more_steps_are_asked_for() {
 }
 
 #[test]
+fn a_finished_schedule_that_is_lengthened_says_how_to_train_on() {
+    let workspace = Workspace::trained();
+    workspace.succeed("sft config.toml --set sft.max_steps=2");
+    let says = [
+        "sft.max_steps: 2 → 4",
+        "A finished cosine schedule cannot be lengthened",
+        "set sft.from to runs/trial/sft/final under a new run.name",
+    ];
+    refused(&workspace, "sft config.toml --set sft.max_steps=4", &says);
+    let fresh = workspace.succeed("sft config.toml --set sft.max_steps=4 --fresh");
+    let kept = "runs/trial/sft is kept as runs/trial/sft.old-1";
+    assert!(fresh.stderr.contains(kept), "{}", fresh.stderr);
+}
+
+#[test]
 fn a_width_that_the_heads_do_not_divide_trains_where_head_dim_is_set() {
     let workspace = Workspace::new();
     let sizes = "--set model.family=mistral --set model.hidden_size=36 --set model.num_attention_heads=5 \

@@ -209,6 +209,6 @@ fn other_pairs_do_not_continue_a_run() {
     refused(
         &workspace,
         "dpo config.toml --set dpo.max_steps=4 --set dpo.lr_scheduler_type=constant",
-        &["stage dpo was begun with other contents of dpo.data"],
+        &["stage dpo was begun with other contents of dpo.data (pairs.jsonl)"],
     );
 }

@@ -98,6 +98,15 @@ fn descendants_end_with_the_run() {
     assert!(descendant_ends(&badly));
 }
 
+/// No checkpoint is written before the first score, so nothing ties the stage to the program.
+#[test]
+fn a_program_that_fails_on_its_first_question_may_be_mended() {
+    let workspace = workspace("read -r line; echo nonsense; cat\n");
+    refused(&workspace, RUN, &["not JSON"]);
+    workspace.write("reward.sh", &format!("{ANSWER}{ANSWER_ALL}"));
+    workspace.succeed(RUN);
+}
+
 /// A run that is killed by SIGKILL cannot end its programs itself.
 #[test]
 #[cfg(target_os = "linux")]

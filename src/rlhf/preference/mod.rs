@@ -1,18 +1,20 @@
 //! Losses on pairs of a chosen and a rejected answer.
 //!
-//! [`bradley_terry`] trains a reward model on them, [`direct_preference`] a policy, without a
-//! reward model.
+//! [`bradley_terry`] trains a reward model on them, [`direct_preference`] and [`odds_ratio`] a
+//! policy, without a reward model.
 //!
-//! Every loss takes `pairs`, the number of pairs in the whole optimizer step: losses are means over
+//! Every loss takes the counts of the whole optimizer step, such as its pairs: losses are means over
 //! the step, and the losses of its microbatches add up to them.
 
 mod bradley_terry;
 mod direct;
+mod odds_ratio;
 
 pub use bradley_terry::{BradleyTerryLoss, bradley_terry};
 pub use direct::{
     DirectPreferenceConfig, DirectPreferenceLoss, DirectStats, DpoLossType, direct_preference,
 };
+pub use odds_ratio::{OddsRatioLoss, OddsRatioStats, OddsRatioTotals, odds_ratio};
 
 /// Sums over the pairs of a microbatch; [`merge`](Self::merge) them over a step, then read the
 /// means.

@@ -1,23 +1,23 @@
 //! DPO (Rafailov et al. 2023), cDPO, IPO and SimPO: the policy learns from pairs of a better and a
 //! worse answer, without a reward model and without sampling. Formulas stand in `rlhf::preference`.
 //!
-//! The reference is the policy as it starts, so its log-probs are computed before the first step with
-//! the policy's own weights, once, and kept in the stage's folder: no second model is ever in memory.
-//! That holds for whatever is trained. Adapters that are new change nothing yet, so that the reference
-//! is the base without them; those of a PEFT folder that are trained further are the reference as they
-//! stand there, of which TRL keeps a second, frozen copy in the model. Frozen layers are the
-//! reference's too.
+//! The reference is the policy as it starts, so its log-probs are computed before the first step
+//! with the policy's own weights, once, and kept in the stage's folder: no second model is ever in
+//! memory. That holds for whatever is trained. Adapters that are new change nothing yet, so that
+//! the reference is the base without them; those of a PEFT folder that are trained further are the
+//! reference as they stand there, of which TRL keeps a second, frozen copy in the model. Frozen
+//! layers are the reference's too.
 //!
-//! States at the upper end of frozen layers are not kept for later passes as PPO keeps them: most runs
-//! see a pair once after the reference did, and those of a whole data set, `4 · hidden_size` bytes a
-//! token, would fill the memory that freezing spares.
+//! States at the upper end of frozen layers are not kept for later passes as PPO keeps them: most
+//! runs see a pair once after the reference did, and those of a whole data set, `4 · hidden_size`
+//! bytes a token, would fill the memory that freezing spares.
 
 mod reference;
 
 use anyhow::Result;
 
 use super::context::Context;
-use super::definition::Help;
+use super::definition::CommandHelp;
 use super::examples::Examples;
 use super::language::log_probs;
 use super::pairs;
@@ -39,12 +39,13 @@ impl ExampleStage for Dpo {
     type Record = Pair;
     type Objective = DirectPreference;
 
-    fn help(_stage: Stage) -> Help {
-        Help {
-            about: "Tune the policy on pairs of a better and a worse answer, without a reward model",
-            details: "Needs [dpo] with `data`. Minimises DPO's loss, IPO's or SimPO's (`loss_type`); \
-                      the log-probs of the reference, which is the start of the policy, are computed \
-                      once and kept.",
+    fn help(_stage: Stage) -> CommandHelp {
+        CommandHelp {
+            about: "Tune the policy on pairs of a better and a worse answer, without a reward \
+                    model",
+            details: "Needs [dpo] with `data`. Minimises DPO's loss, IPO's or SimPO's \
+                      (`loss_type`); the log-probs of the reference, which is the start of the \
+                      policy, are computed once and kept.",
             example: "collimate dpo configs/dpo.toml --set dpo.loss_type=ipo --fresh",
         }
     }
@@ -82,7 +83,8 @@ impl ExampleStage for Dpo {
     }
 }
 
-/// A pair, and the reference's log-probs of its two answers as wholes where the loss has a reference.
+/// A pair, and the reference's log-probs of its two answers as wholes where the loss has a
+/// reference.
 #[derive(Debug, Clone)]
 pub struct ReferencedPair {
     pair: Pair,

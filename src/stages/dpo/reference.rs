@@ -1,9 +1,9 @@
-//! The reference's log-probs of all answers: computed once, and kept in `reference.safetensors` in the
-//! stage's folder, with a note of what they depend on.
+//! The reference's log-probs of all answers: computed once, and kept in `reference.safetensors` in
+//! the stage's folder, with a note of what they depend on.
 //!
-//! They are read back only if the models and data files (`inputs.json`), the tokens of all pairs and
-//! the program are the same, and the file's checksum holds; else they are computed again, which gives
-//! the same bits.
+//! They are read back only if the models and data files (`inputs.json`), the tokens of all pairs
+//! and the program are the same, and the file's checksum holds; else they are computed again, which
+//! gives the same bits.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -61,9 +61,9 @@ enum Unusable {
     Damaged,
 }
 
-/// Gives each pair its reference log-probs: those that an earlier process kept, or those of `model`,
-/// which must hold the weights of the start, in passes of at most `limit` tokens. False: a signal came
-/// first.
+/// Gives each pair its reference log-probs: those that an earlier process kept, or those of
+/// `model`, which must hold the weights of the start, in passes of at most `limit` tokens. False: a
+/// signal came first.
 ///
 /// # Errors
 /// If the computation fails, or a file cannot be read or written.
@@ -98,11 +98,11 @@ impl References {
         model: &Decoder,
         limit: usize,
     ) -> Result<Option<Self>> {
-        let kept = Kept {
+        let file = ReferenceFile {
             file: context.folder.path().join(FILE),
             depends_on: depends_on(context, pairs)?,
         };
-        let why = match kept.read(pairs)? {
+        let why = match file.read(pairs)? {
             Some(Ok(references)) => return Ok(Some(references)),
             Some(Err(Unusable::Damaged)) => ", for those that were kept are damaged",
             Some(Err(Unusable::Other)) => ", for those that were kept are of other pairs",
@@ -119,7 +119,7 @@ impl References {
             return Ok(None);
         };
         let references = Self { training, held_out };
-        kept.write(&references)?;
+        file.write(&references)?;
         Ok(Some(references))
     }
 
@@ -154,8 +154,8 @@ fn log_probs(
     Ok(Some(all))
 }
 
-/// Everything that the log-probs are a function of, in a few words: what the stage reads, the tokens that were made of it, and the
-/// program.
+/// Everything that the log-probs are a function of, in a few words: what the stage reads, the
+/// tokens that were made of it, and the program.
 fn depends_on(context: &Context, pairs: &Pairs) -> Result<String> {
     let inputs = checksum::of_file(&context.folder.inputs())?;
     let mut tokens = Summed::new(io::sink());
@@ -180,12 +180,12 @@ fn shown(sum: Checksum) -> String {
 }
 
 /// The file, and what its contents must depend on.
-struct Kept {
+struct ReferenceFile {
     file: PathBuf,
     depends_on: String,
 }
 
-impl Kept {
+impl ReferenceFile {
     /// The log-probs of `pairs`, or why they are not used; `None` if nothing was kept.
     fn read(&self, pairs: &Pairs) -> io::Result<Option<Result<References, Unusable>>> {
         match regular::read(&self.file) {
@@ -258,8 +258,8 @@ mod tests {
     use super::*;
     use crate::data::example::Pair;
 
-    fn kept(folder: &tempfile::TempDir, depends_on: &str) -> Kept {
-        Kept {
+    fn kept(folder: &tempfile::TempDir, depends_on: &str) -> ReferenceFile {
+        ReferenceFile {
             file: folder.path().join(FILE),
             depends_on: depends_on.to_owned(),
         }
@@ -293,11 +293,11 @@ mod tests {
         ours.write(&written).unwrap();
         let read = ours.read(&of(&two, &one)).unwrap().unwrap();
         assert!(read.is_ok_and(|read| read == written));
-        for (kept, pairs) in [
+        for (file, pairs) in [
             (kept(&folder, "that"), of(&two, &one)),
             (kept(&folder, "this"), of(&one, &one)),
         ] {
-            let read = kept.read(&pairs).unwrap().unwrap();
+            let read = file.read(&pairs).unwrap().unwrap();
             assert!(matches!(read, Err(Unusable::Other)));
         }
     }

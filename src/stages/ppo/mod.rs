@@ -22,12 +22,12 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 
 use super::context::{Context, Finished};
-use super::definition::{Help, StageDefinition};
-use super::misfits::Misfits;
+use super::definition::{CommandHelp, StageDefinition};
 use super::plan::models::Folders;
 use super::plan::{self, Plan};
 use super::preflight;
 use super::preflight::records::Reader;
+use super::record_report::RecordReports;
 use super::stops::stop_where_answers_end;
 use crate::config::{Ppo, ScoreNormalization, Share, Stage};
 use crate::data::example::Prompt;
@@ -57,8 +57,8 @@ pub(super) use shaping::REFERENCE_SAMPLES;
 pub(super) use update::check_length;
 
 impl StageDefinition for Ppo {
-    fn help(_stage: Stage) -> Help {
-        Help {
+    fn help(_stage: Stage) -> CommandHelp {
+        CommandHelp {
             about: "Tune the policy on the reward model's scores by PPO",
             details: "Needs [ppo] with `prompts`, and a reward model (from [reward], or \
                       `reward_model`) or a weighted sum of other scores ([[ppo.rewards]]). A step is \
@@ -88,11 +88,11 @@ fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
     let tokenizer = context.tokenizer_of(&config.from)?;
     let mut roles = setup::roles(context, config)?;
     stop_where_answers_end(&mut roles.actor, &tokenizer)?;
-    let (seed, mut misfits) = (context.config.run.seed, Misfits::default());
+    let (seed, mut reports) = (context.config.run.seed, RecordReports::default());
     let file = (config.prompts.as_path(), "prompts");
-    let prompts = setup::prompts(&tokenizer, config, &roles, None, file, &mut misfits)?;
-    let evaluator = Evaluator::load(config, &tokenizer, &roles, &mut misfits)?;
-    let mix = PretrainMix::load(config, &tokenizer, &roles, seed, &mut misfits)?;
+    let prompts = setup::prompts(&tokenizer, config, &roles, None, file, &mut reports)?;
+    let evaluator = Evaluator::load(config, &tokenizer, &roles, &mut reports)?;
+    let mix = PretrainMix::load(config, &tokenizer, &roles, seed, &mut reports)?;
     let mut run = PpoRun::resume(
         context, config, &tokenizer, &roles, &prompts, evaluator, mix,
     )?;
@@ -101,7 +101,7 @@ fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
         return Ok(None);
     }
     let mut finished = run.finish()?;
-    misfits.add_to(&mut finished.table);
+    reports.add_to(&mut finished.table);
     Ok(Some(finished))
 }
 

@@ -16,7 +16,7 @@ use crate::reward::RewardModel;
 use crate::roles::{CriticStart, Ground, Reference, Roles, Sharing};
 use crate::stages::Context;
 use crate::stages::adapters::asked;
-use crate::stages::misfits::{Misfit, Misfits};
+use crate::stages::record_report::{RecordReport, RecordReports};
 
 /// Loads the roles.
 ///
@@ -150,7 +150,7 @@ pub fn prompts(
     roles: &Roles,
     judge: Option<&RewardModel>,
     (file, key): (&Path, &str),
-    misfits: &mut Misfits,
+    reports: &mut RecordReports,
 ) -> Result<Vec<Prompt>> {
     let keys = &config.records;
     let room = room(config, roles, judge);
@@ -164,12 +164,12 @@ pub fn prompts(
         }
         let encoded = encoder.prompts(&records.records)?;
         leave_out_lacking(&mut records, roles, keys.bad_records)?;
-        let mut misfit = Misfit::new(format!("ppo.{key}"), count, records.bad);
-        let prompts = misfit.take(&file.display().to_string(), encoded);
-        anyhow::Ok((prompts, misfit.check(keys)?))
+        let mut report = RecordReport::new(format!("ppo.{key}"), count, records.bad);
+        let prompts = report.take(&file.display().to_string(), encoded);
+        anyhow::Ok((prompts, report.check(keys)?))
     };
-    let (prompts, misfit) = read().with_context(|| format!("ppo.{key}"))?;
-    misfits.add("ppo", misfit, encoder.limit());
+    let (prompts, report) = read().with_context(|| format!("ppo.{key}"))?;
+    reports.add("ppo", report, encoder.limit());
     Ok(prompts)
 }
 

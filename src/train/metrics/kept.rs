@@ -1,4 +1,4 @@
-//! The lines of a log that a stage goes on from, and whether they are all that its checkpoint stands on.
+//! The lines of a log up to a checkpoint, and whether any are missing.
 
 use std::io;
 use std::path::Path;
@@ -21,8 +21,8 @@ pub(super) struct Lines {
     pub is_there: bool,
 }
 
-/// A walk over the lines.
-struct Walk<'a> {
+/// The reading of a log, line by line.
+struct LogReader<'a> {
     step: u64,
     expect: Expect,
     lines: Lines,
@@ -43,7 +43,7 @@ impl Lines {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             read => read.map_err(on("read", path))?,
         };
-        let mut walk = Walk {
+        let mut reader = LogReader {
             step,
             expect,
             lines: Self {
@@ -59,13 +59,13 @@ impl Lines {
         let mut rest = bytes.len();
         for (number, line) in (1..).zip(bytes.split_inclusive(|byte| *byte == b'\n')) {
             rest -= line.len();
-            walk.take(number, line, rest == 0)?;
+            reader.take(number, line, rest == 0)?;
         }
-        Ok(walk.finish())
+        Ok(reader.finish())
     }
 }
 
-impl Walk<'_> {
+impl LogReader<'_> {
     fn take(&mut self, number: usize, line: &[u8], is_last: bool) -> io::Result<()> {
         let Some(found) = step_of(line) else {
             // What was torn, or stands beyond the step, is cut off.
@@ -129,7 +129,8 @@ fn step_of(line: &[u8]) -> Option<u64> {
 
 fn not_a_line(path: &Path, number: usize) -> io::Error {
     let message = format!(
-        "{}:{number}: not a JSON object with a whole number as `{STEP}`; remove the line, or start over with --fresh",
+        "{}:{number}: not a JSON object with a whole number as `{STEP}`; remove the line, or start \
+         over with --fresh",
         path.display()
     );
     io::Error::new(io::ErrorKind::InvalidData, message)

@@ -20,7 +20,7 @@ pub const TRAIN_SKIPPED_STEPS: &str = "train/skipped_steps";
 
 /// Mean loss on held-out records.
 pub const EVAL_LOSS: &str = "eval/loss";
-/// Its exponential: perplexity.
+/// Perplexity of held-out records: the exponential of [`EVAL_LOSS`].
 pub const EVAL_PERPLEXITY: &str = "eval/perplexity";
 /// Share of held-out pairs whose chosen answer scores higher.
 pub const EVAL_ACCURACY: &str = "eval/accuracy";
@@ -41,6 +41,13 @@ pub const LOGPS_CHOSEN: &str = "logps/chosen";
 /// Mean log-prob of the rejected answers, each as a whole.
 pub const LOGPS_REJECTED: &str = "logps/rejected";
 
+/// Mean negative log-likelihood a token of the chosen sequences.
+pub const NLL_LOSS: &str = "nll_loss";
+/// Mean of log σ(log-odds): the odds-ratio loss with the other sign.
+pub const LOG_ODDS_RATIO: &str = "log_odds_ratio";
+/// Mean log-odds of the chosen answer over the rejected one.
+pub const LOG_ODDS_CHOSEN: &str = "log_odds_chosen";
+
 /// Mean score of the reward model on held-out prompts.
 pub const EVAL_SCORE: &str = "eval/score";
 /// Mean score of the judge on held-out prompts.
@@ -49,9 +56,11 @@ pub const EVAL_JUDGE_SCORE: &str = "eval/judge_score";
 pub const EVAL_REWARD: &str = "eval/reward/";
 /// Spearman's correlation of the reward model's and the judge's scores over held-out prompts.
 pub const EVAL_JUDGE_CORRELATION: &str = "eval/judge_correlation";
-/// Share of held-out prompts on which one of the two scores rose since the start and the other fell.
+/// Share of held-out prompts on which one of the two scores rose since the start and the other
+/// fell.
 pub const EVAL_JUDGE_DISAGREEMENT: &str = "eval/judge_disagreement";
-/// 1 where the judge has fallen and the score risen since the judge's best evaluation, beyond noise; else 0.
+/// 1 where the judge has fallen and the score risen since the judge's best evaluation, beyond
+/// noise; else 0.
 pub const EVAL_HACKING_WARNING: &str = "eval/hacking_warning";
 /// Mean over held-out prompts of Σ_t k1, over the whole vocabulary.
 pub const EVAL_KL: &str = "eval/kl";
@@ -72,7 +81,8 @@ pub const EVAL_VALENCE_MEAN: &str = "eval/valence_mean";
 /// Mean over completions of the summed valence by the lexicon.
 pub const EVAL_VALENCE_SUM: &str = "eval/valence_sum";
 
-/// Mean over sequences of Σ_t k1, the KL to the reference over the whole vocabulary; written where `kl_coef` is above 0.
+/// Mean over sequences of Σ_t k1, the KL to the reference over the whole vocabulary; written where
+/// `kl_coef` is above 0.
 pub const OBJECTIVE_KL: &str = "objective/kl";
 /// Token mean of the policy's entropy.
 pub const OBJECTIVE_ENTROPY: &str = "objective/entropy";
@@ -99,15 +109,17 @@ pub const POLICY_FIRST_RATIO_MAX_DEV: &str = "policy/first_ratio_max_dev";
 pub const POLICY_FIRST_APPROX_KL: &str = "policy/first_approx_kl";
 /// Global norm of the actor's gradient before clipping.
 pub const POLICY_GRAD_NORM: &str = "policy/grad_norm";
-/// [`POLICY_APPROX_KL`] of the whole batch after the iteration's last step, or of the minibatch that ended its epochs early: what
-/// is held against the limit of taking back, and written where there is one.
+/// [`POLICY_APPROX_KL`] of the whole batch after the iteration's last step, or of the minibatch
+/// that ended its epochs early: what is held against the limit of taking back, and written where
+/// there is one.
 pub const POLICY_LAST_APPROX_KL: &str = "policy/last_approx_kl";
-/// Optimizer steps that the actor took in the iteration, those among them that were taken back; 0 while the critic warms up.
+/// Optimizer steps that the actor took in the iteration, those among them that were taken back; 0
+/// while the critic warms up.
 pub const POLICY_UPDATES: &str = "policy/updates";
 /// 1 where `target_kl` ended the iteration's epochs early, else 0; written where there is one.
 pub const POLICY_STOPPED_EARLY: &str = "policy/stopped_early";
-/// Iterations taken back since the stage began, unlike [`POLICY_STOPPED_EARLY`], which speaks of one; written where
-/// `rollback_kl_factor` is set.
+/// Iterations taken back since the stage began, unlike [`POLICY_STOPPED_EARLY`], which speaks of
+/// one; written where `rollback_kl_factor` is set.
 pub const POLICY_ROLLED_BACK: &str = "policy/rolled_back";
 /// Learning rate of the actor.
 pub const POLICY_LEARNING_RATE: &str = "policy/learning_rate";
@@ -117,7 +129,8 @@ pub const LOSS_POLICY: &str = "loss/policy";
 pub const LOSS_KL: &str = "loss/kl";
 /// Entropy that the loss rewards, before its coefficient: mean of the iteration's minibatches.
 pub const LOSS_ENTROPY: &str = "loss/entropy";
-/// Next-token loss on pretraining text, before its coefficient: mean of the iteration's minibatches.
+/// Next-token loss on pretraining text, before its coefficient: mean of the iteration's
+/// minibatches.
 pub const LOSS_PTX: &str = "loss/ptx";
 /// Mean value loss of the iteration's minibatches.
 pub const LOSS_VALUE: &str = "loss/value";
@@ -134,14 +147,16 @@ pub const ROLLOUT_TOKENS_PER_SECOND: &str = "rollout/tokens_per_second";
 pub const ROLLOUT_LENGTH_MEAN: &str = "rollout/length_mean";
 /// Share of completions that ended by themselves.
 pub const ROLLOUT_EOS_FRACTION: &str = "rollout/eos_fraction";
-/// Largest difference of a recorded log-prob, of the draw or over the whole vocabulary, and the training forward's: 0 on the CPU.
+/// Largest difference of a recorded log-prob, of the draw or over the whole vocabulary, and the
+/// training forward's: 0 on the CPU.
 pub const ROLLOUT_LOG_PROB_MAX_DEV: &str = "rollout/log_prob_max_dev";
 
 /// Rounds of generation that the batch took: 1, and those of dynamic sampling.
 pub const ROLLOUT_ROUNDS: &str = "rollout/rounds";
 /// Prompts that dynamic sampling left out because their samples all scored alike.
 pub const ROLLOUT_GROUPS_DROPPED: &str = "rollout/groups_dropped";
-/// Share of the batch's prompts whose samples all score alike, which teach a group estimator nothing.
+/// Share of the batch's prompts whose samples all score alike, which teach a group estimator
+/// nothing.
 pub const ROLLOUT_NO_SPREAD_FRACTION: &str = "rollout/no_spread_fraction";
 /// Mean raw score of the greedy completions that ReMax holds samples against.
 pub const ROLLOUT_BASELINE_SCORE: &str = "rollout/baseline_score";

@@ -56,8 +56,9 @@ fn assert_close(found: &[f32], expected: &[f32], what: &str) {
     }
 }
 
-/// Eight steps of PyTorch's AdamW, made with the script in `tests/golden`: the matrix decays and the vector does not, most steps are
-/// clipped and two are not, the rate warms up and falls along a cosine.
+/// Eight steps of PyTorch's AdamW, made with the script in `tests/golden`: the matrix decays and
+/// the vector does not, most steps are clipped and two are not, the rate warms up and falls along a
+/// cosine.
 #[test]
 fn golden_steps() {
     let golden = include_str!("../../../tests/golden/optimizer.json");

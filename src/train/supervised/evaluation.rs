@@ -32,7 +32,8 @@ impl<O: Objective> Trainer<'_, O> {
         if due || self.step == self.steps {
             self.evaluate(metrics)?;
         }
-        // A closing evaluation that is not due does not count: a run of more steps would not have it.
+        // A closing evaluation that is not due does not count: a run of more steps would not have
+        // it.
         if due && self.job.patience > 0 && self.state.last.contains_key(names::EVAL_LOSS) {
             self.note_best()?;
         }

@@ -22,7 +22,7 @@ use crate::model::Decoder;
 use crate::reward::{IdsAndStates, Lexicon, RewardModel, Valence, repeated};
 use crate::rlhf::stats::mean;
 use crate::roles::{self, Experience, Roles};
-use crate::stages::misfits::Misfits;
+use crate::stages::record_report::RecordReports;
 use crate::train::metrics::names;
 use measures::{distinct_2, rank_correlation};
 
@@ -73,7 +73,7 @@ impl<'a> Evaluator<'a> {
         config: &'a Ppo,
         tokenizer: &Tokenizer,
         roles: &'a Roles,
-        misfits: &mut Misfits,
+        reports: &mut RecordReports,
     ) -> Result<Option<Self>> {
         let Some(file) = &config.eval_prompts else {
             return Ok(None);
@@ -81,7 +81,7 @@ impl<'a> Evaluator<'a> {
         let reference = roles.reference.as_ref();
         let reference = reference.context("an evaluation without a reference")?;
         let (judge, file) = (roles.judge.as_ref(), (file.as_path(), "eval_prompts"));
-        let mut prompts = setup::prompts(tokenizer, config, roles, judge, file, misfits)?;
+        let mut prompts = setup::prompts(tokenizer, config, roles, judge, file, reports)?;
         prompts.truncate(config.evaluation.eval_samples);
         let lexicon = config
             .evaluation

@@ -17,8 +17,8 @@ use crate::data::packing::{PackedBatch, TextRow, cut};
 use crate::data::tokenizer::Tokenizer;
 use crate::roles::Roles;
 use crate::stages::language::log_probs;
-use crate::stages::misfits::Misfits;
 use crate::stages::pretrain::{pack, read_documents};
+use crate::stages::record_report::RecordReports;
 use crate::train::configured::gradient;
 
 /// Checks that a row fits the policy's context.
@@ -52,7 +52,7 @@ impl PretrainMix {
         tokenizer: &Tokenizer,
         roles: &Roles,
         seed: u64,
-        misfits: &mut Misfits,
+        reports: &mut RecordReports,
     ) -> Result<Option<Self>> {
         let ptx = &config.update.ptx;
         if !ptx.is_on() {
@@ -60,7 +60,7 @@ impl PretrainMix {
         }
         check_length(ptx, roles.actor.decoder_config().max_position_embeddings)?;
         let keys = config.ptx_records();
-        let text = read_documents("ppo", "ptx_data", &ptx.ptx_data, &keys, misfits)
+        let text = read_documents("ppo", "ptx_data", &ptx.ptx_data, &keys, reports)
             .context("ppo.ptx_data")?;
         let rows = pack(tokenizer, &text.all, ptx.ptx_length).context("ppo.ptx_data")?;
         let order = Order::new(rows.len(), seed, Purpose::Ptx)?;

@@ -1,4 +1,5 @@
-//! Records that were cut or left out, and columns that were not read: said when a stage starts, and again in its closing table.
+//! Records that were cut or left out, and columns that were not read: noted when a stage starts,
+//! and again in its closing table.
 
 use anyhow::{Result, bail};
 
@@ -8,26 +9,27 @@ use crate::data::records::{LeftOut, listed};
 use crate::terminal;
 use crate::train::summary::Summary;
 
-/// The misfits of a stage's keys.
+/// The reports of a stage's data keys.
 #[derive(Default)]
-pub struct Misfits {
-    keys: Vec<Misfit>,
+pub struct RecordReports {
+    keys: Vec<RecordReport>,
     /// Other rows of the closing table.
     rows: Vec<(String, String)>,
 }
 
-/// The misfits of one key, such as `sft.data`.
-pub struct Misfit {
+/// Records of one key, such as `sft.data`, that were cut or left out.
+pub struct RecordReport {
     key: String,
     records: usize,
     too_long: TooLongCounts,
     bad: LeftOut,
-    /// A file, and its columns that were not read.
+    /// Each file with columns that were not read.
     unused: Vec<(String, Vec<String>)>,
 }
 
-impl Misfit {
-    /// Of `key`, of whose records `records` could be read or not and `bad` could not.
+impl RecordReport {
+    /// The report of `key`, which has `records` records, among them the `bad` ones that cannot be
+    /// read.
     pub fn new(key: String, records: usize, bad: LeftOut) -> Self {
         Self {
             key,
@@ -38,7 +40,7 @@ impl Misfit {
         }
     }
 
-    /// Adds those of a file's records, and returns the others.
+    /// Adds the counts of a file's records, and returns the encoded ones.
     pub fn take<T>(&mut self, file: &str, encoded: Encoded<T>) -> Vec<T> {
         self.too_long += encoded.too_long;
         self.bad += encoded.bad;
@@ -48,7 +50,7 @@ impl Misfit {
         encoded.items
     }
 
-    /// Ends the stage where too many records are bad.
+    /// Refuses too large a share of bad records.
     ///
     /// # Errors
     /// If their share is above `max_bad_share`.
@@ -58,15 +60,16 @@ impl Misfit {
         self.check_share(keys.max_bad_share, &setting)
     }
 
-    /// Ends the work where the share of bad records is above `most`, which `setting` sets.
+    /// Refuses a share of bad records above `most`, the value of `setting`.
     ///
     /// # Errors
-    /// If it is.
+    /// If the share is above `most`.
     pub fn check_share(self, most: f64, setting: &str) -> Result<Self> {
         let share = self.bad.count as f64 / self.records.max(1) as f64;
         if share > most {
             bail!(
-                "{} of {} records are bad, a share of {share:.2}; {setting} allows {most}; mend them, or raise that\n{}",
+                "{} of {} records are bad, a share of {share:.2}; {setting} allows {most}; mend \
+                 them, or raise that\n{}",
                 self.bad.count,
                 self.records,
                 self.bad.lines()
@@ -79,22 +82,23 @@ impl Misfit {
         format!("{count} of {}", self.records)
     }
 
-    /// Counts of records that were too long, with the words for what became of them.
-    fn fates(&self) -> impl Iterator<Item = (usize, &'static str)> {
-        let fates = [
+    /// Counts of records that were too long, and what was done with each kind.
+    fn outcomes(&self) -> impl Iterator<Item = (usize, &'static str)> {
+        let outcomes = [
             (self.too_long.truncated, "cut at the end"),
             (self.too_long.prompts_truncated, "cut at the prompt's start"),
             (self.too_long.skipped, "left out"),
         ];
-        fates.into_iter().filter(|(count, _)| *count > 0)
+        outcomes.into_iter().filter(|(count, _)| *count > 0)
     }
 
     fn note(&self, stage: &str, limit: &Limit) {
         let (key, Limit { words, mend, .. }) = (&self.key, limit);
-        for (count, fate) in self.fates() {
+        for (count, outcome) in self.outcomes() {
             let share = self.share(count);
             terminal::note(format_args!(
-                "{stage}: {share} records of {key} are too long and were {fate}: {words}; to change that, {mend}"
+                "{stage}: {share} records of {key} are too long and were {outcome}: {words}; to \
+                 change that, {mend}"
             ));
         }
         if self.bad.count > 0 {
@@ -112,8 +116,8 @@ impl Misfit {
     }
 
     fn add_to(&self, table: &mut Summary) {
-        for (count, fate) in self.fates() {
-            let name = format!("records of {} {fate}", self.key);
+        for (count, outcome) in self.outcomes() {
+            let name = format!("records of {} {outcome}", self.key);
             table.text(&name, "", &self.share(count));
         }
         if self.bad.count > 0 {
@@ -123,11 +127,12 @@ impl Misfit {
     }
 }
 
-impl Misfits {
-    /// Adds a key's, and says them on the terminal; `limit` is what records were too long for.
-    pub fn add(&mut self, stage: &str, misfit: Misfit, limit: &Limit) {
-        misfit.note(stage, limit);
-        self.keys.push(misfit);
+impl RecordReports {
+    /// Adds the report of a key and notes it on the terminal; `limit` is the limit of the records'
+    /// length.
+    pub fn add(&mut self, stage: &str, report: RecordReport, limit: &Limit) {
+        report.note(stage, limit);
+        self.keys.push(report);
     }
 
     /// Adds a row to the closing table.
@@ -137,7 +142,7 @@ impl Misfits {
 
     /// Adds rows to a closing table.
     pub fn add_to(&self, table: &mut Summary) {
-        self.keys.iter().for_each(|misfit| misfit.add_to(table));
+        self.keys.iter().for_each(|report| report.add_to(table));
         for (name, value) in &self.rows {
             table.text(name, "", value);
         }
@@ -150,23 +155,23 @@ mod tests {
     use crate::config::BadRecords;
     use crate::data::DataError;
 
-    fn misfit(bad: usize, records: usize) -> Misfit {
+    fn report(bad: usize, records: usize) -> RecordReport {
         let mut left_out = LeftOut::default();
         for i in 0..bad {
             let error = DataError::Invalid(format!("d.jsonl:{i}: broken"));
             left_out.leave_out(error, BadRecords::Skip).unwrap();
         }
-        Misfit::new("sft.data".to_owned(), records, left_out)
+        RecordReport::new("sft.data".to_owned(), records, left_out)
     }
 
     #[test]
     fn too_large_a_share_of_bad_records_fails() {
         let keys = RecordKeys::default();
         assert!(
-            misfit(1, 10).check(&keys).is_ok(),
+            report(1, 10).check(&keys).is_ok(),
             "the share itself is allowed"
         );
-        let error = misfit(2, 10)
+        let error = report(2, 10)
             .check(&keys)
             .err()
             .expect("an error")
@@ -182,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_file_s_counts_and_columns_are_added() {
-        let mut sum = misfit(1, 10);
+        let mut sum = report(1, 10);
         let encoded = |unused: &[&str]| Encoded {
             items: vec![7],
             too_long: TooLongCounts {
@@ -190,18 +195,18 @@ mod tests {
                 prompts_truncated: 2,
                 skipped: 3,
             },
-            bad: misfit(1, 1).bad,
+            bad: report(1, 1).bad,
             unused: unused.iter().map(|name| (*name).to_owned()).collect(),
         };
         assert_eq!(sum.take("a.jsonl", encoded(&["label"])), [7]);
         sum.take("b.jsonl", encoded(&[]));
         assert_eq!((sum.bad.count, sum.unused.len()), (3, 1));
-        let fates: Vec<_> = sum.fates().collect();
+        let outcomes: Vec<_> = sum.outcomes().collect();
         let expected = [
             (2, "cut at the end"),
             (4, "cut at the prompt's start"),
             (6, "left out"),
         ];
-        assert_eq!(fates, expected);
+        assert_eq!(outcomes, expected);
     }
 }

@@ -1,0 +1,75 @@
+//! ORPO: the policy learns the chosen answers and to prefer them, whichever of its weights are trained.
+
+use std::fs;
+
+use crate::on_policy::number;
+use crate::orpo_table::ORPO;
+use crate::support::{Workspace, pair, records};
+
+/// Trained models, and a configuration that has the stage.
+fn with_orpo() -> Workspace {
+    let workspace = Workspace::trained();
+    let config = fs::read_to_string(workspace.path("config.toml")).expect("a configuration");
+    workspace.write("config.toml", &(config + ORPO));
+    workspace
+}
+
+#[test]
+fn one_batch_of_pairs_is_learned_by_heart() {
+    let workspace = with_orpo();
+    workspace.write("pairs.jsonl", &records(0, 16, pair));
+    workspace.succeed(
+        "orpo config.toml --set orpo.max_steps=150 --set orpo.eval_fraction=0.0 --set orpo.eval_steps=0 \
+         --set orpo.learning_rate=5e-3",
+    );
+    let lines = workspace.metrics("trial", "orpo");
+    let (first, last) = (&lines[0], lines.last().expect("a line"));
+    assert_eq!(number(first, "train/epoch"), 1.0);
+    assert!(number(first, "rewards/accuracies") < 1.0, "{first:?}");
+    assert_eq!(number(last, "rewards/accuracies"), 1.0);
+    assert!(number(last, "log_odds_chosen") > 3.0, "{last:?}");
+    // The prompts count too, and their first words cannot be predicted.
+    let (before, after) = (number(first, "nll_loss"), number(last, "nll_loss"));
+    assert!(after < 0.5 * before, "from {before} to {after}");
+    for line in [first, last] {
+        let sum = number(line, "nll_loss") - 0.1 * number(line, "log_odds_ratio");
+        let loss = number(line, "train/loss");
+        assert!((loss - sum).abs() < 1e-5 * sum, "{line:?}");
+    }
+}
+
+#[test]
+fn adapters_and_upper_layers_learn_alone() {
+    let workspace = with_orpo();
+    for (name, flag) in [("lora", "orpo.lora={}"), ("upper", "orpo.freeze_layers=1")] {
+        workspace.succeed(&format!(
+            "orpo config.toml --set run.name={name} --set {flag} --set orpo.max_steps=20 \
+             --set orpo.learning_rate=1e-2"
+        ));
+        let lines = workspace.metrics(name, "orpo");
+        let (first, last) = (&lines[0], lines.last().expect("a line"));
+        for metric in ["eval/loss", "eval/log_odds_ratio"] {
+            let (before, after) = (number(first, metric), number(last, metric));
+            assert!(before != after, "{name}: {metric} stays at {before}");
+        }
+        let (before, after) = (number(first, "eval/loss"), number(last, "eval/loss"));
+        assert!(after < before, "{name}: from {before} to {after}");
+        let accuracy = number(last, "eval/rewards/accuracies");
+        assert!(accuracy > 0.5, "{name}: {accuracy}");
+    }
+    let adapter = workspace.model("lora", "orpo").join("adapter_config.json");
+    assert!(adapter.exists());
+}
+
+#[test]
+fn the_stage_is_planned_and_checked_before_another() {
+    let workspace = with_orpo();
+    workspace.succeed("plan config.toml");
+    workspace.write("pairs_orpo.jsonl", "{\"text\": \"no pair\"}\n");
+    let ended = workspace.run("run config.toml --set orpo.data=pairs_orpo.jsonl");
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    for part in ["stage orpo", "[orpo] data"] {
+        assert!(ended.stderr.contains(part), "{}", ended.stderr);
+    }
+    assert!(!workspace.path("runs/trial/pretrain/metrics.jsonl").exists());
+}
