@@ -14,6 +14,11 @@ fn stages_read_the_records_that_the_pages_show() {
     let workspace = Workspace::new();
     let mut read = [0; READERS.len()];
     for block in pages().iter().flat_map(Page::blocks) {
+        if block.is("jsonl") {
+            let unknown = block.words[1..].iter();
+            let mut unknown = unknown.filter(|word| !word.contains('.') && !is_reader(word));
+            assert_eq!(unknown.next(), None, "{}: no such stage", block.place);
+        }
         for (reader, count) in READERS.iter().zip(&mut read) {
             if block.is("jsonl") && block.has(reader) {
                 reads(&workspace, reader, &block);
@@ -27,6 +32,10 @@ fn stages_read_the_records_that_the_pages_show() {
             "no page shows a record of {reader}"
         );
     }
+}
+
+fn is_reader(word: &str) -> bool {
+    READERS.contains(&word)
 }
 
 /// Runs a stage or command on the block's records, one by one: none may pass for another.
