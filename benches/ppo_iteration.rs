@@ -277,7 +277,7 @@ fn smollm2_models(sharing: Sharing, folder: &Path) -> Result<String> {
             };
             let base = load(Head::LanguageModel)?;
             let adapted = Decoder::adapt(&base, &config, Head::Score, 0, Trainability::Frozen)?;
-            adapted.save_adapter(&reward, &policy, SaveDtype::F32)?;
+            adapted.save_adapter(&reward, &policy, SaveDtype::Float32)?;
             tokenizer_files(&reward, base.decoder_config().vocab_size)?;
             format!("share = \"adapter\"\n{lora}\n")
         }
@@ -289,7 +289,7 @@ fn save(mut model: Decoder, folder: &Path) -> Result<()> {
         Head::LanguageModel => model.config_mut().stop_ids = vec![2],
         Head::Score => model.config_mut().decoder.pad_token_id = Some(0),
     }
-    model.save(folder, SaveDtype::F32)?;
+    model.save(folder, SaveDtype::Float32)?;
     tokenizer_files(folder, model.decoder_config().vocab_size)
 }
 

@@ -3,7 +3,6 @@
 use std::io::ErrorKind;
 use std::process::ExitCode;
 
-use clap::Parser;
 use collimate::cli::{Cli, Command, ConfigArgs, PlanArgs, Trials};
 use collimate::config::{Config, Document, Stage};
 use collimate::data::guard::Counted;
@@ -14,14 +13,14 @@ use collimate::train::process;
 use collimate::train::signal::{EXIT_STOPPED, Outcome};
 use collimate::{commands, stages};
 
-/// glibc gives large blocks back to the kernel and faults them in again; training allocates them
-/// all the time. Threads that work on files of strangers have their memory counted.
+/// glibc returns large blocks to the kernel and faults them in again, which training would do all
+/// the time. The memory of threads that read untrusted files is counted.
 #[global_allocator]
 static ALLOCATOR: Counted<mimalloc::MiMalloc> = Counted(mimalloc::MiMalloc);
 
 fn main() -> ExitCode {
     process::set_up();
-    let ended = match Cli::try_parse() {
+    let ended = match Cli::read() {
         Ok(cli) => dispatch(&cli.command),
         Err(usage) => return explain(&usage),
     };
@@ -32,11 +31,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// Shows the help or version that was asked for, or what is wrong with the arguments: code 2.
+/// Prints help or version, or what is wrong with the arguments (exit code 2).
 fn explain(usage: &clap::Error) -> ExitCode {
     let code = ExitCode::from(u8::try_from(usage.exit_code()).unwrap_or(2));
     match usage.print() {
-        // Help that nobody gets is a failure, unless nobody wants it any more.
+        // Help that cannot be written is a failure, unless the reader has closed the pipe.
         Err(error) if !usage.use_stderr() && error.kind() != ErrorKind::BrokenPipe => {
             failed(&anyhow::Error::new(error).context("cannot write to standard output"))
         }
@@ -52,13 +51,14 @@ fn dispatch(command: &Command) -> anyhow::Result<Outcome> {
         }
         Command::Stage(command) => stage(&command.args, command.stage),
         Command::Plan(args) => with_threads(|| plan(args)),
+        Command::Config(args) => commands::config(args),
         Command::Generate(args) => with_threads(|| commands::generate(args)),
         Command::Score(args) => with_threads(|| commands::score(args)),
         Command::Export(args) => with_threads(|| commands::export(args)),
     }
 }
 
-/// A command that no `run.threads` speaks for.
+/// Runs a command that has no `run.threads`, on the usual number of threads.
 fn with_threads(command: impl FnOnce() -> anyhow::Result<Outcome>) -> anyhow::Result<Outcome> {
     pool::start_usual()?;
     command()
@@ -68,7 +68,7 @@ fn stage(args: &ConfigArgs, stage: Stage) -> anyhow::Result<Outcome> {
     stages::run_stage(&load(args, Some(stage))?, stage, args.existing())
 }
 
-/// Prints the tables first, also of a run that cannot be: they may say how to mend it.
+/// Prints the tables first, even for a run that does not fit: they show where memory goes.
 fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
     let document = Document::read(&args.config)?.with(&args.overrides)?;
     let config = Config::resolve(&document)?;
@@ -81,7 +81,7 @@ fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
     }
     let probes = args.trials() != Trials::None;
     if !probes {
-        // A probe says itself what it lacks.
+        // The probe reports missing files itself.
         config.check_files(&document, &config.stages())?;
     }
     fits?;
@@ -91,12 +91,12 @@ fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
     let Some(probed) = stages::plan::probe(&config, &plans)? else {
         return Ok(Outcome::Stopped);
     };
-    // The last line: whether somebody reads on does not matter.
+    // The last line: a closed pipe does not matter.
     let _ = terminal::product(probed)?;
     Ok(Outcome::Finished)
 }
 
-/// Reads the configuration and looks for the files of the one stage to run, or of all.
+/// Reads the configuration, and checks that the files of stage `only`, or of all stages, exist.
 fn load(args: &ConfigArgs, only: Option<Stage>) -> anyhow::Result<Config> {
     if args.profile {
         profile::enable();
@@ -111,12 +111,15 @@ fn load(args: &ConfigArgs, only: Option<Stage>) -> anyhow::Result<Config> {
             )
         }
         Some(stage) => config.check_files(&document, &[stage])?,
-        None => config.check_files(&document, &config.stages())?,
+        None => {
+            config.check_files(&document, &config.stages())?;
+            config.notes().into_iter().for_each(terminal::note);
+        }
     }
     Ok(config)
 }
 
-/// Says what went wrong, and why.
+/// Prints the error and its causes.
 fn failed(error: &anyhow::Error) -> ExitCode {
     terminal::note(format_args!("error: {error}"));
     let causes = error.chain().skip(1);

@@ -1,4 +1,4 @@
-//! Flags of the commands that read a configuration.
+//! Arguments of the commands about a configuration.
 
 use std::path::PathBuf;
 
@@ -13,23 +13,23 @@ pub struct ConfigArgs {
     /// The TOML file that describes the run
     pub config: PathBuf,
 
-    /// Override a key, for example ppo.kl_coef=0.1; may be given several times
+    /// Override a key, for example ppo.kl_coef=0.1; can be repeated
     ///
     /// VALUE is TOML; bare words are strings.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<Override>,
 
-    /// Set the old folder aside (NAME.old-1) and start over instead of continuing
+    /// Start over instead of continuing; the old folder is renamed to NAME.old-1
     #[arg(long)]
     fresh: bool,
 
-    /// Print where each stage's time went, by part and operation, when it ends
+    /// Print the time of each part and operation at the end of each stage
     #[arg(long)]
     pub profile: bool,
 }
 
 impl ConfigArgs {
-    /// What happens to what a former run left.
+    /// Whether an existing run is continued or set aside.
     pub fn existing(&self) -> Existing {
         if self.fresh {
             Existing::SetAside
@@ -45,34 +45,41 @@ pub struct PlanArgs {
     /// The TOML file that describes the run
     pub config: PathBuf,
 
-    /// Override a key, for example ppo.micro_batch_tokens=1024; may be given several times
+    /// Override a key, for example ppo.micro_batch_tokens=1024; can be repeated
     ///
     /// VALUE is TOML; bare words are strings.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<Override>,
 
-    /// Try the stages too, and print peak memory and seconds a step beside the plan
+    /// Also run each stage for a step or two, and print peak memory and seconds per step
     ///
-    /// Programs and endpoints among ppo.rewards are asked as in training.
+    /// Programs and endpoints of [[ppo.rewards]] are called as in training.
     #[arg(long)]
     probe: bool,
 }
 
-/// Whether `plan` tries what it plans.
+/// Whether `plan` also runs the stages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trials {
-    /// Sizes are enough.
+    /// Stages are not run.
     None,
-    /// A step or two of each stage.
+    /// Each stage runs for a step or two.
     Probe,
 }
 
 impl PlanArgs {
-    /// Whether the stages are tried.
+    /// Whether the stages are run.
     pub fn trials(&self) -> Trials {
         match self.probe {
             true => Trials::Probe,
             false => Trials::None,
         }
     }
+}
+
+/// Arguments of `config`.
+#[derive(Clone, Debug, Args)]
+pub struct KeyArgs {
+    /// A key such as ppo.kl_coef, or a table such as ppo
+    pub key: Option<String>,
 }

@@ -12,16 +12,16 @@ use crate::config::{Arithmetic, Checker, ConfigError, Device, Generation, Proble
 pub enum Decoding {
     /// Drawn from the distribution that the sampling settings leave.
     Sample,
-    /// The likeliest.
+    /// The likeliest token.
     Greedy,
 }
 
-/// What stop tokens do.
+/// Whether stop tokens end a completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopTokens {
     /// They end a completion.
     End,
-    /// They are tokens like others: completions run to the limit.
+    /// They do not: completions run to the limit.
     Ignore,
 }
 
@@ -40,23 +40,23 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "FILE")]
     pub prompts: PathBuf,
 
-    /// Where completions go: a JSON object a line
+    /// File for the completions: JSON Lines
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
 
-    /// Records that do not fit.
+    /// Flags for reading records.
     #[command(flatten)]
     pub records: RecordArgs,
 
-    /// Completions of each prompt
+    /// Number of completions of each prompt
     #[arg(long = "n", value_name = "N", default_value = "1", value_parser = up_to::<MOST_SAMPLES>)]
     pub num_samples: usize,
 
-    /// Most tokens of a completion; a prompt's own "max_new_tokens" goes before it
+    /// Largest number of tokens of a completion; a record's own "max_new_tokens" takes precedence
     #[arg(long, value_name = "N", default_value = "64", value_parser = up_to::<MOST_TOKENS>)]
     pub max_new_tokens: usize,
 
-    /// Divides the logits: below 1 surer, above 1 more varied
+    /// Sampling temperature: the logits are divided by it
     #[arg(
         long,
         value_name = "T",
@@ -66,11 +66,11 @@ pub struct GenerateArgs {
     )]
     temperature: f64,
 
-    /// Draw among the K likeliest tokens only; 0 does not cut
+    /// Sample from the K likeliest tokens; 0 does not cut
     #[arg(long, value_name = "K", default_value = "0", conflicts_with = "greedy")]
     top_k: usize,
 
-    /// Draw among the likeliest tokens that together reach probability P; 1 does not cut
+    /// Sample from the smallest set of likeliest tokens with total probability P; 1 does not cut
     #[arg(
         long,
         value_name = "P",
@@ -80,7 +80,7 @@ pub struct GenerateArgs {
     )]
     top_p: f64,
 
-    /// Draw among tokens at least P times as probable as the likeliest; 0 does not cut
+    /// Sample from tokens at least P times as probable as the likeliest; 0 does not cut
     #[arg(
         long,
         value_name = "P",
@@ -90,33 +90,33 @@ pub struct GenerateArgs {
     )]
     min_p: f64,
 
-    /// A text that ends a completion; may be given several times
+    /// A text that ends a completion; can be repeated
     #[arg(long, value_name = "TEXT", value_parser = stop_text)]
     stop: Vec<String>,
 
-    /// Take the likeliest token each time instead of drawing
+    /// Take the likeliest token each time instead of sampling
     #[arg(long)]
     greedy: bool,
 
-    /// Run to the limit whatever the model says
+    /// Generate up to the limit of tokens: stop tokens do not end a completion
     #[arg(long)]
     ignore_eos: bool,
 
-    /// Seed of the draws
+    /// Seed of the samples
     #[arg(long, value_name = "N", default_value = "0")]
     pub seed: u64,
 
-    /// Most sequences at once; the completions do not depend on it
+    /// Largest number of sequences generated at the same time; results do not depend on it
     #[arg(long, value_name = "N", default_value = "32", value_parser = up_to::<MOST_AT_ONCE>)]
     pub batch: usize,
 
-    /// What to compute on: cpu or cuda:N
+    /// Device to compute on: cpu or cuda:N
     #[arg(long, default_value = "cpu")]
     pub device: Device,
 
-    /// How the CPU computes matrix products: fast takes the processor's matrix unit, as training does unless it is told otherwise;
-    /// portable gives the same bits on every processor
-    #[arg(long, value_name = "NAME", default_value = "portable")]
+    /// How the CPU computes matrix products; training uses fast unless run.arithmetic says
+    /// otherwise
+    #[arg(long, value_name = "NAME", default_value = "portable", value_enum)]
     pub arithmetic: Arithmetic,
 }
 
@@ -143,7 +143,7 @@ impl GenerateArgs {
         }
     }
 
-    /// What stop tokens do.
+    /// Whether stop tokens end a completion.
     pub fn stop_tokens(&self) -> StopTokens {
         if self.ignore_eos {
             StopTokens::Ignore

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{MOST_AT_ONCE, RecordArgs, up_to};
-use crate::config::{Arithmetic, Device, ScoreAt};
-use crate::model::weights::SaveDtype;
+use crate::config::{Arithmetic, Device, SaveDtype, ScoreAt};
 
 /// Flags of `score`.
 #[derive(Clone, Debug, Args)]
@@ -23,30 +22,29 @@ pub struct ScoreArgs {
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
 
-    /// Where scores go: a JSON object a line
+    /// File for the scores: JSON Lines
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
 
-    /// Records that do not fit.
+    /// Flags for reading records.
     #[command(flatten)]
     pub records: RecordArgs,
 
-    /// The token at which a reward model is read: eos, the last one, or last_non_pad, the last one that is not padding; unless
-    /// given, the model's folder says
-    #[arg(long, value_name = "NAME")]
+    /// Token at which a reward model's score is read; by default, as its folder was trained
+    #[arg(long, value_name = "NAME", value_enum)]
     pub score_at: Option<ScoreAt>,
 
-    /// Sequences at once; the scores do not depend on it
+    /// Number of sequences scored at the same time; results do not depend on it
     #[arg(long, value_name = "N", default_value = "32", value_parser = up_to::<MOST_AT_ONCE>)]
     pub batch: usize,
 
-    /// What to compute on: cpu or cuda:N
+    /// Device to compute on: cpu or cuda:N
     #[arg(long, default_value = "cpu")]
     pub device: Device,
 
-    /// How the CPU computes matrix products: fast takes the processor's matrix unit, as training does unless it is told otherwise;
-    /// portable gives the same bits on every processor
-    #[arg(long, value_name = "NAME", default_value = "portable")]
+    /// How the CPU computes matrix products; training uses fast unless run.arithmetic says
+    /// otherwise
+    #[arg(long, value_name = "NAME", default_value = "portable", value_enum)]
     pub arithmetic: Arithmetic,
 }
 
@@ -61,18 +59,11 @@ pub struct ExportArgs {
     #[arg(long, value_name = "DIR")]
     pub adapter: PathBuf,
 
-    /// Where the merged model goes: a folder, made if need be
+    /// Folder for the merged model, created if it does not exist
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
 
-    /// Type of its weights: float32, bfloat16 or float16
-    #[arg(long, value_name = "TYPE", default_value = "float32", value_parser = save_dtype)]
+    /// Number type of the merged weights
+    #[arg(long, value_name = "TYPE", default_value = "float32", value_enum)]
     pub dtype: SaveDtype,
-}
-
-fn save_dtype(text: &str) -> Result<SaveDtype, String> {
-    SaveDtype::from_torch_name(text).ok_or_else(|| {
-        let names = SaveDtype::ALL.map(SaveDtype::torch_name);
-        format!("expected one of {}", names.join(", "))
-    })
 }

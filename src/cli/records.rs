@@ -1,41 +1,41 @@
-//! Flags of the commands that read records: their columns, and what happens to those that are wrong or too long.
+//! Flags of the commands that read records: columns, bad records and long records.
 
 use anyhow::{Result, ensure};
 use clap::Args;
 
 use crate::config::{BadRecords, Columns, RecordKeys, TooLong};
 
-/// Flags for reading records, and for those that are wrong or too long.
+/// Flags for reading records.
 #[derive(Clone, Debug, Args)]
 pub struct RecordArgs {
-    /// A record longer than the context allows: error stops and names it, skip leaves it out, truncate cuts the start of a prompt
-    /// or the end of a text to score
-    #[arg(long, value_name = "POLICY", default_value = "error", value_parser = too_long)]
+    /// What happens to a record that is longer than the context allows
+    #[arg(long, value_name = "POLICY", default_value = "error", value_enum)]
     pub too_long: TooLong,
 
-    /// A record that cannot be read or used: error stops and names it, skip leaves it out and names the first ten
-    #[arg(long, value_name = "POLICY", default_value = "error", value_parser = bad_records)]
+    /// What happens to a record that cannot be read or used
+    #[arg(long, value_name = "POLICY", default_value = "error", value_enum)]
     bad_records: BadRecords,
 
-    /// Largest share of bad records that skip leaves out; the command fails if more are bad
+    /// Largest share of bad records that --bad-records skip tolerates
     #[arg(long, value_name = "SHARE", default_value = "0.1", value_parser = share)]
     max_bad_share: f64,
 
-    /// A column that is read under another name, such as prompt=question; may be given several times
+    /// The column that holds a field, such as prompt=question; can be repeated
     #[arg(long, value_name = "NAME=COLUMN", value_parser = column)]
     columns: Vec<(String, String)>,
 }
 
 impl RecordArgs {
-    /// The flags as the keys that stages have.
+    /// The flags as the keys of a stage.
     ///
     /// # Errors
-    /// A column or a name that is given twice, or a share of bad records where they are errors.
+    /// A column or field that is given twice, or a share of bad records without `skip`.
     pub fn keys(&self) -> Result<RecordKeys> {
         let usual = RecordKeys::default();
         ensure!(
             self.max_bad_share == usual.max_bad_share || self.bad_records == BadRecords::Skip,
-            "--max-bad-share is of no use unless bad records are left out; add --bad-records skip, or leave it out"
+            "--max-bad-share has no effect without --bad-records skip; add that, or remove this \
+             flag"
         );
         Ok(RecordKeys {
             columns: (!self.columns.is_empty())
@@ -78,21 +78,4 @@ fn share(text: &str) -> Result<f64, String> {
         .ok()
         .filter(|share| (0.0..=1.0).contains(share));
     share.ok_or_else(|| "expected a number from 0 to 1; 0.1 is one record in ten".to_owned())
-}
-
-fn too_long(text: &str) -> Result<TooLong, String> {
-    match text {
-        "error" => Ok(TooLong::Error),
-        "skip" => Ok(TooLong::Skip),
-        "truncate" => Ok(TooLong::Truncate),
-        _ => Err("expected error, skip or truncate".to_owned()),
-    }
-}
-
-fn bad_records(text: &str) -> Result<BadRecords, String> {
-    match text {
-        "error" => Ok(BadRecords::Error),
-        "skip" => Ok(BadRecords::Skip),
-        _ => Err("expected error or skip".to_owned()),
-    }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::*;
 use crate::config::diff::{Effect, diff};
-use crate::config::{Config, Device, Document, Stage};
+use crate::config::{Config, Device, Document, Stage, reference};
 use crate::train::run_folder::Existing;
 use clap::CommandFactory;
 use clap::error::ErrorKind;
@@ -67,7 +67,8 @@ fn examples() -> Vec<String> {
     texts.flat_map(calls).collect()
 }
 
-/// What an example reads is bundled, or left by `collimate run configs/quickstart.toml`, the first of them.
+/// What an example reads is bundled, or left by `collimate run configs/quickstart.toml`, the first
+/// of them.
 #[test]
 fn examples_work_once_the_first_has_run() {
     for example in examples() {
@@ -79,6 +80,7 @@ fn examples_work_once_the_first_has_run() {
             Command::Export(args) => assert!(is_left(&args.model) && is_left(&args.adapter)),
             Command::Run(args) => drop(resolve(&args)),
             Command::Plan(args) => drop(Config::load(&args.config, &args.overrides).unwrap()),
+            Command::Config(args) => drop(reference::explain(args.key.as_deref()).unwrap()),
             Command::Stage(command) => assert_can_run(&command.args, words[1]),
         }
     }
@@ -111,7 +113,8 @@ fn resolve(args: &ConfigArgs) -> Config {
     config
 }
 
-/// `configs/dpo.toml` goes on from what the quickstart has left, so the tables that both have must be the same.
+/// `configs/dpo.toml` goes on from what the quickstart has left, so the tables that both have must
+/// be the same.
 #[test]
 fn the_preference_example_continues_the_quickstart() {
     let load = |name: &str| Config::load(&Path::new("configs").join(name), &[]).unwrap();

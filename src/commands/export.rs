@@ -12,7 +12,8 @@ use crate::stages::padding::choose_padding;
 use crate::terminal;
 use crate::train::signal::Outcome;
 
-/// Merges the adapter in `args.adapter` into the model in `args.model`, and writes the whole to `args.out` with the tokenizer.
+/// Merges the adapter in `args.adapter` into the model in `args.model`, and writes the whole to
+/// `args.out` with the tokenizer.
 ///
 /// # Errors
 /// A folder that cannot be read, an adapter of another model, or a file that cannot be written.

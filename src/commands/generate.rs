@@ -10,7 +10,7 @@ use rollout::random::Purpose;
 use rollout::{Completion, Finish, Request, Sampling, Settings};
 use serde::Serialize;
 
-use super::inputs::{Cut, Input, ModelFolder, Records, Room, TextEncoder, wrong};
+use super::inputs::{CutEnd, Input, ModelFolder, RecordFile, Room, TextEncoder, wrong};
 use super::output::JsonLines;
 use crate::cli::{Decoding, GenerateArgs, StopTokens};
 use crate::config::Generation;
@@ -28,25 +28,25 @@ use crate::train::signal::{Outcome, StopRequest};
 /// The field that gives tokens without a tokenizer.
 const PROMPT_IDS: &str = "prompt_ids";
 
-/// The most completions of one call.
+/// Largest number of completions of one call.
 const MOST_COMPLETIONS: usize = 10_000_000;
 
-/// A prompt's own limit of new tokens.
+/// Field of a record with its own limit of new tokens.
 const MAX_NEW_TOKENS: &str = "max_new_tokens";
 
-/// What is written of a completion.
+/// Output line of a completion.
 #[derive(Serialize)]
-struct Line<'a> {
-    /// Place of the prompt among the records, from 0.
+struct CompletionLine<'a> {
+    /// Index of the prompt among the records, from 0.
     index: usize,
-    /// Which of the prompt's completions, from 0.
+    /// Index among the prompt's completions, from 0.
     sample: usize,
     prompt_ids: &'a [u32],
-    /// The generated tokens, with what ended them.
+    /// Generated tokens, the stop token included.
     completion_ids: &'a [u32],
-    /// Their text without special tokens and stop text; null for a model without a tokenizer.
+    /// Text of the completion without special tokens and stop text; null without a tokenizer.
     completion: Option<String>,
-    /// Each token's log-probability in the distribution it was drawn from.
+    /// Log-probability of each token in the distribution that it was sampled from.
     logprobs: &'a [f32],
     finish_reason: &'static str,
 }
@@ -55,8 +55,8 @@ struct Line<'a> {
 /// each completion.
 ///
 /// # Errors
-/// A model that cannot be loaded, a prompt that cannot be read or leaves no room for its completion,
-/// or a file that cannot be written.
+/// A model that cannot be loaded, a prompt that cannot be read or leaves no room for its
+/// completion, or a file that cannot be written.
 pub fn generate(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     let stop = StopRequest::listen()?;
     let _named = Named::new("generate");
@@ -89,7 +89,7 @@ pub fn generate(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     Ok(Outcome::Finished)
 }
 
-/// Names settings of the folder's `generation_config.json` that other programs would sample with.
+/// Notes sampling settings of `generation_config.json`, which are not used.
 fn say_unread_sampling(folder: &ModelFolder, generation: &Generation) {
     let used = [
         ("temperature", generation.temperature),
@@ -104,14 +104,15 @@ fn say_unread_sampling(folder: &ModelFolder, generation: &Generation) {
             .map(|(key, value)| format!("{key} = {value}"))
             .collect();
         terminal::note_once(format!(
-            "{}: generation_config.json has {}, which is not read; flags such as --temperature say how completions are drawn",
+            "{}: generation_config.json has {}, which is not used; set --temperature and other \
+             flags instead",
             folder.path().display(),
             unread.join(", ")
         ));
     }
 }
 
-/// A model that never ends by itself was trained to end at another token, or needs more room.
+/// Notes that no completion ended at a stop token: the model may end at another, or need more room.
 fn say_if_none_ended(completions: &[Completion], ends: &Ends) {
     let none = completions
         .iter()
@@ -120,16 +121,17 @@ fn say_if_none_ended(completions: &[Completion], ends: &Ends) {
         return;
     }
     terminal::note_once(format!(
-        "none of {} completions ended by itself; they may end at the ids {:?}: raise --max-new-tokens, or name what ends them with --stop",
+        "none of {} completions ended at a stop token ({:?}); raise --max-new-tokens, or set \
+         --stop",
         completions.len(),
         ends.ids()
     ));
 }
 
-/// What to ask of the generator, record by record.
+/// Requests to the generator, one for each record.
 fn requests(args: &GenerateArgs, folder: &ModelFolder) -> anyhow::Result<Vec<Request>> {
     let context = folder.config().decoder.max_position_embeddings;
-    let records = Records {
+    let records = RecordFile {
         command: "generate",
         file: &args.prompts,
         ids_field: PROMPT_IDS,
@@ -140,7 +142,7 @@ fn requests(args: &GenerateArgs, folder: &ModelFolder) -> anyhow::Result<Vec<Req
             mend: format!("lower {MAX_NEW_TOKENS}, or choose another --too-long"),
         },
         flags: &args.records,
-        cut: Cut::Start(folder.tokenizer().map_or(&[], Tokenizer::prefix)),
+        cut: CutEnd::Start(folder.tokenizer().map_or(&[], Tokenizer::prefix)),
         task,
         settings: &[MAX_NEW_TOKENS],
     };
@@ -162,12 +164,12 @@ fn requests(args: &GenerateArgs, folder: &ModelFolder) -> anyhow::Result<Vec<Req
     inputs.into_iter().map(request).collect()
 }
 
-/// Completions are held until the last is there.
+/// Limits the completions, which are all held in memory until the last.
 fn check_total(prompts: usize, samples: usize) -> Result<()> {
     match prompts.saturating_mul(samples) {
         total if total > MOST_COMPLETIONS => Err(DataError::Invalid(format!(
-            "--n {samples} completions of {prompts} prompts are {total}, and at most {MOST_COMPLETIONS} are made at a time; lower --n, or \
-             cut the file"
+            "--n {samples} of {prompts} prompts makes {total} completions, above the limit of \
+             {MOST_COMPLETIONS}; lower --n, or split the file"
         ))),
         _ => Ok(()),
     }
@@ -176,7 +178,7 @@ fn check_total(prompts: usize, samples: usize) -> Result<()> {
 /// Fields that hold a whole chat.
 const CHATS: [&str; 2] = ["messages", "conversations"];
 
-/// A chat is read as an example is, and opened for the answer; other records are prompts.
+/// Task by which a record is read: a chat as an example, any other record as a prompt.
 fn task(record: &Record) -> Task {
     match CHATS.iter().any(|name| record.has(name)) {
         true => Task::Texts,
@@ -184,7 +186,7 @@ fn task(record: &Record) -> Task {
     }
 }
 
-/// `prompt`, or `messages` (or `conversations`) opened for the answer, as tokens.
+/// Tokens of `prompt`, or of `messages` (or `conversations`) up to where the answer begins.
 fn encode(text: &TextEncoder<'_>, record: &Record) -> Result<Vec<u32>> {
     let chat = CHATS.iter().find(|name| record.has(name));
     let Some(chat) = chat else {
@@ -192,13 +194,13 @@ fn encode(text: &TextEncoder<'_>, record: &Record) -> Result<Vec<u32>> {
     };
     if record.has("prompt") {
         let message = format!(
-            "the record has a `prompt` and `{chat}`, and one of them is completed; read the other under a name of its own, for example \
-             with --columns other=prompt"
+            "the record has both `prompt` and `{chat}`; rename one of them, for example with \
+             --columns other=prompt"
         );
         return Err(wrong(record, message));
     }
     let mut record = text.records.shaped(record, Task::Texts)?.into_owned();
-    record.messages()?; // what is wrong with them is told by their own name
+    record.messages()?; // so that errors name `messages`
     let messages = record.fields.get("messages").cloned();
     record
         .fields
@@ -223,15 +225,13 @@ fn max_new_tokens(record: &Record, default: usize) -> Result<usize> {
     })
 }
 
-/// A prompt must leave room for its completion: none is cut short without being asked.
+/// Room of a prompt that leaves `new` tokens of the context to its completion.
 fn room(new: usize, context: usize) -> Room {
     Room {
         tokens: context.saturating_sub(new),
         limit: Limit {
             tokens: context,
-            words: format!(
-                "the context holds {context}, and {MAX_NEW_TOKENS} asks for {new} of them"
-            ),
+            words: format!("the context holds {context}, of which {MAX_NEW_TOKENS} takes {new}"),
             mend: "shorten the prompt, or lower max_new_tokens (the flag, or the record's own)"
                 .into(),
         },
@@ -264,7 +264,7 @@ fn complete(
     }
 }
 
-/// How to draw; what ends a completion is left to be filled in.
+/// Settings of the generator without stop tokens and texts.
 fn settings(args: &GenerateArgs, generation: &Generation) -> Settings<'static> {
     Settings {
         decoding: decoding(args.decoding(), generation),
@@ -292,10 +292,10 @@ fn line<'a>(
     completion: &'a Completion,
     ends: &Ends,
     tokenizer: Option<&Tokenizer>,
-) -> Result<Line<'a>> {
+) -> Result<CompletionLine<'a>> {
     let prompt = &requests[completion.request].prompt;
     let text = tokenizer.map(|tokenizer| ends.text(tokenizer, prompt, &completion.tokens));
-    Ok(Line {
+    Ok(CompletionLine {
         index: requests[completion.request].key as usize,
         sample: completion.sample,
         prompt_ids: prompt,
@@ -309,7 +309,7 @@ fn line<'a>(
     })
 }
 
-/// The model's stop ids unless they are to be ignored, and the texts `stop`.
+/// The model's stop ids, unless they are ignored, and the texts `stop`.
 fn ends(stop: &[String], tokens: StopTokens, folder: &ModelFolder) -> anyhow::Result<Ends> {
     let ids = match tokens {
         StopTokens::End => folder.config().stop_ids.clone(),

@@ -1,12 +1,14 @@
-//! What the commands read: a model folder, and records that become token ids.
+//! Input of the commands: a model folder, and records that become token ids.
 //!
 //! Text is encoded as in training ([`crate::data::example`]). A record that gives ids needs no
 //! tokenizer; the folder may then have none.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
-use anyhow::{bail, ensure};
+use anyhow::{Context as _, bail, ensure};
+use regex::Regex;
 
 use crate::cli::RecordArgs;
 use crate::config::TooLong;
@@ -23,7 +25,8 @@ use crate::ops::backend::Backend;
 use crate::ops::param::Trainability;
 use crate::stages::record_report::{RecordReport, RecordReports};
 
-/// A Hugging Face folder: its configuration, and its tokenizer if it has one; perhaps with a PEFT folder on it.
+/// A Hugging Face folder: its configuration, and its tokenizer if it has one; perhaps with a PEFT
+/// folder on it.
 pub(super) struct ModelFolder {
     path: PathBuf,
     adapter: Option<PathBuf>,
@@ -31,62 +34,62 @@ pub(super) struct ModelFolder {
     tokenizer: Option<Tokenizer>,
 }
 
-/// What turns text into ids.
+/// Tokenizer and encoder of the records' text.
 pub(super) struct TextEncoder<'a> {
     /// The model's tokenizer.
     pub tokenizer: &'a Tokenizer,
-    /// The rules for records. It limits no length: what fits depends on the command.
+    /// Encoder of records, without a limit on length, which depends on the command.
     pub records: Encoder<'a>,
 }
 
-/// A record that became tokens.
+/// A record with its tokens.
 pub(super) struct Input {
-    /// Its place among the records of its file, from 0.
+    /// Index among the records of its file, from 0.
     pub index: usize,
-    /// The record.
+    /// The record as it was read.
     pub record: Record,
-    /// Its tokens.
+    /// Token ids of the record.
     pub ids: Vec<u32>,
 }
 
-/// A file of records, and how to treat those that do not fit.
-pub(super) struct Records<'a> {
+/// A file of records, and how bad and long records are treated.
+pub(super) struct RecordFile<'a> {
     /// The command, for messages.
     pub command: &'static str,
     /// The file.
     pub file: &'a Path,
     /// The field that gives tokens without a tokenizer.
     pub ids_field: &'a str,
-    /// Part of a record that may be too long, for messages.
+    /// Name of the part of a record that may be too long, for messages.
     pub part: &'static str,
     /// Limit of its length, for messages.
     pub limit: Limit,
-    /// Flags for reading records, and for those that are wrong or too long.
+    /// Flags for reading records.
     pub flags: &'a RecordArgs,
     /// The end that `--too-long truncate` cuts.
-    pub cut: Cut<'a>,
+    pub cut: CutEnd<'a>,
     /// Task that a record of text is read for.
     pub task: fn(&Record) -> Task,
-    /// Fields that the command reads beside the text or the ids.
+    /// Further fields that the command reads.
     pub settings: &'a [&'a str],
 }
 
-/// The end of a record that is cut where it is too long.
-pub(super) enum Cut<'a> {
-    /// The start, but for this prefix, which the tokenizer puts before a text.
+/// End at which a long record is cut.
+pub(super) enum CutEnd<'a> {
+    /// Cut the start, after this prefix of the tokenizer.
     Start(&'a [u32]),
-    /// The end.
+    /// Cut the end.
     End,
 }
 
-impl Cut<'_> {
+impl CutEnd<'_> {
     fn apply(&self, ids: &mut Vec<u32>, room: usize, counts: &mut TooLongCounts) {
         match self {
-            Cut::Start(prefix) => {
+            CutEnd::Start(prefix) => {
                 cut_start(ids, prefix, room);
                 counts.prompts_truncated += 1;
             }
-            Cut::End => {
+            CutEnd::End => {
                 ids.truncate(room);
                 counts.truncated += 1;
             }
@@ -94,15 +97,15 @@ impl Cut<'_> {
     }
 }
 
-/// Most tokens of a record, and why.
+/// Limit on the tokens of a record.
 pub(super) struct Room {
-    /// Most tokens.
+    /// Largest number of tokens.
     pub tokens: usize,
-    /// The limit, with the key that sets it and the way to move it.
+    /// The limit in words, with its remedy.
     pub limit: Limit,
 }
 
-impl Records<'_> {
+impl RecordFile<'_> {
     /// The input cut to its room; `None` if it is left out.
     fn fit(
         &self,
@@ -144,13 +147,23 @@ impl Records<'_> {
 }
 
 impl ModelFolder {
-    /// Reads all but the weights; a model of the hub is fetched first. A `path` that is a PEFT folder itself stands for its base
-    /// with that adapter.
+    /// Reads all but the weights; a model of the hub is fetched first. If `path` is a PEFT folder,
+    /// its base is read with that adapter.
     ///
     /// # Errors
-    /// A folder without `config.json`, a file that cannot be understood, a model that cannot be fetched, or two adapters.
+    /// A folder without `config.json`, a file that cannot be understood, a model that cannot be
+    /// fetched, or two adapters.
     pub fn open(path: &Path, adapter: Option<&Path>) -> anyhow::Result<Self> {
-        let (path, adapter) = base_and_adapter(hub::local(path)?, adapter)?;
+        let local = hub::local(path).with_context(|| format!("--model {}", path.display()))?;
+        ensure!(local.exists(), "--model {}: no such folder", path.display());
+        if let Some(adapter) = adapter {
+            ensure!(
+                adapter.exists(),
+                "--adapter {}: no such folder",
+                adapter.display()
+            );
+        }
+        let (path, adapter) = base_and_adapter(local, adapter)?;
         let mut config = match &adapter {
             Some(adapter) => config_with(&path, adapter)?,
             None => HfConfig::read(&path)?,
@@ -168,7 +181,8 @@ impl ModelFolder {
         })
     }
 
-    /// The contents of `config.json` and `generation_config.json`. The tokenizer's ends are among the stop ids.
+    /// Contents of `config.json` and `generation_config.json`, the tokenizer's end tokens among the
+    /// stop ids.
     pub fn config(&self) -> &HfConfig {
         &self.config
     }
@@ -178,12 +192,12 @@ impl ModelFolder {
         self.tokenizer.as_ref()
     }
 
-    /// The tokenizer, if there is one; what else was read is let go.
+    /// The tokenizer, if there is one.
     pub fn into_tokenizer(self) -> Option<Tokenizer> {
         self.tokenizer
     }
 
-    /// Where it lies, for messages.
+    /// Path of the folder, for messages.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -205,20 +219,22 @@ impl ModelFolder {
         Ok(decoder)
     }
 
-    /// The token ids of each record of a file: those in its field `ids_field`, else what `encode` makes of its text; each within
-    /// its room. Records that are wrong or too long are treated as the flags say, and what was left out is said.
+    /// Token ids of each record of a file, within its room: from the field `ids_field`, or encoded
+    /// from its text. Bad and long records are treated as the flags say, with a note on those left
+    /// out.
     ///
     /// # Errors
-    /// A record without either, text without a tokenizer, no ids at all, an id that the model does not know, or more ids than
-    /// there is room, where the flags make an error of it; each names the record. Or more bad records than the flags allow.
+    /// A record without ids and text, text without a tokenizer, an empty record, an id outside the
+    /// vocabulary, or more ids than there is room; each names the record. Or more bad records than
+    /// the flags allow.
     pub fn inputs(
         &self,
-        source: &Records<'_>,
+        source: &RecordFile<'_>,
         encode: impl Fn(&TextEncoder<'_>, &Record) -> Result<Vec<u32>>,
         room: impl Fn(&Record) -> Result<Room>,
     ) -> anyhow::Result<Vec<Input>> {
         let keys = source.flags.keys()?;
-        let entries = records::entries(source.file, keys.columns.as_ref())?;
+        let entries = records::entries(source.file, keys.columns.as_ref()).map_err(with_flags)?;
         let (records, file) = (entries.len(), source.file.display().to_string());
         let mut encoder: Option<TextEncoder<'_>> = None;
         let mut unused = BTreeSet::new();
@@ -244,7 +260,7 @@ impl ModelFolder {
                     let fitted = source.fit(input, room, &mut found.too_long)?;
                     found.items.extend(fitted);
                 }
-                Err(error) => found.bad.leave_out(error, keys.bad_records)?,
+                Err(error) => found.bad.leave_out(with_flags(error), keys.bad_records)?,
             }
         }
         found.unused = unused.into_iter().collect();
@@ -254,7 +270,10 @@ impl ModelFolder {
             report = report.check_share(keys.max_bad_share, "--max-bad-share")?;
         }
         RecordReports::default().add(source.command, report, &source.limit);
-        ensure!(!inputs.is_empty(), "{file}: no record is left of {records}");
+        ensure!(
+            !inputs.is_empty(),
+            "{file}: none of its {records} records can be used"
+        );
         Ok(inputs)
     }
 
@@ -274,7 +293,7 @@ impl ModelFolder {
         Ok(ids)
     }
 
-    /// An encoder for `record`, the first that is text.
+    /// The encoder of text; `record` is the first that needs it.
     fn encoder(&self, record: &Record, ids_field: &str) -> Result<TextEncoder<'_>> {
         let Some(tokenizer) = &self.tokenizer else {
             let message = format!(
@@ -290,7 +309,7 @@ impl ModelFolder {
 
     fn check_ids(&self, record: &Record, ids: &[u32]) -> Result<()> {
         if ids.is_empty() {
-            let message = "there is no token; give at least one, such as the BOS token";
+            let message = "the record has no tokens; give at least one, such as BOS";
             return Err(wrong(record, message.to_owned()));
         }
         let vocab_size = self.config.decoder.vocab_size;
@@ -307,7 +326,7 @@ impl ModelFolder {
     }
 }
 
-/// A model folder and an adapter on it: the one given, or the folder itself if it is a PEFT one.
+/// The folders of a model and of its adapter: `adapter`, or `path` itself if it is a PEFT folder.
 fn base_and_adapter(
     path: PathBuf,
     adapter: Option<&Path>,
@@ -317,7 +336,7 @@ fn base_and_adapter(
         (None, adapter) => Ok((path, adapter.map(Path::to_path_buf))),
         (Some(own), None) => Ok((own.base_folder(&path)?, Some(path))),
         (Some(_), Some(_)) => bail!(
-            "--model {} is an adapter itself, and --adapter asks for another; name the base model",
+            "--model {} is an adapter, and --adapter names another; set --model to the base model",
             path.display()
         ),
     }
@@ -334,10 +353,56 @@ fn config_with(path: &Path, adapter: &Path) -> anyhow::Result<HfConfig> {
     Ok(HfConfig::read_adapted(path, adapter, found.head)?)
 }
 
+/// `error` with flags in place of the keys of a configuration.
+fn with_flags(mut error: DataError) -> DataError {
+    let text = match &mut error {
+        DataError::MissingField { hint, .. } => hint,
+        DataError::Record { message, .. } | DataError::Unreadable { message, .. } => message,
+        _ => return error,
+    };
+    *text = in_flags(text);
+    error
+}
+
+/// `set columns = { prompt = "question" }` → `give --columns prompt=question`.
+fn in_flags(text: &str) -> String {
+    static COLUMNS: LazyLock<Regex> = LazyLock::new(|| {
+        Regex::new(r#"columns = \{ (?:…, )?(\S+) = "([^"]*)" \}"#).expect("a sound pattern")
+    });
+    let text = text.replace("set columns = ", "give columns = ");
+    let text = text.replace("columns reads ", "--columns reads ");
+    COLUMNS.replace_all(&text, "--columns $1=$2").into_owned()
+}
+
 /// An error about a record, naming file and line.
 pub(super) fn wrong(record: &Record, message: String) -> DataError {
     DataError::Record {
         at: record.source.clone(),
         message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_said_as_flags() {
+        for (key, flag) in [
+            (
+                "; rename `q` to `prompt`, or set columns = { prompt = \"q\" }",
+                "; rename `q` to `prompt`, or give --columns prompt=q",
+            ),
+            (
+                "for example columns = { …, other = \"prompt\" }",
+                "for example --columns other=prompt",
+            ),
+            (
+                "columns reads `prompt` from the column `q`",
+                "--columns reads `prompt` from the column `q`",
+            ),
+        ] {
+            assert_eq!(in_flags(key), flag);
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The file that a command writes: JSON lines that appear whole or not at all.
+//! Output file of a command: JSON Lines that appear whole or not at all.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, BufWriter, Write};
@@ -9,24 +9,24 @@ use anyhow::{Context, anyhow};
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
-/// JSON lines under way to a file. Dropped before [`JsonLines::finish`], they leave what was there.
+/// A writer of JSON Lines. If it is dropped before [`JsonLines::finish`], an existing file stays.
 pub(super) struct JsonLines {
-    writer: BufWriter<Destination>,
+    writer: BufWriter<OutputFile>,
     path: PathBuf,
 }
 
-enum Destination {
-    /// Written beside, to be renamed.
+enum OutputFile {
+    /// A temporary file in the same folder, renamed at the end.
     File(NamedTempFile),
     /// A pipe or a terminal (`/dev/stdout`), which must not be replaced.
     Stream(File),
 }
 
 impl JsonLines {
-    /// Begins a file beside `path`, so that a folder that cannot be written shows at once.
+    /// Creates a temporary file beside `path`, so that an unwritable folder fails at once.
     ///
     /// # Errors
-    /// If it cannot be made, naming `path`.
+    /// If the file cannot be created.
     pub fn create(path: &Path) -> anyhow::Result<Self> {
         let failed = || {
             format!(
@@ -36,14 +36,14 @@ impl JsonLines {
         };
         // A link stays one: the file that it names is replaced.
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let destination = Destination::open(&path).with_context(failed)?;
+        let destination = OutputFile::open(&path).with_context(failed)?;
         Ok(Self {
             writer: BufWriter::new(destination),
             path,
         })
     }
 
-    /// Adds a line. Numbers are written such that reading them as `f32` gives the same bits.
+    /// Writes a line. Reading its numbers as `f32` gives the same bits.
     ///
     /// # Errors
     /// If the disk is full or fails.
@@ -54,21 +54,21 @@ impl JsonLines {
             .with_context(|| format!("cannot write {}", self.path.display()))
     }
 
-    /// Puts the file in its place.
+    /// Renames the file to its path.
     ///
     /// # Errors
     /// If the disk is full or fails.
     pub fn finish(self) -> anyhow::Result<()> {
         let Self { writer, path } = self;
         let destination = writer.into_inner().map_err(|e| anyhow!(e.into_error()));
-        let place = |destination: Destination| Ok(destination.place(&path)?);
+        let place = |destination: OutputFile| Ok(destination.place(&path)?);
         destination
             .and_then(place)
             .with_context(|| format!("cannot write {}", path.display()))
     }
 }
 
-impl Destination {
+impl OutputFile {
     fn open(path: &Path) -> io::Result<Self> {
         if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
             return Ok(Self::Stream(File::options().write(true).open(path)?));
@@ -79,7 +79,7 @@ impl Destination {
         };
         let beside = tempfile::Builder::new()
             .prefix(".tmp-")
-            // As any new file, less the umask; temporary ones are private otherwise.
+            // The permissions of any new file; temporary files are private by default.
             .permissions(Permissions::from_mode(0o666))
             .tempfile_in(folder)?;
         Ok(Self::File(beside))
@@ -97,7 +97,7 @@ impl Destination {
     }
 }
 
-impl Write for Destination {
+impl Write for OutputFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::File(file) => file.write(bytes),

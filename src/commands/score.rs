@@ -1,4 +1,4 @@
-//! `collimate score`: what a reward model or a language model says of given texts.
+//! `collimate score`: scores of a reward model, or log-probs of a language model.
 //!
 //! Sequences are packed, so nothing is padded and no score depends on its neighbours. Text is
 //! tokenised as in training, and a reward model scores where it was trained to: at the token that
@@ -7,7 +7,7 @@
 use anyhow::{Context as _, ensure};
 use serde::Serialize;
 
-use super::inputs::{Cut, Input, ModelFolder, Records, Room, TextEncoder};
+use super::inputs::{CutEnd, Input, ModelFolder, RecordFile, Room, TextEncoder};
 use super::output::JsonLines;
 use crate::cli::ScoreArgs;
 use crate::data::example::at;
@@ -27,23 +27,23 @@ use crate::train::signal::{Outcome, StopRequest};
 /// The field that gives tokens without a tokenizer.
 const IDS: &str = "ids";
 
-/// What a reward model writes.
+/// Output line of a reward model.
 #[derive(Serialize)]
-struct Score {
-    /// Place among the records, from 0.
+struct ScoreLine {
+    /// Index of the record, from 0.
     index: usize,
-    /// The head's value at the token where the model is read.
+    /// Value of the scalar head at the token that is read.
     score: f32,
 }
 
-/// What a language model writes.
+/// Output line of a language model.
 #[derive(Serialize)]
-struct TokenScores<'a> {
-    /// Place among the records, from 0.
+struct TokenScoreLine<'a> {
+    /// Index of the record, from 0.
     index: usize,
-    /// The n tokens.
+    /// Tokens of the record; n.
     ids: &'a [u32],
-    /// Log-probability of each token but the first, given those before it; n − 1.
+    /// Log-probability of each token but the first, given the tokens before it; n − 1.
     logprobs: &'a [f32],
     /// Entropy in nats of the distribution after each token; n.
     entropy: &'a [f32],
@@ -83,7 +83,7 @@ pub fn score(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     Ok(Outcome::Finished)
 }
 
-/// Where a reward model is read, which is said on the terminal.
+/// Token at which a reward model is read, with a note on the terminal.
 fn position(args: &ScoreArgs, folder: &ModelFolder, head: Head) -> anyhow::Result<ScorePosition> {
     if head == Head::LanguageModel {
         ensure!(
@@ -102,7 +102,7 @@ fn position(args: &ScoreArgs, folder: &ModelFolder, head: Head) -> anyhow::Resul
     Ok(position)
 }
 
-/// The tokens to score, record by record, each within the context.
+/// Tokens of each record, within the context.
 fn sequences(args: &ScoreArgs, folder: &ModelFolder, head: Head) -> anyhow::Result<Vec<Input>> {
     let context = folder.config().decoder.max_position_embeddings;
     let limit = Limit {
@@ -110,14 +110,14 @@ fn sequences(args: &ScoreArgs, folder: &ModelFolder, head: Head) -> anyhow::Resu
         words: format!("the context holds {context}"),
         mend: "shorten it, or use a model of a larger context".into(),
     };
-    let records = Records {
+    let records = RecordFile {
         command: "score",
         file: &args.data,
         ids_field: IDS,
         part: "the record",
         limit: limit.clone(),
         flags: &args.records,
-        cut: Cut::End,
+        cut: CutEnd::End,
         task: |_| Task::Texts,
         settings: &[],
     };
@@ -149,7 +149,7 @@ fn encode(text: &TextEncoder<'_>, record: &Record, head: Head) -> Result<Vec<u32
     }
 }
 
-/// The whole rendering of `messages` among which no answer is, where training sees nothing.
+/// Tokens of `messages` without an answer, which training would not read; `None` for others.
 fn unanswered(text: &TextEncoder<'_>, record: &Record) -> Result<Option<Vec<u32>>> {
     if !record.fields.contains_key("messages") {
         return Ok(None);
@@ -168,8 +168,8 @@ fn unanswered(text: &TextEncoder<'_>, record: &Record) -> Result<Option<Vec<u32>
     text.tokenizer.encode_rendered(&rendered).map(Some)
 }
 
-/// A conversation's tokens without the white space that its template puts after the last answer:
-/// reward models are trained to score at the token that closes it.
+/// Tokens of a conversation without the white space that its template puts after the last answer:
+/// reward models are trained to score at the token that closes the answer.
 fn up_to_the_close(text: &TextEncoder<'_>, mut example: Example) -> Result<Vec<u32>> {
     let end = example.answer.last().map_or(example.ids.len(), |a| a.end);
     let rest = text.tokenizer.decode_with_specials(&example.ids[end..])?;
@@ -195,7 +195,7 @@ fn write_scores(
             score.is_finite(),
             "the score of record {index} is {score}; the model's weights are damaged"
         );
-        out.write(&Score { index, score })?;
+        out.write(&ScoreLine { index, score })?;
     }
     Ok(())
 }
@@ -215,7 +215,7 @@ fn write_token_scores(
     let log_probs = found.log_probs.to_vec1::<f32>()?;
     let entropy = found.entropy.to_vec1::<f32>()?;
     for (input, rows) in batch.iter().zip(segments.iter()) {
-        out.write(&TokenScores {
+        out.write(&TokenScoreLine {
             index: input.index,
             ids: &input.ids,
             logprobs: &log_probs[rows.start..rows.end - 1],
@@ -232,8 +232,7 @@ fn packed(batch: &[Input]) -> (Vec<u32>, Segments) {
     (ids.collect(), segments)
 }
 
-/// For each token the one that follows. After a sequence's last any token serves, for its entropy
-/// alone is used.
+/// The token after each token; 0 after the last of a sequence, whose entropy alone is used.
 fn next_tokens(batch: &[Input]) -> Vec<Target> {
     let following = |input: &Input| {
         input.ids[1..]

@@ -1,8 +1,8 @@
-//! The largest numbers that keys may have. They are far beyond what anyone needs, and below what would take all memory, run for
-//! ever, or overflow a product of two of them.
+//! Upper bounds of numbers: far above useful values, and below those that would exhaust memory, run
+//! for ever, or overflow a product.
 //!
-//! A key whose own checks bound it, or that may be as large as it likes, is in [`FREE`] with the reason; a key in neither table fails
-//! the test.
+//! A key that its own checks bound, or that needs no bound, is in [`FREE`] with the reason. A key
+//! in neither table fails the test.
 
 use toml::Value;
 
@@ -21,7 +21,7 @@ const RATE: f64 = 1e3;
 const WEIGHT: f64 = 1e6;
 /// Learning rates, scores and limits on them: weights and scores are `f32`.
 const SCORE: f64 = 1e30;
-/// Counts of little consequence.
+/// Counts that cost little.
 const COUNT: f64 = 1e9;
 
 /// The largest value of a key, whatever table it stands in.
@@ -109,7 +109,7 @@ const MOST: &[(&str, f64)] = &[
 /// The largest value of a key in one table, before [`MOST`].
 const MOST_IN: &[(&str, &str, f64)] = &[("tokenizer", "vocab_size", 1e6)];
 
-/// Keys with numbers that have no entry here, and why.
+/// Keys with numbers but without a bound here, with the reason.
 #[cfg(test)]
 const FREE: &[(&str, &str)] = &[
     (
@@ -136,7 +136,7 @@ const FREE: &[(&str, &str)] = &[
     ("backoff_seconds", "at most a minute by its check"),
 ];
 
-/// Notes every number of the document that is too large; what is no number at all, or has no end, is left to the key's own checks.
+/// Reports every number above its bound. NaN and infinity are left to the key's own checks.
 pub(super) fn check(document: &Document, checker: &mut Checker<'_>) {
     for (table, value) in document.tables() {
         for (key, value) in value.as_table().into_iter().flatten() {
@@ -184,14 +184,15 @@ fn exceeded(table: &str, key: &str, value: &Value) -> Option<f64> {
 }
 
 /// A bound as one would write it.
-fn shown(most: f64) -> String {
-    match most < 1e15 {
-        true => most.to_string(),
-        false => format!("{most:e}"),
+pub(super) fn shown(most: f64) -> String {
+    match most >= 1e9 && most.log10().fract() == 0.0 {
+        true => format!("{most:e}"),
+        false => most.to_string(),
     }
 }
 
-fn most(table: &str, key: &str) -> Option<f64> {
+/// The largest value of `key` in `table`, if it has a bound.
+pub(super) fn most(table: &str, key: &str) -> Option<f64> {
     let own = MOST_IN.iter().find(|(t, k, _)| (*t, *k) == (table, key));
     let any = || MOST.iter().find(|(k, _)| *k == key);
     own.map(|(.., most)| *most)
@@ -303,8 +304,7 @@ type = "numeric"
         }
     }
 
-    /// Every key with a number, as large as TOML has it: refused by name, value and bound, or by the key's own check, or of no
-    /// consequence.
+    /// A number above the bound of its key is refused with its name and the bound.
     #[test]
     fn every_number_that_is_too_large_is_refused() {
         let text = format!("{SAMPLE}{ALL}");

@@ -1,7 +1,6 @@
-//! Collecting what is wrong with the values of a configuration.
+//! Collects the problems of a configuration.
 //!
-//! Checks do not stop at the first problem: each notes what it finds, and [`Checker::finish`]
-//! reports all at once.
+//! Checks do not stop at the first problem: [`Checker::finish`] reports all of them at once.
 
 use std::fmt::Display;
 use std::path::Path;
@@ -9,14 +8,14 @@ use std::path::Path;
 use toml::Value;
 
 use super::document::Document;
-use super::error::{ConfigError, Place, Problem, Problems};
+use super::error::{ConfigError, Problem, Problems, ValueOrigin};
 use super::hub::HubName;
 use super::names;
 
-/// Notes problems, and knows where each key was given.
+/// Problems found so far, and the document that they are in.
 #[derive(Debug)]
 pub struct Checker<'a> {
-    /// None when the values come from flags of the command line.
+    /// `None` when the values come from flags of the command line.
     document: Option<&'a Document>,
     problems: Vec<Problem>,
 }
@@ -38,7 +37,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Names one table, for checks of its keys.
+    /// The checks of one table's keys.
     pub fn table<'b>(&'b mut self, name: &'b str) -> Keys<'b, 'a> {
         Keys {
             checker: self,
@@ -49,7 +48,7 @@ impl<'a> Checker<'a> {
     /// Ends the checks.
     ///
     /// # Errors
-    /// With every problem noted so far.
+    /// With all problems found so far.
     pub fn finish(&mut self) -> Result<(), ConfigError> {
         match std::mem::take(&mut self.problems) {
             problems if problems.is_empty() => Ok(()),
@@ -57,7 +56,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Notes a table (or a key outside any table) that does not exist.
+    /// Reports an unknown table, or a key outside any table.
     pub(super) fn unknown_table(&mut self, name: &str, value: &Value) {
         let message = match (value.is_table(), names::nearest(name, names::tables())) {
             (true, Some(near)) => format!("unknown table; did you mean [{near}]?"),
@@ -69,7 +68,7 @@ impl<'a> Checker<'a> {
         };
         let place = self
             .document
-            .map_or(Place::Flag, |document| document.table_place(name));
+            .map_or(ValueOrigin::Flag, |document| document.table_place(name));
         let key = if value.is_table() {
             format!("[{name}]")
         } else {
@@ -83,11 +82,11 @@ impl<'a> Checker<'a> {
         });
     }
 
-    /// Notes something named like a table that is a plain value.
+    /// Reports a plain value with the name of a table.
     pub(super) fn not_a_table(&mut self, name: &str) {
         let place = self
             .document
-            .map_or(Place::Flag, |document| document.table_place(name));
+            .map_or(ValueOrigin::Flag, |document| document.table_place(name));
         let message =
             format!("must be a table; write [{name}] on a line of its own and its keys below");
         self.problems.push(Problem {
@@ -98,13 +97,13 @@ impl<'a> Checker<'a> {
         });
     }
 
-    /// Notes that there is nothing to do.
+    /// Reports a configuration without a stage.
     pub(super) fn no_stage(&mut self) {
         let tables = super::Stage::ALL.map(|stage| format!("[{stage}]"));
         let message = format!("has no stage; add at least one of {}", tables.join(", "));
         let place = self
             .document
-            .map_or(Place::Flag, |document| document.table_place(""));
+            .map_or(ValueOrigin::Flag, |document| document.table_place(""));
         self.problems.push(Problem {
             key: "the configuration".into(),
             value: None,
@@ -113,11 +112,9 @@ impl<'a> Checker<'a> {
         });
     }
 
-    /// Notes a key that `table` does not have.
+    /// Reports a key that `table` does not have.
     pub(super) fn unknown_key(&mut self, table: &str, key: &str, known: &[String]) {
-        let meant = names::alias(key, known)
-            .or_else(|| names::nearest(key, known.iter().map(String::as_str)));
-        let message = match meant {
+        let message = match names::meant(key, known) {
             Some(near) => format!("unknown key; did you mean `{near}`?"),
             None => format!(
                 "unknown key; [{table}] has {}",
@@ -127,7 +124,7 @@ impl<'a> Checker<'a> {
         self.table(table).note(key, None, message);
     }
 
-    /// Notes a value whose type, or whose word, the key does not take.
+    /// Reports a value of the wrong type, or an unknown word.
     pub(super) fn wrong_type(&mut self, table: &str, key: &str, value: &Value, serde: &str) {
         self.table(table)
             .note(key, Some(value.to_string()), in_plain_words(serde));
@@ -142,22 +139,22 @@ pub struct Keys<'b, 'a> {
 }
 
 impl Keys<'_, '_> {
-    /// Notes that `key`, which has `value`, is wrong: `message` says how, and what to do.
+    /// Reports the `value` of `key`; `message` is the fault and its remedy.
     pub fn wrong(&mut self, key: &str, value: impl Display, message: impl Into<String>) {
         self.note(key, Some(value.to_string()), message.into());
     }
 
-    /// Notes that `key` should not have been given at all.
+    /// Reports a key that must not be given.
     pub fn misplaced(&mut self, key: &str, message: &str) {
         self.note(key, None, message.into());
     }
 
-    /// Notes that `key` must be given.
+    /// Reports a required key that is missing; `mend` is the remedy.
     pub fn missing(&mut self, key: &str, mend: &str) {
         self.note(key, None, format!("is required: {mend}"));
     }
 
-    /// `value` must be larger than `low`; NaN and infinity are not.
+    /// `value` must be finite and larger than `low`.
     pub fn above(&mut self, key: &str, value: f64, low: f64, mend: &str) {
         if !(value > low && value.is_finite()) {
             let finite = finite(value);
@@ -169,7 +166,7 @@ impl Keys<'_, '_> {
         }
     }
 
-    /// `value` must lie between `low` and `high`, both allowed; NaN does not.
+    /// `value` must lie between `low` and `high`, both included.
     pub fn between(&mut self, key: &str, value: f64, low: f64, high: f64, mend: &str) {
         if !(low..=high).contains(&value) {
             self.wrong(
@@ -180,7 +177,7 @@ impl Keys<'_, '_> {
         }
     }
 
-    /// `value` must be zero or larger; NaN and infinity are not.
+    /// `value` must be finite, and zero or larger.
     pub fn not_negative(&mut self, key: &str, value: f64, mend: &str) {
         if !(value >= 0.0 && value.is_finite()) {
             let finite = finite(value);
@@ -208,13 +205,14 @@ impl Keys<'_, '_> {
         }
     }
 
-    /// The model folder `path` must exist, or be the name of a model on the hub where models can be fetched.
+    /// The model folder `path` must exist or, with the feature `hub`, be the name of a model there.
     pub fn model_exists(&mut self, key: &str, path: &Path) {
         match HubName::parse(path) {
             Some(_) if path.exists() || cfg!(feature = "hub") => {}
             Some(name) => {
                 let message = format!(
-                    "no such folder here; if the Hugging Face hub's model {} is meant, build with --features hub",
+                    "no such folder here; if the Hugging Face hub's model {} is meant, build with \
+                     --features hub",
                     name.repo
                 );
                 self.wrong(key, format!("\"{}\"", path.display()), message);
@@ -225,7 +223,7 @@ impl Keys<'_, '_> {
 
     fn note(&mut self, key: &str, value: Option<String>, message: String) {
         let (name, place) = match self.checker.document {
-            None => (format!("--{}", key.replace('_', "-")), Place::Flag),
+            None => (format!("--{}", key.replace('_', "-")), ValueOrigin::Flag),
             Some(document) if value.is_none() && !document.typed(self.table, key) => (
                 format!("{}.{key}", self.table),
                 document.table_place(self.table),
@@ -244,7 +242,7 @@ impl Keys<'_, '_> {
     }
 }
 
-/// What is said first of a number that is none or has no end.
+/// First words of a message on a number that is NaN or infinite.
 fn finite(value: f64) -> &'static str {
     match value.is_finite() {
         true => "",
@@ -256,7 +254,7 @@ fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     names.into_iter().collect::<Vec<_>>().join(", ")
 }
 
-/// serde names Rust's types and variants; a user knows numbers and words.
+/// Replaces the names of Rust's types and variants in a message of serde.
 fn in_plain_words(serde: &str) -> String {
     let types = [
         ("expected usize", "expected a whole number, zero or larger"),

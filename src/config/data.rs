@@ -1,52 +1,61 @@
-//! Where a stage's records come from: one file, several, or a weighted mixture.
+//! Data files of a stage: one file, several, or a weighted mixture.
 
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::check::Keys;
-use super::records::{Columns, check_columns};
+use super::records::{COLUMNS, Columns, check_columns};
 
 /// The value of a `data` key: a path, a list of paths, or a list of `{ path, weight, columns }`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(from = "DataValue", into = "DataValue")]
+#[schemars(extend("x-type" = "path, list of paths, or list of `{ path, weight, columns }`"))]
 pub struct Data {
     /// The files in the order of the list; empty if the key was not given.
-    pub sources: Vec<Source>,
+    pub sources: Vec<DataSource>,
 }
 
-/// One file of a [`Data`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// A file in the list of a `data` key, with a weight or columns of its own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Source {
-    /// The file (JSONL, CSV, Parquet or text, perhaps compressed); a relative path starts at the current directory.
+pub struct DataSource {
+    /// File of records: JSON Lines, CSV, Parquet or plain text, optionally compressed.
+    ///
+    /// A relative path starts at the current directory.
+    #[schemars(extend("x-type" = "path", "x-default" = "required"))]
     pub path: PathBuf,
-    /// Share of the examples that are drawn from this file, relative to the other weights. Without
-    /// weights the files are read as if they were one.
+    /// Share of the examples drawn from this file, relative to the weights of the other files.
+    ///
+    /// Either every file of the list has a weight or none has; without weights the files are read
+    /// as one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<f64>,
-    /// Columns of this file that are read under another name; unset takes the stage's.
+    /// Field names mapped to the columns of this file that hold them.
+    #[schemars(extend("x-type" = COLUMNS, "x-default" = "the stage's `columns`"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub columns: Option<Columns>,
 }
 
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(
     untagged,
-    expecting = "expected a path, a list of paths, or a list of { path = \"…\", weight = …, columns = { … } }"
+    expecting = "expected a path, a list of paths, or a list of { path = \"…\", weight = …, \
+                 columns = { … } }"
 )]
 enum DataValue {
     Path(PathBuf),
     Paths(Vec<PathBuf>),
-    Sources(Vec<Source>),
+    Sources(Vec<DataSource>),
 }
 
 impl From<DataValue> for Data {
     fn from(value: DataValue) -> Self {
         let sources = match value {
             DataValue::Path(path) if path.as_os_str().is_empty() => Vec::new(),
-            DataValue::Path(path) => vec![Source::whole(path)],
-            DataValue::Paths(paths) => paths.into_iter().map(Source::whole).collect(),
+            DataValue::Path(path) => vec![DataSource::whole(path)],
+            DataValue::Paths(paths) => paths.into_iter().map(DataSource::whole).collect(),
             DataValue::Sources(sources) => sources,
         };
         Self { sources }
@@ -56,7 +65,7 @@ impl From<DataValue> for Data {
 impl From<Data> for DataValue {
     fn from(data: Data) -> Self {
         let mut sources = data.sources;
-        if sources.iter().any(Source::is_more_than_a_path) {
+        if sources.iter().any(DataSource::is_more_than_a_path) {
             return DataValue::Sources(sources);
         }
         match (sources.pop(), sources.is_empty()) {
@@ -73,8 +82,8 @@ impl From<Data> for DataValue {
     }
 }
 
-impl Source {
-    /// A file without a weight, whose columns are the stage's.
+impl DataSource {
+    /// A file without a weight, with the stage's columns.
     pub fn whole(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
@@ -89,7 +98,7 @@ impl Source {
 }
 
 impl Data {
-    /// Whether no file was named.
+    /// Whether no file is named.
     pub fn is_empty(&self) -> bool {
         self.sources.is_empty()
     }
@@ -99,11 +108,11 @@ impl Data {
         self.sources.iter().map(|source| source.path.as_path())
     }
 
-    /// [`Self::check`] for files that are all read as they are.
+    /// [`Self::check`] for a key that takes no weights.
     pub(super) fn check_unweighted(&self, key: &str, keys: &mut Keys<'_, '_>) {
         self.check(key, keys);
         if self.sources.iter().any(|source| source.weight.is_some()) {
-            let message = "takes no weights: its files are read as one; remove them";
+            let message = "takes no weights, because its files are read as one; remove them";
             keys.wrong(key, "weights", message);
         }
     }
@@ -139,18 +148,21 @@ impl Data {
     }
 }
 
-/// Held-out records of a stage that can cut them from its own data: `eval_data` wins, else
-/// `eval_fraction`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// Held-out records of a stage: files of their own, or a share of the stage's data.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HeldOut {
-    /// Records that are never trained on. Empty: `eval_fraction` of `data` is held out instead.
+    /// Records to evaluate on, which are never trained on.
+    #[schemars(extend("x-default" = "unset"))]
     pub eval_data: Data,
-    /// Share of `data` that is held out when there is no `eval_data`; 0 holds nothing out.
+    /// Share of `data` that is held out for evaluation when there is no `eval_data`; 0 holds out
+    /// none.
+    ///
+    /// Must be below 1.
     pub eval_fraction: f64,
 }
 
 impl HeldOut {
-    /// Whether there is anything to evaluate on.
+    /// Whether no records are held out.
     pub fn is_empty(&self) -> bool {
         self.eval_data.is_empty() && self.eval_fraction == 0.0
     }
@@ -167,7 +179,7 @@ impl HeldOut {
             keys.wrong(
                 "eval_fraction",
                 self.eval_fraction,
-                "is of no use beside eval_data; remove one of the two",
+                "has no effect beside eval_data; remove one of the two",
             );
         }
     }

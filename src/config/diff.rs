@@ -1,7 +1,7 @@
-//! What changed between two configurations, and whether the run's result changes with it.
+//! Changes between two configurations, and whether the run's result changes with them.
 //!
-//! A resumed run must end in the same bits as one that was never interrupted. It may therefore be
-//! saved, watched and spread over threads differently, but not trained differently.
+//! A continued run must end in the same bits as an uninterrupted one. Saving, logging and threads
+//! may therefore change, but not training.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -20,26 +20,25 @@ const OWN_FOLDER: &str = "<run>";
 pub struct Change {
     /// The key in full, such as `ppo.kl_coef`, or the name of a table that one side lacks.
     pub key: String,
-    /// Its value before, as TOML; none if it was unset.
+    /// Old value as TOML; `None` if it was unset.
     pub old: Option<String>,
-    /// Its value now, as TOML; none if it is unset.
+    /// New value as TOML; `None` if it is unset.
     pub new: Option<String>,
-    /// Whether the result of the run changes with it.
+    /// Whether the result of the run changes.
     pub effect: Effect,
 }
 
-/// Whether a change alters what a run produces.
+/// Whether a change alters the result of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// The weights would differ: a run that is continued must not change this.
+    /// The weights differ: a continued run must not change this key.
     ChangesResult,
     /// The weights stay the same.
     Harmless,
 }
 
 impl Change {
-    /// Whether the change matters to `stage`: it stands in the stage's own table or in one that all
-    /// stages share.
+    /// Whether the change is in the table of `stage` or in a table that all stages share.
     pub fn concerns(&self, stage: Stage) -> bool {
         let table = self.key.split('.').next().unwrap_or_default();
         table == stage.name() || !super::names::is_stage(table)
@@ -61,8 +60,8 @@ impl fmt::Display for Change {
 
 /// The keys in which `old` and `new` differ, in alphabetical order.
 ///
-/// A stage that only one of them has is one change, named by its table, and harmless: what other
-/// stages take from it (the folders they start from) is written out in their own keys.
+/// A stage that only one of them has is one harmless change, named by its table: keys of other
+/// stages name the folders that they take from it.
 ///
 /// # Errors
 /// If a path is not UTF-8.
@@ -79,7 +78,7 @@ pub fn diff(old: &Config, new: &Config) -> Result<Vec<Change>, ConfigError> {
     Ok(changes)
 }
 
-/// Models that the run made, named from its folder on: moving the folder changes none of them.
+/// `config` with its own models named relative to the run's folder, which may be moved.
 fn rebased(config: &Config) -> Config {
     let mut config = config.clone();
     let folder = config.run.folder();
@@ -145,19 +144,19 @@ fn effect(table: &str, key: &str, old: &Table, new: &Table) -> Effect {
         (_, "save_steps" | "keep_last" | "keep_every" | "log_steps") => true,
         // Recomputed activations are the same bits as kept ones.
         (_, "recompute") => true,
-        // Evaluations decide when training stops if they stop it early. What they measure on stays the same in any case, or
-        // the closing table would hold one thing against another.
+        // With early stopping, evaluations decide when training ends. Their prompts never change,
+        // or the closing table would compare different measurements.
         (_, "eval_steps") => {
             let patience = old.get("early_stopping_patience");
             patience.is_none_or(|patience| *patience == Value::Integer(0))
         }
         // Draws are keyed by sequence and position, not by who was sampled beside whom.
         ("ppo", "rollout_batch" | "cache_bytes" | "cache_tokens") => true,
-        // What is recorded is what would be computed again.
+        // Recorded log-probs have the bits of recomputed ones.
         ("ppo", "rescore") => true,
-        // A stage that began without skipping had no bad record; where the limit is passed, it fails.
+        // A stage that began without skipping had no bad record; beyond the limit it fails.
         (_, "bad_records" | "max_bad_share") => true,
-        // How long to wait for a score is not what it is.
+        // Time limits do not change scores.
         (_, "timeout_seconds" | "retries" | "backoff_seconds" | "token_env") => true,
         (_, "max_steps") => only_longer(old, new),
         _ => false,
@@ -169,8 +168,8 @@ fn effect(table: &str, key: &str, old: &Table, new: &Table) -> Effect {
     }
 }
 
-/// More steps leave the earlier ones as they were only where the learning rate does not look at the
-/// end: under a constant one, which its warm-up counts from the start. A batch looks at its own step alone.
+/// Whether more steps leave the earlier ones unchanged: only with a constant learning rate, because
+/// a decay depends on the last step.
 fn only_longer(old: &Table, new: &Table) -> bool {
     let steps = |table: &Table| {
         table

@@ -1,10 +1,8 @@
-//! The configuration file as the user typed it: tables of TOML values, each with the place it came
-//! from.
+//! The configuration file as it was typed: tables of TOML values, each with its line or override.
 //!
-//! It knows TOML, lines and overrides, but no key: what the keys mean is said by the structures
-//! that a table is [lowered](Document::lower) to. Defaults are not written twice either: a table is
-//! overlaid on the serialised [`Default`] of its structure, and the names in that serialisation are
-//! the names that the table may use.
+//! This module knows no keys. A table is [lowered](Document::lower) to a structure: it is overlaid
+//! on the serialised [`Default`] of that structure, whose names are the keys that the table may
+//! have.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,7 +12,7 @@ use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use super::check::Checker;
-use super::error::{ConfigError, Place};
+use super::error::{ConfigError, ValueOrigin};
 use super::names;
 use super::overrides::{Override, Within};
 use super::written::{key_names, to_table};
@@ -25,8 +23,9 @@ use crate::files::regular;
 pub struct Document {
     file: PathBuf,
     tables: Table,
-    /// `table`, `table.key` and, in arrays of tables, `table.key[0]` and `table.key[0].inner` → where it was given.
-    places: BTreeMap<String, Place>,
+    /// Lines or overrides of `table` and `table.key`, and in arrays of tables of `table.key[0]` and
+    /// `table.key[0].inner`.
+    places: BTreeMap<String, ValueOrigin>,
 }
 
 impl Document {
@@ -51,7 +50,7 @@ impl Document {
             let (line, _) = position(text, offset);
             places.insert(
                 name,
-                Place::Line {
+                ValueOrigin::Line {
                     file: file.into(),
                     line,
                 },
@@ -84,84 +83,61 @@ impl Document {
     /// Applies overrides, the last of a key winning.
     ///
     /// # Errors
-    /// If an override names a stage that the file does not have: it would add a stage by accident; or a table that an array does
-    /// not have.
+    /// If an override names a stage or a table of an array that the file does not have.
     pub fn with(mut self, overrides: &[Override]) -> Result<Self, ConfigError> {
         overrides.iter().try_for_each(|o| self.set(o))?;
         Ok(self)
     }
 
     fn set(&mut self, o: &Override) -> Result<(), ConfigError> {
-        let file = self.file.display().to_string();
-        let refuse = |message: String| ConfigError::Override {
-            text: o.text.clone(),
-            message,
-        };
-        let Override { table, key, .. } = o;
-        if names::is_stage(table) && !self.tables.contains_key(table) {
-            return Err(refuse(format!(
-                "{file} has no [{table}] table to set a key in"
-            )));
+        let file = self.file.display();
+        if names::is_stage(&o.table) && !self.tables.contains_key(&o.table) {
+            let message = format!("{file} has no [{}] table to set a key in", o.table);
+            return Err(o.refused(message));
         }
-        let (name, place) = (format!("{table}.{key}"), Place::Override(o.text.clone()));
-        let entry = self.tables.entry(table.clone());
-        let entry = entry.or_insert_with(|| Value::Table(Table::new()));
-        self.places
-            .entry(table.clone())
-            .or_insert_with(|| place.clone());
-        // Something that is not a table is refused, with its line, when the tables' names are checked.
-        let Some(entries) = entry.as_table_mut() else {
+        let name = format!("{}.{}", o.table, o.key);
+        let place = ValueOrigin::Override(o.text.clone());
+        let given = self.places.entry(o.table.clone());
+        given.or_insert_with(|| place.clone());
+        let table = self.tables.entry(o.table.clone());
+        let table = table.or_insert_with(|| Value::Table(Table::new()));
+        // A value that is not a table is reported when the names of the tables are checked.
+        let Some(entries) = table.as_table_mut() else {
             self.places.insert(name, place);
             return Ok(());
         };
         match &o.within {
             Within::Whole => {
-                entries.insert(key.clone(), o.value.clone());
-                self.forget_parts(&name);
-                for part in parts(&name, &o.value) {
-                    self.places.insert(part, place.clone());
-                }
-                self.places.insert(name, place);
+                entries.insert(o.key.clone(), o.value.clone());
+                self.replace_places(name, &o.value, place);
             }
             Within::Part(part) => {
-                if let Some(items) = entries.get(key).and_then(Value::as_array) {
-                    let message = format!(
-                        "{name} is a list (of {} in {file}); say which is meant, counted from 0, for example --set {name}[0].{part}=… or \
-                         --set {name}.0.{part}=…",
-                        items.len()
-                    );
-                    return Err(refuse(message));
-                }
-                let whole = entries
-                    .entry(key.clone())
-                    .or_insert_with(|| Value::Table(Table::new()));
-                if !whole.is_table() {
-                    *whole = Value::Table(Table::new());
-                }
-                if let Some(whole) = whole.as_table_mut() {
-                    whole.insert(part.clone(), o.value.clone());
-                }
+                set_part(entries, o, part).map_err(|count| {
+                    o.refused(format!(
+                        "{name} is a list (of {count} in {file}); give an index, counted from 0, \
+                         for example --set {name}[0].{part}=… or --set {name}.0.{part}=…"
+                    ))
+                })?;
                 self.places.insert(name, place);
             }
             Within::Item(index, part) => {
-                let array = entries.get_mut(key).and_then(Value::as_array_mut);
-                let count = array.as_ref().map_or(0, |array| array.len());
-                let item = array.and_then(|array| array.get_mut(*index)?.as_table_mut());
-                let Some(item) = item else {
-                    let message = format!("{file} has {count} tables [[{name}]], counted from 0");
-                    return Err(refuse(message));
-                };
-                item.insert(part.clone(), o.value.clone());
+                set_item(entries, o, *index, part).map_err(|count| {
+                    o.refused(format!(
+                        "{file} has {count} tables [[{name}]], counted from 0"
+                    ))
+                })?;
                 self.places.insert(format!("{name}[{index}].{part}"), place);
             }
         }
         Ok(())
     }
 
-    /// What stood in an array that is replaced as a whole was given nowhere.
-    fn forget_parts(&mut self, name: &str) {
+    /// Gives `place` to the key called `name` and to all tables and keys inside its new value.
+    fn replace_places(&mut self, name: String, value: &Value, place: ValueOrigin) {
         let old = format!("{name}[");
-        self.places.retain(|place, _| !place.starts_with(&old));
+        self.places.retain(|inner, _| !inner.starts_with(&old));
+        let inner = parts(&name, value).into_iter().chain([name]);
+        self.places.extend(inner.map(|name| (name, place.clone())));
     }
 
     /// Whether the file has the table `name`.
@@ -176,22 +152,22 @@ impl Document {
             .map(|(name, value)| (name.as_str(), value))
     }
 
-    /// Whether the user typed `table.key`, in the file or as an override.
+    /// Whether `table.key` was given, in the file or as an override.
     pub fn typed(&self, table: &str, key: &str) -> bool {
         self.places.contains_key(&format!("{table}.{key}"))
     }
 
-    /// Where `table.key` was given; [`Place::Default`] if it was not.
-    pub fn place(&self, table: &str, key: &str) -> Place {
+    /// Origin of `table.key`; [`ValueOrigin::Default`] if it was not given.
+    pub fn place(&self, table: &str, key: &str) -> ValueOrigin {
         self.places
             .get(&format!("{table}.{key}"))
             .cloned()
-            .unwrap_or(Place::Default)
+            .unwrap_or(ValueOrigin::Default)
     }
 
-    /// Where the table itself was given; line 1 of the file if it was not.
-    pub fn table_place(&self, table: &str) -> Place {
-        let top = || Place::Line {
+    /// Line or override of the table; line 1 of the file if it was not given.
+    pub fn table_place(&self, table: &str) -> ValueOrigin {
+        let top = || ValueOrigin::Line {
             file: self.file.clone(),
             line: 1,
         };
@@ -200,8 +176,7 @@ impl Document {
 
     /// Turns the table `name` into a `T`, untyped keys having `T`'s defaults.
     ///
-    /// Unknown keys and values of a wrong type go to `checker`; what is then returned is `T`
-    /// without them, so that the checks that follow can go on.
+    /// Unknown keys and values of a wrong type are reported to `checker` and left out of the `T`.
     pub fn lower<T>(&self, name: &str, checker: &mut Checker<'_>) -> Result<T, ConfigError>
     where
         T: Default + Serialize + DeserializeOwned,
@@ -213,7 +188,7 @@ impl Document {
         }
     }
 
-    /// The tables of the array `table.key`, each with the name that errors call it by, such as `ppo.rewards[0]`.
+    /// The tables of the array `table.key`, each with its name in errors, such as `ppo.rewards[0]`.
     pub(super) fn items(
         &self,
         table: &str,
@@ -235,7 +210,7 @@ impl Document {
         tables.into_iter().enumerate().map(name).collect()
     }
 
-    /// Lays what was `typed` in the table called `name` over the default `values`; see [`Document::lower`].
+    /// Overlays the table `typed`, called `name`, on the default `values`; see [`Document::lower`].
     pub(super) fn overlay<T: DeserializeOwned>(
         &self,
         name: &str,
@@ -249,7 +224,7 @@ impl Document {
                 checker.unknown_key(name, key, known);
                 continue;
             }
-            // Each key is tried alone on top of the defaults: an error is then surely its own.
+            // Each key is tried alone on top of the defaults, so that an error is its own.
             let before = values.insert(key.clone(), value.clone());
             if let Err(error) = values.clone().try_into::<T>() {
                 checker.wrong_type(name, key, value, error.message());
@@ -265,7 +240,36 @@ impl Document {
     }
 }
 
-/// What has a place of its own in an array of tables: each table and each of its keys.
+/// Sets `part` in the table that the key's value is.
+///
+/// # Errors
+/// The length of the value, if it is a list.
+fn set_part(entries: &mut Table, o: &Override, part: &str) -> Result<(), usize> {
+    match entries.get_mut(&o.key) {
+        Some(Value::Array(items)) => return Err(items.len()),
+        Some(Value::Table(table)) => drop(table.insert(part.to_owned(), o.value.clone())),
+        _ => {
+            let table = Table::from_iter([(part.to_owned(), o.value.clone())]);
+            entries.insert(o.key.clone(), Value::Table(table));
+        }
+    }
+    Ok(())
+}
+
+/// Sets `part` in one table of the array that the key's value is.
+///
+/// # Errors
+/// The number of tables, if there is none of this index.
+fn set_item(entries: &mut Table, o: &Override, index: usize, part: &str) -> Result<(), usize> {
+    let array = entries.get_mut(&o.key).and_then(Value::as_array_mut);
+    let count = array.as_ref().map_or(0, |array| array.len());
+    let item = array.and_then(|array| array.get_mut(index)?.as_table_mut());
+    let table = item.ok_or(count)?;
+    table.insert(part.to_owned(), o.value.clone());
+    Ok(())
+}
+
+/// Names of the tables in an array, and of their keys.
 fn parts(name: &str, value: &Value) -> Vec<String> {
     let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
     let tables = items.iter().enumerate();
@@ -333,7 +337,7 @@ mod tests {
         let document = Document::parse(text, Path::new("c.toml")).unwrap();
         assert_eq!(document.place("ppo", "kl_coef").to_string(), "c.toml:6");
         assert_eq!(document.table_place("ppo").to_string(), "c.toml:5");
-        assert_eq!(document.place("ppo", "lam"), Place::Default);
+        assert_eq!(document.place("ppo", "lam"), ValueOrigin::Default);
         let document = document.with(&["ppo.kl_coef=1".parse().unwrap()]).unwrap();
         assert_eq!(
             document.place("ppo", "kl_coef").to_string(),

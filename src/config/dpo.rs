@@ -1,8 +1,8 @@
-//! `[dpo]`: tuning the policy on preferences without a reward model. Names and defaults are those of TRL's `DPOConfig`, and of its
-//! `CPOConfig` for SimPO.
+//! `[dpo]`: tuning the policy on preferences without a reward model.
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::check::Keys;
@@ -10,45 +10,53 @@ use super::data::{Data, HeldOut};
 use super::example_keys::{ExampleTable, example_keys};
 use super::optim::Training;
 use super::records::{RecordKeys, TooLong};
+use super::sft::TUNED;
 use super::trainable::Trainable;
 use crate::rlhf::preference::DpoLossType;
 
-/// The `[dpo]` table.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Tuning the policy on preference pairs without a reward model.
+///
+/// Names and defaults are those of TRL's `DPOConfig`, and of its `CPOConfig` for SimPO.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Dpo {
-    /// Folder of the policy to start from, which is the reference too. A PEFT folder's adapters are
-    /// trained further where there is a `lora` table, else merged. When unset: `sft`'s if the
-    /// configuration has that stage, else `pretrain`'s, else `model.from`. Always filled once the
-    /// configuration is read.
+    /// Folder of the policy to start from, which is also the reference.
+    ///
+    /// The adapters of a PEFT folder are trained further where there is a `lora` table, and merged
+    /// into their model otherwise.
+    #[schemars(extend("x-type" = "path", "x-default" = TUNED))]
     pub from: PathBuf,
-    /// Records with `prompt`, `chosen` and `rejected`. Required.
+    /// Preference pairs to train on: records with `prompt`, `chosen` and `rejected`.
+    #[schemars(extend("x-default" = "required"))]
     pub data: Data,
     /// Held-out pairs.
     #[serde(flatten)]
     pub held_out: HeldOut,
-    /// What is minimised.
+    /// Loss to minimise.
     pub loss_type: DpoLossType,
-    /// How much the log-ratio of policy and reference weighs: the larger, the closer the policy
-    /// stays. With SimPO the scale of the reward, which its authors set to 2.0 and above.
+    /// Scale of the log-ratio of policy and reference: the larger, the closer the policy stays to
+    /// the reference.
+    ///
+    /// With SimPO it is the scale of the reward, which its authors set to 2.0 and above.
     pub beta: f64,
-    /// Share of the pairs that are taken to be labelled the wrong way round; for `sigmoid` alone.
+    /// Assumed share of pairs whose labels are swapped (cDPO), below 0.5; only with
+    /// `loss_type = "sigmoid"`.
     pub label_smoothing: f64,
-    /// Margin of the rewards that is aimed at; for `simpo` alone.
+    /// Target margin between the rewards of chosen and rejected; only with `loss_type = "simpo"`.
     pub simpo_gamma: f64,
-    /// Most tokens of prompt and answer together.
+    /// Largest number of tokens of prompt and answer together.
     pub max_length: usize,
-    /// Policy for a longer pair.
+    /// What happens to a pair with an answer longer than `max_length`.
     pub too_long: TooLong,
-    /// Columns, and bad records.
+    /// Columns and bad records.
     #[serde(flatten)]
     pub records: RecordKeys,
-    /// Which weights are trained.
+    /// Weights that are trained.
     #[serde(flatten)]
     pub trainable: Trainable,
-    /// Evaluations without a new best loss after which training ends, and the best weights are
-    /// kept; 0 trains on to the end and keeps the last.
+    /// Number of evaluations without a new lowest loss after which training stops and keeps the
+    /// best weights; 0 trains to the end and keeps the last.
     pub early_stopping_patience: usize,
-    /// The keys that every stage has. `batch_size` counts pairs.
+    /// The keys of every stage. `batch_size` counts pairs.
     #[serde(flatten)]
     pub training: Training,
 }
@@ -91,22 +99,23 @@ impl Dpo {
     fn check_loss(&self, keys: &mut Keys<'_, '_>) {
         keys.above("beta", self.beta, 0.0, "0.1 is usual");
         if !(0.0..0.5).contains(&self.label_smoothing) {
-            let message = "must be 0 or larger and below 0.5; 0.1 takes one pair in ten for wrong";
+            let message =
+                "must be 0 or larger and below 0.5; 0.1 assumes that one pair in ten is swapped";
             keys.wrong("label_smoothing", self.label_smoothing, message);
         }
         keys.not_negative("simpo_gamma", self.simpo_gamma, "0.5 is usual");
         let default = Self::default();
-        // Defaults pass, for the file in a run folder writes them out.
+        // Defaults pass, because the file in a run folder writes them out.
         let (smoothed, aimed) = (
             self.label_smoothing != default.label_smoothing,
             self.simpo_gamma != default.simpo_gamma,
         );
         if smoothed && self.loss_type != DpoLossType::Sigmoid {
-            let message = "is of no use unless loss_type = \"sigmoid\"; remove it";
+            let message = "has no effect unless loss_type = \"sigmoid\"; remove it";
             keys.wrong("label_smoothing", self.label_smoothing, message);
         }
         if aimed && self.loss_type != DpoLossType::Simpo {
-            let message = "is of no use unless loss_type = \"simpo\"; remove it";
+            let message = "has no effect unless loss_type = \"simpo\"; remove it";
             keys.wrong("simpo_gamma", self.simpo_gamma, message);
         }
     }

@@ -1,14 +1,14 @@
-//! What can be wrong with a configuration, said so that the user can mend it.
+//! Errors of a configuration.
 //!
-//! A bad configuration is reported whole: every wrong key in one message, each with its value, the
-//! place where that value was given and what would be right.
+//! All problems are reported at once, each with its key, the value, the place where the value was
+//! given, and what to do.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// Where a key got its value from.
+/// Origin of a key's value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum ValueOrigin {
     /// A line (counted from 1) of the configuration file.
     Line {
         /// The file as it was given on the command line.
@@ -20,31 +20,31 @@ pub enum Place {
     Override(String),
     /// A flag of the command line, such as `--top-p`.
     Flag,
-    /// Nobody set it: the built-in default.
+    /// The built-in default.
     Default,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ValueOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Place::Line { file, line } => write!(f, "{}:{line}", file.display()),
-            Place::Override(text) => write!(f, "--set {text}"),
-            Place::Flag => f.write_str("command line"),
-            Place::Default => f.write_str("the default"),
+            ValueOrigin::Line { file, line } => write!(f, "{}:{line}", file.display()),
+            ValueOrigin::Override(text) => write!(f, "--set {text}"),
+            ValueOrigin::Flag => f.write_str("command line"),
+            ValueOrigin::Default => f.write_str("the default"),
         }
     }
 }
 
-/// One thing that is wrong with one key.
+/// One problem of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The key in full, such as `ppo.cliprange`.
     pub key: String,
     /// The value that was found, as TOML; none if the key is missing or unknown.
     pub value: Option<String>,
-    /// Where the value (or, of a missing key, its table) stands.
-    pub place: Place,
-    /// What is wrong and what to do.
+    /// Place of the value or, for a missing key, of its table.
+    pub place: ValueOrigin,
+    /// Words for the fault and its remedy.
     pub message: String,
 }
 
@@ -74,7 +74,7 @@ impl fmt::Display for Problems {
     }
 }
 
-/// Why a configuration could not be used.
+/// An error of reading, checking or writing a configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file could not be read.
@@ -84,7 +84,7 @@ pub enum ConfigError {
         file: PathBuf,
         /// The folder that relative paths start from.
         looked_in: PathBuf,
-        /// What the operating system said.
+        /// Error of the operating system.
         source: std::io::Error,
     },
     /// The file is not TOML.
@@ -96,15 +96,15 @@ pub enum ConfigError {
         line: usize,
         /// Column in characters, counted from 1.
         column: usize,
-        /// What the parser said.
+        /// Message of the parser.
         message: String,
     },
-    /// An override could not be understood.
+    /// An override is not valid.
     #[error("--set {text}: {message}")]
     Override {
         /// The override as it was given.
         text: String,
-        /// What is wrong with it and what to write instead.
+        /// Words for the fault and its remedy.
         message: String,
     },
     /// The file is TOML, but its keys or values are wrong.

@@ -1,32 +1,35 @@
-//! How completions are sampled: lengths, the cut of the distribution, and what ends one.
+//! Sampling of completions: lengths, the cut of the distribution, and stop texts.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::check::Keys;
 
-/// Logits that are divided by less may have no place in an `f32`; the generator asks for the same.
+/// Smallest temperature: logits divided by less may overflow an `f32`. The generator has the same
+/// limit.
 const LEAST_TEMPERATURE: f64 = 1e-4;
 
-/// Sampling settings. In a configuration they stand in `[ppo]`; the `generate` command has them as
-/// flags.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Sampling settings: keys of `[ppo]`, and flags of `collimate generate`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Generation {
-    /// Most tokens of a completion.
+    /// Largest number of tokens of a completion.
     pub max_new_tokens: usize,
-    /// Fewest tokens of a completion: until then what ends one cannot be drawn.
+    /// Smallest number of tokens of a completion; until then no stop token can be drawn.
     pub min_new_tokens: usize,
-    /// Divides the logits; from 0.0001 to 10000.
+    /// Sampling temperature: the logits are divided by it, from 0.0001 to 10000.
     pub temperature: f64,
-    /// Only this many likeliest tokens can be drawn (ties kept); 0 does not cut.
+    /// Number of likeliest tokens to sample from, ties included; 0 does not cut.
     pub top_k: usize,
-    /// Only the likeliest tokens that together reach this probability can be drawn; 1 does not cut.
+    /// Sample from the smallest set of likeliest tokens whose probabilities sum to this value; 1.0
+    /// does not cut.
     pub top_p: f64,
-    /// Only tokens at least this share as probable as the likeliest can be drawn; 0 does not cut.
+    /// Sample from tokens at least this share as probable as the likeliest; 0.0 does not cut.
     pub min_p: f64,
-    /// Texts that end a completion, which leaves them out; the name of a special token stands for
-    /// that token.
+    /// Texts that end a completion and are left out of it.
+    ///
+    /// The name of a special token stands for that token.
     pub stop: Vec<String>,
-    /// Tokens that end a completion, besides those that the model's folder names.
+    /// Token ids that end a completion, in addition to those that the model's folder names.
     pub stop_token_ids: Vec<u32>,
 }
 
@@ -46,12 +49,12 @@ impl Default for Generation {
 }
 
 impl Generation {
-    /// True if a filter leaves some tokens out of the draw.
+    /// Whether a filter excludes tokens from sampling.
     pub fn cuts(&self) -> bool {
         self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0
     }
 
-    /// Notes values out of range.
+    /// Reports values out of range.
     pub fn check(&self, keys: &mut Keys<'_, '_>) {
         keys.at_least("max_new_tokens", self.max_new_tokens, 1, "64 is usual");
         if self.min_new_tokens > self.max_new_tokens {
@@ -61,9 +64,8 @@ impl Generation {
             );
             keys.wrong("min_new_tokens", self.min_new_tokens, message);
         }
-        let mend = "1.0 samples from the model as it is";
+        let mend = "1.0 samples from the model's own distribution";
         keys.above("temperature", self.temperature, 0.0, mend);
-        // A lower temperature would always draw the likeliest token.
         if self.temperature > 0.0 && self.temperature.is_finite() {
             keys.between(
                 "temperature",

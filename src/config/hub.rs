@@ -13,9 +13,10 @@ pub struct HubName {
 }
 
 impl HubName {
-    /// The name that `path` is, if it is one: two words of letters, digits, `-`, `_` and `.`, neither beginning with a dot.
+    /// Reads `path` as a name: two words of letters, digits, `-`, `_` and `.` that do not begin
+    /// with a dot.
     ///
-    /// A relative folder may look the same; a folder that exists comes first.
+    /// A relative folder may look the same; an existing folder takes precedence.
     pub fn parse(path: &Path) -> Option<Self> {
         let text = path.to_str()?;
         let (repo, revision) = text.split_once('@').unwrap_or((text, "main"));

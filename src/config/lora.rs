@@ -1,69 +1,78 @@
-//! `[sft.lora]`, `[dpo.lora]`, `[reward.lora]`, `[judge.lora]` and `[ppo.lora]`: adapters on a frozen model instead of training all of it.
-//!
-//! Keys are those of PEFT's `LoraConfig`, and `r` and `lora_alpha` begin where TRL's do. Where a stage trains the adapters of a PEFT folder
-//! further, keys that are not set are the folder's.
+//! `[sft.lora]`, `[dpo.lora]`, `[reward.lora]`, `[judge.lora]` and `[ppo.lora]`: adapters on a
+//! frozen model instead of training all of it.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::check::Keys;
 
-/// The `lora` table of a stage. A stage that has it, even empty, trains low-rank adapters (Hu et al. 2021) and leaves the model's own
-/// weights as they are.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// Low-rank adapters (Hu et al. 2021), trained on a frozen model.
+///
+/// A stage that has this table, even empty, trains adapters and leaves the model's own weights as
+/// they are. Keys are those of PEFT's `LoraConfig`. When the stage starts from a PEFT folder, its
+/// adapters are trained further and unset keys are the folder's.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Lora {
-    /// Rank of the adapters. When unset 16, or the rank of the folder's adapters that are trained further; so with the other keys.
+    /// Rank of the adapters.
+    #[schemars(extend("x-default" = 16))]
     pub r: Option<usize>,
-    /// The adapters are multiplied by `lora_alpha / r`. When unset 32.
+    /// Scale of the adapters: their output is multiplied by `lora_alpha / r`.
+    #[schemars(extend("x-default" = 32.0))]
     pub lora_alpha: Option<f64>,
-    /// Dropout before the adapters. Only 0: training sees what generation sees.
+    /// Dropout before the adapters, which must be 0: training sees what generation sees.
     pub lora_dropout: f64,
-    /// Names of the projections that are adapted, or `"all-linear"`. When unset those that PEFT adapts by default: `q_proj` and
-    /// `v_proj`, for GPT-2 `c_attn`.
+    /// Names of the projections that have adapters, or `"all-linear"` for all of them.
+    #[schemars(extend("x-default" = "`q_proj` and `v_proj`; GPT-2: `c_attn`"))]
     pub target_modules: Option<TargetModules>,
-    /// The layers that are adapted, counted from 0, or `"top:N"` for the uppermost N; when unset all of them. What lies below the
-    /// lowest is passed without a graph.
+    /// Layers that have adapters, counted from 0, or `"top:N"` for the uppermost N.
+    ///
+    /// Layers below the lowest adapter are computed without a graph.
+    #[schemars(extend("x-default" = "all layers"))]
     pub layers_to_transform: Option<LayersToTransform>,
-    /// Divides by the root of `r` instead of by `r` (Kalajdzievski 2023). When unset it does not.
+    /// Whether the scale is `lora_alpha / sqrt(r)` instead (Kalajdzievski 2023).
+    #[schemars(extend("x-default" = false))]
     pub use_rslora: Option<bool>,
 }
 
-/// Which projections are adapted.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Projections that have adapters.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(
     untagged,
     expecting = "target_modules: expected a list of names, or \"all-linear\""
 )]
+#[schemars(extend("x-type" = "list of names, or `\"all-linear\"`"))]
 pub enum TargetModules {
-    /// `"all-linear"`
+    /// `"all-linear"`: all projections.
     Word(AllLinear),
-    /// Their names.
+    /// The projections of these names.
     Names(Vec<String>),
 }
 
 /// The word for all projections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum AllLinear {
-    /// All of them.
+    /// All projections.
     #[serde(rename = "all-linear")]
     AllLinear,
 }
 
-/// Which layers are adapted.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Layers that have adapters.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(
     untagged,
     expecting = "layers_to_transform: expected a list of layers, counted from 0, or \"top:N\""
 )]
+#[schemars(extend("x-type" = "list of whole numbers, or `\"top:N\"`"))]
 pub enum LayersToTransform {
-    /// Counted from 0.
+    /// These layers, counted from 0.
     These(Vec<usize>),
-    /// `"top:N"`
+    /// `"top:N"`: the uppermost N layers.
     Top(Top),
 }
 
-/// The uppermost layers, as many as this.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Number of uppermost layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct Top(pub usize);
 
@@ -104,11 +113,12 @@ impl Lora {
             wrong("lora_alpha", alpha.to_string(), message);
         }
         if self.lora_dropout != 0.0 {
-            let message = "lora_dropout must be 0: adapters train on what they generate with; weight_decay is a way to hold them back";
+            let message = "lora_dropout must be 0, so that training sees what generation sees; \
+                           weight_decay regularises too";
             wrong("lora_dropout", self.lora_dropout.to_string(), message);
         }
         if self.target_modules == Some(TargetModules::Names(Vec::new())) {
-            let message = "target_modules names nothing; remove it, or write \"all-linear\"";
+            let message = "target_modules names no module; remove it, or set \"all-linear\"";
             wrong("target_modules", "[]".into(), message);
         }
         match &self.layers_to_transform {
@@ -193,7 +203,7 @@ mod tests {
             ("{ r = 0 }", "r must be 1"),
             ("{ lora_alpha = -1.0 }", "larger than 0"),
             ("{ lora_dropout = 0.05 }", "lora_dropout must be 0"),
-            ("{ target_modules = [] }", "names nothing"),
+            ("{ target_modules = [] }", "names no module"),
             ("{ target_modules = \"all\" }", "\"all-linear\""),
             ("{ layers_to_transform = [] }", "names no layer"),
             ("{ layers_to_transform = \"top:0\" }", "must leave a layer"),

@@ -1,12 +1,12 @@
-//! What the user typed → what the run needs: resolved and checked.
+//! The configuration file: read, resolved and checked.
 //!
-//! One TOML file has a table for each stage and three that all stages share. Reading it goes in
-//! steps: parse it and apply overrides ([`Document`]); refuse unknown names and wrong types; fill
-//! the values that depend on other keys; check ranges and combinations. Stages see only the result,
-//! a [`Config`].
+//! One TOML file has a table for each stage, and three tables that all stages share. It is read in
+//! four steps: parse it and apply overrides ([`Document`]); refuse unknown names and wrong types;
+//! fill values that depend on other keys; check ranges and combinations. Stages see only the
+//! result, a [`Config`].
 //!
-//! Nothing here opens a model or a data file. [`Config::check_files`] looks whether named files
-//! exist, so that a run of hours does not end at a misspelt path.
+//! No model or data file is opened here. [`Config::check_files`] checks that named files exist, so
+//! that a run of hours does not end at a misspelt path.
 
 mod bounds;
 mod check;
@@ -21,6 +21,7 @@ mod hub;
 mod lora;
 mod model;
 mod names;
+mod notes;
 mod optim;
 mod order;
 mod orpo;
@@ -29,6 +30,7 @@ mod ppo;
 mod pretrain;
 mod reads;
 mod records;
+pub mod reference;
 mod reward;
 mod rewards;
 mod run;
@@ -37,6 +39,7 @@ mod sft;
 mod stage;
 mod tokenizer;
 mod trainable;
+mod words;
 mod written;
 
 use std::path::{Path, PathBuf};
@@ -44,29 +47,29 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use check::{Checker, Keys};
-pub use data::{Data, HeldOut, Source};
+pub use data::{Data, DataSource, HeldOut};
 pub use document::Document;
 pub use dpo::Dpo;
-pub use error::{ConfigError, Place, Problem, Problems};
+pub use error::{ConfigError, Problem, Problems, ValueOrigin};
 pub use example_keys::{ExampleKeys, ExampleKeysMut, ExampleTable};
 pub use generation::Generation;
 pub use hub::HubName;
 pub use lora::{AllLinear, LayersToTransform, Lora, TargetModules, Top};
 pub use model::{Architecture, Family, Model, ModelStart, SaveDtype};
-pub use optim::{Length, LrScheduler, Recompute, Training};
+pub use optim::{LrScheduler, Recompute, Training, TrainingLength};
 pub use orpo::Orpo;
 pub use overrides::Override;
 pub use ppo::{
     AdvantageEstimator, Critic, CriticFrom, Evaluation, KlControllerKind, KlIn, Objective, Ppo,
-    PpoUpdate, Ptx, Rollout, ScoreNormalization, Scores, Share, Sharing, keeps_one_of,
+    PpoUpdate, Ptx, Rollout, ScoreNormalization, ScoreShaping, Share, Sharing, keeps_one_of,
 };
 pub use pretrain::Pretrain;
 pub use records::{BadRecords, Columns, RecordKeys, TooLong};
 pub use reward::Reward;
 pub use rewards::{
-    ClassifierReward, EnsembleReward, ExactReward, HttpReward, JsonReward, LONGEST_BACKOFF, Label,
-    LengthReward, ModelReward, NumericReward, Output, ProgramReward, Reads, RegexReward,
-    RepetitionReward, RewardComponent, RewardKind, Unit,
+    ClassifierInput, ClassifierOutput, ClassifierReward, EnsembleReward, ExactReward, HttpReward,
+    JsonReward, LONGEST_BACKOFF, Label, LengthReward, ModelReward, NumericReward, ProgramReward,
+    RegexReward, RepetitionReward, RewardComponent, RewardKind, TextUnit,
 };
 pub use run::{Arithmetic, Device, Run};
 pub use score_at::ScoreAt;
@@ -75,6 +78,7 @@ pub(crate) use stage::for_each_stage;
 pub use stage::{Stage, StageTable};
 pub use tokenizer::Tokenizer;
 pub use trainable::Trainable;
+pub use words::from_word;
 
 /// A resolved and checked configuration: every value is the one that the run uses.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -128,7 +132,7 @@ impl Config {
         if let Some(ppo) = &mut config.ppo {
             ppo.rewards = rewards::lower(document, &mut checker)?;
         }
-        // Values are only worth checking once all of them are the user's.
+        // Values are checked only once all of them have the right types.
         checker.finish()?;
         config.model = model.lower(document, &mut checker)?;
         config.fill(&mut checker);
@@ -163,7 +167,7 @@ impl Config {
         written::to_toml(self)
     }
 
-    /// Fills the values that unset keys take from other keys and other tables.
+    /// Fills unset keys from other keys and other tables.
     fn fill(&mut self, checker: &mut Checker<'_>) {
         for stage in Stage::ALL {
             self.fill_start(stage, checker);
@@ -218,7 +222,7 @@ impl Config {
         if let (Some(ppo), Some(reward)) = (&self.ppo, &self.reward) {
             let trained_here = self.run.final_model(Stage::Reward);
             if ppo.first_reward_model() == Some(trained_here) {
-                ppo.check_ground_of(reward, checker);
+                ppo.check_reward_base(reward, checker);
                 self.check_tuned_policy(ppo, reward, checker);
             }
         }
@@ -233,7 +237,7 @@ impl Config {
             return;
         };
         if let Some(keys) = self.table(tuner).and_then(StageTable::examples) {
-            ppo.check_ground_after((tuner, keys.trainable), reward, checker);
+            ppo.check_tuned_base((tuner, keys.trainable), reward, checker);
         }
     }
 
@@ -283,7 +287,7 @@ fn check_tables(document: &Document, checker: &mut Checker<'_>) {
     }
 }
 
-/// A path, the empty one meaning none.
+/// A path; the empty path is `None`.
 fn optional_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
     let path = Option::<PathBuf>::deserialize(deserializer)?;
     Ok(path.filter(|path| !path.as_os_str().is_empty()))

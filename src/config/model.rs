@@ -3,33 +3,43 @@
 //! Sizes of a model read from a folder stand in that folder's `config.json`, so `from` and the
 //! architecture's keys exclude each other.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
+use clap::ValueEnum;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::check::{Checker, Keys};
 use super::document::Document;
 use super::error::ConfigError;
 use super::optional_path;
+use super::words::word;
 use super::written::key_names;
 
-/// What the `[model]` table means.
+/// Values of keys that are not set.
+const ROPE_THETA: f64 = 10_000.0;
+const RMS_NORM_EPS: f64 = 1e-5;
+const TIE_WORD_EMBEDDINGS: bool = true;
+const INITIALIZER_RANGE: f64 = 0.02;
+
+/// The model that the run starts from, as `[model]` describes it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[serde(into = "ModelTable")]
 pub struct Model {
-    /// Where the run's first model comes from; none if the table does not say (then every stage
-    /// names its own).
+    /// The run's first model; `None` if the table has neither `from` nor sizes, and every stage
+    /// names its own.
     pub start: Option<ModelStart>,
     /// Number type of the weights in models that the run writes.
     pub save_dtype: SaveDtype,
 }
 
-/// Where the run's first model comes from.
+/// The run's first model.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ModelStart {
-    /// A Hugging Face folder.
+    /// Read from a Hugging Face folder.
     Folder(PathBuf),
-    /// Random weights.
+    /// Initialised with random weights.
     Scratch(Architecture),
 }
 
@@ -43,25 +53,24 @@ impl ModelStart {
     }
 }
 
-/// Sizes of a decoder that is trained from scratch, every one known. Names are those of
-/// `config.json`.
+/// Sizes of a model that is initialised, every one known. Names are those of `config.json`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Architecture {
-    /// Family of decoders.
+    /// Architecture, by the `model_type` of `config.json`.
     pub family: Family,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width inside the feed-forward block.
+    /// Width of the feed-forward blocks.
     pub intermediate_size: usize,
-    /// Blocks.
+    /// Number of layers.
     pub num_hidden_layers: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub num_attention_heads: usize,
-    /// Key and value heads; divides the query heads.
+    /// Number of key and value heads; divides the query heads.
     pub num_key_value_heads: usize,
     /// Width of one head.
     pub head_dim: usize,
-    /// Rows of the embedding; none takes the tokenizer's size.
+    /// Rows of the embedding; `None` takes the tokenizer's size.
     pub vocab_size: Option<usize>,
     /// Longest sequence in tokens.
     pub max_position_embeddings: usize,
@@ -69,19 +78,19 @@ pub struct Architecture {
     pub rope_theta: f64,
     /// Epsilon of the norms (of GPT-2's LayerNorm too).
     pub rms_norm_eps: f64,
-    /// Whether the output head is the embedding.
+    /// Whether the output head shares its weights with the embedding.
     pub tie_word_embeddings: bool,
-    /// Tokens that attention looks back; none is all.
+    /// Preceding tokens that a token attends to; `None` attends to all.
     pub sliding_window: Option<usize>,
     /// Standard deviation of the initial weights.
     pub initializer_range: f64,
 }
 
 /// Family of decoders, by the `model_type` of `config.json`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {
-    /// Llama; also SmolLM2 and TinyLlama.
+    /// Llama, SmolLM2 and TinyLlama.
     #[default]
     Llama,
     /// Mistral.
@@ -94,44 +103,106 @@ pub enum Family {
     Gpt2,
 }
 
+impl Family {
+    /// All families, in the order in which messages list them.
+    pub const ALL: [Self; 5] = [
+        Self::Llama,
+        Self::Mistral,
+        Self::Qwen2,
+        Self::Qwen3,
+        Self::Gpt2,
+    ];
+}
+
+impl fmt::Display for Family {
+    /// The word of the configuration.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&word(self))
+    }
+}
+
 /// Number type of written weights.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum SaveDtype {
-    /// 32 bits: exact.
+    /// 32 bits, exactly the trained weights.
     #[default]
     Float32,
-    /// 16 bits, the exponent of `float32`.
+    /// 16 bits with the exponent range of `float32`, rounded.
     Bfloat16,
-    /// 16 bits, IEEE half.
+    /// 16 bits (IEEE half precision), rounded.
     Float16,
 }
 
-/// The `[model]` table as typed: every key may be missing.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+impl fmt::Display for SaveDtype {
+    /// The word of the configuration.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&word(self))
+    }
+}
+
+/// The model that the run starts from: a Hugging Face folder, or sizes of a model to initialise.
+///
+/// `from` and the sizes exclude each other. Names of the sizes are those of `config.json`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(super) struct ModelTable {
+    /// Hugging Face folder of the model to start from.
+    ///
+    /// Built with the feature `hub`, also `OWNER/NAME` or `OWNER/NAME@REVISION` on the Hugging
+    /// Face hub.
+    #[schemars(extend("x-type" = "path"))]
     #[serde(default, deserialize_with = "optional_path")]
     from: Option<PathBuf>,
+    /// Number type of the weights in the model folders that the run writes.
     save_dtype: SaveDtype,
+    /// Architecture of a model that is initialised, by the `model_type` of `config.json`.
+    #[schemars(extend("x-default" = format!("`\"{}\"`", Family::default())))]
     family: Option<Family>,
+    /// Width of the residual stream.
+    #[schemars(extend("x-default" = "required without `from`"))]
     hidden_size: Option<usize>,
+    /// Width of the feed-forward blocks.
+    #[schemars(extend("x-default" = "required without `from`"))]
     intermediate_size: Option<usize>,
+    /// Number of layers.
+    #[schemars(extend("x-default" = "required without `from`"))]
     num_hidden_layers: Option<usize>,
+    /// Number of query heads in each layer.
+    #[schemars(extend("x-default" = "required without `from`"))]
     num_attention_heads: Option<usize>,
+    /// Number of key and value heads in each layer, a divisor of `num_attention_heads`.
+    #[schemars(extend("x-default" = "`num_attention_heads`"))]
     num_key_value_heads: Option<usize>,
+    /// Width of one attention head.
+    #[schemars(extend("x-default" = "`hidden_size / num_attention_heads`"))]
     head_dim: Option<usize>,
+    /// Number of rows of the embedding.
+    #[schemars(extend("x-default" = "the tokenizer's size"))]
     vocab_size: Option<usize>,
+    /// Longest sequence in tokens.
+    #[schemars(extend("x-default" = "required without `from`"))]
     max_position_embeddings: Option<usize>,
+    /// Base of the rotary frequencies; GPT-2 has none.
+    #[schemars(extend("x-default" = ROPE_THETA))]
     rope_theta: Option<f64>,
+    /// Epsilon of the norm layers, GPT-2's LayerNorm included.
+    #[schemars(extend("x-default" = RMS_NORM_EPS))]
     rms_norm_eps: Option<f64>,
+    /// Whether the output head shares its weights with the embedding.
+    #[schemars(extend("x-default" = TIE_WORD_EMBEDDINGS))]
     tie_word_embeddings: Option<bool>,
+    /// Number of preceding tokens that a token attends to; unset attends to all.
     sliding_window: Option<usize>,
+    /// Standard deviation of the initial weights.
+    #[schemars(extend("x-default" = INITIALIZER_RANGE))]
     initializer_range: Option<f64>,
 }
 
 impl ModelTable {
-    /// Works out what the table means; what is wrong goes to `checker`, and the value is then not
-    /// to be used.
+    /// The model that the table describes. Problems are reported to `checker`; the value must then
+    /// not be used.
     pub(super) fn lower(
         self,
         document: &Document,
@@ -193,11 +264,11 @@ impl ModelTable {
                 "max_position_embeddings",
                 self.max_position_embeddings,
             ),
-            rope_theta: self.rope_theta.unwrap_or(10_000.0),
-            rms_norm_eps: self.rms_norm_eps.unwrap_or(1e-5),
-            tie_word_embeddings: self.tie_word_embeddings.unwrap_or(true),
+            rope_theta: self.rope_theta.unwrap_or(ROPE_THETA),
+            rms_norm_eps: self.rms_norm_eps.unwrap_or(RMS_NORM_EPS),
+            tie_word_embeddings: self.tie_word_embeddings.unwrap_or(TIE_WORD_EMBEDDINGS),
             sliding_window: self.sliding_window,
-            initializer_range: self.initializer_range.unwrap_or(0.02),
+            initializer_range: self.initializer_range.unwrap_or(INITIALIZER_RANGE),
         }
     }
 }
@@ -215,7 +286,7 @@ impl Architecture {
             ("sliding_window", self.sliding_window.unwrap_or(1)),
         ];
         for (key, value) in positive {
-            keys.at_least(key, value, 1, "a model cannot do without");
+            keys.at_least(key, value, 1, "a model needs one");
         }
         self.check_heads(keys);
         keys.above("rope_theta", self.rope_theta, 0.0, "10000 is usual");
@@ -247,13 +318,13 @@ impl Architecture {
         } else if self.family == Family::Llama && !width.is_multiple_of(heads) {
             // transformers refuses it even where head_dim is set.
             let message = format!(
-                "a llama needs a multiple of model.num_attention_heads = {heads}; change one of the two, or choose \
-                 family = \"mistral\" and set head_dim"
+                "must be a multiple of model.num_attention_heads = {heads} in a llama; change one \
+                 of them, or set family = \"mistral\" and head_dim"
             );
             keys.wrong("hidden_size", width, message);
         } else if self.head_dim < 2 || !self.head_dim.is_multiple_of(2) {
-            let message = "rotary embeddings need an even head size; choose hidden_size = num_attention_heads × an even \
-                           number, or set head_dim";
+            let message = "must be even for rotary embeddings; set head_dim, or hidden_size to \
+                           num_attention_heads × an even number";
             keys.wrong("head_dim", self.head_dim, message);
         }
     }

@@ -1,8 +1,8 @@
-//! The names of the tables, and guessing which known name was meant by an unknown one.
+//! Names of tables, and the known name that an unknown one probably means.
 
 use super::Stage;
 
-/// Tables that are no stage.
+/// Tables that are not stages.
 const SHARED: [&str; 3] = ["run", "model", "tokenizer"];
 
 /// Names of all tables that a configuration may have, in the order of the file.
@@ -17,7 +17,7 @@ pub fn is_stage(table: &str) -> bool {
     Stage::ALL.into_iter().any(|stage| stage.name() == table)
 }
 
-/// The known name that looks most like `name`, if one is close enough to be meant.
+/// The known name most similar to `name`, if one is similar enough.
 ///
 /// Closeness is Damerau-Levenshtein distance over the longer length: 0.6 lets `lr_sheduler` and
 /// `learning-rate` through, and keeps names that share only a suffix apart.
@@ -35,7 +35,7 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .map(|(_, candidate)| candidate)
 }
 
-/// The keys of other trainers and everyday words → ours, where no spelling would lead there.
+/// Keys of other trainers and common abbreviations, with our names for them.
 const ALIASES: [(&str, &str); 23] = [
     ("lr", "learning_rate"),
     ("beta", "kl_coef"),
@@ -62,8 +62,13 @@ const ALIASES: [(&str, &str); 23] = [
     ("drop_last", "dataloader_drop_last"),
 ];
 
+/// The key of `known` that was meant by `name`: our word for another trainer's, or the nearest.
+pub fn meant<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
+    alias(name, known).or_else(|| nearest(name, known.iter().map(String::as_str)))
+}
+
 /// Our word for a key that other trainers use, if `known` has it.
-pub fn alias<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
+fn alias<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
     let (_, ours) = ALIASES
         .into_iter()
         .find(|(theirs, ours)| *theirs == name && known.iter().any(|k| k == ours))?;

@@ -1,81 +1,100 @@
 //! The keys that every stage has: how long it trains, how it steps, when it saves.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::check::Keys;
 use super::data::HeldOut;
 
-/// The keys common to all stages. They stand in the stage's own table.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The keys of every stage. They stand in the stage's own table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Training {
-    /// Optimizer steps (PPO: iterations); 0 takes `max_epochs`, or one epoch if that is unset too.
+    /// Number of optimizer steps (in `[ppo]`, of iterations); 0 trains for `max_epochs`.
     pub max_steps: usize,
-    /// Passes over the data, instead of `max_steps`; a fraction of one is rounded up to whole steps.
+    /// Number of passes over the data, when `max_steps` is 0.
+    ///
+    /// May be a fraction; it is rounded up to whole steps.
+    #[schemars(extend("x-default" = "1.0 if `max_steps` is 0"))]
     pub max_epochs: Option<f64>,
-    /// Peak learning rate.
+    /// Peak learning rate of AdamW, reached after the warm-up.
     pub learning_rate: f64,
     /// How the learning rate falls after the warm-up.
     pub lr_scheduler_type: LrScheduler,
-    /// Steps over which the learning rate rises linearly: step s of w has s / (w + 1) of the peak, and step w + 1 the peak.
+    /// Number of steps over which the learning rate rises linearly to its peak.
+    ///
+    /// Step s of w warm-up steps has s / (w + 1) of the peak, and step w + 1 the peak.
     pub warmup_steps: usize,
-    /// Learning rate that the decay falls to, as a share of the peak. It would reach it on the step after the last.
+    /// Learning rate at the end of the schedule as a share of the peak, between 0 and 1.
+    ///
+    /// The schedule would reach it on the step after the last.
     pub min_lr_ratio: f64,
-    /// Rows of one optimizer step (reward: pairs; PPO: sequences of one iteration).
+    /// Number of examples in one optimizer step (in `[ppo]`, of completions in one iteration).
+    ///
+    /// An example is a row of `context_length` tokens in `[pretrain]`, a record in `[sft]`, a pair
+    /// in `[dpo]`, `[reward]` and `[judge]`.
     pub batch_size: usize,
-    /// True if the records that do not fill the last batch of an epoch are left out of it, rather than being a short batch. Refused
-    /// in `[ppo]`, whose iterations are always whole.
+    /// Whether an epoch drops its last batch when the records do not fill it.
+    ///
+    /// Refused in `[ppo]`, whose batches are always full.
     pub dataloader_drop_last: bool,
-    /// Most tokens in one forward pass; a batch above it is accumulated in several.
+    /// Largest number of tokens in one forward pass.
+    ///
+    /// Gradients of a larger batch are accumulated over several passes; a smaller value saves
+    /// memory.
     pub micro_batch_tokens: usize,
-    /// Decoupled weight decay of the matrices.
+    /// Decoupled weight decay of AdamW, applied to matrices only.
     pub weight_decay: f64,
-    /// AdamW's decay of the first moment.
+    /// Decay rate of AdamW's first moment, from 0 to below 1.
     pub adam_beta1: f64,
-    /// AdamW's decay of the second moment.
+    /// Decay rate of AdamW's second moment, from 0 to below 1.
     pub adam_beta2: f64,
-    /// AdamW's epsilon.
+    /// Epsilon of AdamW.
     pub adam_epsilon: f64,
-    /// Global norm that gradients are clipped to; 0 does not clip.
+    /// Largest global norm of the gradients, to which larger ones are clipped; 0 does not clip.
     pub max_grad_norm: f64,
-    /// Steps between checkpoints; 0 saves none before the end.
+    /// Number of steps between checkpoints; 0 saves only at the end.
     pub save_steps: usize,
-    /// Steps between evaluations; 0 evaluates at the start and the end only.
+    /// Number of steps between evaluations; 0 evaluates only at the start and at the end.
     pub eval_steps: usize,
-    /// Newest checkpoints that are kept.
+    /// Number of newest checkpoints to keep.
     pub keep_last: usize,
-    /// Checkpoints at multiples of this step are kept for good; 0 keeps none.
+    /// Keep every checkpoint whose step is a multiple of this number; 0 keeps none beside the
+    /// newest.
     pub keep_every: usize,
-    /// What the backward pass computes again rather than keeps.
+    /// Activations that the backward pass computes again instead of keeping (gradient
+    /// checkpointing).
     pub recompute: Recompute,
-    /// Steps between lines on the terminal. `metrics.jsonl` has every step.
+    /// Number of steps between progress lines on the terminal.
+    ///
+    /// `metrics.jsonl` has a line for every step.
     pub log_steps: usize,
 }
 
 /// How the learning rate falls after the warm-up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LrScheduler {
-    /// Half a cosine down to `min_lr_ratio`.
+    /// Along half a cosine to `min_lr_ratio`.
     Cosine,
-    /// A straight line down to `min_lr_ratio`.
+    /// Along a straight line to `min_lr_ratio`.
     Linear,
-    /// It does not.
+    /// Stays at the peak.
     Constant,
 }
 
-/// What the backward pass computes again rather than keeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Activations that the backward pass computes again instead of keeping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Recompute {
-    /// Nothing: all activations are kept.
+    /// All activations are kept.
     None,
-    /// Each block from its input: less memory, one more forward pass.
+    /// Each layer is computed again from its input: less memory, one more forward pass.
     Block,
 }
 
 /// How long a stage trains.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Length {
+pub enum TrainingLength {
     /// This many steps.
     Steps(usize),
     /// This many passes over the data.
@@ -83,7 +102,7 @@ pub enum Length {
 }
 
 impl Default for Training {
-    /// The defaults that are no stage's own: stages set their learning rate, batch and cadence.
+    /// Defaults from which stages differ in learning rate, batch and cadence.
     fn default() -> Self {
         Self {
             max_steps: 0,
@@ -112,14 +131,14 @@ impl Default for Training {
 
 impl Training {
     /// How long the stage trains.
-    pub fn length(&self) -> Length {
+    pub fn length(&self) -> TrainingLength {
         match (self.max_steps, self.max_epochs) {
-            (0, epochs) => Length::Epochs(epochs.unwrap_or(1.0)),
-            (steps, _) => Length::Steps(steps),
+            (0, epochs) => TrainingLength::Epochs(epochs.unwrap_or(1.0)),
+            (steps, _) => TrainingLength::Steps(steps),
         }
     }
 
-    /// Notes values out of range; `usual` are the stage's defaults.
+    /// Reports values out of range; `usual` are the stage's defaults.
     pub(super) fn check(&self, usual: &Self, keys: &mut Keys<'_, '_>) {
         self.check_length(keys);
         self.check_optimizer(keys);
@@ -135,7 +154,7 @@ impl Training {
             "keep_last",
             self.keep_last,
             1,
-            "a run without a checkpoint cannot be continued",
+            "a run is continued from a checkpoint",
         );
         keys.at_least("log_steps", self.log_steps, 1, "1 shows every step");
     }
@@ -190,15 +209,16 @@ impl Training {
             1.0,
             "it is a share of learning_rate",
         );
-        // Defaults pass, for the file in a run folder writes them out.
+        // The default passes, because the file in a run folder writes it out.
         if self.lr_scheduler_type == LrScheduler::Constant && ratio != usual.min_lr_ratio {
-            let message = "is of no use while lr_scheduler_type is \"constant\"; set that to \"cosine\" or \"linear\", or remove this key";
+            let message = "has no effect with lr_scheduler_type = \"constant\"; set \"cosine\" or \
+                           \"linear\", or remove this key";
             keys.wrong("min_lr_ratio", ratio, message);
         }
     }
 
-    /// `eval_steps`, if someone set it beside the stage's defaults. 0 passes anywhere, for it asks for no evaluation.
-    pub(super) fn asked_eval_steps(&self, usual: &Self) -> Option<usize> {
+    /// `eval_steps`, if it differs from the stage's default and is not 0.
+    pub(super) fn changed_eval_steps(&self, usual: &Self) -> Option<usize> {
         let steps = self.eval_steps;
         (steps != usual.eval_steps && steps > 0).then_some(steps)
     }
@@ -211,16 +231,16 @@ impl Training {
         }
     }
 
-    /// Without held-out records nothing is evaluated, and `eval_steps` was set in vain; `keys_of_them` are the keys that name some.
+    /// Refuses `eval_steps` without held-out records; `keys_of_them` are the keys that name some.
     pub(super) fn refuse_eval_steps(
         &self,
         usual: &Self,
         keys_of_them: &str,
         keys: &mut Keys<'_, '_>,
     ) {
-        if let Some(steps) = self.asked_eval_steps(usual) {
+        if let Some(steps) = self.changed_eval_steps(usual) {
             let message = format!(
-                "is of no use without held-out records; set {keys_of_them}, or remove this key"
+                "has no effect without held-out records; set {keys_of_them}, or remove this key"
             );
             keys.wrong("eval_steps", steps, message);
         }
@@ -234,7 +254,8 @@ impl Training {
         keys: &mut Keys<'_, '_>,
     ) {
         if patience > 0 && (held_out.is_empty() || self.eval_steps == 0) {
-            let message = "early stopping needs eval_steps and held-out records; set eval_data or eval_fraction";
+            let message = "early stopping needs eval_steps and held-out records; set eval_data or \
+                           eval_fraction";
             keys.wrong("early_stopping_patience", patience, message);
         }
     }

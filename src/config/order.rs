@@ -1,4 +1,4 @@
-//! Which stage leaves the models that another one starts from.
+//! Models that one stage makes for another.
 
 use std::path::Path;
 
@@ -6,7 +6,8 @@ use super::check::Checker;
 use super::{Config, Stage};
 
 impl Config {
-    /// Looks for what other stages of the run leave for `stage`. What one of `stages` makes before it need not be there yet.
+    /// Checks that the models of other stages that `stage` reads exist, or that one of `stages`
+    /// makes them before it.
     pub(super) fn check_stages_before(
         &self,
         stage: Stage,
@@ -23,8 +24,8 @@ impl Config {
             match maker {
                 Some(maker) => {
                     let message = format!(
-                        "stage {maker} has not left its model there; run `collimate {maker}` with this configuration first, or \
-                         `collimate run` for every stage"
+                        "stage {maker} has not written its model yet; run `collimate {maker}` with \
+                         this configuration first, or `collimate run` for all stages"
                     );
                     keys.wrong(key, format!("\"{}\"", folder.display()), message);
                 }

@@ -4,26 +4,27 @@ use toml::Value;
 
 use super::error::ConfigError;
 
-/// An override of one key, `--set ppo.kl_coef=0.1`; of a part of one whose value is a table, `--set sft.lora.r=4`; or of a key of one
-/// table of an array, `--set ppo.rewards[0].weight=0.5` or, where a shell makes something of brackets, `--set ppo.rewards.0.weight=0.5`.
+/// An override of one key: `ppo.kl_coef=0.1`; of a key in a table, `sft.lora.r=4`; or of a key in
+/// one table of an array, `ppo.rewards[0].weight=0.5` (or `ppo.rewards.0.weight=0.5`, for shells in
+/// which brackets mean something).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Override {
     pub(super) table: String,
     pub(super) key: String,
     pub(super) within: Within,
     pub(super) value: Value,
-    /// As it was typed.
+    /// The override as it was typed.
     pub(super) text: String,
 }
 
-/// What of a key's value is set.
+/// Part of a key's value that is set.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Within {
-    /// All of it.
+    /// The whole value.
     Whole,
-    /// A key of the table that it is.
+    /// A key of a value that is a table.
     Part(String),
-    /// A key of one of the tables that it is an array of: the table's place, and the key.
+    /// A key in one table of an array: index of the table, and the key.
     Item(usize, String),
 }
 
@@ -47,12 +48,23 @@ impl Within {
     }
 }
 
+impl Override {
+    /// The error of an override that the file has no place for.
+    pub(super) fn refused(&self, message: String) -> ConfigError {
+        ConfigError::Override {
+            text: self.text.clone(),
+            message,
+        }
+    }
+}
+
 impl std::str::FromStr for Override {
     type Err = ConfigError;
 
-    /// Reads `TABLE.KEY=VALUE`, `TABLE.KEY.PART=VALUE`, `TABLE.KEY[INDEX].PART=VALUE` or `TABLE.KEY.INDEX.PART=VALUE`. The value is TOML; what is not TOML and does
-    /// not look like the start of a list, table or quoted string is taken as a string, so that `--set run.name=trial` needs no
-    /// quotes.
+    /// Reads `TABLE.KEY=VALUE`, `TABLE.KEY.PART=VALUE`, `TABLE.KEY[INDEX].PART=VALUE` or
+    /// `TABLE.KEY.INDEX.PART=VALUE`. The value is TOML. A value that is not TOML is a string,
+    /// unless it begins like a list, table or quoted string, so that `--set run.name=trial` needs
+    /// no quotes.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let refuse = |message: &str| ConfigError::Override {
             text: text.into(),

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::check::{Checker, Keys};
@@ -10,21 +11,23 @@ use super::optim::Training;
 use super::records::RecordKeys;
 use super::stage::StageTable;
 
-/// The `[pretrain]` table.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Next-token training on plain text.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Pretrain {
-    /// Text to train on: `.txt`, or records with `text`. Required.
+    /// Text to train on: `.txt` files, or records with `text`.
+    #[schemars(extend("x-default" = "required"))]
     pub data: Data,
-    /// Text to evaluate on; empty evaluates nothing.
+    /// Text to evaluate on; unset evaluates nothing.
+    #[schemars(extend("x-default" = "unset"))]
     pub eval_data: Data,
-    /// Columns, and bad records.
+    /// Columns and bad records.
     #[serde(flatten)]
     pub records: RecordKeys,
-    /// Tokens of one row.
+    /// Number of tokens of a training row.
     pub context_length: usize,
-    /// Batches of one evaluation; 0 takes all of `eval_data`.
+    /// Number of batches of one evaluation; 0 takes all of `eval_data`.
     pub eval_batches: usize,
-    /// The keys that every stage has. `batch_size` counts rows of `context_length` tokens.
+    /// The keys of every stage. `batch_size` counts rows of `context_length` tokens.
     #[serde(flatten)]
     pub training: Training,
 }
@@ -87,12 +90,12 @@ impl StageTable for Pretrain {
 }
 
 impl Pretrain {
-    /// Without `eval_data` nothing is evaluated, and what shapes an evaluation was set in vain.
+    /// Reports keys of evaluations that are set without `eval_data`.
     fn refuse_evaluation_keys(&self, usual: &Training, keys: &mut Keys<'_, '_>) {
         self.training.refuse_eval_steps(usual, "eval_data", keys);
         if self.eval_batches > 0 {
             let message =
-                "is of no use without held-out records; set eval_data, or remove this key";
+                "has no effect without held-out records; set eval_data, or remove this key";
             keys.wrong("eval_batches", self.eval_batches, message);
         }
     }

@@ -1,4 +1,4 @@
-//! What the stages of a configuration read: data files and model folders, and whether they are there.
+//! Data files and model folders that the stages read, and whether they exist.
 
 use std::path::{Path, PathBuf};
 
@@ -6,21 +6,20 @@ use super::check::Checker;
 use super::{Config, ConfigError, Document, ModelStart, Stage, StageTable};
 
 impl Config {
-    /// Looks whether the files that `stages` read exist; `document` is where the configuration came
-    /// from.
+    /// Checks that the files that `stages` read exist; the configuration was read from `document`.
     ///
-    /// A model that one of `stages` makes for a later one is not looked for; one that another stage of the run should have
-    /// made is asked of that stage.
+    /// A model that one of `stages` makes for a later one need not exist. For a model that another
+    /// stage of the run makes, the error names that stage.
     ///
     /// # Errors
-    /// [`ConfigError::Invalid`], with every file that is missing and where it was looked for.
+    /// [`ConfigError::Invalid`] with every missing file and its absolute path.
     pub fn check_files(&self, document: &Document, stages: &[Stage]) -> Result<(), ConfigError> {
         let mut checker = Checker::new(document);
         let given = self.model.start.as_ref().and_then(ModelStart::folder);
         given
             .iter()
             .for_each(|folder| checker.table("model").model_exists("from", folder));
-        // What was copied from model.from is blamed there.
+        // A path copied from model.from is reported there.
         if let Some(path) = self
             .tokenizer
             .from
@@ -60,7 +59,7 @@ impl Config {
         self.table(stage).map_or_else(Vec::new, StageTable::models)
     }
 
-    /// Every folder of a model or tokenizer that `stages` may read, those that the run itself makes among them.
+    /// Every folder of a model or tokenizer that `stages` may read, including those of the run.
     pub fn model_folders_mut(&mut self, stages: &[Stage]) -> Vec<&mut PathBuf> {
         let mut folders: Vec<&mut PathBuf> = Vec::new();
         let tables = self.tables_mut();

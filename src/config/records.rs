@@ -1,7 +1,9 @@
-//! The keys of every stage that reads records: the columns to read, and what happens to a record that is wrong or too long.
+//! The keys of every stage that reads records: columns, bad records and long records.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use clap::ValueEnum;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::check::Keys;
@@ -9,39 +11,51 @@ use super::check::Keys;
 /// Field name → name of the file's column that holds it, such as `prompt` → `question`.
 pub type Columns = BTreeMap<String, String>;
 
-/// The keys that all stages have for their records.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Type of [`Columns`] in the reference.
+pub(super) const COLUMNS: &str = "table of field = \"column\"";
+
+/// The keys of every stage that reads records.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RecordKeys {
-    /// Columns of the stage's files that are read under another name. A file of a list may have its own `columns`, which then
-    /// replace these.
+    /// Field names mapped to the columns of the stage's files that hold them, such as
+    /// `{ prompt = "question" }`.
+    ///
+    /// A file of a `data` list may have `columns` of its own, which then replace these. In `[ppo]`
+    /// they apply to `prompts` and `eval_prompts`.
+    #[schemars(extend("x-type" = COLUMNS))]
     pub columns: Option<Columns>,
-    /// Policy for a record that cannot be read or used.
+    /// What happens to a record that cannot be read or used.
     pub bad_records: BadRecords,
-    /// Largest share of bad records among a key's records; beyond it the stage fails although it skips bad records.
+    /// Largest share of bad records that `bad_records = "skip"` tolerates before the stage fails.
+    ///
+    /// Between 0 and 1.
     pub max_bad_share: f64,
 }
 
-/// Policy for a record that cannot be read or used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What happens to a record that cannot be read or used.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum BadRecords {
-    /// The stage stops and names it.
+    /// Stop, and name the record.
     #[default]
     Error,
-    /// It is left out and counted; the first ten are named.
+    /// Leave the record out and count it; the first ten are named.
     Skip,
 }
 
-/// Policy for a record that is longer than the limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What happens to a record that is longer than the limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum TooLong {
-    /// It is cut. An answer loses its end. A prompt loses its start, after BOS: one that is read alone until it fits, one that
-    /// leaves its answer no room until the answer has up to half of the limit.
+    /// Cut the start of a prompt (after BOS) or the end of an answer or text.
+    // A prompt that is read alone is cut until it fits; one that leaves its answer no room, until
+    // the answer has up to half of the limit.
     Truncate,
-    /// It is left out, and counted.
+    /// Leave the record out and count it.
     Skip,
-    /// The stage stops and names it.
+    /// Stop, and name the record.
     Error,
 }
 
@@ -67,13 +81,13 @@ impl RecordKeys {
             && self.bad_records == BadRecords::Error
         {
             let message =
-                "is of no use unless bad_records = \"skip\"; set that, or remove this key";
+                "has no effect unless bad_records = \"skip\"; set that, or remove this key";
             keys.wrong("max_bad_share", self.max_bad_share, message);
         }
     }
 }
 
-/// Notes a map that has an empty name, or that reads one column twice.
+/// Reports an empty name, or a column that is read twice.
 pub(super) fn check_columns(key: &str, columns: &Columns, keys: &mut Keys<'_, '_>) {
     let mut seen = BTreeSet::new();
     for (field, column) in columns {
@@ -129,7 +143,8 @@ mod tests {
 
     #[test]
     fn columns_of_a_file_are_written_and_read_again() {
-        let set = "sft.data=[{ path = \"a.jsonl\", columns = { prompt = \"q\" } }, { path = \"b.jsonl\" }]";
+        let set = "sft.data=[{ path = \"a.jsonl\", columns = { prompt = \"q\" } }, { path = \
+                   \"b.jsonl\" }]";
         let config = resolve(&[set]).unwrap();
         let data = &config.sft.as_ref().unwrap().data;
         assert_eq!(data.sources[0].columns.as_ref().unwrap()["prompt"], "q");

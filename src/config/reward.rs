@@ -1,11 +1,12 @@
 //! `[reward]` and `[judge]`: a reward model trained on preferences.
 //!
-//! The judge is a second reward model, trained on other pairs and never seen by PPO: it tells a
-//! policy that has become better from one that has learnt its reward model's weaknesses. It draws
-//! its first head, the order of its pairs and those that it holds out apart from the reward model's.
+//! The judge is a second reward model, trained on other pairs, that PPO does not train on: it tells
+//! a better policy from one that exploits its reward model. Its initial head, the order of its
+//! pairs and its held-out pairs are drawn independently of the reward model's.
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::check::Keys;
@@ -13,32 +14,40 @@ use super::data::{Data, HeldOut};
 use super::example_keys::{ExampleTable, example_keys};
 use super::optim::Training;
 use super::records::{RecordKeys, TooLong};
+use super::sft::TUNED;
 use super::trainable::Trainable;
 
-/// The `[reward]` table, and the `[judge]` table.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// A reward model, trained on preference pairs.
+///
+/// `[judge]` trains a second one on other pairs, with a head and an order of pairs of its own. PPO
+/// never trains on its scores: evaluations report them, to tell a better policy from one that
+/// exploits its reward model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Reward {
-    /// Folder of the model to start from. When unset: `sft`'s if the configuration has that stage,
-    /// else `pretrain`'s, else `model.from`. Always filled once the configuration is read.
+    /// Folder of the model to start from.
+    #[schemars(extend("x-type" = "path", "x-default" = TUNED))]
     pub from: PathBuf,
-    /// Records with `chosen` and `rejected` (`prompt` and `margin` optional). Required.
+    /// Preference pairs to train on: records with `chosen` and `rejected`, and optionally `prompt`
+    /// and `margin`.
+    #[schemars(extend("x-default" = "required"))]
     pub data: Data,
     /// Held-out pairs.
     #[serde(flatten)]
     pub held_out: HeldOut,
-    /// Weight of the squared mean score, which keeps scores around zero; 0 leaves them free.
+    /// Weight of the squared mean score in the loss, which keeps scores around zero; 0 leaves them
+    /// free.
     pub center_rewards_coefficient: f64,
-    /// Most tokens of prompt and answer together.
+    /// Largest number of tokens of prompt and answer together.
     pub max_length: usize,
-    /// Policy for a longer pair.
+    /// What happens to a pair with an answer longer than `max_length`.
     pub too_long: TooLong,
-    /// Columns, and bad records.
+    /// Columns and bad records.
     #[serde(flatten)]
     pub records: RecordKeys,
-    /// Which weights are trained.
+    /// Weights that are trained.
     #[serde(flatten)]
     pub trainable: Trainable,
-    /// The keys that every stage has. `batch_size` counts pairs.
+    /// The keys of every stage. `batch_size` counts pairs.
     #[serde(flatten)]
     pub training: Training,
 }

@@ -1,33 +1,40 @@
-//! `[run]`: what the run is called, where it lies and what it computes on.
+//! `[run]`: name, folder, seed and device of the run.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use serde::de::value::{self, StrDeserializer};
+use clap::ValueEnum;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Stage;
 use super::check::Checker;
 
-/// The `[run]` table.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The run: its name, folder, seed and device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Run {
-    /// Name of the run and of its folder. Required.
+    /// Name of the run, and of its folder inside `run.dir`.
+    #[schemars(extend("x-default" = "required"))]
     pub name: String,
-    /// Folder that holds the folders of runs.
+    /// Folder in which the folders of all runs are created.
+    #[schemars(extend("x-type" = "path"))]
     pub dir: PathBuf,
-    /// Seed of every draw of the run.
+    /// Seed of every random draw: initial weights, the order of records, sampled completions.
+    ///
+    /// Must be below 2^63.
     pub seed: u64,
-    /// What to compute on: `cpu` or `cuda:N`.
+    /// Device to compute on.
     pub device: Device,
-    /// Threads of the CPU work; 0 takes all cores. Results do not depend on it.
+    /// Number of CPU threads; 0 uses all cores.
+    ///
+    /// Results do not depend on it.
     pub threads: usize,
-    /// How the CPU computes matrix products: `fast` takes what is fastest on this processor,
-    /// `portable` gives the same bits on every processor.
+    /// How the CPU computes matrix products.
     pub arithmetic: Arithmetic,
-    /// Steps in a row with a non-finite loss or gradient (each is skipped) after which the run
-    /// stops.
+    /// Number of consecutive steps with a non-finite loss or gradient after which the run stops.
+    ///
+    /// Each such step is skipped: it changes no weight.
     pub max_bad_steps: usize,
 }
 
@@ -51,7 +58,7 @@ impl Run {
         self.dir.join(&self.name)
     }
 
-    /// Where `stage` leaves its model, `DIR/NAME/STAGE/final`.
+    /// Folder of the model that `stage` trains, `DIR/NAME/STAGE/final`.
     pub fn final_model(&self, stage: Stage) -> PathBuf {
         self.folder().join(stage.name()).join("final")
     }
@@ -88,28 +95,19 @@ fn quoted(text: &str) -> String {
 }
 
 /// How the CPU computes matrix products.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
+#[serde(rename_all = "lowercase")]
 pub enum Arithmetic {
-    /// In the fastest way that this processor has, and as accurately at least.
+    /// Use the processor's matrix unit where it has one.
     Fast,
-    /// In one order of sums, which every processor has.
+    /// Give the same bits on every processor.
     Portable,
 }
 
-impl FromStr for Arithmetic {
-    type Err = String;
-
-    /// Reads what the key takes.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let read = Self::deserialize(StrDeserializer::<value::Error>::new(text));
-        read.map_err(|error| error.to_string())
-    }
-}
-
-/// What to compute on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Device to compute on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(extend("x-type" = "`cpu` or `cuda:N`"))]
 pub enum Device {
     /// The processor.
     Cpu,

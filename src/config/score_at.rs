@@ -1,34 +1,24 @@
-//! Where a reward model's score is read.
+//! The token at which a reward model's score is read.
 
-use std::str::FromStr;
-
-use serde::de::IntoDeserializer;
-use serde::de::value;
+use clap::ValueEnum;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The token at which a reward model's score is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Token at which a reward model's score is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
 #[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum ScoreAt {
-    /// The last token, with which the answer ends.
+    /// The last token, which ends the answer.
     Eos,
-    /// The last token that is not the model's padding: the one before the end, where padding and end are one token.
+    /// The last token that is not the model's padding token.
+    // Where padding and end are one token, it is the token before the end.
     LastNonPad,
-}
-
-impl FromStr for ScoreAt {
-    type Err = String;
-
-    /// Reads what the key takes.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let text: value::StrDeserializer<'_, value::Error> = text.into_deserializer();
-        Self::deserialize(text).map_err(|error| error.to_string())
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::ScoreAt;
+    use super::*;
     use crate::config::tests::{refused, resolve};
 
     #[test]
@@ -39,8 +29,9 @@ mod tests {
         let found = score_at(&["ppo.score_at=last_non_pad"]);
         assert_eq!(found, Some(ScoreAt::LastNonPad));
         refused(&["ppo.score_at=last"], &["ppo.score_at", "last_non_pad"]);
-        assert_eq!("last_non_pad".parse(), Ok(ScoreAt::LastNonPad));
-        assert!("end".parse::<ScoreAt>().is_err());
+        let flag = |word| ScoreAt::from_str(word, false);
+        assert_eq!(flag("last_non_pad"), Ok(ScoreAt::LastNonPad));
+        assert!(flag("end").is_err());
     }
 
     #[test]

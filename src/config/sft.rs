@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::check::Keys;
@@ -11,48 +12,58 @@ use super::optim::Training;
 use super::records::{RecordKeys, TooLong};
 use super::trainable::Trainable;
 
-/// The `[sft]` table.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Default of `from` in the stages after `[sft]`, in the reference.
+pub(super) const TUNED: &str = "what `[sft]` or `[pretrain]` trains, else `model.from`";
+
+/// Supervised fine-tuning on answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Sft {
-    /// Folder of the model to start from. When unset: `pretrain`'s if the configuration has that
-    /// stage, else `model.from`. Always filled once the configuration is read.
+    /// Folder of the model to start from.
+    #[schemars(extend(
+        "x-type" = "path",
+        "x-default" = "what `[pretrain]` trains, else `model.from`"
+    ))]
     pub from: PathBuf,
-    /// Records with `messages` or `conversations`, `prompt` and `completion`, `instruction` and `output`, or `text`. Required.
+    /// Records to train on: with `messages` or `conversations`, `prompt` and `completion`,
+    /// `instruction` and `output`, or `text`.
+    #[schemars(extend("x-default" = "required"))]
     pub data: Data,
     /// Held-out records.
     #[serde(flatten)]
     pub held_out: HeldOut,
-    /// Most tokens of one example, prompt and answer together.
+    /// Largest number of tokens of an example, prompt and answer together.
     pub max_length: usize,
-    /// What happens to a longer one.
+    /// What happens to an example longer than `max_length`.
     pub too_long: TooLong,
-    /// Columns, and bad records.
+    /// Columns and bad records.
     #[serde(flatten)]
     pub records: RecordKeys,
-    /// Which answers of a conversation are learned.
+    /// Assistant turns of a conversation that the loss counts.
+    ///
+    /// In records of `prompt` and `completion`, these are the turns of the completion.
     pub learn: Learn,
-    /// Which weights are trained.
+    /// Weights that are trained.
     #[serde(flatten)]
     pub trainable: Trainable,
-    /// Each layer's learning rate as a share of the one above it; 1 treats all alike.
+    /// Learning rate of each layer as a share of the layer above it; 1.0 trains all layers alike.
     pub layerwise_lr_decay: f64,
-    /// Evaluations without a new best loss after which training ends, and the best weights are
-    /// kept; 0 trains on to the end and keeps the last.
+    /// Number of evaluations without a new lowest loss after which training stops and keeps the
+    /// best weights; 0 trains to the end and keeps the last.
     pub early_stopping_patience: usize,
-    /// The keys that every stage has. `batch_size` counts examples.
+    /// The keys of every stage. `batch_size` counts examples.
     #[serde(flatten)]
     pub training: Training,
 }
 
-/// Which of the assistant's turns in a conversation are learned. In `prompt` + `completion` those of
-/// the completion are meant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Assistant turns of a conversation that the loss counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Learn {
-    /// Every one, each after the history that inference gives it. Where the chat template renders
-    /// earlier turns otherwise once later ones are there, each answer is an example of its own.
+    /// All turns, each after the history that inference would give it.
+    // Where the chat template renders earlier turns otherwise once later ones are there, each
+    // answer is an example of its own.
     All,
-    /// The last one alone.
+    /// The last turn.
     Last,
 }
 
@@ -88,7 +99,7 @@ impl ExampleTable for Sft {
             keys.wrong(
                 "layerwise_lr_decay",
                 self.layerwise_lr_decay,
-                "must be above 0 and at most 1; 1 is off",
+                "must be above 0 and at most 1; 1 trains all layers alike",
             );
         }
     }

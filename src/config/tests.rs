@@ -1,4 +1,4 @@
-//! Reading whole configurations: what is filled in, what is refused and in which words.
+//! Whole configurations: filled values, refusals, and their messages.
 
 use std::path::Path;
 
@@ -65,7 +65,7 @@ pub(super) fn refused(overrides: &[&str], words: &[&str]) {
     }
 }
 
-/// What is said of the sample with overrides that must be refused.
+/// The error of the sample with overrides that must be refused.
 pub(super) fn refusal(overrides: &[&str]) -> String {
     resolve(overrides).expect_err("must be refused").to_string()
 }
@@ -100,7 +100,7 @@ fn what_is_not_typed_is_filled() {
         Some(Path::new("runs/trial/judge/final"))
     );
     assert_eq!(ppo.critic.critic_learning_rate, Some(3e-4));
-    assert_eq!(ppo.training.length(), Length::Steps(40));
+    assert_eq!(ppo.training.length(), TrainingLength::Steps(40));
     // A stage's defaults are its own, though the keys are shared.
     assert_eq!(config.pretrain.as_ref().unwrap().training.weight_decay, 0.1);
     assert_eq!(ppo.training.weight_decay, 0.0);
@@ -166,7 +166,7 @@ fn keys_without_effect_on_a_preference_loss_are_refused() {
         ("ipo", "simpo_gamma", "simpo"),
     ] {
         let (loss, value) = (format!("dpo.loss_type={loss}"), format!("dpo.{key}=0.2"));
-        let says = format!("is of no use unless loss_type = \"{only}\"; remove it");
+        let says = format!("has no effect unless loss_type = \"{only}\"; remove it");
         let error = refusal(&[&loss, &value]);
         assert!(error.contains(&says), "{error}");
     }
@@ -263,7 +263,8 @@ fn unknown_names_are_refused_with_the_nearest() {
         .to_string();
     assert_eq!(
         error,
-        "seed (trial.toml:1): stands outside any table; put it under the table it belongs to, such as [run]"
+        "seed (trial.toml:1): stands outside any table; put it under the table it belongs to, such \
+         as [run]"
     );
 }
 
@@ -329,7 +330,8 @@ fn combinations_that_cannot_run_are_refused() {
         ),
         (
             "model.num_attention_heads=3",
-            "model.hidden_size = 64 (trial.toml:6): a llama needs a multiple of model.num_attention_heads = 3",
+            "model.hidden_size = 64 (trial.toml:6): must be a multiple of \
+             model.num_attention_heads = 3",
         ),
         ("model.vocab_size=300", "below tokenizer.vocab_size = 2048"),
         (
@@ -373,7 +375,7 @@ fn keys_of_evaluations_are_refused_where_nothing_is_evaluated() {
     ] {
         let error = refusal(&[set]);
         assert!(
-            error.contains("is of no use without eval_prompts"),
+            error.contains("has no effect without eval_prompts"),
             "--set {set} gave: {error}"
         );
         resolve(&[set, "ppo.eval_prompts=held_out.jsonl"]).unwrap();
@@ -451,7 +453,8 @@ fn a_stage_asks_for_those_whose_models_it_reads() {
     for (key, stage) in [("ppo.from", "sft"), ("ppo.reward_model", "reward")] {
         let path = folder.path().join("trial").join(stage).join("final");
         let line = format!(
-            "{key} = \"{}\" (the default): stage {stage} has not left its model there; run `collimate {stage}` with",
+            "{key} = \"{}\" (the default): stage {stage} has not written its model yet; run \
+             `collimate {stage}` with",
             path.display()
         );
         assert!(error.contains(&line), "{error}");

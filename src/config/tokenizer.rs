@@ -1,22 +1,25 @@
-//! `[tokenizer]`: the tokenizer to read, or the one to train.
+//! `[tokenizer]`: the tokenizer to read or to train.
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::check::Checker;
 use super::optional_path;
 
-/// The `[tokenizer]` table.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The tokenizer to read, or the byte-level BPE to train.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Tokenizer {
-    /// `tokenizer.json` or a folder that holds it. When unset it is `model.from`'s; where the model
-    /// starts from scratch, `pretrain` trains a byte-level BPE on its text.
+    /// A `tokenizer.json`, or a folder that holds one.
+    ///
+    /// Without it and without `model.from`, `[pretrain]` trains a byte-level BPE on its text.
+    #[schemars(extend("x-type" = "path", "x-default" = "`model.from`'s"))]
     #[serde(default, deserialize_with = "optional_path")]
     pub from: Option<PathBuf>,
-    /// Entries of a trained tokenizer, special tokens and the 256 bytes included.
+    /// Number of entries of a trained tokenizer, the 256 bytes and the special tokens included.
     pub vocab_size: usize,
-    /// Special tokens of a trained tokenizer. The first ends a text (EOS); the second fills (PAD).
+    /// Special tokens of a trained tokenizer: the first ends a text (EOS), the second pads.
     pub special_tokens: Vec<String>,
 }
 
@@ -36,8 +39,8 @@ impl Tokenizer {
         let specials = &self.special_tokens;
         let repeated = (1..specials.len()).any(|i| specials[..i].contains(&specials[i]));
         if specials.len() < 2 || repeated || specials.iter().any(String::is_empty) {
-            let message = "needs at least two different, non-empty tokens: the first ends a text, the second fills; \
-                           [\"<|endoftext|>\", \"<|pad|>\"] is usual";
+            let message = "needs at least two different, non-empty tokens: the first ends a text, \
+                           the second pads; [\"<|endoftext|>\", \"<|pad|>\"] is usual";
             keys.wrong("special_tokens", format!("{specials:?}"), message);
         }
         keys.at_least(

@@ -1,22 +1,28 @@
-//! Which of a model's weights a stage trains: all of them, those above some frozen layers, or adapters on them.
+//! Weights that a supervised stage trains: all, those above frozen layers, or adapters.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::check::Keys;
 use super::lora::Lora;
 
-/// What is said of keys that freeze weights beside a `lora` table.
-const BESIDE_LORA: &str = "is of no use beside lora, which leaves all weights of the model as they are; remove one of the two";
+/// Message on keys that freeze weights beside a `lora` table.
+const BESIDE_LORA: &str =
+    "has no effect beside lora, which freezes all weights of the model; remove one of them";
 
-/// The keys of `[sft]`, `[dpo]`, `[reward]` and `[judge]` that say which weights learn.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// The keys that choose the weights a supervised stage trains.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Trainable {
-    /// Layers, from the lowest, that keep their weights, and the embedding with them: a trunk that `[ppo]` can hold once for all
-    /// roles.
+    /// Number of lowest layers that are frozen, the embedding with them; 0 freezes none.
+    ///
+    /// Frozen layers form a trunk that `[ppo]` can share among its roles (`ppo.share`).
     pub freeze_layers: usize,
-    /// Whether the embedding keeps its weights (it does anyway when layers are frozen).
+    /// Whether the embedding is frozen.
+    ///
+    /// It is in any case when `freeze_layers` is above 0.
     pub freeze_embeddings: bool,
-    /// Trains adapters, and the scalar head of a reward model, instead of the model's weights.
+    /// Table of LoRA keys: train adapters (and a reward model's head) on frozen weights.
+    #[schemars(extend("x-type" = "table"))]
     pub lora: Option<Lora>,
 }
 

@@ -1,8 +1,9 @@
-//! Our defaults beside TRL's, field by field: each of TRL's is one of ours (also where it acts otherwise, which is then said), or
-//! differs for a reason, or has no counterpart for one.
+//! Compares our defaults with TRL's, field by field: the default is the same (with a note where the
+//! key acts differently), or it differs for a stated reason, or there is no such key for a stated
+//! reason.
 //!
-//! TRL's stand in `tests/golden/trl_defaults.json`, made by `make_trl_defaults.py` from the configuration classes of the version named
-//! there.
+//! TRL's defaults are in `tests/golden/trl_defaults.json`, made by `make_trl_defaults.py` from the
+//! configuration classes of the version named there.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -12,16 +13,16 @@ use super::{AdvantageEstimator, Dpo, Ppo, Reward, Sft};
 
 mod groups;
 
-/// What became of a field of TRL's.
+/// Our counterpart of a field of TRL.
 #[derive(Clone, Copy)]
 enum Ours {
-    /// The key has its default.
+    /// A key with the same default.
     Same(&'static str),
-    /// The key has its default, and acts otherwise.
+    /// A key with the same default that acts differently, with the difference.
     Acts(&'static str, &'static str),
-    /// The key has another default, because.
+    /// A key with another default, with the reason.
     Differs(&'static str, &'static str),
-    /// There is no such key, because.
+    /// No such key, with the reason.
     Absent(&'static str),
 }
 use Ours::{Absent, Acts, Differs, Same};
@@ -29,13 +30,14 @@ use Ours::{Absent, Acts, Differs, Same};
 /// A field, or all that begin as `begin_*`.
 type Row = (&'static str, Ours);
 
-/// What all stages have in common.
+/// Fields of all stages.
 const SHARED: &[Row] = &[
     (
         "warmup_steps",
         Acts(
             "warmup_steps",
-            "step s of w has s/(w + 1) of the peak; there it has (s − 1)/w, and the first step changes nothing",
+            "step s of w has s/(w + 1) of the peak; there it has (s − 1)/w, and the first step \
+             changes nothing",
         ),
     ),
     ("weight_decay", Same("weight_decay")),
@@ -149,7 +151,8 @@ const SFT: &[Row] = &[
         "truncation_mode",
         Differs(
             "too_long",
-            "the same under another word: an end is cut, and a prompt's start where that leaves an answer no room",
+            "the same under another word: an end is cut, and a prompt's start where that leaves an \
+             answer no room",
         ),
     ),
     (
@@ -182,7 +185,8 @@ const REWARD: &[Row] = &[
         "learning_rate",
         Differs(
             "learning_rate",
-            "1e-4 is for adapters; whole models took 9e-6 (Ouyang et al. 2022) and 1.5e-5 (Stiennon et al. 2020)",
+            "1e-4 is for adapters; whole models took 9e-6 (Ouyang et al. 2022) and 1.5e-5 \
+             (Stiennon et al. 2020)",
         ),
     ),
     (
@@ -198,7 +202,7 @@ const REWARD: &[Row] = &[
     ),
 ];
 
-/// What trains on completions that it samples.
+/// Fields of the trainers that sample completions.
 const ON_POLICY: &[Row] = &[
     (
         "lr_scheduler_type",
@@ -230,8 +234,8 @@ const PPO: &[Row] = &[
         "max_grad_norm",
         Acts(
             "max_grad_norm",
-            "gradients of actor and critic are clipped, each by its own norm, as OpenRLHF and verl do; TRL's PPO has the field and its \
-             loop clips nothing",
+            "gradients of actor and critic are clipped, each by its own norm, as OpenRLHF and verl \
+             do; TRL's PPO has the field and its loop clips nothing",
         ),
     ),
     (
@@ -301,7 +305,8 @@ const PPO: &[Row] = &[
         "kl_estimator",
         Differs(
             "kl_estimator",
-            "unset, which is k1 in the reward, as TRL has it, and k3 where kl_in puts it into the loss",
+            "unset, which is k1 in the reward, as TRL has it, and k3 where kl_in puts it into the \
+             loss",
         ),
     ),
     ("cliprange", Same("cliprange")),
@@ -317,14 +322,16 @@ const DPO: &[Row] = &[
         "max_length",
         Acts(
             "max_length",
-            "the end of an answer is cut in both; a pair whose prompt alone is as long is left out there without a word",
+            "the end of an answer is cut in both; a pair whose prompt alone is as long is left out \
+             there without a word",
         ),
     ),
     (
         "truncation_mode",
         Differs(
             "too_long",
-            "the same under another word: the end of an answer is cut, and a prompt's start where that leaves an answer no room",
+            "the same under another word: the end of an answer is cut, and a prompt's start where \
+             that leaves an answer no room",
         ),
     ),
     ("precompute_ref_log_probs", Absent("they always are")),
@@ -350,7 +357,7 @@ const DPO: &[Row] = &[
     ("discopop_tau", Absent("DiscoPOP is not here")),
 ];
 
-/// What moves the reference.
+/// Fields of a reference that is updated.
 const REFERENCE: &[Row] = &[
     (
         "sync_ref_model",
@@ -360,7 +367,7 @@ const REFERENCE: &[Row] = &[
     ("ref_model_sync_steps", Absent("as sync_ref_model")),
 ];
 
-/// Of `CPOConfig`, which has SimPO.
+/// Fields of `CPOConfig`, which has SimPO.
 const CPO: &[Row] = &[("beta", Same("beta")), ("simpo_gamma", Same("simpo_gamma"))];
 
 /// Holds each field of TRL's class against its row.

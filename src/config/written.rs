@@ -1,11 +1,11 @@
-//! Structures of the configuration → TOML, and the names of their keys.
+//! Writes structures of the configuration as TOML, and lists the names of their keys.
 
 use serde::Serialize;
 use toml::Table;
 
 use super::error::ConfigError;
 
-/// The names of all keys of `value`, those that are unset included.
+/// Names of all keys of `value`, unset ones included.
 pub fn key_names<T: Serialize>(value: &T) -> Result<Vec<String>, ConfigError> {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::Object(entries)) => {
@@ -18,7 +18,7 @@ pub fn key_names<T: Serialize>(value: &T) -> Result<Vec<String>, ConfigError> {
     }
 }
 
-/// `value` as a TOML table; unset optional keys are left out, for TOML has no word for them.
+/// `value` as a TOML table without unset keys, for which TOML has no value.
 pub fn to_table<T: Serialize>(value: &T) -> Result<Table, ConfigError> {
     Table::try_from(to_json(value)?).map_err(|error| ConfigError::Serialize(error.to_string()))
 }

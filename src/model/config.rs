@@ -13,45 +13,10 @@ pub use names::{LM_HEAD, Names, SCORE, is_embedding, layer_of, weight, without_t
 pub use tensors::{Init, StoredLayout, TensorSpec};
 pub use validate::InvalidDecoder;
 
-/// A family of decoders: it fixes the tensor names and the keys of `config.json`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Family {
-    Llama,
-    Mistral,
-    /// Qwen2 and Qwen2.5.
-    Qwen2,
-    Qwen3,
-    Gpt2,
-}
+pub use crate::config::Family;
 
+/// What a family fixes: names of classes and tensors, keys of `config.json`.
 impl Family {
-    /// Every family, in the order in which messages list them.
-    pub const ALL: [Family; 5] = [
-        Family::Llama,
-        Family::Mistral,
-        Family::Qwen2,
-        Family::Qwen3,
-        Family::Gpt2,
-    ];
-
-    /// The value of `model_type` in `config.json`; also what a user types for `model.family`.
-    pub fn model_type(self) -> &'static str {
-        match self {
-            Family::Llama => "llama",
-            Family::Mistral => "mistral",
-            Family::Qwen2 => "qwen2",
-            Family::Qwen3 => "qwen3",
-            Family::Gpt2 => "gpt2",
-        }
-    }
-
-    /// The family called `model_type`, if the engine knows it.
-    pub fn from_model_type(model_type: &str) -> Option<Family> {
-        Family::ALL
-            .into_iter()
-            .find(|family| family.model_type() == model_type)
-    }
-
     /// The transformers class of a model with this head, as written in `architectures`.
     pub fn architecture(self, head: Head) -> &'static str {
         match (self, head) {

@@ -17,6 +17,7 @@ use super::block::Block;
 use super::config::{DecoderConfig, is_embedding, layer_of};
 use super::hf_config::HfConfig;
 use super::lora::Lora;
+pub use crate::config::Recompute;
 use crate::ops::attention::{Attention, Segments};
 use crate::ops::embedding::embed;
 use crate::ops::head::{BothLogProbs, Target, TokenLogProbs, both_log_probs, token_log_probs};
@@ -28,15 +29,6 @@ use crate::ops::rope::Rotation;
 
 pub use assembly::{Holding, TensorSource};
 use layers::{Tokens, enter_graph};
-
-/// Activations that a layer keeps for its backward pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Recompute {
-    /// All activations.
-    None,
-    /// Only the layer's input; the activations are computed again.
-    Block,
-}
 
 /// Whether a forward pass will be differentiated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

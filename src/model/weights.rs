@@ -26,8 +26,9 @@ use crate::files::regular;
 use crate::files::stored::{StoredTensors, Unreadable};
 use values::{transpose, widen};
 
+pub use crate::config::SaveDtype;
 pub use error::WeightsError;
-pub use save::{DEFAULT_MAX_SHARD_BYTES, SaveDtype, save, save_file};
+pub use save::{DEFAULT_MAX_SHARD_BYTES, save, save_file};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";

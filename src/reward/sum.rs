@@ -225,7 +225,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::config::{ExactReward, LengthReward, Unit};
+    use crate::config::{ExactReward, LengthReward, TextUnit};
     use crate::reward::RewardInput;
 
     fn component(name: &str, weight: f64, kind: RewardKind) -> RewardComponent {
@@ -239,7 +239,7 @@ mod tests {
     fn rewards() -> Rewards {
         let exact = RewardKind::Exact(ExactReward::default());
         let length = RewardKind::Length(LengthReward {
-            unit: Unit::Words,
+            unit: TextUnit::Words,
             max: Some(1),
             ..LengthReward::default()
         });

@@ -2,9 +2,9 @@
 
 use anyhow::{Context as _, Result};
 
-use crate::config::{Architecture, Family as FamilyName};
+use crate::config::Architecture;
 use crate::data::tokenizer::Tokenizer;
-use crate::model::config::{DecoderConfig, Family, Geometry, NormKind, Position, SlidingWindow};
+use crate::model::config::{DecoderConfig, Geometry, NormKind, Position, SlidingWindow};
 
 /// The decoder that `[model]` describes, with the tokenizer's size and special tokens.
 ///
@@ -25,8 +25,7 @@ pub fn describe_for(sizes: &Architecture, tokenizer: &Tokenizer) -> Result<Decod
 /// If the family has no such model.
 pub fn describe(sizes: &Architecture, vocab_size: usize) -> Result<DecoderConfig> {
     let geometry = geometry(sizes, vocab_size);
-    let mut config =
-        DecoderConfig::from_scratch(family(sizes.family), &geometry).context("[model]")?;
+    let mut config = DecoderConfig::from_scratch(sizes.family, &geometry).context("[model]")?;
     choose(&mut config, sizes);
     config.validate().context("[model]")?;
     Ok(config)
@@ -47,16 +46,6 @@ fn choose(config: &mut DecoderConfig, sizes: &Architecture) {
     config.initializer_range = sizes.initializer_range;
 }
 
-fn family(name: FamilyName) -> Family {
-    match name {
-        FamilyName::Llama => Family::Llama,
-        FamilyName::Mistral => Family::Mistral,
-        FamilyName::Qwen2 => Family::Qwen2,
-        FamilyName::Qwen3 => Family::Qwen3,
-        FamilyName::Gpt2 => Family::Gpt2,
-    }
-}
-
 fn geometry(sizes: &Architecture, vocab_size: usize) -> Geometry {
     Geometry {
         hidden_size: sizes.hidden_size,
@@ -73,9 +62,10 @@ fn geometry(sizes: &Architecture, vocab_size: usize) -> Geometry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Family;
 
     /// Three heads of 32 in a width of 100.
-    fn sizes(family: FamilyName) -> Architecture {
+    fn sizes(family: Family) -> Architecture {
         Architecture {
             family,
             hidden_size: 100,
@@ -96,13 +86,13 @@ mod tests {
 
     #[test]
     fn what_the_table_says_is_what_the_decoder_has() {
-        let config = describe(&sizes(FamilyName::Mistral), 300).unwrap();
+        let config = describe(&sizes(Family::Mistral), 300).unwrap();
         assert_eq!((config.head_dim, config.vocab_size), (32, 300));
         assert_eq!((config.window(0), config.window(1)), (Some(8), Some(8)));
         assert_eq!(config.norm, NormKind::Rms { eps: 1e-6 });
         let own = Architecture {
             vocab_size: Some(320),
-            ..sizes(FamilyName::Mistral)
+            ..sizes(Family::Mistral)
         };
         assert_eq!(describe(&own, 300).unwrap().vocab_size, 320);
     }
@@ -111,7 +101,7 @@ mod tests {
     fn what_the_family_has_not_is_refused() {
         let llama = Architecture {
             hidden_size: 96,
-            ..sizes(FamilyName::Llama)
+            ..sizes(Family::Llama)
         };
         let error = format!("{:#}", describe(&llama, 300).unwrap_err());
         assert!(

@@ -4,11 +4,10 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::config::{self, Config, Stage};
+use crate::config::{Config, Stage};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
 use crate::model::hf_config::HfConfig;
-use crate::model::weights::SaveDtype;
 use crate::ops::backend::Backend;
 use crate::terminal::Phase;
 use crate::train::run_folder::{Done, StageFolder};
@@ -46,7 +45,7 @@ impl Context<'_> {
         let _phase = Phase::begin("writing the final model");
         self.folder.write_final(|folder| {
             tokenizer.save(folder)?;
-            model.save(folder, save_dtype(self.config.model.save_dtype))?;
+            model.save(folder, self.config.model.save_dtype)?;
             anyhow::Ok(())
         })
     }
@@ -65,7 +64,7 @@ impl Context<'_> {
         let _phase = Phase::begin("writing the final adapters");
         self.folder.write_final(|folder| {
             tokenizer.save(folder)?;
-            model.save_adapter(folder, base, save_dtype(self.config.model.save_dtype))?;
+            model.save_adapter(folder, base, self.config.model.save_dtype)?;
             anyhow::Ok(())
         })
     }
@@ -104,12 +103,4 @@ pub fn check_vocabulary(
         folder.display()
     );
     Ok(())
-}
-
-fn save_dtype(dtype: config::SaveDtype) -> SaveDtype {
-    match dtype {
-        config::SaveDtype::Float32 => SaveDtype::F32,
-        config::SaveDtype::Bfloat16 => SaveDtype::Bf16,
-        config::SaveDtype::Float16 => SaveDtype::F16,
-    }
 }

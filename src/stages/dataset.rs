@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 
 use super::record_report::RecordReport;
-use crate::config::{Data, RecordKeys, Source, Stage, Training};
+use crate::config::{Data, DataSource, RecordKeys, Stage, Training};
 use crate::data;
 use crate::data::example::Encoded;
 use crate::data::records::{File, LeftOut, Record, read_file};
@@ -87,7 +87,7 @@ impl StageRecords {
 ///
 /// # Errors
 /// If the file cannot be read, or has a bad record and bad records are errors.
-pub fn read_source(source: &Source, keys: &RecordKeys) -> data::Result<File> {
+pub fn read_source(source: &DataSource, keys: &RecordKeys) -> data::Result<File> {
     let columns = source.columns.as_ref().or(keys.columns.as_ref());
     read_file(&source.path, columns, keys.bad_records)
 }

@@ -25,7 +25,7 @@ use crate::model::Decoder;
 use crate::model::config::{DecoderConfig, Head};
 use crate::model::hf_config::HfConfig;
 use crate::ops::param::Trainability;
-use crate::terminal::Phase;
+use crate::terminal::{self, Phase};
 use crate::train::memory::limit_bytes;
 
 /// Numbers held for each parameter that is trained: itself, its gradient and AdamW's two moments.
@@ -187,7 +187,15 @@ fn tokenizer(context: &Context, records: &[Record]) -> Result<Tokenizer> {
         .map(Record::text)
         .collect::<Result<Vec<_>, _>>()?;
     let _phase = Phase::begin(format!("training a tokenizer on {} texts", texts.len()));
-    Ok(Tokenizer::train_bpe(&texts, &bpe_training(config))?)
+    let tokenizer = Tokenizer::train_bpe(&texts, &bpe_training(config))?;
+    if tokenizer.vocab_size() < config.vocab_size {
+        terminal::note_once(format!(
+            "tokenizer.vocab_size = {}, but the text has pairs for only {} entries: the vocabulary is that size",
+            config.vocab_size,
+            tokenizer.vocab_size()
+        ));
+    }
+    Ok(tokenizer)
 }
 
 /// The first special token ends a text, the second fills; the configuration has at least two.

@@ -6,7 +6,7 @@ use super::context::Context;
 use super::definition::definition;
 use super::plan::machine::Bound;
 use super::{arithmetic, origin, plan};
-use crate::config::{Config, Length, Stage, Training};
+use crate::config::{Config, Stage, Training, TrainingLength};
 use crate::model::hub;
 use crate::ops::backend::Backend;
 use crate::ops::{pool, profile};
@@ -198,7 +198,7 @@ pub(super) fn with_local_models(config: &Config, stages: &[Stage]) -> Result<Con
 /// allows.
 fn wants_more(config: &Config, stage: Stage, done: &Done) -> bool {
     match config.training(stage).map(Training::length) {
-        Some(Length::Steps(steps)) => steps as u64 > done.steps,
+        Some(TrainingLength::Steps(steps)) => steps as u64 > done.steps,
         _ => false,
     }
 }

@@ -6,7 +6,7 @@
 
 use rollout::random::Purpose;
 
-use crate::config::{Length, Training};
+use crate::config::{Training, TrainingLength};
 use crate::data;
 use crate::data::batches::{Batches, Remainder};
 use crate::data::loader::{Mixture, Order};
@@ -26,8 +26,8 @@ pub fn batches(training: &Training, records: usize) -> data::Result<Batches> {
 /// Optimizer steps of a stage with these batches.
 pub fn steps(training: &Training, batches: &Batches) -> u64 {
     match training.length() {
-        Length::Steps(steps) => steps as u64,
-        Length::Epochs(epochs) => batches.steps(epochs),
+        TrainingLength::Steps(steps) => steps as u64,
+        TrainingLength::Epochs(epochs) => batches.steps(epochs),
     }
 }
 

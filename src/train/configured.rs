@@ -1,9 +1,9 @@
 //! The keys that all stages have, as optimizer, schedule and backward pass take them.
 
 use super::optimizer::AdamWConfig;
-use super::schedule::{Schedule, ScheduleKind};
-use crate::config::{LrScheduler, Recompute, Training};
-use crate::model::{self, Gradient};
+use super::schedule::Schedule;
+use crate::config::Training;
+use crate::model::Gradient;
 
 /// Whether an event of every `every` steps is due at `step`; 0 is never.
 pub fn is_due(step: u64, every: usize) -> bool {
@@ -24,11 +24,7 @@ pub fn adamw(training: &Training) -> AdamWConfig {
 /// The learning-rate schedule as configured, with this peak.
 pub fn schedule(training: &Training, steps: u64, learning_rate: f64) -> Schedule {
     Schedule {
-        kind: match training.lr_scheduler_type {
-            LrScheduler::Constant => ScheduleKind::Constant,
-            LrScheduler::Linear => ScheduleKind::Linear,
-            LrScheduler::Cosine => ScheduleKind::Cosine,
-        },
+        kind: training.lr_scheduler_type,
         learning_rate,
         warmup_steps: training.warmup_steps,
         total_steps: steps as usize,
@@ -54,12 +50,9 @@ pub fn never_at_peak(training: &Training, steps: u64) -> Option<String> {
     })
 }
 
-/// Activations that the backward pass keeps, as configured.
+/// A forward pass whose backward pass recomputes activations as configured.
 pub fn gradient(training: &Training) -> Gradient {
-    Gradient::Record(match training.recompute {
-        Recompute::None => model::Recompute::None,
-        Recompute::Block => model::Recompute::Block,
-    })
+    Gradient::Record(training.recompute)
 }
 
 #[cfg(test)]

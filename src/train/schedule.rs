@@ -21,23 +21,13 @@
 
 use std::f64::consts::PI;
 
-/// The shape after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ScheduleKind {
-    /// Stays at the peak; neither `total_steps` nor `min_lr_ratio` matters.
-    #[default]
-    Constant,
-    /// Falls along a straight line.
-    Linear,
-    /// Falls along half a cosine.
-    Cosine,
-}
+use crate::config::LrScheduler;
 
 /// A learning-rate schedule.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Schedule {
     /// The shape after the warm-up.
-    pub kind: ScheduleKind,
+    pub kind: LrScheduler,
     /// The peak, which step `warmup_steps + 1` has.
     pub learning_rate: f64,
     /// Steps of linear warm-up; 0 for none.
@@ -55,9 +45,9 @@ impl Schedule {
             return self.learning_rate * step as f64 / (self.warmup_steps as f64 + 1.0);
         }
         let remaining = match self.kind {
-            ScheduleKind::Constant => return self.learning_rate,
-            ScheduleKind::Linear => 1.0 - self.progress(step),
-            ScheduleKind::Cosine => 0.5 * (1.0 + (PI * self.progress(step)).cos()),
+            LrScheduler::Constant => return self.learning_rate,
+            LrScheduler::Linear => 1.0 - self.progress(step),
+            LrScheduler::Cosine => 0.5 * (1.0 + (PI * self.progress(step)).cos()),
         };
         self.learning_rate * (self.min_lr_ratio + (1.0 - self.min_lr_ratio) * remaining)
     }
@@ -85,7 +75,7 @@ mod tests {
 
     const PEAK: f64 = 3e-2;
 
-    fn schedule(kind: ScheduleKind, warmup_steps: usize, total_steps: usize) -> Schedule {
+    fn schedule(kind: LrScheduler, warmup_steps: usize, total_steps: usize) -> Schedule {
         Schedule {
             kind,
             learning_rate: PEAK,
@@ -127,9 +117,9 @@ mod tests {
 
         fn schedule(&self) -> Schedule {
             let kind = match self.name.as_str() {
-                "constant" | "constant_with_warmup" => ScheduleKind::Constant,
-                "linear" | "polynomial" => ScheduleKind::Linear,
-                "cosine" | "cosine_with_min_lr" => ScheduleKind::Cosine,
+                "constant" | "constant_with_warmup" => LrScheduler::Constant,
+                "linear" | "polynomial" => LrScheduler::Linear,
+                "cosine" | "cosine_with_min_lr" => LrScheduler::Cosine,
                 other => panic!("no schedule here is {other}"),
             };
             Schedule {
@@ -175,13 +165,13 @@ mod tests {
     #[test]
     fn a_single_step_runs_at_the_peak_and_two_end_above_zero() {
         for kind in [
-            ScheduleKind::Constant,
-            ScheduleKind::Linear,
-            ScheduleKind::Cosine,
+            LrScheduler::Constant,
+            LrScheduler::Linear,
+            LrScheduler::Cosine,
         ] {
             assert_eq!(rates(schedule(kind, 0, 1)), [PEAK]);
         }
-        for kind in [ScheduleKind::Linear, ScheduleKind::Cosine] {
+        for kind in [LrScheduler::Linear, LrScheduler::Cosine] {
             let found = rates(schedule(kind, 0, 2));
             assert_eq!(found[0], PEAK);
             assert_close(found[1], PEAK / 2.0, "the second of two");
@@ -191,18 +181,18 @@ mod tests {
     #[test]
     fn a_warm_up_as_long_as_the_stage_or_longer_stays_below_the_peak() {
         for warmup in [3, 4, 100] {
-            let schedule = schedule(ScheduleKind::Cosine, warmup, 3);
+            let schedule = schedule(LrScheduler::Cosine, warmup, 3);
             let line = [1.0, 2.0, 3.0].map(|step| PEAK * step / (warmup as f64 + 1.0));
             assert_eq!(rates(schedule), line);
             assert_close(PEAK * schedule.highest_share(), line[2], "the highest");
         }
-        assert_eq!(schedule(ScheduleKind::Linear, 2, 3).highest_share(), 1.0);
-        assert_eq!(rates(schedule(ScheduleKind::Linear, 2, 3))[2], PEAK);
+        assert_eq!(schedule(LrScheduler::Linear, 2, 3).highest_share(), 1.0);
+        assert_eq!(rates(schedule(LrScheduler::Linear, 2, 3))[2], PEAK);
     }
 
     #[test]
     fn past_the_end_the_rate_stays_at_the_floor() {
-        for kind in [ScheduleKind::Linear, ScheduleKind::Cosine] {
+        for kind in [LrScheduler::Linear, LrScheduler::Cosine] {
             let schedule = Schedule {
                 min_lr_ratio: 0.1,
                 ..schedule(kind, 2, 8)

@@ -215,12 +215,7 @@ fn prompts_longer_than_the_context() {
     );
     refused_prompts(
         &ids(65),
-        &[
-            "prompts.jsonl:1",
-            "65 tokens",
-            "asks for 64",
-            "max_new_tokens",
-        ],
+        &["prompts.jsonl:1", "65 tokens", "takes 64", "max_new_tokens"],
     );
 }
 

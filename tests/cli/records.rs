@@ -85,7 +85,7 @@ fn prompts_that_do_not_fit_are_left_out_or_cut() {
     refused(
         &workspace,
         &skip,
-        &["prompts.jsonl: no record is left of 2"],
+        &["prompts.jsonl: none of its 2 records can be used"],
     );
 }
 
@@ -130,7 +130,7 @@ fn too_large_a_share_of_bad_records_fails() {
     refused(
         &workspace,
         &format!("{score} --max-bad-share 0.5"),
-        &["add --bad-records skip"],
+        &["--bad-records skip"],
     );
     let ended = workspace.run(&format!("{skip} --max-bad-share 2 --out out.jsonl"));
     assert_eq!(ended.code, Some(2), "{}", ended.stderr);

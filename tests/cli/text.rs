@@ -34,7 +34,7 @@ fn workspace(head: Head) -> (Workspace, Tokenizer) {
     let tokenizer = Tokenizer::train_bpe(&[text], &training).expect("a tokenizer");
     let model = fresh(&tokenizer, head);
     model
-        .save(&workspace.path("model"), SaveDtype::F32)
+        .save(&workspace.path("model"), SaveDtype::Float32)
         .expect("a saved model");
     tokenizer
         .save(workspace.path("model"))

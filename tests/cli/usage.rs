@@ -18,6 +18,7 @@ fn help_lists_commands_flags_and_fields() {
                 "reward",
                 "ppo",
                 "plan",
+                "config",
                 "generate",
                 "score",
                 "Exit codes",
@@ -95,6 +96,31 @@ fn wrong_usage_exits_with_2() {
     ] {
         let ended = workspace.run(arguments);
         assert_eq!(ended.code, Some(2), "{arguments}: {}", ended.stderr);
+    }
+}
+
+#[test]
+fn keys_are_explained_and_flags_of_other_trainers_lead_to_them() {
+    let workspace = Workspace::new();
+    let ended = workspace.run("config ppo.kl_coef");
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stdout.contains("default: 0.05"), "{}", ended.stdout);
+    for (arguments, code, says) in [
+        ("config ppo.kl_coeff", 1, "did you mean `ppo.kl_coef`?"),
+        (
+            "sft c.toml --learning_rate 1e-4",
+            2,
+            "use --set sft.learning_rate=1e-4",
+        ),
+        (
+            "score --model m --data d --out o",
+            1,
+            "--model m: no such folder",
+        ),
+    ] {
+        let ended = workspace.run(arguments);
+        assert_eq!(ended.code, Some(code), "{arguments}");
+        assert!(ended.stderr.contains(says), "{arguments}: {}", ended.stderr);
     }
 }
 

@@ -262,7 +262,7 @@ fn generation_applies_adapters_as_training_does() -> Anyhow {
     }
     let base = crate::support::llama(576, 2, 9, 3, 512, Head::LanguageModel, &Backend::CPU)?;
     let saved = tempfile::tempdir()?;
-    base.save(saved.path(), SaveDtype::F32)?;
+    base.save(saved.path(), SaveDtype::Float32)?;
     let mut lora = everywhere(Layers::All);
     lora.r = 16;
     let base = frozen(saved.path())?;
@@ -295,7 +295,7 @@ fn what_is_saved_comes_back_and_merges() -> Anyhow {
         lora.scaling = Scaling::RootRank;
         let model = Decoder::adapt(&base, &lora, Head::LanguageModel, 5, Trainability::Trained)?;
         shake(&model)?;
-        model.save_adapter(saved.path(), &folder("llama"), SaveDtype::F32)?;
+        model.save_adapter(saved.path(), &folder("llama"), SaveDtype::Float32)?;
         let again = load(saved.path(), Head::LanguageModel)?;
         assert_eq!(again.lora(), model.lora());
         let (ids, segments) = Expected::read("llama")?.packed();
@@ -303,7 +303,7 @@ fn what_is_saved_comes_back_and_merges() -> Anyhow {
         assert_eq!(bits(&pass(&model)?)?, bits(&pass(&again)?)?);
 
         let merged = tempfile::tempdir()?;
-        model.save(merged.path(), SaveDtype::F32)?;
+        model.save(merged.path(), SaveDtype::Float32)?;
         let close = |other: &Decoder| -> Anyhow<f32> {
             let (found, wanted) = (pass(other)?, pass(&model)?);
             Ok(gap(
@@ -325,7 +325,7 @@ fn a_reward_adapter_keeps_its_head() -> Anyhow {
     let lora = everywhere(Layers::Top(1));
     let model = Decoder::adapt(&base, &lora, Head::Score, 5, Trainability::Trained)?;
     shake(&model)?;
-    model.save_adapter(saved.path(), &folder("llama"), SaveDtype::F32)?;
+    model.save_adapter(saved.path(), &folder("llama"), SaveDtype::Float32)?;
     let again = load(saved.path(), Head::Score)?;
     let score =
         |model: &Decoder| -> Anyhow<Vec<u32>> { bits(model.params().get("score.weight")?.value()) };
@@ -340,7 +340,11 @@ fn another_base_is_refused() -> Anyhow {
     let (saved, base) = (tempfile::tempdir()?, frozen(&folder("llama"))?);
     let lora = everywhere(Layers::All);
     let model = Decoder::adapt(&base, &lora, Head::LanguageModel, 5, Trainability::Trained)?;
-    model.save_adapter(saved.path(), &folder("llama_old_dialect"), SaveDtype::F32)?;
+    model.save_adapter(
+        saved.path(),
+        &folder("llama_old_dialect"),
+        SaveDtype::Float32,
+    )?;
     for refused in [
         load(saved.path(), Head::LanguageModel).map(|_| ()),
         frozen(saved.path()).map(|_| ()),

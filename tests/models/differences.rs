@@ -335,7 +335,7 @@ fn of_every_family() -> Anyhow {
     with_each_kernel(|backend| {
         for family in Family::ALL {
             check_model(
-                family.model_type(),
+                &family.to_string(),
                 two_layers(family)?,
                 Recompute::None,
                 backend,

@@ -31,7 +31,7 @@ fn copy(
     save(
         to.path(),
         &specs,
-        SaveDtype::F32,
+        SaveDtype::Float32,
         u64::MAX,
         &BTreeMap::new(),
         fetch,
@@ -192,7 +192,7 @@ fn a_tied_head_must_be_the_embedding() -> Anyhow {
     save(
         to.path(),
         &twice,
-        SaveDtype::F32,
+        SaveDtype::Float32,
         u64::MAX,
         &BTreeMap::new(),
         fetch,

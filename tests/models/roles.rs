@@ -151,7 +151,7 @@ fn branch(policy: &Path, layers: usize) -> Anyhow<TempDir> {
     };
     let saved = tempfile::tempdir()?;
     Decoder::load_sharing(policy, Head::Score, 3, holding, &Backend::CPU)?
-        .save(saved.path(), SaveDtype::F32)?;
+        .save(saved.path(), SaveDtype::Float32)?;
     Ok(saved)
 }
 
@@ -161,7 +161,7 @@ fn stranger(policy: &Path) -> Anyhow<TempDir> {
     config.decoder.head = Head::Score;
     let saved = tempfile::tempdir()?;
     Decoder::fresh(config, 5, |_| Trainability::Frozen, &Backend::CPU)?
-        .save(saved.path(), SaveDtype::F32)?;
+        .save(saved.path(), SaveDtype::Float32)?;
     Ok(saved)
 }
 
@@ -172,7 +172,7 @@ fn adapter(name: &str, head: Head) -> Anyhow<TempDir> {
     Decoder::adapt(&base, &lora(Layers::Top(1)), head, 2, Trainability::Trained)?.save_adapter(
         saved.path(),
         &folder(name),
-        SaveDtype::F32,
+        SaveDtype::Float32,
     )?;
     Ok(saved)
 }

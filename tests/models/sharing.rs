@@ -347,7 +347,7 @@ fn a_branch_is_loaded_onto_a_trunk_and_saved_whole() -> Anyhow {
         holding,
         &Backend::CPU,
     )?;
-    branch.save(saved.path(), SaveDtype::F32)?;
+    branch.save(saved.path(), SaveDtype::Float32)?;
     let again = Decoder::load(saved.path(), Head::LanguageModel, 0, frozen, &Backend::CPU)?;
     for param in base.params().iter() {
         assert_eq!(

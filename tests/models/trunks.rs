@@ -93,7 +93,7 @@ fn a_branch_notes_the_trunk_that_it_was_trained_on() -> Anyhow {
     for model in ["llama", "gpt2", "qwen3"] {
         let base = folder(model);
         assert_eq!(noted(&base)?, [None, None]);
-        let saved = branch(model, SaveDtype::F32)?;
+        let saved = branch(model, SaveDtype::Float32)?;
         let [layers, fingerprint] = noted(saved.path())?;
         assert_eq!(
             (layers.as_deref(), fingerprint.map(|f| f.len())),
@@ -114,22 +114,22 @@ fn a_branch_notes_the_trunk_that_it_was_trained_on() -> Anyhow {
 fn a_branch_that_is_loaded_and_saved_again_notes_what_is_true_then() -> Anyhow {
     let (base, saved, again) = (
         folder("llama"),
-        branch("llama", SaveDtype::F32)?,
+        branch("llama", SaveDtype::Float32)?,
         tempfile::tempdir()?,
     );
-    above(saved.path(), TRUNK)?.save(again.path(), SaveDtype::F32)?;
+    above(saved.path(), TRUNK)?.save(again.path(), SaveDtype::Float32)?;
     assert_eq!(noted(again.path())?, noted(saved.path())?);
-    above(saved.path(), 1)?.save(again.path(), SaveDtype::F32)?;
+    above(saved.path(), 1)?.save(again.path(), SaveDtype::Float32)?;
     let [layers, fingerprint] = noted(again.path())?;
     assert_eq!(layers.as_deref(), Some("1"));
     assert_ne!(fingerprint, noted(saved.path())?[1]);
     check(&base, 1, again.path())?;
     check(&base, TRUNK, again.path())?;
     // A model with no trained layer, or with all layers trained, has no trunk.
-    frozen(saved.path())?.save(again.path(), SaveDtype::F32)?;
+    frozen(saved.path())?.save(again.path(), SaveDtype::Float32)?;
     assert_eq!(noted(again.path())?, [None, None]);
     check(&base, TRUNK, again.path())?;
-    above(saved.path(), 0)?.save(again.path(), SaveDtype::F32)?;
+    above(saved.path(), 0)?.save(again.path(), SaveDtype::Float32)?;
     assert_eq!(noted(again.path())?, [None, None]);
     Ok(())
 }
@@ -137,8 +137,8 @@ fn a_branch_that_is_loaded_and_saved_again_notes_what_is_true_then() -> Anyhow {
 /// The note names the trunk that training used, even if the file stores it rounded.
 #[test]
 fn a_branch_in_half_the_bits_stands_on_the_whole_trunk() -> Anyhow {
-    let (base, whole) = (folder("llama"), branch("llama", SaveDtype::F32)?);
-    for dtype in [SaveDtype::Bf16, SaveDtype::F16] {
+    let (base, whole) = (folder("llama"), branch("llama", SaveDtype::Float32)?);
+    for dtype in [SaveDtype::Bfloat16, SaveDtype::Float16] {
         let half = branch("llama", dtype)?;
         assert_eq!(noted(half.path())?, noted(whole.path())?);
         check(&base, TRUNK, half.path())?;
@@ -167,16 +167,16 @@ fn a_branch_in_half_the_bits_stands_on_the_whole_trunk() -> Anyhow {
 
 #[test]
 fn another_trunk_is_refused_with_both_fingerprints() -> Anyhow {
-    let (saved, other) = (branch("llama", SaveDtype::F32)?, tempfile::tempdir()?);
+    let (saved, other) = (branch("llama", SaveDtype::Float32)?, tempfile::tempdir()?);
     let fresh = Decoder::fresh(
         HfConfig::read(&folder("llama"))?,
         5,
         |_| Trainability::Frozen,
         &Backend::CPU,
     )?;
-    fresh.save(other.path(), SaveDtype::F32)?;
+    fresh.save(other.path(), SaveDtype::Float32)?;
     let [_, found] = noted(saved.path())?;
-    above(other.path(), TRUNK)?.save(&other.path().join("branch"), SaveDtype::F32)?;
+    above(other.path(), TRUNK)?.save(&other.path().join("branch"), SaveDtype::Float32)?;
     let [_, expected] = noted(&other.path().join("branch"))?;
     for anew in [false, true] {
         if anew {
@@ -201,7 +201,7 @@ fn another_trunk_is_refused_with_both_fingerprints() -> Anyhow {
 #[test]
 fn a_note_is_not_believed_of_tensors_that_are_otherwise() -> Anyhow {
     let (base, q) = (folder("llama"), "model.layers.1.self_attn.q_proj.weight");
-    let saved = branch("llama", SaveDtype::F32)?;
+    let saved = branch("llama", SaveDtype::Float32)?;
     tamper(saved.path(), q, |i, x| if i == 1 { x + 1.0 } else { x })?;
     assert!(noted(saved.path())?[1].is_some());
     let message = check(&base, TRUNK, saved.path()).unwrap_err().to_string();
@@ -211,7 +211,7 @@ fn a_note_is_not_believed_of_tensors_that_are_otherwise() -> Anyhow {
 
 #[test]
 fn layers_that_compute_otherwise_are_refused() -> Anyhow {
-    let saved = branch("llama", SaveDtype::F32)?;
+    let saved = branch("llama", SaveDtype::Float32)?;
     let file = saved.path().join("config.json");
     let mut keys: serde_json::Value = serde_json::from_slice(&fs::read(&file)?)?;
     keys["rms_norm_eps"] = 0.5.into();

@@ -238,7 +238,7 @@ fn mistakes_are_named() {
     refused(&unanswered, "ppo config.toml", &says);
 
     let models = workspace(&[LENGTH]);
-    let says = ["ppo.critic_from", "no reward model is among what scores"];
+    let says = ["ppo.critic_from", "needs a reward model"];
     let start = "ppo config.toml --set ppo.critic_from=reward_model";
     refused(&models, start, &says);
 

@@ -1,36 +1,42 @@
 //! The critic's keys. With an estimator that has no critic they are refused.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Keys, Training};
 
 /// The keys of the value function in `[ppo]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Critic {
-    /// Which weights the critic starts from. When unset: the reward model's if there is one, else the policy's. Filled once read
-    /// where there is a critic.
+    /// Weights that the critic starts from.
+    #[schemars(extend("x-default" = "`reward_model` if there is one, else `policy`"))]
     pub critic_from: Option<CriticFrom>,
-    /// Learning rate of the critic; unset takes `learning_rate`.
+    /// Peak learning rate of the critic.
+    #[schemars(extend("x-default" = "`learning_rate`"))]
     pub critic_learning_rate: Option<f64>,
-    /// λ of generalised advantage estimation.
+    /// λ of generalised advantage estimation, between 0 and 1.
     pub lam: f64,
-    /// Weight of the value loss: a factor of the critic's gradient, which has an optimizer of its own. AdamW's step does not grow with the
-    /// gradient, so the factor acts through what the gradient is compared with alone: the critic's clip is at `max_grad_norm / vf_coef` of
-    /// the unweighted norm, and its epsilon is `adam_epsilon / vf_coef`. With 0 only `weight_decay` changes the critic.
+    /// Weight of the value loss.
+    ///
+    /// The critic has an optimizer of its own, and AdamW's step does not grow with the gradient.
+    /// The weight therefore acts only through what the gradient is compared with: it clips the
+    /// critic's gradient at a norm of `max_grad_norm / vf_coef` before weighting, and has an
+    /// epsilon of `adam_epsilon / vf_coef`. With 0, only `weight_decay` changes the critic.
     pub vf_coef: f64,
-    /// Iterations at the beginning in which the critic alone learns.
+    /// Number of initial iterations that train only the critic.
     pub critic_warmup: usize,
-    /// A value may move this far from the rollout's before its loss is clipped.
+    /// Clip range of the value loss: how far a value may move from the rollout's before it is
+    /// clipped.
     pub cliprange_value: f64,
 }
 
-/// Which weights the critic starts from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Weights that the critic starts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CriticFrom {
-    /// The reward model's, its head included.
+    /// The reward model, its scalar head included.
     RewardModel,
-    /// The policy's, under a scalar head that is drawn, another than a reward model's first one.
+    /// The policy, with a randomly initialised scalar head.
     Policy,
 }
 
@@ -48,7 +54,7 @@ impl Default for Critic {
 }
 
 impl Critic {
-    /// Writes down what unset keys take; `scorer` says whether there is a reward model.
+    /// Fills unset keys; `scorer` says whether there is a reward model.
     pub(super) fn fill(&mut self, learning_rate: f64, scorer: bool) {
         let start = match scorer {
             true => CriticFrom::RewardModel,
@@ -58,16 +64,16 @@ impl Critic {
         self.critic_learning_rate.get_or_insert(learning_rate);
     }
 
-    /// Notes values out of range; `training` has what unset ones take.
+    /// Reports values out of range; `training` has the values of unset keys.
     pub(super) fn check(&self, training: &Training, keys: &mut Keys<'_, '_>) {
         keys.above("cliprange_value", self.cliprange_value, 0.0, "0.2 is usual");
         keys.not_negative("vf_coef", self.vf_coef, "0.1 is usual");
         keys.between("lam", self.lam, 0.0, 1.0, "0.95 is usual");
         let learning_rate = training.learning_rate;
         let rate = self.critic_learning_rate.unwrap_or(learning_rate);
-        // A value copied from another key is blamed there.
+        // A value copied from another key is reported there.
         if rate != learning_rate {
-            keys.not_negative("critic_learning_rate", rate, "0 trains no critic");
+            keys.not_negative("critic_learning_rate", rate, "0 does not train the critic");
         }
         self.check_warmup(training.max_steps, rate, keys);
     }
@@ -78,8 +84,9 @@ impl Critic {
             return;
         }
         if steps > 0 && warmup >= steps {
-            let message =
-                format!("leaves no iteration of ppo.max_steps = {steps} to the policy; lower it");
+            let message = format!(
+                "must be below ppo.max_steps = {steps}, or the policy is never trained; lower it"
+            );
             keys.wrong("critic_warmup", warmup, message);
         }
         let still = match (self.vf_coef == 0.0, rate == 0.0) {
@@ -91,7 +98,7 @@ impl Critic {
         keys.wrong("critic_warmup", warmup, message);
     }
 
-    /// The keys that someone set. Defaults pass, for the file in a run folder writes them out.
+    /// Keys that differ from their defaults.
     pub(super) fn set_keys(&self) -> Vec<(&'static str, String)> {
         let usual = Self::default();
         let number = |own: f64, usual: f64| (own != usual).then(|| own.to_string());

@@ -1,19 +1,24 @@
-//! What is measured on held-out prompts.
+//! Evaluations on held-out prompts.
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Keys, optional_path};
 
-/// The keys of evaluations in `[ppo]`, beside `eval_prompts`, `eval_steps` and `judge_model`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The keys of evaluations in `[ppo]`, besides `eval_prompts`, `eval_steps` and `judge_model`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Evaluation {
-    /// Most prompts of one evaluation.
+    /// Largest number of prompts of one evaluation.
     pub eval_samples: usize,
-    /// Seed of the completions in evaluations, the same in each.
+    /// Seed of the completions that evaluations sample, the same in each.
+    ///
+    /// Must be below 2^63.
     pub eval_seed: u64,
-    /// Word list (`word<TAB>valence` a line) whose sum over a completion evaluations report.
+    /// File of words with a valence (`word<TAB>valence` per line), whose sum over a completion
+    /// evaluations report.
+    #[schemars(extend("x-type" = "path"))]
     #[serde(default, deserialize_with = "optional_path")]
     pub lexicon: Option<PathBuf>,
 }
@@ -40,7 +45,7 @@ impl Evaluation {
         }
     }
 
-    /// The keys that someone set. Defaults pass, for the file in a run folder writes them out.
+    /// Keys that differ from their defaults.
     pub(super) fn set_keys(&self) -> Vec<(&'static str, String)> {
         let usual = Self::default();
         let lexicon = self.lexicon.as_ref();

@@ -1,8 +1,8 @@
 //! `[ppo]`: tuning the policy on scores. Names and defaults are TRL's where TRL has them.
 //!
-//! The table is flat for the user; here its keys stand in groups: what is maximised ([`Objective`]), the critic's ([`Critic`]), what
-//! shapes the update ([`PpoUpdate`], [`Ptx`]), what becomes of scores ([`Scores`]), how responses are drawn ([`Rollout`],
-//! [`Generation`]), and what is measured ([`Evaluation`]).
+//! The table is flat in the file. Here its keys are grouped: the objective ([`Objective`]), the
+//! critic ([`Critic`]), the update ([`PpoUpdate`], [`Ptx`]), scores ([`ScoreShaping`]), sampling
+//! ([`Rollout`], [`Generation`]) and evaluations ([`Evaluation`]).
 
 mod critic;
 mod evaluation;
@@ -19,6 +19,7 @@ mod update;
 
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::check::{Checker, Keys};
@@ -29,6 +30,7 @@ use super::optional_path;
 use super::records::{RecordKeys, TooLong};
 use super::rewards::{self, RewardComponent};
 use super::score_at::ScoreAt;
+use super::sft::TUNED;
 use super::stage::StageTable;
 use crate::rlhf::{KlEstimator, LossAggregation};
 
@@ -38,75 +40,92 @@ pub use objective::{AdvantageEstimator, KlControllerKind, Objective};
 pub use ptx::Ptx;
 pub use rollout::Rollout;
 pub use sampling::keeps_one_of;
-pub use scores::{ScoreNormalization, Scores};
+pub use scores::{ScoreNormalization, ScoreShaping};
 pub use sharing::{Share, Sharing};
 pub use update::{KlIn, PpoUpdate};
 
-/// The `[ppo]` table.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Reinforcement learning on scores: PPO, and its relatives without a critic.
+///
+/// A step is an iteration: sample completions, score them, update the policy. Names and defaults
+/// are TRL's where TRL has them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Ppo {
-    /// Folder of the policy to start from, which stays the reference. When unset: `sft`'s if the
-    /// configuration has that stage, else `pretrain`'s, else `model.from`. Always filled once the
-    /// configuration is read.
+    /// Folder of the policy to start from, which is also the reference.
+    #[schemars(extend("x-type" = "path", "x-default" = TUNED))]
     pub from: PathBuf,
-    /// Folder of the reward model, where one is all that scores. When unset: the one that `[reward]` trains. Filled once read,
-    /// unless there are `rewards`; beside them it is refused.
+    /// Folder of the reward model.
+    ///
+    /// Refused beside `[[ppo.rewards]]`.
+    #[schemars(extend("x-type" = "path", "x-default" = "what `[reward]` trains"))]
     #[serde(default, deserialize_with = "optional_path")]
     pub reward_model: Option<PathBuf>,
-    /// `[[ppo.rewards]]`: what completions are scored by instead of one reward model, as a weighted sum.
+    /// Tables of components whose weighted sum scores completions, instead of one reward model.
     // Read table by table, for each type has keys of its own.
+    #[schemars(extend("x-type" = "array of tables", "x-default" = "unset"))]
     #[serde(skip_deserializing)]
     pub rewards: Vec<RewardComponent>,
-    /// Folder of a second reward model that evaluations report and training never sees: they warn
-    /// where it falls while the reward rises. It shares what the roles share if it was trained on
-    /// the same trunk or base, else it is held whole. When unset: the one that `[judge]` trains, if
-    /// the configuration has that table and `eval_prompts`.
+    /// Folder of a second reward model, whose score evaluations report and training never uses.
+    ///
+    /// Evaluations warn where its score falls while the reward rises. It shares weights with the
+    /// roles if it was trained on the same trunk or base.
+    #[schemars(extend(
+        "x-type" = "path",
+        "x-default" = "what `[judge]` trains, if there is `eval_prompts`"
+    ))]
     #[serde(default, deserialize_with = "optional_path")]
     pub judge_model: Option<PathBuf>,
-    /// The token at which `reward_model` and `judge_model` are read. When unset, each folder says: the last token, or, where its
-    /// padding token ends sequences too, the last one that is not padding. The tables of `rewards` have a key of their own.
+    /// Token at which `reward_model` and `judge_model` are read.
+    ///
+    /// By default it is the last token; in a folder whose padding token also ends sequences, the
+    /// last one that is not padding. The tables of `[[ppo.rewards]]` have a key of their own.
+    #[schemars(extend("x-default" = "as each folder was trained"))]
     pub score_at: Option<ScoreAt>,
-    /// Records with `prompt`, to train on. Required.
+    /// Prompts to train on: records with `prompt`.
+    #[schemars(extend("x-type" = "path", "x-default" = "required"))]
     pub prompts: PathBuf,
-    /// Held-out records with `prompt`, to evaluate on; unset evaluates nothing, and the keys of evaluations are then refused.
+    /// Held-out prompts to evaluate on; unset evaluates nothing.
+    ///
+    /// Without it the other keys of evaluations are refused.
+    #[schemars(extend("x-type" = "path"))]
     #[serde(default, deserialize_with = "optional_path")]
     pub eval_prompts: Option<PathBuf>,
-    /// Policy for a prompt that leaves no room for its response. `truncate` cuts the prompt's start.
+    /// What happens to a prompt that leaves no room for its response.
     pub too_long: TooLong,
     /// Columns of the prompts, and bad records.
     #[serde(flatten)]
     pub records: RecordKeys,
-    /// What the four roles hold in common.
+    /// Weights that the four roles share.
     #[serde(flatten)]
     pub sharing: Sharing,
-    /// Completions of each prompt in an iteration; divides `batch_size`.
+    /// Number of completions of each prompt in an iteration, a divisor of `batch_size`.
     pub num_samples_per_prompt: usize,
-    /// Minibatches (optimizer steps) that an epoch cuts the batch into; divides `batch_size`.
+    /// Number of minibatches (optimizer steps) in each epoch over the batch, a divisor of
+    /// `batch_size`.
     pub num_mini_batches: usize,
-    /// Passes over each batch.
+    /// Number of epochs over each iteration's batch.
     pub num_ppo_epochs: usize,
-    /// What is maximised, and how far a step may go.
+    /// Advantages, the KL to the reference, and the clipping of the ratio.
     #[serde(flatten)]
     pub objective: Objective,
     /// The value function, where the estimator has one.
     #[serde(flatten)]
     pub critic: Critic,
-    /// What shapes the update.
+    /// Terms and limits of the update.
     #[serde(flatten)]
     pub update: PpoUpdate,
-    /// What becomes of scores before they are rewards.
+    /// How scores become rewards.
     #[serde(flatten)]
-    pub scores: Scores,
+    pub scores: ScoreShaping,
     /// How prompts become a batch.
     #[serde(flatten)]
     pub rollout: Rollout,
-    /// What is measured on held-out prompts.
+    /// Evaluations on held-out prompts.
     #[serde(flatten)]
     pub evaluation: Evaluation,
     /// How completions are sampled.
     #[serde(flatten)]
     pub generation: Generation,
-    /// The keys that every stage has. `batch_size` counts sequences of an iteration, a step is an
+    /// The keys of every stage. `batch_size` counts the completions of an iteration; a step is an
     /// iteration.
     #[serde(flatten)]
     pub training: Training,
@@ -131,7 +150,7 @@ impl Default for Ppo {
             objective: Objective::default(),
             critic: Critic::default(),
             update: PpoUpdate::default(),
-            scores: Scores::default(),
+            scores: ScoreShaping::default(),
             rollout: Rollout::default(),
             evaluation: Evaluation::default(),
             generation: Generation::default(),
@@ -148,7 +167,8 @@ impl Default for Ppo {
 }
 
 impl Ppo {
-    /// Keys for reading the text of PPO-ptx: its files name their own columns, for the stage's are those of its prompts.
+    /// Keys for reading the text of PPO-ptx, without the stage's columns, which are those of
+    /// prompts.
     pub fn ptx_records(&self) -> RecordKeys {
         RecordKeys {
             columns: None,
@@ -172,25 +192,26 @@ impl Ppo {
         own.unwrap_or_else(|| PpoUpdate::usual_estimator(self.kl_in()))
     }
 
-    /// The mean that the policy's losses take.
+    /// How the policy's losses are averaged.
     pub fn loss_aggregation(&self) -> LossAggregation {
         let usual = PpoUpdate::usual_aggregation(self.objective.advantage_estimator);
         self.update.loss_aggregation.unwrap_or(usual)
     }
 
-    /// Where the KL to the reference enters.
+    /// Whether the KL to the reference is in the rewards or in the loss.
     pub fn kl_in(&self) -> KlIn {
         let usual = PpoUpdate::usual_place(self.objective.advantage_estimator);
         self.update.kl_in.unwrap_or(usual)
     }
 
-    /// True if training weighs the KL to the reference, in the rewards or in the loss. Iterations score their samples by the reference
-    /// only then. An adaptive weight never starts at 0, for its controller multiplies it.
+    /// Whether training weighs the KL to the reference. Only then do iterations score their samples
+    /// with the reference. (An adaptive weight cannot start at 0.)
     pub fn weighs_kl(&self) -> bool {
         self.objective.kl_coef > 0.0
     }
 
-    /// True if anything reads the reference: training, evaluations (`eval/kl`), or the scale of scores. If not, it is not loaded.
+    /// Whether training, evaluations (`eval/kl`) or the scale of scores read the reference. If none
+    /// does, it is not loaded.
     pub fn reads_reference(&self) -> bool {
         let scales = self.scores.score_normalization == ScoreNormalization::Reference;
         self.weighs_kl() || self.eval_prompts.is_some() || scales
@@ -202,13 +223,12 @@ impl Ppo {
         own.unwrap_or(self.training.learning_rate)
     }
 
-    /// Whether there is a critic: only one estimator has values.
+    /// Whether the estimator has a critic.
     pub fn has_critic(&self) -> bool {
         self.objective.advantage_estimator == AdvantageEstimator::Gae
     }
 
-    /// Writes down the values that unset keys take: other keys', and the models that `[reward]` and
-    /// `[judge]` train.
+    /// Fills unset keys from other keys, and with the models that `[reward]` and `[judge]` train.
     pub(super) fn fill(
         &mut self,
         scorer: Option<PathBuf>,
@@ -244,7 +264,8 @@ impl Ppo {
             if parts > 0 && !batch.is_multiple_of(parts) {
                 let above = batch.next_multiple_of(parts);
                 let message = format!(
-                    "must divide ppo.batch_size = {batch}; set batch_size = {above}, or change {key}"
+                    "must divide ppo.batch_size = {batch}; set batch_size = {above}, or change \
+                     {key}"
                 );
                 keys.wrong(key, parts, message);
             }
@@ -252,49 +273,49 @@ impl Ppo {
         keys.at_least("num_ppo_epochs", self.num_ppo_epochs, 1, "4 is usual");
         if self.training.dataloader_drop_last {
             let message =
-                "is of no use: an iteration always has batch_size sequences; remove this key";
+                "has no effect: an iteration always has batch_size sequences; remove this key";
             keys.wrong("dataloader_drop_last", true, message);
         }
         let estimator = self.objective.advantage_estimator;
         if estimator.compares_samples() && self.num_samples_per_prompt == 1 {
             let message = format!(
-                "{estimator} compares the samples of a prompt with each other; set it to 2 or more (8 is usual), or choose another \
-                 advantage_estimator"
+                "must be 2 or more with advantage_estimator = \"{estimator}\", which compares the \
+                 samples of a prompt; 8 is usual"
             );
             keys.wrong("num_samples_per_prompt", 1, message);
         }
     }
 
-    /// What shapes a critic was set in vain.
+    /// Reports keys of the critic that are set without one.
     fn refuse_critic_keys(&self, keys: &mut Keys<'_, '_>) {
         for (key, value) in self.critic.set_keys() {
             let estimator = self.objective.advantage_estimator;
             let message = format!(
-                "is of no use with advantage_estimator = \"{estimator}\", which has no critic; remove this key, or set \
-                 advantage_estimator = \"gae\""
+                "has no effect with advantage_estimator = \"{estimator}\", which has no critic; \
+                 remove this key, or set advantage_estimator = \"gae\""
             );
             keys.wrong(key, value, message);
         }
     }
 
-    /// Without `eval_prompts` nothing is evaluated, and what shapes an evaluation was set in vain.
+    /// Reports keys of evaluations that are set without `eval_prompts`.
     fn check_evaluation(&self, keys: &mut Keys<'_, '_>) {
         self.evaluation.check(keys);
         if self.eval_prompts.is_some() {
             return;
         }
         for (key, value) in self.evaluation_keys() {
-            let message = "is of no use without eval_prompts; set that to held-out prompts, or remove this key";
+            let message = "has no effect without eval_prompts; set that to held-out prompts, or \
+                           remove this key";
             keys.wrong(key, value, message);
         }
     }
 
-    /// The keys of evaluations that someone set. Defaults pass, for the file in a run folder writes them out, and so does
-    /// `eval_steps = 0`, which asks for none.
+    /// Keys of evaluations that differ from their defaults, other than `eval_steps = 0`.
     fn evaluation_keys(&self) -> Vec<(&'static str, String)> {
         let judge = self.judge_model.as_ref();
         let judge = judge.map(|path| ("judge_model", format!("\"{}\"", path.display())));
-        let asked = self.training.asked_eval_steps(&Self::default().training);
+        let asked = self.training.changed_eval_steps(&Self::default().training);
         let asked = asked.map(|steps| ("eval_steps", steps.to_string()));
         let mut keys: Vec<_> = judge.into_iter().chain(asked).collect();
         keys.extend(self.evaluation.set_keys());

@@ -1,68 +1,84 @@
-//! What PPO maximises: which estimator turns rewards into advantages, the weight of the KL, and how far a step may go.
+//! The objective of PPO: the estimator of advantages, the weight of the KL, and the clipping.
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Keys;
+use crate::config::words::word;
 use crate::rlhf::KlEstimator;
 
 /// The keys of the objective in `[ppo]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Objective {
-    /// What an outcome is held against. Only `gae` has a critic.
+    /// Estimator of the advantages; only `gae` trains a critic.
     pub advantage_estimator: AdvantageEstimator,
-    /// Discount of later rewards. Estimators that credit whole sequences have none and refuse another value than 1.
+    /// Discount factor of later rewards, between 0 and 1.
+    ///
+    /// Estimators that credit whole sequences have none and refuse values other than 1.
     pub gamma: f64,
-    /// Whether token rewards are scaled to unit variance over the batch. Refused by estimators that credit whole sequences.
+    /// Whether to scale token rewards to unit variance over the batch.
+    ///
+    /// Refused by estimators that credit whole sequences.
     pub whiten_rewards: bool,
-    /// Whether advantages are shifted and scaled to mean 0 and variance 1 over the batch. When unset: with `gae` and
-    /// `reinforce_plus_plus` (which always does), as in their sources. Always filled once read.
+    /// Whether to whiten advantages to mean 0 and variance 1 over the batch.
+    ///
+    /// `reinforce_plus_plus` always does.
+    #[schemars(extend("x-default" = "true with `gae` and `reinforce_plus_plus`, else false"))]
     pub whiten_advantages: Option<bool>,
-    /// Weight of the KL to the reference, in the reward or in the loss; where the controller is adaptive, its start. Where it is 0 iterations
-    /// do not score the reference and `objective/kl` is not written; evaluations still measure `eval/kl`.
+    /// Weight of the KL to the reference, in the rewards or in the loss (`kl_in`).
+    ///
+    /// With `kl_controller = "adaptive"` it is the initial weight. With 0, iterations do not score
+    /// the reference and `objective/kl` is not written; evaluations still measure `eval/kl`.
     pub kl_coef: f64,
-    /// Estimator of that KL. When unset: k1 in the reward, k3 in the loss. Always filled once read. Another is refused where `kl_coef`
-    /// is 0.
+    /// Estimator of the per-token KL to the reference, by Schulman's names.
+    ///
+    /// Refused where `kl_coef` is 0.
+    #[schemars(extend("x-default" = "`k1` in the reward, `k3` in the loss"))]
     pub kl_estimator: Option<KlEstimator>,
-    /// Whether the weight of the KL stays or is steered.
+    /// Whether the weight of the KL is fixed or adapted.
     pub kl_controller: KlControllerKind,
-    /// The KL that the adaptive controller steers to: nats a sequence.
+    /// KL that the adaptive controller steers to, in nats per sequence.
     pub kl_target: f64,
-    /// Sequences over which the adaptive controller acts.
+    /// Number of sequences over which the adaptive controller acts.
     pub kl_horizon: f64,
-    /// The probability ratio is clipped at 1 − this (and at 1 + this, if `cliprange_high` is
-    /// unset).
+    /// Clip range ε of the probability ratio: it is clipped at 1 − ε and, without
+    /// `cliprange_high`, at 1 + ε.
+    ///
+    /// Must be below 1.
     pub cliprange: f64,
-    /// The probability ratio is clipped at 1 + this.
+    /// Upper clip range: the probability ratio is clipped at 1 + this value (DAPO's clip-higher).
+    #[schemars(extend("x-default" = "`cliprange`"))]
     pub cliprange_high: Option<f64>,
 }
 
-/// What an outcome is held against to tell how good it was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Estimator of the advantages, by what a completion's score is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AdvantageEstimator {
-    /// A critic's values (Schulman et al. 2016).
+    /// The values of a critic (Schulman et al. 2016).
     Gae,
-    /// Mean and deviation of the prompt's samples (Shao et al. 2024).
+    /// Mean and standard deviation of the prompt's samples (Shao et al. 2024).
     Grpo,
-    /// Their mean (Liu et al. 2025), with `loss_aggregation = "constant"` unless that is set.
+    /// Mean of the prompt's samples (Liu et al. 2025).
     DrGrpo,
-    /// The mean of the prompt's other samples (Ahmadian et al. 2024).
+    /// Mean of the prompt's other samples (Ahmadian et al. 2024).
     Rloo,
-    /// Mean and deviation of the whole batch (Hu 2025).
+    /// Mean and standard deviation of the whole batch (Hu 2025).
     ReinforcePlusPlus,
-    /// The score of the prompt's greedy completion (Li et al. 2024).
+    /// Score of the prompt's greedy completion (Li et al. 2024).
     Remax,
 }
 
-/// How the weight of the KL goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Whether the weight of the KL is fixed or adapted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum KlControllerKind {
-    /// It stays `kl_coef`.
+    /// The weight stays `kl_coef`.
     Fixed,
-    /// It rises while the KL is above `kl_target` and falls while it is below (Ziegler et al. 2019, section 2.2).
+    /// The weight rises while the KL is above `kl_target` and falls while it is below (Ziegler et
+    /// al. 2019, section 2.2).
     Adaptive,
 }
 
@@ -87,24 +103,17 @@ impl Default for Objective {
 impl fmt::Display for AdvantageEstimator {
     /// The word of the configuration.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Gae => "gae",
-            Self::Grpo => "grpo",
-            Self::DrGrpo => "dr_grpo",
-            Self::Rloo => "rloo",
-            Self::ReinforcePlusPlus => "reinforce_plus_plus",
-            Self::Remax => "remax",
-        })
+        f.pad(&word(self))
     }
 }
 
 impl AdvantageEstimator {
-    /// Whether it holds the samples of a prompt against each other, and so needs several.
+    /// Whether the estimator compares the samples of a prompt, and needs several.
     pub fn compares_samples(self) -> bool {
         matches!(self, Self::Grpo | Self::DrGrpo | Self::Rloo)
     }
 
-    /// Whether all tokens of a sequence get the same advantage, rather than each what follows it.
+    /// Whether all tokens of a sequence have the same advantage.
     pub fn credits_sequences(self) -> bool {
         self.compares_samples() || self == Self::Remax
     }
@@ -115,7 +124,7 @@ impl AdvantageEstimator {
 }
 
 impl Objective {
-    /// The ratio is clipped at 1 + this.
+    /// Upper clip range: the ratio is clipped at 1 + this value.
     pub fn cliprange_high(&self) -> f64 {
         self.cliprange_high.unwrap_or(self.cliprange)
     }
@@ -144,10 +153,10 @@ impl Objective {
             keys.wrong(
                 "cliprange",
                 self.cliprange,
-                "must be below 1, for a ratio is positive; 0.2 is usual",
+                "must be below 1, because a ratio is positive; 0.2 is usual",
             );
         }
-        // Values copied from another key are blamed there.
+        // A value copied from another key is reported there.
         if self.cliprange_high() != self.cliprange {
             keys.above("cliprange_high", self.cliprange_high(), 0.0, "0.2 is usual");
         }
@@ -157,14 +166,14 @@ impl Objective {
         keys.not_negative(
             "kl_coef",
             self.kl_coef,
-            "0.05 is usual, 0 leaves the policy free of the reference",
+            "0.05 is usual, 0 has no KL penalty",
         );
         keys.above("kl_target", self.kl_target, 0.0, "6.0 is usual");
         keys.above("kl_horizon", self.kl_horizon, 0.0, "10000 is usual");
         if self.kl_controller == KlControllerKind::Adaptive {
             if self.kl_coef == 0.0 {
-                let message = "would stay 0 whatever the KL, for the adaptive controller multiplies it; set it above 0 (0.05 is \
-                               usual), or remove kl_controller";
+                let message = "would stay 0, because the adaptive controller multiplies it; set it \
+                               above 0 (0.05 is usual), or remove kl_controller";
                 keys.wrong("kl_coef", self.kl_coef, message);
             }
             return;
@@ -175,17 +184,19 @@ impl Objective {
             ("kl_horizon", self.kl_horizon, usual.kl_horizon),
         ] {
             if own != usual {
-                let message = "is of no use while kl_controller is \"fixed\"; set that to \"adaptive\", or remove this key";
+                let message = "has no effect while kl_controller is \"fixed\"; set that to \
+                               \"adaptive\", or remove this key";
                 keys.wrong(key, own, message);
             }
         }
     }
 
-    /// Keys that the estimator makes no use of.
+    /// Reports keys that have no effect with the estimator.
     fn check_estimator(&self, keys: &mut Keys<'_, '_>) {
         let estimator = self.advantage_estimator;
         let whole = format!(
-            "is of no use with advantage_estimator = \"{estimator}\", which credits whole sequences; remove this key"
+            "has no effect with advantage_estimator = \"{estimator}\", which credits whole \
+             sequences; remove this key"
         );
         if estimator.credits_sequences() && self.gamma != 1.0 {
             keys.wrong("gamma", self.gamma, whole.as_str());
@@ -194,8 +205,8 @@ impl Objective {
             keys.wrong("whiten_rewards", true, whole);
         }
         if estimator == AdvantageEstimator::ReinforcePlusPlus && !self.whiten_advantages() {
-            let message = "cannot be: whitening over the batch is what reinforce_plus_plus has in place of a critic; remove this key, \
-                           or choose another advantage_estimator";
+            let message = "must be true with advantage_estimator = \"reinforce_plus_plus\", whose \
+                           baseline it is; remove this key, or choose another estimator";
             keys.wrong("whiten_advantages", false, message);
         }
     }

@@ -1,23 +1,31 @@
-//! The keys of `[ppo]` that mix pretraining text into the update: PPO-ptx (Ouyang et al. 2022, eq. 2).
+//! The keys of `[ppo]` that mix pretraining text into the update: PPO-ptx (Ouyang et al. 2022, eq.
+//! 2).
 
 use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Keys;
 use crate::config::Data;
 
 /// Keys of the pretraining mix.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Ptx {
-    /// γ of InstructGPT's objective: weight of the next-token loss (a mean over tokens) on `ptx_data` in each of the actor's
-    /// steps; 0 mixes nothing in.
+    /// Weight of the next-token loss on `ptx_data` in each update of the policy (γ of InstructGPT's
+    /// PPO-ptx); 0 mixes in no text.
+    ///
+    /// The loss is a mean over tokens.
     pub ptx_coef: f64,
-    /// Text to mix in: `.txt`, or records with `text`. Required if `ptx_coef` is not 0. Several files are read as one.
+    /// Pretraining text to mix in: `.txt` files, or records with `text`.
+    ///
+    /// Several files are read as one.
+    #[schemars(extend("x-default" = "required if `ptx_coef` is above 0"))]
     pub ptx_data: Data,
-    /// Rows of a step; unset takes as many as a minibatch has sequences.
+    /// Number of rows of text in one optimizer step.
+    #[schemars(extend("x-default" = "the sequences of a minibatch"))]
     pub ptx_batch_size: Option<usize>,
-    /// Tokens of a row.
+    /// Number of tokens of a row of text.
     pub ptx_length: usize,
 }
 
@@ -38,7 +46,7 @@ impl Ptx {
         self.ptx_coef != 0.0
     }
 
-    /// Rows of one step; 0 where nothing is mixed in.
+    /// Rows of one step; 0 without mixed-in text.
     pub fn rows(&self) -> usize {
         self.ptx_batch_size.unwrap_or(0)
     }
@@ -53,7 +61,7 @@ impl Ptx {
         keys.not_negative(
             "ptx_coef",
             self.ptx_coef,
-            "1.0 weighs the mean over the text like that over the responses, 0 mixes nothing in",
+            "1.0 weighs the text like the responses, 0 mixes in no text",
         );
         if !self.is_on() {
             return self.check_unused(keys);
@@ -61,7 +69,8 @@ impl Ptx {
         if self.ptx_data.is_empty() {
             keys.missing(
                 "ptx_data",
-                "ppo.ptx_coef weighs pretraining text; name it, for example ptx_data = \"train.txt\", or set ptx_coef = 0",
+                "it is the text that ptx_coef weighs; for example ptx_data = \"train.txt\". Or set \
+                 ptx_coef = 0",
             );
         }
         self.ptx_data.check_unweighted("ptx_data", keys);
@@ -69,13 +78,13 @@ impl Ptx {
             "ptx_batch_size",
             self.rows(),
             1,
-            "remove it for as many rows as a minibatch has sequences",
+            "remove it to take as many rows as a minibatch has sequences",
         );
         let mend = "a row needs a token and the next one; 128 is usual";
         keys.at_least("ptx_length", self.ptx_length, 2, mend);
     }
 
-    /// Without a weight the other keys were set in vain.
+    /// Reports the other keys when `ptx_coef` is 0.
     fn check_unused(&self, keys: &mut Keys<'_, '_>) {
         let default = Self::default();
         let first = self.ptx_data.paths().next();
@@ -89,7 +98,7 @@ impl Ptx {
         ];
         for (key, value) in typed {
             let Some(value) = value else { continue };
-            let message = "is of no use while ptx_coef is 0; set that above 0, or remove this key";
+            let message = "has no effect while ptx_coef is 0; set that above 0, or remove this key";
             keys.wrong(key, value, message);
         }
     }
@@ -135,7 +144,7 @@ mod tests {
             let name = key.split('=').next().unwrap();
             refused(
                 &[&format!("ppo.{key}")],
-                &[&format!("ppo.{name}"), "of no use", "ptx_coef"],
+                &[&format!("ppo.{name}"), "no effect", "ptx_coef"],
             );
         }
     }

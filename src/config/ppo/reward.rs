@@ -1,33 +1,33 @@
-//! What completions are scored by: one reward model, or `[[ppo.rewards]]`.
+//! Scorers of completions: one reward model, or `[[ppo.rewards]]`.
 
 use std::path::{Path, PathBuf};
 
 use super::{CriticFrom, Ppo};
-use crate::config::ScoreAt;
 use crate::config::check::{Checker, Keys};
 use crate::config::rewards::{self, ModelReward, RewardComponent, RewardKind};
+use crate::config::words::word;
 
 impl Ppo {
     pub(super) fn fill_rewards(&mut self, scorer: Option<PathBuf>, checker: &mut Checker<'_>) {
         let mut keys = checker.table("ppo");
         match (&self.reward_model, self.rewards.is_empty()) {
             (Some(folder), false) => {
-                let message = "is of no use beside [[ppo.rewards]]; remove it, or name the folder in one of them: \
-                               type = \"model\", path = …";
+                let message = "has no effect beside [[ppo.rewards]]; remove it, or name the folder \
+                               in one of those tables: type = \"model\", path = …";
                 keys.wrong("reward_model", format!("\"{}\"", folder.display()), message);
             }
             (None, false) => rewards::fill(&mut self.rewards, scorer.as_deref(), checker),
             (Some(_), true) => {}
             (None, true) if scorer.is_some() => self.reward_model = scorer,
             (None, true) => {
-                let mend = "there is no reward model; set it to a folder, add a [reward] table that trains one, or say in \
-                            [[ppo.rewards]] what else scores";
+                let mend = "there is no reward model; set it to a folder, add a [reward] table \
+                            that trains one, or add [[ppo.rewards]]";
                 keys.missing("reward_model", mend);
             }
         }
     }
 
-    /// What completions are scored by: `rewards`, or else one reward model of weight 1.
+    /// Components of the score: `rewards`, or one reward model with weight 1.
     pub fn reward_components(&self) -> Vec<RewardComponent> {
         let model = self.reward_model.iter().map(|path| RewardComponent {
             name: "model".to_owned(),
@@ -39,7 +39,7 @@ impl Ppo {
         model.chain(self.rewards.iter().cloned()).collect()
     }
 
-    /// The first reward model among them.
+    /// Folder of the first reward model among the components.
     pub fn first_reward_model(&self) -> Option<PathBuf> {
         let components = self.reward_components();
         let first = |component: &RewardComponent| match &component.kind {
@@ -50,30 +50,26 @@ impl Ppo {
         components.iter().find_map(first)
     }
 
-    /// Without a model that it is said of, `score_at` was set in vain.
+    /// Reports `score_at` without a model that it applies to.
     pub(super) fn check_score_at(&self, keys: &mut Keys<'_, '_>) {
         let (Some(at), None, None) = (self.score_at, &self.reward_model, &self.judge_model) else {
             return;
         };
-        let word = match at {
-            ScoreAt::Eos => "\"eos\"",
-            ScoreAt::LastNonPad => "\"last_non_pad\"",
-        };
-        let message = "is of no use without reward_model and judge_model; write it into the tables of [[ppo.rewards]] that are \
-                       models, or remove it";
-        keys.wrong("score_at", word, message);
+        let message = "has no effect without reward_model and judge_model; set it in the tables of \
+                       [[ppo.rewards]] that are models, or remove it";
+        keys.wrong("score_at", format!("{:?}", word(&at)), message);
     }
 
     pub(super) fn check_critic_start(&self, keys: &mut Keys<'_, '_>) {
         let from_scorer = self.critic.critic_from == Some(CriticFrom::RewardModel);
         if from_scorer && self.first_reward_model().is_none() {
-            let message = "no reward model is among what scores; set it to \"policy\", or add one: [[ppo.rewards]] type = \"model\" \
-                           (weight = 0.0 if it should not score)";
+            let message = "needs a reward model; set it to \"policy\", or add one: [[ppo.rewards]] \
+                           with type = \"model\" (and weight = 0.0 if it should not score)";
             keys.wrong("critic_from", "\"reward_model\"", message);
         }
     }
 
-    /// The files that the commands of reward programs name, as far as they can be told: an interpreter's script among them.
+    /// Existing files among the commands of reward programs, such as an interpreter's script.
     pub fn reward_programs(&self) -> impl Iterator<Item = &Path> {
         let words = self
             .rewards

@@ -1,25 +1,35 @@
-//! How prompts become a batch: how many sequences at once, in how much cache, and whether groups that teach nothing are replaced.
+//! Rollouts: sequences generated at the same time, the size of the cache, and dynamic sampling.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Keys;
 
-/// The keys of rollouts in `[ppo]`, beside those of sampling.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The keys of rollouts in `[ppo]`, besides those of sampling.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Rollout {
-    /// Most extra rounds in which prompts whose samples all score alike (before normalising and penalties) are replaced by the next prompts; 0 replaces none
-    /// (Yu et al. 2025, "DAPO", eq. 11). What then is still missing is filled with the prompts that were to be replaced, so that a
-    /// batch always has its size. `max_epochs` counts iterations, however many prompts are replaced in them.
+    /// Largest number of extra rounds that replace prompts whose samples all score alike (DAPO, Yu
+    /// et al. 2025, eq. 11); 0 replaces none.
+    ///
+    /// Scores are compared before normalisation and penalties. If the last round leaves the batch
+    /// short, the prompts that were to be replaced fill it. `max_epochs` counts iterations, not
+    /// prompts.
     pub dynamic_sampling: usize,
-    /// Most sequences that are generated at once. Results do not depend on it.
+    /// Largest number of sequences generated at the same time.
+    ///
+    /// Results do not depend on it.
     pub rollout_batch: usize,
-    /// Most bytes of the key-value cache; when short, sequences wait.
+    /// Largest size of the key-value cache in bytes; sequences wait when it is full.
+    #[schemars(extend("x-default" = "as large as needed"))]
     pub cache_bytes: Option<usize>,
-    /// Most tokens of the key-value cache, instead of `cache_bytes`.
+    /// Largest size of the key-value cache in tokens, instead of `cache_bytes`.
+    #[schemars(extend("x-default" = "as large as needed"))]
     pub cache_tokens: Option<usize>,
-    /// Whether the policy reads its samples once more before it learns, to measure how far the recorded log-probs are from
-    /// training's. On the CPU they are the same bits, and not reading saves a pass; on devices that do not promise this, it is done in
-    /// any case.
+    /// Whether to compute the log-probs of samples again before the update, to measure their
+    /// deviation from the recorded ones.
+    ///
+    /// On the CPU both have the same bits. On devices that do not promise this, they are always
+    /// computed again.
     pub rescore: bool,
 }
 
@@ -36,11 +46,12 @@ impl Default for Rollout {
 }
 
 impl Rollout {
-    /// Notes values out of range; each prompt has `samples` completions.
+    /// Reports values out of range; each prompt has `samples` completions.
     pub(super) fn check(&self, samples: usize, keys: &mut Keys<'_, '_>) {
         if self.dynamic_sampling > 0 && samples == 1 {
-            let message = "replaces prompts whose samples all score alike, which one sample always does; set num_samples_per_prompt \
-                           to 2 or more (8 is usual), or remove this key";
+            let message = "replaces prompts whose samples all score alike, as a single sample \
+                           does; set num_samples_per_prompt to 2 or more (8 is usual), or remove \
+                           this key";
             keys.wrong("dynamic_sampling", self.dynamic_sampling, message);
         }
         keys.at_least("rollout_batch", self.rollout_batch, 1, "64 is usual");

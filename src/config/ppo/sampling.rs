@@ -1,10 +1,10 @@
-//! Sampling that leaves the policy nothing to learn: where one token alone can be drawn, its probability is 1 whatever the weights, and
-//! the gradient of its log-prob is 0.
+//! Refuses sampling that always draws the likeliest token: its probability is then 1 whatever the
+//! weights, the gradient of its log-prob is 0, and the policy cannot learn.
 
 use super::{Generation, Keys};
 
-/// Notes settings of `[ppo]` under which one token alone can ever be drawn. A vocabulary of so many tokens that `top_p` keeps one is
-/// known later: [`keeps_one_of`].
+/// Reports settings of `[ppo]` that leave only one token to draw. Whether `top_p` does depends on
+/// the vocabulary, which is known later: [`keeps_one_of`].
 pub(super) fn check(generation: &Generation, keys: &mut Keys<'_, '_>) {
     let Generation {
         top_k,
@@ -12,13 +12,15 @@ pub(super) fn check(generation: &Generation, keys: &mut Keys<'_, '_>) {
         min_p,
         ..
     } = *generation;
-    let nothing = "the likeliest token alone can be drawn, with probability 1 whatever the policy's weights, so that it cannot learn";
+    let nothing = "only the likeliest token can be drawn, with probability 1, so that the policy \
+                   cannot learn";
     if top_k == 1 {
-        let message = format!("{nothing}; set 2 or more, or 0, which does not cut");
+        let message = format!("{nothing}; set it to 2 or more, or to 0, which does not cut");
         keys.wrong("top_k", top_k, message);
     } else if top_k > 1 && keeps_one_of(top_k, top_p) {
         let message = format!(
-            "of top_k = {top_k} tokens the likeliest has at least this share: {nothing}; raise it above {:.3}, or remove this key",
+            "the likeliest of top_k = {top_k} tokens has at least this share: {nothing}; raise it \
+             above {:.3}, or remove this key",
             1.0 / top_k as f64
         );
         keys.wrong("top_p", top_p, message);
@@ -29,7 +31,8 @@ pub(super) fn check(generation: &Generation, keys: &mut Keys<'_, '_>) {
     }
 }
 
-/// True if `top_p` keeps one token of any distribution over `count` tokens: the likeliest has a share of 1 / `count` or more.
+/// Whether `top_p` keeps only one token of every distribution over `count` tokens, where the
+/// likeliest has a share of at least 1 / `count`.
 pub fn keeps_one_of(count: usize, top_p: f64) -> bool {
     top_p > 0.0 && top_p * count as f64 <= 1.0
 }

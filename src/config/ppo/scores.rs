@@ -1,38 +1,43 @@
-//! What becomes of scores before they are rewards: a common scale, a clip, and penalties on how a response ended.
+//! How scores become rewards: standardisation, clipping, and penalties on how a response ends.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Keys;
 
-/// The keys of scores in `[ppo]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Scores {
-    /// How scores are standardised before they become rewards.
+/// The keys of `[ppo]` by which scores become rewards.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ScoreShaping {
+    /// Statistics that standardise scores before they become rewards.
     pub score_normalization: ScoreNormalization,
-    /// Standardised scores are clipped to ± this.
+    /// Limit on standardised scores, which are clipped to ± this value; unset does not clip.
     pub score_clip: Option<f64>,
-    /// Subtracted from the score of a completion that does not end by itself.
+    /// Penalty subtracted from the score of a completion that reaches `max_new_tokens` without an
+    /// end token.
+    #[schemars(extend("x-default" = "unset: no penalty"))]
     pub missing_eos_penalty: Option<f64>,
-    /// The last so many of `max_new_tokens` cost a completion a penalty that grows with each; 0 has no such penalty (Yu et al. 2025,
-    /// "DAPO", eq. 13).
+    /// Number of last tokens within `max_new_tokens` over which a length penalty grows (DAPO, Yu et
+    /// al. 2025, eq. 13); 0 has no such penalty.
     pub overlong_buffer: usize,
-    /// What is subtracted from the score of a completion that uses all of them.
+    /// Length penalty subtracted from the score of a completion that uses the whole
+    /// `overlong_buffer`.
     pub overlong_penalty: f64,
 }
 
-/// How scores are standardised before they become rewards.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Statistics that standardise scores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ScoreNormalization {
-    /// They are not.
+    /// Scores are used as they are.
     None,
-    /// By mean and deviation of the scores of all batches so far; groups that dynamic sampling drops are in none.
+    /// Mean and standard deviation of the scores of all batches so far, without the prompts that
+    /// `dynamic_sampling` dropped.
     Running,
-    /// By mean and deviation of the reference's samples, measured once before training.
+    /// Mean and standard deviation of the reference's samples, measured once before training.
     Reference,
 }
 
-impl Default for Scores {
+impl Default for ScoreShaping {
     fn default() -> Self {
         Self {
             score_normalization: ScoreNormalization::None,
@@ -44,8 +49,8 @@ impl Default for Scores {
     }
 }
 
-impl Scores {
-    /// Notes values out of range; a completion has at most `max_new_tokens`.
+impl ScoreShaping {
+    /// Reports values out of range; a completion has at most `max_new_tokens`.
     pub(super) fn check(&self, max_new_tokens: usize, keys: &mut Keys<'_, '_>) {
         let mend = "it is subtracted; 1.0 is usual";
         keys.not_negative(
@@ -57,7 +62,7 @@ impl Scores {
             "score_clip",
             self.score_clip.unwrap_or(1.0),
             0.0,
-            "5.0 is usual; remove it to not clip",
+            "5.0 is usual; remove it for no clipping",
         );
         self.check_overlong(max_new_tokens, keys);
     }
@@ -67,14 +72,15 @@ impl Scores {
         keys.above("overlong_penalty", self.overlong_penalty, 0.0, mend);
         if self.overlong_buffer > max_new_tokens {
             let message = format!(
-                "is above max_new_tokens = {max_new_tokens}, of which it is the last part; lower it (a quarter is usual)"
+                "is above max_new_tokens = {max_new_tokens}, of which it is the last part; lower it (a \
+                 quarter is usual)"
             );
             keys.wrong("overlong_buffer", self.overlong_buffer, message);
         }
         let usual = Self::default().overlong_penalty;
         if self.overlong_buffer == 0 && self.overlong_penalty != usual {
-            let message = "is of no use without overlong_buffer; set that to the number of tokens over which it grows, or remove \
-                           this key";
+            let message = "has no effect without overlong_buffer; set that to the number of tokens \
+                           over which the penalty grows, or remove this key";
             keys.wrong("overlong_penalty", self.overlong_penalty, message);
         }
     }

@@ -1,5 +1,6 @@
-//! What the roles hold in common.
+//! Weights that the roles share.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{CriticFrom, Keys, Ppo};
@@ -8,26 +9,31 @@ use crate::config::lora::Lora;
 use crate::config::{Reward, Stage, Trainable};
 
 /// The keys of sharing in `[ppo]`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Sharing {
-    /// What actor, critic, reference and reward model hold in common.
+    /// Weights that actor, critic, reference and reward model hold only once.
     pub share: Share,
-    /// Layers of the trunk, counted from the lowest; with `share = "trunk"`.
+    /// Number of lowest layers in the shared trunk; only with `share = "trunk"`.
+    #[schemars(extend("x-default" = "required with `share = \"trunk\"`"))]
     pub trunk_layers: Option<usize>,
-    /// The adapters, with `share = "adapter"`; when unset those of the policy if it has some, else the defaults.
+    /// Table of LoRA keys for the adapters of actor and critic; only with `share = "adapter"`.
+    #[schemars(extend(
+        "x-type" = "table",
+        "x-default" = "the policy's own adapters, else the defaults"
+    ))]
     pub lora: Option<Lora>,
 }
 
-/// What the four roles hold in common.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Weights that the four roles share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Share {
-    /// Nothing: actor and critic own all their weights.
+    /// No weights are shared.
     #[default]
     None,
-    /// The embedding and the lowest layers, frozen.
+    /// The embedding and the lowest `trunk_layers` layers, which are frozen.
     Trunk,
-    /// All weights of the policy, frozen: each role but the reference has adapters on them.
+    /// All weights of the policy, which are frozen; every role but the reference has adapters.
     Adapter,
 }
 
@@ -36,13 +42,14 @@ impl Sharing {
         match (self.share, self.trunk_layers) {
             (Share::Trunk, None) => keys.missing(
                 "trunk_layers",
-                "share = \"trunk\" needs it: how many of the lowest layers are frozen and held once, for example 24 of 30",
+                "share = \"trunk\" needs the number of frozen lowest layers, for example 24 of 30",
             ),
             (Share::Trunk, Some(layers)) => {
                 keys.at_least("trunk_layers", layers, 1, "share = \"none\" has no trunk");
             }
             (_, Some(layers)) => {
-                let message = "is of no use without share = \"trunk\"; set that, or remove this key";
+                let message =
+                    "has no effect without share = \"trunk\"; set that, or remove this key";
                 keys.wrong("trunk_layers", layers, message);
             }
             (_, None) => {}
@@ -51,7 +58,7 @@ impl Sharing {
             (Some(lora), Share::Adapter) => lora.check(keys),
             (Some(_), _) => {
                 let message =
-                    "is of no use without share = \"adapter\"; set that, or remove this table";
+                    "has no effect without share = \"adapter\"; set that, or remove this table";
                 keys.wrong("lora", "{ … }", message);
             }
             (None, _) => {}
@@ -60,13 +67,13 @@ impl Sharing {
 }
 
 impl Ppo {
-    /// A reward model that this run trains must stand on what it is to share.
-    pub(in crate::config) fn check_ground_of(&self, reward: &Reward, checker: &mut Checker<'_>) {
+    /// Checks that a reward model of this run is trained on the weights that it shares.
+    pub(in crate::config) fn check_reward_base(&self, reward: &Reward, checker: &mut Checker<'_>) {
         let mut keys = checker.table("ppo");
         match (self.sharing.share, self.sharing.trunk_layers) {
             (Share::Trunk, Some(layers)) if reward.trainable.freeze_layers < layers => {
                 let message = format!(
-                    "the reward model that [reward] trains would move the trunk; set reward.freeze_layers = {layers}"
+                    "[reward] would train layers of the trunk; set reward.freeze_layers = {layers}"
                 );
                 keys.wrong("trunk_layers", layers, message);
             }
@@ -74,16 +81,18 @@ impl Ppo {
                 if reward.trainable.lora.is_none()
                     && self.critic.critic_from == Some(CriticFrom::RewardModel) =>
             {
-                let message = "the reward model that [reward] trains would be a whole model, from which no adapted critic can start; add \
-                               [reward.lora], or set critic_from = \"policy\"";
+                let message = "[reward] trains a whole model, but the critic has adapters and \
+                               cannot start from it; add [reward.lora], or set critic_from = \
+                               \"policy\"";
                 keys.wrong("share", "\"adapter\"", message);
             }
             _ => {}
         }
     }
 
-    /// A policy that a stage of this run has tuned on pairs must still stand on what the reward model stands on, unless that starts from it.
-    pub(in crate::config) fn check_ground_after(
+    /// Checks that a policy tuned by a stage of this run still shares weights with the reward
+    /// model, unless that starts from it.
+    pub(in crate::config) fn check_tuned_base(
         &self,
         (tuner, tuned): (Stage, &Trainable),
         reward: &Reward,
@@ -97,15 +106,15 @@ impl Ppo {
         match (self.sharing.share, self.sharing.trunk_layers) {
             (Share::Trunk, Some(layers)) if tuned.freeze_layers < layers => {
                 let message = format!(
-                    "the policy that [{tuner}] tunes would have moved the trunk that the reward model stands on; set {tuner}.freeze_layers = \
-                     {layers}, or reward.from = \"{start}\""
+                    "[{tuner}] would train layers of the trunk that the reward model shares; set \
+                     {tuner}.freeze_layers = {layers}, or reward.from = \"{start}\""
                 );
                 keys.wrong("trunk_layers", layers, message);
             }
             (Share::Adapter, _) if reward.trainable.lora.is_some() => {
                 let message = format!(
-                    "the policy that [{tuner}] tunes would be another base than the one that [reward.lora] stands on; add [{tuner}.lora], or set \
-                     reward.from = \"{start}\""
+                    "[{tuner}] would train the base of the adapters of [reward.lora]; add [{tuner}.lora], \
+                     or set reward.from = \"{start}\""
                 );
                 keys.wrong("share", "\"adapter\"", message);
             }

@@ -1,81 +1,93 @@
-//! The keys of `[ppo]` that shape its update: how token losses are averaged, what is added to them, and when an iteration's
-//! updates end early or are taken back.
+//! The keys of `[ppo]` that shape its update: how token losses are averaged, the terms of the loss,
+//! and when an iteration's updates end early or are undone.
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{AdvantageEstimator, Keys, KlControllerKind, Ppo, Ptx};
+use crate::config::words::word;
 use crate::rlhf::{KlEstimator, LossAggregation};
 
-/// Keys of the update.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// The keys that shape the update in `[ppo]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PpoUpdate {
-    /// The mean that policy loss, entropy bonus and KL loss take over a minibatch. When unset: `constant` with the estimators whose
-    /// papers sum a completion's tokens (`dr_grpo`, `rloo`, `remax`), else `token`. Filled once read. The value loss is a mean over
-    /// tokens in any case, as TRL's and OpenRLHF's is (verl lets it follow the policy's).
+    /// How policy loss, entropy bonus and KL loss are averaged over a minibatch.
+    ///
+    /// The value loss is always a mean over tokens, as in TRL and OpenRLHF (verl lets it follow the
+    /// policy's).
+    #[schemars(extend(
+        "x-default" = "`constant` with `dr_grpo`, `rloo` and `remax`, else `token`"
+    ))]
     pub loss_aggregation: Option<LossAggregation>,
-    /// c: the loss of a token whose advantage A is negative is at most −c·A, however far its ratio has grown (Ye et al. 2020; TRL's
-    /// `delta`, verl's `clip_ratio_c`, there 3). Above 1; unset bounds nothing.
+    /// Bound c on the loss of a token with negative advantage A, which is at most −c·A (dual clip,
+    /// Ye et al. 2020); unset does not bound it.
+    ///
+    /// Must be above 1. TRL calls it `delta`, verl `clip_ratio_c` (there 3).
     pub dual_clip: Option<f64>,
-    /// Weight of the policy's entropy, which the loss rewards; 0 does not.
+    /// Weight of the entropy bonus in the policy's loss.
     pub entropy_coef: f64,
-    /// Where the KL to the reference enters, with `kl_coef` as its weight. When unset: the loss with `grpo` and `dr_grpo`, whose
-    /// advantages are of scores alone (Shao et al. 2024, eq. 3), else the reward. Filled once read. Another place is refused where
-    /// `kl_coef` is 0.
+    /// Whether the KL to the reference is part of the rewards or of the loss.
+    ///
+    /// Refused where `kl_coef` is 0.
+    #[schemars(extend("x-default" = "`loss` with `grpo` and `dr_grpo`, else `reward`"))]
     pub kl_in: Option<KlIn>,
-    /// An iteration's updates end before the first minibatch whose `policy/approx_kl` exceeds this: it takes no step, neither
-    /// actor's nor critic's. Unset never ends them early.
+    /// Limit on `policy/approx_kl`: an iteration's updates end before the first minibatch that
+    /// exceeds it; unset never ends them early.
     pub target_kl: Option<f64>,
-    /// An iteration whose `policy/last_approx_kl` exceeds `target_kl` × this is taken back: actor, critic and their optimizers stand
-    /// again where it began, and the KL controller and the scores' normaliser keep what they have seen. The copy to go back to
-    /// takes the memory of the trained weights three times over. Unset takes nothing back.
+    /// Undo an iteration whose `policy/last_approx_kl` exceeds `target_kl` times this factor; unset
+    /// undoes none.
+    ///
+    /// Actor, critic and their optimizers return to the start of the iteration; the KL controller
+    /// and the running statistics of scores keep what they have seen. The copy takes three times
+    /// the memory of the trained weights. Must be 1 or larger.
     pub rollback_kl_factor: Option<f64>,
     /// Pretraining text that is mixed in.
     #[serde(flatten)]
     pub ptx: Ptx,
 }
 
-/// Where the KL to the reference enters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Whether the KL to the reference is part of the rewards or of the loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum KlIn {
-    /// Each token's reward: PPO's.
+    /// The KL is subtracted from each token's reward, as in PPO.
     Reward,
-    /// The loss, by the log-probs of the policy as it moves: GRPO's.
+    /// The KL is a term of the loss, as in GRPO.
     Loss,
 }
 
 impl fmt::Display for KlIn {
     /// The word of the configuration.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Reward => "reward",
-            Self::Loss => "loss",
-        })
+        f.pad(&word(self))
     }
 }
 
 impl PpoUpdate {
-    /// Writes down the values that unset keys take.
+    /// Fills unset keys.
     pub(super) fn fill(&mut self, mini_batch_size: usize) {
         self.ptx.fill(mini_batch_size);
     }
 
-    /// The `policy/last_approx_kl` beyond which an iteration is taken back, if any is.
+    /// The `policy/last_approx_kl` beyond which an iteration is undone, if there is a limit.
     pub fn rollback_kl(&self) -> Option<f64> {
         Some(self.target_kl? * self.rollback_kl_factor?)
     }
 
-    /// Aggregation that an unset `loss_aggregation` stands for: the estimator's source, or TRL's default where that differs (`grpo`).
+    /// Default of `loss_aggregation`: that of the estimator's source, but TRL's for `grpo`.
     ///
-    /// - Dr. GRPO (Liu et al. 2025, section 3.2) divides the sum by a constant, in place of the length of each completion.
-    /// - RLOO (Ahmadian et al. 2024, eq. 6 and 7) and ReMax (Li et al. 2024, eq. 4) take a completion as one action: the gradient is the
-    ///   advantage times Σ ∇ log π over its tokens. A constant divisor keeps that up to a scale; without it the losses would grow
-    ///   with the length allowed, and `max_grad_norm` would cut them all.
+    /// - Dr. GRPO (Liu et al. 2025, section 3.2) divides the sum by a constant, in place of the
+    ///   length of each completion.
+    /// - RLOO (Ahmadian et al. 2024, eq. 6 and 7) and ReMax (Li et al. 2024, eq. 4) take a
+    ///   completion as one action: the gradient is the advantage times Σ ∇ log π over its tokens. A
+    ///   constant divisor keeps that up to a scale; without it losses would grow with
+    ///   `max_new_tokens`, and `max_grad_norm` would clip every step.
     /// - PPO and REINFORCE++ (Hu 2025) take tokens as actions, and the mean over all of them.
-    /// - GRPO (Shao et al. 2024, eq. 3) takes the mean over each sequence's tokens first (`sequence`). On purpose it is `token` here:
-    ///   in the paper's mean a token of a long completion counts for less, so that long wrong answers are hardly discouraged (Yu et al.
+    /// - GRPO (Shao et al. 2024, eq. 3) takes the mean over each sequence's tokens first
+    ///   (`sequence`). On purpose it is `token` here: in the paper's mean a token of a long
+    ///   completion counts for less, so that long wrong answers are hardly discouraged (Yu et al.
     ///   2025, "DAPO", section 3.3, whose mean this is); TRL's default is the same.
     pub(super) fn usual_aggregation(estimator: AdvantageEstimator) -> LossAggregation {
         match estimator {
@@ -88,7 +100,7 @@ impl PpoUpdate {
         }
     }
 
-    /// The place that an unset `kl_in` stands for: where the estimator's source has it.
+    /// Default of `kl_in`: as in the estimator's source.
     pub(super) fn usual_place(estimator: AdvantageEstimator) -> KlIn {
         match estimator {
             AdvantageEstimator::Grpo | AdvantageEstimator::DrGrpo => KlIn::Loss,
@@ -96,7 +108,7 @@ impl PpoUpdate {
         }
     }
 
-    /// The estimator that an unset `kl_estimator` stands for: what each place is usually given.
+    /// Default of `kl_estimator`: the usual one for rewards and for losses.
     pub(super) fn usual_estimator(kl_in: KlIn) -> KlEstimator {
         match kl_in {
             KlIn::Reward => KlEstimator::K1,
@@ -105,9 +117,9 @@ impl PpoUpdate {
     }
 
     pub(super) fn check(&self, ppo: &Ppo, keys: &mut Keys<'_, '_>) {
-        let free = "3.0 is usual; remove it to bound nothing";
+        let free = "3.0 is usual; remove it for no bound";
         keys.above("dual_clip", self.dual_clip.unwrap_or(2.0), 1.0, free);
-        let mend = "0.01 is much, 0 rewards no entropy";
+        let mend = "0.01 is large, 0 has no bonus";
         keys.not_negative("entropy_coef", self.entropy_coef, mend);
         self.check_kl(ppo, keys);
         self.check_limits(ppo, keys);
@@ -123,31 +135,33 @@ impl PpoUpdate {
             return Self::refuse_kl_keys(ppo, keys);
         }
         if ppo.kl_in() == KlIn::Loss && ppo.kl_estimator() == KlEstimator::K1 {
-            let message = "pulls towards nothing as a loss: its gradient is zero in expectation; set \"k3\" (GRPO's) or \"k2\", or \
-                           kl_in = \"reward\"";
+            let message = "has no effect as a loss, because its gradient is zero in expectation; \
+                           set \"k3\" (GRPO's) or \"k2\", or kl_in = \"reward\"";
             keys.wrong("kl_estimator", "\"k1\"", message);
         }
         Self::check_controller(ppo, keys);
     }
 
-    /// The adaptive controller changes the weight by a share of up to 0.2 · sequences / horizon an iteration. One that can take all of it
-    /// would leave 0, which it multiplies from then on.
+    /// The adaptive controller changes the weight by a factor of up to 1 ± 0.2 · sequences /
+    /// horizon per iteration. A factor of 0 must not be possible: the weight would stay 0.
     fn check_controller(ppo: &Ppo, keys: &mut Keys<'_, '_>) {
         let (horizon, batch) = (ppo.objective.kl_horizon, ppo.training.batch_size);
         let least = 0.2 * batch as f64;
         let adaptive = ppo.objective.kl_controller == KlControllerKind::Adaptive;
         if adaptive && horizon > 0.0 && horizon <= least {
             let message = format!(
-                "lets one iteration of batch_size = {batch} sequences take the weight of the KL to 0, where it stays; set it above {least}, \
-                 10000 is usual"
+                "lets one iteration of batch_size = {batch} sequences reduce the weight of the KL \
+                 to 0, where it stays; set it above {least}, 10000 is usual"
             );
             keys.wrong("kl_horizon", horizon, message);
         }
     }
 
-    /// A KL of weight 0 is the same in any place and by any estimator. Defaults pass, for the file in a run folder writes them out.
+    /// Reports keys of the KL when its weight is 0. Defaults pass, because the file in a run folder
+    /// writes them out.
     fn refuse_kl_keys(ppo: &Ppo, keys: &mut Keys<'_, '_>) {
-        let message = "is of no use while kl_coef = 0, which leaves the KL out; raise that, or remove this key";
+        let message = "has no effect while kl_coef = 0, which leaves the KL out; raise that, or \
+                       remove this key";
         let (place, estimator) = (ppo.kl_in(), ppo.kl_estimator());
         if place != Self::usual_place(ppo.objective.advantage_estimator) {
             keys.wrong("kl_in", format!("\"{place}\""), message);
@@ -165,7 +179,7 @@ impl PpoUpdate {
             (None, Some(factor)) => keys.wrong(
                 "rollback_kl_factor",
                 factor,
-                "multiplies target_kl, which is not set; set that, or remove this key",
+                "multiplies target_kl, which is not set; set target_kl, or remove this key",
             ),
             (Some(_), Some(factor)) if !(factor >= 1.0 && factor.is_finite()) => keys.wrong(
                 "rollback_kl_factor",
@@ -175,8 +189,8 @@ impl PpoUpdate {
             (Some(target), None) if minibatches == 1 => keys.wrong(
                 "target_kl",
                 target,
-                "an iteration has a single minibatch, after which there is nothing to stop; raise num_ppo_epochs or \
-                 num_mini_batches, set rollback_kl_factor, or remove this key",
+                "has no effect, because an iteration has a single minibatch; raise num_ppo_epochs \
+                 or num_mini_batches, set rollback_kl_factor, or remove this key",
             ),
             _ => {}
         }
@@ -239,7 +253,7 @@ mod tests {
     #[test]
     fn a_kl_of_no_weight_has_no_place_and_no_estimator() {
         let free = "ppo.kl_coef=0";
-        let words = "is of no use while kl_coef = 0";
+        let words = "has no effect while kl_coef = 0";
         for (set, key) in [
             ("ppo.kl_estimator=k3", "ppo.kl_estimator = \"k3\""),
             ("ppo.kl_estimator=k2", "ppo.kl_estimator = \"k2\""),

@@ -1,4 +1,4 @@
-//! Ranges and combinations of the keys of each type, and patterns that compile.
+//! Checks of the keys of each type: ranges, combinations, and patterns that compile.
 
 use super::super::check::Keys;
 use super::kinds::{
@@ -9,7 +9,7 @@ use crate::rlhf::ensemble::Combine;
 impl RewardKind {
     pub(super) fn check(&self, keys: &mut Keys<'_, '_>) {
         match self {
-            // Its path is filled, or was found missing then.
+            // The path was filled or reported before.
             Self::Model(_) => {}
             Self::Ensemble(ensemble) => ensemble.check(keys),
             Self::Classifier(classifier) => classifier.check(keys),
@@ -75,7 +75,8 @@ impl EnsembleReward {
             (_, Some(k)) => keys.wrong(
                 "deviations",
                 k,
-                "is of no use without combine = \"mean_minus_deviation\"; set that, or remove this key",
+                "has no effect without combine = \"mean_minus_deviation\"; set that, or remove \
+                 this key",
             ),
             (_, None) => {}
         }
@@ -90,7 +91,7 @@ impl ClassifierReward {
                 "name the folder of a BERT, DeBERTa-v2 or ModernBERT classifier",
             );
         }
-        let mend = "room for a word between its special tokens; remove it for the model's own";
+        let mend = "a word needs room between the special tokens; remove it for the model's own";
         keys.at_least("max_length", self.max_length.unwrap_or(8), 8, mend);
     }
 }
@@ -98,7 +99,7 @@ impl ClassifierReward {
 impl LengthReward {
     fn check(&self, keys: &mut Keys<'_, '_>) {
         match (self.min, self.max) {
-            (None, None) => keys.missing("max", "a window has a least or a largest length"),
+            (None, None) => keys.missing("max", "set min or max"),
             (Some(min), Some(max)) if min > max => keys.wrong(
                 "min",
                 min,
@@ -152,7 +153,7 @@ fn check_pattern(key: &str, pattern: &str, keys: &mut Keys<'_, '_>) {
         let error = error.to_string();
         let why = error.lines().last().unwrap_or_default();
         let why = why.trim_start_matches("error: ");
-        let message = format!("is no regular expression: {why}");
+        let message = format!("is not a regular expression: {why}");
         keys.wrong(key, format!("\"{pattern}\""), message);
     }
 }
@@ -165,7 +166,7 @@ fn check_outcomes(pass: f64, fail: f64, keys: &mut Keys<'_, '_>) {
         }
     }
     if pass == fail {
-        let message = format!("is what fail is too ({fail}); then the rule tells nothing apart");
+        let message = format!("equals fail ({fail}), so that all completions score alike");
         keys.wrong("pass", pass, message);
     }
 }

@@ -1,17 +1,18 @@
 //! The types of `[[ppo.rewards]]` and their keys.
 //!
-//! Rules score 1 where they hold and 0 where not; `pass` and `fail` set other scores. Patterns are those of the crate `regex`:
-//! no look-around, no back-references, time linear in the text.
+//! Rules score 1 where they hold and 0 where not; `pass` and `fail` set other scores. Patterns are
+//! those of the crate `regex`: no look-around, no back-references, time linear in the text.
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::config::ScoreAt;
 use crate::rlhf::ensemble::Combine;
 
-/// What a component scores by.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// What a component of `[[ppo.rewards]]` scores by.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum RewardKind {
     /// A reward model.
@@ -20,26 +21,26 @@ pub enum RewardKind {
     Ensemble(EnsembleReward),
     /// A frozen encoder with a classification head.
     Classifier(ClassifierReward),
-    /// Whether the completion is the answer, letter by letter.
+    /// Rule: the completion is the record's answer.
     Exact(ExactReward),
-    /// Whether the completion's number is the answer.
+    /// Rule: the completion's number is the record's answer.
     Numeric(NumericReward),
-    /// Whether a pattern is found in the completion.
+    /// Rule: a pattern occurs in the completion.
     Regex(RegexReward),
-    /// Whether the completion's length lies in a window.
+    /// Rule: the completion's length lies in a window.
     Length(LengthReward),
-    /// Whether the completion is JSON.
+    /// Rule: the completion is JSON.
     Json(JsonReward),
-    /// How much of the completion is said before.
+    /// Penalty on n-grams that the completion repeats.
     Repetition(RepetitionReward),
-    /// A program of the user.
+    /// A program of yours, which reads and writes JSON Lines.
     Program(ProgramReward),
-    /// An endpoint of the user.
+    /// An HTTP endpoint of yours.
     Http(HttpReward),
 }
 
 impl RewardKind {
-    /// True for a rule, which reads the completion and the prompt's record alone.
+    /// Whether the type is a rule, which reads only the completion and the prompt's record.
     pub fn is_rule(&self) -> bool {
         match self {
             Self::Exact(_)
@@ -57,69 +58,84 @@ impl RewardKind {
     }
 }
 
-/// `type = "model"`: the scalar head of a reward model at one token.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// Score of a reward model, read from its scalar head at one token.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ModelReward {
-    /// The reward model's folder; when unset, the one that `[reward]` trains.
+    /// Folder of the reward model.
+    #[schemars(extend("x-type" = "path", "x-default" = "what `[reward]` trains"))]
     pub path: PathBuf,
-    /// The token at which its score is read; when unset, the folder says.
+    /// Token at which the score is read.
+    #[schemars(extend("x-default" = "as the folder was trained"))]
     pub score_at: Option<ScoreAt>,
 }
 
-/// `type = "ensemble"`: several reward models (Coste et al. 2023, "Reward model ensembles help mitigate overoptimization"). Train them
-/// in runs of different `run.seed`: of one seed they start from the same head and read their pairs in the same order.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Standard deviations that an ensemble subtracts unless `deviations` is set.
+const DEVIATIONS: f64 = 1.0;
+
+/// Combined score of several reward models (Coste et al. 2023).
+///
+/// Train them in runs of different `run.seed`: with one seed they start from the same head and read
+/// their pairs in the same order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EnsembleReward {
-    /// The reward models' folders, two at least. Required.
+    /// Folders of the reward models, at least two.
+    #[schemars(extend("x-type" = "list of paths", "x-default" = "required"))]
     pub paths: Vec<PathBuf>,
-    /// How their scores become one.
+    /// How the scores are combined.
     pub combine: Combine,
-    /// With `combine = "mean_minus_deviation"`: how many standard deviations are subtracted; unset is 1.
+    /// Number of standard deviations to subtract; only with `combine = "mean_minus_deviation"`.
+    #[schemars(extend("x-default" = DEVIATIONS))]
     pub deviations: Option<f64>,
-    /// The token at which their scores are read; when unset, each folder says.
+    /// Token at which the scores are read.
+    #[schemars(extend("x-default" = "as each folder was trained"))]
     pub score_at: Option<ScoreAt>,
 }
 
-/// `type = "classifier"`: a BERT, DeBERTa-v2 or ModernBERT with a sequence classification head, run in `f32` on the CPU.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Score of a BERT, DeBERTa-v2 or ModernBERT sequence classifier, run in `f32` on the CPU.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ClassifierReward {
-    /// A Hugging Face folder with `config.json`, safetensors and `tokenizer.json`. Required.
+    /// Hugging Face folder with `config.json`, safetensors and `tokenizer.json`.
+    #[schemars(extend("x-type" = "path", "x-default" = "required"))]
     pub path: PathBuf,
-    /// The label whose output is the score: its name in `id2label`, or its index. May be left out if there is only one.
+    /// Label whose output is the score: its name in `id2label`, or its index.
+    #[schemars(extend("x-default" = "required, unless there is only one label"))]
     pub label: Option<Label>,
-    /// Whether the score is the label's logit or its probability.
-    pub output: Output,
-    /// What the classifier reads.
-    pub reads: Reads,
-    /// Longer texts are cut to this many tokens, special ones included; unset is the model's `max_position_embeddings`.
+    /// Output of the label that is the score.
+    pub output: ClassifierOutput,
+    /// Text that the classifier reads.
+    pub reads: ClassifierInput,
+    /// Largest number of tokens of the text, special tokens included; longer texts are cut.
+    #[schemars(extend("x-default" = "the model's `max_position_embeddings`"))]
     pub max_length: Option<usize>,
 }
 
 /// A label of a classifier.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a label's name or its index")]
+#[schemars(extend("x-type" = "text or whole number"))]
 pub enum Label {
-    /// By its place.
+    /// Index of the label.
     Index(usize),
-    /// By its name.
+    /// Name of the label.
     Name(String),
 }
 
-/// What of a label is the score.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Output of a classifier's label that is the score.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Output {
-    /// The head's output.
+pub enum ClassifierOutput {
+    /// The label's logit.
     Logit,
-    /// Softmax over the labels; the logistic function of a lone label, or of labels that do not exclude each other
+    /// The label's probability: softmax over the labels, or the logistic function of a single label
+    /// and of labels that do not exclude each other
     /// (`problem_type = "multi_label_classification"`).
     Probability,
 }
 
-/// What a classifier reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Text that a classifier reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Reads {
+pub enum ClassifierInput {
     /// The completion alone.
     Completion,
     /// Prompt and completion as one text.
@@ -128,81 +144,94 @@ pub enum Reads {
     Pair,
 }
 
-/// `type = "exact"`: whether the completion is the record's answer, both without spaces around them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Whether the completion is the record's answer, both trimmed of white space.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ExactReward {
-    /// The field of the prompt's record that holds the answer.
+    /// Field of the prompt's record that holds the answer.
     pub answer_key: String,
-    /// Finds the answer in the completion: the last match's group 1, or all of it if the pattern has no group. Without a match
-    /// the answer is wrong. Unset compares the whole completion.
+    /// Regular expression whose last match in the completion is compared.
+    ///
+    /// Group 1 is taken where the pattern has one. Without a match the answer is wrong.
+    #[schemars(extend("x-default" = "the whole completion"))]
     pub extract: Option<String>,
     /// Score of a right answer.
     pub pass: f64,
-    /// Score of a wrong one.
+    /// Score of a wrong answer.
     pub fail: f64,
 }
 
-/// `type = "numeric"`: whether the completion's last number is the record's answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Whether the last number in the completion is the record's answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct NumericReward {
-    /// The field of the prompt's record that holds the answer: a number, or a text whose last number is meant.
+    /// Field of the prompt's record that holds the answer: a number, or a text whose last number is
+    /// taken.
     pub answer_key: String,
-    /// Finds the text to look for the number in, as for `exact`. Unset looks in the whole completion.
+    /// Regular expression whose last match in the completion is searched for the number.
+    ///
+    /// Group 1 is taken where the pattern has one.
+    #[schemars(extend("x-default" = "the whole completion"))]
     pub extract: Option<String>,
-    /// Largest difference that still counts as right.
+    /// Largest difference that counts as right.
     pub tolerance: f64,
     /// Score of a right answer.
     pub pass: f64,
-    /// Score of a wrong one, or of none.
+    /// Score of a wrong answer, or of none.
     pub fail: f64,
 }
 
-/// `type = "regex"`: whether a pattern is found in the completion.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Whether a pattern occurs in the completion.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RegexReward {
-    /// The pattern; `^` and `$` tie it to the ends. Required.
+    /// Regular expression to find; `^` and `$` anchor it to the ends of the completion.
+    ///
+    /// Patterns are those of Rust's crate `regex`: no look-around and no back-references.
+    #[schemars(extend("x-default" = "required"))]
     pub pattern: String,
-    /// Score of a completion that has it.
+    /// Score of a completion with a match.
     pub pass: f64,
-    /// Score of one that has not.
+    /// Score of a completion without a match.
     pub fail: f64,
 }
 
-/// `type = "length"`: whether the completion's length lies in a window.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Whether the completion's length lies between `min` and `max`, of which one is required.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LengthReward {
-    /// What is counted.
-    pub unit: Unit,
-    /// Least length that passes; unset is 0. One of `min` and `max` is required.
+    /// Unit of `min`, `max` and `margin`.
+    pub unit: TextUnit,
+    /// Smallest length that passes; unset has no lower limit.
     pub min: Option<usize>,
-    /// Largest length that passes; unset is any.
+    /// Largest length that passes; unset has no upper limit.
     pub max: Option<usize>,
-    /// Outside the window the score falls from `pass` to `fail` over this many units; 0 falls at once.
+    /// Distance outside the limits over which the score falls from `pass` to `fail`; 0 falls at
+    /// once.
     pub margin: usize,
-    /// Score inside the window.
+    /// Score of a length within the limits.
     pub pass: f64,
-    /// Score far outside.
+    /// Score of a length beyond the margin.
     pub fail: f64,
 }
 
-/// What lengths and repetitions are counted in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Unit of lengths and repetitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Unit {
-    /// The tokens that were generated, the one that ended the completion included.
+pub enum TextUnit {
+    /// Generated tokens, the end token included.
     Tokens,
-    /// What stands between white space.
+    /// Words between white space.
     Words,
-    /// Characters (Unicode scalar values).
+    /// Unicode characters.
     Characters,
 }
 
-/// `type = "json"`: whether the completion is one JSON value.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Whether the completion is one JSON value.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct JsonReward {
-    /// Finds the JSON in the completion, as for `exact`. Unset takes the whole completion.
+    /// Regular expression whose last match in the completion is read as JSON.
+    ///
+    /// Group 1 is taken where the pattern has one.
+    #[schemars(extend("x-default" = "the whole completion"))]
     pub extract: Option<String>,
-    /// Keys that the value, an object then, must have.
+    /// Keys that the JSON value must have; it must then be an object.
     pub keys: Vec<String>,
     /// Score of valid JSON.
     pub pass: f64,
@@ -210,41 +239,43 @@ pub struct JsonReward {
     pub fail: f64,
 }
 
-/// `type = "repetition"`: minus the share of n-grams that stand earlier in the completion already, between −1 and 0.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Minus the share of n-grams that occur earlier in the completion, between −1 and 0.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RepetitionReward {
-    /// n: how many neighbours make one n-gram.
+    /// Length n of the n-grams.
     pub ngram: usize,
-    /// Of what.
-    pub unit: Unit,
+    /// Unit of the n-grams.
+    pub unit: TextUnit,
 }
 
-/// `type = "program"`: a program that stays and answers one JSON line with another.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Scores of a program that keeps running and answers each line of JSON with another.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ProgramReward {
-    /// The program and its arguments; no shell reads them. Required.
+    /// Program and its arguments, started without a shell.
+    #[schemars(extend("x-default" = "required"))]
     pub command: Vec<String>,
-    /// Longest wait for the scores of a batch.
+    /// Longest wait for the scores of a batch, in seconds.
     pub timeout_seconds: f64,
 }
 
 /// Longest wait between two requests, in seconds.
 pub const LONGEST_BACKOFF: f64 = 60.0;
 
-/// `type = "http"`: an endpoint that answers batches sent by POST.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Scores of an HTTP endpoint that answers batches sent by POST.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HttpReward {
-    /// Where to: `http://…` or `https://…`. Required.
+    /// Address of the endpoint: `http://…` or `https://…`.
+    #[schemars(extend("x-default" = "required"))]
     pub url: String,
-    /// Most completions of one request.
+    /// Largest number of completions in one request.
     pub batch_size: usize,
-    /// Longest wait for one answer.
+    /// Longest wait for one answer, in seconds.
     pub timeout_seconds: f64,
-    /// How often a request is sent again after no answer, status 408, 429 or 5xx.
+    /// Number of times a request is sent again after no answer, or status 408, 429 or 5xx.
     pub retries: usize,
-    /// Wait before the first of them, at most a minute; it doubles each time, up to that.
+    /// Wait before the first retry in seconds, at most 60; it doubles with each further one.
     pub backoff_seconds: f64,
-    /// The environment variable with a token that is sent as `Authorization: Bearer …`; unset sends none.
+    /// Environment variable with a token to send as `Authorization: Bearer …`; unset sends none.
     pub token_env: Option<String>,
 }
 
@@ -260,9 +291,9 @@ impl Default for EnsembleReward {
 }
 
 impl EnsembleReward {
-    /// k of [`Combine::MeanMinusDeviation`].
+    /// Factor of the standard deviation in [`Combine::MeanMinusDeviation`].
     pub fn deviations(&self) -> f64 {
-        self.deviations.unwrap_or(1.0)
+        self.deviations.unwrap_or(DEVIATIONS)
     }
 }
 
@@ -271,8 +302,8 @@ impl Default for ClassifierReward {
         Self {
             path: PathBuf::new(),
             label: None,
-            output: Output::Logit,
-            reads: Reads::Completion,
+            output: ClassifierOutput::Logit,
+            reads: ClassifierInput::Completion,
             max_length: None,
         }
     }
@@ -314,7 +345,7 @@ impl Default for RegexReward {
 impl Default for LengthReward {
     fn default() -> Self {
         Self {
-            unit: Unit::Tokens,
+            unit: TextUnit::Tokens,
             min: None,
             max: None,
             margin: 0,
@@ -339,7 +370,7 @@ impl Default for RepetitionReward {
     fn default() -> Self {
         Self {
             ngram: 3,
-            unit: Unit::Words,
+            unit: TextUnit::Words,
         }
     }
 }
@@ -367,8 +398,8 @@ impl Default for HttpReward {
 }
 
 impl RewardKind {
-    /// Every kind with its defaults.
-    fn all() -> [Self; 11] {
+    /// All types with their defaults.
+    pub(in crate::config) fn all() -> [Self; 11] {
         [
             Self::Model(ModelReward::default()),
             Self::Ensemble(EnsembleReward::default()),
@@ -389,12 +420,12 @@ impl RewardKind {
         Self::all().map(|kind| kind.word())
     }
 
-    /// The kind of this `type`, with its defaults.
+    /// The type of this word, with its defaults.
     pub(super) fn named(word: &str) -> Option<Self> {
         Self::all().into_iter().find(|kind| kind.word() == word)
     }
 
-    /// The kind's `type`.
+    /// Word of the type.
     pub fn word(&self) -> &'static str {
         match self {
             Self::Model(_) => "model",

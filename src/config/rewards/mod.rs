@@ -1,7 +1,7 @@
-//! `[[ppo.rewards]]`: what completions are scored by, as a weighted sum of components.
+//! `[[ppo.rewards]]`: components whose weighted sum scores completions.
 //!
-//! Each table has a `type`, a `name`, a `weight` and the keys of its type ([`kinds`]). A configuration without the array scores
-//! by one reward model, `ppo.reward_model`.
+//! Each table has a `type`, a `name`, a `weight` and the keys of its type ([`kinds`]). Without the
+//! array, the score is that of one reward model, `ppo.reward_model`.
 
 mod checks;
 mod kinds;
@@ -9,6 +9,7 @@ mod kinds;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
@@ -18,28 +19,30 @@ use super::error::ConfigError;
 use super::names;
 use super::written::{key_names, to_table};
 pub use kinds::{
-    ClassifierReward, EnsembleReward, ExactReward, HttpReward, JsonReward, LONGEST_BACKOFF, Label,
-    LengthReward, ModelReward, NumericReward, Output, ProgramReward, Reads, RegexReward,
-    RepetitionReward, RewardKind, Unit,
+    ClassifierInput, ClassifierOutput, ClassifierReward, EnsembleReward, ExactReward, HttpReward,
+    JsonReward, LONGEST_BACKOFF, Label, LengthReward, ModelReward, NumericReward, ProgramReward,
+    RegexReward, RepetitionReward, RewardKind, TextUnit,
 };
 
 /// The array's key in `[ppo]`.
 const KEY: &str = "rewards";
 
-/// One table of `[[ppo.rewards]]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Component of the weighted sum that scores completions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RewardComponent {
-    /// What scores, with the keys of its `type`.
+    /// The scorer, with the keys of its `type`.
     #[serde(flatten)]
     pub kind: RewardKind,
-    /// What it is called in `reward/NAME` and in `samples.jsonl`; when unset, its `type`. No two are called the same.
+    /// Name of the component in the metric `reward/NAME` and in `samples.jsonl`, unique among the
+    /// tables.
+    #[schemars(extend("x-default" = "its `type`"))]
     pub name: String,
-    /// Factor of its score in the sum; 0 only logs it.
+    /// Factor of the component's score in the sum; 0 only logs it.
     pub weight: f64,
 }
 
 impl RewardComponent {
-    /// A component as it is when nothing but its type is given.
+    /// A component with the defaults of its type.
     pub fn new(kind: RewardKind) -> Self {
         Self {
             name: String::new(),
@@ -48,7 +51,7 @@ impl RewardComponent {
         }
     }
 
-    /// The model folders that it reads.
+    /// Model folders of the component.
     pub fn folders(&self) -> Vec<&Path> {
         match &self.kind {
             RewardKind::Model(model) => vec![&model.path],
@@ -75,7 +78,7 @@ pub(super) fn folders_mut(
     components.iter_mut().flat_map(RewardComponent::folders_mut)
 }
 
-/// Reads the tables; what is wrong with them goes to `checker`.
+/// Reads the tables; problems are reported to `checker`.
 ///
 /// # Errors
 /// If a default cannot be written as TOML.
@@ -116,7 +119,7 @@ fn kind(table: &str, word: Option<&Value>, checker: &mut Checker<'_>) -> Option<
     kind
 }
 
-/// Writes down what unset keys take: names, and the model that `[reward]` trains.
+/// Fills unset names, and unset paths with the model that `[reward]` trains.
 pub(super) fn fill(
     components: &mut [RewardComponent],
     trained: Option<&Path>,
@@ -140,7 +143,7 @@ pub(super) fn fill(
     }
 }
 
-/// Checks every component, and that they can be told apart.
+/// Checks every component, and that their names differ.
 pub(super) fn check(components: &[RewardComponent], checker: &mut Checker<'_>) {
     let mut named: BTreeMap<&str, usize> = BTreeMap::new();
     for (index, component) in components.iter().enumerate() {
@@ -149,13 +152,14 @@ pub(super) fn check(components: &[RewardComponent], checker: &mut Checker<'_>) {
         let name = component.name.as_str();
         if let Some(before) = named.insert(name, index) {
             let message = format!(
-                "is what {} is called too; give each a name of its own",
+                "is also the name of {}; give each its own name",
                 item(before)
             );
             keys.wrong("name", format!("\"{name}\""), message);
         }
         if !name.chars().all(is_of_a_name) {
-            let message = "may hold letters, digits, '_', '-' and '.' only, for it names a metric";
+            let message =
+                "may have only letters, digits, '_', '-' and '.', because it names a metric";
             keys.wrong("name", format!("\"{name}\""), message);
         }
         if !(component.weight as f32).is_finite() {
@@ -164,7 +168,7 @@ pub(super) fn check(components: &[RewardComponent], checker: &mut Checker<'_>) {
         component.kind.check(&mut keys);
     }
     if !components.is_empty() && components.iter().all(|component| component.weight == 0.0) {
-        let mend = "every weight is 0, so that no completion is better than another; give one of them another";
+        let mend = "every weight is 0, so that all completions score alike; set one above 0";
         checker.table("ppo").misplaced(KEY, mend);
     }
 }

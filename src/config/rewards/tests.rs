@@ -114,7 +114,7 @@ fn a_reward_model_is_the_shorthand_of_one_component() {
         "{error}"
     );
     assert!(
-        error.contains("of no use beside [[ppo.rewards]]"),
+        error.contains("no effect beside [[ppo.rewards]]"),
         "{error}"
     );
 }
@@ -144,7 +144,7 @@ fn names_are_told_from_each_other() {
     let twice = "[[ppo.rewards]]\ntype = \"repetition\"\n".repeat(2);
     let says = [
         "ppo.rewards[1].name = \"repetition\"",
-        "ppo.rewards[0] is called too",
+        "is also the name of ppo.rewards[0]",
     ];
     refused(&twice, &[], &says);
     components(&twice, &["ppo.rewards[1].name=again"]);
@@ -162,7 +162,8 @@ fn unknown_keys_and_types_are_refused_with_the_nearest() {
         "[ppo.rewards[0]] has type, pattern, pass, fail, name, weight",
     ];
     refused(&regex("tolerance = 2"), &[], &says);
-    let says = "ppo.rewards[0].weight = \"much\" (trial.toml:11): invalid type: string \"much\", expected a number";
+    let says = "ppo.rewards[0].weight = \"much\" (trial.toml:11): invalid type: string \"much\", \
+                expected a number";
     refused(&regex("weight = \"much\""), &[], &[says]);
     let says = [
         "ppo.rewards[0].type = \"regexp\" (trial.toml:9)",
@@ -213,7 +214,7 @@ fn overrides_reach_single_tables_and_replace_all() {
         &[other],
         &[
             "ppo.rewards[0].pattern = \"(\" (--set ppo.rewards=",
-            "no regular expression",
+            "not a regular expression",
         ],
     );
     let all = components(text, &["ppo.rewards=[{type=\"json\"}]"]);
@@ -243,15 +244,15 @@ fn values_that_cannot_be_are_refused() {
     for (index, key, value, says) in [
         (0, "weight", "inf", "must be finite"),
         (1, "paths", "[\"a\"]", "two at least"),
-        (1, "combine", "mean", "of no use without combine"),
+        (1, "combine", "mean", "no effect without combine"),
         (1, "combine", "median", "unknown word"),
         (2, "max_length", "2", "at least 8"),
         (2, "label", "1.5", "a label's name or its index"),
-        (3, "extract", "\"(\"", "no regular expression"),
+        (3, "extract", "\"(\"", "not a regular expression"),
         (3, "answer_key", "prompt", "holds the answer"),
         (4, "tolerance", "-1.0", "zero or larger"),
         (5, "pattern", "\"\"", "is required"),
-        (5, "pass", "0", "tells nothing apart"),
+        (5, "pass", "0", "score alike"),
         (6, "min", "41", "is above max = 40"),
         (7, "fail", "nan", "must be finite"),
         (9, "command", "[]", "is required"),

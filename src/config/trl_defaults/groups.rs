@@ -6,7 +6,7 @@ use super::{Absent, Acts, Differs, Same};
 const SERVER: &str = "generation is the engine's own, on the weights that are trained";
 const SAMPLES: &str = "samples.jsonl has the completions of each evaluation";
 
-/// What the two have in common.
+/// Fields of both trainers.
 pub(super) const BOTH: &[Row] = &[
     ("learning_rate", Same("learning_rate")),
     (
@@ -67,7 +67,8 @@ pub(super) const BOTH: &[Row] = &[
         "num_iterations",
         Differs(
             "num_ppo_epochs",
-            "a completion costs several times a pass over it, and the clip bounds what later passes do",
+            "a completion costs several times a pass over it, and the clip bounds what later \
+             passes do",
         ),
     ),
     ("epsilon", Same("cliprange")),
@@ -103,7 +104,8 @@ pub(super) const GRPO: &[Row] = &[
         "beta",
         Differs(
             "kl_coef",
-            "0 holds the policy to nothing; Shao et al. 2024 have 0.04, and 0.05 is TRL's for PPO and RLOO",
+            "0 holds the policy to nothing; Shao et al. 2024 have 0.04, and 0.05 is TRL's for PPO \
+             and RLOO",
         ),
     ),
     ("delta", Same("dual_clip")),
@@ -120,15 +122,17 @@ pub(super) const GRPO: &[Row] = &[
     (
         "scale_rewards",
         Absent(
-            "the estimator says it: grpo divides by the group's deviation plus 1e-6, TRL by the deviation plus 1e-4",
+            "the estimator says it: grpo divides by the group's deviation plus 1e-6, TRL by the \
+             deviation plus 1e-4",
         ),
     ),
     (
         "loss_type",
         Differs(
             "loss_aggregation",
-            "the same under another word: `dapo` is the mean over the tokens of an optimizer step. The paper's is `grpo`, our \
-             `sequence`, in which a token of a long completion counts for less (Yu et al. 2025, section 3.3)",
+            "the same under another word: `dapo` is the mean over the tokens of an optimizer step. \
+             The paper's is `grpo`, our `sequence`, in which a token of a long completion counts \
+             for less (Yu et al. 2025, section 3.3)",
         ),
     ),
     (
@@ -161,8 +165,9 @@ pub(super) const RLOO: &[Row] = &[
         "epsilon",
         Acts(
             "cliprange",
-            "each token's ratio is clipped, as in PPO; TRL clips the ratio of the whole completion, which a long one leaves soon, and the \
-             paper none, for it takes one step a batch",
+            "each token's ratio is clipped, as in PPO; TRL clips the ratio of the whole \
+             completion, which a long one leaves soon, and the paper none, for it takes one step a \
+             batch",
         ),
     ),
     ("normalize_advantages", Same("whiten_advantages")),

@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::from_word;
 
 const SIZES: Geometry = Geometry {
     hidden_size: 24,
@@ -22,9 +23,9 @@ fn config(family: Family) -> DecoderConfig {
 #[test]
 fn a_family_is_found_by_its_model_type() {
     for family in Family::ALL {
-        assert_eq!(Family::from_model_type(family.model_type()), Some(family));
+        assert_eq!(from_word(&family.to_string()), Some(family));
     }
-    assert_eq!(Family::from_model_type("gemma"), None);
+    assert_eq!(from_word::<Family>("gemma"), None);
 }
 
 #[test]

@@ -42,7 +42,7 @@ pub enum InvalidDecoder {
     Family {
         key: &'static str,
         found: String,
-        family: &'static str,
+        family: Family,
         rule: &'static str,
     },
 }
@@ -222,7 +222,7 @@ impl DecoderConfig {
         InvalidDecoder::Family {
             key,
             found,
-            family: self.family.model_type(),
+            family: self.family,
             rule,
         }
     }

@@ -214,6 +214,7 @@ mod tests {
     use serde_json::{Map, json};
 
     use super::*;
+    use crate::config::from_word;
 
     /// The keys of a golden model that are named on the terminal, after `changes`.
     fn unread_in(name: &str, changes: Value) -> Vec<String> {
@@ -222,7 +223,7 @@ mod tests {
         let mut config: Map<String, Value> = serde_json::from_slice(&text).unwrap();
         config.extend(changes.as_object().unwrap().clone());
         let fields = Fields::new(Path::new("config.json"), &config);
-        let family = Family::from_model_type(config["model_type"].as_str().unwrap()).unwrap();
+        let family = from_word::<Family>(config["model_type"].as_str().unwrap()).unwrap();
         refuse_foreign(&fields).unwrap();
         let unread = unread(&fields, family);
         unread.into_iter().map(str::to_owned).collect()

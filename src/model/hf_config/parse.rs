@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::HfConfigError;
 use super::fields::Fields;
 use super::keys;
+use crate::config::from_word;
 use crate::model::config::{
     Activation, DecoderConfig, Family, Head, NormKind, Position, QkNorm, RopeConfig, RopeScaling,
     SlidingWindow,
@@ -40,8 +41,8 @@ fn family(fields: &Fields) -> Parsed<Family> {
     let model_type = fields
         .text("model_type")?
         .ok_or_else(|| fields.missing("model_type", "the name of a model family"))?;
-    Family::from_model_type(model_type).ok_or_else(|| {
-        let known = Family::ALL.map(Family::model_type).join(", ");
+    from_word(model_type).ok_or_else(|| {
+        let known = Family::ALL.map(|family| family.to_string()).join(", ");
         fields.unsupported("model_type", known)
     })
 }

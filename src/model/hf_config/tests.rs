@@ -156,7 +156,7 @@ fn rewritten(config: &HfConfig, dtype: SaveDtype) -> (HfConfig, Value, Option<Va
 fn what_is_written_is_read_back() {
     for name in GOLDEN {
         let config = HfConfig::read(&golden(name)).expect(name);
-        let (again, json, generation) = rewritten(&config, SaveDtype::Bf16);
+        let (again, json, generation) = rewritten(&config, SaveDtype::Bfloat16);
         assert_eq!(again.decoder, config.decoder, "{name}");
         assert_eq!(again.stop_ids, config.stop_ids, "{name}");
         assert_eq!(json["torch_dtype"], "bfloat16", "{name}");
@@ -182,7 +182,8 @@ fn a_model_from_scratch_is_read_back() {
     for family in Family::ALL {
         let mut decoder = DecoderConfig::from_scratch(family, &sizes).expect("sizes that fit");
         decoder.eos_token_ids = vec![3, 4];
-        let (again, json, generation) = rewritten(&HfConfig::new(decoder.clone()), SaveDtype::F32);
+        let (again, json, generation) =
+            rewritten(&HfConfig::new(decoder.clone()), SaveDtype::Float32);
         assert_eq!(again.decoder, decoder, "{family:?}");
         assert_eq!(again.stop_ids, [3, 4], "{family:?}");
         assert_eq!(
@@ -200,7 +201,7 @@ fn windows_in_some_layers_survive() {
         size: 16,
         layers: vec![1, 2],
     });
-    let (again, json, _) = rewritten(&config, SaveDtype::F32);
+    let (again, json, _) = rewritten(&config, SaveDtype::Float32);
     assert_eq!(again.decoder, config.decoder);
     assert_eq!(json["max_window_layers"], 1);
     let kinds = ["full_attention", "sliding_attention", "sliding_attention"];
@@ -211,7 +212,7 @@ fn windows_in_some_layers_survive() {
 fn a_language_model_becomes_a_scoring_model() {
     let mut config = HfConfig::read(&golden("llama")).expect("llama");
     config.decoder.head = Head::Score;
-    let (again, json, generation) = rewritten(&config, SaveDtype::F32);
+    let (again, json, generation) = rewritten(&config, SaveDtype::Float32);
     assert_eq!(again.decoder.head, Head::Score);
     assert_eq!(
         json["architectures"],
@@ -230,7 +231,7 @@ fn a_scoring_model_is_not_padded_with_its_end_token() {
         config.decoder.pad_token_id = pad;
         assert_eq!(config.scoring_pad_id(), Some(1), "BOS in place of {pad:?}");
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let refused = config.write(folder.path(), SaveDtype::F32);
+        let refused = config.write(folder.path(), SaveDtype::Float32);
         let message = refused.expect_err("refused").to_string();
         assert!(
             message.contains("`pad_token_id` that no sequence ends in"),
@@ -578,7 +579,7 @@ fn a_reward_model_says_where_it_is_read() {
     // The folder's own position is written unchanged.
     let mut config = HfConfig::read(&golden("llama_reward")).expect("read");
     (config.decoder.pad_token_id, config.score_at) = (Some(2), ScoreAt::LastNonPad);
-    let (again, json, _) = rewritten(&config, SaveDtype::F32);
+    let (again, json, _) = rewritten(&config, SaveDtype::Float32);
     assert_eq!(
         (again.score_at, &json["pad_token_id"]),
         (ScoreAt::LastNonPad, &json!(2))

@@ -78,7 +78,7 @@ impl HfConfig {
         let mut map = self.config.clone();
         let architecture = decoder.family.architecture(decoder.head);
         map.insert("architectures".into(), json!([architecture]));
-        map.insert("model_type".into(), decoder.family.model_type().into());
+        map.insert("model_type".into(), decoder.family.to_string().into());
         put_sizes(&mut map, decoder);
         match decoder.position {
             Position::Rope(rope) => put_rope(&mut map, &rope),
@@ -88,7 +88,7 @@ impl HfConfig {
         put_labels(&mut map, decoder.head);
         put_tokens(&mut map, decoder, &self.stop_ids);
         map.remove("dtype");
-        map.insert("torch_dtype".into(), dtype.torch_name().into());
+        map.insert("torch_dtype".into(), dtype.to_string().into());
         map
     }
 

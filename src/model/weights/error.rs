@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use safetensors::{Dtype, SafeTensorError};
 use thiserror::Error;
 
+use crate::config::SaveDtype;
+
 /// An error of reading or writing the weights of a model folder, with the file and, if there is
 /// one, the tensor.
 #[derive(Debug, Error)]
@@ -109,7 +111,7 @@ pub enum WeightsError {
     Overflow {
         name: String,
         value: f32,
-        dtype: &'static str,
+        dtype: SaveDtype,
     },
     #[error("tensor `{name}` could not be fetched")]
     Fetch {

@@ -17,6 +17,7 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use super::{INDEX, SINGLE, WeightsError, transpose};
+use crate::config::SaveDtype;
 use crate::files::durable::{on, replace_file};
 use crate::files::tensor_file::{Description, write_header, write_values};
 use crate::model::config::{StoredLayout, TensorSpec};
@@ -24,56 +25,28 @@ use crate::model::config::{StoredLayout, TensorSpec};
 /// Default size limit of a file, as in transformers: 5 GB.
 pub const DEFAULT_MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
-/// The type of written weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum SaveDtype {
-    #[default]
-    F32,
-    Bf16,
-    F16,
-}
-
 impl SaveDtype {
-    /// Every type, in the order in which messages list them.
-    pub const ALL: [SaveDtype; 3] = [SaveDtype::F32, SaveDtype::Bf16, SaveDtype::F16];
-
-    /// The name in `config.json` (`torch_dtype`) and in the engine's own configuration.
-    pub fn torch_name(self) -> &'static str {
-        match self {
-            SaveDtype::F32 => "float32",
-            SaveDtype::Bf16 => "bfloat16",
-            SaveDtype::F16 => "float16",
-        }
-    }
-
-    /// The type called `name`, if weights can be written so.
-    pub fn from_torch_name(name: &str) -> Option<SaveDtype> {
-        SaveDtype::ALL
-            .into_iter()
-            .find(|dtype| dtype.torch_name() == name)
-    }
-
     /// Bytes of one value.
     pub fn bytes(self) -> usize {
         match self {
-            SaveDtype::F32 => 4,
-            SaveDtype::Bf16 | SaveDtype::F16 => 2,
+            SaveDtype::Float32 => 4,
+            SaveDtype::Bfloat16 | SaveDtype::Float16 => 2,
         }
     }
 
     fn stored(self) -> Dtype {
         match self {
-            SaveDtype::F32 => Dtype::F32,
-            SaveDtype::Bf16 => Dtype::BF16,
-            SaveDtype::F16 => Dtype::F16,
+            SaveDtype::Float32 => Dtype::F32,
+            SaveDtype::Bfloat16 => Dtype::BF16,
+            SaveDtype::Float16 => Dtype::F16,
         }
     }
 
     fn encode(self, value: f32, bytes: &mut Vec<u8>) {
         match self {
-            SaveDtype::F32 => bytes.extend(value.to_le_bytes()),
-            SaveDtype::Bf16 => bytes.extend(bf16::from_f32(value).to_le_bytes()),
-            SaveDtype::F16 => bytes.extend(f16::from_f32(value).to_le_bytes()),
+            SaveDtype::Float32 => bytes.extend(value.to_le_bytes()),
+            SaveDtype::Bfloat16 => bytes.extend(bf16::from_f32(value).to_le_bytes()),
+            SaveDtype::Float16 => bytes.extend(f16::from_f32(value).to_le_bytes()),
         }
     }
 
@@ -81,9 +54,9 @@ impl SaveDtype {
     fn overflows(self, value: f32) -> bool {
         value.is_finite()
             && match self {
-                SaveDtype::F32 => false,
-                SaveDtype::Bf16 => bf16::from_f32(value).is_infinite(),
-                SaveDtype::F16 => f16::from_f32(value).is_infinite(),
+                SaveDtype::Float32 => false,
+                SaveDtype::Bfloat16 => bf16::from_f32(value).is_infinite(),
+                SaveDtype::Float16 => f16::from_f32(value).is_infinite(),
             }
     }
 }
@@ -234,7 +207,7 @@ fn refuse_overflow(
         Some(&value) => Err(WeightsError::Overflow {
             name: spec.name.clone(),
             value,
-            dtype: dtype.torch_name(),
+            dtype,
         }),
     }
 }

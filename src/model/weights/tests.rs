@@ -125,9 +125,9 @@ fn a_transposition_undone_is_the_matrix() {
 fn what_is_saved_is_loaded() {
     type Round = fn(f32) -> f32;
     let dtypes: [(SaveDtype, Round); 3] = [
-        (SaveDtype::F32, |x| x),
-        (SaveDtype::Bf16, |x| bf16::from_f32(x).to_f32()),
-        (SaveDtype::F16, |x| f16::from_f32(x).to_f32()),
+        (SaveDtype::Float32, |x| x),
+        (SaveDtype::Bfloat16, |x| bf16::from_f32(x).to_f32()),
+        (SaveDtype::Float16, |x| f16::from_f32(x).to_f32()),
     ];
     for name in ["gpt2", "qwen3", "llama_reward"] {
         let tensors = loaded(name);
@@ -153,7 +153,7 @@ fn what_is_saved_is_loaded() {
 #[test]
 fn a_saved_file_is_the_one_transformers_wrote() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    put(folder.path(), &loaded("gpt2"), SaveDtype::F32, u64::MAX).expect("saved");
+    put(folder.path(), &loaded("gpt2"), SaveDtype::Float32, u64::MAX).expect("saved");
     let ours = fs::read(folder.path().join(SINGLE)).expect("ours");
     let theirs = fs::read(golden("gpt2").join(SINGLE)).expect("theirs");
     let (ours, theirs) = (
@@ -173,7 +173,7 @@ fn rounding_is_to_nearest_even() {
     let halves = [1.0 + 2_f32.powi(-8), 1.0 + 3.0 * 2_f32.powi(-8), f32::NAN];
     let tensors = [(spec("a", &[3], StoredLayout::OutIn), halves.to_vec())];
     let folder = tempfile::tempdir().expect("a temporary folder");
-    put(folder.path(), &tensors, SaveDtype::Bf16, u64::MAX).expect("saved");
+    put(folder.path(), &tensors, SaveDtype::Bfloat16, u64::MAX).expect("saved");
     let weights = Weights::open(folder.path()).expect("opened");
     let values = weights.load(&tensors[0].0).expect("loaded");
     assert_eq!(values[..2], [1.0, 1.0 + 2_f32.powi(-6)]);
@@ -202,11 +202,11 @@ fn a_save_leaves_its_own_files_only_and_the_same_bytes_each_time() {
     let tensors: Vec<_> = ["a", "b", "c"]
         .map(|name| (spec(name, &[4], StoredLayout::OutIn), vec![1.0; 4]))
         .into();
-    put(folder.path(), &tensors, SaveDtype::F32, u64::MAX).expect("single");
+    put(folder.path(), &tensors, SaveDtype::Float32, u64::MAX).expect("single");
     assert_eq!(listing(folder.path()), [SINGLE]);
     let first = fs::read(folder.path().join(SINGLE)).expect("bytes");
     fs::write(folder.path().join("notes.txt"), "kept").expect("written");
-    put(folder.path(), &tensors, SaveDtype::F32, 32).expect("sharded");
+    put(folder.path(), &tensors, SaveDtype::Float32, 32).expect("sharded");
     let shards = [
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
@@ -215,7 +215,7 @@ fn a_save_leaves_its_own_files_only_and_the_same_bytes_each_time() {
         listing(folder.path()),
         [shards[0], shards[1], INDEX, "notes.txt"]
     );
-    put(folder.path(), &tensors, SaveDtype::F32, u64::MAX).expect("single again");
+    put(folder.path(), &tensors, SaveDtype::Float32, u64::MAX).expect("single again");
     assert_eq!(listing(folder.path()), [SINGLE, "notes.txt"]);
     assert_eq!(fs::read(folder.path().join(SINGLE)).expect("bytes"), first);
 }
@@ -225,7 +225,7 @@ fn a_failed_save_keeps_the_old_weights() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let a = spec("a", &[2], StoredLayout::OutIn);
     let good = [(a.clone(), vec![1.0, 2.0])];
-    put(folder.path(), &good, SaveDtype::F32, u64::MAX).expect("saved");
+    put(folder.path(), &good, SaveDtype::Float32, u64::MAX).expect("saved");
     let fails: [(Vec<NamedTensor>, &str); 3] = [
         (
             vec![(a.clone(), vec![1.0])],
@@ -241,7 +241,7 @@ fn a_failed_save_keeps_the_old_weights() {
         ),
     ];
     for (tensors, expected) in fails {
-        let refused = put(folder.path(), &tensors, SaveDtype::F16, u64::MAX);
+        let refused = put(folder.path(), &tensors, SaveDtype::Float16, u64::MAX);
         let message = refused.expect_err(expected).to_string();
         assert!(message.contains(expected), "{message}");
     }
@@ -249,7 +249,7 @@ fn a_failed_save_keeps_the_old_weights() {
     let refused = save(
         folder.path(),
         std::slice::from_ref(&a),
-        SaveDtype::F32,
+        SaveDtype::Float32,
         1,
         &BTreeMap::new(),
         fetch,
@@ -404,7 +404,13 @@ fn an_index_that_its_shards_contradict_is_refused() {
         ("{".into(), "not JSON"),
     ] {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        put(folder.path(), &[a.clone(), b.clone()], SaveDtype::F32, 1).expect("sharded");
+        put(
+            folder.path(),
+            &[a.clone(), b.clone()],
+            SaveDtype::Float32,
+            1,
+        )
+        .expect("sharded");
         fs::write(folder.path().join(INDEX), index).expect("written");
         let message = Weights::open(folder.path())
             .expect_err(expected)
@@ -431,7 +437,7 @@ fn a_note_that_not_all_files_bear_is_none() {
     let specs = ["a", "b"].map(|name| spec(name, &[1], StoredLayout::OutIn));
     let notes = BTreeMap::from([("key".to_owned(), "what it says".to_owned())]);
     let fetch = |_: &TensorSpec| Ok::<_, Infallible>(Cow::Owned(vec![1.0]));
-    save(folder.path(), &specs, SaveDtype::F32, 4, &notes, fetch).expect("two files");
+    save(folder.path(), &specs, SaveDtype::Float32, 4, &notes, fetch).expect("two files");
     let note = |key: &str| {
         let weights = Weights::open(folder.path()).expect("opened");
         weights.note(key).map(str::to_owned)
@@ -439,6 +445,13 @@ fn a_note_that_not_all_files_bear_is_none() {
     assert_eq!(note("key").as_deref(), Some("what it says"));
     assert_eq!(note("other"), None);
     let second = folder.path().join("model-00002-of-00002.safetensors");
-    save_file(&second, &specs[1..], SaveDtype::F32, BTreeMap::new(), fetch).expect("anew");
+    save_file(
+        &second,
+        &specs[1..],
+        SaveDtype::Float32,
+        BTreeMap::new(),
+        fetch,
+    )
+    .expect("anew");
     assert_eq!(note("key"), None);
 }

@@ -15,7 +15,7 @@ use candle_core::{Device, Tensor};
 use tokenizers::tokenizer::{TruncationDirection, TruncationParams, TruncationStrategy};
 
 use super::{RewardBatch, RewardError, RewardInput, Scorer};
-use crate::config::{ClassifierReward, Label, Output, Reads};
+use crate::config::{ClassifierInput, ClassifierOutput, ClassifierReward, Label};
 use crate::rlhf::preference::sigmoid;
 use networks::Network;
 use settings::{ClassifierSettings, Labels};
@@ -26,8 +26,8 @@ pub struct Classifier {
     tokenizer: tokenizers::Tokenizer,
     labels: Labels,
     label: usize,
-    output: Output,
-    reads: Reads,
+    output: ClassifierOutput,
+    reads: ClassifierInput,
 }
 
 impl Classifier {
@@ -76,18 +76,18 @@ impl Classifier {
     fn score(&self, completion: &RewardInput) -> Result<f32, RewardError> {
         let whole;
         let (text, pair) = match self.reads {
-            Reads::Completion => (completion.text, None),
-            Reads::Pair => (completion.prompt, Some(completion.text)),
-            Reads::Text => {
+            ClassifierInput::Completion => (completion.text, None),
+            ClassifierInput::Pair => (completion.prompt, Some(completion.text)),
+            ClassifierInput::Text => {
                 whole = [completion.prompt, completion.text].concat();
                 (whole.as_str(), None)
             }
         };
         let logits = self.logits(text, pair)?;
         Ok(match (self.output, self.labels.exclude_each_other()) {
-            (Output::Logit, _) => logits[self.label],
-            (Output::Probability, true) => softmax(&logits, self.label),
-            (Output::Probability, false) => sigmoid(logits[self.label].into()) as f32,
+            (ClassifierOutput::Logit, _) => logits[self.label],
+            (ClassifierOutput::Probability, true) => softmax(&logits, self.label),
+            (ClassifierOutput::Probability, false) => sigmoid(logits[self.label].into()) as f32,
         })
     }
 }

@@ -150,18 +150,22 @@ fn the_score_is_a_labels_logit_or_probability() {
             "sad",
         )
     };
-    assert_eq!(named(Output::Logit), logits[2]);
+    assert_eq!(named(ClassifierOutput::Logit), logits[2]);
     let weights: Vec<f64> = logits.iter().map(|&logit| f64::from(logit).exp()).collect();
     let expected = (weights[2] / weights.iter().sum::<f64>()) as f32;
-    assert!((named(Output::Probability) - expected).abs() < 1e-6);
+    assert!((named(ClassifierOutput::Probability) - expected).abs() < 1e-6);
     assert_eq!(
-        score(&classifier(Label::Index(2), Output::Logit), "", "sad"),
+        score(
+            &classifier(Label::Index(2), ClassifierOutput::Logit),
+            "",
+            "sad"
+        ),
         logits[2]
     );
     // A lone label is its own probability: 1 / (1 + e⁻ˣ).
     let lone = ClassifierReward {
         label: None,
-        output: Output::Probability,
+        output: ClassifierOutput::Probability,
         ..config(&golden("deberta_v2"))
     };
     let lone = Classifier::load(&lone).unwrap();
@@ -176,7 +180,7 @@ fn labels_that_do_not_exclude_each_other_have_probabilities_of_their_own() {
         config.insert("problem_type".into(), json!("multi_label_classification"));
     });
     let several = Classifier::load(&ClassifierReward {
-        output: Output::Probability,
+        output: ClassifierOutput::Probability,
         ..config(folder.path())
     });
     let several = several.unwrap();
@@ -200,10 +204,16 @@ fn a_classifier_reads_what_it_is_told_to() {
     };
     let logit =
         |text: &str, pair: Option<&str>| load(&golden("bert")).logits(text, pair).unwrap()[0];
-    assert_eq!(reads(Reads::Completion), logit(" very sad", None));
-    assert_eq!(reads(Reads::Text), logit("the king was very sad", None));
-    assert_eq!(reads(Reads::Pair), logit("the king was", Some(" very sad")));
-    assert_ne!(reads(Reads::Text), reads(Reads::Pair));
+    assert_eq!(reads(ClassifierInput::Completion), logit(" very sad", None));
+    assert_eq!(
+        reads(ClassifierInput::Text),
+        logit("the king was very sad", None)
+    );
+    assert_eq!(
+        reads(ClassifierInput::Pair),
+        logit("the king was", Some(" very sad"))
+    );
+    assert_ne!(reads(ClassifierInput::Text), reads(ClassifierInput::Pair));
 }
 
 #[test]

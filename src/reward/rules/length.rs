@@ -35,10 +35,10 @@ mod tests {
 
     use super::super::tests::score_of;
     use super::*;
-    use crate::config::Unit;
+    use crate::config::TextUnit;
 
     fn scores(config: LengthReward, text: &str, tokens: &[u32]) -> [f32; 3] {
-        [Unit::Tokens, Unit::Words, Unit::Characters].map(|unit| {
+        [TextUnit::Tokens, TextUnit::Words, TextUnit::Characters].map(|unit| {
             let rule = LengthRule::new(&LengthReward {
                 unit,
                 ..config.clone()

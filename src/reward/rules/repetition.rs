@@ -6,13 +6,13 @@
 use std::collections::HashSet;
 use std::hash::Hash;
 
-use crate::config::{RepetitionReward, Unit};
+use crate::config::{RepetitionReward, TextUnit};
 use crate::reward::{RewardBatch, RewardError, RewardInput, Scorer};
 
 /// Scores a completion by its repeated n-grams.
 pub struct RepetitionRule {
     ngram: usize,
-    unit: Unit,
+    unit: TextUnit,
 }
 
 impl RepetitionRule {
@@ -27,9 +27,9 @@ impl RepetitionRule {
     fn score(&self, completion: &RewardInput) -> f32 {
         let text = completion.text;
         let repeated = match self.unit {
-            Unit::Tokens => repeated(&completion.response, self.ngram),
-            Unit::Words => repeated(&text.split_whitespace().collect::<Vec<_>>(), self.ngram),
-            Unit::Characters => repeated(&text.chars().collect::<Vec<_>>(), self.ngram),
+            TextUnit::Tokens => repeated(&completion.response, self.ngram),
+            TextUnit::Words => repeated(&text.split_whitespace().collect::<Vec<_>>(), self.ngram),
+            TextUnit::Characters => repeated(&text.chars().collect::<Vec<_>>(), self.ngram),
         };
         (0.0 - repeated) as f32
     }
@@ -59,7 +59,7 @@ mod tests {
     use super::super::tests::score_of;
     use super::*;
 
-    fn score(ngram: usize, unit: Unit, text: &str, tokens: &[u32]) -> f32 {
+    fn score(ngram: usize, unit: TextUnit, text: &str, tokens: &[u32]) -> f32 {
         let rule = RepetitionRule::new(&RepetitionReward { ngram, unit });
         score_of(&rule, text, tokens, &Value::Null)
     }
@@ -77,12 +77,12 @@ mod tests {
     #[test]
     fn repeated_n_grams_are_counted_once_less() {
         // ab bc ca ab bc: 5 bigrams, 3 different.
-        assert_eq!(score(2, Unit::Words, "a b c a b c", &[]), -0.4);
-        assert_eq!(score(2, Unit::Characters, "abcabc", &[]), -0.4);
-        assert_eq!(score(2, Unit::Tokens, "", &[7, 8, 9, 7, 8, 9]), -0.4);
-        assert_eq!(score(1, Unit::Words, "no no no no", &[]), -0.75);
-        assert_eq!(score(3, Unit::Words, "a b c d", &[]), 0.0);
-        assert_eq!(score(3, Unit::Words, "a b", &[]), 0.0);
-        assert_eq!(score(3, Unit::Words, "", &[]), 0.0);
+        assert_eq!(score(2, TextUnit::Words, "a b c a b c", &[]), -0.4);
+        assert_eq!(score(2, TextUnit::Characters, "abcabc", &[]), -0.4);
+        assert_eq!(score(2, TextUnit::Tokens, "", &[7, 8, 9, 7, 8, 9]), -0.4);
+        assert_eq!(score(1, TextUnit::Words, "no no no no", &[]), -0.75);
+        assert_eq!(score(3, TextUnit::Words, "a b c d", &[]), 0.0);
+        assert_eq!(score(3, TextUnit::Words, "a b", &[]), 0.0);
+        assert_eq!(score(3, TextUnit::Words, "", &[]), 0.0);
     }
 }

@@ -1,13 +1,13 @@
 //! The units of lengths and repetitions.
 
-use crate::config::Unit;
+use crate::config::TextUnit;
 use crate::reward::RewardInput;
 
 /// Number of units in the completion.
-pub fn count(completion: &RewardInput, unit: Unit) -> usize {
+pub fn count(completion: &RewardInput, unit: TextUnit) -> usize {
     match unit {
-        Unit::Tokens => completion.response.len(),
-        Unit::Words => completion.text.split_whitespace().count(),
-        Unit::Characters => completion.text.chars().count(),
+        TextUnit::Tokens => completion.response.len(),
+        TextUnit::Words => completion.text.split_whitespace().count(),
+        TextUnit::Characters => completion.text.chars().count(),
     }
 }

@@ -183,7 +183,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let config = HfConfig::read(&policy).unwrap();
         let other = Decoder::fresh(config, 5, |_| Trainability::Frozen, &Backend::CPU).unwrap();
-        other.save(folder.path(), SaveDtype::F32).unwrap();
+        other.save(folder.path(), SaveDtype::Float32).unwrap();
         let error = load(folder.path(), &reward).unwrap_err().to_string();
         assert!(
             error.contains("trained on a base with fingerprint"),
@@ -219,7 +219,7 @@ mod tests {
         let shift = |values: &mut [f32]| values.iter_mut().for_each(|x| *x += 0.01);
         let trained = branch.params().trained();
         trained.for_each(|param| param.update(shift).unwrap());
-        branch.save(folder.path(), SaveDtype::F32).unwrap();
+        branch.save(folder.path(), SaveDtype::Float32).unwrap();
         let judge = |sharing: Sharing, folder: &Path, boundary| {
             let ground = Ground::load(&policy, &sharing, 0, &Backend::CPU).unwrap();
             ground.judge(folder, boundary).map(|judge| found(&judge))
@@ -252,7 +252,7 @@ mod tests {
         all_trained
             .try_for_each(|param| param.update(shift))
             .unwrap();
-        all.save(branch, SaveDtype::F32).unwrap();
+        all.save(branch, SaveDtype::Float32).unwrap();
         let critic = || CriticStart::RewardModel(branch);
         assert!(ground.critic(critic()).is_ok());
         let again = Ground::load(&policy, &sharing, 0, &Backend::CPU).unwrap();
@@ -282,7 +282,7 @@ mod tests {
             ..LoraConfig::default()
         };
         let adapted = Decoder::adapt(&base, &lora, Head::Score, 3, Trainability::Trained).unwrap();
-        let saved = adapted.save_adapter(folder.path(), &policy, SaveDtype::F32);
+        let saved = adapted.save_adapter(folder.path(), &policy, SaveDtype::Float32);
         saved.unwrap();
         let judge = |policy: &Path, boundary| {
             let sharing = Sharing::Adapter(None);
@@ -303,7 +303,7 @@ mod tests {
         let other = tempfile::tempdir().unwrap();
         let config = HfConfig::read(&policy).unwrap();
         let fresh = Decoder::fresh(config, 5, frozen, &Backend::CPU).unwrap();
-        fresh.save(other.path(), SaveDtype::F32).unwrap();
+        fresh.save(other.path(), SaveDtype::Float32).unwrap();
         assert_eq!(judge(other.path(), Some(1)), (0, TrunkUse::None));
     }
 }

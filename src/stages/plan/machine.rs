@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 
 use super::Plan;
-use crate::config::{Config, Device, Length, SaveDtype, Training};
+use crate::config::{Config, Device, SaveDtype, Training, TrainingLength};
 use crate::terminal;
 use crate::train::memory;
 
@@ -97,7 +97,7 @@ fn stage_bytes(config: &Config, plan: &Plan) -> u64 {
 /// step has one.
 fn checkpoints(training: &Training) -> usize {
     let made = match (training.length(), training.save_steps) {
-        (Length::Steps(steps), 1..) => steps / training.save_steps + 1,
+        (TrainingLength::Steps(steps), 1..) => steps / training.save_steps + 1,
         _ => 1,
     };
     made.min(training.keep_last + 1)

@@ -20,8 +20,7 @@ mod table;
 use anyhow::{Context as _, Result};
 
 use super::definition::definition;
-use crate::config::{Config, Device, Recompute as Kept, Stage};
-use crate::model::Recompute;
+use crate::config::{Config, Device, Stage};
 use crate::ops::head::most_logits;
 use activations::Pass;
 use machine::Bound;
@@ -138,12 +137,5 @@ fn log_prob_chunk(targets: usize, vocabulary: usize) -> Buffer {
         name: "log-prob chunk".to_owned(),
         bytes: most_logits(targets, vocabulary) * size_of::<f32>(),
         phase: Phase::Update,
-    }
-}
-
-fn recompute(kept: Kept) -> Recompute {
-    match kept {
-        Kept::None => Recompute::None,
-        Kept::Block => Recompute::Block,
     }
 }

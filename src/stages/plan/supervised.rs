@@ -5,7 +5,7 @@ use anyhow::Result;
 use super::activations::Pass;
 use super::models::Folders;
 use super::roles::{Role, adapted, whole};
-use super::{Plan, activations, log_prob_chunk, recompute};
+use super::{Plan, activations, log_prob_chunk};
 use crate::config::{ExampleKeys, Pretrain, Stage, Trainable, Training};
 use crate::model::config::{DecoderConfig, Head};
 use crate::ops::param::Trainability;
@@ -75,7 +75,7 @@ fn of(
         decoder,
         rows: training.micro_batch_tokens.min(batch),
         first: begins.unwrap_or(layers),
-        recompute: recompute(training.recompute),
+        recompute: training.recompute,
     };
     let mut buffers = vec![activations(pass)];
     if decoder.head == Head::LanguageModel {

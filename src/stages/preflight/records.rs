@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result};
 
-use crate::config::{BadRecords, Data, ExampleKeys, Ppo, RecordKeys, Source, Stage, TooLong};
+use crate::config::{BadRecords, Data, DataSource, ExampleKeys, Ppo, RecordKeys, Stage, TooLong};
 use crate::data::example::{Encoder, Limit, documents, encode_documents};
 use crate::data::records::Record;
 use crate::data::tokenizer::Tokenizer;
@@ -96,7 +96,7 @@ pub fn prompts(reader: &Reader, ppo: &Ppo) -> Result<()> {
         ("eval_prompts", ppo.eval_prompts.as_ref()),
     ];
     for (key, file) in files {
-        let mut source = file.map(Source::whole).into_iter();
+        let mut source = file.map(DataSource::whole).into_iter();
         let checked = source.try_for_each(|source| first(&source, keys, check));
         checked.with_context(|| format!("ppo.{key}"))?;
     }
@@ -109,7 +109,7 @@ pub fn prompts(reader: &Reader, ppo: &Ppo) -> Result<()> {
 /// Checks the first records of a file, if it exists. Where bad ones are left out, it is refused if all of the first are bad and the
 /// stage allows no such share.
 fn first(
-    source: &Source,
+    source: &DataSource,
     keys: &RecordKeys,
     check: impl Fn(&[Record], BadRecords) -> data::Result<()>,
 ) -> data::Result<()> {

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::super::Record;
-use super::super::names::{likely_name, missing_field};
+use super::super::names::{likely_name, listed, missing_field};
 use super::Task;
 use crate::config::Learn;
 use crate::data::error::{DataError, Result};
@@ -115,11 +115,29 @@ pub(super) fn of(record: &Record, task: Task) -> Option<DataError> {
         };
     }
     let has_all = |known: &&Known| known.fields.iter().all(|name| record.has(name));
-    let Known { words, readers, .. } = KNOWN.iter().find(has_all)?;
-    Some(record.wrong(format!(
-        "this is {words}; {readers}; needed here: {}",
-        needs(task)
-    )))
+    match KNOWN.iter().find(has_all) {
+        Some(Known { words, readers, .. }) => Some(record.wrong(format!(
+            "this is {words}; {readers}; needed here: {}",
+            needs(task)
+        ))),
+        None => unknown(record, task),
+    }
+}
+
+/// The error of a record to fine-tune on that has none of the known fields. Tasks with one form of
+/// records name the missing field instead.
+fn unknown(record: &Record, task: Task) -> Option<DataError> {
+    let names: Vec<&str> = record.names().collect();
+    let present = match names.is_empty() {
+        true => "no fields".to_owned(),
+        false => listed(&names),
+    };
+    (task == Task::Examples).then(|| {
+        record.wrong(format!(
+            "needs {}; this record has {present}. For plain text use [pretrain]",
+            needs(task)
+        ))
+    })
 }
 
 /// A field that is missing from a record which is otherwise of the task's shape.

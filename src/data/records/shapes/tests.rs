@@ -446,6 +446,12 @@ fn what_looks_like_a_field_is_named() {
         );
         refused(fields, task, &[&field, &mend]);
     }
+    // A record of no known form is told all forms.
+    let says = [
+        "`prompt` and `completion`",
+        "this record has `sentence`, `label`. For plain text use [pretrain]",
+    ];
+    refused(json!({"sentence": "a", "label": 1}), Task::Examples, &says);
     // Half of a pair is a pair with a field missing, not a prompt.
     let half = record(json!({"prompt": "a", "chosen": "b"}));
     let half = half.shaped(Task::DirectPairs, Style::Chat).unwrap();

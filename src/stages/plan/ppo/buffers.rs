@@ -6,7 +6,7 @@ use rollout::LastToken;
 use super::super::activations::Pass;
 use super::super::generation::{Prompts, Reserve, panels, reserve, states};
 use super::super::roles::{Judge, Models, Role, Start};
-use super::super::{Buffer, Phase, activations, log_prob_chunk, recompute};
+use super::super::{Buffer, Phase, activations, log_prob_chunk};
 use super::prompts::LongestPrompt;
 use crate::config::{AdvantageEstimator, Ppo, ScoreNormalization};
 use crate::model::config::{DecoderConfig, TensorSpec};
@@ -184,7 +184,7 @@ impl Sizes<'_> {
             decoder,
             rows,
             first: role.graph_begins(decoder.num_hidden_layers),
-            recompute: recompute(self.config.training.recompute),
+            recompute: self.config.training.recompute,
         }
     }
 

@@ -10,8 +10,8 @@ use tempfile::TempDir;
 use super::long::{pair, words};
 use super::process::Step;
 use crate::config::{
-    BadRecords, Config, Data, ExampleKeysMut, HeldOut, Length, Objective, Ppo, RecordKeys,
-    ScoreNormalization, Source, Stage, StageTable, TooLong, Training,
+    BadRecords, Config, Data, DataSource, ExampleKeysMut, HeldOut, Objective, Ppo, RecordKeys,
+    ScoreNormalization, Stage, StageTable, TooLong, Training, TrainingLength,
 };
 use crate::data::loader::split;
 use crate::data::records::{Record, read_file};
@@ -39,7 +39,7 @@ pub struct Trial {
     stage: Stage,
     lengths: Lengths,
     /// Steps of the stage in all, or passes over data that cannot be counted beforehand.
-    length: Length,
+    length: TrainingLength,
 }
 
 impl Trial {
@@ -53,7 +53,7 @@ impl Trial {
             folder,
             stage,
             lengths,
-            length: Length::Steps(0),
+            length: TrainingLength::Steps(0),
         };
         let config = trial.of(config)?;
         let file = trial.config();
@@ -97,8 +97,8 @@ impl Trial {
     /// If the log does not say how far a step goes.
     pub fn steps(&self, last: &Step) -> Result<u64> {
         match self.length {
-            Length::Steps(steps) => Ok(steps as u64),
-            Length::Epochs(epochs) => {
+            TrainingLength::Steps(steps) => Ok(steps as u64),
+            TrainingLength::Epochs(epochs) => {
                 let read = last.epochs.context("the log says nothing of epochs")?;
                 // An epoch has a whole number of steps.
                 let per_epoch = (last.number as f64 / read).round();
@@ -243,15 +243,15 @@ impl Trial {
     /// Notes how many `steps` the stage has, and makes the trial long enough.
     fn settle(&mut self, training: &mut Training, steps: u64) {
         let steps = steps as usize;
-        self.length = Length::Steps(steps);
+        self.length = TrainingLength::Steps(steps);
         training.max_steps = steps.max(self.last() as usize);
         training.max_epochs = None;
         quiet(training);
     }
 
-    fn source(&self, index: usize, records: &[Value], weight: Option<f64>) -> Result<Source> {
+    fn source(&self, index: usize, records: &[Value], weight: Option<f64>) -> Result<DataSource> {
         let path = self.file(&format!("data-{index}"), records)?;
-        Ok(Source {
+        Ok(DataSource {
             path,
             weight,
             columns: None,
@@ -338,7 +338,7 @@ mod tests {
             .map(|r| text(r, "completion").split(' ').count());
         assert_eq!(lengths.collect::<Vec<_>>(), [6; 3]);
         // Eight records are trained on, three a step.
-        assert_eq!((trial.last(), trial.length), (1, Length::Steps(3)));
+        assert_eq!((trial.last(), trial.length), (1, TrainingLength::Steps(3)));
 
         let (_folder, config) = run("[dpo]\nbatch_size = 2");
         let trial = Trial::new(&config, Stage::Dpo, Lengths::Longest).unwrap();
@@ -361,7 +361,7 @@ mod tests {
             (sft.training.max_steps, sft.training.max_epochs),
             (15, None)
         );
-        assert_eq!((trial.last(), trial.length), (2, Length::Steps(15)));
+        assert_eq!((trial.last(), trial.length), (2, TrainingLength::Steps(15)));
     }
 
     #[test]
