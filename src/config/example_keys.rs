@@ -1,5 +1,5 @@
-//! The keys that the tables of `[sft]`, `[dpo]`, `[reward]` and their like have in common: records,
-//! their lengths, and which weights are trained.
+//! The keys that stages with examples share (`[sft]`, `[dpo]`, `[reward]`, `[judge]`): records,
+//! their lengths, and the weights that are trained.
 
 use std::path::{Path, PathBuf};
 
@@ -19,23 +19,23 @@ pub struct ExampleKeys<'a> {
     pub data: &'a Data,
     /// Held-out records.
     pub held_out: &'a HeldOut,
-    /// Most tokens of a sequence.
+    /// Largest number of tokens of a sequence.
     pub max_length: usize,
-    /// Policy for a longer sequence.
+    /// What happens to a longer sequence.
     pub too_long: TooLong,
-    /// Columns, and the policy for bad records.
+    /// Columns and bad records.
     pub records: &'a RecordKeys,
-    /// Which weights are trained.
+    /// Weights that are trained.
     pub trainable: &'a Trainable,
     /// Evaluations without a new best loss after which training ends; 0 for never.
     pub early_stopping_patience: usize,
-    /// The keys that every stage has.
+    /// The keys of every stage.
     pub training: &'a Training,
     /// Sequences of one example: 2 for a pair of answers, which go through one forward pass.
     pub sequences: usize,
 }
 
-/// [`ExampleKeys`], to be changed.
+/// Mutable [`ExampleKeys`].
 #[derive(Debug)]
 pub struct ExampleKeysMut<'a> {
     /// Folder of the model to start from.
@@ -44,15 +44,15 @@ pub struct ExampleKeysMut<'a> {
     pub data: &'a mut Data,
     /// Held-out records.
     pub held_out: &'a mut HeldOut,
-    /// Most tokens of a sequence.
+    /// Largest number of tokens of a sequence.
     pub max_length: usize,
-    /// Policy for a longer sequence.
+    /// What happens to a longer sequence.
     pub too_long: &'a mut TooLong,
-    /// Columns, and the policy for bad records.
+    /// Columns and bad records.
     pub records: &'a mut RecordKeys,
     /// Evaluations without a new best loss after which training ends, if the stage can end early.
     pub early_stopping_patience: Option<&'a mut usize>,
-    /// The keys that every stage has.
+    /// The keys of every stage.
     pub training: &'a mut Training,
     /// Sequences of one example.
     pub sequences: usize,
@@ -60,16 +60,16 @@ pub struct ExampleKeysMut<'a> {
 
 /// The table of a stage that learns from examples.
 pub trait ExampleTable: Default {
-    /// An example of the key `data`, for who left it out.
+    /// Remedy with an example of the key `data`, for the error when it is missing.
     const DATA: &'static str;
 
-    /// The least `max_length`, and why.
+    /// Smallest `max_length`, with the reason.
     const SHORTEST: (usize, &'static str);
 
-    /// The keys that all such tables have.
+    /// The shared keys.
     fn keys(&self) -> ExampleKeys<'_>;
 
-    /// [`Self::keys`], to be changed.
+    /// The shared keys, mutable.
     fn keys_mut(&mut self) -> ExampleKeysMut<'_>;
 
     /// Checks the other keys of the table.

@@ -179,7 +179,7 @@ impl Config {
         }
     }
 
-    /// Fills the `from` of a stage that does not say what it starts from.
+    /// Fills the `from` of a stage where it is unset.
     fn fill_start(&mut self, stage: Stage, checker: &mut Checker<'_>) {
         let usual = self.usual_start(stage);
         let from = self.table_mut(stage).and_then(StageTable::start_mut);
@@ -190,12 +190,12 @@ impl Config {
             Some(folder) => *from = folder,
             None => checker.table(stage.name()).missing(
                 "from",
-                "there is no model to start from; set it, or model.from, or add a [pretrain] table",
+                "there is no model to start from; set it or model.from, or add [pretrain]",
             ),
         }
     }
 
-    /// The model that the nearest earlier stage of the configuration leaves for `stage`, or `model.from`.
+    /// The model of the nearest earlier stage of the configuration, or `model.from`.
     fn usual_start(&self, stage: Stage) -> Option<PathBuf> {
         match stage.starts_after() {
             Some(earlier) if self.has(earlier) => Some(self.run.final_model(earlier)),
@@ -228,7 +228,7 @@ impl Config {
         }
     }
 
-    /// Checks a policy that a stage after `[sft]` has tuned against the reward model of this run.
+    /// Checks that a policy tuned by a stage after `[sft]` fits the reward model of this run.
     fn check_tuned_policy(&self, ppo: &Ppo, reward: &Reward, checker: &mut Checker<'_>) {
         let tunes = |stage: &Stage| {
             stage.starts_after() == Some(Stage::Sft) && self.run.final_model(*stage) == ppo.from

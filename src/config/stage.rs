@@ -1,4 +1,4 @@
-//! The stages of a run: their one list, and what the rest of the program reads of a stage's table.
+//! The stages of a run: their one list, and the trait of their tables.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -35,12 +35,12 @@ macro_rules! for_each_stage {
 }
 pub(crate) use for_each_stage;
 
-/// The table of a stage, as far as all stages have the same.
+/// The table of a stage.
 pub trait StageTable {
-    /// The keys that every stage has.
+    /// The keys of every stage.
     fn training(&self) -> &Training;
 
-    /// Refuses values out of range and keys that do not go together; `table` is the table's name.
+    /// Reports values out of range and keys that exclude each other; `table` is the table's name.
     fn check(&self, table: &'static str, checker: &mut Checker<'_>);
 
     /// The keys of a stage that learns from examples; `None` for the others.
@@ -48,7 +48,7 @@ pub trait StageTable {
         None
     }
 
-    /// [`Self::examples`], to be changed.
+    /// The keys of a stage that learns from examples, mutable.
     fn examples_mut(&mut self) -> Option<ExampleKeysMut<'_>> {
         None
     }
@@ -59,7 +59,7 @@ pub trait StageTable {
         self.examples().map(|keys| keys.from)
     }
 
-    /// [`Self::start`], to be changed.
+    /// The folder of the model that the stage starts from, mutable.
     fn start_mut(&mut self) -> Option<&mut PathBuf> {
         self.examples_mut().map(|keys| keys.from)
     }
@@ -80,13 +80,13 @@ pub trait StageTable {
         from.map(|folder| ("from", folder)).collect()
     }
 
-    /// The model folders that the stage reads, to be changed.
+    /// The model folders that the stage reads, mutable.
     fn models_mut(&mut self) -> Vec<&mut PathBuf> {
         self.start_mut().into_iter().collect()
     }
 }
 
-/// The tables of a configuration that name models, to be changed.
+/// The tables of a configuration that name models, mutable.
 pub(super) struct TablesMut<'a> {
     pub model: &'a mut Model,
     pub tokenizer: &'a mut Tokenizer,
@@ -159,7 +159,7 @@ macro_rules! stages {
 for_each_stage!(stages);
 
 impl Config {
-    /// The table of `stage`, to be changed, if the configuration has it.
+    /// The table of `stage`, mutable, if the configuration has it.
     pub fn table_mut(&mut self, stage: Stage) -> Option<&mut dyn StageTable> {
         let mut stages = self.tables_mut().stages.into_iter();
         let found = stages.find(|(own, _)| *own == stage);

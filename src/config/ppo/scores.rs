@@ -72,8 +72,8 @@ impl ScoreShaping {
         keys.above("overlong_penalty", self.overlong_penalty, 0.0, mend);
         if self.overlong_buffer > max_new_tokens {
             let message = format!(
-                "is above max_new_tokens = {max_new_tokens}, of which it is the last part; lower it (a \
-                 quarter is usual)"
+                "is above max_new_tokens = {max_new_tokens}, of which it is the last part; lower \
+                 it (a quarter is usual)"
             );
             keys.wrong("overlong_buffer", self.overlong_buffer, message);
         }

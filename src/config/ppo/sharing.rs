@@ -113,8 +113,8 @@ impl Ppo {
             }
             (Share::Adapter, _) if reward.trainable.lora.is_some() => {
                 let message = format!(
-                    "[{tuner}] would train the base of the adapters of [reward.lora]; add [{tuner}.lora], \
-                     or set reward.from = \"{start}\""
+                    "[{tuner}] would train the base of the adapters of [reward.lora]; add \
+                     [{tuner}.lora], or set reward.from = \"{start}\""
                 );
                 keys.wrong("share", "\"adapter\"", message);
             }
