@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn held_out_items_leave_their_own_file() {
-        let mut items = Items {
+        let mut items = ExamplesByFile {
             all: (0..7).collect(),
             files: vec![(3, None), (4, Some(2.0))],
         };
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn flattened_lists_stay_with_their_file() {
-        let lists = Items {
+        let lists = ExamplesByFile {
             all: vec![vec![0, 1], vec![], vec![2, 3, 4]],
             files: vec![(2, None), (1, Some(2.0))],
         };

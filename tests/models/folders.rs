@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use collimate::model::Decoder;
-use collimate::model::config::{Head, Init, Layout, TensorSpec};
+use collimate::model::config::{Head, Init, StoredLayout, TensorSpec};
 use collimate::model::hf_config::HfConfig;
 use collimate::model::weights::{SaveDtype, Weights, WeightsError, save};
 use collimate::ops::backend::Backend;
@@ -56,7 +56,7 @@ fn extra(name: &str, shape: &[usize]) -> TensorSpec {
     TensorSpec {
         name: name.to_owned(),
         shape: shape.to_vec(),
-        layout: Layout::OutIn,
+        layout: StoredLayout::OutIn,
         init: Init::Zeros,
     }
 }
