@@ -17,7 +17,7 @@ use collimate::model::generator::Generator;
 use collimate::ops::backend::Backend;
 use collimate::ops::param::Trainability;
 use collimate::ops::product::ProductKernel;
-use rollout::{Model, Output, Request, Settings, Stats, generate};
+use rollout::{GenerationOutput, GenerationSettings, GenerationStats, Model, Request, generate};
 use serde_json::json;
 
 const PROMPT: usize = 32;
@@ -106,9 +106,9 @@ fn by_context(case: &str) -> Result<()> {
             request.prompt = tokens(&model, 7, context);
         }
         let mut stamps = Vec::new();
-        let settings = Settings {
+        let settings = GenerationSettings {
             max_batch: 8,
-            ..Settings::default()
+            ..GenerationSettings::default()
         };
         let mut generator = Generator::new(&model);
         generate(&mut generator, &requests, &settings, &mut |_| {
@@ -176,10 +176,10 @@ fn requests(model: &Decoder, count: usize, new: impl Fn(usize) -> usize) -> Vec<
     (0..count).map(request).collect()
 }
 
-fn sample(model: &Decoder, requests: &[Request], batch: usize) -> Result<Output> {
-    let settings = Settings {
+fn sample(model: &Decoder, requests: &[Request], batch: usize) -> Result<GenerationOutput> {
+    let settings = GenerationSettings {
         max_batch: batch,
-        ..Settings::default()
+        ..GenerationSettings::default()
     };
     Ok(generate(
         &mut Generator::new(model),
@@ -214,7 +214,7 @@ fn measure(case: &str, model: &Decoder, requests: &[Request], batch: usize) -> R
 
 /// Lower bound of the seconds: each step reads the weights or multiplies its rows by them,
 /// whichever takes longer.
-fn least_seconds(model: &Decoder, stats: &Stats, batch: usize) -> f64 {
+fn least_seconds(model: &Decoder, stats: &GenerationStats, batch: usize) -> f64 {
     let work = floor::multiply_adds(model);
     let bytes = work * size_of::<f32>() as f64;
     let rows = (stats.decode_tokens as f64 / stats.steps as f64).max(1.0);

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use collimate::cli::{Cli, Command, ConfigArgs, PlanArgs, Trials};
 use collimate::config::{Config, Document, Stage};
-use collimate::data::guard::Counted;
+use collimate::data::guard::CountingAllocator;
 use collimate::ops::{pool, profile};
 use collimate::stages::plan::machine::Bound;
 use collimate::terminal::{self, Reader};
@@ -16,7 +16,7 @@ use collimate::{commands, stages};
 /// glibc returns large blocks to the kernel and faults them in again, which training would do all
 /// the time. The memory of threads that read untrusted files is counted.
 #[global_allocator]
-static ALLOCATOR: Counted<mimalloc::MiMalloc> = Counted(mimalloc::MiMalloc);
+static ALLOCATOR: CountingAllocator<mimalloc::MiMalloc> = CountingAllocator(mimalloc::MiMalloc);
 
 fn main() -> ExitCode {
     process::set_up();

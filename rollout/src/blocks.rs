@@ -1,6 +1,6 @@
-//! Which cache block is whose: a pool of numbered blocks, each with a count of its owners.
+//! A pool of numbered cache blocks, each with a count of the sequences that own it.
 //!
-//! Not here: what a block holds (the model's) and who gives way when none is free (`scheduler`).
+//! Not here: the contents of a block (the model's) and preemption when none is free (`scheduler`).
 
 /// The blocks of one generation.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ impl BlockPool {
         }
     }
 
-    /// Whether the block has more than one owner and so must not be written.
+    /// Whether the block has more than one owner, and must not be written.
     pub fn is_shared(&self, block: u32) -> bool {
         self.owners[block as usize] > 1
     }

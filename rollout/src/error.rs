@@ -1,4 +1,4 @@
-//! Why a generation did not happen or did not end.
+//! Errors of a generation.
 
 use crate::model::SequenceId;
 use crate::sampling::SamplingError;
@@ -36,9 +36,9 @@ pub enum Error {
     TooLong {
         /// Index into the requests.
         request: usize,
-        /// Tokens of its prompt.
+        /// Tokens of the prompt.
         prompt: usize,
-        /// Its limit of new tokens.
+        /// The request's limit of new tokens.
         max_new_tokens: usize,
         /// The model's limit.
         max_positions: usize,
@@ -51,9 +51,9 @@ pub enum Error {
     CacheTooSmall {
         /// Index into the requests.
         request: usize,
-        /// Tokens it needs.
+        /// Tokens of cache that the request needs.
         needed: usize,
-        /// Tokens there are.
+        /// Tokens of cache in the budget.
         available: usize,
     },
     /// A number outside its range.
@@ -61,9 +61,9 @@ pub enum Error {
     Setting {
         /// The field's name.
         name: &'static str,
-        /// Its value.
+        /// The field's value.
         found: usize,
-        /// Its range, in words.
+        /// The allowed range, in words.
         expected: &'static str,
     },
     /// A request whose fields contradict each other.
@@ -73,9 +73,9 @@ pub enum Error {
         request: usize,
         /// The field's name.
         name: &'static str,
-        /// Its value.
+        /// The field's value.
         found: usize,
-        /// Its range, in words.
+        /// The allowed range, in words.
         expected: &'static str,
     },
     /// A sampling setting outside its range.
@@ -84,24 +84,24 @@ pub enum Error {
     /// The model failed.
     #[error("the model could not {action} (step {step})")]
     Model {
-        /// What it was asked to do.
+        /// The action that failed, as a verb phrase.
         action: &'static str,
-        /// In which step, from 0.
+        /// The step in which it failed, from 0.
         step: usize,
-        /// Its own words.
+        /// The model's error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The model broke its side of the contract.
+    /// The model returned a draw that violates the contract of [`crate::Model`].
     #[error(
         "the model drew {found} for request {}, sample {}; {expected}",
         sequence.request, sequence.sample
     )]
     Drawn {
-        /// Whose draw.
+        /// The sequence that the token was drawn for.
         sequence: SequenceId,
-        /// What came.
+        /// What the model returned.
         found: String,
-        /// What should have come.
+        /// The rule that it breaks.
         expected: &'static str,
     },
     /// The caller's flag was set.

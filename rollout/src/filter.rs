@@ -1,6 +1,6 @@
 //! The filters of sampling: from a row of logits to the set of tokens that can be drawn.
 //!
-//! What each filter means is said in `sampling`. Here it is done without sorting the vocabulary:
+//! `sampling` defines the filters. This implementation does not sort the vocabulary:
 //! top-k and top-p select, and tokens too light to matter are passed over by one comparison.
 //!
 //! Sources: top-k, Fan et al. 2018 (arXiv:1805.04833); top-p, Holtzman et al. 2020
@@ -10,7 +10,7 @@ use crate::row;
 use crate::sampling::{Sampling, inverse};
 
 /// A row whose distribution was cut.
-pub struct Cut {
+pub struct CutRow {
     /// The ids that can be drawn, ascending.
     pub kept: Vec<u32>,
     /// Statistics of the whole row at the sampling temperature.
@@ -26,7 +26,7 @@ pub fn kept_set(logits: &[f32], sampling: &Sampling, forbidden: &[u32]) -> Optio
 
 /// The set that the filters leave, with the statistics of the row that they cut; `None` for the
 /// whole vocabulary.
-pub fn cut(logits: &[f32], sampling: &Sampling, forbidden: &[u32]) -> Option<Cut> {
+pub fn cut(logits: &[f32], sampling: &Sampling, forbidden: &[u32]) -> Option<CutRow> {
     if forbidden.is_empty() && !sampling.cuts() {
         return None;
     }
@@ -46,7 +46,7 @@ pub fn cut(logits: &[f32], sampling: &Sampling, forbidden: &[u32]) -> Option<Cut
         .map(|candidate| candidate.id)
         .collect();
     kept.sort_unstable();
-    Some(Cut { kept, whole })
+    Some(CutRow { kept, whole })
 }
 
 /// The logits with forbidden tokens made impossible.

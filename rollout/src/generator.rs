@@ -1,22 +1,22 @@
-//! The loop: plan a step, run the model, draw, and see who has finished.
+//! The generation loop: plan a step, run the model, sample tokens, retire finished sequences.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::error::Error;
-use crate::model::{Chunk, Model, Next, SequenceId, Step};
+use crate::model::{Chunk, Model, ModelStep, Next, SequenceId};
 use crate::random::Key;
 use crate::sampling::{Draw, Drawn};
-use crate::scheduler::{Plan, Scheduler, Turn};
-use crate::sequence::{Finish, Sequence};
-use crate::settings::{self, LastToken, Request, Settings};
+use crate::scheduler::{ScheduledChunk, Scheduler, StepPlan};
+use crate::sequence::{Finish, SampleState};
+use crate::settings::{self, GenerationSettings, LastToken, Request};
 
 /// One generated answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Completion {
     /// Index into the requests.
     pub request: usize,
-    /// Which of the request's samples, from 0.
+    /// Index of the sample within its request, from 0.
     pub sample: usize,
     /// The generated tokens, a stop token included.
     pub tokens: Vec<u32>,
@@ -26,44 +26,44 @@ pub struct Completion {
     /// where no token's distribution was cut, for then [`Self::log_probs`] are these.
     pub whole_log_probs: Vec<f32>,
     /// Each token's entropy of the distribution it was drawn from, in nats; empty unless
-    /// [`Settings::entropies`] asks for them.
+    /// [`GenerationSettings::entropies`] is set.
     pub entropies: Vec<f32>,
     /// For each token the ids that could have been drawn, ascending; `None` for the whole
     /// vocabulary.
     pub kept: Vec<Option<Arc<[u32]>>>,
-    /// Why it ended.
+    /// Why the completion ended.
     pub finish: Finish,
 }
 
-/// What a generation returns.
+/// The completions of a generation and its statistics.
 #[derive(Clone, Debug)]
-pub struct Output {
+pub struct GenerationOutput {
     /// In order of (request, sample).
     pub completions: Vec<Completion>,
-    /// What it took.
-    pub stats: Stats,
+    /// Steps, tokens and cache blocks of the generation.
+    pub stats: GenerationStats,
 }
 
-/// The work of a generation.
+/// Counts of the work that a generation did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
+pub struct GenerationStats {
     /// Calls of the model.
     pub steps: usize,
-    /// Tokens read by sequences that had more than one to read: prompts, and what was read anew.
+    /// Tokens read in chunks of more than one: prompts, and preempted sequences read again.
     pub prefill_tokens: usize,
     /// Tokens read one at a time.
     pub decode_tokens: usize,
     /// Cache blocks that were reserved.
     pub reserved_blocks: usize,
-    /// Most of them in use at once.
+    /// The largest number of blocks in use at once.
     pub peak_blocks: usize,
     /// Times that a sequence lost its blocks to an earlier one.
     pub preemptions: usize,
 }
 
-/// How far a generation is.
+/// Progress of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
+pub struct GenerationProgress {
     /// Completions that have ended.
     pub finished: usize,
     /// Completions in all.
@@ -79,9 +79,9 @@ pub struct Progress {
 pub fn generate<M: Model>(
     model: &mut M,
     requests: &[Request],
-    settings: &Settings<'_>,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Output, Error> {
+    settings: &GenerationSettings<'_>,
+    progress: &mut dyn FnMut(GenerationProgress),
+) -> Result<GenerationOutput, Error> {
     let spec = model.cache_spec();
     let blocks = settings::check(requests, settings, &spec)?;
     let failed = |source| Error::Model {
@@ -90,14 +90,14 @@ pub fn generate<M: Model>(
         source,
     };
     model.reserve(blocks as usize).map_err(failed)?;
-    let mut run = Generation {
+    let mut run = RunningGeneration {
         requests,
         settings,
         vocab_size: spec.vocab_size,
         scheduler: Scheduler::new(requests, settings, blocks),
-        stats: Stats {
+        stats: GenerationStats {
             reserved_blocks: blocks as usize,
-            ..Stats::default()
+            ..GenerationStats::default()
         },
         tokens: 0,
         newest_kept: None,
@@ -121,12 +121,12 @@ pub fn generate<M: Model>(
 }
 
 /// A generation under way.
-struct Generation<'a> {
+struct RunningGeneration<'a> {
     requests: &'a [Request],
-    settings: &'a Settings<'a>,
+    settings: &'a GenerationSettings<'a>,
     vocab_size: usize,
     scheduler: Scheduler,
-    stats: Stats,
+    stats: GenerationStats,
     tokens: usize,
     finished: usize,
     /// The newest kept set. A mask of stops leaves the same set for token after token, nearly the
@@ -134,7 +134,7 @@ struct Generation<'a> {
     newest_kept: Option<Arc<[u32]>>,
 }
 
-impl Generation<'_> {
+impl RunningGeneration<'_> {
     fn step<M: Model>(&mut self, model: &mut M) -> Result<(), Error> {
         let plan = self.scheduler.plan()?;
         let logits = self.forward(model, &plan)?;
@@ -152,8 +152,8 @@ impl Generation<'_> {
         Ok(())
     }
 
-    fn forward<M: Model>(&self, model: &mut M, plan: &Plan) -> Result<M::Logits, Error> {
-        let chunk = |turn: &Turn| {
+    fn forward<M: Model>(&self, model: &mut M, plan: &StepPlan) -> Result<M::Logits, Error> {
+        let chunk = |turn: &ScheduledChunk| {
             let sequence = &self.scheduler.sequences[turn.index];
             Chunk {
                 sequence: sequence.id,
@@ -164,7 +164,7 @@ impl Generation<'_> {
             }
         };
         let chunks: Vec<Chunk<'_>> = plan.turns.iter().map(chunk).collect();
-        let step = Step {
+        let step = ModelStep {
             copies: &plan.copies,
             chunks: &chunks,
         };
@@ -185,19 +185,20 @@ impl Generation<'_> {
         }
     }
 
-    fn count(&mut self, turn: Turn) {
+    fn count(&mut self, turn: ScheduledChunk) {
         match self.scheduler.sequences[turn.index].unread() {
             1 => self.stats.decode_tokens += 1,
             _ => self.stats.prefill_tokens += turn.count,
         }
     }
 
-    /// Who draws from which row: each sequence that goes on and has been read to its end. Where
-    /// that end is the prompt's, the request's other samples fork and draw from the same row.
-    fn drawing(&mut self, plan: &Plan) -> Vec<(usize, usize)> {
+    /// Pairs of a row and the sequence that draws from it: each unfinished sequence read to its
+    /// end. Where that end is the prompt's, the request's other samples fork and draw from the same
+    /// row.
+    fn drawing(&mut self, plan: &StepPlan) -> Vec<(usize, usize)> {
         let sequences = &self.scheduler.sequences;
-        let goes_on = |turn: &&Turn| sequences[turn.index].next() == Next::GoesOn;
-        let turns: Vec<Turn> = plan.turns.iter().filter(goes_on).copied().collect();
+        let goes_on = |turn: &&ScheduledChunk| sequences[turn.index].next() == Next::GoesOn;
+        let turns: Vec<ScheduledChunk> = plan.turns.iter().filter(goes_on).copied().collect();
         let mut drawing = Vec::new();
         for (row, turn) in turns.into_iter().enumerate() {
             let sequence = &self.scheduler.sequences[turn.index];
@@ -260,7 +261,7 @@ impl Generation<'_> {
     }
 
     /// The random number of a sequence's next token.
-    fn uniform(&self, sequence: &Sequence) -> f64 {
+    fn uniform(&self, sequence: &SampleState) -> f64 {
         let SequenceId { request, sample } = sequence.id;
         Key::new(self.settings.seed, self.settings.purpose)
             .child(self.settings.iteration, self.requests[request].key)
@@ -307,7 +308,7 @@ impl Generation<'_> {
     }
 
     /// Retires the finished sequences whose last token has been read.
-    fn end_read<M: Model>(&mut self, plan: &Plan, model: &mut M) {
+    fn end_read<M: Model>(&mut self, plan: &StepPlan, model: &mut M) {
         for turn in &plan.turns {
             let sequence = &self.scheduler.sequences[turn.index];
             if sequence.finish.is_some() && sequence.unread() == 0 {
@@ -321,16 +322,16 @@ impl Generation<'_> {
         self.scheduler.retire(index);
     }
 
-    fn progress(&self) -> Progress {
-        Progress {
+    fn progress(&self) -> GenerationProgress {
+        GenerationProgress {
             finished: self.finished,
             total: self.scheduler.sequences.len(),
             tokens: self.tokens,
         }
     }
 
-    fn output(self) -> Output {
-        let stats = Stats {
+    fn output(self) -> GenerationOutput {
+        let stats = GenerationStats {
             peak_blocks: self.scheduler.peak_blocks(),
             preemptions: self.scheduler.preemptions,
             ..self.stats
@@ -341,11 +342,11 @@ impl Generation<'_> {
             .into_iter()
             .map(completion)
             .collect();
-        Output { completions, stats }
+        GenerationOutput { completions, stats }
     }
 }
 
-fn completion(mut sequence: Sequence) -> Completion {
+fn completion(mut sequence: SampleState) -> Completion {
     Completion {
         request: sequence.id.request,
         sample: sequence.id.sample,

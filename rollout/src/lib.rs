@@ -2,9 +2,9 @@
 //!
 //! The crate owns time and memory: which sequence advances, which cache block is whose, which token
 //! is drawn, when a sequence ends. It knows tokens, blocks and logits; never a weight and never a
-//! loss. [`generate`] runs requests through a [`Model`], the face that an engine shows to it.
+//! loss. [`generate`] runs requests through a [`Model`], the trait that an engine implements.
 //!
-//! What it promises: a completion depends on its request, the seed and the model alone. Batch
+//! A completion depends on its request, the seed and the model alone. Batch
 //! limit, cache budget, the other requests and the order in which sequences finish change the time
 //! it takes, never a token and never a log-probability.
 //!
@@ -12,11 +12,11 @@
 //! |---|---|
 //! | [`random`] | randomness as a function of key and index |
 //! | [`row`] | the arithmetic of one row of logits, shared with training |
-//! | [`sampling`], `filter` | the draw; what may be drawn |
-//! | [`model`] | what is asked of a model |
+//! | [`sampling`], `filter` | sampling a token; top-k, top-p and min-p |
+//! | [`model`] | the trait that a model implements |
 //! | `blocks` | the pool of cache blocks |
-//! | `settings` | what is asked for, and whether it can be done |
-//! | `sequence`, `scheduler` | a sequence's state; who advances, who waits, who gives way |
+//! | `settings` | requests, settings and their checks |
+//! | `sequence`, `scheduler` | the state of a sample; which samples advance, wait or are preempted |
 //! | `generator` | the loop |
 
 #![deny(missing_docs)]
@@ -34,8 +34,8 @@ mod sequence;
 mod settings;
 
 pub use error::Error;
-pub use generator::{Completion, Output, Progress, Stats, generate};
-pub use model::{BLOCK_TOKENS, CacheSpec, Chunk, Model, ModelResult, Next, SequenceId, Step};
+pub use generator::{Completion, GenerationOutput, GenerationProgress, GenerationStats, generate};
+pub use model::{BLOCK_TOKENS, CacheSpec, Chunk, Model, ModelResult, ModelStep, Next, SequenceId};
 pub use sampling::{Decoding, Draw, Drawn, Sampling, draw_row};
 pub use sequence::Finish;
-pub use settings::{CacheBudget, LastToken, Request, Settings, StopText, check};
+pub use settings::{CacheBudget, GenerationSettings, LastToken, Request, StopText, check};

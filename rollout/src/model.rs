@@ -1,24 +1,24 @@
-//! What the generator asks of a model. Whoever owns weights implements [`Model`]; the generator
-//! never sees one.
+//! The trait that a model implements for the generator. The engine implements [`Model`]; the
+//! generator never sees a weight.
 
 use crate::sampling::{Draw, Drawn};
 
 /// Tokens in one block of the cache.
 pub const BLOCK_TOKENS: usize = 16;
 
-/// What a model's methods return; the generator adds during which step it failed.
+/// Result of a model's methods; the generator adds the step in which an error occurred.
 pub type ModelResult<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-/// A sequence's name: which sample of which request, both from 0.
+/// Identifies a sequence by its request and its sample, both from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SequenceId {
     /// Index into the requests.
     pub request: usize,
-    /// Which of its samples.
+    /// Index of the sample within the request.
     pub sample: usize,
 }
 
-/// What a model's cache takes, and the bounds of what it reads.
+/// Sizes of a model's cache, vocabulary and longest sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheSpec {
     /// Bytes of keys and values of one block of [`BLOCK_TOKENS`] tokens in all layers, padding
@@ -39,7 +39,7 @@ pub trait Model {
     /// A step's logits, `[chunks, vocab]`, wherever the model keeps them.
     type Logits;
 
-    /// What the cache takes.
+    /// Sizes of the cache, the vocabulary and the longest sequence.
     fn cache_spec(&self) -> CacheSpec;
 
     /// Makes room for `blocks` blocks of [`BLOCK_TOKENS`] tokens. Called once before the first
@@ -49,7 +49,7 @@ pub trait Model {
     /// Copies blocks, reads each chunk's tokens into its blocks, and returns the logits that follow
     /// the last token of each chunk whose sequence goes on, one row a chunk, in order; none for the
     /// others.
-    fn forward(&mut self, step: &Step<'_>) -> ModelResult<Self::Logits>;
+    fn forward(&mut self, step: &ModelStep<'_>) -> ModelResult<Self::Logits>;
 
     /// Draws one token for each request, in order; [`crate::draw_row`] does it for a row in memory.
     fn draw(&mut self, logits: &Self::Logits, draws: &[Draw<'_>]) -> ModelResult<Vec<Drawn>>;
@@ -60,33 +60,33 @@ pub trait Model {
 
 /// One call of the model.
 #[derive(Clone, Copy, Debug)]
-pub struct Step<'a> {
+pub struct ModelStep<'a> {
     /// Whole blocks to copy before any token is read, `(from, to)`. No block is copied to twice,
     /// nor both to and from, so they may run in any order.
     pub copies: &'a [(u32, u32)],
-    /// What to read; never empty. A sequence occurs at most once.
+    /// Chunks to read; never empty. A sequence occurs at most once.
     pub chunks: &'a [Chunk<'a>],
 }
 
 /// The next tokens of one sequence.
 #[derive(Clone, Copy, Debug)]
 pub struct Chunk<'a> {
-    /// Whose tokens. Samples of one request share the prompt: all but the one that read it appear
-    /// first with `past` > 0.
+    /// The sequence that the tokens belong to. Samples of one request share the prompt: all but the
+    /// one that read it appear first with `past` > 0.
     pub sequence: SequenceId,
     /// The tokens to read, at positions `past..past + tokens.len()`; never empty.
     pub tokens: &'a [u32],
     /// How many tokens its blocks hold already.
     pub past: usize,
-    /// Its blocks in order, just enough for `past + tokens.len()` tokens. Position p lies in
-    /// `blocks[p / BLOCK_TOKENS]`, row `p % BLOCK_TOKENS`. Blocks that receive a token belong to
-    /// this chunk alone.
+    /// The sequence's blocks in order, just enough for `past + tokens.len()` tokens. Position p
+    /// lies in `blocks[p / BLOCK_TOKENS]`, row `p % BLOCK_TOKENS`. Blocks that receive a token
+    /// belong to this chunk alone.
     pub blocks: &'a [u32],
-    /// What becomes of the sequence.
+    /// Whether the sequence goes on after the chunk.
     pub next: Next,
 }
 
-/// What becomes of a sequence once a chunk of it is read.
+/// Whether a sequence goes on after a chunk of it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// It goes on: the next token may be drawn from the logits after the chunk, and is read after

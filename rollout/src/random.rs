@@ -20,7 +20,8 @@ use rand::rand_core::block::{BlockRng, BlockRngCore};
 use rand::seq::SliceRandom;
 use rand::{Rng, RngCore};
 
-/// What a draw is for. Draws with different purposes are independent even where all indices agree.
+/// The purpose of a draw. Draws with different purposes are independent even where all indices
+/// agree.
 ///
 /// The values are part of the format: another value changes every result that follows from a seed.
 /// 5 is not in use.

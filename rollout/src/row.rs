@@ -23,7 +23,7 @@ pub const LANES: usize = 16;
 /// Elements that are summed in f32 before the partial sum joins an f64 total.
 pub const BLOCK: usize = 256;
 
-/// What softmax needs to know of a whole row.
+/// Maximum and sum of a row's softmax.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RowStats {
     /// max zᵢ
@@ -33,7 +33,7 @@ pub struct RowStats {
 }
 
 impl RowStats {
-    /// Whether the row was a distribution; false for an empty row too.
+    /// Whether the row has a finite softmax; false for an empty row.
     pub fn is_finite(&self) -> bool {
         self.sum.is_finite() && self.sum > 0.0
     }

@@ -61,9 +61,9 @@ impl Default for Sampling {
 pub struct SamplingError {
     /// The field's name.
     pub name: &'static str,
-    /// Its value.
+    /// The field's value.
     pub found: f32,
-    /// Its range, in words.
+    /// The allowed range, in words.
     pub expected: &'static str,
 }
 
@@ -95,33 +95,33 @@ impl Sampling {
 /// A request for one token.
 #[derive(Clone, Copy, Debug)]
 pub struct Draw<'a> {
-    /// Which row of the step's logits.
+    /// Index of the row among the step's logits.
     pub row: usize,
-    /// Whose token.
+    /// The sequence that the token is drawn for.
     pub sequence: SequenceId,
-    /// Its place among the generated tokens, from 0.
+    /// Index of the token among the sequence's generated tokens, from 0.
     pub position: usize,
-    /// How it is chosen.
+    /// Greedy decoding or sampling.
     pub decoding: Decoding,
     /// Ids that may not be chosen; ids outside the vocabulary are ignored.
     pub forbidden: &'a [u32],
     /// A uniform number in [0, 1).
     pub uniform: f64,
-    /// Whether the distribution's entropy is asked for.
+    /// Whether to compute the entropy of the distribution.
     pub entropy: bool,
 }
 
 /// A drawn token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Drawn {
-    /// Its id.
+    /// The token's id.
     pub token: u32,
-    /// Its log-probability in the distribution it was drawn from.
+    /// The token's log-probability in the distribution it was drawn from.
     pub log_prob: f32,
-    /// Its log-probability over the whole vocabulary at the sampling temperature (greedy: 1); where
-    /// nothing was cut the same number.
+    /// The token's log-probability over the whole vocabulary at the sampling temperature (greedy:
+    /// 1); where nothing was cut the same number.
     pub whole_log_prob: f32,
-    /// Entropy of the distribution it was drawn from in nats, if it was asked for.
+    /// Entropy of the distribution it was drawn from in nats, if requested.
     pub entropy: Option<f32>,
     /// The ids that could have been drawn, ascending, where that is not the whole vocabulary.
     pub kept: Option<Vec<u32>>,
@@ -135,15 +135,15 @@ pub struct Drawn {
     sequence.request, sequence.sample
 )]
 pub struct RowError {
-    /// Whose row.
+    /// The sequence that the row belongs to.
     pub sequence: SequenceId,
-    /// Which generated token, from 0.
+    /// Index of the generated token, from 0.
     pub position: usize,
-    /// What is wrong with it.
+    /// The fault of the row.
     pub fault: RowFault,
 }
 
-/// What is wrong with a row of logits.
+/// A fault of a row of logits.
 #[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
 pub enum RowFault {
     /// NaN or +∞.
@@ -151,7 +151,7 @@ pub enum RowFault {
     NotANumber {
         /// The first such token.
         token: usize,
-        /// Its logit.
+        /// The logit of the token.
         value: f32,
     },
     /// No logit, or −∞ for each token that is not forbidden.

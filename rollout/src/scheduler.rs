@@ -1,4 +1,4 @@
-//! Who advances, who waits and who gives way: continuous batching over a pool of blocks.
+//! Continuous batching over a pool of blocks: which sequences advance, wait or are preempted.
 //!
 //! Sequences are ordered by (request, sample). A place in the batch goes to the first that waits,
 //! if the blocks it needs are free. In a step each running sequence, first to last, takes the
@@ -14,15 +14,15 @@ use std::collections::BTreeSet;
 use crate::blocks::BlockPool;
 use crate::error::Error;
 use crate::model::SequenceId;
-use crate::sequence::Sequence;
-use crate::settings::{Request, Settings};
+use crate::sequence::SampleState;
+use crate::settings::{GenerationSettings, Request};
 
 /// All sequences of a generation; an index into them is a place in the order.
 #[derive(Debug)]
 pub struct Scheduler {
-    pub sequences: Vec<Sequence>,
+    pub sequences: Vec<SampleState>,
     running: BTreeSet<usize>,
-    /// Those that could run; samples that have not forked yet are in neither set.
+    /// Sequences that could run; samples that have not forked yet are in neither set.
     waiting: BTreeSet<usize>,
     pool: BlockPool,
     max_batch: usize,
@@ -32,34 +32,34 @@ pub struct Scheduler {
 
 /// A sequence's part in a step.
 #[derive(Clone, Copy, Debug)]
-pub struct Turn {
+pub struct ScheduledChunk {
     /// Which sequence.
     pub index: usize,
     /// How many of its tokens are read.
     pub count: usize,
 }
 
-/// What happens in a step.
+/// The chunks that a step reads and the blocks that it copies first.
 #[derive(Debug)]
-pub struct Plan {
+pub struct StepPlan {
     /// In order of the sequences; never empty.
-    pub turns: Vec<Turn>,
+    pub turns: Vec<ScheduledChunk>,
     /// Blocks to copy first, `(from, to)`.
     pub copies: Vec<(u32, u32)>,
 }
 
 impl Scheduler {
-    pub fn new(requests: &[Request], settings: &Settings<'_>, blocks: u32) -> Self {
+    pub fn new(requests: &[Request], settings: &GenerationSettings<'_>, blocks: u32) -> Self {
         let ids = |(request, r): (usize, &Request)| {
             (0..r.samples).map(move |sample| SequenceId { request, sample })
         };
-        let sequences: Vec<Sequence> = requests
+        let sequences: Vec<SampleState> = requests
             .iter()
             .enumerate()
             .flat_map(ids)
-            .map(|id| Sequence::new(id, &requests[id.request], settings.last_token))
+            .map(|id| SampleState::new(id, &requests[id.request], settings.last_token))
             .collect();
-        let starts = |(_, sequence): &(usize, &Sequence)| {
+        let starts = |(_, sequence): &(usize, &SampleState)| {
             sequence.id.sample == 0 && sequence.finish.is_none()
         };
         let waiting = sequences
@@ -90,7 +90,7 @@ impl Scheduler {
     }
 
     /// Decides the next step and hands out its blocks.
-    pub fn plan(&mut self) -> Result<Plan, Error> {
+    pub fn plan(&mut self) -> Result<StepPlan, Error> {
         self.admit();
         let turns = self.take_turns();
         // Blocks change hands only now that nobody gives way any more: so none is both copied from
@@ -106,7 +106,7 @@ impl Scheduler {
                 free: self.pool.free(),
             });
         }
-        Ok(Plan { turns, copies })
+        Ok(StepPlan { turns, copies })
     }
 
     /// Fills the batch from those that wait, in order, as far as blocks allow.
@@ -124,7 +124,7 @@ impl Scheduler {
         }
     }
 
-    /// Whether one more can join without soon driving another out.
+    /// Whether one more sequence can join without soon preempting another.
     fn has_room_for(&self, next: usize) -> bool {
         let batch = self.running.iter().chain([&next]);
         let ahead: usize = batch
@@ -134,7 +134,7 @@ impl Scheduler {
     }
 
     /// Settles who advances by how much, making later sequences give way where blocks are short.
-    fn take_turns(&mut self) -> Vec<Turn> {
+    fn take_turns(&mut self) -> Vec<ScheduledChunk> {
         let mut turns = Vec::new();
         let mut promised = 0;
         let mut prefill = self.prefill_tokens;
@@ -147,7 +147,7 @@ impl Scheduler {
             {
                 promised += blocks;
                 prefill -= if unread == 1 { 0 } else { count };
-                turns.push(Turn { index, count });
+                turns.push(ScheduledChunk { index, count });
             }
             next = self.running.range(index + 1..).next().copied();
         }
@@ -191,7 +191,7 @@ impl Scheduler {
 
     /// Gives a sequence the blocks of its turn; `None` if there are too few, which `take_turns` has
     /// excluded.
-    fn hand_out(&mut self, turn: Turn, copies: &mut Vec<(u32, u32)>) -> Option<()> {
+    fn hand_out(&mut self, turn: ScheduledChunk, copies: &mut Vec<(u32, u32)>) -> Option<()> {
         let sequence = &mut self.sequences[turn.index];
         if let Some(tail) = sequence.shared_tail(&self.pool) {
             let shared = sequence.blocks[tail];

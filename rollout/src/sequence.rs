@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::blocks::BlockPool;
 use crate::model::{BLOCK_TOKENS, Next, SequenceId};
 use crate::sampling::Drawn;
-use crate::settings::{LastToken, Request, Settings, blocks_for};
+use crate::settings::{GenerationSettings, LastToken, Request, blocks_for};
 
 /// Why a completion ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,30 +18,30 @@ pub enum Finish {
 
 /// The state of one sample.
 #[derive(Debug)]
-pub struct Sequence {
+pub struct SampleState {
     pub id: SequenceId,
     /// The prompt, then what was generated.
     pub tokens: Vec<u32>,
     pub prompt_len: usize,
-    /// Length at which it ends.
+    /// Length in tokens, prompt included, at which the sequence ends.
     limit: usize,
-    /// Tokens that are read of it at most.
+    /// The largest number of its tokens that the model reads.
     read_to: usize,
     min_new_tokens: usize,
     pub log_probs: Vec<f32>,
     /// Over the whole vocabulary; empty before the first token whose distribution was cut.
     pub whole_log_probs: Vec<f32>,
-    /// Of tokens for which it was asked.
+    /// Entropies of the tokens' distributions in nats, if requested.
     pub entropies: Vec<f32>,
     pub kept: Vec<Option<Arc<[u32]>>>,
     /// The cache blocks it owns, alone or with others.
     pub blocks: Vec<u32>,
-    /// How many of its tokens they hold.
+    /// Number of the sequence's tokens in the cache.
     pub cached: usize,
     pub finish: Option<Finish>,
 }
 
-impl Sequence {
+impl SampleState {
     pub fn new(id: SequenceId, request: &Request, last: LastToken) -> Self {
         Self {
             id,
@@ -70,7 +70,7 @@ impl Sequence {
         self.tokens.len() - self.cached
     }
 
-    /// Whether anything follows what it has.
+    /// Whether the sequence goes on after the tokens that it holds.
     pub fn next(&self) -> Next {
         match self.finish {
             None => Next::GoesOn,
@@ -88,7 +88,12 @@ impl Sequence {
 
     /// Adds a drawn token, with the ids that were kept for it, and decides whether the sequence
     /// ends with it.
-    pub fn push(&mut self, drawn: &Drawn, kept: Option<Arc<[u32]>>, settings: &Settings<'_>) {
+    pub fn push(
+        &mut self,
+        drawn: &Drawn,
+        kept: Option<Arc<[u32]>>,
+        settings: &GenerationSettings<'_>,
+    ) {
         self.tokens.push(drawn.token);
         self.push_whole(drawn.whole_log_prob, kept.is_some());
         self.log_probs.push(drawn.log_prob);
@@ -114,7 +119,7 @@ impl Sequence {
         }
     }
 
-    fn stops(&self, token: u32, settings: &Settings<'_>) -> bool {
+    fn stops(&self, token: u32, settings: &GenerationSettings<'_>) -> bool {
         settings.stop_ids.contains(&token)
             || self.generated().len() >= self.min_new_tokens
                 && settings

@@ -1,4 +1,4 @@
-//! What a caller asks for, and whether it can be done: all checks happen here, before any work.
+//! Requests and settings of a generation, and their checks, which happen before any work.
 
 use std::sync::atomic::AtomicBool;
 
@@ -31,7 +31,7 @@ pub enum CacheBudget {
     Bytes(usize),
     /// Tokens, over all sequences.
     Tokens(usize),
-    /// As much as the batch can need.
+    /// As much cache as the batch can need.
     Unlimited,
 }
 
@@ -39,26 +39,26 @@ pub enum CacheBudget {
 /// tokens alone.
 pub type StopText<'a> = &'a dyn Fn(&[u32]) -> bool;
 
-/// Whether the model reads the token that a completion ends with. No other depends on it.
+/// Whether the model reads the last token of a completion. No other token depends on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LastToken {
-    /// It does not: nothing follows.
+    /// The last token is not read, because no token follows.
     #[default]
     Unread,
-    /// It does, for a model that keeps something of each token: in a chunk of a sequence that has
-    /// ended ([`Next::Ended`](crate::Next::Ended)), for which the model computes that and nothing
-    /// else.
+    /// The last token is read, for a model that keeps a state of each token: in a chunk of a
+    /// sequence that has ended ([`Next::Ended`](crate::Next::Ended)), for which the model computes
+    /// that and nothing else.
     Read,
 }
 
-/// How requests are run. `Settings::default()` gives the rest of a struct expression.
+/// Settings of a generation. `GenerationSettings::default()` gives the rest of a struct expression.
 #[derive(Clone, Copy)]
-pub struct Settings<'a> {
+pub struct GenerationSettings<'a> {
     /// How tokens are chosen.
     pub decoding: Decoding,
     /// The run's seed.
     pub seed: u64,
-    /// What the tokens are drawn for; training and evaluation draw different ones.
+    /// Purpose of the draws; training and evaluation draw different tokens.
     pub purpose: Purpose,
     /// Changes the draws from one use of the same prompts to the next.
     pub iteration: u64,
@@ -72,7 +72,7 @@ pub struct Settings<'a> {
     pub stop_ids: &'a [u32],
     /// Ends a completion by its text.
     pub stop_text: Option<StopText<'a>>,
-    /// Whether completions are read to their end.
+    /// Whether the model reads the last token of a completion.
     pub last_token: LastToken,
     /// Whether the entropy of each token's distribution is recorded.
     pub entropies: bool,
@@ -80,7 +80,7 @@ pub struct Settings<'a> {
     pub cancel: Option<&'a AtomicBool>,
 }
 
-impl Default for Settings<'_> {
+impl Default for GenerationSettings<'_> {
     /// Samples from the model's own distribution, 32 sequences at once, seed 0, no stops.
     fn default() -> Self {
         Self {
@@ -108,7 +108,7 @@ pub fn blocks_for(tokens: usize) -> usize {
 /// Checks settings and requests, and returns how many cache blocks to reserve.
 pub fn check(
     requests: &[Request],
-    settings: &Settings<'_>,
+    settings: &GenerationSettings<'_>,
     spec: &CacheSpec,
 ) -> Result<u32, Error> {
     if let Decoding::Sample(sampling) = &settings.decoding {
@@ -216,7 +216,7 @@ fn budget_blocks(cache: CacheBudget, spec: &CacheSpec) -> usize {
 /// More than this many blocks are never held: `max_batch` sequences of their own, and the shared
 /// prompts of samples that wait for a place (a new request is admitted only when no sample of an
 /// older one waits, so these are at most `max_batch` requests).
-fn useful_blocks(requests: &[Request], settings: &Settings<'_>) -> usize {
+fn useful_blocks(requests: &[Request], settings: &GenerationSettings<'_>) -> usize {
     let (max_batch, last) = (settings.max_batch, settings.last_token);
     let copies = |r: &Request| std::iter::repeat_n(r.blocks(last), r.samples.min(max_batch));
     let sequences: Vec<usize> = requests.iter().flat_map(copies).collect();

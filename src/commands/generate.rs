@@ -7,21 +7,21 @@ use std::time::Instant;
 
 use anyhow::bail;
 use rollout::random::Purpose;
-use rollout::{Completion, Finish, Request, Sampling, Settings};
+use rollout::{Completion, Finish, GenerationSettings, Request, Sampling};
 use serde::Serialize;
 
 use super::inputs::{CutEnd, Input, ModelFolder, RecordFile, Room, TextEncoder, wrong};
 use super::output::JsonLines;
 use crate::cli::{Decoding, GenerateArgs, StopTokens};
 use crate::config::Generation;
-use crate::data::records::shapes::Task;
+use crate::data::records::shapes::RecordTask;
 use crate::data::{DataError, Ends, Limit, Record, Result, Tokenizer};
 use crate::model::Decoder;
 use crate::model::config::Head;
 use crate::model::generator::Generator;
 use crate::ops::backend::Backend;
 use crate::terminal;
-use crate::terminal::phase::Named;
+use crate::terminal::phase::NamedStage;
 use crate::train::progress::Progress;
 use crate::train::signal::{Outcome, StopRequest};
 
@@ -59,7 +59,7 @@ struct CompletionLine<'a> {
 /// completion, or a file that cannot be written.
 pub fn generate(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     let stop = StopRequest::listen()?;
-    let _named = Named::new("generate");
+    let _named = NamedStage::new("generate");
     let generation = args.generation();
     let folder = ModelFolder::open(&args.model, args.adapter.as_deref())?;
     let requests = requests(args, &folder)?;
@@ -72,7 +72,7 @@ pub fn generate(args: &GenerateArgs) -> anyhow::Result<Outcome> {
         let tokenizer = folder.tokenizer();
         tokenizer.is_some_and(|tokenizer| ends.completed(tokenizer, generated))
     };
-    let settings = Settings {
+    let settings = GenerationSettings {
         stop_ids: ends.ids(),
         stop_text: ends.has_texts().then_some(&in_text),
         cancel: Some(stop.flag()),
@@ -179,10 +179,10 @@ fn check_total(prompts: usize, samples: usize) -> Result<()> {
 const CHATS: [&str; 2] = ["messages", "conversations"];
 
 /// Task by which a record is read: a chat as an example, any other record as a prompt.
-fn task(record: &Record) -> Task {
+fn task(record: &Record) -> RecordTask {
     match CHATS.iter().any(|name| record.has(name)) {
-        true => Task::Texts,
-        false => Task::Prompts,
+        true => RecordTask::Texts,
+        false => RecordTask::Prompts,
     }
 }
 
@@ -199,7 +199,7 @@ fn encode(text: &TextEncoder<'_>, record: &Record) -> Result<Vec<u32>> {
         );
         return Err(wrong(record, message));
     }
-    let mut record = text.records.shaped(record, Task::Texts)?.into_owned();
+    let mut record = text.records.shaped(record, RecordTask::Texts)?.into_owned();
     record.messages()?; // so that errors name `messages`
     let messages = record.fields.get("messages").cloned();
     record
@@ -242,7 +242,7 @@ fn room(new: usize, context: usize) -> Room {
 fn complete(
     decoder: &Decoder,
     requests: &[Request],
-    settings: &Settings<'_>,
+    settings: &GenerationSettings<'_>,
 ) -> anyhow::Result<Option<Vec<Completion>>> {
     let total: usize = requests.iter().map(|request| request.samples).sum();
     let mut shown = Progress::counting("completions", "generate", 0, total as u64, 1);
@@ -265,13 +265,13 @@ fn complete(
 }
 
 /// Settings of the generator without stop tokens and texts.
-fn settings(args: &GenerateArgs, generation: &Generation) -> Settings<'static> {
-    Settings {
+fn settings(args: &GenerateArgs, generation: &Generation) -> GenerationSettings<'static> {
+    GenerationSettings {
         decoding: decoding(args.decoding(), generation),
         seed: args.seed,
         purpose: Purpose::Sample,
         max_batch: args.batch,
-        ..Settings::default()
+        ..GenerationSettings::default()
     }
 }
 

@@ -13,7 +13,7 @@ use regex::Regex;
 use crate::cli::RecordArgs;
 use crate::config::TooLong;
 use crate::data::example::cut_start;
-use crate::data::records::shapes::{Style, Task};
+use crate::data::records::shapes::{RecordTask, Style};
 use crate::data::records::{self, LeftOut};
 use crate::data::{DataError, Encoded, Encoder, Limit, Record, Result, Tokenizer, TooLongCounts};
 use crate::model::Decoder;
@@ -69,7 +69,7 @@ pub(super) struct RecordFile<'a> {
     /// The end that `--too-long truncate` cuts.
     pub cut: CutEnd<'a>,
     /// Task that a record of text is read for.
-    pub task: fn(&Record) -> Task,
+    pub task: fn(&Record) -> RecordTask,
     /// Further fields that the command reads.
     pub settings: &'a [&'a str],
 }

@@ -11,7 +11,7 @@ use super::inputs::{CutEnd, Input, ModelFolder, RecordFile, Room, TextEncoder};
 use super::output::JsonLines;
 use crate::cli::ScoreArgs;
 use crate::data::example::at;
-use crate::data::records::shapes::Task;
+use crate::data::records::shapes::RecordTask;
 use crate::data::{Example, Limit, Record, Result, Variables};
 use crate::model::config::Head;
 use crate::model::score_position::ScorePosition;
@@ -20,7 +20,7 @@ use crate::ops::attention::Segments;
 use crate::ops::backend::Backend;
 use crate::ops::head::Target;
 use crate::terminal;
-use crate::terminal::phase::Named;
+use crate::terminal::phase::NamedStage;
 use crate::train::progress::Progress;
 use crate::train::signal::{Outcome, StopRequest};
 
@@ -56,7 +56,7 @@ struct TokenScoreLine<'a> {
 /// context, or a file that cannot be written.
 pub fn score(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     let stop = StopRequest::listen()?;
-    let _named = Named::new("score");
+    let _named = NamedStage::new("score");
     let folder = ModelFolder::open(&args.model, args.adapter.as_deref())?;
     let head = folder.config().decoder.head;
     let sequences = sequences(args, &folder, head)?;
@@ -118,7 +118,7 @@ fn sequences(args: &ScoreArgs, folder: &ModelFolder, head: Head) -> anyhow::Resu
         limit: limit.clone(),
         flags: &args.records,
         cut: CutEnd::End,
-        task: |_| Task::Texts,
+        task: |_| RecordTask::Texts,
         settings: &[],
     };
     let room = |_: &Record| {
@@ -133,7 +133,7 @@ fn sequences(args: &ScoreArgs, folder: &ModelFolder, head: Head) -> anyhow::Resu
 
 /// `prompt` and `completion`, or `messages`, as tokens.
 fn encode(text: &TextEncoder<'_>, record: &Record, head: Head) -> Result<Vec<u32>> {
-    let record = &*text.records.shaped(record, Task::Texts)?;
+    let record = &*text.records.shaped(record, RecordTask::Texts)?;
     if let Some(ids) = unanswered(text, record)? {
         return Ok(ids);
     }

@@ -1,4 +1,4 @@
-//! What ends a completion: token ids, and texts that are looked for in what was generated.
+//! Stop ids and stop texts, which end a completion.
 //!
 //! A stop text counts at the token that completes it: the ids keep it, the text leaves it out. One
 //! that was complete before a completion may end (`min_new_tokens`) is text like any other; the
@@ -13,7 +13,7 @@ use super::tokenizer::Tokenizer;
 /// Tokens that may stand in a stop text and add no byte to it.
 const SILENT_TOKENS: usize = 8;
 
-/// What ends a completion.
+/// The stop ids and stop texts of a completion.
 #[derive(Debug, Clone)]
 pub struct Ends {
     ids: Vec<u32>,
@@ -52,7 +52,7 @@ impl Ends {
         &self.ids
     }
 
-    /// Whether a text can end a completion.
+    /// Whether there are stop texts.
     pub fn has_texts(&self) -> bool {
         !self.texts.is_empty()
     }

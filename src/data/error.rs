@@ -1,4 +1,4 @@
-//! What can be wrong with data, said so that it can be mended: the file, the line, the field, what
+//! Errors of data files, tokenizers and templates. Each names the file, the line, the field, what
 //! was found and what to do.
 
 use std::fmt;
@@ -8,34 +8,34 @@ use std::sync::Arc;
 /// Result of anything in [`crate::data`].
 pub type Result<T> = std::result::Result<T, DataError>;
 
-/// Where a record came from; prints as `file:line`, or as `file: record 3` where its line is not
+/// The origin of a record; prints as `file:line`, or as `file: record 3` where its line is not
 /// known.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Source {
+pub struct RecordSource {
     /// The file as the user named it. Shared by all records of the file.
     pub file: Arc<Path>,
-    /// Where in the file.
-    pub place: Place,
+    /// The record's position in the file.
+    pub place: RecordPlace,
 }
 
-/// A record's place in its file, counted from 1.
+/// A record's position in its file, counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum RecordPlace {
     /// The line that holds it, or on which it starts.
     Line(usize),
-    /// Which one of a JSON array.
+    /// Index of the record in a JSON array.
     Record(usize),
-    /// Which row of a table.
+    /// Index of the row in a table.
     Row(usize),
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for RecordSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.file.display())?;
         match self.place {
-            Place::Line(line) => write!(f, ":{line}"),
-            Place::Record(record) => write!(f, ": record {record}"),
-            Place::Row(row) => write!(f, ": row {row}"),
+            RecordPlace::Line(line) => write!(f, ":{line}"),
+            RecordPlace::Record(record) => write!(f, ": record {record}"),
+            RecordPlace::Row(row) => write!(f, ": row {row}"),
         }
     }
 }
@@ -48,9 +48,9 @@ pub enum DataError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
-        /// What to do about it; empty, or starting with `; `.
+        /// The remedy; empty, or starting with `; `.
         hint: &'static str,
     },
     /// A file whose name does not say what it holds.
@@ -114,21 +114,21 @@ pub enum DataError {
     #[error("{at}: missing field `{field}` ({expected}){hint}; the record has {present}")]
     MissingField {
         /// The record.
-        at: Source,
+        at: RecordSource,
         /// The field that is needed.
         field: String,
-        /// What it should hold.
+        /// The expected contents of the field.
         expected: &'static str,
-        /// A field to rename, or another mend; empty, or starting with `; `.
+        /// A field to rename, or another remedy; empty, or starting with `; `.
         hint: String,
-        /// The fields there are.
+        /// The names of the record's fields.
         present: String,
     },
     /// A field of the wrong type.
     #[error("{at}: field `{field}` is {found}; expected {expected}")]
     FieldType {
         /// The record.
-        at: Source,
+        at: RecordSource,
         /// The field, with its path inside (`messages[2].role`).
         field: String,
         /// The type found.
@@ -140,7 +140,7 @@ pub enum DataError {
     #[error("{at}: {message}")]
     Record {
         /// The record.
-        at: Source,
+        at: RecordSource,
         /// Words for the fault and its remedy.
         message: String,
     },
@@ -148,14 +148,14 @@ pub enum DataError {
     #[error("{at}: {what} has {found} tokens but {limit}; {mend}")]
     TooLong {
         /// The record.
-        at: Source,
+        at: RecordSource,
         /// Which part is too long.
         what: &'static str,
         /// Tokens found.
         found: usize,
         /// The limit in words.
         limit: String,
-        /// What to do.
+        /// The remedy.
         mend: String,
     },
     /// A tokenizer that cannot be loaded, trained or written.

@@ -1,4 +1,4 @@
-//! Work on files of strangers, on a watched thread: a hostile template or tokenizer must not hang
+//! Runs work on untrusted files on a watched thread: a hostile template or tokenizer must not hang
 //! the run, take all memory, overflow the stack or panic.
 //!
 //! The thread has a large stack. The caller waits, and once the work takes longer than a moment
@@ -6,8 +6,8 @@
 //! error at once; its thread cannot be stopped, and ends with the process, which an error ends.
 //! Idle threads are kept for the next work: handing work over takes some microseconds.
 //!
-//! The memory is the work's own, for other threads may take gigabytes meanwhile: the allocator
-//! counts what the thread takes and gives back. That asks for [`Counted`] as the program's
+//! Only the work's own memory counts, because other threads may take gigabytes: the allocator
+//! counts what the thread takes and gives back. This needs [`CountingAllocator`] as the program's
 //! allocator, which the binary has; memory of C code and of threads that the work starts is left
 //! out. In a program with another allocator the growth of the whole process stands in for it, so
 //! that work may be refused there for what other threads take.
@@ -27,30 +27,30 @@ use std::sync::{Mutex, Once};
 use std::thread;
 use std::time::Duration;
 
-pub use counted::Counted;
+pub use counted::CountingAllocator;
 
 /// Bytes of a thread's stack. The system provides the pages that are touched, mostly a few.
 const STACK: usize = 256 << 20;
-/// Time after which the work is looked at, and between two looks.
+/// Interval between two checks of the work.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// The most that work may take.
+/// Limits of processor time and memory for a piece of work.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     /// Processor time.
     pub seconds: u64,
-    /// Bytes of memory that it takes and has not given back.
+    /// Bytes of memory that the work holds.
     pub bytes: usize,
 }
 
-/// Why work was given up.
+/// Why the work was abandoned.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Excess {
-    /// More processor time than so many seconds of processor time.
+    /// More processor time than this limit in seconds.
     Seconds(u64),
-    /// More memory than so many bytes.
+    /// More memory than this limit in bytes.
     Bytes(usize),
-    /// A panic, with these words.
+    /// A panic, with its message.
     Panic(String),
     /// The system gave no thread.
     NoThread(String),
@@ -67,13 +67,13 @@ impl fmt::Display for Excess {
     }
 }
 
-type Job = Box<dyn FnOnce() + Send>;
+type WatchedJob = Box<dyn FnOnce() + Send>;
 
 /// A thread that waits for work.
 struct Worker {
-    jobs: SyncSender<Job>,
-    clock: Clock,
-    memory: Memory,
+    jobs: SyncSender<WatchedJob>,
+    clock: ThreadClock,
+    memory: ThreadMemory,
 }
 
 static IDLE: Mutex<Vec<Worker>> = Mutex::new(Vec::new());
@@ -140,10 +140,13 @@ fn wait<T>(
 
 impl Worker {
     fn start() -> std::io::Result<Self> {
-        let (jobs, work) = sync_channel::<Job>(1);
+        let (jobs, work) = sync_channel::<WatchedJob>(1);
         let (tell, meters) = sync_channel(1);
         let body = move || {
-            let _ = tell.send((Clock::of_this_thread(), Memory::of_this_thread()));
+            let _ = tell.send((
+                ThreadClock::of_this_thread(),
+                ThreadMemory::of_this_thread(),
+            ));
             work.into_iter().for_each(|job| job());
         };
         let named = thread::Builder::new().name("watched".to_owned());
@@ -193,14 +196,14 @@ fn silence_hook() {
 }
 
 /// The processor time of a thread.
-struct Clock {
+struct ThreadClock {
     #[cfg(target_os = "linux")]
     id: libc::clockid_t,
     #[cfg(not(target_os = "linux"))]
     start: std::time::Instant,
 }
 
-impl Clock {
+impl ThreadClock {
     #[cfg(target_os = "linux")]
     fn of_this_thread() -> Self {
         let mut id = libc::CLOCK_MONOTONIC;
@@ -235,12 +238,12 @@ impl Clock {
 }
 
 /// The memory of a thread, or of the process where threads are not counted.
-enum Memory {
+enum ThreadMemory {
     Thread(&'static AtomicIsize),
     Process,
 }
 
-impl Memory {
+impl ThreadMemory {
     fn of_this_thread() -> Self {
         counted::count_this_thread().map_or(Self::Process, Self::Thread)
     }
@@ -278,7 +281,7 @@ mod tests {
 
     /// The allocator of this crate's unit tests.
     #[global_allocator]
-    static ALLOCATOR: Counted<System> = Counted(System);
+    static ALLOCATOR: CountingAllocator<System> = CountingAllocator(System);
 
     const BOUNDS: Bounds = Bounds {
         seconds: 1,
@@ -365,7 +368,7 @@ mod tests {
     #[test]
     fn without_a_count_the_process_is_looked_at() {
         let taken = black_box(vec![1u8; 64 << 20]);
-        let held = Memory::Process.bytes();
+        let held = ThreadMemory::Process.bytes();
         assert!(!cfg!(target_os = "linux") || held > 64 << 20, "{held}");
         drop(taken);
     }

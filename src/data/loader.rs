@@ -1,4 +1,4 @@
-//! Which record comes at which position: functions of the seed and the position, with no state to
+//! The order of records: functions of the seed and the position, with no state to
 //! lose.
 //!
 //! The step alone says how far a stage has read, and which places are its own ([`super::batches`]).
@@ -17,7 +17,7 @@ use super::error::{DataError, Result};
 pub struct Order {
     len: usize,
     key: Key,
-    /// The epoch last asked for and its permutation; walking on costs one permutation an epoch.
+    /// The epoch of the last call and its permutation; reading on costs one permutation an epoch.
     cached: RefCell<Option<(u64, Vec<usize>)>>,
 }
 
@@ -69,7 +69,7 @@ impl Order {
         self.len
     }
 
-    /// Never: an order has at least one record.
+    /// Always false: an order has at least one record.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

@@ -28,6 +28,6 @@ pub use example::{
 };
 pub use loader::{Mixture, Order, split};
 pub use packing::{PackedBatch, TextRow};
-pub use records::{Message, Place, Record, Source, Turns, read};
-pub use template::{ChatTemplate, GenerationPrompt, Span, Variables};
+pub use records::{Message, Record, RecordPlace, RecordSource, Turns, read};
+pub use template::{ChatTemplate, GenerationPrompt, TemplateSpan, Variables};
 pub use tokenizer::{BpeTraining, Tokenizer};

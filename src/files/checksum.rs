@@ -1,4 +1,4 @@
-//! What a file must be to be the one that was meant: its size and CRC-32.
+//! Size and CRC-32 of a file, by which a changed or damaged file is recognised.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -24,7 +24,7 @@ pub struct Summed<W> {
 }
 
 impl<W: Write> Summed<W> {
-    /// Nothing written so far.
+    /// A writer to which no bytes were written.
     pub fn new(inner: W) -> Self {
         Self {
             inner,

@@ -30,7 +30,7 @@ pub fn on(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> io::Er
 /// Creates `path`, lets `write` fill it and syncs it. An error leaves the file unfinished.
 ///
 /// # Errors
-/// What `write` returned, or if the file system refuses.
+/// The error of `write`, and errors of the file system.
 pub fn write_synced<T, E: From<io::Error>>(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> Result<T, E>,

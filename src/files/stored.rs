@@ -1,4 +1,4 @@
-//! Reading a safetensors file: its header first, then a tensor's values when they are asked for.
+//! Reading a safetensors file: its header first, then a tensor's values on request.
 //!
 //! The file is read, not mapped: one that is cut while it is read is then an error that names it,
 //! where a page of a mapping that is no longer there ends the process. Values go from the file to

@@ -13,13 +13,13 @@ use safetensors::tensor::{Metadata, TensorInfo};
 /// Values turned into bytes at a time.
 const BLOCK: usize = 1 << 14;
 
-/// What the header says of a tensor.
+/// A tensor's entry in the header.
 pub struct Description {
-    /// Its name.
+    /// The tensor's name.
     pub name: String,
     /// The type that its values are stored in.
     pub dtype: Dtype,
-    /// Its shape as stored.
+    /// The tensor's shape as stored.
     pub shape: Vec<usize>,
 }
 

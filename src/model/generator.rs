@@ -5,7 +5,7 @@
 //! an update.
 
 use candle_core::{DType, Device, Tensor};
-use rollout::{CacheSpec, Chunk, Draw, Drawn, Model, ModelResult, Next, Step, draw_row};
+use rollout::{CacheSpec, Chunk, Draw, Drawn, Model, ModelResult, ModelStep, Next, draw_row};
 
 use super::Decoder;
 use super::block::attention_of;
@@ -96,7 +96,7 @@ impl Model for Generator<'_> {
         Ok(())
     }
 
-    fn forward(&mut self, step: &Step<'_>) -> ModelResult<Tensor> {
+    fn forward(&mut self, step: &ModelStep<'_>) -> ModelResult<Tensor> {
         let cache = self
             .cache
             .as_mut()
@@ -144,13 +144,13 @@ fn new_tokens<'c>(chunk: &Chunk<'c>) -> NewTokens<'c> {
 }
 
 /// New tokens of the sequences that continue.
-fn going_on<'c>(step: &Step<'c>) -> Vec<NewTokens<'c>> {
+fn going_on<'c>(step: &ModelStep<'c>) -> Vec<NewTokens<'c>> {
     let goes_on = |chunk: &&Chunk| chunk.next == Next::GoesOn;
     step.chunks.iter().filter(goes_on).map(new_tokens).collect()
 }
 
 /// The rows of `x` that belong to sequences that continue; `x` has the rows of all sequences.
-fn rows_of(step: &Step<'_>, x: Tensor) -> candle_core::Result<Tensor> {
+fn rows_of(step: &ModelStep<'_>, x: Tensor) -> candle_core::Result<Tensor> {
     let of_each = |chunk: &Chunk| std::iter::repeat_n(chunk.next, chunk.tokens.len());
     let all = (0..).zip(step.chunks.iter().flat_map(of_each));
     let rows: Vec<u32> = all
@@ -163,7 +163,7 @@ fn rows_of(step: &Step<'_>, x: Tensor) -> candle_core::Result<Tensor> {
 }
 
 /// Adds each chunk's rows of `x` to the collector.
-fn collect(collector: &mut Collector, step: &Step<'_>, x: &Tensor) -> candle_core::Result<()> {
+fn collect(collector: &mut Collector, step: &ModelStep<'_>, x: &Tensor) -> candle_core::Result<()> {
     let (width, on_host) = (x.dim(1)?, x.to_device(&candle_core::Device::Cpu)?);
     storage::read(&on_host, |rows| {
         let mut rest = rows;

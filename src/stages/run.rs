@@ -10,7 +10,7 @@ use crate::config::{Config, Stage, Training, TrainingLength};
 use crate::model::hub;
 use crate::ops::backend::Backend;
 use crate::ops::{pool, profile};
-use crate::terminal::{self, phase::Named};
+use crate::terminal::{self, phase::NamedStage};
 use crate::train::profile::table;
 use crate::train::run_folder::{Done, Existing, RunFolder, StageFolder};
 use crate::train::signal::{Outcome, StopRequest};
@@ -64,7 +64,7 @@ fn run_in_order(
     check_before_the_first(&local, folder, stages, existing)?;
     for &stage in stages {
         let files = folder.stage(stage, existing)?;
-        let _named = Named::new(stage.name());
+        let _named = NamedStage::new(stage.name());
         note_unsaved(stage, &files);
         check_can_go_on(config, stage, &files)?;
         origin::check_inputs(config, &local, stage, &files)?;

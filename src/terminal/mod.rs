@@ -25,13 +25,13 @@ pub const COLUMNS: usize = 80;
 /// The line of progress at the bottom of the terminal; empty where there is none.
 static STATUS: Mutex<String> = Mutex::new(String::new());
 
-/// Whether someone still reads a command's product.
+/// Whether the reader of a command's product is still there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Reader {
-    /// Somebody does.
+    /// The output can be written.
     Reads,
-    /// The pipe was closed, as `head` does when it has seen enough: to go on would be of no use.
+    /// The pipe was closed, as `head` does when it has seen enough; the command can stop.
     Gone,
 }
 
@@ -74,7 +74,7 @@ pub fn print(text: impl Display) {
     STDOUT.offer(format!("{text}\n").as_bytes());
 }
 
-/// Writes a line of what a command was asked for to standard output.
+/// Writes a line of a command's product to standard output.
 ///
 /// # Errors
 /// If it cannot be written, other than to a closed pipe.

@@ -25,7 +25,7 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// The age from which a rate is shown.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// Younger phases of a step leave the line to what the last step had to say.
+/// Phases of a step that are younger than this leave the line to the numbers of the last step.
 const BRIEF: Duration = Duration::from_millis(400);
 
 static BOARD: Mutex<Board> = Mutex::new(Board::new());
@@ -78,12 +78,12 @@ impl Phase {
         Self(work)
     }
 
-    /// So many items are done.
+    /// Sets the number of finished items.
     pub fn at(&self, done: usize) {
         self.0.done.store(done, Ordering::Relaxed);
     }
 
-    /// So many more items are done.
+    /// Adds to the number of finished items.
     pub fn add(&self, more: usize) {
         self.0.done.fetch_add(more, Ordering::Relaxed);
     }
@@ -97,7 +97,7 @@ impl Drop for Phase {
     }
 }
 
-/// Says which step the following phases belong to, and what the newest step had to say.
+/// Sets the step that the following phases belong to, and the numbers of the newest step.
 pub fn entitle(title: String, numbers: String) {
     {
         let mut board = board();
@@ -106,7 +106,7 @@ pub fn entitle(title: String, numbers: String) {
     show_from_now_on();
 }
 
-/// There are no more steps.
+/// Clears the step and its numbers.
 pub fn untitle() {
     let mut board = board();
     board.title.clear();
@@ -116,9 +116,9 @@ pub fn untitle() {
 
 /// Names the stage or command that phases belong to, until the value is dropped.
 #[derive(Debug)]
-pub struct Named(());
+pub struct NamedStage(());
 
-impl Named {
+impl NamedStage {
     /// Names it.
     pub fn new(stage: &str) -> Self {
         board().stage = stage.to_owned();
@@ -126,7 +126,7 @@ impl Named {
     }
 }
 
-impl Drop for Named {
+impl Drop for NamedStage {
     fn drop(&mut self) {
         let mut board = board();
         board.stage.clear();
@@ -134,7 +134,7 @@ impl Drop for Named {
     }
 }
 
-/// Starts the thread that shows; where it cannot be started, nothing is shown.
+/// Starts the thread that draws progress; if it cannot be started, no progress is shown.
 fn show_from_now_on() {
     SHOWING.call_once(|| {
         let show = match terminal::is_live() {
@@ -155,7 +155,7 @@ fn show_from_now_on() {
 fn redraw() {
     let board = board();
     let line = terminal::fit(&board.line(Instant::now()), terminal::columns());
-    // The board is still held, so that a line which was taken away meanwhile does not come back.
+    // The board is still held, so that a line that another thread has removed does not come back.
     terminal::show_status(line);
 }
 

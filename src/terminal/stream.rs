@@ -27,7 +27,7 @@ pub(super) static STDOUT: Stream = Stream::new(1, |part| {
 
 /// An output of the process.
 pub(super) struct Stream {
-    /// Its file descriptor.
+    /// The stream's file descriptor.
     number: i32,
     write: fn(&[u8]) -> io::Result<()>,
     /// The last part found no room.

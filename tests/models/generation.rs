@@ -11,7 +11,7 @@ use collimate::ops::attention::cached::Cache;
 use collimate::ops::backend::Backend;
 use collimate::ops::param::{Operand, Param, Trainability};
 use collimate::stages::plan::generation::{Prompts, panels, reserve, states};
-use rollout::{CacheBudget, LastToken, Request, SequenceId, Settings, generate};
+use rollout::{CacheBudget, GenerationSettings, LastToken, Request, SequenceId, generate};
 
 use crate::memory::{load, lora, own};
 use crate::support::{Anyhow, LANGUAGE_MODELS, folder, with_each_kernel};
@@ -50,11 +50,11 @@ fn the_cache_is_the_one_that_a_generation_reserves() -> Anyhow {
                 samples: prompts.samples,
             };
             let requests: Vec<Request> = (0..prompts.count as u64).map(request).collect();
-            let settings = Settings {
+            let settings = GenerationSettings {
                 max_batch: 4,
                 cache,
                 last_token,
-                ..Settings::default()
+                ..GenerationSettings::default()
             };
             let output = generate(
                 &mut Generator::new(&model),
@@ -80,10 +80,10 @@ fn held_states(model: &Decoder, prompts: Prompts, layer: usize) -> Anyhow<usize>
         samples: prompts.samples,
     };
     let requests: Vec<Request> = (0..prompts.count as u64).map(request).collect();
-    let settings = Settings {
+    let settings = GenerationSettings {
         max_batch: 4,
         last_token: prompts.last_token,
-        ..Settings::default()
+        ..GenerationSettings::default()
     };
     let mut generator = Generator::keeping(model, layer);
     let output = generate(&mut generator, &requests, &settings, &mut |_| {})?;

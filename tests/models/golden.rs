@@ -10,7 +10,7 @@ use collimate::ops::attention::Segments;
 use collimate::ops::backend::Backend;
 use collimate::ops::head::Target;
 use collimate::reward::RewardModel;
-use rollout::{Decoding, Request, Settings, generate};
+use rollout::{Decoding, GenerationSettings, Request, generate};
 
 use crate::support::{Anyhow, Expected, LANGUAGE_MODELS, gap, load, with_each_kernel};
 
@@ -186,9 +186,9 @@ pub fn check_greedy(name: &str, backend: &Backend) -> Anyhow {
         samples: 1,
     };
     let requests: Vec<Request> = expected.rows.iter().enumerate().map(request).collect();
-    let settings = Settings {
+    let settings = GenerationSettings {
         decoding: Decoding::Greedy,
-        ..Settings::default()
+        ..GenerationSettings::default()
     };
     let output = generate(
         &mut Generator::new(&model),

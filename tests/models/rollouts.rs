@@ -13,7 +13,8 @@ use collimate::ops::param::{Operand, Trainability};
 use rollout::random::rand::Rng;
 use rollout::random::{Key, Purpose};
 use rollout::{
-    CacheBudget, Completion, Decoding, Model as _, Output, Request, Sampling, Settings, generate,
+    CacheBudget, Completion, Decoding, GenerationOutput, GenerationSettings, Model as _, Request,
+    Sampling, generate,
 };
 
 use crate::differences::{outputs, two_layers};
@@ -44,15 +45,15 @@ fn run(
     sampling: Sampling,
     max_batch: usize,
     cache: CacheBudget,
-) -> Anyhow<Output> {
-    let settings = Settings {
+) -> Anyhow<GenerationOutput> {
+    let settings = GenerationSettings {
         decoding: Decoding::Sample(sampling),
         seed: 5,
         max_batch,
         cache,
         prefill_tokens: 37,
         stop_ids: &[0, 1],
-        ..Settings::default()
+        ..GenerationSettings::default()
     };
     Ok(generate(
         &mut Generator::new(model),
@@ -67,7 +68,7 @@ fn run(
 fn assert_equal_to_training(
     model: &Decoder,
     requests: &[Request],
-    output: &Output,
+    output: &GenerationOutput,
     sampling: Sampling,
 ) -> Anyhow {
     let (mut ids, mut lengths, mut targets) = (Vec::new(), Vec::new(), Vec::new());

@@ -16,7 +16,9 @@ use collimate::ops::backend::Backend;
 use collimate::ops::head::Target;
 use collimate::ops::param::{Param, Trainability};
 use collimate::ops::profile;
-use rollout::{CacheBudget, Completion, LastToken, Request, SequenceId, Settings, generate};
+use rollout::{
+    CacheBudget, Completion, GenerationSettings, LastToken, Request, SequenceId, generate,
+};
 
 use crate::differences::{decoder, two_layers};
 use crate::support::{Anyhow, COMPOSED, folder, gap, load, tensor};
@@ -206,16 +208,16 @@ fn kept_states_survive_giving_way() -> Anyhow {
         samples: 3,
     };
     let requests: Vec<Request> = (0..3).map(request).collect();
-    let settings = Settings {
+    let settings = GenerationSettings {
         cache: CacheBudget::Tokens(6 * BLOCK_TOKENS),
         last_token: LastToken::Read,
         max_batch: 8,
-        ..Settings::default()
+        ..GenerationSettings::default()
     };
     let mut generator = Generator::keeping(&branch, TRUNK);
     let output = generate(&mut generator, &requests, &settings, &mut |_| {})?;
     assert!(output.stats.preemptions > 0, "{:?}", output.stats);
-    let unread = Settings {
+    let unread = GenerationSettings {
         last_token: LastToken::Unread,
         ..settings
     };
@@ -248,9 +250,9 @@ fn last_tokens_are_read_without_kernels_too() -> Anyhow {
         samples: 2,
     };
     let requests: Vec<Request> = (0..3).map(request).collect();
-    let settings = Settings {
+    let settings = GenerationSettings {
         last_token: LastToken::Read,
-        ..Settings::default()
+        ..GenerationSettings::default()
     };
     let mut generator = Generator::keeping(&branch, TRUNK);
     let output = generate(&mut generator, &requests, &settings, &mut |_| {})?;
@@ -277,9 +279,9 @@ fn a_last_token_is_read_below_the_boundary_alone() -> Anyhow {
     };
     let requests: Vec<Request> = (0..3).map(request).collect();
     let attended = |last_token| -> Anyhow<u64> {
-        let settings = Settings {
+        let settings = GenerationSettings {
             last_token,
-            ..Settings::default()
+            ..GenerationSettings::default()
         };
         profile::enable();
         let part = profile::part(PART);

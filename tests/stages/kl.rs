@@ -12,7 +12,7 @@ use collimate::ops::attention::Segments;
 use collimate::ops::backend::Backend;
 use collimate::ops::param::Trainability;
 use rollout::random::Purpose;
-use rollout::{Completion, Decoding, Request, Sampling, Settings, generate};
+use rollout::{Completion, Decoding, GenerationSettings, Request, Sampling, generate};
 
 use crate::on_policy::number;
 use crate::support::{Line, Workspace, lines, read, records};
@@ -83,13 +83,13 @@ impl Policies {
             samples: 1,
         };
         let requests: Vec<Request> = prompts.iter().map(request).collect();
-        let settings = Settings {
+        let settings = GenerationSettings {
             decoding: Decoding::Sample(SAMPLING),
             seed: if purpose == Purpose::Sample { 3 } else { 0 },
             purpose,
             iteration,
             stop_ids: &self.policy.config().stop_ids,
-            ..Settings::default()
+            ..GenerationSettings::default()
         };
         let mut generator = Generator::new(&self.policy);
         let output = generate(&mut generator, &requests, &settings, &mut |_| {});

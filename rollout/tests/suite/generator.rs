@@ -7,13 +7,13 @@ use std::sync::atomic::AtomicBool;
 use rollout::random::rand::Rng;
 use rollout::random::{Key, Purpose};
 use rollout::{
-    BLOCK_TOKENS, CacheBudget, Completion, Decoding, Error, Finish, LastToken, Output, Request,
-    Sampling, SequenceId, Settings, generate,
+    BLOCK_TOKENS, CacheBudget, Completion, Decoding, Error, Finish, GenerationOutput,
+    GenerationSettings, LastToken, Request, Sampling, SequenceId, generate,
 };
 
 use crate::model::{Parrot, STOP, greedy, one_by_one, ragged, request};
 
-fn run(requests: &[Request], settings: &Settings<'_>) -> (Output, Parrot) {
+fn run(requests: &[Request], settings: &GenerationSettings<'_>) -> (GenerationOutput, Parrot) {
     let mut model = Parrot::default();
     let output = generate(&mut model, requests, settings, &mut |_| ()).unwrap();
     (output, model)
@@ -39,11 +39,11 @@ fn completions_depend_on_neither_batch_nor_cache_nor_prefill() {
         Decoding::Sample(Sampling::default()),
         Decoding::Sample(cut),
     ] {
-        let settings = Settings {
+        let settings = GenerationSettings {
             decoding,
             stop_ids: &[STOP],
             seed: 5,
-            ..Settings::default()
+            ..GenerationSettings::default()
         };
         let expected = one_by_one(&requests, &settings);
         for max_batch in [1, 7, 64] {
@@ -53,7 +53,7 @@ fn completions_depend_on_neither_batch_nor_cache_nor_prefill() {
                 CacheBudget::Tokens(112),
             ] {
                 for prefill_tokens in [1, 19, 4096] {
-                    let settings = Settings {
+                    let settings = GenerationSettings {
                         max_batch,
                         cache,
                         prefill_tokens,
@@ -78,9 +78,9 @@ fn completions_depend_on_neither_batch_nor_cache_nor_prefill() {
 #[test]
 fn when_the_cache_is_short_the_last_sequences_give_way() {
     let requests: Vec<Request> = (20..30).map(|len| request(len, 60, 2)).collect();
-    let settings = Settings {
+    let settings = GenerationSettings {
         cache: CacheBudget::Tokens(200),
-        ..Settings::default()
+        ..GenerationSettings::default()
     };
     let (output, _) = run(&requests, &settings);
     assert!(output.stats.preemptions > 0, "{:?}", output.stats);
@@ -107,13 +107,13 @@ fn no_mix_of_requests_stalls() {
             .map(|r| r.prompt.len() + r.max_new_tokens - 1)
             .max();
         let blocks = longest.unwrap().div_ceil(BLOCK_TOKENS) + number(3) - 1;
-        let settings = Settings {
+        let settings = GenerationSettings {
             seed: mix,
             max_batch: number(5),
             cache: CacheBudget::Tokens(blocks * BLOCK_TOKENS),
             prefill_tokens: number(50),
             stop_ids: &[STOP],
-            ..Settings::default()
+            ..GenerationSettings::default()
         };
         let (output, _) = run(&requests, &settings);
         assert_eq!(
@@ -142,9 +142,9 @@ fn a_finished_sequence_gives_its_place_and_blocks_to_the_next() {
     let requests = [request(5, 10, 1), request(6, 3, 1), request(7, 7, 1)];
     let (output, model) = run(
         &requests,
-        &Settings {
+        &GenerationSettings {
             max_batch: 2,
-            ..Settings::default()
+            ..GenerationSettings::default()
         },
     );
     // The third request starts in the step after the second one's last: no slot of the batch is
@@ -158,17 +158,17 @@ fn a_finished_sequence_gives_its_place_and_blocks_to_the_next() {
 fn completions_are_read_to_their_end_where_asked() {
     let requests = ragged();
     for cache in [CacheBudget::Unlimited, CacheBudget::Tokens(128)] {
-        let settings = Settings {
+        let settings = GenerationSettings {
             stop_ids: &[STOP],
             max_batch: 5,
             cache,
-            ..Settings::default()
+            ..GenerationSettings::default()
         };
         let (expected, _) = run(&requests, &settings);
         let last_token = LastToken::Read;
         let (output, model) = run(
             &requests,
-            &Settings {
+            &GenerationSettings {
                 last_token,
                 ..settings
             },
@@ -196,10 +196,10 @@ fn completions_are_read_to_their_end_where_asked() {
 fn every_sequence_is_released_once_and_answered_in_order() {
     let (output, mut model) = run(
         &ragged(),
-        &Settings {
+        &GenerationSettings {
             stop_ids: &[STOP],
             max_batch: 5,
-            ..Settings::default()
+            ..GenerationSettings::default()
         },
     );
     let order: Vec<(usize, usize)> = output
@@ -226,9 +226,9 @@ fn every_sequence_is_released_once_and_answered_in_order() {
 
 #[test]
 fn an_answer_ends_at_its_first_stop_or_its_limit() {
-    let settings = Settings {
+    let settings = GenerationSettings {
         stop_ids: &[STOP, 3],
-        ..Settings::default()
+        ..GenerationSettings::default()
     };
     let (output, _) = run(&ragged(), &settings);
     let mut seen = [0; 2];
@@ -255,10 +255,10 @@ fn stops_do_not_count_before_min_new_tokens() {
         })
         .collect();
     let ends_even = |generated: &[u32]| generated.last().is_some_and(|token| token % 2 == 0);
-    let settings = Settings {
+    let settings = GenerationSettings {
         stop_ids: &[STOP],
         stop_text: Some(&ends_even),
-        ..Settings::default()
+        ..GenerationSettings::default()
     };
     let (output, _) = run(&requests, &settings);
     assert_eq!(output.completions, one_by_one(&requests, &settings));
@@ -286,12 +286,12 @@ fn stops_do_not_count_before_min_new_tokens() {
 /// vocabulary for all of its tokens, or for none.
 #[test]
 fn whole_log_probs_are_recorded_where_anything_was_cut() {
-    let settings = |top_p| Settings {
+    let settings = |top_p| GenerationSettings {
         decoding: Decoding::Sample(Sampling {
             top_p,
             ..Sampling::default()
         }),
-        ..Settings::default()
+        ..GenerationSettings::default()
     };
     let (requests, cut) = (ragged(), settings(0.992));
     let (output, _) = run(&requests, &cut);
@@ -326,16 +326,16 @@ fn whole_log_probs_are_recorded_where_anything_was_cut() {
 #[test]
 fn draws_change_with_seed_iteration_purpose_key_and_sample() {
     let requests = [request(9, 20, 2)];
-    let base = Settings::default();
+    let base = GenerationSettings::default();
     let (first, _) = run(&requests, &base);
     assert_ne!(first.completions[0].tokens, first.completions[1].tokens);
     for other in [
-        Settings { seed: 1, ..base },
-        Settings {
+        GenerationSettings { seed: 1, ..base },
+        GenerationSettings {
             iteration: 1,
             ..base
         },
-        Settings {
+        GenerationSettings {
             purpose: Purpose::Evaluation,
             ..base
         },
@@ -363,7 +363,7 @@ fn draws_change_with_seed_iteration_purpose_key_and_sample() {
 
 #[test]
 fn nothing_asked_is_nothing_done() {
-    let (output, model) = run(&[request(5, 0, 2)], &Settings::default());
+    let (output, model) = run(&[request(5, 0, 2)], &GenerationSettings::default());
     assert!(model.batches.is_empty());
     let empty = |sample| Completion {
         request: 0,
@@ -376,7 +376,7 @@ fn nothing_asked_is_nothing_done() {
         finish: Finish::Length,
     };
     assert_eq!(output.completions, [empty(0), empty(1)]);
-    assert_eq!(run(&[], &Settings::default()).0.completions, []);
+    assert_eq!(run(&[], &GenerationSettings::default()).0.completions, []);
 }
 
 #[test]
@@ -384,10 +384,10 @@ fn progress_counts_up_to_the_whole() {
     let mut seen = Vec::new();
     let mut requests = ragged();
     requests[3].max_new_tokens = 0;
-    let settings = Settings {
+    let settings = GenerationSettings {
         stop_ids: &[STOP],
         max_batch: 6,
-        ..Settings::default()
+        ..GenerationSettings::default()
     };
     let output = generate(
         &mut Parrot::default(),
@@ -416,9 +416,9 @@ fn progress_counts_up_to_the_whole() {
 #[test]
 fn a_set_flag_cancels_before_the_next_step() {
     let flag = AtomicBool::new(false);
-    let settings = Settings {
+    let settings = GenerationSettings {
         cancel: Some(&flag),
-        ..Settings::default()
+        ..GenerationSettings::default()
     };
     let mut model = Parrot::default();
     let mut cancel = |_| flag.store(true, std::sync::atomic::Ordering::Relaxed);

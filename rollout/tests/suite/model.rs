@@ -7,8 +7,8 @@ use rollout::random::rand::Rng;
 use rollout::random::rand_distr::StandardNormal;
 use rollout::random::{Key, Purpose};
 use rollout::{
-    BLOCK_TOKENS, CacheSpec, Completion, Decoding, Draw, Drawn, Finish, Model, ModelResult, Next,
-    Request, SequenceId, Settings, Step, draw_row,
+    BLOCK_TOKENS, CacheSpec, Completion, Decoding, Draw, Drawn, Finish, GenerationSettings, Model,
+    ModelResult, ModelStep, Next, Request, SequenceId, draw_row,
 };
 
 pub const VOCAB: usize = 20;
@@ -56,7 +56,7 @@ impl Model for Parrot {
         Ok(())
     }
 
-    fn forward(&mut self, step: &Step<'_>) -> ModelResult<Self::Logits> {
+    fn forward(&mut self, step: &ModelStep<'_>) -> ModelResult<Self::Logits> {
         // In reverse: the order of copies must not matter.
         for &(from, to) in step.copies.iter().rev() {
             self.cache[to as usize] = self.cache[from as usize];
@@ -104,7 +104,7 @@ impl Model for Parrot {
 
 /// Asserts the other guarantees of a step: exact block lists, copies in any order, no writes to
 /// another sequence's block.
-fn assert_fair(step: &Step<'_>) {
+fn assert_fair(step: &ModelStep<'_>) {
     let sources: HashSet<u32> = step.copies.iter().map(|copy| copy.0).collect();
     let targets: HashSet<u32> = step.copies.iter().map(|copy| copy.1).collect();
     assert!(targets.len() == step.copies.len() && sources.is_disjoint(&targets));
@@ -129,7 +129,7 @@ fn assert_fair(step: &Step<'_>) {
 
 /// The same completions without cache, batch or scheduler: one sequence at a time, from its whole
 /// history.
-pub fn one_by_one(requests: &[Request], settings: &Settings<'_>) -> Vec<Completion> {
+pub fn one_by_one(requests: &[Request], settings: &GenerationSettings<'_>) -> Vec<Completion> {
     let samples = |(index, request)| {
         (0..Request::clone(request).samples)
             .map(move |sample| alone(index, request, sample, settings))
@@ -137,7 +137,12 @@ pub fn one_by_one(requests: &[Request], settings: &Settings<'_>) -> Vec<Completi
     requests.iter().enumerate().flat_map(samples).collect()
 }
 
-fn alone(index: usize, request: &Request, sample: usize, settings: &Settings<'_>) -> Completion {
+fn alone(
+    index: usize,
+    request: &Request,
+    sample: usize,
+    settings: &GenerationSettings<'_>,
+) -> Completion {
     let (mut tokens, mut log_probs, mut kept): (Vec<u32>, Vec<f32>, Vec<_>) = Default::default();
     let (mut whole, mut entropies, mut finish) = (Vec::new(), Vec::new(), Finish::Length);
     let key = Key::new(settings.seed, settings.purpose).child(settings.iteration, request.key);
@@ -210,9 +215,9 @@ pub fn ragged() -> Vec<Request> {
         .collect()
 }
 
-pub fn greedy<'a>() -> Settings<'a> {
-    Settings {
+pub fn greedy<'a>() -> GenerationSettings<'a> {
+    GenerationSettings {
         decoding: Decoding::Greedy,
-        ..Settings::default()
+        ..GenerationSettings::default()
     }
 }

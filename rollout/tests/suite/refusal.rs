@@ -1,14 +1,18 @@
 //! Impossible requests are refused with a message that says what was found and how to fix it.
 
 use rollout::{
-    CacheBudget, CacheSpec, Decoding, Draw, Drawn, Error, Model, ModelResult, Request, Sampling,
-    Settings, Step, draw_row, generate,
+    CacheBudget, CacheSpec, Decoding, Draw, Drawn, Error, GenerationSettings, Model, ModelResult,
+    ModelStep, Request, Sampling, draw_row, generate,
 };
 
 use crate::model::{Parrot, request};
 
 /// The error's whole chain of messages.
-fn refusal<M: Model>(model: &mut M, requests: &[Request], settings: &Settings<'_>) -> String {
+fn refusal<M: Model>(
+    model: &mut M,
+    requests: &[Request],
+    settings: &GenerationSettings<'_>,
+) -> String {
     let error = generate(model, requests, settings, &mut |_| ())
         .map(|_| ())
         .unwrap_err();
@@ -70,7 +74,11 @@ fn requests_that_cannot_be_met_are_refused_before_any_work() {
     ];
     for (bad, expected) in cases {
         let mut model = Parrot::default();
-        let text = refusal(&mut model, &[good.clone(), bad], &Settings::default());
+        let text = refusal(
+            &mut model,
+            &[good.clone(), bad],
+            &GenerationSettings::default(),
+        );
         assert!(text.contains(expected), "{text}");
         assert!(model.batches.is_empty());
     }
@@ -78,22 +86,22 @@ fn requests_that_cannot_be_met_are_refused_before_any_work() {
 
 #[test]
 fn settings_outside_their_range_are_refused() {
-    let sampling = |sampling| Settings {
+    let sampling = |sampling| GenerationSettings {
         decoding: Decoding::Sample(sampling),
-        ..Settings::default()
+        ..GenerationSettings::default()
     };
     let cases = [
         (
-            Settings {
+            GenerationSettings {
                 max_batch: 0,
-                ..Settings::default()
+                ..GenerationSettings::default()
             },
             "max_batch is 0; it must be 1 or more",
         ),
         (
-            Settings {
+            GenerationSettings {
                 prefill_tokens: 0,
-                ..Settings::default()
+                ..GenerationSettings::default()
             },
             "prefill_tokens is 0",
         ),
@@ -136,9 +144,9 @@ fn settings_outside_their_range_are_refused() {
 fn a_request_larger_than_the_cache_is_refused_and_the_largest_that_fits_runs() {
     // 20 + 45 − 1 tokens fill four blocks; a block of this model takes 1024 bytes.
     for cache in [CacheBudget::Tokens(64), CacheBudget::Bytes(4 * 1024)] {
-        let settings = Settings {
+        let settings = GenerationSettings {
             cache,
-            ..Settings::default()
+            ..GenerationSettings::default()
         };
         generate(
             &mut Parrot::default(),
@@ -187,7 +195,7 @@ impl Model for Broken {
         }
     }
 
-    fn forward(&mut self, _: &Step<'_>) -> ModelResult<()> {
+    fn forward(&mut self, _: &ModelStep<'_>) -> ModelResult<()> {
         if matches!(self.0, Fault::Forward) {
             Err("no such kernel".into())
         } else {
@@ -235,14 +243,14 @@ fn a_failing_model_is_an_error_that_says_where() {
         let text = refusal(
             &mut Broken(fault),
             &[request(5, 5, 1)],
-            &Settings::default(),
+            &GenerationSettings::default(),
         );
         assert!(text.contains(expected), "{text}");
     }
     let result = generate(
         &mut Broken(Fault::Forward),
         &[request(5, 5, 1)],
-        &Settings::default(),
+        &GenerationSettings::default(),
         &mut |_| (),
     );
     assert!(matches!(result, Err(Error::Model { step: 0, .. })));

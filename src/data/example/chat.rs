@@ -3,12 +3,12 @@
 
 use std::sync::atomic::Ordering;
 
-use super::limits::Fate;
+use super::limits::LengthOutcome;
 use super::{Encoder, Example, at, nothing_to_learn, reasoning};
 use crate::config::{Learn, TooLong};
 use crate::data::error::{DataError, Result};
 use crate::data::records::{Message, Record};
-use crate::data::template::{ChatTemplate, Span, Variables};
+use crate::data::template::{ChatTemplate, TemplateSpan, Variables};
 
 impl Encoder<'_> {
     /// Examples of a conversation whose assistant turns from `first_answer` on are learned: one, or
@@ -90,7 +90,7 @@ impl Encoder<'_> {
         &self,
         record: &Record,
         mut examples: Vec<Example>,
-    ) -> Result<Fate<Vec<Example>>> {
+    ) -> Result<LengthOutcome<Vec<Example>>> {
         let count = examples.len();
         if self.policy == TooLong::Truncate {
             let fills = |example: &Example| example.answer[0].start >= self.limit.tokens;
@@ -103,46 +103,46 @@ impl Encoder<'_> {
         let (mut kept, mut whole, mut prompt_whole) = (Vec::new(), examples.len() == count, true);
         for example in examples {
             match self.fit_example(record, example)? {
-                Fate::Whole(example) => kept.push(example),
-                Fate::Truncated(example) => {
+                LengthOutcome::Whole(example) => kept.push(example),
+                LengthOutcome::Truncated(example) => {
                     whole = false;
                     kept.push(example);
                 }
-                Fate::PromptTruncated(example) => {
+                LengthOutcome::PromptTruncated(example) => {
                     prompt_whole = false;
                     kept.push(example);
                 }
-                Fate::Skipped => return Ok(Fate::Skipped),
+                LengthOutcome::Skipped => return Ok(LengthOutcome::Skipped),
             }
         }
         Ok(match (prompt_whole, whole) {
-            (false, _) => Fate::PromptTruncated(kept),
-            (true, false) => Fate::Truncated(kept),
-            (true, true) => Fate::Whole(kept),
+            (false, _) => LengthOutcome::PromptTruncated(kept),
+            (true, false) => LengthOutcome::Truncated(kept),
+            (true, true) => LengthOutcome::Whole(kept),
         })
     }
 
-    fn note_lost(&self, answers: &[Message], renderings: &[Vec<Span>]) {
+    fn note_lost(&self, answers: &[Message], renderings: &[Vec<TemplateSpan>]) {
         let lost = reasoning::lost(answers, renderings);
         self.lost_reasoning.fetch_add(lost, Ordering::Relaxed);
     }
 
     /// Ids of one rendering, and which of them are answers.
-    fn spans(&self, spans: &[Span]) -> Result<Example> {
+    fn spans(&self, spans: &[TemplateSpan]) -> Result<Example> {
         let mut example = Example {
             ids: Vec::new(),
             answer: Vec::new(),
         };
         for span in spans {
             match span {
-                Span::Given(text) => {
+                TemplateSpan::Given(text) => {
                     let ids = self.go_on(&example, text)?;
                     example.ids.extend(ids);
                 }
-                Span::Answer(text) => self.push_answer(&mut example, text)?,
+                TemplateSpan::Answer(text) => self.push_answer(&mut example, text)?,
             }
         }
-        if matches!(spans.last(), Some(Span::Answer(_))) {
+        if matches!(spans.last(), Some(TemplateSpan::Answer(_))) {
             self.close(&mut example);
         }
         Ok(example)
@@ -203,7 +203,7 @@ impl Encoder<'_> {
     }
 }
 
-/// Place of the last answer; past the end where there is none.
+/// Index of the last answer; past the end where there is none.
 fn last_answer(messages: &[Message]) -> usize {
     let last = messages
         .iter()

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 
 use rayon::prelude::*;
 
-use super::limits::Fate;
+use super::limits::LengthOutcome;
 use super::{Encoded, Encoder, Limit, TooLongCounts};
 use crate::config::BadRecords;
 use crate::data::error::{DataError, Result};
-use crate::data::records::shapes::{Style, Task};
+use crate::data::records::shapes::{RecordTask, Style};
 use crate::data::records::{LeftOut, Record};
 use crate::terminal::Phase;
 
@@ -17,9 +17,9 @@ impl Encoder<'_> {
     /// Encodes in parallel; the first bad record in the file's order is the one reported.
     pub(super) fn gather<T: Send>(
         &self,
-        task: Task,
+        task: RecordTask,
         records: &[Record],
-        encode: impl Fn(&Record) -> Result<Fate<T>> + Sync + Send,
+        encode: impl Fn(&Record) -> Result<LengthOutcome<T>> + Sync + Send,
     ) -> Result<Encoded<T>> {
         let phase = (records.len() > 1).then(|| Phase::counted("tokenizing", records.len()));
         let fate = |record: &Record| {
@@ -27,7 +27,7 @@ impl Encoder<'_> {
             phase.iter().for_each(|phase| phase.add(1));
             fate
         };
-        let fates: Vec<Result<Fate<T>>> = records.par_iter().map(fate).collect();
+        let fates: Vec<Result<LengthOutcome<T>>> = records.par_iter().map(fate).collect();
         let mut encoded = Encoded {
             items: Vec::with_capacity(fates.len()),
             too_long: TooLongCounts::default(),
@@ -66,7 +66,7 @@ impl Encoder<'_> {
 }
 
 /// Fields that the task does not read, of all records.
-fn unused(records: &[Record], task: Task, style: Style) -> Vec<String> {
+fn unused(records: &[Record], task: RecordTask, style: Style) -> Vec<String> {
     let names = records.iter().flat_map(|record| record.unused(task, style));
     let names: BTreeSet<&str> = names.collect();
     names.into_iter().map(str::to_owned).collect()
@@ -77,7 +77,7 @@ fn unused(records: &[Record], task: Task, style: Style) -> Vec<String> {
 /// # Errors
 /// A record without `text`, if bad records are errors.
 pub fn documents(records: Vec<Record>, bad: BadRecords) -> Result<Encoded<Record>> {
-    let unused = unused(&records, Task::Documents, Style::Plain);
+    let unused = unused(&records, RecordTask::Documents, Style::Plain);
     let mut encoded = Encoded {
         items: Vec::with_capacity(records.len()),
         too_long: TooLongCounts::default(),
@@ -85,7 +85,7 @@ pub fn documents(records: Vec<Record>, bad: BadRecords) -> Result<Encoded<Record
         unused,
     };
     for record in records {
-        let shaped = record.shaped(Task::Documents, Style::Plain);
+        let shaped = record.shaped(RecordTask::Documents, Style::Plain);
         match shaped.and_then(|shaped| shaped.text().map(|_| ())) {
             Ok(()) => encoded.items.push(record),
             Err(error) => encoded.bad.leave_out(error, bad)?,

@@ -12,14 +12,15 @@ use crate::config::TooLong;
 use crate::data::error::{DataError, Result};
 use crate::data::records::Record;
 
-/// Most tokens of a sequence, with the words for it: only the caller knows which key sets it.
+/// The largest number of tokens of a sequence, and the key that sets it, which only the caller
+/// knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limit {
     /// Most tokens.
     pub tokens: usize,
-    /// What sets it, for example `sft.max_length is 64`.
+    /// The key and its value, for example `sft.max_length is 64`.
     pub words: String,
-    /// How to move it, for example `raise sft.max_length`.
+    /// How to change the limit, for example `raise sft.max_length`.
     pub mend: String,
 }
 
@@ -69,7 +70,7 @@ impl Limit {
     }
 }
 
-/// Records that were too long, by what became of them.
+/// Counts of records that were too long: truncated or skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TooLongCounts {
     /// Records whose end was cut.
@@ -81,19 +82,19 @@ pub struct TooLongCounts {
 }
 
 impl TooLongCounts {
-    /// Counts a record by its fate; returns what is left of it.
-    pub(super) fn count<T>(&mut self, fate: Fate<T>) -> Option<T> {
+    /// Counts a record by its outcome; returns the record unless it was skipped.
+    pub(super) fn count<T>(&mut self, fate: LengthOutcome<T>) -> Option<T> {
         match fate {
-            Fate::Whole(item) => return Some(item),
-            Fate::Truncated(item) => {
+            LengthOutcome::Whole(item) => return Some(item),
+            LengthOutcome::Truncated(item) => {
                 self.truncated += 1;
                 return Some(item);
             }
-            Fate::PromptTruncated(item) => {
+            LengthOutcome::PromptTruncated(item) => {
                 self.prompts_truncated += 1;
                 return Some(item);
             }
-            Fate::Skipped => self.skipped += 1,
+            LengthOutcome::Skipped => self.skipped += 1,
         }
         None
     }
@@ -107,8 +108,8 @@ impl AddAssign for TooLongCounts {
     }
 }
 
-/// A record's fate, before the counts are drawn.
-pub(super) enum Fate<T> {
+/// A record after the policy for long records was applied.
+pub(super) enum LengthOutcome<T> {
     Whole(T),
     Truncated(T),
     PromptTruncated(T),
@@ -128,15 +129,19 @@ pub fn cut_start(ids: &mut Vec<u32>, prefix: &[u32], room: usize) {
 const PROMPT: &str = "the prompt";
 
 impl Encoder<'_> {
-    pub(super) fn fit_prompt(&self, record: &Record, mut prompt: Prompt) -> Result<Fate<Prompt>> {
+    pub(super) fn fit_prompt(
+        &self,
+        record: &Record,
+        mut prompt: Prompt,
+    ) -> Result<LengthOutcome<Prompt>> {
         let room = self.limit.tokens;
         match (prompt.ids.len() <= room, self.policy) {
-            (true, _) => Ok(Fate::Whole(prompt)),
-            (false, TooLong::Skip) => Ok(Fate::Skipped),
+            (true, _) => Ok(LengthOutcome::Whole(prompt)),
+            (false, TooLong::Skip) => Ok(LengthOutcome::Skipped),
             (false, TooLong::Truncate) if room > 0 => {
                 self.cut_start(&mut prompt.ids, room);
                 prompt.text = self.tokenizer.decode_with_specials(&prompt.ids)?;
-                Ok(Fate::PromptTruncated(prompt))
+                Ok(LengthOutcome::PromptTruncated(prompt))
             }
             (false, _) => Err(self.too_long(record, PROMPT, prompt.ids.len())),
         }
@@ -146,7 +151,7 @@ impl Encoder<'_> {
         &self,
         record: &Record,
         mut example: Example,
-    ) -> Result<Fate<Example>> {
+    ) -> Result<LengthOutcome<Example>> {
         // The first token of a row is predicted by nothing.
         if !example
             .answer
@@ -157,10 +162,10 @@ impl Encoder<'_> {
         }
         let found = example.ids.len();
         if found <= self.limit.tokens {
-            return Ok(Fate::Whole(example));
+            return Ok(LengthOutcome::Whole(example));
         }
         match self.policy {
-            TooLong::Skip => return Ok(Fate::Skipped),
+            TooLong::Skip => return Ok(LengthOutcome::Skipped),
             TooLong::Error => return Err(self.too_long(record, "the record", found)),
             TooLong::Truncate => {}
         }
@@ -184,19 +189,19 @@ impl Encoder<'_> {
             last.end = last.end.min(self.limit.tokens);
         }
         Ok(match no_room {
-            true => Fate::PromptTruncated(example),
-            false => Fate::Truncated(example),
+            true => LengthOutcome::PromptTruncated(example),
+            false => LengthOutcome::Truncated(example),
         })
     }
 
-    pub(super) fn fit_pair(&self, record: &Record, mut pair: Pair) -> Result<Fate<Pair>> {
+    pub(super) fn fit_pair(&self, record: &Record, mut pair: Pair) -> Result<LengthOutcome<Pair>> {
         let given = pair.prompt.len();
         let longer = pair.chosen.len().max(pair.rejected.len());
         if given + longer <= self.limit.tokens {
-            return Ok(Fate::Whole(pair));
+            return Ok(LengthOutcome::Whole(pair));
         }
         match self.policy {
-            TooLong::Skip => return Ok(Fate::Skipped),
+            TooLong::Skip => return Ok(LengthOutcome::Skipped),
             TooLong::Error => {
                 let what = "the longer of prompt with answer";
                 return Err(self.too_long(record, what, given + longer));
@@ -212,8 +217,8 @@ impl Encoder<'_> {
         pair.chosen.truncate(room);
         pair.rejected.truncate(room);
         Ok(match no_room {
-            true => Fate::PromptTruncated(pair),
-            false => Fate::Truncated(pair),
+            true => LengthOutcome::PromptTruncated(pair),
+            false => LengthOutcome::Truncated(pair),
         })
     }
 

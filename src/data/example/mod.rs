@@ -3,11 +3,11 @@
 //! Prompt and completion are tokenised apart and joined, so their boundary is a token boundary: at
 //! generation the prompt's tokens stand before the first answer is drawn, and training sees the
 //! same. A span that goes on from another gets no space of its own from tokenizers that put one
-//! before a text ([`super::tokenizer::Place`]), so the joined ids are those of the whole text
-//! wherever the boundary falls between two of its tokens. A completion ends with EOS, once. A chat
-//! is rendered by the model's template and tokenised span by span; an answer reaches to the token
-//! that closes its turn. Where the template rewrites earlier turns, each answer is an example of
-//! its own, with its history as at inference.
+//! before a text ([`super::tokenizer::TextPosition`]), so the joined ids are those of the whole
+//! text wherever the boundary falls between two of its tokens. A completion ends with EOS, once. A
+//! chat is rendered by the model's template and tokenised span by span; an answer reaches to the
+//! token that closes its turn. Where the template rewrites earlier turns, each answer is an example
+//! of its own, with its history as at inference.
 //!
 //! Special tokens' names in prompts, completions and messages are those tokens, as in transformers;
 //! in pretraining documents they are text. Plain text starts with what the tokenizer puts before it
@@ -27,7 +27,7 @@ use serde_json::{Map, Value};
 use super::closing::turn_end;
 use super::error::{DataError, Result};
 use super::records::is_unread;
-use super::records::shapes::{Style, Task};
+use super::records::shapes::{RecordTask, Style};
 use super::records::{LeftOut, Message, Preference, Record, Turns};
 use super::template::{ChatTemplate, Variables};
 use super::tokenizer::Tokenizer;
@@ -69,7 +69,7 @@ impl Pair {
 pub struct Prompt {
     /// Tokens of the prompt.
     pub ids: Vec<u32>,
-    /// Its text, as rendered.
+    /// The prompt's rendered text.
     pub text: String,
     /// The last user message of a chat; of a plain prompt the text.
     pub question: String,
@@ -158,7 +158,7 @@ impl<'a> Encoder<'a> {
     /// # Errors
     /// A record without those fields, with nothing to learn, or too long under the policy.
     pub fn examples(&self, records: &[Record]) -> Result<Encoded<Vec<Example>>> {
-        self.gather(Task::Examples, records, |record| {
+        self.gather(RecordTask::Examples, records, |record| {
             record.check_weights(self.learn)?;
             self.fit_examples(record, self.examples_of(record)?)
         })
@@ -170,7 +170,7 @@ impl<'a> Encoder<'a> {
     /// # Errors
     /// The errors of [`Self::examples`].
     pub fn texts(&self, records: &[Record]) -> Result<Encoded<Vec<Example>>> {
-        self.gather(Task::Texts, records, |record| {
+        self.gather(RecordTask::Texts, records, |record| {
             self.fit_examples(record, self.examples_of(record)?)
         })
     }
@@ -191,7 +191,7 @@ impl<'a> Encoder<'a> {
     /// # Errors
     /// A record without those fields, or too long under the policy.
     pub fn pairs(&self, records: &[Record]) -> Result<Encoded<Pair>> {
-        self.gather(Task::Pairs, records, |record| {
+        self.gather(RecordTask::Pairs, records, |record| {
             self.fit_pair(record, self.pair(record)?)
         })
     }
@@ -202,7 +202,7 @@ impl<'a> Encoder<'a> {
     /// # Errors
     /// The errors of [`Self::pairs`]; and a record with an answer of which no token is predicted.
     pub fn direct_pairs(&self, records: &[Record]) -> Result<Encoded<Pair>> {
-        self.gather(Task::DirectPairs, records, |record| {
+        self.gather(RecordTask::DirectPairs, records, |record| {
             let pair = self.pair(record)?;
             let least = pair.chosen.len().min(pair.rejected.len());
             if pair.prompt.len() + least <= pair.prompt.len().max(1) {
@@ -221,7 +221,7 @@ impl<'a> Encoder<'a> {
     /// # Errors
     /// A record without `prompt`, one without a token, or one that is too long under the policy.
     pub fn prompts(&self, records: &[Record]) -> Result<Encoded<Prompt>> {
-        self.gather(Task::Prompts, records, |record| {
+        self.gather(RecordTask::Prompts, records, |record| {
             let prompt = self.prompt(record)?;
             self.fit_prompt(record, prompt)
         })
@@ -241,7 +241,7 @@ impl<'a> Encoder<'a> {
     ///
     /// # Errors
     /// A shape that the task does not read.
-    pub fn shaped<'r>(&self, record: &'r Record, task: Task) -> Result<Cow<'r, Record>> {
+    pub fn shaped<'r>(&self, record: &'r Record, task: RecordTask) -> Result<Cow<'r, Record>> {
         record.shaped(task, self.style())
     }
 

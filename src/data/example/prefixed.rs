@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::data::Ends;
-use crate::data::records::{Place, Source};
+use crate::data::records::{RecordPlace, RecordSource};
 
-struct Golden {
+struct PrefixedCase {
     golden: Value,
     folders: tempfile::TempDir,
 }
 
-impl Golden {
+impl PrefixedCase {
     fn read() -> Self {
         let golden = include_str!("../../../tests/golden/prefixed.json");
         let golden: Value = serde_json::from_str(golden).unwrap();
@@ -34,7 +34,7 @@ impl Golden {
                 write("config.json", &json!({"model_type": parts[2]}));
             }
         }
-        Golden { golden, folders }
+        PrefixedCase { golden, folders }
     }
 
     /// The cases of `kind`, with the tokenizer of each: with `template`, if the case names one.
@@ -62,9 +62,9 @@ fn record(fields: Value) -> [Record; 1] {
     let Value::Object(fields) = fields else {
         panic!("an object")
     };
-    let source = Source {
+    let source = RecordSource {
         file: Path::new("golden").into(),
-        place: Place::Line(1),
+        place: RecordPlace::Line(1),
     };
     [Record { fields, source }]
 }
@@ -81,7 +81,7 @@ fn only<T>(encoded: Result<Encoded<T>>) -> T {
 #[test]
 fn prompt_and_completion_have_the_ids_of_the_whole() {
     let mut whole = 0;
-    Golden::read().each("plain", |tokenizer, case| {
+    PrefixedCase::read().each("plain", |tokenizer, case| {
         let eos = tokenizer.eos_id().unwrap();
         let fields = json!({"prompt": case["prompt"], "completion": case["completion"]});
         let example = only(encoder(tokenizer).examples(&record(fields))).remove(0);
@@ -102,7 +102,7 @@ fn prompt_and_completion_have_the_ids_of_the_whole() {
 #[test]
 fn conversations_have_the_ids_of_the_whole() {
     let mut whole = 0;
-    Golden::read().each("chats", |tokenizer, case| {
+    PrefixedCase::read().each("chats", |tokenizer, case| {
         let prompt = case["messages"].as_array().unwrap();
         let prompt = &prompt[..prompt.len() - 1];
         let prompt = only(encoder(tokenizer).prompts(&record(json!({"prompt": prompt}))));
@@ -125,7 +125,7 @@ fn conversations_have_the_ids_of_the_whole() {
 #[test]
 fn a_completion_decodes_to_its_own_text() {
     let mut read_back = 0;
-    let golden = Golden::read();
+    let golden = PrefixedCase::read();
     golden.each("plain", |tokenizer, case| {
         let (prompt, whole) = (ids(&case["prompt_ids"]), ids(&case["ids"]));
         // At the start of a text a space of its own cannot be told from the tokenizer's.
@@ -148,7 +148,7 @@ fn a_completion_decodes_to_its_own_text() {
 
 #[test]
 fn a_stop_text_with_a_leading_space_is_met_and_left_out() {
-    let golden = Golden::read();
+    let golden = PrefixedCase::read();
     for name in ["prepend", "first", "always"] {
         let tokenizer = Tokenizer::load(golden.folders.path().join(name)).unwrap();
         let ends = Ends::new(Vec::new(), &[" Paris".to_owned()], &tokenizer);
@@ -174,7 +174,7 @@ fn a_stop_text_with_a_leading_space_is_met_and_left_out() {
 /// The class decides over the parts when a folder is read; its files stay.
 #[test]
 fn a_rebuilt_tokenizer_is_saved_as_it_was_read() {
-    let golden = Golden::read();
+    let golden = PrefixedCase::read();
     let [folder, saved] = ["llama", "saved"].map(|name| golden.folders.path().join(name));
     let tokenizer = Tokenizer::load(&folder).unwrap();
     tokenizer.save(&saved).unwrap();
@@ -189,7 +189,7 @@ fn a_rebuilt_tokenizer_is_saved_as_it_was_read() {
 /// An adapter's folder has no model configuration; the base's says of which family the model is.
 #[test]
 fn an_adapters_tokenizer_is_read_as_its_bases() {
-    let golden = Golden::read();
+    let golden = PrefixedCase::read();
     let [base, adapter] = ["mistral", "adapter"].map(|name| golden.folders.path().join(name));
     let tokenizer = Tokenizer::load(&base).unwrap();
     tokenizer.save(&adapter).unwrap();

@@ -2,15 +2,15 @@
 //! drop it, and then a model learns to answer without it.
 
 use crate::data::records::Message;
-use crate::data::template::Span;
+use crate::data::template::TemplateSpan;
 
 /// Learned answers of `messages` whose reasoning stands in none of the answers of `renderings`.
-pub(super) fn lost(messages: &[Message], renderings: &[Vec<Span>]) -> usize {
+pub(super) fn lost(messages: &[Message], renderings: &[Vec<TemplateSpan>]) -> usize {
     let answers = || {
         let spans = renderings.iter().flatten();
         spans.filter_map(|span| match span {
-            Span::Answer(text) => Some(text),
-            Span::Given(_) => None,
+            TemplateSpan::Answer(text) => Some(text),
+            TemplateSpan::Given(_) => None,
         })
     };
     let reasoning = messages.iter().filter_map(reasoning);
@@ -49,7 +49,12 @@ mod tests {
             Message::new("assistant", "<think>\nhm\n</think>\n\na"),
             Message::new("assistant", "b"),
         ];
-        let learned = |answer: &str| [vec![Span::Given("hm".into()), Span::Answer(answer.into())]];
+        let learned = |answer: &str| {
+            [vec![
+                TemplateSpan::Given("hm".into()),
+                TemplateSpan::Answer(answer.into()),
+            ]]
+        };
         assert_eq!(lost(&messages, &learned("a")), 1);
         assert_eq!(lost(&messages, &learned("<think>hm</think>a")), 0);
     }

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::data::records::{Place, Source};
+use crate::data::records::{RecordPlace, RecordSource};
 use crate::data::template::GenerationPrompt;
 use crate::data::tokenizer::{BpeTraining, IM_END, IM_START};
 
@@ -27,9 +27,9 @@ fn records(lines: &[&str]) -> Vec<Record> {
     let file = std::sync::Arc::from(Path::new("d.jsonl"));
     let record = |(i, line): (usize, &&str)| Record {
         fields: serde_json::from_str(line).unwrap(),
-        source: Source {
+        source: RecordSource {
             file: std::sync::Arc::clone(&file),
-            place: Place::Line(i + 1),
+            place: RecordPlace::Line(i + 1),
         },
     };
     lines.iter().enumerate().map(record).collect()

@@ -13,10 +13,10 @@ thread_local! {
 /// An allocator that leaves the work to another one, and counts the bytes that watched threads
 /// hold.
 #[derive(Debug)]
-pub struct Counted<A>(pub A);
+pub struct CountingAllocator<A>(pub A);
 
 // SAFETY: every call is passed on as it came; counting allocates nothing and does not panic.
-unsafe impl<A: GlobalAlloc> GlobalAlloc for Counted<A> {
+unsafe impl<A: GlobalAlloc> GlobalAlloc for CountingAllocator<A> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller keeps the contract, which is the same.
         counted(unsafe { self.0.alloc(layout) }, layout.size(), 0)
@@ -54,8 +54,8 @@ fn counted(block: *mut u8, taken: usize, given_back: usize) -> *mut u8 {
 }
 
 /// Counts the bytes that this thread takes, less those that it gives back, from now on; `None`
-/// where the program's allocator is not [`Counted`]. The count is never freed: others may read it
-/// after the thread's end.
+/// where the program's allocator is not [`CountingAllocator`]. The count is never freed: others may
+/// read it after the thread's end.
 pub(super) fn count_this_thread() -> Option<&'static AtomicIsize> {
     let count: &'static AtomicIsize = Box::leak(Box::default());
     COUNT.set(Some(count));

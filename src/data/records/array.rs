@@ -8,7 +8,7 @@ use serde_json::Deserializer;
 
 use super::jsonl::{malformed, object};
 use super::strict::Strict;
-use super::{Entry, Place, Record, Source, shared_name};
+use super::{Record, RecordPlace, RecordResult, RecordSource, shared_name};
 use crate::data::error::{DataError, Result};
 
 /// Stands for a byte that is not UTF-8 while the items are told apart.
@@ -18,13 +18,13 @@ const MASK: u8 = b'?';
 ///
 /// # Errors
 /// An array that is not JSON: where its items end is not known.
-pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Vec<Entry>> {
+pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Vec<RecordResult>> {
     let file = shared_name(path);
     let items = items(path, bytes)?;
     let entries = items.into_iter().enumerate().map(|(i, (start, end))| {
-        let source = Source {
+        let source = RecordSource {
             file: file.clone(),
-            place: Place::Record(i + 1),
+            place: RecordPlace::Record(i + 1),
         };
         item(path, bytes, start, end, source)
     });
@@ -63,7 +63,13 @@ fn masked(bytes: &[u8]) -> String {
 }
 
 /// The record of the item from `start` to `end`.
-fn item(path: &Path, bytes: &[u8], start: usize, end: usize, source: Source) -> Result<Record> {
+fn item(
+    path: &Path,
+    bytes: &[u8],
+    start: usize,
+    end: usize,
+    source: RecordSource,
+) -> Result<Record> {
     let text = std::str::from_utf8(&bytes[start..end]).map_err(|e| {
         let (line, byte) = place(bytes, start + e.valid_up_to());
         DataError::Utf8 {

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Map;
 
 use super::contents::unreadable;
-use super::{Entry, Record};
+use super::{Record, RecordResult};
 use crate::config::Columns;
 use crate::data::error::{DataError, Result};
 
@@ -14,7 +14,7 @@ use crate::data::error::{DataError, Result};
 ///
 /// # Errors
 /// A column that no record has, or a name that a record has already.
-pub(super) fn rename(path: &Path, entries: &mut [Entry], columns: &Columns) -> Result<()> {
+pub(super) fn rename(path: &Path, entries: &mut [RecordResult], columns: &Columns) -> Result<()> {
     let records = || entries.iter().filter_map(|entry| entry.as_ref().ok());
     for (field, column) in columns {
         if records().next().is_some() && !records().any(|r| r.fields.contains_key(column)) {
@@ -68,7 +68,7 @@ fn present<'r>(records: impl Iterator<Item = &'r Record>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Place, Source};
+    use super::super::{RecordPlace, RecordSource};
     use super::*;
     use std::sync::Arc;
 
@@ -80,13 +80,13 @@ mod tests {
         let record = |(i, line): (usize, &&str)| {
             Ok(Record {
                 fields: serde_json::from_str(line).unwrap(),
-                source: Source {
+                source: RecordSource {
                     file: Arc::from(path),
-                    place: Place::Line(i + 1),
+                    place: RecordPlace::Line(i + 1),
                 },
             })
         };
-        let mut entries: Vec<Entry> = lines.iter().enumerate().map(record).collect();
+        let mut entries: Vec<RecordResult> = lines.iter().enumerate().map(record).collect();
         let columns = columns
             .iter()
             .map(|(f, c)| ((*f).to_owned(), (*c).to_owned()));

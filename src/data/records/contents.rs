@@ -113,6 +113,11 @@ fn refuse_others(path: &Path, head: &[u8]) -> Result<()> {
     Err(unreadable(path, message))
 }
 
+/// True if the file's name is that of a table (CSV or TSV).
+pub(super) fn is_table(path: &Path) -> bool {
+    matches!(kind_by_name(path), Ok(Kind::Table { .. }))
+}
+
 fn kind_by_name(path: &Path) -> Result<Kind> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let name = name.to_ascii_lowercase();
@@ -131,12 +136,12 @@ fn kind_by_name(path: &Path) -> Result<Kind> {
 }
 
 /// Counts the bytes that are read.
-struct Counted<'c, R> {
+struct CountedReader<'c, R> {
     inner: R,
     count: &'c Cell<usize>,
 }
 
-impl<R: Read> Read for Counted<'_, R> {
+impl<R: Read> Read for CountedReader<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let read = self.inner.read(buffer)?;
         self.count.set(self.count.get() + read);
@@ -153,7 +158,7 @@ fn unpack(path: &Path, compression: Compression, packed: impl Read) -> Result<Ve
         unreadable(path, message)
     };
     let count = Cell::new(0);
-    let counted = Counted {
+    let counted = CountedReader {
         inner: packed,
         count: &count,
     };

@@ -6,11 +6,11 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::strict::Strict;
-use super::{Entry, Place, Record, Source, array, shared_name, utf8};
+use super::{Record, RecordPlace, RecordResult, RecordSource, array, shared_name, utf8};
 use crate::data::error::{DataError, Result};
 
 /// Reads a file's contents; see the module's head. A line that is wrong is an entry of its own.
-pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Vec<Entry>> {
+pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Vec<RecordResult>> {
     let body = bytes.strip_prefix(BOM).unwrap_or(bytes);
     if body.trim_ascii_start().starts_with(b"[") {
         return array::read(path, body);
@@ -18,9 +18,9 @@ pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Vec<Entry>> {
     let file = shared_name(path);
     let lines = bytes.split(|&byte| byte == b'\n').enumerate();
     let entries = lines.map(|(index, line)| {
-        let source = Source {
+        let source = RecordSource {
             file: file.clone(),
-            place: Place::Line(index + 1),
+            place: RecordPlace::Line(index + 1),
         };
         read_line(path, index + 1, line, source)
     });
@@ -31,7 +31,12 @@ pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Vec<Entry>> {
 const BOM: &[u8] = "\u{feff}".as_bytes();
 
 /// The record of a line, if it has one.
-fn read_line(path: &Path, number: usize, line: &[u8], source: Source) -> Result<Option<Record>> {
+fn read_line(
+    path: &Path,
+    number: usize,
+    line: &[u8],
+    source: RecordSource,
+) -> Result<Option<Record>> {
     let line = utf8(path, line, number)?;
     if line.trim().is_empty() {
         return Ok(None);
@@ -41,7 +46,7 @@ fn read_line(path: &Path, number: usize, line: &[u8], source: Source) -> Result<
 }
 
 /// The record that a value is.
-pub(super) fn object(Strict(value): Strict, source: Source) -> Result<Record> {
+pub(super) fn object(Strict(value): Strict, source: RecordSource) -> Result<Record> {
     match value {
         Value::Object(fields) => Ok(Record { fields, source }),
         other => Err(DataError::FieldType {
@@ -81,7 +86,7 @@ pub(super) fn malformed(
 mod tests {
     use super::*;
 
-    fn entries(body: &[u8]) -> Result<Vec<Entry>> {
+    fn entries(body: &[u8]) -> Result<Vec<RecordResult>> {
         read(Path::new("d.jsonl"), body)
     }
 
@@ -93,7 +98,7 @@ mod tests {
     fn lines_keep_their_numbers_and_fields_their_order() {
         let records = read_text("\u{feff}\n{\"b\": 1, \"a\": \"x\"}\r\n\n{\"a\": 2}").unwrap();
         let places: Vec<_> = records.iter().map(|r| r.source.place).collect();
-        assert_eq!(places, [Place::Line(2), Place::Line(4)]);
+        assert_eq!(places, [RecordPlace::Line(2), RecordPlace::Line(4)]);
         assert_eq!(records[0].fields.keys().collect::<Vec<_>>(), ["b", "a"]);
     }
 

@@ -1,4 +1,4 @@
-//! Bad records that are left out: how many, and where the first ones stand.
+//! Bad records that are left out: their number, and the positions of the first ones.
 
 use std::ops::AddAssign;
 
@@ -39,7 +39,7 @@ impl LeftOut {
         Ok(())
     }
 
-    /// Places and reasons, a line each, and how many are not named.
+    /// Positions and reasons, a line each, and the number of records that are not named.
     pub fn lines(&self) -> String {
         let named: Vec<String> = self.first.iter().map(|line| format!("  {line}")).collect();
         match self.count - self.first.len() {

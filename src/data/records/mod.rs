@@ -25,7 +25,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::error::{DataError, Result};
-pub use super::error::{Place, Source};
+pub use super::error::{RecordPlace, RecordSource};
 use crate::config::{BadRecords, Columns};
 use crate::terminal::Phase;
 use contents::Kind;
@@ -38,12 +38,12 @@ pub use views::{Message, Preference, PromptCompletion, Turns};
 pub struct Record {
     /// All fields, in the file's order.
     pub fields: Map<String, Value>,
-    /// Where it came from.
-    pub source: Source,
+    /// The file and the position that the record came from.
+    pub source: RecordSource,
 }
 
-/// A record, or why the file has none at that place.
-pub type Entry = Result<Record>;
+/// A record, or the error of the entry at its position.
+pub type RecordResult = Result<Record>;
 
 /// The records of a file, without those that could not be read.
 #[derive(Debug, Default)]
@@ -86,7 +86,7 @@ pub fn read_file(path: &Path, columns: Option<&Columns>, bad: BadRecords) -> Res
 ///
 /// # Errors
 /// A file that cannot be read at all, one without a record, or a column that no record has.
-pub fn entries(path: &Path, columns: Option<&Columns>) -> Result<Vec<Entry>> {
+pub fn entries(path: &Path, columns: Option<&Columns>) -> Result<Vec<RecordResult>> {
     let _phase = Phase::begin(format!("reading {}", path.display()));
     let contents = contents::read(path)?;
     let mut entries = match contents.kind {

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use super::Source;
+use super::{RecordSource, contents};
 use crate::data::error::DataError;
 
 /// Names under which other sets keep our fields. They are pointed out, and read only where
@@ -109,7 +109,7 @@ pub(super) fn type_name(value: &Value) -> &'static str {
 /// The error of a missing field of the object at `path` (empty for the record itself), with the
 /// field to rename if one looks like it.
 pub(super) fn missing_field(
-    at: &Source,
+    at: &RecordSource,
     fields: &Map<String, Value>,
     path: &str,
     field: &str,
@@ -122,6 +122,10 @@ pub(super) fn missing_field(
         false => format!("; rename `{name}` to `{field}`"),
     };
     let hint = likely_name(fields, field).map_or(String::new(), mend);
+    let empty_cell = match contents::is_table(&at.file) && hint.is_empty() && path.is_empty() {
+        true => "; an empty cell counts as missing",
+        false => "",
+    };
     let present = match fields.is_empty() {
         true => "no fields".into(),
         false => listed(&fields.keys().collect::<Vec<_>>()),
@@ -135,7 +139,7 @@ pub(super) fn missing_field(
         at: at.clone(),
         field,
         expected,
-        hint,
+        hint: hint + empty_cell,
         present,
     }
 }

@@ -18,13 +18,13 @@ use parquet::record::{Field, Row};
 use serde_json::{Map, Value};
 
 use super::names::unread;
-use super::{Entry, Place, Record, Source, shared_name};
+use super::{Record, RecordPlace, RecordResult, RecordSource, shared_name};
 use crate::data::error::{DataError, Result};
 use crate::data::guard::quietly;
 use crate::files::regular;
 
 /// Reads all rows.
-pub(super) fn read(path: &Path) -> Result<Vec<Entry>> {
+pub(super) fn read(path: &Path) -> Result<Vec<RecordResult>> {
     let broken = |message: String| DataError::Parquet {
         path: path.to_owned(),
         message,
@@ -35,9 +35,9 @@ pub(super) fn read(path: &Path) -> Result<Vec<Entry>> {
         quietly(|| rows(file)).map_err(|words| broken(format!("reading it fails ({words})")))?;
     let name = shared_name(path);
     let record = |(i, fields)| {
-        let source = Source {
+        let source = RecordSource {
             file: name.clone(),
-            place: Place::Row(i + 1),
+            place: RecordPlace::Row(i + 1),
         };
         Ok(Record { fields, source })
     };

@@ -21,9 +21,9 @@ use serde_json::Value;
 use super::Record;
 use crate::data::error::{DataError, Result};
 
-/// Task that a record is read for.
+/// The task that a record is read for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Task {
+pub enum RecordTask {
     /// Documents to pretrain on.
     Documents,
     /// Answers to learn from.
@@ -49,7 +49,7 @@ pub enum Style {
 
 /// A shape with all fields that the task needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shape {
+enum RecordShape {
     Messages,
     ShareGpt,
     Completion,
@@ -65,56 +65,59 @@ enum Shape {
 /// Fields of a chat that its template reads beside the messages.
 const TEMPLATE_FIELDS: [&str; 2] = ["tools", "chat_template_kwargs"];
 
-impl Shape {
+impl RecordShape {
     /// The record's shape, the first in this order where it has several.
-    fn of(record: &Record, task: Task) -> Option<Self> {
+    fn of(record: &Record, task: RecordTask) -> Option<Self> {
         let has = |names: &[&str]| names.iter().all(|name| record.has(name));
         let rules: &[(&[&str], Self)] = match task {
-            Task::Documents => &[(&["text"], Shape::Text)],
-            Task::Examples | Task::Texts => &[
-                (&["messages"], Shape::Messages),
-                (&["conversations"], Shape::ShareGpt),
-                (&["prompt", "completion"], Shape::Completion),
-                (&["instruction", "output"], Shape::Alpaca),
-                (&["text"], Shape::Text),
+            RecordTask::Documents => &[(&["text"], RecordShape::Text)],
+            RecordTask::Examples | RecordTask::Texts => &[
+                (&["messages"], RecordShape::Messages),
+                (&["conversations"], RecordShape::ShareGpt),
+                (&["prompt", "completion"], RecordShape::Completion),
+                (&["instruction", "output"], RecordShape::Alpaca),
+                (&["text"], RecordShape::Text),
             ],
-            Task::Pairs | Task::DirectPairs => &[
-                (&["prompt", "chosen", "rejected"], Shape::Pair),
+            RecordTask::Pairs | RecordTask::DirectPairs => &[
+                (&["prompt", "chosen", "rejected"], RecordShape::Pair),
                 (
                     &["conversations", "chosen", "rejected"],
-                    Shape::ShareGptPair,
+                    RecordShape::ShareGptPair,
                 ),
-                (&["instruction", "chosen", "rejected"], Shape::AlpacaPair),
-                (&["chosen", "rejected"], Shape::Pair),
+                (
+                    &["instruction", "chosen", "rejected"],
+                    RecordShape::AlpacaPair,
+                ),
+                (&["chosen", "rejected"], RecordShape::Pair),
             ],
-            Task::Prompts => &[
-                (&["prompt"], Shape::Prompt),
-                (&["instruction"], Shape::AlpacaPrompt),
+            RecordTask::Prompts => &[
+                (&["prompt"], RecordShape::Prompt),
+                (&["instruction"], RecordShape::AlpacaPrompt),
             ],
         };
         let found = rules.iter().find(|(names, _)| has(names));
         let shape = found.map(|(_, shape)| *shape)?;
         // Half a prompt with its completion is not a document.
         let halves = record.has("prompt") || record.has("completion");
-        let whole = task == Task::Documents || shape != Shape::Text || !halves;
+        let whole = task == RecordTask::Documents || shape != RecordShape::Text || !halves;
         whole.then_some(shape)
     }
 
     /// The fields that it is read from.
-    fn fields(self, task: Task) -> &'static [&'static str] {
+    fn fields(self, task: RecordTask) -> &'static [&'static str] {
         match (self, task) {
-            (Shape::Messages, _) => &["messages"],
-            (Shape::ShareGpt, _) => &["conversations", "system"],
-            (Shape::Completion, _) => &["prompt", "completion"],
-            (Shape::Alpaca, _) => &["instruction", "input", "output", "system", "history"],
-            (Shape::Text, _) => &["text"],
-            (Shape::Pair, Task::Pairs) => &["prompt", "chosen", "rejected", "margin"],
-            (Shape::Pair, _) => &["prompt", "chosen", "rejected"],
-            (Shape::ShareGptPair, Task::Pairs) => {
+            (RecordShape::Messages, _) => &["messages"],
+            (RecordShape::ShareGpt, _) => &["conversations", "system"],
+            (RecordShape::Completion, _) => &["prompt", "completion"],
+            (RecordShape::Alpaca, _) => &["instruction", "input", "output", "system", "history"],
+            (RecordShape::Text, _) => &["text"],
+            (RecordShape::Pair, RecordTask::Pairs) => &["prompt", "chosen", "rejected", "margin"],
+            (RecordShape::Pair, _) => &["prompt", "chosen", "rejected"],
+            (RecordShape::ShareGptPair, RecordTask::Pairs) => {
                 &["conversations", "system", "chosen", "rejected", "margin"]
             }
-            (Shape::ShareGptPair, _) => &["conversations", "system", "chosen", "rejected"],
-            (Shape::AlpacaPair, Task::Pairs) => &[
+            (RecordShape::ShareGptPair, _) => &["conversations", "system", "chosen", "rejected"],
+            (RecordShape::AlpacaPair, RecordTask::Pairs) => &[
                 "instruction",
                 "input",
                 "system",
@@ -123,7 +126,7 @@ impl Shape {
                 "rejected",
                 "margin",
             ],
-            (Shape::AlpacaPair, _) => &[
+            (RecordShape::AlpacaPair, _) => &[
                 "instruction",
                 "input",
                 "system",
@@ -131,17 +134,19 @@ impl Shape {
                 "chosen",
                 "rejected",
             ],
-            (Shape::Prompt, _) => &["prompt"],
-            (Shape::AlpacaPrompt, _) => &["instruction", "input", "system", "history"],
+            (RecordShape::Prompt, _) => &["prompt"],
+            (RecordShape::AlpacaPrompt, _) => &["instruction", "input", "system", "history"],
         }
     }
 
     /// True of a record that goes through a chat template.
     fn is_chat(self, record: &Record, style: Style) -> bool {
-        let mut lists = self.fields(Task::Pairs).iter();
+        let mut lists = self.fields(RecordTask::Pairs).iter();
         let list = |name: &&str| record.fields.get(*name).is_some_and(Value::is_array);
         match self {
-            Shape::Alpaca | Shape::AlpacaPair | Shape::AlpacaPrompt => style == Style::Chat,
+            RecordShape::Alpaca | RecordShape::AlpacaPair | RecordShape::AlpacaPrompt => {
+                style == Style::Chat
+            }
             _ => lists.any(list),
         }
     }
@@ -158,8 +163,8 @@ impl Record {
     /// # Errors
     /// A shape that the task does not read, or one that cannot be brought to those fields. A record
     /// of no known shape passes: the view says which field is missing.
-    pub fn shaped(&self, task: Task, style: Style) -> Result<Cow<'_, Self>> {
-        let Some(shape) = Shape::of(self, task) else {
+    pub fn shaped(&self, task: RecordTask, style: Style) -> Result<Cow<'_, Self>> {
+        let Some(shape) = RecordShape::of(self, task) else {
             return match refusal::of(self, task) {
                 Some(error) => Err(error),
                 None => Ok(Cow::Borrowed(self)),
@@ -169,35 +174,40 @@ impl Record {
         let mut record = sharegpt::with_roles(self, shape.fields(task))?;
         drop_nulls(&mut record);
         match shape {
-            Shape::Messages | Shape::Completion | Shape::Text | Shape::Prompt => {}
-            Shape::ShareGpt => sharegpt::to_messages(record.to_mut(), "messages")?,
-            Shape::ShareGptPair => sharegpt::to_pair(record.to_mut())?,
-            Shape::Alpaca => alpaca::to_example(record.to_mut(), style)?,
-            Shape::AlpacaPair => alpaca::to_pair(record.to_mut(), style)?,
-            Shape::AlpacaPrompt => alpaca::to_prompt(record.to_mut(), style)?,
-            Shape::Pair => pairs::find_prompt(&mut record, task),
+            RecordShape::Messages
+            | RecordShape::Completion
+            | RecordShape::Text
+            | RecordShape::Prompt => {}
+            RecordShape::ShareGpt => sharegpt::to_messages(record.to_mut(), "messages")?,
+            RecordShape::ShareGptPair => sharegpt::to_pair(record.to_mut())?,
+            RecordShape::Alpaca => alpaca::to_example(record.to_mut(), style)?,
+            RecordShape::AlpacaPair => alpaca::to_pair(record.to_mut(), style)?,
+            RecordShape::AlpacaPrompt => alpaca::to_prompt(record.to_mut(), style)?,
+            RecordShape::Pair => pairs::find_prompt(&mut record, task),
         }
         Ok(record)
     }
 
     /// Fields that the task does not use. A prompt's other fields go to the rewards, but for those
     /// of a template, which plain text does not go through.
-    pub fn unused(&self, task: Task, style: Style) -> Vec<&str> {
+    pub fn unused(&self, task: RecordTask, style: Style) -> Vec<&str> {
         let mut unused = self.unread(task, style);
-        if task == Task::Prompts {
+        if task == RecordTask::Prompts {
             unused.retain(|name| TEMPLATE_FIELDS.contains(name));
         }
         unused
     }
 
     /// Fields that become no token.
-    pub fn unread(&self, task: Task, style: Style) -> Vec<&str> {
-        let Some(shape) = Shape::of(self, task) else {
+    pub fn unread(&self, task: RecordTask, style: Style) -> Vec<&str> {
+        let Some(shape) = RecordShape::of(self, task) else {
             return Vec::new();
         };
         let read = |name: &str| match TEMPLATE_FIELDS.contains(&name) {
             true => shape.is_chat(self, style),
-            false if shape == Shape::Pair && name == "prompt" => !pairs::holds_prompt_twice(self),
+            false if shape == RecordShape::Pair && name == "prompt" => {
+                !pairs::holds_prompt_twice(self)
+            }
             false => shape.fields(task).contains(&name),
         };
         self.names().filter(|name| !read(name)).collect()

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::contents::unreadable;
 use super::names::shown;
 use super::strict::Strict;
-use super::{Entry, Place, Record, Source, shared_name, utf8};
+use super::{Record, RecordPlace, RecordResult, RecordSource, shared_name, utf8};
 use crate::data::error::{DataError, Result};
 
 /// Fields that are numbers, though the file has them as text.
@@ -29,7 +29,7 @@ const LISTS: [&str; 6] = [
 ];
 
 /// Reads a file's contents; see the module's head. A row that is wrong is an entry of its own.
-pub(super) fn read(path: &Path, bytes: &[u8], delimiter: u8) -> Result<Vec<Entry>> {
+pub(super) fn read(path: &Path, bytes: &[u8], delimiter: u8) -> Result<Vec<RecordResult>> {
     let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
     let mut reader = ReaderBuilder::new()
         .delimiter(delimiter)
@@ -39,12 +39,12 @@ pub(super) fn read(path: &Path, bytes: &[u8], delimiter: u8) -> Result<Vec<Entry
     let names = header(path, reader.byte_headers().map_err(broken)?, delimiter)?;
     let (file, mut entries) = (shared_name(path), Vec::new());
     let mut row = ByteRecord::new();
-    let mut lines = Lines::new(bytes);
+    let mut lines = RowReader::new(bytes);
     while reader.read_byte_record(&mut row).map_err(broken)? {
         let start = row.position().map_or(0, |at| at.byte() as usize);
-        let source = Source {
+        let source = RecordSource {
             file: file.clone(),
-            place: Place::Line(lines.of_record(start)),
+            place: RecordPlace::Line(lines.of_record(start)),
         };
         let end = reader.position().byte() as usize;
         let raw = bytes.get(lines.at..end).unwrap_or_default();
@@ -61,13 +61,13 @@ pub(super) fn read(path: &Path, bytes: &[u8], delimiter: u8) -> Result<Vec<Entry
 }
 
 /// Counts lines up to records, which come in order.
-struct Lines<'b> {
+struct RowReader<'b> {
     bytes: &'b [u8],
     at: usize,
     line: usize,
 }
 
-impl<'b> Lines<'b> {
+impl<'b> RowReader<'b> {
     fn new(bytes: &'b [u8]) -> Self {
         let (at, line) = (0, 1);
         Self { bytes, at, line }
@@ -125,10 +125,11 @@ fn header(path: &Path, row: &ByteRecord, delimiter: u8) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn record(path: &Path, names: &[String], row: &ByteRecord, source: Source) -> Result<Record> {
+fn record(path: &Path, names: &[String], row: &ByteRecord, source: RecordSource) -> Result<Record> {
     if row.len() != names.len() {
         let message = format!(
-            "the row has {} fields and the first row {}; quote fields that hold separators or line ends",
+            "the row has {} fields and the first row {}; quote fields that hold separators or \
+             line ends, or leave such rows out with bad_records = \"skip\"",
             row.len(),
             names.len()
         );
@@ -151,7 +152,7 @@ fn record(path: &Path, names: &[String], row: &ByteRecord, source: Source) -> Re
 }
 
 /// Turns the text of fields that are numbers or lists into these, once columns have their names.
-pub(super) fn typed(entries: &mut [Entry]) {
+pub(super) fn typed(entries: &mut [RecordResult]) {
     for entry in entries {
         let Ok(record) = entry else { continue };
         if let Err(error) = number_fields(record).and_then(|()| list_fields(record)) {
@@ -168,7 +169,7 @@ fn list_fields(record: &mut Record) -> Result<()> {
         let Ok(Strict(list @ Value::Array(_))) = serde_json::from_str(text) else {
             let found = shown(&record.fields[name]);
             let message = format!(
-                "column `{name}` is {found}; expected a list in JSON; JSON Lines and Parquet hold lists as they are"
+                "column `{name}` is {found}; expected a list in JSON; JSON RowReader and Parquet hold lists as they are"
             );
             return Err(wrong(record.source.clone(), message));
         };
@@ -197,7 +198,7 @@ fn number_fields(record: &mut Record) -> Result<()> {
     Ok(())
 }
 
-fn wrong(at: Source, message: impl Into<String>) -> DataError {
+fn wrong(at: RecordSource, message: impl Into<String>) -> DataError {
     DataError::Record {
         at,
         message: message.into(),
@@ -208,7 +209,7 @@ fn wrong(at: Source, message: impl Into<String>) -> DataError {
 mod tests {
     use super::*;
 
-    fn entries(name: &str, body: &str) -> Result<Vec<Entry>> {
+    fn entries(name: &str, body: &str) -> Result<Vec<RecordResult>> {
         let delimiter = if name.ends_with("tsv") { b'\t' } else { b',' };
         let mut entries = read(Path::new(name), body.as_bytes(), delimiter)?;
         typed(&mut entries);
@@ -239,6 +240,18 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_cell_that_is_needed_is_told() {
+        let entries = entries("d.csv", "prompt,completion\na,\n").unwrap();
+        let record = entries[0].as_ref().unwrap();
+        let e = record.prompt_completion().unwrap_err().to_string();
+        let says = "d.csv:2: missing field `completion`";
+        assert!(
+            e.contains(says) && e.contains("an empty cell counts as missing"),
+            "{e}"
+        );
+    }
+
+    #[test]
     fn tabs_separate_tsv_and_numbers_stay_text() {
         let entries = entries("d.tsv", "prompt\tanswer\na,b\t7\n").unwrap();
         let fields = &entries[0].as_ref().unwrap().fields;
@@ -255,7 +268,8 @@ mod tests {
         assert_eq!(good, [false, false, true]);
         let e = error("a,b\n1,2\n1\n");
         assert!(
-            e.contains("d.csv:3: the row has 1 fields and the first row 2"),
+            e.contains("d.csv:3: the row has 1 fields and the first row 2")
+                && e.contains("bad_records = \"skip\""),
             "{e}"
         );
         let e = error("prompt,margin\na,high\n");

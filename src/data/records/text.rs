@@ -5,11 +5,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{Entry, Place, Record, Source, shared_name, utf8};
+use super::{Record, RecordPlace, RecordResult, RecordSource, shared_name, utf8};
 use crate::data::error::Result;
 
 /// Reads a file's contents as one document; white space alone is none.
-pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Vec<Entry>> {
+pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Vec<RecordResult>> {
     let text = utf8(path, bytes, 1)?;
     if text.trim().is_empty() {
         return Ok(Vec::new());
@@ -17,9 +17,9 @@ pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Vec<Entry>> {
     let fields = Map::from_iter([("text".to_owned(), Value::from(text))]);
     Ok(vec![Ok(Record {
         fields,
-        source: Source {
+        source: RecordSource {
             file: shared_name(path),
-            place: Place::Line(1),
+            place: RecordPlace::Line(1),
         },
     })])
 }

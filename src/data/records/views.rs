@@ -31,7 +31,7 @@ impl Message {
         &self.fields
     }
 
-    /// Who speaks.
+    /// Role of the speaker.
     pub fn role(&self) -> &str {
         self.fields
             .get("role")
@@ -49,7 +49,7 @@ impl Message {
 /// conversational form).
 #[derive(Debug, Clone, PartialEq)]
 pub enum Turns {
-    /// Text as it stands; no template.
+    /// Plain text; no template is applied.
     Text(String),
     /// Messages, for the chat template.
     Messages(Vec<Message>),
@@ -67,16 +67,16 @@ impl Turns {
 /// `prompt` + `completion`, both in the same form.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PromptCompletion {
-    /// What is given.
+    /// The prompt.
     pub prompt: Turns,
-    /// What is learned.
+    /// The completion that is learned.
     pub completion: Turns,
 }
 
 /// `prompt` + `chosen` + `rejected`, all in the same form.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preference {
-    /// What both answers answer. Without the field `prompt` (TRL's implicit form): empty text, or
+    /// The prompt of both answers. Without the field `prompt` (TRL's implicit form): empty text, or
     /// the messages with which both lists start.
     pub prompt: Turns,
     /// The better answer.
@@ -291,7 +291,7 @@ fn implicit_prompt(chosen: Turns, rejected: Turns) -> (Turns, Turns, Turns) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Place, Source};
+    use super::super::{RecordPlace, RecordSource};
     use super::*;
     use std::path::Path;
     use std::sync::Arc;
@@ -302,9 +302,9 @@ mod tests {
         };
         Record {
             fields,
-            source: Source {
+            source: RecordSource {
                 file: Arc::from(Path::new("d.jsonl")),
-                place: Place::Line(7),
+                place: RecordPlace::Line(7),
             },
         }
     }

@@ -238,7 +238,7 @@ impl Tag {
 fn stored(state: &State, value: Value) -> Result<Value, Error> {
     let value = match value.as_object() {
         Some(object) if object.repr() == ObjectRepr::Iterable => {
-            let walk = Walk::new(state, Text::Shared);
+            let walk = TemplateWalk::new(state, Text::Shared);
             let items = object.try_iter().into_iter().flatten();
             let paid = items.map(|item| walk.pay(0).map(|()| item));
             Value::from(paid.collect::<Result<Vec<Value>, Error>>()?)
@@ -246,7 +246,7 @@ fn stored(state: &State, value: Value) -> Result<Value, Error> {
         _ => value,
     };
     if let Some(object) = value.as_object() {
-        Walk::new(state, Text::Shared).object(object, DEPTH)?;
+        TemplateWalk::new(state, Text::Shared).object(object, DEPTH)?;
     }
     Ok(value)
 }
@@ -266,7 +266,7 @@ fn stored_in_namespace(state: &State, value: Value) -> Result<Value, Error> {
 /// If it is too deep, or takes more steps than are left.
 pub(super) fn printable(state: &State, value: &Value) -> Result<(), Error> {
     match value.as_object() {
-        Some(object) => Walk::new(state, Text::Written).object(object, DEPTH),
+        Some(object) => TemplateWalk::new(state, Text::Written).object(object, DEPTH),
         None => Ok(()),
     }
 }
@@ -281,14 +281,14 @@ enum Text {
 }
 
 /// A walk over a value and all that it holds, as often as it holds it.
-struct Walk<'a, 't, 'e> {
+struct TemplateWalk<'a, 't, 'e> {
     state: &'a State<'t, 'e>,
     text: Text,
     /// Bytes that are not yet paid for.
     unpaid: Cell<u64>,
 }
 
-impl<'a, 't, 'e> Walk<'a, 't, 'e> {
+impl<'a, 't, 'e> TemplateWalk<'a, 't, 'e> {
     fn new(state: &'a State<'t, 'e>, text: Text) -> Self {
         Self {
             state,
@@ -341,7 +341,7 @@ impl<'a, 't, 'e> Walk<'a, 't, 'e> {
     }
 }
 
-/// True if an object that a [`Walk`] has seen is a namespace or holds one.
+/// True if an object that a [`TemplateWalk`] has seen is a namespace or holds one.
 fn holds_namespace(object: &DynObject) -> bool {
     let inner = |value: Value| value.as_object().is_some_and(holds_namespace);
     match object.repr() {
@@ -363,7 +363,7 @@ fn is_namespace(object: &DynObject) -> bool {
     name.rsplit("::").next() == Some(NAMESPACE)
 }
 
-/// Makes sure that `tojson` writes no more than the value asks for.
+/// Checks that the output of `tojson` is bounded by the size of its value.
 ///
 /// # Errors
 /// If it indents or separates by more than anybody reads.

@@ -28,7 +28,7 @@ use serde_json::{Map, Value as Json};
 use super::error::{DataError, Result};
 use super::records::Message;
 use limits::Bounded;
-pub use turns::{Chat, Turn};
+pub use turns::{Chat, ChatTurn};
 pub use variables::Variables;
 
 const NAME: &str = "chat_template";
@@ -40,13 +40,13 @@ const TOOL_USE: &str = "tool_use";
 pub enum GenerationPrompt {
     /// The conversation is open: the assistant speaks next.
     Add,
-    /// The conversation as it stands.
+    /// The messages without a generation prompt.
     Omit,
 }
 
 /// A piece of a rendered conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Span {
+pub enum TemplateSpan {
     /// Text that the model is given: headers, and turns of others.
     Given(String),
     /// Text that the model answers: the turn's content with whatever closes it.
@@ -291,9 +291,9 @@ mod tests {
         for case in cases {
             let record = super::super::Record {
                 fields: case.as_object().unwrap().clone(),
-                source: super::super::Source {
+                source: super::super::RecordSource {
                     file: std::path::Path::new("golden").into(),
-                    place: super::super::records::Place::Line(1),
+                    place: super::super::records::RecordPlace::Line(1),
                 },
             };
             let generation = match case["add_generation_prompt"].as_bool().unwrap() {

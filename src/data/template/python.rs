@@ -104,7 +104,7 @@ pub(super) fn dumps(value: &Json, style: &JsonStyle) -> String {
             .and_then(|s| s.get(i))
             .map_or(default.to_owned(), String::clone)
     };
-    let mut writer = Writer {
+    let mut writer = JsonWriter {
         item: separator(0, default_item),
         key: separator(1, ": "),
         style,
@@ -114,14 +114,14 @@ pub(super) fn dumps(value: &Json, style: &JsonStyle) -> String {
     writer.out
 }
 
-struct Writer<'a> {
+struct JsonWriter<'a> {
     item: String,
     key: String,
     style: &'a JsonStyle,
     out: String,
 }
 
-impl Writer<'_> {
+impl JsonWriter<'_> {
     fn value(&mut self, value: &Json, level: usize) {
         match value {
             Json::Null => self.out.push_str("null"),

@@ -9,7 +9,7 @@
 //! Many templates rewrite earlier turns once later ones are there (Qwen3 drops their reasoning).
 //! Then no one rendering holds all answers as they would be generated, and each has one of its own.
 
-use super::{ChatTemplate, GenerationPrompt, Span, Variables};
+use super::{ChatTemplate, GenerationPrompt, TemplateSpan, Variables};
 use crate::config::Learn;
 use crate::data::error::{DataError, Result};
 use crate::data::records::Message;
@@ -26,19 +26,19 @@ pub struct Chat<'a> {
 
 /// An answer with what is given before it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Turn {
+pub struct ChatTurn {
     /// Text that inference gives before the answer.
     pub given: String,
     /// Text that the model answers: the turn's content with whatever closes it.
     pub answer: String,
 }
 
-impl Turn {
+impl ChatTurn {
     /// The turn as spans.
-    pub fn into_spans(self) -> Vec<Span> {
+    pub fn into_spans(self) -> Vec<TemplateSpan> {
         let mut spans = Vec::new();
-        push(&mut spans, Span::Given(self.given));
-        push(&mut spans, Span::Answer(self.answer));
+        push(&mut spans, TemplateSpan::Given(self.given));
+        push(&mut spans, TemplateSpan::Answer(self.answer));
         spans
     }
 }
@@ -51,21 +51,21 @@ impl Chat<'_> {
     /// # Errors
     /// A template that refuses the messages, or renders those before an answer otherwise once they
     /// are answered: then no text is the one that the model saw.
-    pub fn renderings(&self, first_answer: usize, learn: Learn) -> Result<Vec<Vec<Span>>> {
+    pub fn renderings(&self, first_answer: usize, learn: Learn) -> Result<Vec<Vec<TemplateSpan>>> {
         let answers = self.answers(first_answer);
         if learn == Learn::Last {
             let last = answers.last().map(|&i| self.turn(i, &self.completed(i)?));
             return Ok(last
                 .transpose()?
-                .map(Turn::into_spans)
+                .map(ChatTurn::into_spans)
                 .into_iter()
                 .collect());
         }
         let turns = answers.iter().map(|&i| self.turn(i, &self.completed(i)?));
-        let turns: Vec<Turn> = turns.collect::<Result<_>>()?;
+        let turns: Vec<ChatTurn> = turns.collect::<Result<_>>()?;
         Ok(match self.joined(&turns)? {
             Some(spans) => vec![spans],
-            None => turns.into_iter().map(Turn::into_spans).collect(),
+            None => turns.into_iter().map(ChatTurn::into_spans).collect(),
         })
     }
 
@@ -75,7 +75,7 @@ impl Chat<'_> {
     ///
     /// # Errors
     /// The errors of [`Self::renderings`].
-    pub fn as_one(&self, first_answer: usize) -> Result<Vec<Span>> {
+    pub fn as_one(&self, first_answer: usize) -> Result<Vec<TemplateSpan>> {
         let mut renderings = self.renderings(first_answer, Learn::All)?;
         let last = self.answers(first_answer).last().copied();
         match (renderings.len(), last) {
@@ -86,7 +86,7 @@ impl Chat<'_> {
         }
     }
 
-    /// The whole conversation as it stands.
+    /// The text of the whole conversation.
     ///
     /// # Errors
     /// A template that refuses the messages.
@@ -115,12 +115,12 @@ impl Chat<'_> {
     }
 
     /// Answer `i` and what follows it in `rendering`, with what is given before it.
-    fn turn(&self, i: usize, rendering: &str) -> Result<Turn> {
+    fn turn(&self, i: usize, rendering: &str) -> Result<ChatTurn> {
         let earlier = &self.messages[..i];
         let given = self.render(earlier, GenerationPrompt::Add)?;
         if let Some(answer) = rendering.strip_prefix(&given) {
             let answer = answer.to_owned();
-            return Ok(Turn { given, answer });
+            return Ok(ChatTurn { given, answer });
         }
         let history = self.render(earlier, GenerationPrompt::Omit)?;
         let common = common_prefix(&given, rendering);
@@ -129,7 +129,7 @@ impl Chat<'_> {
             return Err(rewritten(i, &given[..common]));
         }
         let answer = rendering[header..].to_owned();
-        Ok(Turn { given, answer })
+        Ok(ChatTurn { given, answer })
     }
 
     /// Bytes of `given` that stand before any answer `i`, whatever it says.
@@ -142,19 +142,19 @@ impl Chat<'_> {
     }
 
     /// The turns as one rendering, if it holds them all.
-    fn joined(&self, turns: &[Turn]) -> Result<Option<Vec<Span>>> {
+    fn joined(&self, turns: &[ChatTurn]) -> Result<Option<Vec<TemplateSpan>>> {
         let (mut spans, mut done) = (Vec::new(), String::new());
-        for Turn { given, answer } in turns {
+        for ChatTurn { given, answer } in turns {
             let Some(more) = given.strip_prefix(&done) else {
                 return Ok(None);
             };
-            push(&mut spans, Span::Given(more.to_owned()));
-            push(&mut spans, Span::Answer(answer.clone()));
+            push(&mut spans, TemplateSpan::Given(more.to_owned()));
+            push(&mut spans, TemplateSpan::Answer(answer.clone()));
             done = format!("{given}{answer}");
         }
         let whole = self.whole()?;
         Ok(whole.strip_prefix(&done).map(|rest| {
-            push(&mut spans, Span::Given(rest.to_owned()));
+            push(&mut spans, TemplateSpan::Given(rest.to_owned()));
             spans
         }))
     }
@@ -165,8 +165,8 @@ impl Chat<'_> {
     }
 }
 
-fn push(spans: &mut Vec<Span>, span: Span) {
-    let (Span::Given(text) | Span::Answer(text)) = &span;
+fn push(spans: &mut Vec<TemplateSpan>, span: TemplateSpan) {
+    let (TemplateSpan::Given(text) | TemplateSpan::Answer(text)) = &span;
     if !text.is_empty() {
         spans.push(span);
     }
@@ -224,18 +224,18 @@ mod tests {
         messages: &[Message],
         first: usize,
         learn: Learn,
-    ) -> Result<Vec<Vec<Span>>> {
+    ) -> Result<Vec<Vec<TemplateSpan>>> {
         let template = ChatTemplate::new(source, BTreeMap::new()).unwrap();
         let variables = Variables::default();
         template.chat(messages, &variables).renderings(first, learn)
     }
 
-    fn given(text: &str) -> Span {
-        Span::Given(text.to_owned())
+    fn given(text: &str) -> TemplateSpan {
+        TemplateSpan::Given(text.to_owned())
     }
 
-    fn answer(text: &str) -> Span {
-        Span::Answer(text.to_owned())
+    fn answer(text: &str) -> TemplateSpan {
+        TemplateSpan::Answer(text.to_owned())
     }
 
     #[test]

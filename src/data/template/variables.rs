@@ -129,14 +129,14 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::data::records::{Place, Source};
+    use crate::data::records::{RecordPlace, RecordSource};
 
     fn variables(json: &str) -> Result<Variables> {
         Variables::of(&Record {
             fields: serde_json::from_str(json).unwrap(),
-            source: Source {
+            source: RecordSource {
                 file: Path::new("d.jsonl").into(),
-                place: Place::Line(3),
+                place: RecordPlace::Line(3),
             },
         })
     }

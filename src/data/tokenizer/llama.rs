@@ -46,7 +46,7 @@ impl Class<'_> {
     }
 
     /// True if the class makes parts of its own. Models of other families whose configuration names
-    /// it get the file as it stands.
+    /// it get the file unchanged.
     pub fn is_llama(&self) -> bool {
         let class = self.config.get("tokenizer_class").and_then(Value::as_str);
         class.is_some_and(|class| class.strip_suffix("Fast").unwrap_or(class) == CLASS)

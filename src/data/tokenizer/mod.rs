@@ -35,7 +35,7 @@ use crate::terminal::Phase;
 use files::Files;
 pub use files::TEMPLATES;
 use place::DummyPrefix;
-pub use place::Place;
+pub use place::TextPosition;
 pub use train::{BpeTraining, END_OF_TEXT, IM_END, IM_START, PAD};
 
 /// A tokenizer with its special tokens and its chat template.
@@ -117,9 +117,9 @@ impl Tokenizer {
 
     /// [`Tokenizer::encode_rendered`] of a span that stands at `place` in a longer text: joined to
     /// the ids before it, the ids of the whole wherever the border falls between two of its tokens.
-    pub fn encode_at(&self, text: &str, place: Place) -> Result<Vec<u32>> {
+    pub fn encode_at(&self, text: &str, place: TextPosition) -> Result<Vec<u32>> {
         match &self.dummy_prefix {
-            Some(dummy) if place != Place::Start => {
+            Some(dummy) if place != TextPosition::Start => {
                 let ids = checks::call(|| dummy.encode(&self.inner, text, place));
                 ids.map_err(|words| self.files.error(format!("cannot encode: {words}")))
             }
@@ -157,28 +157,28 @@ impl Tokenizer {
 
     /// Where a completion of `prompt` stands. A prompt that is nothing but [`Tokenizer::prefix`]
     /// has no text, so that the completion starts the text.
-    pub fn place_after(&self, prompt: &[u32]) -> Place {
+    pub fn place_after(&self, prompt: &[u32]) -> TextPosition {
         match prompt == self.prefix {
-            true => Place::Start,
+            true => TextPosition::Start,
             false => self.place_in_text(prompt),
         }
     }
 
     /// Where a span stands that goes on from the ids `before` of the same text.
-    pub fn place_in_text(&self, before: &[u32]) -> Place {
+    pub fn place_in_text(&self, before: &[u32]) -> TextPosition {
         let Some(last) = before.last() else {
-            return Place::Start;
+            return TextPosition::Start;
         };
         let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
         added
             .get(last)
-            .map_or(Place::Inside, |token| Place::AfterToken {
+            .map_or(TextPosition::Inside, |token| TextPosition::AfterToken {
                 normalized: token.normalized,
             })
     }
 
     /// True where the tokenizer puts a space before text at `place`.
-    pub fn puts_space_at(&self, place: Place) -> bool {
+    pub fn puts_space_at(&self, place: TextPosition) -> bool {
         let dummy = self.dummy_prefix.as_ref();
         dummy.is_some_and(|dummy| dummy.is_put_at(place))
     }
@@ -336,7 +336,7 @@ impl Tokenizer {
     }
 }
 
-/// What stands before a text's own ids when special tokens are added.
+/// The ids that a tokenizer puts before a text's own ids when it adds special tokens.
 fn prefix(inner: &Inner) -> tokenizers::Result<Vec<u32>> {
     let bare = inner.encode_fast("a", false)?.get_ids().to_vec();
     let full = inner.encode_fast("a", true)?.get_ids().to_vec();

@@ -23,7 +23,7 @@ use tokenizers::{
 
 /// The context of a span of text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum TextPosition {
     /// The span starts the text.
     Start,
     /// The span follows an added token, such as `</s>`.
@@ -67,11 +67,15 @@ impl DummyPrefix {
     }
 
     /// Ids of `text` at `place`.
-    pub fn encode(&self, inner: &Inner, text: &str, place: Place) -> Result<Vec<u32>> {
+    pub fn encode(&self, inner: &Inner, text: &str, place: TextPosition) -> Result<Vec<u32>> {
         let normalizer = NormalizerAt {
             first: match place {
-                Place::Start | Place::AfterToken { normalized: false } => inner.get_normalizer(),
-                Place::AfterToken { normalized: true } | Place::Inside => self.normalizer.as_ref(),
+                TextPosition::Start | TextPosition::AfterToken { normalized: false } => {
+                    inner.get_normalizer()
+                }
+                TextPosition::AfterToken { normalized: true } | TextPosition::Inside => {
+                    self.normalizer.as_ref()
+                }
             },
             later: inner.get_normalizer(),
         };
@@ -101,11 +105,13 @@ impl DummyPrefix {
     }
 
     /// True where text at `place` gets the space.
-    pub fn is_put_at(&self, place: Place) -> bool {
+    pub fn is_put_at(&self, place: TextPosition) -> bool {
         match place {
-            Place::Start => true,
-            Place::AfterToken { normalized } => self.always || (self.prepends && !normalized),
-            Place::Inside => false,
+            TextPosition::Start => true,
+            TextPosition::AfterToken { normalized } => {
+                self.always || (self.prepends && !normalized)
+            }
+            TextPosition::Inside => false,
         }
     }
 }
@@ -134,7 +140,7 @@ fn starts_span(piece: &NormalizedString) -> bool {
 fn pre_tokenize(
     pre_tokenizer: &PreTokenizerWrapper,
     pieces: &mut PreTokenizedString,
-    place: Place,
+    place: TextPosition,
 ) -> Result<()> {
     match pre_tokenizer {
         PreTokenizerWrapper::Sequence(parts) => {
@@ -159,13 +165,13 @@ fn put_spaces(
     pieces: &mut PreTokenizedString,
     scheme: PrependScheme,
     mark: char,
-    place: Place,
+    place: TextPosition,
 ) -> Result<()> {
     pieces.normalize(|piece| {
         let wanted = match (scheme, starts_span(piece)) {
             (PrependScheme::Never, _) => false,
-            (PrependScheme::First, first) => first && place == Place::Start,
-            (PrependScheme::Always, first) => !first || place != Place::Inside,
+            (PrependScheme::First, first) => first && place == TextPosition::Start,
+            (PrependScheme::Always, first) => !first || place != TextPosition::Inside,
         };
         if wanted && !piece.get().starts_with([' ', mark]) {
             piece.prepend(mark.encode_utf8(&mut [0; 4]));

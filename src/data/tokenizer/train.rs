@@ -24,7 +24,7 @@ pub const IM_START: &str = "<|im_start|>";
 /// Closes a turn in ChatML.
 pub const IM_END: &str = "<|im_end|>";
 
-/// What to train.
+/// Settings of a BPE training.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BpeTraining {
     /// Tokens in all, special ones included; fewer where the texts hold fewer pairs to merge.

@@ -1,6 +1,6 @@
 //! What generation takes: the cache, as the generator reserves it, and the panels that it keeps of the policy's matrices.
 
-use rollout::{BLOCK_TOKENS, CacheBudget, Error, LastToken, Request, Settings};
+use rollout::{BLOCK_TOKENS, CacheBudget, Error, GenerationSettings, LastToken, Request};
 
 use crate::model::config::{DecoderConfig, LM_HEAD, TensorSpec, layer_of, weight};
 use crate::model::generator::cache_spec;
@@ -55,11 +55,11 @@ pub fn reserve(
         min_new_tokens: 0,
         samples: prompts.samples,
     };
-    let settings = Settings {
+    let settings = GenerationSettings {
         max_batch,
         cache,
         last_token: prompts.last_token,
-        ..Settings::default()
+        ..GenerationSettings::default()
     };
     let spec = cache_spec(decoder, &Backend::CPU);
     let blocks = rollout::check(&vec![request; prompts.count], &settings, &spec)? as usize;

@@ -3,8 +3,8 @@
 use anyhow::Result;
 use rollout::random::Purpose;
 use rollout::{
-    CacheBudget, Decoding, Error, Finish, LastToken, Progress, Request, Sampling, SequenceId,
-    Settings, StopText, generate,
+    CacheBudget, Decoding, Error, Finish, GenerationProgress, GenerationSettings, LastToken,
+    Request, Sampling, SequenceId, StopText, generate,
 };
 
 use crate::config::{Ppo, Rollout};
@@ -73,7 +73,7 @@ impl<'a> Sampler<'a> {
         iteration: u64,
     ) -> Result<Option<Vec<Sequence>>> {
         let requests = self.requests(prompts, self.config.num_samples_per_prompt);
-        let settings = Settings {
+        let settings = GenerationSettings {
             iteration,
             entropies: true,
             cancel: Some(self.stop.flag()),
@@ -92,7 +92,7 @@ impl<'a> Sampler<'a> {
         prompts: &[(u64, &Prompt)],
     ) -> Result<Option<Vec<Sequence>>> {
         let requests = self.requests(prompts, 1);
-        let settings = Settings {
+        let settings = GenerationSettings {
             decoding: Decoding::Greedy,
             cancel: Some(self.stop.flag()),
             ..self.settings(Purpose::Sample)
@@ -138,13 +138,13 @@ impl<'a> Sampler<'a> {
             .collect()
     }
 
-    fn settings(&self, purpose: Purpose) -> Settings<'_> {
+    fn settings(&self, purpose: Purpose) -> GenerationSettings<'_> {
         let generation = &self.config.generation;
         let (seed, last_token) = match purpose {
             Purpose::Evaluation => (self.config.evaluation.eval_seed, self.judged_token),
             _ => (self.seed, self.last_token),
         };
-        Settings {
+        GenerationSettings {
             decoding: Decoding::Sample(Sampling {
                 temperature: generation.temperature as f32,
                 top_k: generation.top_k,
@@ -158,7 +158,7 @@ impl<'a> Sampler<'a> {
             cache: cache_budget(&self.config.rollout),
             prefill_tokens: PREFILL_TOKENS,
             stop_ids: self.ends.ids(),
-            ..Settings::default()
+            ..GenerationSettings::default()
         }
     }
 
@@ -166,7 +166,7 @@ impl<'a> Sampler<'a> {
         &self,
         model: &Decoder,
         requests: &[Request],
-        settings: Settings,
+        settings: GenerationSettings,
     ) -> Result<Option<Vec<Sequence>>> {
         let completed = |generated: &[u32]| self.ends.completed(self.tokenizer, generated);
         let stop_text: Option<StopText> = self.ends.has_texts().then_some(&completed);
@@ -174,13 +174,13 @@ impl<'a> Sampler<'a> {
             None => Generator::new(model),
             Some(layer) => Generator::keeping(model, layer),
         };
-        let settings = Settings {
+        let settings = GenerationSettings {
             stop_text,
             ..settings
         };
         let total = requests.iter().map(|request| request.samples).sum();
         let phase = Phase::counted("sampling", total);
-        let shown = &mut |now: Progress| phase.at(now.finished);
+        let shown = &mut |now: GenerationProgress| phase.at(now.finished);
         let output = match generate(&mut generator, requests, &settings, shown) {
             Err(Error::Cancelled) => return Ok(None),
             output => output?,

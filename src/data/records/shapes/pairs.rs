@@ -11,14 +11,14 @@ use serde_json::Value;
 
 use super::super::Record;
 use super::super::names::likely_name;
-use super::Task;
+use super::RecordTask;
 
 /// Finds the prompt that both answers start with.
-pub(super) fn find_prompt(record: &mut Cow<'_, Record>, task: Task) {
+pub(super) fn find_prompt(record: &mut Cow<'_, Record>, task: RecordTask) {
     if holds_prompt_twice(record) {
         record.to_mut().fields.shift_remove("prompt");
     }
-    if task != Task::DirectPairs
+    if task != RecordTask::DirectPairs
         || record.has("prompt")
         || likely_name(&record.fields, "prompt").is_some()
     {

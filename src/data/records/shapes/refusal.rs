@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::super::Record;
 use super::super::names::{likely_name, listed, missing_field};
-use super::Task;
+use super::RecordTask;
 use crate::config::Learn;
 use crate::data::error::{DataError, Result};
 
@@ -66,37 +66,37 @@ const KNOWN: [Known; 9] = [
 ];
 
 /// The fields that the task needs, in words.
-fn needs(task: Task) -> &'static str {
+fn needs(task: RecordTask) -> &'static str {
     match task {
-        Task::Documents => "`text`",
-        Task::Examples | Task::Texts => {
+        RecordTask::Documents => "`text`",
+        RecordTask::Examples | RecordTask::Texts => {
             "`messages` or `conversations`, `prompt` and `completion`, `instruction` and `output`, or `text`"
         }
-        Task::Pairs | Task::DirectPairs => {
+        RecordTask::Pairs | RecordTask::DirectPairs => {
             "`chosen` and `rejected`, with their `prompt` beside them or at the start of both"
         }
-        Task::Prompts => {
+        RecordTask::Prompts => {
             "`prompt` (a chat that ends with the user's message can be one: columns = { prompt = \"messages\" })"
         }
     }
 }
 
 /// Fields that the task may be missing, the one first that the others give way to.
-fn wanted(task: Task) -> &'static [&'static str] {
+fn wanted(task: RecordTask) -> &'static [&'static str] {
     match task {
-        Task::Documents => &["text"],
-        Task::Examples | Task::Texts => &["completion", "prompt", "messages", "text"],
-        Task::Pairs | Task::DirectPairs => &["chosen", "rejected"],
-        Task::Prompts => &["prompt"],
+        RecordTask::Documents => &["text"],
+        RecordTask::Examples | RecordTask::Texts => &["completion", "prompt", "messages", "text"],
+        RecordTask::Pairs | RecordTask::DirectPairs => &["chosen", "rejected"],
+        RecordTask::Prompts => &["prompt"],
     }
 }
 
 /// The error of a record that has none of the task's shapes; none where a field looks like the one
 /// that is missing, whose name the view gives.
-pub(super) fn of(record: &Record, task: Task) -> Option<DataError> {
+pub(super) fn of(record: &Record, task: RecordTask) -> Option<DataError> {
     let unpaired = ["prompt", "completion", "label"].iter();
     let unpaired = unpaired.filter(|name| record.has(name)).count() == 3;
-    if unpaired && matches!(task, Task::Pairs | Task::DirectPairs) {
+    if unpaired && matches!(task, RecordTask::Pairs | RecordTask::DirectPairs) {
         return Some(record.wrong(format!(
             "this is an unpaired preference (`prompt`, `completion`, `label`), as KTO takes, which no stage here trains on; needed are {}",
             needs(task)
@@ -126,13 +126,13 @@ pub(super) fn of(record: &Record, task: Task) -> Option<DataError> {
 
 /// The error of a record to fine-tune on that has none of the known fields. Tasks with one form of
 /// records name the missing field instead.
-fn unknown(record: &Record, task: Task) -> Option<DataError> {
+fn unknown(record: &Record, task: RecordTask) -> Option<DataError> {
     let names: Vec<&str> = record.names().collect();
     let present = match names.is_empty() {
         true => "no fields".to_owned(),
         false => listed(&names),
     };
-    (task == Task::Examples).then(|| {
+    (task == RecordTask::Examples).then(|| {
         record.wrong(format!(
             "needs {}; this record has {present}. For plain text use [pretrain]",
             needs(task)
@@ -148,20 +148,22 @@ enum Missing {
 }
 
 /// The missing fields, where some of the fields are there, or one of them under another name.
-fn missing(record: &Record, task: Task) -> Option<Missing> {
+fn missing(record: &Record, task: RecordTask) -> Option<Missing> {
     let has = |name: &str| record.has(name);
     match task {
-        Task::Pairs | Task::DirectPairs if has("chosen") || has("rejected") => {
+        RecordTask::Pairs | RecordTask::DirectPairs if has("chosen") || has("rejected") => {
             return Some(Missing::ToTheView);
         }
-        Task::Examples | Task::Texts if has("instruction") => {
+        RecordTask::Examples | RecordTask::Texts if has("instruction") => {
             return Some(Missing::Field("output"));
         }
-        Task::Examples | Task::Texts if has("output") && !has("prompt") => {
+        RecordTask::Examples | RecordTask::Texts if has("output") && !has("prompt") => {
             return Some(Missing::Field("instruction"));
         }
         // A prompt beside a document lacks its completion.
-        Task::Examples | Task::Texts if has("completion") || (has("prompt") && has("text")) => {
+        RecordTask::Examples | RecordTask::Texts
+            if has("completion") || (has("prompt") && has("text")) =>
+        {
             return Some(Missing::ToTheView);
         }
         _ => {}
@@ -170,7 +172,9 @@ fn missing(record: &Record, task: Task) -> Option<Missing> {
     let likely = |name: &&&str| likely_name(&record.fields, name).is_some();
     let name = wanted(task).iter().filter(absent).find(likely)?;
     match (task, *name) {
-        (Task::Examples | Task::Texts, "messages" | "text") => Some(Missing::Field(name)),
+        (RecordTask::Examples | RecordTask::Texts, "messages" | "text") => {
+            Some(Missing::Field(name))
+        }
         _ => Some(Missing::ToTheView),
     }
 }
@@ -184,8 +188,8 @@ fn expected(name: &str) -> &'static str {
 }
 
 /// Refuses a record whose fields say that it must not be learned from as it is.
-pub(super) fn check(record: &Record, task: Task) -> Result<()> {
-    if task != Task::Examples {
+pub(super) fn check(record: &Record, task: RecordTask) -> Result<()> {
+    if task != RecordTask::Examples {
         return Ok(());
     }
     let label = record.fields.get("label");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::super::{Place, Source};
+use super::super::{RecordPlace, RecordSource};
 use super::*;
 use crate::config::Learn;
 
@@ -15,19 +15,19 @@ fn record(fields: Value) -> Record {
     };
     Record {
         fields,
-        source: Source {
+        source: RecordSource {
             file: Arc::from(Path::new("d.jsonl")),
-            place: Place::Line(7),
+            place: RecordPlace::Line(7),
         },
     }
 }
 
-fn shaped(fields: Value, task: Task, style: Style) -> Record {
+fn shaped(fields: Value, task: RecordTask, style: Style) -> Record {
     record(fields).shaped(task, style).unwrap().into_owned()
 }
 
 #[track_caller]
-fn refused(fields: Value, task: Task, says: &[&str]) {
+fn refused(fields: Value, task: RecordTask, says: &[&str]) {
     let error = record(fields).shaped(task, Style::Chat).unwrap_err();
     let error = error.to_string();
     assert!(error.starts_with("d.jsonl:7: "), "{error}");
@@ -39,20 +39,26 @@ fn refused(fields: Value, task: Task, says: &[&str]) {
 #[test]
 fn records_in_their_own_shape_pass_as_they_are() {
     for (fields, task) in [
-        (json!({"text": "a"}), Task::Documents),
-        (json!({"text": "a"}), Task::Examples),
+        (json!({"text": "a"}), RecordTask::Documents),
+        (json!({"text": "a"}), RecordTask::Examples),
         (
             json!({"messages": [{"role": "user", "content": "a"}]}),
-            Task::Examples,
+            RecordTask::Examples,
         ),
-        (json!({"prompt": "a", "completion": "b"}), Task::Examples),
+        (
+            json!({"prompt": "a", "completion": "b"}),
+            RecordTask::Examples,
+        ),
         (
             json!({"prompt": "a", "chosen": "b", "rejected": "c"}),
-            Task::DirectPairs,
+            RecordTask::DirectPairs,
         ),
-        (json!({"chosen": "b", "rejected": "c"}), Task::Pairs),
-        (json!({"prompt": "a", "answer": 3}), Task::Prompts),
-        (json!({"prompt": "a", "response": "b"}), Task::Examples), // the view names the missing field
+        (json!({"chosen": "b", "rejected": "c"}), RecordTask::Pairs),
+        (json!({"prompt": "a", "answer": 3}), RecordTask::Prompts),
+        (
+            json!({"prompt": "a", "response": "b"}),
+            RecordTask::Examples,
+        ), // the view names the missing field
     ] {
         let record = record(fields);
         let found = record.shaped(task, Style::Plain).unwrap();
@@ -65,7 +71,7 @@ fn speakers_become_roles() {
     let fields = json!({"system": "s", "conversations": [
         {"from": "human", "value": "q"}, {"from": "function_call", "value": "{\"name\": \"f\", \"arguments\": {\"x\": 1}}"},
         {"from": "observation", "value": "3"}, {"from": "gpt", "value": "a", "weight": 1}]});
-    let found = shaped(fields, Task::Examples, Style::Chat);
+    let found = shaped(fields, RecordTask::Examples, Style::Chat);
     let expected = json!({"messages": [
         {"role": "system", "content": "s"}, {"role": "user", "content": "q"},
         {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]},
@@ -73,10 +79,10 @@ fn speakers_become_roles() {
     assert_eq!(Value::from(found.fields), expected);
     // The other way round: roles in `conversations`, speakers in `messages`.
     let fields = json!({"conversations": [{"role": "user", "content": "q"}]});
-    let found = shaped(fields, Task::Examples, Style::Chat);
+    let found = shaped(fields, RecordTask::Examples, Style::Chat);
     assert_eq!(found.messages().unwrap()[0].role(), "user");
     let fields = json!({"messages": [{"from": "human", "value": "q"}]});
-    let found = shaped(fields, Task::Examples, Style::Chat);
+    let found = shaped(fields, RecordTask::Examples, Style::Chat);
     assert_eq!(found.messages().unwrap()[0].content(), Some("q"));
 }
 
@@ -86,7 +92,7 @@ fn speakers_and_calls_that_are_not_known_are_refused() {
     let unknown = chat(json!({"from": "narrator", "value": "q"}));
     refused(
         unknown,
-        Task::Examples,
+        RecordTask::Examples,
         &[
             "`conversations[0].from` is \"narrator\"",
             "human, user, gpt",
@@ -95,20 +101,20 @@ fn speakers_and_calls_that_are_not_known_are_refused() {
     let empty = chat(json!({"from": "human", "value": 3}));
     refused(
         empty,
-        Task::Examples,
+        RecordTask::Examples,
         &["`conversations[0]` has no text in `value`"],
     );
     let call = chat(json!({"from": "function_call", "value": "f(1)"}));
     refused(
         call,
-        Task::Examples,
+        RecordTask::Examples,
         &["`conversations[0].value` of a function_call"],
     );
     let two = json!({"system": "s", "conversations": [{"from": "system", "value": "t"}]});
-    refused(two, Task::Examples, &["`system`", "differ"]);
+    refused(two, RecordTask::Examples, &["`system`", "differ"]);
     refused(
         json!({"conversations": "q"}),
-        Task::Examples,
+        RecordTask::Examples,
         &["`conversations` is no list"],
     );
 }
@@ -117,14 +123,14 @@ fn speakers_and_calls_that_are_not_known_are_refused() {
 fn instructions_are_chats_or_stanfords_words() {
     let fields =
         json!({"instruction": "i", "input": "x", "output": "o", "system": "", "text": "all of it"});
-    let chat = shaped(fields.clone(), Task::Examples, Style::Chat);
+    let chat = shaped(fields.clone(), RecordTask::Examples, Style::Chat);
     let expected = json!([{"role": "user", "content": "i\nx"}]);
     assert_eq!(chat.fields["prompt"], expected);
     assert_eq!(
         chat.fields["completion"],
         json!([{"role": "assistant", "content": "o"}])
     );
-    let plain = shaped(fields, Task::Examples, Style::Plain);
+    let plain = shaped(fields, RecordTask::Examples, Style::Plain);
     assert_eq!(
         plain.fields["prompt"],
         "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that \
@@ -133,7 +139,7 @@ fn instructions_are_chats_or_stanfords_words() {
     assert_eq!(plain.fields["completion"], "o");
     let short = shaped(
         json!({"instruction": "i", "output": "o"}),
-        Task::Examples,
+        RecordTask::Examples,
         Style::Plain,
     );
     assert_eq!(
@@ -143,7 +149,7 @@ fn instructions_are_chats_or_stanfords_words() {
     );
     let prompt = shaped(
         json!({"instruction": "i", "output": "o"}),
-        Task::Prompts,
+        RecordTask::Prompts,
         Style::Chat,
     );
     assert_eq!(
@@ -156,15 +162,15 @@ fn instructions_are_chats_or_stanfords_words() {
 #[test]
 fn history_and_system_need_a_template() {
     let fields = json!({"instruction": "i", "output": "o", "system": "s", "history": [["q", "a"]]});
-    let found = shaped(fields.clone(), Task::Examples, Style::Chat);
+    let found = shaped(fields.clone(), RecordTask::Examples, Style::Chat);
     let expected = json!([{"role": "system", "content": "s"}, {"role": "user", "content": "q"},
                           {"role": "assistant", "content": "a"}, {"role": "user", "content": "i"}]);
     assert_eq!(found.fields["prompt"], expected);
     let record = record(fields);
-    let plain = record.shaped(Task::Examples, Style::Plain);
+    let plain = record.shaped(RecordTask::Examples, Style::Plain);
     assert!(plain.unwrap_err().to_string().contains("chat template"));
     let broken = json!({"instruction": "i", "output": "o", "history": ["q"]});
-    refused(broken, Task::Examples, &["`history`"]);
+    refused(broken, RecordTask::Examples, &["`history`"]);
 }
 
 #[test]
@@ -176,7 +182,7 @@ fn pairs_come_in_all_shapes() {
     let mixed =
         json!({"conversations": [{"from": "human", "value": "q"}], "chosen": "b", "rejected": "c"});
     for fields in [sharegpt, alpaca, mixed] {
-        let found = shaped(fields, Task::Pairs, Style::Chat).fields;
+        let found = shaped(fields, RecordTask::Pairs, Style::Chat).fields;
         assert_eq!(found["prompt"], json!([{"role": "user", "content": "q"}]));
         assert_eq!(
             (&found["chosen"], &found["rejected"]),
@@ -187,10 +193,10 @@ fn pairs_come_in_all_shapes() {
     let twice =
         json!({"prompt": "q", "chosen": turns("b"), "rejected": turns("c"), "score_chosen": 3});
     assert_eq!(
-        record(twice.clone()).unused(Task::Pairs, Style::Chat),
+        record(twice.clone()).unused(RecordTask::Pairs, Style::Chat),
         ["prompt", "score_chosen"]
     );
-    let pair = shaped(twice, Task::Pairs, Style::Chat)
+    let pair = shaped(twice, RecordTask::Pairs, Style::Chat)
         .preference()
         .unwrap();
     let super::super::Turns::Messages(prompt) = pair.prompt else {
@@ -202,16 +208,16 @@ fn pairs_come_in_all_shapes() {
 #[test]
 fn implicit_prompts_of_text_are_found_where_answers_alone_count() {
     let fields = json!({"chosen": "Q: a A: yes", "rejected": "Q: a A: no"});
-    let found = shaped(fields.clone(), Task::DirectPairs, Style::Plain).fields;
+    let found = shaped(fields.clone(), RecordTask::DirectPairs, Style::Plain).fields;
     let expected = json!({"chosen": " yes", "rejected": " no", "prompt": "Q: a A:"});
     assert_eq!(Value::from(found), expected);
     assert!(
-        !shaped(fields, Task::Pairs, Style::Plain)
+        !shaped(fields, RecordTask::Pairs, Style::Plain)
             .fields
             .contains_key("prompt")
     );
     let alias = json!({"question": "q", "chosen": "a b", "rejected": "a c"});
-    let found = shaped(alias, Task::DirectPairs, Style::Plain);
+    let found = shaped(alias, RecordTask::DirectPairs, Style::Plain);
     assert!(
         found
             .preference()
@@ -251,19 +257,22 @@ fn a_wrong_shape_says_what_it_is_and_what_is_needed() {
         (json!({"ids": [1]}), "token ids (`ids`)"),
     ];
     let tasks = [
-        (Task::Documents, "needed here: `text`"),
+        (RecordTask::Documents, "needed here: `text`"),
         (
-            Task::Examples,
+            RecordTask::Examples,
             "needed here: `messages` or `conversations`, `prompt` and `completion`, `instruction` and `output`, or `text`",
         ),
-        (Task::Pairs, "needed here: `chosen` and `rejected`"),
-        (Task::DirectPairs, "needed here: `chosen` and `rejected`"),
-        (Task::Prompts, "needed here: `prompt`"),
+        (RecordTask::Pairs, "needed here: `chosen` and `rejected`"),
+        (
+            RecordTask::DirectPairs,
+            "needed here: `chosen` and `rejected`",
+        ),
+        (RecordTask::Prompts, "needed here: `prompt`"),
     ];
     let mut wrong = 0;
     for (fields, words) in &shapes {
         for (task, needed) in tasks {
-            if Shape::of(&record(fields.clone()), task).is_none() {
+            if RecordShape::of(&record(fields.clone()), task).is_none() {
                 refused(fields.clone(), task, &[words, needed]);
                 wrong += 1;
             }
@@ -279,21 +288,21 @@ fn a_wrong_shape_says_what_it_is_and_what_is_needed() {
 #[test]
 fn unpaired_preferences_are_refused() {
     let unpaired = |label: bool| json!({"prompt": "a", "completion": "b", "label": label});
-    for task in [Task::Pairs, Task::DirectPairs] {
+    for task in [RecordTask::Pairs, RecordTask::DirectPairs] {
         refused(unpaired(true), task, &["unpaired preference", "KTO"]);
     }
     refused(
         unpaired(false),
-        Task::Examples,
+        RecordTask::Examples,
         &["`label` is false", "KTO"],
     );
     let worse = record(unpaired(false));
     assert!(
-        worse.shaped(Task::Texts, Style::Plain).is_ok(),
+        worse.shaped(RecordTask::Texts, Style::Plain).is_ok(),
         "it can be scored"
     );
     assert_eq!(
-        record(unpaired(true)).unused(Task::Examples, Style::Chat),
+        record(unpaired(true)).unused(RecordTask::Examples, Style::Chat),
         ["label"]
     );
 }
@@ -351,7 +360,7 @@ fn turns_that_must_not_be_learned_are_refused() {
 #[test]
 fn columns_that_are_not_read_are_named() {
     let turns = json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]);
-    let unused = |fields: Value, task: Task| {
+    let unused = |fields: Value, task: RecordTask| {
         let record = record(fields);
         let names = record.unused(task, Style::Chat).into_iter();
         names.map(str::to_owned).collect::<Vec<String>>()
@@ -359,54 +368,59 @@ fn columns_that_are_not_read_are_named() {
     assert_eq!(
         unused(
             json!({"id": 1, "prompt": "q", "messages": turns, "tools": [], "note": null}),
-            Task::Examples
+            RecordTask::Examples
         ),
         ["id", "prompt"]
     );
     assert_eq!(
         unused(
             json!({"prompt": "q", "completion": "a", "tools": []}),
-            Task::Examples
+            RecordTask::Examples
         ),
         ["tools"]
     );
     let pair = json!({"prompt": "q", "chosen": "a", "rejected": "b", "margin": 1});
-    assert_eq!(unused(pair.clone(), Task::Pairs), [""; 0]);
-    assert_eq!(unused(pair, Task::DirectPairs), ["margin"]);
+    assert_eq!(unused(pair.clone(), RecordTask::Pairs), [""; 0]);
+    assert_eq!(unused(pair, RecordTask::DirectPairs), ["margin"]);
     assert_eq!(
-        unused(json!({"text": "a", "url": "b"}), Task::Documents),
+        unused(json!({"text": "a", "url": "b"}), RecordTask::Documents),
         ["url"]
     );
     assert_eq!(
-        unused(json!({"prompt": "q", "answer": "b"}), Task::Prompts),
+        unused(json!({"prompt": "q", "answer": "b"}), RecordTask::Prompts),
         [""; 0]
     );
     let alpaca = json!({"instruction": "i", "input": "", "output": "o", "text": "all"});
-    assert_eq!(unused(alpaca, Task::Examples), ["text"]);
+    assert_eq!(unused(alpaca, RecordTask::Examples), ["text"]);
 }
 
 #[test]
 fn tools_of_plain_text_are_named() {
     let turns = json!([{"role": "user", "content": "q"}]);
     for (mut fields, task, chat, plain) in [
-        (json!({"prompt": "q"}), Task::Prompts, false, false),
-        (json!({"prompt": turns}), Task::Prompts, true, true),
-        (json!({"text": "t"}), Task::Examples, false, false),
-        (json!({"text": "t"}), Task::Documents, false, false),
+        (json!({"prompt": "q"}), RecordTask::Prompts, false, false),
+        (json!({"prompt": turns}), RecordTask::Prompts, true, true),
+        (json!({"text": "t"}), RecordTask::Examples, false, false),
+        (json!({"text": "t"}), RecordTask::Documents, false, false),
         (
             json!({"chosen": "a", "rejected": "b"}),
-            Task::Pairs,
+            RecordTask::Pairs,
             false,
             false,
         ),
-        (json!({"messages": turns}), Task::Examples, true, true),
+        (json!({"messages": turns}), RecordTask::Examples, true, true),
         (
             json!({"instruction": "i", "output": "o"}),
-            Task::Examples,
+            RecordTask::Examples,
             true,
             false,
         ),
-        (json!({"instruction": "i"}), Task::Prompts, true, false),
+        (
+            json!({"instruction": "i"}),
+            RecordTask::Prompts,
+            true,
+            false,
+        ),
     ] {
         fields["tools"] = json!([{"name": "f"}]);
         for (style, read) in [(Style::Chat, chat), (Style::Plain, plain)] {
@@ -422,20 +436,25 @@ fn what_looks_like_a_field_is_named() {
     for (fields, task, missing, mend) in [
         (
             json!({"dialogue": []}),
-            Task::Examples,
+            RecordTask::Examples,
             "messages",
             "dialogue",
         ),
-        (json!({"content": "a"}), Task::Examples, "text", "content"),
+        (
+            json!({"content": "a"}),
+            RecordTask::Examples,
+            "text",
+            "content",
+        ),
         (
             json!({"instruction": "a", "response": "b"}),
-            Task::Examples,
+            RecordTask::Examples,
             "output",
             "response",
         ),
         (
             json!({"output": "a", "question": "b"}),
-            Task::Examples,
+            RecordTask::Examples,
             "instruction",
             "question",
         ),
@@ -451,10 +470,10 @@ fn what_looks_like_a_field_is_named() {
         "`prompt` and `completion`",
         "this record has `sentence`, `label`. For plain text use [pretrain]",
     ];
-    refused(json!({"sentence": "a", "label": 1}), Task::Examples, &says);
+    refused(json!({"sentence": "a", "label": 1}), RecordTask::Examples, &says);
     // Half of a pair is a pair with a field missing, not a prompt.
     let half = record(json!({"prompt": "a", "chosen": "b"}));
-    let half = half.shaped(Task::DirectPairs, Style::Chat).unwrap();
+    let half = half.shaped(RecordTask::DirectPairs, Style::Chat).unwrap();
     let error = half.preference().unwrap_err().to_string();
     assert!(error.contains("missing field `rejected`"), "{error}");
 }
