@@ -420,8 +420,8 @@ fn adaptive_kl_coefficients() {
     golden.check_list(&coefs, "/adaptive_kl/beta");
 }
 
-/// A number of `golden/trl_defaults.json`: TRL's result with the defaults of its own classes, made by
-/// `golden/make_trl_defaults.py`.
+/// A number of `golden/trl_defaults.json`: TRL's result with the defaults of its own classes, made
+/// by `golden/make_trl_defaults.py`.
 fn trl(key: &str) -> Value {
     let trl: Value = serde_json::from_str(include_str!("golden/trl_defaults.json")).unwrap();
     trl["on_algorithms"][key].clone()
@@ -437,7 +437,8 @@ fn check_trl_tokens(golden: &Golden, found: &[f64], key: &str, tolerance: f64) {
     check_within(found, &expected, tolerance, key);
 }
 
-/// Advantages and returns with the default constants of `[ppo]`; the rewards and advantages are TRL's.
+/// Advantages and returns with the default constants of `[ppo]`; the rewards and advantages are
+/// TRL's.
 fn default_gae(golden: &Golden, ppo: &Ppo) -> Gae {
     let rows = golden.rows();
     let (old, reference) = (golden.tokens("/logp_old"), golden.tokens("/logp_ref"));

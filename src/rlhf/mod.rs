@@ -9,10 +9,10 @@
 //! differentiable tensor as an argument and returns a scalar tensor to call `backward` on; its
 //! value and gradient are computed on the host too (see [`differentiable`]).
 //!
-//! Layout: the response tokens of all sequences stand end to end without padding, and [`RaggedRows`] says
-//! where each sequence starts. Only tokens that count are in these slices, so no mask exists here:
-//! the caller leaves out prompt tokens, and a sequence with several generated spans contributes
-//! them joined.
+//! Layout: the response tokens of all sequences stand end to end without padding, and
+//! [`RaggedRows`] says where each sequence starts. Only tokens that count are in these slices, so
+//! no mask exists here: the caller leaves out prompt tokens, and a sequence with several generated
+//! spans contributes them joined.
 
 pub mod actor_loss;
 pub mod advantage;

@@ -187,9 +187,9 @@ fn kl_losses_of_every_aggregation() {
     }
 }
 
-/// [`actor_loss`] with all terms on, as the update calls it: the clipped loss with dual clip and the
-/// entropy over the kept sets, the KL over the whole vocabulary. Values of all terms, and gradients
-/// down to the hidden states and the head's weight.
+/// [`actor_loss`] with all terms on, as the update calls it: the clipped loss with dual clip and
+/// the entropy over the kept sets, the KL over the whole vocabulary. Values of all terms, and
+/// gradients down to the hidden states and the head's weight.
 #[test]
 fn the_whole_loss_of_every_aggregation() {
     let golden = Golden::load();

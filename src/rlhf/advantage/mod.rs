@@ -7,8 +7,9 @@
 //! | [`reinforce::reinforce_plus_plus`] | nothing | inside |
 //! | [`remax::remax`] | the score of each prompt's greedy completion | no |
 //!
-//! Group estimators and ReMax give one advantage a sequence; [`RaggedRows::spread`](super::RaggedRows::spread)
-//! repeats it for each token. [`dynamic_sampling`] finds the groups that are worth an update.
+//! Group estimators and ReMax give one advantage a sequence;
+//! [`RaggedRows::spread`](super::RaggedRows::spread) repeats it for each token.
+//! [`dynamic_sampling`] finds the groups that are worth an update.
 
 pub mod dynamic_sampling;
 pub mod gae;

@@ -3,8 +3,8 @@
 //! [`bradley_terry`] trains a reward model on them, [`direct_preference`] and [`odds_ratio`] a
 //! policy, without a reward model.
 //!
-//! Every loss takes the counts of the whole optimizer step, such as its pairs: losses are means over
-//! the step, and the losses of its microbatches add up to them.
+//! Every loss takes the counts of the whole optimizer step, such as its pairs: losses are means
+//! over the step, and the losses of its microbatches add up to them.
 
 mod bradley_terry;
 mod direct;

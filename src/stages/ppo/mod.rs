@@ -218,8 +218,7 @@ impl<'a> PpoRun<'a> {
         })
     }
 
-    /// Before the first iteration: the scale of scores, and the measures that the end is held
-    /// against.
+    /// Measures the normaliser of scores and evaluates once before the first iteration.
     fn prepare(&mut self) -> Result<()> {
         if self.state.prepared {
             return Ok(());
@@ -246,7 +245,8 @@ impl<'a> PpoRun<'a> {
         }
     }
 
-    /// Whether the scale of scores is taken from samples of the reference before the first iteration.
+    /// Whether the scale of scores is taken from samples of the reference before the first
+    /// iteration.
     fn scales_by_reference(&self) -> bool {
         self.config.scores.score_normalization == ScoreNormalization::Reference
     }
@@ -426,7 +426,7 @@ impl<'a> PpoRun<'a> {
     }
 }
 
-/// Words on a policy that has no learning rate.
+/// A note if the policy has a learning rate of 0.
 fn policy_stays(config: &Ppo) -> Option<String> {
     let critic =
         config.has_critic() && config.critic_learning_rate() > 0.0 && config.critic.vf_coef > 0.0;

@@ -1,4 +1,4 @@
-//! What an iteration reads beside data: optimizers, and the state that goes into a checkpoint.
+//! The state of a run of PPO: optimizers, and everything else that a checkpoint holds.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -13,40 +13,41 @@ use crate::train::configured::adamw;
 use crate::train::optimizer::AdamW;
 use crate::train::snapshot;
 
-/// One optimizer for each trained role.
+/// The optimizers of the trained roles.
 pub struct Optimizers {
-    /// The actor's.
+    /// Optimizer of the actor.
     pub actor: AdamW,
-    /// The critic's, if there is one.
+    /// Optimizer of the critic, if there is a critic.
     pub critic: Option<AdamW>,
 }
 
-/// Everything beside weights and moments that an iteration reads.
+/// Everything that an iteration reads besides weights and moments.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PpoState {
-    /// Iterations done.
+    /// Number of completed iterations.
     pub iteration: u64,
-    /// Places of the walk over the prompts that lie behind: dynamic sampling takes more of them in an iteration than a batch has.
+    /// Prompts passed so far. Dynamic sampling passes more of them in an iteration than a batch
+    /// holds.
     pub prompts_passed: u64,
-    /// Whether the normaliser and the first evaluation are there.
+    /// Whether the normaliser and the evaluation before training are done.
     pub prepared: bool,
-    /// The KL coefficient's controller.
+    /// Controller of the KL coefficient.
     pub kl: KlController,
-    /// The scale of scores.
+    /// Normaliser of scores.
     pub normalizer: ScoreNormalizer,
-    /// Optimizer steps skipped because something was not finite.
+    /// Optimizer steps skipped because a loss or gradient was not finite.
     pub skipped: u64,
-    /// How many of them in a row.
+    /// Skipped steps in a row.
     pub bad_in_row: usize,
-    /// Places of the walk over the rows of pretraining text that lie behind.
+    /// Rows of pretraining text passed so far.
     #[serde(default)]
     pub ptx_rows: u64,
-    /// Iterations that were taken back.
+    /// Iterations rolled back.
     #[serde(default)]
     pub rolled_back: u64,
-    /// The evaluation before training.
+    /// Results of the evaluation before training.
     pub before: Option<EvalResults>,
-    /// The newest evaluation.
+    /// Results of the newest evaluation.
     pub last: Option<EvalResults>,
     /// Means of the first and of the newest rollout.
     #[serde(default)]
