@@ -84,9 +84,12 @@ fn both_dialects_of_modern_bert_are_read() {
         for key in ["rope_parameters", "layer_types", "norm_eps"] {
             config.remove(key);
         }
-        let hub = json!({"global_rope_theta": 160000.0, "local_rope_theta": 10000.0,
+        let hub = json!({
+            "global_rope_theta": 160000.0,
+            "local_rope_theta": 10000.0,
             "layer_norm_eps": 1e-5,
-                         "global_attn_every_n_layers": 3});
+            "global_attn_every_n_layers": 3,
+        });
         config.extend(hub.as_object().unwrap().clone());
     });
     assert_golden(&load(folder.path()), "modernbert", "logits");

@@ -113,12 +113,12 @@ pub const POLICY_GRAD_NORM: &str = "policy/grad_norm";
 /// that ended its epochs early: what is held against the limit of taking back, and written where
 /// there is one.
 pub const POLICY_LAST_APPROX_KL: &str = "policy/last_approx_kl";
-/// Optimizer steps that the actor took in the iteration, those among them that were taken back; 0
+/// Optimizer steps that the actor took in the iteration, including those that were rolled back; 0
 /// while the critic warms up.
 pub const POLICY_UPDATES: &str = "policy/updates";
 /// 1 where `target_kl` ended the iteration's epochs early, else 0; written where there is one.
 pub const POLICY_STOPPED_EARLY: &str = "policy/stopped_early";
-/// Iterations taken back since the stage began, unlike [`POLICY_STOPPED_EARLY`], which speaks of
+/// Iterations rolled back since the stage began, unlike [`POLICY_STOPPED_EARLY`], which speaks of
 /// one; written where `rollback_kl_factor` is set.
 pub const POLICY_ROLLED_BACK: &str = "policy/rolled_back";
 /// Learning rate of the actor.
