@@ -63,7 +63,7 @@ fn lines_and_messages_without_end_fail_the_run() {
     refused(
         &endless,
         RUN,
-        &["sh reward.sh", "without the end of a line"],
+        &["sh reward.sh", "without a newline"],
     );
     let noisy = workspace("read -r line; tr '\\0' '\\n' < /dev/zero >&2\n");
     let says = ["sh reward.sh", "more than 1 MiB to standard error"];

@@ -59,7 +59,7 @@ struct Said {
 /// An event of the process's output.
 enum ProcessOutput {
     Line(String),
-    /// More than [`LONGEST_ANSWER`] bytes without the end of a line.
+    /// More than [`LONGEST_ANSWER`] bytes without a newline.
     EndlessLine,
     /// More than [`MOST_MESSAGES`] bytes on standard error.
     Flood,

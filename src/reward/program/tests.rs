@@ -106,7 +106,7 @@ fn a_line_without_end_and_a_flood_are_not_held() {
     let endless = "read -r l; tr '\\0' x < /dev/zero";
     let error = first_error(endless, 1).unwrap_err();
     assert!(
-        error.contains("16 MiB without the end of a line") && error.contains("tr"),
+        error.contains("16 MiB without a newline") && error.contains("tr"),
         "{error}"
     );
     let error = first_error("read -r l; tr '\\0' '\\n' < /dev/zero", 1).unwrap_err();
