@@ -31,7 +31,7 @@ pub struct Training {
     /// Number of examples in one optimizer step (in `[ppo]`, of completions in one iteration).
     ///
     /// An example is a row of `context_length` tokens in `[pretrain]`, a record in `[sft]`, a pair
-    /// in `[dpo]`, `[reward]` and `[judge]`.
+    /// in `[dpo]`, `[orpo]`, `[reward]` and `[judge]`.
     pub batch_size: usize,
     /// Whether an epoch drops its last batch when the records do not fill it.
     ///

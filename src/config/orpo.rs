@@ -1,8 +1,8 @@
-//! `[orpo]`: tuning the policy on preferences without a reference. Names and defaults are those of
-//! TRL's `ORPOConfig`.
+//! `[orpo]`: tuning the policy on preferences without a reference.
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::check::Keys;
@@ -10,36 +10,40 @@ use super::data::{Data, HeldOut};
 use super::example_keys::{ExampleTable, example_keys};
 use super::optim::Training;
 use super::records::{RecordKeys, TooLong};
+use super::sft::TUNED;
 use super::trainable::Trainable;
 
-/// The `[orpo]` table.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Tuning the policy on preference pairs without a reference (ORPO, Hong et al. 2024).
+///
+/// Names and defaults are those of TRL's `ORPOConfig`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Orpo {
-    /// Folder of the policy to start from. When unset: `sft`'s if the configuration has that stage,
-    /// else `pretrain`'s, else `model.from`. Always filled once the configuration is read.
+    /// Folder of the policy to start from.
+    #[schemars(extend("x-type" = "path", "x-default" = TUNED))]
     pub from: PathBuf,
-    /// Records with `prompt`, `chosen` and `rejected`. Required.
+    /// Preference pairs to train on: records with `prompt`, `chosen` and `rejected`.
+    #[schemars(extend("x-default" = "required"))]
     pub data: Data,
     /// Held-out pairs.
     #[serde(flatten)]
     pub held_out: HeldOut,
-    /// Weight of the odds-ratio loss beside the negative log-likelihood of the chosen sequences;
-    /// the paper calls it λ.
+    /// Weight of the odds-ratio loss beside the negative log-likelihood of the chosen sequences (λ
+    /// in the paper).
     pub beta: f64,
-    /// Most tokens of prompt and answer together.
+    /// Largest number of tokens of prompt and answer together.
     pub max_length: usize,
-    /// Policy for a longer pair.
+    /// What happens to a pair with an answer longer than `max_length`.
     pub too_long: TooLong,
-    /// Columns, and bad records.
+    /// Columns and bad records.
     #[serde(flatten)]
     pub records: RecordKeys,
-    /// Which weights are trained.
+    /// Weights that are trained.
     #[serde(flatten)]
     pub trainable: Trainable,
-    /// Evaluations without a new best loss after which training ends, and the best weights are
-    /// kept; 0 trains to the end and keeps the last weights.
+    /// Number of evaluations without a new lowest loss after which training stops and keeps the
+    /// best weights; 0 trains to the end and keeps the last.
     pub early_stopping_patience: usize,
-    /// The keys that every stage has. `batch_size` counts pairs.
+    /// The keys of every stage. `batch_size` counts pairs.
     #[serde(flatten)]
     pub training: Training,
 }
@@ -71,7 +75,7 @@ impl ExampleTable for Orpo {
     example_keys!(2, early_stopping_patience);
 
     fn check_own(&self, keys: &mut Keys<'_, '_>) {
-        let mend = "0.1 is usual, 0 learns the chosen answers alone";
+        let mend = "0.1 is usual, 0 learns only the chosen answers";
         keys.not_negative("beta", self.beta, mend);
     }
 }
