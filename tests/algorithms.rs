@@ -147,7 +147,7 @@ fn gradient(loss: &Tensor, of: &Var) -> Vec<f64> {
 }
 
 #[test]
-fn kl_estimators() {
+fn kl_estimators_agree_with_pytorch() {
     let golden = Golden::load();
     let (policy, reference) = (golden.tokens("/logp_old"), golden.tokens("/logp_ref"));
     for (estimator, pointer) in [
@@ -227,7 +227,7 @@ fn value_loss_and_gradient() {
 }
 
 #[test]
-fn group_advantages() {
+fn group_advantages_agree_with_pytorch() {
     let golden = Golden::load();
     let groups = golden.matrix("/groups/score");
     let (scores, group_size) = (groups.concat(), groups[0].len());
@@ -279,7 +279,7 @@ fn interleaved(golden: &Golden, chosen: &str, rejected: &str) -> Vec<f64> {
 }
 
 #[test]
-fn direct_preference_objectives() {
+fn direct_preference_losses_agree_with_pytorch() {
     let golden = Golden::load();
     let policy = interleaved(&golden, "/dpo/policy_chosen", "/dpo/policy_rejected");
     let reference = interleaved(&golden, "/dpo/ref_chosen", "/dpo/ref_rejected");
@@ -403,7 +403,7 @@ fn odds_ratio_preference() {
 }
 
 #[test]
-fn adaptive_kl_coefficients() {
+fn adaptive_kl_coefficients_agree_with_pytorch() {
     let golden = Golden::load();
     let setting = |key: &str| golden.number(&format!("/adaptive_kl/{key}"));
     let adaptive =

@@ -263,6 +263,18 @@ mod tests {
             let message = tensors.values(name, size).unwrap_err().to_string();
             assert!(message.contains(name), "{message}");
         }
+        // As many bytes of another type are no values either.
+        let bytes = std::fs::read(&file).unwrap();
+        let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let header = std::str::from_utf8(&bytes[8..8 + length]).unwrap();
+        let other = header.replace("F32", "I32");
+        let whole = [&bytes[..8], other.as_bytes(), &bytes[8 + length..]].concat();
+        std::fs::write(&file, whole).unwrap();
+        let message = Tensors::open(&file)
+            .unwrap()
+            .values("model.norm.weight", 32);
+        let message = message.unwrap_err().to_string();
+        assert!(message.contains("model.norm.weight"), "{message}");
         std::fs::write(&file, "no tensors").unwrap();
         let refused = restore_params(&file, &model()).unwrap_err();
         assert!(

@@ -27,7 +27,7 @@ impl Entry {
 }
 
 #[test]
-fn remax_advantages() {
+fn remax_advantages_agree_with_pytorch() {
     let golden = Entry::named("remax");
     let (scores, greedy): (Matrix, Vec<f64>) = (golden.get("score"), golden.get("greedy"));
     let found = remax(&scores.concat(), &greedy, scores[0].len()).unwrap();
@@ -86,7 +86,7 @@ fn fixed_normalisation_is_by_the_reference_s_samples() {
 }
 
 #[test]
-fn ensembles() {
+fn ensembles_agree_with_pytorch() {
     let golden = Entry::named("ensemble");
     let models: Matrix = golden.get("scores");
     let deviations: f64 = golden.get("deviations");

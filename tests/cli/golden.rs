@@ -110,7 +110,7 @@ fn a_reward_model_scores_the_last_token() {
 }
 
 #[test]
-fn greedy_continuations() {
+fn greedy_continuations_are_transformers() {
     let (workspace, expected) = (Workspace::new(), Expected::read("llama"));
     workspace.write("prompts.jsonl", &jsonl("prompt_ids", &expected.rows));
     let flags = "generate --prompts prompts.jsonl --greedy --ignore-eos --max-new-tokens 20";

@@ -64,7 +64,7 @@ fn a_good_template_and_tokenizer_generate() {
 }
 
 #[test]
-fn templates() {
+fn templates_without_end_are_refused_by_name() {
     let says = ["model/chat_template.jinja", "the template takes more than"];
     // The limits on steps, in a loop and in text.
     let doubling = "{% set ns = namespace(s='aaaa') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}";
@@ -85,7 +85,7 @@ fn templates() {
 }
 
 #[test]
-fn tokenizers() {
+fn tokenizers_that_panic_or_explode_are_refused_by_name() {
     let changed = |key: &str, value: Value| {
         let mut tokenizer = tokenizer();
         tokenizer[key] = value;

@@ -241,7 +241,7 @@ fn adapters_of_the_top_layers_leave_a_trunk() -> Anyhow {
 }
 
 #[test]
-fn finite_differences() -> Anyhow {
+fn gradients_of_adapters_match_finite_differences() -> Anyhow {
     for (family, head) in [
         (Family::Qwen3, Head::LanguageModel),
         (Family::Gpt2, Head::LanguageModel),

@@ -14,7 +14,7 @@ use crate::support::{
 };
 
 #[test]
-fn golden_gradients() -> Anyhow {
+fn the_composed_path_has_the_golden_gradients() -> Anyhow {
     for name in LANGUAGE_MODELS {
         let (expected, model) = (
             Expected::read(name)?,
@@ -29,7 +29,7 @@ fn golden_gradients() -> Anyhow {
 }
 
 #[test]
-fn greedy_continuations() -> Anyhow {
+fn the_composed_path_has_the_golden_continuations() -> Anyhow {
     let mut names = LANGUAGE_MODELS.into_iter();
     names.try_for_each(|name| check_greedy(name, &COMPOSED))
 }

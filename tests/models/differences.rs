@@ -138,7 +138,7 @@ fn operation(
 }
 
 #[test]
-fn of_linear_layers_and_embeddings() -> Anyhow {
+fn linear_layers_and_embeddings_match_finite_differences() -> Anyhow {
     with_each_kernel(|backend| {
         let params = store(&[("a", &[20, 12]), ("b", &[9, 12]), ("c", &[9])], backend)?;
         let part = |weight, bias: Option<&str>| {
@@ -164,7 +164,7 @@ fn of_linear_layers_and_embeddings() -> Anyhow {
 }
 
 #[test]
-fn of_norms() -> Anyhow {
+fn norms_match_finite_differences() -> Anyhow {
     let params = store(&[("w", &[24])], &Backend::CPU)?;
     let rms = Norm::Rms {
         weight: params.get("w")?,
@@ -186,7 +186,7 @@ fn of_norms() -> Anyhow {
 }
 
 #[test]
-fn of_rotations_and_activations() -> Anyhow {
+fn rotations_and_activations_match_finite_differences() -> Anyhow {
     let none = store(&[], &Backend::CPU)?;
     let angles = Rotation::new(vec![1.0, 0.3, 0.01]).angles(&(0..30).collect::<Vec<_>>());
     operation("rope", &none, &tensor(&[30, 20], 4), |x| {
@@ -199,7 +199,7 @@ fn of_rotations_and_activations() -> Anyhow {
 }
 
 #[test]
-fn of_attention() -> Anyhow {
+fn attention_matches_finite_differences() -> Anyhow {
     let none = store(&[], &Backend::CPU)?;
     for shape in [
         (4, 2, 8, None),
@@ -218,7 +218,7 @@ fn of_attention() -> Anyhow {
 }
 
 #[test]
-fn of_the_head_whole_and_cut() -> Anyhow {
+fn the_head_matches_finite_differences_whole_and_cut() -> Anyhow {
     with_each_kernel(|backend| {
         let params = store(&[("head", &[50, 12])], backend)?;
         let head = params.get("head")?;
@@ -331,7 +331,7 @@ pub fn check_trained(what: &str, model: &Decoder, recompute: Recompute) -> Anyho
 }
 
 #[test]
-fn of_every_family() -> Anyhow {
+fn every_family_matches_finite_differences() -> Anyhow {
     with_each_kernel(|backend| {
         for family in Family::ALL {
             check_model(
@@ -348,7 +348,7 @@ fn of_every_family() -> Anyhow {
 }
 
 #[test]
-fn of_a_sliding_window() -> Anyhow {
+fn a_sliding_window_matches_finite_differences() -> Anyhow {
     let mut config = two_layers(Family::Mistral)?;
     config.sliding_window = Some(SlidingWindow {
         size: 3,
@@ -360,7 +360,7 @@ fn of_a_sliding_window() -> Anyhow {
 /// Exact GELU has no chained operation: its layers run one operation after the other, and are
 /// recomputed as a whole.
 #[test]
-fn of_exact_gelu_kept_and_recomputed() -> Anyhow {
+fn exact_gelu_matches_finite_differences_kept_and_recomputed() -> Anyhow {
     let mut config = two_layers(Family::Gpt2)?;
     config.activation = Activation::Gelu;
     check_model("exact GELU", config.clone(), Recompute::None, &Backend::CPU)?;
@@ -373,7 +373,7 @@ fn of_exact_gelu_kept_and_recomputed() -> Anyhow {
 }
 
 #[test]
-fn of_recomputed_blocks() -> Anyhow {
+fn recomputed_blocks_match_finite_differences() -> Anyhow {
     with_each_kernel(|backend| {
         check_model(
             "recomputed",

@@ -210,7 +210,7 @@ pub fn check_greedy(name: &str, backend: &Backend) -> Anyhow {
 }
 
 #[test]
-fn greedy_continuations() -> Anyhow {
+fn greedy_continuations_are_transformers() -> Anyhow {
     with_each_kernel(|backend| {
         let mut names = LANGUAGE_MODELS.into_iter();
         names.try_for_each(|name| check_greedy(name, backend))

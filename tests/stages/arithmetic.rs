@@ -97,7 +97,7 @@ fn assert_scored(folder: &Path, run: &str) {
 }
 
 #[test]
-fn both_configurations_run() {
+fn both_configurations_of_the_example_run() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let folder = folder.path();
     run(

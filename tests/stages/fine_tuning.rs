@@ -7,6 +7,7 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use serde_json::json;
 
+use crate::on_policy::number;
 use crate::support::{Workspace, example, pair, records};
 
 const SFT_DATA: &str = "data = \"sft.jsonl\"";
@@ -116,6 +117,53 @@ fn early_stopping_keeps_the_best() {
     ));
     assert!(workspace.weights("trial", "sft") == workspace.weights("short", "sft"));
     assert_best_weights_are_named(&workspace);
+}
+
+/// Patience counts the evaluations since the newest best: held against the logged losses of noisy
+/// runs, in some of which a new best follows a worse evaluation.
+#[test]
+fn patience_begins_anew_at_each_new_best() {
+    let workspace = Workspace::trained();
+    let mut renewals = 0;
+    for seed in 1..=4 {
+        workspace.succeed(&format!(
+            "sft config.toml --set run.name=seed-{seed} --set run.seed={seed} \
+             --set sft.batch_size=1 --set sft.learning_rate=3e-3 --set sft.max_steps=80 \
+             --set sft.lr_scheduler_type=constant --set sft.eval_steps=1 \
+             --set sft.early_stopping_patience=3"
+        ));
+        let metrics = workspace.metrics(&format!("seed-{seed}"), "sft");
+        let evaluated = metrics.iter().filter(|line| line["step"] != 0);
+        let losses: Vec<f64> = evaluated.map(|line| number(line, "eval/loss")).collect();
+        let (mut best, mut since) = (f64::INFINITY, 0);
+        for (i, &loss) in losses.iter().enumerate() {
+            let is_best = loss < best;
+            renewals += usize::from(is_best && since > 0);
+            (best, since) = if is_best {
+                (loss, 0)
+            } else {
+                (best, since + 1)
+            };
+            let ends = i + 1 == losses.len() && losses.len() < 80;
+            assert_eq!(since == 3, ends, "seed {seed}, step {}: {losses:?}", i + 1);
+        }
+    }
+    assert!(renewals > 0, "no best followed a worse evaluation");
+}
+
+/// The last step is evaluated though no evaluation is due; where its loss is the lowest, its weights
+/// are the result.
+#[test]
+fn a_closing_evaluation_that_is_the_lowest_is_kept() {
+    let workspace = Workspace::trained();
+    let flags = "--set sft.max_steps=10 --set sft.eval_steps=4 --set sft.learning_rate=1e-3";
+    let patience = "--set sft.early_stopping_patience=3 --set run.name=patient";
+    workspace.succeed(&format!("sft config.toml {flags}"));
+    workspace.succeed(&format!("sft config.toml {flags} {patience}"));
+    let metrics = workspace.metrics("patient", "sft");
+    let loss = |step: usize| number(&metrics[step], "eval/loss");
+    assert!(loss(10) < loss(8) && loss(8) < loss(4), "it did not fall");
+    assert!(workspace.weights("patient", "sft") == workspace.weights("trial", "sft"));
 }
 
 /// Best weights are kept for the checkpoints that name them, and for no others.

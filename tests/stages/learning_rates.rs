@@ -2,6 +2,7 @@
 //! changes nothing says so.
 
 use crate::on_policy::number;
+use crate::refusal::refused;
 use crate::support::{Workspace, read};
 
 const SUPERVISED: [&str; 4] = ["pretrain", "sft", "dpo", "reward"];
@@ -130,6 +131,34 @@ fn a_stage_whose_steps_are_all_skipped_says_so() {
     let ended = workspace.succeed(&format!("sft config.toml {flags}"));
     let says = "every step was skipped: the model stays as the stage found it";
     assert!(ended.stderr.contains(says), "{}", ended.stderr);
+}
+
+/// Skipped steps, in all and in a row, are counted over the processes of a run.
+#[test]
+fn skipped_steps_are_counted_up_to_the_limit_by_continued_runs_too() {
+    let workspace = Workspace::trained();
+    workspace.succeed(
+        "sft config.toml --set run.name=broken --set sft.max_steps=1 --set sft.learning_rate=1e30",
+    );
+    let command = |name: &str, most: usize, steps: usize| {
+        format!(
+            "sft config.toml --set run.name={name} --set sft.from=runs/broken/sft/final \
+             --set sft.lr_scheduler_type=constant --set run.max_bad_steps={most} \
+             --set sft.max_steps={steps}"
+        )
+    };
+    workspace.succeed(&command("ends", 3, 2));
+    let said = ["3 steps in a row up to step 3", "sft.learning_rate"];
+    refused(&workspace, &command("ends", 3, 3), &said);
+    workspace.succeed(&command("goes-on", 9, 2));
+    workspace.succeed(&command("goes-on", 9, 3));
+    let mut lines = workspace.metrics("goes-on", "sft");
+    lines.retain(|line| line["step"] != 0);
+    let skipped: Vec<f64> = lines
+        .iter()
+        .map(|line| number(line, "train/skipped_steps"))
+        .collect();
+    assert_eq!(skipped, [1.0, 2.0, 3.0]);
 }
 
 #[test]

@@ -27,6 +27,12 @@ fn a_target_ends_the_epochs_before_the_step_that_would_follow() {
     let tight = run(&workspace, "tight", "--set ppo.target_kl=1e-9");
     assert_eq!(column(&tight, "policy/updates"), [1.0; 6]);
     assert_eq!(column(&tight, "policy/stopped_early"), [1.0; 6]);
+    // The means are over these two minibatches, for no other one was computed.
+    let kept = "--set ppo.target_kl=1e-9 --set ppo.rollback_kl_factor=1e9";
+    for line in run(&workspace, "kept", kept) {
+        let last = number(&line, "policy/last_approx_kl");
+        assert_eq!(number(&line, "policy/approx_kl"), last / 2.0, "{line:?}");
+    }
     let wide = run(
         &workspace,
         "wide",
@@ -35,6 +41,16 @@ fn a_target_ends_the_epochs_before_the_step_that_would_follow() {
     assert_eq!(column(&wide, "policy/stopped_early"), [0.0; 6]);
     assert_eq!(column(&wide, "policy/rolled_back"), [0.0; 6]);
     assert!(workspace.weights("wide", "ppo") == workspace.weights("plain", "ppo"));
+}
+
+/// The KL that decides is that of the distributions that were sampled: 0 for a policy that stays.
+#[test]
+fn a_policy_that_stays_has_moved_by_nothing_at_any_temperature() {
+    let flags = "--set ppo.temperature=0.7 --set ppo.top_k=24 --set ppo.learning_rate=0.0 \
+                 --set ppo.target_kl=1e-9 --set ppo.rollback_kl_factor=1.0 --set ppo.max_steps=2";
+    let lines = run(&workspace(), "still", flags);
+    assert_eq!(column(&lines, "policy/last_approx_kl"), [0.0; 2]);
+    assert_eq!(column(&lines, "policy/rolled_back"), [0.0; 2]);
 }
 
 #[test]
@@ -95,6 +111,28 @@ fn steps_that_break_the_weights_are_taken_back_or_end_the_run() {
     let limits = "--set ppo.target_kl=0.1 --set ppo.rollback_kl_factor=2.0";
     let lines = run(&workspace, "back", &format!("{PTX} {broken} {limits}"));
     assert_eq!(column(&lines, "policy/rolled_back"), [1.0, 2.0, 3.0]);
+    // An iteration's first step is finite, so that bad ones in a row are those of one iteration.
+    let skipped = column(&lines, "train/skipped_steps");
+    let bad = skipped[0];
+    assert!(bad > 0.0);
+    assert_eq!(skipped, [bad, 2.0 * bad, 3.0 * bad]);
+    let borne = format!("--set run.max_bad_steps={}", bad + 1.0);
+    let again = run(
+        &workspace,
+        "again",
+        &format!("{PTX} {broken} {limits} {borne}"),
+    );
+    assert_eq!(column(&again, "train/skipped_steps"), skipped);
+    let constant = "--set ppo.lr_scheduler_type=constant";
+    let flags = format!("{PTX} {broken} {limits} {constant}");
+    run(
+        &workspace,
+        "parts",
+        &format!("{flags} --set ppo.max_steps=2"),
+    );
+    let parts = run(&workspace, "parts", &flags);
+    assert_eq!(column(&parts, "train/skipped_steps"), skipped);
+    assert_eq!(column(&parts, "policy/rolled_back"), [1.0, 2.0, 3.0]);
     let start = read(&workspace.path("models/sft/model.safetensors"));
     assert!(
         workspace.weights("back", "ppo") == start,

@@ -50,6 +50,7 @@ fn every_term_at_once_starts_every_iteration_on_policy() {
             assert!(number(line, "value/grad_norm") > 0.0, "{line:?}");
             for absent in [
                 "policy/approx_kl",
+                "policy/last_approx_kl",
                 "policy/grad_norm",
                 "loss/policy",
                 "loss/ptx",

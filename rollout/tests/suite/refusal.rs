@@ -128,6 +128,20 @@ fn settings_outside_their_range_are_refused() {
         ),
         (
             sampling(Sampling {
+                temperature: 1e5,
+                ..Sampling::default()
+            }),
+            "temperature is 100000; it must be from 0.0001 to 10000",
+        ),
+        (
+            sampling(Sampling {
+                top_p: 1.5,
+                ..Sampling::default()
+            }),
+            "top_p is 1.5",
+        ),
+        (
+            sampling(Sampling {
                 min_p: 1.5,
                 ..Sampling::default()
             }),

@@ -218,3 +218,60 @@ fn file_names_stay_inside_the_folder() {
         assert!(writer.add_json(name, &1).is_err(), "{name}");
     }
 }
+
+/// Changes the manifest of step 20, beside a whole checkpoint of step 10.
+fn with_manifest(change: impl FnOnce(&mut serde_json::Value)) -> (tempfile::TempDir, Checkpoints) {
+    let (root, checkpoints) = saved(&[10, 20]);
+    let file = file(&checkpoints, 20, MANIFEST);
+    let mut manifest = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    change(&mut manifest);
+    fs::write(&file, manifest.to_string()).unwrap();
+    (root, checkpoints)
+}
+
+#[test]
+fn a_manifest_of_another_format_or_without_state_is_passed_over() {
+    let (_root, checkpoints) = with_manifest(|manifest| manifest["format"] = 2.into());
+    assert_falls_back(&checkpoints, "format 2");
+    let (_root, checkpoints) = with_manifest(|manifest| {
+        manifest["files"].as_object_mut().unwrap().remove(STATE);
+    });
+    assert_falls_back(&checkpoints, "does not describe step 20");
+}
+
+#[test]
+fn a_manifest_that_names_files_elsewhere_is_passed_over() {
+    let (_root, checkpoints) = with_manifest(|manifest| {
+        let files = manifest["files"].as_object_mut().unwrap();
+        let state = files[STATE].clone();
+        files.insert("../step-00000010/state.json".to_owned(), state);
+    });
+    assert_falls_back(&checkpoints, "is not a file of the checkpoint");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_in_place_of_a_file_is_passed_over() {
+    let (root, checkpoints) = saved(&[10, 20]);
+    let (weights, elsewhere) = (file(&checkpoints, 20, "weights.bin"), root.path().join("w"));
+    fs::rename(&weights, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &weights).unwrap();
+    assert_falls_back(&checkpoints, "weights.bin");
+}
+
+#[test]
+fn a_file_name_is_used_once() {
+    let (_root, checkpoints) = saved(&[]);
+    let mut writer = checkpoints.writer(1).unwrap();
+    writer.add_json("a.json", &1).unwrap();
+    assert!(writer.add_json("a.json", &2).is_err());
+}
+
+#[test]
+fn a_folder_of_another_spelling_is_no_checkpoint() {
+    let (_root, checkpoints) = saved(&[10]);
+    let folder = checkpoints.folder.join(folder_name(10));
+    fs::rename(folder, checkpoints.folder.join("step-10")).unwrap();
+    assert_eq!(checkpoints.resume().unwrap().checkpoint, None);
+    assert!(!are_in(&checkpoints.folder));
+}

@@ -131,3 +131,35 @@ fn a_restored_optimizer_steps_as_if_it_had_never_stopped() {
 
     assert!(restored.restore(3, vec![0.0; 2], vec![0.0; 2]).is_err());
 }
+
+/// One element of gradient g: after bias correction the first step is rate · g / (g + ε), half a rate
+/// for g = ε.
+#[test]
+fn epsilon_halves_a_first_step_along_a_gradient_of_its_size() {
+    let params = store(vec![0.0; 24], vec![0.0; 6]);
+    let config = AdamWConfig {
+        epsilon: 1e-3,
+        max_grad_norm: 0.0,
+        ..CONFIG
+    };
+    let mut optimizer = AdamW::new(&params, config).unwrap();
+    set_gradient(&params, "b", &[1e-3; 6]);
+    optimizer.step(&params, |_| 0.1).unwrap();
+    assert_close(&values(&params, "b"), &[-0.05; 6], "b");
+}
+
+/// PyTorch's `clip_grad_norm_` multiplies by limit / (norm + 1e-6): by a half where all are 1e-6.
+#[test]
+fn the_clip_adds_a_millionth_to_the_norm() {
+    let params = store(vec![0.0; 24], vec![0.0; 6]);
+    let config = AdamWConfig {
+        max_grad_norm: 1e-6,
+        ..CONFIG
+    };
+    let mut optimizer = AdamW::new(&params, config).unwrap();
+    set_gradient(&params, "b", &[1e-6, 0.0, 0.0, 0.0, 0.0, 0.0]);
+    optimizer.step(&params, |_| 0.1).unwrap();
+    let [first, _] = optimizer.moments().unwrap();
+    // (1 − β₁) · 1e-6 / 2, of the first element of `b`, which lies before `w`.
+    assert!((first[0] / 5e-8 - 1.0).abs() < 1e-3, "{}", first[0]);
+}

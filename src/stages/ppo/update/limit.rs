@@ -106,3 +106,27 @@ impl ActorCriticUpdate<'_> {
         Ok(RatioStats::between(&new, &experience.policy()?.log_probs)?.approx_kl())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One log-ratio of 1: an approximate KL of ½.
+    #[test]
+    fn epochs_end_above_the_limit_and_not_at_it() {
+        let ratio = RatioStats::between(&[-1.0], &[-2.0]).unwrap();
+        let stops_at = |target_kl| {
+            let mut config = Ppo::default();
+            config.update.target_kl = target_kl;
+            stops(&config, &ratio)
+        };
+        let limits = [None, Some(0.51), Some(0.5), Some(0.49)];
+        assert_eq!(limits.map(stops_at), [false, false, false, true]);
+    }
+
+    #[test]
+    fn an_update_is_taken_back_above_the_limit_or_without_a_number() {
+        let found = [0.49, 0.5, 0.51, f64::NAN].map(|kl| exceeds_or_nan(kl, 0.5));
+        assert_eq!(found, [false, false, true, true]);
+    }
+}

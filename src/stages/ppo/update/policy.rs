@@ -117,3 +117,32 @@ fn clip(config: &Ppo) -> PolicyLossConfig {
         dual_clip: config.update.dual_clip,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn the_terms_of_microbatches_add_up() {
+        let microbatch = |policy, kl, entropy| ActorLoss {
+            loss: Tensor::new(0.0, &Device::Cpu).unwrap(),
+            policy,
+            kl,
+            entropy,
+            stats: PolicyStats {
+                clipped: 2,
+                ..PolicyStats::default()
+            },
+        };
+        let mut sums = PolicySums::default();
+        sums.add(&microbatch(1.0, Some(0.25), None));
+        sums.add(&microbatch(0.5, Some(0.5), None));
+        assert_eq!((sums.loss, sums.kl, sums.entropy), (1.5, Some(0.75), None));
+        sums.add(&microbatch(0.0, None, Some(2.0)));
+        sums.add(&microbatch(0.0, None, Some(1.0)));
+        assert_eq!((sums.kl, sums.entropy), (Some(0.75), Some(3.0)));
+        assert_eq!(sums.stats.clipped, 8);
+    }
+}

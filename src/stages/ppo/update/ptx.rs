@@ -124,3 +124,24 @@ impl ActorCriticUpdate<'_> {
         Ok(Some(sum))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_of_text_may_be_as_long_as_the_context() {
+        let ptx = |ptx_coef, ptx_length| Ptx {
+            ptx_coef,
+            ptx_length,
+            ..Ptx::default()
+        };
+        assert!(check_length(&ptx(1.0, 64), 64).is_ok());
+        let refused = check_length(&ptx(1.0, 65), 64).unwrap_err().to_string();
+        assert!(
+            refused.contains("65") && refused.contains("64"),
+            "{refused}"
+        );
+        assert!(check_length(&ptx(0.0, 65), 64).is_ok());
+    }
+}
