@@ -229,8 +229,10 @@ fn prepare(case: &Case, folder: &Path) -> Result<String> {
     let at = folder.display();
     Ok(format!(
         "[run]\nname = \"bench\"\ndir = \"{at}/runs\"\n\
-         [ppo]\nfrom = \"{at}/policy\"\nreward_model = \"{at}/reward\"\nprompts = \"{at}/prompts.jsonl\"\n\
-         batch_size = {}\nnum_ppo_epochs = {}\nnum_mini_batches = {}\nmax_new_tokens = {new}\nmin_new_tokens = {new}\n\
+         [ppo]\nfrom = \"{at}/policy\"\nreward_model = \"{at}/reward\"\n\
+         prompts = \"{at}/prompts.jsonl\"\n\
+         batch_size = {}\nnum_ppo_epochs = {}\nnum_mini_batches = {}\nmax_new_tokens = {new}\n\
+         min_new_tokens = {new}\n\
          max_steps = {}\nlearning_rate = 1e-5\nsave_steps = 1000\neval_steps = 0\n{keys}",
         case.batch,
         case.epochs,

@@ -255,7 +255,8 @@ fn terminal_violations(path: &str, source: &str) -> Vec<String> {
         let word = words.into_iter().find(|word| line.contains(word));
         let word = word.or(imports.then_some("std::io"))?;
         Some(format!(
-            "src/{path}:{}: `{word}` writes to the terminal: `crate::terminal` does, and survives one that is closed or full",
+            "src/{path}:{}: `{word}` writes to the terminal: `crate::terminal` does, and survives \
+             one that is closed or full",
             at + 1
         ))
     };

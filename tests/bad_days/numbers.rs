@@ -4,7 +4,8 @@
 use crate::limits::ends_soon;
 use crate::support::Workspace;
 
-const ONE_STEP: &str = "--set sft.max_steps=1 --set ppo.max_steps=1 --set pretrain.max_steps=1 --set reward.max_steps=1 \
+const ONE_STEP: &str = "--set sft.max_steps=1 --set ppo.max_steps=1 --set pretrain.max_steps=1 \
+                        --set reward.max_steps=1 \
                         --set dpo.max_steps=1";
 
 /// Keys and values. A stage either takes one step with the value or refuses it by name.
@@ -93,7 +94,8 @@ fn epochs_threads_and_sizes_of_a_model_are_bounded() {
             ["model.hidden_size", "at most 262144"],
         ),
         (
-            "pretrain config.toml --set model.hidden_size=262144 --set model.intermediate_size=1048576",
+            "pretrain config.toml --set model.hidden_size=262144 \
+             --set model.intermediate_size=1048576",
             ["parameters", "GiB"],
         ),
         (

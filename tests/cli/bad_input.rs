@@ -84,7 +84,8 @@ fn unknown_keys_and_wrong_types_of_a_configuration() {
 /// The command fails before it creates a run folder.
 #[test]
 fn a_stage_before_those_that_it_starts_from() {
-    let stages = "[sft]\ndata = \"data.jsonl\"\n[reward]\ndata = \"data.jsonl\"\n[ppo]\nprompts = \"data.jsonl\"\n";
+    let stages = "[sft]\ndata = \"data.jsonl\"\n[reward]\ndata = \"data.jsonl\"\n[ppo]\n\
+                  prompts = \"data.jsonl\"\n";
     let config = format!("[run]\nname = \"trial\"\n[model]\nfrom = \"model\"\n{stages}");
     let prepare = |w: &Workspace| {
         w.write("config.toml", &config);

@@ -171,7 +171,8 @@ fn completions_end_at_the_ends_of_both_files_and_of_the_tokenizer() {
     let workspace = Workspace::new();
     chat_folder(&workspace);
     workspace.write("prompts.jsonl", "{\"prompt_ids\": [9, 10]}\n");
-    let flags = "generate --model model --prompts prompts.jsonl --n 200 --max-new-tokens 60 --temperature 3";
+    let flags = "generate --model model --prompts prompts.jsonl --n 200 --max-new-tokens 60 \
+                 --temperature 3";
     let lines = workspace.lines(flags);
     let ends = [2_u32, 5, 6, 7];
     for line in &lines {

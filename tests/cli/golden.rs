@@ -193,7 +193,8 @@ fn samples_agree_with_score(arithmetic: &str) {
     let prompts = "{\"prompt_ids\": [5, 6, 7], \"max_new_tokens\": 9}\n\n{\"prompt_ids\": [8]}\n";
     workspace.write("prompts.jsonl", prompts);
     let flags = format!(
-        "generate --prompts prompts.jsonl --n 3 --max-new-tokens 4 --ignore-eos --seed 7 {arithmetic}"
+        "generate --prompts prompts.jsonl --n 3 --max-new-tokens 4 --ignore-eos \
+         --seed 7 {arithmetic}"
     );
     let sampled = workspace.lines(&with_model("llama", &format!("{flags} --batch 1")));
     assert_eq!(

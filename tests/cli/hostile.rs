@@ -67,7 +67,8 @@ fn a_good_template_and_tokenizer_generate() {
 fn templates_without_end_are_refused_by_name() {
     let says = ["model/chat_template.jinja", "the template takes more than"];
     // The limits on steps, in a loop and in text.
-    let doubling = "{% set ns = namespace(s='aaaa') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}";
+    let doubling = "{% set ns = namespace(s='aaaa') %}{% for i in range(60) %}{% set ns.s = ns.s ~ \
+                    ns.s %}{% endfor %}";
     refused(&generate(&tokenizer(), doubling), &says);
     // A single expression that compares forever and one that prints forever: neither uses up any
     // steps.

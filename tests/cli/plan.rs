@@ -43,7 +43,8 @@ fn every_stage_has_its_table_before_anything_is_made() {
     let workspace = Workspace::new();
     workspace.write("config.toml", CONFIG);
     let ended = workspace.run(
-        "plan config.toml --set sft.lora.r=4 --set sft.lora.layers_to_transform=top:1 --set ppo.target_kl=0.1 \
+        "plan config.toml --set sft.lora.r=4 --set sft.lora.layers_to_transform=top:1 \
+         --set ppo.target_kl=0.1 \
          --set ppo.rollback_kl_factor=2.0",
     );
     let tables = priced(&ended, "text.jsonl");
@@ -80,7 +81,8 @@ fn every_stage_has_its_table_before_anything_is_made() {
             "total",
             "most at once",
             "most at once: what rollout takes is gone when the update begins",
-            "the prompts cannot be counted before their file and the tokenizer are there; taken are 52 tokens, all that the context leaves",
+            "the prompts cannot be counted before their file and the tokenizer are there; taken \
+             are 52 tokens, all that the context leaves",
         ]
     );
     // Parameters: embedding 320 · 32; per layer two norms of 32, q and o of 32 · 32, k and v of 16
@@ -147,7 +149,8 @@ fn a_folder_is_asked_for_its_sizes_alone() {
     workspace.write("model/config.json", &sizes.to_string());
     workspace.write(
         "config.toml",
-        "[run]\nname = \"trial\"\n[model]\nfrom = \"model\"\n[dpo]\ndata = \"pairs.jsonl\"\nmicro_batch_tokens = 2048\n",
+        "[run]\nname = \"trial\"\n[model]\nfrom = \"model\"\n[dpo]\ndata = \"pairs.jsonl\"\n\
+         micro_batch_tokens = 2048\n",
     );
     let ended = workspace.run("plan config.toml");
     let tables = priced(&ended, "pairs.jsonl");
@@ -182,8 +185,10 @@ fn what_cannot_be_planned_is_said() {
 fn what_preference_tuning_trains_is_counted() {
     let workspace = Workspace::new();
     let text = format!(
-        "[run]\nname = \"trial\"\n[model]\nfrom = {:?}\n[dpo]\ndata = \"pairs.jsonl\"\n[ppo]\nprompts = \"prompts.jsonl\"\n\
-         from = \"runs/trial/dpo/final\"\ncritic_from = \"policy\"\nmax_new_tokens = 4\n[[ppo.rewards]]\ntype = \"json\"\n",
+        "[run]\nname = \"trial\"\n[model]\nfrom = {:?}\n[dpo]\ndata = \"pairs.jsonl\"\n[ppo]\n\
+         prompts = \"prompts.jsonl\"\n\
+         from = \"runs/trial/dpo/final\"\ncritic_from = \"policy\"\nmax_new_tokens = 4\n\
+         [[ppo.rewards]]\ntype = \"json\"\n",
         fixture("llama")
     );
     workspace.write("config.toml", &text);
@@ -218,7 +223,8 @@ fn a_model_to_be_made_is_planned_as_what_is_then_made() {
         }
         // A few steps, and the adapters that the reward model will have.
         let set = format!(
-            "{lora} --set ppo.share=adapter --set reward.lora.r=4 --set pretrain.max_steps=1 --set sft.max_steps=1 --set reward.max_steps=1"
+            "{lora} --set ppo.share=adapter --set reward.lora.r=4 --set pretrain.max_steps=1 \
+             --set sft.max_steps=1 --set reward.max_steps=1"
         );
         let roles = || {
             let ended = workspace.run(&format!("plan config.toml {set}"));
@@ -249,7 +255,8 @@ fn a_plan_beyond_this_machine_fails() {
         workspace.write(name, &contents);
     }
     let ended = workspace.run(
-        "plan config.toml --set model.hidden_size=16384 --set model.intermediate_size=65536 --set model.num_hidden_layers=1000",
+        "plan config.toml --set model.hidden_size=16384 --set model.intermediate_size=65536 \
+         --set model.num_hidden_layers=1000",
     );
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     assert!(!tables(&ended.stdout).is_empty());

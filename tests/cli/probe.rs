@@ -47,7 +47,8 @@ fn what_is_there_is_tried_and_what_is_not_is_named() {
     assert_eq!(total, format!("{planned:.1}"));
     assert!(measured > planned, "{measured} MiB, planned {planned}");
     assert!(*seconds > 0.0 && *seconds < 10.0, "{seconds}");
-    let sft = "not probed: sft.from is runs/trial/pretrain/final, the model that stage pretrain is yet to make; run `collimate \
+    let sft = "not probed: sft.from is runs/trial/pretrain/final, the model that stage pretrain is \
+               yet to make; run `collimate \
                pretrain` first";
     assert!(ended.stdout.contains(sft), "{}", ended.stdout);
     for stage in ["dpo", "reward", "ppo"] {
@@ -61,7 +62,8 @@ fn what_is_there_is_tried_and_what_is_not_is_named() {
 #[test]
 fn every_stage_is_tried_once_its_models_are_there() {
     let workspace = workspace();
-    let epochs = "--set pretrain.max_steps=0 --set sft.max_steps=0 --set reward.max_steps=0 --set reward.max_epochs=2.0 --set \
+    let epochs = "--set pretrain.max_steps=0 --set sft.max_steps=0 --set reward.max_steps=0 \
+                  --set reward.max_epochs=2.0 --set \
                   ppo.max_steps=0 --set ppo.max_epochs=3.0";
     for stage in ["pretrain", "sft", "reward"] {
         let ended = workspace.run(&format!("{stage} config.toml {epochs}"));

@@ -169,7 +169,8 @@ fn columns_are_read_under_other_names_and_those_not_read_are_named() {
         "prompts.jsonl",
         "{\"tokens\": [5, 6], \"max_new_tokens\": 1, \"answer\": \"a\"}",
     );
-    let generate = "generate --model model --prompts prompts.jsonl --columns prompt_ids=tokens --out out.jsonl";
+    let generate = "generate --model model --prompts prompts.jsonl --columns prompt_ids=tokens \
+                    --out out.jsonl";
     let ended = workspace.run(generate);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     let says = "generate: prompts.jsonl: columns not used: `answer`\n";

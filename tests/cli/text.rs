@@ -13,8 +13,10 @@ use serde_json::json;
 
 use crate::support::{Workspace, ids};
 
-const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n\
-                        {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n\
+                        {{ m.content }}<|im_end|>\n\
+                        {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n\
+                        {% endif %}";
 
 const CHAT: &str = r#"{"messages": [{"role": "user", "content": "low tide"}]}"#;
 const ANSWERED: &str = r#"{"messages": [{"role": "user", "content": "low tide"},
@@ -210,9 +212,12 @@ fn a_reward_model_scores_at_the_token_that_closes_the_answer() {
 
 /// A template in the style of published ones: tools first, and a generation prompt that can leave
 /// out the reasoning.
-const TOOL_TEMPLATE: &str = "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}{% for m in messages %}\
-                             <|im_start|>{{ m.role }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}\
-                             <|im_start|>assistant\n{% if enable_thinking is false %}<think></think>{% endif %}{% endif %}";
+const TOOL_TEMPLATE: &str = "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n\
+                             {% endif %}{% for m in messages %}\
+                             <|im_start|>{{ m.role }}\n{{ m['content'] | trim }}<|im_end|>\n\
+                             {% endfor %}{% if add_generation_prompt %}\
+                             <|im_start|>assistant\n{% if enable_thinking is false \
+                             %}<think></think>{% endif %}{% endif %}";
 
 #[test]
 fn tools_and_variables_of_a_record_are_rendered_to_generate_and_score() {

@@ -65,7 +65,8 @@ done
 "#;
 
 /// A chat template that renders every turn unchanged.
-const TEMPLATE: &str = "{% for m in messages %}{{ m.role[:1] }}:{{ m.content }}{{ eos_token }}{% endfor %}\
+const TEMPLATE: &str = "{% for m in messages %}{{ m.role[:1] }}:{{ m.content }}{{ eos_token }}{% \
+                        endfor %}\
                         {% if add_generation_prompt %}a:{% endif %}";
 
 /// A workspace in which rows are tried.

@@ -91,7 +91,8 @@ fn held_out(stage: &str, file: &str) -> Vec<Row> {
 fn early_stopping(stage: &str) -> Vec<Row> {
     let row = |key: &str, value: &str| row(&format!("{stage}.{key}"), value);
     let fast = format!(
-        "{stage}.learning_rate=2e-2 {stage}.batch_size=1 {stage}.max_steps=8 {stage}.lr_scheduler_type=constant"
+        "{stage}.learning_rate=2e-2 {stage}.batch_size=1 {stage}.max_steps=8 \
+         {stage}.lr_scheduler_type=constant"
     );
     let patient = format!("{fast} {stage}.early_stopping_patience=1 {stage}.eval_steps=1");
     vec![

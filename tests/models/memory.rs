@@ -246,7 +246,8 @@ fn planned(stage: &str, name: &str, keys: &str) -> Anyhow<Vec<Role>> {
 #[test]
 fn a_stage_holds_what_is_planned_for_it() -> Anyhow {
     let lora = lora(Layers::Top(1));
-    let table = "lora = { r = 3, lora_alpha = 4.0, target_modules = \"all-linear\", layers_to_transform = \"top:1\" }";
+    let table = "lora = { r = 3, lora_alpha = 4.0, target_modules = \"all-linear\", \
+                 layers_to_transform = \"top:1\" }";
     let stages = [
         ("sft", Head::LanguageModel),
         ("dpo", Head::LanguageModel),

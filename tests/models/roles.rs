@@ -22,7 +22,8 @@ use crate::memory::{bytes, check, load, lora, names, own};
 use crate::support::{Anyhow, LANGUAGE_MODELS, folder};
 
 /// `[ppo]`'s keys for the adapters of [`lora`], on the top layer.
-const ADAPTERS: &str = "share = \"adapter\"\nlora = { r = 3, lora_alpha = 4.0, target_modules = \"all-linear\", layers_to_transform = \"top:1\" }";
+const ADAPTERS: &str = "share = \"adapter\"\nlora = { r = 3, lora_alpha = 4.0, \
+                        target_modules = \"all-linear\", layers_to_transform = \"top:1\" }";
 
 /// The folders that PPO starts from, and the sharing that it is configured with.
 struct Case {
@@ -46,7 +47,8 @@ impl Case {
             Reference::Unread => "kl_coef = 0.0".to_owned(),
         };
         let text = format!(
-            "[run]\nname = \"trial\"\n[ppo]\nfrom = {:?}\nprompts = \"prompts.jsonl\"\n{read}\nreward_model = {:?}\n\
+            "[run]\nname = \"trial\"\n[ppo]\nfrom = {:?}\nprompts = \"prompts.jsonl\"\n{read}\n\
+             reward_model = {:?}\n\
              critic_from = \"{critic_from}\"\nmax_new_tokens = 4\n{}\n",
             self.policy,
             self.reward.path(),

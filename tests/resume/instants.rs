@@ -178,7 +178,8 @@ fn assert_continues(stage: &str, flags: &str, instants: &[Instant]) {
         workspace.write("config.toml", &(config + judge));
     }
     let often = format!(
-        "--set {stage}.max_steps={STEPS} --set {stage}.save_steps=1 --set {stage}.keep_last=1 --set run.threads=1 {flags}"
+        "--set {stage}.max_steps={STEPS} --set {stage}.save_steps=1 --set {stage}.keep_last=1 \
+         --set run.threads=1 {flags}"
     );
     let run = |name| StageRun {
         workspace: &workspace,
@@ -232,7 +233,8 @@ fn early_stopping_survives_a_kill_while_the_best_weights_are_written() {
     let instants = [Instant::SaveOfBest, Instant::Prune, Instant::Done];
     for stage in ["sft", "dpo"] {
         let flags = format!(
-            "--set {stage}.early_stopping_patience=12 --set {stage}.eval_steps=1 --set {stage}.lr_scheduler_type=constant"
+            "--set {stage}.early_stopping_patience=12 --set {stage}.eval_steps=1 \
+             --set {stage}.lr_scheduler_type=constant"
         );
         assert_continues(stage, &flags, &instants);
     }

@@ -22,7 +22,8 @@ const STAGES: [(&str, &str); 8] = [
     ("sft", "--set sft.max_steps=80 --set sft.lora.r=4"),
     (
         "reward",
-        "--set reward.max_steps=80 --set reward.lora.r=4 --set reward.lora.layers_to_transform=top:1",
+        "--set reward.max_steps=80 --set reward.lora.r=4 \
+         --set reward.lora.layers_to_transform=top:1",
     ),
     ("dpo", "--set dpo.max_steps=80"),
     ("dpo", "--set dpo.max_steps=80 --set dpo.lora.r=4"),

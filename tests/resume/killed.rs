@@ -12,9 +12,12 @@ use crate::support::{Line, Workspace};
 
 /// A PPO run of short samples that are often equal, so that dynamic sampling has many groups to
 /// replace.
-pub const STATEFUL: &str = "--set ppo.max_steps=30 --set ppo.save_steps=4 --set ppo.kl_controller=adaptive --set ppo.kl_target=0.5 \
-                        --set ppo.kl_horizon=200.0 --set ppo.score_normalization=running --set ppo.num_samples_per_prompt=2 \
-                        --set ppo.dynamic_sampling=2 --set ppo.top_k=2 --set ppo.temperature=0.7 --set ppo.max_new_tokens=3";
+pub const STATEFUL: &str = "--set ppo.max_steps=30 --set ppo.save_steps=4 \
+                            --set ppo.kl_controller=adaptive --set ppo.kl_target=0.5 \
+                        --set ppo.kl_horizon=200.0 --set ppo.score_normalization=running \
+                        --set ppo.num_samples_per_prompt=2 \
+                        --set ppo.dynamic_sampling=2 --set ppo.top_k=2 --set ppo.temperature=0.7 \
+                        --set ppo.max_new_tokens=3";
 
 /// Number of kills of each stage.
 fn kills() -> u64 {
@@ -102,7 +105,8 @@ fn fine_tuning_continues_to_the_same_bits() {
 #[test]
 fn fine_tuning_with_early_stopping_continues_to_the_same_bits() {
     // The best weights so far must survive.
-    let flags = "--set sft.max_steps=80 --set sft.early_stopping_patience=30 --set sft.eval_steps=3 --set sft.learning_rate=3e-2";
+    let flags = "--set sft.max_steps=80 --set sft.early_stopping_patience=30 \
+                 --set sft.eval_steps=3 --set sft.learning_rate=3e-2";
     assert_continues("sft", Purpose::Mixture, flags);
 }
 
@@ -121,7 +125,8 @@ fn preference_tuning_continues_to_the_same_bits() {
 
 #[test]
 fn preference_tuning_of_adapters_continues_to_the_same_bits() {
-    let flags = "--set dpo.max_steps=80 --set dpo.learning_rate=1e-2 --set dpo.lora.r=4 --set dpo.lora.layers_to_transform=top:1";
+    let flags = "--set dpo.max_steps=80 --set dpo.learning_rate=1e-2 --set dpo.lora.r=4 \
+                 --set dpo.lora.layers_to_transform=top:1";
     assert_continues("dpo", Purpose::Shuffle, flags);
 }
 
@@ -144,7 +149,8 @@ fn ppo_continues_to_the_same_bits() {
 #[test]
 fn ppo_with_fixed_score_scale_continues_to_the_same_bits() {
     // A judge watches: the state of its watch must survive.
-    let flags = "--set ppo.max_steps=30 --set ppo.save_steps=4 --set ppo.score_normalization=reference --set ppo.num_samples_per_prompt=2 \
+    let flags = "--set ppo.max_steps=30 --set ppo.save_steps=4 \
+                 --set ppo.score_normalization=reference --set ppo.num_samples_per_prompt=2 \
                  --set ppo.judge_model=models/reward --set ppo.eval_steps=3";
     assert_continues("ppo", Purpose::Evaluation, flags);
 }
@@ -153,10 +159,14 @@ fn ppo_with_fixed_score_scale_continues_to_the_same_bits() {
 fn ppo_with_every_term_of_the_update_continues_to_the_same_bits() {
     // The cursor of the pretraining text, the KL coefficient, the moments of scores, the count of
     // rolled-back iterations and the critic's warm-up must survive.
-    let flags = "--set ppo.max_steps=24 --set ppo.save_steps=4 --set ppo.critic_warmup=2 --set ppo.kl_in=loss --set ppo.entropy_coef=0.01 \
-                 --set ppo.loss_aggregation=sequence --set ppo.dual_clip=3.0 --set ppo.target_kl=0.012 --set ppo.rollback_kl_factor=1.5 \
-                 --set ppo.ptx_coef=0.5 --set ppo.ptx_data=text.jsonl --set ppo.ptx_length=24 --set ppo.ptx_batch_size=3 \
-                 --set ppo.score_normalization=running --set ppo.kl_controller=adaptive --set ppo.kl_target=0.5 --set ppo.kl_horizon=200.0";
+    let flags = "--set ppo.max_steps=24 --set ppo.save_steps=4 --set ppo.critic_warmup=2 \
+                 --set ppo.kl_in=loss --set ppo.entropy_coef=0.01 \
+                 --set ppo.loss_aggregation=sequence --set ppo.dual_clip=3.0 \
+                 --set ppo.target_kl=0.012 --set ppo.rollback_kl_factor=1.5 \
+                 --set ppo.ptx_coef=0.5 --set ppo.ptx_data=text.jsonl --set ppo.ptx_length=24 \
+                 --set ppo.ptx_batch_size=3 \
+                 --set ppo.score_normalization=running --set ppo.kl_controller=adaptive \
+                 --set ppo.kl_target=0.5 --set ppo.kl_horizon=200.0";
     let lines = assert_continues("ppo", Purpose::Ptx, flags);
     // The limits take effect; otherwise there would be no state of them to restore.
     let column =

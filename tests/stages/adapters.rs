@@ -135,7 +135,8 @@ fn adapters_that_are_trained_further_stay_as_they_are() {
 #[test]
 fn a_table_inherits_the_adapters_that_are_trained_further() {
     let workspace = Workspace::trained();
-    let lora = "--set sft.lora.r=4 --set sft.lora.lora_alpha=16 --set sft.lora.use_rslora=true --set sft.lora.target_modules=[\"q_proj\"] \
+    let lora = "--set sft.lora.r=4 --set sft.lora.lora_alpha=16 --set sft.lora.use_rslora=true \
+                --set sft.lora.target_modules=[\"q_proj\"] \
                 --set sft.lora.layers_to_transform=top:1";
     workspace.succeed(&format!(
         "sft config.toml {lora} {TUNED} --set sft.max_steps=2"
@@ -143,7 +144,8 @@ fn a_table_inherits_the_adapters_that_are_trained_further() {
     let tuned = "runs/tuned/sft/final";
     let inherited = |stage: &str, run: &str, flags: &str| {
         workspace.succeed(&format!(
-            "{stage} config.toml --set run.name={run} --set {stage}.from={tuned} --set {stage}.max_steps=1 {flags}"
+            "{stage} config.toml --set run.name={run} --set {stage}.from={tuned} \
+             --set {stage}.max_steps=1 {flags}"
         ));
         let file = workspace.model(run, stage).join("adapter_config.json");
         let keys: Value = serde_json::from_slice(&read(&file)).expect("JSON");

@@ -13,7 +13,8 @@ use crate::support::{Line, lines};
 /// Stages of two steps, which learn nothing.
 const SHORT: &str = "--set ppo.max_steps=2 --set ppo.batch_size=32 --set ppo.eval_samples=8";
 
-const SHORT_START: &str = "--set pretrain.max_steps=2 --set pretrain.warmup_steps=0 --set sft.max_steps=2 --set sft.warmup_steps=0";
+const SHORT_START: &str = "--set pretrain.max_steps=2 --set pretrain.warmup_steps=0 \
+                           --set sft.max_steps=2 --set sft.warmup_steps=0";
 
 fn data(name: &str) -> Vec<Line> {
     lines(&Path::new("configs/data").join(name))

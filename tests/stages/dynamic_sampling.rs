@@ -5,7 +5,8 @@ use crate::on_policy::{assert_start_on_policy, iterations, number};
 use crate::support::{Line, Workspace};
 
 /// Two samples of few, likely tokens: many pairs are equal, and equal texts have equal scores.
-const NARROW: &str = "--set ppo.advantage_estimator=rloo --set ppo.num_samples_per_prompt=2 --set ppo.top_k=2 \
+const NARROW: &str = "--set ppo.advantage_estimator=rloo --set ppo.num_samples_per_prompt=2 \
+                      --set ppo.top_k=2 \
                       --set ppo.temperature=0.7 --set ppo.max_new_tokens=3";
 
 fn total(lines: &[Line], name: &str) -> f64 {
@@ -42,7 +43,8 @@ fn groups_without_spread_are_replaced() {
 /// with the groups that were to be replaced.
 #[test]
 fn a_batch_without_any_spread_is_filled() {
-    let flags = "--set ppo.num_samples_per_prompt=4 --set ppo.temperature=0.0001 --set ppo.dynamic_sampling=3 --set ppo.max_steps=2";
+    let flags = "--set ppo.num_samples_per_prompt=4 --set ppo.temperature=0.0001 \
+                 --set ppo.dynamic_sampling=3 --set ppo.max_steps=2";
     let lines = iterations(&Workspace::trained(), "trial", flags);
     for line in &lines {
         assert_eq!(number(line, "rollout/no_spread_fraction"), 1.0);

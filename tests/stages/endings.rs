@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::support::{Workspace, example, records};
 
-const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}\
+const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>\n\
+                        {% endfor %}\
                         {% if add_generation_prompt %}assistant:{% endif %}";
 
 fn json_of(workspace: &Workspace, file: &str) -> Value {
@@ -28,7 +29,8 @@ fn edit(workspace: &Workspace, file: &str, keys: Value) {
 fn chats() -> Workspace {
     let workspace = Workspace::new();
     workspace.succeed(
-        "pretrain config.toml --set run.name=base --set pretrain.max_steps=2 --set pretrain.eval_steps=0 \
+        "pretrain config.toml --set run.name=base --set pretrain.max_steps=2 \
+         --set pretrain.eval_steps=0 \
          --set tokenizer.special_tokens=[\"<|endoftext|>\",\"<|pad|>\",\"<|im_end|>\"]",
     );
     let tokenizer = "runs/base/pretrain/final/tokenizer_config.json";
@@ -58,7 +60,8 @@ fn chats() -> Workspace {
 #[test]
 fn every_stage_writes_the_ends_that_it_taught() {
     let workspace = chats();
-    let short = "--set sft.max_steps=1 --set dpo.max_steps=1 --set reward.max_steps=1 --set ppo.max_steps=1 \
+    let short = "--set sft.max_steps=1 --set dpo.max_steps=1 --set reward.max_steps=1 \
+                 --set ppo.max_steps=1 \
                  --set ppo.eval_steps=1 --set ppo.max_new_tokens=8";
     for stage in ["sft", "dpo", "reward", "ppo"] {
         workspace.succeed(&format!("{stage} config.toml {short}"));
@@ -96,7 +99,8 @@ fn samples_end_where_the_tokenizer_says() {
     let steps = "--set sft.max_steps=1 --set reward.max_steps=1";
     workspace.succeed(&format!("reward config.toml {steps}"));
     workspace.succeed(&format!(
-        "ppo config.toml {steps} --set ppo.max_steps=1 --set ppo.eval_steps=1 --set ppo.max_new_tokens=36 --set ppo.temperature=3",
+        "ppo config.toml {steps} --set ppo.max_steps=1 --set ppo.eval_steps=1 \
+         --set ppo.max_new_tokens=36 --set ppo.temperature=3",
     ));
     let metrics = workspace.metrics("trial", "ppo");
     let share = |name: &str| {

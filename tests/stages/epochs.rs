@@ -38,7 +38,8 @@ fn thirty_three() -> Workspace {
     workspace
 }
 
-const EPOCH: &str = "--set KEY.max_steps=0 --set KEY.max_epochs=1.0 --set KEY.eval_fraction=0.0 --set KEY.batch_size=";
+const EPOCH: &str = "--set KEY.max_steps=0 --set KEY.max_epochs=1.0 --set KEY.eval_fraction=0.0 \
+                     --set KEY.batch_size=";
 
 #[test]
 fn thirty_three_records_by_thirty_two_are_one_epoch_in_two_steps() {
@@ -123,7 +124,8 @@ fn a_mixture_has_an_epoch_of_as_many_draws_as_records() {
     let workspace = Workspace::trained();
     workspace.write("few.jsonl", &records(0, 5, example));
     workspace.write("many.jsonl", &records(20, 15, example));
-    let flags = "--set sft.data=[{path=\"few.jsonl\",weight=1.0},{path=\"many.jsonl\",weight=1.0}] --set sft.batch_size=8 --set sft.eval_steps=0";
+    let flags = "--set sft.data=[{path=\"few.jsonl\",weight=1.0},{path=\"many.jsonl\",weight=1.0}] \
+                 --set sft.batch_size=8 --set sft.eval_steps=0";
     let flags = format!(
         "{flags} {}",
         EPOCH
@@ -138,7 +140,8 @@ fn a_mixture_has_an_epoch_of_as_many_draws_as_records() {
 #[test]
 fn dropping_everything_is_refused_with_the_counts() {
     let workspace = thirty_three();
-    let drop = "--set KEY.dataloader_drop_last=true --set KEY.batch_size=34 --set KEY.eval_fraction=0.0 --set KEY.eval_steps=0";
+    let drop = "--set KEY.dataloader_drop_last=true --set KEY.batch_size=34 \
+                --set KEY.eval_fraction=0.0 --set KEY.eval_steps=0";
     for stage in ["sft", "dpo", "reward"] {
         let command = format!("{stage} config.toml {}", drop.replace("KEY", stage));
         let says = [
@@ -149,7 +152,8 @@ fn dropping_everything_is_refused_with_the_counts() {
         ];
         refused(&workspace, &command, &says);
     }
-    let command = "pretrain config.toml --set pretrain.dataloader_drop_last=true --set pretrain.batch_size=100000";
+    let command = "pretrain config.toml --set pretrain.dataloader_drop_last=true \
+                   --set pretrain.batch_size=100000";
     refused(
         &workspace,
         command,

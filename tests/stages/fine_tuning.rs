@@ -89,7 +89,8 @@ fn early_stopping_keeps_the_best() {
     // form, then the wrong words.
     workspace.write("sft.jsonl", &records(0, 12, example));
     workspace.write("held_out.jsonl", &records(30, 12, example));
-    let flags = "--set sft.eval_fraction=0.0 --set sft.eval_data=held_out.jsonl --set sft.lr_scheduler_type=constant \
+    let flags = "--set sft.eval_fraction=0.0 --set sft.eval_data=held_out.jsonl \
+                 --set sft.lr_scheduler_type=constant \
                  --set sft.learning_rate=2e-3";
     let patient =
         "--set sft.early_stopping_patience=3 --set sft.eval_steps=2 --set sft.max_steps=400";
@@ -198,7 +199,8 @@ fn more_steps_under_early_stopping_go_on_as_if_they_had_been_asked_for_at_once()
     workspace.write("held_out.jsonl", &records(0, 20, |i| example(2 * i + 1)));
     let ask = |name: &str, steps: usize| {
         format!(
-            "sft config.toml --set run.name={name} --set sft.max_steps={steps} --set sft.eval_fraction=0.0 \
+            "sft config.toml --set run.name={name} --set sft.max_steps={steps} \
+             --set sft.eval_fraction=0.0 \
              --set sft.eval_data=held_out.jsonl --set sft.lr_scheduler_type=constant \
              --set sft.early_stopping_patience=1 --set sft.eval_steps=1000"
         )
@@ -219,7 +221,8 @@ fn more_steps_under_early_stopping_go_on_as_if_they_had_been_asked_for_at_once()
 /// Fine-tunes on a mixture and returns the weights.
 fn mixed(workspace: &Workspace, name: &str, weights: [f64; 2]) -> Vec<u8> {
     let sources = format!(
-        "data = [{{ path = \"sft.jsonl\", weight = {:?} }}, {{ path = \"more.jsonl\", weight = {:?} }}]",
+        "data = [{{ path = \"sft.jsonl\", weight = {:?} }}, {{ path = \"more.jsonl\", \
+         weight = {:?} }}]",
         weights[0], weights[1]
     );
     let config =
@@ -288,7 +291,8 @@ fn records_that_are_too_long_are_counted() {
     counts(
         &workspace,
         "sft config.toml --set sft.max_steps=1",
-        "sft: 3 of 53 records of sft.data are too long and were cut at the end: sft.max_length is 48; \
+        "sft: 3 of 53 records of sft.data are too long and were cut at the end: sft.max_length is \
+         48; \
          to change that, raise sft.max_length or set sft.too_long to \"skip\"\n",
         ["records of sft.data cut at the end", "3 of 53"],
     );
@@ -303,7 +307,8 @@ fn records_that_are_too_long_are_counted() {
     counts(
         &workspace,
         &format!("reward config.toml --set run.name=other --set reward.max_steps=1 {held_out}"),
-        "reward: 2 of 52 records of reward.eval_data are too long and were cut at the end: reward.max_length is 48; \
+        "reward: 2 of 52 records of reward.eval_data are too long and were cut at the end: \
+         reward.max_length is 48; \
          to change that, raise reward.max_length or set reward.too_long to \"skip\"\n",
         ["records of reward.data cut at the end", "2 of 52"],
     );
@@ -340,7 +345,8 @@ fn conversations_go_through_the_chat_template() {
 }
 
 /// A template that drops the beginning of earlier answers once later ones follow.
-const REWRITES: &str = "{% for m in messages %}{{ m.role[:1] }}:{% if m.role == 'assistant' and loop.last %}so {% endif %}{{ m.content }}\
+const REWRITES: &str = "{% for m in messages %}{{ m.role[:1] }}:{% if m.role == 'assistant' and \
+                        loop.last %}so {% endif %}{{ m.content }}\
                         {{ eos_token }}{% endfor %}{% if add_generation_prompt %}a:{% endif %}";
 
 #[test]
@@ -360,8 +366,10 @@ fn answers_whose_history_is_rewritten_are_cut_apart_and_counted() {
     counts(
         &workspace,
         &format!("sft config.toml {flags}"),
-        "sft: the chat template renders earlier turns otherwise once later ones are there, so each answer of 40 of 40 records is an \
-         example of its own, 80 in all; to learn the last answers alone, set sft.learn to \"last\"\n",
+        "sft: the chat template renders earlier turns otherwise once later ones are there, so each \
+         answer of 40 of 40 records is an \
+         example of its own, 80 in all; to learn the last answers alone, set sft.learn to \
+         \"last\"\n",
         [
             "records cut into one example an answer",
             "40 of 40, 80 examples",

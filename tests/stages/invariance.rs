@@ -54,7 +54,8 @@ fn pretraining_does_not_depend_on_threads_or_recomputation() {
 /// Products, sums and logits are large enough here to be split among threads.
 #[test]
 fn a_wider_model_does_not_depend_on_threads_or_recomputation() {
-    let wide = "--set model.hidden_size=96 --set model.intermediate_size=256 --set pretrain.batch_size=24 --set pretrain.max_steps=4";
+    let wide = "--set model.hidden_size=96 --set model.intermediate_size=256 \
+                --set pretrain.batch_size=24 --set pretrain.max_steps=4";
     let harmless = [
         "run.threads=1",
         "run.threads=2",

@@ -29,7 +29,8 @@ const MIN_NEW_TOKENS: usize = 2;
 
 /// One epoch of one minibatch per iteration, with raw scores as rewards, so that the KL metrics
 /// follow from a single batch.
-const PLAIN: &str = "--set ppo.num_mini_batches=1 --set ppo.num_ppo_epochs=1 --set ppo.score_normalization=none --set ppo.kl_coef=0.5 \
+const PLAIN: &str = "--set ppo.num_mini_batches=1 --set ppo.num_ppo_epochs=1 \
+                     --set ppo.score_normalization=none --set ppo.kl_coef=0.5 \
                      --set ppo.learning_rate=5e-3";
 
 /// The only training prompt, so that the order of prompts does not matter.

@@ -41,7 +41,9 @@ fn a_stage_of_one_step_takes_it_at_the_peak_and_one_of_two_learns_twice() {
             let command = |name: &str, flags: &str| {
                 let name = format!("{name}-{schedule}-{stage}");
                 workspace.succeed(&format!(
-                    "{stage} config.toml --set run.name={name} --set {stage}.lr_scheduler_type={schedule} --set {stage}.min_lr_ratio=0.0 {flags}"
+                    "{stage} config.toml --set run.name={name} \
+                     --set {stage}.lr_scheduler_type={schedule} \
+                     --set {stage}.min_lr_ratio=0.0 {flags}"
                 ));
                 rates(&workspace, &name, stage)
             };
@@ -167,7 +169,8 @@ fn a_warm_up_that_outlasts_the_stage_is_said() {
     let flags = "--set sft.max_steps=0 --set sft.max_epochs=0.1 --set sft.warmup_steps=9";
     let ended = workspace.succeed(&format!("sft config.toml {flags}"));
     // A tenth of 12 steps, of 16 records each, over 180 records.
-    let says = "sft warmup_steps = 9 with 2 steps in all: the learning rate rises to 20 % of learning_rate";
+    let says = "sft warmup_steps = 9 with 2 steps in all: the learning rate rises to 20 % of \
+                learning_rate";
     assert!(ended.stderr.contains(says), "{}", ended.stderr);
     assert_eq!(rates(&workspace, "trial", "sft"), [5e-4, 1e-3]);
 }

@@ -59,7 +59,8 @@ fn an_iteration_that_went_too_far_is_taken_back_to_the_last_bit() {
         // The epochs end early, and the policy has already moved too far.
         "--set ppo.target_kl=1e-9 --set ppo.rollback_kl_factor=1.0",
         // With a single minibatch, only the pass after it can measure the KL.
-        "--set ppo.target_kl=1e-9 --set ppo.rollback_kl_factor=1.0 --set ppo.num_mini_batches=1 --set ppo.num_ppo_epochs=1",
+        "--set ppo.target_kl=1e-9 --set ppo.rollback_kl_factor=1.0 --set ppo.num_mini_batches=1 \
+         --set ppo.num_ppo_epochs=1",
     ] {
         let workspace = workspace();
         let flags = format!(
@@ -106,7 +107,8 @@ fn an_iteration_that_went_too_far_is_taken_back_to_the_last_bit() {
 
 #[test]
 fn steps_that_break_the_weights_are_taken_back_or_end_the_run() {
-    let broken = "--set ppo.learning_rate=1e30 --set ppo.max_grad_norm=0.0 --set ppo.max_steps=3 --set run.max_bad_steps=9";
+    let broken = "--set ppo.learning_rate=1e30 --set ppo.max_grad_norm=0.0 --set ppo.max_steps=3 \
+                  --set run.max_bad_steps=9";
     let workspace = workspace();
     let limits = "--set ppo.target_kl=0.1 --set ppo.rollback_kl_factor=2.0";
     let lines = run(&workspace, "back", &format!("{PTX} {broken} {limits}"));

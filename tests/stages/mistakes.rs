@@ -111,7 +111,8 @@ fn a_prompt_that_leaves_no_room_is_refused() {
         "prompts.jsonl",
         &records(0, 1, |_| serde_json::json!({"prompt": long})),
     );
-    let mend = "the policy's context holds 64, of which the response may take 12; shorten it, or lower ppo.max_new_tokens";
+    let mend = "the policy's context holds 64, of which the response may take 12; shorten it, or \
+                lower ppo.max_new_tokens";
     refused(&workspace, "ppo config.toml", &["prompts.jsonl:1", mend]);
 }
 
@@ -123,7 +124,8 @@ fn a_prompt_that_leaves_an_answer_no_room_names_keys_that_exist() {
     for file in ["sft.jsonl", "pairs.jsonl"] {
         workspace.write(file, &format!("{record}\n"));
     }
-    let raise = "reward.max_length is 48; shorten it, or raise reward.max_length or set reward.too_long to \"truncate\" or \"skip\"\n";
+    let raise = "reward.max_length is 48; shorten it, or raise reward.max_length or set \
+                 reward.too_long to \"truncate\" or \"skip\"\n";
     let reward = "reward config.toml --set reward.too_long=error";
     refused(&workspace, reward, &["pairs.jsonl:1", raise]);
     let other = "raise sft.max_length or set sft.too_long to \"truncate\" or \"skip\"\n";
@@ -140,7 +142,8 @@ fn held_out_records_are_blamed_on_their_key() {
     workspace.write("held_out.jsonl", "{\"prompt\": \"a\"}\n");
     for (stage, field) in [("sft", "completion"), ("reward", "chosen")] {
         let held_out = format!(
-            "{stage} config.toml --set {stage}.eval_fraction=0.0 --set {stage}.eval_data=held_out.jsonl"
+            "{stage} config.toml --set {stage}.eval_fraction=0.0 \
+             --set {stage}.eval_data=held_out.jsonl"
         );
         let key = format!("[{stage}] eval_data");
         refused(&workspace, &held_out, &[&key, "held_out.jsonl:1", field]);
@@ -230,7 +233,8 @@ fn keys_that_cannot_go_together_are_refused_before_anything_runs() {
         ),
         (
             "--set ppo.dynamic_sampling=3",
-            "ppo.dynamic_sampling = 3 (--set ppo.dynamic_sampling=3): replaces prompts whose samples all score alike",
+            "ppo.dynamic_sampling = 3 (--set ppo.dynamic_sampling=3): replaces prompts whose \
+             samples all score alike",
         ),
         (
             "--set ppo.overlong_buffer=13",
@@ -254,7 +258,8 @@ fn a_reference_whose_answers_all_score_alike_is_refused() {
         &workspace,
         "ppo config.toml --set ppo.score_normalization=reference",
         &[
-            "ppo.score_normalization = \"reference\": the scores of 1 samples of the reference have no spread",
+            "ppo.score_normalization = \"reference\": the scores of 1 samples of the reference \
+             have no spread",
             "set it to \"running\" or \"none\"",
             "the standard deviation of the reference scores is 0",
         ],

@@ -7,7 +7,8 @@ use crate::support::Workspace;
 /// β ← β · (1 + clip(KL / 0.5 − 1, ±0.2) · 16 / 200), from 0.1 on.
 #[test]
 fn the_adaptive_controller_follows_the_kl() {
-    let flags = "--set ppo.kl_controller=adaptive --set ppo.kl_target=0.5 --set ppo.kl_horizon=200.0 --set ppo.kl_coef=0.1";
+    let flags = "--set ppo.kl_controller=adaptive --set ppo.kl_target=0.5 \
+                 --set ppo.kl_horizon=200.0 --set ppo.kl_coef=0.1";
     let lines = iterations(&Workspace::trained(), "trial", flags);
     assert_start_on_policy(&lines, flags);
     let mut coef = 0.1;

@@ -5,7 +5,8 @@
 use crate::support::{Line, Workspace, lines};
 
 /// All settings that cut or reshape the sampling distribution, at once.
-const CUTS: &str = "--set ppo.temperature=0.7 --set ppo.top_k=24 --set ppo.top_p=0.95 --set ppo.min_p=0.01 --set ppo.min_new_tokens=3 \
+const CUTS: &str = "--set ppo.temperature=0.7 --set ppo.top_k=24 --set ppo.top_p=0.95 \
+                    --set ppo.min_p=0.01 --set ppo.min_new_tokens=3 \
                     --set ppo.num_samples_per_prompt=4";
 
 pub fn number(line: &Line, name: &str) -> f64 {
@@ -81,7 +82,8 @@ fn a_small_cache_and_small_passes_start_every_iteration_on_policy() {
 
 #[test]
 fn stop_strings_start_every_iteration_on_policy() {
-    let flags = "--set ppo.stop=[\"o\",\"ho\"] --set ppo.temperature=0.7 --set ppo.num_samples_per_prompt=2";
+    let flags = "--set ppo.stop=[\"o\",\"ho\"] --set ppo.temperature=0.7 \
+                 --set ppo.num_samples_per_prompt=2";
     let with = assert_on_policy(flags);
     let without = assert_on_policy(&flags.replacen("[\"o\",\"ho\"]", "[]", 1));
     // Most completions contain an "o" before their end.

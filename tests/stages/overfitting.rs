@@ -37,7 +37,10 @@ fn pretraining_learns_one_batch_by_heart() {
 fn fine_tuning_learns_one_batch_by_heart() {
     let workspace = Workspace::trained();
     workspace.write("sft.jsonl", &records(0, 16, example));
-    workspace.succeed("sft config.toml --set sft.max_steps=150 --set sft.eval_fraction=0.0 --set sft.eval_steps=0");
+    workspace.succeed(
+        "sft config.toml --set sft.max_steps=150 --set sft.eval_fraction=0.0 \
+                       --set sft.eval_steps=0",
+    );
     let (first, last) = ends(&workspace, "sft");
     assert_eq!(number(&first, "train/epoch"), 1.0);
     assert!(number(&first, "train/loss") > 0.3, "{first:?}");
@@ -60,7 +63,8 @@ fn the_reward_model_learns_one_batch_by_heart() {
     workspace.write("pairs.jsonl", &records(0, 16, tangled));
     workspace.write("pairs_eval.jsonl", &records(0, 16, tangled));
     workspace.succeed(
-        "reward config.toml --set reward.max_steps=80 --set reward.eval_fraction=0.0 --set reward.eval_data=pairs_eval.jsonl",
+        "reward config.toml --set reward.max_steps=80 --set reward.eval_fraction=0.0 \
+         --set reward.eval_data=pairs_eval.jsonl",
     );
     let (first, last) = ends(&workspace, "reward");
     assert_eq!(number(&first, "train/epoch"), 1.0);

@@ -111,7 +111,10 @@ fn a_change_that_would_change_the_result_is_refused() {
 fn a_stage_that_has_not_begun_may_change() {
     let workspace = Workspace::new();
     workspace.succeed("pretrain config.toml --set pretrain.max_steps=5");
-    workspace.succeed("sft config.toml --set pretrain.max_steps=5 --set sft.learning_rate=1e-3 --set sft.max_steps=5");
+    workspace.succeed(
+        "sft config.toml --set pretrain.max_steps=5 --set sft.learning_rate=1e-3 \
+                       --set sft.max_steps=5",
+    );
     // But a later stage may not start from something else.
     let changed = "reward config.toml --set pretrain.max_steps=6";
     refused(&workspace, changed, &["pretrain.max_steps"]);
@@ -123,7 +126,8 @@ fn a_finished_stage_goes_on_when_more_steps_are_asked_for() {
     let ask = |name: &str, steps: usize| {
         let constant = "pretrain.lr_scheduler_type=constant";
         format!(
-            "pretrain config.toml --set run.name={name} --set {constant} --set pretrain.max_steps={steps}"
+            "pretrain config.toml --set run.name={name} --set {constant} \
+             --set pretrain.max_steps={steps}"
         )
     };
     workspace.succeed(&ask("raised", 3));
@@ -153,7 +157,8 @@ fn a_finished_schedule_that_is_lengthened_says_how_to_train_on() {
 #[test]
 fn a_width_that_the_heads_do_not_divide_trains_where_head_dim_is_set() {
     let workspace = Workspace::new();
-    let sizes = "--set model.family=mistral --set model.hidden_size=36 --set model.num_attention_heads=5 \
+    let sizes = "--set model.family=mistral --set model.hidden_size=36 \
+                 --set model.num_attention_heads=5 \
                  --set model.num_key_value_heads=1 --set model.head_dim=8";
     workspace.succeed(&format!(
         "pretrain config.toml {sizes} --set pretrain.max_steps=1"

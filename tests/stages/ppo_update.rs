@@ -5,9 +5,12 @@ use crate::on_policy::number;
 use crate::support::{Line, Workspace, read, records};
 
 /// All options of the update at once. The first two iterations train only the critic.
-const ALL: &str = "--set ppo.loss_aggregation=sequence --set ppo.dual_clip=3.0 --set ppo.cliprange_high=0.28 --set ppo.entropy_coef=0.01 \
-                   --set ppo.kl_in=loss --set ppo.target_kl=0.5 --set ppo.rollback_kl_factor=4.0 --set ppo.critic_warmup=2 \
-                   --set ppo.rescore=true --set ppo.ptx_coef=0.5 --set ppo.ptx_data=mix.jsonl --set ppo.ptx_length=24 --set ppo.ptx_batch_size=3";
+const ALL: &str = "--set ppo.loss_aggregation=sequence --set ppo.dual_clip=3.0 \
+                   --set ppo.cliprange_high=0.28 --set ppo.entropy_coef=0.01 \
+                   --set ppo.kl_in=loss --set ppo.target_kl=0.5 --set ppo.rollback_kl_factor=4.0 \
+                   --set ppo.critic_warmup=2 \
+                   --set ppo.rescore=true --set ppo.ptx_coef=0.5 --set ppo.ptx_data=mix.jsonl \
+                   --set ppo.ptx_length=24 --set ppo.ptx_batch_size=3";
 
 /// Trained models, and text that they have not seen.
 pub fn workspace() -> Workspace {
@@ -85,7 +88,8 @@ fn every_term_at_once_starts_every_iteration_on_policy() {
 
 #[test]
 fn without_a_critic_every_term_acts_too() {
-    let group = "--set ppo.critic_warmup=0 --set ppo.advantage_estimator=grpo --set ppo.num_samples_per_prompt=4";
+    let group = "--set ppo.critic_warmup=0 --set ppo.advantage_estimator=grpo \
+                 --set ppo.num_samples_per_prompt=4";
     let workspace = workspace();
     let lines = run(&workspace, "group", &format!("{ALL} {group}"));
     for line in &lines {
@@ -126,7 +130,8 @@ fn the_coefficient_of_the_kl_waits_for_the_policy() {
 fn how_passes_are_cut_changes_no_value_beyond_the_order_of_sums() {
     let workspace = workspace();
     // One iteration of one minibatch: further steps would amplify differences in the last digit.
-    let once = "--set ppo.critic_warmup=0 --set ppo.max_steps=1 --set ppo.num_mini_batches=1 --set ppo.num_ppo_epochs=1";
+    let once = "--set ppo.critic_warmup=0 --set ppo.max_steps=1 --set ppo.num_mini_batches=1 \
+                --set ppo.num_ppo_epochs=1";
     for aggregation in ["token", "sequence", "constant"] {
         let flags = format!("{ALL} {once} --set ppo.loss_aggregation={aggregation}");
         let whole = run(&workspace, &format!("{aggregation}-whole"), &flags);
@@ -167,7 +172,8 @@ fn aggregations_lead_to_different_policies() {
 #[test]
 fn the_constant_length_is_that_of_the_longest_answer() {
     let workspace = workspace();
-    let flags = "--set ppo.max_steps=1 --set ppo.num_mini_batches=1 --set ppo.num_ppo_epochs=1 --set ppo.entropy_coef=0.1";
+    let flags = "--set ppo.max_steps=1 --set ppo.num_mini_batches=1 --set ppo.num_ppo_epochs=1 \
+                 --set ppo.entropy_coef=0.1";
     let entropy = ["token", "constant"].map(|aggregation| {
         let flags = format!("{flags} --set ppo.loss_aggregation={aggregation}");
         let lines = run(&workspace, aggregation, &flags);
@@ -287,7 +293,8 @@ fn in_the_loss_the_kl_leaves_the_rewards_alone() {
     let workspace = workspace();
     // The actor's steps are the same in the first iteration: all ratios start at 1, the KL at 0,
     // and there is only one minibatch.
-    let once = "--set ppo.max_steps=2 --set ppo.num_ppo_epochs=1 --set ppo.num_mini_batches=1 --set ppo.lam=1.0";
+    let once = "--set ppo.max_steps=2 --set ppo.num_ppo_epochs=1 --set ppo.num_mini_batches=1 \
+                --set ppo.lam=1.0";
     let loss = |name: &str, flags: &str| {
         let lines = run(&workspace, name, &format!("{once} {flags}"));
         column(&lines, "loss/value")

@@ -84,7 +84,8 @@ fn micro_batches_change_nothing_but_the_order_of_sums() {
     let workspace = Workspace::trained();
     let run = |name: &str, tokens: usize| {
         workspace.succeed(&format!(
-            "dpo config.toml --set run.name={name} --set dpo.micro_batch_tokens={tokens} --set dpo.max_steps=8"
+            "dpo config.toml --set run.name={name} --set dpo.micro_batch_tokens={tokens} \
+             --set dpo.max_steps=8"
         ));
         workspace.metrics(name, "dpo")
     };
@@ -156,7 +157,8 @@ fn early_stopping_goes_back_to_the_best() {
         pair
     };
     workspace.write("held_out.jsonl", &records(0, 20, reversed));
-    let flags = "--set dpo.eval_fraction=0.0 --set dpo.eval_data=held_out.jsonl --set dpo.lr_scheduler_type=constant";
+    let flags = "--set dpo.eval_fraction=0.0 --set dpo.eval_data=held_out.jsonl \
+                 --set dpo.lr_scheduler_type=constant";
     let patient = "--set dpo.early_stopping_patience=2 --set dpo.eval_steps=2";
     workspace.succeed(&format!("dpo config.toml {flags} {patient}"));
     let metrics = workspace.metrics("trial", "dpo");

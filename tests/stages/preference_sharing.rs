@@ -34,7 +34,8 @@ fn largest(tensor: &Tensor) -> f32 {
 /// the stored log-probs of the reference.
 fn start(workspace: &Workspace, name: &str, flags: &str) -> Vec<u8> {
     workspace.succeed(&format!(
-        "dpo config.toml --set run.name={name} --set dpo.max_steps=1 --set dpo.micro_batch_tokens=200 {flags}"
+        "dpo config.toml --set run.name={name} --set dpo.max_steps=1 \
+         --set dpo.micro_batch_tokens=200 {flags}"
     ));
     let metrics = workspace.metrics(name, "dpo");
     let (before, first) = (&metrics[0], &metrics[1]);
@@ -178,7 +179,8 @@ fn adapters_are_tuned_further_by_ppo() {
     let workspace = Workspace::trained();
     workspace.succeed(&format!("dpo config.toml --set run.name=tuned {LORA}"));
     workspace.succeed("reward config.toml --set reward.lora.r=4");
-    let share = "--set ppo.share=adapter --set ppo.from=runs/tuned/dpo/final --set ppo.reward_model=runs/trial/reward/final";
+    let share = "--set ppo.share=adapter --set ppo.from=runs/tuned/dpo/final \
+                 --set ppo.reward_model=runs/trial/reward/final";
     let lines = iterations(&workspace, "last", share);
     assert_start_on_policy(&lines, share);
     let [before, after] = [

@@ -104,7 +104,8 @@ fn a_prompt_without_room_is_refused_before_the_first_stage() {
     let workspace = Workspace::trained();
     let long = "the old king ".repeat(40);
     workspace.write("prompts.jsonl", &records(0, 2, |_| json!({"prompt": long})));
-    let room = "the policy's context holds 64, of which the response may take 12; shorten it, or lower ppo.max_new_tokens";
+    let room = "the policy's context holds 64, of which the response may take 12; shorten it, or \
+                lower ppo.max_new_tokens";
     refused_at_once(
         &workspace,
         "",
@@ -136,7 +137,8 @@ fn a_whole_reward_model_under_adapters_is_refused() {
 #[test]
 fn more_memory_than_the_machine_has_is_refused_before_the_first_stage() {
     let says = ["GiB of memory at once", "this machine has"];
-    let weights = "--set model.hidden_size=16384 --set model.num_hidden_layers=1000 --set model.intermediate_size=65536";
+    let weights = "--set model.hidden_size=16384 --set model.num_hidden_layers=1000 \
+                   --set model.intermediate_size=65536";
     refused_at_once(&Workspace::new(), weights, &says);
     let activations =
         "--set pretrain.batch_size=1000000 --set pretrain.micro_batch_tokens=1000000000";

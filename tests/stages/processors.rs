@@ -43,7 +43,8 @@ fn a_run_that_comes_from_another_processor_says_so() {
     let workspace = Workspace::trained();
     let sft = |steps: usize| {
         let ended = workspace.succeed(&format!(
-            "sft config.toml --set run.name=trial --set sft.lr_scheduler_type=constant --set sft.max_steps={steps}"
+            "sft config.toml --set run.name=trial --set sft.lr_scheduler_type=constant \
+             --set sft.max_steps={steps}"
         ));
         ended.stderr
     };

@@ -6,7 +6,8 @@ use crate::refusal::refused;
 use crate::support::{read, records};
 
 /// Flags that mix in pretraining text and change nothing else.
-pub const PTX: &str = "--set ppo.ptx_coef=2.0 --set ppo.ptx_data=mix.jsonl --set ppo.ptx_length=24 --set ppo.ptx_batch_size=6";
+pub const PTX: &str = "--set ppo.ptx_coef=2.0 --set ppo.ptx_data=mix.jsonl --set ppo.ptx_length=24 \
+                       --set ppo.ptx_batch_size=6";
 
 #[test]
 fn pretraining_text_is_learned_beside_the_reward() {
@@ -22,7 +23,8 @@ fn pretraining_text_is_learned_beside_the_reward() {
 #[test]
 fn the_loss_on_pretraining_text_is_that_of_pretraining() {
     let workspace = workspace();
-    let rows = "--set pretrain.data=mix.jsonl --set pretrain.eval_data=mix.jsonl --set pretrain.context_length=24";
+    let rows = "--set pretrain.data=mix.jsonl --set pretrain.eval_data=mix.jsonl \
+                --set pretrain.context_length=24";
     let still =
         "--set pretrain.learning_rate=0.0 --set pretrain.batch_size=1 --set pretrain.max_steps=1";
     let config = String::from_utf8(read(&workspace.path("config.toml"))).expect("UTF-8");
@@ -42,7 +44,8 @@ fn the_loss_on_pretraining_text_is_that_of_pretraining() {
     let count = (1.0 / number(&text[1], "train/epoch")).round() as usize;
     assert!(count > 10, "{text:?}");
     let all = format!(
-        "--set ppo.ptx_coef=0.1 --set ppo.ptx_data=mix.jsonl --set ppo.ptx_length=24 --set ppo.ptx_batch_size={count}"
+        "--set ppo.ptx_coef=0.1 --set ppo.ptx_data=mix.jsonl --set ppo.ptx_length=24 \
+         --set ppo.ptx_batch_size={count}"
     );
     let still =
         "--set ppo.learning_rate=0.0 --set ppo.max_steps=2 --set ppo.micro_batch_tokens=100";

@@ -105,7 +105,8 @@ fn one_long_prompt_does_not_stop_a_stage() {
         says(
             &stderr,
             &[&format!(
-                "{stage}: 1 of 21 records of {stage}.{key} are too long and were cut at the prompt's start"
+                "{stage}: 1 of 21 records of {stage}.{key} are too long and were cut at the \
+                 prompt's start"
             )],
         );
         says(
@@ -290,7 +291,8 @@ fn formats_and_columns_do_not_change_what_is_learned() {
         "sft config.toml --set sft.data=d.jsonl --set sft.columns={prompt=\"query\"}",
         &[
             "[sft] data",
-            "d.jsonl: columns reads `prompt` from the column `query`, but no record has it; the columns are `question`, `answer`",
+            "d.jsonl: columns reads `prompt` from the column `query`, but no record has it; the \
+             columns are `question`, `answer`",
         ],
     );
     refused(
@@ -430,13 +432,15 @@ fn a_stage_says_what_records_it_needs_and_what_these_are() {
             "pretrain",
             "data",
             pair(0),
-            "this is a pair (`chosen`, `rejected`); [dpo], [reward] and [judge] read pairs; needed here: `text`",
+            "this is a pair (`chosen`, `rejected`); [dpo], [reward] and [judge] read pairs; needed \
+             here: `text`",
         ),
         (
             "sft",
             "data",
             pair(0),
-            "this is a pair (`chosen`, `rejected`); [dpo], [reward] and [judge] read pairs; needed here: `messages`",
+            "this is a pair (`chosen`, `rejected`); [dpo], [reward] and [judge] read pairs; needed \
+             here: `messages`",
         ),
         (
             "sft",

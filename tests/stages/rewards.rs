@@ -148,7 +148,10 @@ fn an_ensemble_combines_models_that_disagree() {
 #[test]
 fn programs_are_asked_with_the_fields_of_the_record() {
     let workspace = workspace(&[MODEL, PROGRAM]);
-    workspace.succeed("ppo config.toml --set ppo.max_steps=1 --set ppo.eval_prompts= --set ppo.lexicon= --set ppo.eval_samples=256 --set ppo.eval_steps=0");
+    workspace.succeed(
+        "ppo config.toml --set ppo.max_steps=1 --set ppo.eval_prompts= \
+                       --set ppo.lexicon= --set ppo.eval_samples=256 --set ppo.eval_steps=0",
+    );
     let asked = lines(&workspace.path("asked.jsonl"));
     let [batch] = asked.as_slice() else {
         panic!("{} questions", asked.len())
@@ -191,7 +194,8 @@ fn one_model_of_weight_one_is_the_shorthand() {
 fn a_classifier_scores_beside_a_model() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/classifiers/bert");
     let classifier = format!(
-        "[[ppo.rewards]]\ntype = \"classifier\"\npath = \"{folder}\"\nlabel = \"positive\"\noutput = \"probability\"\n"
+        "[[ppo.rewards]]\ntype = \"classifier\"\npath = \"{folder}\"\nlabel = \"positive\"\n\
+         output = \"probability\"\n"
     );
     let workspace = workspace(&[MODEL, &classifier]);
     workspace.succeed("ppo config.toml --set ppo.max_steps=1");

@@ -13,7 +13,8 @@ use crate::support::{Line, Workspace, lines, read};
 
 /// All settings that reshape sampling, and a cache so small that sequences are preempted and read
 /// again.
-const BENT: &str = "--set ppo.temperature=0.7 --set ppo.top_k=24 --set ppo.num_samples_per_prompt=4 --set ppo.cache_tokens=96";
+const BENT: &str = "--set ppo.temperature=0.7 --set ppo.top_k=24 \
+                    --set ppo.num_samples_per_prompt=4 --set ppo.cache_tokens=96";
 
 /// Makes a reward model on the policy's lowest layer and returns the PPO flags that share it.
 pub fn trunk(workspace: &Workspace) -> String {
@@ -26,7 +27,8 @@ pub fn trunk(workspace: &Workspace) -> String {
 pub fn adapters(workspace: &Workspace, layers: &str) -> String {
     let lora = |table: &str| {
         format!(
-            "--set {table}.lora.r=4 --set {table}.lora.target_modules=all-linear --set {table}.lora.layers_to_transform={layers}"
+            "--set {table}.lora.r=4 --set {table}.lora.target_modules=all-linear \
+             --set {table}.lora.layers_to_transform={layers}"
         )
     };
     let name = format!("adapter-{}", layers.replace(':', "-"));
@@ -224,7 +226,8 @@ fn judged(workspace: &Workspace, name: &str, flags: &str) -> Vec<f64> {
 fn a_judge_scores_the_same_whatever_it_shares() {
     let workspace = Workspace::trained();
     workspace.succeed(
-        "reward config.toml --set run.name=judge --set reward.freeze_layers=1 --set reward.max_steps=20",
+        "reward config.toml --set run.name=judge --set reward.freeze_layers=1 \
+         --set reward.max_steps=20",
     );
     let on_trunk = trunk(&workspace);
     for (name, judge) in [
@@ -250,7 +253,8 @@ fn a_judge_scores_the_same_whatever_it_shares() {
     workspace.write("rules.toml", &(config + rule));
     let judge = "--set ppo.judge_model=runs/judge/reward/final";
     workspace.succeed(&format!(
-        "ppo rules.toml --set run.name=rules {judge} --set ppo.share=trunk --set ppo.trunk_layers=1 --set ppo.max_steps=2"
+        "ppo rules.toml --set run.name=rules {judge} --set ppo.share=trunk \
+         --set ppo.trunk_layers=1 --set ppo.max_steps=2"
     ));
     let samples = lines(&workspace.stage("rules", "ppo").join("samples.jsonl"));
     let first = samples.iter().filter(|sample| sample["step"] == 0);
@@ -266,7 +270,8 @@ fn a_judge_of_adapters_scores_as_it_does_merged() {
     for layers in ["top:1", "top:2"] {
         let (name, lora) = (layers.replace(':', "-"), "--set reward.lora.r=2");
         workspace.succeed(&format!(
-            "reward config.toml --set run.name=judge-{name} {lora} --set reward.lora.layers_to_transform={layers}"
+            "reward config.toml --set run.name=judge-{name} {lora} \
+             --set reward.lora.layers_to_transform={layers}"
         ));
         let judge = format!("--set ppo.judge_model=runs/judge-{name}/reward/final");
         let merged = judged(&workspace, &format!("merged-{name}"), &judge);
@@ -338,7 +343,10 @@ fn a_model_from_other_ground_is_refused() {
         &["models/reward", "fingerprint", "reward.freeze_layers = 1"],
     );
     // A branch on another trunk is recognised by its note.
-    workspace.succeed("reward config.toml --set run.name=elsewhere --set reward.from=models/pretrain --set reward.freeze_layers=1");
+    workspace.succeed(
+        "reward config.toml --set run.name=elsewhere \
+                       --set reward.from=models/pretrain --set reward.freeze_layers=1",
+    );
     refused(
         &workspace,
         &format!("ppo config.toml {share} --set ppo.reward_model=runs/elsewhere/reward/final"),

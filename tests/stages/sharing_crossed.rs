@@ -10,7 +10,8 @@ use crate::support::{Workspace, lines};
 
 /// Few, likely tokens: many groups have equal scores, so that one round of replacements is not
 /// enough and groups whose states were freed fill up the batch.
-const NARROW: &str = "--set ppo.num_samples_per_prompt=2 --set ppo.top_k=2 --set ppo.temperature=0.7 --set ppo.max_new_tokens=3 \
+const NARROW: &str = "--set ppo.num_samples_per_prompt=2 --set ppo.top_k=2 \
+                      --set ppo.temperature=0.7 --set ppo.max_new_tokens=3 \
                       --set ppo.dynamic_sampling=1";
 
 #[test]
@@ -36,7 +37,8 @@ fn remax_with_replaced_groups_and_pretraining_text_is_exact_on_a_trunk() {
 #[test]
 fn grpo_starts_on_policy_behind_an_iteration_that_was_taken_back() {
     let workspace = Workspace::trained();
-    let rising = "--set ppo.lr_scheduler_type=constant --set ppo.warmup_steps=5 --set ppo.learning_rate=2e-2 --set ppo.max_steps=8";
+    let rising = "--set ppo.lr_scheduler_type=constant --set ppo.warmup_steps=5 \
+                  --set ppo.learning_rate=2e-2 --set ppo.max_steps=8";
     let limits = "--set ppo.target_kl=0.05 --set ppo.rollback_kl_factor=3.0";
     let group = "--set ppo.advantage_estimator=grpo --set ppo.num_samples_per_prompt=4";
     let flags = format!(
@@ -57,8 +59,10 @@ fn how_measurements_are_cut_changes_nothing() {
     let share = trunk(&workspace);
     let measured = |name: &str, batch: usize| {
         let flags = format!(
-            "--set ppo.judge_model=models/reward --set ppo.score_normalization=reference --set ppo.batch_size=2 \
-             --set ppo.num_mini_batches=1 --set ppo.max_steps=2 --set ppo.eval_steps=1 --set ppo.rollout_batch={batch}"
+            "--set ppo.judge_model=models/reward --set ppo.score_normalization=reference \
+             --set ppo.batch_size=2 \
+             --set ppo.num_mini_batches=1 --set ppo.max_steps=2 --set ppo.eval_steps=1 \
+             --set ppo.rollout_batch={batch}"
         );
         iterations(&workspace, name, &format!("{share} {flags}"));
         let samples = lines(&workspace.stage(name, "ppo").join("samples.jsonl"));

@@ -34,7 +34,8 @@ fn tuned(judged: fn(usize) -> serde_json::Value) -> Tuned {
     let config = std::fs::read_to_string(workspace.path("config.toml")).expect("a configuration");
     workspace.write("config.toml", &(config + JUDGE));
     workspace.succeed("judge config.toml");
-    let flags = "--set ppo.max_steps=20 --set ppo.eval_steps=10 --set ppo.eval_samples=60 --set ppo.learning_rate=3e-3 \
+    let flags = "--set ppo.max_steps=20 --set ppo.eval_steps=10 --set ppo.eval_samples=60 \
+                 --set ppo.learning_rate=3e-3 \
                  --set ppo.kl_coef=0.0";
     let said = workspace
         .command(&format!("ppo config.toml {flags}"))
