@@ -317,11 +317,13 @@ fn tokenizer(size: usize) -> Result<String> {
         .iter()
         .enumerate()
         .map(|(i, s)| {
-            json!({ "id": i, "content": s, "special": true, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false })
+            json!({ "id": i, "content": s, "special": true, "single_word": false,
+                "lstrip": false, "rstrip": false, "normalized": false })
         })
         .collect();
     Ok(serde_json::to_string(&json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
+        "version": "1.0", "truncation": null, "padding": null,
+            "added_tokens": added, "normalizer": null,
         "pre_tokenizer": { "type": "WhitespaceSplit" }, "post_processor": null, "decoder": null,
         "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "t3" },
     }))?)

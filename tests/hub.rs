@@ -20,7 +20,8 @@ const TOOL_USE: &str = "additional_chat_templates/tool_use.jinja";
 const INDEX: &str = "model.safetensors.index.json";
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 /// The files of the test's model; the weights and `config.json` are those of a fixture.
-const TOKENIZER: &str = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+const TOKENIZER: &str = r#"{"version": "1.0", "truncation": null, "padding": null,
+    "added_tokens": [], "normalizer": null,
     "pre_tokenizer": null, "post_processor": null, "decoder": null,
     "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}"#;
 

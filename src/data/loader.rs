@@ -259,7 +259,7 @@ mod tests {
             vec![0.7, 0.3],
             vec![5.0, 1.0, 1.0],
             vec![0.9, 0.02, 0.02, 0.02, 0.04],
-            vec![4.0, 3.0, 2.0, 1.0],
+            vec![1000.0, 100.0, 5.0, 100.0],
         ] {
             let total: f64 = weights.iter().sum();
             let bound = 1.0 - 1.0 / (2 * weights.len() - 2) as f64;

@@ -139,7 +139,8 @@ fn a_merged_reward_model_keeps_its_place() {
 fn chat_folder(workspace: &Workspace) {
     workspace.copy_model("llama");
     let special = |id: u64, content: &str| {
-        json!({ "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+        json!({ "id": id, "content": content,
+            "single_word": false, "lstrip": false, "rstrip": false,
             "normalized": false, "special": true })
     };
     let words = (0..128).map(|id| (format!("t{id}"), json!(id)));
@@ -196,7 +197,9 @@ fn completions_end_at_the_ends_of_both_files_and_of_the_tokenizer() {
 fn a_model_that_never_ends_and_settings_that_are_not_read_are_said() {
     let workspace = Workspace::new();
     workspace.copy_model("llama");
-    let generation = json!({ "eos_token_id": 2, "temperature": 0.5, "top_p": 1.0, "repetition_penalty": 1.1, "do_sample": true });
+    let generation = json!({
+        "eos_token_id": 2, "temperature": 0.5, "top_p": 1.0,
+        "repetition_penalty": 1.1, "do_sample": true });
     workspace.write("model/generation_config.json", &generation.to_string());
     workspace.write("prompts.jsonl", "{\"prompt_ids\": [9, 10]}\n");
     let flags =

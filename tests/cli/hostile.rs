@@ -13,7 +13,8 @@ const SOON: u64 = 120;
 
 fn tokenizer() -> Value {
     json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "version": "1.0", "truncation": null, "padding": null,
+            "added_tokens": [], "normalizer": null,
         "pre_tokenizer": null, "post_processor": null, "decoder": null,
         "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}
     })
@@ -99,7 +100,9 @@ fn tokenizers_that_panic_or_explode_are_refused_by_name() {
     let step = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "a".repeat(1000)});
     let bomb = json!({"type": "Sequence", "normalizers": vec![step; 5]});
     refused(&changed("normalizer", bomb), &says);
-    let single = json!([{"SpecialToken": {"id": "Z", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]);
+    let single = json!([
+        {"SpecialToken": {"id": "Z", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}}]);
     let missing =
         json!({"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": {}});
     refused(&changed("post_processor", missing), &says);

@@ -1,5 +1,5 @@
-//! Sample records are read by the stages that the pages name, and commands that pages show as runnable
-//! run.
+//! Sample records are read by the stages that the pages name, and commands that pages show as
+//! runnable run.
 
 use super::page::{Block, Page, pages};
 use super::workspace::{MODEL, Workspace};

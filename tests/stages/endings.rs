@@ -41,7 +41,8 @@ fn chats() -> Workspace {
     let turn = |role: &str, text: &Value| json!({ "role": role, "content": text });
     let chat = |i: usize| {
         let plain = example(i);
-        json!({ "messages": [turn("user", &plain["prompt"]), turn("assistant", &plain["completion"])] })
+        json!({ "messages": [
+            turn("user", &plain["prompt"]), turn("assistant", &plain["completion"])] })
     };
     workspace.write("sft.jsonl", &records(0, 40, chat));
     let prompt = |i: usize| json!({ "prompt": [turn("user", &example(i)["prompt"])] });
@@ -49,7 +50,9 @@ fn chats() -> Workspace {
     workspace.write("prompts_eval.jsonl", &records(60, 8, prompt));
     let pair = |i: usize| {
         let answer = |text: &str| json!([turn("assistant", &json!(text))]);
-        json!({ "prompt": [turn("user", &example(i)["prompt"])], "chosen": answer("yes"), "rejected": answer("no") })
+        json!({
+            "prompt": [turn("user", &example(i)["prompt"])],
+            "chosen": answer("yes"), "rejected": answer("no") })
     };
     workspace.write("pairs.jsonl", &records(0, 40, pair));
     workspace
@@ -185,7 +188,10 @@ fn a_reward_model_is_padded_with_a_token_that_ends_nothing() {
             "from {start}"
         );
         // Adapters have no `config.json`: the padding token is in the tokenizer's files.
-        workspace.succeed("reward config.toml --set reward.max_steps=1 --set reward.lora.r=2 --set run.name=adapter");
+        workspace.succeed(
+            "reward config.toml --set reward.max_steps=1 --set reward.lora.r=2 \
+         --set run.name=adapter",
+        );
         let file = "runs/adapter/reward/final/tokenizer_config.json";
         assert_eq!(
             json_of(&workspace, file)["pad_token"],

@@ -152,8 +152,8 @@ fn patience_begins_anew_at_each_new_best() {
     assert!(renewals > 0, "no best followed a worse evaluation");
 }
 
-/// The last step is evaluated though no evaluation is due; where its loss is the lowest, its weights
-/// are the result.
+/// The last step is evaluated though no evaluation is due; where its loss is the lowest, its
+/// weights are the result.
 #[test]
 fn a_closing_evaluation_that_is_the_lowest_is_kept() {
     let workspace = Workspace::trained();
@@ -279,7 +279,11 @@ fn counts(workspace: &Workspace, arguments: &str, says: &str, row: [&str; 2]) {
 #[test]
 fn records_that_are_too_long_are_counted() {
     let workspace = Workspace::trained();
-    let long = |_| json!({"prompt": "a", "completion": "z".repeat(60), "chosen": "z".repeat(60), "rejected": "b"});
+    let long = |_| {
+        json!({
+        "prompt": "a", "completion": "z".repeat(60),
+        "chosen": "z".repeat(60), "rejected": "b"})
+    };
     workspace.write(
         "sft.jsonl",
         &(records(0, 50, example) + &records(0, 3, long)),
@@ -332,7 +336,9 @@ fn conversations_go_through_the_chat_template() {
     workspace.write("models/pretrain/chat_template.jinja", template);
     let conversation = |i: usize| {
         let (question, answer) = (format!("what is {i}?"), format!("it is {i}."));
-        json!({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
+        json!({"messages": [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer}]})
     };
     workspace.write("sft.jsonl", &records(10, 40, conversation));
     workspace.succeed("sft config.toml");

@@ -287,3 +287,35 @@ fn a_stage_remembers_its_configuration_when_others_run_between() {
         &["ppo.cliprange", "--fresh"],
     );
 }
+
+/// A stage that lost `final/` writes it again from its last checkpoint, without a step: the closing
+/// table, the log and the weights are the same.
+#[test]
+fn a_finished_stage_reports_the_same_from_its_last_checkpoint() {
+    let workspace = Workspace::trained();
+    let patient = "--set sft.early_stopping_patience=2 --set sft.eval_steps=1 \
+                   --set sft.learning_rate=3e-2 --set sft.lr_scheduler_type=constant \
+                   --set sft.max_steps=60";
+    for (stage, flags) in [
+        ("sft", patient),
+        ("reward", "--set reward.max_steps=3"),
+        ("ppo", "--set ppo.max_steps=2 --set ppo.eval_steps=1"),
+    ] {
+        let arguments = format!("{stage} config.toml --set run.name=once-{stage} {flags}");
+        let name = format!("once-{stage}");
+        let run = || {
+            let ended = workspace.command(&arguments).output().expect("the binary");
+            let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+            assert!(ended.status.success(), "{said}");
+            let metrics = workspace.metrics(&name, stage);
+            (ended.stdout, metrics, workspace.weights(&name, stage))
+        };
+        let (table, metrics, weights) = run();
+        assert!(stage != "sft" || metrics.len() < 60, "it was not stopped");
+        workspace.lose_final(&name, stage);
+        let again = run();
+        assert_eq!(again.0, table, "{stage}");
+        assert_eq!(again.1, metrics, "{stage}");
+        assert!(again.2 == weights, "{stage}");
+    }
+}

@@ -50,7 +50,11 @@ fn records_of_a_later_stage_are_read_before_the_first() {
 #[test]
 fn a_chat_without_a_template_is_refused_before_the_first_stage() {
     let workspace = Workspace::new();
-    let chat = |_| json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]});
+    let chat = |_| {
+        json!({"messages": [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"}]})
+    };
     workspace.write("sft.jsonl", &records(0, 2, chat));
     refused_at_once(
         &workspace,

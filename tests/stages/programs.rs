@@ -12,7 +12,10 @@ use crate::support::{Workspace, read};
 const RUN: &str = "ppo config.toml --set ppo.max_steps=2 --set ppo.eval_prompts= \
                    --set ppo.lexicon= --set ppo.eval_samples=256 --set ppo.eval_steps=0";
 /// Answers a question with 0.25 for every completion in it.
-const ANSWER: &str = r#"answer() { scores=$(printf '%s' "$line" | grep -o '"completion":' | sed 's/.*/0.25/' | tr '\n' ','); echo "[${scores%,}]"; }
+const ANSWER: &str = r#"answer() {
+    scores=$(printf '%s' "$line" | grep -o '"completion":' | sed 's/.*/0.25/' | tr '\n' ',')
+    echo "[${scores%,}]"
+}
 "#;
 const ANSWER_ALL: &str = "while read -r line; do answer; done\n";
 

@@ -341,16 +341,21 @@ fn other_shapes_are_learned_as_their_own() {
     let shapes: [(&str, Sample); 3] = [
         ("messages", |i| {
             let (question, answer) = (&example(i)["prompt"], &example(i)["completion"]);
-            json!({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
+            json!({"messages": [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": answer}]})
         }),
         ("sharegpt", |i| {
             let (question, answer) = (&example(i)["prompt"], &example(i)["completion"]);
-            json!({"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]})
+            json!({"conversations": [
+                {"from": "human", "value": question},
+                {"from": "gpt", "value": answer}]})
         }),
-        (
-            "alpaca",
-            |i| json!({"instruction": example(i)["prompt"], "input": "", "output": example(i)["completion"]}),
-        ),
+        ("alpaca", |i| {
+            json!({
+                "instruction": example(i)["prompt"],
+                "input": "", "output": example(i)["completion"]})
+        }),
     ];
     let found = shapes.map(|(name, record)| {
         workspace.write("sft.jsonl", &records(0, 20, record));
@@ -424,7 +429,9 @@ fn columns_that_are_not_read_are_said_once_a_file() {
 #[test]
 fn a_stage_says_what_records_it_needs_and_what_these_are() {
     let workspace = Workspace::trained();
-    let chat = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]});
+    let chat = json!({"messages": [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"}]});
     let unpaired = json!({"prompt": "a", "completion": "b", "label": true});
     let wrong = "--set run.name=wrong";
     for (stage, key, record, says) in [

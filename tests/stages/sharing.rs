@@ -180,7 +180,8 @@ fn a_policy_of_adapters_is_tuned_further() {
     let mut generation: Value = serde_json::from_slice(&read(&file)).expect("JSON");
     generation["eos_token_id"] = json!([2, 7]);
     fs::write(&file, generation.to_string()).expect("a writable folder");
-    let other = "ppo config.toml --set ppo.share=adapter --set ppo.from=runs/tuned/sft/final --set ppo.critic_from=policy --set ppo.lora.r=8";
+    let other = "ppo config.toml --set ppo.share=adapter --set ppo.from=runs/tuned/sft/final \
+                 --set ppo.critic_from=policy --set ppo.lora.r=8";
     refused(
         &workspace,
         other,

@@ -102,6 +102,14 @@ impl Workspace {
         read(&paths.find(|path| path.exists()).expect("a model"))
     }
 
+    /// Removes a finished stage's model and the mark that it is finished.
+    #[allow(dead_code, reason = "some binaries have no use for it")]
+    pub fn lose_final(&self, run: &str, stage: &str) {
+        let folder = self.stage(run, stage);
+        fs::remove_file(folder.join("done.json")).expect("a mark");
+        fs::remove_dir_all(folder.join("final")).expect("a model");
+    }
+
     /// The lines of a stage's `metrics.jsonl`.
     pub fn metrics(&self, run: &str, stage: &str) -> Vec<Line> {
         lines(&self.stage(run, stage).join("metrics.jsonl"))
