@@ -19,8 +19,8 @@ pub fn multiply_adds(model: &Decoder) -> f64 {
     }
 }
 
-/// Seconds that the machine takes at least: for so many multiply-adds at the rate of our product with `rows` rows, or for reading so
-/// many bytes, whichever is longer.
+/// Seconds that the machine takes at least: for so many multiply-adds at the rate of our product
+/// with `rows` rows, or for reading so many bytes, whichever is longer.
 pub fn seconds(kernel: ProductKernel, rows: usize, multiply_adds: f64, bytes: f64) -> f64 {
     (multiply_adds / multiply_rate(kernel, rows)).max(bytes / read_rate())
 }

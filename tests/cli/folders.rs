@@ -47,6 +47,7 @@ fn keys_that_are_not_read_are_named_once() {
         json!({ "sliding_window": 8, "depth_gain": 2, "attention_dropout": 0.1 }),
     );
     let said = said(&workspace);
-    let says = "config.json: these keys are ignored; they may belong to another kind of model: sliding_window, depth_gain\n";
+    let says = "config.json: these keys are ignored; they may belong to another kind of model: \
+                sliding_window, depth_gain\n";
     assert_eq!(said.matches(says).count(), 1, "{said}");
 }

@@ -229,7 +229,8 @@ fn keys_that_cannot_go_together_are_refused_before_anything_runs() {
         ),
         (
             "--set ppo.advantage_estimator=remax --set ppo.lam=0.9",
-            "ppo.lam = 0.9 (--set ppo.lam=0.9): has no effect with advantage_estimator = \"remax\", which has no critic",
+            "ppo.lam = 0.9 (--set ppo.lam=0.9): has no effect with \
+             advantage_estimator = \"remax\", which has no critic",
         ),
         (
             "--set ppo.dynamic_sampling=3",

@@ -1,4 +1,5 @@
-//! ORPO: the policy learns the chosen answers and to prefer them, whichever of its weights are trained.
+//! ORPO: the policy learns the chosen answers and to prefer them, whichever of its weights are
+//! trained.
 
 use std::fs;
 
@@ -19,7 +20,8 @@ fn one_batch_of_pairs_is_learned_by_heart() {
     let workspace = with_orpo();
     workspace.write("pairs.jsonl", &records(0, 16, pair));
     workspace.succeed(
-        "orpo config.toml --set orpo.max_steps=150 --set orpo.eval_fraction=0.0 --set orpo.eval_steps=0 \
+        "orpo config.toml --set orpo.max_steps=150 --set orpo.eval_fraction=0.0 \
+         --set orpo.eval_steps=0 \
          --set orpo.learning_rate=5e-3",
     );
     let lines = workspace.metrics("trial", "orpo");
