@@ -8,11 +8,12 @@ use toml::{Table, Value};
 use super::page::{pages, root};
 
 /// A key with a value for it, where a fragment leaves it out: `(table, key, value)`.
-const REQUIRED: [(&str, &str, &str); 7] = [
+const REQUIRED: [(&str, &str, &str); 8] = [
     ("run", "name", "fragment"),
     ("pretrain", "data", "book.txt"),
     ("sft", "data", "chats.jsonl"),
     ("dpo", "data", "pairs.jsonl"),
+    ("orpo", "data", "pairs.jsonl"),
     ("reward", "data", "pairs.jsonl"),
     ("judge", "data", "pairs.jsonl"),
     ("ppo", "prompts", "prompts.jsonl"),

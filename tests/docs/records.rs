@@ -5,8 +5,8 @@ use super::page::{Block, Page, pages};
 use super::workspace::{MODEL, Workspace};
 
 /// Stages and commands that a block of records may name.
-const READERS: [&str; 8] = [
-    "pretrain", "sft", "dpo", "reward", "judge", "ppo", "generate", "score",
+const READERS: [&str; 9] = [
+    "pretrain", "sft", "dpo", "orpo", "reward", "judge", "ppo", "generate", "score",
 ];
 
 #[test]
