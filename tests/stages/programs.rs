@@ -64,11 +64,7 @@ fn a_surplus_line_fails_the_run_every_time() {
 #[test]
 fn lines_and_messages_without_end_fail_the_run() {
     let endless = workspace("read -r line; tr '\\0' x < /dev/zero\n");
-    refused(
-        &endless,
-        RUN,
-        &["sh reward.sh", "without a newline"],
-    );
+    refused(&endless, RUN, &["sh reward.sh", "without a newline"]);
     let noisy = workspace("read -r line; tr '\\0' '\\n' < /dev/zero >&2\n");
     let says = ["sh reward.sh", "more than 1 MiB to standard error"];
     let ended = noisy.run(RUN);

@@ -470,7 +470,11 @@ fn what_looks_like_a_field_is_named() {
         "`prompt` and `completion`",
         "this record has `sentence`, `label`. For plain text use [pretrain]",
     ];
-    refused(json!({"sentence": "a", "label": 1}), RecordTask::Examples, &says);
+    refused(
+        json!({"sentence": "a", "label": 1}),
+        RecordTask::Examples,
+        &says,
+    );
     // Half of a pair is a pair with a field missing, not a prompt.
     let half = record(json!({"prompt": "a", "chosen": "b"}));
     let half = half.shaped(RecordTask::DirectPairs, Style::Chat).unwrap();
