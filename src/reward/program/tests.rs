@@ -45,7 +45,7 @@ fn a_program_that_dies_is_started_again_once_a_batch() {
     let error = score(&mortal, &["a"]).unwrap_err();
     assert!(error.contains("sh -c read -r l; exit 3"), "{error}");
     assert!(
-        error.contains("exit status: 3") && error.contains("again"),
+        error.contains("exit status: 3") && error.contains("also after a restart"),
         "{error}"
     );
 }
