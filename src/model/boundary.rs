@@ -1,7 +1,8 @@
 //! The residual stream at the input of a layer, kept while sequences are generated.
 //!
-//! Below a boundary that no role trains, every role computes the same: what generation computed there once serves scoring and
-//! training too (see [`Decoder::forward_from`](super::Decoder::forward_from)).
+//! Below a boundary that no role trains, all roles compute the same states. The states that
+//! generation computes there are reused for scoring and training (see
+//! [`Decoder::forward_from`](super::Decoder::forward_from)).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,21 +10,22 @@ use std::sync::Arc;
 use candle_core::{Device, Result, Tensor, bail};
 use rollout::SequenceId;
 
-/// The states of one sequence. Samples of one prompt hold the prompt's in common.
+/// States of one sequence. Samples of one prompt share the prompt's states.
 #[derive(Clone, Debug, PartialEq)]
 pub struct States {
-    /// The layer that they are the input of.
+    /// The layer whose input the states are.
     pub layer: usize,
-    /// Their width, `hidden`.
+    /// Width of a state, `hidden`.
     pub width: usize,
-    /// Those of the prompt: `[tokens, hidden]`, row-major.
+    /// States of the prompt: `[tokens, hidden]`, row-major.
     pub prompt: Arc<[f32]>,
-    /// Those of what follows it, likewise.
+    /// States of the tokens after the prompt: `[tokens, hidden]`, row-major.
     pub generated: Arc<[f32]>,
 }
 
 impl States {
-    /// Those of the first `count` tokens, in two parts; `None` where there are fewer.
+    /// States of the first `count` tokens: those of the prompt, then the others. `None` if there
+    /// are fewer.
     pub fn first(&self, count: usize) -> Option<[&[f32]; 2]> {
         let numbers = count * self.width;
         let prompt = &self.prompt[..numbers.min(self.prompt.len())];
@@ -31,19 +33,19 @@ impl States {
     }
 }
 
-/// Sequences' states end to end: `[rows, hidden]` at the input of a layer.
+/// States of packed sequences at the input of a layer.
 pub struct Boundary {
-    /// The layer.
+    /// The layer whose input the states are.
     pub layer: usize,
-    /// `[rows, hidden]`
+    /// States: `[rows, hidden]`.
     pub hidden: Tensor,
 }
 
 impl Boundary {
-    /// Joins the first `count` rows of each sequence's states; `None` where a sequence has none.
+    /// Joins the first `count` states of each sequence; `None` if a sequence has no states.
     ///
     /// # Errors
-    /// If states are of different layers, or too few.
+    /// If the states belong to different layers, or a sequence has fewer than `count`.
     pub fn join<'s>(
         sequences: impl Iterator<Item = (Option<&'s States>, usize)>,
         device: &Device,
@@ -55,11 +57,11 @@ impl Boundary {
             };
             let own = (states.layer, states.width);
             if *place.get_or_insert(own) != own {
-                bail!("states at the inputs of different layers in one pass");
+                bail!("the states of one pass belong to different layers");
             }
             match states.first(count) {
                 Some(parts) => parts.map(|part| rows.extend_from_slice(part)),
-                None => bail!("a sequence of {count} tokens has states of fewer"),
+                None => bail!("a sequence of {count} tokens has fewer states"),
             };
         }
         let Some((layer, width)) = place else {
@@ -75,19 +77,20 @@ impl Boundary {
 pub struct Collector {
     layer: usize,
     width: usize,
-    kept: HashMap<SequenceId, Kept>,
-    /// Those of the prompts of which a sample was taken.
+    kept: HashMap<SequenceId, CollectedStates>,
+    /// States of prompts, by request, once a sample was taken.
     prompts: HashMap<usize, Arc<[f32]>>,
 }
 
-/// What a sequence read itself: all, or all behind the prompt that its request's first sample read for it.
-struct Kept {
+/// States of the tokens that a sequence read itself: all of them, or those after the prompt if the
+/// request's first sample read the prompt.
+struct CollectedStates {
     from: usize,
     rows: Vec<f32>,
 }
 
 impl Collector {
-    /// For states of `width` at the input of `layer`.
+    /// A collector of states of `width` columns at the input of `layer`.
     pub fn new(layer: usize, width: usize) -> Self {
         Self {
             layer,
@@ -97,14 +100,15 @@ impl Collector {
         }
     }
 
-    /// The layer.
+    /// The layer whose input is collected.
     pub fn layer(&self) -> usize {
         self.layer
     }
 
-    /// Notes the states of a sequence's tokens from `past` on. A sequence that gave way reads its tokens again.
+    /// Adds the states of a sequence's tokens from `past` on. A preempted sequence reads its tokens
+    /// again.
     pub fn add(&mut self, sequence: SequenceId, past: usize, rows: &[f32]) {
-        let fresh = || Kept {
+        let fresh = || CollectedStates {
             from: past,
             rows: Vec::new(),
         };
@@ -117,10 +121,11 @@ impl Collector {
         kept.rows.extend_from_slice(rows);
     }
 
-    /// Gives away all states of a sequence, whose prompt has so many tokens, in the order of its tokens.
+    /// Takes all states of a sequence, whose prompt has `prompt` tokens, in the order of its
+    /// tokens.
     pub fn take(&mut self, sequence: SequenceId, prompt: usize) -> Option<States> {
         let shared = self.prompt(sequence.request, prompt)?;
-        let Kept { from, rows } = self.kept.remove(&sequence)?;
+        let CollectedStates { from, rows } = self.kept.remove(&sequence)?;
         let own = rows.get(prompt.checked_sub(from)? * self.width..)?;
         Some(States {
             layer: self.layer,
@@ -130,7 +135,7 @@ impl Collector {
         })
     }
 
-    /// Those of a request's prompt, which its first sample has read for all.
+    /// States of a request's prompt, which its first sample has read for all samples.
     fn prompt(&mut self, request: usize, tokens: usize) -> Option<Arc<[f32]>> {
         if let Some(known) = self.prompts.get(&request) {
             return Some(known.clone());
@@ -142,8 +147,8 @@ impl Collector {
     }
 }
 
-/// Makes room for `more` numbers, and for an eighth beside: states are the larger part of what a generation keeps, and doubling would
-/// hold as much again.
+/// Reserves room for `more` numbers, and at least an eighth more than there are. States take most
+/// of a generation's memory, so doubling the capacity would cost too much.
 fn grow(rows: &mut Vec<f32>, more: usize) {
     if rows.capacity() - rows.len() < more {
         rows.reserve_exact(more.max(rows.len() / 8));

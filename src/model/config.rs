@@ -114,7 +114,8 @@ pub enum RopeScaling {
     Llama3 {
         /// Divisor of the lowest frequencies.
         factor: f64,
-        /// Wavelengths of the original context divided by this are the shortest that are fully scaled.
+        /// Wavelengths of the original context divided by this are the shortest that are fully
+        /// scaled.
         low_freq_factor: f64,
         /// Wavelengths of the original context divided by this are the longest that are not scaled.
         high_freq_factor: f64,

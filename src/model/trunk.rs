@@ -1,4 +1,4 @@
-//! The trunk: the embedding and the lowest layers of a frozen decoder, which others hold in common with it.
+//! The trunk: the embedding and the lowest layers of a frozen decoder, which other decoders share.
 
 mod record;
 
@@ -17,23 +17,23 @@ use crate::ops::param::Trainability;
 
 pub use record::TrunkRecord;
 
-/// What writing in each of the 16-bit types makes of a value.
+/// Rounding of a value to each 16-bit type.
 const ROUNDINGS: [fn(f32) -> f32; 2] = [
     |x| bf16::from_f32(x).to_f32(),
     |x| f16::from_f32(x).to_f32(),
 ];
 
-/// Whether a tensor belongs to a trunk of so many layers.
+/// Whether a tensor belongs to a trunk of `layers` layers.
 pub fn in_trunk(name: &str, layers: usize) -> bool {
     layer_of(name).map_or(is_embedding(name), |layer| layer < layers)
 }
 
 impl Decoder {
-    /// Reads a folder's upper layers, norm and head onto the trunk of `base`; its own trunk is passed over. The rest is held as
-    /// `training` says.
+    /// Reads a folder's upper layers, norm and head on top of the trunk of `base`; the folder's own
+    /// trunk is not read. `training` says whether the branch is trained.
     ///
     /// # Errors
-    /// As [`Decoder::load_sharing`], and if the base has not so many layers.
+    /// As [`Decoder::load_sharing`], and if the base has fewer layers.
     pub fn load_on_trunk(
         base: &Decoder,
         layers: usize,
@@ -51,10 +51,10 @@ impl Decoder {
         Self::load_sharing(folder, head, seed, holding, base.params().backend())
     }
 
-    /// Makes sure that a trunk of so many layers is there.
+    /// Checks that the decoder has enough layers for the trunk.
     ///
     /// # Errors
-    /// If it is not.
+    /// If it has fewer than `layers` layers.
     pub fn check_depth(&self, layers: usize) -> Result<(), ModelError> {
         let found = self.decoder_config().num_hidden_layers;
         match layers <= found {
@@ -63,33 +63,34 @@ impl Decoder {
         }
     }
 
-    /// The trunk of so many layers, to hold other models against it.
+    /// The trunk of `layers` layers, with which other models are compared.
     ///
     /// # Errors
-    /// If a device fails.
+    /// If the device fails.
     pub fn trunk(&self, layers: usize) -> Result<Trunk<'_>, ModelError> {
         Trunk::new(Base::Decoder(self), layers)
     }
 }
 
-/// The lowest layers of a model, against which others are held: a branch means nothing on another trunk.
+/// The lowest layers of a model, with which other models are compared: a branch is only valid on
+/// its own trunk.
 pub struct Trunk<'d> {
     base: Base<'d>,
     layers: usize,
     fingerprint: Fingerprint,
 }
 
-/// What has a trunk.
+/// A model with a trunk.
 enum Base<'d> {
     Decoder(&'d Decoder),
     Folder(Box<(Stored, DecoderConfig)>),
 }
 
 impl Trunk<'static> {
-    /// That of the model in `folder`.
+    /// The trunk of the model in `folder`.
     ///
     /// # Errors
-    /// If it cannot be read.
+    /// If the model cannot be read.
     pub fn in_folder(folder: &Path, layers: usize) -> Result<Self, ModelError> {
         let config = HfConfig::read(folder)?.decoder;
         let base = Base::Folder(Box::new((Stored::open(folder)?, config)));
@@ -106,12 +107,14 @@ impl<'d> Trunk<'d> {
         })
     }
 
-    /// Makes sure that the model in `folder` was trained on this trunk: its tensors are summed. A folder of a 16-bit type holds a trunk that
-    /// was rounded when it was written, and is held against this one, rounded likewise; if the folder says by its fingerprint which trunk
-    /// was rounded, that must be this one too.
+    /// Checks that the model in `folder` was trained on this trunk, by the fingerprint of its
+    /// tensors. A folder of a 16-bit type holds a rounded trunk, which is compared with this one
+    /// after the same rounding; if the folder records the fingerprint of the trunk before rounding,
+    /// it must be this one's.
     ///
     /// # Errors
-    /// If the lowest layers differ, with the fingerprints of both, or are computed in another way, or a file cannot be read.
+    /// If the lowest layers differ, with both fingerprints; if they compute something else with the
+    /// same weights; or if a file cannot be read.
     pub fn check(&self, folder: &Path) -> Result<(), ModelError> {
         let (stored, config) = (Stored::open(folder)?, HfConfig::read(folder)?.decoder);
         let record = match &stored {
@@ -170,7 +173,7 @@ impl Base<'_> {
         }
     }
 
-    /// Calls `read` on a tensor's values; `None` where there is no such tensor of that shape.
+    /// Calls `read` with a tensor's values; `None` if there is no such tensor of that shape.
     fn read<R>(
         &self,
         spec: &TensorSpec,
@@ -186,7 +189,7 @@ impl Base<'_> {
         }
     }
 
-    /// That of the trunk, its values rounded by `round`.
+    /// The trunk's fingerprint, with values rounded by `round`.
     fn fingerprint(
         &self,
         layers: usize,
@@ -203,13 +206,13 @@ impl Base<'_> {
     }
 }
 
-/// The tensors of a trunk.
+/// Tensors of a trunk of `layers` layers.
 fn trunk_of(config: &DecoderConfig, layers: usize) -> impl Iterator<Item = TensorSpec> {
     let tensors = config.tensors().into_iter();
     tensors.filter(move |spec| in_trunk(&spec.name, layers))
 }
 
-/// Whether two decoders do the same in their lowest layers with the same tensors.
+/// Whether two decoders compute the same in their lowest layers from the same tensors.
 fn computes_alike(a: &DecoderConfig, b: &DecoderConfig, layers: usize) -> bool {
     let heads = |c: &DecoderConfig| [c.num_attention_heads, c.num_key_value_heads, c.head_dim];
     let kinds = |c: &DecoderConfig| (c.norm, c.position, c.activation, c.qk_norm);

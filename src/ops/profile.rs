@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 static ENABLED: AtomicBool = AtomicBool::new(false);
-static TOTALS: Mutex<BTreeMap<ProfileKey, Total>> = Mutex::new(BTreeMap::new());
+static TOTALS: Mutex<BTreeMap<ProfileKey, OperationTotal>> = Mutex::new(BTreeMap::new());
 
 thread_local! {
     static OPEN: RefCell<Vec<Frame>> = const { RefCell::new(Vec::new()) };
@@ -22,7 +22,7 @@ pub type ProfileKey = (&'static str, &'static str);
 
 /// Totals of an operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Total {
+pub struct OperationTotal {
     /// Number of calls.
     pub calls: u64,
     /// Wall-clock time without that of nested operations.
@@ -115,7 +115,7 @@ impl Drop for ProfileSpan {
 }
 
 /// Returns the totals so far and resets them.
-pub fn take() -> BTreeMap<ProfileKey, Total> {
+pub fn take() -> BTreeMap<ProfileKey, OperationTotal> {
     std::mem::take(&mut *TOTALS.lock().unwrap_or_else(PoisonError::into_inner))
 }
 

@@ -16,19 +16,19 @@ type BlockFunction = Arc<dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync>;
 /// Errors of the block.
 pub fn recompute(x: &Tensor, block: BlockFunction) -> Result<Tensor> {
     let output = block(&x.detach())?.contiguous()?;
-    x.contiguous()?.apply_op1(Recompute {
+    x.contiguous()?.apply_op1(RecomputedBlock {
         block,
         output: Mutex::new(Some(output)),
     })
 }
 
-struct Recompute {
+struct RecomputedBlock {
     block: BlockFunction,
     /// The result, until the forward pass moves it into the graph.
     output: Mutex<Option<Tensor>>,
 }
 
-impl Recompute {
+impl RecomputedBlock {
     fn take_output(&self) -> Result<Tensor> {
         match self
             .output
@@ -42,7 +42,7 @@ impl Recompute {
     }
 }
 
-impl CustomOp1 for Recompute {
+impl CustomOp1 for RecomputedBlock {
     fn name(&self) -> &'static str {
         "recompute"
     }

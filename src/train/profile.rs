@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, presets};
 
-use crate::ops::profile::{ProfileKey, Total};
+use crate::ops::profile::{OperationTotal, ProfileKey};
 
 /// Operations of a part that are shown apart; the rest is summed.
 const SHOWN: usize = 8;
 
 /// A table of what was noted, the longest part first.
-pub fn table(stage: &str, totals: &BTreeMap<ProfileKey, Total>) -> String {
+pub fn table(stage: &str, totals: &BTreeMap<ProfileKey, OperationTotal>) -> String {
     let whole = sum(totals.values());
-    let mut parts = BTreeMap::<&str, Vec<(&str, Total)>>::new();
+    let mut parts = BTreeMap::<&str, Vec<(&str, OperationTotal)>>::new();
     for (&(part, operation), &total) in totals {
         parts.entry(part).or_default().push((operation, total));
     }
@@ -35,9 +35,14 @@ pub fn table(stage: &str, totals: &BTreeMap<ProfileKey, Total>) -> String {
     table.to_string()
 }
 
-fn add_part(table: &mut Table, part: &str, mut operations: Vec<(&str, Total)>, whole: Duration) {
+fn add_part(
+    table: &mut Table,
+    part: &str,
+    mut operations: Vec<(&str, OperationTotal)>,
+    whole: Duration,
+) {
     let all = sum(operations.iter().map(|(_, total)| total));
-    table.add_row(row(part, Total { calls: 0, ..all }, whole));
+    table.add_row(row(part, OperationTotal { calls: 0, ..all }, whole));
     operations.sort_by_key(|(_, total)| std::cmp::Reverse(total.time));
     let rest = operations.split_off(operations.len().min(SHOWN));
     for (operation, total) in operations {
@@ -54,7 +59,7 @@ fn add_part(table: &mut Table, part: &str, mut operations: Vec<(&str, Total)>, w
     }
 }
 
-fn row(name: &str, total: Total, whole: Duration) -> [String; 5] {
+fn row(name: &str, total: OperationTotal, whole: Duration) -> [String; 5] {
     let seconds = total.time.as_secs_f64();
     let share = 100.0 * seconds / whole.as_secs_f64().max(f64::MIN_POSITIVE);
     let calls = match total.calls {
@@ -70,12 +75,12 @@ fn row(name: &str, total: Total, whole: Duration) -> [String; 5] {
     ]
 }
 
-fn time(operations: &[(&str, Total)]) -> Duration {
+fn time(operations: &[(&str, OperationTotal)]) -> Duration {
     operations.iter().map(|(_, total)| total.time).sum()
 }
 
-fn sum<'a>(totals: impl Iterator<Item = &'a Total>) -> Total {
-    totals.fold(Total::default(), |sum, total| Total {
+fn sum<'a>(totals: impl Iterator<Item = &'a OperationTotal>) -> OperationTotal {
+    totals.fold(OperationTotal::default(), |sum, total| OperationTotal {
         calls: sum.calls + total.calls,
         time: sum.time + total.time,
         bytes: sum.bytes + total.bytes,
@@ -88,7 +93,7 @@ mod tests {
 
     #[test]
     fn parts_and_operations_stand_by_their_time() {
-        let total = |millis, bytes| Total {
+        let total = |millis, bytes| OperationTotal {
             calls: 2,
             time: Duration::from_millis(millis),
             bytes,

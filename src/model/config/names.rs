@@ -1,5 +1,5 @@
-//! Names of a decoder's modules in the Hugging Face checkpoints of each family, and what follows from
-//! a tensor's name.
+//! Names of a decoder's modules in the Hugging Face checkpoints of each family, and what follows
+//! from a tensor's name.
 //!
 //! A tensor's name is that of its module, then `.weight` or `.bias`.
 

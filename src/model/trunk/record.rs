@@ -1,7 +1,9 @@
-//! What a model folder says of its trunk: how many of the lowest layers stayed frozen while others were trained, and their fingerprint.
+//! The record of a model's trunk in its folder: the number of layers that stayed frozen below
+//! trained ones, and their fingerprint.
 //!
-//! It stands in the header of each file of weights. Readers that do not know it pass it over, and programs that write the weights anew
-//! leave it out. What lies in a file decides what trunk it holds; the record says of which one a 16-bit file holds the rounded values.
+//! The record is in the header of each weights file. Other readers ignore it, and programs that
+//! rewrite the weights drop it. The weights themselves determine the trunk; for a 16-bit file, the
+//! record identifies the trunk whose rounded values it holds.
 
 use std::collections::BTreeMap;
 
@@ -19,14 +21,14 @@ const FINGERPRINT: &str = "trunk_fingerprint";
 /// The trunk that a model was trained on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrunkRecord {
-    /// Its layers; the embedding belongs to it too.
+    /// Number of layers; the embedding belongs to the trunk too.
     layers: usize,
-    /// Of its values as they were in training, whatever type they are written in.
+    /// Fingerprint of the values in training, whatever type they are stored in.
     fingerprint: String,
 }
 
 impl TrunkRecord {
-    /// A trunk of so many layers, with this fingerprint.
+    /// The record of a trunk of `layers` layers.
     pub fn new(layers: usize, fingerprint: Fingerprint) -> Self {
         Self {
             layers,
@@ -34,10 +36,11 @@ impl TrunkRecord {
         }
     }
 
-    /// That of a decoder: the layers below its lowest trained one. `None` where there are none, or nothing is trained.
+    /// The record of a decoder's layers below its lowest trained one; `None` if there are no such
+    /// layers, or nothing is trained.
     ///
     /// # Errors
-    /// If a device fails.
+    /// If the device fails.
     pub fn of(decoder: &Decoder) -> candle_core::Result<Option<Self>> {
         let all = decoder.decoder_config().num_hidden_layers;
         let frozen_below = |param: &Param| match layer_of(param.name()) {
@@ -55,7 +58,7 @@ impl TrunkRecord {
         Ok(Some(Self::new(layers, Fingerprint::of(trunk)?)))
     }
 
-    /// What the files of weights say, if all say the same.
+    /// The record in the weights files, if all files have the same one.
     pub fn read(weights: &Weights) -> Option<Self> {
         Some(Self {
             layers: weights.note(LAYERS)?.parse().ok()?,
@@ -63,17 +66,17 @@ impl TrunkRecord {
         })
     }
 
-    /// The fingerprint.
+    /// Fingerprint of the trunk.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
 
-    /// Whether the two speak of as many layers and of other values.
+    /// Whether both records have the same number of layers and different fingerprints.
     pub fn contradicts(&self, other: &Self) -> bool {
         self.layers == other.layers && self.fingerprint != other.fingerprint
     }
 
-    /// What the header of a file of weights is to say.
+    /// Entries for the header of a weights file.
     pub fn notes(self) -> BTreeMap<String, String> {
         BTreeMap::from([
             (LAYERS.to_owned(), self.layers.to_string()),

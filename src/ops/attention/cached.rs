@@ -380,8 +380,8 @@ impl NewTokens<'_> {
         self.blocks[position / BLOCK_TOKENS] as usize * BLOCK_TOKENS + position % BLOCK_TOKENS
     }
 
-    /// Stores keys or values of the new tokens: columns of `rows` from `column` on, as many as `cache`
-    /// has.
+    /// Stores keys or values of the new tokens: columns of `rows` from `column` on, as many as
+    /// `cache` has.
     fn store_rows(&self, cache: &Tensor, rows: &Tensor, column: usize) -> Result<()> {
         let columns = rows.narrow(1, column, cache.dim(1)?)?.contiguous()?;
         (0..self.count).try_for_each(|i| {
