@@ -256,7 +256,7 @@ fn a_link_in_place_of_a_file_is_passed_over() {
     let (weights, elsewhere) = (file(&checkpoints, 20, "weights.bin"), root.path().join("w"));
     fs::rename(&weights, &elsewhere).unwrap();
     std::os::unix::fs::symlink(&elsewhere, &weights).unwrap();
-    assert_falls_back(&checkpoints, "weights.bin");
+    assert_falls_back(&checkpoints, "weights.bin: this is a link");
 }
 
 #[test]
