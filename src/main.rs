@@ -7,7 +7,7 @@ use collimate::cli::{Cli, Command, ConfigArgs, PlanArgs, Trials};
 use collimate::config::{Config, Document, Stage};
 use collimate::data::guard::CountingAllocator;
 use collimate::ops::{pool, profile};
-use collimate::stages::plan::machine::Bound;
+use collimate::stages::plan::machine::MemoryBound;
 use collimate::terminal::{self, Reader};
 use collimate::train::process;
 use collimate::train::signal::{EXIT_STOPPED, Outcome};
@@ -73,7 +73,7 @@ fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
     let document = Document::read(&args.config)?.with(&args.overrides)?;
     let config = Config::resolve(&document)?;
     let plans = stages::plan::plan(&config)?;
-    let fits = stages::plan::check(&config, &plans, Bound::Longest);
+    let fits = stages::plan::check(&config, &plans, MemoryBound::Longest);
     for plan in &plans {
         if terminal::product(format_args!("{plan}\n"))? == Reader::Gone {
             break;

@@ -4,6 +4,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use collimate::model::activations::TrainingPass;
 use collimate::model::config::{DecoderConfig, Family, Geometry};
 use collimate::model::hf_config::HfConfig;
 use collimate::model::{Decoder, Gradient, Recompute};
@@ -11,7 +12,6 @@ use collimate::ops::attention::Segments;
 use collimate::ops::backend::Backend;
 use collimate::ops::head::{Target, most_logits};
 use collimate::ops::param::Trainability;
-use collimate::stages::plan::activations::Pass;
 
 /// The system's allocator with a count of the bytes in use.
 struct Counting;
@@ -81,7 +81,7 @@ fn a_pass_has_in_memory_what_is_planned() {
             // The scratch memory of the threads is allocated in the first pass.
             measured(&model, recompute);
             let [held, peak] = measured(&model, recompute);
-            let pass = Pass {
+            let pass = TrainingPass {
                 decoder: model.decoder_config(),
                 rows: ROWS,
                 first: 0,

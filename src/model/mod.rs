@@ -3,6 +3,7 @@
 //! One decoder covers all families by configuration ([`config`]); the same layers run in training,
 //! over packed sequences, and in generation, over a block-paged cache ([`generator`]).
 
+pub mod activations;
 mod block;
 pub mod boundary;
 pub mod config;

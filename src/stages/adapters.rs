@@ -7,13 +7,13 @@ use anyhow::{Context as _, Result};
 
 use super::context::Context;
 use super::freezing::Frozen;
-use crate::config::{LayersToTransform, Lora, TargetModules, Top, Trainable};
+use crate::config::Trainable;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
 use crate::model::config::{Head, TensorSpec};
 use crate::model::hf_config::HfConfig;
 use crate::model::hf_config::adapter::AdapterConfig;
-use crate::model::lora::{AdapterTargets, Layers, RequestedLora, Scaling};
+use crate::model::lora::RequestedLora;
 use crate::ops::backend::Backend;
 use crate::ops::param::Trainability;
 
@@ -60,7 +60,7 @@ impl Trainee {
             frozen.check(start.table, start.from, layers)?;
             return Ok(Self { model, base: None });
         };
-        let asked = asked(lora);
+        let asked = RequestedLora::from(lora);
         let key = || format!("{}.lora", start.table);
         let (model, base) = match AdapterConfig::find(start.from)? {
             None => {
@@ -110,27 +110,4 @@ fn base(folder: &Path, start: &StartingModel) -> Result<Decoder> {
     };
     let frozen = |_: &TensorSpec| Trainability::Frozen;
     Ok(Decoder::load(folder, head, 0, frozen, start.backend)?)
-}
-
-/// The settings that a `lora` table has for adapters.
-pub fn asked(lora: &Lora) -> RequestedLora {
-    let scaling = |rooted| match rooted {
-        true => Scaling::RootRank,
-        false => Scaling::Rank,
-    };
-    let targets = |targets: &TargetModules| match targets {
-        TargetModules::Word(_) => AdapterTargets::AllLinear,
-        TargetModules::Names(names) => AdapterTargets::Named(names.clone()),
-    };
-    let layers = |layers: &LayersToTransform| match layers {
-        LayersToTransform::Top(Top(count)) => Layers::Top(*count),
-        LayersToTransform::These(layers) => Layers::These(layers.clone()),
-    };
-    RequestedLora {
-        r: lora.r,
-        lora_alpha: lora.lora_alpha,
-        scaling: lora.use_rslora.map(scaling),
-        target_modules: lora.target_modules.as_ref().map(targets),
-        layers_to_transform: lora.layers_to_transform.as_ref().map(layers),
-    }
 }

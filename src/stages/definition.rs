@@ -3,9 +3,9 @@
 use anyhow::{Context as _, Result};
 
 use super::context::{Context, Finished};
-use super::plan::Plan;
-use super::plan::models::Folders;
-use super::preflight::records::Reader;
+use super::plan::StagePlan;
+use super::plan::models::RunModels;
+use super::preflight::records::RecordReader;
 use crate::config::{self, Config, Stage};
 
 /// A stage, defined for the keys of its table.
@@ -25,19 +25,19 @@ pub trait StageDefinition {
     ///
     /// # Errors
     /// If a model's sizes are not known, or it cannot have what the table asks for.
-    fn plan(&self, folders: Folders, stage: Stage) -> Result<Plan>;
+    fn plan(&self, models: RunModels, stage: Stage) -> Result<StagePlan>;
 
     /// Checks the models that the stage reads by their configurations, before any stage runs.
     ///
     /// # Errors
     /// The error with which the stage would end.
-    fn check_models(&self, folders: Folders, stage: Stage) -> Result<()>;
+    fn check_models(&self, models: RunModels, stage: Stage) -> Result<()>;
 
     /// Checks the first records of each data file, before any stage runs.
     ///
     /// # Errors
     /// A record or a template that the stage would refuse, with the key of its file.
-    fn check_records(&self, reader: &Reader) -> Result<()>;
+    fn check_records(&self, reader: &RecordReader) -> Result<()>;
 }
 
 /// The help of a stage's command.

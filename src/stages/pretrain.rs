@@ -9,10 +9,10 @@ use super::dataset::{ExamplesByFile, StageRecords};
 use super::definition::{CommandHelp, StageDefinition};
 use super::examples::Examples;
 use super::language::NextTokenLoss;
-use super::plan::models::Folders;
-use super::plan::{self, Plan};
+use super::plan::models::RunModels;
+use super::plan::{self, StagePlan};
 use super::preflight;
-use super::preflight::records::Reader;
+use super::preflight::records::RecordReader;
 use super::record_report::RecordReports;
 use super::stops::stop_where_answers_end;
 use super::supervised::{PreparedStage, train_and_write};
@@ -79,15 +79,15 @@ impl StageDefinition for Pretrain {
         )
     }
 
-    fn plan(&self, folders: Folders, _stage: Stage) -> Result<Plan> {
-        plan::supervised::pretrain(folders, self)
+    fn plan(&self, models: RunModels, _stage: Stage) -> Result<StagePlan> {
+        plan::supervised::pretrain(models, self)
     }
 
-    fn check_models(&self, _folders: Folders, _stage: Stage) -> Result<()> {
+    fn check_models(&self, _models: RunModels, _stage: Stage) -> Result<()> {
         Ok(())
     }
 
-    fn check_records(&self, reader: &Reader) -> Result<()> {
+    fn check_records(&self, reader: &RecordReader) -> Result<()> {
         let files = [&self.data, &self.eval_data];
         preflight::records::check_files(reader.stage, files, &self.records, |records, bad| {
             reader.documents(records, bad)

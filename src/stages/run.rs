@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::context::Context;
 use super::definition::definition;
-use super::plan::machine::Bound;
+use super::plan::machine::MemoryBound;
 use super::{arithmetic, origin, plan};
 use crate::config::{Config, Stage, Training, TrainingLength};
 use crate::model::hub;
@@ -124,7 +124,7 @@ fn check_before_the_first(
         0 | 1 => Ok(()),
         _ => {
             let plans = plan::plans(config, &ahead)?;
-            plan::check(config, &plans, Bound::Certain)
+            plan::check(config, &plans, MemoryBound::Certain)
         }
     }
 }

@@ -8,9 +8,9 @@ use super::adapters::{StartingModel, Trainee};
 use super::context::{Context, Finished};
 use super::definition::{CommandHelp, StageDefinition};
 use super::examples::{Examples, encoder};
-use super::plan::models::Folders;
-use super::plan::{self, Plan};
-use super::preflight::records::Reader;
+use super::plan::models::RunModels;
+use super::plan::{self, StagePlan};
+use super::preflight::records::RecordReader;
 use super::stops::stop_where_answers_end;
 use super::{freezing::Frozen, preflight};
 use crate::config::{ExampleTable, Stage, Training};
@@ -133,17 +133,17 @@ impl<S: ExampleStage> StageDefinition for S {
         )
     }
 
-    fn plan(&self, folders: Folders, stage: Stage) -> Result<Plan> {
-        plan::supervised::examples(folders, stage, &self.keys(), S::HEAD)
+    fn plan(&self, models: RunModels, stage: Stage) -> Result<StagePlan> {
+        plan::supervised::examples(models, stage, &self.keys(), S::HEAD)
     }
 
-    fn check_models(&self, folders: Folders, stage: Stage) -> Result<()> {
+    fn check_models(&self, models: RunModels, stage: Stage) -> Result<()> {
         let keys = self.keys();
-        let layers = folders.decoder(keys.from)?.num_hidden_layers;
+        let layers = models.decoder(keys.from)?.num_hidden_layers;
         Frozen::from(keys.trainable).check(stage.name(), keys.from, layers)
     }
 
-    fn check_records(&self, reader: &Reader) -> Result<()> {
+    fn check_records(&self, reader: &RecordReader) -> Result<()> {
         let keys = self.keys();
         let encoder = self.configure(reader.encoder(&keys)?);
         let files = [keys.data, &keys.held_out.eval_data];

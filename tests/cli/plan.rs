@@ -7,10 +7,11 @@ use serde_json::{Value, json};
 use crate::language::{CONFIG, files};
 use crate::support::{Ended, Workspace, fixture};
 
-/// The cells of each non-empty line, table by table.
+/// The cells of each non-empty line, table by table, without the line of the peak.
 pub fn tables(text: &str) -> Vec<Vec<Vec<&str>>> {
     let mut tables: Vec<Vec<Vec<&str>>> = Vec::new();
-    for line in text.lines().filter(|l| l.contains(char::is_alphanumeric)) {
+    let lines = text.lines().filter(|l| !l.starts_with("Peak "));
+    for line in lines.filter(|l| l.contains(char::is_alphanumeric)) {
         let cells: Vec<&str> = line
             .split("  ")
             .map(str::trim)
@@ -54,13 +55,7 @@ fn every_stage_has_its_table_before_anything_is_made() {
     let activations = "activations of 248 tokens";
     assert_eq!(
         heads(pretrain),
-        [
-            "pretrain (MiB)",
-            "model",
-            activations,
-            "log-prob chunk",
-            "total"
-        ]
+        ["pretrain (MiB)", "model", activations, "log-prob chunk",]
     );
     assert_eq!(heads(sft)[1..3], ["base", "adapters"]);
     assert_eq!(heads(dpo)[0..2], ["dpo (MiB)", "model"]);
@@ -78,13 +73,19 @@ fn every_stage_has_its_table_before_anything_is_made() {
             "activations of 512 tokens",
             "log-prob chunk",
             "rollback copy",
-            "total",
-            "most at once",
-            "most at once: what rollout takes is gone when the update begins",
-            "the prompts cannot be counted before their file and the tokenizer are there; taken \
-             are 52 tokens, all that the context leaves",
+            "the prompts or their tokenizer do not exist yet: prompts of 52 tokens are assumed, the \
+             longest that fit (the policy's context holds 64, of which the response may take 12)",
         ]
     );
+    let peaks: Vec<&str> = ended
+        .stdout
+        .lines()
+        .filter(|l| l.starts_with("Peak "))
+        .collect();
+    assert_eq!(peaks.len(), 5, "{}", ended.stdout);
+    let first = ended.stdout.lines().next().expect("a line");
+    assert!(first.ends_with(" MiB in stage pretrain"), "{first}");
+    assert!(ended.stdout.starts_with(peaks[0]), "{}", ended.stdout);
     // Parameters: embedding 320 · 32; per layer two norms of 32, q and o of 32 · 32, k and v of 16
     // · 32, three of 64 · 32; a final norm; × 4 bytes.
     let elements = 320 * 32 + 2 * (2 * 32 + 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32) + 32;
@@ -121,11 +122,10 @@ fn a_judge_is_listed_with_what_it_will_own() {
         if !other.is_empty() {
             let from = workspace.path("elsewhere");
             fs::create_dir(&from).expect("a folder");
-            fs::copy(
-                fixture("llama").join("config.json"),
-                from.join("config.json"),
-            )
-            .expect("a copy");
+            let sizes = fs::read(fixture("llama").join("config.json")).expect("a fixture");
+            let mut sizes: Value = serde_json::from_slice(&sizes).expect("JSON");
+            sizes["vocab_size"] = json!(320);
+            fs::write(from.join("config.json"), sizes.to_string()).expect("a file");
         }
         assert_ne!(rows(&format!("{trunk} {other}"))[1], branch, "{other}");
     }
@@ -243,6 +243,35 @@ fn a_model_to_be_made_is_planned_as_what_is_then_made() {
         }
         assert_eq!(roles(), before, "{lora}");
     }
+}
+
+/// Whether the adapters that `[reward]` starts from are yet to be made or exist, they are continued.
+#[test]
+fn adapters_that_are_continued_have_the_settings_of_their_start() {
+    let workspace = Workspace::new();
+    workspace.write("config.toml", CONFIG);
+    for (name, contents) in files() {
+        workspace.write(name, &contents);
+    }
+    let set = "--set sft.lora.r=4 --set sft.lora.lora_alpha=16 --set pretrain.max_steps=1 --set sft.max_steps=1";
+    let other = "--set reward.lora.lora_alpha=32";
+    let says = "[reward.lora] continues the adapter in runs/trial/sft/final, so its settings must match: lora_alpha is 32 here, 16 there";
+    let refused = |command: &str| {
+        let ended = workspace.run(&format!("{command} config.toml {set} {other}"));
+        assert_eq!(ended.code, Some(1), "{}", ended.stdout);
+        assert!(ended.stderr.contains(says), "{}", ended.stderr);
+    };
+    refused("plan");
+    let ended = workspace.run(&format!(
+        "plan config.toml {set} --set reward.lora.lora_alpha=16"
+    ));
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    for stage in ["pretrain", "sft"] {
+        let ended = workspace.run(&format!("{stage} config.toml {set}"));
+        assert_eq!(ended.code, Some(0), "{stage}: {}", ended.stderr);
+    }
+    refused("plan");
+    refused("reward");
 }
 
 /// The tables are printed to show what takes the memory; then the first stage that does not fit is

@@ -10,7 +10,7 @@ use collimate::model::lora::Layers;
 use collimate::ops::attention::cached::Cache;
 use collimate::ops::backend::Backend;
 use collimate::ops::param::{Operand, Param, Trainability};
-use collimate::stages::plan::generation::{Prompts, panels, reserve, states};
+use collimate::stages::plan::generation::{PromptBatch, panels, reserve, states};
 use rollout::{CacheBudget, GenerationSettings, LastToken, Request, SequenceId, generate};
 
 use crate::memory::{load, lora, own};
@@ -24,7 +24,7 @@ fn the_cache_is_the_one_that_a_generation_reserves() -> Anyhow {
         let model = load(name, Head::LanguageModel, own(Trainability::Frozen))?;
         let layers = model.decoder_config().num_hidden_layers;
         let block = Cache::block_bytes(model.attention(0), layers, &Backend::CPU);
-        let prompts = Prompts {
+        let prompts = PromptBatch {
             count: 5,
             tokens: 6,
             samples: 2,
@@ -38,7 +38,7 @@ fn the_cache_is_the_one_that_a_generation_reserves() -> Anyhow {
             (CacheBudget::Unlimited, LastToken::Read),
             (CacheBudget::Bytes(3 * block + 1), LastToken::Read),
         ] {
-            let prompts = Prompts {
+            let prompts = PromptBatch {
                 last_token,
                 ..prompts
             };
@@ -71,7 +71,7 @@ fn the_cache_is_the_one_that_a_generation_reserves() -> Anyhow {
 }
 
 /// Bytes of the states kept for these prompts; what several sequences share counts once.
-fn held_states(model: &Decoder, prompts: Prompts, layer: usize) -> Anyhow<usize> {
+fn held_states(model: &Decoder, prompts: PromptBatch, layer: usize) -> Anyhow<usize> {
     let request = |key| Request {
         key,
         prompt: vec![3; prompts.tokens],
@@ -113,7 +113,7 @@ fn states_are_those_that_a_generation_keeps() -> Anyhow {
             (3, LastToken::Unread),
             (3, LastToken::Read),
         ] {
-            let prompts = Prompts {
+            let prompts = PromptBatch {
                 count: 5,
                 tokens: 6,
                 samples,

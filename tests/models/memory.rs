@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use collimate::config::{Config, Document};
+use collimate::config::{
+    AllLinear, Config, Document, LayersToTransform, Lora as LoraTable, Ppo, Share, TargetModules,
+};
 use collimate::model::config::{
     DecoderConfig, Family, Geometry, Head, TensorSpec, is_embedding, layer_of,
 };
@@ -12,9 +14,10 @@ use collimate::model::lora::{AdapterTargets, Layers, LoraConfig, Scaling};
 use collimate::model::{Decoder, Holding};
 use collimate::ops::backend::Backend;
 use collimate::ops::param::{Param, Trainability};
-use collimate::roles::{Reference, Sharing};
+use collimate::roles::{
+    AdapterDescription, ModelDescription, Origin, PpoModels, RoleLayout, RoleTensors,
+};
 use collimate::stages::plan::plan;
-use collimate::stages::plan::roles::{Judge, Models, Role, Start, adapted, roles};
 use collimate::train::optimizer::{AdamW, AdamWConfig};
 
 use crate::support::{Anyhow, LANGUAGE_MODELS, folder};
@@ -28,7 +31,7 @@ pub fn bytes<'a>(params: impl Iterator<Item = &'a Arc<Param>>) -> usize {
 
 /// Asserts that a planned role has the bytes of the decoder that plays it.
 #[track_caller]
-pub fn check(role: &Role, model: &Decoder) {
+pub fn check(role: &RoleTensors, model: &Decoder) {
     let name = &role.name;
     let params = model.params();
     assert_eq!(role.weights(), bytes(params.owned()), "{name}: weights");
@@ -68,38 +71,54 @@ fn decoder(name: &str) -> Anyhow<DecoderConfig> {
     Ok(HfConfig::read(&folder(name))?.decoder)
 }
 
-/// A policy with critic, reference, reward model and judge, each of its own size.
-fn models(name: &str) -> Anyhow<Models> {
-    let policy = decoder(name)?;
-    Ok(all_of(policy))
+/// A policy with reward model and judge of its own sizes. The judge shares nothing.
+fn models(name: &str) -> Anyhow<PpoModels> {
+    Ok(all_of(&folder(name), decoder(name)?))
 }
 
-fn all_of(policy: DecoderConfig) -> Models {
-    let whole = |decoder: &DecoderConfig| Start {
-        decoder: decoder.clone(),
+fn all_of(folder: &Path, policy: DecoderConfig) -> PpoModels {
+    let described = |folder: &Path, head| ModelDescription {
+        folder: folder.to_owned(),
+        decoder: DecoderConfig {
+            head,
+            ..policy.clone()
+        },
         adapter: None,
+        tokenizer: None,
+        origin: Origin::Stage {
+            from: None,
+            frozen_layers: 0,
+        },
     };
-    let scoring = DecoderConfig {
-        head: Head::Score,
-        ..policy.clone()
-    };
-    Models {
-        critic: Some(whole(&scoring)),
-        reference: Reference::Read,
-        rewards: vec![whole(&scoring)],
-        judge: Some(Judge::Alone(scoring)),
-        policy: whole(&policy),
+    PpoModels {
+        policy: described(folder, Head::LanguageModel),
+        rewards: vec![described(Path::new("reward"), Head::Score)],
+        judge: Some(described(Path::new("judge"), Head::Score)),
     }
 }
 
-pub fn names(roles: &[Role]) -> Vec<&str> {
+/// The roles of `[ppo]` with what it shares.
+fn roles(
+    share: Share,
+    trunk: Option<usize>,
+    lora: Option<LoraTable>,
+    models: &PpoModels,
+) -> Anyhow<Vec<RoleTensors>> {
+    let mut config = Ppo::default();
+    config.sharing.share = share;
+    config.sharing.trunk_layers = trunk;
+    config.sharing.lora = lora;
+    Ok(RoleLayout::new(&config, models.clone())?.tensors())
+}
+
+pub fn names(roles: &[RoleTensors]) -> Vec<&str> {
     roles.iter().map(|role| role.name.as_str()).collect()
 }
 
 #[test]
 fn roles_that_share_nothing_hold_what_is_listed() -> Anyhow {
     for name in LANGUAGE_MODELS {
-        let roles = roles(&Sharing::None, &models(name)?)?;
+        let roles = roles(Share::None, None, None, &models(name)?)?;
         assert_eq!(
             names(&roles),
             ["actor", "critic", "reference", "reward", "judge"]
@@ -122,9 +141,9 @@ fn roles_that_share_nothing_hold_what_is_listed() -> Anyhow {
 #[test]
 fn roles_on_a_trunk_hold_it_once() -> Anyhow {
     for name in LANGUAGE_MODELS {
-        let roles = roles(&Sharing::Trunk { layers: 1 }, &models(name)?)?;
+        let planned = roles(Share::Trunk, Some(1), None, &models(name)?)?;
         assert_eq!(
-            names(&roles),
+            names(&planned),
             ["trunk", "actor", "critic", "reference", "reward", "judge"]
         );
         let reference = load(name, Head::LanguageModel, own(Trainability::Frozen))?;
@@ -139,30 +158,35 @@ fn roles_on_a_trunk_hold_it_once() -> Anyhow {
             }
         };
         let actor = load(name, Head::LanguageModel, on_trunk(Trainability::Trained))?;
-        check(&roles[1], &actor);
+        check(&planned[1], &actor);
         check(
-            &roles[2],
+            &planned[2],
             &load(name, Head::Score, on_trunk(Trainability::Trained))?,
         );
         check(
-            &roles[4],
+            &planned[4],
             &load(name, Head::Score, on_trunk(Trainability::Frozen))?,
         );
-        assert_eq!(roles[0].weights(), bytes(actor.params().shared()), "{name}");
+        assert_eq!(
+            planned[0].weights(),
+            bytes(actor.params().shared()),
+            "{name}"
+        );
         let whole = bytes(reference.params().owned());
-        assert_eq!(roles[0].weights() + roles[3].weights(), whole, "{name}");
-        assert_eq!((roles[0].gradients(), roles[3].gradients()), (0, 0));
-        assert_eq!(roles[1].graph_begins(LAYERS), 1, "{name}");
+        assert_eq!(planned[0].weights() + planned[3].weights(), whole, "{name}");
+        assert_eq!((planned[0].gradients(), planned[3].gradients()), (0, 0));
+        assert_eq!(planned[1].graph_begins(LAYERS), 1, "{name}");
         // A judge on the shared trunk owns as much as a reward model; any other judge is a whole
         // model.
-        assert_eq!(roles[5].weights(), whole_judge(name)?, "{name}");
-        let sharing = Models {
-            judge: Some(Judge::Sharing(models(name)?.rewards[0].clone())),
-            ..models(name)?
+        assert_eq!(planned[5].weights(), whole_judge(name)?, "{name}");
+        let mut sharing = models(name)?;
+        let judge = sharing.judge.as_mut().expect("a judge");
+        judge.origin = Origin::Stage {
+            from: Some(folder(name)),
+            frozen_layers: 1,
         };
-        let shared =
-            collimate::stages::plan::roles::roles(&Sharing::Trunk { layers: 1 }, &sharing)?;
-        assert_eq!(shared[5].tensors, roles[4].tensors, "{name}");
+        let shared = roles(Share::Trunk, Some(1), None, &sharing)?;
+        assert_eq!(shared[5].tensors, planned[4].tensors, "{name}");
     }
     Ok(())
 }
@@ -182,40 +206,55 @@ pub fn lora(layers: Layers) -> LoraConfig {
     }
 }
 
+/// `[ppo.lora]` with the settings of [`lora`] on the uppermost layer.
+fn top_layer() -> LoraTable {
+    LoraTable {
+        r: Some(3),
+        lora_alpha: Some(4.0),
+        target_modules: Some(TargetModules::Word(AllLinear::AllLinear)),
+        layers_to_transform: Some(LayersToTransform::These(vec![LAYERS - 1])),
+        ..LoraTable::default()
+    }
+}
+
 #[test]
 fn roles_of_adapters_hold_the_base_once() -> Anyhow {
     for name in LANGUAGE_MODELS {
         let lora = lora(Layers::Top(1));
         let mut models = models(name)?;
         let resolved = lora.resolve(&models.policy.decoder)?;
-        models.rewards[0].adapter = Some(resolved.clone());
-        models.judge = Some(Judge::Sharing(models.rewards[0].clone()));
-        let sharing = Sharing::Adapter(Some(lora.clone().into()));
-        let roles = roles(&sharing, &models)?;
+        let adapter = AdapterDescription {
+            lora: resolved.clone(),
+            base: folder(name),
+            has_score: true,
+        };
+        models.rewards[0].adapter = Some(adapter.clone());
+        models.judge = Some(models.rewards[0].clone());
+        let planned = roles(Share::Adapter, None, Some(top_layer()), &models)?;
         assert_eq!(
-            names(&roles),
+            names(&planned),
             ["base", "actor", "critic", "reward", "judge"]
         );
         let base = load(name, Head::LanguageModel, own(Trainability::Frozen))?;
         let adapt = |head, training| Decoder::adapt(&base, &lora, head, 1, training);
-        check(&roles[0], &base);
+        check(&planned[0], &base);
         check(
-            &roles[1],
+            &planned[1],
             &adapt(Head::LanguageModel, Trainability::Trained)?,
         );
-        check(&roles[2], &adapt(Head::Score, Trainability::Trained)?);
-        check(&roles[3], &adapt(Head::Score, Trainability::Frozen)?);
-        check(&roles[4], &adapt(Head::Score, Trainability::Frozen)?);
-        assert_eq!(roles[1].graph_begins(LAYERS), LAYERS - 1, "{name}");
+        check(&planned[2], &adapt(Head::Score, Trainability::Trained)?);
+        check(&planned[3], &adapt(Head::Score, Trainability::Frozen)?);
+        check(&planned[4], &adapt(Head::Score, Trainability::Frozen)?);
+        assert_eq!(planned[1].graph_begins(LAYERS), LAYERS - 1, "{name}");
 
-        let trainee = adapted(&models.policy.decoder, Head::Score, &resolved);
+        let trainee = RoleTensors::adapted(&models.policy.decoder, Head::Score, &resolved);
         check(&trainee[0], &base);
         check(&trainee[1], &adapt(Head::Score, Trainability::Trained)?);
 
         // The policy's folder holds adapters: they are trained further, and the reference keeps a
-        // copy of the initial ones. No other adapters are requested.
-        models.policy.adapter = Some(resolved);
-        let further = collimate::stages::plan::roles::roles(&Sharing::Adapter(None), &models)?;
+        // copy of the initial ones. No other settings are given.
+        models.policy.adapter = Some(adapter);
+        let further = roles(Share::Adapter, None, None, &models)?;
         assert_eq!(
             names(&further),
             ["base", "actor", "critic", "reference", "reward", "judge"]
@@ -233,7 +272,7 @@ fn roles_of_adapters_hold_the_base_once() -> Anyhow {
 }
 
 /// The planned roles of a stage on a fixture's model, with these keys in its table.
-fn planned(stage: &str, name: &str, keys: &str) -> Anyhow<Vec<Role>> {
+fn planned(stage: &str, name: &str, keys: &str) -> Anyhow<Vec<RoleTensors>> {
     let text = format!(
         "[run]\nname = \"trial\"\n[{stage}]\nfrom = {:?}\ndata = \"records.jsonl\"\n{keys}\n",
         folder(name)
@@ -304,11 +343,20 @@ fn four_roles_cost_little_more_than_one_model() -> Anyhow {
         ..LoraConfig::default()
     };
     assert_eq!(lora.r, 16);
-    let mut models = all_of(policy.clone());
+    let mut models = all_of(Path::new("policy"), policy.clone());
     models.judge = None;
-    models.rewards[0].adapter = Some(lora.resolve(&policy)?);
-    let weights = |sharing: &Sharing| -> Anyhow<usize> {
-        Ok(roles(sharing, &models)?.iter().map(Role::weights).sum())
+    models.rewards[0].adapter = Some(AdapterDescription {
+        lora: lora.resolve(&policy)?,
+        base: "policy".into(),
+        has_score: true,
+    });
+    let all_linear = LoraTable {
+        target_modules: Some(TargetModules::Word(AllLinear::AllLinear)),
+        ..LoraTable::default()
+    };
+    let weights = |share, trunk, lora| -> Anyhow<usize> {
+        let roles = roles(share, trunk, lora, &models)?;
+        Ok(roles.iter().map(RoleTensors::weights).sum())
     };
     let one = policy
         .tensors()
@@ -316,11 +364,8 @@ fn four_roles_cost_little_more_than_one_model() -> Anyhow {
         .map(TensorSpec::numel)
         .sum::<usize>()
         * size_of::<f32>();
-    let ratio = |sharing| -> Anyhow<f64> { Ok(weights(&sharing)? as f64 / one as f64) };
-    let (trunk, adapter) = (
-        ratio(Sharing::Trunk { layers: 24 })?,
-        ratio(Sharing::Adapter(Some(lora.clone().into())))?,
-    );
+    let trunk = weights(Share::Trunk, Some(24), None)? as f64 / one as f64;
+    let adapter = weights(Share::Adapter, None, Some(all_linear))? as f64 / one as f64;
     assert!(trunk > 1.0 && trunk <= 1.50, "{trunk}");
     assert!(adapter > 1.0 && adapter <= 1.12, "{adapter}");
     Ok(())
@@ -331,7 +376,7 @@ fn four_roles_cost_little_more_than_one_model() -> Anyhow {
 fn a_reward_model_as_a_base_keeps_its_head() -> Anyhow {
     let (name, lora) = ("llama_reward", lora(Layers::All));
     let decoder = decoder(name)?;
-    let roles = adapted(&decoder, Head::Score, &lora.resolve(&decoder)?);
+    let roles = RoleTensors::adapted(&decoder, Head::Score, &lora.resolve(&decoder)?);
     let base = load(name, Head::Score, own(Trainability::Frozen))?;
     check(&roles[0], &base);
     let model = Decoder::adapt(&base, &lora, Head::Score, 1, Trainability::Trained)?;

@@ -13,9 +13,8 @@ use collimate::model::weights::SaveDtype;
 use collimate::model::{Decoder, Holding};
 use collimate::ops::backend::Backend;
 use collimate::ops::param::Trainability;
-use collimate::roles::{CriticStart, Ground, Reference, Roles, Sharing};
+use collimate::roles::{ModelDescription, PpoModels, RoleLayout, RoleTensors, Roles};
 use collimate::stages::plan::plan;
-use collimate::stages::plan::roles::Role;
 use tempfile::TempDir;
 
 use crate::memory::{bytes, check, load, lora, names, own};
@@ -25,12 +24,11 @@ use crate::support::{Anyhow, LANGUAGE_MODELS, folder};
 const ADAPTERS: &str = "share = \"adapter\"\nlora = { r = 3, lora_alpha = 4.0, \
                         target_modules = \"all-linear\", layers_to_transform = \"top:1\" }";
 
-/// The folders that PPO starts from, and the sharing that it is configured with.
+/// The folders that PPO starts from, and the keys of its sharing.
 struct Case {
     policy: PathBuf,
     reward: TempDir,
     judge: TempDir,
-    sharing: Sharing,
     /// The keys of the sharing.
     keys: &'static str,
 }
@@ -38,13 +36,13 @@ struct Case {
 impl Case {
     /// The configuration. Evaluations read the reference and the judge; without evaluations and
     /// without a KL, neither is read.
-    fn config(&self, critic_from: &str, reference: Reference) -> Anyhow<Config> {
-        let read = match reference {
-            Reference::Read => format!(
+    fn config(&self, critic_from: &str, evaluated: bool) -> Anyhow<Config> {
+        let read = match evaluated {
+            true => format!(
                 "eval_prompts = \"held-out.jsonl\"\njudge_model = {:?}",
                 self.judge.path()
             ),
-            Reference::Unread => "kl_coef = 0.0".to_owned(),
+            false => "kl_coef = 0.0".to_owned(),
         };
         let text = format!(
             "[run]\nname = \"trial\"\n[ppo]\nfrom = {:?}\nprompts = \"prompts.jsonl\"\n{read}\n\
@@ -58,46 +56,24 @@ impl Case {
         Ok(Config::resolve(&document)?)
     }
 
-    /// Loads the roles as PPO does.
-    fn load(&self, config: &Ppo, critic: CriticStart, reference: Reference) -> Anyhow<Roles> {
-        let ground = Ground::load(&self.policy, &self.sharing, 1, &Backend::CPU)?;
-        let (rewards, judge) = (config.reward_components(), config.judge_model.as_deref());
-        let (sharing, policy) = (&self.sharing, &self.policy);
-        Ok(Roles::load(
-            ground,
-            sharing,
-            policy,
-            Some(critic),
-            reference,
-            &rewards,
-            judge,
-        )?)
-    }
-
     /// Compares the loaded roles with the plan, for every start of the critic, with and without
     /// reference and judge; returns the names in the plan.
     fn check(&self) -> Anyhow<Vec<String>> {
-        let without = self.check_with(Reference::Unread)?;
-        let mut with = self.check_with(Reference::Read)?;
+        let without = self.check_with(false)?;
+        let mut with = self.check_with(true)?;
         let all = with.clone();
         with.retain(|name| name != "reference" && name != "judge");
         assert_eq!(without, with);
         Ok(all)
     }
 
-    fn check_with(&self, reference: Reference) -> Anyhow<Vec<String>> {
+    fn check_with(&self, evaluated: bool) -> Anyhow<Vec<String>> {
         let mut found = Vec::new();
-        let policy = CriticStart::Policy {
-            folder: &self.policy,
-            seed: 1,
-        };
-        let reward = CriticStart::RewardModel(self.reward.path());
-        for (key, critic) in [("policy", policy), ("reward_model", reward)] {
-            let config = self.config(key, reference)?;
+        for key in ["policy", "reward_model"] {
+            let config = self.config(key, evaluated)?;
             let planned = plan(&config)?.remove(0).roles;
-            let ppo = config.ppo.as_ref().expect("ppo");
-            let loaded = self.load(ppo, critic, reference)?;
-            assert_eq!(loaded.reference.is_some(), reference == Reference::Read);
+            let loaded = load_roles(config.ppo.as_ref().expect("ppo"))?;
+            assert_eq!(loaded.reference.is_some(), evaluated);
             check_roles(&planned, &loaded);
             found = names(&planned).into_iter().map(str::to_owned).collect();
         }
@@ -105,10 +81,22 @@ impl Case {
     }
 }
 
+/// The roles as PPO loads them.
+fn load_roles(config: &Ppo) -> Anyhow<Roles> {
+    let models = PpoModels::describe(config, ModelDescription::read)?;
+    let layout = RoleLayout::new(config, models)?;
+    Ok(Roles::load(
+        layout,
+        &config.reward_components(),
+        1,
+        &Backend::CPU,
+    )?)
+}
+
 /// Asserts that each role owns what is listed for it, and that all of them together hold no other
 /// tensor.
 #[track_caller]
-fn check_roles(planned: &[Role], roles: &Roles) {
+fn check_roles(planned: &[RoleTensors], roles: &Roles) {
     let critic = roles.critic.as_ref().expect("a critic");
     let reward = roles.reward.models().next().expect("a reward model").1;
     let reference = roles.reference.as_ref().map(|model| ("reference", model));
@@ -128,7 +116,7 @@ fn check_roles(planned: &[Role], roles: &Roles) {
                 let trunk = bytes(roles.actor.params().shared());
                 let owned = bytes(decoder.params().owned());
                 assert_eq!(role.weights() + trunk, owned, "{name}");
-                assert_eq!(listed("trunk").map(Role::weights), Some(trunk));
+                assert_eq!(listed("trunk").map(RoleTensors::weights), Some(trunk));
             }
             (Some(role), _) => check(role, decoder),
             (None, _) => {
@@ -141,7 +129,7 @@ fn check_roles(planned: &[Role], roles: &Roles) {
         .iter()
         .flat_map(|(_, decoder)| decoder.params().iter());
     let each: HashMap<_, _> = params.map(|p| (Arc::as_ptr(p), p.bytes())).collect();
-    let listed: usize = planned.iter().map(Role::weights).sum();
+    let listed: usize = planned.iter().map(RoleTensors::weights).sum();
     assert_eq!(each.values().sum::<usize>(), listed);
 }
 
@@ -187,7 +175,6 @@ fn roles_that_share_nothing_own_what_is_planned() -> Anyhow {
             reward: branch(&policy, 0)?,
             judge: stranger(&policy)?,
             policy,
-            sharing: Sharing::None,
             keys: "",
         };
         let names = ["actor", "critic", "reference", "reward", "judge"];
@@ -205,7 +192,6 @@ fn roles_on_a_trunk_own_what_is_planned() -> Anyhow {
                 policy: policy.clone(),
                 reward: branch(&policy, 2)?,
                 judge,
-                sharing: Sharing::Trunk { layers: 2 },
                 keys: "share = \"trunk\"\ntrunk_layers = 2",
             };
             let names = ["trunk", "actor", "critic", "reference", "reward", "judge"];
@@ -224,7 +210,6 @@ fn roles_of_adapters_own_what_is_planned() -> Anyhow {
                 policy: policy.clone(),
                 reward: adapter(name, Head::Score)?,
                 judge,
-                sharing: Sharing::Adapter(Some(lora(Layers::Top(1)).into())),
                 keys: ADAPTERS,
             };
             let names = ["base", "actor", "critic", "reward", "judge"];
@@ -236,7 +221,6 @@ fn roles_of_adapters_own_what_is_planned() -> Anyhow {
             policy: tuned.path().to_owned(),
             reward: adapter(name, Head::Score)?,
             judge: adapter(name, Head::Score)?,
-            sharing: Sharing::Adapter(None),
             keys: "share = \"adapter\"",
         };
         let names = ["base", "actor", "critic", "reference", "reward", "judge"];

@@ -183,14 +183,14 @@ fn a_table_inherits_the_adapters_that_are_trained_further() {
             "lora_alpha is 32 here, 16 in runs/tuned/sft/final",
         ),
         ("r=8", "r is 8 here, 4 in runs/tuned/sft/final"),
-        ("use_rslora=false", "use_rslora is false here, true in"),
+        ("use_rslora=false", "use_rslora is false here, true there"),
         (
             "target_modules=all-linear",
             "target_modules is \"all-linear\" here, [\"q_proj\"] in",
         ),
         (
             "layers_to_transform=[0,1]",
-            "layers_to_transform is [0, 1] here, [1] in",
+            "layers_to_transform is [0, 1] here, [1] there",
         ),
     ];
     for (key, says) in differences {
@@ -208,7 +208,10 @@ fn a_table_inherits_the_adapters_that_are_trained_further() {
     refused(
         &workspace,
         &share,
-        &["ppo.lora", "r is 8 here, 4 in runs/tuned/sft/final"],
+        &[
+            "[ppo.lora] continues the adapter in runs/tuned/sft/final",
+            "r is 8 here, 4 there",
+        ],
     );
 }
 

@@ -117,6 +117,29 @@ fn a_prompt_without_room_is_refused_before_the_first_stage() {
     );
 }
 
+/// The judge reads the completions of evaluations, so its context may be the smallest.
+#[test]
+fn an_evaluation_prompt_without_room_at_the_judge_is_refused() {
+    let workspace = Workspace::trained();
+    fs::create_dir(workspace.path("models/judge")).expect("a folder");
+    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+        let from = workspace.path("models/reward").join(file);
+        fs::copy(from, workspace.path("models/judge").join(file)).expect("a copy");
+    }
+    let file = workspace.path("models/judge/config.json");
+    let mut sizes: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&file).expect("a file")).expect("JSON");
+    sizes["max_position_embeddings"] = json!(14);
+    fs::write(&file, sizes.to_string()).expect("a writable file");
+    let flags =
+        "config.toml --set ppo.eval_prompts=prompts.jsonl --set ppo.judge_model=models/judge";
+    let room = "the judge's context holds 14, of which the response may take 12";
+    for command in ["plan", "run", "ppo"] {
+        let says = ["stage ppo", "ppo.eval_prompts", room];
+        refused(&workspace, &format!("{command} {flags}"), &says);
+    }
+}
+
 /// A response as long as the context leaves no room for a prompt.
 #[test]
 fn no_room_for_any_prompt_is_refused_though_long_ones_are_cut() {

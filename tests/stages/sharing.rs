@@ -186,8 +186,8 @@ fn a_policy_of_adapters_is_tuned_further() {
         &workspace,
         other,
         &[
-            "[ppo.lora] continues the adapter in ",
-            "runs/tuned/sft/final",
+            "[ppo.lora] continues the adapter in runs/tuned/sft/final",
+            "its settings must match",
         ],
     );
     let lines = iterations(

@@ -39,15 +39,20 @@ impl Ppo {
         model.chain(self.rewards.iter().cloned()).collect()
     }
 
+    /// The folders of the reward models, those of ensembles among them, in order.
+    pub fn reward_model_folders(&self) -> Vec<PathBuf> {
+        let components = self.reward_components().into_iter();
+        let folders = components.flat_map(|component| match component.kind {
+            RewardKind::Model(model) => vec![model.path],
+            RewardKind::Ensemble(ensemble) => ensemble.paths,
+            _ => Vec::new(),
+        });
+        folders.collect()
+    }
+
     /// Folder of the first reward model among the components.
     pub fn first_reward_model(&self) -> Option<PathBuf> {
-        let components = self.reward_components();
-        let first = |component: &RewardComponent| match &component.kind {
-            RewardKind::Model(model) => Some(model.path.clone()),
-            RewardKind::Ensemble(ensemble) => ensemble.paths.first().cloned(),
-            _ => None,
-        };
-        components.iter().find_map(first)
+        self.reward_model_folders().into_iter().next()
     }
 
     /// Reports `score_at` without a model that it applies to.

@@ -7,6 +7,7 @@ use std::fmt::Display;
 use std::path::Path;
 
 use super::{AdapterTargets, Layers, Lora, LoraConfig, LoraError, Scaling, leaf};
+use crate::config::{self, LayersToTransform, TargetModules, Top};
 use crate::model::config::{DecoderConfig, layer_of};
 
 /// Settings that a `lora` table requests; `None` if the table leaves a setting out.
@@ -32,6 +33,30 @@ impl From<LoraConfig> for RequestedLora {
             scaling: Some(config.scaling),
             target_modules: Some(config.target_modules),
             layers_to_transform: Some(config.layers_to_transform),
+        }
+    }
+}
+
+impl From<&config::Lora> for RequestedLora {
+    fn from(table: &config::Lora) -> Self {
+        let scaling = |rooted| match rooted {
+            true => Scaling::RootRank,
+            false => Scaling::Rank,
+        };
+        let targets = |targets: &TargetModules| match targets {
+            TargetModules::Word(_) => AdapterTargets::AllLinear,
+            TargetModules::Names(names) => AdapterTargets::Named(names.clone()),
+        };
+        let layers = |layers: &LayersToTransform| match layers {
+            LayersToTransform::Top(Top(count)) => Layers::Top(*count),
+            LayersToTransform::These(layers) => Layers::These(layers.clone()),
+        };
+        Self {
+            r: table.r,
+            lora_alpha: table.lora_alpha,
+            scaling: table.use_rslora.map(scaling),
+            target_modules: table.target_modules.as_ref().map(targets),
+            layers_to_transform: table.layers_to_transform.as_ref().map(layers),
         }
     }
 }

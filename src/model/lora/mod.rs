@@ -17,7 +17,7 @@ pub use asked::{AdapterTargets, Layers, LoraConfig, Scaling};
 pub use error::LoraError;
 pub use further::RequestedLora;
 pub use merge::merged;
-pub use stored::Stored;
+pub use stored::{AdaptedFolder, Stored};
 
 /// Suffix of a weight's name.
 const WEIGHT: &str = ".weight";

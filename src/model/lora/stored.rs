@@ -94,6 +94,11 @@ impl AdaptedFolder {
         Ok(Self { base, adapter })
     }
 
+    /// True if the adapter's file notes a checksum of its base, which [`Self::open`] has checked.
+    pub fn has_note(&self) -> bool {
+        self.adapter.has_note()
+    }
+
     fn load(&self, spec: &TensorSpec) -> Result<Vec<f32>, WeightsError> {
         let lora = &self.adapter.lora;
         if spec.name == weight(SCORE) && self.adapter.has(&spec.name) {

@@ -1,4 +1,5 @@
-//! What generation takes: the cache, as the generator reserves it, and the panels that it keeps of the policy's matrices.
+//! The memory of generation: the cache as the generator reserves it, the panels of the policy's
+//! matrices, and the states at the boundary.
 
 use rollout::{BLOCK_TOKENS, CacheBudget, Error, GenerationSettings, LastToken, Request};
 
@@ -7,47 +8,47 @@ use crate::model::generator::cache_spec;
 use crate::ops::backend::Backend;
 use crate::ops::product::{Panels, ProductKernel};
 
-/// Prompts that are continued together.
+/// Prompts that are completed together.
 #[derive(Clone, Copy, Debug)]
-pub struct Prompts {
-    /// How many.
+pub struct PromptBatch {
+    /// The number of prompts.
     pub count: usize,
-    /// Tokens of each.
+    /// Tokens of each prompt.
     pub tokens: usize,
-    /// Completions of each.
+    /// Completions of each prompt.
     pub samples: usize,
     /// Most tokens of a completion.
     pub max_new_tokens: usize,
-    /// Whether its last one is read.
+    /// Whether the last token of a completion is read.
     pub last_token: LastToken,
 }
 
-/// The cache of a generation.
+/// The cache that a generation reserves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Reserve {
-    /// Blocks.
+pub struct CacheReserve {
+    /// The number of blocks.
     pub blocks: usize,
-    /// Their bytes in all layers.
+    /// Bytes of the blocks in all layers.
     pub bytes: usize,
 }
 
-impl Reserve {
-    /// Tokens that it has room for.
+impl CacheReserve {
+    /// Tokens that the cache has room for.
     pub fn tokens(&self) -> usize {
         self.blocks * BLOCK_TOKENS
     }
 }
 
-/// The cache that a generation on the CPU reserves, at most `max_batch` sequences going at once.
+/// The cache that a generation on the CPU reserves if at most `max_batch` sequences run at once.
 ///
 /// # Errors
-/// If a prompt does not fit into the context, or one sequence not into the cache.
+/// If a prompt does not fit into the context, or one sequence does not fit into the cache.
 pub fn reserve(
     decoder: &DecoderConfig,
-    prompts: Prompts,
+    prompts: PromptBatch,
     max_batch: usize,
     cache: CacheBudget,
-) -> Result<Reserve, Error> {
+) -> Result<CacheReserve, Error> {
     let request = Request {
         key: 0,
         prompt: vec![0; prompts.tokens],
@@ -63,14 +64,15 @@ pub fn reserve(
     };
     let spec = cache_spec(decoder, &Backend::CPU);
     let blocks = rollout::check(&vec![request; prompts.count], &settings, &spec)? as usize;
-    Ok(Reserve {
+    Ok(CacheReserve {
         blocks,
         bytes: blocks * spec.block_bytes,
     })
 }
 
-/// Bytes of the states that a generation keeps of them, `width` numbers a token that is read. Samples hold their prompt's in common.
-pub fn states(prompts: Prompts, width: usize) -> usize {
+/// Bytes of the states that a generation keeps, `width` numbers for each token that is read. The
+/// samples of a prompt share its states.
+pub fn states(prompts: PromptBatch, width: usize) -> usize {
     let read = match prompts.last_token {
         LastToken::Read => prompts.max_new_tokens,
         LastToken::Unread => prompts.max_new_tokens.saturating_sub(1),
@@ -79,8 +81,8 @@ pub fn states(prompts: Prompts, width: usize) -> usize {
     tokens * width * size_of::<f32>()
 }
 
-/// Bytes of the panels that generation with a decoder keeps, `adapters` on it among them: every matrix of its layers and the head
-/// once more, packed for `kernel`.
+/// Bytes of the panels that generation keeps: a copy of each matrix of the decoder's layers, its
+/// head and `adapters`, packed for the products of `kernel`.
 pub fn panels(decoder: &DecoderConfig, adapters: &[TensorSpec], kernel: ProductKernel) -> usize {
     let names = decoder.family.names();
     let head = match decoder.tie_word_embeddings {

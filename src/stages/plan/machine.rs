@@ -1,35 +1,36 @@
-//! Memory and disk space of this machine, against those that a plan asks for.
+//! Compares the memory and disk space of a plan with those of this machine.
 //!
-//! Memory is compared with all that a process can ever have here: the machine's, or the limit of its control group, and swap. Disk
-//! space is compared with what is free where the run folder will be, for the checkpoints that are kept at once and the final models.
-//! Left out: the program itself, data, logs, GPUs, and checkpoints kept by `keep_every`.
+//! The limit on memory is the machine's, or that of its control group, with swap. The disk must have
+//! room for the checkpoints that are kept at once and the final models. Not counted: the program,
+//! data, logs, GPUs, and checkpoints kept by `keep_every`.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Result, bail};
 
-use super::Plan;
+use super::StagePlan;
 use crate::config::{Config, Device, SaveDtype, Training, TrainingLength};
 use crate::terminal;
 use crate::train::memory;
 
 const GIB: f64 = (1u64 << 30) as f64;
 
-/// Memory of a plan that is held against the machine's.
+/// The memory of a plan that must fit on the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bound {
-    /// All of it: what the longest sequences that the configuration allows would take.
+pub enum MemoryBound {
+    /// All of it: the memory for the longest sequences that the configuration allows.
     Longest,
-    /// Weights, gradients and moments, which a stage takes whatever its records are. That the longest sequences may not fit is noted.
+    /// Weights, gradients and moments, which a stage needs whatever its records are. A note says if
+    /// the longest sequences may not fit.
     Certain,
 }
 
-/// Makes sure that the plans fit on this machine. What the system does not say is not compared.
+/// Checks that the plans fit on this machine, as far as the system says what it has.
 ///
 /// # Errors
-/// The first stage that does not fit, or the disk, with both numbers.
-pub fn check(config: &Config, plans: &[Plan], bound: Bound) -> Result<()> {
+/// The first stage that does not fit in memory, or the run on the disk, with both numbers.
+pub fn check(config: &Config, plans: &[StagePlan], bound: MemoryBound) -> Result<()> {
     if config.run.device == Device::Cpu
         && let Some(most) = memory::limit_bytes()
     {
@@ -44,35 +45,36 @@ pub fn check(config: &Config, plans: &[Plan], bound: Bound) -> Result<()> {
     }
 }
 
-fn check_memory(plan: &Plan, most: u64, bound: Bound) -> Result<()> {
-    let (needed, certain) = (plan.most_at_once() as u64, plan.roles_bytes() as u64);
+fn check_memory(plan: &StagePlan, most: u64, bound: MemoryBound) -> Result<()> {
+    let (needed, certain) = (plan.peak_bytes() as u64, plan.roles_bytes() as u64);
     if needed <= most {
         return Ok(());
     }
     let stage = plan.stage;
     let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / GIB);
     let (needed, most_gib) = (gib(needed), gib(most));
-    if bound == Bound::Certain && certain <= most {
+    if bound == MemoryBound::Certain && certain <= most {
         terminal::note(format_args!(
-            "{stage}: its longest sequences would take {needed} of memory at once, and this machine has {most_gib}; if it runs out of \
-             memory, lower {stage}.micro_batch_tokens"
+            "{stage}: its longest sequences would take {needed} of memory at once, and this machine has \
+             {most_gib}; if it runs out of memory, lower {stage}.micro_batch_tokens"
         ));
         return Ok(());
     }
     bail!(
-        "stage {stage} needs {needed} of memory at once, and this machine has {most_gib}; lower {stage}.micro_batch_tokens, set \
-         {stage}.recompute = \"block\", or train fewer weights (lora, trunk_layers)"
+        "stage {stage} needs {needed} of memory at once, and this machine has {most_gib}; lower \
+         {stage}.micro_batch_tokens, set {stage}.recompute = \"block\", or train fewer weights (lora, \
+         trunk_layers)"
     )
 }
 
-fn check_disk(config: &Config, plans: &[Plan], folder: &Path, free: u64) -> Result<()> {
+fn check_disk(config: &Config, plans: &[StagePlan], folder: &Path, free: u64) -> Result<()> {
     let needed: u64 = plans.iter().map(|plan| stage_bytes(config, plan)).sum();
-    // A run that is continued has written some of it.
+    // A run that is continued has written some of these.
     let left = needed.saturating_sub(folder_bytes(folder));
     if left > free {
         bail!(
-            "{}: checkpoints and final models take {:.1} GiB more, and {:.1} GiB are free on this disk; lower keep_last, or set run.dir to \
-             another disk",
+            "{}: checkpoints and final models take {:.1} GiB more, and {:.1} GiB are free on this disk; \
+             lower keep_last, or set run.dir to another disk",
             folder.display(),
             left as f64 / GIB,
             free as f64 / GIB
@@ -81,8 +83,9 @@ fn check_disk(config: &Config, plans: &[Plan], folder: &Path, free: u64) -> Resu
     Ok(())
 }
 
-/// Bytes that a stage leaves: the checkpoints that are kept, and one that is written before the oldest goes; and the final model.
-fn stage_bytes(config: &Config, plan: &Plan) -> u64 {
+/// Bytes that a stage writes: the checkpoints that are kept, one more that is written before the
+/// oldest is removed, and the final model.
+fn stage_bytes(config: &Config, plan: &StagePlan) -> u64 {
     let trained: usize = plan.roles.iter().map(|r| r.gradients() + r.moments()).sum();
     let kept = config.training(plan.stage).map_or(0, checkpoints);
     let bytes_of_f32 = match config.model.save_dtype {
@@ -93,8 +96,8 @@ fn stage_bytes(config: &Config, plan: &Plan) -> u64 {
     (trained.saturating_mul(kept) + model / bytes_of_f32) as u64
 }
 
-/// Checkpoints that are there at once: those that are kept and one that is being written, or as many as the steps make. The last
-/// step has one.
+/// The number of checkpoints on the disk at once: those that are kept and the one being written, or
+/// as many as the steps make. The last step makes one.
 fn checkpoints(training: &Training) -> usize {
     let made = match (training.length(), training.save_steps) {
         (TrainingLength::Steps(steps), 1..) => steps / training.save_steps + 1,
@@ -103,7 +106,7 @@ fn checkpoints(training: &Training) -> usize {
     made.min(training.keep_last + 1)
 }
 
-/// Bytes of all files below a folder; zero where there is none.
+/// Bytes of all files below a folder; 0 if it does not exist.
 fn folder_bytes(folder: &Path) -> u64 {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let bytes = |entry: fs::DirEntry| match entry.metadata() {
@@ -114,14 +117,14 @@ fn folder_bytes(folder: &Path) -> u64 {
     entries.map(bytes).sum()
 }
 
-/// Bytes that are free for this user on the disk of `folder`, or of the nearest folder above it that is there.
+/// Bytes that are free for this user on the disk of `folder`, or of its nearest existing parent.
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 fn free_disk(folder: &Path) -> Option<u64> {
     use std::os::unix::ffi::OsStrExt;
 
     let folder = std::path::absolute(folder).ok()?;
-    let there = folder.ancestors().find(|folder| folder.is_dir())?;
-    let path = std::ffi::CString::new(there.as_os_str().as_bytes()).ok()?;
+    let existing = folder.ancestors().find(|folder| folder.is_dir())?;
+    let path = std::ffi::CString::new(existing.as_os_str().as_bytes()).ok()?;
     // SAFETY: a struct of plain numbers, for which zeros are a value.
     let mut disk: libc::statvfs = unsafe { std::mem::zeroed() };
     // SAFETY: the path ends in zero, and the call writes to `disk` alone.
@@ -138,15 +141,15 @@ fn free_disk(_: &Path) -> Option<u64> {
 mod tests {
     use super::*;
     use crate::config::Stage;
-    use crate::stages::plan::{Buffer, Phase};
+    use crate::stages::plan::{BufferPhase, PlannedBuffer};
 
-    fn plan(bytes: usize) -> Plan {
+    fn plan(bytes: usize) -> StagePlan {
         let name = "activations".to_owned();
-        let phase = Phase::Update;
-        Plan {
+        let phase = BufferPhase::Update;
+        StagePlan {
             stage: Stage::Sft,
             roles: Vec::new(),
-            buffers: vec![Buffer { name, bytes, phase }],
+            buffers: vec![PlannedBuffer { name, bytes, phase }],
             notes: Vec::new(),
         }
     }
@@ -154,8 +157,8 @@ mod tests {
     #[test]
     fn a_plan_beyond_the_machine_is_refused_with_both_numbers() {
         let check = |bytes, bound| check_memory(&plan(bytes), 23 << 30, bound);
-        assert!(check(23 << 30, Bound::Longest).is_ok());
-        let error = check(139 << 30, Bound::Longest).unwrap_err();
+        assert!(check(23 << 30, MemoryBound::Longest).is_ok());
+        let error = check(139 << 30, MemoryBound::Longest).unwrap_err();
         let error = error.to_string();
         for part in [
             "stage sft",
@@ -166,7 +169,7 @@ mod tests {
             assert!(error.contains(part), "{error}");
         }
         // Activations of the longest sequences are not certain to come.
-        assert!(check(139 << 30, Bound::Certain).is_ok());
+        assert!(check(139 << 30, MemoryBound::Certain).is_ok());
     }
 
     #[test]

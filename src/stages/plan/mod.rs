@@ -1,19 +1,16 @@
-//! How much memory a run will take, stage by stage, known before it begins.
+//! The memory that each stage of a run will need, known before the run begins.
 //!
-//! Read are the configuration, each model's `config.json` (of adapters the file's header too) and, for the length of the prompts, these
-//! with the tokenizer. Weights are read in one case: a judge that is there already shares a trunk only if it was trained on it, which a sum
-//! of the policy's lowest layers tells. A model that an earlier stage of the run is yet to make has the sizes of what that stage starts
-//! from. Counted is what grows with the models or with the batch; the program itself, the data and the allocator's reserve
-//! come on top.
+//! A plan reads the configuration, the configurations and file headers of the models, and, for the
+//! length of the prompts, their files and the tokenizer. Weights are read in one case, which
+//! [`RoleLayout`](crate::roles::RoleLayout) names. A model that an earlier stage is yet to make has
+//! the sizes of the model that this stage starts from. Counted is the memory that grows with the
+//! models or with the batch; the program, the data and the reserve of the allocator are not.
 
-pub mod activations;
 pub mod generation;
-mod judge;
 pub mod machine;
 pub mod models;
 pub(super) mod ppo;
 mod probe;
-pub mod roles;
 pub(super) mod supervised;
 mod table;
 
@@ -21,82 +18,81 @@ use anyhow::{Context as _, Result};
 
 use super::definition::definition;
 use crate::config::{Config, Device, Stage};
+use crate::model::activations::TrainingPass;
 use crate::ops::head::most_logits;
-use activations::Pass;
-use machine::Bound;
-use models::Folders;
-pub use probe::{Probed, probe};
-use roles::Role;
+use crate::roles::RoleTensors;
+use machine::MemoryBound;
+use models::RunModels;
+pub use probe::{ProbeReport, probe};
 
 /// The memory of a stage.
 #[derive(Clone, Debug)]
-pub struct Plan {
-    /// Which one.
+pub struct StagePlan {
+    /// The stage.
     pub stage: Stage,
-    /// What it holds from its beginning to its end.
-    pub roles: Vec<Role>,
-    /// What it takes beside, in its order.
-    pub buffers: Vec<Buffer>,
-    /// What was assumed.
+    /// The tensors that the stage holds from its beginning to its end.
+    pub roles: Vec<RoleTensors>,
+    /// Memory besides these tensors, in the order of its use.
+    pub buffers: Vec<PlannedBuffer>,
+    /// Assumptions, and what is not counted.
     pub notes: Vec<String>,
 }
 
-/// Memory that is no role's.
+/// Memory that a stage needs besides the tensors of its roles.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Buffer {
-    /// What the table calls it.
+pub struct PlannedBuffer {
+    /// The name in the table.
     pub name: String,
-    /// Its size.
+    /// The size in bytes.
     pub bytes: usize,
-    /// When it is there.
-    pub phase: Phase,
+    /// The phase in which the memory is held.
+    pub phase: BufferPhase,
 }
 
-/// When memory is taken.
+/// The phase in which a buffer is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub enum BufferPhase {
     /// While the policy generates.
     Rollout,
     /// While weights are trained.
     Update,
-    /// In both.
+    /// In both phases.
     Both,
 }
 
-impl Plan {
-    /// Bytes of everything that is listed.
-    pub fn total(&self) -> usize {
-        self.roles_bytes() + self.buffers.iter().map(|b| b.bytes).sum::<usize>()
-    }
-
-    /// Most of it that is there at once: a rollout has ended when an update begins.
-    pub fn most_at_once(&self) -> usize {
+impl StagePlan {
+    /// Bytes held at once at most: the buffers of a rollout are freed before an update begins.
+    pub fn peak_bytes(&self) -> usize {
         let in_phase = |phase| {
-            let there = |b: &&Buffer| b.phase == phase || b.phase == Phase::Both;
-            let bytes = self.buffers.iter().filter(there).map(|b| b.bytes);
+            let held = |b: &&PlannedBuffer| b.phase == phase || b.phase == BufferPhase::Both;
+            let bytes = self.buffers.iter().filter(held).map(|b| b.bytes);
             bytes.sum::<usize>()
         };
-        self.roles_bytes() + in_phase(Phase::Rollout).max(in_phase(Phase::Update))
+        let (rollout, update) = (
+            in_phase(BufferPhase::Rollout),
+            in_phase(BufferPhase::Update),
+        );
+        self.roles_bytes() + rollout.max(update)
     }
 
     fn roles_bytes(&self) -> usize {
-        self.roles.iter().map(Role::bytes).sum()
+        self.roles.iter().map(RoleTensors::bytes).sum()
     }
 }
 
-/// The plans of all stages that the configuration has, in their order.
+/// The plans of all stages of the configuration, in order.
 ///
 /// # Errors
-/// If a model's configuration or the prompts cannot be read, or a model cannot have what is asked of it.
-pub fn plan(config: &Config) -> Result<Vec<Plan>> {
+/// If a model's configuration or the prompts cannot be read, or a stage would refuse its models.
+pub fn plan(config: &Config) -> Result<Vec<StagePlan>> {
     plans(config, &config.stages())
 }
 
-/// Checks whether the stages of the plans could begin, and fit on this machine.
+/// Checks that the planned stages can begin, and that they fit on this machine.
 ///
 /// # Errors
-/// The message with which the first stage that cannot begin would end, or what does not fit.
-pub fn check(config: &Config, plans: &[Plan], bound: Bound) -> Result<()> {
+/// The error of the first stage that cannot begin, or that does not fit.
+pub fn check(config: &Config, plans: &[StagePlan], bound: MemoryBound) -> Result<()> {
     let stages: Vec<Stage> = plans.iter().map(|plan| plan.stage).collect();
     let local = super::run::with_local_models(config, &stages)?;
     super::preflight::check(&local, &stages)?;
@@ -107,35 +103,35 @@ pub fn check(config: &Config, plans: &[Plan], bound: Bound) -> Result<()> {
 ///
 /// # Errors
 /// The errors of [`plan`].
-pub(super) fn plans(config: &Config, stages: &[Stage]) -> Result<Vec<Plan>> {
+pub(super) fn plans(config: &Config, stages: &[Stage]) -> Result<Vec<StagePlan>> {
     let config = super::run::with_local_models(config, stages)?;
-    let folders = Folders(&config);
-    let plan = |&stage: &Stage| {
-        let planned = definition(&config, stage)?.plan(folders, stage);
-        let mut planned = planned.with_context(|| format!("stage {stage}"))?;
-        if config.run.device != Device::Cpu {
-            let words = "cache and activations are those of the CPU; a GPU's graph holds more";
-            planned.notes.push(words.to_owned());
-        }
-        Ok(planned)
-    };
+    let plan = |&stage: &Stage| plan_of(&config, stage).with_context(|| format!("stage {stage}"));
     stages.iter().map(plan).collect()
 }
 
-/// The activations of a pass, what its backward pass takes beside them included.
-fn activations(pass: Pass) -> Buffer {
-    Buffer {
+fn plan_of(config: &Config, stage: Stage) -> Result<StagePlan> {
+    let mut plan = definition(config, stage)?.plan(RunModels(config), stage)?;
+    if config.run.device != Device::Cpu {
+        let note = "cache and activations are those of the CPU; a GPU's graph holds more";
+        plan.notes.push(note.to_owned());
+    }
+    Ok(plan)
+}
+
+/// The activations of a training pass, with the memory of its backward pass.
+fn activations(pass: TrainingPass) -> PlannedBuffer {
+    PlannedBuffer {
         name: format!("activations of {} tokens", pass.rows),
         bytes: pass.held() + pass.backward(),
-        phase: Phase::Update,
+        phase: BufferPhase::Update,
     }
 }
 
-/// The logits of a pass that asks for the log-probs of `targets` tokens.
-fn log_prob_chunk(targets: usize, vocabulary: usize) -> Buffer {
-    Buffer {
+/// The logits held at once while the log-probs of `targets` tokens are computed.
+fn log_prob_chunk(targets: usize, vocabulary: usize) -> PlannedBuffer {
+    PlannedBuffer {
         name: "log-prob chunk".to_owned(),
         bytes: most_logits(targets, vocabulary) * size_of::<f32>(),
-        phase: Phase::Update,
+        phase: BufferPhase::Update,
     }
 }

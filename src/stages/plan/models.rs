@@ -1,30 +1,28 @@
-//! A model's folder → its sizes, also where an earlier stage is yet to make it.
+//! The models of a run, described before the stages that make them have run.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::config::{Config, Lora, ModelStart, Stage};
+use crate::config::{Config, Lora, ModelStart, Stage, StageTable};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::config::{DecoderConfig, Head};
 use crate::model::hf_config::HfConfig;
 use crate::model::hf_config::adapter::{ADAPTER_CONFIG, AdapterConfig};
-use crate::model::lora;
-use crate::model::lora::folder::AdapterFolder;
-use crate::stages::adapters::asked;
+use crate::model::lora::{self, RequestedLora};
+use crate::roles::{AdapterDescription, ModelDescription, Origin};
 use crate::stages::architecture::describe;
-
-use super::roles::Start;
 
 /// The file of a model's sizes.
 const CONFIG: &str = "config.json";
 
-/// The models of a run.
+/// Describes the model folders of a run: by their files if they exist, else by the table of the
+/// stage that is yet to make them.
 #[derive(Clone, Copy)]
-pub struct Folders<'a>(pub &'a Config);
+pub struct RunModels<'a>(pub &'a Config);
 
-impl<'a> Folders<'a> {
-    /// The sizes of the model in `folder`, or of what the stage that makes it starts from.
+impl<'a> RunModels<'a> {
+    /// The sizes of the model in `folder`, or of the model that its stage starts from.
     ///
     /// # Errors
     /// If a `config.json` cannot be read, or no stage makes the folder.
@@ -35,52 +33,97 @@ impl<'a> Folders<'a> {
         }
     }
 
-    /// What a role starts from, under this head: a model, with its adapters if it is, or will be, a PEFT folder.
+    /// Describes a model folder with its head and adapters.
     ///
     /// # Errors
-    /// As [`Self::decoder`], and if the folder's adapters do not fit its base.
-    pub fn start(self, folder: &Path, head: Head) -> Result<Start> {
-        let mut decoder = self.decoder(folder)?;
-        decoder.head = head;
-        let adapter = match self.to_be_made_by(folder) {
-            Some(stage) => self.adapters(stage, &decoder)?,
-            None => adapter_in(folder)?,
+    /// The errors of [`Self::decoder`] and [`Self::adapters`], and of
+    /// [`ModelDescription::read`].
+    pub fn describe(self, folder: &Path) -> Result<ModelDescription> {
+        let Some(stage) = self.to_be_made_by(folder) else {
+            return Ok(ModelDescription::read(folder)?);
         };
-        Ok(Start { decoder, adapter })
+        let mut decoder = self.decoder(folder)?;
+        let lora = self.adapters(stage, &decoder)?;
+        let is_scorer = matches!(stage, Stage::Reward | Stage::Judge);
+        decoder.head = match is_scorer {
+            true => Head::Score,
+            false => Head::LanguageModel,
+        };
+        let frozen_layers = match &lora {
+            Some(lora) => lora.lowest_layer(),
+            None => {
+                let keys = self.0.table(stage).and_then(StageTable::examples);
+                keys.map(|keys| keys.trainable.freeze_layers)
+            }
+        };
+        let adapter = lora.map(|lora| {
+            Ok(AdapterDescription {
+                lora,
+                base: self.base(folder)?,
+                has_score: is_scorer,
+            })
+        });
+        Ok(ModelDescription {
+            folder: folder.to_owned(),
+            decoder,
+            adapter: adapter.transpose().map_err(|e: anyhow::Error| e)?,
+            tokenizer: self.origin(folder),
+            origin: Origin::Stage {
+                from: self.from(stage).map(Path::to_owned),
+                frozen_layers: frozen_layers.unwrap_or(0),
+            },
+        })
     }
 
-    /// The adapters that a stage trains on a model of these sizes, if it trains adapters: new ones, or those of the folder that it
-    /// starts from, or that an earlier stage will leave there.
+    /// The adapters that a stage trains on a model of these sizes, if it trains adapters: new ones,
+    /// or those of the model that it starts from.
     ///
     /// # Errors
-    /// If the model cannot have them, or those of the folder differ from what the stage's table asks for.
+    /// If the model cannot have them, or their settings differ from those of the stage's table.
     pub fn adapters(self, stage: Stage, decoder: &DecoderConfig) -> Result<Option<lora::Lora>> {
         let Some(table) = self.lora(stage) else {
             return Ok(None);
         };
-        let (asked, key) = (asked(table), || format!("{stage}.lora"));
+        let settings = RequestedLora::from(table);
         let from = self
             .from(stage)
             .context("a stage with adapters starts from no folder")?;
         let found = match self.to_be_made_by(from) {
             Some(earlier) => self.adapters(earlier, decoder)?,
-            None => adapter_in(from)?,
+            None => ModelDescription::read(from)?
+                .adapter
+                .map(|adapter| adapter.lora),
         };
-        match found {
-            None => Ok(Some(asked.fresh().resolve(decoder).with_context(key)?)),
-            Some(found) => {
-                asked.check(&key(), &found, decoder, from)?;
-                Ok(Some(found))
-            }
-        }
+        let Some(found) = found else {
+            let new = settings.fresh().resolve(decoder);
+            return new.map(Some).with_context(|| format!("{stage}.lora"));
+        };
+        settings.check(&format!("{stage}.lora"), &found, decoder, from)?;
+        Ok(Some(found))
     }
 
-    /// The adapters that a stage will leave.
-    pub(super) fn lora(self, stage: Stage) -> Option<&'a Lora> {
+    /// The `lora` table of a stage.
+    fn lora(self, stage: Stage) -> Option<&'a Lora> {
         self.0.table(stage)?.lora()
     }
 
-    /// The sizes that `[model]` gives; before a tokenizer is trained its vocabulary is the one that is asked for.
+    /// The folder of the base of the adapters in `folder`; `folder` itself if there are none.
+    fn base(self, folder: &Path) -> Result<PathBuf> {
+        let base = match self.to_be_made_by(folder) {
+            Some(stage) => {
+                let start = self.from(stage).filter(|_| self.lora(stage).is_some());
+                start.map(|start| self.base(start)).transpose()?
+            }
+            None => {
+                let adapter = AdapterConfig::find(folder)?;
+                adapter.map(|a| a.base_folder(folder)).transpose()?
+            }
+        };
+        Ok(base.unwrap_or_else(|| folder.to_owned()))
+    }
+
+    /// The sizes that `[model]` gives. Before a tokenizer is trained its vocabulary is the
+    /// configured one.
     ///
     /// # Errors
     /// If the table has no sizes, or the tokenizer cannot be read.
@@ -96,38 +139,30 @@ impl<'a> Folders<'a> {
         }
     }
 
-    /// The tokenizer that the stage which reads `folder` will have, unless it is yet to be trained.
+    /// The tokenizer of the stage that reads `folder`, unless it is yet to be trained.
     ///
     /// # Errors
-    /// If it cannot be read.
+    /// If the tokenizer cannot be read.
     pub fn tokenizer(self, folder: &Path) -> Result<Option<Tokenizer>> {
-        let origin = self
-            .0
-            .tokenizer
-            .from
-            .clone()
-            .or_else(|| self.origin(folder));
-        let there = origin.filter(|place| place.join("tokenizer.json").is_file());
-        there
-            .map(|place| {
-                let what = || format!("the tokenizer in {}", place.display());
-                Tokenizer::load(&place).with_context(what)
-            })
-            .transpose()
+        let named = self.0.tokenizer.from.clone();
+        let origin = named.or_else(|| self.origin(folder));
+        let existing = origin.filter(|origin| origin.join("tokenizer.json").is_file());
+        let load = |folder: PathBuf| {
+            let what = || format!("the tokenizer in {}", folder.display());
+            Tokenizer::load(&folder).with_context(what)
+        };
+        existing.map(load).transpose()
     }
 
-    /// The folder itself if it is there or no stage of the run makes it, or else that of what its stage starts from; `None` where
-    /// this is made from scratch.
+    /// The folder itself if it exists or no stage of the run makes it, else the origin of the folder
+    /// that its stage starts from; `None` if it is made from scratch.
     pub fn origin(self, folder: &Path) -> Option<PathBuf> {
         let Some(stage) = self.to_be_made_by(folder) else {
             return Some(folder.to_owned());
         };
-        let config = self.0;
-        match stage {
-            Stage::Pretrain => match &config.model.start {
-                Some(ModelStart::Folder(start)) => self.origin(start),
-                _ => None,
-            },
+        match (stage, &self.0.model.start) {
+            (Stage::Pretrain, Some(ModelStart::Folder(start))) => self.origin(start),
+            (Stage::Pretrain, _) => None,
             _ => self.origin(self.from(stage)?),
         }
     }
@@ -138,28 +173,20 @@ impl<'a> Folders<'a> {
     }
 
     /// The stage that is yet to make the model in the folder.
-    pub(super) fn to_be_made_by(self, folder: &Path) -> Option<Stage> {
+    fn to_be_made_by(self, folder: &Path) -> Option<Stage> {
         self.made_by(folder).filter(|_| !is_model(folder))
     }
 
-    /// The stage whose model the folder is.
+    /// The stage whose final model the folder holds.
     pub fn made_by(self, folder: &Path) -> Option<Stage> {
         let makes = |stage: &Stage| self.0.run.final_model(*stage) == folder;
         self.0.stages().into_iter().find(makes)
     }
 }
 
-/// Whether a folder has a model, or adapters, in it already.
+/// True if a folder holds a model or adapters.
 pub fn is_model(folder: &Path) -> bool {
     [CONFIG, ADAPTER_CONFIG]
         .iter()
         .any(|file| folder.join(file).is_file())
-}
-
-fn adapter_in(folder: &Path) -> Result<Option<lora::Lora>> {
-    let Some(adapter) = AdapterConfig::find(folder)? else {
-        return Ok(None);
-    };
-    let base = HfConfig::read(&adapter.base_folder(folder)?)?.decoder;
-    Ok(Some(AdapterFolder::open(folder, &base)?.lora))
 }

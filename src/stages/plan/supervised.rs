@@ -1,77 +1,75 @@
-//! The stages that train one model on examples.
+//! Plans of the stages that train one model on examples.
 
 use anyhow::Result;
 
-use super::activations::Pass;
-use super::models::Folders;
-use super::roles::{Role, adapted, whole};
-use super::{Plan, activations, log_prob_chunk};
+use super::models::RunModels;
+use super::{StagePlan, activations, log_prob_chunk};
 use crate::config::{ExampleKeys, Pretrain, Stage, Trainable, Training};
+use crate::model::activations::TrainingPass;
 use crate::model::config::{DecoderConfig, Head};
 use crate::ops::param::Trainability;
+use crate::roles::RoleTensors;
 use crate::stages::freezing::Frozen;
 
 /// The plan of `[pretrain]`.
 ///
 /// # Errors
 /// If the model's sizes are not known.
-pub fn pretrain(folders: Folders, config: &Pretrain) -> Result<Plan> {
-    let decoder = folders.scratch()?;
+pub fn pretrain(models: RunModels, config: &Pretrain) -> Result<StagePlan> {
+    let decoder = models.scratch()?;
     let batch = config.training.batch_size * (config.context_length - 1);
-    let roles = whole(&decoder, |_| Trainability::Trained);
-    Ok(of(
-        Stage::Pretrain,
-        &decoder,
-        roles,
-        &config.training,
-        batch,
-    ))
+    let roles = vec![RoleTensors::whole(&decoder, |_| Trainability::Trained)];
+    let (stage, training) = (Stage::Pretrain, &config.training);
+    Ok(of(stage, &decoder, roles, training, batch))
 }
 
-/// The plan of a stage that learns from examples. DPO's reference is the policy as it starts, of which
-/// log-probs alone are kept.
+/// The plan of a stage that learns from examples. The reference of DPO is the policy as it starts,
+/// of which only log-probs are kept.
 ///
 /// # Errors
 /// If the model's sizes are not known, or it cannot have the adapters.
-pub fn examples(folders: Folders, stage: Stage, keys: &ExampleKeys, head: Head) -> Result<Plan> {
-    let found = folders.decoder(keys.from)?;
-    let roles = trainee(folders, &found, head, keys.trainable, stage)?;
-    let mut decoder = found;
-    decoder.head = head;
+pub fn examples(
+    models: RunModels,
+    stage: Stage,
+    keys: &ExampleKeys,
+    head: Head,
+) -> Result<StagePlan> {
+    let found = models.decoder(keys.from)?;
+    let roles = trained(models, &found, head, keys.trainable, stage)?;
+    let decoder = DecoderConfig { head, ..found };
     let batch = keys.sequences * keys.training.batch_size * keys.max_length;
     Ok(of(stage, &decoder, roles, keys.training, batch))
 }
 
-/// The model that a stage trains, or its adapters on the model that was `found`.
-fn trainee(
-    folders: Folders,
+/// The tensors of the model that a stage trains, or of the adapters on the model that was `found`.
+fn trained(
+    models: RunModels,
     found: &DecoderConfig,
     head: Head,
     trainable: &Trainable,
     stage: Stage,
-) -> Result<Vec<Role>> {
-    match folders.adapters(stage, found)? {
-        Some(lora) => Ok(adapted(found, head, &lora)),
-        None => {
-            let mut decoder = found.clone();
-            decoder.head = head;
-            let frozen = Frozen::from(trainable);
-            Ok(whole(&decoder, |spec| frozen.training(spec)))
-        }
+) -> Result<Vec<RoleTensors>> {
+    if let Some(lora) = models.adapters(stage, found)? {
+        return Ok(RoleTensors::adapted(found, head, &lora).into());
     }
+    let mut decoder = found.clone();
+    decoder.head = head;
+    let frozen = Frozen::from(trainable);
+    let whole = RoleTensors::whole(&decoder, |spec| frozen.training(spec));
+    Ok(vec![whole])
 }
 
-/// `batch` is the most tokens that a step can have.
+/// The plan of a stage whose steps have at most `batch` tokens.
 fn of(
     stage: Stage,
     decoder: &DecoderConfig,
-    roles: Vec<Role>,
+    roles: Vec<RoleTensors>,
     training: &Training,
     batch: usize,
-) -> Plan {
+) -> StagePlan {
     let layers = decoder.num_hidden_layers;
     let begins = roles.iter().map(|role| role.graph_begins(layers)).min();
-    let pass = Pass {
+    let pass = TrainingPass {
         decoder,
         rows: training.micro_batch_tokens.min(batch),
         first: begins.unwrap_or(layers),
@@ -81,7 +79,7 @@ fn of(
     if decoder.head == Head::LanguageModel {
         buffers.push(log_prob_chunk(pass.rows, decoder.vocab_size));
     }
-    Plan {
+    StagePlan {
         stage,
         roles,
         buffers,

@@ -1,15 +1,18 @@
-//! The plan of a stage as a table, in MiB.
+//! The plan of a stage as text: the peak, and a table of its parts in MiB.
 
 use std::fmt;
 
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, presets};
+use indicatif::HumanCount;
 
-use super::{Phase, Plan};
+use super::StagePlan;
 
 const MIB: f64 = (1 << 20) as f64;
 
-impl fmt::Display for Plan {
+impl fmt::Display for StagePlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let peak = HumanCount(self.peak_bytes().div_ceil(MIB as usize) as u64);
+        writeln!(f, "Peak {peak} MiB in stage {}", self.stage)?;
         let mut table = Table::new();
         let title = format!("{} (MiB)", self.stage);
         table
@@ -29,18 +32,10 @@ impl fmt::Display for Plan {
         for buffer in &self.buffers {
             table.add_row(in_all(&buffer.name, buffer.bytes));
         }
-        table.add_row(in_all("total", self.total()));
-        if self.most_at_once() < self.total() {
-            table.add_row(in_all("most at once", self.most_at_once()));
-        }
         for column in table.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
         write!(f, "{table}")?;
-        if self.buffers.iter().any(|b| b.phase == Phase::Rollout) {
-            let words = "most at once: what rollout takes is gone when the update begins";
-            write!(f, "\n{words}")?;
-        }
         self.notes.iter().try_for_each(|note| write!(f, "\n{note}"))
     }
 }

@@ -23,17 +23,17 @@ use anyhow::{Context as _, Result};
 
 use super::context::{Context, Finished};
 use super::definition::{CommandHelp, StageDefinition};
-use super::plan::models::Folders;
-use super::plan::{self, Plan};
+use super::plan::models::RunModels;
+use super::plan::{self, StagePlan};
 use super::preflight;
-use super::preflight::records::Reader;
+use super::preflight::records::RecordReader;
 use super::record_report::RecordReports;
 use super::stops::stop_where_answers_end;
 use crate::config::{Ppo, ScoreNormalization, Share, Stage};
 use crate::data::example::Prompt;
 use crate::data::tokenizer::Tokenizer;
 use crate::ops::profile;
-use crate::roles::{self, Experience, Roles};
+use crate::roles::{self, Experience, PromptUse, Roles};
 use crate::terminal::Phase;
 use crate::train::batch_order::steps;
 use crate::train::configured::{is_due, never_at_peak, rate_of_zero, schedule};
@@ -52,9 +52,8 @@ use update::{ActorCriticUpdate, PretrainMix, Rates, UpdateOutcome};
 
 pub(super) use prompts::batches;
 pub(super) use sampler::{cache_budget, run_length};
-pub(super) use setup::{check_sampling, reference, room_in, sharing};
+pub(super) use setup::layout;
 pub(super) use shaping::REFERENCE_SAMPLES;
-pub(super) use update::check_length;
 
 impl StageDefinition for Ppo {
     fn help(_stage: Stage) -> CommandHelp {
@@ -71,15 +70,15 @@ impl StageDefinition for Ppo {
         ppo(context, self)
     }
 
-    fn plan(&self, folders: Folders, _stage: Stage) -> Result<Plan> {
-        plan::ppo::ppo(folders, self)
+    fn plan(&self, models: RunModels, _stage: Stage) -> Result<StagePlan> {
+        plan::ppo::ppo(models, self)
     }
 
-    fn check_models(&self, folders: Folders, _stage: Stage) -> Result<()> {
-        preflight::models::check_ppo(folders, self)
+    fn check_models(&self, _models: RunModels, _stage: Stage) -> Result<()> {
+        preflight::models::check_programs(self)
     }
 
-    fn check_records(&self, reader: &Reader) -> Result<()> {
+    fn check_records(&self, reader: &RecordReader) -> Result<()> {
         preflight::records::prompts(reader, self)
     }
 }
@@ -90,7 +89,14 @@ fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
     stop_where_answers_end(&mut roles.actor, &tokenizer)?;
     let (seed, mut reports) = (context.config.run.seed, RecordReports::default());
     let file = (config.prompts.as_path(), "prompts");
-    let prompts = setup::prompts(&tokenizer, config, &roles, None, file, &mut reports)?;
+    let prompts = setup::prompts(
+        &tokenizer,
+        config,
+        &roles,
+        PromptUse::Training,
+        file,
+        &mut reports,
+    )?;
     let evaluator = Evaluator::load(config, &tokenizer, &roles, &mut reports)?;
     let mix = PretrainMix::load(config, &tokenizer, &roles, seed, &mut reports)?;
     let mut run = PpoRun::resume(
@@ -401,7 +407,7 @@ impl<'a> PpoRun<'a> {
         }
         match self.config.sharing.share {
             Share::Adapter => {
-                let (actor, base) = (&self.roles.actor, &self.roles.base);
+                let (actor, base) = (&self.roles.actor, self.roles.layout.base());
                 self.context
                     .write_final_adapter(actor, base, self.tokenizer)?;
             }

@@ -14,8 +14,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
 use crate::model::boundary::Collector;
 use crate::model::generator::Generator;
-use crate::reward::{RewardModel, TrunkUse};
-use crate::roles::{Roles, Sequence};
+use crate::roles::{PromptUse, Roles, Sequence};
 use crate::stages::Context;
 use crate::terminal::Phase;
 use crate::train::signal::StopRequest;
@@ -53,9 +52,9 @@ impl<'a> Sampler<'a> {
             config,
             tokenizer,
             ends: Ends::new(ids, &config.generation.stop, tokenizer),
-            boundary: roles.boundary,
-            last_token: last_token(roles, None),
-            judged_token: last_token(roles, roles.judge.as_ref()),
+            boundary: roles.layout.boundary,
+            last_token: roles.layout.last_token(PromptUse::Training),
+            judged_token: roles.layout.last_token(PromptUse::Evaluation),
             seed: context.config.run.seed,
             stop: context.stop,
         }
@@ -227,19 +226,6 @@ pub fn cache_budget(rollout: &Rollout) -> CacheBudget {
         (Some(bytes), _) => CacheBudget::Bytes(bytes),
         (None, Some(tokens)) => CacheBudget::Tokens(tokens),
         (None, None) => CacheBudget::Unlimited,
-    }
-}
-
-/// Whether a completion's last token is computed below the boundary: reward models and judge on the
-/// trunk read it; actor, critic and reference do not.
-fn last_token(roles: &Roles, judge: Option<&RewardModel>) -> LastToken {
-    let models = roles.reward.models().map(|(_, model)| model);
-    let reads = models
-        .chain(judge)
-        .any(|model| model.trunk_use() == TrunkUse::Shared);
-    match roles.boundary.is_some() && reads {
-        true => LastToken::Read,
-        false => LastToken::Unread,
     }
 }
 

@@ -11,20 +11,22 @@ use crate::reward::Rewards;
 use crate::stages::dataset::read_source;
 use crate::stages::examples::limit;
 
-/// Records of a data file that are checked: enough to meet a wrong shape, few enough to cost no time beside reading the file.
+/// The number of records that are checked in a data file: enough to find a wrong format, few enough
+/// to take little time beside reading the file.
 const FIRST: usize = 64;
 
-/// Tokenizer and context by which a stage will read records.
-pub struct Reader<'a> {
+/// Reads records as a stage will read them.
+pub struct RecordReader<'a> {
     /// The stage.
     pub stage: Stage,
-    /// Its tokenizer, or one that stands in for it.
+    /// The tokenizer of the stage, or one that refuses the same records.
     pub tokenizer: &'a Tokenizer,
-    /// The context of its model in tokens; `None` where lengths by the tokenizer say nothing.
+    /// The context of the stage's model, in tokens; `None` if the tokenizer is not the stage's, so
+    /// that lengths are not known.
     pub context: Option<usize>,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> RecordReader<'a> {
     /// An encoder of examples. Lengths count where the stage refuses records that are too long.
     ///
     /// # Errors
@@ -74,7 +76,7 @@ pub fn check_files(
 ///
 /// # Errors
 /// A record that the stage would refuse, with the key of its file.
-pub fn prompts(reader: &Reader, ppo: &Ppo) -> Result<()> {
+pub fn prompts(reader: &RecordReader, ppo: &Ppo) -> Result<()> {
     let (rules, keys) = (Rewards::rules(&ppo.rewards)?, &ppo.records);
     let encoder = Encoder::new(reader.tokenizer, Limit::none(), TooLong::Error)?;
     let encoder = encoder.with_bad_records(keys.bad_records);
@@ -106,8 +108,8 @@ pub fn prompts(reader: &Reader, ppo: &Ppo) -> Result<()> {
         .context("ppo.ptx_data")
 }
 
-/// Checks the first records of a file, if it exists. Where bad ones are left out, it is refused if all of the first are bad and the
-/// stage allows no such share.
+/// Checks the first records of a file, if it exists. If bad records are left out, the file is refused
+/// only if all of the first are bad and the stage does not allow that share.
 fn first(
     source: &DataSource,
     keys: &RecordKeys,

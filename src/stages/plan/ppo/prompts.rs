@@ -1,117 +1,139 @@
-//! The longest prompt, and how many there are.
+//! The longest prompt of PPO, and the number of prompts.
 
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use super::super::models::Folders;
-use super::super::roles::Models;
+use super::super::models::RunModels;
 use crate::config::{BadRecords, Ppo, TooLong};
 use crate::data::example::{Encoder, Limit};
 use crate::data::records::{Record, read_file};
-use crate::stages::ppo::room_in;
+use crate::roles::{PromptUse, RoleLayout};
 
-/// Tokens of the longest prompt, and where that is known from.
-pub(super) struct LongestPrompt {
+/// The lengths and numbers of prompts that a plan assumes.
+pub(super) struct PlannedPrompts {
+    /// Tokens of the longest prompt.
     pub tokens: usize,
-    /// How many there are to train on, and to evaluate on; as many as are asked for where that is not known.
-    pub counts: [usize; 2],
+    /// The number of prompts to train on; `usize::MAX` if unknown.
+    pub training: usize,
+    /// The number of prompts to evaluate on; `usize::MAX` if unknown.
+    pub evaluation: usize,
+    /// How the length is known.
     pub note: String,
 }
 
-impl LongestPrompt {
-    pub fn of(folders: Folders, config: &Ppo, models: &Models) -> Result<Self> {
-        let (pass, context) = (config.training.micro_batch_tokens, context(models));
-        let scorers = models.rewards.iter().map(|reward| &reward.decoder);
-        let scorers =
-            scorers.map(|decoder| ("the reward model's", decoder.max_position_embeddings));
-        let policy = models.policy.decoder.max_position_embeddings;
-        let room = room_in(config, policy, scorers);
-        if let Some(longest) = longest_prompt(folders, config)? {
-            let Longest {
-                record,
-                tokens,
-                counts,
-            } = longest;
-            // Nothing can be cut to fit where there is no room at all.
-            let refused = config.too_long == TooLong::Error || room.tokens == 0;
-            if refused && tokens > room.tokens {
-                return Err(room.refuse_prompt(&record, tokens)).context("ppo.prompts");
-            }
-            // A longer one is cut or left out.
-            let tokens = tokens.min(room.tokens);
-            let note = format!("the longest prompt has {tokens} tokens");
-            return Ok(Self {
-                tokens,
-                counts,
-                note,
-            });
-        }
-        let tokens = room.tokens;
-        let whose = match pass < context {
-            true => "ppo.micro_batch_tokens",
-            false => "the context",
+impl PlannedPrompts {
+    /// Measures the prompts if their files and the tokenizer exist, else takes the longest that
+    /// fit.
+    ///
+    /// # Errors
+    /// If a file or the tokenizer cannot be read, or a prompt does not fit and is not left out.
+    pub fn read(models: RunModels, config: &Ppo, layout: &RoleLayout) -> Result<Self> {
+        let Some(files) = PromptFile::measure_all(models, config)? else {
+            return Ok(Self::longest_that_fit(config, layout));
         };
-        let note = format!(
-            "the prompts cannot be counted before their file and the tokenizer are there; taken are {tokens} tokens, all that {whose} \
-             leaves"
-        );
-        let counts = [usize::MAX; 2];
+        let (mut longest, mut counts) = (0, [0; 2]);
+        for (file, count) in files.iter().zip(&mut counts) {
+            let limit = layout.prompt_limit(config, file.prompts);
+            let tokens = file.tokens_within(&limit, config.too_long);
+            longest = longest.max(tokens.with_context(|| format!("ppo.{}", file.key))?);
+            *count = file.count;
+        }
+        let [training, evaluation] = counts;
         Ok(Self {
-            tokens,
-            counts,
-            note,
+            tokens: longest,
+            training,
+            evaluation,
+            note: format!("the longest prompt has {longest} tokens"),
         })
+    }
+
+    fn longest_that_fit(config: &Ppo, layout: &RoleLayout) -> Self {
+        let Limit { tokens, words, .. } = layout.prompt_limit(config, PromptUse::Training);
+        Self {
+            tokens,
+            training: usize::MAX,
+            evaluation: usize::MAX,
+            note: format!(
+                "the prompts or their tokenizer do not exist yet: prompts of {tokens} tokens are \
+                 assumed, the longest that fit ({words})"
+            ),
+        }
     }
 }
 
-/// The least context of the policy and the reward models.
-fn context(models: &Models) -> usize {
-    let scorers = models.rewards.iter().map(|reward| &reward.decoder);
-    let decoders = scorers.chain([&models.policy.decoder]);
-    let contexts = decoders.map(|decoder| decoder.max_position_embeddings);
-    contexts.min().unwrap_or(0)
+/// The prompts of one file.
+struct PromptFile {
+    /// The key of the file in `[ppo]`.
+    key: &'static str,
+    prompts: PromptUse,
+    count: usize,
+    /// The record of the longest prompt, with its tokens.
+    longest: Option<(Record, usize)>,
 }
 
-/// The longest prompt.
-pub struct Longest {
-    /// Its record.
-    pub record: Record,
-    /// Its length.
-    pub tokens: usize,
-    /// How many prompts there are to train on, and to evaluate on.
-    pub counts: [usize; 2],
+impl PromptFile {
+    /// Measures the files of `prompts` and `eval_prompts`; `None` if a file or the tokenizer is
+    /// missing.
+    fn measure_all(models: RunModels, config: &Ppo) -> Result<Option<Vec<Self>>> {
+        let training = ("prompts", PromptUse::Training, config.prompts.as_path());
+        let evaluation = config.eval_prompts.as_deref();
+        let evaluation = evaluation.map(|file| ("eval_prompts", PromptUse::Evaluation, file));
+        let files: Vec<_> = [training].into_iter().chain(evaluation).collect();
+        if !files.iter().all(|(_, _, file)| file.exists()) {
+            return Ok(None);
+        }
+        let Some(tokenizer) = models.tokenizer(&config.from)? else {
+            return Ok(None);
+        };
+        let encoder = Encoder::new(&tokenizer, Limit::none(), TooLong::Error)?;
+        let measure = |(key, prompts, file)| Self::measure(key, prompts, file, config, &encoder);
+        let measured: Result<_> = files.into_iter().map(measure).collect();
+        measured.map(Some)
+    }
+
+    fn measure(
+        key: &'static str,
+        prompts: PromptUse,
+        file: &Path,
+        config: &Ppo,
+        encoder: &Encoder,
+    ) -> Result<Self> {
+        let keys = &config.records;
+        let records = read_file(file, keys.columns.as_ref(), keys.bad_records)?.records;
+        let found = measured(encoder, records, keys.bad_records)?;
+        Ok(Self {
+            key,
+            prompts,
+            count: found.len(),
+            longest: found.into_iter().max_by_key(|(_, tokens)| *tokens),
+        })
+    }
+
+    /// Tokens of the longest prompt after those beyond the limit were cut or left out.
+    fn tokens_within(&self, limit: &Limit, too_long: TooLong) -> Result<usize> {
+        let Some((record, tokens)) = &self.longest else {
+            return Ok(0);
+        };
+        // Without any room there is nothing to cut a prompt to.
+        let is_refused = too_long == TooLong::Error || limit.tokens == 0;
+        match is_refused && *tokens > limit.tokens {
+            true => Err(limit.refuse_prompt(record, *tokens).into()),
+            false => Ok(limit.tokens.min(*tokens)),
+        }
+    }
 }
 
-/// The longest prompt to train or evaluate on, if the files and the tokenizer are there.
+/// The record of the longest prompt to train or evaluate on; `None` if a file or the tokenizer is
+/// missing.
 ///
 /// # Errors
 /// If a file or the tokenizer cannot be read, or a record is no prompt.
-pub fn longest_prompt(folders: Folders, config: &Ppo) -> Result<Option<Longest>> {
-    let files: Vec<&Path> = std::iter::once(config.prompts.as_path())
-        .chain(config.eval_prompts.as_deref())
-        .collect();
-    if !files.iter().all(|file| file.exists()) {
-        return Ok(None);
-    }
-    let Some(tokenizer) = folders.tokenizer(&config.from)? else {
-        return Ok(None);
-    };
-    let encoder = Encoder::new(&tokenizer, Limit::none(), TooLong::Error)?;
-    let (mut longest, mut counts) = (None, [0; 2]);
-    for (file, count) in files.into_iter().zip(&mut counts) {
-        let keys = &config.records;
-        let records = read_file(file, keys.columns.as_ref(), keys.bad_records)?.records;
-        let found = measured(&encoder, records, keys.bad_records)?;
-        *count = found.len();
-        let found = found.into_iter();
-        longest = found.chain(longest).max_by_key(|(_, tokens)| *tokens);
-    }
-    Ok(longest.map(|(record, tokens)| Longest {
-        record,
-        tokens,
-        counts,
-    }))
+pub fn longest_prompt(models: RunModels, config: &Ppo) -> Result<Option<Record>> {
+    let files = PromptFile::measure_all(models, config)?;
+    let longest = files.into_iter().flatten().filter_map(|file| file.longest);
+    let longest = longest.reduce(|a, b| if a.1 > b.1 { a } else { b });
+    Ok(longest.map(|(record, _)| record))
 }
 
 /// Records with the tokens of their prompts, without bad ones if these are left out.

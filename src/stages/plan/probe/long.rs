@@ -1,22 +1,22 @@
-//! Records as long as one asks for, of the words that a stage's own records have.
+//! Long records, made of the words of a stage's own records.
 
 use serde_json::{Value, json};
 
 use crate::data::records::Record;
 
-/// A pair of two answers of that text, and a word more each.
+/// A preference pair whose two answers are `text` and one more word.
 pub fn pair(text: &str) -> Value {
     json!({"prompt": "a", "chosen": format!("{text} a"), "rejected": format!("a {text}")})
 }
 
-/// So many words of what the records say, over and over.
+/// `count` words of the records' text, repeated if there are fewer.
 pub fn words<'r>(records: impl Iterator<Item = &'r Record>, count: usize) -> String {
     let mut found = Vec::new();
     for record in records {
         record
             .fields
             .values()
-            .for_each(|value| say(value, &mut found));
+            .for_each(|value| collect(value, &mut found));
         if found.len() >= count {
             break;
         }
@@ -28,11 +28,11 @@ pub fn words<'r>(records: impl Iterator<Item = &'r Record>, count: usize) -> Str
     words.join(" ")
 }
 
-fn say<'v>(value: &'v Value, found: &mut Vec<&'v str>) {
+fn collect<'v>(value: &'v Value, found: &mut Vec<&'v str>) {
     match value {
         Value::String(text) => found.extend(text.split_whitespace()),
-        Value::Array(items) => items.iter().for_each(|item| say(item, found)),
-        Value::Object(fields) => fields.values().for_each(|value| say(value, found)),
+        Value::Array(items) => items.iter().for_each(|item| collect(item, found)),
+        Value::Object(fields) => fields.values().for_each(|value| collect(value, found)),
         _ => {}
     }
 }

@@ -1,4 +1,4 @@
-//! What the trials came to, as a table.
+//! The measurements of a probe as a table.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,14 +6,14 @@ use std::time::Duration;
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, presets};
 use indicatif::HumanDuration;
 
-use super::{Measured, Probed};
+use super::{ProbeReport, StageMeasurement};
 use crate::config::{Device, Stage};
 use crate::terminal::words;
 use crate::train::memory::{available_bytes, total_bytes};
 
 const MIB: f64 = (1 << 20) as f64;
 
-impl fmt::Display for Probed {
+impl fmt::Display for ProbeReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new();
         table
@@ -40,9 +40,9 @@ impl fmt::Display for Probed {
     }
 }
 
-fn row(stage: Stage, measured: &Measured) -> [String; 6] {
+fn row(stage: Stage, measured: &StageMeasurement) -> [String; 6] {
     let mib = |bytes: f64| format!("{:.1}", bytes / MIB);
-    // Longer than a duration can be is not worth a number.
+    // More seconds than a duration can hold.
     let whole = Duration::try_from_secs_f64(measured.seconds * measured.steps as f64);
     [
         stage.name().to_owned(),
@@ -59,14 +59,14 @@ fn row(stage: Stage, measured: &Measured) -> [String; 6] {
     ]
 }
 
-impl Probed {
+impl ProbeReport {
     fn notes(&self) -> Vec<String> {
         let mut notes = vec![
-            "measured: the most that the process held in a step of the longest sequences; the program, the data and the allocator's \
-             reserve are in it, and not in the plan"
+            "measured: peak memory of the process during a step on the longest sequences; it includes \
+             the program, the data and the reserve of the allocator, which the plan does not count"
                 .to_owned(),
-            "in all: so many steps at the rate of the stage's own records; evaluations, checkpoints and what comes before the first \
-             step take more"
+            "in all: time of all steps on the stage's own records, without evaluations, checkpoints \
+             and the start of the stage"
                 .to_owned(),
         ];
         match (self.device, total_bytes().zip(available_bytes())) {
@@ -80,8 +80,8 @@ impl Probed {
             )),
             (Device::Cpu, None) => {}
         }
-        let left = self.left().into_iter();
-        notes.extend(left.map(|why| format!("not probed: {why}")));
+        let skipped = self.skipped().into_iter();
+        notes.extend(skipped.map(|why| format!("not probed: {why}")));
         notes
     }
 }

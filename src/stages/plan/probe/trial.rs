@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::long::{pair, words};
-use super::process::Step;
+use super::process::TrialStep;
 use crate::config::{
     BadRecords, Config, Data, DataSource, ExampleKeysMut, HeldOut, Objective, Ppo, RecordKeys,
     ScoreNormalization, Stage, StageTable, TooLong, Training, TrainingLength,
@@ -16,7 +16,7 @@ use crate::config::{
 use crate::data::loader::split;
 use crate::data::records::{Record, read_file};
 use crate::stages::dataset::read_source;
-use crate::stages::plan::models::Folders;
+use crate::stages::plan::models::RunModels;
 use crate::stages::plan::ppo::longest_prompt;
 use crate::stages::ppo;
 use crate::train::batch_order::{batches, steps};
@@ -24,30 +24,30 @@ use crate::train::batch_order::{batches, steps};
 /// The run's name in the temporary folder.
 const NAME: &str = "probe";
 
-/// Which sequences a trial has.
+/// The sequences of a trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lengths {
-    /// The longest that the plan allows for: a step of them takes most memory.
+pub enum TrialLengths {
+    /// The longest that the plan allows for, for which a step needs most memory.
     Longest,
-    /// Those of the stage's own records, evenly chosen: a step of them takes the usual time.
+    /// An even choice of the stage's own records, for which a step takes the usual time.
     OwnRecords,
 }
 
-/// A stage that is tried. Its folder goes with the value.
+/// A trial of a stage. Its temporary folder is removed with the value.
 pub struct Trial {
     folder: TempDir,
     stage: Stage,
-    lengths: Lengths,
-    /// Steps of the stage in all, or passes over data that cannot be counted beforehand.
+    lengths: TrialLengths,
+    /// Steps of the whole stage, or epochs of data that cannot be counted beforehand.
     length: TrainingLength,
 }
 
 impl Trial {
-    /// Writes configuration and records.
+    /// Writes the configuration and the records of the trial.
     ///
     /// # Errors
     /// If the records cannot be read, or the folder cannot be written.
-    pub fn new(config: &Config, stage: Stage, lengths: Lengths) -> Result<Self> {
+    pub fn new(config: &Config, stage: Stage, lengths: TrialLengths) -> Result<Self> {
         let folder = temporary(&config.run.dir)?;
         let mut trial = Self {
             folder,
@@ -62,40 +62,41 @@ impl Trial {
         Ok(trial)
     }
 
-    /// Which stage.
+    /// The stage.
     pub fn stage(&self) -> Stage {
         self.stage
     }
 
-    /// The configuration.
+    /// The configuration file.
     pub fn config(&self) -> PathBuf {
         self.folder.path().join("config.toml")
     }
 
-    /// What the process says.
+    /// The file of the process's standard error.
     pub fn log(&self) -> PathBuf {
         self.folder.path().join("log")
     }
 
-    /// What the process measures.
+    /// The metrics file that the process writes.
     pub fn metrics(&self) -> PathBuf {
         let stage = self.folder.path().join(NAME).join(self.stage.name());
         stage.join("metrics.jsonl")
     }
 
-    /// The step at which the trial ends: the first faults all memory in, and its time says little.
+    /// The step at which the trial ends. The first step is slow, as the system provides its memory,
+    /// and is not timed.
     pub fn last(&self) -> u64 {
         match self.lengths {
-            Lengths::Longest => 1,
-            Lengths::OwnRecords => 2,
+            TrialLengths::Longest => 1,
+            TrialLengths::OwnRecords => 2,
         }
     }
 
-    /// Steps of the stage in all, `last` being one of them.
+    /// Steps of the whole stage, given the last step of the trial.
     ///
     /// # Errors
     /// If the log does not say how far a step goes.
-    pub fn steps(&self, last: &Step) -> Result<u64> {
+    pub fn steps(&self, last: &TrialStep) -> Result<u64> {
         match self.length {
             TrainingLength::Steps(steps) => Ok(steps as u64),
             TrainingLength::Epochs(epochs) => {
@@ -107,7 +108,7 @@ impl Trial {
         }
     }
 
-    /// `config` with this stage alone, in the temporary folder, and without what is not measured.
+    /// `config` with this stage alone, in the temporary folder, without evaluations and checkpoints.
     fn of(&mut self, config: &Config) -> Result<Config> {
         let mut trial = config.clone();
         trial.run.dir = self.folder.path().to_owned();
@@ -128,7 +129,7 @@ impl Trial {
             }
         }
         if let Some(ppo) = &mut trial.ppo {
-            self.ppo(ppo, Folders(config))?;
+            self.ppo(ppo, RunModels(config))?;
         }
         Ok(trial)
     }
@@ -137,7 +138,7 @@ impl Trial {
         if let Some(patience) = keys.early_stopping_patience {
             *patience = 0;
         }
-        if self.lengths == Lengths::Longest {
+        if self.lengths == TrialLengths::Longest {
             *keys.too_long = TooLong::Truncate;
         }
         let answer: fn(&str) -> Value = |text| json!({"prompt": "a", "completion": text});
@@ -146,8 +147,8 @@ impl Trial {
         self.records(data, keys.training, seed, keys.max_length, long)
     }
 
-    /// Records for the steps of the trial in place of a stage's own; `long` makes one of a text of `tokens` words, each of which is a
-    /// token at least.
+    /// Replaces the records of a stage by those of the trial. `long` makes a record of a text of
+    /// `tokens` words, each of which is at least one token.
     fn records(
         &mut self,
         (data, held_out, keys): (&mut Data, &mut HeldOut, &mut RecordKeys),
@@ -169,18 +170,18 @@ impl Trial {
         let own = split(count, held, seed)?.0.len();
         let found = batches(training, own)?;
         let steps = steps(training, &found);
-        self.settle(training, steps);
+        self.set_length(training, steps);
         // A step has no more than an epoch, and those of the trial are as long as the stage's whole ones.
         training.batch_size = training.batch_size.min(own);
         *held_out = HeldOut::default();
-        settled(keys);
+        adjust_keys(keys);
         data.sources = match self.lengths {
-            Lengths::Longest => {
+            TrialLengths::Longest => {
                 let text = words(files.iter().flat_map(|(records, _)| records), tokens);
                 let records = vec![long(&text); training.batch_size];
                 vec![self.source(0, &records, None)?]
             }
-            Lengths::OwnRecords => {
+            TrialLengths::OwnRecords => {
                 let wanted = self.last() as usize * training.batch_size;
                 let (every, times) = ((count / wanted).max(1), wanted.div_ceil(count));
                 let chosen = |records: &[Record]| -> Vec<Value> {
@@ -196,26 +197,26 @@ impl Trial {
         Ok(())
     }
 
-    fn ppo(&mut self, ppo: &mut Ppo, folders: Folders) -> Result<()> {
+    fn ppo(&mut self, ppo: &mut Ppo, models: RunModels) -> Result<()> {
         let keys = &ppo.records;
         let prompts = read_file(&ppo.prompts, keys.columns.as_ref(), keys.bad_records)?;
         let prompts = prompts.records;
         let found = ppo::batches(ppo, prompts.len())?;
         let steps = steps(&ppo.training, &found);
-        self.settle(&mut ppo.training, steps);
+        self.set_length(&mut ppo.training, steps);
         // While the critic warms up, the actor does not move.
         ppo.critic.critic_warmup = 0;
         let reads_reference = ppo.reads_reference();
-        let longest = longest_prompt(folders, ppo)?.context("ppo.prompts")?.record;
+        let longest = longest_prompt(models, ppo)?.context("ppo.prompts")?;
         let longest = Value::from(longest.fields);
         if ppo.records.columns.is_some() {
             let prompts: Vec<Value> = prompts.into_iter().map(|r| r.fields.into()).collect();
             ppo.prompts = self.file("prompts", &prompts)?;
         }
-        settled(&mut ppo.records);
+        adjust_keys(&mut ppo.records);
         let asked = match self.lengths {
-            Lengths::OwnRecords => 1,
-            Lengths::Longest => {
+            TrialLengths::OwnRecords => 1,
+            TrialLengths::Longest => {
                 let new_tokens = ppo.generation.max_new_tokens;
                 ppo.generation.min_new_tokens = new_tokens;
                 ppo.generation.stop = Vec::new();
@@ -230,7 +231,7 @@ impl Trial {
                 ppo.rollout.rollout_batch.min(ppo.evaluation.eval_samples)
             }
         };
-        // Judge and reference are held all the while, whether or not they are asked much.
+        // Judge and reference are loaded, however few prompts there are.
         if ppo.eval_prompts.is_some() {
             ppo.eval_prompts = Some(self.file("eval_prompts", &vec![longest; asked])?);
         }
@@ -240,8 +241,8 @@ impl Trial {
         Ok(())
     }
 
-    /// Notes how many `steps` the stage has, and makes the trial long enough.
-    fn settle(&mut self, training: &mut Training, steps: u64) {
+    /// Records the number of steps of the stage, and makes the trial long enough.
+    fn set_length(&mut self, training: &mut Training, steps: u64) {
         let steps = steps as usize;
         self.length = TrainingLength::Steps(steps);
         training.max_steps = steps.max(self.last() as usize);
@@ -266,23 +267,25 @@ impl Trial {
     }
 }
 
-/// A folder on the disk that the run itself will write to.
+/// A temporary folder on the disk that the run will write to.
 fn temporary(runs: &Path) -> Result<TempDir> {
-    let there = runs.ancestors().find(|folder| folder.is_dir());
-    let place = there.unwrap_or(Path::new("."));
-    let folder = tempfile::Builder::new().prefix(".probe-").tempdir_in(place);
-    folder.with_context(|| format!("cannot make a temporary folder in {}", place.display()))
+    let existing = runs.ancestors().find(|folder| folder.is_dir());
+    let parent = existing.unwrap_or(Path::new("."));
+    let folder = tempfile::Builder::new()
+        .prefix(".probe-")
+        .tempdir_in(parent);
+    folder.with_context(|| format!("cannot make a temporary folder in {}", parent.display()))
 }
 
-/// Records that were read have the fields' own names, and any share of the few that are tried may be bad.
-fn settled(keys: &mut RecordKeys) {
+/// Records that were read have the default field names, and any share of a few may be bad.
+fn adjust_keys(keys: &mut RecordKeys) {
     keys.columns = None;
     if keys.bad_records == BadRecords::Skip {
         keys.max_bad_share = 1.0;
     }
 }
 
-/// A trial evaluates nothing, saves nothing and shows nothing.
+/// Switches off evaluations, checkpoints and warm-up.
 fn quiet(training: &mut Training) {
     training.warmup_steps = 0;
     (training.eval_steps, training.save_steps) = (0, 0);
@@ -325,7 +328,7 @@ mod tests {
     fn the_longest_records_fill_what_the_plan_allows() {
         let (folder, config) =
             run("[sft]\nbatch_size = 3\ntoo_long = \"error\"\neval_fraction = 0.2");
-        let trial = Trial::new(&config, Stage::Sft, Lengths::Longest).unwrap();
+        let trial = Trial::new(&config, Stage::Sft, TrialLengths::Longest).unwrap();
         let (found, records) = read_back(&trial);
         let sft = found.sft.unwrap();
         assert_eq!(
@@ -341,7 +344,7 @@ mod tests {
         assert_eq!((trial.last(), trial.length), (1, TrainingLength::Steps(3)));
 
         let (_folder, config) = run("[dpo]\nbatch_size = 2");
-        let trial = Trial::new(&config, Stage::Dpo, Lengths::Longest).unwrap();
+        let trial = Trial::new(&config, Stage::Dpo, TrialLengths::Longest).unwrap();
         let (_, records) = read_back(&trial);
         assert_eq!(records.len(), 2);
         let answers = ["chosen", "rejected"].map(|key| text(&records[0], key));
@@ -352,7 +355,7 @@ mod tests {
     #[test]
     fn a_stages_own_records_are_chosen_evenly() {
         let (_folder, config) = run("[sft]\nbatch_size = 2\nmax_epochs = 3.0");
-        let trial = Trial::new(&config, Stage::Sft, Lengths::OwnRecords).unwrap();
+        let trial = Trial::new(&config, Stage::Sft, TrialLengths::OwnRecords).unwrap();
         let (found, records) = read_back(&trial);
         let prompts: Vec<&str> = records.iter().map(|r| text(r, "prompt")).collect();
         assert_eq!(prompts, ["p0", "p2", "p4", "p6", "p8"]);
@@ -367,7 +370,7 @@ mod tests {
     #[test]
     fn a_folder_goes_with_its_trial() {
         let (folder, config) = run("[sft]");
-        let trial = Trial::new(&config, Stage::Sft, Lengths::Longest).unwrap();
+        let trial = Trial::new(&config, Stage::Sft, TrialLengths::Longest).unwrap();
         let count = || fs::read_dir(folder.path()).unwrap().count();
         assert_eq!(count(), 2);
         drop(trial);

@@ -21,7 +21,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
 use crate::reward::{IdsAndStates, Lexicon, RewardModel, Valence, repeated};
 use crate::rlhf::stats::mean;
-use crate::roles::{self, Experience, Roles};
+use crate::roles::{self, Experience, PromptUse, Roles};
 use crate::stages::record_report::RecordReports;
 use crate::train::metrics::names;
 use measures::{distinct_2, rank_correlation};
@@ -81,7 +81,8 @@ impl<'a> Evaluator<'a> {
         let reference = roles.reference.as_ref();
         let reference = reference.context("an evaluation without a reference")?;
         let (judge, file) = (roles.judge.as_ref(), (file.as_path(), "eval_prompts"));
-        let mut prompts = setup::prompts(tokenizer, config, roles, judge, file, reports)?;
+        let prompts = PromptUse::Evaluation;
+        let mut prompts = setup::prompts(tokenizer, config, roles, prompts, file, reports)?;
         prompts.truncate(config.evaluation.eval_samples);
         let lexicon = config
             .evaluation

@@ -1,33 +1,36 @@
-//! What a differentiated pass holds for its backward pass, and what that takes beside it.
+//! The memory of a training pass: activations that are held for the backward pass, and buffers of
+//! the backward pass itself.
 //!
-//! It follows `model::block` and [`crate::ops::residual`]: a layer is two branches, each holds its input and those inputs of its
-//! operations that are neither cheap to make again nor overwritten. Counted are `f32` values of one row; what does not grow with the
-//! rows, such as packed panels and the threads' scratch, is left out. On a device without our kernels the graph holds more.
+//! It follows `model::block` and [`crate::ops::residual`]: a layer is two branches; each holds its
+//! input, and the inputs of its operations that are neither cheap to compute again nor overwritten.
+//! Counted are `f32` values of one row. Memory that does not grow with the rows, such as packed
+//! panels and the scratch of threads, is not counted. On a device without our kernels the graph
+//! holds more.
 
-use crate::model::Recompute;
-use crate::model::config::{Activation, DecoderConfig, Position, QkNorm};
+use super::config::{Activation, DecoderConfig, Position, QkNorm};
+use crate::config::Recompute;
 
-/// A forward pass that is differentiated.
+/// A forward pass with its backward pass.
 #[derive(Clone, Copy, Debug)]
-pub struct Pass<'a> {
+pub struct TrainingPass<'a> {
     /// The model.
     pub decoder: &'a DecoderConfig,
-    /// Tokens.
+    /// The number of tokens.
     pub rows: usize,
-    /// The first layer with a graph.
+    /// The first layer that records a graph.
     pub first: usize,
-    /// What a layer keeps.
+    /// Whether layers compute their activations again.
     pub recompute: Recompute,
 }
 
-impl Pass<'_> {
-    /// Bytes that are held from the forward pass to the backward pass.
+impl TrainingPass<'_> {
+    /// Bytes of the activations that are held from the forward pass to the backward pass.
     pub fn held(&self) -> usize {
         let layers = self.decoder.num_hidden_layers - self.first;
         let widths = Widths::of(self.decoder);
-        // What the final norm reads and what it makes.
+        // Input and result of the final norm.
         let above = 2 * widths.hidden;
-        // A graph of the embeddings has those of tokens and positions beside their sum.
+        // A graph of the embeddings holds those of tokens and positions besides their sum.
         let below = match (self.first, self.decoder.position) {
             (0, Position::Learned) => 2 * widths.hidden,
             _ => 0,
@@ -35,7 +38,7 @@ impl Pass<'_> {
         self.bytes(layers * widths.held(self.recompute) + above + below)
     }
 
-    /// Most bytes that the backward pass of one branch has beside these.
+    /// Bytes of the buffers of the backward pass, for the branch that needs most.
     pub fn backward(&self) -> usize {
         let widths = Widths::of(self.decoder);
         match self.first < self.decoder.num_hidden_layers {
@@ -49,15 +52,15 @@ impl Pass<'_> {
     }
 }
 
-/// Columns of what a layer computes.
+/// Columns of the tensors in a layer.
 struct Widths {
     hidden: usize,
     qkv: usize,
-    /// Versions of `q | k | v` that the backward pass reads: those before and after the norms of heads.
+    /// Copies of `q | k | v` that the backward pass reads: before and after the norms of heads.
     qkv_inputs: usize,
-    /// Result of attention.
+    /// The result of attention.
     mixed: usize,
-    /// Inside the feed-forward sub-layer, before and after its activation.
+    /// Inside the feed-forward sub-layer, before (`up`) and after (`inner`) its activation.
     up: usize,
     inner: usize,
 }
@@ -81,7 +84,7 @@ impl Widths {
         }
     }
 
-    /// Of one layer: the inputs of its branches, and of their operations.
+    /// Columns held of one layer: the inputs of its branches, and of their operations.
     fn held(&self, recompute: Recompute) -> usize {
         let branches = 2 * self.hidden;
         match recompute {
@@ -90,8 +93,8 @@ impl Widths {
         }
     }
 
-    /// Of the branch that takes most: its inputs where they are computed again, then the gradients on both sides of an operation,
-    /// with the result that it reads.
+    /// Columns in the backward pass of the branch that needs most: inputs that are computed again,
+    /// then the gradients on both sides of an operation with the result that it reads.
     fn backward(&self, recompute: Recompute) -> usize {
         let attention = 2 * self.mixed + self.qkv;
         let feed_forward = 2 * self.inner + self.up;
@@ -105,7 +108,8 @@ impl Widths {
         (attention + again).max(feed_forward + more) + self.gradients()
     }
 
-    /// The gradient of the residual stream: the one that comes, the one that goes, and the graph's sum of both.
+    /// Columns of the gradients of the residual stream: the incoming and the outgoing one, and the
+    /// graph's sum of both.
     fn gradients(&self) -> usize {
         3 * self.hidden
     }

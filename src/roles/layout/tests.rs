@@ -1,0 +1,160 @@
+use std::path::PathBuf;
+
+use rollout::LastToken;
+
+use super::*;
+use crate::config::TooLong;
+use crate::model::lora::Layers;
+use crate::roles::{AdapterDescription, Origin};
+
+/// A fixture of three layers, with this head, or adapters on these layers.
+fn described(head: Head, adapter: Option<Layers>) -> ModelDescription {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/llama");
+    let mut model = ModelDescription::read(&folder).unwrap();
+    model.decoder.head = head;
+    model.adapter = adapter.map(|layers| AdapterDescription {
+        lora: on(layers).resolve(&model.decoder).unwrap(),
+        base: folder,
+        has_score: head == Head::Score,
+    });
+    model
+}
+
+fn on(layers: Layers) -> LoraConfig {
+    LoraConfig {
+        layers_to_transform: layers,
+        ..LoraConfig::default()
+    }
+}
+
+fn scorer(adapter: Option<Layers>) -> ModelDescription {
+    described(Head::Score, adapter)
+}
+
+fn models(rewards: Vec<ModelDescription>, judge: Option<ModelDescription>) -> PpoModels {
+    PpoModels {
+        policy: described(Head::LanguageModel, None),
+        rewards,
+        judge,
+    }
+}
+
+/// `[ppo]` whose actor and critic have adapters on the top layer, or which shares a trunk.
+fn config(share: Share) -> Ppo {
+    let mut config = Ppo::default();
+    config.sharing.share = share;
+    config.sharing.trunk_layers = (share == Share::Trunk).then_some(1);
+    config.sharing.lora = (share == Share::Adapter).then(|| crate::config::Lora {
+        layers_to_transform: Some(crate::config::LayersToTransform::These(vec![2])),
+        ..crate::config::Lora::default()
+    });
+    config
+}
+
+fn layout(share: Share, models: PpoModels) -> RoleLayout {
+    RoleLayout::new(&config(share), models).unwrap()
+}
+
+#[test]
+fn the_boundary_lies_below_all_that_is_trained_or_adapted() {
+    let boundary =
+        |share, reward: Option<Layers>| layout(share, models(vec![scorer(reward)], None)).boundary;
+    assert_eq!(boundary(Share::None, None), None);
+    assert_eq!(boundary(Share::Trunk, None), Some(1));
+    // A whole reward model shares nothing and does not lower the boundary.
+    assert_eq!(boundary(Share::Adapter, None), Some(2));
+    assert_eq!(boundary(Share::Adapter, Some(Layers::Top(1))), Some(2));
+    assert_eq!(boundary(Share::Adapter, Some(Layers::Top(2))), Some(1));
+    assert_eq!(boundary(Share::Adapter, Some(Layers::All)), None);
+    // Adapters that the policy has are those of actor and critic.
+    let mut adapted = models(Vec::new(), None);
+    adapted.policy = described(Head::LanguageModel, Some(Layers::Top(2)));
+    let mut config = config(Share::Adapter);
+    config.sharing.lora = None;
+    let layout = RoleLayout::new(&config, adapted).unwrap();
+    assert_eq!(layout.boundary, Some(1));
+}
+
+/// A judge that a stage is yet to train on the policy, in the layers above `frozen_layers`.
+fn to_be_trained(adapter: Option<Layers>, frozen_layers: usize) -> ModelDescription {
+    let policy = described(Head::LanguageModel, None).folder;
+    ModelDescription {
+        folder: PathBuf::from("runs/trial/judge/final"),
+        origin: Origin::Stage {
+            from: Some(policy),
+            frozen_layers,
+        },
+        ..scorer(adapter)
+    }
+}
+
+#[test]
+fn the_last_token_is_read_if_a_scorer_starts_from_its_state() {
+    let reads = |share, rewards, judge| {
+        let layout = layout(share, models(rewards, judge));
+        [PromptUse::Training, PromptUse::Evaluation]
+            .map(|prompts| layout.last_token(prompts) == LastToken::Read)
+    };
+    let (trunk, adapter) = (Share::Trunk, Share::Adapter);
+    assert_eq!(reads(trunk, vec![scorer(None)], None), [true; 2]);
+    assert_eq!(reads(Share::None, vec![scorer(None)], None), [false; 2]);
+    let top = Some(Layers::Top(1));
+    let on_trunk = |layers| Some(to_be_trained(None, layers));
+    assert_eq!(reads(trunk, vec![], on_trunk(1)), [false, true]);
+    // This judge is trained below the boundary, so that it shares nothing.
+    assert_eq!(reads(trunk, vec![], on_trunk(0)), [false; 2]);
+    assert_eq!(reads(adapter, vec![scorer(top.clone())], None), [true; 2]);
+    let judge = |layers| Some(to_be_trained(Some(layers), 0));
+    let whole = || vec![scorer(None)];
+    assert_eq!(
+        reads(adapter, whole(), judge(Layers::Top(1))),
+        [false, true]
+    );
+    assert_eq!(reads(adapter, vec![], judge(Layers::Top(2))), [false; 2]);
+}
+
+#[test]
+fn evaluation_prompts_fit_the_context_of_the_judge() {
+    let mut judge = scorer(None);
+    judge.decoder.max_position_embeddings = 40;
+    let mut config = config(Share::None);
+    config.generation.max_new_tokens = 8;
+    config.too_long = TooLong::Error;
+    let layout = RoleLayout::new(&config, models(vec![scorer(None)], Some(judge))).unwrap();
+    let limit = |prompts| layout.prompt_limit(&config, prompts);
+    let context = layout.policy.decoder.max_position_embeddings;
+    assert_eq!(limit(PromptUse::Training).tokens, context - 8);
+    let evaluation = limit(PromptUse::Evaluation);
+    assert_eq!(evaluation.tokens, 32);
+    assert!(evaluation.words.starts_with("the judge's context holds 40"));
+}
+
+#[test]
+fn models_that_cannot_play_their_roles_are_refused() {
+    let refused = |share, models| {
+        let mut config = config(share);
+        config.critic.critic_from = Some(CriticFrom::RewardModel);
+        RoleLayout::new(&config, models).unwrap_err().to_string()
+    };
+    let language_model = described(Head::LanguageModel, None);
+    let error = refused(Share::None, models(vec![language_model], None));
+    assert!(error.contains("a language model"), "{error}");
+    let error = refused(Share::Adapter, models(vec![scorer(None)], None));
+    assert!(error.contains("a whole reward model"), "{error}");
+    let mut headless = scorer(Some(Layers::All));
+    headless.adapter.as_mut().unwrap().has_score = false;
+    let error = refused(Share::Adapter, models(vec![headless], None));
+    assert!(error.contains("without score.weight"), "{error}");
+    let mut other = scorer(None);
+    other.decoder.vocab_size += 1;
+    let error = refused(Share::None, models(Vec::new(), Some(other)));
+    assert!(error.contains("has a vocabulary of"), "{error}");
+    let mut adapted = models(Vec::new(), None);
+    adapted.policy = described(Head::LanguageModel, Some(Layers::All));
+    let error = refused(Share::Adapter, adapted);
+    let says = "[ppo.lora] continues the adapter in";
+    assert!(
+        error.starts_with(says) && error.contains("is [2] here, [0, 1, 2] there"),
+        "{error}"
+    );
+}

@@ -1,0 +1,165 @@
+//! Loads the roles as their [`RoleLayout`] says.
+
+use std::path::Path;
+
+use rollout::random::Independent;
+
+use super::layout::{RoleLayout, RoleModel, RoleWeights, SharedTensors};
+use super::{Roles, RolesError};
+use crate::config::RewardComponent;
+use crate::model::config::Head;
+use crate::model::lora::folder::{ADAPTER_WEIGHTS, AdapterFolder};
+use crate::model::{Decoder, ModelError};
+use crate::ops::backend::Backend;
+use crate::ops::param::Trainability;
+use crate::reward::{RewardModel, Rewards};
+
+impl Roles {
+    /// Loads the roles of a layout, with what scores as `rewards` says. New adapters and heads are
+    /// functions of `seed`.
+    ///
+    /// # Errors
+    /// If a model cannot be read, a scorer cannot be started, or a reward model was not trained on
+    /// the tensors that it is to share.
+    pub fn load(
+        layout: RoleLayout,
+        rewards: &[RewardComponent],
+        seed: u64,
+        backend: &Backend,
+    ) -> Result<Self, RolesError> {
+        let loader = Loader::new(&layout, seed, backend)?;
+        let reward = Rewards::load(rewards, &|folder| loader.reward_model(folder))?;
+        let actor = loader.decoder(&layout.actor, seed)?;
+        let critic = layout.critic.as_ref();
+        let critic = critic.map(|role| loader.decoder(role, Independent::Critic.seed(seed)));
+        let critic = critic.transpose()?;
+        let judge = layout.judge.as_ref().map(|role| loader.scorer(role));
+        let judge = judge.transpose()?;
+        let reference = layout.reference.as_ref();
+        let reference = reference.map(|role| loader.reference(role)).transpose()?;
+        Ok(Self {
+            layout,
+            actor,
+            critic,
+            reference,
+            reward,
+            judge,
+        })
+    }
+}
+
+/// Reads the roles of a layout onto the tensors that they share.
+struct Loader<'a> {
+    layout: &'a RoleLayout,
+    seed: u64,
+    backend: &'a Backend,
+    /// The frozen model that holds the shared tensors; `None` if nothing is shared.
+    base: Option<Decoder>,
+}
+
+impl<'a> Loader<'a> {
+    fn new(layout: &'a RoleLayout, seed: u64, backend: &'a Backend) -> Result<Self, ModelError> {
+        let base = match layout.shared {
+            SharedTensors::None => None,
+            SharedTensors::Trunk { .. } | SharedTensors::Base => Some(Decoder::load(
+                layout.base(),
+                Head::LanguageModel,
+                0,
+                |_| Trainability::Frozen,
+                backend,
+            )?),
+        };
+        Ok(Self {
+            layout,
+            seed,
+            backend,
+            base,
+        })
+    }
+
+    /// The model of a role. A new head is drawn from `seed`, and so are new adapters.
+    fn decoder(&self, role: &RoleModel, seed: u64) -> Result<Decoder, ModelError> {
+        let (folder, training) = (&role.model.folder, role.training);
+        let head = role.model.decoder.head;
+        match (&role.weights, &self.base) {
+            (RoleWeights::Branch { trunk_layers }, Some(base)) => {
+                Decoder::load_on_trunk(base, *trunk_layers, folder, head, seed, training)
+            }
+            (RoleWeights::Adapters(_), Some(base)) => {
+                Decoder::load_adapter(base, folder, head, seed, training)
+            }
+            (RoleWeights::NewAdapters(config, _), Some(base)) => {
+                Decoder::adapt(base, config, head, seed, training)
+            }
+            _ => Decoder::load(folder, head, seed, |_| training, self.backend),
+        }
+    }
+
+    /// The reference. Without adapters of its own it is the model that the others share tensors of.
+    fn reference(mut self, role: &RoleModel) -> Result<Decoder, ModelError> {
+        match (&role.weights, self.base.take()) {
+            (RoleWeights::Branch { .. } | RoleWeights::Base, Some(base)) => Ok(base),
+            (_, base) => Self { base, ..self }.decoder(role, self.seed),
+        }
+    }
+
+    /// A frozen reward model or the judge.
+    fn scorer(&self, role: &RoleModel) -> Result<RewardModel, ModelError> {
+        let decoder = self.decoder(role, self.seed)?;
+        Ok(match self.layout.starts_at_boundary(role) {
+            true => RewardModel::sharing(decoder),
+            false => RewardModel::new(decoder),
+        })
+    }
+
+    /// The reward model in `folder`, after a check that it was trained on the shared tensors.
+    fn reward_model(&self, folder: &Path) -> Result<RewardModel, ModelError> {
+        let mut roles = self.layout.rewards.iter();
+        match roles.find(|role| role.model.folder == folder) {
+            Some(role) => {
+                self.check_base(role)?;
+                self.scorer(role)
+            }
+            None => RewardModel::load(folder, self.backend),
+        }
+    }
+
+    /// Checks by checksum that a reward model was trained on the tensors that it is to share. An
+    /// adapter whose file notes the checksum of its base is checked when it is loaded.
+    fn check_base(&self, role: &RoleModel) -> Result<(), ModelError> {
+        let (Some(base), model) = (&self.base, &role.model) else {
+            return Ok(());
+        };
+        match (&role.weights, &model.adapter) {
+            (RoleWeights::Branch { trunk_layers }, _) => {
+                base.trunk(*trunk_layers)?.check(&model.folder)
+            }
+            (RoleWeights::Adapters(_), Some(adapter)) => {
+                let config = base.decoder_config();
+                if AdapterFolder::open(&model.folder, config)?.has_note() {
+                    return Ok(());
+                }
+                let checked = base.trunk(config.num_hidden_layers)?.check(&adapter.base);
+                checked.map_err(|error| of_adapter(error, &model.folder))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Two bases that differ, in words for the adapter in `folder`.
+fn of_adapter(error: ModelError, folder: &Path) -> ModelError {
+    match error {
+        ModelError::OtherTrunk {
+            expected, found, ..
+        } => ModelError::OtherBase {
+            file: folder.join(ADAPTER_WEIGHTS),
+            expected: found,
+            found: expected,
+        },
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests;
