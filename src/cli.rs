@@ -113,7 +113,7 @@ Example:
     /// Score the texts of a file with a reward model, or their tokens with a language model
     ///
     /// Reads records of {"ids": [...]}, {"prompt": text, "completion": text}, {"messages": [...]},
-    /// or any other form that [sft] reads. A reward model writes index and score; a language model
+    /// or any other form that `sft` reads. A reward model writes index and score; a language model
     /// writes index, ids, logprobs (of each token given the tokens before it) and entropy.
     #[command(after_help = "\
 Example:

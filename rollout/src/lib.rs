@@ -19,8 +19,6 @@
 //! | `sequence`, `scheduler` | the state of a sample; which samples advance, wait or are preempted |
 //! | `generator` | the loop |
 
-#![deny(missing_docs)]
-
 mod blocks;
 mod error;
 mod filter;

@@ -205,7 +205,7 @@ mod tests {
 
     use super::*;
     use crate::config::tests::{SAMPLE, resolve_text};
-    use crate::config::{Lora, Sft};
+    use crate::config::{LoraTable, Sft};
 
     /// A configuration in which every key with a number is set or has a default.
     const ALL: &str = r#"
@@ -254,7 +254,7 @@ type = "numeric"
         let tables = crate::config::written::to_table(&config).unwrap();
         let mut found: Vec<String> = UNSET.iter().map(|key| (*key).to_owned()).collect();
         collect("", &Value::Table(tables), &mut found);
-        let lora = Value::try_from(Lora::default()).unwrap();
+        let lora = Value::try_from(LoraTable::default()).unwrap();
         collect("sft.lora", &lora, &mut found);
         found.sort();
         found.dedup();

@@ -13,7 +13,7 @@ use super::check::Keys;
 /// adapters are trained further and unset keys are the folder's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Lora {
+pub struct LoraTable {
     /// Rank of the adapters.
     #[schemars(extend("x-default" = 16))]
     pub r: Option<usize>,
@@ -95,7 +95,7 @@ impl From<Top> for String {
     }
 }
 
-impl Lora {
+impl LoraTable {
     pub(super) fn check(&self, keys: &mut Keys<'_, '_>) {
         let mut wrong = |key: &str, value: String, message: &str| {
             keys.wrong("lora", format!("{{ {key} = {value} }}"), message);
@@ -146,7 +146,7 @@ mod tests {
     use super::*;
     use crate::config::tests::resolve;
 
-    fn lora(value: &str) -> Result<Option<Lora>, String> {
+    fn lora(value: &str) -> Result<Option<LoraTable>, String> {
         let config = resolve(&[&format!("sft.lora={value}")]).map_err(|e| e.to_string())?;
         Ok(config.sft.unwrap().trainable.lora)
     }
@@ -155,7 +155,7 @@ mod tests {
     fn an_empty_table_leaves_all_to_the_defaults_or_to_a_folder() {
         assert_eq!(resolve(&[]).unwrap().sft.unwrap().trainable.lora, None);
         let lora = lora("{}").unwrap().unwrap();
-        assert_eq!(lora, Lora::default());
+        assert_eq!(lora, LoraTable::default());
         assert_eq!(
             (lora.r, lora.lora_alpha, lora.use_rslora),
             (None, None, None)
@@ -186,7 +186,11 @@ mod tests {
         );
         for read in [words, lists] {
             let written = toml::to_string(&read).unwrap();
-            assert_eq!(toml::from_str::<Lora>(&written).unwrap(), read, "{written}");
+            assert_eq!(
+                toml::from_str::<LoraTable>(&written).unwrap(),
+                read,
+                "{written}"
+            );
         }
     }
 

@@ -54,13 +54,13 @@ pub use error::{ConfigError, Problem, Problems, ValueOrigin};
 pub use example_keys::{ExampleKeys, ExampleKeysMut, ExampleTable};
 pub use generation::Generation;
 pub use hub::HubName;
-pub use lora::{AllLinear, LayersToTransform, Lora, TargetModules, Top};
+pub use lora::{AllLinear, LayersToTransform, LoraTable, TargetModules, Top};
 pub use model::{Architecture, Family, Model, ModelStart, SaveDtype};
 pub use optim::{LrScheduler, Recompute, Training, TrainingLength};
 pub use orpo::Orpo;
 pub use overrides::Override;
 pub use ppo::{
-    AdvantageEstimator, Critic, CriticFrom, Evaluation, KlControllerKind, KlIn, Objective, Ppo,
+    AdvantageEstimator, Critic, CriticFrom, Evaluation, KlControllerKind, KlIn, Ppo, PpoObjective,
     PpoUpdate, Ptx, Rollout, ScoreNormalization, ScoreShaping, Share, Sharing, keeps_one_of,
 };
 pub use pretrain::Pretrain;
@@ -76,7 +76,7 @@ pub use score_at::ScoreAt;
 pub use sft::{Learn, Sft};
 pub(crate) use stage::for_each_stage;
 pub use stage::{Stage, StageTable};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::TokenizerTable;
 pub use trainable::Trainable;
 pub use words::from_word;
 
@@ -88,7 +88,7 @@ pub struct Config {
     /// `[model]`.
     pub model: Model,
     /// `[tokenizer]`.
-    pub tokenizer: Tokenizer,
+    pub tokenizer: TokenizerTable,
     /// `[pretrain]`, if the configuration has this stage.
     pub pretrain: Option<Pretrain>,
     /// `[sft]`, if the configuration has this stage.

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use super::check::Checker;
 use super::document::Document;
 use super::example_keys::{ExampleKeys, ExampleKeysMut};
-use super::lora::Lora;
+use super::lora::LoraTable;
 use super::optim::Training;
-use super::{Config, ConfigError, Model, Tokenizer};
+use super::{Config, ConfigError, Model, TokenizerTable};
 
 /// The list of the stages, in the order in which they run, handed to the macro `$callback`. A stage
 /// has its variant of [`Stage`], the name of its table, command and folder, and the type of its
@@ -65,7 +65,7 @@ pub trait StageTable {
     }
 
     /// The adapters that the stage trains, if it trains adapters.
-    fn lora(&self) -> Option<&Lora> {
+    fn lora(&self) -> Option<&LoraTable> {
         self.examples()?.trainable.lora.as_ref()
     }
 
@@ -89,7 +89,7 @@ pub trait StageTable {
 /// The tables of a configuration that name models, mutable.
 pub(super) struct TablesMut<'a> {
     pub model: &'a mut Model,
-    pub tokenizer: &'a mut Tokenizer,
+    pub tokenizer: &'a mut TokenizerTable,
     pub stages: Vec<(Stage, &'a mut dyn StageTable)>,
 }
 

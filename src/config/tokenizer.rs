@@ -10,7 +10,7 @@ use super::optional_path;
 
 /// The tokenizer to read, or the byte-level BPE to train.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Tokenizer {
+pub struct TokenizerTable {
     /// A `tokenizer.json`, or a folder that holds one.
     ///
     /// Without it and without `model.from`, `[pretrain]` trains a byte-level BPE on its text.
@@ -23,7 +23,7 @@ pub struct Tokenizer {
     pub special_tokens: Vec<String>,
 }
 
-impl Default for Tokenizer {
+impl Default for TokenizerTable {
     fn default() -> Self {
         Self {
             from: None,
@@ -33,7 +33,7 @@ impl Default for Tokenizer {
     }
 }
 
-impl Tokenizer {
+impl TokenizerTable {
     pub(super) fn check(&self, checker: &mut Checker<'_>) {
         let mut keys = checker.table("tokenizer");
         let specials = &self.special_tokens;

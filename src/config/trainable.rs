@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::check::Keys;
-use super::lora::Lora;
+use super::lora::LoraTable;
 
 /// Message on keys that freeze weights beside a `lora` table.
 const BESIDE_LORA: &str =
@@ -23,7 +23,7 @@ pub struct Trainable {
     pub freeze_embeddings: bool,
     /// Table of LoRA keys: train adapters (and a reward model's head) on frozen weights.
     #[schemars(extend("x-type" = "table"))]
-    pub lora: Option<Lora>,
+    pub lora: Option<LoraTable>,
 }
 
 impl Trainable {

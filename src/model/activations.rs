@@ -1,7 +1,7 @@
 //! The memory of a training pass: activations that are held for the backward pass, and buffers of
 //! the backward pass itself.
 //!
-//! It follows `model::block` and [`crate::ops::residual`]: a layer is two branches; each holds its
+//! It follows `model::block` and `ops::residual`: a layer is two branches; each holds its
 //! input, and the inputs of its operations that are neither cheap to compute again nor overwritten.
 //! Counted are `f32` values of one row. Memory that does not grow with the rows, such as packed
 //! panels and the scratch of threads, is not counted. On a device without our kernels the graph

@@ -1,7 +1,7 @@
 //! Log-probability and entropy of chosen tokens, from hidden states and the head's weight.
 //!
 //! The logits of all tokens are never in memory at once: they are computed in chunks of rows, and
-//! again in the backward pass, except for a few that are kept ([`HELD`]). A row's statistics come
+//! again in the backward pass, except for a few that are kept (`HELD`). A row's statistics come
 //! from [`rollout::row`], the kernel that the sampler uses, so a token's log-prob here equals the
 //! recorded one bit for bit. If sampling was cut (top-k, top-p, min-p, a mask), the distribution is
 //! renormalised over the kept set; the ratio of two policies uses these log-probs. Comparisons of

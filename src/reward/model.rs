@@ -48,7 +48,7 @@ impl RewardModel {
     /// The same model with its score read at the token `asked`; `None` keeps what its folder says.
     ///
     /// # Errors
-    /// The errors of [`ScorePosition::of`].
+    /// The errors of `ScorePosition::of`.
     pub fn read_at(mut self, asked: Option<ScoreAt>) -> std::result::Result<Self, NoPadding> {
         self.position = ScorePosition::of(self.decoder.config(), asked)?;
         Ok(self)

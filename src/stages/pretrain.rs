@@ -199,7 +199,7 @@ fn tokenizer(context: &Context, records: &[Record]) -> Result<Tokenizer> {
 }
 
 /// The first special token ends a text, the second fills; the configuration has at least two.
-pub(super) fn bpe_training(config: &crate::config::Tokenizer) -> BpeTraining {
+pub(super) fn bpe_training(config: &crate::config::TokenizerTable) -> BpeTraining {
     let mut training = BpeTraining::new(config.vocab_size);
     if let [eos, pad, ..] = config.special_tokens.as_slice() {
         training.eos_token.clone_from(eos);

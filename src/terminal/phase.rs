@@ -3,7 +3,7 @@
 //!
 //! A phase says what it is and how far it is; a background thread shows it, so that counting costs
 //! the work nothing. On a terminal the line changes in place. In a file a phase that lasts has a
-//! line after [`FIRST_LINE`] and then every [`SILENCE`].
+//! line after `FIRST_LINE` and then every `SILENCE`.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};

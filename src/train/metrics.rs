@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::durable::{self, on};
-use kept::Lines;
+use kept::LogLines;
 
 pub use names::*;
 
@@ -168,7 +168,7 @@ impl StepLog {
 /// Puts a damaged file in order. Returns the length in bytes of the lines to keep, and what was
 /// wrong.
 fn mended(path: &Path, step: u64, expect: Expect) -> io::Result<(u64, Option<String>)> {
-    let lines = Lines::read(path, step, expect)?;
+    let lines = LogLines::read(path, step, expect)?;
     let Some(damage) = &lines.damage else {
         return Ok((lines.length, None));
     };

@@ -31,12 +31,12 @@ pub struct Progress {
 enum Display {
     /// The terminal's line, and what it last said.
     Live(String),
-    Lines(Lines),
+    Plain(PlainProgress),
 }
 
 /// Decides when a plain line is due.
 #[derive(Debug)]
-struct Lines {
+struct PlainProgress {
     every: u64,
     last: Option<Instant>,
 }
@@ -58,7 +58,7 @@ impl Progress {
     ) -> Self {
         let display = match terminal::is_live() {
             true => Display::Live(String::new()),
-            false => Display::Lines(Lines {
+            false => Display::Plain(PlainProgress {
                 every: log_steps.max(1),
                 last: None,
             }),
@@ -82,7 +82,7 @@ impl Progress {
         phase::entitle(title, shown);
         match &mut self.display {
             Display::Live(last) => *last = line,
-            Display::Lines(lines) => {
+            Display::Plain(lines) => {
                 if lines.is_due(step, self.total, now) {
                     terminal::note(line);
                 }
@@ -134,7 +134,7 @@ impl Drop for Progress {
     }
 }
 
-impl Lines {
+impl PlainProgress {
     fn is_due(&mut self, step: u64, total: u64, now: Instant) -> bool {
         let silence = self.last.map(|last| now.duration_since(last));
         let due = match silence {
@@ -196,7 +196,7 @@ mod tests {
     fn lines_come_at_their_time() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut lines = Lines {
+        let mut lines = PlainProgress {
             every: 10,
             last: None,
         };

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 
 use collimate::config::{
-    Dpo, Lora, Model, Orpo, Ppo, Pretrain, Reward, RewardComponent, RewardKind, Run, SaveDtype,
-    Sft, Tokenizer,
+    Dpo, LoraTable, Model, Orpo, Ppo, Pretrain, Reward, RewardComponent, RewardKind, Run,
+    SaveDtype, Sft, TokenizerTable,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -20,7 +20,7 @@ pub fn all() -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     add(&mut names, "run", &Run::default());
     add(&mut names, "model", &model);
-    add(&mut names, "tokenizer", &Tokenizer::default());
+    add(&mut names, "tokenizer", &TokenizerTable::default());
     add(&mut names, "pretrain", &Pretrain::default());
     add(&mut names, "sft", &Sft::default());
     add(&mut names, "dpo", &Dpo::default());
@@ -31,7 +31,7 @@ pub fn all() -> BTreeSet<String> {
     for table in ["sft", "dpo", "orpo", "reward", "judge", "ppo"] {
         // The table itself is not a key beside the keys in it.
         assert!(names.remove(&format!("{table}.lora")), "{table}");
-        add(&mut names, &format!("{table}.lora"), &Lora::default());
+        add(&mut names, &format!("{table}.lora"), &LoraTable::default());
     }
     for kind in kinds() {
         add_reward(&mut names, kind);

@@ -1,6 +1,6 @@
 //! `[ppo]`: tuning the policy on scores. Names and defaults are TRL's where TRL has them.
 //!
-//! The table is flat in the file. Here its keys are grouped: the objective ([`Objective`]), the
+//! The table is flat in the file. Here its keys are grouped: the objective ([`PpoObjective`]), the
 //! critic ([`Critic`]), the update ([`PpoUpdate`], [`Ptx`]), scores ([`ScoreShaping`]), sampling
 //! ([`Rollout`], [`Generation`]) and evaluations ([`Evaluation`]).
 
@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::check::{Checker, Keys};
 use super::generation::Generation;
-use super::lora::Lora;
+use super::lora::LoraTable;
 use super::optim::{LrScheduler, Training};
 use super::optional_path;
 use super::records::{RecordKeys, TooLong};
@@ -36,7 +36,7 @@ use crate::rlhf::{KlEstimator, LossAggregation};
 
 pub use critic::{Critic, CriticFrom};
 pub use evaluation::Evaluation;
-pub use objective::{AdvantageEstimator, KlControllerKind, Objective};
+pub use objective::{AdvantageEstimator, KlControllerKind, PpoObjective};
 pub use ptx::Ptx;
 pub use rollout::Rollout;
 pub use sampling::keeps_one_of;
@@ -106,7 +106,7 @@ pub struct Ppo {
     pub num_ppo_epochs: usize,
     /// Advantages, the KL to the reference, and the clipping of the ratio.
     #[serde(flatten)]
-    pub objective: Objective,
+    pub objective: PpoObjective,
     /// The value function, where the estimator has one.
     #[serde(flatten)]
     pub critic: Critic,
@@ -147,7 +147,7 @@ impl Default for Ppo {
             num_samples_per_prompt: 1,
             num_mini_batches: 1,
             num_ppo_epochs: 4,
-            objective: Objective::default(),
+            objective: PpoObjective::default(),
             critic: Critic::default(),
             update: PpoUpdate::default(),
             scores: ScoreShaping::default(),
@@ -366,7 +366,7 @@ impl StageTable for Ppo {
         Some(&mut self.from)
     }
 
-    fn lora(&self) -> Option<&Lora> {
+    fn lora(&self) -> Option<&LoraTable> {
         self.sharing.lora.as_ref()
     }
 

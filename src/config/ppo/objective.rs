@@ -11,7 +11,7 @@ use crate::rlhf::KlEstimator;
 
 /// The keys of the objective in `[ppo]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Objective {
+pub struct PpoObjective {
     /// Estimator of the advantages; only `gae` trains a critic.
     pub advantage_estimator: AdvantageEstimator,
     /// Discount factor of later rewards, between 0 and 1.
@@ -82,7 +82,7 @@ pub enum KlControllerKind {
     Adaptive,
 }
 
-impl Default for Objective {
+impl Default for PpoObjective {
     fn default() -> Self {
         Self {
             advantage_estimator: AdvantageEstimator::Gae,
@@ -123,7 +123,7 @@ impl AdvantageEstimator {
     }
 }
 
-impl Objective {
+impl PpoObjective {
     /// Upper clip range: the ratio is clipped at 1 + this value.
     pub fn cliprange_high(&self) -> f64 {
         self.cliprange_high.unwrap_or(self.cliprange)

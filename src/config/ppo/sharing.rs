@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CriticFrom, Keys, Ppo};
 use crate::config::check::Checker;
-use crate::config::lora::Lora;
+use crate::config::lora::LoraTable;
 use crate::config::{Reward, Stage, Trainable};
 
 /// The keys of sharing in `[ppo]`.
@@ -21,7 +21,7 @@ pub struct Sharing {
         "x-type" = "table",
         "x-default" = "the policy's own adapters, else the defaults"
     ))]
-    pub lora: Option<Lora>,
+    pub lora: Option<LoraTable>,
 }
 
 /// Weights that the four roles share.

@@ -2,7 +2,7 @@
 //!
 //! Nothing is written twice. Names and types come from the JSON schemas of the types that read the
 //! configuration, sentences from their doc comments, defaults from their serialised [`Default`],
-//! and bounds from [`super::bounds`]. Two schema attributes say what a type cannot: `x-type` words
+//! and bounds from `config::bounds`. Two schema attributes say what a type cannot: `x-type` words
 //! the type of a value, and `x-default` words a default that other keys decide.
 
 mod entry;
@@ -19,7 +19,7 @@ use super::data::DataSource;
 use super::model::ModelTable;
 use super::rewards::{RewardComponent, RewardKind};
 use super::stage::for_each_stage;
-use super::{Lora, Run, Tokenizer};
+use super::{LoraTable, Run, TokenizerTable};
 use entry::{KeyEntry, schema_of};
 
 pub use lookup::{UnknownKey, explain};
@@ -98,12 +98,12 @@ fn tables() -> Vec<KeyTable> {
     let mut tables = vec![
         KeyTable::of(&["run"], &Run::default()),
         KeyTable::of(&["model"], &ModelTable::default()),
-        KeyTable::of(&["tokenizer"], &Tokenizer::default()),
+        KeyTable::of(&["tokenizer"], &TokenizerTable::default()),
     ];
     tables.extend(stages());
     tables.push(rewards());
     tables.extend(RewardKind::all().iter().map(reward_of_type));
-    let lora = KeyTable::of(&names_of(&tables, &["lora"]), &Lora::default());
+    let lora = KeyTable::of(&names_of(&tables, &["lora"]), &LoraTable::default());
     let data = names_of(&tables, &["data", "eval_data", "ptx_data"]);
     let data = KeyTable::new::<DataSource>(&data, &Value::Null);
     tables.push(lora);

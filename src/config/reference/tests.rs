@@ -65,7 +65,7 @@ fn the_keys_are_those_that_a_file_may_have() {
         ("dpo", key_names(&config.dpo)),
         ("judge", key_names(&config.judge)),
         ("ppo", key_names(&config.ppo)),
-        ("sft.lora", key_names(&Lora::default())),
+        ("sft.lora", key_names(&LoraTable::default())),
     ];
     for (name, expected) in known {
         let tables = tables();

@@ -355,7 +355,7 @@ impl<'a> Encoder<'a> {
 }
 
 /// Ids of the field `text` of each record: what the tokenizer puts before a text, and the text. No
-/// EOS: [`super::Packed`] closes each document.
+/// EOS: packing closes each document.
 ///
 /// # Errors
 /// A record without `text`.

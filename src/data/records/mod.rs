@@ -1,9 +1,9 @@
 //! Records: what a data file holds, one JSON object each, with where it came from.
 //!
-//! A file is opened and unpacked ([`contents`]), cut into entries by its kind, and its columns get
-//! the names that the configuration gives them ([`columns`]). Field names are those that TRL
+//! A file is opened and unpacked (`contents`), cut into entries by its kind, and its columns get
+//! the names that the configuration gives them (`columns`). Field names are those that TRL
 //! documents (Hugging Face TRL, "Dataset formats and types"); other common shapes are brought to
-//! them as the task at hand asks ([`shapes`]), and then read ([`views`]). A field under any other
+//! them as the task at hand asks ([`shapes`]), and then read (`views`). A field under any other
 //! name would train on the wrong thing or on nothing, so the error names the field to rename.
 
 mod array;

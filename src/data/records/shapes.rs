@@ -4,10 +4,10 @@
 //! |---|---|---|
 //! | TRL's | `messages`; `prompt` with `completion`, or with `chosen` and `rejected`; `text` | itself |
 //! | ShareGPT | `conversations` of `{from, value}`, also `system`, `chosen`, `rejected` | `messages`, or `prompt` with two answers |
-//! | Alpaca | `instruction`, `input`, `output`, also `system`, `history`, `chosen`, `rejected` | the same, or text ([`alpaca`]) |
+//! | Alpaca | `instruction`, `input`, `output`, also `system`, `history`, `chosen`, `rejected` | the same, or text (`alpaca`) |
 //!
 //! A record of a shape that the task does not read is refused with the name of its shape and of
-//! what reads it ([`refusal`]).
+//! what reads it (`refusal`).
 
 mod alpaca;
 mod pairs;

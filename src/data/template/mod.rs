@@ -4,11 +4,11 @@
 //! The environment is that of `transformers.utils.chat_template_utils`: Jinja2 with `trim_blocks`,
 //! `lstrip_blocks` and loop controls; `raise_exception`, `strftime_now` and a `tojson` without HTML
 //! escapes; `messages`, `tools`, `documents`, `add_generation_prompt`, the special tokens and what
-//! the record gives ([`variables`]) as variables. Values print as Python prints them ([`python`]).
+//! the record gives (`variables`) as variables. Values print as Python prints them (`python`).
 //! A message's fields that are null are left out. `{% generation %}` blocks are read as plain
-//! blocks: the answers are found by rendering ([`turns`]) in every template, marked or not.
+//! blocks: the answers are found by rendering (`turns`) in every template, marked or not.
 //!
-//! A template may come from anybody; [`limits`] bounds what it may take.
+//! A template may come from anybody; `limits` bounds what it may take.
 //!
 //! Left out: local time (`strftime_now` is UTC, so that a machine's zone changes nothing), and
 //! `continue_final_message`: a prompt whose last message is the assistant's is opened for another.

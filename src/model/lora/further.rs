@@ -37,8 +37,8 @@ impl From<LoraConfig> for RequestedLora {
     }
 }
 
-impl From<&config::Lora> for RequestedLora {
-    fn from(table: &config::Lora) -> Self {
+impl From<&config::LoraTable> for RequestedLora {
+    fn from(table: &config::LoraTable) -> Self {
         let scaling = |rooted| match rooted {
             true => Scaling::RootRank,
             false => Scaling::Rank,

@@ -4,7 +4,7 @@
 //! Rows of `qkv` hold `q | k | v`, `(query_heads + 2·kv_heads) · head_dim` columns. In training,
 //! sequences are packed one after the other and attention never crosses the border of a segment
 //! ([`attend`]). In generation, keys and values come from a block-paged cache ([`cached`]). Both
-//! use [`kernel`], whose sums have one order, so both give the same bits.
+//! use `kernel`, whose sums have one order, so both give the same bits.
 
 mod backward;
 pub mod cached;

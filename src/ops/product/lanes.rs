@@ -1,9 +1,9 @@
 //! Sixteen `f32` side by side, in the widest registers that the processor has.
 //!
-//! A kernel is written once over [`Lanes`] and compiled for each implementation. All give the same
+//! A kernel is written once over `Lanes` and compiled for each implementation. All give the same
 //! bits, because a lane's multiply-add is fused everywhere.
 
-/// Elements of a [`Lanes`], outputs of a panel.
+/// Elements of a `Lanes`, outputs of a panel.
 pub const LANES: usize = 16;
 
 /// Sixteen numbers in one cache line.

@@ -44,9 +44,9 @@ fn config(share: Share) -> Ppo {
     let mut config = Ppo::default();
     config.sharing.share = share;
     config.sharing.trunk_layers = (share == Share::Trunk).then_some(1);
-    config.sharing.lora = (share == Share::Adapter).then(|| crate::config::Lora {
+    config.sharing.lora = (share == Share::Adapter).then(|| crate::config::LoraTable {
         layers_to_transform: Some(crate::config::LayersToTransform::These(vec![2])),
-        ..crate::config::Lora::default()
+        ..crate::config::LoraTable::default()
     });
     config
 }

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::config::SaveDtype;
-use crate::config::{CriticFrom, LayersToTransform, Lora, Ppo, Share};
+use crate::config::{CriticFrom, LayersToTransform, LoraTable, Ppo, Share};
 use crate::model::config::TensorSpec;
 use crate::model::hf_config::HfConfig;
 use crate::model::hf_config::adapter::ADAPTER_CONFIG;
@@ -38,9 +38,9 @@ fn on_trunk(mut config: Ppo, layers: usize) -> Ppo {
 /// Adapters on the layers from `lowest` on, of three.
 fn on_base(mut config: Ppo, lowest: usize) -> Ppo {
     config.sharing.share = Share::Adapter;
-    config.sharing.lora = Some(Lora {
+    config.sharing.lora = Some(LoraTable {
         layers_to_transform: Some(LayersToTransform::These((lowest..3).collect())),
-        ..Lora::default()
+        ..LoraTable::default()
     });
     config
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::config::{Config, Lora, ModelStart, Stage, StageTable};
+use crate::config::{Config, LoraTable, ModelStart, Stage, StageTable};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::config::{DecoderConfig, Head};
 use crate::model::hf_config::HfConfig;
@@ -103,7 +103,7 @@ impl<'a> RunModels<'a> {
     }
 
     /// The `lora` table of a stage.
-    fn lora(self, stage: Stage) -> Option<&'a Lora> {
+    fn lora(self, stage: Stage) -> Option<&'a LoraTable> {
         self.0.table(stage)?.lora()
     }
 

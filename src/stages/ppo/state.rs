@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::evaluation::{EvalResults, RewardWatch};
 use super::report::RolloutMeans;
-use crate::config::{KlControllerKind, Objective, Ppo, Training};
+use crate::config::{KlControllerKind, Ppo, PpoObjective, Training};
 use crate::rlhf::{AdaptiveKl, FixedKl, KlController, RlhfError, ScoreNormalizer};
 use crate::roles::Roles;
 use crate::train::checkpoint::{Checkpoint, Writer};
@@ -142,7 +142,7 @@ impl PpoState {
     }
 }
 
-fn controller(objective: &Objective) -> Result<KlController, RlhfError> {
+fn controller(objective: &PpoObjective) -> Result<KlController, RlhfError> {
     let (coef, target, horizon) = (objective.kl_coef, objective.kl_target, objective.kl_horizon);
     Ok(match objective.kl_controller {
         KlControllerKind::Fixed => KlController::Fixed(FixedKl { coef }),

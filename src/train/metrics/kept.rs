@@ -10,7 +10,7 @@ use crate::files::durable::on;
 use crate::files::regular;
 
 /// The lines of a file up to a step.
-pub(super) struct Lines {
+pub(super) struct LogLines {
     /// Length in bytes of the lines up to that step, where nothing is wrong with them.
     pub length: u64,
     /// The lines that fit: those up to that step, in order.
@@ -25,7 +25,7 @@ pub(super) struct Lines {
 struct LogReader<'a> {
     step: u64,
     expect: Expect,
-    lines: Lines,
+    lines: LogLines,
     /// Step of the last line that fits.
     last: Option<u64>,
     /// The first line beyond the step, by its number, and its own step.
@@ -33,7 +33,7 @@ struct LogReader<'a> {
     path: &'a Path,
 }
 
-impl Lines {
+impl LogLines {
     /// Reads the lines up to `step` of a file, which may be missing.
     ///
     /// # Errors
@@ -97,7 +97,7 @@ impl LogReader<'_> {
         Ok(())
     }
 
-    fn finish(mut self) -> Lines {
+    fn finish(mut self) -> LogLines {
         let step = self.step;
         match (self.expect, self.last) {
             (Expect::Nothing, _) | (Expect::Some, Some(_)) => {}

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::long::{pair, words};
 use super::process::TrialStep;
 use crate::config::{
-    BadRecords, Config, Data, DataSource, ExampleKeysMut, HeldOut, Objective, Ppo, RecordKeys,
+    BadRecords, Config, Data, DataSource, ExampleKeysMut, HeldOut, Ppo, PpoObjective, RecordKeys,
     ScoreNormalization, Stage, StageTable, TooLong, Training, TrainingLength,
 };
 use crate::data::loader::split;
@@ -236,7 +236,7 @@ impl Trial {
             ppo.eval_prompts = Some(self.file("eval_prompts", &vec![longest; asked])?);
         }
         if reads_reference && !ppo.reads_reference() {
-            ppo.objective.kl_coef = Objective::default().kl_coef;
+            ppo.objective.kl_coef = PpoObjective::default().kl_coef;
         }
         Ok(())
     }
