@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use collimate::config::{
-    AllLinear, Config, Document, LayersToTransform, Lora as LoraTable, Ppo, Share, TargetModules,
+    AllLinear, Config, Document, LayersToTransform, LoraTable, Ppo, Share, TargetModules,
 };
 use collimate::model::config::{
     DecoderConfig, Family, Geometry, Head, TensorSpec, is_embedding, layer_of,
