@@ -79,7 +79,7 @@ fn threads_that_cannot_be_started_are_an_error() {
             let ended = ends_soon(limited(&mut command, libc::RLIMIT_AS, space * 1024));
             assert_eq!(ended.code, Some(1), "{arguments}: {}", ended.stderr);
             assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
-            let says = "cannot start the threads that compute";
+            let says = "cannot start the compute threads";
             assert!(ended.stderr.contains(says), "{arguments}: {}", ended.stderr);
         }
     }

@@ -161,7 +161,7 @@ fn folders_that_do_not_belong_together_are_refused() {
         ),
         (
             format!("--model {adapter} --adapter {adapter} --out o"),
-            "name the base model",
+            "set --model to the base model",
         ),
         (
             format!("--model {llama} --adapter {adapter} --out {llama}"),

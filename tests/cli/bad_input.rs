@@ -108,7 +108,7 @@ fn models_that_are_missing_or_damaged() {
     let weights = |w: &Workspace| w.path("model/model.safetensors");
     refused_model(
         |w| fs::remove_dir_all(w.path("model")).expect("a folder"),
-        &["model/config.json", "Hugging Face"],
+        &["--model model: no such folder"],
     );
     refused_model(
         |w| fs::remove_file(weights(w)).expect("a file"),

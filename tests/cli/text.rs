@@ -113,7 +113,7 @@ fn a_prompt_beside_a_chat_is_refused_unless_it_is_read_otherwise() {
         workspace.write("prompts.jsonl", &record.to_string());
         let ended = workspace.run(&format!("{flags} --out out.jsonl"));
         assert_eq!(ended.code, Some(1), "{}", ended.stderr);
-        let says = format!("prompts.jsonl:1: the record has a `prompt` and `{chat}`");
+        let says = format!("prompts.jsonl:1: the record has both `prompt` and `{chat}`");
         assert!(ended.stderr.contains(&says), "{}", ended.stderr);
         let lines = workspace.lines(&format!("{flags} --columns other=prompt"));
         let opened = "<|im_start|>user\nlow tide<|im_end|>\n<|im_start|>assistant\n";

@@ -411,7 +411,7 @@ fn a_file_without_an_adapter_is_none() -> Anyhow {
         .map(|_| ())
         .unwrap_err()
         .to_string();
-    assert!(message.contains("no adapter of any module"), "{message}");
+    assert!(message.contains("holds no adapter"), "{message}");
     Ok(())
 }
 

@@ -371,7 +371,7 @@ fn what_cannot_be_shared_or_cut_is_refused() -> Anyhow {
     let record = Gradient::Record(Recompute::None);
     let message = refused(&trained, 1, &hidden, record);
     assert!(
-        message.contains("is trained and lies below layer 1"),
+        message.contains("is trained and is below layer 1"),
         "{message}"
     );
     let message = refused(&trained, 3, &hidden, Gradient::Skip);

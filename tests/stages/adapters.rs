@@ -178,15 +178,12 @@ fn a_table_inherits_the_adapters_that_are_trained_further() {
     );
 
     let differences = [
-        (
-            "lora_alpha=32",
-            "lora_alpha is 32 here, 16 in runs/tuned/sft/final",
-        ),
-        ("r=8", "r is 8 here, 4 in runs/tuned/sft/final"),
+        ("lora_alpha=32", "lora_alpha is 32 here, 16 there"),
+        ("r=8", "r is 8 here, 4 there"),
         ("use_rslora=false", "use_rslora is false here, true there"),
         (
             "target_modules=all-linear",
-            "target_modules is \"all-linear\" here, [\"q_proj\"] in",
+            "target_modules is \"all-linear\" here, [\"q_proj\"] there",
         ),
         (
             "layers_to_transform=[0,1]",
@@ -198,7 +195,10 @@ fn a_table_inherits_the_adapters_that_are_trained_further() {
         refused(
             &workspace,
             &format!("reward {from}"),
-            &["reward.lora", says],
+            &[
+                "[reward.lora] continues the adapter in runs/tuned/sft/final",
+                says,
+            ],
         );
         refused(&workspace, &format!("plan {from}"), &["reward.lora", says]);
     }

@@ -372,7 +372,7 @@ fn answers_whose_history_is_rewritten_are_cut_apart_and_counted() {
     counts(
         &workspace,
         &format!("sft config.toml {flags}"),
-        "sft: the chat template renders earlier turns otherwise once later ones are there, so each \
+        "sft: the chat template renders earlier turns otherwise once later ones follow, so each \
          answer of 40 of 40 records is an \
          example of its own, 80 in all; to learn the last answers alone, set sft.learn to \
          \"last\"\n",
