@@ -1,7 +1,8 @@
-//! Collimate aligns language models: `pretrain → sft → reward → ppo`, each stage resumable, in one process with one copy of
-//! the weights.
+//! Collimate aligns language models: `pretrain → sft → reward → ppo`, each stage resumable, in
+//! one process with one copy of the weights.
 //!
-//! Modules import only from those beneath them, in the order that `tests/layering.rs` holds; `ARCHITECTURE.md` has the picture.
+//! Modules import only from those beneath them, in the order that `tests/layering.rs` holds;
+//! `ARCHITECTURE.md` has the picture.
 
 pub mod cli;
 pub mod commands;

@@ -45,8 +45,8 @@ pub enum Error {
     },
     /// A request that the whole cache could not hold.
     #[error(
-        "request {request} needs {needed} tokens of cache (prompt and new tokens, in whole blocks), \
-         but the budget gives {available}; raise the cache budget or lower max_new_tokens"
+        "request {request} needs {needed} tokens of cache (prompt and new tokens, in whole \
+         blocks), but the budget gives {available}; raise the cache budget or lower max_new_tokens"
     )]
     CacheTooSmall {
         /// Index into the requests.

@@ -16,7 +16,7 @@
 //! | [`model`] | the trait that a model implements |
 //! | `blocks` | the pool of cache blocks |
 //! | `settings` | requests, settings and their checks |
-//! | `sequence`, `scheduler` | the state of a sample; which samples advance, wait or are preempted |
+//! | `sequence`, `scheduler` | the state of a sample; when samples advance, wait or are preempted |
 //! | `generator` | the loop |
 
 mod blocks;

@@ -38,8 +38,9 @@ impl Batches {
         }
         if remainder == Remainder::Dropped && size > records {
             return Err(DataError::Invalid(format!(
-                "dataloader_drop_last leaves nothing to train on: {records} records do not fill one batch of batch_size = {size}; lower \
-                 batch_size to {records} or less, or set dataloader_drop_last to false"
+                "dataloader_drop_last leaves nothing to train on: {records} records do not fill \
+                 one batch of batch_size = {size}; lower batch_size to {records} or less, or set \
+                 dataloader_drop_last to false"
             )));
         }
         Ok(Self {

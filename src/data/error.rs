@@ -55,8 +55,8 @@ pub enum DataError {
     },
     /// A file whose name does not say what it holds.
     #[error(
-        "{}: unknown kind of data file; expected .jsonl, .ndjson, .json, .csv, .tsv, .parquet or .txt, and .gz or .zst behind it if it is \
-         compressed",
+        "{}: unknown kind of data file; expected .jsonl, .ndjson, .json, .csv, .tsv, .parquet or \
+         .txt, and .gz or .zst behind it if it is compressed",
         path.display()
     )]
     UnknownKind {

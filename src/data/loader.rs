@@ -276,7 +276,8 @@ mod tests {
         }
     }
 
-    /// The n-th draw from a file is the n-th record of the file's own order, which no other file has.
+    /// The n-th draw from a file is the n-th record in the file's order, and each file has an order
+    /// of its own.
     #[test]
     fn a_mixture_walks_each_file_in_an_order_of_its_own() {
         let mixture = Mixture::new(&[(50, 1.0), (50, 1.0)], 9).unwrap();

@@ -40,8 +40,8 @@ pub fn text_rows(documents: &[Vec<u32>], eos: u32, context: usize) -> Result<Vec
     }
     if context == 0 || tokens.len() <= context {
         return Err(DataError::Invalid(format!(
-            "the text has {} tokens, but one row needs {context} and the token after; give more text \
-             or a smaller context (at least 1)",
+            "the text has {} tokens, but one row needs {context} and the token after; give more \
+             text or a smaller context (at least 1)",
             tokens.len()
         )));
     }

@@ -59,7 +59,9 @@ macro_rules! definitions {
         /// If the configuration has no such table.
         pub fn definition(config: &Config, stage: Stage) -> Result<&dyn StageDefinition> {
             let found = match stage {
-                $(Stage::$stage => config.$table.as_ref().map(|keys| keys as &dyn StageDefinition),)*
+                $(Stage::$stage => {
+                    config.$table.as_ref().map(|keys| keys as &dyn StageDefinition)
+                })*
             };
             found.with_context(|| format!("the configuration has no [{stage}] table"))
         }

@@ -190,7 +190,8 @@ fn tokenizer(context: &Context, records: &[Record]) -> Result<Tokenizer> {
     let tokenizer = Tokenizer::train_bpe(&texts, &bpe_training(config))?;
     if tokenizer.vocab_size() < config.vocab_size {
         terminal::note_once(format!(
-            "tokenizer.vocab_size = {}, but the text has pairs for only {} entries: the vocabulary is that size",
+            "tokenizer.vocab_size = {}, but the text has pairs for only {} entries: the vocabulary \
+             is that size",
             config.vocab_size,
             tokenizer.vocab_size()
         ));

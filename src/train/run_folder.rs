@@ -47,7 +47,10 @@ pub enum Existing {
 #[derive(Debug, thiserror::Error)]
 pub enum RunFolderError {
     /// Another process writes there.
-    #[error("another process is using {}; wait for it to end, or choose another run.name", .0.display())]
+    #[error(
+        "another process is using {}; wait for it to end, or choose another run.name",
+        .0.display()
+    )]
     InUse(PathBuf),
     /// The file system refused; the error names what and where.
     #[error(transparent)]

@@ -73,8 +73,9 @@ fn every_stage_has_its_table_before_anything_is_made() {
             "activations of 512 tokens",
             "log-prob chunk",
             "rollback copy",
-            "the prompts or their tokenizer do not exist yet: prompts of 52 tokens are assumed, the \
-             longest that fit (the policy's context holds 64, of which the response may take 12)",
+            "the prompts or their tokenizer do not exist yet: prompts of 52 tokens are assumed, \
+             the longest that fit (the policy's context holds 64, of which the response may take \
+             12)",
         ]
     );
     let peaks: Vec<&str> = ended
@@ -245,7 +246,7 @@ fn a_model_to_be_made_is_planned_as_what_is_then_made() {
     }
 }
 
-/// Whether the adapters that `[reward]` starts from are yet to be made or exist, they are continued.
+/// `[reward]` continues the adapters that it starts from, whether they exist or are yet to be made.
 #[test]
 fn adapters_that_are_continued_have_the_settings_of_their_start() {
     let workspace = Workspace::new();
@@ -253,9 +254,11 @@ fn adapters_that_are_continued_have_the_settings_of_their_start() {
     for (name, contents) in files() {
         workspace.write(name, &contents);
     }
-    let set = "--set sft.lora.r=4 --set sft.lora.lora_alpha=16 --set pretrain.max_steps=1 --set sft.max_steps=1";
+    let set = "--set sft.lora.r=4 --set sft.lora.lora_alpha=16 --set pretrain.max_steps=1 --set \
+               sft.max_steps=1";
     let other = "--set reward.lora.lora_alpha=32";
-    let says = "[reward.lora] continues the adapter in runs/trial/sft/final, so its settings must match: lora_alpha is 32 here, 16 there";
+    let says = "[reward.lora] continues the adapter in runs/trial/sft/final, so its settings must \
+                match: lora_alpha is 32 here, 16 there";
     let refused = |command: &str| {
         let ended = workspace.run(&format!("{command} config.toml {set} {other}"));
         assert_eq!(ended.code, Some(1), "{}", ended.stdout);

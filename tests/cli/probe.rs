@@ -136,8 +136,10 @@ fn what_a_reward_program_writes_to_standard_error_is_shown() {
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     let config = |program: &str| {
         format!(
-            "[run]\nname = \"trial\"\n[ppo]\nfrom = \"runs/trial/pretrain/final\"\nprompts = \"prompts.jsonl\"\nmax_new_tokens = 4\n\
-             batch_size = 2\n[[ppo.rewards]]\ntype = \"program\"\ncommand = [\"sh\", \"-c\", {program:?}]\n"
+            "[run]\nname = \"trial\"\n[ppo]\nfrom = \"runs/trial/pretrain/final\"\n\
+             prompts = \"prompts.jsonl\"\nmax_new_tokens = 4\n\
+             batch_size = 2\n[[ppo.rewards]]\ntype = \"program\"\n\
+             command = [\"sh\", \"-c\", {program:?}]\n"
         )
     };
     let answers = "echo loaded the scorer >&2; while read line; do echo '[1, 2]'; done";

@@ -206,7 +206,8 @@ impl<'a> Encoder<'a> {
             let pair = self.pair(record)?;
             let least = pair.chosen.len().min(pair.rejected.len());
             if pair.prompt.len() + least <= pair.prompt.len().max(1) {
-                let message = "no prompt and an empty answer, so that nothing of the answer is predicted; give it a `prompt`";
+                let message = "no prompt and an empty answer, so that nothing of the answer is \
+                               predicted; give it a `prompt`";
                 return Err(DataError::Record {
                     at: record.source.clone(),
                     message: message.to_owned(),

@@ -8,7 +8,8 @@ use crate::data::records::{RecordPlace, RecordSource};
 use crate::data::template::GenerationPrompt;
 use crate::data::tokenizer::{BpeTraining, IM_END, IM_START};
 
-const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
+const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content \
+                      + '<|im_end|>\n' }}{% endfor %}\
                       {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 fn tokenizer(template: Option<&str>) -> Tokenizer {
@@ -75,8 +76,10 @@ fn the_boundary_is_a_token_boundary_and_eos_comes_once() {
 fn chats_learn_the_answers_with_their_closing_token() {
     let t = tokenizer(Some(CHATML));
     let encoder = Encoder::new(&t, limit(200), TooLong::Error).unwrap();
-    let line = r#"{"messages": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "asks "},
-                                {"role": "user", "content": "and"}, {"role": "assistant", "content": "answers"}]}"#;
+    let line = r#"{"messages": [{"role": "user", "content": "the"},
+                                {"role": "assistant", "content": "asks "},
+                                {"role": "user", "content": "and"},
+                                {"role": "assistant", "content": "answers"}]}"#;
     let example = &encoder.examples(&records(&[line])).unwrap().items[0][0];
     assert_eq!(
         answers(&t, example),
@@ -91,7 +94,8 @@ fn chats_learn_the_answers_with_their_closing_token() {
         .unwrap();
     assert_eq!(t.decode_with_specials(&example.ids).unwrap(), whole);
 
-    let split = r#"{"prompt": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "asks"},
+    let split = r#"{"prompt": [{"role": "user", "content": "the"},
+                               {"role": "assistant", "content": "asks"},
                                {"role": "user", "content": "and"}],
                     "completion": [{"role": "assistant", "content": "answers"}]}"#;
     let example = &encoder.examples(&records(&[split])).unwrap().items[0][0];
@@ -104,7 +108,8 @@ fn an_answer_that_the_template_leaves_open_is_closed_by_eos() {
         "{% for m in messages %}{{ m.role + ':' + m.content + '\n' }}{% endfor %}",
     ));
     let encoder = Encoder::new(&t, limit(200), TooLong::Error).unwrap();
-    let line = r#"{"messages": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "asks"}]}"#;
+    let line = r#"{"messages": [{"role": "user", "content": "the"},
+                                {"role": "assistant", "content": "asks"}]}"#;
     let example = &encoder.examples(&records(&[line])).unwrap().items[0][0];
     assert_eq!(answers(&t, example), ["assistant:asks\n<|im_end|>"]);
 }
@@ -115,7 +120,8 @@ fn pairs_of_text_and_of_chats() {
     let encoder = Encoder::new(&t, limit(200), TooLong::Error).unwrap();
     let lines = [
         r#"{"prompt": "the", "chosen": " user", "rejected": " asks", "margin": 2}"#,
-        r#"{"prompt": [{"role": "user", "content": "the"}], "chosen": [{"role": "assistant", "content": "user"}],
+        r#"{"prompt": [{"role": "user", "content": "the"}],
+            "chosen": [{"role": "assistant", "content": "user"}],
             "rejected": [{"role": "assistant", "content": "asks"}]}"#,
     ];
     let pairs = encoder.pairs(&records(&lines)).unwrap().items;
@@ -132,7 +138,8 @@ fn pairs_of_text_and_of_chats() {
     assert_eq!(text(&pairs[1].rejected), "asks<|im_end|>");
     assert!(text(&pairs[1].sequences()[0]).ends_with("assistant\nuser<|im_end|>"));
 
-    let wrong = r#"{"prompt": [{"role": "user", "content": "the"}], "chosen": [{"role": "user", "content": "x"}],
+    let wrong = r#"{"prompt": [{"role": "user", "content": "the"}],
+                    "chosen": [{"role": "user", "content": "x"}],
                     "rejected": [{"role": "assistant", "content": "asks"}]}"#;
     assert!(message(encoder.pairs(&records(&[wrong]))).contains("role \"assistant\""));
 }
@@ -142,7 +149,8 @@ fn prompts_are_opened_for_the_answer() {
     let t = tokenizer(Some(CHATML));
     let encoder = Encoder::new(&t, limit(200), TooLong::Error).unwrap();
     let lines = [
-        r#"{"prompt": [{"role": "system", "content": "asks"}, {"role": "user", "content": "the"}]}"#,
+        r#"{"prompt": [{"role": "system", "content": "asks"},
+                       {"role": "user", "content": "the"}]}"#,
         r#"{"prompt": "the"}"#,
     ];
     let prompts = encoder.prompts(&records(&lines)).unwrap().items;
@@ -212,7 +220,8 @@ fn a_prompt_that_leaves_no_room_loses_its_start() {
     let encoder = |tokens| Encoder::new(&t, limit(tokens), TooLong::Truncate).unwrap();
     let long = records(&[
         r#"{"prompt": "xzwvxzwv", "completion": "y", "chosen": "x", "rejected": "yw"}"#,
-        r#"{"prompt": "xzwvxzwv", "completion": "yyyyyyyy", "chosen": "xxxxxxxx", "rejected": "y"}"#,
+        r#"{"prompt": "xzwvxzwv", "completion": "yyyyyyyy", "chosen": "xxxxxxxx",
+            "rejected": "y"}"#,
     ]);
     let text = |ids: &[u32]| t.decode_with_specials(ids).unwrap();
 
@@ -338,12 +347,15 @@ fn other_shapes_are_encoded_as_their_own() {
         assert_eq!(examples[0], examples[1], "{lines:?}");
     };
     same([
-        r#"{"conversations": [{"from": "human", "value": "the"}, {"from": "gpt", "value": "asks"}]}"#,
-        r#"{"messages": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "asks"}]}"#,
+        r#"{"conversations": [{"from": "human", "value": "the"},
+                              {"from": "gpt", "value": "asks"}]}"#,
+        r#"{"messages": [{"role": "user", "content": "the"},
+                         {"role": "assistant", "content": "asks"}]}"#,
     ]);
     same([
         r#"{"instruction": "the", "input": "user", "output": "asks", "messages": null}"#,
-        r#"{"prompt": [{"role": "user", "content": "the\nuser"}], "completion": [{"role": "assistant", "content": "asks"}]}"#,
+        r#"{"prompt": [{"role": "user", "content": "the\nuser"}],
+            "completion": [{"role": "assistant", "content": "asks"}]}"#,
     ]);
     let pairs = records(&[r#"{"chosen": "the user asks", "rejected": "the user answers"}"#]);
     let direct = &encoder.direct_pairs(&pairs).unwrap().items[0];
@@ -391,16 +403,24 @@ fn documents_are_plain_text() {
 /// Qwen3's way: the reasoning of an answer is there while it is the last one, and the generation
 /// prompt can be told to leave it out.
 const DROPS_EARLIER: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}\
-    {% if m.role == 'assistant' and loop.last %}<t>{{ m.reasoning_content or '' }}</t>{% endif %}\
-    {{ m.content }}{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}\
-    {% if enable_thinking is defined and not enable_thinking %}<t></t>{% endif %}{% endif %}";
+                             {% if m.role == 'assistant' and loop.last %}\
+                             <t>{{ m.reasoning_content or '' }}</t>{% endif %}\
+                             {{ m.content }}{{ '<|im_end|>\n' }}{% endfor %}\
+                             {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}\
+                             {% if enable_thinking is defined and not enable_thinking %}\
+                             <t></t>{% endif %}{% endif %}";
 
 /// DeepSeek-R1's way: the generation prompt opens the reasoning, which completed turns lack.
-const OPENS_THINK: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content.split('</think>')[-1] + '<|im_end|>\n' }}\
-    {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}";
+const OPENS_THINK: &str = "{% for m in messages %}\
+                           {{ '<|im_start|>' + m.role + '\n' + m.content.split('</think>')[-1] \
+                           + '<|im_end|>\n' }}{% endfor %}\
+                           {% if add_generation_prompt %}\
+                           {{ '<|im_start|>assistant\n<think>\n' }}{% endif %}";
 
-const TWO_ANSWERS: &str = r#"{"messages": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "asks"},
-    {"role": "user", "content": "and"}, {"role": "assistant", "content": "answers"}]}"#;
+const TWO_ANSWERS: &str = r#"{"messages": [{"role": "user", "content": "the"},
+                                           {"role": "assistant", "content": "asks"},
+                                           {"role": "user", "content": "and"},
+                                           {"role": "assistant", "content": "answers"}]}"#;
 
 /// Each example of `record` as text: before the answer, and the answer.
 fn read_back(t: &Tokenizer, encoder: &Encoder<'_>, record: &str) -> Vec<(String, String)> {
@@ -433,8 +453,9 @@ fn answers_whose_history_is_rewritten_are_examples_of_their_own() {
     let encoder = encoder.learning(Learn::Last);
     assert_eq!(read_back(&t, &encoder, TWO_ANSWERS), [last]);
     // What stands before an answer is what generation gives, to the token.
-    let prompt = r#"{"prompt": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "asks"},
-        {"role": "user", "content": "and"}]}"#;
+    let prompt = r#"{"prompt": [{"role": "user", "content": "the"},
+                                {"role": "assistant", "content": "asks"},
+                                {"role": "user", "content": "and"}]}"#;
     let prompt = &encoder.prompts(&records(&[prompt])).unwrap().items[0];
     let example = &encoder.examples(&records(&[TWO_ANSWERS])).unwrap().items[0][0];
     assert_eq!(example.ids[..example.answer[0].start], prompt.ids);
@@ -501,8 +522,10 @@ fn what_the_generation_prompt_opens_is_given_in_every_form() {
     let t = tokenizer(Some(OPENS_THINK));
     let encoder = Encoder::new(&t, limit(500), TooLong::Error).unwrap();
     let given = "<|im_start|>user\nthe<|im_end|>\n<|im_start|>assistant\n<think>\n";
-    let line = r#"{"prompt": [{"role": "user", "content": "the"}], "completion": [{"role": "assistant", "content": "asks"}],
-        "chosen": [{"role": "assistant", "content": "asks"}], "rejected": [{"role": "assistant", "content": "user"}]}"#;
+    let line = r#"{"prompt": [{"role": "user", "content": "the"}],
+                   "completion": [{"role": "assistant", "content": "asks"}],
+                   "chosen": [{"role": "assistant", "content": "asks"}],
+                   "rejected": [{"role": "assistant", "content": "user"}]}"#;
     let expected = (given.to_owned(), "asks<|im_end|>".to_owned());
     assert_eq!(read_back(&t, &encoder, line), [expected]);
     let pair = &encoder.pairs(&records(&[line])).unwrap().items[0];
@@ -517,7 +540,8 @@ fn what_the_generation_prompt_opens_is_given_in_every_form() {
 
 #[test]
 fn a_refused_conversation_is_learned_when_its_advice_is_followed() {
-    let source = "{% for m in messages %}{{ m.role if loop.last else m.role[:1] }}:{{ m.content }};{% endfor %}";
+    let source = "{% for m in messages %}{{ m.role if loop.last else m.role[:1] }}:\
+                  {{ m.content }};{% endfor %}";
     let t = tokenizer(Some(source));
     let encoder = Encoder::new(&t, limit(200), TooLong::Error).unwrap();
     let refused = message(encoder.examples(&records(&[TWO_ANSWERS])));
@@ -531,8 +555,9 @@ fn a_refused_conversation_is_learned_when_its_advice_is_followed() {
         found,
         [("u:the;assistant:".to_owned(), "asks;<|im_end|>".to_owned())]
     );
-    let pair = r#"{"prompt": [{"role": "user", "content": "the"}], "chosen": [{"role": "assistant", "content": "x"}],
-        "rejected": [{"role": "assistant", "content": "y"}]}"#;
+    let pair = r#"{"prompt": [{"role": "user", "content": "the"}],
+                   "chosen": [{"role": "assistant", "content": "x"}],
+                   "rejected": [{"role": "assistant", "content": "y"}]}"#;
     let refused = message(encoder.pairs(&records(&[pair])));
     assert!(
         refused.contains("for pairs `prompt`, `chosen` and `rejected`"),
@@ -544,14 +569,19 @@ fn a_refused_conversation_is_learned_when_its_advice_is_followed() {
 
 #[test]
 fn tools_and_variables_of_a_record_reach_its_template() {
-    let source = "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.role + ':' + (m.content or '') }}\
-        {% for call in m.tool_calls or [] %}{{ call.name }}{% endfor %};{% endfor %}{{ style }}\
-        {% if add_generation_prompt %}assistant:{% endif %}";
+    let source = "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}\
+                  {{ m.role + ':' + (m.content or '') }}\
+                  {% for call in m.tool_calls or [] %}{{ call.name }}{% endfor %};{% endfor %}\
+                  {{ style }}{% if add_generation_prompt %}assistant:{% endif %}";
     let t = tokenizer(Some(source));
     let encoder = Encoder::new(&t, limit(500), TooLong::Error).unwrap();
-    let line = r#"{"prompt": [{"role": "user", "content": "the"}], "chosen": [{"role": "assistant", "content": null, "tool_calls": [{"name": "f"}]}],
-        "completion": [{"role": "assistant", "content": "asks"}], "rejected": [{"role": "assistant", "content": "asks"}],
-        "tools": "[{\"name\": \"f\"}]", "chat_template_kwargs": {"style": ""}, "other": 1}"#;
+    let line = r#"{"prompt": [{"role": "user", "content": "the"}],
+                   "chosen": [{"role": "assistant", "content": null,
+                               "tool_calls": [{"name": "f"}]}],
+                   "completion": [{"role": "assistant", "content": "asks"}],
+                   "rejected": [{"role": "assistant", "content": "asks"}],
+                   "tools": "[{\"name\": \"f\"}]", "chat_template_kwargs": {"style": ""},
+                   "other": 1}"#;
     let given = r#"[{"name": "f"}]user:the;assistant:"#;
     assert_eq!(read_back(&t, &encoder, line)[0].0, given);
     let pair = &encoder.pairs(&records(&[line])).unwrap().items[0];
@@ -574,8 +604,10 @@ fn tools_and_variables_of_a_record_reach_its_template() {
 
 #[test]
 fn reasoning_that_the_template_drops_is_counted() {
-    let line = r#"{"prompt": [{"role": "user", "content": "the"}], "completion": [{"role": "assistant", "content": "<think>so</think>asks"}],
-        "chosen": [{"role": "assistant", "content": "asks", "reasoning_content": "so"}], "rejected": [{"role": "assistant", "content": "asks"}]}"#;
+    let line = r#"{"prompt": [{"role": "user", "content": "the"}],
+                   "completion": [{"role": "assistant", "content": "<think>so</think>asks"}],
+                   "chosen": [{"role": "assistant", "content": "asks", "reasoning_content": "so"}],
+                   "rejected": [{"role": "assistant", "content": "asks"}]}"#;
     for (template, lost) in [
         (OPENS_THINK, [1, 2]),
         (CHATML, [0, 1]),

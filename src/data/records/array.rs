@@ -113,7 +113,9 @@ mod tests {
 
     #[test]
     fn an_item_that_is_wrong_leaves_the_others() {
-        let body = b" [ {\"a\": \"\xc3\xa9,]\"} ,\n{\"a\": 1,\n \"a\": 2},\n {\"a\": \"\xff\"},3 , {\"a\": 1e999},\n{\"a\": 5}\n] ";
+        let body =
+            b" [ {\"a\": \"\xc3\xa9,]\"} ,\n{\"a\": 1,\n \"a\": 2},\n {\"a\": \"\xff\"},3 , \
+                     {\"a\": 1e999},\n{\"a\": 5}\n] ";
         let found = said(body);
         assert_eq!(found.len(), 6, "{found:?}");
         assert_eq!((&*found[0], &*found[5]), ("\"é,]\"", "5"));

@@ -19,7 +19,8 @@ pub(super) fn rename(path: &Path, entries: &mut [RecordResult], columns: &Column
     for (field, column) in columns {
         if records().next().is_some() && !records().any(|r| r.fields.contains_key(column)) {
             let message = format!(
-                "columns reads `{field}` from the column `{column}`, but no record has it; the columns are {}",
+                "columns reads `{field}` from the column `{column}`, but no record has it; the \
+                 columns are {}",
                 present(records())
             );
             return Err(unreadable(path, message));
@@ -37,8 +38,9 @@ fn rename_fields(record: &mut Record, fields: &BTreeMap<&str, &str>) -> Result<(
         match renamed.get(&name) {
             Some(taken) if !taken.is_null() && !value.is_null() => {
                 let message = format!(
-                    "columns reads another column as `{name}`, but the record has a `{name}` of its own; give that another name too, for \
-                     example columns = {{ …, other = \"{name}\" }}"
+                    "columns reads another column as `{name}`, but the record has a `{name}` of \
+                     its own; give that another name too, for example columns = {{ …, other = \
+                     \"{name}\" }}"
                 );
                 let at = record.source.clone();
                 return Err(DataError::Record { at, message });
@@ -112,7 +114,8 @@ mod tests {
     fn a_column_that_no_record_has_is_told_with_those_that_there_are() {
         let e = renamed(&[r#"{"id": 1, "query": "a"}"#], &[("prompt", "question")]);
         let e = e.unwrap_err().to_string();
-        let says = "d.jsonl: columns reads `prompt` from the column `question`, but no record has it; the columns are `id`, `query`";
+        let says = "d.jsonl: columns reads `prompt` from the column `question`, but no record has \
+                    it; the columns are `id`, `query`";
         assert!(e.contains(says), "{e}");
     }
 

@@ -176,8 +176,8 @@ fn unpack(path: &Path, compression: Compression, packed: impl Read) -> Result<Ve
         }
         if bytes.len() > ANY_RATIO && bytes.len() / MOST_RATIO > count.get() {
             let message = format!(
-                "expands to more than {MOST_RATIO} times its size ({} MiB so far), as an archive made to fill a memory does; unpack it \
-                 yourself if that is right",
+                "expands to more than {MOST_RATIO} times its size ({} MiB so far), as an archive \
+                 made to fill a memory does; unpack it yourself if that is right",
                 bytes.len() >> 20
             );
             return Err(unreadable(path, message));

@@ -162,7 +162,8 @@ mod tests {
 
     /// Two rows; the margin of the second is null.
     fn write_pairs(path: &Path) {
-        let schema = "message m { required binary prompt (UTF8); required binary chosen (UTF8); optional double margin; }";
+        let schema = "message m { required binary prompt (UTF8); required binary chosen (UTF8); \
+                      optional double margin; }";
         let schema = Arc::new(parse_message_type(schema).unwrap());
         let file = File::create(path).unwrap();
         let mut writer = SerializedFileWriter::new(file, schema, Default::default()).unwrap();
@@ -289,7 +290,8 @@ mod tests {
 
     #[test]
     fn decimals_are_numbers_and_times_are_text() {
-        let schema = "message m { required int32 margin (DECIMAL(9,2)); required int64 at (TIMESTAMP_MILLIS); required binary big (DECIMAL(20,1)); }";
+        let schema = "message m { required int32 margin (DECIMAL(9,2)); required int64 at \
+                      (TIMESTAMP_MILLIS); required binary big (DECIMAL(20,1)); }";
         let record = row(schema, |name, writer| match (name, writer) {
             ("margin", ColumnWriter::Int32ColumnWriter(w)) => {
                 w.write_batch(&[-150], None, None).unwrap();
@@ -337,8 +339,8 @@ mod tests {
 
     #[test]
     fn dates_out_of_range_and_intervals_are_refused_where_they_are_read() {
-        let schema = "message m { required int32 text (DATE); required int64 at (TIMESTAMP_MICROS); \
-                      required fixed_len_byte_array(12) prompt (INTERVAL); }";
+        let schema = "message m { required int32 text (DATE); required int64 at \
+                      (TIMESTAMP_MICROS); required fixed_len_byte_array(12) prompt (INTERVAL); }";
         let record = row(schema, |name, writer| match (name, writer) {
             ("text", ColumnWriter::Int32ColumnWriter(w)) => {
                 w.write_batch(&[2_000_000_000], None, None).unwrap();
@@ -390,8 +392,9 @@ mod tests {
     /// Two messages, the second without content, as pyarrow writes a list of structs.
     #[test]
     fn lists_of_structs_are_messages_and_their_nulls_are_left_out() {
-        let schema = "message m { optional group messages (LIST) { repeated group list { optional group element { \
-                      optional binary role (UTF8); optional binary content (UTF8); } } } }";
+        let schema = "message m { optional group messages (LIST) { repeated group list { optional \
+                      group element { optional binary role (UTF8); optional binary content (UTF8); \
+                      } } } }";
         let record = row(schema, |name, writer| {
             let ColumnWriter::ByteArrayColumnWriter(writer) = writer else {
                 panic!("no binary column")

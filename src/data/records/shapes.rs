@@ -1,10 +1,11 @@
 //! The shapes that records come in, brought to the fields that the views read.
 //!
-//! | Shape | Fields | Becomes |
-//! |---|---|---|
-//! | TRL's | `messages`; `prompt` with `completion`, or with `chosen` and `rejected`; `text` | itself |
-//! | ShareGPT | `conversations` of `{from, value}`, also `system`, `chosen`, `rejected` | `messages`, or `prompt` with two answers |
-//! | Alpaca | `instruction`, `input`, `output`, also `system`, `history`, `chosen`, `rejected` | the same, or text (`alpaca`) |
+//! - TRL: `messages`; `prompt` with `completion`, or with `chosen` and `rejected`; `text`. Kept as
+//!   it is.
+//! - ShareGPT: `conversations` of `{from, value}`, also `system`, `chosen`, `rejected`. Becomes
+//!   `messages`, or `prompt` with two answers.
+//! - Alpaca: `instruction`, `input`, `output`, also `system`, `history`, `chosen`, `rejected`.
+//!   Becomes `messages`, `prompt` with two answers, or text (`alpaca`).
 //!
 //! A record of a shape that the task does not read is refused with the name of its shape and of
 //! what reads it (`refusal`).

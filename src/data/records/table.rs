@@ -53,7 +53,8 @@ pub(super) fn read(path: &Path, bytes: &[u8], delimiter: u8) -> Result<Vec<Recor
             true => record(path, &names, &row, source),
             false => Err(wrong(
                 source,
-                "a quote that opens here is never closed; close it, or double the quotes that are text",
+                "a quote that opens here is never closed; close it, or double the quotes that are \
+                 text",
             )),
         });
     }
@@ -117,7 +118,8 @@ fn header(path: &Path, row: &ByteRecord, delimiter: u8) -> Result<Vec<String>> {
             .find(|&c| c != char::from(delimiter) && only.contains(c))
     {
         let message = format!(
-            "its first row is one column, `{only}`; columns are separated by {:?} here (a comma in .csv, a tab in .tsv), not by {other:?}",
+            "its first row is one column, `{only}`; columns are separated by {:?} here (a comma in \
+             .csv, a tab in .tsv), not by {other:?}",
             char::from(delimiter)
         );
         return Err(unreadable(path, message));
@@ -169,7 +171,8 @@ fn list_fields(record: &mut Record) -> Result<()> {
         let Ok(Strict(list @ Value::Array(_))) = serde_json::from_str(text) else {
             let found = shown(&record.fields[name]);
             let message = format!(
-                "column `{name}` is {found}; expected a list in JSON; JSON RowReader and Parquet hold lists as they are"
+                "column `{name}` is {found}; expected a list in JSON; JSON RowReader and Parquet \
+                 hold lists as they are"
             );
             return Err(wrong(record.source.clone(), message));
         };

@@ -358,7 +358,9 @@ mod tests {
     #[test]
     fn messages_are_checked_one_by_one() {
         let m = |json| record(json).messages();
-        let ok = m(r#"{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": null, "tool_calls": []}]}"#).unwrap();
+        let ok = m(r#"{"messages": [{"role": "user", "content": "hi"},
+                                    {"role": "assistant", "content": null, "tool_calls": []}]}"#)
+        .unwrap();
         assert_eq!((ok[0].role(), ok[0].content()), ("user", Some("hi")));
         says(
             m(r#"{"messages": [{"role": "assistant", "content": null, "tool_calls": null}]}"#),
@@ -375,9 +377,8 @@ mod tests {
             &["`messages[0].role`", "rename `speaker` to `role`"],
         );
         says(
-            m(
-                r#"{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": 1}]}"#,
-            ),
+            m(r#"{"messages": [{"role": "user", "content": "a"},
+                                 {"role": "user", "content": 1}]}"#),
             &["`messages[1].content` is a number"],
         );
         says(
@@ -402,7 +403,8 @@ mod tests {
         );
         let chat = p(
             r#"{"chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}],
-                "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "c"}]}"#,
+                "rejected": [{"role": "user", "content": "q"},
+                             {"role": "assistant", "content": "c"}]}"#,
         )
         .unwrap();
         assert_eq!(

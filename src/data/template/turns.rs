@@ -182,9 +182,10 @@ fn rewritten(i: usize, common: &str) -> DataError {
     let character = common.chars().count();
     DataError::Template(format!(
         "the messages before messages[{i}] are rendered otherwise once that answer is there (from \
-         character {character} on), so that no text is the one that the model saw and answered; give \
-         the record as text in the model's format (`prompt` and `completion`; for pairs `prompt`, \
-         `chosen` and `rejected`), or use a template that keeps what comes before an answer"
+         character {character} on), so that no text is the one that the model saw and answered; \
+         give the record as text in the model's format (`prompt` and `completion`; for pairs \
+         `prompt`, `chosen` and `rejected`), or use a template that keeps what comes before an \
+         answer"
     ))
 }
 
@@ -194,16 +195,23 @@ mod tests {
 
     use super::*;
 
-    const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}\
-                          {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+    const CHATML: &str = "{% for m in messages %}\
+                          {{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' \
+                          + '\n' }}{% endfor %}{% if add_generation_prompt %}\
+                          {{ '<|im_start|>assistant\n' }}{% endif %}";
 
     /// DeepSeek-R1's way: a generation prompt that opens the reasoning, which completed turns drop.
-    const OPENS_THINK: &str = "{% for m in messages %}{{ '<' + m.role + '>' + m.content.split('</think>')[-1] + '</s>' }}{% endfor %}\
-                               {% if add_generation_prompt %}{{ '<assistant><think>\n' }}{% endif %}";
+    const OPENS_THINK: &str = "{% for m in messages %}\
+                               {{ '<' + m.role + '>' + m.content.split('</think>')[-1] + '</s>' }}\
+                               {% endfor %}{% if add_generation_prompt %}\
+                               {{ '<assistant><think>\n' }}{% endif %}";
 
     /// Qwen3's way: the last turn has its reasoning, which earlier ones lose.
-    const DROPS_EARLIER: &str = "{% for m in messages %}{{ '<' + m.role + '>' }}{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}\
-                                 {{ m.content + '</s>' }}{% endfor %}{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}";
+    const DROPS_EARLIER: &str = "{% for m in messages %}{{ '<' + m.role + '>' }}\
+                                 {% if m.role == 'assistant' and loop.last %}\
+                                 <think>\n\n</think>\n\n{% endif %}\
+                                 {{ m.content + '</s>' }}{% endfor %}{% if add_generation_prompt %}\
+                                 {{ '<assistant>' }}{% endif %}";
 
     fn chat(turns: &[(&str, &str)]) -> Vec<Message> {
         let message = |(role, content): &(&str, &str)| Message::new(role, content);
@@ -305,7 +313,8 @@ mod tests {
 
     #[test]
     fn a_template_that_rewrites_what_is_answered_is_refused() {
-        let source = "{% for m in messages %}{{ m.role if loop.last else m.role[:1] }}:{{ m.content }};{% endfor %}";
+        let source = "{% for m in messages %}{{ m.role if loop.last else m.role[:1] }}:\
+                      {{ m.content }};{% endfor %}";
         let error = renderings(source, &two_answers()[..2], 0, Learn::All)
             .unwrap_err()
             .to_string();

@@ -71,8 +71,8 @@ fn tools(record: &Record) -> Result<Option<Vec<Value>>> {
         other => Err(wrong(
             record,
             format!(
-                "`{TOOLS}` is {}; expected a list of JSON schemas {{\"type\": \"function\", ...}}, or \
-                 that list as a string",
+                "`{TOOLS}` is {}; expected a list of JSON schemas {{\"type\": \"function\", ...}}, \
+                 or that list as a string",
                 shortened(&other)
             ),
         )),
@@ -86,8 +86,8 @@ fn others(record: &Record) -> Result<Map<String, Value>> {
         other => Err(wrong(
             record,
             format!(
-                "`{KWARGS}` is {}; expected an object such as {{\"enable_thinking\": false}}, or that \
-                 object as a string",
+                "`{KWARGS}` is {}; expected an object such as {{\"enable_thinking\": false}}, or \
+                 that object as a string",
                 shortened(&other)
             ),
         )),
@@ -147,7 +147,8 @@ mod tests {
             r#"{"tools": [{"name": "f"}], "chat_template_kwargs": {"enable_thinking": false}}"#,
         );
         let text = variables(
-            r#"{"tools": "[{\"name\": \"f\"}]", "chat_template_kwargs": "{\"enable_thinking\": false}"}"#,
+            r#"{"tools": "[{\"name\": \"f\"}]",
+                "chat_template_kwargs": "{\"enable_thinking\": false}"}"#,
         );
         let given = given.unwrap();
         assert_eq!(given, text.unwrap());

@@ -90,7 +90,8 @@ fn check(bytes: &[u8]) -> std::result::Result<(), String> {
     for (growth, part) in [(before, "normalizer"), (growth(&parts.decoder)?, "decoder")] {
         if growth > GROWTH {
             return Err(format!(
-                "its {part} may make {growth:.0} bytes of one, more than {GROWTH}; it is broken, or made to harm"
+                "its {part} may make {growth:.0} bytes of one, more than {GROWTH}; it is broken, \
+                 or made to harm"
             ));
         }
     }

@@ -348,7 +348,8 @@ mod tests {
             template(&[(CONFIG, r#"{"chat_template": "x"}"#)]).as_deref(),
             Some("x")
         );
-        let several = r#"{"chat_template": [{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}]}"#;
+        let several = r#"{"chat_template": [{"name": "tool", "template": "t"},
+                                            {"name": "default", "template": "d"}]}"#;
         assert_eq!(template(&[(CONFIG, several)]).as_deref(), Some("d"));
         assert_eq!(
             template(&[(CONFIG, several), (TEMPLATE, "file")]).as_deref(),

@@ -36,7 +36,8 @@ impl Class<'_> {
             decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
         }
         json["normalizer"] = Value::Null;
-        json["pre_tokenizer"] = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false});
+        json["pre_tokenizer"] = json!({"type": "Metaspace", "replacement": "▁",
+                                       "prepend_scheme": scheme, "split": false});
         json["decoder"] = json!({"type": "Sequence", "decoders": decoders});
         json["model"]["byte_fallback"] = json!(true);
         json["model"]["fuse_unk"] = json!(true);

@@ -117,8 +117,8 @@ fn check(texts: &[&str], training: &BpeTraining) -> Result<()> {
         )
     } else if eos == pad || !training.has_special(eos) || !training.has_special(pad) {
         format!(
-            "eos_token is {eos:?} and pad_token {pad:?}; expected two different ones of the special \
-             tokens {:?}",
+            "eos_token is {eos:?} and pad_token {pad:?}; expected two different ones of the \
+             special tokens {:?}",
             training.special_tokens
         )
     } else if texts.iter().all(|text| text.is_empty()) {

@@ -1,8 +1,8 @@
 //! Compares the memory and disk space of a plan with those of this machine.
 //!
-//! The limit on memory is the machine's, or that of its control group, with swap. The disk must have
-//! room for the checkpoints that are kept at once and the final models. Not counted: the program,
-//! data, logs, GPUs, and checkpoints kept by `keep_every`.
+//! The limit on memory is the machine's, or that of its control group, with swap. The disk must
+//! have room for the checkpoints that are kept at once and the final models. Not counted: the
+//! program, data, logs, GPUs, and checkpoints kept by `keep_every`.
 
 use std::fs;
 use std::path::Path;
@@ -55,15 +55,15 @@ fn check_memory(plan: &StagePlan, most: u64, bound: MemoryBound) -> Result<()> {
     let (needed, most_gib) = (gib(needed), gib(most));
     if bound == MemoryBound::Certain && certain <= most {
         terminal::note(format_args!(
-            "{stage}: its longest sequences would take {needed} of memory at once, and this machine has \
-             {most_gib}; if it runs out of memory, lower {stage}.micro_batch_tokens"
+            "{stage}: its longest sequences would take {needed} of memory at once, and this \
+             machine has {most_gib}; if it runs out of memory, lower {stage}.micro_batch_tokens"
         ));
         return Ok(());
     }
     bail!(
         "stage {stage} needs {needed} of memory at once, and this machine has {most_gib}; lower \
-         {stage}.micro_batch_tokens, set {stage}.recompute = \"block\", or train fewer weights (lora, \
-         trunk_layers)"
+         {stage}.micro_batch_tokens, set {stage}.recompute = \"block\", or train fewer weights \
+         (lora, trunk_layers)"
     )
 }
 
@@ -73,8 +73,8 @@ fn check_disk(config: &Config, plans: &[StagePlan], folder: &Path, free: u64) ->
     let left = needed.saturating_sub(folder_bytes(folder));
     if left > free {
         bail!(
-            "{}: checkpoints and final models take {:.1} GiB more, and {:.1} GiB are free on this disk; \
-             lower keep_last, or set run.dir to another disk",
+            "{}: checkpoints and final models take {:.1} GiB more, and {:.1} GiB are free on this \
+             disk; lower keep_last, or set run.dir to another disk",
             folder.display(),
             left as f64 / GIB,
             free as f64 / GIB

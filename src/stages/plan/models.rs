@@ -154,8 +154,8 @@ impl<'a> RunModels<'a> {
         existing.map(load).transpose()
     }
 
-    /// The folder itself if it exists or no stage of the run makes it, else the origin of the folder
-    /// that its stage starts from; `None` if it is made from scratch.
+    /// The folder itself if it exists or no stage of the run makes it, else the origin of the
+    /// folder that its stage starts from; `None` if it is made from scratch.
     pub fn origin(self, folder: &Path) -> Option<PathBuf> {
         let Some(stage) = self.to_be_made_by(folder) else {
             return Some(folder.to_owned());

@@ -60,8 +60,8 @@ impl StageDefinition for Ppo {
         CommandHelp {
             about: "Tune the policy on the reward model's scores by PPO",
             details: "Needs [ppo] with `prompts`, and a reward model (from [reward], or \
-                      `reward_model`) or a weighted sum of other scores ([[ppo.rewards]]). A step is \
-                      an iteration: sample, score, update.",
+                      `reward_model`) or a weighted sum of other scores ([[ppo.rewards]]). A step \
+                      is an iteration: sample, score, update.",
             example: "collimate ppo configs/quickstart.toml --set ppo.kl_coef=0.1 --fresh",
         }
     }

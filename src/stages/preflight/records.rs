@@ -71,8 +71,8 @@ pub fn check_files(
     Ok(())
 }
 
-/// Checks prompts, with the fields that rules compare answers with, and the text of PPO-ptx. The room
-/// for prompts is the plan's.
+/// Checks prompts, with the fields that rules compare answers with, and the text of PPO-ptx. The
+/// room for prompts is the plan's.
 ///
 /// # Errors
 /// A record that the stage would refuse, with the key of its file.
@@ -108,8 +108,8 @@ pub fn prompts(reader: &RecordReader, ppo: &Ppo) -> Result<()> {
         .context("ppo.ptx_data")
 }
 
-/// Checks the first records of a file, if it exists. If bad records are left out, the file is refused
-/// only if all of the first are bad and the stage does not allow that share.
+/// Checks the first records of a file, if it exists. If bad records are left out, the file is
+/// refused only if all of the first are bad and the stage does not allow that share.
 fn first(
     source: &DataSource,
     keys: &RecordKeys,

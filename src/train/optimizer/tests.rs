@@ -132,8 +132,8 @@ fn a_restored_optimizer_steps_as_if_it_had_never_stopped() {
     assert!(restored.restore(3, vec![0.0; 2], vec![0.0; 2]).is_err());
 }
 
-/// One element of gradient g: after bias correction the first step is rate · g / (g + ε), half a rate
-/// for g = ε.
+/// One element of gradient g: after bias correction the first step is rate · g / (g + ε), half a
+/// rate for g = ε.
 #[test]
 fn epsilon_halves_a_first_step_along_a_gradient_of_its_size() {
     let params = store(vec![0.0; 24], vec![0.0; 6]);

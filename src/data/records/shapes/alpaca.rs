@@ -11,10 +11,13 @@ use super::super::Record;
 use super::Style;
 use crate::data::error::Result;
 
-const WITH_INPUT: &str = "Below is an instruction that describes a task, paired with an input that provides further context. \
-                          Write a response that appropriately completes the request.\n\n### Instruction:\n";
+const WITH_INPUT: &str = "Below is an instruction that describes a task, paired with an input that \
+                          provides further context. Write a response that appropriately \
+                          completes the request.\n\n\
+                          ### Instruction:\n";
 const WITHOUT_INPUT: &str = "Below is an instruction that describes a task. \
-                             Write a response that appropriately completes the request.\n\n### Instruction:\n";
+                             Write a response that appropriately completes the request.\n\n\
+                             ### Instruction:\n";
 
 /// `prompt` and `completion` in place of the record's own fields.
 pub(super) fn to_example(record: &mut Record, style: Style) -> Result<()> {
@@ -57,8 +60,9 @@ pub(super) fn to_prompt(record: &mut Record, style: Style) -> Result<()> {
         }
         Style::Plain if !system.is_empty() || !history.is_empty() => {
             return Err(record.wrong(
-                "the record has a `system` or a `history`, which only a chat template can render, and the tokenizer has none; add \
-                 `chat_template` to its tokenizer_config.json, or give the record as `prompt` and `completion`",
+                "the record has a `system` or a `history`, which only a chat template can render, \
+                 and the tokenizer has none; add `chat_template` to its tokenizer_config.json, or \
+                 give the record as `prompt` and `completion`",
             ));
         }
         Style::Plain => Value::from(plain(&instruction, &input)),

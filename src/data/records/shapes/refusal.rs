@@ -70,13 +70,15 @@ fn needs(task: RecordTask) -> &'static str {
     match task {
         RecordTask::Documents => "`text`",
         RecordTask::Examples | RecordTask::Texts => {
-            "`messages` or `conversations`, `prompt` and `completion`, `instruction` and `output`, or `text`"
+            "`messages` or `conversations`, `prompt` and `completion`, `instruction` and `output`, \
+             or `text`"
         }
         RecordTask::Pairs | RecordTask::DirectPairs => {
             "`chosen` and `rejected`, with their `prompt` beside them or at the start of both"
         }
         RecordTask::Prompts => {
-            "`prompt` (a chat that ends with the user's message can be one: columns = { prompt = \"messages\" })"
+            "`prompt` (a chat that ends with the user's message can be one: columns = { prompt = \
+             \"messages\" })"
         }
     }
 }
@@ -98,7 +100,8 @@ pub(super) fn of(record: &Record, task: RecordTask) -> Option<DataError> {
     let unpaired = unpaired.filter(|name| record.has(name)).count() == 3;
     if unpaired && matches!(task, RecordTask::Pairs | RecordTask::DirectPairs) {
         return Some(record.wrong(format!(
-            "this is an unpaired preference (`prompt`, `completion`, `label`), as KTO takes, which no stage here trains on; needed are {}",
+            "this is an unpaired preference (`prompt`, `completion`, `label`), as KTO takes, which \
+             no stage here trains on; needed are {}",
             needs(task)
         )));
     }
@@ -195,8 +198,8 @@ pub(super) fn check(record: &Record, task: RecordTask) -> Result<()> {
     let label = record.fields.get("label");
     if label == Some(&Value::Bool(false)) && record.has("prompt") && record.has("completion") {
         return Err(record.wrong(
-            "`label` is false: this is the worse answer of an unpaired preference, as KTO takes, and [sft] would learn it; keep the records \
-             whose label is true",
+            "`label` is false: this is the worse answer of an unpaired preference, as KTO takes, \
+             and [sft] would learn it; keep the records whose label is true",
         ));
     }
     Ok(())
@@ -218,12 +221,14 @@ impl Record {
             .collect();
         match (answers.last(), learn) {
             (Some((i, true)), _) => Err(self.wrong(format!(
-                "message {i} has weight 0, but the last answer of a chat is always learned; end the chat before it, or leave the record out"
+                "message {i} has weight 0, but the last answer of a chat is always learned; end \
+                 the chat before it, or leave the record out"
             ))),
             (_, Learn::Last) => Ok(()),
             (_, Learn::All) => match answers.iter().find(|(_, unlearned)| *unlearned) {
                 Some((i, _)) => Err(self.wrong(format!(
-                    "message {i} has weight 0, but every answer of a chat is learned here; to learn the last one alone, set sft.learn = \"last\""
+                    "message {i} has weight 0, but every answer of a chat is learned here; to \
+                     learn the last one alone, set sft.learn = \"last\""
                 ))),
                 None => Ok(()),
             },

@@ -98,7 +98,8 @@ fn calls(record: &Record, path: &str, text: &str) -> Result<Value> {
     let named = |call: &Value| call.get("name").is_some_and(Value::is_string);
     if calls.is_empty() || !calls.iter().all(named) {
         return Err(record.wrong(format!(
-            "`{path}.value` of a function_call must be JSON such as {{\"name\": \"search\", \"arguments\": {{…}}}}"
+            "`{path}.value` of a function_call must be JSON such as {{\"name\": \"search\", \
+             \"arguments\": {{…}}}}"
         )));
     }
     let calls = calls.into_iter();

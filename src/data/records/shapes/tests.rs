@@ -69,12 +69,14 @@ fn records_in_their_own_shape_pass_as_they_are() {
 #[test]
 fn speakers_become_roles() {
     let fields = json!({"system": "s", "conversations": [
-        {"from": "human", "value": "q"}, {"from": "function_call", "value": "{\"name\": \"f\", \"arguments\": {\"x\": 1}}"},
+        {"from": "human", "value": "q"},
+        {"from": "function_call", "value": "{\"name\": \"f\", \"arguments\": {\"x\": 1}}"},
         {"from": "observation", "value": "3"}, {"from": "gpt", "value": "a", "weight": 1}]});
     let found = shaped(fields, RecordTask::Examples, Style::Chat);
     let expected = json!({"messages": [
         {"role": "system", "content": "s"}, {"role": "user", "content": "q"},
-        {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]},
+        {"role": "assistant", "tool_calls": [
+            {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]},
         {"role": "tool", "content": "3"}, {"role": "assistant", "content": "a", "weight": 1}]});
     assert_eq!(Value::from(found.fields), expected);
     // The other way round: roles in `conversations`, speakers in `messages`.
@@ -133,8 +135,9 @@ fn instructions_are_chats_or_stanfords_words() {
     let plain = shaped(fields, RecordTask::Examples, Style::Plain);
     assert_eq!(
         plain.fields["prompt"],
-        "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that \
-         appropriately completes the request.\n\n### Instruction:\ni\n\n### Input:\nx\n\n### Response:"
+        "Below is an instruction that describes a task, paired with an input that provides further \
+         context. Write a response that appropriately completes the request.\n\n\
+         ### Instruction:\ni\n\n### Input:\nx\n\n### Response:"
     );
     assert_eq!(plain.fields["completion"], "o");
     let short = shaped(
@@ -144,8 +147,9 @@ fn instructions_are_chats_or_stanfords_words() {
     );
     assert_eq!(
         short.fields["prompt"],
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n### \
-         Instruction:\ni\n\n### Response:"
+        "Below is an instruction that describes a task. Write a response that appropriately \
+         completes the request.\n\n\
+         ### Instruction:\ni\n\n### Response:"
     );
     let prompt = shaped(
         json!({"instruction": "i", "output": "o"}),
@@ -177,7 +181,8 @@ fn history_and_system_need_a_template() {
 fn pairs_come_in_all_shapes() {
     let answer = |text: &str| json!([{"role": "assistant", "content": text}]);
     let sharegpt = json!({"conversations": [{"from": "human", "value": "q"}],
-                          "chosen": {"from": "gpt", "value": "b"}, "rejected": {"from": "gpt", "value": "c"}});
+                          "chosen": {"from": "gpt", "value": "b"},
+                          "rejected": {"from": "gpt", "value": "c"}});
     let alpaca = json!({"instruction": "q", "chosen": "b", "rejected": "c"});
     let mixed =
         json!({"conversations": [{"from": "human", "value": "q"}], "chosen": "b", "rejected": "c"});
@@ -189,7 +194,10 @@ fn pairs_come_in_all_shapes() {
             (&answer("b"), &answer("c"))
         );
     }
-    let turns = |text: &str| json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]);
+    let turns = |text: &str| {
+        json!([{"role": "user", "content": "q"},
+                                    {"role": "assistant", "content": text}])
+    };
     let twice =
         json!({"prompt": "q", "chosen": turns("b"), "rejected": turns("c"), "score_chosen": 3});
     assert_eq!(
@@ -260,7 +268,8 @@ fn a_wrong_shape_says_what_it_is_and_what_is_needed() {
         (RecordTask::Documents, "needed here: `text`"),
         (
             RecordTask::Examples,
-            "needed here: `messages` or `conversations`, `prompt` and `completion`, `instruction` and `output`, or `text`",
+            "needed here: `messages` or `conversations`, `prompt` and `completion`, `instruction` \
+             and `output`, or `text`",
         ),
         (RecordTask::Pairs, "needed here: `chosen` and `rejected`"),
         (

@@ -40,7 +40,8 @@ fn loops_and_recursion_without_end_run_out_of_steps() {
     let steps = "takes more than 10 million steps";
     refused(&times(10_000, &times(10_000, "")), steps);
     refused(&times(10_000, &times(10_000, "xxxxxxxxxxxxxxxx")), steps);
-    let twice = "{% macro m(x) %}{% if x > 0 %}{{ m(x-1) }}{{ m(x-1) }}{% endif %}{% endmacro %}{{ m(24) }}";
+    let twice = "{% macro m(x) %}{% if x > 0 %}{{ m(x-1) }}{{ m(x-1) }}{% endif %}{% endmacro %}\
+                 {{ m(24) }}";
     refused(twice, steps);
     let rendered = render("{% macro m(x) %}{{ m(x+1) }}{% endmacro %}{{ m(0) }}");
     assert!(rendered.unwrap_err().contains("recursion limit"));
@@ -173,7 +174,8 @@ fn sets_mean_what_they_meant() {
         ("{% set a = 1 == 2 %}{{ a }}", "False"),
         ("{% set a = nothing %}{{ a is defined }}", "False"),
         (
-            "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+            "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}\
+             {% endfor %}{{ ns.n }}",
             "2",
         ),
         (
@@ -218,7 +220,8 @@ fn long_conversations_are_rendered() {
         }
     }
     assert!(rendered >= 3, "{rendered} of them");
-    let appended = "{% set ns = namespace(all=[]) %}{% for m in messages %}{% set ns.all = ns.all + [m] %}{% endfor %}{{ ns.all | length }}";
+    let appended = "{% set ns = namespace(all=[]) %}{% for m in messages %}\
+                    {% set ns.all = ns.all + [m] %}{% endfor %}{{ ns.all | length }}";
     let text = template(appended)
         .unwrap()
         .render(&messages[..2000], GenerationPrompt::Omit);

@@ -48,7 +48,8 @@ fn a_chain_that_grows_without_bound_is_refused() {
         |t| t["decoder"] = decoders.clone(),
         "its decoder may make 6561 bytes",
     );
-    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+                       "use_regex": false});
     let levels = json!({"type": "Sequence", "pretokenizers": vec![bytes; 60]});
     refused(|t| t["pre_tokenizer"] = levels.clone(), "bytes of one");
 }
@@ -60,7 +61,8 @@ fn chains_of_published_tokenizers_are_read() {
     ]});
     assert!(changed(|t| t["normalizer"] = llama.clone()).is_ok());
     let albert = json!({"type": "Sequence", "normalizers": [
-        replace(json!({"String": "``"}), "\""), replace(json!({"String": "''"}), "\""), {"type": "NFKD"},
+        replace(json!({"String": "``"}), "\""), replace(json!({"String": "''"}), "\""),
+        {"type": "NFKD"},
         {"type": "StripAccents"}, {"type": "Lowercase"}, replace(json!({"Regex": " {2,}"}), " "),
     ]});
     assert!(changed(|t| t["normalizer"] = albert.clone()).is_ok());
@@ -70,7 +72,10 @@ fn chains_of_published_tokenizers_are_read() {
 
 #[test]
 fn character_maps_are_checked() {
-    let map = |bytes: &[u8]| json!({"type": "Precompiled", "precompiled_charsmap": STANDARD.encode(bytes)});
+    let map = |bytes: &[u8]| {
+        json!({"type": "Precompiled",
+                                    "precompiled_charsmap": STANDARD.encode(bytes)})
+    };
     for bytes in [
         &[][..],
         &[0, 0, 0],
@@ -92,8 +97,12 @@ fn character_maps_are_checked() {
 
 #[test]
 fn contradictions_are_errors_and_no_panics() {
-    let special = json!([{"SpecialToken": {"id": "Z", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]);
-    let template = |single: Value| json!({"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": {}});
+    let special = json!([{"SpecialToken": {"id": "Z", "type_id": 0}},
+                         {"Sequence": {"id": "A", "type_id": 0}}]);
+    let template = |single: Value| {
+        json!({"type": "TemplateProcessing", "single": single,
+                                          "pair": [], "special_tokens": {}})
+    };
     refused(
         |t| t["post_processor"] = template(special),
         "cannot be read",

@@ -2,8 +2,8 @@
 //!
 //! A trial runs a stage as configured, in a process of its own, so that the peak memory is that of
 //! the stage, and in a temporary folder. Each stage has two trials: one step on the longest
-//! sequences that the plan allows for, which measures the memory; and some steps on its own records,
-//! which measure the time. Evaluations and checkpoints are not measured.
+//! sequences that the plan allows for, which measures the memory; and some steps on its own
+//! records, which measure the time. Evaluations and checkpoints are not measured.
 
 mod long;
 mod process;
@@ -133,8 +133,8 @@ fn reason_to_skip(config: &Config, plan: &StagePlan) -> Option<String> {
     let files = files.find(|(_, file)| !file.exists());
     let model = models.map(|(key, folder)| match RunModels(config).made_by(folder) {
         Some(maker) => format!(
-            "{stage}.{key} is {}, the model that stage {maker} is yet to make; run `collimate {maker}` \
-             first",
+            "{stage}.{key} is {}, the model that stage {maker} is yet to make; run `collimate \
+             {maker}` first",
             folder.display()
         ),
         None => does_not_exist(stage, key, folder),

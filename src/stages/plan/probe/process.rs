@@ -163,7 +163,8 @@ mod tests {
         let file = folder.path().join("metrics.jsonl");
         assert_eq!(steps(&file).unwrap(), []);
         let text = "{\"step\":0,\"eval/loss\":4.0}\n\
-                    {\"step\":1,\"time/step\":0.5,\"train/epoch\":0.25,\"memory/peak_bytes\":4096.0}\n\
+                    {\"step\":1,\"time/step\":0.5,\"train/epoch\":0.25,\
+                    \"memory/peak_bytes\":4096.0}\n\
                     {\"step\":2,\"time/st";
         fs::write(&file, text).unwrap();
         let first = TrialStep {

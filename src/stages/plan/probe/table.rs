@@ -62,11 +62,12 @@ fn row(stage: Stage, measured: &StageMeasurement) -> [String; 6] {
 impl ProbeReport {
     fn notes(&self) -> Vec<String> {
         let mut notes = vec![
-            "measured: peak memory of the process during a step on the longest sequences; it includes \
-             the program, the data and the reserve of the allocator, which the plan does not count"
+            "measured: peak memory of the process during a step on the longest sequences; it \
+             includes the program, the data and the reserve of the allocator, which the plan does \
+             not count"
                 .to_owned(),
-            "in all: time of all steps on the stage's own records, without evaluations, checkpoints \
-             and the start of the stage"
+            "in all: time of all steps on the stage's own records, without evaluations, \
+             checkpoints and the start of the stage"
                 .to_owned(),
         ];
         match (self.device, total_bytes().zip(available_bytes())) {

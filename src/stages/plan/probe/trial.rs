@@ -108,7 +108,8 @@ impl Trial {
         }
     }
 
-    /// `config` with this stage alone, in the temporary folder, without evaluations and checkpoints.
+    /// `config` with this stage alone, in the temporary folder, without evaluations and
+    /// checkpoints.
     fn of(&mut self, config: &Config) -> Result<Config> {
         let mut trial = config.clone();
         trial.run.dir = self.folder.path().to_owned();
@@ -119,7 +120,7 @@ impl Trial {
         let seed = config.run.seed;
         if let Some(pretrain) = &mut trial.pretrain {
             pretrain.eval_data = Data::default();
-            // Windows are all of one length, and how many there are is known once the text is tokenized.
+            // All windows have the same length; their number is known once the text is tokenized.
             self.length = pretrain.training.length();
             quiet(&mut pretrain.training);
         }
@@ -171,7 +172,7 @@ impl Trial {
         let found = batches(training, own)?;
         let steps = steps(training, &found);
         self.set_length(training, steps);
-        // A step has no more than an epoch, and those of the trial are as long as the stage's whole ones.
+        // A batch holds at most one epoch of records, as the stage's own full batches do.
         training.batch_size = training.batch_size.min(own);
         *held_out = HeldOut::default();
         adjust_keys(keys);
@@ -305,7 +306,8 @@ mod tests {
         let data = folder.path().join("data.jsonl");
         fs::write(&data, (0..10).map(records).collect::<String>()).unwrap();
         let text = format!(
-            "[run]\nname = \"trial\"\ndir = {:?}\n[model]\nfrom = \"model\"\n{table}\ndata = {data:?}\nmax_length = 6\n",
+            "[run]\nname = \"trial\"\ndir = {:?}\n[model]\nfrom = \"model\"\n{table}\n\
+             data = {data:?}\nmax_length = 6\n",
             folder.path()
         );
         let document = Document::parse(&text, Path::new("trial.toml")).unwrap();
