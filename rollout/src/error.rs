@@ -99,7 +99,7 @@ pub enum Error {
     Drawn {
         /// The sequence that the token was drawn for.
         sequence: SequenceId,
-        /// What the model returned.
+        /// The value that the model returned.
         found: String,
         /// The rule that it breaks.
         expected: &'static str,

@@ -76,7 +76,7 @@ pub struct Chunk<'a> {
     pub sequence: SequenceId,
     /// The tokens to read, at positions `past..past + tokens.len()`; never empty.
     pub tokens: &'a [u32],
-    /// How many tokens its blocks hold already.
+    /// Number of tokens that the sequence's blocks hold already.
     pub past: usize,
     /// The sequence's blocks in order, just enough for `past + tokens.len()` tokens. Position p
     /// lies in `blocks[p / BLOCK_TOKENS]`, row `p % BLOCK_TOKENS`. Blocks that receive a token

@@ -129,8 +129,8 @@ pub fn runs(kept: &[u32]) -> impl Iterator<Item = (Range<usize>, Range<usize>)> 
     })
 }
 
-/// How many of the first ids are neighbours. Ids ascend, so those up to `i` are if that one is `i`
-/// above the first.
+/// Length of the run of consecutive ids at the start. Ids ascend, so the ids up to index `i` are
+/// consecutive if `ids[i]` is `ids[0] + i`.
 fn run_length(ids: &[u32]) -> usize {
     let joined = |i: usize| ids[i] as usize == ids[0] as usize + i;
     let mut reach = 1;

@@ -35,7 +35,7 @@ pub struct Scheduler {
 pub struct ScheduledChunk {
     /// Which sequence.
     pub index: usize,
-    /// How many of its tokens are read.
+    /// Number of its tokens that are read.
     pub count: usize,
 }
 

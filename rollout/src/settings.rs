@@ -64,7 +64,7 @@ pub struct GenerationSettings<'a> {
     pub iteration: u64,
     /// Most sequences that advance in one step.
     pub max_batch: usize,
-    /// How much cache there is; when it is short, sequences wait.
+    /// Budget of the cache; when it is short, sequences wait.
     pub cache: CacheBudget,
     /// Most prompt tokens read in one step; longer prompts are read in pieces.
     pub prefill_tokens: usize,

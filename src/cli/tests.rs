@@ -67,8 +67,8 @@ fn examples() -> Vec<String> {
     texts.flat_map(calls).collect()
 }
 
-/// What an example reads is bundled, or left by `collimate run configs/quickstart.toml`, the first
-/// of them.
+/// The examples read bundled files, or outputs of `collimate run configs/quickstart.toml`, which is
+/// the first example.
 #[test]
 fn examples_work_once_the_first_has_run() {
     for example in examples() {
@@ -163,7 +163,7 @@ fn the_arithmetic_examples_differ_by_their_estimator_alone() {
         "dynamic_sampling",
         "critic_from",
         "critic_learning_rate",
-        // Where the KL would enter: its weight is 0 in both.
+        // Without effect: the KL's weight is 0 in both.
         "kl_in",
         "kl_estimator",
     ];

@@ -138,8 +138,8 @@ fn encode(text: &TextEncoder<'_>, record: &Record, head: Head) -> Result<Vec<u32
         return Ok(ids);
     }
     let examples = text.records.texts(std::slice::from_ref(record))?;
-    // Where the template rewrites earlier turns, the last answer stands after its history as at
-    // inference.
+    // If the template rewrites earlier turns, the last example has the last answer after the
+    // history that inference gives it.
     let Some(example) = examples.items.into_iter().flatten().last() else {
         return Ok(Vec::new());
     };

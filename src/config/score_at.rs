@@ -12,7 +12,7 @@ pub enum ScoreAt {
     /// The last token, which ends the answer.
     Eos,
     /// The last token that is not the model's padding token.
-    // Where padding and end are one token, it is the token before the end.
+    // If EOS is the padding token, this is the token before EOS.
     LastNonPad,
 }
 

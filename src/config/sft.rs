@@ -60,8 +60,8 @@ pub struct Sft {
 #[serde(rename_all = "lowercase")]
 pub enum Learn {
     /// All turns, each after the history that inference would give it.
-    // Where the chat template renders earlier turns otherwise once later ones are there, each
-    // answer is an example of its own.
+    // If the chat template renders earlier turns differently once later turns follow, each answer
+    // becomes an example of its own.
     All,
     /// The last turn.
     Last,

@@ -459,7 +459,7 @@ fn a_stage_asks_for_those_whose_models_it_reads() {
         );
         assert!(error.contains(&line), "{error}");
     }
-    // What an earlier one of the same command makes need not be there yet.
+    // A folder that an earlier stage of the same command makes need not exist yet.
     let error = refused(&[Stage::Reward, Stage::Ppo]);
     assert!(
         error.contains("reward.from") && error.contains("ppo.from"),

@@ -171,8 +171,8 @@ thread_local! {
 pub fn quietly<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     silence_hook();
     let before = QUIET.replace(true);
-    // What panicked is not used again, or has no state that a panic leaves half done: the callers
-    // see to that.
+    // Unwind safety is the callers' duty: a value that panicked is not used again, or has no state
+    // that a panic leaves half changed.
     let result = catch_unwind(AssertUnwindSafe(work));
     QUIET.set(before);
     result.map_err(|panic| {

@@ -6,8 +6,7 @@
 //! step alone. On the way back, [`closing`] says at which tokens a completion ends, and [`ends`]
 //! where its text does.
 //!
-//! What is left out: downloads, streaming of files larger than memory, and anything that knows a
-//! tensor.
+//! Not included: downloads, streaming of files larger than memory, and tensors.
 
 pub mod batches;
 pub mod closing;

@@ -27,7 +27,7 @@ const LONGEST_HEADER: u64 = 100_000_000;
 pub struct StoredTensors {
     file: File,
     header: Metadata,
-    /// Where the values begin.
+    /// Offset of the values in the file, in bytes.
     start: usize,
 }
 

@@ -15,7 +15,7 @@ pub use validate::InvalidDecoder;
 
 pub use crate::config::Family;
 
-/// What a family fixes: names of classes and tensors, keys of `config.json`.
+/// Conventions of a family: names of classes and tensors, keys of `config.json`.
 impl Family {
     /// The transformers class of a model with this head, as written in `architectures`.
     pub fn architecture(self, head: Head) -> &'static str {

@@ -34,7 +34,7 @@ pub enum HubError {
         what: &'static str,
         /// The name.
         found: String,
-        /// What is wrong with the name.
+        /// The reason why the name is invalid.
         why: String,
     },
     /// The model lacks a file that the engine needs.

@@ -86,7 +86,7 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Whether [`Self::open`] would find weights in `folder`.
+    /// Whether `folder` has a weights file or an index of weights files.
     pub fn are_in(folder: &Path) -> bool {
         folder.join(SINGLE).is_file() || folder.join(INDEX).is_file()
     }

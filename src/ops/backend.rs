@@ -1,5 +1,5 @@
-//! What computes a model's operations: kernels of this crate on the CPU, or compositions of
-//! candle's operations on any device.
+//! Backends, which compute a model's operations: kernels of this crate on the CPU, or compositions
+//! of candle's operations on any device.
 //!
 //! A backend is chosen once, where a model is loaded. Its parameters carry it to the operations
 //! that read them, and the decoder asks it where candle's graph is entered.
@@ -77,7 +77,8 @@ impl Backend {
         }
     }
 
-    /// Whether both compute the same bits on the same device, so that models can share parameters.
+    /// Whether both backends compute the same bits on the same device, so that models on them can
+    /// share parameters.
     pub fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Host(own), Self::Host(others)) => own == others,

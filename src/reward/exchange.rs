@@ -16,13 +16,13 @@ use serde_json::{Value, json};
 use super::RewardInput;
 
 /// Most bytes of a response.
-pub const LONGEST_ANSWER: usize = 16 << 20;
+pub const LONGEST_RESPONSE: usize = 16 << 20;
 /// Number of a response's characters in an error message.
 const SHOWN: usize = 200;
 
 /// The request for a batch.
-pub fn question(completions: &[RewardInput]) -> Value {
-    let asked = completions.iter().map(|completion| {
+pub fn request_json(completions: &[RewardInput]) -> Value {
+    let completions = completions.iter().map(|completion| {
         let given = completion.ids.len() - completion.response.len().min(completion.ids.len());
         json!({
             "prompt": completion.prompt,
@@ -32,7 +32,7 @@ pub fn question(completions: &[RewardInput]) -> Value {
             "fields": completion.fields,
         })
     });
-    json!({"completions": asked.collect::<Vec<_>>()})
+    json!({"completions": completions.collect::<Vec<_>>()})
 }
 
 /// The scores in a response.
@@ -40,15 +40,15 @@ pub fn question(completions: &[RewardInput]) -> Value {
 /// # Errors
 /// If the response is not `expected` finite numbers: the problem, in words that follow the name of
 /// the program or endpoint.
-pub fn scores(answer: &str, expected: usize) -> Result<Vec<f32>, String> {
+pub fn scores(response: &str, expected: usize) -> Result<Vec<f32>, String> {
     let refuse = |why: String| {
         format!(
             "answered {}: {why}; expected one line of JSON with {expected} finite numbers, [s1, \
              s2, …] or {{\"scores\": [s1, s2, …]}}",
-            shown(answer)
+            shown(response)
         )
     };
-    let value: Value = serde_json::from_str(answer)
+    let value: Value = serde_json::from_str(response)
         .map_err(|error| refuse(format!("which is not JSON ({error})")))?;
     let Some(numbers) = value.get("scores").unwrap_or(&value).as_array() else {
         return Err(refuse("which is not a list".to_owned()));
@@ -66,10 +66,10 @@ pub fn scores(answer: &str, expected: usize) -> Result<Vec<f32>, String> {
 }
 
 /// The start of a response, in quotes.
-pub fn shown(answer: &str) -> String {
-    match answer.char_indices().nth(SHOWN) {
-        Some((end, _)) => format!("{:?}…", &answer[..end]),
-        None => format!("{answer:?}"),
+pub fn shown(response: &str) -> String {
+    match response.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{:?}…", &response[..end]),
+        None => format!("{response:?}"),
     }
 }
 
@@ -95,7 +95,7 @@ mod tests {
             "completion_ids": [7, 1],
             "fields": {"answer": 4},
         }]});
-        assert_eq!(question(&[completion]), expected);
+        assert_eq!(request_json(&[completion]), expected);
     }
 
     #[test]
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn a_wrong_answer_is_shown() {
-        for (answer, says) in [
+        for (response, says) in [
             ("loading …", "not JSON"),
             ("[NaN]", "not JSON"),
             ("[1e400]", "not JSON"),
@@ -117,9 +117,9 @@ mod tests {
             ("[null]", "score 0 is null"),
             ("[\"1\"]", "score 0 is \"1\""),
         ] {
-            let message = scores(answer, 1).unwrap_err();
-            assert!(message.contains(says), "{answer}: {message}");
-            assert!(message.contains(&format!("{answer:?}")), "{message}");
+            let message = scores(response, 1).unwrap_err();
+            assert!(message.contains(says), "{response}: {message}");
+            assert!(message.contains(&format!("{response:?}")), "{message}");
             assert!(message.contains("1 finite numbers"), "{message}");
         }
         let long = scores(&"x".repeat(300), 1).unwrap_err();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use backon::{BlockingRetryable, ExponentialBuilder};
 use ureq::{Agent, Error};
 
-use super::exchange::{LONGEST_ANSWER, question, scores as scores_in, shown};
+use super::exchange::{LONGEST_RESPONSE, request_json, scores as scores_in, shown};
 use super::{RewardBatch, RewardError, RewardInput, Scorer};
 use crate::config::{HttpReward, LONGEST_BACKOFF};
 
@@ -57,14 +57,14 @@ impl Http {
         })
     }
 
-    fn ask(&self, completions: &[RewardInput]) -> Result<Vec<f32>, RewardError> {
-        let body = question(completions).to_string();
+    fn request_scores(&self, completions: &[RewardInput]) -> Result<Vec<f32>, RewardError> {
+        let body = request_json(completions).to_string();
         let delays = ExponentialBuilder::new()
             .with_min_delay(Duration::from_secs_f64(self.config.backoff_seconds))
             .with_max_delay(Duration::from_secs_f64(LONGEST_BACKOFF))
             .with_max_times(self.config.retries);
         let response = (|| self.send(&body)).retry(delays).when(|f| f.again).call();
-        let answer = response.map_err(|failure| match failure.again {
+        let response = response.map_err(|failure| match failure.again {
             true => format!(
                 "{} ({} attempts); check that it is running, or raise timeout_seconds or retries",
                 failure.what,
@@ -72,7 +72,7 @@ impl Http {
             ),
             false => failure.what,
         });
-        let scores = answer.and_then(|answer| scores_in(&answer, completions.len()));
+        let scores = response.and_then(|response| scores_in(&response, completions.len()));
         scores.map_err(|message| self.failed(message))
     }
 
@@ -87,7 +87,7 @@ impl Http {
         let mut response = request.send(body).map_err(no_answer)?;
         let status = response.status().as_u16();
         let body = response.body_mut().with_config();
-        let body = body.limit(LONGEST_ANSWER as u64).lossy_utf8(true);
+        let body = body.limit(LONGEST_RESPONSE as u64).lossy_utf8(true);
         let text = body.read_to_string().map_err(no_answer)?;
         if response.status().is_success() {
             return Ok(text);
@@ -110,7 +110,7 @@ impl Scorer for Http {
     fn scores(&self, batch: &RewardBatch) -> Result<Vec<f32>, RewardError> {
         let mut scores = Vec::with_capacity(batch.completions.len());
         for part in batch.completions.chunks(self.config.batch_size) {
-            scores.extend(self.ask(part)?);
+            scores.extend(self.request_scores(part)?);
         }
         Ok(scores)
     }
@@ -155,8 +155,8 @@ mod tests {
     ) -> (String, RequestLog) {
         let server = Server::http("127.0.0.1:0").unwrap();
         let url = format!("http://{}/score", server.server_addr());
-        let asked = RequestLog::default();
-        let log = Arc::clone(&asked);
+        let requests = RequestLog::default();
+        let log = Arc::clone(&requests);
         thread::spawn(move || {
             for (n, mut request) in server.incoming_requests().enumerate() {
                 let body: Value = serde_json::from_reader(request.as_reader()).unwrap();
@@ -169,7 +169,7 @@ mod tests {
                 });
             }
         });
-        (url, asked)
+        (url, requests)
     }
 
     fn authorization(request: &Request) -> Option<String> {
@@ -203,23 +203,23 @@ mod tests {
 
     #[test]
     fn batches_are_answered_in_order() {
-        let (url, asked) = serve(|_, body| (200, lengths(body), 0.0));
+        let (url, requests) = serve(|_, body| (200, lengths(body), 0.0));
         let config = HttpReward {
             batch_size: 2,
             ..config(url)
         };
         assert_eq!(score(&config, 5), Ok(vec![0.0, 1.0, 2.0, 3.0, 4.0]));
-        let asked = asked.lock().unwrap();
-        let sizes = asked
+        let requests = requests.lock().unwrap();
+        let sizes = requests
             .iter()
             .map(|(body, _)| body["completions"].as_array().unwrap().len());
         assert_eq!(sizes.collect::<Vec<_>>(), [2, 2, 1]);
-        assert!(asked.iter().all(|(_, token)| token.is_none()));
+        assert!(requests.iter().all(|(_, token)| token.is_none()));
     }
 
     #[test]
-    fn an_answer_that_is_late_is_asked_for_again() {
-        let (url, asked) = serve(|n, body| (200, lengths(body), if n == 0 { 5.0 } else { 0.0 }));
+    fn a_late_response_is_requested_again() {
+        let (url, requests) = serve(|n, body| (200, lengths(body), if n == 0 { 5.0 } else { 0.0 }));
         let config = HttpReward {
             timeout_seconds: 0.5,
             ..config(url)
@@ -231,17 +231,17 @@ mod tests {
             "{:?}",
             start.elapsed()
         );
-        assert_eq!(asked.lock().unwrap().len(), 2);
+        assert_eq!(requests.lock().unwrap().len(), 2);
     }
 
     #[test]
     fn failing_without_end_is_an_error_with_what_was_said() {
-        let (url, asked) = serve(|_, _| (500, "out of memory".into(), 0.0));
+        let (url, requests) = serve(|_, _| (500, "out of memory".into(), 0.0));
         let error = score(&config(url.clone()), 1).unwrap_err();
         for part in [&url, "status 500", "out of memory", "3 attempts"] {
             assert!(error.contains(part), "{part}: {error}");
         }
-        assert_eq!(asked.lock().unwrap().len(), 3);
+        assert_eq!(requests.lock().unwrap().len(), 3);
     }
 
     /// A response without end: no more bytes are read than allowed.
@@ -282,23 +282,23 @@ mod tests {
 
     #[test]
     fn a_refusal_is_not_repeated() {
-        let (url, asked) = serve(|_, _| (404, "no such path".into(), 0.0));
+        let (url, requests) = serve(|_, _| (404, "no such path".into(), 0.0));
         let error = score(&config(url), 1).unwrap_err();
         assert!(
             error.contains("status 404") && error.contains("no such path"),
             "{error}"
         );
-        assert_eq!(asked.lock().unwrap().len(), 1);
+        assert_eq!(requests.lock().unwrap().len(), 1);
     }
 
     #[test]
     fn a_wrong_count_is_an_error_at_once() {
-        let (url, asked) = serve(|_, _| (200, "[1, 2]".into(), 0.0));
+        let (url, requests) = serve(|_, _| (200, "[1, 2]".into(), 0.0));
         let error = score(&config(url.clone()), 3).unwrap_err();
         for part in [&url, "\"[1, 2]\"", "has 2 scores", "3 finite numbers"] {
             assert!(error.contains(part), "{part}: {error}");
         }
-        assert_eq!(asked.lock().unwrap().len(), 1);
+        assert_eq!(requests.lock().unwrap().len(), 1);
     }
 
     #[test]
@@ -317,7 +317,7 @@ mod tests {
 
     #[test]
     fn the_token_is_sent_and_must_be_there() {
-        let (url, asked) = serve(|_, body| (200, lengths(body), 0.0));
+        let (url, requests) = serve(|_, body| (200, lengths(body), 0.0));
         // A variable that every process has.
         let config = |variable: &str| HttpReward {
             token_env: Some(variable.into()),
@@ -325,7 +325,7 @@ mod tests {
         };
         score(&config("PATH"), 1).unwrap();
         let expected = format!("Bearer {}", std::env::var("PATH").unwrap());
-        assert_eq!(asked.lock().unwrap()[0].1, Some(expected));
+        assert_eq!(requests.lock().unwrap()[0].1, Some(expected));
         let error = score(&config("COLLIMATE_NO_SUCH_TOKEN"), 1).unwrap_err();
         assert!(error.contains("COLLIMATE_NO_SUCH_TOKEN"), "{error}");
     }

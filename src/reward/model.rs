@@ -45,12 +45,13 @@ impl RewardModel {
         }
     }
 
-    /// The same model with its score read at the token `asked`; `None` keeps what its folder says.
+    /// This model with its score read at `score_at`; `None` keeps the position that its folder
+    /// sets.
     ///
     /// # Errors
     /// The errors of `ScorePosition::of`.
-    pub fn read_at(mut self, asked: Option<ScoreAt>) -> std::result::Result<Self, NoPadding> {
-        self.position = ScorePosition::of(self.decoder.config(), asked)?;
+    pub fn read_at(mut self, score_at: Option<ScoreAt>) -> std::result::Result<Self, NoPadding> {
+        self.position = ScorePosition::of(self.decoder.config(), score_at)?;
         Ok(self)
     }
 

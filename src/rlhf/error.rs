@@ -16,7 +16,7 @@ pub enum RlhfError {
     Length {
         /// Name of the argument.
         what: &'static str,
-        /// Its number of elements.
+        /// Number of elements of the argument.
         found: usize,
         /// The number the other arguments imply.
         expected: usize,
@@ -61,7 +61,7 @@ pub enum RlhfError {
     Range {
         /// Name of the argument.
         what: &'static str,
-        /// Its value.
+        /// Value of the argument.
         found: f64,
         /// The allowed range, in words that follow "must be".
         requirement: &'static str,

@@ -4,8 +4,8 @@
 //! configuration, runs a model or writes a log, and nothing here imports another module of the
 //! engine.
 //!
-//! What has no gradient is computed on the host in `f64` from `f32` or `f64` slices ([`Real`]): a
-//! batch has a few thousand response tokens, so precision is free. What has a gradient takes the
+//! Quantities without a gradient are computed on the host in `f64` from `f32` or `f64` slices
+//! ([`Real`]): a batch has a few thousand response tokens, so precision is free. A loss takes the
 //! differentiable tensor as an argument and returns a scalar tensor to call `backward` on; its
 //! value and gradient are computed on the host too (see [`differentiable`]).
 //!

@@ -24,7 +24,7 @@ pub struct PolicyLossConfig {
 }
 
 impl PolicyLossConfig {
-    /// The same range on both sides, no dual clip.
+    /// Clips ratios to 1 ± `cliprange`, without dual clip.
     pub fn symmetric(cliprange: f64) -> Self {
         Self {
             cliprange_low: cliprange,

@@ -72,7 +72,7 @@ pub enum ExperienceError {
     Length {
         /// Name of the quantity.
         what: &'static str,
-        /// Its number of elements.
+        /// Number of elements of the quantity.
         found: usize,
         /// Number of tokens or sequences of the batch.
         expected: usize,

@@ -34,7 +34,7 @@ pub struct StartingModel<'a> {
     pub head: Head,
     /// Seed of fresh weights.
     pub seed: u64,
-    /// What computes the model's operations.
+    /// Backend of the model's operations.
     pub backend: &'a Backend,
 }
 

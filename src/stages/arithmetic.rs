@@ -1,7 +1,8 @@
-//! Whether a stage continues with the kind of products that it began with.
+//! Notes when a stage continues with another kernel for matrix products than it began with.
 //!
-//! `run.arithmetic = "fast"` means what the processor has, so a run that moves to another processor
-//! may go on in other sums: as accurate, but not the same bits. That is said, not refused.
+//! `run.arithmetic = "fast"` selects the kernel by the processor. A run that moves to another
+//! processor may therefore continue with another kernel: results are as accurate, but their bits
+//! differ. This is noted, not refused.
 
 use anyhow::{Context as _, Result};
 
@@ -11,11 +12,11 @@ use crate::ops::product::ProductKernel;
 use crate::terminal;
 use crate::train::run_folder::StageFolder;
 
-/// Writes the arithmetic that the stage begins with into its folder, and notes on the terminal if
-/// it is continued with another. A stage without the file was begun with chains.
+/// Writes the kernel's name into the folder of a stage that begins, or notes on the terminal that a
+/// stage continues with another kernel. A stage without the file began with chains.
 ///
 /// # Errors
-/// If the note cannot be read or written.
+/// If the file cannot be read or written.
 pub fn note(stage: Stage, files: &StageFolder, kernel: ProductKernel) -> Result<()> {
     let (file, now) = (files.arithmetic(), kernel.name());
     if !files.has_begun() {
@@ -29,9 +30,9 @@ pub fn note(stage: Stage, files: &StageFolder, kernel: ProductKernel) -> Result<
     };
     if then.trim() != now {
         terminal::note(format_args!(
-            "{stage}: was begun with products as {}, and goes on with {now}: as accurate, but not \
-             in the bits that it would have ended in; begin a run with run.arithmetic = \
-             \"portable\" if it is to move between processors",
+            "{stage}: began with matrix products by {} and continues with {now}: as accurate, but \
+             the final bits differ; to move a run between processors, start it with \
+             run.arithmetic = \"portable\"",
             then.trim()
         ));
     }

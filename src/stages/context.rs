@@ -10,7 +10,7 @@ use crate::model::Decoder;
 use crate::model::hf_config::HfConfig;
 use crate::ops::backend::Backend;
 use crate::terminal::Phase;
-use crate::train::run_folder::{Done, StageFolder};
+use crate::train::run_folder::{StageFolder, StageOutcome};
 use crate::train::signal::StopRequest;
 use crate::train::summary::Summary;
 
@@ -20,9 +20,9 @@ pub struct Context<'a> {
     pub stage: Stage,
     /// The whole configuration.
     pub config: &'a Config,
-    /// Where the stage keeps its files.
+    /// The folder of the stage.
     pub folder: &'a StageFolder,
-    /// What computes the models' operations.
+    /// Backend of the models' operations.
     pub backend: &'a Backend,
     /// The request to stop, read between steps.
     pub stop: &'a StopRequest,
@@ -31,7 +31,7 @@ pub struct Context<'a> {
 /// The results of a finished stage beside its model.
 pub struct Finished {
     /// Steps done and numbers for later tables.
-    pub done: Done,
+    pub done: StageOutcome,
     /// The closing table.
     pub table: Summary,
 }

@@ -27,7 +27,7 @@ type Inputs = BTreeMap<String, Vec<InputFile>>;
 /// A file that a stage reads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct InputFile {
-    /// Its name in the folder that the key names, or of the file itself.
+    /// File name, within the folder if the key names a folder.
     name: String,
     #[serde(flatten)]
     checksum: Checksum,
@@ -82,14 +82,14 @@ pub fn check_config(config: &Config, folder: &RunFolder, stages: &[Stage]) -> Re
 const PUT_BACK: &str =
     "put them back to continue it, choose another run.name, or start over with --fresh";
 
-/// Whether a change is to the length of the stage.
+/// Whether the change is to `max_steps` or `max_epochs` of `stage`.
 fn is_length(change: &Change, stage: Stage) -> bool {
     ["max_steps", "max_epochs"]
         .map(|key| format!("{stage}.{key}"))
         .contains(&change.key)
 }
 
-/// How to train on where a finished stage cannot be made longer.
+/// Advice on training further when a finished stage cannot be lengthened.
 fn train_on(config: &Config, stage: Stage) -> String {
     let schedule = config
         .training(stage)

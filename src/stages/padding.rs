@@ -1,11 +1,11 @@
 //! The padding token of a reward model, in its configuration and in its tokenizer.
 //!
-//! transformers scores the last token that is not padding, so a model that scores at the token that
-//! ends an answer needs padding that ends none. A tokenizer without such a token (Llama 2's,
-//! Mistral's) is given one that it has and that no answer ends in: a token made for padding, the
-//! one for unknown text, a reserved one, or BOS. The embedding keeps its size. One whose only
-//! special token is EOS (GPT-2's) is padded with that, as TRL does, and the score then stands
-//! before it.
+//! transformers scores the last token that is not padding. A model that scores at an answer's end
+//! token therefore needs a padding token that never ends an answer. If the tokenizer names none
+//! (Llama 2, Mistral), one of its special tokens becomes the padding token: a token made for
+//! padding, the unknown token, a reserved token, or BOS. The embedding keeps its size. If EOS is
+//! the only special token (GPT-2), EOS pads, as in TRL, and the score is read at the token before
+//! it.
 
 use anyhow::Result;
 
@@ -13,7 +13,7 @@ use crate::config::ScoreAt;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::hf_config::HfConfig;
 
-/// Names that tokenizers have for a token that fills.
+/// Names of padding tokens in known tokenizers.
 const NAMES: [&str; 8] = [
     "<|finetune_right_pad_id|>",
     "<pad>",
@@ -25,9 +25,9 @@ const NAMES: [&str; 8] = [
     "<|vision_pad|>",
 ];
 
-/// Chooses the padding of a reward model that is to be trained, and with it the token that is
-/// scored. The tokenizer that is returned has it as its `pad_token`. A model that scores before its
-/// end already goes on to do so.
+/// Chooses the padding token of a reward model before training, and the position of its score.
+/// Returns the tokenizer with the choice as its `pad_token`. A model that already scores at the
+/// last token before the padding keeps its padding token.
 ///
 /// # Errors
 /// If the tokenizer names no EOS, or one of its files cannot be read.
@@ -51,7 +51,7 @@ pub fn choose_padding(config: &mut HfConfig, tokenizer: Tokenizer) -> Result<Tok
     }
 }
 
-/// The choice in words, where it is not the tokenizer's own.
+/// A note on the padding token in `config`; `None` if it is `before`.
 pub fn in_words(config: &HfConfig, before: Option<u32>, tokenizer: &Tokenizer) -> Option<String> {
     let pad = config
         .decoder
@@ -70,8 +70,8 @@ pub fn in_words(config: &HfConfig, before: Option<u32>, tokenizer: &Tokenizer) -
     })
 }
 
-/// Tokens that may pad, the best first. They are special tokens: another one would change how the
-/// tokenizer reads text.
+/// Ids of tokens that may pad, in order of preference. All but the tokenizer's own padding token
+/// are special tokens: naming an ordinary token `pad_token` would change how text is tokenized.
 fn candidates<'t>(config: &HfConfig, tokenizer: &'t Tokenizer) -> impl Iterator<Item = u32> + 't {
     let own = config.decoder.pad_token_id.into_iter();
     let named = NAMES.iter().filter_map(|name| tokenizer.token_id(name));
@@ -97,8 +97,7 @@ mod tests {
     use crate::model::config::{DecoderConfig, Family, Geometry, Head};
     use std::path::Path;
 
-    /// A tokenizer whose special tokens are EOS, `<|pad|>` and these, and whose files name `roles`
-    /// of them.
+    /// A tokenizer with the special tokens EOS, `<fill>` and `more`, whose files name `roles`.
     fn tokenizer(more: &[&str], roles: &[(&str, &str)]) -> Tokenizer {
         let folder = tempfile::tempdir().unwrap();
         let mut special = vec![END_OF_TEXT.to_owned(), "<fill>".to_owned()];
@@ -140,7 +139,7 @@ mod tests {
         HfConfig::new(decoder)
     }
 
-    /// The name of the token that was chosen, and where the score is read.
+    /// Name of the chosen padding token, and position of the score.
     fn chosen(tokenizer: Tokenizer, pad: Option<u32>) -> (String, ScoreAt) {
         let mut config = config(pad);
         let tokenizer = choose_padding(&mut config, tokenizer).unwrap();
@@ -185,8 +184,8 @@ mod tests {
     fn a_tokenizer_with_one_special_token_is_padded_with_it_and_scored_before_it() {
         let found = chosen(tokenizer(&[], &[("bos_token", END_OF_TEXT)]), None);
         assert_eq!(found, (END_OF_TEXT.to_owned(), ScoreAt::LastNonPad));
-        // The configuration's padding is no special token: to name it would change how text is
-        // read.
+        // The configuration's padding token is an ordinary token: naming it in the tokenizer would
+        // change how text is tokenized.
         let found = chosen(tokenizer(&[], &[]), Some(300));
         assert_eq!(found, (END_OF_TEXT.to_owned(), ScoreAt::LastNonPad));
     }

@@ -3,10 +3,10 @@
 //!
 //! It reads prompt and answer and scores at the last token, or before it where its folder means
 //! that ([`ScorePosition`]). `[judge]` runs the same stage on other pairs, for evaluations alone.
-//! Its draws are its own: another head to start with (and other adapters), another order of the
-//! pairs, other pairs held out. Other stages share the run's seed, which makes no two of their
-//! models alike: where `[dpo]` and `[reward]` read one file they read it in one order, and adapters
-//! of the same shape start from the same matrix A.
+//! The judge's random draws are its own: it starts with another head (and other adapters), reads
+//! the pairs in another order, and holds out other pairs. Other stages share the run's seed, which
+//! makes no two of their models alike: where `[dpo]` and `[reward]` read one file they read it in
+//! one order, and adapters of the same shape start from the same matrix A.
 
 use std::sync::Arc;
 

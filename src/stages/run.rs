@@ -12,7 +12,7 @@ use crate::ops::backend::Backend;
 use crate::ops::{pool, profile};
 use crate::terminal::{self, phase::NamedStage};
 use crate::train::profile::table;
-use crate::train::run_folder::{Done, Existing, RunFolder, StageFolder};
+use crate::train::run_folder::{Existing, RunFolder, StageFolder, StageOutcome};
 use crate::train::signal::{Outcome, StopRequest};
 
 /// Runs all stages that the configuration has.
@@ -155,8 +155,8 @@ fn check_can_go_on(config: &Config, stage: Stage, files: &StageFolder) -> Result
     Ok(())
 }
 
-/// Whether the stage has nothing left to do, which is then noted. A stage that is to be continued,
-/// or whose model is gone, is marked unfinished.
+/// Whether the stage has finished; if so, the terminal notes it. A stage that is to be continued,
+/// or whose final model is missing, is marked unfinished.
 fn is_finished(config: &Config, stage: Stage, files: &StageFolder) -> Result<bool> {
     let Some(done) = files.done()? else {
         return Ok(false);
@@ -196,7 +196,7 @@ pub(super) fn with_local_models(config: &Config, stages: &[Stage]) -> Result<Con
 
 /// Whether `max_steps` was raised since the stage finished, which only a constant learning rate
 /// allows.
-fn wants_more(config: &Config, stage: Stage, done: &Done) -> bool {
+fn wants_more(config: &Config, stage: Stage, done: &StageOutcome) -> bool {
     match config.training(stage).map(Training::length) {
         Some(TrainingLength::Steps(steps)) => steps as u64 > done.steps,
         _ => false,

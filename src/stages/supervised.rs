@@ -22,7 +22,7 @@ use crate::model::Decoder;
 use crate::model::config::Head;
 use crate::train::batch_order::BatchOrder;
 use crate::train::objective::Objective;
-use crate::train::run_folder::{Done, StageFolder};
+use crate::train::run_folder::{StageFolder, StageOutcome};
 use crate::train::summary::Summary;
 use crate::train::supervised::{TrainingJob, TrainingReport, train};
 
@@ -229,7 +229,7 @@ fn finished(stage: &str, report: &TrainingReport, folder: &StageFolder) -> Finis
         .map(|(name, value)| (name.clone(), Value::from(*value)))
         .collect();
     Finished {
-        done: Done {
+        done: StageOutcome {
             steps: report.planned,
             summary,
         },

@@ -25,7 +25,7 @@ pub const COLUMNS: usize = 80;
 /// The line of progress at the bottom of the terminal; empty where there is none.
 static STATUS: Mutex<String> = Mutex::new(String::new());
 
-/// Whether the reader of a command's product is still there.
+/// Whether the reader of a command's output has closed the pipe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Reader {

@@ -281,7 +281,7 @@ impl Drop for Writer {
     /// After a commit there is nothing under the temporary name any more; before one, nothing is
     /// worth keeping.
     fn drop(&mut self) {
-        // What cannot be removed now is removed when the folder is opened again.
+        // If this fails, the folder is removed when the checkpoints are next opened.
         let _ = durable::remove(&self.beside);
     }
 }

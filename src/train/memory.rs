@@ -1,4 +1,4 @@
-//! How much memory the process has held at most, and how much the machine has.
+//! Peak memory of the process, and memory of the machine.
 
 use std::path::Path;
 

@@ -59,7 +59,7 @@ impl Metrics {
         self.step
     }
 
-    /// Names and values in order; what is not finite is NaN.
+    /// Names and values in order; values that are not finite are NaN.
     pub fn iter(&self) -> impl Iterator<Item = (&str, f64)> {
         self.values
             .iter()
@@ -69,26 +69,26 @@ impl Metrics {
 
 /// The lines of an existing file that are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
+pub enum RetainedLines {
     /// All lines are dropped: the stage starts over.
-    Nothing,
-    /// Lines of this step and of those before it stay: the stage goes on from its checkpoint.
+    None,
+    /// Lines of this step and earlier ones are kept: the stage continues from its checkpoint.
     UpTo(u64),
 }
 
-/// Lines that a log must have up to the step that it is kept to. A file that lacks them is damaged.
+/// Lines that a log must have up to the step of the checkpoint. A file that lacks them is damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expect {
-    /// One of each step, so that the last is of that step.
+pub enum RequiredLines {
+    /// One line for each step, up to the checkpoint's.
     EachStep,
-    /// Some, several a step perhaps.
-    Some,
-    /// None in particular.
-    Nothing,
+    /// At least one line; a step may have several.
+    AtLeastOne,
+    /// No lines are required.
+    None,
 }
 
-/// A JSONL file that is appended to step by step. Each line must have [`STEP`] and steps must not
-/// fall.
+/// A JSONL file that is appended to step by step. Each line must have [`STEP`], and steps must not
+/// decrease.
 #[derive(Debug)]
 pub struct StepLog {
     path: PathBuf,
@@ -97,12 +97,12 @@ pub struct StepLog {
 }
 
 impl StepLog {
-    /// Opens a log with a line of each step, as [`Self::open_expecting`].
+    /// Opens a log with a line of each step, as [`Self::open_requiring`].
     ///
     /// # Errors
     /// The errors of opening the log.
-    pub fn open(path: &Path, keep: Keep) -> io::Result<Self> {
-        Self::open_expecting(Expect::EachStep, path, keep)
+    pub fn open(path: &Path, retained: RetainedLines) -> io::Result<Self> {
+        Self::open_requiring(RequiredLines::EachStep, path, retained)
     }
 
     /// Opens `path`, creating it if need be, and cuts it back to the lines to keep. A last line
@@ -113,10 +113,14 @@ impl StepLog {
     /// # Errors
     /// If the file cannot be read or cut, or holds a line before its end that is no object with a
     /// step: then it is not ours to cut.
-    pub fn open_expecting(expect: Expect, path: &Path, keep: Keep) -> io::Result<Self> {
-        let (length, damage) = match keep {
-            Keep::Nothing => (0, None),
-            Keep::UpTo(step) => mended(path, step, expect)?,
+    pub fn open_requiring(
+        required: RequiredLines,
+        path: &Path,
+        retained: RetainedLines,
+    ) -> io::Result<Self> {
+        let (length, damage) = match retained {
+            RetainedLines::None => (0, None),
+            RetainedLines::UpTo(step) => mended(path, step, required)?,
         };
         let mut options = OpenOptions::new();
         let file = options
@@ -167,8 +171,8 @@ impl StepLog {
 
 /// Puts a damaged file in order. Returns the length in bytes of the lines to keep, and what was
 /// wrong.
-fn mended(path: &Path, step: u64, expect: Expect) -> io::Result<(u64, Option<String>)> {
-    let lines = LogLines::read(path, step, expect)?;
+fn mended(path: &Path, step: u64, required: RequiredLines) -> io::Result<(u64, Option<String>)> {
+    let lines = LogLines::read(path, step, required)?;
     let Some(damage) = &lines.damage else {
         return Ok((lines.length, None));
     };
@@ -205,8 +209,8 @@ mod tests {
         metrics
     }
 
-    fn run(path: &Path, keep: Keep, steps: std::ops::RangeInclusive<u64>) {
-        let mut log = StepLog::open(path, keep).unwrap();
+    fn run(path: &Path, retained: RetainedLines, steps: std::ops::RangeInclusive<u64>) {
+        let mut log = StepLog::open(path, retained).unwrap();
         steps.for_each(|step| log.write(&line(step)).unwrap());
         log.sync().unwrap();
     }
@@ -215,7 +219,7 @@ mod tests {
     fn lines_are_objects_in_order() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
-        run(&path, Keep::Nothing, 0..=1);
+        run(&path, RetainedLines::None, 0..=1);
         let expected = "{\"step\":0,\"train/loss\":1.0,\"train/grad_norm\":null}\n\
                         {\"step\":1,\"train/loss\":0.5,\"train/grad_norm\":null}\n";
         assert_eq!(fs::read_to_string(&path).unwrap(), expected);
@@ -229,16 +233,16 @@ mod tests {
     fn a_continued_file_equals_an_unbroken_one() {
         let folder = tempfile::tempdir().unwrap();
         let (unbroken, killed) = (folder.path().join("a.jsonl"), folder.path().join("b.jsonl"));
-        run(&unbroken, Keep::Nothing, 0..=9);
+        run(&unbroken, RetainedLines::None, 0..=9);
         // Killed in the middle of step 7's line, with its last checkpoint at step 4.
-        run(&killed, Keep::Nothing, 0..=6);
+        run(&killed, RetainedLines::None, 0..=6);
         OpenOptions::new()
             .append(true)
             .open(&killed)
             .unwrap()
             .write_all(b"{\"step\":7,\"tr")
             .unwrap();
-        run(&killed, Keep::UpTo(4), 5..=9);
+        run(&killed, RetainedLines::UpTo(4), 5..=9);
         assert_eq!(fs::read(&killed).unwrap(), fs::read(&unbroken).unwrap());
         // Killed right after the checkpoint of step 9: nothing but the torn line goes.
         OpenOptions::new()
@@ -247,7 +251,7 @@ mod tests {
             .unwrap()
             .write_all(b"{\"step\":10")
             .unwrap();
-        run(&killed, Keep::UpTo(9), 10..=10);
+        run(&killed, RetainedLines::UpTo(9), 10..=10);
         assert!(fs::read_to_string(&killed).unwrap().ends_with(
             "{\"step\":10,\"train/loss\":0.09090909090909091,\"train/grad_norm\":null}\n"
         ));
@@ -258,7 +262,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         fs::write(&path, "{\"step\":1}\nhello\n{\"step\":2}\n").unwrap();
-        let error = StepLog::open(&path, Keep::UpTo(1)).unwrap_err().to_string();
+        let error = StepLog::open(&path, RetainedLines::UpTo(1))
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("metrics.jsonl:2: not a JSON object"),
             "{error}"
@@ -266,9 +272,9 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 3);
     }
 
-    /// Opens a log of these steps for a stage whose checkpoint is of step 3, and returns what it
-    /// then holds and says.
-    fn opened(expect: Expect, steps: &[u64]) -> (Vec<u64>, Option<String>, Vec<String>) {
+    /// Opens a log with lines of `steps` for a stage with a checkpoint of step 3. Returns the steps
+    /// that remain, the damage that was found, and the names of the files in the folder.
+    fn opened(required: RequiredLines, steps: &[u64]) -> (Vec<u64>, Option<String>, Vec<String>) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         let text: String = steps
@@ -278,7 +284,7 @@ mod tests {
         if !steps.is_empty() {
             fs::write(&path, &text).unwrap();
         }
-        let log = StepLog::open_expecting(expect, &path, Keep::UpTo(3)).unwrap();
+        let log = StepLog::open_requiring(required, &path, RetainedLines::UpTo(3)).unwrap();
         let step = |line: &str| serde_json::from_str::<Value>(line).unwrap()[STEP].as_u64();
         let left = fs::read_to_string(&path).unwrap();
         let aside = fs::read(folder.path().join("metrics.jsonl.damaged-1"));
@@ -296,10 +302,10 @@ mod tests {
 
     #[test]
     fn a_log_that_does_not_reach_its_checkpoint_is_set_aside() {
-        use Expect::{EachStep, Nothing, Some as Several};
+        use RequiredLines::{AtLeastOne, EachStep};
         let whole = ["metrics.jsonl"];
         let both = ["metrics.jsonl", "metrics.jsonl.damaged-1"];
-        for (expect, steps, left, says, names) in [
+        for (required, steps, left, says, names) in [
             (
                 EachStep,
                 &[0, 1, 2, 3, 4, 5][..],
@@ -331,18 +337,18 @@ mod tests {
             ),
             (EachStep, &[0, 1], &[0, 1], Some("ends at step 1"), &both),
             (EachStep, &[], &[], Some("missing or empty"), &whole),
-            (Several, &[0, 0, 2, 2, 4, 4], &[0, 0, 2, 2], None, &whole),
+            (AtLeastOne, &[0, 0, 2, 2, 4, 4], &[0, 0, 2, 2], None, &whole),
             (
-                Several,
+                AtLeastOne,
                 &[0, 2, 0, 2],
                 &[0, 2, 2],
                 Some("line 3 is of step 0"),
                 &both,
             ),
-            (Several, &[], &[], Some("missing or empty"), &whole),
-            (Nothing, &[], &[], None, &whole),
+            (AtLeastOne, &[], &[], Some("missing or empty"), &whole),
+            (RequiredLines::None, &[], &[], None, &whole),
         ] {
-            let found = opened(expect, steps);
+            let found = opened(required, steps);
             assert_eq!(found.0, left, "{steps:?}");
             assert_eq!(found.2, names, "{steps:?}");
             match (says, found.1) {
@@ -358,7 +364,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         fs::write(&path, "anything").unwrap();
-        StepLog::open(&path, Keep::Nothing).unwrap();
+        StepLog::open(&path, RetainedLines::None).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"");
     }
 

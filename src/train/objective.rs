@@ -1,5 +1,5 @@
-//! What a supervised stage minimises: how its examples become batches, their loss, and what is
-//! measured on held-out examples.
+//! The objective of a supervised stage: batches of its examples, their loss, and the metrics on
+//! held-out examples.
 
 use std::collections::BTreeMap;
 

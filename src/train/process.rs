@@ -11,32 +11,37 @@ use signal_hook::flag;
 /// `mi_option_purge_delay`, which the crate does not name.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 
-/// Settings of the process, made before anything else runs: candle's own pool would spin beside the
-/// one that does the work, memory given back between two steps is zeroed by the kernel and faulted
-/// in again in the next, and weights in small pages are read at half the speed.
+/// Sets up the process; must be called before other threads start.
+///
+/// - candle's thread pool gets one thread: it would compete with this crate's pool for the cores.
+/// - The allocator never returns freed memory to the kernel: the next step would have to fault
+///   it in again, zeroed.
+/// - Memory is in huge pages: weights in small pages are read at half the speed.
+/// - A write beyond the limit on file sizes is an error, not the end of the process.
 pub fn set_up() {
-    // SAFETY: no other thread runs yet, and the options take a number of milliseconds or -1 for
-    // never, and a switch.
+    // SAFETY: no other thread runs yet. PURGE_DELAY takes milliseconds, or -1 for never; large
+    // pages are a switch.
     unsafe {
         std::env::set_var("CANDLE_NUM_THREADS", "1");
         libmimalloc_sys::mi_option_set(PURGE_DELAY, -1);
         libmimalloc_sys::mi_option_set(libmimalloc_sys::mi_option_large_os_pages, 1);
     }
-    ask_for_huge_pages();
-    outlive_a_file_limit();
+    request_huge_pages();
+    survive_file_size_limit();
 }
 
-/// A file that reaches the limit of its size (`ulimit -f`) is then an error of the write, as a full
-/// disk is, and not the end of the process. The signal is caught rather than ignored, for programs
-/// that are started would inherit that.
-fn outlive_a_file_limit() {
-    // Without the handler such a write ends the process, as it does in most programs.
+/// Makes a write beyond the limit on file sizes (`ulimit -f`) an error, as a full disk is: without
+/// a handler, SIGXFSZ ends the process. The signal is caught rather than ignored because child
+/// processes would inherit an ignored signal.
+fn survive_file_size_limit() {
+    // If the handler cannot be registered, such a write ends the process.
     let _ = flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
 }
 
-/// The option acts on memory that the allocator reserves from now on; what it has reserved is found
-/// by an allocation's address. Where the system has no huge pages to give, small ones do.
-fn ask_for_huge_pages() {
+/// Requests huge pages for the memory that the allocator has already reserved, found by the address
+/// of an allocation; the allocator's option covers later reservations only. If the system has no
+/// huge pages, small ones are used.
+fn request_huge_pages() {
     let probe = Box::new(0u8);
     let Some(reserved) = mapping_of(&raw const *probe as usize) else {
         return;
@@ -51,7 +56,7 @@ fn ask_for_huge_pages() {
     }
 }
 
-/// The mapping that holds an address, from `/proc`.
+/// The address range of the mapping that holds `address`, from `/proc/self/maps`.
 fn mapping_of(address: usize) -> Option<Range<usize>> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let range = |line: &str| {

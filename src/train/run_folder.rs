@@ -55,9 +55,9 @@ pub enum RunFolderError {
     /// The file system refused; the error names what and where.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// A marker could not be read.
+    /// The marker of a finished stage could not be read.
     #[error("{}: {source}; remove the file to run the stage again", file.display())]
-    Done {
+    DoneMarker {
         /// The marker.
         file: PathBuf,
         /// The error of the parser.
@@ -65,7 +65,7 @@ pub enum RunFolderError {
     },
 }
 
-/// The folder of a run. While the value lives no other process gets it.
+/// The folder of a run, locked against other processes while the value lives.
 #[derive(Debug)]
 pub struct RunFolder {
     root: PathBuf,
@@ -82,18 +82,18 @@ pub struct StageFolder {
 
 /// The result of a finished stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Done {
-    /// Steps of the configuration; a stage is continued when it then has more.
+pub struct StageOutcome {
+    /// Number of steps that were configured; the stage is continued if this is raised.
     pub steps: u64,
     /// Numbers for the closing table, by name.
     pub summary: Map<String, Value>,
 }
 
-/// `done.json`.
+/// The marker of a finished stage, `done.json`.
 #[derive(Serialize, Deserialize)]
-struct Marker {
+struct DoneMarker {
     #[serde(flatten)]
-    done: Done,
+    done: StageOutcome,
     /// The files of the final model with their sizes in bytes.
     #[serde(default)]
     files: BTreeMap<String, u64>,
@@ -272,16 +272,16 @@ impl StageFolder {
     ///
     /// # Errors
     /// If the marker is there and cannot be read.
-    pub fn done(&self) -> Result<Option<Done>, RunFolderError> {
+    pub fn done(&self) -> Result<Option<StageOutcome>, RunFolderError> {
         Ok(self.marked()?.map(|marked| marked.done))
     }
 
-    fn marked(&self) -> Result<Option<Marker>, RunFolderError> {
+    fn marked(&self) -> Result<Option<DoneMarker>, RunFolderError> {
         let file = self.marker();
         match regular::read(&file) {
             Ok(bytes) => match serde_json::from_slice(&bytes) {
                 Ok(marked) => Ok(Some(marked)),
-                Err(source) => Err(RunFolderError::Done { file, source }),
+                Err(source) => Err(RunFolderError::DoneMarker { file, source }),
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(on("read", &file)(error).into()),
@@ -293,8 +293,8 @@ impl StageFolder {
     ///
     /// # Errors
     /// If the marker cannot be written, or the model's folder not be listed.
-    pub fn mark_done(&self, done: &Done) -> Result<(), RunFolderError> {
-        let marker = Marker {
+    pub fn mark_done(&self, done: &StageOutcome) -> Result<(), RunFolderError> {
+        let marker = DoneMarker {
             done: done.clone(),
             files: sizes(&self.final_model())?,
         };
@@ -443,7 +443,7 @@ mod tests {
         let write = |name: &str, text: &str| fs::write(model.join(name), text).unwrap();
         write("config.json", "{}");
         write("model.safetensors", "weights");
-        let done = Done {
+        let done = StageOutcome {
             steps: 1,
             summary: Map::new(),
         };
@@ -464,7 +464,7 @@ mod tests {
         let stage = folder.stage(Stage::Sft, Existing::Continue).unwrap();
         assert_eq!(stage.done().unwrap(), None);
         let summary = Map::from_iter([("eval/loss".to_string(), Value::from(4.09))]);
-        let done = Done {
+        let done = StageOutcome {
             steps: 120,
             summary,
         };

@@ -263,7 +263,7 @@ mod tests {
             let message = tensors.values(name, size).unwrap_err().to_string();
             assert!(message.contains(name), "{message}");
         }
-        // As many bytes of another type are no values either.
+        // Values of another type are refused even if they have as many bytes.
         let bytes = std::fs::read(&file).unwrap();
         let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         let header = std::str::from_utf8(&bytes[8..8 + length]).unwrap();

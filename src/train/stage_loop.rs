@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use super::checkpoint::{Checkpoint, Checkpoints, Writer};
-use super::metrics::{Expect, Keep, StepLog};
+use super::metrics::{RequiredLines, RetainedLines, StepLog};
 use super::progress::Progress;
 use super::run_folder::StageFolder;
 use super::signal::{Outcome, StopRequest};
@@ -25,7 +25,7 @@ pub struct StageLoop {
     pub progress: Progress,
     /// Step of the newest checkpoint.
     saved: Option<u64>,
-    keep: Keep,
+    retained: RetainedLines,
     keep_last: usize,
     keep_every: u64,
 }
@@ -89,14 +89,14 @@ impl StageLoop {
         let checkpoints = Checkpoints::open(&folder.checkpoints())?;
         let latest = checkpoints.resume()?;
         let saved = latest.checkpoint.as_ref().map(|newest| newest.step);
-        let keep = saved.map_or(Keep::Nothing, Keep::UpTo);
+        let retained = saved.map_or(RetainedLines::None, RetainedLines::UpTo);
         let begun = saved.unwrap_or(0);
         let opened = Self {
             checkpoints,
-            log: StepLog::open(&folder.metrics(), keep)?,
+            log: StepLog::open(&folder.metrics(), retained)?,
             progress: Progress::new(stage, begun, steps, training.log_steps as u64),
             saved,
-            keep,
+            retained,
             keep_last: training.keep_last,
             keep_every: training.keep_every as u64,
         };
@@ -119,11 +119,11 @@ impl StageLoop {
     /// # Errors
     /// If the file cannot be read or written.
     pub fn open_log(&self, path: &Path, expected: bool) -> Result<StepLog> {
-        let expect = match (expected, self.keep) {
-            (true, Keep::UpTo(_)) => Expect::Some,
-            _ => Expect::Nothing,
+        let required = match (expected, self.retained) {
+            (true, RetainedLines::UpTo(_)) => RequiredLines::AtLeastOne,
+            _ => RequiredLines::None,
         };
-        let log = StepLog::open_expecting(expect, path, self.keep)?;
+        let log = StepLog::open_requiring(required, path, self.retained)?;
         self.note_damage(&log);
         Ok(log)
     }

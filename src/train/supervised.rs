@@ -51,9 +51,9 @@ pub struct TrainingJob<'a, O: Objective> {
     pub patience: usize,
     /// Skipped steps in a row after which the stage fails.
     pub max_bad_steps: usize,
-    /// Where the stage keeps its files.
+    /// The folder of the stage.
     pub folder: &'a StageFolder,
-    /// Asked between steps.
+    /// The request to stop, read between steps.
     pub stop: &'a StopRequest,
 }
 

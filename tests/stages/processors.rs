@@ -49,17 +49,17 @@ fn a_run_that_comes_from_another_processor_says_so() {
         ended.stderr
     };
     sft(2);
-    assert!(!sft(3).contains("was begun with"));
+    assert!(!sft(3).contains("began with"));
     let note = workspace.stage("trial", "sft").join("arithmetic");
     let own = fs::read_to_string(&note).expect("a note");
     assert_eq!(own.trim(), ProductKernel::fastest().name());
     fs::write(&note, "elsewhere\n").expect("a note");
     let said = sft(4);
     assert!(
-        said.contains("was begun with products as elsewhere"),
+        said.contains("began with matrix products by elsewhere"),
         "{said}"
     );
     fs::remove_file(&note).expect("a note");
-    let older = sft(5).contains("was begun with products as chains");
+    let older = sft(5).contains("began with matrix products by chains");
     assert_eq!(older, ProductKernel::fastest() != ProductKernel::Chains);
 }

@@ -270,7 +270,7 @@ mod tests {
             &[&grpo[..], &["ppo.kl_in=reward"]].concat(),
             &["ppo.kl_in = \"reward\"", words],
         );
-        // What an unset key stands for says nothing, typed or filled in.
+        // A key set to its default value gives no message.
         for usual in [
             &[free][..],
             &[free, "ppo.kl_estimator=k1", "ppo.kl_in=reward"],

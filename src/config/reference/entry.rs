@@ -144,7 +144,7 @@ fn kind(schema: &Value, number: GrammaticalNumber) -> String {
     }
 }
 
-/// What an optional value is when it is set.
+/// The schema of an optional value other than null.
 fn alternative(schema: &Value) -> Option<&Value> {
     let mut alternatives = schema["anyOf"].as_array()?.iter();
     alternatives.find(|schema| schema["type"] != "null")

@@ -14,7 +14,7 @@ pub struct UnknownKey {
     mend: String,
 }
 
-/// What the reference says of `name`: a key in full, such as `ppo.kl_coef`; a table, such as `ppo`;
+/// The reference's text on `name`: a key in full, such as `ppo.kl_coef`; a table, such as `ppo`;
 /// or a key's name alone, which is looked for in all tables. Without a name, the list of tables.
 ///
 /// # Errors

@@ -1,9 +1,9 @@
 //! The reference of every key: `docs/configuration.md` and `collimate config KEY`.
 //!
-//! Nothing is written twice. Names and types come from the JSON schemas of the types that read the
-//! configuration, sentences from their doc comments, defaults from their serialised [`Default`],
-//! and bounds from `config::bounds`. Two schema attributes say what a type cannot: `x-type` words
-//! the type of a value, and `x-default` words a default that other keys decide.
+//! The reference repeats no text: names and types come from the JSON schemas of the types that read
+//! the configuration, sentences from their doc comments, defaults from their serialised
+//! [`Default`], and bounds from `config::bounds`. Two schema attributes say what a type cannot:
+//! `x-type` words the type of a value, and `x-default` words a default that other keys decide.
 
 mod entry;
 mod lookup;

@@ -130,7 +130,7 @@ fn a_model_without_a_path_is_the_one_that_reward_trains() {
         "[reward] table",
     ];
     refused(model, &[], &says);
-    // Nothing else needs one.
+    // No other type needs a model.
     components("[[ppo.rewards]]\ntype = \"repetition\"\n", &[]);
     let none = resolve(&with(""), &[]).unwrap_err();
     assert!(

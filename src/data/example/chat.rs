@@ -82,9 +82,9 @@ impl Encoder<'_> {
         })
     }
 
-    /// Of a conversation that became several examples, those within the limit: `truncate` leaves
-    /// out the later answers whose histories fill a sequence, as it cuts them off of one rendering.
-    /// `skip` leaves out the whole record if one of its examples is too long, as it does with one
+    /// The examples of a conversation that are within the limit. `truncate` leaves out the later
+    /// answers whose histories fill a sequence, as it cuts them off in a single rendering. `skip`
+    /// leaves out the whole record if one of its examples is too long, as it does with one
     /// rendering.
     pub(super) fn fit_examples(
         &self,

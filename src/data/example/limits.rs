@@ -49,7 +49,7 @@ impl Limit {
         }
     }
 
-    /// The same limit with one more thing to do about it.
+    /// The same limit with `mend` as another way to change it.
     #[must_use]
     pub fn or(self, mend: &str) -> Self {
         Self {

@@ -82,7 +82,7 @@ pub struct Prompt {
 pub struct Encoded<T> {
     /// The records that fit.
     pub items: Vec<T>,
-    /// How many did not.
+    /// Numbers of records that were too long.
     pub too_long: TooLongCounts,
     /// Bad records that were left out.
     pub bad: LeftOut,

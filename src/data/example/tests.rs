@@ -452,7 +452,7 @@ fn answers_whose_history_is_rewritten_are_examples_of_their_own() {
     assert_eq!(read_back(&t, &encoder, TWO_ANSWERS), [first, last.clone()]);
     let encoder = encoder.learning(Learn::Last);
     assert_eq!(read_back(&t, &encoder, TWO_ANSWERS), [last]);
-    // What stands before an answer is what generation gives, to the token.
+    // The tokens before an answer are the prompt's tokens at generation.
     let prompt = r#"{"prompt": [{"role": "user", "content": "the"},
                                 {"role": "assistant", "content": "asks"},
                                 {"role": "user", "content": "and"}]}"#;

@@ -83,7 +83,7 @@ pub struct Preference {
     pub chosen: Turns,
     /// The worse answer.
     pub rejected: Turns,
-    /// How much better, if the set says so.
+    /// Margin by which the chosen answer is better, if the record has one.
     pub margin: Option<f32>,
 }
 

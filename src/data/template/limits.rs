@@ -163,7 +163,7 @@ fn checked_sets(source: &str, syntax: SyntaxConfig) -> Result<String, Error> {
     };
     let (mut tag, mut elifs) = (Tag::default(), 0);
     for token in tokenize(source, false, syntax) {
-        // What cannot be read is reported where the template is compiled, with its line.
+        // A syntax error is reported when the template is compiled, with its line.
         let Ok((token, span)) = token else { break };
         match token {
             Token::BlockStart | Token::VariableStart => tag = Tag::default(),

@@ -57,7 +57,7 @@ pub enum TemplateSpan {
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Bounded,
-    /// Where the template stands, for messages; empty, or ending in `: `.
+    /// The template's file, as a prefix of messages; empty, or ending in `: `.
     place: String,
     special_tokens: BTreeMap<String, String>,
 }
@@ -132,8 +132,8 @@ impl ChatTemplate {
     /// Renders a conversation as `tokenizer.apply_chat_template(messages, tokenize=False)` does.
     ///
     /// # Errors
-    /// What the template itself refuses (`raise_exception`), or an operation on a value it does not
-    /// expect.
+    /// If the template raises an error (`raise_exception`), or operates on a value of a type that
+    /// it does not support.
     pub fn render(&self, messages: &[Message], generation: GenerationPrompt) -> Result<String> {
         self.render_with(messages, &Variables::default(), generation)
     }

@@ -41,7 +41,7 @@ pub use train::{BpeTraining, END_OF_TEXT, IM_END, IM_START, PAD};
 /// A tokenizer with its special tokens and its chat template.
 pub struct Tokenizer {
     inner: Inner,
-    /// The same, reading special tokens' names as text; made when first needed.
+    /// The tokenizer that reads names of special tokens as text; made when first needed.
     plain: OnceLock<Inner>,
     files: Files,
     special_tokens: BTreeMap<String, String>,
@@ -155,8 +155,8 @@ impl Tokenizer {
         }
     }
 
-    /// Where a completion of `prompt` stands. A prompt that is nothing but [`Tokenizer::prefix`]
-    /// has no text, so that the completion starts the text.
+    /// Position of a completion of `prompt` in its text. A prompt equal to [`Tokenizer::prefix`]
+    /// has no text, so the completion starts the text.
     pub fn place_after(&self, prompt: &[u32]) -> TextPosition {
         match prompt == self.prefix {
             true => TextPosition::Start,
@@ -164,7 +164,7 @@ impl Tokenizer {
         }
     }
 
-    /// Where a span stands that goes on from the ids `before` of the same text.
+    /// Position of a span that follows the ids `before` in the same text.
     pub fn place_in_text(&self, before: &[u32]) -> TextPosition {
         let Some(last) = before.last() else {
             return TextPosition::Start;

@@ -11,7 +11,7 @@ use super::{DecoderConfig, Family, Head, NormKind, QkNorm};
 /// Layout of a matrix in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoredLayout {
-    /// As in the engine.
+    /// [out, in], the engine's own layout.
     OutIn,
     /// Transposed: [in, out], GPT-2's `Conv1D`.
     Conv1d,

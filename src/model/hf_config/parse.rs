@@ -212,7 +212,7 @@ fn rope_scaling(scaling: &Fields, config: &Fields) -> Parsed<RopeScaling> {
             factor: scaling.required_number("factor")?,
             low_freq_factor: scaling.required_number("low_freq_factor")?,
             high_freq_factor: scaling.required_number("high_freq_factor")?,
-            // As in transformers 5, one at the top comes first.
+            // A top-level value has precedence, as in transformers 5.
             original_max_position_embeddings: match config.size(ORIGINAL_CONTEXT)? {
                 Some(size) => size,
                 None => match scaling.size(ORIGINAL_CONTEXT)? {

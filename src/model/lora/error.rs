@@ -60,7 +60,7 @@ pub enum LoraError {
     Table {
         /// Name of the table.
         table: String,
-        /// What does not fit.
+        /// The mismatch between the settings and the model.
         problem: Box<LoraError>,
     },
     /// A file holds no adapter.

@@ -10,7 +10,7 @@ const SUFFIX: &str = ".safetensors";
 /// (`%2e`).
 ///
 /// # Errors
-/// What is wrong with the name, as words that follow the name and a colon.
+/// The reason why the name is invalid, in words that follow the name and a colon.
 pub fn check(name: &str) -> Result<(), String> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.len() > LONGEST {

@@ -44,7 +44,7 @@ impl<'a> Destination<'a> {
         self.from(row * self.stride)
     }
 
-    /// The same elements, as rows that are `stride` apart.
+    /// The same destination with rows that start `stride` elements apart.
     pub fn of_width(self, stride: usize) -> Self {
         Self { stride, ..self }
     }

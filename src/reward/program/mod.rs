@@ -25,7 +25,7 @@ mod process;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-use super::exchange::{LONGEST_ANSWER, question, scores, shown};
+use super::exchange::{LONGEST_RESPONSE, request_json, scores, shown};
 use super::{RewardBatch, RewardError, Scorer};
 use crate::config::ProgramReward;
 use process::{Fault, MOST_MESSAGES, ScoringProcess};
@@ -51,15 +51,15 @@ impl Program {
         })
     }
 
-    fn ask(&self, question: &str) -> Result<String, RewardError> {
+    fn response_to(&self, request: &str) -> Result<String, RewardError> {
         let mut running = self.running();
-        if let Some(answer) = self.attempt(&mut running, question)? {
-            return Ok(answer);
+        if let Some(response) = self.attempt(&mut running, request)? {
+            return Ok(response);
         }
         running.kill();
         *running = start(&self.command)?;
-        if let Some(answer) = self.attempt(&mut running, question)? {
-            return Ok(answer);
+        if let Some(response) = self.attempt(&mut running, request)? {
+            return Ok(response);
         }
         let how = running.end();
         Err(self.failed(format!(
@@ -71,10 +71,10 @@ impl Program {
     fn attempt(
         &self,
         running: &mut ScoringProcess,
-        question: &str,
+        request: &str,
     ) -> Result<Option<String>, RewardError> {
-        match running.ask(question, self.timeout) {
-            Ok(answer) => Ok(Some(answer)),
+        match running.response_to(request, self.timeout) {
+            Ok(response) => Ok(Some(response)),
             Err(Fault::Died) => Ok(None),
             Err(fault) => {
                 running.kill();
@@ -99,7 +99,7 @@ impl Program {
             ),
             Fault::EndlessLine => format!(
                 "wrote {} MiB without a newline; it must answer with one line of JSON",
-                LONGEST_ANSWER / MIB
+                LONGEST_RESPONSE / MIB
             ),
             Fault::Flood => format!(
                 "wrote more than {} MiB to standard error during one batch; make it print less",
@@ -120,8 +120,8 @@ impl Program {
 
 impl Scorer for Program {
     fn scores(&self, batch: &RewardBatch) -> Result<Vec<f32>, RewardError> {
-        let answer = self.ask(&question(batch.completions).to_string())?;
-        scores(&answer, batch.completions.len()).map_err(|message| self.failed(message))
+        let response = self.response_to(&request_json(batch.completions).to_string())?;
+        scores(&response, batch.completions.len()).map_err(|message| self.failed(message))
     }
 
     fn finish(&self) -> Result<(), RewardError> {

@@ -1,7 +1,7 @@
 //! A child process that answers requests, one line each. Its output is bounded, and it is ended
 //! with all its descendants.
 //!
-//! Two threads read its pipes. At most [`QUEUED`] lines of at most [`LONGEST_ANSWER`] bytes are
+//! Two threads read its pipes. At most [`QUEUED`] lines of at most [`LONGEST_RESPONSE`] bytes are
 //! queued; then the pipe fills and the process waits. Standard error is passed on, up to
 //! [`MOST_MESSAGES`] bytes for one request. The bytes are counted once the process has read the
 //! first request, since a program that loads a model may print a lot before.
@@ -18,7 +18,7 @@ use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::reward::exchange::LONGEST_ANSWER;
+use crate::reward::exchange::LONGEST_RESPONSE;
 use crate::terminal;
 
 /// Time that the process gets to end after its input has ended.
@@ -41,25 +41,25 @@ pub(super) struct ScoringProcess {
     /// Exit status of the process, once it was waited for.
     status: Option<ExitStatus>,
     guard: Option<Child>,
-    questions: Option<Sender<String>>,
+    requests: Option<Sender<String>>,
     output: Receiver<ProcessOutput>,
     messages: Option<JoinHandle<()>>,
-    said: Arc<Said>,
+    stderr: Arc<StderrState>,
 }
 
-/// Bytes that the process has written to standard error.
+/// The count of bytes that the process writes to standard error.
 #[derive(Default)]
-struct Said {
+struct StderrState {
     /// Bytes since the last request.
     bytes: AtomicUsize,
     /// Whether the first request has been written.
-    asked: AtomicBool,
+    request_written: AtomicBool,
 }
 
 /// An event of the process's output.
 enum ProcessOutput {
     Line(String),
-    /// More than [`LONGEST_ANSWER`] bytes without a newline.
+    /// More than [`LONGEST_RESPONSE`] bytes without a newline.
     EndlessLine,
     /// More than [`MOST_MESSAGES`] bytes on standard error.
     Flood,
@@ -96,27 +96,27 @@ impl ScoringProcess {
         own_group(&mut process);
         let mut child = process.spawn()?;
         let guard = guard(child.id());
-        let said = Arc::new(Said::default());
+        let stderr = Arc::new(StderrState::default());
         let input = child.stdin.take().map(Arc::new);
         let (written, output) = sync_channel(QUEUED);
         let messages = child.stderr.take().map(|pipe| {
-            let (written, said) = (written.clone(), Arc::clone(&said));
+            let (written, stderr) = (written.clone(), Arc::clone(&stderr));
             // The input ends with its writer.
             let input = input.as_ref().map(Arc::downgrade).unwrap_or_default();
-            thread::spawn(move || pass_on(pipe, &said, &input, &written))
+            thread::spawn(move || pass_on(pipe, &stderr, &input, &written))
         });
         if let Some(pipe) = child.stdout.take() {
             thread::spawn(move || read_lines(BufReader::new(pipe), &written));
         }
-        let questions = input.map(|input| write_lines(input, Arc::clone(&said)));
+        let requests = input.map(|input| write_lines(input, Arc::clone(&stderr)));
         Ok(Self {
             child,
             status: None,
             guard,
-            questions,
+            requests,
             output,
             messages,
-            said,
+            stderr,
         })
     }
 
@@ -124,19 +124,19 @@ impl ScoringProcess {
     ///
     /// # Errors
     /// If the response does not come in time, or another line comes before or right after it.
-    pub fn ask(&mut self, question: &str, timeout: Duration) -> Result<String, Fault> {
+    pub fn response_to(&mut self, request: &str, timeout: Duration) -> Result<String, Fault> {
         self.nothing_more(Duration::ZERO)?;
-        self.said.bytes.store(0, Ordering::Relaxed);
-        let questions = self.questions.as_ref().ok_or(Fault::Died)?;
-        questions
-            .send(format!("{question}\n"))
+        self.stderr.bytes.store(0, Ordering::Relaxed);
+        let requests = self.requests.as_ref().ok_or(Fault::Died)?;
+        requests
+            .send(format!("{request}\n"))
             .map_err(|_| Fault::Died)?;
-        let answer = self.answer(timeout)?;
+        let response = self.read_response(timeout)?;
         self.nothing_more(QUIET)?;
-        Ok(answer)
+        Ok(response)
     }
 
-    fn answer(&mut self, timeout: Duration) -> Result<String, Fault> {
+    fn read_response(&mut self, timeout: Duration) -> Result<String, Fault> {
         let start = Instant::now();
         loop {
             // Checked first: a line written before the end is read below.
@@ -164,7 +164,7 @@ impl ScoringProcess {
             Ok(ProcessOutput::EndlessLine) => Err(Fault::EndlessLine),
             Ok(ProcessOutput::Flood) => Err(Fault::Flood),
             Ok(ProcessOutput::End) => {
-                self.questions = None;
+                self.requests = None;
                 Ok(())
             }
             Err(_) => Ok(()),
@@ -203,7 +203,7 @@ impl ScoringProcess {
 
     /// Ends the input, and waits up to [`FAREWELL`] for the process to end.
     fn wait_for_end(&mut self) {
-        self.questions = None;
+        self.requests = None;
         let start = Instant::now();
         while !self.has_ended() && start.elapsed() < FAREWELL {
             thread::sleep(Duration::from_millis(2));
@@ -212,7 +212,7 @@ impl ScoringProcess {
 
     /// Kills the process and its descendants, and waits until its messages have been passed on.
     pub fn kill(&mut self) -> Option<ExitStatus> {
-        self.questions = None;
+        self.requests = None;
         if self.status.is_some() {
             return self.status;
         }
@@ -241,18 +241,18 @@ impl Drop for ScoringProcess {
 
 /// Starts a thread that writes each line sent to it to the process's input; the input ends when the
 /// sender is dropped.
-fn write_lines(input: Arc<ChildStdin>, said: Arc<Said>) -> Sender<String> {
-    let (questions, to_write) = channel::<String>();
+fn write_lines(input: Arc<ChildStdin>, stderr: Arc<StderrState>) -> Sender<String> {
+    let (requests, to_write) = channel::<String>();
     thread::spawn(move || {
         let write = |line: String| {
             let written = (&*input).write_all(line.as_bytes());
-            said.asked.store(true, Ordering::Release);
+            stderr.request_written.store(true, Ordering::Release);
             written
         };
         // The end of the output shows that the process has died.
         let _ = to_write.into_iter().try_for_each(write);
     });
-    questions
+    requests
 }
 
 /// Sends each line that the process writes, blank ones excepted, until the output ends or the
@@ -269,7 +269,7 @@ fn read_lines(mut output: impl BufRead, written: &SyncSender<ProcessOutput>) {
 
 /// The next line that is not blank. The last line may lack its newline.
 fn read_line(output: &mut impl BufRead) -> ProcessOutput {
-    let mut left = LONGEST_ANSWER as u64;
+    let mut left = LONGEST_RESPONSE as u64;
     loop {
         let mut line = Vec::new();
         let read = output.by_ref().take(left).read_until(b'\n', &mut line);
@@ -289,16 +289,16 @@ fn read_line(output: &mut impl BufRead) -> ProcessOutput {
 /// and drops the rest.
 fn pass_on(
     mut pipe: impl Read,
-    said: &Said,
+    stderr: &StderrState,
     input: &Weak<ChildStdin>,
     written: &SyncSender<ProcessOutput>,
 ) {
     let mut part = [0; 1 << 13];
     let (mut counts, mut flooded) = (false, false);
     while let Ok(read @ 1..) = pipe.read(&mut part) {
-        counts = counts || said.asked.load(Ordering::Acquire) && is_read(input);
+        counts = counts || stderr.request_written.load(Ordering::Acquire) && is_read(input);
         let counted = if counts { read } else { 0 };
-        let many = said.bytes.fetch_add(counted, Ordering::Relaxed) + counted > MOST_MESSAGES;
+        let many = stderr.bytes.fetch_add(counted, Ordering::Relaxed) + counted > MOST_MESSAGES;
         match (many, flooded) {
             (false, _) => terminal::pass_on(&part[..read]),
             (true, false) => flooded = written.try_send(ProcessOutput::Flood).is_ok(),
@@ -317,8 +317,8 @@ fn is_read(input: &Weak<ChildStdin>) -> bool {
     };
     let mut unread: libc::c_int = 0;
     // SAFETY: the descriptor is open as long as `input` lives, and the call writes one number.
-    let asked = unsafe { libc::ioctl(input.as_raw_fd(), libc::FIONREAD, &raw mut unread) };
-    asked != 0 || unread == 0
+    let status = unsafe { libc::ioctl(input.as_raw_fd(), libc::FIONREAD, &raw mut unread) };
+    status != 0 || unread == 0
 }
 
 /// Other systems cannot tell this for the writing end of a pipe.

@@ -149,7 +149,7 @@ fn descendants_end_with_the_program() {
     assert!(runs(&descendant()));
     ended.finish().unwrap();
     assert!(ends(&descendant()));
-    // The same without a requested end, and after an error.
+    // Descendants also end when the program is dropped without `finish`, and after an error.
     let dropped = program(&answering, 20.0);
     assert_eq!(score(&dropped, &["a"]), Ok(vec![1.0]));
     drop(dropped);

@@ -162,8 +162,8 @@ impl LogOdds {
         let [not_chosen, not_rejected] = [chosen, rejected].map(log_one_minus_exp);
         let value = (chosen - rejected) - (not_chosen - not_rejected);
         // d log σ(value) = σ(−value) d value, and d value = dc / (1 − P(c)) − dr / (1 − P(r)).
-        // Where the chosen answer is certain, both factors of the first term are at their ends and
-        // their product is not.
+        // If the chosen answer is certain, one factor of the first term is 0 and the other
+        // infinite, while their product is finite.
         let slope = |not: f64| (log_sigmoid(-value) - not).exp();
         let of_chosen = match value > FAR {
             true => (rejected - chosen - not_rejected).exp(),

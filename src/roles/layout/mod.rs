@@ -69,7 +69,7 @@ pub struct RoleModel {
     pub model: ModelDescription,
     /// The tensors that the role owns.
     pub weights: RoleWeights,
-    /// Whether these are trained.
+    /// Whether the weights are trained.
     pub training: Trainability,
 }
 

@@ -1,5 +1,5 @@
-//! What the roles ask of prompts: room in every context, and whether generation reads the last
-//! token of a completion.
+//! Requirements of the roles on prompts: room in every context, and whether generation reads the
+//! last token of a completion.
 
 use rollout::LastToken;
 
@@ -7,7 +7,7 @@ use super::{RoleLayout, RoleModel};
 use crate::config::Ppo;
 use crate::data::example::Limit;
 
-/// What prompts are for: the judge scores completions in evaluations only.
+/// The use of prompts: in iterations or in evaluations, where the judge scores completions too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PromptUse {
     /// Prompts of iterations, scored by the reward models.

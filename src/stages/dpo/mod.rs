@@ -88,7 +88,7 @@ impl ExampleStage for Dpo {
 #[derive(Debug, Clone)]
 pub struct ReferencedPair {
     pair: Pair,
-    /// Of the chosen answer, and of the rejected one.
+    /// The reference's log-probs of the chosen and the rejected answer.
     reference: Option<[f64; 2]>,
 }
 

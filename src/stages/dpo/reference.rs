@@ -55,7 +55,7 @@ struct References {
 
 /// Why a file of log-probs is not used.
 enum Unusable {
-    /// Its log-probs are of other models, data or tokens.
+    /// The log-probs are those of another model, other data or other tokens.
     Other,
     /// The file is damaged.
     Damaged,

@@ -1,9 +1,9 @@
 //! Scores, log-probs and values → advantages and returns.
 //!
 //! The KL compares policy and reference over the whole vocabulary, whatever ids sampling kept.
-//! Where the KL has no weight it counts as zero.
+//! A KL without weight counts as zero.
 //!
-//! Where the rewards carry the KL, one rule holds for all estimators: each token's reward is
+//! If the KL is part of the rewards, one rule holds for all estimators: each token's reward is
 //! −kl_coef · KLₜ, and the last token's reward has the shaped score added. GAE and REINFORCE++ read
 //! these token rewards; GRPO, Dr. GRPO, RLOO and ReMax read their sum over the sequence, shaped
 //! score − kl_coef · Σₜ KLₜ. The deviation that GRPO divides by therefore includes the KL: in a

@@ -38,7 +38,7 @@ use crate::terminal::Phase;
 use crate::train::batch_order::steps;
 use crate::train::configured::{is_due, never_at_peak, rate_of_zero, schedule};
 use crate::train::metrics::{Metrics, StepLog, names};
-use crate::train::run_folder::Done;
+use crate::train::run_folder::StageOutcome;
 use crate::train::signal::Outcome;
 use crate::train::stage_loop::{self, StageLoop, Steps};
 use advantages::add_advantages;
@@ -244,7 +244,8 @@ impl<'a> PpoRun<'a> {
             self.stage.log.write(&metrics)?;
         }
         self.state.prepared = true;
-        // Where nothing was scored yet, a reward that fails on its first question must be mendable.
+        // Before the first scores no checkpoint is saved, so that the settings of a reward that
+        // fails on its first request can still be changed.
         match self.state.before.is_some() || self.scales_by_reference() {
             true => self.save(),
             false => Ok(()),
@@ -423,7 +424,7 @@ impl<'a> PpoRun<'a> {
             .map(|m| m.summary())
             .unwrap_or_default();
         Ok(Finished {
-            done: Done {
+            done: StageOutcome {
                 steps: self.state.iteration,
                 summary,
             },

@@ -31,7 +31,7 @@ pub struct Sampler<'a> {
     boundary: Option<usize>,
     /// Whether a reward model reads the recorded states of a completion's last token.
     last_token: LastToken,
-    /// The same in evaluations, where the judge reads them too.
+    /// Whether a reward model or the judge reads them, in evaluations.
     judged_token: LastToken,
     seed: u64,
     stop: &'a StopRequest,

@@ -1,4 +1,4 @@
-//! What PPO starts with: the roles, and prompts that leave room for the response.
+//! Setup of PPO: loads the roles, and the prompts that leave room for the response.
 
 use std::path::Path;
 

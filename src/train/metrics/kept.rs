@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{Expect, STEP};
+use super::{RequiredLines, STEP};
 use crate::files::durable::on;
 use crate::files::regular;
 
@@ -24,7 +24,7 @@ pub(super) struct LogLines {
 /// The reading of a log, line by line.
 struct LogReader<'a> {
     step: u64,
-    expect: Expect,
+    required: RequiredLines,
     lines: LogLines,
     /// Step of the last line that fits.
     last: Option<u64>,
@@ -38,14 +38,14 @@ impl LogLines {
     ///
     /// # Errors
     /// If the file cannot be read, or holds a line before its end that is no object with a step.
-    pub fn read(path: &Path, step: u64, expect: Expect) -> io::Result<Self> {
+    pub fn read(path: &Path, step: u64, required: RequiredLines) -> io::Result<Self> {
         let bytes = match regular::read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             read => read.map_err(on("read", path))?,
         };
         let mut reader = LogReader {
             step,
-            expect,
+            required,
             lines: Self {
                 length: 0,
                 fitting: Vec::new(),
@@ -68,7 +68,7 @@ impl LogLines {
 impl LogReader<'_> {
     fn take(&mut self, number: usize, line: &[u8], is_last: bool) -> io::Result<()> {
         let Some(found) = step_of(line) else {
-            // What was torn, or stands beyond the step, is cut off.
+            // A torn last line, and lines beyond the step, are cut off.
             return match is_last || self.beyond.is_some() {
                 true => Ok(()),
                 false => Err(not_a_line(self.path, number)),
@@ -83,7 +83,7 @@ impl LogReader<'_> {
                 "line {number} is of step {beyond}, and one of step {found} follows"
             ));
         }
-        let repeats = self.expect == Expect::EachStep && self.last == Some(found);
+        let repeats = self.required == RequiredLines::EachStep && self.last == Some(found);
         if repeats || self.last.is_some_and(|last| found < last) {
             let last = self.last.unwrap_or_default();
             self.note(format!(
@@ -99,16 +99,16 @@ impl LogReader<'_> {
 
     fn finish(mut self) -> LogLines {
         let step = self.step;
-        match (self.expect, self.last) {
-            (Expect::Nothing, _) | (Expect::Some, Some(_)) => {}
-            (Expect::EachStep, _) if step == 0 => {}
+        match (self.required, self.last) {
+            (RequiredLines::None, _) | (RequiredLines::AtLeastOne, Some(_)) => {}
+            (RequiredLines::EachStep, _) if step == 0 => {}
             (_, None) => self.note(format!(
                 "it has no line of a step up to {step}, of which there is a checkpoint"
             )),
-            (Expect::EachStep, Some(last)) if last < step => self.note(format!(
+            (RequiredLines::EachStep, Some(last)) if last < step => self.note(format!(
                 "it ends at step {last}, and there is a checkpoint of step {step}"
             )),
-            (Expect::EachStep, Some(_)) => {}
+            (RequiredLines::EachStep, Some(_)) => {}
         }
         self.lines
     }

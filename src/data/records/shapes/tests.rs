@@ -331,7 +331,7 @@ fn turns_that_must_not_be_learned_are_refused() {
         checked.map_or_else(|e| e.to_string(), |()| String::new())
     };
     let cases: [(&[i32], Learn, &[&str]); 6] = [
-        // What a user says is never learned.
+        // Turns of the user are never learned.
         (&[0, 1, 0, 1], Learn::All, &[]),
         (
             &[0, 0, 0, 1],

@@ -18,7 +18,7 @@ pub(super) struct PlannedPrompts {
     pub training: usize,
     /// The number of prompts to evaluate on; `usize::MAX` if unknown.
     pub evaluation: usize,
-    /// How the length is known.
+    /// The source of the length, in words for the plan.
     pub note: String,
 }
 

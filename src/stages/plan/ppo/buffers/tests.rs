@@ -58,7 +58,8 @@ fn the_largest_of_the_states_held_at_once_counts() {
     let evaluated = |config: &mut Ppo| config.eval_prompts = Some("held-out.jsonl".into());
     let batch = 2 * 12 + 4 * 7;
     assert_eq!(held(&|_| {}, false), batch);
-    // Of 5 prompts to evaluate on a run has 4, of 64 sequences at once all, of a sample of 3 these.
+    // Evaluation holds 4 of 5 prompts at once; all of them if 64 sequences run at once; and 3 if it
+    // samples 3.
     assert_eq!(held(&evaluated, false), 4 * (12 + 7));
     assert_eq!(held(&evaluated, true), 4 * (12 + 8));
     let wide = |config: &mut Ppo| {
