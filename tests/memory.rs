@@ -1,13 +1,16 @@
 //! Memory of a forward and backward pass, counted by the allocator, against what `plan` lists. The
-//! test has a binary of its own because the count is that of the whole process.
+//! tests have a binary of their own, and run one at a time, because the count is that of the whole
+//! process.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use collimate::model::activations::TrainingPass;
-use collimate::model::config::{DecoderConfig, Family, Geometry};
+use collimate::model::config::{DecoderConfig, Family, Geometry, TensorSpec, layer_of};
 use collimate::model::hf_config::HfConfig;
-use collimate::model::{Decoder, Gradient, Recompute};
+use collimate::model::{Decoder, Gradient, Holding, Recompute};
 use collimate::ops::attention::Segments;
 use collimate::ops::backend::Backend;
 use collimate::ops::head::{Target, most_logits};
@@ -38,6 +41,9 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// Held by the test that counts.
+static TURN: Mutex<()> = Mutex::new(());
+
 const ROWS: usize = 2048;
 
 fn model(family: Family) -> Decoder {
@@ -59,7 +65,7 @@ fn model(family: Family) -> Decoder {
 /// Bytes held between the two passes, and the peak of both passes, relative to the state before
 /// them.
 fn measured(model: &Decoder, recompute: Recompute) -> [usize; 2] {
-    let ids: Vec<u32> = (0..ROWS as u32).map(|i| i * 7 % 512).collect();
+    let ids: Vec<u32> = (0..ROWS as u32).map(|i| i * 7 % 128).collect();
     let segments = Segments::from_lengths([128; ROWS / 128]);
     let targets: Vec<Target> = (0..ROWS).map(|row| Target::whole(row, 3)).collect();
     let before = LIVE.load(Ordering::Relaxed);
@@ -73,8 +79,51 @@ fn measured(model: &Decoder, recompute: Recompute) -> [usize; 2] {
     [held, PEAK.load(Ordering::Relaxed) - before]
 }
 
+/// The fixture in `folder` with the layers from `first` on trained.
+fn fixture(folder: &Path, first: usize) -> Decoder {
+    let head = HfConfig::read(folder)
+        .expect("a configuration")
+        .decoder
+        .head;
+    let holding = |spec: &TensorSpec| {
+        Holding::Own(match layer_of(&spec.name) {
+            Some(layer) if layer >= first => Trainability::Trained,
+            _ => Trainability::Frozen,
+        })
+    };
+    Decoder::load_sharing(folder, head, 1, holding, &Backend::CPU).expect("a model")
+}
+
+/// The columns that a layer of every fixture holds, to the column: what a pass holds with one more
+/// recorded layer.
+#[test]
+fn a_layer_holds_the_planned_columns() {
+    let _turn = TURN.lock();
+    let column = ROWS * size_of::<f32>();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
+    for folder in fixtures.read_dir().expect("fixtures") {
+        let folder = folder.expect("a fixture").path();
+        for recompute in [Recompute::None, Recompute::Block] {
+            let [more, less] = [1, 2].map(|first| {
+                let model = fixture(&folder, first);
+                measured(&model, recompute);
+                let pass = TrainingPass {
+                    decoder: model.decoder_config(),
+                    rows: ROWS,
+                    first,
+                    recompute,
+                };
+                [measured(&model, recompute)[0], pass.held()]
+            });
+            let [found, planned] = [0, 1].map(|i| (more[i] - less[i] + column / 2) / column);
+            assert_eq!(found, planned, "{} {recompute:?}", folder.display());
+        }
+    }
+}
+
 #[test]
 fn a_pass_has_in_memory_what_is_planned() {
+    let _turn = TURN.lock();
     for family in [Family::Llama, Family::Qwen3, Family::Gpt2] {
         let model = model(family);
         for recompute in [Recompute::None, Recompute::Block] {

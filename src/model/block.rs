@@ -2,14 +2,14 @@
 
 use candle_core::{Result, Tensor};
 
-use super::config::{Activation, DecoderConfig, NormKind, QkNorm, weight};
+use super::config::{Activation, DecoderConfig, NormKind, Position, QkNorm, weight};
 use super::lora::{Lora, a_of, b_of};
 use crate::ops::activation::{gelu_link, gelu_tanh_link, swiglu_composed, swiglu_link};
 use crate::ops::adapter::Adapter;
 use crate::ops::attention::{self, Attention, Segments};
 use crate::ops::linear::{Linear, Projection};
 use crate::ops::norm::Norm;
-use crate::ops::operation::Link;
+use crate::ops::operation::{Link, OperationKind};
 use crate::ops::param::ParamStore;
 use crate::ops::residual::{Branch, WantedRows, add_branch, add_result, run};
 use crate::ops::rope::Angles;
@@ -167,6 +167,26 @@ impl Block {
     }
 }
 
+/// Kinds of the operations of [`Block::branches`], which are the same for every layer.
+pub fn branch_kinds(config: &DecoderConfig) -> [Vec<OperationKind>; 2] {
+    use OperationKind::{Attention, Gelu, Linear, Norm, Rope, SwiGlu};
+    let (spec, inner) = (attention_of(config, 0), config.intermediate_size);
+    let mut attention = vec![Norm, Linear(spec.columns())];
+    if config.qk_norm == QkNorm::PerHead {
+        attention.extend([Norm, Norm]);
+    }
+    if let Position::Rope(_) = config.position {
+        attention.push(Rope);
+    }
+    attention.extend([Attention(spec.outputs()), Linear(config.hidden_size)]);
+    let (up, activation) = match config.activation {
+        Activation::SwiGlu => (2 * inner, SwiGlu),
+        Activation::GeluTanh | Activation::Gelu => (inner, Gelu),
+    };
+    let mlp = vec![Norm, Linear(up), activation, Linear(config.hidden_size)];
+    [attention, mlp]
+}
+
 /// Shape and scale of the attention of a layer.
 pub fn attention_of(config: &DecoderConfig, layer: usize) -> Attention {
     Attention {
@@ -229,4 +249,42 @@ pub fn norm(store: &ParamStore, config: &DecoderConfig, name: &str) -> Result<No
             eps: eps as f32,
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::model::config::TensorSpec;
+    use crate::model::frequencies::rotation;
+    use crate::model::hf_config::HfConfig;
+    use crate::ops::backend::Backend;
+    use crate::ops::param::{InitialParam, Trainability};
+
+    fn zeros(spec: TensorSpec) -> InitialParam {
+        InitialParam {
+            data: vec![0.0; spec.numel()],
+            name: spec.name,
+            shape: spec.shape,
+            training: Trainability::Frozen,
+        }
+    }
+
+    /// Plans count the memory of the listed operations, passes run the layer's.
+    #[test]
+    fn the_branches_of_every_family_have_the_listed_kinds() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
+        for folder in fixtures.read_dir().unwrap() {
+            let config = HfConfig::read(&folder.unwrap().path()).unwrap().decoder;
+            let initial = config.tensors().into_iter().map(zeros).collect();
+            let store = ParamStore::new(initial, &Backend::CPU).unwrap();
+            let layer = Block::new(&store, &config, None, 1).unwrap();
+            let angles = rotation(&config).map(|rotation| rotation.angles(&[0, 1]));
+            let branches = layer.branches(angles.as_ref(), &Segments::from_lengths([2]), None);
+            let kinds = |branch: Branch| branch.chain.iter().map(|link| link.kind()).collect();
+            let kinds: [Vec<OperationKind>; 2] = branches.map(kinds);
+            assert_eq!(kinds, branch_kinds(&config), "{:?}", config.family);
+        }
+    }
 }

@@ -9,7 +9,7 @@ use candle_core::{Result, Tensor, bail};
 use multiversion::multiversion;
 use rollout::row::exp;
 
-use super::operation::{Link, LinkTraits, Operation, apply};
+use super::operation::{Link, Operation, OperationKind, apply};
 use super::pool;
 use super::storage;
 
@@ -17,10 +17,6 @@ use super::storage;
 const ROWS: usize = 16;
 /// Elements of one task of an element-wise function.
 const BLOCK: usize = 1 << 14;
-const CHEAP: LinkTraits = LinkTraits {
-    cheap: true,
-    in_place: false,
-};
 /// √(2/π), of GELU's tanh form.
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 /// Cubic coefficient of GELU's tanh form.
@@ -93,8 +89,8 @@ impl Operation for SwiGlu {
         ["swiglu", "swiglu backward"]
     }
 
-    fn traits(&self) -> LinkTraits {
-        CHEAP
+    fn kind(&self) -> OperationKind {
+        OperationKind::SwiGlu
     }
 
     fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {
@@ -184,8 +180,8 @@ impl Operation for Gelu {
         ["gelu", "gelu backward"]
     }
 
-    fn traits(&self) -> LinkTraits {
-        CHEAP
+    fn kind(&self) -> OperationKind {
+        OperationKind::Gelu
     }
 
     fn forward(&self, x: &[f32], _rows: usize) -> Result<Vec<f32>> {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor, bail};
 
 use super::adapter::{Adapter, InnerValues};
-use super::operation::{Link, Operation, apply};
+use super::operation::{Link, Operation, OperationKind, apply};
 use super::param::{Operand, Param};
 use super::pool;
 use super::product::{
@@ -347,6 +347,10 @@ impl Linear {
 impl Operation for Linear {
     fn names(&self) -> [&'static str; 2] {
         ["linear", "linear backward"]
+    }
+
+    fn kind(&self) -> OperationKind {
+        OperationKind::Linear(self.outputs)
     }
 
     fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use candle_core::{D, Result, Tensor, bail};
 use multiversion::multiversion;
 
-use super::operation::{Link, LinkTraits, Operation, apply};
+use super::operation::{Link, Operation, OperationKind, apply};
 use super::param::Param;
 use super::pool;
 use super::storage;
@@ -317,11 +317,8 @@ impl Operation for NormOperation {
         ["norm", "norm backward"]
     }
 
-    fn traits(&self) -> LinkTraits {
-        LinkTraits {
-            cheap: true,
-            ..LinkTraits::default()
-        }
+    fn kind(&self) -> OperationKind {
+        OperationKind::Norm
     }
 
     fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {

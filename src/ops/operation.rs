@@ -22,17 +22,15 @@ pub trait Operation: Send + Sync {
     /// The gradient of `x`, given the gradient of `y`; adds the gradients of the parameters to
     /// their arena.
     ///
-    /// In a chain, `x` is empty if the operation is [in place](LinkTraits::in_place), and `y` is
-    /// empty for the last operation.
+    /// In a chain, `x` is empty if the operation [overwrites its
+    /// input](OperationKind::overwrites_input), and `y` is empty for the last operation.
     ///
     /// # Errors
     /// If a parameter cannot be read.
     fn backward(&self, x: &[f32], y: &[f32], dy: Cow<[f32]>, rows: usize) -> Result<Vec<f32>>;
 
-    /// How a chain may treat the operation.
-    fn traits(&self) -> LinkTraits {
-        LinkTraits::default()
-    }
+    /// The operation's kind, which says how a chain treats its activations.
+    fn kind(&self) -> OperationKind;
 
     /// [`Self::forward`] on a buffer that is not needed afterwards.
     ///
@@ -53,13 +51,47 @@ pub trait Operation: Send + Sync {
     }
 }
 
-/// How a chain may treat an operation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LinkTraits {
-    /// The backward pass does not read the input, which may be overwritten.
-    pub in_place: bool,
-    /// The result is computed again in the backward pass instead of being kept for it.
-    pub cheap: bool,
+/// Kind of an operation: the columns of its result, and how a chain treats its activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OperationKind {
+    /// Normalisation of rows or of heads.
+    Norm,
+    /// Linear layer with this number of output columns.
+    Linear(usize),
+    /// Rotary position embedding.
+    Rope,
+    /// Attention with this number of output columns.
+    Attention(usize),
+    /// SwiGLU, which halves the number of columns.
+    SwiGlu,
+    /// GELU in either form.
+    Gelu,
+}
+
+impl OperationKind {
+    /// Columns of the result for an input of `inputs` columns.
+    pub fn outputs(self, inputs: usize) -> usize {
+        match self {
+            Self::Linear(outputs) | Self::Attention(outputs) => outputs,
+            Self::SwiGlu => inputs / 2,
+            Self::Norm | Self::Rope | Self::Gelu => inputs,
+        }
+    }
+
+    /// Whether the result is computed again in the backward pass instead of being kept for it.
+    pub fn is_cheap(self) -> bool {
+        matches!(self, Self::Norm | Self::SwiGlu | Self::Gelu)
+    }
+
+    /// Whether the forward pass overwrites its input, which the backward pass does not read.
+    pub fn overwrites_input(self) -> bool {
+        self == Self::Rope
+    }
+
+    /// Whether the backward pass overwrites the gradient of the result with that of the input.
+    pub fn overwrites_gradient(self) -> bool {
+        matches!(self, Self::Norm | Self::Rope | Self::Gelu)
+    }
 }
 
 /// An operation in a chain.

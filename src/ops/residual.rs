@@ -6,11 +6,13 @@
 //! runs the operations itself: the backward pass of each one gets the gradient that the next one
 //! returned. It needs the input of each operation; these are kept from the forward pass, except for
 //! results of cheap operations, which are computed again, and inputs that an operation overwrote.
-//! With [`Activations::Recomputed`] only `x` is kept and the chain runs again in the backward pass
-//! (Chen et al. 2016, §4).
+//! With [`Recompute::Block`] only `x` is kept and the chain runs again in the backward pass
+//! (Chen et al. 2016, §4). [`memory`] says which activations are kept, and counts them.
 //!
 //! If only some rows of the result are wanted, the last operation and the sum run on these rows
 //! alone.
+
+pub mod memory;
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,15 +22,8 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use super::operation::{Link, profiled};
 use super::product::Write;
 use super::storage::{self, gather};
-
-/// How a branch gets the activations of its backward pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activations {
-    /// The inputs of its operations are kept from the forward pass.
-    Kept,
-    /// Only the branch's input is kept; the chain runs again.
-    Recomputed,
-}
+use crate::config::Recompute;
+use memory::HeldInputs;
 
 /// Rows of a result that are computed; `None` for all of them.
 pub type WantedRows = Option<Arc<[u32]>>;
@@ -41,14 +36,15 @@ pub struct Branch {
     pub wanted: WantedRows,
 }
 
-/// Runs branches one after the other on the CPU, as one node of the graph.
+/// Runs branches one after the other on the CPU, as one node of the graph; `recompute` says whether
+/// each branch keeps its activations or runs again in the backward pass.
 ///
 /// # Errors
 /// Errors of the operations.
-pub fn residuals(x: &Tensor, branches: Vec<Branch>, activations: Activations) -> Result<Tensor> {
+pub fn residuals(x: &Tensor, branches: Vec<Branch>, recompute: Recompute) -> Result<Tensor> {
     let branch = |Branch { chain, wanted }| Residual {
         chain,
-        activations,
+        recompute,
         wanted,
         held: Mutex::default(),
     };
@@ -105,15 +101,6 @@ pub fn add_result(sum: &mut [f32], x: &[f32], rows: usize, link: &Link) -> Resul
     Ok(())
 }
 
-/// Which inputs of operations a run keeps.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum HeldInputs {
-    Nothing,
-    /// All except the results of cheap operations.
-    Costly,
-    Everything,
-}
-
 /// The kept inputs of a chain's operations. The input of the first operation, which is the
 /// branch's, is not among them.
 #[derive(Default)]
@@ -130,21 +117,19 @@ impl ChainInputs {
     ) -> Result<Vec<f32>> {
         let mut current = None::<Vec<f32>>;
         for (i, link) in chain.iter().enumerate() {
-            let in_place = link.traits().in_place;
+            let kind = link.kind();
             current = Some(match current.take() {
                 None => {
                     self.0.push(None);
                     profiled(link.names()[0], || link.forward(x, rows))?
                 }
-                Some(input) if in_place => {
+                Some(input) if kind.overwrites_input() => {
                     self.0.push(None);
                     profiled(link.names()[0], || link.forward_owned(input, rows))?
                 }
                 Some(input) => {
                     let next = profiled(link.names()[0], || link.forward(&input, rows))?;
-                    let cheap = chain[i - 1].traits().cheap;
-                    let hold =
-                        what == HeldInputs::Everything || what == HeldInputs::Costly && !cheap;
+                    let hold = what.holds(chain[i - 1].kind(), kind);
                     self.0.push(hold.then_some(input));
                     next
                 }
@@ -153,11 +138,20 @@ impl ChainInputs {
         Ok(current.unwrap_or_else(|| x.to_vec()))
     }
 
-    /// Keeps the input of the last operation, unless all rows are wanted and a cheap operation made
-    /// it.
-    fn hold_last(&mut self, input: Vec<f32>, before: &[Link], wanted: &WantedRows) {
-        let costly = before.last().is_some_and(|made| !made.traits().cheap);
-        self.0.push((costly || wanted.is_some()).then_some(input));
+    /// Keeps the input of the chain's last operation if `what` says so, or if it has the wanted rows
+    /// alone, from which no operation can compute it again.
+    fn hold_last(
+        &mut self,
+        input: Vec<f32>,
+        chain: &[Link],
+        what: HeldInputs,
+        wanted: &WantedRows,
+    ) {
+        let hold = match chain {
+            [.., made, last] => wanted.is_some() || what.holds(made.kind(), last.kind()),
+            _ => false,
+        };
+        self.0.push(hold.then_some(input));
     }
 
     /// The input of operation `i`: `x`, a kept one, one computed again, or an empty one if it is
@@ -172,7 +166,7 @@ impl ChainInputs {
         match (i, &self.0[i]) {
             (0, _) => Ok(Cow::Borrowed(x)),
             (_, Some(input)) => Ok(Cow::Borrowed(input)),
-            _ if chain[i].traits().in_place => Ok(Cow::Borrowed(&[])),
+            _ if chain[i].kind().overwrites_input() => Ok(Cow::Borrowed(&[])),
             _ => {
                 let (before, input) = (&chain[i - 1], self.of(i - 1, x, rows, chain)?);
                 let again = profiled(before.names()[0], || before.forward(&input, rows))?;
@@ -192,7 +186,7 @@ impl ChainInputs {
 
 struct Residual {
     chain: Vec<Link>,
-    activations: Activations,
+    recompute: Recompute,
     wanted: WantedRows,
     /// Inputs kept from the forward pass for the backward pass.
     held: Mutex<Option<ChainInputs>>,
@@ -217,10 +211,7 @@ impl Residual {
 
     /// The wanted rows of `x + chain(x)`.
     fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {
-        let what = match self.activations {
-            Activations::Kept => HeldInputs::Costly,
-            Activations::Recomputed => HeldInputs::Nothing,
-        };
+        let what = HeldInputs::between_passes(self.recompute);
         let Some((last, before)) = self.chain.split_last() else {
             bail!("residual: a branch without operations")
         };
@@ -235,8 +226,8 @@ impl Residual {
         };
         let count = sum.len() / width.max(1);
         add_result(&mut sum, &input, count, last)?;
-        if self.activations == Activations::Kept {
-            inputs.hold_last(input, before, &self.wanted);
+        if self.recompute == Recompute::None {
+            inputs.hold_last(input, &self.chain, what, &self.wanted);
             *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(inputs);
         }
         Ok(sum)
@@ -252,11 +243,11 @@ impl Residual {
         if let Some(inputs) = held {
             return Ok(inputs);
         }
-        let before = &self.chain[..self.chain.len() - 1];
+        let (before, what) = (&self.chain[..self.chain.len() - 1], HeldInputs::Everything);
         let mut inputs = ChainInputs::default();
-        let input = inputs.run(x, rows, before, HeldInputs::Everything)?;
-        let input = (!before.is_empty()).then(|| self.pick(input.into(), rows).into_owned());
-        inputs.0.push(input);
+        let input = inputs.run(x, rows, before, what)?;
+        let input = self.pick(input.into(), rows).into_owned();
+        inputs.hold_last(input, &self.chain, what, &self.wanted);
         Ok(inputs)
     }
 
@@ -384,23 +375,23 @@ mod tests {
         let expected = (&some + some.gelu_erf().unwrap()).unwrap();
         let loss = |y: &Tensor| y.sqr().unwrap().sum_all().unwrap();
         let expected_grad = loss(&expected).backward().unwrap();
-        for activations in [Activations::Kept, Activations::Recomputed] {
+        for recompute in [Recompute::None, Recompute::Block] {
             let branches = [None, Some(Arc::from(rows))].map(|wanted| Branch {
                 chain: vec![gelu_link()],
                 wanted,
             });
-            let y = residuals(&x, branches.into(), activations).unwrap();
+            let y = residuals(&x, branches.into(), recompute).unwrap();
             let near = |a: &Tensor, b: &Tensor| {
                 values(a)
                     .iter()
                     .zip(values(b))
                     .all(|(a, b)| (a - b).abs() < 1e-5 * (1.0 + b.abs()))
             };
-            assert!(near(&y, &expected), "{activations:?}");
+            assert!(near(&y, &expected), "{recompute:?}");
             for _ in 0..2 {
                 let grads = loss(&y).backward().unwrap();
                 let [found, wanted] = [&grads, &expected_grad].map(|all| all.get(&x).unwrap());
-                assert!(near(found, wanted), "{activations:?}");
+                assert!(near(found, wanted), "{recompute:?}");
             }
         }
     }

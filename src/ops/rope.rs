@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use candle_core::{Result, Tensor, bail};
 use multiversion::multiversion;
 
-use super::operation::{Link, LinkTraits, Operation, apply};
+use super::operation::{Link, Operation, OperationKind, apply};
 use super::pool;
 use super::storage;
 
@@ -179,11 +179,8 @@ impl Operation for Rotate {
         ["rope", "rope backward"]
     }
 
-    fn traits(&self) -> LinkTraits {
-        LinkTraits {
-            in_place: true,
-            ..LinkTraits::default()
-        }
+    fn kind(&self) -> OperationKind {
+        OperationKind::Rope
     }
 
     fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {

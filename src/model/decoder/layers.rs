@@ -15,7 +15,7 @@ use crate::ops::attention::{self, Segments};
 use crate::ops::backend::Backend;
 use crate::ops::param::Trainability;
 use crate::ops::recompute::recompute;
-use crate::ops::residual::{Activations, WantedRows, residuals};
+use crate::ops::residual::{WantedRows, residuals};
 use crate::ops::rope::Angles;
 use crate::ops::storage;
 
@@ -82,7 +82,7 @@ impl Decoder {
             let block = &self.layers[layer].0;
             block.branches(angles, segments, wanted(layer))
         });
-        residuals(&x, branches.collect(), kept(*recompute))
+        residuals(&x, branches.collect(), *recompute)
     }
 
     /// [`Self::run`] with candle's operations, each a node of the graph.
@@ -146,14 +146,6 @@ pub(super) fn enter_graph(x: Tensor, gradient: Gradient, next: Trainability) -> 
             Ok(Var::from_tensor(&x)?.as_tensor().clone())
         }
         _ => Ok(x),
-    }
-}
-
-/// How branches get the activations of their backward pass.
-fn kept(mode: Recompute) -> Activations {
-    match mode {
-        Recompute::None => Activations::Kept,
-        Recompute::Block => Activations::Recomputed,
     }
 }
 

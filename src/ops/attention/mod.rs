@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
 
-use super::operation::{Link, Operation, apply, profiled};
+use super::operation::{Link, Operation, OperationKind, apply, profiled};
 use super::pool;
 use super::product::Destination;
 use super::product::lanes::Line;
@@ -247,6 +247,10 @@ struct ForwardBuffers {
 impl Operation for PackedAttention {
     fn names(&self) -> [&'static str; 2] {
         ["attention", "attention backward"]
+    }
+
+    fn kind(&self) -> OperationKind {
+        OperationKind::Attention(self.spec.outputs())
     }
 
     fn forward(&self, qkv: &[f32], _rows: usize) -> Result<Vec<f32>> {
