@@ -47,8 +47,8 @@ pub trait Model {
     fn reserve(&mut self, blocks: usize) -> ModelResult<()>;
 
     /// Copies blocks, reads each chunk's tokens into its blocks, and returns the logits that follow
-    /// the last token of each chunk whose sequence goes on, one row a chunk, in order; none for the
-    /// others.
+    /// the last token of each chunk whose sequence continues, one row a chunk, in order; none for
+    /// the others.
     fn forward(&mut self, step: &ModelStep<'_>) -> ModelResult<Self::Logits>;
 
     /// Draws one token for each request, in order; [`crate::draw_row`] does it for a row in memory.
@@ -82,17 +82,17 @@ pub struct Chunk<'a> {
     /// lies in `blocks[p / BLOCK_TOKENS]`, row `p % BLOCK_TOKENS`. Blocks that receive a token
     /// belong to this chunk alone.
     pub blocks: &'a [u32],
-    /// Whether the sequence goes on after the chunk.
+    /// Whether the sequence continues after the chunk.
     pub next: Next,
 }
 
-/// Whether a sequence goes on after a chunk of it is read.
+/// Whether a sequence continues after a chunk of it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// It goes on: the next token may be drawn from the logits after the chunk, and is read after
+    /// It continues: the next token may be drawn from the logits after the chunk, and is read after
     /// it.
     GoesOn,
-    /// It has ended: no token is drawn of it any more, and no sequence that goes on reads the
+    /// It has ended: no token is drawn of it any more, and no sequence that continues reads the
     /// chunk's blocks. A model that keeps something of each token has to compute that and no more.
     Ended,
 }

@@ -7,7 +7,8 @@
 //! cache alone, all finish.
 //!
 //! The samples of a request begin as one: sample 0 reads the prompt, then the others fork from it,
-//! sharing its blocks. A shared block is copied by who writes to it, except the last owner.
+//! sharing its blocks. A sequence copies a shared block before it writes to it, unless it is the
+//! last owner.
 
 use std::collections::BTreeSet;
 
@@ -133,7 +134,8 @@ impl Scheduler {
         ahead <= self.pool.free()
     }
 
-    /// Settles who advances by how much, making later sequences give way where blocks are short.
+    /// Decides which sequences advance, and by how many tokens; preempts later sequences if blocks
+    /// are short.
     fn take_turns(&mut self) -> Vec<ScheduledChunk> {
         let mut turns = Vec::new();
         let mut promised = 0;
@@ -158,7 +160,7 @@ impl Scheduler {
     /// returns how many it needs, or `None` when it must wait because no later sequence has any.
     fn make_room(&mut self, index: usize, count: usize, promised: usize) -> Option<usize> {
         loop {
-            // Counted anew each time: who gives way may have shared a block with this one.
+            // Counted again each time: a preempted sequence may have shared a block with this one.
             let needed = self.sequences[index].blocks_needed(count, &self.pool);
             if promised + needed <= self.pool.free() {
                 return Some(needed);

@@ -113,8 +113,8 @@ fn resolve(args: &ConfigArgs) -> Config {
     config
 }
 
-/// `configs/dpo.toml` goes on from what the quickstart has left, so the tables that both have must
-/// be the same.
+/// `configs/dpo.toml` continues from what the quickstart has left, so the tables that both have
+/// must be the same.
 #[test]
 fn the_preference_example_continues_the_quickstart() {
     let load = |name: &str| Config::load(&Path::new("configs").join(name), &[]).unwrap();

@@ -150,7 +150,7 @@ fn effect(table: &str, key: &str, old: &Table, new: &Table) -> Effect {
             let patience = old.get("early_stopping_patience");
             patience.is_none_or(|patience| *patience == Value::Integer(0))
         }
-        // Draws are keyed by sequence and position, not by who was sampled beside whom.
+        // Draws are keyed by sequence and position, not by the other sequences in the batch.
         ("ppo", "rollout_batch" | "cache_bytes" | "cache_tokens") => true,
         // Recorded log-probs have the bits of recomputed ones.
         ("ppo", "rescore") => true,

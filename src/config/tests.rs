@@ -380,7 +380,7 @@ fn keys_of_evaluations_are_refused_where_nothing_is_evaluated() {
         );
         resolve(&[set, "ppo.eval_prompts=held_out.jsonl"]).unwrap();
     }
-    // The judge of [judge] is not asked for either.
+    // PPO then does not use the judge of [judge] either.
     let ppo = resolve(&["ppo.eval_steps=0"]).unwrap().ppo.unwrap();
     assert_eq!(ppo.judge_model, None);
 }

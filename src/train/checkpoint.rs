@@ -122,7 +122,7 @@ impl Checkpoints {
     }
 
     /// The newest checkpoint that is complete and whose checksums hold. Newer ones are set aside:
-    /// as the newest by name they would be kept in place of those that the run goes on to write.
+    /// as the newest by name they would be kept in place of those that the run writes next.
     ///
     /// # Errors
     /// If the folder cannot be listed or a checkpoint not be renamed. A damaged checkpoint is no

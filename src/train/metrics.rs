@@ -107,7 +107,7 @@ impl StepLog {
 
     /// Opens `path`, creating it if need be, and cuts it back to the lines to keep. A last line
     /// that was torn by a crash is dropped. A file whose steps are out of order, or that lacks
-    /// lines up to the step to keep, is set aside as a whole, and the log goes on with the lines
+    /// lines up to the step to keep, is set aside as a whole, and the log continues with the lines
     /// that fit: [`Self::damage`] says so.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ pub const EXIT_STOPPED: u8 = 130;
 pub enum Outcome {
     /// All was done.
     Finished,
-    /// A signal came; the state is saved and the same command goes on from there.
+    /// A signal came; the state is saved and the same command continues from there.
     Stopped,
 }
 
@@ -67,7 +67,7 @@ impl StopRequest {
     }
 }
 
-/// True if the process ignores a signal, as who started it may have asked.
+/// True if the process ignores the signal, a setting that it may have inherited.
 fn is_ignored(signal: i32) -> bool {
     // SAFETY: a struct of plain numbers, for which zeros are a value.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };

@@ -73,9 +73,10 @@ pub fn run<S: Steps>(stage: &mut S, stop: &StopRequest) -> Result<Outcome> {
 }
 
 impl StageLoop {
-    /// Opens the stage's checkpoints, and its log as far as the newest usable one goes, which is
-    /// returned. Says on the terminal what was damaged, and where the stage goes on. `steps` are
-    /// those of the stage in all, and `unit` is its word for them.
+    /// Opens the stage's checkpoints, and its log up to the newest usable checkpoint, which is
+    /// returned. Notes on the terminal the damaged files and the step from which the stage
+    /// continues. `steps` is the total number of steps of the stage, and `unit` the word for one of
+    /// them.
     ///
     /// # Errors
     /// If a file cannot be read or written.
@@ -113,7 +114,7 @@ impl StageLoop {
         Ok((opened, latest.checkpoint))
     }
 
-    /// Opens another log of the stage, which must have lines where the stage goes on from a
+    /// Opens another log of the stage, which must have lines where the stage continues from a
     /// checkpoint if they are `expected`.
     ///
     /// # Errors

@@ -225,7 +225,8 @@ fn keys_that_cannot_go_together_are_refused_before_anything_runs() {
     for (flags, says) in [
         (
             "--set ppo.advantage_estimator=grpo",
-            "ppo.num_samples_per_prompt = 1 (the default): must be 2 or more with advantage_estimator",
+            "ppo.num_samples_per_prompt = 1 (the default): must be 2 or more with \
+             advantage_estimator",
         ),
         (
             "--set ppo.advantage_estimator=remax --set ppo.lam=0.9",

@@ -148,7 +148,7 @@ impl Encoder<'_> {
         Ok(example)
     }
 
-    /// Ids of a span that goes on from those of `example`.
+    /// Ids of a span that continues from those of `example`.
     fn go_on(&self, example: &Example, text: &str) -> Result<Vec<u32>> {
         let place = self.tokenizer.place_in_text(&example.ids);
         self.tokenizer.encode_at(text, place)

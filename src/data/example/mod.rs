@@ -2,7 +2,7 @@
 //!
 //! Prompt and completion are tokenised apart and joined, so their boundary is a token boundary: at
 //! generation the prompt's tokens stand before the first answer is drawn, and training sees the
-//! same. A span that goes on from another gets no space of its own from tokenizers that put one
+//! same. A span that continues from another gets no space of its own from tokenizers that put one
 //! before a text ([`super::tokenizer::TextPosition`]), so the joined ids are those of the whole
 //! text wherever the boundary falls between two of its tokens. A completion ends with EOS, once. A
 //! chat is rendered by the model's template and tokenised span by span; an answer reaches to the

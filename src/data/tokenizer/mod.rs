@@ -9,7 +9,7 @@
 //! documents): the name of a special token in it is characters like any other, so that a document
 //! cannot end itself. [`Tokenizer::encode_rendered`] is for what a user or a template wrote: there
 //! `<|im_end|>` is the token, as in transformers. Neither adds tokens; what the tokenizer puts
-//! before plain text is [`Tokenizer::prefix`]. A span that goes on from other text has ids of its
+//! before plain text is [`Tokenizer::prefix`]. A span that continues from other text has ids of its
 //! own ([`Tokenizer::encode_at`]): many tokenizers put a space before a text that must not stand
 //! inside it.
 //!

@@ -2,10 +2,10 @@
 //!
 //! SentencePiece's tokenizers (Llama 2, Mistral 0.1, Zephyr) put a space, "▁", before a text: by a
 //! normalizer (`Prepend`) or by a pre-tokenizer (`Metaspace`); byte-level ones with
-//! `add_prefix_space` do the same. A span that goes on from other text must not get that space, or
-//! "is" + " Paris" reads as "is  Paris". So the library's steps are taken one by one here, with the
-//! space where the library would put it in the whole text: before the text, and before each piece
-//! that follows an added token if the tokenizer says so.
+//! `add_prefix_space` do the same. A span that continues from other text must not get that space,
+//! or "is" + " Paris" reads as "is  Paris". So the library's steps are taken one by one here, with
+//! the space where the library would put it in the whole text: before the text, and before each
+//! piece that follows an added token if the tokenizer says so.
 //!
 //! Left out: an added token's flags `lstrip`, `rstrip` and `single_word` do not look across the
 //! border of a span.

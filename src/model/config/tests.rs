@@ -117,8 +117,8 @@ fn every_tensor_has_its_place_by_its_name() {
     }
 }
 
-/// A new family is a table of names and a row of fields; a layer that asked for it would have to be
-/// found again.
+/// Adding a family takes a table of names and a row of fields. No layer may depend on the family:
+/// every such layer would have to be found and changed.
 #[test]
 fn no_layer_asks_for_the_family() {
     for source in [

@@ -251,7 +251,7 @@ fn stacked_matrices_are_one_chain() {
                 Matrix::new(part, rows, n, n)
             });
             let found = multiplied_stacked(kernel, Matrix::new(&a, m, k, k), &parts);
-            // The sum of an element goes on from part to part.
+            // The sum of an element continues from part to part.
             let ends = sizes.iter().scan(0, |at, rows| {
                 *at += rows;
                 Some((*at - rows)..*at)

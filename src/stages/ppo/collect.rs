@@ -27,7 +27,7 @@ pub struct Collected {
     pub experience: Experience,
     /// The scored greedy completion of each prompt, for ReMax.
     pub baseline: Option<Experience>,
-    /// Prompts passed so far: the position that the next iteration goes on from.
+    /// Prompts passed so far: the position that the next iteration continues from.
     pub prompts_passed: u64,
     /// Tokens generated for the batch, including those of dropped groups.
     pub tokens: usize,

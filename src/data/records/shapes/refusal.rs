@@ -9,7 +9,7 @@ use super::RecordTask;
 use crate::config::Learn;
 use crate::data::error::{DataError, Result};
 
-/// A shape that is known by its fields, in words, and who reads it.
+/// A shape that is recognised by its fields: its name, and the stages that read it.
 struct Known {
     fields: &'static [&'static str],
     words: &'static str,
