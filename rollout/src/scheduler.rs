@@ -3,7 +3,7 @@
 //! Sequences are ordered by (request, sample). A place in the batch goes to the first that waits,
 //! if the blocks it needs are free. In a step each running sequence, first to last, takes the
 //! blocks for its next tokens; when none is free, the last sequence that holds any gives all of its
-//! back and will read its tokens anew. So the first sequence always advances, and as each fits the
+//! back and will read its tokens again. So the first sequence always advances, and as each fits the
 //! cache alone, all finish.
 //!
 //! The samples of a request begin as one: sample 0 reads the prompt, then the others fork from it,
@@ -177,7 +177,7 @@ impl Scheduler {
         running.max(waiting).copied()
     }
 
-    /// Takes a sequence's blocks and its place in the batch; it will read its tokens anew.
+    /// Takes a sequence's blocks and its place in the batch; it will read its tokens again.
     fn preempt(&mut self, index: usize) {
         self.running.remove(&index);
         self.waiting.insert(index);

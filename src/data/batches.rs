@@ -12,7 +12,7 @@ use super::error::{DataError, Result};
 pub enum Remainder {
     /// They are the epoch's last batch, a short one.
     ShortBatch,
-    /// They are left out of this epoch; the next one shuffles anew.
+    /// They are left out of this epoch; the next epoch shuffles again.
     Dropped,
 }
 

@@ -138,8 +138,8 @@ impl ChainInputs {
         Ok(current.unwrap_or_else(|| x.to_vec()))
     }
 
-    /// Keeps the input of the chain's last operation if `what` says so, or if it has the wanted rows
-    /// alone, from which no operation can compute it again.
+    /// Keeps the input of the chain's last operation if `what` says so, or if it has the wanted
+    /// rows alone, from which no operation can compute it again.
     fn hold_last(
         &mut self,
         input: Vec<f32>,

@@ -2,7 +2,7 @@
 //!
 //! A mixture has no epochs of its own, for its files are drawn from at different rates. An epoch of
 //! it is as many draws as it has records in all, cut into batches as any other; a file that is
-//! drawn from more often than it has records begins anew within it.
+//! drawn from more often than it has records starts over within it.
 
 use rollout::random::Purpose;
 
@@ -39,7 +39,7 @@ pub struct BatchOrder {
 
 /// Position in training → index of the example.
 enum Draws {
-    /// All examples, shuffled anew each epoch.
+    /// All examples, shuffled again in each epoch.
     Shuffled(Order),
     /// Files drawn from by weight, and the index of each file's first example.
     Mixed(Mixture, Vec<usize>),

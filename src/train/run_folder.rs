@@ -69,7 +69,7 @@ pub enum RunFolderError {
 #[derive(Debug)]
 pub struct RunFolder {
     root: PathBuf,
-    /// The operating system lets go of the lock when the file is closed, also when the process is
+    /// The operating system releases the lock when the file is closed, also when the process is
     /// killed.
     _lock: File,
 }

@@ -106,7 +106,7 @@ pub struct Encoder<'a> {
 }
 
 impl<'a> Encoder<'a> {
-    /// An encoder for sequences within `limit`; `policy` says what becomes of longer ones.
+    /// An encoder for sequences within `limit`; `policy` is how longer ones are handled.
     ///
     /// # Errors
     /// A tokenizer without EOS, or a chat template that does not compile.

@@ -49,7 +49,7 @@ fn targets_and_layers_choose_modules() {
     assert_eq!(names(&usual, Family::Gpt2), ["transformer.h.2.attn.c_attn"]);
     let all = config(AdapterTargets::AllLinear, Layers::All);
     assert_eq!(names(&all, Family::Qwen3).len(), 3 * 7);
-    // As in PEFT a name stands for every module that ends in it.
+    // A name selects every module whose path ends in it, as in PEFT.
     let both = config(named(&["c_proj"]), Layers::These(vec![1]));
     assert_eq!(
         names(&both, Family::Gpt2),

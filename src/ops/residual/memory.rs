@@ -1,8 +1,8 @@
 //! The activations that a residual branch keeps for its backward pass, and the memory of both.
 //!
-//! A pass keeps, and a plan counts, what [`HeldInputs::holds`] says. Counted are the `f32` values of
-//! one row, in the case that all rows are wanted. Memory that does not grow with the rows, such as
-//! packed panels and the scratch of threads, is not counted.
+//! A pass keeps, and a plan counts, what [`HeldInputs::holds`] says. Counted are the `f32` values
+//! of one row, in the case that all rows are wanted. Memory that does not grow with the rows, such
+//! as packed panels and the scratch of threads, is not counted.
 
 use crate::config::Recompute;
 use crate::ops::operation::OperationKind;

@@ -2,7 +2,7 @@
 //!
 //! Every iteration has `batch_size` sequences and so the same number of prompts. As in TRL and
 //! verl, prompts that do not fill the last batch of an epoch are left out of that epoch, and each
-//! epoch is shuffled anew. If there are fewer prompts than an iteration takes (TRL and verl refuse
+//! epoch is shuffled again. If there are fewer prompts than an iteration takes (TRL and verl refuse
 //! or hang), an iteration takes each of them several times.
 
 use anyhow::Result;
