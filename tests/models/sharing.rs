@@ -383,7 +383,7 @@ fn what_cannot_be_shared_or_cut_is_refused() -> Anyhow {
     for gradient in [record, Gradient::Skip] {
         let found = trained.forward_at(&ids(), &segments, Some([].into()), gradient);
         let message = found.map(|_| ()).unwrap_err().to_string();
-        assert!(message.contains("none of a pass of 17 rows"), "{message}");
+        assert!(message.contains("no row of a pass of 17 rows"), "{message}");
     }
     let message = refused(&trained, 1, &tensor(&[16, 16], 3), Gradient::Skip);
     assert!(message.contains("[17, 16] are needed"), "{message}");
