@@ -24,7 +24,6 @@ const LAYERS: &[&[&str]] = &[
     &["roles"],
     &["train"],
     &["stages"],
-    &["report"],
     &["cli", "commands"],
 ];
 
@@ -347,8 +346,8 @@ fn planted_upward_imports_are_caught() {
     );
     check(
         "config/mod.rs",
-        "pub(in crate::report) fn f() {}\nlet url = \"http://a\"; crate::data::g();\n",
-        &[(1, "report"), (2, "data")],
+        "pub(in crate::stages) fn f() {}\nlet url = \"http://a\"; crate::data::g();\n",
+        &[(1, "stages"), (2, "data")],
     );
 }
 

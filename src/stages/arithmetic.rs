@@ -13,7 +13,7 @@ use crate::terminal;
 use crate::train::run_folder::StageFolder;
 
 /// Writes the kernel's name into the folder of a stage that begins, or notes on the terminal that a
-/// stage continues with another kernel. A stage without the file began with chains.
+/// stage continues with another kernel.
 ///
 /// # Errors
 /// If the file cannot be read or written.
@@ -22,12 +22,12 @@ pub fn note(stage: Stage, files: &StageFolder, kernel: ProductKernel) -> Result<
     if !files.has_begun() {
         return Ok(files.write_arithmetic(now)?);
     }
-    let then = match file.exists() {
-        true => {
-            regular::read_text(&file).with_context(|| format!("cannot read {}", file.display()))?
-        }
-        false => ProductKernel::Chains.name().to_owned(),
-    };
+    let then = regular::read_text(&file).with_context(|| {
+        format!(
+            "{}: cannot be read; start the stage over with --fresh",
+            file.display()
+        )
+    })?;
     if then.trim() != now {
         terminal::note(format_args!(
             "{stage}: began with matrix products by {} and continues with {now}: as accurate, but \

@@ -95,7 +95,6 @@ struct DoneMarker {
     #[serde(flatten)]
     done: StageOutcome,
     /// The files of the final model with their sizes in bytes.
-    #[serde(default)]
     files: BTreeMap<String, u64>,
 }
 

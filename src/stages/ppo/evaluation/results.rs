@@ -15,7 +15,6 @@ use crate::train::summary::Estimate;
 pub struct EvalResults {
     /// Means by metric name.
     numbers: BTreeMap<String, Estimate>,
-    #[serde(default)]
     scores: PromptScores,
     /// The first prompts' completions, for the closing table.
     completions: Vec<String>,
