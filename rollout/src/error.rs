@@ -1,7 +1,7 @@
 //! Errors of a generation.
 
-use crate::model::SequenceId;
-use crate::sampling::SamplingError;
+use crate::filter::SamplingError;
+use crate::sampling::SequenceId;
 
 /// An error of [`crate::generate`]. All but the last four are found before any work is done.
 #[derive(Debug, thiserror::Error)]

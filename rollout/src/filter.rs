@@ -1,13 +1,74 @@
 //! The filters of sampling: from a row of logits to the set of tokens that can be drawn.
 //!
-//! `sampling` defines the filters. This implementation does not sort the vocabulary:
+//! [`Sampling`] defines the filters. This implementation does not sort the vocabulary:
 //! top-k and top-p select, and tokens too light to matter are passed over by one comparison.
 //!
 //! Sources: top-k, Fan et al. 2018 (arXiv:1805.04833); top-p, Holtzman et al. 2020
 //! (arXiv:1904.09751); min-p, Nguyen et al. 2024 (arXiv:2407.01082).
 
 use crate::row;
-use crate::sampling::{Sampling, inverse};
+
+/// The distribution that tokens are drawn from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// Logits are divided by it; above 0.
+    pub temperature: f32,
+    /// Keeps the k most probable tokens and those equal to the last of them; 0 keeps all.
+    pub top_k: usize,
+    /// Keeps the most probable tokens until their sum reaches this, in (0, 1]; 1 keeps all.
+    pub top_p: f32,
+    /// Keeps tokens at least this fraction as probable as the best, in [0, 1]; 0 keeps all.
+    pub min_p: f32,
+}
+
+impl Default for Sampling {
+    /// The model's own distribution.
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+        }
+    }
+}
+
+/// A setting outside its range.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{name} is {found}; it must be {expected}")]
+pub struct SamplingError {
+    /// The field's name.
+    pub name: &'static str,
+    /// The field's value.
+    pub found: f32,
+    /// The allowed range, in words.
+    pub expected: &'static str,
+}
+
+impl Sampling {
+    /// Checks every field's range.
+    pub fn check(&self) -> Result<(), SamplingError> {
+        let rule = |holds: bool, name, found, expected| {
+            holds.then_some(()).ok_or(SamplingError {
+                name,
+                found,
+                expected,
+            })
+        };
+        let (t, p, m) = (self.temperature, self.top_p, self.min_p);
+        // 1e-4 still leaves z = x / temperature finite for any logit that a model gives.
+        let warm = (1e-4..=1e4).contains(&t);
+        let range = "from 0.0001 to 10000 (for the most probable token choose greedy decoding)";
+        rule(warm, "temperature", t, range)?;
+        rule(p > 0.0 && p <= 1.0, "top_p", p, "above 0 and at most 1")?;
+        rule((0.0..=1.0).contains(&m), "min_p", m, "from 0 to 1")
+    }
+
+    /// Whether any filter can cut a token.
+    fn cuts(&self) -> bool {
+        self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0
+    }
+}
 
 /// A row whose distribution was cut.
 pub struct CutRow {
@@ -15,6 +76,11 @@ pub struct CutRow {
     pub kept: Vec<u32>,
     /// Statistics of the whole row at the sampling temperature.
     pub whole: row::RowStats,
+}
+
+/// 1 / temperature: what the functions of [`row`] take, here and in training.
+pub fn inverse(temperature: f32) -> f32 {
+    1.0 / temperature
 }
 
 /// The ids that the filters leave, ascending; `None` for the whole vocabulary.

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::error::Error;
-use crate::model::{Chunk, Model, ModelStep, Next, SequenceId};
+use crate::model::{Chunk, Model, ModelStep, Next};
 use crate::random::Key;
-use crate::sampling::{Draw, Drawn};
+use crate::sampling::{Draw, Drawn, SequenceId};
 use crate::scheduler::{ScheduledChunk, Scheduler, StepPlan};
 use crate::sequence::{Finish, SampleState};
 use crate::settings::{self, GenerationSettings, LastToken, Request};

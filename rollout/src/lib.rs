@@ -33,7 +33,7 @@ mod settings;
 
 pub use error::Error;
 pub use generator::{Completion, GenerationOutput, GenerationProgress, GenerationStats, generate};
-pub use model::{BLOCK_TOKENS, CacheSpec, Chunk, Model, ModelResult, ModelStep, Next, SequenceId};
-pub use sampling::{Decoding, Draw, Drawn, Sampling, draw_row};
+pub use model::{BLOCK_TOKENS, CacheSpec, Chunk, Model, ModelResult, ModelStep, Next};
+pub use sampling::{Decoding, Draw, Drawn, Sampling, SequenceId, draw_row};
 pub use sequence::Finish;
 pub use settings::{CacheBudget, GenerationSettings, LastToken, Request, StopText, check};

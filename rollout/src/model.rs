@@ -1,22 +1,13 @@
 //! The trait that a model implements for the generator. The engine implements [`Model`]; the
 //! generator never sees a weight.
 
-use crate::sampling::{Draw, Drawn};
+use crate::sampling::{Draw, Drawn, SequenceId};
 
 /// Tokens in one block of the cache.
 pub const BLOCK_TOKENS: usize = 16;
 
 /// Result of a model's methods; the generator adds the step in which an error occurred.
 pub type ModelResult<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
-
-/// Identifies a sequence by its request and its sample, both from 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SequenceId {
-    /// Index into the requests.
-    pub request: usize,
-    /// Index of the sample within the request.
-    pub sample: usize,
-}
 
 /// Sizes of a model's cache, vocabulary and longest sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

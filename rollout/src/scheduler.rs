@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 
 use crate::blocks::BlockPool;
 use crate::error::Error;
-use crate::model::SequenceId;
+use crate::sampling::SequenceId;
 use crate::sequence::SampleState;
 use crate::settings::{GenerationSettings, Request};
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::blocks::BlockPool;
-use crate::model::{BLOCK_TOKENS, Next, SequenceId};
-use crate::sampling::Drawn;
+use crate::model::{BLOCK_TOKENS, Next};
+use crate::sampling::{Drawn, SequenceId};
 use crate::settings::{GenerationSettings, LastToken, Request, blocks_for};
 
 /// Why a completion ended.

@@ -7,22 +7,18 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-use super::check::Checker;
 use super::error::{ConfigError, ValueOrigin};
 use super::names;
 use super::overrides::{Override, Within};
-use super::written::{key_names, to_table};
 use crate::files::regular;
 
 /// A configuration file after parsing and overrides, before any key has been looked at.
 #[derive(Clone, Debug)]
 pub struct Document {
     file: PathBuf,
-    tables: Table,
+    pub(super) tables: Table,
     /// Lines or overrides of `table` and `table.key`, and in arrays of tables of `table.key[0]` and
     /// `table.key[0].inner`.
     places: BTreeMap<String, ValueOrigin>,
@@ -172,71 +168,6 @@ impl Document {
             line: 1,
         };
         self.places.get(table).cloned().unwrap_or_else(top)
-    }
-
-    /// Turns the table `name` into a `T`, untyped keys having `T`'s defaults.
-    ///
-    /// Unknown keys and values of a wrong type are reported to `checker` and left out of the `T`.
-    pub fn lower<T>(&self, name: &str, checker: &mut Checker<'_>) -> Result<T, ConfigError>
-    where
-        T: Default + Serialize + DeserializeOwned,
-    {
-        let (known, values) = (key_names(&T::default())?, to_table(&T::default())?);
-        match self.tables.get(name).and_then(Value::as_table) {
-            Some(typed) => self.overlay(name, values, &known, typed, checker),
-            None => self.overlay(name, values, &known, &Table::new(), checker),
-        }
-    }
-
-    /// The tables of the array `table.key`, each with its name in errors, such as `ppo.rewards[0]`.
-    pub(super) fn items(
-        &self,
-        table: &str,
-        key: &str,
-        checker: &mut Checker<'_>,
-    ) -> Vec<(String, &Table)> {
-        let Some(value) = self.tables.get(table).and_then(|table| table.get(key)) else {
-            return Vec::new();
-        };
-        let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
-        let tables: Vec<_> = items.iter().filter_map(Value::as_table).collect();
-        if !value.is_array() || tables.len() != items.len() {
-            let message =
-                format!("must be an array of tables; write [[{table}.{key}]] above each of them");
-            checker.table(table).misplaced(key, &message);
-            return Vec::new();
-        }
-        let name = |(index, item)| (format!("{table}.{key}[{index}]"), item);
-        tables.into_iter().enumerate().map(name).collect()
-    }
-
-    /// Overlays the table `typed`, called `name`, on the default `values`; see [`Document::lower`].
-    pub(super) fn overlay<T: DeserializeOwned>(
-        &self,
-        name: &str,
-        mut values: Table,
-        known: &[String],
-        typed: &Table,
-        checker: &mut Checker<'_>,
-    ) -> Result<T, ConfigError> {
-        for (key, value) in typed {
-            if !known.contains(key) {
-                checker.unknown_key(name, key, known);
-                continue;
-            }
-            // Each key is tried alone on top of the defaults, so that an error is its own.
-            let before = values.insert(key.clone(), value.clone());
-            if let Err(error) = values.clone().try_into::<T>() {
-                checker.wrong_type(name, key, value, error.message());
-                match before {
-                    Some(default) => values.insert(key.clone(), default),
-                    None => values.remove(key),
-                };
-            }
-        }
-        values
-            .try_into()
-            .map_err(|error| ConfigError::Serialize(error.to_string()))
     }
 }
 

@@ -3,11 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::check::{Checker, Keys};
+use super::check::Keys;
 use super::data::{Data, HeldOut};
 use super::optim::Training;
 use super::records::{RecordKeys, TooLong};
-use super::stage::StageTable;
 use super::trainable::Trainable;
 
 /// The keys of a stage that learns from examples.
@@ -113,26 +112,6 @@ macro_rules! example_keys {
 }
 pub(super) use example_keys;
 
-impl<T: ExampleTable> StageTable for T {
-    fn training(&self) -> &Training {
-        self.keys().training
-    }
-
-    fn check(&self, table: &'static str, checker: &mut Checker<'_>) {
-        let mut keys = checker.table(table);
-        self.keys().check::<T>(&mut keys);
-        self.check_own(&mut keys);
-    }
-
-    fn examples(&self) -> Option<ExampleKeys<'_>> {
-        Some(self.keys())
-    }
-
-    fn examples_mut(&mut self) -> Option<ExampleKeysMut<'_>> {
-        Some(self.keys_mut())
-    }
-}
-
 impl<'a> ExampleKeys<'a> {
     /// The data files by key.
     pub(super) fn files(self) -> Vec<(&'static str, &'a Path)> {
@@ -142,7 +121,7 @@ impl<'a> ExampleKeys<'a> {
             .collect()
     }
 
-    fn check<T: ExampleTable>(self, keys: &mut Keys<'_, '_>) {
+    pub(super) fn check<T: ExampleTable>(self, keys: &mut Keys<'_, '_>) {
         if self.data.is_empty() {
             keys.missing("data", T::DATA);
         }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::check::Checker;
 use super::document::Document;
-use super::example_keys::{ExampleKeys, ExampleKeysMut};
+use super::example_keys::{ExampleKeys, ExampleKeysMut, ExampleTable};
 use super::lora::LoraTable;
 use super::optim::Training;
 use super::{Config, ConfigError, Model, TokenizerTable};
@@ -83,6 +83,26 @@ pub trait StageTable {
     /// The model folders that the stage reads, mutable.
     fn models_mut(&mut self) -> Vec<&mut PathBuf> {
         self.start_mut().into_iter().collect()
+    }
+}
+
+impl<T: ExampleTable> StageTable for T {
+    fn training(&self) -> &Training {
+        self.keys().training
+    }
+
+    fn check(&self, table: &'static str, checker: &mut Checker<'_>) {
+        let mut keys = checker.table(table);
+        self.keys().check::<T>(&mut keys);
+        self.check_own(&mut keys);
+    }
+
+    fn examples(&self) -> Option<ExampleKeys<'_>> {
+        Some(self.keys())
+    }
+
+    fn examples_mut(&mut self) -> Option<ExampleKeysMut<'_>> {
+        Some(self.keys_mut())
     }
 }
 

@@ -9,8 +9,10 @@ mod names;
 mod tensors;
 mod validate;
 
-pub use names::{LM_HEAD, Names, SCORE, is_embedding, layer_of, weight, without_trunk};
-pub use tensors::{Init, StoredLayout, TensorSpec};
+pub use names::{
+    LM_HEAD, Names, SCORE, StoredLayout, is_embedding, layer_of, weight, without_trunk,
+};
+pub use tensors::{Init, TensorSpec};
 pub use validate::InvalidDecoder;
 
 pub use crate::config::Family;

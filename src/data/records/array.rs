@@ -6,8 +6,7 @@ use std::path::Path;
 use serde::de::IgnoredAny;
 use serde_json::Deserializer;
 
-use super::jsonl::{malformed, object};
-use super::strict::Strict;
+use super::strict::{Strict, malformed, object};
 use super::{Record, RecordPlace, RecordResult, RecordSource, shared_name};
 use crate::data::error::{DataError, Result};
 

@@ -3,11 +3,9 @@
 
 use std::path::Path;
 
-use serde_json::Value;
-
-use super::strict::Strict;
+use super::strict::{malformed, object};
 use super::{Record, RecordPlace, RecordResult, RecordSource, array, shared_name, utf8};
-use crate::data::error::{DataError, Result};
+use crate::data::error::Result;
 
 /// Reads a file's contents; see the module's head. A line that is wrong is an entry of its own.
 pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Vec<RecordResult>> {
@@ -45,45 +43,10 @@ fn read_line(
     object(value, source).map(Some)
 }
 
-/// The record that a value is.
-pub(super) fn object(Strict(value): Strict, source: RecordSource) -> Result<Record> {
-    match value {
-        Value::Object(fields) => Ok(Record { fields, source }),
-        other => Err(DataError::FieldType {
-            at: source,
-            field: "(whole record)".into(),
-            found: super::names::type_name(&other),
-            expected: "an object such as {\"prompt\": \"...\", \"completion\": \"...\"}",
-        }),
-    }
-}
-
-/// The error of text that is not JSON.
-pub(super) fn malformed(
-    path: &Path,
-    line: usize,
-    text: &str,
-    error: &serde_json::Error,
-) -> DataError {
-    // serde's own " at line 1 column 7" counts lines from the text it was given; ours counts from
-    // the file.
-    let words = error.to_string();
-    let message = words.split(" at line ").next().unwrap_or(&words);
-    let hint = match (error.is_eof(), text.trim() == "{") {
-        (true, true) => "; an object must stand on one line, or the file must be one array",
-        (true, false) => "; the line is cut short",
-        _ => "",
-    };
-    DataError::Json {
-        file: path.to_owned(),
-        line,
-        column: error.column(),
-        message: format!("{message}{hint}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn entries(body: &[u8]) -> Result<Vec<RecordResult>> {

@@ -1,10 +1,14 @@
-//! JSON values in which no object names a key twice: of two values under one name, one would be
-//! lost.
+//! JSON values in which no object names a key twice, since one of two values under one name would
+//! be lost; records made of them, and the error of text that is not JSON.
 
 use std::fmt;
+use std::path::Path;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
+
+use super::{Record, RecordSource};
+use crate::data::error::{self, DataError};
 
 /// A value whose objects have each key once.
 pub(super) struct Strict(pub Value);
@@ -70,5 +74,42 @@ impl<'de> Visitor<'de> for StrictVisitor {
             fields.insert(name, value);
         }
         Ok(Value::Object(fields))
+    }
+}
+
+/// The record of a value, which must be an object.
+pub(super) fn object(Strict(value): Strict, source: RecordSource) -> error::Result<Record> {
+    match value {
+        Value::Object(fields) => Ok(Record { fields, source }),
+        other => Err(DataError::FieldType {
+            at: source,
+            field: "(whole record)".into(),
+            found: super::names::type_name(&other),
+            expected: "an object such as {\"prompt\": \"...\", \"completion\": \"...\"}",
+        }),
+    }
+}
+
+/// The error of text that is not JSON.
+pub(super) fn malformed(
+    path: &Path,
+    line: usize,
+    text: &str,
+    error: &serde_json::Error,
+) -> DataError {
+    // serde's own " at line 1 column 7" counts lines from the text it was given; ours counts from
+    // the file.
+    let words = error.to_string();
+    let message = words.split(" at line ").next().unwrap_or(&words);
+    let hint = match (error.is_eof(), text.trim() == "{") {
+        (true, true) => "; an object must stand on one line, or the file must be one array",
+        (true, false) => "; the line is cut short",
+        _ => "",
+    };
+    DataError::Json {
+        file: path.to_owned(),
+        line,
+        column: error.column(),
+        message: format!("{message}{hint}"),
     }
 }

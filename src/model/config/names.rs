@@ -4,12 +4,20 @@
 //! A tensor's name is that of its module, then `.weight` or `.bias`.
 
 use super::Family;
-use super::tensors::StoredLayout;
 
 /// The scalar head of a reward model, in every family.
 pub const SCORE: &str = "score";
 /// The head of a language model that is not tied, in every family.
 pub const LM_HEAD: &str = "lm_head";
+
+/// Layout of a matrix in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoredLayout {
+    /// [out, in], the engine's own layout.
+    OutIn,
+    /// Transposed: [in, out], GPT-2's `Conv1D`.
+    Conv1d,
+}
 
 /// Names of a family's modules. Modules of a layer are prefixed by `layers` and the layer's number.
 #[derive(Debug)]

@@ -5,17 +5,8 @@
 //! as [in, out] (`Conv1D` in transformers); [`StoredLayout`] marks them, and
 //! [`crate::model::weights`] transposes them on reading and writing.
 
-use super::names::{LM_HEAD, Names, SCORE};
+use super::names::{LM_HEAD, Names, SCORE, StoredLayout};
 use super::{DecoderConfig, Family, Head, NormKind, QkNorm};
-
-/// Layout of a matrix in the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StoredLayout {
-    /// [out, in], the engine's own layout.
-    OutIn,
-    /// Transposed: [in, out], GPT-2's `Conv1D`.
-    Conv1d,
-}
 
 /// Initial values of a tensor that no checkpoint has.
 #[derive(Debug, Clone, Copy, PartialEq)]
