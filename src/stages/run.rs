@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::context::Context;
+use super::context::{Context, Finished};
 use super::definition::definition;
 use super::plan::machine::MemoryBound;
 use super::{arithmetic, origin, plan};
@@ -79,17 +79,7 @@ fn run_in_order(
             backend: &backend,
             stop,
         };
-        let ran = {
-            let _part = profile::part("other");
-            let defined = definition(&local, stage)?;
-            defined
-                .run(&context)
-                .with_context(|| format!("stage {}", stage.name()))?
-        };
-        if profile::is_enabled() {
-            terminal::note(table(stage.name(), &profile::take()));
-        }
-        match ran {
+        match run_profiled(&context)? {
             None => {
                 terminal::note(format_args!(
                     "{stage}: stopped and saved; the same command continues"
@@ -103,6 +93,22 @@ fn run_in_order(
         }
     }
     Ok(Outcome::Finished)
+}
+
+/// Runs a stage, and prints its profile if one is taken.
+fn run_profiled(context: &Context) -> Result<Option<Finished>> {
+    let stage = context.stage;
+    let ran = {
+        let _part = profile::part("other");
+        let defined = definition(context.config, stage)?;
+        defined
+            .run(context)
+            .with_context(|| format!("stage {stage}"))?
+    };
+    if profile::is_enabled() {
+        terminal::note(table(stage.name(), &profile::take()));
+    }
+    Ok(ran)
 }
 
 /// Checks the stages that are yet to run, and that they fit on this machine, if there are several:
