@@ -25,6 +25,9 @@ pub use stage::StageCommand;
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXAMPLES, arg_required_else_help = true)]
 pub struct Cli {
+    /// Print results and errors only, without notes and progress.
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
     /// Command to run.
     #[command(subcommand)]
     pub command: Command,

@@ -21,7 +21,12 @@ static ALLOCATOR: CountingAllocator<mimalloc::MiMalloc> = CountingAllocator(mima
 fn main() -> ExitCode {
     process::set_up();
     let ended = match Cli::read() {
-        Ok(cli) => dispatch(&cli.command),
+        Ok(cli) => {
+            if cli.quiet {
+                terminal::be_quiet();
+            }
+            dispatch(&cli.command)
+        }
         Err(usage) => return explain(&usage),
     };
     match ended {
@@ -121,8 +126,8 @@ fn load(args: &ConfigArgs, only: Option<Stage>) -> anyhow::Result<Config> {
 
 /// Prints the error and its causes.
 fn failed(error: &anyhow::Error) -> ExitCode {
-    terminal::note(format_args!("error: {error}"));
+    terminal::error(format_args!("error: {error}"));
     let causes = error.chain().skip(1);
-    causes.for_each(|cause| terminal::note(format_args!("  caused by: {cause}")));
+    causes.for_each(|cause| terminal::error(format_args!("  caused by: {cause}")));
     ExitCode::FAILURE
 }

@@ -13,6 +13,7 @@ pub mod words;
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use phase::Phase;
@@ -25,6 +26,9 @@ pub const COLUMNS: usize = 80;
 /// The line of progress at the bottom of the terminal; empty where there is none.
 static STATUS: Mutex<String> = Mutex::new(String::new());
 
+/// True if notes and progress are left out.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
 /// Whether the reader of a command's output has closed the pipe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
@@ -35,13 +39,29 @@ pub enum Reader {
     Gone,
 }
 
-/// True if standard error is a terminal, which can show a line that changes in place.
-pub fn is_live() -> bool {
-    io::stderr().is_terminal()
+/// Leaves out notes and progress from now on; results and errors are still written.
+pub fn be_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
 }
 
-/// Writes a line to standard error, above the line of progress.
+fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
+
+/// True if standard error is a terminal that shows progress as a line that changes in place.
+pub fn is_live() -> bool {
+    !is_quiet() && io::stderr().is_terminal()
+}
+
+/// Writes a note to standard error, above the line of progress, unless notes are left out.
 pub fn note(text: impl Display) {
+    if !is_quiet() {
+        error(text);
+    }
+}
+
+/// Writes a line of an error to standard error, above the line of progress.
+pub fn error(text: impl Display) {
     let status = lock();
     let line = match status.is_empty() {
         true => format!("{text}\n"),

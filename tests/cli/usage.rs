@@ -75,6 +75,26 @@ fn help_lists_commands_flags_and_fields() {
 }
 
 #[test]
+fn a_quiet_command_writes_results_and_errors_alone() {
+    let workspace = Workspace::new();
+    workspace.copy_model("llama");
+    workspace.write("prompts.jsonl", "{\"prompt_ids\": [1, 2]}\n");
+    let generate = "generate --model model --prompts prompts.jsonl --max-new-tokens 2 --greedy";
+    let loud = workspace.run(&format!("{generate} --out loud.jsonl"));
+    assert_eq!(loud.code, Some(0), "{}", loud.stderr);
+    assert!(!loud.stderr.is_empty());
+    for (flags, out) in [("-q", "before.jsonl"), ("", "after.jsonl --quiet")] {
+        let quiet = workspace.run(&format!("{flags} {generate} --out {out}"));
+        assert_eq!((quiet.code, &*quiet.stderr), (Some(0), ""));
+    }
+    let read = |name| fs::read_to_string(workspace.path(name)).expect("an output file");
+    assert_eq!(read("before.jsonl"), read("loud.jsonl"));
+    let failed = workspace.run("-q generate --model nowhere --prompts p.jsonl --out o.jsonl");
+    assert_eq!(failed.code, Some(1));
+    assert!(failed.stderr.starts_with("error: "), "{}", failed.stderr);
+}
+
+#[test]
 fn wrong_usage_exits_with_2() {
     let workspace = Workspace::new();
     let generate = "generate --model m --prompts p.jsonl --out o.jsonl";
