@@ -393,6 +393,9 @@ fn what_cannot_be_shared_or_cut_is_refused() -> Anyhow {
     let source = |spec: &TensorSpec| Ok(TensorSource::Shared(other.params().get(&spec.name)?));
     let result = Decoder::assemble(config, source, &Backend::CPU);
     let message = result.map(|_| ()).unwrap_err().to_string();
-    assert!(message.contains("one name and shape"), "{message}");
+    assert!(
+        message.contains("name and shape must be the same"),
+        "{message}"
+    );
     Ok(())
 }
