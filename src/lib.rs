@@ -1,19 +1,39 @@
-//! Collimate aligns language models: `pretrain → sft → reward → ppo`, each stage resumable, in
-//! one process with one copy of the weights.
+//! Collimate aligns language models: `pretrain → sft → reward → ppo | dpo`. Each stage can be
+//! resumed, and all of them run in one process.
 //!
-//! Modules import only from those beneath them, in the order that `tests/layering.rs` holds;
+//! # For users of the library
+//!
+//! - [`config`]: read and check a configuration ([`config::Document`], [`config::Config`]).
+//! - [`stages`]: run its stages ([`stages::run()`], [`stages::run_stage`]) and plan their memory
+//!   ([`mod@stages::plan`]).
+//! - [`data`]: records, tokenizers, chat templates, packed batches.
+//! - [`model`]: load, run and save decoders in Hugging Face's layout.
+//! - [`reward`]: score completions by models, rules, programs and endpoints.
+//! - [`rlhf`]: losses, advantages and KL estimators as functions of tensors.
+//!
+//! The remaining modules are public for the binary, the tests and the benches. They can change in
+//! any version and are left out of these pages.
+//!
+//! Modules import only from those beneath them, in the order that `tests/layering.rs` checks;
 //! `ARCHITECTURE.md` has the picture.
 
+#[doc(hidden)]
 pub mod cli;
+#[doc(hidden)]
 pub mod commands;
 pub mod config;
 pub mod data;
+#[doc(hidden)]
 pub mod files;
 pub mod model;
+#[doc(hidden)]
 pub mod ops;
 pub mod reward;
 pub mod rlhf;
+#[doc(hidden)]
 pub mod roles;
 pub mod stages;
+#[doc(hidden)]
 pub mod terminal;
+#[doc(hidden)]
 pub mod train;
