@@ -12,8 +12,8 @@
 //! ascending order. The sums run over fixed blocks, so the token is a function of the row and the
 //! number alone.
 //!
-//! Not here: the filters' selection (`filter`), randomness (`random`), the arithmetic of a row
-//! (`row`), penalties for repetition.
+//! Not here: the filters and their settings (`filter`), randomness (`random`), the
+//! arithmetic of a row (`row`), penalties for repetition.
 
 pub use crate::filter::{Sampling, SamplingError, inverse, kept_set};
 use crate::filter::{cut, without};

@@ -20,8 +20,7 @@ use crate::config::{Config, Device, Stage};
 use crate::terminal;
 use crate::train::memory::available_bytes;
 use crate::train::signal::StopRequest;
-use process::TrialStep;
-use trial::{Trial, TrialLengths};
+use trial::{Trial, TrialLengths, TrialStep};
 
 /// The measurements of all stages.
 #[derive(Clone, Debug)]

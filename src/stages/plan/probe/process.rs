@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Error, Result, anyhow};
 use serde_json::{Map, Value};
 
-use super::trial::Trial;
+use super::trial::{Trial, TrialStep};
 use crate::config::Stage;
 use crate::terminal;
 use crate::train::metrics::names;
@@ -18,19 +18,6 @@ use crate::train::signal::StopRequest;
 
 /// Time between two reads of the metrics.
 const PAUSE: Duration = Duration::from_millis(20);
-
-/// One step of a trial, from its metrics.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct TrialStep {
-    /// The number of the step.
-    pub number: u64,
-    /// Wall-clock seconds of the step.
-    pub seconds: f64,
-    /// Epochs so far; `None` in PPO.
-    pub epochs: Option<f64>,
-    /// Bytes that the process has held at most.
-    pub peak_bytes: Option<u64>,
-}
 
 /// Runs the trial to its last step; `None` if a signal came.
 ///

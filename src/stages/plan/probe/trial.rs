@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::long::{pair, words};
-use super::process::TrialStep;
 use crate::config::{
     BadRecords, Config, Data, DataSource, ExampleKeysMut, HeldOut, Ppo, PpoObjective, RecordKeys,
     ScoreNormalization, Stage, StageTable, TooLong, Training, TrainingLength,
@@ -31,6 +30,19 @@ pub enum TrialLengths {
     Longest,
     /// An even choice of the stage's own records, for which a step takes the usual time.
     OwnRecords,
+}
+
+/// One step of a trial, from its metrics.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TrialStep {
+    /// The number of the step.
+    pub number: u64,
+    /// Wall-clock seconds of the step.
+    pub seconds: f64,
+    /// Epochs so far; `None` in PPO.
+    pub epochs: Option<f64>,
+    /// Bytes that the process has held at most.
+    pub peak_bytes: Option<u64>,
 }
 
 /// A trial of a stage. Its temporary folder is removed with the value.
