@@ -1,10 +1,8 @@
 //! Memory of a forward and backward pass, counted by the allocator, against what `plan` lists. The
-//! tests have a binary of their own, and run one at a time, because the count is that of the whole
-//! process.
+//! only test of this binary makes both comparisons, because the count is that of the whole process.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use collimate::model::activations::TrainingPass;
@@ -41,10 +39,9 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Held by the test that counts.
-static TURN: Mutex<()> = Mutex::new(());
-
 const ROWS: usize = 2048;
+/// Few targets, so that the layers need more memory than the head.
+const TARGETS: usize = 128;
 
 fn model(family: Family) -> Decoder {
     let sizes = Geometry {
@@ -67,7 +64,7 @@ fn model(family: Family) -> Decoder {
 fn measured(model: &Decoder, recompute: Recompute) -> [usize; 2] {
     let ids: Vec<u32> = (0..ROWS as u32).map(|i| i * 7 % 128).collect();
     let segments = Segments::from_lengths([128; ROWS / 128]);
-    let targets: Vec<Target> = (0..ROWS).map(|row| Target::whole(row, 3)).collect();
+    let targets: Vec<Target> = (0..TARGETS).map(|row| Target::whole(row, 3)).collect();
     let before = LIVE.load(Ordering::Relaxed);
     PEAK.store(before, Ordering::Relaxed);
     let hidden = model.forward(&ids, &segments, Gradient::Record(recompute));
@@ -96,9 +93,7 @@ fn fixture(folder: &Path, first: usize) -> Decoder {
 
 /// The columns that a layer of every fixture holds, to the column: what a pass holds with one more
 /// recorded layer.
-#[test]
 fn a_layer_holds_the_planned_columns() {
-    let _turn = TURN.lock();
     let column = ROWS * size_of::<f32>();
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
     for folder in fixtures.read_dir().expect("fixtures") {
@@ -106,14 +101,15 @@ fn a_layer_holds_the_planned_columns() {
         for recompute in [Recompute::None, Recompute::Block] {
             let [more, less] = [1, 2].map(|first| {
                 let model = fixture(&folder, first);
-                measured(&model, recompute);
+                // A pass in which a thread allocates its scratch memory holds more.
+                let held = (0..4).map(|_| measured(&model, recompute)[0]).min();
                 let pass = TrainingPass {
                     decoder: model.decoder_config(),
                     rows: ROWS,
                     first,
                     recompute,
                 };
-                [measured(&model, recompute)[0], pass.held()]
+                [held.expect("a measurement"), pass.held()]
             });
             let [found, planned] = [0, 1].map(|i| (more[i] - less[i] + column / 2) / column);
             assert_eq!(found, planned, "{} {recompute:?}", folder.display());
@@ -123,7 +119,7 @@ fn a_layer_holds_the_planned_columns() {
 
 #[test]
 fn a_pass_has_in_memory_what_is_planned() {
-    let _turn = TURN.lock();
+    a_layer_holds_the_planned_columns();
     for family in [Family::Llama, Family::Qwen3, Family::Gpt2] {
         let model = model(family);
         for recompute in [Recompute::None, Recompute::Block] {
@@ -136,7 +132,7 @@ fn a_pass_has_in_memory_what_is_planned() {
                 first: 0,
                 recompute,
             };
-            let logits = most_logits(ROWS, 512) * size_of::<f32>();
+            let logits = most_logits(TARGETS, 512) * size_of::<f32>();
             // The head's backward pass has ended when that of the layers begins.
             let planned = [pass.held(), pass.held() + pass.backward().max(logits)];
             for (what, found, planned) in [("held", held, planned[0]), ("peak", peak, planned[1])] {
