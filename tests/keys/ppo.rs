@@ -47,8 +47,8 @@ pub fn start() -> Vec<Row> {
 /// Keys of the objective and of the update.
 pub fn objective() -> Vec<Row> {
     let row = |key: &str, value: &str| row(&format!("ppo.{key}"), value);
-    let adaptive = "ppo.kl_controller=adaptive ppo.kl_target=0.01 ppo.kl_horizon=50.0 ppo.max_steps=4 \
-         ppo.learning_rate=1e-3";
+    let adaptive = "ppo.kl_controller=adaptive ppo.kl_target=0.01 ppo.kl_horizon=50.0 \
+                    ppo.max_steps=4 ppo.learning_rate=1e-3";
     let fast = "ppo.learning_rate=1e-2";
     let text = "ppo.ptx_coef=0.5 ppo.ptx_data=text.jsonl ppo.ptx_length=24 ppo.ptx_batch_size=3";
     vec![
