@@ -80,10 +80,10 @@ pub struct Chunk<'a> {
 /// Whether a sequence continues after a chunk of it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// It continues: the next token may be drawn from the logits after the chunk, and is read after
-    /// it.
+    /// The sequence continues: the next token may be drawn from the logits after the chunk, and is
+    /// read in a later chunk.
     GoesOn,
-    /// It has ended: no token is drawn of it any more, and no sequence that continues reads the
-    /// chunk's blocks. A model that keeps something of each token has to compute that and no more.
+    /// The sequence has ended: no further token of it is drawn, and no sequence that continues reads
+    /// the chunk's blocks. A model that keeps states of each token computes these and nothing else.
     Ended,
 }

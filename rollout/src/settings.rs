@@ -31,7 +31,7 @@ pub enum CacheBudget {
     Bytes(usize),
     /// Tokens, over all sequences.
     Tokens(usize),
-    /// As much cache as the batch can need.
+    /// No limit: the cache grows to what the batch needs.
     Unlimited,
 }
 

@@ -1,5 +1,5 @@
-//! The keys that stages with examples share (`[sft]`, `[dpo]`, `[reward]`, `[judge]`): records,
-//! their lengths, and the weights that are trained.
+//! The keys that stages with examples share (`[sft]`, `[dpo]`, `[orpo]`, `[reward]`,
+//! `[judge]`): records, their lengths, and the weights that are trained.
 
 use std::path::{Path, PathBuf};
 

@@ -51,6 +51,14 @@ pub enum RolesError {
     /// A scorer cannot be read or started.
     #[error(transparent)]
     Reward(#[from] RewardError),
+    /// A reward model does not fit the policy.
+    #[error("reward `{name}`: {error}")]
+    RewardModel {
+        /// Name of the reward component.
+        name: String,
+        /// The reward model's error.
+        error: Box<RolesError>,
+    },
     /// Policy and scorer have vocabularies of different sizes.
     #[error(
         "{scorer} has a vocabulary of {found} tokens, the policy one of {expected}: they were \

@@ -136,6 +136,21 @@ fn in_packed_runs(
     Ok(())
 }
 
+/// The results of `pass`, one number a generated token, on the sequences in packed runs of at most
+/// `limit` tokens.
+fn in_runs(
+    sequences: &[Sequence],
+    limit: usize,
+    pass: impl Fn(&PackedSequences) -> Result<Tensor>,
+) -> Result<Vec<f32>> {
+    let mut all = Vec::new();
+    in_packed_runs(sequences, limit, |packed| {
+        all.extend(pass(&packed)?.to_vec1::<f32>()?);
+        Ok(())
+    })?;
+    Ok(all)
+}
+
 /// Log-probs and entropies of all generated tokens under `policy`, in order, without a graph.
 ///
 /// # Errors
@@ -169,13 +184,11 @@ pub fn log_probs(
     temperature: f32,
     limit: usize,
 ) -> Result<Vec<f32>> {
-    let mut all = Vec::new();
-    in_packed_runs(sequences, limit, |packed| {
-        let found = packed.log_probs(policy, temperature, Gradient::Skip)?;
-        all.extend(found.log_probs.to_vec1::<f32>()?);
-        Ok(())
-    })?;
-    Ok(all)
+    in_runs(sequences, limit, |packed| {
+        Ok(packed
+            .log_probs(policy, temperature, Gradient::Skip)?
+            .log_probs)
+    })
 }
 
 /// Log-probs of all generated tokens over the whole vocabulary, in order, without a graph.
@@ -188,13 +201,9 @@ pub fn whole_log_probs(
     temperature: f32,
     limit: usize,
 ) -> Result<Vec<f32>> {
-    let mut all = Vec::new();
-    in_packed_runs(sequences, limit, |packed| {
-        let found = packed.whole_log_probs(model, temperature)?;
-        all.extend(found.to_vec1::<f32>()?);
-        Ok(())
-    })?;
-    Ok(all)
+    in_runs(sequences, limit, |packed| {
+        packed.whole_log_probs(model, temperature)
+    })
 }
 
 /// Values at the positions that predict the generated tokens, in order, without a graph.
@@ -202,10 +211,7 @@ pub fn whole_log_probs(
 /// # Errors
 /// If the computation fails.
 pub fn values(critic: &Decoder, sequences: &[Sequence], limit: usize) -> Result<Vec<f32>> {
-    let mut all = Vec::new();
-    in_packed_runs(sequences, limit, |packed| {
-        all.extend(packed.values(critic, Gradient::Skip)?.to_vec1::<f32>()?);
-        Ok(())
-    })?;
-    Ok(all)
+    in_runs(sequences, limit, |packed| {
+        packed.values(critic, Gradient::Skip)
+    })
 }

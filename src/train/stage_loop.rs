@@ -1,5 +1,5 @@
-//! The loop that all stages share: checkpoints, the log of metrics,
-//! progress on the terminal, and the end at a signal.
+//! The loop that all stages share: checkpoints, the log of metrics, progress on the terminal, and
+//! the end at a signal.
 
 use std::path::Path;
 

@@ -226,7 +226,7 @@ fn keys_that_cannot_go_together_are_refused_before_anything_runs() {
         (
             "--set ppo.advantage_estimator=grpo",
             "ppo.num_samples_per_prompt = 1 (the default): must be 2 or more with \
-             advantage_estimator",
+             advantage_estimator = \"grpo\", which compares the samples of a prompt",
         ),
         (
             "--set ppo.advantage_estimator=remax --set ppo.lam=0.9",

@@ -260,6 +260,6 @@ fn mistakes_are_named() {
     let says = ["ppo.rewards", "models/other", "no such folder"];
     refused(&workspace(&[&missing]), "ppo config.toml", &says);
     let language = MODEL.replace("models/reward", "models/sft");
-    let says = ["[ppo]", "models/sft", "a language model"];
+    let says = ["reward `model`", "models/sft", "a language model"];
     refused(&workspace(&[&language]), "ppo config.toml", &says);
 }

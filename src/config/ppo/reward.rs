@@ -41,13 +41,25 @@ impl Ppo {
 
     /// The folders of the reward models, those of ensembles among them, in order.
     pub fn reward_model_folders(&self) -> Vec<PathBuf> {
+        let models = self.reward_models().into_iter();
+        models.map(|(_, folder)| folder).collect()
+    }
+
+    /// Folders of the reward models, those of ensembles among them, each with the name of its
+    /// component.
+    pub fn reward_models(&self) -> Vec<(String, PathBuf)> {
         let components = self.reward_components().into_iter();
-        let folders = components.flat_map(|component| match component.kind {
-            RewardKind::Model(model) => vec![model.path],
-            RewardKind::Ensemble(ensemble) => ensemble.paths,
-            _ => Vec::new(),
+        let models = components.flat_map(|component| {
+            let folders = match component.kind {
+                RewardKind::Model(model) => vec![model.path],
+                RewardKind::Ensemble(ensemble) => ensemble.paths,
+                _ => Vec::new(),
+            };
+            folders
+                .into_iter()
+                .map(move |folder| (component.name.clone(), folder))
         });
-        folders.collect()
+        models.collect()
     }
 
     /// Folder of the first reward model among the components.

@@ -108,10 +108,15 @@ impl RoleLayout {
             judge,
         } = models;
         check_head(&policy, Head::LanguageModel)?;
-        for scorer in rewards.iter().chain(&judge) {
-            check_head(scorer, Head::Score)?;
-            check_vocabulary(&policy, scorer)?;
+        for ((name, _), scorer) in config.reward_models().into_iter().zip(&rewards) {
+            check_scorer(&policy, scorer).map_err(|error| RolesError::RewardModel {
+                name,
+                error: Box::new(error),
+            })?;
         }
+        judge
+            .iter()
+            .try_for_each(|judge| check_scorer(&policy, judge))?;
         let builder = Builder::new(config, &policy)?;
         let actor = builder.policy_role(Head::LanguageModel)?;
         let reward_model = rewards.first();
@@ -365,6 +370,11 @@ fn boundary<'a>(
 }
 
 /// Refuses a model folder of the other kind.
+fn check_scorer(policy: &ModelDescription, scorer: &ModelDescription) -> Result<(), RolesError> {
+    check_head(scorer, Head::Score)?;
+    check_vocabulary(policy, scorer)
+}
+
 fn check_head(model: &ModelDescription, head: Head) -> Result<(), ModelError> {
     if model.decoder.head == head {
         return Ok(());
