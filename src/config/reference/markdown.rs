@@ -8,7 +8,7 @@ use crate::config::names;
 
 const HEAD: &str = "\
 <!-- Generated from the types in src/config: edit their doc comments, then run
-     COLLIMATE_BLESS=1 cargo test --lib config::reference -->
+     COLLIMATE_BLESS=1 cargo test --release --lib config::reference -->
 
 # Configuration reference
 

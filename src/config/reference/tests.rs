@@ -16,7 +16,8 @@ fn the_page_is_what_the_types_say() {
     let found = std::fs::read_to_string(&page).unwrap_or_default();
     assert!(
         found == markdown(),
-        "docs/configuration.md is stale; {BLESS}=1 cargo test --lib config::reference renews it"
+        "docs/configuration.md is stale; {BLESS}=1 cargo test --release --lib config::reference \
+         renews it"
     );
 }
 
