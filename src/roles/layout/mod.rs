@@ -108,11 +108,8 @@ impl RoleLayout {
             judge,
         } = models;
         check_head(&policy, Head::LanguageModel)?;
-        for ((name, _), scorer) in config.reward_models().into_iter().zip(&rewards) {
-            check_scorer(&policy, scorer).map_err(|error| RolesError::RewardModel {
-                name,
-                error: Box::new(error),
-            })?;
+        for scorer in &rewards {
+            check_scorer(&policy, scorer).map_err(|error| of_component(config, scorer, error))?;
         }
         judge
             .iter()
@@ -373,6 +370,18 @@ fn boundary<'a>(
 fn check_scorer(policy: &ModelDescription, scorer: &ModelDescription) -> Result<(), RolesError> {
     check_head(scorer, Head::Score)?;
     check_vocabulary(policy, scorer)
+}
+
+/// The error of a reward model, with the name of its component if `[ppo]` names its folder.
+fn of_component(config: &Ppo, scorer: &ModelDescription, error: RolesError) -> RolesError {
+    let mut models = config.reward_models().into_iter();
+    match models.find(|(_, folder)| *folder == scorer.folder) {
+        Some((name, _)) => RolesError::RewardModel {
+            name,
+            error: Box::new(error),
+        },
+        None => error,
+    }
 }
 
 fn check_head(model: &ModelDescription, head: Head) -> Result<(), ModelError> {
