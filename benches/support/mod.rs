@@ -96,7 +96,7 @@ pub fn report(case: &str, fields: Value) {
         ("tokens_per_second", "tok/s"),
         ("seconds_per_iteration", "s"),
         ("milliseconds", "ms"),
-        ("share_of_floor", "of the floor"),
+        ("share_of_floor", "of this machine's limit"),
         ("cache_mib", "MiB cache"),
         ("peak_mib", "MiB peak"),
     ];
