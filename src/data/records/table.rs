@@ -171,7 +171,7 @@ fn list_fields(record: &mut Record) -> Result<()> {
         let Ok(Strict(list @ Value::Array(_))) = serde_json::from_str(text) else {
             let found = shown(&record.fields[name]);
             let message = format!(
-                "column `{name}` is {found}; expected a list in JSON; JSON RowReader and Parquet \
+                "column `{name}` is {found}; expected a list in JSON; JSON Lines and Parquet \
                  hold lists as they are"
             );
             return Err(wrong(record.source.clone(), message));

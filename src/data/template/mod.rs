@@ -191,18 +191,18 @@ fn plain_generation_blocks(source: &str) -> String {
     let mut plain = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else {
+        let (before, inside) = rest.split_at(start + 2);
+        let Some((tag, _)) = inside.split_once("%}") else {
             break;
         };
-        let tag = &rest[start + 2..start + length];
         let name = tag.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
-        plain.push_str(&rest[..start + 2]);
+        plain.push_str(before);
         match name {
             "generation" => plain.push_str(&tag.replace(name, "if true")),
             "endgeneration" => plain.push_str(&tag.replace(name, "endif")),
             _ => plain.push_str(tag),
         }
-        rest = &rest[start + length..];
+        rest = &inside[tag.len()..];
     }
     plain + rest
 }
@@ -334,6 +334,12 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("line 1: roles must alternate"), "{error}");
+    }
+
+    #[test]
+    fn a_tag_that_is_too_short_is_refused_or_text() {
+        assert!(ChatTemplate::new("{%}", BTreeMap::new()).is_err());
+        assert_eq!(render("{# {%} #}a"), "a");
     }
 
     #[test]
