@@ -5,7 +5,7 @@
 //!
 //! - [`config`]: read and check a configuration ([`config::Document`], [`config::Config`]).
 //! - [`stages`]: run its stages ([`stages::run()`], [`stages::run_stage`]) and plan their memory
-//!   ([`mod@stages::plan`]).
+//!   ([`stages::preflight`]).
 //! - [`data`]: records, tokenizers, chat templates, packed batches.
 //! - [`model`]: load, run and save decoders in Hugging Face's layout.
 //! - [`reward`]: score completions by models, rules, programs and endpoints.

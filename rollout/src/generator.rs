@@ -197,8 +197,8 @@ impl RunningGeneration<'_> {
     /// row.
     fn drawing(&mut self, plan: &StepPlan) -> Vec<(usize, usize)> {
         let sequences = &self.scheduler.sequences;
-        let goes_on = |turn: &&ScheduledChunk| sequences[turn.index].next() == Next::GoesOn;
-        let turns: Vec<ScheduledChunk> = plan.turns.iter().filter(goes_on).copied().collect();
+        let continues = |turn: &&ScheduledChunk| sequences[turn.index].next() == Next::Continues;
+        let turns: Vec<ScheduledChunk> = plan.turns.iter().filter(continues).copied().collect();
         let mut drawing = Vec::new();
         for (row, turn) in turns.into_iter().enumerate() {
             let sequence = &self.scheduler.sequences[turn.index];

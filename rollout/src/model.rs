@@ -82,7 +82,7 @@ pub struct Chunk<'a> {
 pub enum Next {
     /// The sequence continues: the next token may be drawn from the logits after the chunk, and is
     /// read in a later chunk.
-    GoesOn,
+    Continues,
     /// The sequence has ended: no further token of it is drawn, and no sequence that continues
     /// reads the chunk's blocks. A model that keeps states of each token computes these alone.
     Ended,

@@ -73,7 +73,7 @@ impl SampleState {
     /// Whether the sequence continues after the tokens that it holds.
     pub fn next(&self) -> Next {
         match self.finish {
-            None => Next::GoesOn,
+            None => Next::Continues,
             Some(_) => Next::Ended,
         }
     }

@@ -1,4 +1,4 @@
-//! The commands that run one stage: one for each stage there is.
+//! The commands that run one stage: one for each stage.
 
 use clap::{ArgMatches, Args, Error, FromArgMatches, Subcommand};
 

@@ -5,11 +5,10 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
 
 use anyhow::{Context as _, bail, ensure};
-use regex::Regex;
 
+use super::flags::with_flags;
 use crate::cli::RecordArgs;
 use crate::config::TooLong;
 use crate::data::example::cut_start;
@@ -353,56 +352,10 @@ fn config_with(path: &Path, adapter: &Path) -> anyhow::Result<HfConfig> {
     Ok(HfConfig::read_adapted(path, adapter, found.head)?)
 }
 
-/// `error` with flags in place of the keys of a configuration.
-fn with_flags(mut error: DataError) -> DataError {
-    let text = match &mut error {
-        DataError::MissingField { hint, .. } => hint,
-        DataError::Record { message, .. } | DataError::Unreadable { message, .. } => message,
-        _ => return error,
-    };
-    *text = in_flags(text);
-    error
-}
-
-/// `set columns = { prompt = "question" }` → `give --columns prompt=question`.
-fn in_flags(text: &str) -> String {
-    static COLUMNS: LazyLock<Regex> = LazyLock::new(|| {
-        Regex::new(r#"columns = \{ (?:…, )?(\S+) = "([^"]*)" \}"#).expect("a sound pattern")
-    });
-    let text = text.replace("set columns = ", "give columns = ");
-    let text = text.replace("columns reads ", "--columns reads ");
-    COLUMNS.replace_all(&text, "--columns $1=$2").into_owned()
-}
-
 /// An error about a record, naming file and line.
 pub(super) fn wrong(record: &Record, message: String) -> DataError {
     DataError::Record {
         at: record.source.clone(),
         message,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_are_said_as_flags() {
-        for (key, flag) in [
-            (
-                "; rename `q` to `prompt`, or set columns = { prompt = \"q\" }",
-                "; rename `q` to `prompt`, or give --columns prompt=q",
-            ),
-            (
-                "for example columns = { …, other = \"prompt\" }",
-                "for example --columns other=prompt",
-            ),
-            (
-                "columns reads `prompt` from the column `q`",
-                "--columns reads `prompt` from the column `q`",
-            ),
-        ] {
-            assert_eq!(in_flags(key), flag);
-        }
     }
 }

@@ -1,19 +1,44 @@
-//! The commands that do not train: `generate` completes prompts, `score` scores texts, `export`
-//! merges an adapter, `config` explains keys.
+//! The commands: `run` and one for each stage, `plan`, `generate`, which completes prompts,
+//! `score`, which scores texts, `export`, which merges an adapter, and `config`, which explains
+//! keys.
 //!
 //! `generate` and `score` read and write JSON Lines. They check all input before they read weights,
 //! so that a bad line costs a moment; the output file appears whole or not at all.
 //!
-//! Not here: the stages that train ([`crate::stages`]), and the flags ([`crate::cli`]).
+//! Not here: the stages ([`crate::stages`]), and the flags ([`crate::cli`]).
 
 mod config;
 mod export;
+mod flags;
 mod generate;
 mod inputs;
 mod output;
+mod plan;
+mod run;
 mod score;
 
-pub use config::config;
-pub use export::export;
-pub use generate::generate;
-pub use score::score;
+use crate::cli::Command;
+use crate::ops::pool;
+use crate::train::signal::Outcome;
+
+/// Runs a command. Those without a `run.threads` run on the usual number of threads.
+///
+/// # Errors
+/// The error of the command.
+pub fn run(command: &Command) -> anyhow::Result<Outcome> {
+    if !matches!(
+        command,
+        Command::Run(_) | Command::Stage(_) | Command::Config(_)
+    ) {
+        pool::start_usual()?;
+    }
+    match command {
+        Command::Run(args) => run::run(args),
+        Command::Stage(command) => run::run_stage(command),
+        Command::Plan(args) => plan::plan(args),
+        Command::Config(args) => config::config(args),
+        Command::Generate(args) => generate::generate(args),
+        Command::Score(args) => score::score(args),
+        Command::Export(args) => export::export(args),
+    }
+}

@@ -112,7 +112,7 @@ impl Model for Generator<'_> {
         if let Some(collector) = &mut self.collector {
             collect(collector, step, &hidden)?;
         }
-        let going = going_on(step);
+        let going = continuing(step);
         if going.is_empty() {
             let vocabulary = decoder.decoder_config().vocab_size;
             // No token is drawn from these logits.
@@ -144,9 +144,13 @@ fn new_tokens<'c>(chunk: &Chunk<'c>) -> NewTokens<'c> {
 }
 
 /// New tokens of the sequences that continue.
-fn going_on<'c>(step: &ModelStep<'c>) -> Vec<NewTokens<'c>> {
-    let goes_on = |chunk: &&Chunk| chunk.next == Next::GoesOn;
-    step.chunks.iter().filter(goes_on).map(new_tokens).collect()
+fn continuing<'c>(step: &ModelStep<'c>) -> Vec<NewTokens<'c>> {
+    let continues = |chunk: &&Chunk| chunk.next == Next::Continues;
+    step.chunks
+        .iter()
+        .filter(continues)
+        .map(new_tokens)
+        .collect()
 }
 
 /// The rows of `x` that belong to sequences that continue; `x` has the rows of all sequences.
@@ -154,7 +158,7 @@ fn rows_of(step: &ModelStep<'_>, x: Tensor) -> candle_core::Result<Tensor> {
     let of_each = |chunk: &Chunk| std::iter::repeat_n(chunk.next, chunk.tokens.len());
     let all = (0..).zip(step.chunks.iter().flat_map(of_each));
     let rows: Vec<u32> = all
-        .filter_map(|(row, next)| (next == Next::GoesOn).then_some(row))
+        .filter_map(|(row, next)| (next == Next::Continues).then_some(row))
         .collect();
     match rows.len() == x.dim(0)? {
         true => Ok(x),

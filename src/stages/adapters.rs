@@ -5,10 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::context::Context;
 use super::freezing::Frozen;
 use crate::config::Trainable;
-use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
 use crate::model::config::{Head, TensorSpec};
 use crate::model::hf_config::HfConfig;
@@ -17,11 +15,12 @@ use crate::model::lora::RequestedLora;
 use crate::ops::backend::Backend;
 use crate::ops::param::Trainability;
 
-/// A model to be trained, and the folder of its base if adapters are what is trained.
+/// A model to be trained.
 pub struct Trainee {
     /// The model.
     pub model: Decoder,
-    base: Option<PathBuf>,
+    /// Folder of the base of the adapters that are trained; `None` without adapters.
+    pub base: Option<PathBuf>,
 }
 
 /// The model that a stage starts from.
@@ -44,13 +43,13 @@ impl Trainee {
         Self { model, base: None }
     }
 
-    /// Loads the model that a stage starts from; with a `lora` table frozen, with adapters. Those
-    /// of a PEFT folder are trained further with the folder's settings; without the table they are
-    /// merged.
+    /// Loads the model that a stage starts from. With a `lora` table, the model is frozen and has
+    /// adapters: new ones, or those of a PEFT folder, which must have the table's settings. Without
+    /// the table, the adapters of a PEFT folder are merged.
     ///
     /// # Errors
-    /// If a file is wrong, the model has fewer layers than are to be frozen, or the adapters do not
-    /// fit it or the folder's own.
+    /// A file that is wrong, a model with fewer layers than are to be frozen, or adapters that do
+    /// not fit the model or differ from those of the PEFT folder.
     pub fn load(start: &StartingModel, trainable: &Trainable) -> Result<Self> {
         let Some(lora) = &trainable.lora else {
             let (head, seed, frozen) = (start.head, start.seed, Frozen::from(trainable));
@@ -60,14 +59,14 @@ impl Trainee {
             frozen.check(start.table, start.from, layers)?;
             return Ok(Self { model, base: None });
         };
-        let asked = RequestedLora::from(lora);
+        let requested = RequestedLora::from(lora);
         let key = || format!("{}.lora", start.table);
         let (model, base) = match AdapterConfig::find(start.from)? {
             None => {
                 let base = base(start.from, start)?;
                 let model = Decoder::adapt(
                     &base,
-                    &asked.fresh(),
+                    &requested.fresh(),
                     start.head,
                     start.seed,
                     Trainability::Trained,
@@ -80,7 +79,7 @@ impl Trainee {
                 let base = base(&folder, start)?;
                 let (from, head, seed) = (start.from, start.head, start.seed);
                 let model = Decoder::load_adapter(&base, from, head, seed, Trainability::Trained)?;
-                model.check_adapters(&key(), &asked, from)?;
+                model.check_adapters(&key(), &requested, from)?;
                 (model, folder)
             }
         };
@@ -88,17 +87,6 @@ impl Trainee {
             model,
             base: Some(base),
         })
-    }
-
-    /// Writes `final/`: the model, or its adapters as a PEFT folder, with the tokenizer.
-    ///
-    /// # Errors
-    /// If a file cannot be written.
-    pub fn write_final(&self, context: &Context, tokenizer: &Tokenizer) -> Result<()> {
-        match &self.base {
-            None => context.write_final(&self.model, tokenizer),
-            Some(base) => context.write_final_adapter(&self.model, base, tokenizer),
-        }
     }
 }
 

@@ -22,17 +22,17 @@ pub fn describe_for(sizes: &Architecture, tokenizer: &Tokenizer) -> Result<Decod
 /// unless the table has one.
 ///
 /// # Errors
-/// If the family has no such model.
+/// Sizes or options that the family does not have.
 pub fn describe(sizes: &Architecture, vocab_size: usize) -> Result<DecoderConfig> {
     let geometry = geometry(sizes, vocab_size);
     let mut config = DecoderConfig::from_scratch(sizes.family, &geometry).context("[model]")?;
-    choose(&mut config, sizes);
+    set_options(&mut config, sizes);
     config.validate().context("[model]")?;
     Ok(config)
 }
 
-/// Sets what `[model]` says beside sizes.
-fn choose(config: &mut DecoderConfig, sizes: &Architecture) {
+/// Sets the options that `[model]` has besides sizes.
+fn set_options(config: &mut DecoderConfig, sizes: &Architecture) {
     let (NormKind::Rms { eps } | NormKind::Layer { eps }) = &mut config.norm;
     *eps = sizes.rms_norm_eps;
     if let Position::Rope(rope) = &mut config.position {

@@ -28,7 +28,7 @@ pub struct Context<'a> {
     pub stop: &'a StopRequest,
 }
 
-/// The results of a finished stage beside its model.
+/// The results of a finished stage besides its model.
 pub struct Finished {
     /// Steps done and numbers for later tables.
     pub done: StageOutcome,
@@ -37,34 +37,28 @@ pub struct Finished {
 }
 
 impl Context<'_> {
-    /// Writes `final/`: model and tokenizer as one Hugging Face folder.
+    /// Writes `final/`: model and tokenizer as one Hugging Face folder or, with the folder `base`
+    /// of the model that adapters stand on, the adapters as a PEFT folder.
     ///
     /// # Errors
     /// If a file cannot be written.
-    pub fn write_final(&self, model: &Decoder, tokenizer: &Tokenizer) -> Result<()> {
-        let _phase = Phase::begin("writing the final model");
-        self.folder.write_final(|folder| {
-            tokenizer.save(folder)?;
-            model.save(folder, self.config.model.save_dtype)?;
-            anyhow::Ok(())
-        })
-    }
-
-    /// Writes `final/`: the adapters of a model as a PEFT folder, and the tokenizer. `base` is the
-    /// folder that they stand on.
-    ///
-    /// # Errors
-    /// If a file cannot be written.
-    pub fn write_final_adapter(
+    pub fn write_final(
         &self,
         model: &Decoder,
-        base: &Path,
+        base: Option<&Path>,
         tokenizer: &Tokenizer,
     ) -> Result<()> {
-        let _phase = Phase::begin("writing the final adapters");
+        let dtype = self.config.model.save_dtype;
+        let _phase = Phase::begin(match base {
+            None => "writing the final model",
+            Some(_) => "writing the final adapters",
+        });
         self.folder.write_final(|folder| {
             tokenizer.save(folder)?;
-            model.save_adapter(folder, base, self.config.model.save_dtype)?;
+            match base {
+                None => model.save(folder, dtype)?,
+                Some(base) => model.save_adapter(folder, base, dtype)?,
+            }
             anyhow::Ok(())
         })
     }

@@ -1,4 +1,4 @@
-//! The records of a stage's data files, and what is encoded from them, file by file.
+//! The records of a stage's data files, and the examples encoded from them, file by file.
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -44,8 +44,7 @@ impl StageRecords {
         Ok(all)
     }
 
-    /// Encodes the records of each file. Those that are left out are counted under
-    /// `key`.
+    /// Encodes the records of each file. Records that are left out are counted under `key`.
     ///
     /// # Errors
     /// The errors of `encode`.
@@ -57,7 +56,7 @@ impl StageRecords {
         self.map_owned(key, |records| encode(&records))
     }
 
-    /// The examples of each file, from records that `encode` may keep.
+    /// As [`Self::map`], for an `encode` that takes the records.
     ///
     /// # Errors
     /// The errors of `encode`.

@@ -3,9 +3,9 @@
 use anyhow::{Context as _, Result};
 
 use super::context::{Context, Finished};
+use super::first_records::RecordReader;
 use super::plan::StagePlan;
 use super::plan::models::RunModels;
-use super::preflight::records::RecordReader;
 use crate::config::{self, Config, Stage};
 
 /// A stage, defined for the keys of its table.
@@ -21,16 +21,16 @@ pub trait StageDefinition {
     /// If data, a model or a file is wrong, or training diverges.
     fn run(&self, context: &Context) -> Result<Option<Finished>>;
 
-    /// The memory that the stage takes.
+    /// The memory that the stage will take.
     ///
     /// # Errors
-    /// If a model's sizes are not known, or it cannot have what the table asks for.
+    /// If a model's sizes are not known, or the stage would refuse a model.
     fn plan(&self, models: RunModels, stage: Stage) -> Result<StagePlan>;
 
     /// Checks the models that the stage reads by their configurations, before any stage runs.
     ///
     /// # Errors
-    /// The error with which the stage would end.
+    /// The error that the stage would end with.
     fn check_models(&self, models: RunModels, stage: Stage) -> Result<()>;
 
     /// Checks the first records of each data file, before any stage runs.
@@ -43,11 +43,11 @@ pub trait StageDefinition {
 /// The help of a stage's command.
 #[derive(Clone, Copy, Debug)]
 pub struct CommandHelp {
-    /// The line in the list of commands.
+    /// Its line in the list of commands.
     pub about: &'static str,
     /// The paragraph below that line in the command's own help.
     pub details: &'static str,
-    /// A command that shows its use.
+    /// An example of the command.
     pub example: &'static str,
 }
 

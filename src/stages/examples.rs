@@ -1,6 +1,7 @@
 //! Records → examples to train on and others held out.
 //!
-//! Records that are too long or bad are treated by the stage's policies ([`super::record_report`]).
+//! The policies of the stage decide on records that are too long or bad
+//! ([`super::record_report`]).
 
 use anyhow::{Context as _, Result};
 
@@ -77,8 +78,8 @@ fn note_lost_reasoning(stage: Stage, answers: usize) {
     if answers > 0 {
         terminal::note(format_args!(
             "{stage}: the chat template leaves the reasoning of {answers} answers \
-             (`reasoning_content`, or <think> in the content) out of what is learned; to learn it, \
-             use a template that renders it, or give the records as text"
+             (`reasoning_content`, or <think> in the content) out of the training text; to train \
+             on it, use a template that renders it, or give the records as text"
         ));
     }
 }

@@ -1,5 +1,4 @@
-//! Next-token training, which pretraining and fine-tuning share: cross-entropy of the tokens that
-//! count.
+//! Next-token training, used by pretraining and fine-tuning: the cross-entropy of target tokens.
 
 use std::marker::PhantomData;
 
@@ -50,7 +49,7 @@ impl Row for TextRow {
     }
 }
 
-/// Mean cross-entropy of the tokens that count.
+/// Mean cross-entropy of the target tokens.
 pub struct NextTokenLoss<R> {
     /// Each layer's learning rate as a share of the one above it.
     layerwise_lr_decay: f64,
@@ -131,7 +130,7 @@ impl<R: Row> Objective for NextTokenLoss<R> {
 }
 
 /// Log-probs of a batch's targets over the whole vocabulary, at temperature 1: `[n]`. Above the
-/// last layer's attention nothing is computed for the rows that predict none of them.
+/// last layer's attention, only the rows that predict a target are computed.
 ///
 /// # Errors
 /// If the computation fails.

@@ -1,4 +1,4 @@
-//! The configuration and the inputs that a stage was begun with, so that it is continued with no
+//! The configuration and the inputs that a stage was started with, so that it is not continued with
 //! others: `config.toml`, and `inputs.json`, a checksum of every model and data file that the stage
 //! reads.
 //!
@@ -19,7 +19,7 @@ use crate::files::checksum::{self, Checksum};
 use crate::files::regular;
 use crate::model::hf_config::adapter::AdapterConfig;
 use crate::terminal::{self, Phase};
-use crate::train::run_folder::{RunFolder, StageFolder};
+use crate::train::run_folder::{Existing, RunFolder, StageFolder};
 
 /// The files that each key names, such as `ppo.from`.
 type Inputs = BTreeMap<String, Vec<InputFile>>;
@@ -33,21 +33,33 @@ struct InputFile {
     checksum: Checksum,
 }
 
-/// Refuses a configuration that would change the result of one of `stages` that has begun. Other
-/// changes are noted on the terminal.
+/// Refuses a configuration that would change the result of a stage that has begun, if the result of
+/// `stages` depends on that stage: one of `stages` that is continued, or one whose model they read.
+/// Other changes are noted on the terminal.
 ///
 /// # Errors
 /// Every key that differs, or a configuration of a stage that cannot be read.
-pub fn check_config(config: &Config, folder: &RunFolder, stages: &[Stage]) -> Result<()> {
+pub fn check_config(
+    config: &Config,
+    folder: &RunFolder,
+    stages: &[Stage],
+    existing: Existing,
+) -> Result<()> {
     let (mut refused, mut harmless) = (BTreeSet::new(), BTreeSet::new());
-    let mut lengthened = None;
-    for &stage in stages {
+    let (mut lengthened, mut first) = (None, None);
+    for stage in with_makers(config, stages) {
+        if existing == Existing::SetAside && stages.contains(&stage) {
+            continue;
+        }
         let files = folder.existing_stage(stage);
         if !files.has_begun() {
             continue;
         }
         let old = Config::load(&files.config(), &[]).with_context(|| {
-            format!("the configuration that {stage} was begun with; start over with --fresh")
+            format!(
+                "the configuration that {stage} was started with; start the stage over: collimate \
+                 {stage} … --fresh"
+            )
         })?;
         for change in diff(&old, config)?
             .iter()
@@ -58,29 +70,56 @@ pub fn check_config(config: &Config, folder: &RunFolder, stages: &[Stage]) -> Re
                     if is_length(change, stage) && files.done()?.is_some() {
                         lengthened = Some(stage);
                     }
+                    first.get_or_insert(stage);
                     refused.insert(format!("{change} (stage {stage} has begun)"))
                 }
                 Effect::Harmless => harmless.insert(Change::to_string(change)),
             };
         }
     }
-    if refused.is_empty() {
+    let Some(first) = first else {
         harmless.iter().for_each(|change| {
             terminal::note(format_args!("changed since the run began: {change}"))
         });
         return Ok(());
-    }
+    };
     bail!(
-        "{} holds a run that was begun with other values:\n  {}\n{}",
+        "{} holds a run that was started with other values:\n  {}\n{}",
         folder.path().display(),
         refused.into_iter().collect::<Vec<_>>().join("\n  "),
-        lengthened.map_or_else(|| PUT_BACK.to_owned(), |stage| train_on(config, stage))
+        match lengthened {
+            Some(stage) => train_on(config, stage),
+            None => put_back(first, stages),
+        }
     )
 }
 
-/// The advice for values that a run was not begun with.
-const PUT_BACK: &str =
-    "put them back to continue it, choose another run.name, or start over with --fresh";
+/// `stages`, then the other stages whose models they read, directly or through further stages.
+fn with_makers(config: &Config, stages: &[Stage]) -> Vec<Stage> {
+    let mut found = stages.to_vec();
+    let mut at = 0;
+    while let Some(&stage) = found.get(at) {
+        let read = config.models_read(stage);
+        let makes = |maker: &Stage| {
+            let made = config.run.final_model(*maker);
+            read.iter().any(|(_, folder)| **folder == made)
+        };
+        let makers = Stage::ALL.into_iter().filter(makes);
+        let new: Vec<Stage> = makers.filter(|maker| !found.contains(maker)).collect();
+        found.extend(new);
+        at += 1;
+    }
+    found
+}
+
+/// Advice on values that `stage` was not started with, in a command that runs `stages`.
+fn put_back(stage: Stage, stages: &[Stage]) -> String {
+    let fresh = match stages == [stage] {
+        true => "start over with --fresh".to_owned(),
+        false => format!("start {stage} over: collimate {stage} … --fresh"),
+    };
+    format!("put them back to continue it, choose another run.name, or {fresh}")
+}
 
 /// Whether the change is to `max_steps` or `max_epochs` of `stage`.
 fn is_length(change: &Change, stage: Stage) -> bool {
@@ -97,7 +136,7 @@ fn train_on(config: &Config, stage: Stage) -> String {
     let what = match schedule {
         Some(LrScheduler::Cosine) => "A finished cosine schedule cannot be lengthened.",
         Some(LrScheduler::Linear) => "A finished linear schedule cannot be lengthened.",
-        _ => "A finished stage cannot be shortened, and not be measured in other units.",
+        _ => "The length of a finished stage cannot be lowered, nor be given in another unit.",
     };
     let table = if stage == Stage::Pretrain {
         "model"
@@ -139,7 +178,7 @@ pub fn check_inputs(
         let changed: Vec<String> = changed.collect();
         ensure!(
             changed.is_empty(),
-            "stage {stage} was begun with other contents of {}; put the files back, or start the \
+            "stage {stage} was started with other contents of {}; put the files back, or start the \
              stage over: collimate {stage} … --fresh",
             changed.join(", ")
         );
@@ -148,7 +187,7 @@ pub fn check_inputs(
     Ok(files.write_config(&config.to_toml()?)?)
 }
 
-/// The names of the files that only one of the two lists has with these contents.
+/// The names of the files that one list lacks, or has with other contents.
 fn changed_files(then: &[InputFile], now: &[InputFile]) -> Vec<String> {
     let sums = |files: &[InputFile]| files.iter().map(|file| file.checksum).collect::<Vec<_>>();
     if sums(then) == sums(now) {

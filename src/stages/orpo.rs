@@ -60,9 +60,9 @@ pub struct OddsRatio {
 
 /// Pairs of a chosen and a rejected sequence.
 pub struct SequencePairs {
-    /// All tokens of the chosen sequences count, and the answers' of the rejected ones.
+    /// Targets: all tokens of the chosen sequences, and the answers of the rejected ones.
     packed: PackedBatch,
-    /// Tokens of each sequence's answer that count.
+    /// Number of target tokens of each sequence's answer.
     answers: Vec<usize>,
 }
 
@@ -148,7 +148,7 @@ impl Objective for OddsRatio {
     }
 }
 
-/// The shares of a batch in the step's means, under TRL's names.
+/// A batch's share of each metric's mean over the step, under TRL's names.
 fn measures(stats: &OddsRatioStats, totals: OddsRatioTotals) -> Vec<(&'static str, f64)> {
     let sums = [
         (names::LOGPS_CHOSEN, stats.chosen_log_probs),

@@ -60,12 +60,12 @@ pub fn in_words(config: &HfConfig, before: Option<u32>, tokenizer: &Tokenizer) -
     let token = tokenizer.token(pad).unwrap_or_default();
     Some(match config.score_at {
         ScoreAt::Eos => format!(
-            "the tokenizer has no padding token that ends no answer; {token:?} (id {pad}) pads, in \
-             the model's files and the tokenizer's"
+            "the tokenizer has no padding token, or one that ends answers; {token:?} (id {pad}) is \
+             the padding token in the files of the model and of the tokenizer"
         ),
         ScoreAt::LastNonPad => format!(
-            "the tokenizer has no special token but those that end answers; {token:?} (id {pad}) \
-             pads, and the score stands at the token before it, as in TRL"
+            "the tokenizer's special tokens all end answers; {token:?} (id {pad}) is the padding \
+             token, and the score is read at the token before it, as in TRL"
         ),
     })
 }

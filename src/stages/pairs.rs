@@ -1,5 +1,5 @@
-//! Pairs of answers as batches of one policy's log-probs: what the stages that learn from
-//! preferences without a reward model share.
+//! Preference pairs as packed batches, and their evaluation, for the stages that learn from pairs
+//! without a reward model.
 
 use anyhow::Result;
 
@@ -10,13 +10,13 @@ use crate::terminal::Phase;
 use crate::train::metrics::names;
 use crate::train::objective::Evaluation;
 
-/// Tokens that are fed for a pair.
+/// Tokens of a forward pass over a pair.
 pub fn tokens(pair: &Pair) -> usize {
     2 * pair.prompt.len() + pair.chosen.len() + pair.rejected.len() - 2
 }
 
-/// Chosen and rejected answer of each pair, one after the other, each behind its prompt. The tokens
-/// of the answers count, with the token that ends each.
+/// Chosen and rejected answer of each pair, one after the other, each behind its prompt. The
+/// targets are the tokens of the answers, with the token that ends each.
 pub fn answers<'p>(pairs: impl Iterator<Item = &'p Pair>) -> PackedBatch {
     let mut batch = PackedBatch::default();
     for pair in pairs {

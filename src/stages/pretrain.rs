@@ -8,28 +8,27 @@ use super::context::{Context, Finished};
 use super::dataset::{ExamplesByFile, StageRecords};
 use super::definition::{CommandHelp, StageDefinition};
 use super::examples::Examples;
+use super::first_records::{RecordReader, check_data};
 use super::language::NextTokenLoss;
 use super::plan::models::RunModels;
 use super::plan::{self, StagePlan};
-use super::preflight;
-use super::preflight::records::RecordReader;
 use super::record_report::RecordReports;
 use super::stops::stop_where_answers_end;
 use super::supervised::{PreparedStage, train_and_write};
+use super::tokenizer::train_tokenizer;
 use crate::config::{Data, ModelStart, Pretrain, RecordKeys, Stage};
 use crate::data::example::{Limit, documents, encode_documents};
 use crate::data::packing::{TextRow, text_rows};
 use crate::data::records::Record;
-use crate::data::tokenizer::{BpeTraining, Tokenizer};
+use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
 use crate::model::config::{DecoderConfig, Head};
 use crate::model::hf_config::HfConfig;
 use crate::ops::param::Trainability;
-use crate::terminal::{self, Phase};
 use crate::train::memory::limit_bytes;
 
-/// Numbers held for each parameter that is trained: itself, its gradient and AdamW's two moments.
-const HELD: usize = 4;
+/// Values held for each parameter: its weight, its gradient and AdamW's two moments.
+const VALUES_PER_PARAMETER: usize = 4;
 
 const GIB: f64 = (1u64 << 30) as f64;
 
@@ -45,8 +44,8 @@ impl StageDefinition for Pretrain {
     }
 
     fn run(&self, context: &Context) -> Result<Option<Finished>> {
-        // 1. A shape that a model can have.
-        check_shape(context)?;
+        // 1. Sizes that a model can have and that fit in memory.
+        check_sizes(context)?;
 
         // 2. Text → tokenizer → rows of `context_length` tokens.
         let mut reports = RecordReports::default();
@@ -59,7 +58,7 @@ impl StageDefinition for Pretrain {
         let mut model = model(context, &tokenizer, self.context_length)?;
         stop_where_answers_end(&mut model, &tokenizer)?;
 
-        // 4. Train, and leave a model folder.
+        // 4. Train, and write a model folder.
         let order = training.order(context.stage, &self.training, context.config.run.seed)?;
         train_and_write(
             context,
@@ -89,7 +88,7 @@ impl StageDefinition for Pretrain {
 
     fn check_records(&self, reader: &RecordReader) -> Result<()> {
         let files = [&self.data, &self.eval_data];
-        preflight::records::check_files(reader.stage, files, &self.records, |records, bad| {
+        check_data(reader.stage, files, &self.records, |records, bad| {
             reader.documents(records, bad)
         })
     }
@@ -139,9 +138,9 @@ pub fn read_documents(
     Ok(items)
 }
 
-/// Refuses a shape that no model can have before the text is read. The size that `[tokenizer]`
-/// requests stands in for the vocabulary.
-fn check_shape(context: &Context) -> Result<()> {
+/// Refuses sizes that no model can have before the text is read. The vocabulary is taken to be of
+/// the size that `[tokenizer]` requests.
+fn check_sizes(context: &Context) -> Result<()> {
     if let Some(ModelStart::Scratch(sizes)) = &context.config.model.start {
         let model = describe(sizes, context.config.tokenizer.vocab_size)?;
         check_memory(&model)?;
@@ -149,15 +148,15 @@ fn check_shape(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Weights, gradients and two moments that the machine cannot hold would end the process without a
-/// word.
+/// Refuses a model whose weights, gradients and moments do not fit in memory: the system would kill
+/// the process without a message.
 fn check_memory(model: &DecoderConfig) -> Result<()> {
     let numbers = model.tensors().into_iter().map(|spec| {
         let sizes = spec.shape.iter().map(|&size| size as f64);
         sizes.product::<f64>()
     });
     let parameters: f64 = numbers.sum();
-    let bytes = parameters * HELD as f64 * size_of::<f32>() as f64;
+    let bytes = parameters * VALUES_PER_PARAMETER as f64 * size_of::<f32>() as f64;
     if let Some(most) = limit_bytes().filter(|most| bytes > *most as f64) {
         bail!(
             "[model] describes {parameters:.3e} parameters, which take {:.0} GiB to train \
@@ -172,54 +171,24 @@ fn check_memory(model: &DecoderConfig) -> Result<()> {
 
 /// The tokenizer that the configuration names, or a byte-level BPE trained on the text.
 fn tokenizer(context: &Context, records: &[Record]) -> Result<Tokenizer> {
-    let config = &context.config.tokenizer;
-    let folder = context
-        .config
-        .model
-        .start
-        .as_ref()
-        .and_then(ModelStart::folder);
-    if let Some(place) = config.from.as_deref().or(folder) {
-        return Ok(Tokenizer::load(place)?);
+    let config = context.config;
+    let folder = config.model.start.as_ref().and_then(ModelStart::folder);
+    match config.tokenizer.from.as_deref().or(folder) {
+        Some(place) => Ok(Tokenizer::load(place)?),
+        None => train_tokenizer(&config.tokenizer, records),
     }
-    let texts = records
-        .iter()
-        .map(Record::text)
-        .collect::<Result<Vec<_>, _>>()?;
-    let _phase = Phase::begin(format!("training a tokenizer on {} texts", texts.len()));
-    let tokenizer = Tokenizer::train_bpe(&texts, &bpe_training(config))?;
-    if tokenizer.vocab_size() < config.vocab_size {
-        terminal::note_once(format!(
-            "tokenizer.vocab_size = {}, but the text has pairs for only {} entries: the vocabulary \
-             is that size",
-            config.vocab_size,
-            tokenizer.vocab_size()
-        ));
-    }
-    Ok(tokenizer)
-}
-
-/// The first special token ends a text, the second fills; the configuration has at least two.
-pub(super) fn bpe_training(config: &crate::config::TokenizerTable) -> BpeTraining {
-    let mut training = BpeTraining::new(config.vocab_size);
-    if let [eos, pad, ..] = config.special_tokens.as_slice() {
-        training.eos_token.clone_from(eos);
-        training.pad_token.clone_from(pad);
-        training.special_tokens.clone_from(&config.special_tokens);
-    }
-    training
 }
 
 /// Documents → rows of `context` tokens, the model's end of text between them.
 ///
 /// # Errors
-/// If a record has no text, or all of it does not fill a row.
+/// If a record has no text, or the whole text does not fill a row.
 pub fn pack(tokenizer: &Tokenizer, records: &[Record], context: usize) -> Result<Vec<TextRow>> {
     let documents = encode_documents(tokenizer, records)?;
     Ok(text_rows(&documents, tokenizer.eos_id()?, context)?)
 }
 
-/// Rows of all files as one stream, or of each file by itself where files are drawn from by weight.
+/// Rows of all files as one stream, or of each file by itself if the files have weights.
 fn rows(
     tokenizer: &Tokenizer,
     records: &ExamplesByFile<Record>,
@@ -253,7 +222,7 @@ fn model(context: &Context, tokenizer: &Tokenizer, context_length: usize) -> Res
             all,
             context.backend,
         )?,
-        None => bail!("[model] says neither `from` nor sizes; pretraining needs one of them"),
+        None => bail!("[model] has neither `from` nor sizes; pretraining needs one of them"),
     };
     let decoder = model.decoder_config();
     if tokenizer.vocab_size() > decoder.vocab_size {
@@ -265,7 +234,7 @@ fn model(context: &Context, tokenizer: &Tokenizer, context_length: usize) -> Res
     }
     if context_length > decoder.max_position_embeddings {
         bail!(
-            "pretrain.context_length is {context_length}; the model holds {} \
+            "pretrain.context_length is {context_length}; the model's context holds {} \
              (model.max_position_embeddings)",
             decoder.max_position_embeddings
         );

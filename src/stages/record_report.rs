@@ -68,8 +68,8 @@ impl RecordReport {
         let share = self.bad.count as f64 / self.records.max(1) as f64;
         if share > most {
             bail!(
-                "{} of {} records are bad, a share of {share:.2}; {setting} allows {most}; mend \
-                 them, or raise that\n{}",
+                "{} of {} records are bad, a share of {share:.2}; {setting} allows {most}; \
+                 correct them, or raise that limit\n{}",
                 self.bad.count,
                 self.records,
                 self.bad.lines()

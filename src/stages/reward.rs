@@ -1,12 +1,12 @@
 //! The reward model: Bradley-Terry on pairs of a better and a worse answer (Stiennon et al. 2020,
 //! eq. 1).
 //!
-//! It reads prompt and answer and scores at the last token, or before it where its folder means
-//! that ([`ScorePosition`]). `[judge]` runs the same stage on other pairs, for evaluations alone.
-//! The judge's random draws are its own: it starts with another head (and other adapters), reads
-//! the pairs in another order, and holds out other pairs. Other stages share the run's seed, which
-//! makes no two of their models alike: where `[dpo]` and `[reward]` read one file they read it in
-//! one order, and adapters of the same shape start from the same matrix A.
+//! It reads prompt and answer, and scores at the last token, or at the token before it if the
+//! model's folder implies that ([`ScorePosition`]). `[judge]` runs the same stage on other pairs,
+//! for evaluations alone. The judge has a seed of its own: it starts with another head (and other
+//! adapters), reads the pairs in another order, and holds out other pairs. All other stages share
+//! the run's seed: if `[dpo]` and `[reward]` read one file, they read it in the same order, and
+//! adapters of the same shape start from the same matrix A.
 
 use std::sync::Arc;
 

@@ -1,13 +1,13 @@
-//! Runs stages in order: finished ones are passed over, interrupted ones continue.
+//! Runs stages in order: finished stages are skipped, interrupted ones continue.
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::context::{Context, Finished};
 use super::definition::definition;
 use super::plan::machine::MemoryBound;
-use super::{arithmetic, origin, plan};
+use super::plan::models::with_local_models;
+use super::{arithmetic, origin, preflight};
 use crate::config::{Config, Stage, Training, TrainingLength};
-use crate::model::hub;
 use crate::ops::backend::Backend;
 use crate::ops::{pool, profile};
 use crate::terminal::{self, phase::NamedStage};
@@ -39,12 +39,7 @@ fn run_stages(
     stages: &[Stage],
     existing: Existing,
 ) -> Result<Outcome> {
-    let starts_over = |stage: &Stage| existing == Existing::SetAside && stages.contains(stage);
-    let kept: Vec<Stage> = Stage::ALL
-        .into_iter()
-        .filter(|stage| !starts_over(stage))
-        .collect();
-    origin::check_config(config, folder, &kept)?;
+    origin::check_config(config, folder, stages, existing)?;
     folder.write_config(&config.to_toml()?)?;
     let stop = StopRequest::listen()?;
     on_pool(config.run.threads, || {
@@ -61,12 +56,12 @@ fn run_in_order(
 ) -> Result<Outcome> {
     let backend = Backend::open(config.run.device, config.run.arithmetic)?;
     let local = with_local_models(config, stages)?;
-    check_before_the_first(&local, folder, stages, existing)?;
+    check_remaining(&local, folder, stages, existing)?;
     for &stage in stages {
         let files = folder.stage(stage, existing)?;
         let _named = NamedStage::new(stage.name());
         note_unsaved(stage, &files);
-        check_can_go_on(config, stage, &files)?;
+        check_can_continue(config, stage, &files)?;
         origin::check_inputs(config, &local, stage, &files)?;
         if is_finished(config, stage, &files)? {
             continue;
@@ -95,7 +90,7 @@ fn run_in_order(
     Ok(Outcome::Finished)
 }
 
-/// Runs a stage, and prints its profile if one is taken.
+/// Runs a stage, and prints its profile with `--profile`.
 fn run_profiled(context: &Context) -> Result<Option<Finished>> {
     let stage = context.stage;
     let ran = {
@@ -111,9 +106,9 @@ fn run_profiled(context: &Context) -> Result<Option<Finished>> {
     Ok(ran)
 }
 
-/// Checks the stages that are yet to run, and that they fit on this machine, if there are several:
-/// a single stage meets the same errors at once.
-fn check_before_the_first(
+/// Checks the stages that are yet to run, and that they fit on this machine, if there are several.
+/// A single stage makes the same checks when it starts.
+fn check_remaining(
     config: &Config,
     folder: &RunFolder,
     stages: &[Stage],
@@ -129,8 +124,8 @@ fn check_before_the_first(
     match ahead.len() {
         0 | 1 => Ok(()),
         _ => {
-            let plans = plan::plans(config, &ahead)?;
-            plan::check(config, &plans, MemoryBound::Certain)
+            let plans = preflight::plans(config, &ahead)?;
+            preflight::check(config, &plans, MemoryBound::Certain)
         }
     }
 }
@@ -139,23 +134,23 @@ fn check_before_the_first(
 fn note_unsaved(stage: Stage, files: &StageFolder) {
     if files.has_log() && !files.has_begun() {
         terminal::note(format_args!(
-            "{stage}: was begun before and has no checkpoint to go on from; it starts over, with \
-             the configuration as it is now"
+            "{stage}: an earlier process left no checkpoint to continue from; the stage starts \
+             over, with the configuration as it is now"
         ));
     }
 }
 
 /// Checks that a finished stage that is to be continued, for more steps or for a model that is
 /// gone, has a checkpoint.
-fn check_can_go_on(config: &Config, stage: Stage, files: &StageFolder) -> Result<()> {
+fn check_can_continue(config: &Config, stage: Stage, files: &StageFolder) -> Result<()> {
     let Some(done) = files.done()? else {
         return Ok(());
     };
-    let goes_on = files.lost_of_final()?.is_some() || wants_more(config, stage, &done);
+    let continues = files.lost_of_final()?.is_some() || wants_more(config, stage, &done);
     ensure!(
-        !goes_on || files.has_checkpoint(),
-        "{stage} has finished and left no checkpoint in {} to go on from; put that folder back, or \
-         start the stage over: collimate {stage} … --fresh",
+        !continues || files.has_checkpoint(),
+        "{stage} has finished and left no checkpoint in {} to continue from; put that folder back, \
+         or start the stage over: collimate {stage} … --fresh",
         files.checkpoints().display()
     );
     Ok(())
@@ -186,18 +181,6 @@ fn is_finished(config: &Config, stage: Stage, files: &StageFolder) -> Result<boo
     }
     files.unmark_done()?;
     Ok(false)
-}
-
-/// The configuration with models of the hub replaced by the folders that they were fetched to.
-pub(super) fn with_local_models(config: &Config, stages: &[Stage]) -> Result<Config> {
-    let mut config = config.clone();
-    let made = config.run.folder();
-    for folder in config.model_folders_mut(stages) {
-        if !folder.starts_with(&made) {
-            *folder = hub::local(folder)?;
-        }
-    }
-    Ok(config)
 }
 
 /// Whether `max_steps` was raised since the stage finished, which only a constant learning rate

@@ -78,9 +78,9 @@ impl Conversations {
         } = self;
         if *cut > 0 {
             terminal::note(format_args!(
-                "sft: the chat template renders earlier turns otherwise once later ones follow, so \
-                 each answer of {cut} of {records} records is an example of its own, {examples} in \
-                 all; to learn the last answers alone, set sft.learn to \"last\""
+                "sft: the chat template renders earlier turns differently once later turns follow, \
+                 so each answer of {cut} of {records} records is an example of its own, {examples} \
+                 examples in all; to train on the last answers alone, set sft.learn to \"last\""
             ));
         }
     }
@@ -92,7 +92,7 @@ impl Conversations {
             records,
             examples,
         } = self;
-        let name = "records cut into one example an answer".to_owned();
+        let name = "records split into one example per answer".to_owned();
         (*cut > 0).then(|| (name, format!("{cut} of {records}, {examples} examples")))
     }
 }

@@ -1,5 +1,5 @@
 //! The script of the stages that train one model on examples: load the model, read the records,
-//! train, and leave a model folder.
+//! train, and write a model folder.
 
 use anyhow::Result;
 use serde_json::{Map, Value};
@@ -8,11 +8,11 @@ use super::adapters::{StartingModel, Trainee};
 use super::context::{Context, Finished};
 use super::definition::{CommandHelp, StageDefinition};
 use super::examples::{Examples, encoder};
+use super::first_records::{RecordReader, check_data};
+use super::freezing::Frozen;
 use super::plan::models::RunModels;
 use super::plan::{self, StagePlan};
-use super::preflight::records::RecordReader;
 use super::stops::stop_where_answers_end;
-use super::{freezing::Frozen, preflight};
 use crate::config::{ExampleTable, Stage, Training};
 use crate::data;
 use crate::data::example::{Encoded, Encoder};
@@ -28,7 +28,7 @@ use crate::train::supervised::{TrainingJob, TrainingReport, train};
 
 /// A stage that learns from examples in records, defined for the keys of its table.
 pub trait ExampleStage: ExampleTable {
-    /// A record as the encoder returns it.
+    /// The encoded form of a record.
     type Record;
     /// The training objective.
     type Objective: Objective;
@@ -48,8 +48,8 @@ pub trait ExampleStage: ExampleTable {
     /// The examples of encoded records.
     fn split(&self, records: Examples<Self::Record>) -> Examples<ExampleOf<Self>>;
 
-    /// The objective of `model`, with what it needs to know of each example. `None` when a signal
-    /// came.
+    /// The training objective of `model`. It may add to each example, such as the log-probs of a
+    /// reference. `None` when a signal requested a stop.
     ///
     /// # Errors
     /// If a computation or a file fails.
@@ -65,8 +65,8 @@ pub trait ExampleStage: ExampleTable {
         encoder
     }
 
-    /// Prepares model and tokenizer for what is trained: by default the model then ends its answers
-    /// where training ends them.
+    /// Prepares model and tokenizer for training: by default, adds the tokens that end answers in
+    /// the training data to the model's stop tokens.
     ///
     /// # Errors
     /// If the tokenizer lacks a token that the stage needs, or a file cannot be read.
@@ -115,7 +115,7 @@ impl<S: ExampleStage> StageDefinition for S {
             .training
             .order(context.stage, keys.training, seed)?;
 
-        // 3. Train, and leave a model folder.
+        // 3. Train, and write a model folder.
         let Some(objective) = self.objective(context, &trainee.model, &mut examples)? else {
             return Ok(None);
         };
@@ -147,7 +147,7 @@ impl<S: ExampleStage> StageDefinition for S {
         let keys = self.keys();
         let encoder = self.configure(reader.encoder(&keys)?);
         let files = [keys.data, &keys.held_out.eval_data];
-        preflight::records::check_files(reader.stage, files, keys.records, |records, _| {
+        check_data(reader.stage, files, keys.records, |records, _| {
             self.encode(&encoder, records).map(drop)
         })
     }
@@ -179,37 +179,30 @@ pub fn train_and_write<O: Objective>(
     context: &Context,
     prepared: PreparedStage<O>,
 ) -> Result<Option<Finished>> {
-    let PreparedStage {
-        trainee,
-        tokenizer,
-        objective,
-        examples,
-        order,
-        training,
-        patience,
-    } = prepared;
+    let (Trainee { model, base }, examples) = (&prepared.trainee, &prepared.examples);
     let job = TrainingJob {
         stage: context.stage.name(),
-        objective: &objective,
+        objective: &prepared.objective,
         examples: &examples.training.all,
         held_out: &examples.held_out,
-        order: &order,
-        training,
-        patience,
+        order: &prepared.order,
+        training: prepared.training,
+        patience: prepared.patience,
         max_bad_steps: context.config.run.max_bad_steps,
         folder: context.folder,
         stop: context.stop,
     };
-    let Some(report) = train(&job, &trainee.model)? else {
+    let Some(report) = train(&job, model)? else {
         return Ok(None);
     };
-    trainee.write_final(context, &tokenizer)?;
+    context.write_final(model, base.as_deref(), &prepared.tokenizer)?;
     let mut finished = finished(job.stage, &report, context.folder);
     examples.reports.add_to(&mut finished.table);
     Ok(Some(finished))
 }
 
-/// The closing table of a supervised stage: what it learned, and where its model lies.
+/// The closing table of a supervised stage: metrics before and after training, and the path of the
+/// model.
 fn finished(stage: &str, report: &TrainingReport, folder: &StageFolder) -> Finished {
     let mut table = Summary::new(stage);
     for (name, &after) in &report.after {

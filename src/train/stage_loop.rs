@@ -39,7 +39,7 @@ pub trait Steps {
     fn done(&self) -> u64;
 
     /// Whether another step follows.
-    fn goes_on(&self) -> bool;
+    fn continues(&self) -> bool;
 
     /// Does the next step, with the evaluation and the checkpoint that are due after it.
     ///
@@ -59,7 +59,7 @@ pub trait Steps {
 /// # Errors
 /// Errors of a step, with its number, or of writing a checkpoint.
 pub fn run<S: Steps>(stage: &mut S, stop: &StopRequest) -> Result<Outcome> {
-    while stage.goes_on() {
+    while stage.continues() {
         if stop.is_requested() {
             stage.save()?;
             return Ok(Outcome::Stopped);

@@ -138,7 +138,7 @@ impl<O: Objective> Steps for Trainer<'_, O> {
         self.step
     }
 
-    fn goes_on(&self) -> bool {
+    fn continues(&self) -> bool {
         self.step < self.steps && !self.is_patience_over()
     }
 

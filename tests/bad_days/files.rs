@@ -142,8 +142,8 @@ fn a_stage_without_a_checkpoint_takes_another_configuration() {
     child.kill().expect("a child");
     child.wait().expect("its end");
     let ended = workspace.succeed(&sft(4, "--set sft.batch_size=3"));
-    let says =
-        "has no checkpoint to go on from; it starts over, with the configuration as it is now";
+    let says = "left no checkpoint to continue from; the stage starts over, with the configuration \
+                as it is now";
     assert!(ended.stderr.contains(says), "{}", ended.stderr);
     assert_eq!(
         steps(&folder(&workspace).join("metrics.jsonl")),

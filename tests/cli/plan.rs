@@ -38,6 +38,18 @@ fn priced<'a>(ended: &'a Ended, file: &str) -> Vec<Vec<Vec<&'a str>>> {
     tables(&ended.stdout)
 }
 
+#[test]
+fn a_reward_model_that_ppo_does_not_read_is_noted() {
+    let workspace = Workspace::new();
+    workspace.write("config.toml", CONFIG);
+    let note = "[reward] trains a model that [ppo] does not read";
+    let rules = r#"--set ppo.rewards=[{type="length",max=3}]"#;
+    for (flags, noted) in [("", false), (rules, true)] {
+        let ended = workspace.run(&format!("plan config.toml {flags}"));
+        assert_eq!(ended.stderr.contains(note), noted, "{}", ended.stderr);
+    }
+}
+
 /// Models of the run, and data, that do not exist yet.
 #[test]
 fn every_stage_has_its_table_before_anything_is_made() {

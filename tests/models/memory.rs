@@ -17,7 +17,7 @@ use collimate::ops::param::{Param, Trainability};
 use collimate::roles::{
     AdapterDescription, ModelDescription, Origin, PpoModels, RoleLayout, RoleTensors,
 };
-use collimate::stages::plan::plan;
+use collimate::stages::preflight::plans;
 use collimate::train::optimizer::{AdamW, AdamWConfig};
 
 use crate::support::{Anyhow, LANGUAGE_MODELS, folder};
@@ -278,7 +278,8 @@ fn planned(stage: &str, name: &str, keys: &str) -> Anyhow<Vec<RoleTensors>> {
         folder(name)
     );
     let document = Document::parse(&text, Path::new("config.toml"))?;
-    Ok(plan(&Config::resolve(&document)?)?.remove(0).roles)
+    let config = Config::resolve(&document)?;
+    Ok(plans(&config, &config.stages())?.remove(0).roles)
 }
 
 /// The plan of a stage that trains one model, for each choice of what is trained.

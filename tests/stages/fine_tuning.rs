@@ -372,12 +372,11 @@ fn answers_whose_history_is_rewritten_are_cut_apart_and_counted() {
     counts(
         &workspace,
         &format!("sft config.toml {flags}"),
-        "sft: the chat template renders earlier turns otherwise once later ones follow, so each \
-         answer of 40 of 40 records is an \
-         example of its own, 80 in all; to learn the last answers alone, set sft.learn to \
-         \"last\"\n",
+        "sft: the chat template renders earlier turns differently once later turns follow, so each \
+         answer of 40 of 40 records is an example of its own, 80 examples in all; to train on the \
+         last answers alone, set sft.learn to \"last\"\n",
         [
-            "records cut into one example an answer",
+            "records split into one example per answer",
             "40 of 40, 80 examples",
         ],
     );

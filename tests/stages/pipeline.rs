@@ -120,6 +120,41 @@ fn a_stage_that_has_not_begun_may_change() {
     refused(&workspace, changed, &["pretrain.max_steps"]);
 }
 
+/// Keys of a later stage do not keep an earlier one from starting over. The later stage continues
+/// neither with these keys nor on the new model, and starts over on it alone.
+#[test]
+fn a_stage_starts_over_whatever_was_changed_for_later_stages() {
+    let workspace = Workspace::new();
+    let steps =
+        |pretrain: usize| format!("--set pretrain.max_steps={pretrain} --set sft.max_steps=2");
+    let stage = |stage: &str, flags: &str| format!("{stage} config.toml {flags}");
+    workspace.succeed(&stage("pretrain", &steps(2)));
+    workspace.succeed(&stage("sft", &steps(2)));
+
+    let changed = format!("{} --set sft.learning_rate=1e-3", steps(3));
+    refused(
+        &workspace,
+        &stage("sft", &format!("{changed} --fresh")),
+        &[
+            "pretrain.max_steps",
+            "start pretrain over: collimate pretrain … --fresh",
+        ],
+    );
+    workspace.succeed(&stage("pretrain", &format!("{changed} --fresh")));
+    let other_keys = [
+        "sft.learning_rate",
+        "stage sft has begun",
+        "start over with --fresh",
+    ];
+    refused(&workspace, &stage("sft", &changed), &other_keys);
+    refused(
+        &workspace,
+        &stage("sft", &steps(3)),
+        &["other contents of sft.from"],
+    );
+    workspace.succeed(&stage("sft", &format!("{changed} --fresh")));
+}
+
 #[test]
 fn a_finished_stage_goes_on_when_more_steps_are_asked_for() {
     let workspace = Workspace::new();

@@ -136,7 +136,7 @@ fn the_reference_is_asked_once() {
     fs::write(&kept, &bytes[..bytes.len() - 8]).expect("a writable file");
     let damaged = ask("raised", 12);
     assert!(
-        damaged.contains("for those that were kept are damaged"),
+        damaged.contains("the file of an earlier process is damaged"),
         "{damaged}"
     );
     assert!(fs::read(&kept).expect("log-probs") == bytes);
@@ -211,6 +211,6 @@ fn other_pairs_do_not_continue_a_run() {
     refused(
         &workspace,
         "dpo config.toml --set dpo.max_steps=4 --set dpo.lr_scheduler_type=constant",
-        &["stage dpo was begun with other contents of dpo.data (pairs.jsonl)"],
+        &["stage dpo was started with other contents of dpo.data (pairs.jsonl)"],
     );
 }

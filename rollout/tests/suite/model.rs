@@ -68,11 +68,11 @@ impl Model for Parrot {
             let end = chunk.past + chunk.tokens.len();
             self.read.insert(chunk.sequence, end);
             // A sequence that has ended leaves its cache positions unwritten.
-            let goes_on = chunk.next == Next::GoesOn;
+            let continues = chunk.next == Next::Continues;
             for (position, &token) in (chunk.past..).zip(chunk.tokens) {
                 let block = chunk.blocks[position / BLOCK_TOKENS] as usize;
-                self.cache[block][position % BLOCK_TOKENS] = goes_on.then_some(token);
-                self.after_the_end += usize::from(!goes_on);
+                self.cache[block][position % BLOCK_TOKENS] = continues.then_some(token);
+                self.after_the_end += usize::from(!continues);
             }
         }
         let history = |blocks: &[u32], len| -> Vec<u32> {
@@ -85,7 +85,7 @@ impl Model for Parrot {
         Ok(step
             .chunks
             .iter()
-            .filter(|c| c.next == Next::GoesOn)
+            .filter(|c| c.next == Next::Continues)
             .map(|c| logits(&history(c.blocks, c.past + c.tokens.len())))
             .collect())
     }

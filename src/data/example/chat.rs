@@ -136,7 +136,7 @@ impl Encoder<'_> {
         for span in spans {
             match span {
                 TemplateSpan::Given(text) => {
-                    let ids = self.go_on(&example, text)?;
+                    let ids = self.encode_after(&example, text)?;
                     example.ids.extend(ids);
                 }
                 TemplateSpan::Answer(text) => self.push_answer(&mut example, text)?,
@@ -149,13 +149,13 @@ impl Encoder<'_> {
     }
 
     /// Ids of a span that continues from those of `example`.
-    fn go_on(&self, example: &Example, text: &str) -> Result<Vec<u32>> {
+    fn encode_after(&self, example: &Example, text: &str) -> Result<Vec<u32>> {
         let place = self.tokenizer.place_in_text(&example.ids);
         self.tokenizer.encode_at(text, place)
     }
 
     fn push_answer(&self, example: &mut Example, text: &str) -> Result<()> {
-        let ids = self.go_on(example, text)?;
+        let ids = self.encode_after(example, text)?;
         let start = example.ids.len();
         let length = self.answer_length(&ids)?;
         example.ids.extend(ids);

@@ -1,16 +1,15 @@
 //! DPO (Rafailov et al. 2023), cDPO, IPO and SimPO: the policy learns from pairs of a better and a
 //! worse answer, without a reward model and without sampling. Formulas stand in `rlhf::preference`.
 //!
-//! The reference is the policy as it starts, so its log-probs are computed before the first step
-//! with the policy's own weights, once, and kept in the stage's folder: no second model is ever in
-//! memory. That holds for whatever is trained. Adapters that are new change nothing yet, so that
-//! the reference is the base without them; those of a PEFT folder that are trained further are the
-//! reference as they stand there, of which TRL keeps a second, frozen copy in the model. Frozen
-//! layers are the reference's too.
+//! The reference is the policy before its first step. Its log-probs are computed once, with the
+//! policy's own weights, and kept in the stage's folder, so that there is never a second model in
+//! memory. This holds whichever weights are trained: new adapters do not change the output yet, so
+//! the reference is their base; adapters of a PEFT folder that are trained further are part of the
+//! reference (TRL keeps a second, frozen copy of them in the model).
 //!
-//! States at the upper end of frozen layers are not kept for later passes as PPO keeps them: most
-//! runs see a pair once after the reference did, and those of a whole data set, `4 · hidden_size`
-//! bytes a token, would fill the memory that freezing spares.
+//! The hidden states above frozen layers are not kept for later passes, as PPO keeps them: most
+//! runs read a pair only once after the reference has, and the states of a whole data set,
+//! `4 · hidden_size` bytes a token, would fill the memory that freezing saves.
 
 mod reference;
 
@@ -83,8 +82,7 @@ impl ExampleStage for Dpo {
     }
 }
 
-/// A pair, and the reference's log-probs of its two answers as wholes where the loss has a
-/// reference.
+/// A pair, with the reference's log-prob of each answer if the loss has a reference.
 #[derive(Debug, Clone)]
 pub struct ReferencedPair {
     pair: Pair,
@@ -92,10 +90,10 @@ pub struct ReferencedPair {
     reference: Option<[f64; 2]>,
 }
 
-/// The mean loss of pairs under the policy's own log-probs.
+/// The mean loss of pairs.
 pub struct DirectPreference(DirectPreferenceConfig);
 
-/// Some pairs, and the reference's log-probs of their answers.
+/// A batch of pairs, with the reference's log-probs of their answers.
 pub struct ReferencedBatch {
     answers: PackedBatch,
     /// Log-prob of each answer as a whole, `[2 × pairs]`; empty where the loss has no reference.
@@ -168,7 +166,7 @@ impl Objective for DirectPreference {
     }
 }
 
-/// The shares of a batch in means over `pairs` pairs.
+/// A batch's share of each metric's mean over `pairs` pairs.
 fn measures(stats: &DirectStats, pairs: usize) -> Vec<(&'static str, f64)> {
     let log_probs = [
         (names::LOGPS_CHOSEN, stats.chosen_log_probs),

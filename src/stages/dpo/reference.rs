@@ -20,7 +20,7 @@ use crate::files::regular;
 use crate::files::tensor_file::{Description, write_header};
 use crate::model::{Decoder, Gradient};
 use crate::rlhf::RaggedRows;
-use crate::stages::Context;
+use crate::stages::context::Context;
 use crate::stages::examples::Examples;
 use crate::stages::language;
 use crate::stages::pairs;
@@ -61,9 +61,9 @@ enum Unusable {
     Damaged,
 }
 
-/// Gives each pair its reference log-probs: those that an earlier process kept, or those of
-/// `model`, which must hold the weights of the start, in passes of at most `limit` tokens. False: a
-/// signal came first.
+/// Sets the reference log-probs of each pair: read from the file of an earlier process, or computed
+/// by `model`, which must have its starting weights, in passes of at most `limit` tokens. False if
+/// a signal requested a stop first.
 ///
 /// # Errors
 /// If the computation fails, or a file cannot be read or written.
@@ -104,8 +104,8 @@ impl References {
         };
         let why = match file.read(pairs)? {
             Some(Ok(references)) => return Ok(Some(references)),
-            Some(Err(Unusable::Damaged)) => ", for those that were kept are damaged",
-            Some(Err(Unusable::Other)) => ", for those that were kept are of other pairs",
+            Some(Err(Unusable::Damaged)) => "; the file of an earlier process is damaged",
+            Some(Err(Unusable::Other)) => "; the file of an earlier process is of other pairs",
             None => "",
         };
         let count = pairs.training.len() + pairs.held_out.len();
@@ -130,7 +130,7 @@ impl References {
     }
 }
 
-/// Log-probs of whole answers, pair by pair; `None` if a signal came.
+/// Log-probs of whole answers, pair by pair; `None` if a signal requested a stop.
 fn log_probs(
     context: &Context,
     pairs: &[ReferencedPair],
@@ -154,8 +154,8 @@ fn log_probs(
     Ok(Some(all))
 }
 
-/// Everything that the log-probs are a function of, in a few words: what the stage reads, the
-/// tokens that were made of it, and the program.
+/// Everything that the log-probs are a function of, as text: checksums of the stage's inputs and of
+/// the pairs' tokens, and the program's version.
 fn depends_on(context: &Context, pairs: &Pairs) -> Result<String> {
     let inputs = checksum::of_file(&context.folder.inputs())?;
     let mut tokens = Summed::new(io::sink());
@@ -179,14 +179,14 @@ fn shown(sum: Checksum) -> String {
     format!("{} bytes {:08x}", sum.bytes, sum.crc32)
 }
 
-/// The file, and what its contents must depend on.
+/// The file, and the inputs that its log-probs must be of.
 struct ReferenceFile {
     file: PathBuf,
     depends_on: String,
 }
 
 impl ReferenceFile {
-    /// The log-probs of `pairs`, or why they are not used; `None` if nothing was kept.
+    /// The log-probs of `pairs`, or why they are not used; `None` if there is no file.
     fn read(&self, pairs: &Pairs) -> io::Result<Option<Result<References, Unusable>>> {
         match regular::read(&self.file) {
             Ok(bytes) => Ok(Some(self.parse(&bytes, pairs))),

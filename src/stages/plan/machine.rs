@@ -26,7 +26,7 @@ pub enum MemoryBound {
     Certain,
 }
 
-/// Checks that the plans fit on this machine, as far as the system says what it has.
+/// Checks that the plans fit on this machine, as far as the system reports its memory and disk.
 ///
 /// # Errors
 /// The first stage that does not fit in memory, or the run on the disk, with both numbers.

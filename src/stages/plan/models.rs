@@ -9,6 +9,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::model::config::{DecoderConfig, Head};
 use crate::model::hf_config::HfConfig;
 use crate::model::hf_config::adapter::{ADAPTER_CONFIG, AdapterConfig};
+use crate::model::hub;
 use crate::model::lora::{self, RequestedLora};
 use crate::roles::{AdapterDescription, ModelDescription, Origin};
 use crate::stages::architecture::describe;
@@ -135,7 +136,7 @@ impl<'a> RunModels<'a> {
         match &self.0.model.start {
             Some(ModelStart::Scratch(sizes)) => describe(sizes, vocabulary),
             Some(ModelStart::Folder(folder)) => self.decoder(folder),
-            None => bail!("[model] says neither `from` nor sizes; pretraining needs one of them"),
+            None => bail!("[model] has neither `from` nor sizes; pretraining needs one of them"),
         }
     }
 
@@ -172,7 +173,7 @@ impl<'a> RunModels<'a> {
         self.0.table(stage)?.start()
     }
 
-    /// The stage that is yet to make the model in the folder.
+    /// The stage that is yet to make the model in this folder.
     fn to_be_made_by(self, folder: &Path) -> Option<Stage> {
         self.made_by(folder).filter(|_| !is_model(folder))
     }
@@ -182,6 +183,21 @@ impl<'a> RunModels<'a> {
         let makes = |stage: &Stage| self.0.run.final_model(*stage) == folder;
         self.0.stages().into_iter().find(makes)
     }
+}
+
+/// The configuration with models of the hub replaced by the folders that they were fetched to.
+///
+/// # Errors
+/// A model that cannot be fetched.
+pub fn with_local_models(config: &Config, stages: &[Stage]) -> Result<Config> {
+    let mut config = config.clone();
+    let run = config.run.folder();
+    for folder in config.model_folders_mut(stages) {
+        if !folder.starts_with(&run) {
+            *folder = hub::local(folder)?;
+        }
+    }
+    Ok(config)
 }
 
 /// True if a folder holds a model or adapters.

@@ -7,18 +7,15 @@ use indicatif::HumanCount;
 
 use super::StagePlan;
 
-const MIB: f64 = (1 << 20) as f64;
+/// Bytes of a MiB.
+pub const MIB: f64 = (1 << 20) as f64;
 
 impl fmt::Display for StagePlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let peak = HumanCount(self.peak_bytes().div_ceil(MIB as usize) as u64);
         writeln!(f, "Peak {peak} MiB in stage {}", self.stage)?;
-        let mut table = Table::new();
         let title = format!("{} (MiB)", self.stage);
-        table
-            .load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()))
-            .set_content_arrangement(ContentArrangement::Disabled)
-            .set_header([&title, "weights", "gradients", "moments", "in all"]);
+        let mut table = table(&[&title, "weights", "gradients", "moments", "in all"]);
         for role in &self.roles {
             let parts = [
                 role.weights(),
@@ -32,12 +29,22 @@ impl fmt::Display for StagePlan {
         for buffer in &self.buffers {
             table.add_row(in_all(&buffer.name, buffer.bytes));
         }
-        for column in table.column_iter_mut().skip(1) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
         write!(f, "{table}")?;
         self.notes.iter().try_for_each(|note| write!(f, "\n{note}"))
     }
+}
+
+/// An empty table with a line below its heads, and all columns but the first aligned to the right.
+pub fn table(heads: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()))
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(heads);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
 }
 
 fn row(name: &str, bytes: [Option<usize>; 4]) -> Vec<String> {

@@ -5,9 +5,12 @@
 //! implementation details of RLHF with PPO".
 
 mod advantages;
+mod checks;
 mod clock;
+mod closing_table;
 mod collect;
 mod evaluation;
+mod plan;
 mod prompts;
 mod report;
 mod sampler;
@@ -23,10 +26,9 @@ use anyhow::{Context as _, Result};
 
 use super::context::{Context, Finished};
 use super::definition::{CommandHelp, StageDefinition};
+use super::first_records::RecordReader;
+use super::plan::StagePlan;
 use super::plan::models::RunModels;
-use super::plan::{self, StagePlan};
-use super::preflight;
-use super::preflight::records::RecordReader;
 use super::record_report::RecordReports;
 use super::stops::stop_where_answers_end;
 use crate::config::{Ppo, ScoreNormalization, Share, Stage};
@@ -36,7 +38,7 @@ use crate::ops::profile;
 use crate::roles::{self, Experience, PromptUse, Roles};
 use crate::terminal::Phase;
 use crate::train::batch_order::steps;
-use crate::train::configured::{is_due, never_at_peak, rate_of_zero, schedule};
+use crate::train::configured::{is_due, never_at_peak, schedule};
 use crate::train::metrics::{Metrics, StepLog, names};
 use crate::train::run_folder::StageOutcome;
 use crate::train::signal::Outcome;
@@ -50,10 +52,8 @@ use sampler::Sampler;
 use state::{Optimizers, PpoState};
 use update::{ActorCriticUpdate, PretrainMix, Rates, UpdateOutcome};
 
+pub(super) use plan::longest_prompt;
 pub(super) use prompts::batches;
-pub(super) use sampler::{cache_budget, run_length};
-pub(super) use setup::layout;
-pub(super) use shaping::REFERENCE_SAMPLES;
 
 impl StageDefinition for Ppo {
     fn help(_stage: Stage) -> CommandHelp {
@@ -67,48 +67,36 @@ impl StageDefinition for Ppo {
     }
 
     fn run(&self, context: &Context) -> Result<Option<Finished>> {
-        ppo(context, self)
+        let (seed, mut reports) = (context.config.run.seed, RecordReports::default());
+        let tokenizer = context.tokenizer_of(&self.from)?;
+        let mut roles = setup::roles(context, self)?;
+        stop_where_answers_end(&mut roles.actor, &tokenizer)?;
+        let file = (self.prompts.as_path(), "prompts");
+        let training = PromptUse::Training;
+        let prompts = setup::prompts(&tokenizer, self, &roles, training, file, &mut reports)?;
+        let evaluator = Evaluator::load(self, &tokenizer, &roles, &mut reports)?;
+        let mix = PretrainMix::load(self, &tokenizer, seed, &mut reports)?;
+        let mut run = PpoRun::resume(context, self, &tokenizer, &roles, &prompts, evaluator, mix)?;
+        run.prepare().context("before the first iteration")?;
+        if stage_loop::run(&mut run, context.stop)? == Outcome::Stopped {
+            return Ok(None);
+        }
+        let mut finished = run.finish()?;
+        reports.add_to(&mut finished.table);
+        Ok(Some(finished))
     }
 
     fn plan(&self, models: RunModels, _stage: Stage) -> Result<StagePlan> {
-        plan::ppo::ppo(models, self)
+        plan::plan(models, self)
     }
 
     fn check_models(&self, _models: RunModels, _stage: Stage) -> Result<()> {
-        preflight::models::check_programs(self)
+        checks::check_programs(self)
     }
 
     fn check_records(&self, reader: &RecordReader) -> Result<()> {
-        preflight::records::prompts(reader, self)
+        checks::check_records(reader, self)
     }
-}
-
-fn ppo(context: &Context, config: &Ppo) -> Result<Option<Finished>> {
-    let tokenizer = context.tokenizer_of(&config.from)?;
-    let mut roles = setup::roles(context, config)?;
-    stop_where_answers_end(&mut roles.actor, &tokenizer)?;
-    let (seed, mut reports) = (context.config.run.seed, RecordReports::default());
-    let file = (config.prompts.as_path(), "prompts");
-    let prompts = setup::prompts(
-        &tokenizer,
-        config,
-        &roles,
-        PromptUse::Training,
-        file,
-        &mut reports,
-    )?;
-    let evaluator = Evaluator::load(config, &tokenizer, &roles, &mut reports)?;
-    let mix = PretrainMix::load(config, &tokenizer, &roles, seed, &mut reports)?;
-    let mut run = PpoRun::resume(
-        context, config, &tokenizer, &roles, &prompts, evaluator, mix,
-    )?;
-    run.prepare().context("before the first iteration")?;
-    if stage_loop::run(&mut run, context.stop)? == Outcome::Stopped {
-        return Ok(None);
-    }
-    let mut finished = run.finish()?;
-    reports.add_to(&mut finished.table);
-    Ok(Some(finished))
 }
 
 /// A run of the stage: its models, data and state.
@@ -135,7 +123,7 @@ impl Steps for PpoRun<'_> {
         self.state.iteration
     }
 
-    fn goes_on(&self) -> bool {
+    fn continues(&self) -> bool {
         self.state.iteration < self.iterations
     }
 
@@ -173,7 +161,7 @@ impl Steps for PpoRun<'_> {
 }
 
 impl<'a> PpoRun<'a> {
-    /// Starts from the newest valid checkpoint, or from nothing.
+    /// Starts from the newest valid checkpoint, or from the beginning.
     fn resume(
         context: &'a Context<'a>,
         config: &'a Ppo,
@@ -200,7 +188,7 @@ impl<'a> PpoRun<'a> {
         [
             walk.note(iterations),
             mixed,
-            policy_stays(config),
+            setup::frozen_policy(config),
             setup::loose_penalty(config),
             never_at_peak(&config.training, iterations),
         ]
@@ -246,16 +234,12 @@ impl<'a> PpoRun<'a> {
         self.state.prepared = true;
         // Before the first scores no checkpoint is saved, so that the settings of a reward that
         // fails on its first request can still be changed.
-        match self.state.before.is_some() || self.scales_by_reference() {
+        let scores_reference =
+            self.config.scores.score_normalization == ScoreNormalization::Reference;
+        match self.state.before.is_some() || scores_reference {
             true => self.save(),
             false => Ok(()),
         }
-    }
-
-    /// Whether the scale of scores is taken from samples of the reference before the first
-    /// iteration.
-    fn scales_by_reference(&self) -> bool {
-        self.config.scores.score_normalization == ScoreNormalization::Reference
     }
 
     /// Learns from the collected experience, and reports it.
@@ -406,42 +390,17 @@ impl<'a> PpoRun<'a> {
                  policy is the one that the stage started from",
             );
         }
-        match self.config.sharing.share {
-            Share::Adapter => {
-                let (actor, base) = (&self.roles.actor, self.roles.layout.base());
-                self.context
-                    .write_final_adapter(actor, base, self.tokenizer)?;
-            }
-            Share::None | Share::Trunk => self
-                .context
-                .write_final(&self.roles.actor, self.tokenizer)?,
-        }
-        let table = evaluation::table(&self.state, self.evaluator.as_ref(), self.context.folder);
-        let summary = self
-            .state
-            .last
-            .take()
-            .map(|m| m.summary())
-            .unwrap_or_default();
+        let base = (self.config.sharing.share == Share::Adapter).then(|| self.roles.layout.base());
+        self.context
+            .write_final(&self.roles.actor, base, self.tokenizer)?;
+        let (state, evaluator) = (&self.state, self.evaluator.as_ref());
+        let summary = state.last.as_ref().map(EvalResults::summary);
         Ok(Finished {
             done: StageOutcome {
-                steps: self.state.iteration,
-                summary,
+                steps: state.iteration,
+                summary: summary.unwrap_or_default(),
             },
-            table,
+            table: closing_table::table(self.config, state, evaluator, self.context.folder),
         })
     }
-}
-
-/// A note if the policy has a learning rate of 0.
-fn policy_stays(config: &Ppo) -> Option<String> {
-    let critic =
-        config.has_critic() && config.critic_learning_rate() > 0.0 && config.critic.vf_coef > 0.0;
-    rate_of_zero(
-        &config.training,
-        match critic {
-            true => "the critic alone learns, and the policy stays",
-            false => "the policy stays",
-        },
-    )
 }

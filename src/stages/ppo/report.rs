@@ -1,31 +1,13 @@
 //! Metrics of an iteration's rollout.
 
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
 
 use super::PpoRun;
 use super::collect::Collected;
+use super::state::RolloutMeans;
 use crate::rlhf::stats::mean;
-use crate::train::float;
 use crate::train::memory::peak_bytes;
 use crate::train::metrics::{Metrics, names};
-
-/// Means over the completions of one iteration, for the closing table.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct RolloutMeans {
-    /// Score of a completion.
-    #[serde(with = "float")]
-    pub score: f64,
-    /// KL to the reference in nats a sequence; `None` where the KL has no weight.
-    #[serde(with = "float::option")]
-    pub kl: Option<f64>,
-    /// Entropy in nats a token.
-    #[serde(with = "float")]
-    pub entropy: f64,
-    /// Tokens of a completion.
-    #[serde(with = "float")]
-    pub length: f64,
-}
 
 impl PpoRun<'_> {
     /// Sets the metrics of the rollout, and prints the iteration's progress line.

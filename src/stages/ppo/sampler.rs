@@ -15,7 +15,7 @@ use crate::model::Decoder;
 use crate::model::boundary::Collector;
 use crate::model::generator::Generator;
 use crate::roles::{PromptUse, Roles, Sequence};
-use crate::stages::Context;
+use crate::stages::context::Context;
 use crate::terminal::Phase;
 use crate::train::signal::StopRequest;
 

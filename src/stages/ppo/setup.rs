@@ -2,19 +2,18 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::config::{BadRecords, KlIn, Ppo, Share, keeps_one_of};
+use crate::config::{BadRecords, KlIn, Ppo, Ptx, Share, keeps_one_of};
 use crate::data::example::{Encoder, Prompt};
 use crate::data::records::{File, read_file};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::{self, DataError};
 use crate::roles::{ModelDescription, PpoModels, PromptUse, RoleLayout, Roles};
-use crate::stages::Context;
+use crate::stages::context::Context;
 use crate::stages::record_report::{RecordReport, RecordReports};
 use crate::terminal;
-
-use super::update::check_length;
+use crate::train::configured::rate_of_zero;
 
 /// Loads the roles.
 ///
@@ -30,7 +29,7 @@ pub fn roles(context: &Context, config: &Ppo) -> Result<Roles> {
         .map(|judge| judge.read_at(config.score_at))
         .transpose();
     roles.judge = judge.context("ppo.judge_model")?;
-    say_positions(&roles);
+    note_positions(&roles);
     Ok(roles)
 }
 
@@ -75,6 +74,28 @@ fn check_sampling(config: &Ppo, vocabulary: usize) -> Result<()> {
     Ok(())
 }
 
+/// Refuses rows of PPO-ptx that are longer than the policy's context, in tokens.
+fn check_length(ptx: &Ptx, context: usize) -> Result<()> {
+    ensure!(
+        !ptx.is_on() || ptx.ptx_length <= context,
+        "ppo.ptx_length is {}, but the policy's context holds {context} tokens; lower it to \
+         {context} or less",
+        ptx.ptx_length
+    );
+    Ok(())
+}
+
+/// A note if the policy has a learning rate of 0.
+pub fn frozen_policy(config: &Ppo) -> Option<String> {
+    let critic =
+        config.has_critic() && config.critic_learning_rate() > 0.0 && config.critic.vf_coef > 0.0;
+    let words = match critic {
+        true => "the critic alone learns, and the policy stays",
+        false => "the policy stays",
+    };
+    rate_of_zero(&config.training, words)
+}
+
 /// A warning about a KL penalty in the rewards under cut sampling. The policy's ratio is that of
 /// the kept tokens, so a reward changes the shares of these and not the mass of the whole set; a KL
 /// in the loss changes both.
@@ -89,7 +110,7 @@ pub fn loose_penalty(config: &Ppo) -> Option<String> {
 }
 
 /// Notes the token at which each reward model and the judge are read.
-fn say_positions(roles: &Roles) {
+fn note_positions(roles: &Roles) {
     let rewards = roles.reward.models();
     let rewards = rewards.map(|(folder, model)| ("reward model", folder, model));
     let judge = roles.layout.judge.as_ref().zip(roles.judge.as_ref());
@@ -163,4 +184,25 @@ fn leave_out_lacking(file: &mut File, roles: &Roles, bad: BadRecords) -> data::R
     }
     file.records = kept;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_of_text_may_be_as_long_as_the_context() {
+        let ptx = |ptx_coef, ptx_length| Ptx {
+            ptx_coef,
+            ptx_length,
+            ..Ptx::default()
+        };
+        assert!(check_length(&ptx(1.0, 64), 64).is_ok());
+        let refused = check_length(&ptx(1.0, 65), 64).unwrap_err().to_string();
+        assert!(
+            refused.contains("65") && refused.contains("64"),
+            "{refused}"
+        );
+        assert!(check_length(&ptx(0.0, 65), 64).is_ok());
+    }
 }

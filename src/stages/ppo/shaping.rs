@@ -13,8 +13,8 @@ use crate::rlhf::score::{Overlong, clip_scores, penalize_missing_eos, penalize_o
 use crate::rlhf::{RunningMoments, ScoreNormalizer};
 use crate::roles::{Experience, Roles};
 
-/// Number of the reference's samples that `score_normalization = "reference"` takes mean and
-/// deviation of.
+/// Number of samples of the reference from which `score_normalization = "reference"` takes mean and
+/// deviation.
 pub const REFERENCE_SAMPLES: usize = 256;
 
 /// The score of each completion, normalised, clipped, and less the penalties: `[B]`.
@@ -47,8 +47,8 @@ pub fn shaped_scores(
     Ok(scores)
 }
 
-/// The normaliser of scores, with mean and deviation of the reference's samples where it is
-/// `"reference"`.
+/// The configured normaliser of scores; for `"reference"`, with mean and deviation of the
+/// reference's samples.
 ///
 /// # Errors
 /// If the samples cannot be drawn or scored, or all scores are equal.

@@ -4,12 +4,12 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::evaluation::{EvalResults, RewardWatch};
-use super::report::RolloutMeans;
 use crate::config::{KlControllerKind, Ppo, PpoObjective, Training};
 use crate::rlhf::{AdaptiveKl, FixedKl, KlController, RlhfError, ScoreNormalizer};
 use crate::roles::Roles;
 use crate::train::checkpoint::{Checkpoint, Writer};
 use crate::train::configured::adamw;
+use crate::train::float;
 use crate::train::optimizer::AdamW;
 use crate::train::snapshot;
 
@@ -53,6 +53,23 @@ pub struct PpoState {
     pub watch: RewardWatch,
     actor_steps: u64,
     critic_steps: u64,
+}
+
+/// Means over the completions of one iteration, for the closing table.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RolloutMeans {
+    /// Score of a completion.
+    #[serde(with = "float")]
+    pub score: f64,
+    /// KL to the reference in nats a sequence; `None` where the KL has no weight.
+    #[serde(with = "float::option")]
+    pub kl: Option<f64>,
+    /// Entropy in nats a token.
+    #[serde(with = "float")]
+    pub entropy: f64,
+    /// Tokens of a completion.
+    #[serde(with = "float")]
+    pub length: f64,
 }
 
 const ACTOR: &str = "actor";

@@ -3,7 +3,6 @@
 
 mod measures;
 mod results;
-mod table;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,7 +26,6 @@ use crate::train::metrics::names;
 use measures::{distinct_2, rank_correlation};
 
 pub use results::EvalResults;
-pub use table::table;
 pub use watch::{RewardWatch, Verdict};
 
 /// Number of completions in the closing table.
@@ -206,7 +204,7 @@ impl<'a> Evaluator<'a> {
     }
 
     /// The held-out prompts, in the order of their file.
-    fn prompts(&self) -> &[Prompt] {
+    pub fn prompts(&self) -> &[Prompt] {
         &self.prompts
     }
 }

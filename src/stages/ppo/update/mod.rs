@@ -30,7 +30,7 @@ use microbatch::{Microbatch, microbatches};
 use policy::PolicySums;
 
 pub use limit::UpdateOutcome;
-pub use ptx::{PretrainMix, check_length};
+pub use ptx::PretrainMix;
 
 /// Learning rates of an iteration.
 #[derive(Clone, Copy)]

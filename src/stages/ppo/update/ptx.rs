@@ -6,7 +6,7 @@
 //! in the shuffled rows is part of the checkpoint. Every step takes a whole batch of rows from one
 //! epoch of the text.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use rollout::random::Purpose;
 
 use super::ActorCriticUpdate;
@@ -15,25 +15,10 @@ use crate::data::batches::Batches;
 use crate::data::loader::Order;
 use crate::data::packing::{PackedBatch, TextRow, cut};
 use crate::data::tokenizer::Tokenizer;
-use crate::roles::Roles;
 use crate::stages::language::log_probs;
 use crate::stages::pretrain::{pack, read_documents};
 use crate::stages::record_report::RecordReports;
 use crate::train::configured::gradient;
-
-/// Checks that a row fits the policy's context.
-///
-/// # Errors
-/// If it is longer.
-pub fn check_length(ptx: &Ptx, context: usize) -> Result<()> {
-    ensure!(
-        !ptx.is_on() || ptx.ptx_length <= context,
-        "ppo.ptx_length is {}, but the policy's context holds {context} tokens; lower it to \
-         {context} or less",
-        ptx.ptx_length
-    );
-    Ok(())
-}
 
 /// Rows of pretraining text in their shuffled order.
 pub struct PretrainMix {
@@ -46,11 +31,10 @@ impl PretrainMix {
     /// Reads the text; `None` without PPO-ptx.
     ///
     /// # Errors
-    /// If a file cannot be read or is too short, or a row does not fit the policy's context.
+    /// If a file cannot be read or is too short.
     pub fn load(
         config: &Ppo,
         tokenizer: &Tokenizer,
-        roles: &Roles,
         seed: u64,
         reports: &mut RecordReports,
     ) -> Result<Option<Self>> {
@@ -58,7 +42,6 @@ impl PretrainMix {
         if !ptx.is_on() {
             return Ok(None);
         }
-        check_length(ptx, roles.actor.decoder_config().max_position_embeddings)?;
         let keys = config.ptx_records();
         let text = read_documents("ppo", "ptx_data", &ptx.ptx_data, &keys, reports)
             .context("ppo.ptx_data")?;
@@ -122,26 +105,5 @@ impl ActorCriticUpdate<'_> {
             (loss * ptx.ptx_coef)?.backward()?;
         }
         Ok(Some(sum))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_row_of_text_may_be_as_long_as_the_context() {
-        let ptx = |ptx_coef, ptx_length| Ptx {
-            ptx_coef,
-            ptx_length,
-            ..Ptx::default()
-        };
-        assert!(check_length(&ptx(1.0, 64), 64).is_ok());
-        let refused = check_length(&ptx(1.0, 65), 64).unwrap_err().to_string();
-        assert!(
-            refused.contains("65") && refused.contains("64"),
-            "{refused}"
-        );
-        assert!(check_length(&ptx(0.0, 65), 64).is_ok());
     }
 }

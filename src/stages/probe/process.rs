@@ -35,7 +35,7 @@ fn run_to_last_step(trial: &Trial, stop: &StopRequest) -> Result<Option<TrialSte
         if stop.is_requested() {
             return Ok(None);
         }
-        // Asked before the metrics are read, so that the last lines of a process are not missed.
+        // Checked before the metrics are read, so that the last lines of a process are not missed.
         let ended = process.0.try_wait().context("the probe's process")?;
         let last = steps(&trial.metrics())?.pop();
         match (ended, last) {

@@ -16,8 +16,7 @@ use crate::data::loader::split;
 use crate::data::records::{Record, read_file};
 use crate::stages::dataset::read_source;
 use crate::stages::plan::models::RunModels;
-use crate::stages::plan::ppo::longest_prompt;
-use crate::stages::ppo;
+use crate::stages::ppo::{batches as prompt_batches, longest_prompt};
 use crate::train::batch_order::{batches, steps};
 
 /// The run's name in the temporary folder.
@@ -214,7 +213,7 @@ impl Trial {
         let keys = &ppo.records;
         let prompts = read_file(&ppo.prompts, keys.columns.as_ref(), keys.bad_records)?;
         let prompts = prompts.records;
-        let found = ppo::batches(ppo, prompts.len())?;
+        let found = prompt_batches(ppo, prompts.len())?;
         let steps = steps(&ppo.training, &found);
         self.set_length(&mut ppo.training, steps);
         // While the critic warms up, the actor does not move.
@@ -227,7 +226,7 @@ impl Trial {
             ppo.prompts = self.file("prompts", &prompts)?;
         }
         adjust_keys(&mut ppo.records);
-        let asked = match self.lengths {
+        let evaluated = match self.lengths {
             TrialLengths::OwnRecords => 1,
             TrialLengths::Longest => {
                 let new_tokens = ppo.generation.max_new_tokens;
@@ -246,7 +245,7 @@ impl Trial {
         };
         // Judge and reference are loaded, however few prompts there are.
         if ppo.eval_prompts.is_some() {
-            ppo.eval_prompts = Some(self.file("eval_prompts", &vec![longest; asked])?);
+            ppo.eval_prompts = Some(self.file("eval_prompts", &vec![longest; evaluated])?);
         }
         if reads_reference && !ppo.reads_reference() {
             ppo.objective.kl_coef = PpoObjective::default().kl_coef;

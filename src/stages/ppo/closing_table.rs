@@ -1,7 +1,8 @@
-//! The table that closes the stage.
+//! The closing table of PPO.
 
-use super::super::state::PpoState;
-use super::{EvalResults, Evaluator};
+use super::evaluation::{EvalResults, Evaluator};
+use super::state::PpoState;
+use crate::config::Ppo;
 use crate::train::metrics::names;
 use crate::train::run_folder::StageFolder;
 use crate::train::summary::Summary;
@@ -30,11 +31,16 @@ const MEASURES: [(&str, &str); 12] = [
 
 /// The closing table: the evaluations before and after training with a few completions, or, without
 /// evaluations, the means of the first and last rollout; then the paths of the stage's files.
-pub fn table(state: &PpoState, evaluator: Option<&Evaluator>, folder: &StageFolder) -> Summary {
+pub fn table(
+    config: &Ppo,
+    state: &PpoState,
+    evaluator: Option<&Evaluator>,
+    folder: &StageFolder,
+) -> Summary {
     let mut table = Summary::new("ppo");
     match (evaluator, &state.before, &state.last) {
         (Some(evaluator), Some(before), Some(after)) => {
-            add_measures(&mut table, evaluator, before, after);
+            add_measures(&mut table, config, before, after);
             if let Some(words) = state.watch.in_words() {
                 table.text("judge fell while reward rose", "", &words);
             }
@@ -56,18 +62,13 @@ pub fn table(state: &PpoState, evaluator: Option<&Evaluator>, folder: &StageFold
 }
 
 /// Adds a row for each metric that both evaluations have, and for each component of a weighted sum.
-fn add_measures(
-    table: &mut Summary,
-    evaluator: &Evaluator,
-    before: &EvalResults,
-    after: &EvalResults,
-) {
+fn add_measures(table: &mut Summary, config: &Ppo, before: &EvalResults, after: &EvalResults) {
     let mut row = |name: &str, shown: &str| {
         if let (Some(before), Some(after)) = (before.number(name), after.number(name)) {
             table.row(shown, before, after);
         }
     };
-    let summed = !evaluator.config.rewards.is_empty();
+    let summed = !config.rewards.is_empty();
     for (name, shown) in MEASURES {
         let sum = summed && name == names::EVAL_SCORE;
         row(name, if sum { "score (weighted sum)" } else { shown });

@@ -14,8 +14,8 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::StagePlan;
-use super::models::{RunModels, is_model};
+use super::plan::StagePlan;
+use super::plan::models::{RunModels, is_model, with_local_models};
 use crate::config::{Config, Device, Stage};
 use crate::terminal;
 use crate::train::memory::available_bytes;
@@ -56,7 +56,7 @@ struct StageMeasurement {
 /// If a stage fails, or none can be tried.
 pub fn probe(config: &Config, plans: &[StagePlan]) -> Result<Option<ProbeReport>> {
     let stop = StopRequest::listen()?;
-    let local = crate::stages::run::with_local_models(config, &config.stages())?;
+    let local = with_local_models(config, &config.stages())?;
     let mut stages = Vec::new();
     for plan in plans {
         let stage = plan.stage;

@@ -3,8 +3,6 @@
 use anyhow::Result;
 use rollout::LastToken;
 
-use super::super::generation::{CacheReserve, PromptBatch, panels, reserve, states};
-use super::super::{BufferPhase, PlannedBuffer, activations, log_prob_chunk};
 use super::prompts::PlannedPrompts;
 use crate::config::{AdvantageEstimator, Ppo, ScoreNormalization};
 use crate::model::activations::TrainingPass;
@@ -12,7 +10,10 @@ use crate::model::config::DecoderConfig;
 use crate::model::lora::Lora;
 use crate::ops::product::ProductKernel;
 use crate::roles::{PromptUse, RoleLayout, RoleModel, RoleTensors};
-use crate::stages::ppo::{REFERENCE_SAMPLES, cache_budget, run_length};
+use crate::stages::plan::generation::{CacheReserve, PromptBatch, panels, reserve, states};
+use crate::stages::plan::{BufferPhase, PlannedBuffer, activations, log_prob_chunk};
+use crate::stages::ppo::sampler::{cache_budget, run_length};
+use crate::stages::ppo::shaping::REFERENCE_SAMPLES;
 
 /// The buffers of PPO, from its configuration, roles and prompts.
 pub(super) struct PpoBuffers<'a> {

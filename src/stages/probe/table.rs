@@ -3,35 +3,26 @@
 use std::fmt;
 use std::time::Duration;
 
-use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, presets};
 use indicatif::HumanDuration;
 
 use super::{ProbeReport, StageMeasurement};
 use crate::config::{Device, Stage};
+use crate::stages::plan::table::{MIB, table};
 use crate::terminal::words;
 use crate::train::memory::{available_bytes, total_bytes};
 
-const MIB: f64 = (1 << 20) as f64;
-
 impl fmt::Display for ProbeReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = Table::new();
-        table
-            .load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()))
-            .set_content_arrangement(ContentArrangement::Disabled)
-            .set_header([
-                "probe",
-                "planned (MiB)",
-                "measured (MiB)",
-                "seconds a step",
-                "steps",
-                "in all",
-            ]);
+        let mut table = table(&[
+            "probe",
+            "planned (MiB)",
+            "measured (MiB)",
+            "seconds a step",
+            "steps",
+            "in all",
+        ]);
         for (stage, measured) in self.measured() {
             table.add_row(row(stage, measured));
-        }
-        for column in table.column_iter_mut().skip(1) {
-            column.set_cell_alignment(CellAlignment::Right);
         }
         write!(f, "{table}")?;
         self.notes()

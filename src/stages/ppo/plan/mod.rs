@@ -1,25 +1,25 @@
-//! The plan of `[ppo]`.
+//! The memory that PPO needs, computed before it runs.
 
 mod buffers;
 mod prompts;
 
 use anyhow::Result;
 
-use super::StagePlan;
-use super::models::RunModels;
+use super::setup::layout;
 use crate::config::{Ppo, RewardKind, Stage};
 use crate::ops::backend::kernel;
-use crate::stages::ppo::layout;
+use crate::stages::plan::StagePlan;
+use crate::stages::plan::models::RunModels;
 use buffers::PpoBuffers;
 use prompts::PlannedPrompts;
 
 pub use prompts::longest_prompt;
 
-/// The plan of `[ppo]`.
+/// The plan of the stage.
 ///
 /// # Errors
 /// If the stage would refuse its models, or the prompts cannot be read or do not fit.
-pub fn ppo(models: RunModels, config: &Ppo) -> Result<StagePlan> {
+pub fn plan(models: RunModels, config: &Ppo) -> Result<StagePlan> {
     let layout = layout(config, |folder| models.describe(folder))?;
     let prompts = PlannedPrompts::read(models, config, &layout)?;
     let roles = layout.tensors();

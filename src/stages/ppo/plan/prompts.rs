@@ -4,11 +4,11 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use super::super::models::RunModels;
 use crate::config::{BadRecords, Ppo, TooLong};
 use crate::data::example::{Encoder, Limit};
 use crate::data::records::{Record, read_file};
 use crate::roles::{PromptUse, RoleLayout};
+use crate::stages::plan::models::RunModels;
 
 /// The lengths and numbers of prompts that a plan assumes.
 pub(super) struct PlannedPrompts {

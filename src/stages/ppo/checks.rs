@@ -1,0 +1,82 @@
+//! Checks of `[ppo]` before a run's first stage: its reward programs, and the first records of its
+//! files. The roles are checked when their layout is planned.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::config::{BadRecords, DataSource, Ppo, RewardKind, TooLong};
+use crate::data::DataError;
+use crate::data::example::{Encoder, Limit};
+use crate::data::records::Record;
+use crate::reward::Rewards;
+use crate::stages::first_records::{RecordReader, check_sources};
+
+/// Checks that the reward programs of `[ppo]` exist.
+///
+/// # Errors
+/// A program that is neither a file nor in a folder of `PATH`.
+pub fn check_programs(ppo: &Ppo) -> Result<()> {
+    for component in &ppo.rewards {
+        let RewardKind::Program(program) = &component.kind else {
+            continue;
+        };
+        if let Some(program) = program.command.first() {
+            ensure!(
+                is_found(program),
+                "reward `{}`: the program `{program}` is not there; check ppo.rewards command and \
+                 PATH",
+                component.name
+            );
+        }
+    }
+    Ok(())
+}
+
+/// True if a program is a file, or lies in a folder of `PATH`.
+fn is_found(program: &str) -> bool {
+    if program.contains('/') {
+        return Path::new(program).is_file();
+    }
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&folders).any(|folder| folder.join(program).is_file())
+}
+
+/// Checks prompts, with the fields that rules compare answers with, and the text of PPO-ptx. The
+/// room for prompts is the plan's.
+///
+/// # Errors
+/// A record that the stage would refuse, with the key of its file.
+pub fn check_records(reader: &RecordReader, ppo: &Ppo) -> Result<()> {
+    let (rules, keys) = (Rewards::rules(&ppo.rewards)?, &ppo.records);
+    let encoder = Encoder::new(reader.tokenizer, Limit::none(), TooLong::Error)?;
+    let encoder = encoder.with_bad_records(keys.bad_records);
+    let check = |records: &[Record], bad: BadRecords| {
+        encoder.prompts(records)?;
+        if bad == BadRecords::Skip {
+            return Ok(());
+        }
+        records.iter().try_for_each(|record| {
+            let checked = rules.check(&record.fields);
+            checked.map_err(|message| DataError::Record {
+                at: record.source.clone(),
+                message,
+            })
+        })
+    };
+    let files = [
+        ("prompts", Some(&ppo.prompts)),
+        ("eval_prompts", ppo.eval_prompts.as_ref()),
+    ];
+    for (key, file) in files {
+        let source = file.map(DataSource::whole);
+        check_sources(source.as_slice(), keys, check).with_context(|| format!("ppo.{key}"))?;
+    }
+    let documents = |records: &[Record], bad| reader.documents(records, bad);
+    check_sources(
+        &ppo.update.ptx.ptx_data.sources,
+        &ppo.ptx_records(),
+        documents,
+    )
+    .context("ppo.ptx_data")
+}

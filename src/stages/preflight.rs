@@ -1,0 +1,91 @@
+//! The plans of a run's stages, and the checks before its first stage.
+//!
+//! A stage refuses a model, a tokenizer or a record that does not fit when it begins. For a later
+//! stage that may be hours after the start of the run, so the same checks are made here for every
+//! stage, on the models' sizes and on the first records of each data file. A model that an earlier
+//! stage is yet to make has the sizes of its start. A data file that does not exist yet is left to
+//! its stage.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+
+use super::context::check_vocabulary;
+use super::definition::definition;
+use super::first_records::RecordReader;
+use super::plan::StagePlan;
+use super::plan::machine::{self, MemoryBound};
+use super::plan::models::{RunModels, is_model, with_local_models};
+use super::tokenizer::byte_tokenizer;
+use crate::config::{Config, Device, ModelStart, Stage};
+use crate::data::tokenizer::Tokenizer;
+
+/// The plans of `stages`, in their order.
+///
+/// # Errors
+/// If a model's configuration or the prompts cannot be read, or a stage would refuse its models.
+pub fn plans(config: &Config, stages: &[Stage]) -> Result<Vec<StagePlan>> {
+    let config = with_local_models(config, stages)?;
+    let plan = |&stage: &Stage| plan_of(&config, stage).with_context(|| format!("stage {stage}"));
+    stages.iter().map(plan).collect()
+}
+
+fn plan_of(config: &Config, stage: Stage) -> Result<StagePlan> {
+    let mut plan = definition(config, stage)?.plan(RunModels(config), stage)?;
+    if config.run.device != Device::Cpu {
+        let note = "cache and activations are those of the CPU; a GPU's graph holds more";
+        plan.notes.push(note.to_owned());
+    }
+    Ok(plan)
+}
+
+/// Checks that the planned stages can begin, and that they fit on this machine. No weights are
+/// loaded.
+///
+/// # Errors
+/// The error of the first stage that cannot begin, or that does not fit.
+pub fn check(config: &Config, plans: &[StagePlan], bound: MemoryBound) -> Result<()> {
+    let stages: Vec<Stage> = plans.iter().map(|plan| plan.stage).collect();
+    let local = with_local_models(config, &stages)?;
+    for &stage in &stages {
+        check_stage(RunModels(&local), stage).with_context(|| format!("stage {stage}"))?;
+    }
+    machine::check(&local, plans, bound)
+}
+
+fn check_stage(run: RunModels, stage: Stage) -> Result<()> {
+    let defined = definition(run.0, stage)?;
+    let Some(folder) = tokenizer_folder(run, stage) else {
+        defined.check_models(run, stage)?;
+        return defined.check_records(&RecordReader {
+            stage,
+            tokenizer: &byte_tokenizer(&run.0.tokenizer)?,
+            context: None,
+        });
+    };
+    let named = || format!("the tokenizer in {}", folder.display());
+    let tokenizer = Tokenizer::load(&folder).with_context(named)?;
+    let from = run.from(stage);
+    let decoder = from.map(|from| run.decoder(from)).transpose()?;
+    if let (Some(from), Some(decoder)) = (from, &decoder) {
+        check_vocabulary(&tokenizer, &folder, decoder.vocab_size, from)?;
+    }
+    defined.check_models(run, stage)?;
+    defined.check_records(&RecordReader {
+        stage,
+        tokenizer: &tokenizer,
+        context: decoder.map(|decoder| decoder.max_position_embeddings),
+    })
+}
+
+/// The folder of the tokenizer that `stage` will have; `None` if pretraining is yet to train it, or
+/// the model folder does not exist.
+fn tokenizer_folder(run: RunModels, stage: Stage) -> Option<PathBuf> {
+    let config = run.0;
+    if let Some(named) = &config.tokenizer.from {
+        return Some(named.clone());
+    }
+    let start = config.model.start.as_ref().and_then(ModelStart::folder);
+    let origin = run.origin(run.from(stage).or(start)?)?;
+    is_model(&origin).then_some(origin)
+}
