@@ -51,18 +51,6 @@ impl StageRecords {
     pub fn map<T>(
         self,
         key: String,
-        encode: impl Fn(&[Record]) -> data::Result<Encoded<T>>,
-    ) -> data::Result<(ExamplesByFile<T>, RecordReport)> {
-        self.map_owned(key, |records| encode(&records))
-    }
-
-    /// As [`Self::map`], for an `encode` that takes the records.
-    ///
-    /// # Errors
-    /// The errors of `encode`.
-    pub fn map_owned<T>(
-        self,
-        key: String,
         encode: impl Fn(Vec<Record>) -> data::Result<Encoded<T>>,
     ) -> data::Result<(ExamplesByFile<T>, RecordReport)> {
         let (mut all, mut files) = (Vec::new(), Vec::new());

@@ -103,7 +103,7 @@ fn read_key<T>(
 ) -> Result<(ExamplesByFile<T>, RecordReport)> {
     let read = || {
         let records = StageRecords::read(data, keys.records)?;
-        let (items, report) = records.map(format!("{stage}.{key}"), encode)?;
+        let (items, report) = records.map(format!("{stage}.{key}"), |records| encode(&records))?;
         anyhow::Ok((items, report.check(keys.records)?))
     };
     read().with_context(|| format!("[{stage}] {key}"))

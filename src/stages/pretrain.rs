@@ -133,7 +133,7 @@ pub fn read_documents(
 ) -> Result<ExamplesByFile<Record>> {
     let texts = |records| documents(records, keys.bad_records);
     let records = StageRecords::read(data, keys)?;
-    let (items, report) = records.map_owned(format!("{stage}.{key}"), texts)?;
+    let (items, report) = records.map(format!("{stage}.{key}"), texts)?;
     reports.add(stage, report.check(keys)?, &Limit::none());
     Ok(items)
 }

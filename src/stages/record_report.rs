@@ -14,7 +14,7 @@ use crate::train::summary::Summary;
 pub struct RecordReports {
     keys: Vec<RecordReport>,
     /// Other rows of the closing table.
-    rows: Vec<(String, String)>,
+    rows: Vec<(&'static str, String)>,
 }
 
 /// Records of one key, such as `sft.data`, that were cut or left out.
@@ -136,8 +136,8 @@ impl RecordReports {
     }
 
     /// Adds a row to the closing table.
-    pub fn extend(&mut self, row: Option<(String, String)>) {
-        self.rows.extend(row);
+    pub fn add_row(&mut self, name: &'static str, value: String) {
+        self.rows.push((name, value));
     }
 
     /// Adds rows to a closing table.

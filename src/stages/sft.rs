@@ -36,10 +36,23 @@ impl ExampleStage for Sft {
         encoder.examples(records)
     }
 
+    /// A record becomes several examples if the chat template rewrites its earlier turns.
     fn split(&self, mut records: Examples<Vec<Example>>) -> Examples<Example> {
-        let conversations = Conversations::of(&records);
-        conversations.note();
-        records.reports.extend(conversations.row());
+        let lengths = records.training.all.iter().chain(&records.held_out);
+        let lengths: Vec<usize> = lengths.map(Vec::len).collect();
+        let (count, examples) = (lengths.len(), lengths.iter().sum::<usize>());
+        let split = lengths.iter().filter(|&&length| length > 1).count();
+        if split > 0 {
+            terminal::note(format_args!(
+                "sft: the chat template renders earlier turns differently once later turns follow, \
+                 so each answer of {split} of {count} records is an example of its own, {examples} \
+                 examples in all; to train on the last answers alone, set sft.learn to \"last\""
+            ));
+            records.reports.add_row(
+                "records split into one example per answer",
+                format!("{split} of {count}, {examples} examples"),
+            );
+        }
         records.flatten()
     }
 
@@ -50,49 +63,5 @@ impl ExampleStage for Sft {
         _examples: &mut Examples<Example>,
     ) -> Result<Option<NextTokenLoss<Example>>> {
         Ok(Some(NextTokenLoss::new(model, self.layerwise_lr_decay)))
-    }
-}
-
-/// Conversations that became several examples, since the chat template rewrites earlier turns.
-struct Conversations {
-    cut: usize,
-    records: usize,
-    examples: usize,
-}
-
-impl Conversations {
-    fn of(records: &Examples<Vec<Example>>) -> Self {
-        let records = || records.training.all.iter().chain(&records.held_out);
-        Self {
-            cut: records().filter(|record| record.len() > 1).count(),
-            records: records().count(),
-            examples: records().map(Vec::len).sum(),
-        }
-    }
-
-    fn note(&self) {
-        let Self {
-            cut,
-            records,
-            examples,
-        } = self;
-        if *cut > 0 {
-            terminal::note(format_args!(
-                "sft: the chat template renders earlier turns differently once later turns follow, \
-                 so each answer of {cut} of {records} records is an example of its own, {examples} \
-                 examples in all; to train on the last answers alone, set sft.learn to \"last\""
-            ));
-        }
-    }
-
-    /// The count for the closing table, if there is any.
-    fn row(&self) -> Option<(String, String)> {
-        let Self {
-            cut,
-            records,
-            examples,
-        } = self;
-        let name = "records split into one example per answer".to_owned();
-        (*cut > 0).then(|| (name, format!("{cut} of {records}, {examples} examples")))
     }
 }

@@ -114,7 +114,8 @@ fn estimate(
     let advantages = match objective.advantage_estimator {
         AdvantageEstimator::Gae => {
             let values = values.context("the estimator gae needs the values of a critic")?;
-            let found = gae(&rewards, values, rows, gae_config(config))?;
+            let (gamma, lam) = (objective.gamma, config.critic.lam);
+            let found = gae(&rewards, values, rows, GaeConfig { gamma, lam })?;
             returns = Some(found.returns);
             found.advantages
         }
@@ -140,13 +141,6 @@ fn estimate(
         advantages,
         returns,
     })
-}
-
-fn gae_config(config: &Ppo) -> GaeConfig {
-    GaeConfig {
-        gamma: config.objective.gamma,
-        lam: config.critic.lam,
-    }
 }
 
 /// Sums the rewards of each sequence, estimates one advantage a sequence, and gives it to each of

@@ -184,10 +184,9 @@ impl<'a> PpoRun<'a> {
             Some(checkpoint) => PpoState::restore(checkpoint, roles, &mut optimizers)?,
             None => PpoState::new(config)?,
         };
-        let mixed = mix.as_ref().and_then(|mix| mix.note(&config.update.ptx));
         [
             walk.note(iterations),
-            mixed,
+            mix.as_ref().and_then(|mix| mix.note(&config.update.ptx)),
             setup::frozen_policy(config),
             setup::loose_penalty(config),
             never_at_peak(&config.training, iterations),
@@ -234,9 +233,8 @@ impl<'a> PpoRun<'a> {
         self.state.prepared = true;
         // Before the first scores no checkpoint is saved, so that the settings of a reward that
         // fails on its first request can still be changed.
-        let scores_reference =
-            self.config.scores.score_normalization == ScoreNormalization::Reference;
-        match self.state.before.is_some() || scores_reference {
+        let normalization = self.config.scores.score_normalization;
+        match self.state.before.is_some() || normalization == ScoreNormalization::Reference {
             true => self.save(),
             false => Ok(()),
         }
@@ -335,11 +333,10 @@ impl<'a> PpoRun<'a> {
     }
 
     fn rates(&self, iteration: u64) -> Rates {
-        let at = |peak: f64| {
-            schedule(&self.config.training, self.iterations, peak).lr_at(iteration as usize)
-        };
+        let training = &self.config.training;
+        let at = |peak| schedule(training, self.iterations, peak).lr_at(iteration as usize);
         Rates {
-            actor: at(self.config.training.learning_rate),
+            actor: at(training.learning_rate),
             critic: at(self.config.critic_learning_rate()),
         }
     }
@@ -353,17 +350,14 @@ impl<'a> PpoRun<'a> {
         let start = Instant::now();
         let (mut results, samples) =
             evaluator.measure(&self.sampler, self.roles, self.state.iteration)?;
-        samples
-            .iter()
-            .try_for_each(|sample| self.samples.write(sample))?;
+        for sample in &samples {
+            self.samples.write(sample)?;
+        }
         results.compare_with(self.state.before.as_ref());
         results.write(metrics);
         metrics.set(names::TIME_EVAL, start.elapsed().as_secs_f64());
-        self.stage.progress.note(&format!(
-            "iteration {}: {}",
-            self.state.iteration,
-            results.line()
-        ));
+        let line = format!("iteration {}: {}", self.state.iteration, results.line());
+        self.stage.progress.note(&line);
         self.watch(&results, metrics);
         Ok(Some(results))
     }

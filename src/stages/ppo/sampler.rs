@@ -131,10 +131,15 @@ impl<'a> Sampler<'a> {
     }
 
     fn requests(&self, prompts: &[(u64, &Prompt)], samples: usize) -> Vec<Request> {
-        prompts
-            .iter()
-            .map(|(key, prompt)| self.request(*key, prompt, samples))
-            .collect()
+        let generation = &self.config.generation;
+        let request = |(key, prompt): &(u64, &Prompt)| Request {
+            key: *key,
+            prompt: prompt.ids.clone(),
+            max_new_tokens: generation.max_new_tokens,
+            min_new_tokens: generation.min_new_tokens,
+            samples,
+        };
+        prompts.iter().map(request).collect()
     }
 
     fn settings(&self, purpose: Purpose) -> GenerationSettings<'_> {
@@ -189,16 +194,6 @@ impl<'a> Sampler<'a> {
         let completions = output.completions.into_iter();
         let sequences = completions.map(|completion| sequence(requests, completion, kept.as_mut()));
         Ok(Some(sequences.collect()))
-    }
-
-    fn request(&self, key: u64, prompt: &Prompt, samples: usize) -> Request {
-        Request {
-            key,
-            prompt: prompt.ids.clone(),
-            max_new_tokens: self.config.generation.max_new_tokens,
-            min_new_tokens: self.config.generation.min_new_tokens,
-            samples,
-        }
     }
 
     /// The completion as text, without the stop text that ended it.

@@ -25,21 +25,16 @@ use trial::{Trial, TrialLengths, TrialStep};
 /// The measurements of all stages.
 #[derive(Clone, Debug)]
 pub struct ProbeReport {
-    stages: Vec<(Stage, TrialResult)>,
+    measured: Vec<StageMeasurement>,
+    /// The reasons why the other stages could not be tried.
+    skipped: Vec<String>,
     device: Device,
-}
-
-/// The outcome of the trials of a stage.
-#[derive(Clone, Debug)]
-enum TrialResult {
-    Tried(StageMeasurement),
-    /// The reason why the stage could not be tried.
-    Skipped(String),
 }
 
 /// A stage's memory and time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct StageMeasurement {
+    stage: Stage,
     /// Bytes held at once at most, by the plan.
     planned: usize,
     /// Bytes that the process held at most; `None` if the system does not say.
@@ -57,29 +52,26 @@ struct StageMeasurement {
 pub fn probe(config: &Config, plans: &[StagePlan]) -> Result<Option<ProbeReport>> {
     let stop = StopRequest::listen()?;
     let local = with_local_models(config, &config.stages())?;
-    let mut stages = Vec::new();
+    let (mut measured, mut skipped) = (Vec::new(), Vec::new());
     for plan in plans {
-        let stage = plan.stage;
-        let found = match reason_to_skip(&local, plan) {
-            Some(why) => TrialResult::Skipped(why),
-            None => match measure(&local, plan, &stop).with_context(|| format!("stage {stage}"))? {
-                Some(measured) => TrialResult::Tried(measured),
-                None => return Ok(None),
-            },
-        };
-        stages.push((stage, found));
+        if let Some(reason) = reason_to_skip(&local, plan) {
+            skipped.push(reason);
+            continue;
+        }
+        let found = measure(&local, plan, &stop);
+        match found.with_context(|| format!("stage {}", plan.stage))? {
+            Some(found) => measured.push(found),
+            None => return Ok(None),
+        }
     }
-    let probed = ProbeReport {
-        stages,
+    if measured.is_empty() {
+        bail!("no stage can be probed:\n  {}", skipped.join("\n  "));
+    }
+    Ok(Some(ProbeReport {
+        measured,
+        skipped,
         device: config.run.device,
-    };
-    if probed.measured().next().is_none() {
-        bail!(
-            "no stage can be probed:\n  {}",
-            probed.skipped().join("\n  ")
-        );
-    }
-    Ok(Some(probed))
+    }))
 }
 
 /// Runs both trials of a stage.
@@ -102,6 +94,7 @@ fn measure(
         return Ok(None);
     };
     Ok(Some(StageMeasurement {
+        stage,
         planned: plan.peak_bytes(),
         peak: longest.peak_bytes.max(usual.peak_bytes),
         seconds: usual.seconds,
@@ -158,24 +151,4 @@ fn too_large(config: &Config, plan: &StagePlan) -> Option<String> {
             free >> 20
         )
     })
-}
-
-impl ProbeReport {
-    fn measured(&self) -> impl Iterator<Item = (Stage, &StageMeasurement)> {
-        self.stages.iter().filter_map(|(stage, found)| match found {
-            TrialResult::Tried(measured) => Some((*stage, measured)),
-            TrialResult::Skipped(_) => None,
-        })
-    }
-
-    /// The reasons why stages were not tried.
-    fn skipped(&self) -> Vec<&str> {
-        self.stages
-            .iter()
-            .filter_map(|(_, found)| match found {
-                TrialResult::Tried(_) => None,
-                TrialResult::Skipped(why) => Some(why.as_str()),
-            })
-            .collect()
-    }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use indicatif::HumanDuration;
 
 use super::{ProbeReport, StageMeasurement};
-use crate::config::{Device, Stage};
+use crate::config::Device;
 use crate::stages::plan::table::{MIB, table};
 use crate::terminal::words;
 use crate::train::memory::{available_bytes, total_bytes};
@@ -21,9 +21,7 @@ impl fmt::Display for ProbeReport {
             "steps",
             "in all",
         ]);
-        for (stage, measured) in self.measured() {
-            table.add_row(row(stage, measured));
-        }
+        table.add_rows(self.measured.iter().map(row));
         write!(f, "{table}")?;
         self.notes()
             .iter()
@@ -31,12 +29,12 @@ impl fmt::Display for ProbeReport {
     }
 }
 
-fn row(stage: Stage, measured: &StageMeasurement) -> [String; 6] {
+fn row(measured: &StageMeasurement) -> [String; 6] {
     let mib = |bytes: f64| format!("{:.1}", bytes / MIB);
-    // More seconds than a duration can hold.
+    // An error if a duration cannot hold that many seconds.
     let whole = Duration::try_from_secs_f64(measured.seconds * measured.steps as f64);
     [
-        stage.name().to_owned(),
+        measured.stage.name().to_owned(),
         mib(measured.planned as f64),
         measured
             .peak
@@ -72,8 +70,7 @@ impl ProbeReport {
             )),
             (Device::Cpu, None) => {}
         }
-        let skipped = self.skipped().into_iter();
-        notes.extend(skipped.map(|why| format!("not probed: {why}")));
+        notes.extend(self.skipped.iter().map(|why| format!("not probed: {why}")));
         notes
     }
 }
