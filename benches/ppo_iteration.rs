@@ -14,10 +14,9 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use collimate::config::{Config, Document, Stage};
+use collimate::config::{Config, Document, LoraTable, Stage, TargetModules};
 use collimate::model::Decoder;
 use collimate::model::config::{Geometry, Head};
-use collimate::model::lora::{AdapterTargets, Layers, LoraConfig, Scaling};
 use collimate::model::weights::SaveDtype;
 use collimate::ops::backend::Backend;
 use collimate::ops::param::Trainability;
@@ -270,12 +269,11 @@ fn smollm2_models(sharing: Sharing, folder: &Path) -> Result<String> {
             "share = \"trunk\"\ntrunk_layers = 24\n".to_owned()
         }
         Sharing::Adapter => {
-            let config = LoraConfig {
-                r: 16,
-                lora_alpha: 32.0,
-                scaling: Scaling::Rank,
-                target_modules: AdapterTargets::AllLinear,
-                layers_to_transform: Layers::All,
+            let config = LoraTable {
+                r: Some(16),
+                lora_alpha: Some(32.0),
+                target_modules: Some(TargetModules::AllLinear),
+                ..LoraTable::default()
             };
             let base = load(Head::LanguageModel)?;
             let adapted = Decoder::adapt(&base, &config, Head::Score, 0, Trainability::Frozen)?;

@@ -15,10 +15,10 @@ use super::check::Keys;
 #[serde(default, deny_unknown_fields)]
 pub struct LoraTable {
     /// Rank of the adapters.
-    #[schemars(extend("x-default" = 16))]
+    #[schemars(extend("x-default" = R))]
     pub r: Option<usize>,
     /// Scale of the adapters: their output is multiplied by `lora_alpha / r`.
-    #[schemars(extend("x-default" = 32.0))]
+    #[schemars(extend("x-default" = ALPHA))]
     pub lora_alpha: Option<f64>,
     /// Dropout before the adapters, which must be 0: training sees what generation sees.
     pub lora_dropout: f64,
@@ -35,26 +35,22 @@ pub struct LoraTable {
     pub use_rslora: Option<bool>,
 }
 
+/// Rank of new adapters, as in TRL.
+const R: usize = 16;
+/// Numerator of the scale of new adapters, as in TRL.
+const ALPHA: f64 = 32.0;
+
 /// Projections that have adapters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(
-    untagged,
-    expecting = "target_modules: expected a list of names, or \"all-linear\""
-)]
+#[serde(expecting = "target_modules: expected a list of names, or \"all-linear\"")]
 #[schemars(extend("x-type" = "list of names, or `\"all-linear\"`"))]
 pub enum TargetModules {
-    /// `"all-linear"`: all projections.
-    Word(AllLinear),
-    /// The projections of these names.
-    Names(Vec<String>),
-}
-
-/// The word for all projections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum AllLinear {
     /// All projections.
     #[serde(rename = "all-linear")]
     AllLinear,
+    /// Projections whose name is, or ends in, one of these.
+    #[serde(untagged)]
+    Named(Vec<String>),
 }
 
 /// Layers that have adapters.
@@ -68,34 +64,40 @@ pub enum LayersToTransform {
     /// These layers, counted from 0.
     These(Vec<usize>),
     /// `"top:N"`: the uppermost N layers.
-    Top(Top),
+    #[serde(with = "top")]
+    #[schemars(with = "String")]
+    Top(usize),
 }
 
-/// Number of uppermost layers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(try_from = "String", into = "String")]
-pub struct Top(pub usize);
+/// The text `top:N`.
+mod top {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
 
-impl TryFrom<String> for Top {
-    type Error = String;
+    pub fn serialize<S: Serializer>(count: &usize, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("top:{count}"))
+    }
 
-    fn try_from(text: String) -> Result<Self, String> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+        let text = String::deserialize(deserializer)?;
         let count = text
             .strip_prefix("top:")
-            .and_then(|n| n.trim().parse().ok());
-        count
-            .map(Self)
-            .ok_or_else(|| "expected \"top:N\"".to_owned())
-    }
-}
-
-impl From<Top> for String {
-    fn from(Top(count): Top) -> Self {
-        format!("top:{count}")
+            .and_then(|count| count.trim().parse().ok());
+        count.ok_or_else(|| D::Error::custom("expected \"top:N\""))
     }
 }
 
 impl LoraTable {
+    /// Rank of the adapters, with its default.
+    pub fn r(&self) -> usize {
+        self.r.unwrap_or(R)
+    }
+
+    /// Numerator of the scale, with its default.
+    pub fn lora_alpha(&self) -> f64 {
+        self.lora_alpha.unwrap_or(ALPHA)
+    }
+
     pub(super) fn check(&self, keys: &mut Keys<'_, '_>) {
         let mut wrong = |key: &str, value: String, message: &str| {
             keys.wrong("lora", format!("{{ {key} = {value} }}"), message);
@@ -117,7 +119,7 @@ impl LoraTable {
                            weight_decay regularises too";
             wrong("lora_dropout", self.lora_dropout.to_string(), message);
         }
-        if self.target_modules == Some(TargetModules::Names(Vec::new())) {
+        if self.target_modules == Some(TargetModules::Named(Vec::new())) {
             let message = "target_modules names no module; remove it, or set \"all-linear\"";
             wrong("target_modules", "[]".into(), message);
         }
@@ -129,7 +131,7 @@ impl LoraTable {
                     "layers_to_transform names no layer; remove it to adapt all",
                 );
             }
-            Some(LayersToTransform::Top(Top(0))) => {
+            Some(LayersToTransform::Top(0)) => {
                 wrong(
                     "layers_to_transform",
                     "\"top:0\"".into(),
@@ -171,12 +173,8 @@ mod tests {
     fn words_and_lists_are_read_and_written() {
         let text = "{ r = 4, target_modules = \"all-linear\", layers_to_transform = \"top:2\" }";
         let words = lora(text).unwrap().unwrap();
-        let all = TargetModules::Word(AllLinear::AllLinear);
-        assert_eq!(words.target_modules, Some(all));
-        assert_eq!(
-            words.layers_to_transform,
-            Some(LayersToTransform::Top(Top(2)))
-        );
+        assert_eq!(words.target_modules, Some(TargetModules::AllLinear));
+        assert_eq!(words.layers_to_transform, Some(LayersToTransform::Top(2)));
         let text =
             "{ target_modules = [\"q_proj\"], layers_to_transform = [0, 1], use_rslora = true }";
         let lists = lora(text).unwrap().unwrap();
@@ -184,6 +182,8 @@ mod tests {
             lists.layers_to_transform,
             Some(LayersToTransform::These(vec![0, 1]))
         );
+        let named = TargetModules::Named(vec!["q_proj".into()]);
+        assert_eq!(lists.target_modules, Some(named));
         for read in [words, lists] {
             let written = toml::to_string(&read).unwrap();
             assert_eq!(

@@ -54,7 +54,7 @@ pub use error::{ConfigError, Problem, Problems, ValueOrigin};
 pub use example_keys::{ExampleKeys, ExampleKeysMut, ExampleTable};
 pub use generation::Generation;
 pub use hub::HubName;
-pub use lora::{AllLinear, LayersToTransform, LoraTable, TargetModules, Top};
+pub use lora::{LayersToTransform, LoraTable, TargetModules};
 pub use model::{Architecture, Family, Model, ModelStart, SaveDtype};
 pub use optim::{LrScheduler, Recompute, Training, TrainingLength};
 pub use orpo::Orpo;

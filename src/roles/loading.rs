@@ -1,4 +1,4 @@
-//! Loads the roles as their [`RoleLayout`] says.
+//! Loads the roles by their [`RoleLayout`].
 
 use std::path::Path;
 
@@ -15,12 +15,12 @@ use crate::ops::param::Trainability;
 use crate::reward::{RewardModel, Rewards};
 
 impl Roles {
-    /// Loads the roles of a layout, with what scores as `rewards` says. New adapters and heads are
+    /// Loads the roles of a layout and the scorers of `rewards`. New adapters and heads are
     /// functions of `seed`.
     ///
     /// # Errors
     /// If a model cannot be read, a scorer cannot be started, or a reward model was not trained on
-    /// the tensors that it is to share.
+    /// the shared tensors.
     pub fn load(
         layout: RoleLayout,
         rewards: &[RewardComponent],
@@ -48,7 +48,7 @@ impl Roles {
     }
 }
 
-/// Reads the roles of a layout onto the tensors that they share.
+/// Loads the roles of a layout on the tensors that they share.
 struct Loader<'a> {
     layout: &'a RoleLayout,
     seed: u64,
@@ -77,7 +77,7 @@ impl<'a> Loader<'a> {
         })
     }
 
-    /// The model of a role. A new head is drawn from `seed`, and so are new adapters.
+    /// The model of a role. A new head and new adapters are drawn from `seed`.
     fn decoder(&self, role: &RoleModel, seed: u64) -> Result<Decoder, ModelError> {
         let (folder, training) = (&role.model.folder, role.training);
         let head = role.model.decoder.head;
@@ -88,14 +88,14 @@ impl<'a> Loader<'a> {
             (RoleWeights::Adapters(_), Some(base)) => {
                 Decoder::load_adapter(base, folder, head, seed, training)
             }
-            (RoleWeights::NewAdapters(config, _), Some(base)) => {
-                Decoder::adapt(base, config, head, seed, training)
+            (RoleWeights::NewAdapters(table, _), Some(base)) => {
+                Decoder::adapt(base, table, head, seed, training)
             }
             _ => Decoder::load(folder, head, seed, |_| training, self.backend),
         }
     }
 
-    /// The reference. Without adapters of its own it is the model that the others share tensors of.
+    /// The reference. Without adapters of its own it is the model with the shared tensors.
     fn reference(mut self, role: &RoleModel) -> Result<Decoder, ModelError> {
         match (&role.weights, self.base.take()) {
             (RoleWeights::Branch { .. } | RoleWeights::Base, Some(base)) => Ok(base),
@@ -124,8 +124,8 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Checks by checksum that a reward model was trained on the tensors that it is to share. An
-    /// adapter whose file notes the checksum of its base is checked when it is loaded.
+    /// Checks by checksum that a reward model was trained on the shared tensors. An adapter whose
+    /// file records the checksum of its base is checked when it is loaded.
     fn check_base(&self, role: &RoleModel) -> Result<(), ModelError> {
         let (Some(base), model) = (&self.base, &role.model) else {
             return Ok(());
@@ -147,7 +147,7 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// Two bases that differ, in words for the adapter in `folder`.
+/// The error of another trunk as the error of another base of the adapter in `folder`.
 fn of_adapter(error: ModelError, folder: &Path) -> ModelError {
     match error {
         ModelError::OtherTrunk {

@@ -11,7 +11,6 @@ use crate::model::Decoder;
 use crate::model::config::{Head, TensorSpec};
 use crate::model::hf_config::HfConfig;
 use crate::model::hf_config::adapter::AdapterConfig;
-use crate::model::lora::RequestedLora;
 use crate::ops::backend::Backend;
 use crate::ops::param::Trainability;
 
@@ -59,27 +58,20 @@ impl Trainee {
             frozen.check(start.table, start.from, layers)?;
             return Ok(Self { model, base: None });
         };
-        let requested = RequestedLora::from(lora);
         let key = || format!("{}.lora", start.table);
         let (model, base) = match AdapterConfig::find(start.from)? {
             None => {
                 let base = base(start.from, start)?;
-                let model = Decoder::adapt(
-                    &base,
-                    &requested.fresh(),
-                    start.head,
-                    start.seed,
-                    Trainability::Trained,
-                )
-                .with_context(key)?;
-                (model, start.from.to_owned())
+                let (head, seed) = (start.head, start.seed);
+                let model = Decoder::adapt(&base, lora, head, seed, Trainability::Trained);
+                (model.with_context(key)?, start.from.to_owned())
             }
             Some(adapter) => {
                 let folder = adapter.base_folder(start.from)?;
                 let base = base(&folder, start)?;
                 let (from, head, seed) = (start.from, start.head, start.seed);
                 let model = Decoder::load_adapter(&base, from, head, seed, Trainability::Trained)?;
-                model.check_adapters(&key(), &requested, from)?;
+                model.check_adapters(lora, &key(), from)?;
                 (model, folder)
             }
         };

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use collimate::config::LayersToTransform::{self, These, Top};
+use collimate::config::{LoraTable, TargetModules};
 use collimate::model::config::{Family, Head, TensorSpec};
 use collimate::model::hf_config::HfConfig;
 use collimate::model::hf_config::adapter::AdapterConfig;
-use collimate::model::lora::{AdapterTargets, Layers, LoraConfig, Scaling};
 use collimate::model::weights::SaveDtype;
 use collimate::model::{Decoder, Gradient, Recompute};
 use collimate::ops::attention::Segments;
@@ -73,19 +74,23 @@ fn bits(x: &Tensor) -> Anyhow<Vec<u32>> {
     Ok(values.iter().map(|x| x.to_bits()).collect())
 }
 
-/// LoRA of rank 3 on all projections of some layers.
-fn everywhere(layers: Layers) -> LoraConfig {
-    LoraConfig {
-        r: 3,
-        lora_alpha: 4.0,
-        scaling: Scaling::Rank,
-        target_modules: AdapterTargets::AllLinear,
-        layers_to_transform: layers,
+/// LoRA of rank 3 on all projections of some layers, or of all.
+fn everywhere(layers_to_transform: Option<LayersToTransform>) -> LoraTable {
+    LoraTable {
+        r: Some(3),
+        lora_alpha: Some(4.0),
+        target_modules: Some(TargetModules::AllLinear),
+        layers_to_transform,
+        ..LoraTable::default()
     }
 }
 
 /// A small frozen model, and the same model with non-zero adapters.
-fn adapted(family: Family, layers: Layers, head: Head) -> Anyhow<(Decoder, Decoder)> {
+fn adapted(
+    family: Family,
+    layers: Option<LayersToTransform>,
+    head: Head,
+) -> Anyhow<(Decoder, Decoder)> {
     let config = HfConfig::new(two_layers(family)?);
     let base = Decoder::fresh(config, 1, |_| Trainability::Frozen, &Backend::CPU)?;
     let model = Decoder::adapt(&base, &everywhere(layers), head, 5, Trainability::Trained)?;
@@ -155,7 +160,7 @@ fn a_fresh_adapter_changes_no_bit_of_its_base() -> Anyhow {
     for family in Family::ALL {
         let config = HfConfig::new(two_layers(family)?);
         let base = Decoder::fresh(config, 1, |_| Trainability::Frozen, &Backend::CPU)?;
-        let lora = everywhere(Layers::All);
+        let lora = everywhere(None);
         let model = Decoder::adapt(&base, &lora, Head::LanguageModel, 5, Trainability::Trained)?;
         let (with, without) = (
             outputs(&model, Gradient::Skip)?,
@@ -176,7 +181,7 @@ fn a_fresh_adapter_changes_no_bit_of_its_base() -> Anyhow {
 /// A role on a shared base holds nothing but its adapters and, for a reward model, its head.
 #[test]
 fn a_role_owns_its_adapters_alone() -> Anyhow {
-    let (base, actor) = adapted(Family::Llama, Layers::Top(1), Head::LanguageModel)?;
+    let (base, actor) = adapted(Family::Llama, Some(Top(1)), Head::LanguageModel)?;
     let names = |model: &Decoder| -> Vec<String> {
         model
             .params()
@@ -193,7 +198,7 @@ fn a_role_owns_its_adapters_alone() -> Anyhow {
     for param in actor.params().shared() {
         assert!(Arc::ptr_eq(param, &base.params().get(param.name())?));
     }
-    let lora = everywhere(Layers::Top(1));
+    let lora = everywhere(Some(Top(1)));
     let critic = Decoder::adapt(&base, &lora, Head::Score, 5, Trainability::Trained)?;
     assert!(names(&critic).contains(&"score.weight".to_owned()));
     assert_eq!(names(&critic).len(), 15);
@@ -204,7 +209,7 @@ fn a_role_owns_its_adapters_alone() -> Anyhow {
 #[test]
 fn recording_changes_no_bit_of_an_adapted_model() -> Anyhow {
     for family in Family::ALL {
-        for layers in [Layers::All, Layers::Top(1), Layers::These(vec![0])] {
+        for layers in [None, Some(Top(1)), Some(These(vec![0]))] {
             let (_, model) = adapted(family, layers.clone(), Head::LanguageModel)?;
             let skipped = bits(&outputs(&model, Gradient::Skip)?)?;
             for recompute in [Recompute::None, Recompute::Block] {
@@ -220,7 +225,7 @@ fn recording_changes_no_bit_of_an_adapted_model() -> Anyhow {
 /// gradients, bit for bit.
 #[test]
 fn adapters_of_the_top_layers_leave_a_trunk() -> Anyhow {
-    let (base, model) = adapted(Family::Qwen2, Layers::Top(1), Head::LanguageModel)?;
+    let (base, model) = adapted(Family::Qwen2, Some(Top(1)), Head::LanguageModel)?;
     let (ids, segments) = (
         (0..17).collect::<Vec<u32>>(),
         Segments::from_lengths([9, 8]),
@@ -247,7 +252,7 @@ fn gradients_of_adapters_match_finite_differences() -> Anyhow {
         (Family::Gpt2, Head::LanguageModel),
         (Family::Llama, Head::Score),
     ] {
-        let (_, model) = adapted(family, Layers::All, head)?;
+        let (_, model) = adapted(family, None, head)?;
         check_trained(&format!("adapters, {family:?}"), &model, Recompute::None)?;
     }
     Ok(())
@@ -263,8 +268,8 @@ fn generation_applies_adapters_as_training_does() -> Anyhow {
     let base = crate::support::llama(576, 2, 9, 3, 512, Head::LanguageModel, &Backend::CPU)?;
     let saved = tempfile::tempdir()?;
     base.save(saved.path(), SaveDtype::Float32)?;
-    let mut lora = everywhere(Layers::All);
-    lora.r = 16;
+    let mut lora = everywhere(None);
+    lora.r = Some(16);
     let base = frozen(saved.path())?;
     let model = Decoder::adapt(&base, &lora, Head::LanguageModel, 5, Trainability::Trained)?;
     for (stream, param) in (700..).zip(model.params().trained()) {
@@ -281,18 +286,20 @@ fn generation_applies_adapters_as_training_does() -> Anyhow {
 #[test]
 fn what_is_saved_comes_back_and_merges() -> Anyhow {
     for (layers, targets) in [
-        (Layers::All, AdapterTargets::AllLinear),
-        (Layers::Top(2), AdapterTargets::Usual),
+        (None, Some(TargetModules::AllLinear)),
+        (Some(Top(2)), None),
         (
-            Layers::All,
-            AdapterTargets::Named(vec!["layers.1.mlp.up_proj".to_owned()]),
+            None,
+            Some(TargetModules::Named(vec![
+                "layers.1.mlp.up_proj".to_owned(),
+            ])),
         ),
     ] {
         let saved = tempfile::tempdir()?;
         let base = frozen(&folder("llama"))?;
         let mut lora = everywhere(layers);
         lora.target_modules = targets;
-        lora.scaling = Scaling::RootRank;
+        lora.use_rslora = Some(true);
         let model = Decoder::adapt(&base, &lora, Head::LanguageModel, 5, Trainability::Trained)?;
         shake(&model)?;
         model.save_adapter(saved.path(), &folder("llama"), SaveDtype::Float32)?;
@@ -322,7 +329,7 @@ fn what_is_saved_comes_back_and_merges() -> Anyhow {
 #[test]
 fn a_reward_adapter_keeps_its_head() -> Anyhow {
     let (saved, base) = (tempfile::tempdir()?, frozen(&folder("llama"))?);
-    let lora = everywhere(Layers::Top(1));
+    let lora = everywhere(Some(Top(1)));
     let model = Decoder::adapt(&base, &lora, Head::Score, 5, Trainability::Trained)?;
     shake(&model)?;
     model.save_adapter(saved.path(), &folder("llama"), SaveDtype::Float32)?;
@@ -338,7 +345,7 @@ fn a_reward_adapter_keeps_its_head() -> Anyhow {
 #[test]
 fn another_base_is_refused() -> Anyhow {
     let (saved, base) = (tempfile::tempdir()?, frozen(&folder("llama"))?);
-    let lora = everywhere(Layers::All);
+    let lora = everywhere(None);
     let model = Decoder::adapt(&base, &lora, Head::LanguageModel, 5, Trainability::Trained)?;
     model.save_adapter(
         saved.path(),

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use collimate::config::LayersToTransform;
 use collimate::model::Decoder;
 use collimate::model::config::{Head, is_embedding};
 use collimate::model::generator::Generator;
-use collimate::model::lora::Layers;
+use collimate::model::lora::Lora;
 use collimate::ops::attention::cached::Cache;
 use collimate::ops::backend::Backend;
 use collimate::ops::param::{Operand, Param, Trainability};
@@ -134,14 +135,14 @@ fn panels_are_those_that_a_generation_keeps() -> Anyhow {
 }
 
 fn panels_are_those_kept(backend: &Backend) -> Anyhow {
-    let lora = lora(Layers::Top(1));
+    let lora = lora(Some(LayersToTransform::Top(1)));
     for name in LANGUAGE_MODELS {
         let (head, frozen) = (Head::LanguageModel, |_: &_| Trainability::Frozen);
         let base = Decoder::load(&folder(name), head, 1, frozen, backend)?;
         let model = Decoder::adapt(&base, &lora, Head::LanguageModel, 1, Trainability::Frozen)?;
         for (model, adapters) in [
             (&base, Vec::new()),
-            (&model, lora.resolve(base.decoder_config())?.tensors()),
+            (&model, Lora::new(&lora, base.decoder_config())?.tensors()),
         ] {
             let _generator = Generator::new(model);
             let read = |param: &Arc<Param>| -> usize {

@@ -4,13 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use collimate::config::{
-    AllLinear, Config, Document, LayersToTransform, LoraTable, Ppo, Share, TargetModules,
+    Config, Document, LayersToTransform, LoraTable, Ppo, Share, TargetModules,
 };
 use collimate::model::config::{
     DecoderConfig, Family, Geometry, Head, TensorSpec, is_embedding, layer_of,
 };
 use collimate::model::hf_config::HfConfig;
-use collimate::model::lora::{AdapterTargets, Layers, LoraConfig, Scaling};
+use collimate::model::lora::Lora;
 use collimate::model::{Decoder, Holding};
 use collimate::ops::backend::Backend;
 use collimate::ops::param::{Param, Trainability};
@@ -196,23 +196,12 @@ fn whole_judge(name: &str) -> Anyhow<usize> {
     Ok(bytes(judge.params().owned()))
 }
 
-pub fn lora(layers: Layers) -> LoraConfig {
-    LoraConfig {
-        r: 3,
-        lora_alpha: 4.0,
-        scaling: Scaling::Rank,
-        target_modules: AdapterTargets::AllLinear,
-        layers_to_transform: layers,
-    }
-}
-
-/// `[ppo.lora]` with the settings of [`lora`] on the uppermost layer.
-fn top_layer() -> LoraTable {
+pub fn lora(layers_to_transform: Option<LayersToTransform>) -> LoraTable {
     LoraTable {
         r: Some(3),
         lora_alpha: Some(4.0),
-        target_modules: Some(TargetModules::Word(AllLinear::AllLinear)),
-        layers_to_transform: Some(LayersToTransform::These(vec![LAYERS - 1])),
+        target_modules: Some(TargetModules::AllLinear),
+        layers_to_transform,
         ..LoraTable::default()
     }
 }
@@ -220,9 +209,9 @@ fn top_layer() -> LoraTable {
 #[test]
 fn roles_of_adapters_hold_the_base_once() -> Anyhow {
     for name in LANGUAGE_MODELS {
-        let lora = lora(Layers::Top(1));
+        let lora = lora(Some(LayersToTransform::Top(1)));
         let mut models = models(name)?;
-        let resolved = lora.resolve(&models.policy.decoder)?;
+        let resolved = Lora::new(&lora, &models.policy.decoder)?;
         let adapter = AdapterDescription {
             lora: resolved.clone(),
             base: folder(name),
@@ -230,7 +219,7 @@ fn roles_of_adapters_hold_the_base_once() -> Anyhow {
         };
         models.rewards[0].adapter = Some(adapter.clone());
         models.judge = Some(models.rewards[0].clone());
-        let planned = roles(Share::Adapter, None, Some(top_layer()), &models)?;
+        let planned = roles(Share::Adapter, None, Some(lora.clone()), &models)?;
         assert_eq!(
             names(&planned),
             ["base", "actor", "critic", "reward", "judge"]
@@ -285,7 +274,7 @@ fn planned(stage: &str, name: &str, keys: &str) -> Anyhow<Vec<RoleTensors>> {
 /// The plan of a stage that trains one model, for each choice of what is trained.
 #[test]
 fn a_stage_holds_what_is_planned_for_it() -> Anyhow {
-    let lora = lora(Layers::Top(1));
+    let lora = lora(Some(LayersToTransform::Top(1)));
     let table = "lora = { r = 3, lora_alpha = 4.0, target_modules = \"all-linear\", \
                  layers_to_transform = \"top:1\" }";
     let stages = [
@@ -339,22 +328,18 @@ fn four_roles_cost_little_more_than_one_model() -> Anyhow {
     };
     let mut policy = DecoderConfig::from_scratch(Family::Llama, &sizes)?;
     policy.tie_word_embeddings = true;
-    let lora = LoraConfig {
-        target_modules: AdapterTargets::AllLinear,
-        ..LoraConfig::default()
+    let lora = LoraTable {
+        target_modules: Some(TargetModules::AllLinear),
+        ..LoraTable::default()
     };
-    assert_eq!(lora.r, 16);
+    assert_eq!(lora.r(), 16);
     let mut models = all_of(Path::new("policy"), policy.clone());
     models.judge = None;
     models.rewards[0].adapter = Some(AdapterDescription {
-        lora: lora.resolve(&policy)?,
+        lora: Lora::new(&lora, &policy)?,
         base: "policy".into(),
         has_score: true,
     });
-    let all_linear = LoraTable {
-        target_modules: Some(TargetModules::Word(AllLinear::AllLinear)),
-        ..LoraTable::default()
-    };
     let weights = |share, trunk, lora| -> Anyhow<usize> {
         let roles = roles(share, trunk, lora, &models)?;
         Ok(roles.iter().map(RoleTensors::weights).sum())
@@ -366,7 +351,7 @@ fn four_roles_cost_little_more_than_one_model() -> Anyhow {
         .sum::<usize>()
         * size_of::<f32>();
     let trunk = weights(Share::Trunk, Some(24), None)? as f64 / one as f64;
-    let adapter = weights(Share::Adapter, None, Some(all_linear))? as f64 / one as f64;
+    let adapter = weights(Share::Adapter, None, Some(lora))? as f64 / one as f64;
     assert!(trunk > 1.0 && trunk <= 1.50, "{trunk}");
     assert!(adapter > 1.0 && adapter <= 1.12, "{adapter}");
     Ok(())
@@ -375,9 +360,9 @@ fn four_roles_cost_little_more_than_one_model() -> Anyhow {
 /// A base that is a reward model has a head of its own beside the trained one.
 #[test]
 fn a_reward_model_as_a_base_keeps_its_head() -> Anyhow {
-    let (name, lora) = ("llama_reward", lora(Layers::All));
+    let (name, lora) = ("llama_reward", lora(None));
     let decoder = decoder(name)?;
-    let roles = RoleTensors::adapted(&decoder, Head::Score, &lora.resolve(&decoder)?);
+    let roles = RoleTensors::adapted(&decoder, Head::Score, &Lora::new(&lora, &decoder)?);
     let base = load(name, Head::Score, own(Trainability::Frozen))?;
     check(&roles[0], &base);
     let model = Decoder::adapt(&base, &lora, Head::Score, 1, Trainability::Trained)?;

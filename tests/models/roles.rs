@@ -4,10 +4,9 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use collimate::config::{Config, Document, Ppo};
+use collimate::config::{Config, Document, LayersToTransform, Ppo};
 use collimate::model::config::{Head, TensorSpec};
 use collimate::model::hf_config::HfConfig;
-use collimate::model::lora::Layers;
 use collimate::model::trunk::in_trunk;
 use collimate::model::weights::SaveDtype;
 use collimate::model::{Decoder, Holding};
@@ -159,11 +158,14 @@ fn stranger(policy: &Path) -> Anyhow<TempDir> {
 fn adapter(name: &str, head: Head) -> Anyhow<TempDir> {
     let base = load(name, Head::LanguageModel, own(Trainability::Frozen))?;
     let saved = tempfile::tempdir()?;
-    Decoder::adapt(&base, &lora(Layers::Top(1)), head, 2, Trainability::Trained)?.save_adapter(
-        saved.path(),
-        &folder(name),
-        SaveDtype::Float32,
-    )?;
+    Decoder::adapt(
+        &base,
+        &lora(Some(LayersToTransform::Top(1))),
+        head,
+        2,
+        Trainability::Trained,
+    )?
+    .save_adapter(saved.path(), &folder(name), SaveDtype::Float32)?;
     Ok(saved)
 }
 

@@ -3,37 +3,38 @@
 //! Everything except the adapters, and the scalar head of a reward model, belongs to the base and
 //! is held once for all decoders on it.
 
-use crate::terminal;
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::Decoder;
 use super::assembly::{Fallible, TensorSource};
+use crate::config::LoraTable;
 use crate::model::ModelError;
 use crate::model::config::{Head, SCORE, TensorSpec, weight};
 use crate::model::fingerprint::Fingerprint;
 use crate::model::hf_config::adapter::AdapterConfig;
 use crate::model::init::fresh;
 use crate::model::lora::folder::{self, AdapterFolder};
-use crate::model::lora::{Lora, LoraConfig, LoraError, RequestedLora};
+use crate::model::lora::{Lora, LoraError};
 use crate::model::weights::SaveDtype;
 use crate::ops::param::Trainability;
+use crate::terminal;
 
 impl Decoder {
-    /// `base` with fresh adapters, a function of `seed`, which change nothing yet. A scalar head
-    /// begins as the base's, or is drawn.
+    /// `base` with new adapters, a function of `seed`, which do not change the result yet. A scalar
+    /// head starts as the base's, or is drawn from `seed`.
     ///
     /// # Errors
     /// If the base is trained or adapted itself, lacks a target, or is a reward model where a
     /// language model is requested.
     pub fn adapt(
         base: &Decoder,
-        config: &LoraConfig,
+        table: &LoraTable,
         head: Head,
         seed: u64,
         training: Trainability,
     ) -> Fallible<Self> {
-        let lora = config.resolve(base.decoder_config())?;
+        let lora = Lora::new(table, base.decoder_config())?;
         let values = |spec: &TensorSpec| match base.params().find(&spec.name) {
             Some(param) => Ok(param.read(<[f32]>::to_vec)?),
             None => Ok(fresh(spec, seed)),
@@ -56,7 +57,11 @@ impl Decoder {
     ) -> Fallible<Self> {
         let adapter = AdapterFolder::open(folder, base.decoder_config())?;
         if head == Head::LanguageModel && adapter.config.head == Head::Score {
-            let (found, needed) = ("the adapter of a reward model", "that of a language model");
+            let (found, needed) = (
+                "the adapter of a reward model",
+                "the adapter of a language \
+                                    model",
+            );
             return Err(ModelError::Kind {
                 folder: folder.to_owned(),
                 found,
@@ -76,7 +81,7 @@ impl Decoder {
             None => Ok(fresh(spec, seed)),
         };
         let mut adapted = Self::on_base(base, adapter.lora.clone(), head, training, values)?;
-        // The tokens at which the adapter was trained to end an answer.
+        // The adapter was trained to end answers at these tokens.
         adapted.config_mut().take_generation(folder)?;
         if adapter.config.head == Head::Score {
             adapted.config_mut().take_padding(folder)?;
@@ -111,19 +116,19 @@ impl Decoder {
         Self::assemble_adapted(config, Some(lora), source, base.params().backend())
     }
 
-    /// Checks that the decoder's adapters, read from the PEFT folder `from`, have the settings that
-    /// the configuration's `table` requests.
+    /// Checks that the decoder's adapters, read from the PEFT folder `from`, have the settings of
+    /// the table called `name`.
     ///
     /// # Errors
-    /// As [`RequestedLora::check`].
+    /// As [`Lora::check`].
     pub fn check_adapters(
         &self,
-        table: &str,
-        requested: &RequestedLora,
+        table: &LoraTable,
+        name: &str,
         from: &Path,
     ) -> Result<(), LoraError> {
         let found = self.lora().ok_or(LoraError::Missing)?;
-        requested.check(table, found, self.decoder_config(), from)
+        found.check(table, name, self.decoder_config(), from)
     }
 
     /// The decoder's adapters, if it has any.
@@ -156,7 +161,7 @@ impl Decoder {
             base: base.display().to_string(),
             r: lora.r,
             lora_alpha: lora.lora_alpha,
-            scaling: lora.scaling,
+            use_rslora: lora.use_rslora,
             lora_dropout: 0.0,
             head: decoder.head,
         };

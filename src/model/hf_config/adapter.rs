@@ -13,7 +13,6 @@ use super::keys::says_something;
 use super::{HfConfigError, read_object, say_unread};
 use crate::model::config::Head;
 use crate::model::hub;
-use crate::model::lora::Scaling;
 use crate::model::weights::Weights;
 
 /// The file that makes a folder a PEFT folder.
@@ -22,7 +21,7 @@ pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// Value of `modules_to_save` for a classifier in PEFT.
 const SAVED_HEADS: [&str; 2] = ["classifier", "score"];
 
-/// Keys that change what an adapter computes unless they are null, false or empty.
+/// Keys that change an adapter's result unless they are null, false or empty.
 const UNKNOWN: [&str; 15] = [
     "use_dora",
     "lora_bias",
@@ -72,7 +71,7 @@ const KNOWN: [&str; 27] = [
     "use_rslora",
 ];
 
-/// Initialisations that also change the base, so that the base on disk is not the right one.
+/// Initialisations that also change the base, so that the base on disk is another model.
 const CHANGED_BASES: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
 
 /// Contents of `adapter_config.json`.
@@ -84,8 +83,8 @@ pub struct AdapterConfig {
     pub r: usize,
     /// Numerator of the scale.
     pub lora_alpha: f64,
-    /// Denominator of the scale.
-    pub scaling: Scaling,
+    /// Whether the denominator of the scale is √r instead of r.
+    pub use_rslora: bool,
     /// Dropout with which the adapters were trained; the engine trains without dropout.
     pub lora_dropout: f64,
     /// Head of the adapted model, by `task_type`.
@@ -120,7 +119,6 @@ impl AdapterConfig {
         let map = read_object(&file)?;
         let fields = Fields::new(&file, &map);
         refuse_unknown(&fields)?;
-        let rooted = fields.flag("use_rslora")?.unwrap_or(false);
         let base = fields.text("base_model_name_or_path")?;
         let r = fields.required_size("r")?;
         if r == 0 {
@@ -132,11 +130,7 @@ impl AdapterConfig {
                 .to_owned(),
             r,
             lora_alpha: fields.required_number("lora_alpha")?,
-            scaling: if rooted {
-                Scaling::RootRank
-            } else {
-                Scaling::Rank
-            },
+            use_rslora: fields.flag("use_rslora")?.unwrap_or(false),
             lora_dropout: fields.number("lora_dropout")?.unwrap_or(0.0),
             head: head(&fields)?,
         }))
@@ -192,7 +186,7 @@ impl AdapterConfig {
             ("r", json!(self.r)),
             ("target_modules", json!(targets)),
             ("task_type", json!(task)),
-            ("use_rslora", json!(self.scaling == Scaling::RootRank)),
+            ("use_rslora", json!(self.use_rslora)),
         ];
         values
             .map(|(key, value)| (key.to_owned(), value))

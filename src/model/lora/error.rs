@@ -17,10 +17,10 @@ pub enum LoraError {
         known: String,
     },
     /// A layer does not exist.
-    #[error("layers_to_transform has {asked}, but the model has {layers} layers")]
+    #[error("layers_to_transform has {requested}, but the model has {layers} layers")]
     Layer {
         /// The requested layers in words.
-        asked: String,
+        requested: String,
         /// Number of layers of the model.
         layers: usize,
     },

@@ -39,8 +39,8 @@ impl AdapterFolder {
     /// Opens a PEFT folder whose base is `decoder`.
     ///
     /// # Errors
-    /// If a file is missing or wrong, if the adapter has tensors that the decoder has no place for,
-    /// or if it adapts no module.
+    /// If a file is missing or wrong, the adapter has tensors that belong to no module of the
+    /// decoder, or it adapts no module.
     pub fn open(folder: &Path, decoder: &DecoderConfig) -> Result<Self, ModelError> {
         let Some(config) = AdapterConfig::read(folder)? else {
             let (found, needed) = (
@@ -62,7 +62,7 @@ impl AdapterFolder {
         let lora = Lora {
             r: config.r,
             lora_alpha: config.lora_alpha,
-            scaling: config.scaling,
+            use_rslora: config.use_rslora,
             modules,
         };
         let known: BTreeSet<String> = lora
@@ -137,7 +137,7 @@ impl AdapterFolder {
     }
 }
 
-/// Writes a PEFT folder, which is created if need be; `fetch` returns the values of a tensor by its
+/// Writes a PEFT folder, which is created if needed; `fetch` returns the values of a tensor by its
 /// name in the model.
 ///
 /// # Errors
@@ -183,7 +183,7 @@ pub fn save(
 }
 
 /// The modules as `target_modules` and `layers_to_transform`: by the last parts of their names if
-/// these, in the layers, select no other module; otherwise by their whole names.
+/// these select no other module in the layers, otherwise by their whole names.
 fn described(lora: &Lora, decoder: &DecoderConfig) -> (Vec<String>, Option<Vec<usize>>) {
     let leaves: BTreeSet<&str> = lora.modules.iter().map(|m| leaf(&m.name)).collect();
     let layers: BTreeSet<usize> = lora

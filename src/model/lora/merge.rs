@@ -1,7 +1,7 @@
 //! An adapter merged into its weight: `W + scale · B · A`.
 //!
-//! The product is always one of chains, so that a model folder's weights, and the fingerprints
-//! taken of them, have the same bits on every processor.
+//! The product is always computed by chains, so that a model folder's weights and their
+//! fingerprints have the same bits on every processor.
 
 use crate::ops::product::{Matrix, ProductKernel, Threads, Write, multiply};
 
@@ -27,7 +27,6 @@ pub fn merged(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::lora::Scaling;
 
     #[test]
     fn a_product_worked_by_hand() {
@@ -39,7 +38,7 @@ mod tests {
         let lora = Lora {
             r: 1,
             lora_alpha: 2.0,
-            scaling: Scaling::Rank,
+            use_rslora: false,
             modules: vec![module.clone()],
         };
         let weight = vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0];

@@ -4,18 +4,16 @@
 //! those of Hugging Face's PEFT, whose folders [`folder`] reads and writes. Left out: dropout,
 //! biases, adapters of embeddings and heads.
 
-mod asked;
+mod continued;
 mod error;
 pub mod folder;
-mod further;
 mod merge;
+mod resolve;
 mod stored;
 
 use super::config::{DecoderConfig, Init, StoredLayout, TensorSpec, layer_of};
 
-pub use asked::{AdapterTargets, Layers, LoraConfig, Scaling};
 pub use error::LoraError;
-pub use further::RequestedLora;
 pub use merge::merged;
 pub use stored::{AdaptedFolder, Stored};
 
@@ -40,8 +38,9 @@ pub struct Lora {
     pub r: usize,
     /// Numerator of the scale.
     pub lora_alpha: f64,
-    /// Denominator of the scale.
-    pub scaling: Scaling,
+    /// Whether the denominator of the scale is √r (Kalajdzievski 2023, section 3) instead of r (Hu
+    /// et al. 2021, section 4.1).
+    pub use_rslora: bool,
     /// The adapted projections, in the order of the forward pass.
     pub modules: Vec<Module>,
 }
@@ -50,11 +49,8 @@ impl Lora {
     /// Factor of the product of the two matrices.
     pub fn scale(&self) -> f32 {
         let r = self.r as f64;
-        let below = match self.scaling {
-            Scaling::Rank => r,
-            Scaling::RootRank => r.sqrt(),
-        };
-        (self.lora_alpha / below) as f32
+        let denominator = if self.use_rslora { r.sqrt() } else { r };
+        (self.lora_alpha / denominator) as f32
     }
 
     /// The lowest layer that has an adapter.

@@ -94,7 +94,7 @@ impl AdaptedFolder {
         Ok(Self { base, adapter })
     }
 
-    /// True if the adapter's file notes a checksum of its base, which [`Self::open`] has checked.
+    /// True if the adapter's file records a checksum of its base, which [`Self::open`] has checked.
     pub fn has_note(&self) -> bool {
         self.adapter.has_note()
     }

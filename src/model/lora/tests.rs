@@ -1,6 +1,8 @@
 //! Which modules have adapters, and what tensors those are.
 
 use super::*;
+use crate::config::LayersToTransform::{self, These, Top};
+use crate::config::{LoraTable, TargetModules};
 use crate::model::config::{Family, Geometry};
 
 fn decoder(family: Family) -> DecoderConfig {
@@ -17,28 +19,32 @@ fn decoder(family: Family) -> DecoderConfig {
     DecoderConfig::from_scratch(family, &sizes).unwrap()
 }
 
-fn config(targets: AdapterTargets, layers: Layers) -> LoraConfig {
-    LoraConfig {
-        r: 4,
-        lora_alpha: 6.0,
-        scaling: Scaling::Rank,
-        target_modules: targets,
-        layers_to_transform: layers,
+type Targets = Option<TargetModules>;
+type Layers = Option<LayersToTransform>;
+
+fn table(target_modules: Targets, layers_to_transform: Layers) -> LoraTable {
+    LoraTable {
+        r: Some(4),
+        lora_alpha: Some(6.0),
+        target_modules,
+        layers_to_transform,
+        ..LoraTable::default()
     }
 }
 
-fn names(config: &LoraConfig, family: Family) -> Vec<String> {
-    let lora = config.resolve(&decoder(family)).unwrap();
+fn names(table: &LoraTable, family: Family) -> Vec<String> {
+    let lora = Lora::new(table, &decoder(family)).unwrap();
     lora.modules.into_iter().map(|m| m.name).collect()
 }
 
-fn named(names: &[&str]) -> AdapterTargets {
-    AdapterTargets::Named(names.iter().map(|&name| name.to_owned()).collect())
+fn named(names: &[&str]) -> Targets {
+    let names = names.iter().map(|&name| name.to_owned());
+    Some(TargetModules::Named(names.collect()))
 }
 
 #[test]
 fn targets_and_layers_choose_modules() {
-    let usual = config(AdapterTargets::Usual, Layers::Top(1));
+    let usual = table(None, Some(Top(1)));
     assert_eq!(
         names(&usual, Family::Llama),
         [
@@ -47,22 +53,23 @@ fn targets_and_layers_choose_modules() {
         ]
     );
     assert_eq!(names(&usual, Family::Gpt2), ["transformer.h.2.attn.c_attn"]);
-    let all = config(AdapterTargets::AllLinear, Layers::All);
+    let all = table(Some(TargetModules::AllLinear), None);
     assert_eq!(names(&all, Family::Qwen3).len(), 3 * 7);
     // A name selects every module whose path ends in it, as in PEFT.
-    let both = config(named(&["c_proj"]), Layers::These(vec![1]));
+    let both = table(named(&["c_proj"]), Some(These(vec![1])));
     assert_eq!(
         names(&both, Family::Gpt2),
         ["transformer.h.1.attn.c_proj", "transformer.h.1.mlp.c_proj"]
     );
-    let one = config(named(&["mlp.c_proj"]), Layers::These(vec![0]));
+    let one = table(named(&["mlp.c_proj"]), Some(These(vec![0])));
     assert_eq!(names(&one, Family::Gpt2), ["transformer.h.0.mlp.c_proj"]);
 }
 
 #[test]
 fn tensors_have_the_shapes_of_peft() {
-    let config = config(named(&["k_proj"]), Layers::Top(1));
-    let specs = config.resolve(&decoder(Family::Llama)).unwrap().tensors();
+    let table = table(named(&["k_proj"]), Some(Top(1)));
+    let specs = Lora::new(&table, &decoder(Family::Llama)).unwrap();
+    let specs = specs.tensors();
     let shapes: Vec<(&str, &[usize])> = specs
         .iter()
         .map(|spec| (spec.name.as_str(), &spec.shape[..]))
@@ -80,26 +87,26 @@ fn tensors_have_the_shapes_of_peft() {
 
 #[test]
 fn scales() {
-    let mut lora = config(AdapterTargets::Usual, Layers::All)
-        .resolve(&decoder(Family::Llama))
-        .unwrap();
-    assert_eq!(lora.scale(), 1.5);
-    lora.scaling = Scaling::RootRank;
-    assert_eq!(lora.scale(), 3.0);
+    let mut table = table(None, None);
+    let scale = |table: &LoraTable| Lora::new(table, &decoder(Family::Llama)).unwrap().scale();
+    assert_eq!(scale(&table), 1.5);
+    table.use_rslora = Some(true);
+    assert_eq!(scale(&table), 3.0);
+    assert_eq!(scale(&LoraTable::default()), 2.0);
 }
 
 #[test]
 fn what_the_decoder_lacks_is_named() {
     let refused = |targets, layers| {
-        let lora = config(targets, layers).resolve(&decoder(Family::Llama));
+        let lora = Lora::new(&table(targets, layers), &decoder(Family::Llama));
         lora.unwrap_err().to_string()
     };
-    let message = refused(named(&["q_proj", "c_fc"]), Layers::All);
+    let message = refused(named(&["q_proj", "c_fc"]), None);
     assert!(
         message.contains("`c_fc`") && message.contains("q_proj, k_proj, v_proj, o_proj"),
         "{message}"
     );
-    assert!(refused(AdapterTargets::Usual, Layers::Top(4)).contains("the top 4"));
-    assert!(refused(AdapterTargets::Usual, Layers::These(vec![3])).contains("layer 3"));
-    assert!(refused(AdapterTargets::Usual, Layers::Top(0)).contains("no module"));
+    assert!(refused(None, Some(Top(4))).contains("the top 4"));
+    assert!(refused(None, Some(These(vec![3]))).contains("layer 3"));
+    assert!(refused(None, Some(Top(0))).contains("no module"));
 }

@@ -1,8 +1,8 @@
 //! Whether a judge was trained on the tensors that the roles share.
 //!
-//! A judge that a stage is yet to train is known by the stage's table. For one that exists, the
-//! files decide: this is the only place where a layout reads weights. A judge scores the same
-//! whatever it shares.
+//! For a judge that a stage is yet to train, the stage's table decides. For an existing one, the
+//! weights decide; a layout reads weights only here. A judge's scores do not depend on the tensors
+//! that it shares.
 
 use std::path::Path;
 
@@ -58,7 +58,7 @@ fn is_on_base(judge: &ModelDescription, policy: &ModelDescription) -> Result<boo
     if judge.origin != Origin::Files || policy.origin != Origin::Files {
         return Ok(false);
     }
-    // A base that was copied: PEFT notes no checksum of it, the engine does.
+    // The base may be a copy. PEFT records no checksum of the base, the engine does.
     let trained_on = AdaptedFolder::open(&judge.folder, base);
     let layers = policy.decoder.num_hidden_layers;
     match trained_on.map(|adapted| adapted.has_note()) {
@@ -72,13 +72,13 @@ fn is_same_folder(a: &Path, b: &Path) -> bool {
     a == b || canonical(a).is_some_and(|a| Some(a) == canonical(b))
 }
 
-/// True if two models have the same lowest layers, by checksum.
+/// True if two models have the same lowest layers, by their checksums.
 fn have_one_trunk(a: &Path, b: &Path, layers: usize) -> Result<bool, ModelError> {
     let checked = Trunk::in_folder(a, layers).and_then(|trunk| trunk.check(b));
     unless_different(checked.map(|()| true))
 }
 
-/// Takes models that differ, and weights that do not exist yet, as not the same.
+/// Turns the errors of models that differ, and of weights that do not exist yet, into `false`.
 fn unless_different(same: Result<bool, ModelError>) -> Result<bool, ModelError> {
     match same {
         Err(

@@ -1,9 +1,9 @@
-//! Which tensors each role of PPO owns, shares and trains. The stage loads the roles as a
-//! [`RoleLayout`] says, and `plan` prices the same layout.
+//! The tensors that each role of PPO owns, shares and trains. The stage loads the roles by a
+//! [`RoleLayout`], and `plan` computes the memory of the same layout.
 //!
-//! The roles share nothing; or a trunk, which is the embedding and the lowest layers of the policy,
-//! frozen; or a base, which is the whole policy, frozen, on which each role has low-rank adapters
-//! (Hu et al. 2021) and its head.
+//! The roles share no tensors; or a trunk, the frozen embedding and lowest layers of the policy; or
+//! a base, the whole frozen policy, on which each role has low-rank adapters (Hu et al. 2021) and
+//! its head.
 //!
 //! A layout follows from the configuration and the descriptions of the model folders. Weights are
 //! read in one case: whether a judge was trained on the shared tensors is decided by their
@@ -18,10 +18,10 @@ use std::path::Path;
 use super::RolesError;
 use super::description::{ModelDescription, PpoModels};
 use super::vocabulary::check_vocabulary;
-use crate::config::{CriticFrom, Ppo, Share};
+use crate::config::{CriticFrom, LoraTable, Ppo, Share};
 use crate::model::ModelError;
 use crate::model::config::{Head, TensorSpec};
-use crate::model::lora::{Lora, LoraConfig, RequestedLora};
+use crate::model::lora::Lora;
 use crate::model::trunk::in_trunk;
 use crate::ops::param::Trainability;
 
@@ -57,7 +57,7 @@ pub enum RoleWeights {
     /// The adapters and the head in the model's folder.
     Adapters(Lora),
     /// New adapters and a new head.
-    NewAdapters(LoraConfig, Lora),
+    NewAdapters(LoraTable, Lora),
     /// No tensors: the role is the shared base.
     Base,
 }
@@ -65,7 +65,7 @@ pub enum RoleWeights {
 /// One role: the model that it starts from and the tensors that it owns.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RoleModel {
-    /// The model that the role starts from, under the head of the role.
+    /// The model that the role starts from, with the head of the role.
     pub model: ModelDescription,
     /// The tensors that the role owns.
     pub weights: RoleWeights,
@@ -158,7 +158,7 @@ impl RoleLayout {
         })
     }
 
-    /// The tensors of each role, after a row of those that the roles share.
+    /// The shared tensors, then the tensors of each role.
     pub fn tensors(&self) -> Vec<RoleTensors> {
         let policy = self.policy.decoder.tensors();
         let shared = match self.shared {
@@ -209,7 +209,7 @@ impl RoleModel {
         }
     }
 
-    /// The adapters of the role, if it is made of adapters.
+    /// The adapters of the role, if it consists of adapters.
     pub fn lora(&self) -> Option<&Lora> {
         match &self.weights {
             RoleWeights::Adapters(lora) | RoleWeights::NewAdapters(_, lora) => Some(lora),
@@ -217,18 +217,18 @@ impl RoleModel {
         }
     }
 
-    /// The tensors that the role owns, under a name.
+    /// The tensors that the role owns, with its name.
     pub fn named(&self, name: &str) -> RoleTensors {
         RoleTensors::new(name, self.tensors(), self.training)
     }
 }
 
-/// Decides for one role after the other which tensors it owns.
+/// Decides for each role which tensors it owns.
 struct Builder<'a> {
     shared: SharedTensors,
     policy: &'a ModelDescription,
-    /// The settings of `[ppo.lora]`.
-    lora: RequestedLora,
+    /// `[ppo.lora]`.
+    lora: LoraTable,
 }
 
 impl<'a> Builder<'a> {
@@ -248,13 +248,10 @@ impl<'a> Builder<'a> {
             }
             _ => {}
         }
-        let lora = keys
-            .lora
-            .as_ref()
-            .map(RequestedLora::from)
-            .unwrap_or_default();
+        let lora = keys.lora.clone().unwrap_or_default();
         if let (SharedTensors::Base, Some(adapter)) = (shared, &policy.adapter) {
-            lora.check("ppo.lora", &adapter.lora, &policy.decoder, &policy.folder)?;
+            let found = &adapter.lora;
+            found.check(&lora, "ppo.lora", &policy.decoder, &policy.folder)?;
         }
         Ok(Self {
             shared,
@@ -263,7 +260,8 @@ impl<'a> Builder<'a> {
         })
     }
 
-    /// Actor or critic, trained, from the policy. A policy that is an adapter is trained further.
+    /// The actor or the critic, trained, from the policy. The adapters of a policy are trained
+    /// further.
     fn policy_role(&self, head: Head) -> Result<RoleModel, ModelError> {
         let model = self.policy.with_head(head);
         let weights = match (self.shared, &model.adapter) {
@@ -273,9 +271,8 @@ impl<'a> Builder<'a> {
             },
             (SharedTensors::Base, Some(adapter)) => RoleWeights::Adapters(adapter.lora.clone()),
             (SharedTensors::Base, None) => {
-                let config = self.lora.fresh();
-                let lora = config.resolve(&model.decoder)?;
-                RoleWeights::NewAdapters(config, lora)
+                let lora = Lora::new(&self.lora, &model.decoder)?;
+                RoleWeights::NewAdapters(self.lora.clone(), lora)
             }
         };
         Ok(RoleModel {
@@ -285,8 +282,8 @@ impl<'a> Builder<'a> {
         })
     }
 
-    /// The critic, trained, from a reward model, whose head already says how good a response is
-    /// (Stiennon et al. 2020).
+    /// The critic, trained, from a reward model, whose head already estimates the quality of a
+    /// response (Stiennon et al. 2020).
     fn critic_role(&self, reward: &ModelDescription) -> Result<RoleModel, ModelError> {
         if self.shared == SharedTensors::Base && reward.adapter.is_none() {
             let needed = "an adapter on the policy's base ([reward.lora]), or \
@@ -299,7 +296,8 @@ impl<'a> Builder<'a> {
         })
     }
 
-    /// The frozen start of the actor. An adapter that is trained leaves it a frozen copy.
+    /// The frozen start of the actor. If the actor trains the policy's adapters, the reference has
+    /// a frozen copy of them.
     fn reference(&self) -> RoleModel {
         let weights = match (self.shared, &self.policy.adapter) {
             (SharedTensors::None, _) => RoleWeights::Whole,
@@ -316,7 +314,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// A frozen reward model. A whole model shares nothing with adapters on a base.
+    /// A frozen reward model. A whole model shares no tensors with adapters on a base.
     fn scorer(&self, model: &ModelDescription) -> Result<RoleModel, ModelError> {
         let weights = match (self.shared, &model.adapter) {
             (SharedTensors::Trunk { layers }, _) => RoleWeights::Branch {
@@ -333,7 +331,7 @@ impl<'a> Builder<'a> {
         Ok(frozen(model, weights))
     }
 
-    /// The judge: as a reward model if it was trained on the shared tensors, else a whole model.
+    /// The judge: like a reward model if it was trained on the shared tensors, else a whole model.
     fn judge(&self, model: &ModelDescription) -> Result<RoleModel, ModelError> {
         match judge::shares(model, self.policy, self.shared)? {
             true => self.scorer(model),

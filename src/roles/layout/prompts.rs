@@ -7,7 +7,7 @@ use super::{RoleLayout, RoleModel};
 use crate::config::Ppo;
 use crate::data::example::Limit;
 
-/// The use of prompts: in iterations or in evaluations, where the judge scores completions too.
+/// Use of prompts: in iterations, or in evaluations, in which the judge scores completions too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PromptUse {
     /// Prompts of iterations, scored by the reward models.
@@ -32,8 +32,8 @@ impl RoleLayout {
         }
     }
 
-    /// The longest prompt, in tokens, that leaves the response its room in the contexts of the
-    /// policy and the scorers, and in one pass: a sequence is never cut.
+    /// The longest prompt, in tokens, that leaves room for the response in the contexts of the
+    /// policy and the scorers, and in one forward pass.
     pub fn prompt_limit(&self, config: &Ppo, prompts: PromptUse) -> Limit {
         let context = |role: &RoleModel| role.model.decoder.max_position_embeddings;
         let rewards = self.rewards.iter();
@@ -41,7 +41,7 @@ impl RoleLayout {
         let judge = self.judge_in(prompts).into_iter();
         let judge = judge.map(|model| ("the judge's", context(model)));
         let policy = ("the policy's", context(&self.actor));
-        // The first of equal contexts is named.
+        // Of equal contexts, the first is named.
         let contexts = [policy].into_iter().chain(rewards).chain(judge);
         let (whose, context) = contexts.min_by_key(|(_, tokens)| *tokens).unwrap_or(policy);
         let response = config.generation.max_new_tokens;

@@ -9,7 +9,7 @@ use crate::ops::param::Trainability;
 /// A tensor that a role owns.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OwnedTensor {
-    /// Name and shape.
+    /// Name and shape of the tensor.
     pub spec: TensorSpec,
     /// Whether the tensor has a gradient and moments.
     pub training: Trainability,
@@ -25,7 +25,7 @@ pub struct RoleTensors {
 }
 
 impl RoleTensors {
-    /// Tensors that are all trained, or all frozen.
+    /// A list of tensors that are all trained, or all frozen.
     pub fn new(
         name: impl Into<String>,
         specs: impl IntoIterator<Item = TensorSpec>,
@@ -38,7 +38,7 @@ impl RoleTensors {
         }
     }
 
-    /// A whole model, each tensor trained or frozen as `training` says.
+    /// A whole model, each tensor trained or frozen by `training`.
     pub fn whole(decoder: &DecoderConfig, training: impl Fn(&TensorSpec) -> Trainability) -> Self {
         let owned = |spec: TensorSpec| OwnedTensor {
             training: training(&spec),
@@ -50,7 +50,7 @@ impl RoleTensors {
         }
     }
 
-    /// A frozen base, and trained adapters on it; with a scalar head where `head` is one.
+    /// A frozen base, and trained adapters on it, with a scalar head if `head` is one.
     pub fn adapted(base: &DecoderConfig, head: Head, lora: &Lora) -> [Self; 2] {
         let mut decoder = base.clone();
         decoder.head = head;
@@ -66,7 +66,7 @@ impl RoleTensors {
         bytes(self.tensors.iter())
     }
 
-    /// Bytes of the gradients: as many as of the trained weights.
+    /// Bytes of the gradients: those of the trained weights.
     pub fn gradients(&self) -> usize {
         bytes(self.trained())
     }
@@ -87,7 +87,7 @@ impl RoleTensors {
     }
 
     /// The lowest of `layers` layers that a gradient flows through: the first with a trained
-    /// tensor, or layer 0 if embeddings are trained; `layers` if none of them has any.
+    /// tensor, or layer 0 if embeddings are trained; `layers` if no layer has one.
     pub fn graph_begins(&self, layers: usize) -> usize {
         let begins = |owned: &OwnedTensor| match layer_of(&owned.spec.name) {
             Some(layer) => layer,

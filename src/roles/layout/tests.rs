@@ -3,31 +3,36 @@ use std::path::PathBuf;
 use rollout::LastToken;
 
 use super::*;
+use crate::config::LayersToTransform::{self, These, Top};
 use crate::config::TooLong;
-use crate::model::lora::Layers;
 use crate::roles::{AdapterDescription, Origin};
 
+/// Adapters on all layers of the fixture.
+fn all() -> LayersToTransform {
+    These(vec![0, 1, 2])
+}
+
 /// A fixture of three layers, with this head, or adapters on these layers.
-fn described(head: Head, adapter: Option<Layers>) -> ModelDescription {
+fn described(head: Head, adapter: Option<LayersToTransform>) -> ModelDescription {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/llama");
     let mut model = ModelDescription::read(&folder).unwrap();
     model.decoder.head = head;
     model.adapter = adapter.map(|layers| AdapterDescription {
-        lora: on(layers).resolve(&model.decoder).unwrap(),
+        lora: Lora::new(&on(layers), &model.decoder).unwrap(),
         base: folder,
         has_score: head == Head::Score,
     });
     model
 }
 
-fn on(layers: Layers) -> LoraConfig {
-    LoraConfig {
-        layers_to_transform: layers,
-        ..LoraConfig::default()
+fn on(layers: LayersToTransform) -> LoraTable {
+    LoraTable {
+        layers_to_transform: Some(layers),
+        ..LoraTable::default()
     }
 }
 
-fn scorer(adapter: Option<Layers>) -> ModelDescription {
+fn scorer(adapter: Option<LayersToTransform>) -> ModelDescription {
     described(Head::Score, adapter)
 }
 
@@ -44,10 +49,7 @@ fn config(share: Share) -> Ppo {
     let mut config = Ppo::default();
     config.sharing.share = share;
     config.sharing.trunk_layers = (share == Share::Trunk).then_some(1);
-    config.sharing.lora = (share == Share::Adapter).then(|| crate::config::LoraTable {
-        layers_to_transform: Some(crate::config::LayersToTransform::These(vec![2])),
-        ..crate::config::LoraTable::default()
-    });
+    config.sharing.lora = (share == Share::Adapter).then(|| on(These(vec![2])));
     config
 }
 
@@ -57,18 +59,19 @@ fn layout(share: Share, models: PpoModels) -> RoleLayout {
 
 #[test]
 fn the_boundary_lies_below_all_that_is_trained_or_adapted() {
-    let boundary =
-        |share, reward: Option<Layers>| layout(share, models(vec![scorer(reward)], None)).boundary;
+    let boundary = |share, reward: Option<LayersToTransform>| {
+        layout(share, models(vec![scorer(reward)], None)).boundary
+    };
     assert_eq!(boundary(Share::None, None), None);
     assert_eq!(boundary(Share::Trunk, None), Some(1));
     // A whole reward model shares nothing and does not lower the boundary.
     assert_eq!(boundary(Share::Adapter, None), Some(2));
-    assert_eq!(boundary(Share::Adapter, Some(Layers::Top(1))), Some(2));
-    assert_eq!(boundary(Share::Adapter, Some(Layers::Top(2))), Some(1));
-    assert_eq!(boundary(Share::Adapter, Some(Layers::All)), None);
+    assert_eq!(boundary(Share::Adapter, Some(Top(1))), Some(2));
+    assert_eq!(boundary(Share::Adapter, Some(Top(2))), Some(1));
+    assert_eq!(boundary(Share::Adapter, Some(all())), None);
     // Adapters that the policy has are those of actor and critic.
     let mut adapted = models(Vec::new(), None);
-    adapted.policy = described(Head::LanguageModel, Some(Layers::Top(2)));
+    adapted.policy = described(Head::LanguageModel, Some(Top(2)));
     let mut config = config(Share::Adapter);
     config.sharing.lora = None;
     let layout = RoleLayout::new(&config, adapted).unwrap();
@@ -76,7 +79,7 @@ fn the_boundary_lies_below_all_that_is_trained_or_adapted() {
 }
 
 /// A judge that a stage is yet to train on the policy, in the layers above `frozen_layers`.
-fn to_be_trained(adapter: Option<Layers>, frozen_layers: usize) -> ModelDescription {
+fn to_be_trained(adapter: Option<LayersToTransform>, frozen_layers: usize) -> ModelDescription {
     let policy = described(Head::LanguageModel, None).folder;
     ModelDescription {
         folder: PathBuf::from("runs/trial/judge/final"),
@@ -98,7 +101,7 @@ fn the_last_token_is_read_if_a_scorer_starts_from_its_state() {
     let (trunk, adapter) = (Share::Trunk, Share::Adapter);
     assert_eq!(reads(trunk, vec![scorer(None)], None), [true; 2]);
     assert_eq!(reads(Share::None, vec![scorer(None)], None), [false; 2]);
-    let top = Some(Layers::Top(1));
+    let top = Some(Top(1));
     let on_trunk = |layers| Some(to_be_trained(None, layers));
     assert_eq!(reads(trunk, vec![], on_trunk(1)), [false, true]);
     // This judge is trained below the boundary, so that it shares nothing.
@@ -106,11 +109,8 @@ fn the_last_token_is_read_if_a_scorer_starts_from_its_state() {
     assert_eq!(reads(adapter, vec![scorer(top.clone())], None), [true; 2]);
     let judge = |layers| Some(to_be_trained(Some(layers), 0));
     let whole = || vec![scorer(None)];
-    assert_eq!(
-        reads(adapter, whole(), judge(Layers::Top(1))),
-        [false, true]
-    );
-    assert_eq!(reads(adapter, vec![], judge(Layers::Top(2))), [false; 2]);
+    assert_eq!(reads(adapter, whole(), judge(Top(1))), [false, true]);
+    assert_eq!(reads(adapter, vec![], judge(Top(2))), [false; 2]);
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn models_that_cannot_play_their_roles_are_refused() {
     assert!(error.contains("a language model"), "{error}");
     let error = refused(Share::Adapter, models(vec![scorer(None)], None));
     assert!(error.contains("a whole reward model"), "{error}");
-    let mut headless = scorer(Some(Layers::All));
+    let mut headless = scorer(Some(all()));
     headless.adapter.as_mut().unwrap().has_score = false;
     let error = refused(Share::Adapter, models(vec![headless], None));
     assert!(error.contains("without score.weight"), "{error}");
@@ -150,7 +150,7 @@ fn models_that_cannot_play_their_roles_are_refused() {
     let error = refused(Share::None, models(Vec::new(), Some(other)));
     assert!(error.contains("has a vocabulary of"), "{error}");
     let mut adapted = models(Vec::new(), None);
-    adapted.policy = described(Head::LanguageModel, Some(Layers::All));
+    adapted.policy = described(Head::LanguageModel, Some(all()));
     let error = refused(Share::Adapter, adapted);
     let says = "[ppo.lora] continues the adapter in";
     assert!(

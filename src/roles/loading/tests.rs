@@ -7,7 +7,6 @@ use crate::config::{CriticFrom, LayersToTransform, LoraTable, Ppo, Share};
 use crate::model::config::TensorSpec;
 use crate::model::hf_config::HfConfig;
 use crate::model::hf_config::adapter::ADAPTER_CONFIG;
-use crate::model::lora::{Layers, LoraConfig};
 use crate::model::trunk::in_trunk;
 use crate::ops::param::Param;
 use crate::roles::{ModelDescription, PpoModels};
@@ -170,9 +169,9 @@ fn a_judge_of_adapters_shares_their_base() {
     let frozen = |_: &_| Trainability::Frozen;
     let head = Head::LanguageModel;
     let base = Decoder::load(&policy, head, 0, frozen, &Backend::CPU).unwrap();
-    let lora = LoraConfig {
-        layers_to_transform: Layers::Top(2),
-        ..LoraConfig::default()
+    let lora = LoraTable {
+        layers_to_transform: Some(LayersToTransform::Top(2)),
+        ..LoraTable::default()
     };
     let adapted = Decoder::adapt(&base, &lora, Head::Score, 3, Trainability::Trained).unwrap();
     let saved = adapted.save_adapter(folder.path(), &policy, SaveDtype::Float32);

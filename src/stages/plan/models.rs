@@ -10,7 +10,7 @@ use crate::model::config::{DecoderConfig, Head};
 use crate::model::hf_config::HfConfig;
 use crate::model::hf_config::adapter::{ADAPTER_CONFIG, AdapterConfig};
 use crate::model::hub;
-use crate::model::lora::{self, RequestedLora};
+use crate::model::lora::Lora;
 use crate::roles::{AdapterDescription, ModelDescription, Origin};
 use crate::stages::architecture::describe;
 
@@ -81,11 +81,10 @@ impl<'a> RunModels<'a> {
     ///
     /// # Errors
     /// If the model cannot have them, or their settings differ from those of the stage's table.
-    pub fn adapters(self, stage: Stage, decoder: &DecoderConfig) -> Result<Option<lora::Lora>> {
+    pub fn adapters(self, stage: Stage, decoder: &DecoderConfig) -> Result<Option<Lora>> {
         let Some(table) = self.lora(stage) else {
             return Ok(None);
         };
-        let settings = RequestedLora::from(table);
         let from = self
             .from(stage)
             .context("a stage with adapters starts from no folder")?;
@@ -96,10 +95,10 @@ impl<'a> RunModels<'a> {
                 .map(|adapter| adapter.lora),
         };
         let Some(found) = found else {
-            let new = settings.fresh().resolve(decoder);
+            let new = Lora::new(table, decoder);
             return new.map(Some).with_context(|| format!("{stage}.lora"));
         };
-        settings.check(&format!("{stage}.lora"), &found, decoder, from)?;
+        found.check(table, &format!("{stage}.lora"), decoder, from)?;
         Ok(Some(found))
     }
 
