@@ -9,9 +9,10 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::check::Checker;
-use super::{AdvantageEstimator, Dpo, Ppo, Reward, Sft};
+use super::{AdvantageEstimator, Dpo, Orpo, Ppo, Reward, Sft};
 
 mod groups;
+mod pairs;
 
 /// Our counterpart of a field of TRL.
 #[derive(Clone, Copy)]
@@ -56,25 +57,29 @@ const SHARED: &[Row] = &[
         "per_device_train_batch_size",
         Differs(
             "batch_size",
-            "ours is the whole step's, however it is cut into micro-batches",
+            "ours counts the examples of a whole optimizer step, on one process",
         ),
     ),
     (
         "max_steps",
-        Differs("max_steps", "0 and −1 both mean that epochs say how long"),
+        Differs(
+            "max_steps",
+            "0 here and −1 there both train for a number of epochs",
+        ),
     ),
     (
         "save_steps",
         Differs(
             "save_steps",
-            "what a killed run loses is at most so many steps, and runs here are short",
+            "a killed run loses at most this many steps, and runs here are short",
         ),
     ),
     (
         "eval_steps",
         Differs(
             "eval_steps",
-            "TRL evaluates nothing by itself; here held-out records are asked for to be looked at",
+            "TRL evaluates only if eval_strategy is set; here held-out records are always \
+             evaluated",
         ),
     ),
     (
@@ -101,9 +106,9 @@ const SHARED: &[Row] = &[
     ),
     (
         "model_init_kwargs",
-        Absent("a model's folder says what it is"),
+        Absent("the model's folder has all settings"),
     ),
-    ("trust_remote_code", Absent("no model brings code")),
+    ("trust_remote_code", Absent("models contain no code")),
     (
         "router_aux_loss_coef",
         Absent("no family here is a mixture of experts"),
@@ -112,7 +117,7 @@ const SHARED: &[Row] = &[
         "chat_template_path",
         Absent("the tokenizer's folder has the template"),
     ),
-    ("eos_token", Absent("the tokenizer's folder says it")),
+    ("eos_token", Absent("the tokenizer's folder has it")),
     ("disable_dropout", Absent("there is no dropout")),
     (
         "padding_free",
@@ -124,7 +129,7 @@ const SHARED: &[Row] = &[
     ),
     (
         "activation_offloading",
-        Absent("activations are where the weights are"),
+        Absent("activations are in the same memory as the weights"),
     ),
 ];
 
@@ -133,13 +138,13 @@ const SUPERVISED: &[Row] = &[
         "lr_scheduler_type",
         Differs(
             "lr_scheduler_type",
-            "half a cosine falls to the same end, and stays high for longer",
+            "half a cosine ends at the same rate and stays high for longer",
         ),
     ),
     (
         "num_train_epochs",
         Absent(
-            "without max_steps and max_epochs it is one: more over-fit (Ouyang et al. 2022, §3.5)",
+            "without max_steps, max_epochs is 1: more epochs over-fit (Ouyang et al. 2022, §3.5)",
         ),
     ),
 ];
@@ -151,54 +156,38 @@ const SFT: &[Row] = &[
         "truncation_mode",
         Differs(
             "too_long",
-            "the same under another word: an end is cut, and a prompt's start where that leaves an \
-             answer no room",
+            "the same under another name: the end of an answer is cut, and the start of a prompt \
+             that leaves the answer no room",
         ),
     ),
     (
         "dataset_text_field",
         Absent("`columns` maps a column of any name to `text`"),
     ),
-    ("dataset_kwargs", Absent("there are no others to pass on")),
+    (
+        "dataset_kwargs",
+        Absent("all settings of the data are keys"),
+    ),
     (
         "packing",
-        Absent("rows are always packed, and see nothing of one another"),
+        Absent("rows are always packed, and examples do not attend to each other"),
     ),
     (
         "packing_strategy",
-        Absent("rows are cut by micro_batch_tokens"),
+        Absent("micro_batch_tokens limits the rows of a forward pass"),
     ),
-    ("eval_packing", Absent("as packing")),
+    ("eval_packing", Absent("see packing")),
     (
         "completion_only_loss",
-        Absent("the loss always counts answers only, as TRL's does where there is a prompt"),
+        Absent("the loss always counts answers only, as in TRL when there is a prompt"),
     ),
     (
         "assistant_only_loss",
-        Absent("of a conversation it is the assistant's turns that count"),
-    ),
-    ("loss_type", Absent("there is one: negative log-likelihood")),
-];
-
-const REWARD: &[Row] = &[
-    (
-        "learning_rate",
-        Differs(
-            "learning_rate",
-            "1e-4 is for adapters; whole models took 9e-6 (Ouyang et al. 2022) and 1.5e-5 \
-             (Stiennon et al. 2020)",
-        ),
+        Absent("in a conversation the loss always counts the assistant's turns only"),
     ),
     (
-        "max_length",
-        Acts(
-            "max_length",
-            "a longer pair is cut at its end; there it is left out, without a word of how many",
-        ),
-    ),
-    (
-        "center_rewards_coefficient",
-        Differs("center_rewards_coefficient", "0 and None both mean off"),
+        "loss_type",
+        Absent("the loss is always the negative log-likelihood"),
     ),
 ];
 
@@ -208,12 +197,12 @@ const ON_POLICY: &[Row] = &[
         "lr_scheduler_type",
         Differs(
             "lr_scheduler_type",
-            "a run goes on for as long as its judge rises, which is not known before",
+            "a run continues while the judge's score rises, and its length is not known before",
         ),
     ),
     (
         "num_train_epochs",
-        Absent("without max_steps and max_epochs it is one pass over the prompts"),
+        Absent("without max_steps, max_epochs is 1: one pass over the prompts"),
     ),
     (
         "ds3_gather_for_generation",
@@ -242,12 +231,12 @@ const PPO: &[Row] = &[
         "dataloader_drop_last",
         Acts(
             "dataloader_drop_last",
-            "an iteration is always whole, and so it is there whatever the field says",
+            "iterations are always whole, in TRL too, whatever the field's value",
         ),
     ),
     (
         "total_episodes",
-        Absent("max_steps or max_epochs says how long"),
+        Absent("max_steps or max_epochs is the length of the run"),
     ),
     ("local_rollout_forward_batch_size", Same("rollout_batch")),
     (
@@ -273,19 +262,19 @@ const PPO: &[Row] = &[
         "temperature",
         Differs(
             "temperature",
-            "at 1 what is sampled is the policy itself, as in Huang et al. 2024",
+            "a temperature of 1 samples from the policy itself, as in Huang et al. 2024",
         ),
     ),
     ("missing_eos_penalty", Same("missing_eos_penalty")),
     (
         "sft_model_path",
-        Absent("`from` is the model that [sft] leaves"),
+        Absent("it is `from`, by default the model that [sft] trains"),
     ),
     (
         "reward_model_path",
-        Absent("`reward_model` is the one that [reward] leaves"),
+        Absent("it is `reward_model`, by default the one that [reward] trains"),
     ),
-    ("world_size", Absent("one process")),
+    ("world_size", Absent("a run is one process")),
     ("num_total_batches", Absent("derived from other fields")),
     ("micro_batch_size", Absent("derived from other fields")),
     ("local_batch_size", Absent("derived from other fields")),
@@ -305,8 +294,7 @@ const PPO: &[Row] = &[
         "kl_estimator",
         Differs(
             "kl_estimator",
-            "unset, which is k1 in the reward, as TRL has it, and k3 where kl_in puts it into the \
-             loss",
+            "unset, which is k1 in the reward, as in TRL, and k3 in the loss (`kl_in`)",
         ),
     ),
     ("cliprange", Same("cliprange")),
@@ -316,61 +304,7 @@ const PPO: &[Row] = &[
     ("lam", Same("lam")),
 ];
 
-const DPO: &[Row] = &[
-    ("learning_rate", Same("learning_rate")),
-    (
-        "max_length",
-        Acts(
-            "max_length",
-            "the end of an answer is cut in both; a pair whose prompt alone is as long is left out \
-             there without a word",
-        ),
-    ),
-    (
-        "truncation_mode",
-        Differs(
-            "too_long",
-            "the same under another word: the end of an answer is cut, and a prompt's start where \
-             that leaves an answer no room",
-        ),
-    ),
-    ("precompute_ref_log_probs", Absent("they always are")),
-    (
-        "precompute_ref_batch_size",
-        Absent("micro_batch_tokens says it"),
-    ),
-    ("loss_type", Same("loss_type")),
-    ("loss_weights", Absent("there is one loss at a time")),
-    (
-        "ld_alpha",
-        Absent("length is handled by the losses by the token"),
-    ),
-    (
-        "f_divergence_type",
-        Absent("the KL, TRL's default, is the only one"),
-    ),
-    ("f_alpha_divergence_coef", Absent("as f_divergence_type")),
-    // With `sigmoid` it has no effect in this version of TRL; here it makes cDPO of it.
-    ("label_smoothing", Same("label_smoothing")),
-    ("beta", Same("beta")),
-    ("use_weighting", Absent("WPO is not here")),
-    ("discopop_tau", Absent("DiscoPOP is not here")),
-];
-
-/// Fields of a reference that is updated.
-const REFERENCE: &[Row] = &[
-    (
-        "sync_ref_model",
-        Absent("the reference stays as it was, TRL's default"),
-    ),
-    ("ref_model_mixup_alpha", Absent("as sync_ref_model")),
-    ("ref_model_sync_steps", Absent("as sync_ref_model")),
-];
-
-/// Fields of `CPOConfig`, which has SimPO.
-const CPO: &[Row] = &[("beta", Same("beta")), ("simpo_gamma", Same("simpo_gamma"))];
-
-/// Holds each field of TRL's class against its row.
+/// Compares each field of TRL's class with our default as its row says.
 fn check(class: &str, ours: &impl Serialize, rows: &[&[Row]]) {
     let golden = include_str!("../../tests/golden/trl_defaults.json");
     let golden: Value = serde_json::from_str(golden).unwrap();
@@ -378,7 +312,7 @@ fn check(class: &str, ours: &impl Serialize, rows: &[&[Row]]) {
     let rows: Vec<&Row> = rows.iter().flat_map(|rows| rows.iter()).collect();
     for (field, theirs) in theirs.as_object().expect("a class of TRL's") {
         let row = rows.iter().find(|(name, _)| is_named(name, field));
-        let (_, row) = row.unwrap_or_else(|| panic!("{class}: nothing is said of TRL's {field}"));
+        let (_, row) = row.unwrap_or_else(|| panic!("{class}: TRL's {field} has no row"));
         let default = |key: &str| {
             let found = ours.get(key);
             found.unwrap_or_else(|| {
@@ -390,7 +324,7 @@ fn check(class: &str, ours: &impl Serialize, rows: &[&[Row]]) {
                 let found = default(key);
                 let words = match row {
                     Acts(_, words) => words,
-                    _ => "nothing is said of a difference",
+                    _ => "no difference",
                 };
                 assert!(
                     is_same(found, theirs),
@@ -420,7 +354,7 @@ fn is_named(name: &str, field: &str) -> bool {
     }
 }
 
-/// `[ppo]` with one of its estimators and what unset keys then take.
+/// The default `[ppo]` with this estimator, unset keys filled.
 fn with(estimator: AdvantageEstimator) -> Ppo {
     let mut ppo = Ppo::default();
     ppo.objective.advantage_estimator = estimator;
@@ -428,7 +362,8 @@ fn with(estimator: AdvantageEstimator) -> Ppo {
     ppo
 }
 
-/// Numbers by value; a list of one is what it holds, as TRL has `["sigmoid"]`.
+/// Whether two defaults are equal: numbers by value, a list of one (TRL's `["sigmoid"]`) as its
+/// item.
 fn is_same(ours: &Value, theirs: &Value) -> bool {
     match (ours, theirs) {
         (ours, Value::Array(items)) if items.len() == 1 => is_same(ours, &items[0]),
@@ -440,18 +375,16 @@ fn is_same(ours: &Value, theirs: &Value) -> bool {
 #[test]
 fn every_default_of_trls_is_ours_or_differs_for_a_reason() {
     check("sft", &Sft::default(), &[SHARED, SUPERVISED, SFT]);
-    check("reward", &Reward::default(), &[SHARED, SUPERVISED, REWARD]);
+    let pairs = |own| [SHARED, SUPERVISED, pairs::REFERENCE, own];
+    check("reward", &Reward::default(), &pairs(pairs::REWARD));
+    check("dpo", &Dpo::default(), &pairs(pairs::DPO));
+    check("cpo", &Dpo::default(), &[pairs::CPO]);
+    check("orpo", &Orpo::default(), &pairs(pairs::ORPO));
     // The first row that names a field is its own.
     check("ppo", &Ppo::default(), &[PPO, SHARED, ON_POLICY]);
-    check(
-        "dpo",
-        &Dpo::default(),
-        &[SHARED, SUPERVISED, DPO, REFERENCE],
-    );
-    let (shared, groups) = ([SHARED, ON_POLICY, REFERENCE].concat(), groups::BOTH);
+    let shared = [SHARED, ON_POLICY, pairs::REFERENCE].concat();
     let grpo = with(AdvantageEstimator::Grpo);
-    check("grpo", &grpo, &[groups::GRPO, groups, &shared]);
+    check("grpo", &grpo, &[groups::GRPO, groups::BOTH, &shared]);
     let rloo = with(AdvantageEstimator::Rloo);
-    check("rloo", &rloo, &[groups::RLOO, groups, &shared]);
-    check("cpo", &Dpo::default(), &[CPO]);
+    check("rloo", &rloo, &[groups::RLOO, groups::BOTH, &shared]);
 }

@@ -4,7 +4,7 @@
     pip install "trl==1.12.0" torch
     python make_trl_defaults.py --out DIR        # DIR holds algorithms.json
 
-`sft`, `reward`, `ppo`, `dpo`, `grpo`, `rloo`: every field that the class itself declares, and those of transformers' TrainingArguments that shape
+`sft`, `reward`, `ppo`, `dpo`, `orpo`, `grpo`, `rloo`: every field that the class itself declares, and those of transformers' TrainingArguments that shape
 training, with their defaults; `cpo` has CPOConfig's fields of SimPO. `on_algorithms`: PPO's and DPO's losses on the inputs of
 algorithms.json (made by make_fixtures.py) with the constants of PPOConfig() and DPOConfig(), TRL's own masked mean and whitening;
 values past the end of a response are 0.
@@ -14,6 +14,7 @@ import torch, trl
 from torch.nn.functional import logsigmoid
 from trl import DPOConfig, GRPOConfig, RewardConfig, RLOOConfig, SFTConfig
 from trl.experimental.cpo import CPOConfig
+from trl.experimental.orpo import ORPOConfig
 from trl.experimental.ppo import PPOConfig
 from trl.experimental.ppo.ppo_trainer import masked_mean, masked_whiten
 
@@ -58,6 +59,6 @@ def on_algorithms(A):
 if __name__ == "__main__":
     a = argparse.ArgumentParser(); a.add_argument("--out", required=True); a = a.parse_args()
     J = {"trl": trl.__version__, "sft": defaults(SFTConfig), "reward": defaults(RewardConfig), "ppo": defaults(PPOConfig), "dpo": defaults(DPOConfig),
-         "grpo": defaults(GRPOConfig), "rloo": defaults(RLOOConfig),
+         "orpo": defaults(ORPOConfig), "grpo": defaults(GRPOConfig), "rloo": defaults(RLOOConfig),
          "cpo": defaults(CPOConfig, ["beta", "simpo_gamma"]), "on_algorithms": on_algorithms(json.load(open(os.path.join(a.out, "algorithms.json"))))}
     json.dump(J, open(os.path.join(a.out, "trl_defaults.json"), "w"), default=str)

@@ -1,9 +1,9 @@
-//! TRL's fields of `GRPOConfig` and `RLOOConfig` beside `[ppo]` with these estimators.
+//! TRL's fields of `GRPOConfig` and `RLOOConfig`, compared with `[ppo]` under these estimators.
 
 use super::Row;
 use super::{Absent, Acts, Differs, Same};
 
-const SERVER: &str = "generation is the engine's own, on the weights that are trained";
+const SERVER: &str = "generation is built in and reads the weights that are trained";
 const SAMPLES: &str = "samples.jsonl has the completions of each evaluation";
 
 /// Fields of both trainers.
@@ -17,7 +17,7 @@ pub(super) const BOTH: &[Row] = &[
         "num_generations",
         Differs(
             "num_samples_per_prompt",
-            "unset it is gae's 1, which estimators that compare samples refuse",
+            "the default is 1, for gae; estimators that compare samples refuse it",
         ),
     ),
     (
@@ -28,31 +28,34 @@ pub(super) const BOTH: &[Row] = &[
         "max_completion_length",
         Differs(
             "max_new_tokens",
-            "512 is for answers that reason at length, which a CPU takes long over",
+            "512 is for long reasoning, which is slow on a CPU",
         ),
     ),
     (
         "generation_batch_size",
-        Absent("what an iteration trains on is generated in it: batch_size"),
+        Absent("an iteration generates the completions that it trains on: batch_size"),
     ),
-    ("steps_per_generation", Absent("num_mini_batches says it")),
+    ("steps_per_generation", Absent("num_mini_batches sets it")),
     ("temperature", Same("temperature")),
     ("top_p", Same("top_p")),
     ("top_k", Same("top_k")),
     ("min_p", Differs("min_p", "0 and None both mean off")),
     (
         "generation_kwargs",
-        Absent("there are no others to pass on"),
+        Absent("all settings of sampling are keys"),
     ),
     (
         "chat_template_kwargs",
-        Absent("the field of this name in a record says them"),
+        Absent("a record's field of this name has them"),
     ),
     (
         "repetition_penalty",
-        Absent("what is sampled is the policy itself, as with 1, TRL's default"),
+        Absent("samples are always drawn from the policy itself, as with 1, TRL's default"),
     ),
-    ("cache_implementation", Absent("there is one, in blocks")),
+    (
+        "cache_implementation",
+        Absent("the cache is always paged in blocks"),
+    ),
     ("use_vllm", Absent(SERVER)),
     ("vllm_*", Absent(SERVER)),
     (
@@ -61,14 +64,14 @@ pub(super) const BOTH: &[Row] = &[
     ),
     (
         "transformers_continuous_batching_config",
-        Absent("rollout_batch, cache_bytes and cache_tokens say it"),
+        Absent("rollout_batch, cache_bytes and cache_tokens set it"),
     ),
     (
         "num_iterations",
         Differs(
             "num_ppo_epochs",
-            "a completion costs several times a pass over it, and the clip bounds what later \
-             passes do",
+            "generating a completion costs several passes over it, and the clip bounds the later \
+             passes",
         ),
     ),
     ("epsilon", Same("cliprange")),
@@ -83,7 +86,7 @@ pub(super) const BOTH: &[Row] = &[
         "epsilon_high",
         Differs(
             "cliprange_high",
-            "the value that None stands for is written down",
+            "the default is written out: None stands for epsilon",
         ),
     ),
     (
@@ -92,25 +95,24 @@ pub(super) const BOTH: &[Row] = &[
     ),
     (
         "mask_truncated_completions",
-        Absent("missing_eos_penalty and overlong_penalty count them in instead"),
+        Absent("missing_eos_penalty and overlong_penalty penalise them instead"),
     ),
     ("log_*", Absent(SAMPLES)),
     ("num_completions_to_print", Absent(SAMPLES)),
 ];
 
 pub(super) const GRPO: &[Row] = &[
-    ("cast_lm_head_to_fp32", Absent("all is computed in f32")),
+    ("cast_lm_head_to_fp32", Absent("training is in f32")),
     (
         "beta",
         Differs(
             "kl_coef",
-            "0 holds the policy to nothing; Shao et al. 2024 have 0.04, and 0.05 is TRL's for PPO \
-             and RLOO",
+            "0 leaves out the KL; Shao et al. 2024 have 0.04, and TRL's PPO and RLOO 0.05",
         ),
     ),
     ("delta", Same("dual_clip")),
-    ("sapo_*", Absent("SAPO is not here")),
-    ("vespo_*", Absent("VESPO is not here")),
+    ("sapo_*", Absent("SAPO is not supported")),
+    ("vespo_*", Absent("VESPO is not supported")),
     (
         "importance_sampling_level",
         Absent("each token has its ratio, TRL's default"),
@@ -122,7 +124,7 @@ pub(super) const GRPO: &[Row] = &[
     (
         "scale_rewards",
         Absent(
-            "the estimator says it: grpo divides by the group's deviation plus 1e-6, TRL by the \
+            "the estimator decides: grpo divides by the group's deviation plus 1e-6, TRL by the \
              deviation plus 1e-4",
         ),
     ),
@@ -130,7 +132,7 @@ pub(super) const GRPO: &[Row] = &[
         "loss_type",
         Differs(
             "loss_aggregation",
-            "the same under another word: `dapo` is the mean over the tokens of an optimizer step. \
+            "the same under another name: `dapo` is the mean over the tokens of an optimizer step. \
              The paper's is `grpo`, our `sequence`, in which a token of a long completion counts \
              for less (Yu et al. 2025, section 3.3)",
         ),
@@ -142,15 +144,19 @@ pub(super) const GRPO: &[Row] = &[
     ("entropy_coef", Same("entropy_coef")),
     (
         "use_adaptive_entropy",
-        Absent("the weight of the entropy stays, TRL's default"),
+        Absent("the weight of the entropy is constant, TRL's default"),
     ),
-    ("entropy_coef_*", Absent("as use_adaptive_entropy")),
-    ("entropy_target", Absent("as use_adaptive_entropy")),
-    ("max_tool_calling_iterations", Absent("there are no tools")),
+    ("entropy_coef_*", Absent("see use_adaptive_entropy")),
+    ("entropy_target", Absent("see use_adaptive_entropy")),
+    (
+        "max_tool_calling_iterations",
+        Absent("tools are not supported"),
+    ),
     (
         "off_policy_mask_threshold",
         Absent(
-            "nothing is off policy before the first step: sampler and training agree to the bit",
+            "sampler and training agree to the bit, so no sample is off policy before the first \
+             step",
         ),
     ),
     (
@@ -166,8 +172,8 @@ pub(super) const RLOO: &[Row] = &[
         Acts(
             "cliprange",
             "each token's ratio is clipped, as in PPO; TRL clips the ratio of the whole \
-             completion, which a long one leaves soon, and the paper none, for it takes one step a \
-             batch",
+             completion, which long ones soon leave; the paper clips none, because it takes one \
+             step per batch",
         ),
     ),
     ("normalize_advantages", Same("whiten_advantages")),
