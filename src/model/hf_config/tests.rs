@@ -1,11 +1,15 @@
+//! `config.json` and `generation_config.json` of the golden models, and of changed ones, are read.
+
+mod refused;
+mod written;
+
 use serde_json::json;
 use std::fs;
 
 use super::*;
 use crate::config::ScoreAt;
 use crate::model::config::{
-    Activation, Family, Geometry, Head, NormKind, Position, QkNorm, RopeConfig, RopeScaling,
-    SlidingWindow,
+    Activation, Family, Head, NormKind, Position, QkNorm, RopeConfig, RopeScaling, SlidingWindow,
 };
 use crate::model::weights::SaveDtype;
 
@@ -152,96 +156,6 @@ fn rewritten(config: &HfConfig, dtype: SaveDtype) -> (HfConfig, Value, Option<Va
     )
 }
 
-#[test]
-fn what_is_written_is_read_back() {
-    for name in GOLDEN {
-        let config = HfConfig::read(&golden(name)).expect(name);
-        let (again, json, generation) = rewritten(&config, SaveDtype::Bfloat16);
-        assert_eq!(again.decoder, config.decoder, "{name}");
-        assert_eq!(again.stop_ids, config.stop_ids, "{name}");
-        assert_eq!(json["torch_dtype"], "bfloat16", "{name}");
-        assert!(json.get("dtype").is_none() && json.get("rope_parameters").is_none());
-        assert_eq!(json["transformers_version"], "5.24.0", "{name} lost a key");
-        let language_model = config.decoder.head == Head::LanguageModel;
-        assert_eq!(generation.is_some(), language_model, "{name}");
-    }
-}
-
-#[test]
-fn a_model_from_scratch_is_read_back() {
-    let sizes = Geometry {
-        hidden_size: 24,
-        intermediate_size: 40,
-        num_hidden_layers: 2,
-        num_attention_heads: 2,
-        num_key_value_heads: 2,
-        head_dim: None,
-        vocab_size: 50,
-        max_position_embeddings: 64,
-    };
-    for family in Family::ALL {
-        let mut decoder = DecoderConfig::from_scratch(family, &sizes).expect("sizes that fit");
-        decoder.eos_token_ids = vec![3, 4];
-        let (again, json, generation) =
-            rewritten(&HfConfig::new(decoder.clone()), SaveDtype::Float32);
-        assert_eq!(again.decoder, decoder, "{family:?}");
-        assert_eq!(again.stop_ids, [3, 4], "{family:?}");
-        assert_eq!(
-            json["architectures"],
-            json!([family.architecture(Head::LanguageModel)])
-        );
-        assert_eq!(generation.expect("a file")["eos_token_id"], json!([3, 4]));
-    }
-}
-
-#[test]
-fn windows_in_some_layers_survive() {
-    let mut config = HfConfig::read(&golden("qwen2")).expect("qwen2");
-    config.decoder.sliding_window = Some(SlidingWindow {
-        size: 16,
-        layers: vec![1, 2],
-    });
-    let (again, json, _) = rewritten(&config, SaveDtype::Float32);
-    assert_eq!(again.decoder, config.decoder);
-    assert_eq!(json["max_window_layers"], 1);
-    let kinds = ["full_attention", "sliding_attention", "sliding_attention"];
-    assert_eq!(json["layer_types"], json!(kinds));
-}
-
-#[test]
-fn a_language_model_becomes_a_scoring_model() {
-    let mut config = HfConfig::read(&golden("llama")).expect("llama");
-    config.decoder.head = Head::Score;
-    let (again, json, generation) = rewritten(&config, SaveDtype::Float32);
-    assert_eq!(again.decoder.head, Head::Score);
-    assert_eq!(
-        json["architectures"],
-        json!(["LlamaForSequenceClassification"])
-    );
-    assert_eq!(json["id2label"], json!({ "0": "LABEL_0" }));
-    assert_eq!(json["num_labels"], 1);
-    assert_eq!(generation, None);
-}
-
-#[test]
-fn a_scoring_model_is_not_padded_with_its_end_token() {
-    let mut config = HfConfig::read(&golden("llama_reward")).expect("llama_reward");
-    assert_eq!(config.scoring_pad_id(), Some(0));
-    for pad in [None, Some(2), Some(128)] {
-        config.decoder.pad_token_id = pad;
-        assert_eq!(config.scoring_pad_id(), Some(1), "BOS in place of {pad:?}");
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let refused = config.write(folder.path(), SaveDtype::Float32);
-        let message = refused.expect_err("refused").to_string();
-        assert!(
-            message.contains("`pad_token_id` that no sequence ends in"),
-            "{message}"
-        );
-    }
-    config.decoder.bos_token_id = Some(2);
-    assert_eq!(config.scoring_pad_id(), None);
-}
-
 /// Reads the golden model `name` with some keys of its `config.json` changed.
 fn changed(name: &str, changes: Value, generation: Option<Value>) -> Result<HfConfig, String> {
     let text = fs::read(golden(name).join(CONFIG)).expect("config.json");
@@ -340,201 +254,6 @@ fn absent_keys_have_the_values_of_transformers() {
 }
 
 #[test]
-fn what_cannot_be_read_is_named() {
-    let cases = [
-        (
-            "llama",
-            json!({ "model_type": "gemma2" }),
-            "`model_type` is \"gemma2\", which is not supported; supported: llama, mistral",
-        ),
-        (
-            "llama",
-            json!({ "model_type": "<absent>" }),
-            "`model_type` is missing",
-        ),
-        (
-            "llama",
-            json!({ "hidden_size": "<absent>" }),
-            "`hidden_size` is missing",
-        ),
-        (
-            "llama",
-            json!({ "hidden_size": "big" }),
-            "`hidden_size` is \"big\"; expected a whole number",
-        ),
-        (
-            "llama",
-            json!({ "hidden_size": 31 }),
-            "`hidden_size` is 31, not a multiple",
-        ),
-        (
-            "llama",
-            json!({ "num_hidden_layers": u64::MAX }),
-            "`num_hidden_layers` is",
-        ),
-        (
-            "mistral_swa",
-            json!({ "num_hidden_layers": u64::MAX }),
-            "`num_hidden_layers` is",
-        ),
-        (
-            "llama",
-            json!({ "num_attention_heads": 0 }),
-            "`num_attention_heads` is 0",
-        ),
-        (
-            "llama",
-            json!({ "hidden_act": "relu" }),
-            "`hidden_act` is \"relu\"",
-        ),
-        (
-            "gpt2",
-            json!({ "activation_function": "silu" }),
-            "supported: gelu_new",
-        ),
-        (
-            "gpt2",
-            json!({ "scale_attn_by_inverse_layer_idx": true }),
-            "`scale_attn_by_inverse_layer_idx` is true",
-        ),
-        (
-            "gpt2",
-            json!({ "n_head": 5 }),
-            "`n_embd` is 32, not a multiple of `n_head` = 5",
-        ),
-        (
-            "llama",
-            json!({ "rope_scaling": { "rope_type": "yarn" } }),
-            "`rope_scaling.rope_type` is \"yarn\"",
-        ),
-        (
-            "llama",
-            json!({ "rope_scaling": { "type": "linear" } }),
-            "`rope_scaling.factor` is missing",
-        ),
-        (
-            "llama",
-            json!({ "rope_parameters": { "full_attention": {} } }),
-            "`rope_parameters.full_attention`",
-        ),
-        (
-            "llama",
-            json!({ "partial_rotary_factor": 0.5 }),
-            "`partial_rotary_factor` is 0.5",
-        ),
-        (
-            "llama",
-            json!({ "quantization_config": { "bits": 4 } }),
-            "`quantization_config`",
-        ),
-        (
-            "llama",
-            json!({ "eos_token_id": [2, "x"] }),
-            "`eos_token_id` is [2,\"x\"]",
-        ),
-        (
-            "llama",
-            json!({ "architectures": ["LlamaForTokenClassification"] }),
-            "supported: LlamaForCausalLM",
-        ),
-        (
-            "llama_reward",
-            json!({ "id2label": { "0": "a", "1": "b" } }),
-            "`id2label`",
-        ),
-        (
-            "llama_reward",
-            json!({ "id2label": "<absent>" }),
-            "`num_labels` is missing",
-        ),
-        (
-            "qwen2",
-            json!({
-                "use_sliding_window": true,
-                "sliding_window": 4,
-                "layer_types": ["chunked_attention"],
-            }),
-            "`layer_types`",
-        ),
-        // Without a window transformers fails at these layers, and so does any reader that knows
-        // them.
-        (
-            "qwen2",
-            json!({
-                "use_sliding_window": false,
-                "layer_types": ["full_attention", "sliding_attention", "full_attention"],
-            }),
-            "`layer_types`",
-        ),
-        (
-            "qwen3",
-            json!({
-                "use_sliding_window": false,
-                "layer_types": ["full_attention", "linear_attention", "full_attention"],
-            }),
-            "`layer_types`",
-        ),
-        (
-            "llama",
-            json!({ "residual_multiplier": 0.22 }),
-            "`residual_multiplier` is 0.22, which is not supported; supported: 1",
-        ),
-        (
-            "llama",
-            json!({ "embedding_multiplier": 12.0 }),
-            "`embedding_multiplier`",
-        ),
-        (
-            "llama",
-            json!({ "attention_multiplier": 0.0078125 }),
-            "`attention_multiplier`",
-        ),
-        (
-            "llama",
-            json!({ "logits_scaling": 8.0 }),
-            "`logits_scaling`",
-        ),
-        (
-            "mistral",
-            json!({ "final_logit_softcapping": 30.0 }),
-            "`final_logit_softcapping`",
-        ),
-        ("qwen2", json!({ "use_mrope": true }), "`use_mrope`"),
-        (
-            "llama",
-            json!({ "no_rope_layers": [1, 1, 0] }),
-            "`no_rope_layers`",
-        ),
-        (
-            "llama",
-            json!({ "is_causal": false }),
-            "`is_causal` is false",
-        ),
-        (
-            "llama",
-            json!({ "quantization": { "bits": 4, "group_size": 64 } }),
-            "`quantization`",
-        ),
-        (
-            "gpt2",
-            json!({ "add_cross_attention": true }),
-            "`add_cross_attention`",
-        ),
-        (
-            "gpt2",
-            json!({ "scale_attn_weights": false }),
-            "`scale_attn_weights`",
-        ),
-    ];
-    for (name, changes, expected) in cases {
-        let shown = changes.to_string();
-        let message = changed(name, changes, None).expect_err(&shown);
-        assert!(message.contains(expected), "{shown}: {message}");
-        assert!(message.contains(CONFIG), "{shown}: {message}");
-    }
-}
-
-#[test]
 fn an_original_context_at_the_top_comes_first() {
     let scaling = json!({ "original_max_position_embeddings": 32, "rope_scaling": {
         "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -584,18 +303,4 @@ fn a_reward_model_says_where_it_is_read() {
         (again.score_at, &json["pad_token_id"]),
         (ScoreAt::LastNonPad, &json!(2))
     );
-}
-
-#[test]
-fn a_folder_without_a_configuration_is_named() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let message = HfConfig::read(folder.path())
-        .expect_err("nothing")
-        .to_string();
-    assert!(message.contains("config.json: cannot be read"), "{message}");
-    fs::write(folder.path().join(CONFIG), "{ \"a\": ").expect("written");
-    assert!(matches!(
-        HfConfig::read(folder.path()),
-        Err(HfConfigError::Syntax { .. })
-    ));
 }
