@@ -1,7 +1,7 @@
-//! Batches of an epoch: which places of an endless walk over the records belong to which step.
+//! Batches of an epoch: the positions in an endless walk over the records that each step reads.
 //!
 //! An epoch is one pass over the records. A batch never crosses its end, so no record comes twice
-//! in a batch, nor twice in an epoch. The step alone says which places it reads.
+//! in a batch, nor twice in an epoch. The positions are a function of the step.
 
 use std::ops::Range;
 
@@ -10,18 +10,18 @@ use super::error::{DataError, Result};
 /// Policy for the records of an epoch that do not fill a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remainder {
-    /// They are the epoch's last batch, a short one.
+    /// The remaining records are the epoch's last batch, a short one.
     ShortBatch,
-    /// They are left out of this epoch; the next epoch shuffles again.
+    /// The remaining records are left out of this epoch; the next epoch shuffles again.
     Dropped,
 }
 
 /// The batches of an epoch, the same number in each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Batches {
-    /// Places of an epoch.
+    /// Number of positions in an epoch.
     places: u64,
-    /// Places of a whole batch.
+    /// Number of positions in a whole batch.
     size: u64,
     remainder: Remainder,
 }
@@ -30,7 +30,7 @@ impl Batches {
     /// Batches of `size` of `records` records.
     ///
     /// # Errors
-    /// If `size` is 0, there are no records, or a remainder that is dropped leaves no batch.
+    /// If `size` is 0, there are no records, or no batch is left after the remainder is dropped.
     pub fn new(records: usize, size: usize, remainder: Remainder) -> Result<Self> {
         if records == 0 || size == 0 {
             let message = format!("{records} records make no batch of {size}");
@@ -50,9 +50,9 @@ impl Batches {
         })
     }
 
-    /// Batches that always hold `size` records, as an iteration of PPO must. What does not fill one
-    /// is dropped. Where there are fewer records than a batch holds, each batch is of as many whole
-    /// passes as it needs: no record comes more than once more often in it than another.
+    /// Batches of exactly `size` records, as an iteration of PPO needs them. Records that do not
+    /// fill a batch are left out of the epoch. If there are fewer records than a batch holds, a
+    /// batch repeats them: the numbers of times that two records occur in it differ by at most one.
     ///
     /// # Errors
     /// If `size` is 0 or there are no records.
@@ -61,7 +61,7 @@ impl Batches {
         Self::new(records * passes, size, Remainder::Dropped)
     }
 
-    /// Steps of an epoch.
+    /// Number of steps of an epoch.
     pub fn per_epoch(&self) -> u64 {
         match self.remainder {
             Remainder::ShortBatch => self.places.div_ceil(self.size),
@@ -69,7 +69,7 @@ impl Batches {
         }
     }
 
-    /// Records of an epoch that no batch of it holds.
+    /// Number of records of an epoch that are in none of its batches.
     pub fn left_out(&self) -> u64 {
         match self.remainder {
             Remainder::ShortBatch => 0,
@@ -77,7 +77,7 @@ impl Batches {
         }
     }
 
-    /// The places that `step` (from 1) reads.
+    /// The positions that `step`, counted from 1, reads.
     pub fn places(&self, step: u64) -> Range<u64> {
         let (epoch, batch) = ((step - 1) / self.per_epoch(), (step - 1) % self.per_epoch());
         let start = batch * self.size;
@@ -85,7 +85,7 @@ impl Batches {
         epoch * self.places + start..epoch * self.places + end
     }
 
-    /// The first place from `place` on at which a whole batch fits into the rest of its epoch.
+    /// The first position from `place` on at which a whole batch fits into the rest of the epoch.
     pub fn whole_from(&self, place: u64) -> u64 {
         match self.places - place % self.places < self.size {
             true => place.next_multiple_of(self.places),
@@ -93,12 +93,13 @@ impl Batches {
         }
     }
 
-    /// Steps of `epochs` epochs, rounded up as transformers does, and at least 1.
+    /// Number of steps of `epochs` epochs, rounded up as in transformers, and at least 1.
     pub fn steps(&self, epochs: f64) -> u64 {
         ((epochs * self.per_epoch() as f64).ceil() as u64).max(1)
     }
 
-    /// Epochs that lie behind `step` steps, as transformers counts them: steps / steps of an epoch.
+    /// Number of epochs after `step` steps, as in transformers: the steps divided by those of an
+    /// epoch.
     pub fn epochs(&self, step: u64) -> f64 {
         step as f64 / self.per_epoch() as f64
     }

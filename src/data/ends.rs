@@ -1,16 +1,16 @@
 //! Stop ids and stop texts, which end a completion.
 //!
-//! A stop text counts at the token that completes it: the ids keep it, the text leaves it out. One
-//! that was complete before a completion may end (`min_new_tokens`) is text like any other; the
-//! next one ends it.
+//! A completion ends at the token that completes a stop text: the ids include it, the text does
+//! not. A stop text that is complete before the completion may end (`min_new_tokens`) is ordinary
+//! text.
 //!
-//! Left out: special tokens have no text here, so a stop text that has the name of one among other
-//! text is never met. One that is nothing but such a name stops at that token.
+//! Special tokens have no text here, so a stop text with the name of a special token among other
+//! text never matches. A stop text that is only the name of a special token stops at that token.
 
 use super::error::Result;
 use super::tokenizer::Tokenizer;
 
-/// Tokens that may stand in a stop text and add no byte to it.
+/// Largest number of tokens without text inside a stop text.
 const SILENT_TOKENS: usize = 8;
 
 /// The stop ids and stop texts of a completion.
@@ -18,13 +18,13 @@ const SILENT_TOKENS: usize = 8;
 pub struct Ends {
     ids: Vec<u32>,
     texts: Vec<String>,
-    /// Last tokens that can have part in a stop text: each that is not silent brings a byte or
-    /// more.
+    /// Number of last tokens that can be part of a stop text: each token that has text adds at
+    /// least one byte.
     tail: usize,
 }
 
 impl Ends {
-    /// Ends at these ids alone; no tokenizer is needed.
+    /// Ends at these ids only; no tokenizer is needed.
     pub fn at_ids(ids: Vec<u32>) -> Self {
         Self {
             ids,
@@ -58,21 +58,20 @@ impl Ends {
     }
 
     /// Whether the last of the generated tokens completes a stop text. The cost does not grow with
-    /// their number.
+    /// the number of tokens.
     pub fn completed(&self, tokenizer: &Tokenizer, generated: &[u32]) -> bool {
         let tail = &generated[generated.len().saturating_sub(self.tail)..];
         let stop = tokenizer.decode_inside(tail);
         let stop = stop.and_then(|text| self.last_stop(tokenizer, tail, &text));
-        // Ids that have no text hold no stop text.
+        // Ids that cannot be decoded contain no stop text.
         stop.is_ok_and(|at| at.is_some())
     }
 
-    /// The text of a completion of `prompt` up to the stop text that ended it. Joined to the
-    /// prompt's text it is the text of both: a space between the two is the completion's first
-    /// character.
+    /// The text of a completion of `prompt` up to the stop text that ended it. A space between the
+    /// prompt and the completion is the completion's first character.
     ///
     /// # Errors
-    /// Ids that the tokenizer cannot decode.
+    /// If the tokenizer cannot decode the ids.
     pub fn text(
         &self,
         tokenizer: &Tokenizer,
@@ -90,8 +89,8 @@ impl Ends {
         Ok(text)
     }
 
-    /// The byte of `text`, which is that of `ids`, at which the first stop text begins that the
-    /// last id completes.
+    /// The byte at which the first stop text begins that the last id completes; `text` is the text
+    /// of `ids`.
     fn last_stop(&self, tokenizer: &Tokenizer, ids: &[u32], text: &str) -> Result<Option<usize>> {
         let Some((_, earlier)) = ids.split_last() else {
             return Ok(None);
@@ -99,15 +98,15 @@ impl Ends {
         if !self.texts.iter().any(|stop| text.contains(stop)) {
             return Ok(None);
         }
-        // Lengths would not do: a character cut in two decodes to a longer replacement.
+        // Lengths cannot be compared: half a character decodes to a longer replacement character.
         let earlier = tokenizer.decode_inside(earlier)?;
         let completed = |stop: &String| starts(text, stop).nth(starts(&earlier, stop).count());
         Ok(self.texts.iter().filter_map(completed).min())
     }
 }
 
-/// Where `part` begins in `text`. Overlaps count, so that the answer does not depend on where the
-/// text was begun.
+/// The bytes at which `part` begins in `text`, overlapping occurrences included, so that the result
+/// does not depend on the start of `text`.
 fn starts<'t>(text: &'t str, part: &'t str) -> impl Iterator<Item = usize> + 't {
     let places = text.char_indices().map(|(at, _)| at);
     places.filter(move |&at| text[at..].starts_with(part))

@@ -5,11 +5,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Result of anything in [`crate::data`].
+/// Result of the functions in [`crate::data`].
 pub type Result<T> = std::result::Result<T, DataError>;
 
-/// The origin of a record; prints as `file:line`, or as `file: record 3` where its line is not
-/// known.
+/// The origin of a record; printed as `file:line`, or as `file: record 3` if its line is not known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordSource {
     /// The file as the user named it. Shared by all records of the file.
@@ -21,7 +20,7 @@ pub struct RecordSource {
 /// A record's position in its file, counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RecordPlace {
-    /// The line that holds it, or on which it starts.
+    /// The line on which the record starts.
     Line(usize),
     /// Index of the record in a JSON array.
     Record(usize),
@@ -48,12 +47,12 @@ pub enum DataError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// The system's error.
+        /// Error of the operating system.
         source: std::io::Error,
         /// The remedy; empty, or starting with `; `.
         hint: &'static str,
     },
-    /// A file whose name does not say what it holds.
+    /// A file whose extension is unknown.
     #[error(
         "{}: unknown kind of data file; expected .jsonl, .ndjson, .json, .csv, .tsv, .parquet or \
          .txt, and .gz or .zst behind it if it is compressed",
@@ -72,7 +71,7 @@ pub enum DataError {
         line: usize,
         /// Column in bytes, counted from 1.
         column: usize,
-        /// The parser's words.
+        /// Message of the parser.
         message: String,
     },
     /// Text that is not UTF-8.
@@ -93,10 +92,10 @@ pub enum DataError {
     Parquet {
         /// The file.
         path: PathBuf,
-        /// The reader's words.
+        /// Message of the reader.
         message: String,
     },
-    /// A file that cannot be read as what it is, or that lacks what the configuration names.
+    /// A file that is not of its kind, or that lacks a column of the configuration.
     #[error("{}: {message}", path.display())]
     Unreadable {
         /// The file.
@@ -136,7 +135,7 @@ pub enum DataError {
         /// The type expected.
         expected: &'static str,
     },
-    /// A record whose fields contradict one another or hold nothing to learn from.
+    /// A record whose fields contradict each other or contain nothing to learn from.
     #[error("{at}: {message}")]
     Record {
         /// The record.
@@ -144,14 +143,14 @@ pub enum DataError {
         /// Words for the fault and its remedy.
         message: String,
     },
-    /// More tokens than a sequence may have.
+    /// A sequence that is too long.
     #[error("{at}: {what} has {found} tokens but {limit}; {mend}")]
     TooLong {
         /// The record.
         at: RecordSource,
-        /// Which part is too long.
+        /// The part that is too long, in words.
         what: &'static str,
-        /// Tokens found.
+        /// Number of tokens found.
         found: usize,
         /// The limit in words.
         limit: String,
@@ -169,17 +168,17 @@ pub enum DataError {
     /// A chat template that does not compile or render.
     #[error("chat template: {0}")]
     Template(String),
-    /// A chat template that exceeds a bound: no record goes through it, so that it is no fault of
-    /// one.
+    /// A chat template that exceeds a bound. It fails for all records, so that it counts as an
+    /// error of the template, not of a record.
     #[error("chat template: {0}")]
     TemplateBound(String),
-    /// Sizes or weights that cannot work.
+    /// Sizes or weights that are not valid.
     #[error("{0}")]
     Invalid(String),
 }
 
 impl DataError {
-    /// The error of a template that stands at `place`, which is empty or ends in `: `.
+    /// The error with the template's file in front; `place` is empty or ends in `: `.
     pub fn in_template(self, place: &str) -> Self {
         match self {
             DataError::Template(message) => DataError::Template(format!("{place}{message}")),

@@ -1,20 +1,20 @@
-//! Runs work on untrusted files on a watched thread: a hostile template or tokenizer must not hang
-//! the run, take all memory, overflow the stack or panic.
+//! Runs work on untrusted files in a monitored thread: a hostile template or tokenizer must not
+//! hang the run, take all memory, overflow the stack or panic.
 //!
-//! The thread has a large stack. The caller waits, and once the work takes longer than a moment
-//! looks at its processor time and at the memory that it holds. Work beyond its bounds becomes an
-//! error at once; its thread cannot be stopped, and ends with the process, which an error ends.
-//! Idle threads are kept for the next work: handing work over takes some microseconds.
+//! The thread has a large stack. The caller waits, and checks the thread's processor time and
+//! memory at intervals. Work that exceeds a bound is an error at once; its thread cannot be
+//! stopped, and ends with the process. Idle threads are reused: passing work to one takes a few
+//! microseconds.
 //!
-//! Only the work's own memory counts, because other threads may take gigabytes: the allocator
-//! counts what the thread takes and gives back. This needs [`CountingAllocator`] as the program's
-//! allocator, which the binary has; memory of C code and of threads that the work starts is left
-//! out. In a program with another allocator the growth of the whole process stands in for it, so
-//! that work may be refused there for what other threads take.
+//! Only memory of the thread itself counts, because other threads may take gigabytes: the allocator
+//! counts the bytes that the thread allocates and frees. This needs [`CountingAllocator`] as the
+//! program's allocator, which the binary has; memory of C code and of threads that the work starts
+//! is not counted. With another allocator the growth of the whole process counts, so that work may
+//! be refused because of other threads.
 //!
-//! This is the last line: what can be known beforehand is bounded where it is known
-//! (`template/limits.rs`, `tokenizer/checks.rs`), and the depth of whatever recurses is bounded
-//! there, for a stack that overflows ends the process.
+//! Sizes and depths that are known beforehand are bounded earlier (`template/limits.rs`,
+//! `tokenizer/checks.rs`), the depth of every recursion among them, because a stack overflow ends
+//! the process.
 
 mod counted;
 
@@ -29,7 +29,7 @@ use std::time::Duration;
 
 pub use counted::CountingAllocator;
 
-/// Bytes of a thread's stack. The system provides the pages that are touched, mostly a few.
+/// Bytes of a thread's stack. Only the pages that are touched take memory.
 const STACK: usize = 256 << 20;
 /// Interval between two checks of the work.
 const LOOK: Duration = Duration::from_millis(20);
@@ -39,11 +39,11 @@ const LOOK: Duration = Duration::from_millis(20);
 pub struct Bounds {
     /// Processor time.
     pub seconds: u64,
-    /// Bytes of memory that the work holds.
+    /// Bytes of memory that the work may hold.
     pub bytes: usize,
 }
 
-/// Why the work was abandoned.
+/// The reason why the work was abandoned.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Excess {
     /// More processor time than this limit in seconds.
@@ -52,7 +52,7 @@ pub enum Excess {
     Bytes(usize),
     /// A panic, with its message.
     Panic(String),
-    /// The system gave no thread.
+    /// The system could not start a thread.
     NoThread(String),
 }
 
@@ -78,10 +78,10 @@ struct Worker {
 
 static IDLE: Mutex<Vec<Worker>> = Mutex::new(Vec::new());
 
-/// Does `work` on a watched thread.
+/// Runs `work` in a monitored thread.
 ///
 /// # Errors
-/// If it exceeds its bounds, or panics.
+/// If `work` exceeds a bound, or panics.
 pub fn watched<T: Send + 'static>(
     bounds: Bounds,
     work: impl FnOnce() -> T + Send + 'static,
@@ -108,11 +108,11 @@ pub fn watched<T: Send + 'static>(
 /// Processor time and memory of a thread before its work.
 struct Begun {
     seconds: f64,
-    /// `None` where they are not counted; the first look stands in for the beginning.
+    /// `None` if the thread's bytes are not counted; the first check is then the reference.
     bytes: Option<isize>,
 }
 
-/// The result of work that keeps within its bounds.
+/// The result of the work, if it stays within its bounds.
 fn wait<T>(
     result: &Receiver<T>,
     worker: &Worker,
@@ -164,15 +164,15 @@ thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Does `work`; a panic becomes its words, and is not printed.
+/// Runs `work`; a panic becomes an error with its message, and is not printed.
 ///
 /// # Errors
-/// The words of the panic.
+/// The message of the panic.
 pub fn quietly<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     silence_hook();
     let before = QUIET.replace(true);
-    // Unwind safety is the callers' duty: a value that panicked is not used again, or has no state
-    // that a panic leaves half changed.
+    // Callers ensure unwind safety: they do not use a value again that panicked, or it has no state
+    // that a panic could leave half changed.
     let result = catch_unwind(AssertUnwindSafe(work));
     QUIET.set(before);
     result.map_err(|panic| {
@@ -182,7 +182,7 @@ pub fn quietly<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
-/// Makes the panic hook pass over the threads that are quiet.
+/// Installs a panic hook that prints nothing for quiet threads.
 fn silence_hook() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -207,8 +207,8 @@ impl ThreadClock {
     #[cfg(target_os = "linux")]
     fn of_this_thread() -> Self {
         let mut id = libc::CLOCK_MONOTONIC;
-        // SAFETY: the thread is the running one; where the call fails `id` stays as it was, a clock
-        // too.
+        // SAFETY: the thread is the running one; if the call fails, `id` keeps its value, which is
+        // a clock too.
         unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &raw mut id) };
         Self { id }
     }
@@ -237,7 +237,7 @@ impl ThreadClock {
     }
 }
 
-/// The memory of a thread, or of the process where threads are not counted.
+/// The memory of a thread, or of the process if threads are not counted.
 enum ThreadMemory {
     Thread(&'static AtomicIsize),
     Process,
@@ -261,7 +261,7 @@ impl ThreadMemory {
     }
 }
 
-/// Bytes of memory that the process holds; zero where the system does not say.
+/// Bytes of memory that the process holds; 0 if the system does not report them.
 fn resident_bytes() -> usize {
     let pages = || {
         let text = std::fs::read_to_string("/proc/self/statm").ok()?;

@@ -1,9 +1,8 @@
-//! The order of records: functions of the seed and the position, with no state to
-//! lose.
+//! The order of records, as a function of the seed and the position.
 //!
-//! The step alone says how far a stage has read, and which places are its own ([`super::batches`]).
-//! [`Order`] shuffles each epoch anew by a keyed permutation; [`Mixture`] chooses among datasets so
-//! that every prefix keeps their weights (Tijdeman 1980, "The chairman assignment problem").
+//! The positions that a step reads follow from the step ([`super::batches`]). [`Order`] shuffles
+//! each epoch by a keyed permutation; [`Mixture`] chooses among datasets so that every prefix has
+//! their proportions (Tijdeman 1980, "The chairman assignment problem").
 
 use std::cell::RefCell;
 
@@ -11,13 +10,12 @@ use rollout::random::{Key, Purpose};
 
 use super::error::{DataError, Result};
 
-/// An endless shuffled walk over a dataset: each epoch visits every record once, in an order of its
-/// own.
+/// An endless shuffled walk over a dataset: each epoch visits every record once, in its own order.
 #[derive(Debug)]
 pub struct Order {
     len: usize,
     key: Key,
-    /// The epoch of the last call and its permutation; reading on costs one permutation an epoch.
+    /// The epoch of the last call and its permutation: an epoch costs one permutation.
     cached: RefCell<Option<(u64, Vec<usize>)>>,
 }
 
@@ -59,12 +57,12 @@ impl Order {
         }
     }
 
-    /// The epoch of a position, from 0.
+    /// The epoch of a position, counted from 0.
     pub fn epoch(&self, position: u64) -> u64 {
         position / self.len as u64
     }
 
-    /// Records in the dataset.
+    /// Number of records in the dataset.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -77,17 +75,18 @@ impl Order {
 
 /// Several datasets in fixed proportions, each walked in its own shuffled epochs.
 ///
-/// After n positions dataset i was chosen within one of n·wᵢ times (weights normalised to 1), for
-/// every n.
+/// For every n, the number of times that dataset i was chosen in the first n positions differs by
+/// less than one from n·wᵢ (weights normalised to 1).
 #[derive(Debug)]
 pub struct Mixture {
     orders: Vec<Order>,
     weights: Vec<f64>,
-    /// Choices already made; walking on costs O(datasets), going back replays from 0.
+    /// The choices up to a position; the next position costs O(datasets), an earlier one replays
+    /// from 0.
     state: RefCell<Choices>,
 }
 
-/// How often each dataset was chosen in the first `position` positions.
+/// Number of times that each dataset was chosen in the first `position` positions.
 #[derive(Debug, Clone)]
 struct Choices {
     position: u64,
@@ -98,7 +97,7 @@ impl Mixture {
     /// A mixture of datasets given by (length, weight).
     ///
     /// # Errors
-    /// No dataset, an empty one, or a weight that is not a positive number.
+    /// If there is no dataset, one is empty, or a weight is not a positive number.
     pub fn new(datasets: &[(usize, f64)], seed: u64) -> Result<Self> {
         if datasets.is_empty() {
             return Err(DataError::Invalid(
@@ -135,8 +134,8 @@ impl Mixture {
 
     /// The dataset and the record in it at a position.
     ///
-    /// The first call after a resume replays the choices before it: about 10 ns each for a few
-    /// datasets.
+    /// The first call after a resume replays the earlier choices, which takes about 10 ns each for
+    /// a few datasets.
     pub fn at(&self, position: u64) -> (usize, usize) {
         let mut state = self.state.borrow_mut();
         if position < state.position {
@@ -155,8 +154,8 @@ impl Mixture {
         )
     }
 
-    /// One step of Tijdeman's rule: of the datasets that may be chosen without getting ahead of
-    /// their share, the one that would soonest fall behind.
+    /// One step of Tijdeman's rule: among the datasets that would not exceed their share, choose
+    /// the one that would fall behind first.
     fn choose(&self, state: &mut Choices) -> usize {
         let slack = match self.weights.len() {
             1 => 0.0,
@@ -177,10 +176,10 @@ impl Mixture {
 }
 
 /// Divides `0..len` into (training, held out), each in ascending order; `fraction` is held out,
-/// rounded, and where it is above 0 at least one record.
+/// rounded, and at least one record if it is above 0.
 ///
 /// # Errors
-/// A fraction outside [0, 1), or one that leaves nothing to train on.
+/// If the fraction is outside [0, 1), or leaves no record to train on.
 pub fn split(len: usize, fraction: f64, seed: u64) -> Result<(Vec<usize>, Vec<usize>)> {
     let complaint = |what: &str| {
         Err(DataError::Invalid(format!(
@@ -195,7 +194,7 @@ pub fn split(len: usize, fraction: f64, seed: u64) -> Result<(Vec<usize>, Vec<us
         held => held,
     };
     if held >= len {
-        return complaint("nothing would be left to train on");
+        return complaint("no record would be left to train on");
     }
     let mut held_out = Key::new(seed, Purpose::Split).permutation(0, len);
     let mut train = held_out.split_off(held);

@@ -2,9 +2,9 @@
 //!
 //! A file becomes [`Record`]s ([`records`]); a record becomes token ids through the [`Tokenizer`]
 //! and, for chats, the model's [`ChatTemplate`] ([`example`]); ids become rows without padding
-//! ([`packing`]); and [`loader`] and [`batches`] say which rows a step reads, as functions of the
-//! step alone. On the way back, [`closing`] says at which tokens a completion ends, and [`ends`]
-//! where its text does.
+//! ([`packing`]); [`loader`] and [`batches`] give the rows that a step reads, as a function of the
+//! step. For generation, [`closing`] gives the tokens at which a completion ends, and [`ends`] the
+//! stop texts.
 //!
 //! Not included: downloads, streaming of files larger than memory, and tensors.
 

@@ -1,16 +1,15 @@
 //! Rows without padding: a text stream cut into rows, and sequences of any lengths laid end to end
 //! as segments.
 //!
-//! Attention never crosses a segment and positions restart in each. A row of pretraining text is
-//! one segment: documents in it see one another across their EOS, as in GPT-2 and most that came
-//! after.
+//! Attention never crosses a segment, and positions restart in each. A row of pretraining text is
+//! one segment: its documents attend to each other across EOS, as in GPT-2 and most later models.
 
 use std::sync::Arc;
 
 use super::error::{DataError, Result};
 use super::example::Example;
 
-/// A row of pretraining text: `context` tokens of a stream and the one that follows them.
+/// A row of pretraining text: `context` tokens of a stream and the token that follows them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TextRow {
     stream: Arc<[u32]>,
@@ -25,12 +24,13 @@ impl TextRow {
     }
 }
 
-/// Joins documents, each closed by `eos`, and cuts them into rows of `context` tokens.
+/// Joins documents, each with `eos` at its end, and cuts them into rows of `context` tokens.
 ///
-/// Each token but the first is predicted in at most one row; the tail that fills none is left out.
+/// Each token except the first is predicted in at most one row; a tail that does not fill a row is
+/// left out.
 ///
 /// # Errors
-/// `context` 0, or text for less than one row.
+/// If `context` is 0, or the text does not fill one row.
 pub fn text_rows(documents: &[Vec<u32>], eos: u32, context: usize) -> Result<Vec<TextRow>> {
     let total: usize = documents.iter().map(|document| document.len() + 1).sum();
     let mut tokens = Vec::with_capacity(total);
@@ -55,17 +55,17 @@ pub fn text_rows(documents: &[Vec<u32>], eos: u32, context: usize) -> Result<Vec
     Ok((0..rows).map(row).collect())
 }
 
-/// Sequences laid end to end, each without its last token, which predicts nothing; and the tokens
-/// whose prediction counts.
+/// Sequences laid end to end, each without its last token, which predicts no other; and the target
+/// tokens that the loss counts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PackedBatch {
-    /// Tokens fed, `[N]`.
+    /// Input tokens, `[N]`.
     pub ids: Vec<u32>,
     /// Offsets of the segments, `[B + 1]`: segment b is `ids[segments[b]..segments[b + 1]]`.
     pub segments: Vec<usize>,
-    /// The rows of `ids` that predict a token that counts, ascending, `[n]`.
+    /// The rows of `ids` that predict a target, ascending, `[n]`.
     pub rows: Vec<u32>,
-    /// The tokens that count, `[n]`.
+    /// The target tokens, `[n]`.
     pub targets: Vec<u32>,
     /// Offsets of each sequence's tokens among `targets`, `[B + 1]`.
     pub offsets: Vec<usize>,
@@ -84,8 +84,8 @@ impl Default for PackedBatch {
 }
 
 impl PackedBatch {
-    /// Adds a sequence, in which the tokens at the ascending positions `counted` count. Nothing
-    /// predicts the first token, so it never does.
+    /// Adds a sequence, in which the tokens at the ascending positions `counted` are targets,
+    /// except the first token, which no token predicts.
     pub fn push(&mut self, ids: &[u32], counted: impl IntoIterator<Item = usize>) {
         let start = self.ids.len();
         let counted = counted.into_iter();
@@ -98,10 +98,10 @@ impl PackedBatch {
         self.offsets.push(self.targets.len());
     }
 
-    /// Examples, whose answers count.
+    /// A batch of examples, with the answers' tokens as targets.
     ///
     /// # Errors
-    /// No example, or one of fewer than two tokens.
+    /// If there is no example, or one has fewer than two tokens.
     pub fn from_examples(examples: &[&Example]) -> Result<Self> {
         let rows = examples.iter().map(|example| {
             let counted = example.answer.iter().cloned().flatten();
@@ -110,15 +110,15 @@ impl PackedBatch {
         Self::of(rows)
     }
 
-    /// Rows of text, in which every token counts.
+    /// A batch of rows of text, with every token as a target.
     ///
     /// # Errors
-    /// No row, or one of fewer than two tokens.
+    /// If there is no row, or one has fewer than two tokens.
     pub fn from_rows(rows: &[&TextRow]) -> Result<Self> {
         Self::of(rows.iter().map(|row| (row.ids(), 1..row.ids().len())))
     }
 
-    /// Tokens fed.
+    /// Number of input tokens.
     pub fn token_count(&self) -> usize {
         self.ids.len()
     }
@@ -143,8 +143,8 @@ impl PackedBatch {
     }
 }
 
-/// Cuts items (by index) into runs of at most `limit` tokens, in order; one that is larger stands
-/// alone.
+/// Cuts items (by index) into runs of at most `limit` tokens, in order; a larger item is a run of
+/// its own.
 pub fn cut(items: Vec<usize>, tokens: impl Fn(usize) -> usize, limit: usize) -> Vec<Vec<usize>> {
     let (mut runs, mut held) = (Vec::<Vec<usize>>::new(), 0);
     for item in items {

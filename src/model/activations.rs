@@ -2,7 +2,7 @@
 //! the backward pass itself.
 //!
 //! The memory of a layer is that of its branches, as `ops::residual` counts it. On a device without
-//! our kernels the graph holds more.
+//! this crate's kernels the graph holds more.
 
 use super::block::branch_kinds;
 use super::config::{DecoderConfig, Position};
@@ -30,7 +30,7 @@ impl TrainingPass<'_> {
         let layer: usize = self.branches().iter().map(BranchMemory::held).sum();
         // Input and result of the final norm.
         let above = 2 * hidden;
-        // A graph of the embeddings holds those of tokens and positions besides their sum.
+        // The graph holds the embeddings of tokens and of positions besides their sum.
         let below = match (self.first, self.decoder.position) {
             (0, Position::Learned) => 2 * hidden,
             _ => 0,

@@ -18,7 +18,7 @@ use crate::ops::storage::gather;
 /// A layer: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
 #[derive(Clone)]
 pub struct Block {
-    /// Shape and scale of the layer's attention.
+    /// Shape and scale of the attention of the layer.
     pub spec: Attention,
     attention_norm: Norm,
     qkv: Linear,

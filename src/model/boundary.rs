@@ -100,7 +100,7 @@ impl Collector {
         }
     }
 
-    /// The layer whose input is collected.
+    /// The layer at whose input states are collected.
     pub fn layer(&self) -> usize {
         self.layer
     }

@@ -179,12 +179,12 @@ pub struct DecoderConfig {
     pub num_hidden_layers: usize,
     /// Number of query heads.
     pub num_attention_heads: usize,
-    /// Heads of keys and values (grouped-query attention, Ainslie et al. 2023); divides
+    /// Number of key and value heads (grouped-query attention, Ainslie et al. 2023), a divisor of
     /// `num_attention_heads`.
     pub num_key_value_heads: usize,
     /// Width of one head; not always `hidden_size / num_attention_heads` (Qwen3).
     pub head_dim: usize,
-    /// Rows of the embedding.
+    /// Number of rows of the embedding.
     pub vocab_size: usize,
     /// Context length in tokens.
     pub max_position_embeddings: usize,
@@ -194,17 +194,17 @@ pub struct DecoderConfig {
     pub position: Position,
     /// Kind of the feed-forward sub-layer.
     pub activation: Activation,
-    /// The query, key and value projections have biases.
+    /// Whether the query, key and value projections have biases.
     pub qkv_bias: bool,
-    /// The attention's output projection has a bias.
+    /// Whether the attention's output projection has a bias.
     pub output_bias: bool,
-    /// The feed-forward projections have biases.
+    /// Whether the feed-forward projections have biases.
     pub mlp_bias: bool,
     /// Normalisation of queries and keys.
     pub qk_norm: QkNorm,
-    /// `None`: every layer sees the whole segment.
+    /// Layers with limited attention; `None` if every layer attends to the whole segment.
     pub sliding_window: Option<SlidingWindow>,
-    /// The language-model head is the token embedding.
+    /// Whether the language-model head is the token embedding.
     pub tie_word_embeddings: bool,
     /// Standard deviation of freshly drawn weights.
     pub initializer_range: f64,
@@ -314,12 +314,12 @@ impl DecoderConfig {
         }
     }
 
-    /// Outputs of the query projection: `num_attention_heads * head_dim`.
+    /// Number of outputs of the query projection: `num_attention_heads * head_dim`.
     pub fn query_size(&self) -> usize {
         self.num_attention_heads * self.head_dim
     }
 
-    /// Outputs of the key projection, and of the value projection: `num_key_value_heads *
+    /// Number of outputs of the key projection, and of the value projection: `num_key_value_heads *
     /// head_dim`.
     pub fn key_value_size(&self) -> usize {
         self.num_key_value_heads * self.head_dim

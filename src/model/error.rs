@@ -50,9 +50,9 @@ pub enum ModelError {
     /// The trunk has more layers than the policy.
     #[error("ppo.trunk_layers is {layers}, but the policy has {found} layers")]
     TrunkLayers {
-        /// Layers of the trunk.
+        /// Number of layers of the trunk.
         layers: usize,
-        /// Layers of the policy.
+        /// Number of layers of the policy.
         found: usize,
     },
     /// A model was trained on another trunk than the one that it should share.
@@ -66,7 +66,7 @@ pub enum ModelError {
     OtherTrunk {
         /// The model folder.
         folder: PathBuf,
-        /// Layers of the trunk.
+        /// Number of layers of the trunk.
         layers: usize,
         /// Fingerprint of the policy's trunk.
         expected: String,
@@ -83,7 +83,7 @@ pub enum ModelError {
     OtherLayers {
         /// The model folder.
         folder: PathBuf,
-        /// Layers of the trunk.
+        /// Number of layers of the trunk.
         layers: usize,
     },
     /// A computation failed.

@@ -28,7 +28,7 @@ impl FingerprintBuilder {
     /// Adds a tensor.
     pub fn add(&mut self, name: &str, values: &[f32]) {
         let mut sum = Summed::new(io::sink());
-        // A sink takes everything.
+        // Writing to a sink cannot fail.
         write_values(&mut sum, values, |v, bytes| bytes.extend(v.to_le_bytes())).ok();
         self.0.insert(name.to_owned(), sum.finish());
     }

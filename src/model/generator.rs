@@ -1,4 +1,4 @@
-//! The decoder as the generator sees it: cache, next-token logits, draws.
+//! The decoder's interface to the generator: cache, next-token logits, draws.
 //!
 //! It borrows the live parameters, so nothing is copied or synchronised between training and
 //! rollout. While it exists, the parameters keep their packed panels, which are packed again after
@@ -143,7 +143,7 @@ fn new_tokens<'c>(chunk: &Chunk<'c>) -> NewTokens<'c> {
     }
 }
 
-/// New tokens of the sequences that continue.
+/// The new tokens of each sequence that continues.
 fn continuing<'c>(step: &ModelStep<'c>) -> Vec<NewTokens<'c>> {
     let continues = |chunk: &&Chunk| chunk.next == Next::Continues;
     step.chunks

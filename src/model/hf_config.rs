@@ -43,7 +43,7 @@ pub struct HfConfig {
     /// The token at which a reward model's score is read by default; [`ScoreAt::Eos`] for a
     /// language model.
     pub score_at: ScoreAt,
-    /// Contents of the files, for keys that the engine does not know.
+    /// Contents of the files, which keep the keys that the engine does not know.
     config: Map<String, Value>,
     generation: Map<String, Value>,
 }
@@ -153,8 +153,8 @@ impl HfConfig {
     /// trained for.
     ///
     /// # Errors
-    /// A file that is missing or not JSON; a key that is missing, of the wrong type, or has an
-    /// unsupported value.
+    /// If a file is missing or not JSON, or a key is missing, has the wrong type or an unsupported
+    /// value.
     pub fn read(folder: &Path) -> Result<Self, HfConfigError> {
         match AdapterConfig::find(folder)? {
             Some(adapter) if !folder.join(CONFIG).is_file() => {
@@ -275,8 +275,8 @@ impl HfConfig {
         Ok(read)
     }
 
-    /// A `pad_token_id` for a scoring model: the present one, else the BOS token, provided that no
-    /// sequence ends in it.
+    /// A `pad_token_id` for a scoring model: its own, else the BOS token, if no sequence ends in
+    /// it.
     ///
     /// transformers scores the last token that is not padding, so a padding token that is also an
     /// end token (common among chat models) would move the score to the token before the end.
@@ -306,7 +306,7 @@ fn union(mut ids: Vec<u32>, more: &[u32]) -> Vec<u32> {
     ids
 }
 
-/// Notes on the terminal which keys are ignored, as transformers ignores them.
+/// Notes the keys that are ignored, as in transformers.
 fn say_unread(file: &Path, keys: &[&str]) {
     if !keys.is_empty() {
         let (file, keys) = (file.display(), keys.join(", "));

@@ -16,17 +16,17 @@ pub enum HubError {
     )]
     NotBuilt(String),
     /// The hub did not answer, or has no such file.
-    #[error("{name}: no such folder, and {what} cannot be had from the Hugging Face hub")]
+    #[error("{name}: no such folder, and {what} cannot be fetched from the Hugging Face hub")]
     Fetch {
         /// Model and revision.
         name: String,
-        /// The file, or the list of them.
+        /// The file, or the list of files.
         what: String,
         /// Error of the transfer.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The hub's answer names a file or a commit that cannot exist.
-    #[error("{name}: nothing more is fetched, for {what} names {found}: {why}")]
+    #[error("{name}: the download stops, because {what} names {found}: {why}")]
     Refused {
         /// Model and revision.
         name: String,
@@ -206,7 +206,7 @@ mod download {
                 name: name.to_string(),
                 what: "its list of files",
                 found: shard_name::shown(commit),
-                why: "it is no commit".to_owned(),
+                why: "it is not a commit".to_owned(),
             }),
         }
     }

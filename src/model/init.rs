@@ -6,7 +6,7 @@ use rollout::random::{Key, Purpose};
 
 use super::config::{Init, TensorSpec};
 
-/// Values that share a random stream; the streams of a tensor are drawn in parallel.
+/// Number of values that share a random stream; the streams of a tensor are drawn in parallel.
 const CHUNK: usize = 1 << 16;
 
 /// Initial values of the tensor `spec`.

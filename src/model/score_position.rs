@@ -17,7 +17,7 @@ pub struct ScorePosition {
     passed_over: Option<u32>,
 }
 
-/// The score is to be read before padding, but the folder names no padding token.
+/// The score should be read before padding, but the folder names no padding token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "score_at is \"last_non_pad\", but the model's folder names neither a pad_token_id nor an \
@@ -38,7 +38,7 @@ impl ScorePosition {
         match asked.unwrap_or(config.score_at) {
             ScoreAt::Eos => Ok(Self::LAST),
             ScoreAt::LastNonPad => {
-                // As TRL, which pads with EOS where there is no other token.
+                // TRL pads with EOS if there is no other token.
                 let decoder = &config.decoder;
                 let pad = decoder
                     .pad_token_id

@@ -30,7 +30,7 @@ pub fn in_trunk(name: &str, layers: usize) -> bool {
 
 impl Decoder {
     /// Reads a folder's upper layers, norm and head on top of the trunk of `base`; the folder's own
-    /// trunk is not read. `training` says whether the branch is trained.
+    /// trunk is not read. `training` is that of the branch.
     ///
     /// # Errors
     /// As [`Decoder::load_sharing`], and if the base has fewer layers.
@@ -113,8 +113,8 @@ impl<'d> Trunk<'d> {
     /// it must be this one's.
     ///
     /// # Errors
-    /// If the lowest layers differ, with both fingerprints; if they compute something else with the
-    /// same weights; or if a file cannot be read.
+    /// If the lowest layers differ, with both fingerprints; if they have the same weights in
+    /// another architecture; or if a file cannot be read.
     pub fn check(&self, folder: &Path) -> Result<(), ModelError> {
         let (stored, config) = (Stored::open(folder)?, HfConfig::read(folder)?.decoder);
         let record = match &stored {
@@ -212,7 +212,7 @@ fn trunk_of(config: &DecoderConfig, layers: usize) -> impl Iterator<Item = Tenso
     tensors.filter(move |spec| in_trunk(&spec.name, layers))
 }
 
-/// Whether two decoders compute the same in their lowest layers from the same tensors.
+/// Whether the lowest layers of two decoders give the same results with the same tensors.
 fn computes_alike(a: &DecoderConfig, b: &DecoderConfig, layers: usize) -> bool {
     let heads = |c: &DecoderConfig| [c.num_attention_heads, c.num_key_value_heads, c.head_dim];
     let kinds = |c: &DecoderConfig| (c.norm, c.position, c.activation, c.qk_norm);

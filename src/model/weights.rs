@@ -3,10 +3,9 @@
 //!
 //! Opening a folder reads only the headers of its files; a tensor takes memory when it is loaded.
 //! Values are widened to `f32` on reading and rounded to nearest even on writing. Callers see
-//! tensors in the engine's layout (projections `[out, in]`): GPT-2's transposed files are
-//! transposed here and nowhere else. Left out: pickled `.bin` checkpoints and quantised types. The
-//! format is that of the `safetensors` crate; the index is transformers' `{"metadata",
-//! "weight_map"}`.
+//! tensors in the engine's layout (projections `[out, in]`): GPT-2's transposed matrices are
+//! transposed here only. Left out: pickled `.bin` checkpoints and quantised types. The format is
+//! that of the `safetensors` crate; the index is transformers' `{"metadata", "weight_map"}`.
 
 mod error;
 mod heads;
@@ -59,10 +58,12 @@ struct TensorEntry {
 }
 
 impl Weights {
-    /// Opens the weights in `folder`. As in transformers, a single file comes before an index.
+    /// Opens the weights in `folder`. As in transformers, a single file has precedence over an
+    /// index.
     ///
     /// # Errors
-    /// No weights, unreadable or truncated files, an index that its shards contradict.
+    /// If there are no weights, a file is unreadable or truncated, or an index and its shards
+    /// contradict each other.
     pub fn open(folder: &Path) -> Result<Self, WeightsError> {
         let mut weights = Self::none(folder);
         let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
@@ -141,8 +142,7 @@ impl Weights {
     /// `transformer.`, are found too.
     ///
     /// # Errors
-    /// The tensor is missing, has another shape, or a type that is not a float of 16, 32 or 64
-    /// bits.
+    /// If the tensor is missing, has another shape, or is not a float of 16, 32 or 64 bits.
     pub fn load(&self, spec: &TensorSpec) -> Result<Vec<f32>, WeightsError> {
         let (name, entry) = self.entry(spec)?;
         let values = self.values(entry)?;
@@ -261,8 +261,8 @@ impl Weights {
         Ok(())
     }
 
-    /// Opens the shards that `index` names, in order of their names, and checks that each holds
-    /// what the index says.
+    /// Opens the shards that `index` names, in order of their names, and checks that each has the
+    /// tensors that the index lists.
     fn add_index(&mut self, index: &Path) -> Result<(), WeightsError> {
         let problem = |problem: String| WeightsError::Index {
             file: index.to_owned(),
@@ -290,8 +290,8 @@ impl Weights {
     }
 }
 
-/// The `weight_map` of an index: tensor name to shard file. A shard is a plain file name: an index
-/// cannot reach out of its folder.
+/// The `weight_map` of an index: tensor name to shard file. A shard is a plain file name, so that
+/// an index cannot name files outside its folder.
 fn read_index(index: &Path) -> Result<BTreeMap<String, String>, WeightsError> {
     let problem = |problem: String| WeightsError::Index {
         file: index.to_owned(),
@@ -311,12 +311,12 @@ fn read_index(index: &Path) -> Result<BTreeMap<String, String>, WeightsError> {
         Some(shard) => match shard_name::check(shard) {
             Ok(()) => Ok((name.clone(), shard.to_owned())),
             Err(why) => Err(problem(format!(
-                "`weight_map` sends `{name}` to {}, not a file name of weights: {why}",
+                "`weight_map` maps `{name}` to {}, which is not a file name of weights: {why}",
                 shard_name::shown(shard)
             ))),
         },
         None => Err(problem(format!(
-            "`weight_map` sends `{name}` to {shard}, not a file name"
+            "`weight_map` maps `{name}` to {shard}, which is not a file name"
         ))),
     };
     map.iter().map(place).collect()

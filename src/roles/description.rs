@@ -1,5 +1,5 @@
-//! A model folder as its configuration and file headers describe it, or as the stage that is yet
-//! to write it will leave it. No weights are read.
+//! The description of a model folder: from its configuration and file headers, or from the tables
+//! of the stage that is yet to write it. No weights are read.
 
 use std::path::{Path, PathBuf};
 
@@ -22,7 +22,7 @@ pub struct ModelDescription {
     pub adapter: Option<AdapterDescription>,
     /// The folder whose tokenizer the model uses; `None` if that tokenizer is yet to be trained.
     pub tokenizer: Option<PathBuf>,
-    /// Whether the files exist.
+    /// The origin of the folder.
     pub origin: Origin,
 }
 
@@ -37,7 +37,7 @@ pub struct AdapterDescription {
     pub has_score: bool,
 }
 
-/// Where a model folder comes from.
+/// Origin of a model folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// The folder exists.
@@ -74,7 +74,7 @@ impl ModelDescription {
         adapter.map_or(&self.folder, |adapter| &adapter.base)
     }
 
-    /// This model under another head.
+    /// This model with another head.
     pub(super) fn with_head(&self, head: Head) -> Self {
         let mut model = self.clone();
         model.decoder.head = head;
@@ -106,7 +106,8 @@ pub struct PpoModels {
 }
 
 impl PpoModels {
-    /// Describes each folder that `config` names. A judge counts only if there are evaluations.
+    /// Describes each folder that `config` names. A judge is described only if there are
+    /// evaluations.
     ///
     /// # Errors
     /// The errors of `describe`.

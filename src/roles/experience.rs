@@ -1,9 +1,9 @@
-//! [`Experience`]: the one value that goes from rollout to update.
+//! [`Experience`]: the value that is passed from rollout to update.
 //!
-//! It starts as sequences with their scores and gains the log-probs of policy and reference, the
-//! critic's values, advantages and returns on its way. Per-token quantities stand end to end over
-//! the generated tokens of all sequences ([`RaggedRows`] says where each sequence starts). Each
-//! quantity's shape is checked once, where it is added.
+//! It starts as sequences with their scores; the log-probs of policy and reference, the critic's
+//! values, advantages and returns are added later. Per-token quantities are laid end to end over
+//! the generated tokens of all sequences ([`RaggedRows`] has the start of each sequence). The shape
+//! of a quantity is checked once, when it is added.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -27,19 +27,19 @@ pub struct Sequence {
     pub generated: Vec<Range<usize>>,
     /// Log-prob of each generated token in the distribution that it was drawn from.
     pub log_probs: Vec<f32>,
-    /// Log-prob of each generated token over the whole vocabulary; empty where sampling cut no
+    /// Log-prob of each generated token over the whole vocabulary; empty if sampling cut no
     /// distribution, so that `log_probs` are the same.
     pub whole_log_probs: Vec<f32>,
-    /// Entropy in nats of the distribution that each token was drawn from; empty where generation
-    /// did not record it.
+    /// Entropy in nats of the distribution that each token was drawn from; empty if generation did
+    /// not record it.
     pub entropies: Vec<f32>,
     /// Ids that sampling kept for each generated token; `None` for a token whose distribution was
     /// not cut.
     pub kept: Vec<Option<Arc<[u32]>>>,
     /// Whether the completion ended with a stop token or stop text, not at the length limit.
     pub finished: bool,
-    /// Hidden states that generation computed below the layers that any role trains, where the
-    /// roles share these layers.
+    /// Hidden states that generation computed below the layers that any role trains, if the roles
+    /// share these layers.
     pub states: Option<States>,
 }
 
@@ -67,7 +67,7 @@ pub enum ExperienceError {
         /// Number of kept sets.
         kept: usize,
     },
-    /// A quantity has not one element for each token or each sequence.
+    /// A quantity does not have one element for each token or each sequence.
     #[error("{what} has {found} elements, but the batch needs {expected}")]
     Length {
         /// Name of the quantity.
@@ -80,7 +80,7 @@ pub enum ExperienceError {
     /// A quantity was read before it was added.
     #[error("the batch has no {0} yet")]
     Missing(&'static str),
-    /// A sequence generated nothing.
+    /// A sequence has no generated token.
     #[error(transparent)]
     Rows(#[from] RlhfError),
 }
@@ -120,7 +120,7 @@ impl Sequence {
     }
 
     fn fits(&self) -> bool {
-        // A generated token is predicted by the one before it, so none may stand first.
+        // A generated token is predicted by the one before it, so the first token cannot be one.
         let inside = self
             .generated
             .iter()
@@ -139,7 +139,7 @@ impl Sequence {
     }
 }
 
-/// The sequences of one iteration with everything that is known of them so far.
+/// The sequences of one iteration with the quantities computed so far.
 #[derive(Clone, Debug)]
 pub struct Experience {
     sequences: Vec<Sequence>,
@@ -153,11 +153,11 @@ pub struct Experience {
 }
 
 impl Experience {
-    /// Sequences as rolled out, with their scores.
+    /// The sequences of a rollout, with their scores.
     ///
     /// # Errors
-    /// If a sequence's parts differ in length, a sequence generated nothing, or there is not one
-    /// score for each sequence.
+    /// If a sequence's parts differ in length, a sequence has no generated token, or there is not
+    /// one score for each sequence.
     pub fn new(
         sequences: Vec<Sequence>,
         scores: CompletionScores,
@@ -184,7 +184,7 @@ impl Experience {
     /// Adds the log-probs and entropies of the policy that sampled.
     ///
     /// # Errors
-    /// If there is not one of each for each token.
+    /// If there is not one log-prob and one entropy for each token.
     pub fn set_policy(&mut self, policy: PolicyLogProbs) -> Result<(), ExperienceError> {
         let tokens = self.token_count();
         check("log-probs", policy.log_probs.len(), tokens)?;
@@ -198,7 +198,7 @@ impl Experience {
     /// Adds the log-probs of the reference over the whole vocabulary.
     ///
     /// # Errors
-    /// If there is not one for each token.
+    /// If there is not one log-prob for each token.
     pub fn set_reference(&mut self, log_probs: Vec<f32>) -> Result<(), ExperienceError> {
         let tokens = self.token_count();
         check("log-probs of the reference", log_probs.len(), tokens)?;
@@ -209,17 +209,17 @@ impl Experience {
     /// Adds the critic's values at the positions that predict the tokens.
     ///
     /// # Errors
-    /// If there is not one for each token.
+    /// If there is not one value for each token.
     pub fn set_values(&mut self, values: Vec<f32>) -> Result<(), ExperienceError> {
         check("values", values.len(), self.token_count())?;
         self.values = Some(values);
         Ok(())
     }
 
-    /// Adds the advantages and, where there is a critic, the returns that its values are fitted to.
+    /// Adds the advantages and, if there is a critic, the returns that its values are fitted to.
     ///
     /// # Errors
-    /// If there is not one for each token.
+    /// If there is not one advantage, and one return, for each token.
     pub fn set_advantages(
         &mut self,
         advantages: Vec<f64>,
@@ -247,14 +247,13 @@ impl Experience {
     /// Log-probs and entropies of the policy that sampled, `[n]` each.
     ///
     /// # Errors
-    /// If they were not added yet.
+    /// If the log-probs were not added yet.
     pub fn policy(&self) -> Result<&PolicyLogProbs, ExperienceError> {
         let policy = self.policy.as_ref();
         policy.ok_or(ExperienceError::Missing("log-probs of the policy"))
     }
 
-    /// Log-probs of the reference over the whole vocabulary, `[n]`; `None` where the KL has no
-    /// weight.
+    /// Log-probs of the reference over the whole vocabulary, `[n]`; `None` if the KL has no weight.
     pub fn reference_log_probs(&self) -> Option<&[f32]> {
         self.reference_log_probs.as_deref()
     }
@@ -267,7 +266,7 @@ impl Experience {
     /// Advantages, `[n]`.
     ///
     /// # Errors
-    /// If they were not added yet.
+    /// If the advantages were not added yet.
     pub fn advantages(&self) -> Result<&[f64], ExperienceError> {
         let advantages = self.advantages.as_deref();
         advantages.ok_or(ExperienceError::Missing("advantages"))
@@ -281,7 +280,7 @@ impl Experience {
     /// The layout of the per-token quantities.
     ///
     /// # Errors
-    /// Never for a value made by [`Self::new`].
+    /// None for a value of [`Self::new`].
     pub fn rows(&self) -> Result<RaggedRows<'_>, RlhfError> {
         RaggedRows::new(&self.offsets)
     }
@@ -296,7 +295,7 @@ impl Experience {
         self.offsets[self.sequences.len()]
     }
 
-    /// Log-probs and entropies as the generator recorded them.
+    /// The log-probs and entropies that the generator recorded.
     pub fn recorded(&self) -> PolicyLogProbs {
         let all = |of: fn(&Sequence) -> &[f32]| {
             let parts: Vec<&[f32]> = self.sequences.iter().map(of).collect();

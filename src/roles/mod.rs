@@ -1,7 +1,8 @@
-//! Actor, critic, reference and reward model: what each owns, and how a batch is scored by them.
+//! Actor, critic, reference and reward model: the tensors of each, and their forward passes over a
+//! batch.
 //!
-//! A [`RoleLayout`] says which tensors each role owns, shares and trains; [`Roles::load`] loads the
-//! roles as it says.
+//! A [`RoleLayout`] has the tensors that each role owns, shares and trains; [`Roles::load`] loads
+//! the roles by it.
 
 mod description;
 pub mod experience;
@@ -39,7 +40,7 @@ pub struct Roles {
     pub judge: Option<RewardModel>,
 }
 
-/// Roles that cannot work together, or cannot be loaded.
+/// An error of roles that do not fit together or cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum RolesError {
     /// A model cannot be read, or is of the wrong kind.

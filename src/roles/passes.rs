@@ -13,11 +13,11 @@ use crate::ops::attention::Segments;
 use crate::ops::head::{BothLogProbs, Target, TokenLogProbs};
 use crate::terminal::Phase;
 
-/// Sequences packed end to end, without each one's last token, which predicts nothing.
+/// Sequences packed end to end, each without its last token, which predicts no other.
 pub struct PackedSequences {
     ids: Vec<u32>,
     segments: Segments,
-    /// Rows that predict generated tokens: the last layer computes these alone.
+    /// Rows that predict generated tokens; the last layer computes only these.
     rows: Arc<[u32]>,
     /// The generated token that each of `rows` predicts.
     targets: Vec<Target>,
@@ -28,18 +28,19 @@ pub struct PackedSequences {
 /// Log-probs and entropies of the generated tokens under the policy that sampled them, `[n]` each.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PolicyLogProbs {
-    /// Log-prob of each token in the distribution that it was drawn from; the ratio compares these.
+    /// Log-prob of each token in the distribution that it was drawn from; the ratio is computed
+    /// from these.
     pub log_probs: Vec<f32>,
     /// Log-prob of each token over the whole vocabulary at the same temperature; the KL to the
-    /// reference compares these.
+    /// reference is computed from these.
     pub whole_log_probs: Vec<f32>,
     /// Entropy in nats of the distribution that each token was drawn from.
     pub entropies: Vec<f32>,
 }
 
 impl PackedSequences {
-    /// Packs sequences in order. Where they have recorded states, the model must be on the trunk
-    /// that computed them.
+    /// Packs sequences in order. If they have recorded states, the model must have the trunk that
+    /// computed them.
     pub fn new<'s>(sequences: impl Iterator<Item = &'s Sequence>) -> Self {
         let (mut batch, mut states, mut kept) = (PackedBatch::default(), Vec::new(), Vec::new());
         for s in sequences {

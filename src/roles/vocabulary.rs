@@ -1,4 +1,4 @@
-//! Checks that policy and scorers read the same tokens.
+//! Checks that policy and scorers have the same tokens.
 
 use std::path::Path;
 
@@ -25,9 +25,9 @@ pub(super) fn check_vocabulary(
 }
 
 impl RoleLayout {
-    /// Checks that an id means the same token in the policy and in each scorer: two tokenizers of
-    /// one size need not have a token in common. A folder without a tokenizer, whose data is ids,
-    /// cannot be checked.
+    /// Checks that each id is the same token in the policy and in each scorer, because tokenizers
+    /// of the same size may differ. A folder without a tokenizer, whose data is ids, cannot be
+    /// checked.
     ///
     /// # Errors
     /// If a token differs, or a tokenizer cannot be read.

@@ -1,5 +1,5 @@
-//! Chats: renderings of the conversation in spans, tokenised one by one, and where each answer
-//! ends.
+//! Chats: a conversation is rendered in spans, which are tokenised one by one; each answer ends at
+//! the token that closes its turn.
 
 use std::sync::atomic::Ordering;
 
@@ -11,8 +11,8 @@ use crate::data::records::{Message, Record};
 use crate::data::template::{ChatTemplate, TemplateSpan, Variables};
 
 impl Encoder<'_> {
-    /// Examples of a conversation whose assistant turns from `first_answer` on are learned: one, or
-    /// one for each answer where the template rewrites earlier turns.
+    /// Examples of a conversation whose assistant turns from `first_answer` on are learned: one
+    /// example, or one for each answer if the template renders earlier turns differently later.
     pub(super) fn conversation(
         &self,
         record: &Record,
@@ -48,8 +48,8 @@ impl Encoder<'_> {
             .first()
             .is_none_or(|message| message.role() != "assistant")
         {
-            let message = "`chosen` and `rejected` must go on from the prompt with a message of \
-                           role \"assistant\"";
+            let message = "`chosen` and `rejected` must continue the prompt with a message of role \
+                           \"assistant\"";
             return Err(DataError::Record {
                 at: record.source.clone(),
                 message: message.into(),
@@ -82,10 +82,9 @@ impl Encoder<'_> {
         })
     }
 
-    /// The examples of a conversation that are within the limit. `truncate` leaves out the later
-    /// answers whose histories fill a sequence, as it cuts them off in a single rendering. `skip`
-    /// leaves out the whole record if one of its examples is too long, as it does with one
-    /// rendering.
+    /// The examples of a conversation within the limit. `truncate` leaves out the later answers
+    /// whose histories fill a sequence, as a cut of a single rendering would. `skip` leaves out the
+    /// whole record if one of its examples is too long.
     pub(super) fn fit_examples(
         &self,
         record: &Record,
@@ -127,7 +126,7 @@ impl Encoder<'_> {
         self.lost_reasoning.fetch_add(lost, Ordering::Relaxed);
     }
 
-    /// Ids of one rendering, and which of them are answers.
+    /// The example of one rendering.
     fn spans(&self, spans: &[TemplateSpan]) -> Result<Example> {
         let mut example = Example {
             ids: Vec::new(),
@@ -165,8 +164,8 @@ impl Encoder<'_> {
         Ok(())
     }
 
-    /// Tokens up to the special token that closes the turn; the white space that templates put
-    /// after it is given.
+    /// Number of tokens up to the token that closes the turn; white space that templates write
+    /// after it is not learned.
     fn answer_length(&self, ids: &[u32]) -> Result<usize> {
         let Some(closing) = ids.iter().rposition(|&id| self.closes(id)) else {
             return Ok(ids.len());
@@ -179,14 +178,14 @@ impl Encoder<'_> {
         })
     }
 
-    /// True of a token that a turn can end with: a special one, or the one with which the template
+    /// Whether a turn can end with this token: a special token, or the one with which the template
     /// closes an assistant's turn.
     fn closes(&self, id: u32) -> bool {
         self.tokenizer.is_special(id) || self.turn_end == Some(id)
     }
 
-    /// Ends a conversation's last answer with EOS where the template closes it with nothing: or it
-    /// would never learn to stop.
+    /// Ends a conversation's last answer with EOS if the template does not close it; otherwise the
+    /// model would not learn to stop.
     fn close(&self, example: &mut Example) {
         let Some(last) = example.answer.last_mut() else {
             return;
@@ -203,7 +202,7 @@ impl Encoder<'_> {
     }
 }
 
-/// Index of the last answer; past the end where there is none.
+/// Index of the last answer; the number of messages if there is none.
 fn last_answer(messages: &[Message]) -> usize {
     let last = messages
         .iter()

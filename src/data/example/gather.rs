@@ -1,5 +1,4 @@
-//! Many records at once: each brought to its shape and encoded, the bad ones and those that are too
-//! long by policy.
+//! Encodes many records in parallel, and applies the policies for bad and for long records.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +13,7 @@ use crate::data::records::{LeftOut, Record};
 use crate::terminal::Phase;
 
 impl Encoder<'_> {
-    /// Encodes in parallel; the first bad record in the file's order is the one reported.
+    /// Encodes in parallel; an error names the first bad record in the file's order.
     pub(super) fn gather<T: Send>(
         &self,
         task: RecordTask,
@@ -65,17 +64,17 @@ impl Encoder<'_> {
     }
 }
 
-/// Fields that the task does not read, of all records.
+/// Fields of any record that the task does not read.
 fn unused(records: &[Record], task: RecordTask, style: Style) -> Vec<String> {
     let names = records.iter().flat_map(|record| record.unused(task, style));
     let names: BTreeSet<&str> = names.collect();
     names.into_iter().map(str::to_owned).collect()
 }
 
-/// Records with a document in `text`; `bad` says what happens to those without.
+/// Records with a document in `text`; `bad` is the policy for records without one.
 ///
 /// # Errors
-/// A record without `text`, if bad records are errors.
+/// If a record has no `text` and bad records are errors.
 pub fn documents(records: Vec<Record>, bad: BadRecords) -> Result<Encoded<Record>> {
     let unused = unused(&records, RecordTask::Documents, Style::Plain);
     let mut encoded = Encoded {

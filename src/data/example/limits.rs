@@ -1,9 +1,9 @@
-//! Records of more tokens than a sequence may have: refused, cut or left out, as the policy says.
+//! Policies for records that are too long: refuse, cut or leave out.
 //!
-//! A cut answer loses its end. A prompt loses its start, as TRL cuts prompts, but keeps the tokens
-//! that the tokenizer puts before a text (BOS): what comes last in a prompt is what is asked. A
-//! prompt with an answer is only cut where it leaves the answer no room; the answer then gets up to
-//! half of the limit, the share that TRL's trainers had for it by default.
+//! An answer loses its end. A prompt loses its start, as in TRL, because the question comes last;
+//! it keeps the tokens that the tokenizer puts before a text (BOS). A prompt with an answer is cut
+//! only if it leaves the answer no room; the answer then has up to half of the limit, the default
+//! share in TRL's trainers.
 
 use std::ops::AddAssign;
 
@@ -12,11 +12,10 @@ use crate::config::TooLong;
 use crate::data::error::{DataError, Result};
 use crate::data::records::Record;
 
-/// The largest number of tokens of a sequence, and the key that sets it, which only the caller
-/// knows.
+/// The largest number of tokens of a sequence, and the key that sets it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limit {
-    /// Most tokens.
+    /// Largest number of tokens.
     pub tokens: usize,
     /// The key and its value, for example `sft.max_length is 64`.
     pub words: String,
@@ -25,7 +24,7 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// No limit; records are then never too long.
+    /// No limit: no record is too long.
     pub fn none() -> Self {
         Self {
             tokens: usize::MAX,
@@ -58,7 +57,8 @@ impl Limit {
         }
     }
 
-    /// This limit with the other values of the stage's `too_long` as things to do about it.
+    /// The same limit with the other values of the stage's `too_long` as ways to change the
+    /// outcome.
     #[must_use]
     pub fn or_other_policy(self, stage: &str, policy: TooLong) -> Self {
         let others = match policy {
@@ -73,11 +73,11 @@ impl Limit {
 /// Counts of records that were too long: truncated or skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TooLongCounts {
-    /// Records whose end was cut.
+    /// Number of records whose end was cut.
     pub truncated: usize,
-    /// Records whose prompt lost its start.
+    /// Number of records whose prompt lost its start.
     pub prompts_truncated: usize,
-    /// Records left out.
+    /// Number of records that were left out.
     pub skipped: usize,
 }
 
@@ -116,7 +116,7 @@ pub(super) enum LengthOutcome<T> {
     Skipped,
 }
 
-/// Cuts the start of a prompt of more than `room` tokens, but for the `prefix` that the tokenizer
+/// Cuts the start of a prompt of more than `room` tokens, except the `prefix` that the tokenizer
 /// puts before a text.
 pub fn cut_start(ids: &mut Vec<u32>, prefix: &[u32], room: usize) {
     let kept = match ids.starts_with(prefix) && prefix.len() < room {
@@ -152,7 +152,7 @@ impl Encoder<'_> {
         record: &Record,
         mut example: Example,
     ) -> Result<LengthOutcome<Example>> {
-        // The first token of a row is predicted by nothing.
+        // No token predicts the first token of a row.
         if !example
             .answer
             .iter()
@@ -222,8 +222,8 @@ impl Encoder<'_> {
         })
     }
 
-    /// Tokens that a prompt keeps which would leave its answer no room: the answer takes what it
-    /// needs, up to half.
+    /// Number of tokens that a prompt keeps if it would leave its answer no room: the answer takes
+    /// as many as it needs, up to half.
     fn prompt_room(&self, record: &Record, given: usize, answer: usize) -> Result<usize> {
         let limit = self.limit.tokens;
         match limit - answer.min(limit.div_ceil(2)) {

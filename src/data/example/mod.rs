@@ -1,17 +1,16 @@
-//! From records to token ids: documents, examples to learn from, preference pairs, prompts.
+//! Records become token ids: documents, examples to learn from, preference pairs, prompts.
 //!
-//! Prompt and completion are tokenised apart and joined, so their boundary is a token boundary: at
-//! generation the prompt's tokens stand before the first answer is drawn, and training sees the
-//! same. A span that continues from another gets no space of its own from tokenizers that put one
-//! before a text ([`super::tokenizer::TextPosition`]), so the joined ids are those of the whole
-//! text wherever the boundary falls between two of its tokens. A completion ends with EOS, once. A
-//! chat is rendered by the model's template and tokenised span by span; an answer reaches to the
-//! token that closes its turn. Where the template rewrites earlier turns, each answer is an example
-//! of its own, with its history as at inference.
+//! Prompt and completion are tokenised separately and joined, so their boundary is a token boundary
+//! in training as in generation. Some tokenizers put a space before a text; a span that continues
+//! another gets none ([`super::tokenizer::TextPosition`]), so the joined ids are those of the whole
+//! text if the boundary falls between two of its tokens. A completion ends with one EOS. A chat is
+//! rendered by the model's template and tokenised span by span; an answer ends with the token that
+//! closes its turn. If the template renders earlier turns differently later, each answer is an
+//! example of its own, with its history as at inference.
 //!
-//! Special tokens' names in prompts, completions and messages are those tokens, as in transformers;
-//! in pretraining documents they are text. Plain text starts with what the tokenizer puts before it
-//! (often BOS); a template writes its own.
+//! The name of a special token in a prompt, completion or message is that token, as in
+//! transformers; in a pretraining document it is text. Plain text starts with the tokens that the
+//! tokenizer puts before a text (often BOS); a chat template writes them itself.
 
 mod chat;
 mod gather;
@@ -40,7 +39,7 @@ pub use limits::{Limit, TooLongCounts, cut_start};
 pub struct Example {
     /// All tokens.
     pub ids: Vec<u32>,
-    /// The tokens on which the loss counts: ranges in `ids`, ascending.
+    /// The tokens that the loss counts: ranges in `ids`, ascending.
     pub answer: Vec<Range<usize>>,
 }
 
@@ -53,7 +52,7 @@ pub struct Pair {
     pub chosen: Vec<u32>,
     /// Tokens of the worse answer.
     pub rejected: Vec<u32>,
-    /// By how much the scores should differ at least; 0 where the record says nothing.
+    /// Smallest difference that the scores should have; 0 if the record has none.
     pub margin: f32,
 }
 
@@ -73,7 +72,7 @@ pub struct Prompt {
     pub text: String,
     /// The last user message of a chat; of a plain prompt the text.
     pub question: String,
-    /// The record's fields beside `prompt`: what rewards may compare an answer with.
+    /// The record's other fields, which rewards may compare an answer with.
     pub fields: Map<String, Value>,
 }
 
@@ -90,7 +89,7 @@ pub struct Encoded<T> {
     pub unused: Vec<String>,
 }
 
-/// Turns records into ids for one model: its tokenizer, its template, the room that it has.
+/// Encodes records for one model: its tokenizer, its chat template and its limit.
 #[derive(Debug)]
 pub struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
@@ -106,7 +105,7 @@ pub struct Encoder<'a> {
 }
 
 impl<'a> Encoder<'a> {
-    /// An encoder for sequences within `limit`; `policy` is how longer ones are handled.
+    /// An encoder for sequences within `limit`; `policy` is applied to longer ones.
     ///
     /// # Errors
     /// A tokenizer without EOS, or a chat template that does not compile.
@@ -128,7 +127,7 @@ impl<'a> Encoder<'a> {
         })
     }
 
-    /// This encoder with another policy for records that are wrong.
+    /// This encoder with another policy for bad records.
     #[must_use]
     pub fn with_bad_records(mut self, policy: BadRecords) -> Self {
         self.bad_records = policy;
@@ -141,19 +140,19 @@ impl<'a> Encoder<'a> {
         Self { learn, ..self }
     }
 
-    /// Answers encoded so far whose reasoning the template leaves out of what is learned.
+    /// Number of answers encoded so far whose reasoning the template drops.
     pub fn lost_reasoning(&self) -> usize {
         self.lost_reasoning.load(Ordering::Relaxed)
     }
 
-    /// The most tokens of a sequence.
+    /// The limit on a sequence.
     pub fn limit(&self) -> &Limit {
         &self.limit
     }
 
-    /// `messages`, `prompt` + `completion`, or `text`, all of which is learned; other shapes become
-    /// one of these. A conversation is one example, or one for each of its answers where the
-    /// template rewrites earlier turns.
+    /// Examples of records with `messages`, `prompt` and `completion`, or `text`, of which every
+    /// token is learned; other shapes are converted to these. A conversation is one example, or one
+    /// for each answer if the template renders earlier turns differently later.
     ///
     /// # Errors
     /// A record without those fields, with nothing to learn, or too long under the policy.
@@ -164,8 +163,8 @@ impl<'a> Encoder<'a> {
         })
     }
 
-    /// Records of the same shapes, to be scored: also those that are labelled as not to be learned
-    /// from.
+    /// Examples of the same shapes for scoring, including records whose labels forbid learning from
+    /// them.
     ///
     /// # Errors
     /// The errors of [`Self::examples`].
@@ -186,7 +185,7 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    /// `chosen` and `rejected`, with `prompt` and `margin` if there.
+    /// Pairs of records with `chosen` and `rejected`, and optionally `prompt` and `margin`.
     ///
     /// # Errors
     /// A record without those fields, or too long under the policy.
@@ -196,17 +195,17 @@ impl<'a> Encoder<'a> {
         })
     }
 
-    /// Pairs for losses on the log-probs of the answers. Without a `prompt`, it is what both
-    /// answers start with.
+    /// Pairs for losses on the log-probs of the answers. Without a `prompt`, the common start of
+    /// both answers is the prompt.
     ///
     /// # Errors
-    /// The errors of [`Self::pairs`]; and a record with an answer of which no token is predicted.
+    /// The errors of [`Self::pairs`]; and a record with an answer without a predicted token.
     pub fn direct_pairs(&self, records: &[Record]) -> Result<Encoded<Pair>> {
         self.gather(RecordTask::DirectPairs, records, |record| {
             let pair = self.pair(record)?;
             let least = pair.chosen.len().min(pair.rejected.len());
             if pair.prompt.len() + least <= pair.prompt.len().max(1) {
-                let message = "no prompt and an empty answer, so that nothing of the answer is \
+                let message = "no prompt and an empty answer, so that no token of the answer is \
                                predicted; give it a `prompt`";
                 return Err(DataError::Record {
                     at: record.source.clone(),
@@ -217,7 +216,8 @@ impl<'a> Encoder<'a> {
         })
     }
 
-    /// `prompt`, opened for the answer; the record's other fields go with it.
+    /// Prompts of records with `prompt`, up to the start of the answer, with the record's other
+    /// fields.
     ///
     /// # Errors
     /// A record without `prompt`, one without a token, or one that is too long under the policy.
@@ -228,7 +228,7 @@ impl<'a> Encoder<'a> {
         })
     }
 
-    /// A document of which every token is learned, closed by EOS once.
+    /// A document, of which every token is learned, with one EOS at its end.
     fn document(&self, record: &Record) -> Result<Example> {
         let mut ids = self.plain_prompt(record.text()?)?;
         if ids.last() != Some(&self.eos) {
@@ -238,7 +238,7 @@ impl<'a> Encoder<'a> {
         Ok(Example { ids, answer })
     }
 
-    /// The record with the fields that `task` reads, whatever common shape it came in.
+    /// The record converted to the fields that `task` reads.
     ///
     /// # Errors
     /// A shape that the task does not read.
@@ -246,7 +246,7 @@ impl<'a> Encoder<'a> {
         record.shaped(task, self.style())
     }
 
-    /// Style of prompts whose shape leaves it open.
+    /// Style of prompts that could be a chat or plain text.
     pub fn style(&self) -> Style {
         match self.template {
             Some(_) => Style::Chat,
@@ -344,7 +344,7 @@ impl<'a> Encoder<'a> {
         Ok([self.tokenizer.prefix(), &ids].concat())
     }
 
-    /// Ids of a completion of `prompt`, closed by EOS once.
+    /// Ids of a completion of `prompt`, with one EOS at its end.
     fn plain_answer(&self, prompt: &[u32], text: &str) -> Result<Vec<u32>> {
         let place = self.tokenizer.place_after(prompt);
         let mut ids = self.tokenizer.encode_at(text, place)?;
@@ -355,8 +355,8 @@ impl<'a> Encoder<'a> {
     }
 }
 
-/// Ids of the field `text` of each record: what the tokenizer puts before a text, and the text. No
-/// EOS: packing closes each document.
+/// Ids of the field `text` of each record, after the tokens that the tokenizer puts before a text.
+/// Packing adds the EOS.
 ///
 /// # Errors
 /// A record without `text`.
@@ -379,7 +379,7 @@ fn nothing_to_learn(record: &Record) -> DataError {
     }
 }
 
-/// A template's error, with the record that brought it about.
+/// A template's error, with the record that was rendered.
 pub fn at(record: &Record, error: DataError) -> DataError {
     let at = record.source.clone();
     match error {

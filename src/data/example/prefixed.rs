@@ -1,4 +1,4 @@
-//! Tokenizers that put a space before a text: the ids of spans, joined, are those that transformers
+//! Tokenizers that put a space before a text: the joined ids of spans are those that transformers
 //! gives for the whole text. See `tests/golden/make_prefixed.py`.
 
 use std::path::Path;
@@ -37,7 +37,8 @@ impl PrefixedCase {
         PrefixedCase { golden, folders }
     }
 
-    /// The cases of `kind`, with the tokenizer of each: with `template`, if the case names one.
+    /// The cases of `kind`, each with its tokenizer, which has the chat template of the case if it
+    /// names one.
     fn each(&self, kind: &str, mut check: impl FnMut(&Tokenizer, &Value)) {
         for case in self.golden[kind].as_array().unwrap() {
             let folder = self.folders.path().join(text(&case["folder"]));
@@ -120,15 +121,15 @@ fn conversations_have_the_ids_of_the_whole() {
     assert!(whole > 70, "{whole}");
 }
 
-/// A generated completion reads as it was written: no space is lost at the border, and none is
-/// added.
+/// The text of a generated completion has the space at the border with the prompt, and no
+/// additional one.
 #[test]
 fn a_completion_decodes_to_its_own_text() {
     let mut read_back = 0;
     let golden = PrefixedCase::read();
     golden.each("plain", |tokenizer, case| {
         let (prompt, whole) = (ids(&case["prompt_ids"]), ids(&case["ids"]));
-        // At the start of a text a space of its own cannot be told from the tokenizer's.
+        // At the start of a text, a space cannot be distinguished from the tokenizer's.
         let is_start = case["prompt"] == "" && text(&case["completion"]).starts_with(' ');
         if case["border"] != true || case["text_returns"] != true || is_start {
             return;
@@ -171,7 +172,7 @@ fn a_stop_text_with_a_leading_space_is_met_and_left_out() {
     }
 }
 
-/// The class decides over the parts when a folder is read; its files stay.
+/// The tokenizer's class changes its parts when a folder is read; the files do not change.
 #[test]
 fn a_rebuilt_tokenizer_is_saved_as_it_was_read() {
     let golden = PrefixedCase::read();
@@ -186,7 +187,7 @@ fn a_rebuilt_tokenizer_is_saved_as_it_was_read() {
     assert_ne!(ids(&plain), ids(&tokenizer));
 }
 
-/// An adapter's folder has no model configuration; the base's says of which family the model is.
+/// An adapter's folder has no model configuration; the family is read from the base's.
 #[test]
 fn an_adapters_tokenizer_is_read_as_its_bases() {
     let golden = PrefixedCase::read();

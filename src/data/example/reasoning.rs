@@ -1,10 +1,10 @@
-//! Reasoning that a record has and its chat template leaves out of what is learned: many templates
-//! drop it, and then a model learns to answer without it.
+//! Reasoning of a record that its chat template drops. The model then learns to answer without
+//! reasoning.
 
 use crate::data::records::Message;
 use crate::data::template::TemplateSpan;
 
-/// Learned answers of `messages` whose reasoning stands in none of the answers of `renderings`.
+/// Number of learned answers of `messages` whose reasoning is in no answer of `renderings`.
 pub(super) fn lost(messages: &[Message], renderings: &[Vec<TemplateSpan>]) -> usize {
     let answers = || {
         let spans = renderings.iter().flatten();
@@ -18,7 +18,7 @@ pub(super) fn lost(messages: &[Message], renderings: &[Vec<TemplateSpan>]) -> us
     reasoning.filter(is_lost).count()
 }
 
-/// An assistant's reasoning: a field of its own, or what its content has in `<think>`.
+/// An assistant's reasoning: a field of the message, or the text in `<think>` in its content.
 fn reasoning(message: &Message) -> Option<&str> {
     if message.role() != "assistant" {
         return None;

@@ -6,19 +6,18 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicIsize, Ordering};
 
 thread_local! {
-    /// The count of this thread; most have none, and pay for one look an allocation.
+    /// The count of this thread; most threads have none, and only check that at each allocation.
     static COUNT: Cell<Option<&'static AtomicIsize>> = const { Cell::new(None) };
 }
 
-/// An allocator that leaves the work to another one, and counts the bytes that watched threads
-/// hold.
+/// An allocator that forwards to another one, and counts the bytes that monitored threads hold.
 #[derive(Debug)]
 pub struct CountingAllocator<A>(pub A);
 
-// SAFETY: every call is passed on as it came; counting allocates nothing and does not panic.
+// SAFETY: every call is forwarded unchanged; counting neither allocates nor panics.
 unsafe impl<A: GlobalAlloc> GlobalAlloc for CountingAllocator<A> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller keeps the contract, which is the same.
+        // SAFETY: the contract is the same, and the caller keeps it.
         counted(unsafe { self.0.alloc(layout) }, layout.size(), 0)
     }
 
@@ -40,7 +39,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for CountingAllocator<A> {
     }
 }
 
-/// The block, after its bytes were counted; none were taken or given back where it is null.
+/// Counts the bytes of `block` and returns it; a null block has none.
 fn counted(block: *mut u8, taken: usize, given_back: usize) -> *mut u8 {
     if !block.is_null() {
         let _ = COUNT.try_with(|count| {
@@ -53,9 +52,9 @@ fn counted(block: *mut u8, taken: usize, given_back: usize) -> *mut u8 {
     block
 }
 
-/// Counts the bytes that this thread takes, less those that it gives back, from now on; `None`
-/// where the program's allocator is not [`CountingAllocator`]. The count is never freed: others may
-/// read it after the thread's end.
+/// Counts the bytes that this thread allocates minus those that it frees, from now on; `None` if
+/// the program's allocator is not [`CountingAllocator`]. The count is never freed, because other
+/// threads may read it after the thread's end.
 pub(super) fn count_this_thread() -> Option<&'static AtomicIsize> {
     let count: &'static AtomicIsize = Box::leak(Box::default());
     COUNT.set(Some(count));

@@ -1,5 +1,5 @@
-//! A JSON file that is one array: each item is checked apart, so that one that is wrong leaves the
-//! others.
+//! A JSON file that is one array: each item is checked separately, so that a bad item does not
+//! affect the others.
 
 use std::path::Path;
 
@@ -10,13 +10,13 @@ use super::strict::{Strict, malformed, object};
 use super::{Record, RecordPlace, RecordResult, RecordSource, shared_name};
 use crate::data::error::{DataError, Result};
 
-/// Stands for a byte that is not UTF-8 while the items are told apart.
+/// Replaces a byte that is not UTF-8 while the items are separated.
 const MASK: u8 = b'?';
 
 /// The items of an array of objects.
 ///
 /// # Errors
-/// An array that is not JSON: where its items end is not known.
+/// If the array is not JSON, so that the ends of its items are not known.
 pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Vec<RecordResult>> {
     let file = shared_name(path);
     let items = items(path, bytes)?;
@@ -30,7 +30,7 @@ pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Vec<RecordResult>> {
     Ok(entries.collect())
 }
 
-/// Where each item starts and ends.
+/// Start and end of each item, in bytes.
 fn items(path: &Path, bytes: &[u8]) -> Result<Vec<(usize, usize)>> {
     let text = masked(bytes);
     let count: Vec<IgnoredAny> =
@@ -38,7 +38,7 @@ fn items(path: &Path, bytes: &[u8]) -> Result<Vec<(usize, usize)>> {
     let mut at = 0;
     let mut items = Vec::with_capacity(count.len());
     for _ in count {
-        // Past the bracket or the comma, and white space.
+        // Skips the bracket or comma, and white space.
         let rest = text[at..].trim_start();
         let rest = rest[1..].trim_start();
         let start = text.len() - rest.len();
@@ -51,7 +51,7 @@ fn items(path: &Path, bytes: &[u8]) -> Result<Vec<(usize, usize)>> {
     Ok(items)
 }
 
-/// The bytes as text of the same length, with a mask in place of what is not UTF-8.
+/// The bytes as text of the same length, with [`MASK`] in place of bytes that are not UTF-8.
 fn masked(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
@@ -88,7 +88,7 @@ fn item(
     object(value, source)
 }
 
-/// Line and byte of the line at a place in the file, both from 1.
+/// Line and byte in the line of a position in the file, both counted from 1.
 fn place(bytes: &[u8], at: usize) -> (usize, usize) {
     let before = &bytes[..at];
     let line = before.iter().filter(|&&byte| byte == b'\n').count() + 1;

@@ -13,7 +13,7 @@ use crate::data::error::{DataError, Result};
 /// Renames the columns of all records.
 ///
 /// # Errors
-/// A column that no record has, or a name that a record has already.
+/// If no record has a column, or a record has a field of the new name already.
 pub(super) fn rename(path: &Path, entries: &mut [RecordResult], columns: &Columns) -> Result<()> {
     let records = || entries.iter().filter_map(|entry| entry.as_ref().ok());
     for (field, column) in columns {
@@ -55,7 +55,7 @@ fn rename_fields(record: &mut Record, fields: &BTreeMap<&str, &str>) -> Result<(
     Ok(())
 }
 
-/// The columns of all records, in the order in which they first come.
+/// The columns of all records, in the order of their first occurrence.
 fn present<'r>(records: impl Iterator<Item = &'r Record>) -> String {
     let mut names: Vec<&str> = Vec::new();
     for record in records {

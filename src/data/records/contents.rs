@@ -1,8 +1,8 @@
-//! A data file's bytes and its kind. Compression and Parquet are told by the first bytes, other
-//! kinds by the name.
+//! A data file's bytes and its kind. Compression and Parquet are recognised by the first bytes,
+//! other kinds by the extension.
 //!
 //! gzip and zstd are unpacked in memory, all members of an archive one after the other. An archive
-//! that expands to far more than text does is refused before it fills the memory.
+//! that expands far more than text does is refused before it fills the memory.
 
 use std::cell::Cell;
 use std::io::{Cursor, ErrorKind, Read};
@@ -11,10 +11,10 @@ use std::path::Path;
 use crate::data::error::{DataError, Result};
 use crate::files::regular;
 
-/// Bytes of an archive's contents up to which any ratio is taken.
+/// Unpacked bytes up to which any ratio is accepted.
 const ANY_RATIO: usize = 64 << 20;
 
-/// Largest ratio of contents to archive beyond that. Text of people and programs stays below 50.
+/// Largest ratio of unpacked to packed bytes beyond that. Ordinary text stays below 50.
 const MOST_RATIO: usize = 100;
 
 /// Layout of a file.
@@ -26,7 +26,7 @@ pub(super) enum Kind {
     Parquet,
 }
 
-/// A file's kind, and what is in it once it is unpacked. A Parquet file is not read here.
+/// A file's kind and its unpacked bytes. A Parquet file is not read here.
 pub(super) struct Contents {
     pub kind: Kind,
     pub bytes: Vec<u8>,
@@ -95,7 +95,7 @@ fn is_parquet(head: &[u8]) -> bool {
     head.starts_with(b"PAR1")
 }
 
-/// Formats that are known and not read.
+/// Formats that are recognised but not supported.
 fn refuse_others(path: &Path, head: &[u8]) -> Result<()> {
     let message = match head {
         [b'P', b'K', 3, 4, ..] => "is a zip archive or a spreadsheet; unpack it, or save it as CSV",
@@ -113,7 +113,7 @@ fn refuse_others(path: &Path, head: &[u8]) -> Result<()> {
     Err(unreadable(path, message))
 }
 
-/// True if the file's name is that of a table (CSV or TSV).
+/// True if the file's extension is that of a table (CSV or TSV).
 pub(super) fn is_table(path: &Path) -> bool {
     matches!(kind_by_name(path), Ok(Kind::Table { .. }))
 }

@@ -7,7 +7,7 @@ use super::strict::{malformed, object};
 use super::{Record, RecordPlace, RecordResult, RecordSource, array, shared_name, utf8};
 use crate::data::error::Result;
 
-/// Reads a file's contents; see the module's head. A line that is wrong is an entry of its own.
+/// Reads a file's contents; a bad line is an entry with its error.
 pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Vec<RecordResult>> {
     let body = bytes.strip_prefix(BOM).unwrap_or(bytes);
     if body.trim_ascii_start().starts_with(b"[") {
@@ -25,10 +25,10 @@ pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Vec<RecordResult>> {
     Ok(entries.filter_map(Result::transpose).collect())
 }
 
-/// A byte order mark; files that were joined have some in the middle.
+/// A byte order mark; concatenated files have some in the middle.
 const BOM: &[u8] = "\u{feff}".as_bytes();
 
-/// The record of a line, if it has one.
+/// The record of a line; `None` for a blank line.
 fn read_line(
     path: &Path,
     number: usize,

@@ -5,15 +5,15 @@ use std::ops::AddAssign;
 use crate::config::BadRecords;
 use crate::data::error::{DataError, Result};
 
-/// Bad records that are named one by one.
+/// Number of bad records that are named.
 const NAMED: usize = 10;
 
 /// Bad records that were left out.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LeftOut {
-    /// Records that were left out.
+    /// Number of records that were left out.
     pub count: usize,
-    /// Places and reasons of the first ten.
+    /// Positions and errors of the first ten.
     pub first: Vec<String>,
 }
 
@@ -21,9 +21,9 @@ impl LeftOut {
     /// Counts a bad record.
     ///
     /// # Errors
-    /// The record's own error, if bad records are errors. An error that is no fault of the record
-    /// is one under either policy: a limit has a policy of its own, and a template without end
-    /// would meet every record.
+    /// The record's error, if bad records are errors; under either policy, an error that is not the
+    /// record's fault: long records have their own policy, and a template that exceeds a bound
+    /// fails for every record.
     pub fn leave_out(&mut self, error: DataError, policy: BadRecords) -> Result<()> {
         let of_record = !matches!(
             error,
@@ -39,7 +39,7 @@ impl LeftOut {
         Ok(())
     }
 
-    /// Positions and reasons, a line each, and the number of records that are not named.
+    /// Positions and errors, one line each, and the number of records that are not named.
     pub fn lines(&self) -> String {
         let named: Vec<String> = self.first.iter().map(|line| format!("  {line}")).collect();
         match self.count - self.first.len() {

@@ -1,10 +1,10 @@
-//! Records: what a data file holds, one JSON object each, with where it came from.
+//! Records: the JSON objects of a data file, each with its position in the file.
 //!
 //! A file is opened and unpacked (`contents`), cut into entries by its kind, and its columns get
 //! the names that the configuration gives them (`columns`). Field names are those that TRL
-//! documents (Hugging Face TRL, "Dataset formats and types"); other common shapes are brought to
-//! them as the task at hand asks ([`shapes`]), and then read (`views`). A field under any other
-//! name would train on the wrong thing or on nothing, so the error names the field to rename.
+//! documents (Hugging Face TRL, "Dataset formats and types"); other common shapes are converted to
+//! them as the task needs ([`shapes`]), and then read (`views`). A field that has another name is
+//! not read, so the error names the field to rename.
 
 mod array;
 mod columns;
@@ -55,22 +55,21 @@ pub struct File {
 }
 
 /// Reads a data file whole, by its kind: `.jsonl`, `.ndjson` or `.json` (one object a line, or one
-/// array of objects), `.csv`, `.tsv`, `.parquet`, `.txt` (one document); all but Parquet perhaps
+/// array of objects), `.csv`, `.tsv`, `.parquet`, `.txt` (one document). All but Parquet may be
 /// compressed by gzip or zstd.
 ///
 /// # Errors
-/// A file that cannot be read, a malformed line (with line and column), text that is not UTF-8, or
-/// no record at all.
+/// If the file cannot be read, a line is malformed (with line and column), text is not UTF-8, or
+/// there is no record.
 pub fn read(path: impl AsRef<Path>) -> Result<Vec<Record>> {
     entries(path.as_ref(), None)?.into_iter().collect()
 }
 
-/// Reads a data file whole, with `columns` under their other names; `bad` says what happens to
-/// records that cannot be read.
+/// Reads a data file whole and renames its `columns`; `bad` is the policy for records that cannot
+/// be read.
 ///
 /// # Errors
-/// The errors of [`read`], a malformed line only if bad records are errors; and a column that no
-/// record has.
+/// The errors of [`read`], bad records only if these are errors; and a column that no record has.
 pub fn read_file(path: &Path, columns: Option<&Columns>, bad: BadRecords) -> Result<File> {
     let mut file = File::default();
     for entry in entries(path, columns)? {
@@ -82,10 +81,10 @@ pub fn read_file(path: &Path, columns: Option<&Columns>, bad: BadRecords) -> Res
     Ok(file)
 }
 
-/// Reads a data file whole; a record that cannot be read is an entry of its own.
+/// Reads a data file whole; a record that cannot be read is an entry with its error.
 ///
 /// # Errors
-/// A file that cannot be read at all, one without a record, or a column that no record has.
+/// If the file cannot be read, has no record, or no record has one of the columns.
 pub fn entries(path: &Path, columns: Option<&Columns>) -> Result<Vec<RecordResult>> {
     let _phase = Phase::begin(format!("reading {}", path.display()));
     let contents = contents::read(path)?;

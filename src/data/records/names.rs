@@ -1,13 +1,13 @@
-//! Field names and types in words: what a record should have, and which of its
-//! fields was probably meant.
+//! Field names and types in messages: the fields that a record should have, and the one that was
+//! probably meant.
 
 use serde_json::{Map, Value};
 
 use super::{RecordSource, contents};
 use crate::data::error::DataError;
 
-/// Names under which other sets keep our fields. They are pointed out, and read only where
-/// `columns` says so.
+/// Other names of our fields in published datasets. Messages suggest them; they are read only if
+/// `columns` maps them.
 const ALIASES: [(&str, &[&str]); 9] = [
     (
         "prompt",
@@ -69,7 +69,7 @@ const ALIASES: [(&str, &[&str]); 9] = [
     ),
 ];
 
-/// The key of an object that stands for a value which JSON cannot hold.
+/// The key of an object that replaces a value that JSON cannot hold.
 const UNREAD: &str = "\0unread";
 
 /// Types of values that JSON cannot hold.
@@ -80,12 +80,12 @@ const UNREAD_TYPES: [&str; 4] = [
     "an interval",
 ];
 
-/// Stands for a value that JSON cannot hold, of the type in these words.
+/// The replacement of a value that JSON cannot hold; `words` name its type.
 pub(super) fn unread(words: &'static str) -> Value {
     Value::Object(Map::from_iter([(UNREAD.to_owned(), words.into())]))
 }
 
-/// True if the value stands for one that JSON cannot hold.
+/// True if the value replaces one that JSON cannot hold.
 pub fn is_unread(value: &Value) -> bool {
     value.get(UNREAD).is_some()
 }
@@ -107,7 +107,7 @@ pub(super) fn type_name(value: &Value) -> &'static str {
 }
 
 /// The error of a missing field of the object at `path` (empty for the record itself), with the
-/// field to rename if one looks like it.
+/// similar field to rename, if there is one.
 pub(super) fn missing_field(
     at: &RecordSource,
     fields: &Map<String, Value>,
@@ -144,10 +144,10 @@ pub(super) fn missing_field(
     }
 }
 
-/// Characters of a value that an error shows.
+/// Largest number of characters of a value in an error.
 const SHOWN: usize = 40;
 
-/// A value as an error shows it, cut where it is long.
+/// A value as errors show it, cut if it is long.
 pub(super) fn shown(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(SHOWN) {
@@ -156,10 +156,10 @@ pub(super) fn shown(value: &Value) -> String {
     }
 }
 
-/// Most names of a list; wide tables have hundreds.
+/// Largest number of names in a list; wide tables have hundreds.
 const MOST_NAMES: usize = 12;
 
-/// Names in quotes, with a count of those that are too many to list.
+/// Names in quotes, and the number of those beyond the largest.
 pub fn listed(names: &[impl std::fmt::Display]) -> String {
     let shown: Vec<String> = names
         .iter()
@@ -172,8 +172,7 @@ pub fn listed(names: &[impl std::fmt::Display]) -> String {
     }
 }
 
-/// A present field that is probably the wanted one under another name: a known alias, or a near
-/// spelling.
+/// A field of the record that is probably the missing one: a known alias, or a similar spelling.
 pub(super) fn likely_name<'a>(fields: &'a Map<String, Value>, wanted: &str) -> Option<&'a str> {
     let aliases = ALIASES
         .iter()

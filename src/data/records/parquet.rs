@@ -2,10 +2,10 @@
 //! become JSON.
 //!
 //! Text and binary are read as UTF-8, decimals as numbers; dates and times keep their printed form
-//! as a string. A value that none of that holds for (other bytes, columns with intervals, dates
-//! that no calendar has, numbers that are not finite) is set aside under its type's name: a task
-//! that reads it refuses the record, and others do not mind it. A null column is left out, so that
-//! an optional field reads as absent.
+//! as a string. A value of another kind (other bytes, columns with intervals, invalid dates,
+//! numbers that are not finite) is replaced by the name of its type: a task that reads it refuses
+//! the record, other tasks ignore it. A null column is left out, so that an optional field is
+//! absent.
 
 mod plain;
 
@@ -30,7 +30,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<RecordResult>> {
         message,
     };
     let file = regular::open(path).map_err(|e| DataError::io(path, e))?;
-    // The crate panics at some files that contradict themselves.
+    // The crate panics at some inconsistent files.
     let rows =
         quietly(|| rows(file)).map_err(|words| broken(format!("reading it fails ({words})")))?;
     let name = shared_name(path);
@@ -63,7 +63,7 @@ fn rows(file: File) -> parquet::errors::Result<Vec<Map<String, Value>>> {
     Ok(rows)
 }
 
-/// The fields of a row; `intervals` are the columns that cannot be read.
+/// The fields of a row; `intervals` are the columns with intervals, which cannot be read.
 fn fields(row: &Row, intervals: &[&str]) -> Map<String, Value> {
     let mut fields = object(row);
     for (name, value) in &mut fields {
@@ -115,12 +115,12 @@ fn text(bytes: &ByteArray) -> Option<&str> {
     std::str::from_utf8(bytes.data()).ok()
 }
 
-/// A date or time as the crate prints it, which panics at one that no calendar has.
+/// A date or time as the crate prints it; the crate panics at an invalid one.
 fn printed(field: &Field) -> Option<String> {
     quietly(|| field.to_string()).ok()
 }
 
-/// JSON has neither infinities nor NaN.
+/// A number; JSON has neither infinities nor NaN.
 fn number(value: f64) -> Value {
     match value.is_finite() {
         true => value.into(),
@@ -128,7 +128,8 @@ fn number(value: f64) -> Value {
     }
 }
 
-/// Unscaled value, big-endian in two's complement, over ten to the scale.
+/// A decimal: the unscaled value (big-endian, two's complement) divided by ten to the power of the
+/// scale.
 fn decimal(value: &Decimal) -> f64 {
     let bytes = value.data();
     let sign = if bytes.first().is_some_and(|byte| *byte >= 0x80) {

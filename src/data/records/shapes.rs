@@ -1,4 +1,4 @@
-//! The shapes that records come in, brought to the fields that the views read.
+//! The shapes of records, and their conversion to the fields that the views read.
 //!
 //! - TRL: `messages`; `prompt` with `completion`, or with `chosen` and `rejected`; `text`. Kept as
 //!   it is.
@@ -7,8 +7,8 @@
 //! - Alpaca: `instruction`, `input`, `output`, also `system`, `history`, `chosen`, `rejected`.
 //!   Becomes `messages`, `prompt` with two answers, or text (`alpaca`).
 //!
-//! A record of a shape that the task does not read is refused with the name of its shape and of
-//! what reads it (`refusal`).
+//! A record of a shape that the task does not read is refused with the name of its shape and the
+//! stages that read it (`refusal`).
 
 mod alpaca;
 mod pairs;
@@ -29,17 +29,17 @@ pub enum RecordTask {
     Documents,
     /// Answers to learn from.
     Examples,
-    /// Texts of the same shapes to score, however they are labelled.
+    /// Texts of the same shapes to score, whatever their labels.
     Texts,
     /// Pairs of a better and a worse answer, to score.
     Pairs,
-    /// Pairs, where the log-probs of the answers alone count.
+    /// Pairs for losses on the log-probs of the answers.
     DirectPairs,
     /// Prompts to generate from.
     Prompts,
 }
 
-/// Style of a record's prompts where its shape leaves it open.
+/// Style of prompts that could be a chat or plain text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
     /// Messages: the model has a chat template.
@@ -63,11 +63,11 @@ enum RecordShape {
     AlpacaPrompt,
 }
 
-/// Fields of a chat that its template reads beside the messages.
+/// Fields of a chat that its template reads besides the messages.
 const TEMPLATE_FIELDS: [&str; 2] = ["tools", "chat_template_kwargs"];
 
 impl RecordShape {
-    /// The record's shape, the first in this order where it has several.
+    /// The record's shape; the first in this order if it has several.
     fn of(record: &Record, task: RecordTask) -> Option<Self> {
         let has = |names: &[&str]| names.iter().all(|name| record.has(name));
         let rules: &[(&[&str], Self)] = match task {
@@ -98,13 +98,13 @@ impl RecordShape {
         };
         let found = rules.iter().find(|(names, _)| has(names));
         let shape = found.map(|(_, shape)| *shape)?;
-        // Half a prompt with its completion is not a document.
+        // A record with only one of `prompt` and `completion` is not a document.
         let halves = record.has("prompt") || record.has("completion");
         let whole = task == RecordTask::Documents || shape != RecordShape::Text || !halves;
         whole.then_some(shape)
     }
 
-    /// The fields that it is read from.
+    /// The fields that a shape is read from.
     fn fields(self, task: RecordTask) -> &'static [&'static str] {
         match (self, task) {
             (RecordShape::Messages, _) => &["messages"],
@@ -140,7 +140,7 @@ impl RecordShape {
         }
     }
 
-    /// True of a record that goes through a chat template.
+    /// True if the record is rendered by a chat template.
     fn is_chat(self, record: &Record, style: Style) -> bool {
         let mut lists = self.fields(RecordTask::Pairs).iter();
         let list = |name: &&str| record.fields.get(*name).is_some_and(Value::is_array);
@@ -154,16 +154,16 @@ impl RecordShape {
 }
 
 impl Record {
-    /// True of a field that is there and not null.
+    /// True if the record has the field and it is not null.
     pub fn has(&self, name: &str) -> bool {
         self.fields.get(name).is_some_and(|value| !value.is_null())
     }
 
-    /// The record with the fields that the task's view reads.
+    /// The record converted to the fields that the task's view reads.
     ///
     /// # Errors
-    /// A shape that the task does not read, or one that cannot be brought to those fields. A record
-    /// of no known shape passes: the view says which field is missing.
+    /// If the task does not read the shape, or it cannot be converted. A record of no known shape
+    /// passes; the view's error then names the missing field.
     pub fn shaped(&self, task: RecordTask, style: Style) -> Result<Cow<'_, Self>> {
         let Some(shape) = RecordShape::of(self, task) else {
             return match refusal::of(self, task) {
@@ -189,8 +189,8 @@ impl Record {
         Ok(record)
     }
 
-    /// Fields that the task does not use. A prompt's other fields go to the rewards, but for those
-    /// of a template, which plain text does not go through.
+    /// Fields that the task does not use. A prompt's other fields go to the rewards, except those
+    /// of the template if the prompt is plain text.
     pub fn unused(&self, task: RecordTask, style: Style) -> Vec<&str> {
         let mut unused = self.unread(task, style);
         if task == RecordTask::Prompts {
@@ -199,7 +199,7 @@ impl Record {
         unused
     }
 
-    /// Fields that become no token.
+    /// Fields that do not become tokens.
     pub fn unread(&self, task: RecordTask, style: Style) -> Vec<&str> {
         let Some(shape) = RecordShape::of(self, task) else {
             return Vec::new();
@@ -228,7 +228,7 @@ impl Record {
         }
     }
 
-    /// The text of a field, the empty one where it is absent.
+    /// The text of a field; empty if the field is absent.
     fn text_or_empty(&self, name: &str) -> Result<String> {
         match self.fields.get(name) {
             None | Some(Value::Null) => Ok(String::new()),
@@ -241,8 +241,7 @@ impl Record {
     }
 }
 
-/// Fields by whose presence the views choose a shape; Parquet and exports write them as null where
-/// they are absent.
+/// Fields whose presence decides the shape; Parquet and exports write absent ones as null.
 const CHOOSING: [&str; 3] = ["messages", "prompt", "margin"];
 
 fn drop_nulls(record: &mut Cow<'_, Record>) {

@@ -1,5 +1,5 @@
-//! JSON values in which no object names a key twice, since one of two values under one name would
-//! be lost; records made of them, and the error of text that is not JSON.
+//! JSON values without duplicate keys, of which one value would be lost; records made of them, and
+//! the error of text that is not JSON.
 
 use std::fmt;
 use std::path::Path;
@@ -10,7 +10,7 @@ use serde_json::{Map, Number, Value};
 use super::{Record, RecordSource};
 use crate::data::error::{self, DataError};
 
-/// A value whose objects have each key once.
+/// A value whose objects have no duplicate keys.
 pub(super) struct Strict(pub Value);
 
 impl<'de> Deserialize<'de> for Strict {
@@ -68,7 +68,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
         let mut fields = Map::new();
         while let Some(name) = entries.next_key::<String>()? {
             if fields.contains_key(&name) {
-                return Err(A::Error::custom(format!("key `{name}` stands there twice")));
+                return Err(A::Error::custom(format!("key `{name}` is there twice")));
             }
             let Strict(value) = entries.next_value()?;
             fields.insert(name, value);
@@ -97,8 +97,8 @@ pub(super) fn malformed(
     text: &str,
     error: &serde_json::Error,
 ) -> DataError {
-    // serde's own " at line 1 column 7" counts lines from the text it was given; ours counts from
-    // the file.
+    // serde's " at line 1 column 7" counts lines from the start of the parsed text; ours counts
+    // from the start of the file.
     let words = error.to_string();
     let message = words.split(" at line ").next().unwrap_or(&words);
     let hint = match (error.is_eof(), text.trim() == "{") {

@@ -1,7 +1,7 @@
 //! CSV and TSV: a row is a record, its fields under the names of the first row.
 //!
-//! Every field is text but [`NUMBERS`] and [`LISTS`]. An empty one is left out, as a null of
-//! Parquet is. Quotes are those of RFC 4180.
+//! Every field is text except [`NUMBERS`] and [`LISTS`]. An empty field is left out, as a null in
+//! Parquet. Quotes follow RFC 4180.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -15,10 +15,10 @@ use super::strict::Strict;
 use super::{Record, RecordPlace, RecordResult, RecordSource, shared_name, utf8};
 use crate::data::error::{DataError, Result};
 
-/// Fields that are numbers, though the file has them as text.
+/// Fields that are read as numbers.
 const NUMBERS: [&str; 2] = ["margin", "max_new_tokens"];
 
-/// Fields that are lists, which a table can only have as JSON.
+/// Fields that are read as lists in JSON.
 const LISTS: [&str; 6] = [
     "messages",
     "conversations",
@@ -28,7 +28,7 @@ const LISTS: [&str; 6] = [
     "prompt_ids",
 ];
 
-/// Reads a file's contents; see the module's head. A row that is wrong is an entry of its own.
+/// Reads a file's contents; a bad row is an entry with its error.
 pub(super) fn read(path: &Path, bytes: &[u8], delimiter: u8) -> Result<Vec<RecordResult>> {
     let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
     let mut reader = ReaderBuilder::new()
@@ -61,7 +61,7 @@ pub(super) fn read(path: &Path, bytes: &[u8], delimiter: u8) -> Result<Vec<Recor
     Ok(entries)
 }
 
-/// Counts lines up to records, which come in order.
+/// Counts the lines before each record; records come in order.
 struct RowReader<'b> {
     bytes: &'b [u8],
     at: usize,
@@ -74,7 +74,7 @@ impl<'b> RowReader<'b> {
         Self { bytes, at, line }
     }
 
-    /// The line of the record that is read from `start` on; empty lines may come before it.
+    /// The line of the record that is read from byte `start` on, after any empty lines.
     fn of_record(&mut self, start: usize) -> usize {
         let is_end = |&&byte: &&u8| byte == b'\n' || byte == b'\r';
         let start = start.min(self.bytes.len());
@@ -86,8 +86,8 @@ impl<'b> RowReader<'b> {
     }
 }
 
-/// True if every quote that opens a field of the last row is closed; in other rows the reader sees
-/// to it.
+/// True if every quote that opens a field of the last row is closed; the reader checks the other
+/// rows.
 fn is_closed(raw: &[u8], delimiter: u8, last: bool) -> bool {
     if !last || raw.iter().filter(|&&byte| byte == b'"').count() % 2 == 0 {
         return true;
@@ -153,7 +153,7 @@ fn record(path: &Path, names: &[String], row: &ByteRecord, source: RecordSource)
     Ok(Record { fields, source })
 }
 
-/// Turns the text of fields that are numbers or lists into these, once columns have their names.
+/// Parses the fields that are numbers or lists, after columns were renamed.
 pub(super) fn typed(entries: &mut [RecordResult]) {
     for entry in entries {
         let Ok(record) = entry else { continue };

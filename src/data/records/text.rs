@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::{Record, RecordPlace, RecordResult, RecordSource, shared_name, utf8};
 use crate::data::error::Result;
 
-/// Reads a file's contents as one document; white space alone is none.
+/// Reads a file's contents as one document; a file of white space has no document.
 pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Vec<RecordResult>> {
     let text = utf8(path, bytes, 1)?;
     if text.trim().is_empty() {

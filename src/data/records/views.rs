@@ -1,5 +1,4 @@
-//! A record read as the task asks: a document, a prompt with its completion, a chat, a preference,
-//! a prompt.
+//! Views of a record: a document, a prompt with its completion, a chat, a preference, a prompt.
 
 use serde_json::{Map, Value};
 
@@ -26,7 +25,7 @@ impl Message {
         }
     }
 
-    /// All fields, as the template sees them.
+    /// All fields, as the template reads them.
     pub fn fields(&self) -> &Map<String, Value> {
         &self.fields
     }
@@ -39,7 +38,7 @@ impl Message {
             .unwrap_or("")
     }
 
-    /// The text, where the content is one string.
+    /// The text, if the content is one string.
     pub fn content(&self) -> Option<&str> {
         self.fields.get("content").and_then(Value::as_str)
     }
@@ -117,7 +116,7 @@ impl Record {
         self.turns("prompt")
     }
 
-    /// The fields `chosen`, `rejected`, and `prompt` and `margin` if there.
+    /// The fields `chosen` and `rejected`, and optionally `prompt` and `margin`.
     pub fn preference(&self) -> Result<Preference> {
         let chosen = self.turns("chosen")?;
         let rejected = self.turns("rejected")?;
@@ -134,7 +133,7 @@ impl Record {
             });
         }
         if self.renamed("prompt").is_some() {
-            return Err(self.missing("prompt", TURNS)); // a misspelt prompt must not pass for none
+            return Err(self.missing("prompt", TURNS)); // a misspelt prompt must not count as none
         }
         let (prompt, chosen, rejected) = implicit_prompt(chosen, rejected);
         Ok(Preference {
@@ -211,7 +210,7 @@ impl Record {
             .is_some_and(|calls| !calls.is_null());
         match fields.get("content") {
             Some(Value::String(_) | Value::Array(_)) => {}
-            // Calls of tools come without text.
+            // Tool calls have no text.
             None | Some(Value::Null) if calls => {}
             Some(other) => return Err(self.wrong_type(&format!("{path}.content"), other, CONTENT)),
             None => {
@@ -271,7 +270,7 @@ impl Record {
     }
 }
 
-/// Splits off the messages with which both lists start; each keeps at least its last one.
+/// Splits off the common first messages of both lists; each keeps at least its last one.
 fn implicit_prompt(chosen: Turns, rejected: Turns) -> (Turns, Turns, Turns) {
     match (chosen, rejected) {
         (Turns::Messages(mut chosen), Turns::Messages(mut rejected)) => {

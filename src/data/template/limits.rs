@@ -1,17 +1,17 @@
-//! Bounds on a chat template of unknown origin: one that does not end, or that takes all memory or
-//! stack, is refused with what it exceeds.
+//! Bounds on a chat template of unknown origin: a template that does not end, or that takes all
+//! memory or stack, is refused with the bound that it exceeds.
 //!
-//! - *Steps.* A rendering has [`STEPS`]; one is an instruction, or 64 bytes of text, or two items
-//!   visited (minijinja's fuel). Ordinary templates take a few hundred a message.
+//! - *Steps.* A rendering has [`STEPS`] steps; a step is an instruction, 64 bytes of text, or two
+//!   visited items (minijinja's fuel). Ordinary templates take a few hundred per message.
 //! - *Depth.* A template has at most [`ELIFS`] `elif` tags, and a tag [`TAG_TOKENS`] tokens. Macros
-//!   call themselves [`RECURSION`] deep. What `set` stores or a tag prints nests [`DEPTH`] deep,
-//!   and a namespace holds no namespace. So whatever recurses over a template or a value keeps
-//!   within the watched thread's stack.
-//! - *Time and memory.* What the engine does not count, comparisons and prints of values that hold
-//!   one another many times, is watched ([`guard`](crate::data::guard)).
+//!   call themselves [`RECURSION`] deep. A value that `set` stores or a tag prints nests at most
+//!   [`DEPTH`] deep, and a namespace holds no namespace. So every recursion over a template or a
+//!   value fits the monitored thread's stack.
+//! - *Time and memory.* Work that the engine does not count, such as comparing or printing values
+//!   that contain each other many times, is monitored ([`guard`](crate::data::guard)).
 //!
-//! minijinja has no place to check what a template stores, so each `{% set name = value %}` is
-//! compiled as `{% set name = (value)|stored %}`, with a filter of ours.
+//! minijinja has no hook for stored values, so each `{% set name = value %}` is compiled as `{% set
+//! name = (value)|stored %}`, with a filter of ours.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -24,43 +24,43 @@ use minijinja::{Environment, Error, ErrorKind, State};
 use super::python::JsonStyle;
 use crate::data::guard::{Bounds, watched};
 
-/// Steps of one rendering.
+/// Largest number of steps of one rendering.
 const STEPS: u64 = 10_000_000;
-/// Calls of macros and loops inside one another.
+/// Largest depth of nested macros and loops.
 const RECURSION: usize = 200;
-/// Levels of lists and maps inside one another.
+/// Largest depth of nested lists and maps.
 const DEPTH: usize = 100;
-/// Tokens of one tag.
+/// Largest number of tokens of a tag.
 const TAG_TOKENS: usize = 2000;
-/// Tags `elif` of a template: each is parsed inside the one before it.
+/// Largest number of `elif` tags of a template: each is parsed inside the one before it.
 const ELIFS: usize = 2000;
-/// Characters of an error that a template raises.
+/// Largest number of characters of an error that a template raises.
 const MESSAGE: usize = 2000;
-/// Bytes of the two separators of `tojson`.
+/// Largest number of bytes of the two separators of `tojson`.
 const SEPARATORS: usize = 100;
-/// Bytes of a template.
+/// Largest number of bytes of a template.
 const SOURCE: usize = 1 << 20;
-/// Spaces of one level of `tojson`.
+/// Largest indentation of `tojson`, in spaces a level.
 const INDENT: usize = 100;
-/// Bounds of compiling, or of one rendering, beside steps.
+/// Time and memory of compiling, or of one rendering.
 const BOUNDS: Bounds = Bounds {
     seconds: 10,
     bytes: 1 << 30,
 };
 
-/// The filter around what is assigned to a name.
+/// The filter around values that are assigned to a name.
 const STORED: &str = "collimate_stored";
-/// The filter around what is assigned to an attribute of a namespace.
+/// The filter around values that are assigned to an attribute of a namespace.
 const STORED_IN_NAMESPACE: &str = "collimate_stored_in_namespace";
 /// The type of minijinja's namespaces, which is not public.
 const NAMESPACE: &str = "Namespace";
 
-/// An environment whose templates keep within bounds.
+/// An environment whose templates stay within bounds.
 #[derive(Debug)]
 pub(super) struct Bounded(Arc<Environment<'static>>);
 
 impl Bounded {
-    /// Bounds what `environment` compiles and renders.
+    /// Bounds the compiling and rendering of `environment`.
     pub fn new(mut environment: Environment<'static>) -> Self {
         environment.set_fuel(Some(STEPS));
         environment.set_recursion_limit(RECURSION);
@@ -105,7 +105,7 @@ impl Bounded {
     /// Renders a template.
     ///
     /// # Errors
-    /// The template's own, or the bound that it exceeds.
+    /// The template's error, or the bound that it exceeds.
     pub fn render(&self, name: &'static str, variables: Value) -> Result<String, Error> {
         let environment = Arc::clone(&self.0);
         let rendered = watched(BOUNDS, move || {
@@ -121,7 +121,7 @@ impl Bounded {
 #[error("a bound on templates is exceeded")]
 struct Exceeded;
 
-/// An error of ours, in words that follow "the template".
+/// An error; `what` follows "the template" in its message.
 fn refused(what: String) -> Error {
     let words = format!("the template {what}; it is broken, or made to harm");
     Error::new(ErrorKind::InvalidOperation, words).with_source(Exceeded)
@@ -133,7 +133,8 @@ pub(super) fn is_exceeded(error: &Error) -> bool {
     sources.any(|source| source.is::<Exceeded>())
 }
 
-/// Words for a template that ran out of steps, and a bound on the words of others.
+/// The message of a template that ran out of steps; messages of other errors are cut if they are
+/// long.
 fn in_words(error: Error) -> Error {
     let line = error.line();
     let at = line.map_or(String::new(), |line| format!(" (stopped at line {line})"));
@@ -152,7 +153,7 @@ fn in_words(error: Error) -> Error {
     }
 }
 
-/// The source with a filter around every value that `set` stores. Lines stay where they are.
+/// The source with a filter around every value that `set` stores. Line numbers do not change.
 fn checked_sets(source: &str, syntax: SyntaxConfig) -> Result<String, Error> {
     let mut out = String::with_capacity(source.len() + source.len() / 8);
     let mut copied = 0;
@@ -201,9 +202,9 @@ struct Tag {
     open: usize,
     /// True if an attribute is assigned to.
     attribute: bool,
-    /// Where the assigned value begins.
+    /// The byte at which the assigned value begins.
     value: Option<usize>,
-    /// Where the last token ends.
+    /// The byte at which the last token ends.
     end: Option<usize>,
 }
 
@@ -233,8 +234,8 @@ impl Tag {
     }
 }
 
-/// Passes on a value that is not too deep. A lazy sequence becomes a list: lazy ones that hold one
-/// another would recurse.
+/// Returns a value that is not too deep. A lazy sequence becomes a list, because lazy sequences
+/// could contain each other.
 fn stored(state: &State, value: Value) -> Result<Value, Error> {
     let value = match value.as_object() {
         Some(object) if object.repr() == ObjectRepr::Iterable => {
@@ -251,7 +252,7 @@ fn stored(state: &State, value: Value) -> Result<Value, Error> {
     Ok(value)
 }
 
-/// [`stored`], without a namespace: one that holds itself would have no end.
+/// [`stored`] for an attribute; a namespace is refused, because it could contain itself.
 fn stored_in_namespace(state: &State, value: Value) -> Result<Value, Error> {
     let value = stored(state, value)?;
     match value.as_object().is_some_and(holds_namespace) {
@@ -260,10 +261,10 @@ fn stored_in_namespace(state: &State, value: Value) -> Result<Value, Error> {
     }
 }
 
-/// Makes sure that a value can be walked: neither too deep nor without end. The walk costs steps.
+/// Checks that a value is neither too deep nor infinite. The walk costs steps.
 ///
 /// # Errors
-/// If it is too deep, or takes more steps than are left.
+/// If the value is too deep, or the walk takes more steps than are left.
 pub(super) fn printable(state: &State, value: &Value) -> Result<(), Error> {
     match value.as_object() {
         Some(object) => TemplateWalk::new(state, Text::Written).object(object, DEPTH),
@@ -271,20 +272,20 @@ pub(super) fn printable(state: &State, value: &Value) -> Result<(), Error> {
     }
 }
 
-/// Treatment of the text that a walk meets.
+/// Cost of the text in a value.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Text {
-    /// Text that stays where it is, and costs nothing.
+    /// Text is not copied, and costs nothing.
     Shared,
-    /// Text that is written out.
+    /// Text is written out.
     Written,
 }
 
-/// A walk over a value and all that it holds, as often as it holds it.
+/// A walk over a value and its contents, repeated ones included.
 struct TemplateWalk<'a, 't, 'e> {
     state: &'a State<'t, 'e>,
     text: Text,
-    /// Bytes that are not yet paid for.
+    /// Bytes of text whose steps were not yet charged.
     unpaid: Cell<u64>,
 }
 
@@ -297,7 +298,7 @@ impl<'a, 't, 'e> TemplateWalk<'a, 't, 'e> {
         }
     }
 
-    /// Pays for a value with so many bytes of text.
+    /// Charges the steps of a value with this many bytes of text.
     fn pay(&self, bytes: usize) -> Result<(), Error> {
         const VALUE: u64 = 8;
         const STEP: u64 = 64;
@@ -366,7 +367,7 @@ fn is_namespace(object: &DynObject) -> bool {
 /// Checks that the output of `tojson` is bounded by the size of its value.
 ///
 /// # Errors
-/// If it indents or separates by more than anybody reads.
+/// If the indentation or the separators are too long.
 pub(super) fn check_style(style: &JsonStyle) -> Result<(), Error> {
     let separators = style.separators.iter().flatten();
     let bytes: usize = separators.map(String::len).sum();
@@ -381,7 +382,7 @@ pub(super) fn check_style(style: &JsonStyle) -> Result<(), Error> {
     }
 }
 
-/// Python's methods. Those that walk lists or repeat text pay before they do.
+/// Python's methods. Methods that walk lists or repeat text are charged their steps first.
 fn method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     if matches!(method, "count" | "join" | "format") {
         std::iter::once(value)

@@ -1,17 +1,17 @@
-//! Chat templates, rendered as transformers renders them, and cut into what is given and what is
-//! answered.
+//! Chat templates, rendered as in transformers, and cut into given text and answers.
 //!
 //! The environment is that of `transformers.utils.chat_template_utils`: Jinja2 with `trim_blocks`,
 //! `lstrip_blocks` and loop controls; `raise_exception`, `strftime_now` and a `tojson` without HTML
-//! escapes; `messages`, `tools`, `documents`, `add_generation_prompt`, the special tokens and what
-//! the record gives (`variables`) as variables. Values print as Python prints them (`python`).
-//! A message's fields that are null are left out. `{% generation %}` blocks are read as plain
-//! blocks: the answers are found by rendering (`turns`) in every template, marked or not.
+//! escapes; `messages`, `tools`, `documents`, `add_generation_prompt`, the special tokens and the
+//! record's own (`variables`) as variables. Values are printed as in Python (`python`). Null fields
+//! of a message are left out. `{% generation %}` blocks are read as plain blocks: the answers are
+//! found by rendering (`turns`) in every template.
 //!
-//! A template may come from anybody; `limits` bounds what it may take.
+//! A template may be hostile; `limits` bounds its time, memory and depth.
 //!
-//! Left out: local time (`strftime_now` is UTC, so that a machine's zone changes nothing), and
-//! `continue_final_message`: a prompt whose last message is the assistant's is opened for another.
+//! Left out: local time (`strftime_now` is UTC, so that the machine's zone has no effect), and
+//! `continue_final_message`: a prompt whose last message is the assistant's is opened for another
+//! one.
 
 mod limits;
 mod python;
@@ -32,24 +32,24 @@ pub use turns::{Chat, ChatTurn};
 pub use variables::Variables;
 
 const NAME: &str = "chat_template";
-/// The template of conversations with tools, where it is one of its own.
+/// The template of conversations with tools, if it is a separate one.
 const TOOL_USE: &str = "tool_use";
 
 /// Whether a rendering ends with the opening of an assistant turn (`add_generation_prompt`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GenerationPrompt {
-    /// The conversation is open: the assistant speaks next.
+    /// The rendering ends with the opening of the assistant's next turn.
     Add,
-    /// The messages without a generation prompt.
+    /// The rendering ends with the last message.
     Omit,
 }
 
 /// A piece of a rendered conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TemplateSpan {
-    /// Text that the model is given: headers, and turns of others.
+    /// Text that the model is given: headers, and the turns of other speakers.
     Given(String),
-    /// Text that the model answers: the turn's content with whatever closes it.
+    /// Text that the model answers: the turn's content with its closing.
     Answer(String),
 }
 
@@ -170,8 +170,8 @@ impl ChatTemplate {
     }
 }
 
-/// A message's fields as transformers hands them to a template: none that is null, and the
-/// reasoning, kept under one of three names, also under the two that templates read.
+/// A message's fields as transformers passes them to a template: without null fields, and with the
+/// reasoning, which has one of three names, also under the two names that templates read.
 fn as_rendered(message: &Message) -> Map<String, Json> {
     let mut fields = message.fields().clone();
     fields.retain(|_, value| !value.is_null());

@@ -1,4 +1,4 @@
-//! How Python prints values: `str`, `repr` and `json.dumps`, for templates that print lists, maps,
+//! Values printed as in Python (`str`, `repr`, `json.dumps`), for templates that print lists, maps,
 //! booleans or numbers.
 
 use minijinja::value::{Value, ValueKind};
@@ -7,17 +7,17 @@ use serde_json::Value as Json;
 /// The arguments of `json.dumps` that templates use.
 #[derive(Debug, Clone, Default)]
 pub(super) struct JsonStyle {
-    /// Escape all but ASCII.
+    /// Whether characters other than ASCII are escaped.
     pub ensure_ascii: bool,
-    /// One item a line, indented by so many spaces a level.
+    /// One item a line, indented by this many spaces a level.
     pub indent: Option<usize>,
-    /// Between items, and between key and value.
+    /// The texts between items, and between key and value.
     pub separators: Option<Vec<String>>,
-    /// Keys in order of code points.
+    /// Keys are sorted by code points.
     pub sort_keys: bool,
 }
 
-/// `str(value)`; nothing for an undefined value.
+/// `str(value)`; empty for an undefined value.
 pub(super) fn str(value: &Value) -> Result<String, minijinja::Error> {
     Ok(match value.kind() {
         ValueKind::Undefined => String::new(),
@@ -29,7 +29,7 @@ pub(super) fn str(value: &Value) -> Result<String, minijinja::Error> {
     })
 }
 
-/// `repr(value)` of what JSON can hold.
+/// `repr(value)` of a JSON value.
 fn repr(value: &Json) -> String {
     match value {
         Json::Null => "None".into(),
@@ -76,8 +76,8 @@ fn repr_string(text: &str) -> String {
     out
 }
 
-/// Shortest digits that read back the same, as Python and Rust both print; Python turns to
-/// exponents at 1e16 and below 1e-4.
+/// The shortest digits that read back as the same number, as in Python and Rust; Python writes an
+/// exponent from 1e16 on and below 1e-4.
 fn number_text(number: &serde_json::Number) -> String {
     let Some(value) = number.as_f64().filter(|_| number.is_f64()) else {
         return number.to_string();

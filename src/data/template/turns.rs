@@ -1,20 +1,21 @@
-//! A conversation's answers, each with the text that the model is given before it.
+//! The answers of a conversation, each with the text that the model is given before it.
 //!
-//! Before answer i the model is given what it is given at inference: the messages before it, opened
-//! by the generation prompt. The answer is what the completed turn adds to that. Where the
-//! generation prompt opens more than the completed turn has (DeepSeek-R1 opens `<think>`, and drops
-//! the reasoning of completed turns), the answer is what the turn adds to the part that both have,
-//! as in TRL (#3522); what is given stays what inference gives.
+//! Before answer i the model is given the same text as at inference: the earlier messages and the
+//! generation prompt. The answer is the text that the completed turn adds. If the generation prompt
+//! has text that the completed turn lacks (DeepSeek-R1 opens `<think>`, and drops the reasoning of
+//! completed turns), the answer is the text that the turn adds to the part that both have, as in
+//! TRL (#3522); the given text is still that of inference.
 //!
-//! Many templates rewrite earlier turns once later ones are there (Qwen3 drops their reasoning).
-//! Then no one rendering holds all answers as they would be generated, and each has one of its own.
+//! Many templates render earlier turns differently once later ones follow (Qwen3 drops their
+//! reasoning). Then no single rendering has all answers as they would be generated, and each answer
+//! has its own rendering.
 
 use super::{ChatTemplate, GenerationPrompt, TemplateSpan, Variables};
 use crate::config::Learn;
 use crate::data::error::{DataError, Result};
 use crate::data::records::Message;
 
-/// Content that no template has a word of: it tells where an answer begins.
+/// Content that occurs in no template, from which the start of an answer is found.
 const PROBE: &str = "\u{e000}";
 
 /// A conversation with the template that renders it.
@@ -24,12 +25,12 @@ pub struct Chat<'a> {
     pub(super) variables: &'a Variables,
 }
 
-/// An answer with what is given before it.
+/// An answer with the text before it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChatTurn {
     /// Text that inference gives before the answer.
     pub given: String,
-    /// Text that the model answers: the turn's content with whatever closes it.
+    /// Text that the model answers: the turn's content with its closing.
     pub answer: String,
 }
 
@@ -45,12 +46,12 @@ impl ChatTurn {
 
 impl Chat<'_> {
     /// The renderings to learn from, in spans: the assistant's turns from message `first_answer` on
-    /// are answers, all else is given. One rendering if it holds all answers as they would be
-    /// generated, else one for each answer; with [`Learn::Last`] that of the last answer.
+    /// are answers, the rest is given. There is one rendering if it has all answers as they would
+    /// be generated, else one for each answer; with [`Learn::Last`] only that of the last answer.
     ///
     /// # Errors
-    /// A template that refuses the messages, or renders those before an answer otherwise once they
-    /// are answered: then no text is the one that the model saw.
+    /// If the template refuses the messages, or renders the messages before an answer differently
+    /// once the answer is there: then no text is the one that the model saw.
     pub fn renderings(&self, first_answer: usize, learn: Learn) -> Result<Vec<Vec<TemplateSpan>>> {
         let answers = self.answers(first_answer);
         if learn == Learn::Last {
@@ -69,9 +70,9 @@ impl Chat<'_> {
         })
     }
 
-    /// One rendering with all answers from message `first_answer` on, and what is given among them,
-    /// as one long answer. Where no rendering holds all as they would be generated, it is that of
-    /// the whole conversation.
+    /// One rendering in which the text from the first answer on, message `first_answer` or later,
+    /// is one long answer. If no single rendering has all answers as they would be generated, it is
+    /// that of the whole conversation.
     ///
     /// # Errors
     /// The errors of [`Self::renderings`].
@@ -89,7 +90,7 @@ impl Chat<'_> {
     /// The text of the whole conversation.
     ///
     /// # Errors
-    /// A template that refuses the messages.
+    /// If the template refuses the messages.
     pub fn whole(&self) -> Result<String> {
         self.render(self.messages, GenerationPrompt::Omit)
     }
@@ -102,7 +103,7 @@ impl Chat<'_> {
         self.render(self.messages, GenerationPrompt::Add)
     }
 
-    /// Places of the answers from message `first` on.
+    /// Indices of the answers from message `first` on.
     fn answers(&self, first: usize) -> Vec<usize> {
         let answers = self.messages.iter().enumerate().skip(first);
         let answers = answers.filter(|(_, message)| message.role() == "assistant");
@@ -114,7 +115,7 @@ impl Chat<'_> {
         self.render(&self.messages[..=i], GenerationPrompt::Omit)
     }
 
-    /// Answer `i` and what follows it in `rendering`, with what is given before it.
+    /// Answer `i` and the text after it in `rendering`, with the text before it.
     fn turn(&self, i: usize, rendering: &str) -> Result<ChatTurn> {
         let earlier = &self.messages[..i];
         let given = self.render(earlier, GenerationPrompt::Add)?;
@@ -132,16 +133,16 @@ impl Chat<'_> {
         Ok(ChatTurn { given, answer })
     }
 
-    /// Bytes of `given` that stand before any answer `i`, whatever it says.
+    /// Number of bytes of `given` that are rendered before answer `i`, whatever its content.
     fn header(&self, i: usize, given: &str) -> usize {
         let mut messages = self.messages[..i].to_vec();
         messages.push(Message::new("assistant", PROBE));
-        // A template that refuses such an answer tells nothing of where others begin.
+        // If the template refuses such an answer, the start of others is not known.
         let probe = self.render(&messages, GenerationPrompt::Omit);
         probe.map_or(given.len(), |probe| common_prefix(given, &probe))
     }
 
-    /// The turns as one rendering, if it holds them all.
+    /// The turns as one rendering, if it has all of them.
     fn joined(&self, turns: &[ChatTurn]) -> Result<Option<Vec<TemplateSpan>>> {
         let (mut spans, mut done) = (Vec::new(), String::new());
         for ChatTurn { given, answer } in turns {
@@ -172,7 +173,7 @@ fn push(spans: &mut Vec<TemplateSpan>, span: TemplateSpan) {
     }
 }
 
-/// Bytes with which both start, to the end of a character.
+/// Length in bytes of the common start of both texts, in whole characters.
 fn common_prefix(a: &str, b: &str) -> usize {
     let same = a.chars().zip(b.chars()).take_while(|(a, b)| a == b);
     same.map(|(a, _)| a.len_utf8()).sum()
@@ -181,11 +182,11 @@ fn common_prefix(a: &str, b: &str) -> usize {
 fn rewritten(i: usize, common: &str) -> DataError {
     let character = common.chars().count();
     DataError::Template(format!(
-        "the messages before messages[{i}] are rendered otherwise once that answer is there (from \
-         character {character} on), so that no text is the one that the model saw and answered; \
-         give the record as text in the model's format (`prompt` and `completion`; for pairs \
-         `prompt`, `chosen` and `rejected`), or use a template that keeps what comes before an \
-         answer"
+        "the messages before messages[{i}] are rendered differently once that answer is there \
+         (from character {character} on), so that no text is the one that the model saw and \
+         answered; give the record as text in the model's format (`prompt` and `completion`; for \
+         pairs `prompt`, `chosen` and `rejected`), or use a template that keeps what comes before \
+         an answer"
     ))
 }
 

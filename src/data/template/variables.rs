@@ -1,6 +1,6 @@
-//! A template's variables beside the messages: a record's fields `tools` and
-//! `chat_template_kwargs`, by TRL's names, as `apply_chat_template(messages, tools=...,
-//! **chat_template_kwargs)` takes them.
+//! A template's variables besides the messages: a record's fields `tools` and
+//! `chat_template_kwargs` (TRL's names), as in `apply_chat_template(messages, tools=...,
+//! **chat_template_kwargs)`.
 
 use serde_json::{Map, Value};
 
@@ -10,7 +10,7 @@ use crate::data::records::Record;
 const TOOLS: &str = "tools";
 const KWARGS: &str = "chat_template_kwargs";
 
-/// Arguments of `apply_chat_template` itself. None is a variable of the template.
+/// Arguments of `apply_chat_template` that are not variables of the template.
 const ARGUMENTS: [&str; 15] = [
     "conversation",
     "messages",
@@ -29,20 +29,22 @@ const ARGUMENTS: [&str; 15] = [
     "tokenizer_kwargs",
 ];
 
-/// Variables of a template beside the messages.
+/// Variables of a template besides the messages.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Variables {
     /// JSON schemas of functions that the assistant may call.
     pub tools: Option<Vec<Value>>,
-    /// Any others, such as `enable_thinking`. They go before special tokens of the same name.
+    /// Other variables, such as `enable_thinking`. They take precedence over special tokens of the
+    /// same name.
     pub others: Map<String, Value>,
 }
 
 impl Variables {
-    /// The fields of a record; either may be a string that holds its JSON, as columns of tables do.
+    /// Reads the fields of a record; each may be a string that contains JSON, as in columns of
+    /// tables.
     ///
     /// # Errors
-    /// A field of another type, or a variable that is an argument of `apply_chat_template` itself.
+    /// If a field has another type, or a variable is an argument of `apply_chat_template`.
     pub fn of(record: &Record) -> Result<Self> {
         let variables = Variables {
             tools: tools(record)?,
@@ -94,7 +96,7 @@ fn others(record: &Record) -> Result<Map<String, Value>> {
     }
 }
 
-/// A field's value, or the value that its text holds.
+/// A field's value, parsed if it is JSON in a string.
 fn field(record: &Record, name: &str) -> Result<Value> {
     match record.fields.get(name) {
         None => Ok(Value::Null),

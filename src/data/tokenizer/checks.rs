@@ -1,9 +1,9 @@
-//! Checks of a `tokenizer.json` of unknown origin: what would make the `tokenizers` crate take all
-//! memory is refused before it reads the file, and what makes it panic becomes an error.
+//! Checks of a `tokenizer.json` of unknown origin: a file with which the `tokenizers` crate would
+//! take all memory is refused before the crate reads it, and its panics become errors.
 //!
-//! A normalizer may replace a character by a thousand, and the next one each of these by a thousand
-//! more. [`growth`] is the most that a chain of them makes of a byte, whatever the text. Ids are
-//! bounded because the embedding has a row for each.
+//! A normalizer may replace a character by a thousand, and the next one each of these by another
+//! thousand. [`growth`] is the largest number of bytes that a chain of them makes of one byte. Ids
+//! are bounded because the embedding has a row for each.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -15,9 +15,9 @@ use super::files::Files;
 use crate::data::error::Result;
 use crate::data::guard::{Bounds, quietly, watched};
 
-/// Most bytes that the steps before the model, or those of the decoder, may make of one.
+/// Largest growth of the steps before the model, and of those of the decoder, in bytes per byte.
 const GROWTH: f64 = 1000.0;
-/// Most copies of a text that the post-processor may make.
+/// Largest number of copies of a text in the post-processor.
 const COPIES: usize = 16;
 /// Largest id of a token, plus one.
 const IDS: usize = 1 << 24;
@@ -38,7 +38,7 @@ struct Parts {
 /// Reads `tokenizer.json` without the truncation and padding that some published files carry.
 ///
 /// # Errors
-/// If it cannot be read, or does harm.
+/// If the file cannot be read, or exceeds a bound.
 pub(super) fn load(files: &Files) -> Result<Inner> {
     let rebuilt = files
         .rebuilt_json()?
@@ -58,7 +58,7 @@ pub(super) fn load(files: &Files) -> Result<Inner> {
         let mut inner = Inner::from_bytes(bytes)?;
         inner.with_truncation(None)?;
         inner.with_padding(None);
-        // An encoding and its way back, for what breaks at the first use.
+        // Encodes and decodes once, to find parts that fail at the first use.
         let encoding = inner.encode_fast("a", true)?;
         inner.decode(encoding.get_ids(), false)?;
         tokenizers::Result::Ok(inner)
@@ -72,7 +72,7 @@ pub(super) fn load(files: &Files) -> Result<Inner> {
 /// Calls the `tokenizers` crate, whose panics become errors.
 ///
 /// # Errors
-/// In words that follow "cannot encode".
+/// The message of the panic, which follows "cannot encode: ".
 pub(super) fn call<T>(
     work: impl FnOnce() -> tokenizers::Result<T>,
 ) -> std::result::Result<T, String> {
@@ -104,8 +104,8 @@ fn check(bytes: &[u8]) -> std::result::Result<(), String> {
     }
 }
 
-/// The most bytes that a chain makes of one: the product over its steps, which stand anywhere
-/// inside `part`.
+/// The largest number of bytes that a chain makes of one: the product over its steps, which are
+/// found at any depth of `part`.
 fn growth(part: &Value) -> std::result::Result<f64, String> {
     match part {
         Value::Object(step) => step
@@ -120,8 +120,8 @@ fn growth(part: &Value) -> std::result::Result<f64, String> {
     }
 }
 
-/// The most bytes that one step makes of one. Steps are known by their fields: their `type` may be
-/// left out.
+/// The largest number of bytes that a step makes of one. Steps are recognised by their fields,
+/// because `type` may be absent.
 fn step_growth(step: &Map<String, Value>) -> std::result::Result<f64, String> {
     let text = |key: &str| step.get(key).and_then(Value::as_str);
     if let Some(map) = text("precompiled_charsmap") {
@@ -137,7 +137,7 @@ fn step_growth(step: &Map<String, Value>) -> std::result::Result<f64, String> {
     })
 }
 
-/// Growth by replacing what `pattern` finds by so many bytes.
+/// Growth by replacing the matches of `pattern` by this many bytes.
 fn replaced(pattern: &Value, bytes: usize) -> f64 {
     let least = match (pattern["String"].as_str(), pattern["Regex"].as_str()) {
         (Some(text), _) => text.len(),
@@ -145,13 +145,13 @@ fn replaced(pattern: &Value, bytes: usize) -> f64 {
         _ => 0,
     };
     match least {
-        // Before every character, which stays.
+        // The text is inserted before every character.
         0 => 1.0 + bytes as f64,
         least => (bytes as f64 / least as f64).max(1.0),
     }
 }
 
-/// Fewest bytes that a match of `regex` has; zero where that is not known.
+/// Smallest number of bytes of a match of `regex`; 0 if it is not known.
 fn shortest_match(regex: &str) -> usize {
     let parsed = regex_syntax::parse(regex).ok();
     parsed

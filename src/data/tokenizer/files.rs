@@ -1,4 +1,4 @@
-//! The files of a tokenizer, held as they are, and what the two configuration files say.
+//! The files of a tokenizer, unchanged, and the contents of its two configuration files.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,10 +15,10 @@ pub(super) const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 const TEMPLATE: &str = "chat_template.jinja";
 /// Folder of a model's templates beside the default one, each `NAME.jinja`.
 pub const TEMPLATES: &str = "additional_chat_templates";
-/// Name of the template that transformers takes for records with tools.
+/// Name of the template that transformers uses for records with tools.
 const TOOL_USE: &str = "tool_use";
 
-/// All that a fast tokenizer may consist of; copied when a model is saved.
+/// All files of a fast tokenizer; copied when a model is saved.
 const NAMES: [&str; 8] = [
     TOKENIZER,
     CONFIG,
@@ -30,7 +30,7 @@ const NAMES: [&str; 8] = [
     "tokenizer.model",
 ];
 
-/// Special tokens that transformers hands to chat templates by these names.
+/// Names of the special tokens that transformers passes to chat templates.
 const SPECIAL_NAMES: [&str; 7] = [
     "bos_token",
     "eos_token",
@@ -41,7 +41,7 @@ const SPECIAL_NAMES: [&str; 7] = [
     "mask_token",
 ];
 
-/// A tokenizer's files by name, and where they came from.
+/// A tokenizer's files by name, and their folder.
 pub(super) struct Files {
     /// Folder or file, for messages.
     pub place: String,
@@ -51,7 +51,7 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// Files made here rather than read.
+    /// Files of a trained tokenizer.
     pub fn made(place: &str, contents: Vec<(String, Vec<u8>)>) -> Self {
         Files {
             place: place.to_owned(),
@@ -60,8 +60,8 @@ impl Files {
         }
     }
 
-    /// Reads a folder, or a single file. A file called `tokenizer.json` brings its neighbours
-    /// along.
+    /// Reads a folder, or a single file. With a file called `tokenizer.json`, the other files of
+    /// its folder are read too.
     pub fn read(path: &Path) -> Result<Self> {
         let mut files = Files::made(&path.display().to_string(), Vec::new());
         if path.is_dir() {
@@ -150,7 +150,7 @@ impl Files {
     }
 
     /// The files with `pad_token` set in `tokenizer_config.json`, and in `special_tokens_map.json`
-    /// where there is one.
+    /// if there is one.
     pub fn with_pad(&self, token: &str) -> Result<Self> {
         let mut files = Files {
             model_type: self.model_type.clone(),
@@ -175,10 +175,10 @@ impl Files {
         Ok(())
     }
 
-    /// `tokenizer.json` with the parts that transformers makes instead of the file's; `None` where
-    /// the file holds as it stands.
+    /// `tokenizer.json` with the parts that transformers replaces; `None` if it uses the file
+    /// unchanged.
     pub fn rebuilt_json(&self) -> Result<Option<Value>> {
-        // A configuration that cannot be read is told where the special tokens are.
+        // A configuration that cannot be read is reported when the special tokens are read.
         let config = self.object(CONFIG).unwrap_or_default();
         let class = llama::Class {
             config: &config,
@@ -187,7 +187,7 @@ impl Files {
         if !class.is_llama() {
             return Ok(None);
         }
-        // A file that is no JSON is told by the library that reads it.
+        // A file that is not JSON is reported when the library reads it.
         let json = serde_json::from_slice(self.tokenizer_json()?).ok();
         Ok(json.and_then(|json| class.rebuilt(json)))
     }
@@ -206,7 +206,7 @@ impl Files {
         }
     }
 
-    /// The file that the chat template stands in, for messages.
+    /// The file of the chat template, for messages.
     pub fn template_place(&self) -> String {
         let name = match self.get(TEMPLATE) {
             Some(_) => TEMPLATE,
@@ -216,13 +216,13 @@ impl Files {
         Path::new(folder).join(name).display().to_string()
     }
 
-    /// The chat template for records with tools, if there is one of its own.
+    /// The chat template for records with tools, if there is a separate one.
     pub fn tool_template(&self) -> Result<Option<String>> {
         let file = format!("{TEMPLATES}/{TOOL_USE}.jinja");
         if let Some(bytes) = self.get(&file) {
             return self.utf8(&file, bytes).map(Some);
         }
-        // Template files, where there are any, stand for all that the configuration has.
+        // If there is a template file, all templates of the configuration are ignored.
         match (self.get(TEMPLATE), self.configured_template()?) {
             (None, Value::Array(named)) => Ok(template_named(&named, TOOL_USE)),
             _ => Ok(None),
@@ -239,7 +239,7 @@ impl Files {
         text.map_err(|_| self.error(format!("{name} is not UTF-8")))
     }
 
-    /// An error that names where the files came from.
+    /// An error that names the tokenizer's folder.
     pub fn error(&self, message: String) -> DataError {
         DataError::Tokenizer {
             place: self.place.clone(),
@@ -274,8 +274,8 @@ impl Files {
     }
 }
 
-/// `model_type` of the folder's `config.json`, or of its base's where it is an adapter. A folder
-/// without a model is a tokenizer's own; a damaged file is told where the model is read.
+/// `model_type` of the folder's `config.json`, or of its base's if it holds an adapter; `None` in a
+/// folder without a model. A damaged file is reported when the model is read.
 fn model_type(folder: &Path) -> Option<String> {
     let json =
         |path: &Path| -> Option<Value> { serde_json::from_slice(&regular::read(path).ok()?).ok() };

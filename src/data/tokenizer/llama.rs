@@ -1,13 +1,13 @@
 //! The class `LlamaTokenizer` of `tokenizer_config.json`: transformers 5 takes vocabulary, merges,
-//! added tokens and post-processor from `tokenizer.json`, and makes the other parts itself, by the
-//! keys `legacy` and `add_prefix_space`. So the same file gives other ids under this class than
+//! added tokens and post-processor from `tokenizer.json`, and builds the other parts from the keys
+//! `legacy` and `add_prefix_space`. So the same file gives different ids under this class than
 //! under `PreTrainedTokenizerFast`.
 
 use serde_json::{Map, Value, json};
 
 const CLASS: &str = "LlamaTokenizer";
 
-/// The keys that decide over the parts.
+/// The keys that determine the parts.
 pub(super) struct Class<'a> {
     /// `tokenizer_config.json`.
     pub config: &'a Map<String, Value>,
@@ -16,8 +16,8 @@ pub(super) struct Class<'a> {
 }
 
 impl Class<'_> {
-    /// `tokenizer.json` with the parts that transformers makes; `None` where it takes the file as
-    /// it stands.
+    /// `tokenizer.json` with the parts that transformers builds; `None` if it uses the file
+    /// unchanged.
     pub fn rebuilt(&self, mut json: Value) -> Option<Value> {
         let parts = [&json["pre_tokenizer"], &json["decoder"]];
         let is_byte_level = parts
@@ -46,8 +46,8 @@ impl Class<'_> {
         Some(json)
     }
 
-    /// True if the class makes parts of its own. Models of other families whose configuration names
-    /// it get the file unchanged.
+    /// True if the class builds its own parts. Models of other families whose configuration names
+    /// the class use the file unchanged.
     pub fn is_llama(&self) -> bool {
         let class = self.config.get("tokenizer_class").and_then(Value::as_str);
         class.is_some_and(|class| class.strip_suffix("Fast").unwrap_or(class) == CLASS)

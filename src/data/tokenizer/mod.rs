@@ -1,16 +1,15 @@
-//! Text ↔ token ids, over Hugging Face's `tokenizers`, with what a model folder says around it:
-//! special tokens, chat template.
+//! Text ↔ token ids by Hugging Face's `tokenizers`, with the special tokens and the chat template
+//! of a model folder.
 //!
-//! A tokenizer is its files: those it was loaded from, or those that training wrote.
-//! [`Tokenizer::save`] writes them back byte for byte, so that transformers' `AutoTokenizer` reads
-//! what it would have read at the source.
+//! A tokenizer keeps its files, loaded or trained. [`Tokenizer::save`] writes them byte for byte,
+//! so that transformers' `AutoTokenizer` reads the same tokenizer.
 //!
-//! Two ways to encode. [`Tokenizer::encode_text`] is for text of unknown origin (pretraining
-//! documents): the name of a special token in it is characters like any other, so that a document
-//! cannot end itself. [`Tokenizer::encode_rendered`] is for what a user or a template wrote: there
-//! `<|im_end|>` is the token, as in transformers. Neither adds tokens; what the tokenizer puts
-//! before plain text is [`Tokenizer::prefix`]. A span that continues from other text has ids of its
-//! own ([`Tokenizer::encode_at`]): many tokenizers put a space before a text that must not stand
+//! There are two ways to encode. [`Tokenizer::encode_text`] is for text of unknown origin
+//! (pretraining documents): the name of a special token is ordinary text, so that a document cannot
+//! end itself. [`Tokenizer::encode_rendered`] is for text of a user or a template: `<|im_end|>` is
+//! the token, as in transformers. Neither adds tokens; those that the tokenizer puts before plain
+//! text are [`Tokenizer::prefix`]. A span that continues other text is encoded by
+//! [`Tokenizer::encode_at`], because many tokenizers put a space before a text, which must not be
 //! inside it.
 //!
 //! Left out: slow (Python) tokenizers and SentencePiece files; transformers converts them to
@@ -41,7 +40,7 @@ pub use train::{BpeTraining, END_OF_TEXT, IM_END, IM_START, PAD};
 /// A tokenizer with its special tokens and its chat template.
 pub struct Tokenizer {
     inner: Inner,
-    /// The tokenizer that reads names of special tokens as text; made when first needed.
+    /// The tokenizer that reads names of special tokens as text; built at the first use.
     plain: OnceLock<Inner>,
     files: Files,
     special_tokens: BTreeMap<String, String>,
@@ -66,7 +65,7 @@ impl Tokenizer {
     /// `special_tokens_map.json` and `chat_template.jinja`), or a single `tokenizer.json`.
     ///
     /// # Errors
-    /// A missing folder or file, or contents that cannot be read, naming the place and the mend.
+    /// If a folder or file is missing or cannot be read, with the remedy.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         Self::from_files(Files::read(path.as_ref())?)
     }
@@ -104,8 +103,7 @@ impl Tokenizer {
         })
     }
 
-    /// Ids of plain text: names of special tokens are characters like any other, and no token is
-    /// added.
+    /// Ids of plain text: names of special tokens are ordinary text, and no token is added.
     pub fn encode_text(&self, text: &str) -> Result<Vec<u32>> {
         self.encode_with(self.plain(), text)
     }
@@ -115,8 +113,9 @@ impl Tokenizer {
         self.encode_with(&self.inner, text)
     }
 
-    /// [`Tokenizer::encode_rendered`] of a span that stands at `place` in a longer text: joined to
-    /// the ids before it, the ids of the whole wherever the border falls between two of its tokens.
+    /// [`Tokenizer::encode_rendered`] of a span at `place` in a longer text. Joined to the ids
+    /// before it, the ids are those of the whole text if the border falls between two of its
+    /// tokens.
     pub fn encode_at(&self, text: &str, place: TextPosition) -> Result<Vec<u32>> {
         match &self.dummy_prefix {
             Some(dummy) if place != TextPosition::Start => {
@@ -127,8 +126,8 @@ impl Tokenizer {
         }
     }
 
-    /// [`Tokenizer::encode_text`] of many texts, in parallel; in the order of the texts. Of each
-    /// its ids alone are kept: all else that the encoding has takes a hundred times the text.
+    /// [`Tokenizer::encode_text`] of many texts in parallel, in the order of the texts. Only the
+    /// ids are kept: a whole encoding takes a hundred times the memory of the text.
     pub fn encode_batch(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
         let phase = Phase::counted("tokenizing", texts.len());
         let encode = |text: &&str| {
@@ -144,8 +143,8 @@ impl Tokenizer {
             .map_err(|words| self.files.error(format!("cannot decode: {words}")))
     }
 
-    /// Text of ids that go on from other text; special tokens are left out. The first token's space
-    /// is kept, which [`Tokenizer::decode`] takes for the one that the tokenizer puts before a
+    /// Text of ids that continue other text; special tokens are left out. The space of the first
+    /// token is kept; [`Tokenizer::decode`] drops it as the one that the tokenizer puts before a
     /// text.
     pub fn decode_inside(&self, ids: &[u32]) -> Result<String> {
         match &self.dummy_prefix {
@@ -177,7 +176,7 @@ impl Tokenizer {
             })
     }
 
-    /// True where the tokenizer puts a space before text at `place`.
+    /// True if the tokenizer puts a space before text at `place`.
     pub fn puts_space_at(&self, place: TextPosition) -> bool {
         let dummy = self.dummy_prefix.as_ref();
         dummy.is_some_and(|dummy| dummy.is_put_at(place))
@@ -192,7 +191,7 @@ impl Tokenizer {
     /// The end-of-sequence token (`eos_token`).
     ///
     /// # Errors
-    /// A tokenizer that names none.
+    /// If the tokenizer names no `eos_token`.
     pub fn eos_id(&self) -> Result<u32> {
         self.special_id("eos_token").ok_or_else(|| {
             self.files.error(
@@ -226,8 +225,8 @@ impl Tokenizer {
         added.get(&id).is_some_and(|token| token.special)
     }
 
-    /// True of an added token, special or not: one that stands outside the vocabulary of
-    /// the tokenizer's model, or is marked special in it.
+    /// Whether the id is an added token, special or not: one outside the vocabulary of the
+    /// tokenizer's model, or marked special in it.
     pub fn is_added(&self, id: u32) -> bool {
         let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
         added.contains_key(&id)
@@ -267,10 +266,10 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
-    /// The lowest id that stands for one token here and for another in `other`: the id, this token,
-    /// that one.
+    /// The lowest id whose tokens differ here and in `other`: the id, the token here, the token
+    /// there.
     ///
-    /// A token that only one of them has is no difference: an id that the other never meets.
+    /// An id that only one of them has is no difference.
     pub fn first_difference(&self, other: &Tokenizer) -> Option<(u32, String, String)> {
         let both = |id| {
             Some((
@@ -311,7 +310,7 @@ impl Tokenizer {
         Ok(Some(template.at(&place)))
     }
 
-    /// Writes the tokenizer's files into `folder`, which is made if need be.
+    /// Writes the tokenizer's files into `folder`, which is created if needed.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
         self.files.write(folder.as_ref())
     }
@@ -336,7 +335,7 @@ impl Tokenizer {
     }
 }
 
-/// The ids that a tokenizer puts before a text's own ids when it adds special tokens.
+/// The ids that a tokenizer puts before the ids of a text when it adds special tokens.
 fn prefix(inner: &Inner) -> tokenizers::Result<Vec<u32>> {
     let bare = inner.encode_fast("a", false)?.get_ids().to_vec();
     let full = inner.encode_fast("a", true)?.get_ids().to_vec();

@@ -1,11 +1,11 @@
-//! Tokens of a span of text that stands in a longer text, and back.
+//! Encodes and decodes a span of a longer text.
 //!
 //! SentencePiece's tokenizers (Llama 2, Mistral 0.1, Zephyr) put a space, "▁", before a text: by a
 //! normalizer (`Prepend`) or by a pre-tokenizer (`Metaspace`); byte-level ones with
-//! `add_prefix_space` do the same. A span that continues from other text must not get that space,
-//! or "is" + " Paris" reads as "is  Paris". So the library's steps are taken one by one here, with
-//! the space where the library would put it in the whole text: before the text, and before each
-//! piece that follows an added token if the tokenizer says so.
+//! `add_prefix_space` do the same. A span that continues other text must not get that space, or
+//! "is" + " Paris" reads as "is  Paris". So the library's steps are done one by one here, with the
+//! space where the library would put it in the whole text: before the text, and in some tokenizers
+//! before each piece that follows an added token.
 //!
 //! Left out: an added token's flags `lstrip`, `rstrip` and `single_word` do not look across the
 //! border of a span.
@@ -28,8 +28,8 @@ pub enum TextPosition {
     Start,
     /// The span follows an added token, such as `</s>`.
     AfterToken {
-        /// True for a token that is looked for in normalized text: what follows it was normalized
-        /// together with what stands before it.
+        /// Whether the token is searched in normalized text, so that the texts before and after it
+        /// are normalized together.
         normalized: bool,
     },
     /// The span follows other text.
@@ -66,7 +66,7 @@ impl DummyPrefix {
         }))
     }
 
-    /// Ids of `text` at `place`.
+    /// The ids of `text` at `place`.
     pub fn encode(&self, inner: &Inner, text: &str, place: TextPosition) -> Result<Vec<u32>> {
         let normalizer = NormalizerAt {
             first: match place {
@@ -104,7 +104,7 @@ impl DummyPrefix {
         }
     }
 
-    /// True where text at `place` gets the space.
+    /// True if text at `place` gets the space.
     pub fn is_put_at(&self, place: TextPosition) -> bool {
         match place {
             TextPosition::Start => true,
@@ -116,7 +116,7 @@ impl DummyPrefix {
     }
 }
 
-/// A normalizer for the text at the start of a span, and the one for what follows added tokens.
+/// The normalizers of the text at the start of a span, and of the text after added tokens.
 struct NormalizerAt<'a> {
     first: Option<&'a NormalizerWrapper>,
     later: Option<&'a NormalizerWrapper>,
@@ -187,7 +187,7 @@ fn byte_level_scheme(part: &ByteLevel) -> PrependScheme {
     }
 }
 
-/// Scheme by which each part of a pre-tokenizer puts spaces.
+/// The scheme by which each part of a pre-tokenizer puts spaces.
 fn schemes(pre_tokenizer: Option<&PreTokenizerWrapper>) -> Vec<PrependScheme> {
     match pre_tokenizer {
         Some(PreTokenizerWrapper::Sequence(parts)) => {
@@ -200,13 +200,13 @@ fn schemes(pre_tokenizer: Option<&PreTokenizerWrapper>) -> Vec<PrependScheme> {
     }
 }
 
-/// True for a normalizer, as JSON, that holds `Prepend`.
+/// True if a normalizer, as JSON, contains `Prepend`.
 fn prepends(normalizer: &Value) -> bool {
     let parts = normalizer["normalizers"].as_array();
     normalizer["type"] == "Prepend" || parts.is_some_and(|parts| parts.iter().any(prepends))
 }
 
-/// A normalizer or decoder, as JSON, without what it does at the start of a text alone.
+/// A normalizer or decoder, as JSON, without the parts that apply only to the start of a text.
 fn bare(mut part: Value) -> Value {
     for list in ["normalizers", "decoders"] {
         if let Some(parts) = part.get_mut(list).and_then(Value::as_array_mut) {

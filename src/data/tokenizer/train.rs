@@ -1,9 +1,9 @@
 //! Training a byte-level BPE tokenizer (Sennrich et al. 2016; over bytes as in GPT-2, Radford et
 //! al. 2019).
 //!
-//! The 256 bytes are the first alphabet, so any UTF-8 text has ids and comes back whole. The result
-//! depends on the texts alone: ties between merges are broken by ids, whatever the number of
-//! threads.
+//! The initial alphabet is the 256 bytes, so any UTF-8 text can be encoded and decoded without
+//! loss. The result depends on the texts only: ties between merges are broken by ids, whatever the
+//! number of threads.
 
 use serde_json::json;
 use tokenizers::models::TrainerWrapper;
@@ -15,26 +15,26 @@ use super::Tokenizer;
 use super::files::{CONFIG, Files, SPECIAL_TOKENS, TOKENIZER};
 use crate::data::error::{DataError, Result};
 
-/// The usual end of a text.
+/// The usual token at the end of a text.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
-/// The usual padding.
+/// The usual padding token.
 pub const PAD: &str = "<|pad|>";
-/// Opens a turn in ChatML.
+/// The token that opens a turn in ChatML.
 pub const IM_START: &str = "<|im_start|>";
-/// Closes a turn in ChatML.
+/// The token that closes a turn in ChatML.
 pub const IM_END: &str = "<|im_end|>";
 
 /// Settings of a BPE training.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BpeTraining {
-    /// Tokens in all, special ones included; fewer where the texts hold fewer pairs to merge.
+    /// Largest number of entries, special tokens included; the texts may have fewer pairs to merge.
     pub vocab_size: usize,
-    /// All special tokens; their ids count from 0 in this order.
+    /// All special tokens, with ids from 0 in this order.
     pub special_tokens: Vec<String>,
-    /// The one that ends a sequence; with a chat template the one that closes a turn.
+    /// The special token that ends a sequence; with a chat template, the one that closes a turn.
     pub eos_token: String,
-    /// The one that fills; never the end of a sequence, so that a scored sequence's last token is
-    /// not taken for padding.
+    /// The special token that pads; it never ends a sequence, so that the last token of a scored
+    /// sequence is not mistaken for padding.
     pub pad_token: String,
     /// A chat template for the tokenizer's configuration.
     pub chat_template: Option<String>,
@@ -61,8 +61,8 @@ impl Tokenizer {
     /// Trains a byte-level BPE tokenizer on `texts`.
     ///
     /// # Errors
-    /// A vocabulary with no room for the 256 bytes and the special tokens, EOS and padding that are
-    /// not two of the special tokens, or no text.
+    /// If the vocabulary has no room for the 256 bytes and the special tokens, EOS and padding are
+    /// not two of the special tokens, or there is no text.
     pub fn train_bpe(texts: &[&str], training: &BpeTraining) -> Result<Self> {
         check(texts, training)?;
         let special = training.special_tokens.iter();

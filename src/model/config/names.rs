@@ -1,5 +1,5 @@
-//! Names of a decoder's modules in the Hugging Face checkpoints of each family, and what follows
-//! from a tensor's name.
+//! Names of a decoder's modules in the Hugging Face checkpoints of each family, and functions of a
+//! tensor's name.
 //!
 //! A tensor's name is that of its module, then `.weight` or `.bias`.
 
@@ -32,8 +32,8 @@ pub struct Names {
     pub layers: &'static str,
     /// The norm before attention.
     pub attention_norm: &'static str,
-    /// The projections to queries, keys and values, or one that is all three stacked along the
-    /// outputs in this order.
+    /// The projections to queries, keys and values, or one projection with all three stacked along
+    /// the outputs in this order.
     pub qkv: &'static [&'static str],
     /// The norms of query and key heads, if the family has them.
     pub qk_norm: &'static [&'static str],
@@ -47,7 +47,7 @@ pub struct Names {
     pub down: &'static str,
     /// The norm before the head.
     pub norm: &'static str,
-    /// How the file holds a layer's projections.
+    /// Layout of a layer's projections in the file.
     pub projections: StoredLayout,
 }
 

@@ -141,7 +141,7 @@ impl TensorList<'_> {
         }
     }
 
-    /// The scalar head starts at N(0, 1/sqrt(d + 1)) (Stiennon et al. 2020, as their code has it).
+    /// The scalar head starts at N(0, 1/sqrt(d + 1)) (Stiennon et al. 2020, by their code).
     fn score(&mut self, hidden: usize) {
         let std = 1.0 / ((hidden + 1) as f64).sqrt();
         let init = Init::Normal { std };

@@ -1,5 +1,5 @@
-//! Makes decoders from parameters that are drawn, read from a Hugging Face folder, or shared with
-//! another decoder; and writes them to folders.
+//! Assembles decoders from parameters that are drawn, read from a Hugging Face folder, or shared
+//! with another decoder; and writes them to folders.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -279,8 +279,7 @@ impl Decoder {
     }
 }
 
-/// Notes on the terminal that the files hold a head that the folder's `config.json` has no place
-/// for.
+/// Notes that the files have a head that the folder's `config.json` does not describe.
 fn say_unused_head(weights: &Stored, found: Head, folder: &Path) {
     let (head, kind) = match found {
         Head::LanguageModel => (SCORE, "a language model"),

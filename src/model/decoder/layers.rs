@@ -1,7 +1,7 @@
 //! Passes through a range of layers, over packed sequences or a cache.
 //!
-//! Here a pass takes the path of the backend: kernels of this crate, or compositions of candle's
-//! operations.
+//! The backend decides how a layer is computed: by kernels of this crate, or as a composition of
+//! candle's operations.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -56,8 +56,8 @@ impl Decoder {
         }
     }
 
-    /// [`Self::run`] with our kernels: in place below the graph, and as one node of the graph
-    /// above.
+    /// [`Self::run`] with this crate's kernels: in place below the graph, and as one node of the
+    /// graph above.
     fn run_kernels(
         &self,
         layers: Range<usize>,

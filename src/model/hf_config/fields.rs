@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::HfConfigError;
 
-/// Most characters of a wrong value that an error shows.
+/// Largest number of characters of a wrong value in an error.
 const SHOWN_CHARS: usize = 60;
 
 /// A JSON object of a file. `within` is the path of keys to the object, with a final dot; empty for

@@ -1,5 +1,5 @@
 //! Keys of `config.json` that [`super::parse`] does not read: they have no effect, are refused, or
-//! are named on the terminal.
+//! are named in a note.
 //!
 //! transformers reads the keys of the class that `model_type` names and ignores all others. A key
 //! that changes the results of a related family (multipliers, soft caps, other attention) means
@@ -158,7 +158,7 @@ const FOREIGN: &[(&str, Option<f64>)] = &[
 /// Refuses keys that describe another computation than that of the `model_type`.
 ///
 /// # Errors
-/// The first such key.
+/// If there is such a key; the error names the first.
 pub(super) fn refuse_foreign(fields: &Fields) -> Result<(), HfConfigError> {
     let counts = |(key, neutral): &&(&'static str, Option<f64>)| {
         let value = fields.get(key).filter(|value| says_something(value));

@@ -90,7 +90,7 @@ fn llama(fields: &Fields, family: Family) -> Parsed<DecoderConfig> {
 }
 
 fn gpt2(fields: &Fields) -> Parsed<DecoderConfig> {
-    // Each of these changes the attention itself.
+    // These keys change the attention.
     for (key, supported) in [
         ("scale_attn_weights", true),
         ("scale_attn_by_inverse_layer_idx", false),
@@ -165,8 +165,8 @@ fn gelu(fields: &Fields) -> Parsed<Activation> {
     }
 }
 
-/// The rotary embedding, in either dialect. As in transformers 5, a `rope_scaling` comes before
-/// `rope_parameters`, and a `rope_theta` inside of either before the one at the top.
+/// The rotary embedding, in either dialect. As in transformers 5, `rope_scaling` has precedence
+/// over `rope_parameters`, and a `rope_theta` inside either of them over one at the top level.
 fn rope(fields: &Fields) -> Parsed<RopeConfig> {
     let top_theta = fields.number("rope_theta")?;
     let partial = fields.number("partial_rotary_factor")?;
@@ -231,7 +231,7 @@ const ORIGINAL_CONTEXT: &str = "original_max_position_embeddings";
 /// `max_window_layers` up, and only with `use_sliding_window`. The other families ignore the key,
 /// as transformers does.
 fn sliding_window(fields: &Fields, family: Family) -> Parsed<Option<SlidingWindow>> {
-    /// Default of the class in all three families.
+    /// Default of transformers in all three families.
     const CLASS_WINDOW: usize = 4096;
     let all = 0..fields.required_size("num_hidden_layers")?;
     let typed = match (family, fields.texts("layer_types")?) {
@@ -244,7 +244,7 @@ fn sliding_window(fields: &Fields, family: Family) -> Parsed<Option<SlidingWindo
     let off =
         fields.holds_null("sliding_window") || !fields.flag("use_sliding_window")?.unwrap_or(false);
     if limits && off {
-        // transformers finds no window for these layers and fails.
+        // transformers fails, because these layers have no window.
         let supported = "full_attention alone without use_sliding_window and sliding_window";
         return Err(fields.unsupported("layer_types", supported));
     }
@@ -269,8 +269,8 @@ fn sliding_window(fields: &Fields, family: Family) -> Parsed<Option<SlidingWindo
     Ok((!layers.is_empty()).then_some(SlidingWindow { size, layers }))
 }
 
-/// Limits `num_hidden_layers` until validation refuses an absurd value, which must not fill the
-/// memory before.
+/// Limits `num_hidden_layers` until validation refuses an absurd value, so that a list with an item
+/// a layer does not fill the memory before.
 const MOST_LISTED_LAYERS: usize = 1 << 13;
 
 fn sliding_layers(fields: &Fields, types: &[&str], layers: usize) -> Parsed<Vec<usize>> {

@@ -1,6 +1,6 @@
 //! Keys of `generation_config.json` that would change how completions are generated. They are named
-//! on the terminal and not applied: flags and the run's configuration determine sampling, and
-//! log-probs belong to that distribution.
+//! in a note and not applied: flags or the run's configuration determine sampling, and log-probs
+//! are those of that distribution.
 
 use serde_json::Value;
 

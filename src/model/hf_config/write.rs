@@ -1,5 +1,5 @@
-//! [`HfConfig`] → `config.json` and `generation_config.json`. Keys that were read and that the
-//! engine does not know stay.
+//! [`HfConfig`] → `config.json` and `generation_config.json`. Unknown keys of the files that were
+//! read are kept.
 //!
 //! The dialect is always the older one. transformers 5 converts it on load; transformers 4 ignores
 //! the newer keys and would compute with the default rotary base.
@@ -19,14 +19,14 @@ use crate::model::config::{
 use crate::model::weights::SaveDtype;
 
 impl HfConfig {
-    /// Writes `config.json`, and for a language model `generation_config.json`, into `folder` (made
-    /// if need be). `dtype` is the type of the weights in the folder. Keys that the engine does not
-    /// know keep their values.
+    /// Writes `config.json`, and for a language model `generation_config.json`, into `folder`,
+    /// which is created if needed. `dtype` is the type of the weights in the folder. Keys that the
+    /// engine does not know keep their values.
     ///
     /// # Errors
-    /// A decoder that is not valid; a scoring model without a `pad_token_id`, or, if it is scored
-    /// at the last token, with one that sequences end in (see
-    /// [`scoring_pad_id`](Self::scoring_pad_id)); a file that cannot be written.
+    /// If the decoder is not valid; if a scoring model has no `pad_token_id`, or is scored at the
+    /// last token and its `pad_token_id` ends sequences (see
+    /// [`scoring_pad_id`](Self::scoring_pad_id)); or if a file cannot be written.
     pub fn write(&self, folder: &Path, dtype: SaveDtype) -> Result<(), HfConfigError> {
         let file = folder.join(CONFIG);
         self.decoder

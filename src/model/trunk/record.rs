@@ -37,7 +37,7 @@ impl TrunkRecord {
     }
 
     /// The record of a decoder's layers below its lowest trained one; `None` if there are no such
-    /// layers, or nothing is trained.
+    /// layers, or no parameter is trained.
     ///
     /// # Errors
     /// If the device fails.

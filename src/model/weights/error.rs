@@ -30,8 +30,8 @@ pub enum WeightsError {
     #[error(transparent)]
     Write(#[from] std::io::Error),
     #[error(
-        "{}: the file has {found} bytes, its header asks for {expected}; \
-         it was cut short, fetch or copy it again",
+        "{}: the file has {found} bytes, but its header needs {expected}; it was cut short, fetch \
+         or copy it again",
         .file.display()
     )]
     Truncated {
@@ -63,9 +63,9 @@ pub enum WeightsError {
         nearest: Option<String>,
     },
     #[error(
-        "{}: config.json has no place for {}; without them the results would be wrong: \
-         fetch config.json and the weights of one model, and see num_hidden_layers, attention_bias \
-         and mlp_bias",
+        "{}: config.json does not describe {}; without them the results would be wrong: fetch \
+         config.json and the weights of one model, and see num_hidden_layers, attention_bias and \
+         mlp_bias",
         .place.display(),
         some_of(.names)
     )]
@@ -78,7 +78,7 @@ pub enum WeightsError {
     )]
     NotTied { place: PathBuf, embedding: String },
     #[error(
-        "{}: tensor `{name}` has shape {found:?}, config.json asks for {expected:?}",
+        "{}: tensor `{name}` has shape {found:?}, but config.json describes {expected:?}",
         .file.display()
     )]
     Shape {

@@ -61,7 +61,7 @@ impl SaveDtype {
     }
 }
 
-/// Writes `specs` in order to `folder`, which is created if need be; `fetch` returns the values of
+/// Writes `specs` in order to `folder`, which is created if needed; `fetch` returns the values of
 /// each tensor in the engine's layout. Values of more than `max_shard_bytes` are split into several
 /// files, each with `notes` in its header; a tensor is never split.
 ///
@@ -130,7 +130,7 @@ fn refuse_duplicates(specs: &[TensorSpec]) -> Result<(), WeightsError> {
     }
 }
 
-/// Cuts `specs` into runs of at most `most` bytes, or of one tensor that is larger.
+/// Cuts `specs` into runs of at most `most` bytes; a larger tensor is a run of its own.
 fn plan_shards(specs: &[TensorSpec], dtype: SaveDtype, most: u64) -> Vec<&[TensorSpec]> {
     let (mut shards, mut start, mut held) = (Vec::new(), 0, 0_u64);
     for (index, spec) in specs.iter().enumerate() {
@@ -162,7 +162,7 @@ fn write_shard<'a, E>(
 where
     E: Into<Box<dyn StdError + Send + Sync>>,
 {
-    // transformers refuses a file that does not say which framework its layout is of.
+    // transformers refuses a file without the framework of its layout.
     notes.insert("format".to_owned(), "pt".to_owned());
     let described = specs.iter().map(|spec| Description {
         name: spec.name.clone(),

@@ -1,7 +1,7 @@
 //! Names of shards in an index. They come from the author of the model and become part of
 //! addresses, and of paths that are read and written.
 
-/// Most bytes of a name; file systems allow 255.
+/// Largest number of bytes of a name; file systems allow 255.
 const LONGEST: usize = 200;
 const SUFFIX: &str = ".safetensors";
 
@@ -10,7 +10,7 @@ const SUFFIX: &str = ".safetensors";
 /// (`%2e`).
 ///
 /// # Errors
-/// The reason why the name is invalid, in words that follow the name and a colon.
+/// The reason why the name is invalid; messages put the name and a colon before it.
 pub fn check(name: &str) -> Result<(), String> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.len() > LONGEST {
@@ -18,7 +18,7 @@ pub fn check(name: &str) -> Result<(), String> {
     }
     if let Some(c) = name.chars().find(|&c| !is_plain(c)) {
         return Err(format!(
-            "it holds {c:?}; letters, digits, -, _ and . are read"
+            "it has {c:?}; letters, digits, -, _ and . are allowed"
         ));
     }
     match name.strip_suffix(SUFFIX) {

@@ -1,8 +1,8 @@
 //! Row groups whose text columns are read as bytes.
 //!
 //! The row interface of the `parquet` crate stops at the first text that is not UTF-8 and cannot go
-//! on to the next row, and it panics at an interval. Read as bytes, such a value concerns its own
-//! record alone.
+//! on to the next row, and it panics at an interval. Read as bytes, such a value affects its own
+//! record only.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ pub(super) fn schema(file: &Type) -> Result<SchemaDescPtr> {
     Ok(Arc::new(SchemaDescriptor::new(Arc::new(plain(file)?))))
 }
 
-/// True of a column with an interval anywhere inside.
+/// True if a column contains an interval at any depth.
 pub(super) fn holds_interval(column: &Type) -> bool {
     match column.is_primitive() {
         true => column.get_basic_info().converted_type() == ConvertedType::INTERVAL,

@@ -1,9 +1,9 @@
-//! Alpaca: `instruction`, perhaps `input`, and `output`.
+//! Alpaca: `instruction`, optionally `input`, and `output`.
 //!
 //! For a model with a chat template the record is a conversation, as in LLaMA-Factory: the
-//! instruction and its input, a line apart, are the user's message; `system` and `history` come
-//! before it. For a model without one it is text, in the words of the prompts that Stanford's
-//! Alpaca was trained with (Taori et al. 2023, `train.py`).
+//! instruction and, on the next line, its input are the user's message; `system` and `history` come
+//! before it. For a model without one it is text with the prompts of Stanford's Alpaca (Taori et
+//! al. 2023, `train.py`).
 
 use serde_json::{Value, json};
 

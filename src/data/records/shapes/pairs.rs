@@ -1,9 +1,9 @@
-//! Pairs whose prompt stands at the start of both answers (TRL's implicit prompts,
+//! Pairs whose prompt is the common start of both answers (TRL's implicit prompts,
 //! `extract_prompt`).
 //!
-//! Conversations are parted by the view. Text is parted here, for a task that counts the answers'
-//! tokens alone: where the answers begin to differ, a space before that place going to the answers
-//! as in TRL. Other than there, a word is not cut in two.
+//! The view splits conversations. Text is split here, for a task that counts only the answers'
+//! tokens: at the byte where the answers begin to differ, with a space before it in the answers, as
+//! in TRL. Unlike in TRL, a word is not split.
 
 use std::borrow::Cow;
 
@@ -39,8 +39,8 @@ pub(super) fn find_prompt(record: &mut Cow<'_, Record>, task: RecordTask) {
     }
 }
 
-/// True if `prompt` is text beside whole conversations, which hold it too; TRL then reads the
-/// conversations alone.
+/// True if `prompt` is text and the answers are whole conversations that contain it; TRL then reads
+/// the conversations only.
 pub(super) fn holds_prompt_twice(record: &Record) -> bool {
     let is_whole = |name: &str| {
         let first = record.fields.get(name).and_then(|value| value.get(0));

@@ -1,5 +1,5 @@
-//! Records of a shape that the task does not read: named, with what reads them and what is needed
-//! here.
+//! Refuses records of a shape that the task does not read, with the stages that read it and the
+//! fields that the task needs.
 
 use serde_json::Value;
 
@@ -9,14 +9,14 @@ use super::RecordTask;
 use crate::config::Learn;
 use crate::data::error::{DataError, Result};
 
-/// A shape that is recognised by its fields: its name, and the stages that read it.
+/// A shape recognised by its fields: its name, and the stages that read it.
 struct Known {
     fields: &'static [&'static str],
     words: &'static str,
     readers: &'static str,
 }
 
-/// Shapes from the most to the least telling.
+/// The shapes, those with the most specific fields first.
 const KNOWN: [Known; 9] = [
     Known {
         fields: &["chosen", "rejected"],
@@ -83,7 +83,7 @@ fn needs(task: RecordTask) -> &'static str {
     }
 }
 
-/// Fields that the task may be missing, the one first that the others give way to.
+/// Fields that the task may be missing, in order of precedence.
 fn wanted(task: RecordTask) -> &'static [&'static str] {
     match task {
         RecordTask::Documents => &["text"],
@@ -93,8 +93,8 @@ fn wanted(task: RecordTask) -> &'static [&'static str] {
     }
 }
 
-/// The error of a record that has none of the task's shapes; none where a field looks like the one
-/// that is missing, whose name the view gives.
+/// The error of a record that has none of the task's shapes; `None` if a field is similar to the
+/// missing one, which the view's error names.
 pub(super) fn of(record: &Record, task: RecordTask) -> Option<DataError> {
     let unpaired = ["prompt", "completion", "label"].iter();
     let unpaired = unpaired.filter(|name| record.has(name)).count() == 3;
@@ -127,7 +127,7 @@ pub(super) fn of(record: &Record, task: RecordTask) -> Option<DataError> {
     }
 }
 
-/// The error of a record to fine-tune on that has none of the known fields. Tasks with one form of
+/// The error of a record to fine-tune on that has none of the known fields. Tasks with one shape of
 /// records name the missing field instead.
 fn unknown(record: &Record, task: RecordTask) -> Option<DataError> {
     let names: Vec<&str> = record.names().collect();
@@ -143,14 +143,14 @@ fn unknown(record: &Record, task: RecordTask) -> Option<DataError> {
     })
 }
 
-/// A field that is missing from a record which is otherwise of the task's shape.
+/// A field that is missing from a record of the task's shape.
 enum Missing {
     Field(&'static str),
-    /// The view names it.
+    /// The view's error names the field.
     ToTheView,
 }
 
-/// The missing fields, where some of the fields are there, or one of them under another name.
+/// The missing fields, if the record has some of the fields, or one of them under another name.
 fn missing(record: &Record, task: RecordTask) -> Option<Missing> {
     let has = |name: &str| record.has(name);
     match task {
@@ -163,7 +163,7 @@ fn missing(record: &Record, task: RecordTask) -> Option<Missing> {
         RecordTask::Examples | RecordTask::Texts if has("output") && !has("prompt") => {
             return Some(Missing::Field("instruction"));
         }
-        // A prompt beside a document lacks its completion.
+        // A record with `prompt` and `text` lacks the completion.
         RecordTask::Examples | RecordTask::Texts
             if has("completion") || (has("prompt") && has("text")) =>
         {
@@ -190,7 +190,7 @@ fn expected(name: &str) -> &'static str {
     }
 }
 
-/// Refuses a record whose fields say that it must not be learned from as it is.
+/// Refuses a record whose labels forbid learning from it.
 pub(super) fn check(record: &Record, task: RecordTask) -> Result<()> {
     if task != RecordTask::Examples {
         return Ok(());
@@ -206,11 +206,11 @@ pub(super) fn check(record: &Record, task: RecordTask) -> Result<()> {
 }
 
 impl Record {
-    /// Refuses a chat with an answer of weight 0 that would be learned; the record has the fields
-    /// that the views read.
+    /// Refuses a chat with an answer of weight 0 that would be learned. The record is already
+    /// converted.
     ///
     /// # Errors
-    /// Such an answer, with what would keep it from being learned.
+    /// If there is such an answer, with the way to leave it out.
     pub fn check_weights(&self, learn: Learn) -> Result<()> {
         let lists = ["messages", "completion"].map(|name| self.fields.get(name));
         let messages = lists.into_iter().flatten().find_map(Value::as_array);

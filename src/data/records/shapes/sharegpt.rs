@@ -1,7 +1,7 @@
-//! ShareGPT: `conversations` of `{"from": "human", "value": …}`, and answers of that form.
+//! ShareGPT: `conversations` of `{"from": "human", "value": …}`, and answers in that form.
 //!
-//! Speakers become the roles that LLaMA-Factory and axolotl give them. A `function_call` becomes a
-//! message with `tool_calls`.
+//! Speakers become roles as in LLaMA-Factory and axolotl. A `function_call` becomes a message with
+//! `tool_calls`.
 
 use std::borrow::Cow;
 
@@ -29,8 +29,8 @@ const ROLES: [(&str, &str); 14] = [
     ("function-call", "assistant"),
 ];
 
-/// The record with roles and contents in place of speakers and values, in the lists among `fields`.
-/// An answer that is one message becomes a list of it.
+/// The record with roles and contents in place of speakers and values, in each list among `fields`.
+/// An answer that is one message becomes a list.
 pub(super) fn with_roles<'r>(record: &'r Record, fields: &[&str]) -> Result<Cow<'r, Record>> {
     let mut found = Cow::Borrowed(record);
     for &field in fields {
