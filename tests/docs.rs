@@ -1,11 +1,11 @@
-//! The README and the pages of `docs/` hold what they say: links lead somewhere, sample records and
-//! configurations are read, commands run, and quoted messages are in the source.
+//! The README and the pages of `docs/` are true: links resolve, sample records and configurations
+//! are accepted, commands run, and quoted messages are in the source.
 //!
-//! A code block's info string says how it is held, after its language:
+//! The info string of a code block names its check, after its language:
 //!
 //! | Info string | Check |
 //! |---|---|
-//! | `toml` | a whole configuration, which resolves |
+//! | `toml` | a complete configuration, which resolves |
 //! | `toml,fragment` | tables that resolve once required keys are added |
 //! | `jsonl,STAGE…` | records that each of these stages or commands reads |
 //! | `…,NAME.EXT` | also saved under this name for the commands of the page |

@@ -63,7 +63,7 @@ fn defined_type(line: &str) -> Option<&str> {
     name.split(|c: char| !c.is_alphanumeric()).next()
 }
 
-/// A reader who meets a type's name knows which type it is: no two of the engine share one.
+/// No two types of the engine have the same name.
 #[test]
 fn every_type_has_a_name_of_its_own() {
     let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();

@@ -198,7 +198,7 @@ fn reward_models_end_in_pytorch_s_weights() {
 
 #[test]
 fn preference_tuning_ends_in_pytorch_s_weights() {
-    check_supervised(&["dpo", "ipo", "simpo"]);
+    check_supervised(&["dpo", "ipo", "simpo", "orpo"]);
 }
 
 #[test]

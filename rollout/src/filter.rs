@@ -130,7 +130,7 @@ pub fn without(logits: &[f32], forbidden: &[u32]) -> Vec<f32> {
 #[derive(Clone, Copy, Debug)]
 struct Candidate {
     logit: f32,
-    /// exp(z − max): its probability but for a factor.
+    /// exp(z − max): its probability up to a factor.
     weight: f32,
     id: u32,
 }

@@ -22,8 +22,8 @@ pub struct Completion {
     pub tokens: Vec<u32>,
     /// Each token's log-probability in the distribution it was drawn from.
     pub log_probs: Vec<f32>,
-    /// Each token's log-probability over the whole vocabulary at the sampling temperature; empty
-    /// where no token's distribution was cut, for then [`Self::log_probs`] are these.
+    /// Each token's log-probability over the whole vocabulary at the sampling temperature; empty if
+    /// no token's distribution was cut, since [`Self::log_probs`] are then the same.
     pub whole_log_probs: Vec<f32>,
     /// Each token's entropy of the distribution it was drawn from, in nats; empty unless
     /// [`GenerationSettings::entropies`] is set.
@@ -66,7 +66,7 @@ pub struct GenerationStats {
 pub struct GenerationProgress {
     /// Completions that have ended.
     pub finished: usize,
-    /// Completions in all.
+    /// Completions in total.
     pub total: usize,
     /// Tokens generated so far.
     pub tokens: usize,
@@ -299,7 +299,7 @@ impl RunningGeneration<'_> {
         Ok(())
     }
 
-    /// The newest kept set, if `ids` are the same; else these, which become the newest.
+    /// A shared copy of `ids`: the newest kept set if it is equal, else a new one.
     fn held_once(&mut self, ids: Vec<u32>) -> Arc<[u32]> {
         match &self.newest_kept {
             Some(newest) if **newest == *ids => newest.clone(),

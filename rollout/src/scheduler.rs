@@ -2,9 +2,9 @@
 //!
 //! Sequences are ordered by (request, sample). A place in the batch goes to the first that waits,
 //! if the blocks it needs are free. In a step each running sequence, first to last, takes the
-//! blocks for its next tokens; when none is free, the last sequence that holds any gives all of its
-//! back and will read its tokens again. So the first sequence always advances, and as each fits the
-//! cache alone, all finish.
+//! blocks for its next tokens; when none is free, the last sequence that holds blocks is preempted:
+//! it returns all of them and reads its tokens again later. So the first sequence always advances,
+//! and since each fits the cache alone, all finish.
 //!
 //! The samples of a request begin as one: sample 0 reads the prompt, then the others fork from it,
 //! sharing its blocks. A sequence copies a shared block before it writes to it, unless it is the
@@ -34,7 +34,7 @@ pub struct Scheduler {
 /// A sequence's part in a step.
 #[derive(Clone, Copy, Debug)]
 pub struct ScheduledChunk {
-    /// Which sequence.
+    /// Index of the sequence.
     pub index: usize,
     /// Number of its tokens that are read.
     pub count: usize,
@@ -94,7 +94,7 @@ impl Scheduler {
     pub fn plan(&mut self) -> Result<StepPlan, Error> {
         self.admit();
         let turns = self.take_turns();
-        // Blocks change hands only now that nobody gives way any more: so none is both copied from
+        // Blocks are handed out only after all preemptions, so that no block is both copied from
         // and handed out in one step.
         let mut copies = Vec::new();
         let served = turns

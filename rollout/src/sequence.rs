@@ -20,7 +20,7 @@ pub enum Finish {
 #[derive(Debug)]
 pub struct SampleState {
     pub id: SequenceId,
-    /// The prompt, then what was generated.
+    /// Tokens of the prompt, then the generated ones.
     pub tokens: Vec<u32>,
     pub prompt_len: usize,
     /// Length in tokens, prompt included, at which the sequence ends.
@@ -65,7 +65,7 @@ impl SampleState {
         &self.tokens[self.prompt_len..]
     }
 
-    /// How many tokens the model has yet to read.
+    /// Number of tokens that the model has not read yet.
     pub fn unread(&self) -> usize {
         self.tokens.len() - self.cached
     }
@@ -134,7 +134,7 @@ impl SampleState {
         total - self.blocks.len() + usize::from(self.shared_tail(pool).is_some())
     }
 
-    /// Free blocks needed to read all it has and to go on for one block's worth of tokens.
+    /// Free blocks needed to read all of its tokens and one block's worth more.
     pub fn blocks_ahead(&self, pool: &BlockPool) -> usize {
         let end = (self.tokens.len() + BLOCK_TOKENS).min(self.read_to);
         self.blocks_needed(end.max(self.tokens.len()) - self.cached, pool)

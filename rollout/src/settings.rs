@@ -196,7 +196,7 @@ impl Request {
         }
     }
 
-    /// Blocks of these.
+    /// Cache blocks of one sample that runs to the limit.
     fn blocks(&self, last: LastToken) -> usize {
         match self.max_new_tokens {
             0 => 0,

@@ -161,3 +161,40 @@ fn measures(stats: &OddsRatioStats, totals: OddsRatioTotals) -> Vec<(&'static st
     let nll = stats.nll / totals.chosen_tokens as f64;
     means.chain([(names::NLL_LOSS, nll)]).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(prompt: &[u32], chosen: &[u32], rejected: &[u32]) -> Pair {
+        Pair {
+            prompt: prompt.to_vec(),
+            chosen: chosen.to_vec(),
+            rejected: rejected.to_vec(),
+            margin: 0.0,
+        }
+    }
+
+    #[test]
+    fn whole_chosen_sequences_count_and_the_answers_of_rejected_ones() {
+        let pairs = [
+            pair(&[1, 2], &[3, 9], &[4, 5, 9]),
+            pair(&[], &[6, 9], &[7, 8, 9]),
+        ];
+        let batch = SequencePairs::new(&pairs.each_ref());
+        assert_eq!(batch.packed.targets, [2, 3, 9, 4, 5, 9, 9, 8, 9]);
+        assert_eq!(batch.answers, [2, 3, 1, 2]);
+        let totals = OddsRatioTotals {
+            pairs: 2,
+            chosen_tokens: 4,
+        };
+        assert_eq!(batch.totals(), totals);
+        let stage = OddsRatio { beta: 0.1 };
+        let twice = OddsRatioTotals {
+            pairs: 4,
+            chosen_tokens: 8,
+        };
+        let again = SequencePairs::new(&pairs.each_ref());
+        assert_eq!(stage.total(&[batch, again]), twice);
+    }
+}

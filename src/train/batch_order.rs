@@ -1,8 +1,8 @@
 //! The examples of each step: an order over the records, cut into batches epoch by epoch.
 //!
-//! A mixture has no epochs of its own, for its files are drawn from at different rates. An epoch of
-//! it is as many draws as it has records in all, cut into batches as any other; a file that is
-//! drawn from more often than it has records starts over within it.
+//! The files of a mixture are sampled at different rates, so an epoch of a mixture is defined as as
+//! many draws as the files have records in total. A file that is sampled more often than it has
+//! records starts over within the epoch.
 
 use rollout::random::Purpose;
 
@@ -41,16 +41,17 @@ pub struct BatchOrder {
 enum Draws {
     /// All examples, shuffled again in each epoch.
     Shuffled(Order),
-    /// Files drawn from by weight, and the index of each file's first example.
+    /// Files sampled by weight, and the index of each file's first example.
     Mixed(Mixture, Vec<usize>),
 }
 
 impl BatchOrder {
-    /// The order of examples that lie file after file: `files` has each file's number of examples,
-    /// and its weight.
+    /// The order of the examples of concatenated files: `files` holds the number of examples and
+    /// the weight of each file.
     ///
     /// # Errors
-    /// If there is no example, a weighted file has none, or `dataloader_drop_last` leaves no batch.
+    /// If there are no examples, a file with a weight is empty, or `dataloader_drop_last` leaves no
+    /// batch.
     pub fn new(
         files: &[(usize, Option<f64>)],
         training: &Training,

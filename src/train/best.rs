@@ -1,8 +1,8 @@
-//! The weights that early stopping may go back to: one file for each step that was the best, beside
+//! The weights that early stopping may restore: one file for each step that was the best, beside
 //! the checkpoints.
 //!
-//! A checkpoint names the best step so far and is of use only with its weights, so a file lives as
-//! long as a checkpoint that names it.
+//! A checkpoint names the best step so far and needs its weights, so a file is kept as long as a
+//! checkpoint names it.
 
 use std::fs;
 use std::io;
@@ -49,7 +49,7 @@ pub struct BestWeights {
 }
 
 impl BestWeights {
-    /// The weights of best steps in `folder`.
+    /// Opens the weights of best steps in `folder`.
     pub fn new(folder: &Path) -> Self {
         Self {
             folder: folder.into(),
@@ -64,7 +64,7 @@ impl BestWeights {
         snapshot::save_params(&self.file(step), model)
     }
 
-    /// Puts the weights of `step` back into `model`.
+    /// Restores the weights of `step` in `model`.
     ///
     /// # Errors
     /// If the file is missing or of another model.
@@ -97,7 +97,7 @@ fn file_name(step: u64) -> String {
     format!("best-{step:08}.safetensors")
 }
 
-/// The step of a file's name; none for other names.
+/// The step in a file's name; `None` for other names.
 fn step_of(name: &str) -> Option<u64> {
     let number = name.strip_prefix("best-")?.strip_suffix(".safetensors")?;
     let step = number.parse().ok()?;

@@ -1,13 +1,13 @@
-//! Checkpoints: folders that are whole or are not there.
+//! Checkpoints: folders that are either complete or absent.
 //!
-//! `checkpoints/step-00000120/` holds the files that a stage needs to go on, and `manifest.json`
+//! `checkpoints/step-00000120/` holds the files that a stage continues from, and `manifest.json`
 //! with the size and CRC-32 of each. It is written under a temporary name, every file synced, and
 //! renamed when complete, so that a process killed at any instant leaves the newest complete
-//! checkpoint as it was. Reading takes the newest one whose manifest and checksums hold, and sets
-//! aside those that it passed over.
+//! checkpoint intact. Reading takes the newest one whose manifest and checksums are right, and sets
+//! aside the newer ones.
 //!
 //! The stage gives the files their meaning; tensors, devices and models are unknown here. Small
-//! state (counters, cursors, coefficients) is one JSON value, under checksum like the rest.
+//! state (counters, cursors, coefficients) is one JSON value, with a checksum like the other files.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,7 +24,7 @@ use crate::files::regular;
 const MANIFEST: &str = "manifest.json";
 const STATE: &str = "state.json";
 
-/// Layout of the folder; a checkpoint of another one is passed over.
+/// Version of the folder's layout; a checkpoint of another version is passed over.
 const FORMAT: u32 = 1;
 
 /// Suffix of the folder of a checkpoint that was passed over.
@@ -36,7 +36,7 @@ pub enum CheckpointError {
     /// The file system refused; the error names what and where.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// A file was added under a name that cannot be one.
+    /// A file was added under an invalid name.
     #[error("`{0}` cannot be the name of a file in a checkpoint")]
     Name(String),
     /// The state is not what the stage expects.
@@ -56,25 +56,25 @@ pub struct Checkpoints {
     folder: PathBuf,
 }
 
-/// A checkpoint in its folder. That of [`Latest`] is complete and its checksums hold.
+/// A checkpoint in its folder. The one in [`Latest`] is complete and has the right checksums.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// Steps done when it was written.
+    /// Steps completed when it was written.
     pub step: u64,
     folder: PathBuf,
 }
 
-/// The newest usable checkpoint, and the newer ones that are not.
+/// The newest usable checkpoint, and the newer ones that are damaged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Latest {
-    /// None if there is no usable one.
+    /// `None` if no checkpoint is usable.
     pub checkpoint: Option<Checkpoint>,
-    /// One line for each damaged checkpoint that was passed over, newest first: where it now lies
-    /// and what is wrong.
+    /// One line for each damaged checkpoint that was passed over, newest first: its present path
+    /// and its fault.
     pub passed_over: Vec<String>,
 }
 
-/// A checkpoint being written. Dropped before [`Writer::commit`] it leaves nothing.
+/// A checkpoint being written. If it is dropped before [`Writer::commit`], no file remains.
 #[derive(Debug)]
 pub struct Writer {
     step: u64,
@@ -91,8 +91,8 @@ struct Manifest {
 }
 
 impl Checkpoints {
-    /// Opens the folder, creating it if need be, and clears up what a killed process left
-    /// unfinished.
+    /// Opens the folder, creates it if necessary, and removes the unfinished files of a killed
+    /// process.
     ///
     /// # Errors
     /// If the folder cannot be created or cleaned.
@@ -121,12 +121,13 @@ impl Checkpoints {
         })
     }
 
-    /// The newest checkpoint that is complete and whose checksums hold. Newer ones are set aside:
-    /// as the newest by name they would be kept in place of those that the run writes next.
+    /// The newest checkpoint that is complete and whose checksums are right. Newer ones are set
+    /// aside: being the newest by name, they would be kept instead of those that the run writes
+    /// next.
     ///
     /// # Errors
-    /// If the folder cannot be listed or a checkpoint not be renamed. A damaged checkpoint is no
-    /// error: it is passed over and reported.
+    /// If the folder cannot be listed or a checkpoint cannot be renamed. A damaged checkpoint is
+    /// not an error: it is passed over and reported.
     pub fn resume(&self) -> Result<Latest, CheckpointError> {
         let mut passed_over = Vec::new();
         for step in self.steps()?.into_iter().rev() {
@@ -169,7 +170,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// All checkpoints, oldest first; whether they are whole shows when they are read.
+    /// All checkpoints, oldest first; they are verified only when they are read.
     ///
     /// # Errors
     /// If the folder cannot be listed.
@@ -181,8 +182,8 @@ impl Checkpoints {
         Ok(self.steps()?.into_iter().map(at).collect())
     }
 
-    /// Steps of all checkpoint folders, in ascending order; whether they are whole shows when they
-    /// are read.
+    /// Steps of all checkpoint folders, in ascending order; they are verified only when they are
+    /// read.
     fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
         let mut steps = Vec::new();
         for entry in fs::read_dir(&self.folder).map_err(on("read", &self.folder))? {
@@ -195,7 +196,7 @@ impl Checkpoints {
 }
 
 impl Checkpoint {
-    /// Where a file of the checkpoint lies.
+    /// Path of a file of the checkpoint.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
@@ -220,10 +221,10 @@ impl Checkpoint {
 }
 
 impl Writer {
-    /// Adds a file: `write` gets a buffered writer, and what it writes is summed on its way.
+    /// Adds a file: `write` gets a buffered writer, whose bytes go into the checksum.
     ///
     /// # Errors
-    /// If the name has a path in it or is taken, or the file cannot be written.
+    /// If the name contains a path or is taken, or the file cannot be written.
     pub fn add_file(
         &mut self,
         name: &str,
@@ -242,8 +243,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Adds a file with `value` as JSON. Floats are read back as the same bits; those that may be
-    /// NaN or infinite need [`super::float`], for they are not numbers in JSON and become null.
+    /// Adds a file with `value` as JSON. Floats are read back as the same bits; floats that may be
+    /// NaN or infinite need [`super::float`], since JSON has no such numbers and would hold null.
     ///
     /// # Errors
     /// The errors of [`Writer::add_file`].
@@ -252,12 +253,11 @@ impl Writer {
         self.add_file(name, |file| file.write_all(&bytes))
     }
 
-    /// Completes the checkpoint with the stage's `state`, and makes it visible.
-    ///
-    /// A checkpoint of the same step is replaced.
+    /// Completes the checkpoint with the stage's `state`, and makes it visible. It replaces a
+    /// checkpoint of the same step.
     ///
     /// # Errors
-    /// If something cannot be written; the checkpoint is then not there.
+    /// If a file cannot be written; then there is no checkpoint.
     pub fn commit<T: Serialize>(mut self, state: &T) -> Result<Checkpoint, CheckpointError> {
         self.add_json(STATE, state)?;
         let files = std::mem::take(&mut self.files);
@@ -278,8 +278,7 @@ impl Writer {
 }
 
 impl Drop for Writer {
-    /// After a commit there is nothing under the temporary name any more; before one, nothing is
-    /// worth keeping.
+    /// Removes the temporary folder, which a commit has renamed.
     fn drop(&mut self) {
         // If this fails, the folder is removed when the checkpoints are next opened.
         let _ = durable::remove(&self.beside);
@@ -298,7 +297,8 @@ fn folder_name(step: u64) -> String {
     format!("step-{step:08}")
 }
 
-/// Renames a checkpoint that cannot be used; one of its step that was set aside before goes.
+/// Renames a checkpoint that cannot be used, in place of one of this step that was set aside
+/// before.
 fn set_aside(folder: &Path) -> io::Result<PathBuf> {
     let mut aside = folder.as_os_str().to_owned();
     aside.push(UNUSABLE);
@@ -308,13 +308,13 @@ fn set_aside(folder: &Path) -> io::Result<PathBuf> {
     Ok(aside)
 }
 
-/// The step of a checkpoint's folder; none for other names.
+/// The step in the name of a checkpoint's folder; `None` for other names.
 fn step_of(name: &str) -> Option<u64> {
     let step = name.strip_prefix("step-")?.parse().ok()?;
     (folder_name(step) == name).then_some(step)
 }
 
-/// True if a name is that of a file in the checkpoint's own folder.
+/// Whether a name is that of a file in the checkpoint's own folder.
 fn is_plain(name: &str) -> bool {
     !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0'])
 }
@@ -359,7 +359,7 @@ fn verify(folder: &Path, step: u64) -> Result<(), String> {
     Ok(())
 }
 
-/// Size in bytes of a file that must lie in the folder itself: a link may lead anywhere.
+/// Size in bytes of a regular file; a link is refused, since it may lead out of the folder.
 fn size(file: &Path) -> io::Result<u64> {
     let found = fs::symlink_metadata(file)?;
     match found.is_file() {

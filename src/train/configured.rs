@@ -1,11 +1,11 @@
-//! The keys that all stages have, as optimizer, schedule and backward pass take them.
+//! Optimizer, schedule and backward pass by the keys that all stages have.
 
 use super::optimizer::AdamWConfig;
 use super::schedule::Schedule;
 use crate::config::Training;
 use crate::model::Gradient;
 
-/// Whether an event of every `every` steps is due at `step`; 0 is never.
+/// Whether an event that occurs every `every` steps is due at `step`; 0 means never.
 pub fn is_due(step: u64, every: usize) -> bool {
     every > 0 && step.is_multiple_of(every as u64)
 }
@@ -50,7 +50,7 @@ pub fn never_at_peak(training: &Training, steps: u64) -> Option<String> {
     })
 }
 
-/// A forward pass whose backward pass recomputes activations as configured.
+/// The gradient mode of a forward pass whose backward pass recomputes activations as configured.
 pub fn gradient(training: &Training) -> Gradient {
     Gradient::Record(training.recompute)
 }

@@ -6,7 +6,7 @@ use std::num::ParseFloatError;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A float that comes back as it was.
+/// A float that is read back with its value, NaN and infinities included.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 #[serde(into = "Written", try_from = "Written")]
 struct Float(f64);
@@ -49,7 +49,7 @@ pub fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::
 /// Reads a float.
 ///
 /// # Errors
-/// If there is neither a number nor the name of one.
+/// If the value is neither a number nor the name of one.
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Float::deserialize(deserializer)?.0)
 }

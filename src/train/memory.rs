@@ -2,13 +2,12 @@
 
 use std::path::Path;
 
-/// Peak resident bytes; `None` where the system does not say (it is read from Linux's `/proc`).
+/// Peak resident bytes, read from Linux's `/proc`; `None` on other systems.
 pub fn peak_bytes() -> Option<u64> {
     bytes("/proc/self/status", "VmHWM:")
 }
 
-/// Bytes of memory that a process could have without others being swapped out; `None` as in
-/// [`peak_bytes`].
+/// Bytes of memory that a process can still take without swapping; `None` as in [`peak_bytes`].
 pub fn available_bytes() -> Option<u64> {
     bytes("/proc/meminfo", "MemAvailable:")
 }
@@ -18,9 +17,8 @@ pub fn total_bytes() -> Option<u64> {
     bytes("/proc/meminfo", "MemTotal:")
 }
 
-/// Bytes that the process can have at most: the machine's memory and swap, or less where its
-/// control group or the limit of its address space (`ulimit -v`) says so; `None` as in
-/// [`peak_bytes`].
+/// Most bytes that the process can take: the machine's memory and swap, or the limit of its control
+/// group or of its address space (`ulimit -v`) if that is lower; `None` as in [`peak_bytes`].
 pub fn limit_bytes() -> Option<u64> {
     let swap = bytes("/proc/meminfo", "SwapTotal:").unwrap_or(0);
     let machine = total_bytes()?;
@@ -28,7 +26,7 @@ pub fn limit_bytes() -> Option<u64> {
     Some(address_space_limit().map_or(memory, |limit| limit.min(memory)))
 }
 
-/// The limit of the process's address space; none where it has no limit.
+/// The limit of the process's address space; `None` without a limit.
 fn address_space_limit() -> Option<u64> {
     let mut limit = libc::rlimit {
         rlim_cur: libc::RLIM_INFINITY,
@@ -39,7 +37,7 @@ fn address_space_limit() -> Option<u64> {
     (asked == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
 }
 
-/// The least limit of the control groups around the process; none where there is no limit.
+/// The lowest limit of the control groups around the process; `None` without a limit.
 fn group_limit() -> Option<u64> {
     let read = |path: &Path| {
         let text = std::fs::read_to_string(path).ok()?;

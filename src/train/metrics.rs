@@ -1,8 +1,8 @@
 //! `metrics.jsonl` and `samples.jsonl`: one JSON object a line, in the order of steps.
 //!
-//! A stage that is continued from step N drops the lines after N, which it will write again: the
-//! file of a run that was killed and continued is the file of one that was not, but for what
-//! measures time. The names of the metrics are an interface, and stand in [`names`].
+//! A stage that is continued from step N drops the lines after N and writes them again: a run that
+//! was killed and continued leaves the same file as an unbroken one, except for times. The names of
+//! the metrics are an interface, defined in [`names`].
 
 pub mod names;
 
@@ -43,7 +43,7 @@ impl Metrics {
         }
     }
 
-    /// Sets `name`. What is not finite becomes null, for JSON has no word for it.
+    /// Sets `name`. A value that is not finite is written as null, since JSON cannot express it.
     pub fn set(&mut self, name: &str, value: f64) -> &mut Self {
         self.values.insert(name.into(), Value::from(value));
         self
@@ -70,7 +70,7 @@ impl Metrics {
 /// The lines of an existing file that are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetainedLines {
-    /// All lines are dropped: the stage starts over.
+    /// No lines are kept: the stage starts over.
     None,
     /// Lines of this step and earlier ones are kept: the stage continues from its checkpoint.
     UpTo(u64),
@@ -97,7 +97,7 @@ pub struct StepLog {
 }
 
 impl StepLog {
-    /// Opens a log with a line of each step, as [`Self::open_requiring`].
+    /// Does [`Self::open_requiring`] for a log with one line a step.
     ///
     /// # Errors
     /// The errors of opening the log.
@@ -105,14 +105,14 @@ impl StepLog {
         Self::open_requiring(RequiredLines::EachStep, path, retained)
     }
 
-    /// Opens `path`, creating it if need be, and cuts it back to the lines to keep. A last line
+    /// Opens `path`, creates it if necessary, and truncates it after the lines to keep. A last line
     /// that was torn by a crash is dropped. A file whose steps are out of order, or that lacks
     /// lines up to the step to keep, is set aside as a whole, and the log continues with the lines
     /// that fit: [`Self::damage`] says so.
     ///
     /// # Errors
-    /// If the file cannot be read or cut, or holds a line before its end that is no object with a
-    /// step: then it is not ours to cut.
+    /// If the file cannot be read or truncated, or if a line other than the last is not an object
+    /// with a step: such a file is not a log and is left alone.
     pub fn open_requiring(
         required: RequiredLines,
         path: &Path,
@@ -136,7 +136,7 @@ impl StepLog {
         })
     }
 
-    /// Fault of the file, and the place where it now lies.
+    /// Fault of the file that was set aside, and its present path.
     pub fn damage(&self) -> Option<&str> {
         self.damage.as_deref()
     }
@@ -156,11 +156,11 @@ impl StepLog {
             .map_err(on("write", &self.path))
     }
 
-    /// Makes the lines durable. To be called before a checkpoint is committed, so that what the
-    /// checkpoint builds on is never younger than the log.
+    /// Makes the lines durable. Must be called before a checkpoint is committed, so that the log
+    /// reaches at least to the checkpoint's step.
     ///
     /// # Errors
-    /// If the disk refuses.
+    /// If the file cannot be synced.
     pub fn sync(&mut self) -> io::Result<()> {
         self.writer
             .get_ref()
@@ -169,8 +169,7 @@ impl StepLog {
     }
 }
 
-/// Puts a damaged file in order. Returns the length in bytes of the lines to keep, and what was
-/// wrong.
+/// Repairs a damaged file. Returns the length in bytes of the lines to keep, and the fault.
 fn mended(path: &Path, step: u64, required: RequiredLines) -> io::Result<(u64, Option<String>)> {
     let lines = LogLines::read(path, step, required)?;
     let Some(damage) = &lines.damage else {

@@ -17,7 +17,7 @@ pub trait Objective {
     /// Examples packed for one forward pass.
     type Batch;
 
-    /// The counts that a step's loss is a mean over, such as its target tokens or its pairs.
+    /// The counts over which a step's loss is a mean, such as its target tokens or its pairs.
     type Total: Copy;
 
     /// Tokens that an example feeds to the model.

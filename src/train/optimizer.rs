@@ -1,9 +1,9 @@
 //! AdamW with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2), behind a clip of
 //! the global norm.
 //!
-//! Moments are f32 and lie like the gradients: one flat buffer each in the order of the parameters'
-//! names. The clip is a factor folded into the step, so each parameter is passed once. Decay acts
-//! on matrices alone. A step whose gradient is not finite is refused, and nothing moves.
+//! Moments are f32 and laid out like the gradients: one flat buffer each, in the order of the
+//! parameters' names. The clip is a factor within the step, so each parameter is read once. Only
+//! matrices decay. A step whose gradient is not finite is refused, and no parameter moves.
 
 use candle_core::{DType, Result, Tensor};
 use multiversion::multiversion;
@@ -14,7 +14,7 @@ use crate::ops::{pool, profile};
 
 /// Elements whose squares are summed together.
 const BLOCK: usize = 1 << 14;
-/// Elements of one task of a step: small parameters, too, are divided among all threads.
+/// Elements of one task of a step, few enough to divide small parameters among all threads.
 const STEP: usize = 1 << 12;
 
 /// The constants of AdamW.
@@ -40,7 +40,7 @@ pub enum StepOutcome {
         /// Global gradient norm before clipping.
         grad_norm: f64,
     },
-    /// The gradient was not finite; nothing moved.
+    /// The gradient was not finite; no parameter moved.
     NotFinite,
 }
 
@@ -116,7 +116,7 @@ impl AdamW {
         })
     }
 
-    /// Takes up the state that an earlier run left.
+    /// Restores the state of an earlier run.
     ///
     /// # Errors
     /// If the sizes differ.

@@ -17,7 +17,7 @@ const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 /// - The allocator never returns freed memory to the kernel: the next step would have to fault
 ///   it in again, zeroed.
 /// - Memory is in huge pages: weights in small pages are read at half the speed.
-/// - A write beyond the limit on file sizes is an error, not the end of the process.
+/// - A write beyond the limit on file sizes is an error instead of ending the process.
 pub fn set_up() {
     // SAFETY: no other thread runs yet. PURGE_DELAY takes milliseconds, or -1 for never; large
     // pages are a switch.
@@ -30,9 +30,9 @@ pub fn set_up() {
     survive_file_size_limit();
 }
 
-/// Makes a write beyond the limit on file sizes (`ulimit -f`) an error, as a full disk is: without
-/// a handler, SIGXFSZ ends the process. The signal is caught rather than ignored because child
-/// processes would inherit an ignored signal.
+/// Makes a write beyond the limit on file sizes (`ulimit -f`) an error, like a write to a full
+/// disk: without a handler, SIGXFSZ ends the process. The signal is caught rather than ignored
+/// because child processes would inherit an ignored signal.
 fn survive_file_size_limit() {
     // If the handler cannot be registered, such a write ends the process.
     let _ = flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));

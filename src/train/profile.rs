@@ -1,5 +1,5 @@
-//! The table that answers "why is it slow": where a stage's time went, and what its operations
-//! wrote.
+//! The table of a profile: the time of a stage's parts and operations, and the bytes that the
+//! operations wrote.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, presets};
 
 use crate::ops::profile::{OperationTotal, ProfileKey};
 
-/// Operations of a part that are shown apart; the rest is summed.
+/// Operations of a part that have rows of their own; the others are summed.
 const SHOWN: usize = 8;
 
-/// A table of what was noted, the longest part first.
+/// The table of the recorded parts, the longest first.
 pub fn table(stage: &str, totals: &BTreeMap<ProfileKey, OperationTotal>) -> String {
     let whole = sum(totals.values());
     let mut parts = BTreeMap::<&str, Vec<(&str, OperationTotal)>>::new();

@@ -1,8 +1,8 @@
-//! The steps of a stage or command as it works through them: a line that changes in place on a
-//! terminal, plain lines where the output goes to a file.
+//! The progress of a stage or command through its steps: a line that changes in place on a
+//! terminal, plain lines if the output goes to a file.
 //!
-//! Progress goes to standard error; standard output is for results. What is done between the steps
-//! is shown by [`Phase`](phase::Phase).
+//! Progress goes to standard error; standard output is for results. Work between the steps is shown
+//! by [`Phase`](phase::Phase).
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -22,14 +22,14 @@ pub struct Progress {
     stage: String,
     unit: &'static str,
     total: u64,
-    /// Step and time at which this process began.
+    /// Step and time at which this process started.
     began: (u64, Instant),
     display: Display,
 }
 
 #[derive(Debug)]
 enum Display {
-    /// The terminal's line, and what it last said.
+    /// The terminal's line, and its newest text.
     Live(String),
     Plain(PlainProgress),
 }
@@ -73,7 +73,7 @@ impl Progress {
         }
     }
 
-    /// Shows that `step` is done, with some of its numbers.
+    /// Shows that `step` is complete, with some of its metrics.
     pub fn step(&mut self, step: u64, numbers: &[(&str, f64)]) {
         let now = Instant::now();
         let shown = describe(numbers) + &self.time_left(step, now);
@@ -106,7 +106,7 @@ impl Progress {
         }
     }
 
-    /// Rate and time left, once they can be told.
+    /// Steps a second and time left, once they can be estimated.
     fn time_left(&self, step: u64, now: Instant) -> String {
         let (start, began) = self.began;
         let (done, seconds) = (
@@ -121,14 +121,14 @@ impl Progress {
             return format!("  {}", rate(speed, self.unit));
         }
         let left = Duration::try_from_secs_f64((self.total - step) as f64 / speed);
-        // Longer than a duration can be is not worth a number.
+        // A time that does not fit a duration is not shown.
         let left = left.map_or(String::new(), |left| format!(", {} left", duration(left)));
         format!("  {}{left}", rate(speed, self.unit))
     }
 }
 
 impl Drop for Progress {
-    /// A stage that ends with an error leaves no line behind.
+    /// Removes the line of a stage that ends with an error.
     fn drop(&mut self) {
         phase::untitle();
     }
@@ -169,7 +169,7 @@ fn describe(numbers: &[(&str, f64)]) -> String {
     text
 }
 
-/// About four digits that count.
+/// The number with about four significant digits.
 fn short(value: f64) -> String {
     match value.abs() {
         size if size == 0.0 || (1e-2..1e3).contains(&size) => format!("{value:.3}"),

@@ -1,4 +1,4 @@
-//! A copy in memory of what is trained and what moves it, to go back to.
+//! A copy in memory of trained parameters and their optimizer, to restore later.
 
 use candle_core::{Result, Tensor};
 
@@ -16,7 +16,7 @@ pub struct Rollback {
 }
 
 impl Rollback {
-    /// Copies both.
+    /// Copies parameters and moments.
     ///
     /// # Errors
     /// If the device fails.
@@ -32,7 +32,7 @@ impl Rollback {
         })
     }
 
-    /// Puts both back, bit by bit, into the store and the optimizer that they were copied from.
+    /// Restores both, bit for bit, in the store and the optimizer that they were copied from.
     ///
     /// # Errors
     /// If the store or the optimizer is another one, or the device fails.
@@ -110,7 +110,7 @@ mod tests {
         assert_ne!(moved, before);
         start.put_back(&params, &mut optimizer).unwrap();
         assert_eq!(bits(&params, &optimizer), before);
-        // From there on the same step leads to the same place.
+        // From the restored state the same step leads to the same parameters.
         step(&params, &mut optimizer);
         assert_eq!(bits(&params, &optimizer), moved);
     }

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! runs/NAME/config.toml            the resolved configuration of the last command
-//! runs/NAME/STAGE/config.toml      the one that the stage goes by
-//! runs/NAME/STAGE/inputs.json      checksums of what the stage reads
+//! runs/NAME/STAGE/config.toml      the configuration of the stage
+//! runs/NAME/STAGE/inputs.json      checksums of the stage's inputs
 //! runs/NAME/STAGE/metrics.jsonl    one object a step
 //! runs/NAME/STAGE/samples.jsonl    completions of the evaluations
 //! runs/NAME/STAGE/checkpoints/     what a continued run starts from
@@ -83,7 +83,7 @@ pub struct StageFolder {
 /// The result of a finished stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StageOutcome {
-    /// Number of steps that were configured; the stage is continued if this is raised.
+    /// Number of configured steps; the stage is continued if it is raised.
     pub steps: u64,
     /// Numbers for the closing table, by name.
     pub summary: Map<String, Value>,
@@ -99,11 +99,11 @@ struct DoneMarker {
 }
 
 impl RunFolder {
-    /// Takes the folder `root`, creating it if need be. With [`Existing::SetAside`] a former run
-    /// moves to `NAME.old-1` (or the next free number) beside it first.
+    /// Locks the folder `root`, which is created if necessary. With [`Existing::SetAside`] a former
+    /// run is first renamed to `NAME.old-1` (or the next free number).
     ///
     /// # Errors
-    /// [`RunFolderError::InUse`] if another process has it.
+    /// [`RunFolderError::InUse`] if another process has locked it.
     pub fn open(root: &Path, existing: Existing) -> Result<Self, RunFolderError> {
         let held = Self::take(root)?;
         if existing == Existing::Continue || is_empty(root)? {
@@ -134,12 +134,12 @@ impl RunFolder {
         &self.root
     }
 
-    /// Where the resolved configuration lies.
+    /// Path of the resolved configuration.
     pub fn config(&self) -> PathBuf {
         self.root.join(CONFIG)
     }
 
-    /// The folder of `stage`, which may not be there yet.
+    /// The folder of `stage`, which may not exist yet.
     pub fn existing_stage(&self, stage: Stage) -> StageFolder {
         StageFolder {
             root: self.root.join(stage.name()),
@@ -154,8 +154,8 @@ impl RunFolder {
         Ok(durable::write_atomic(&self.config(), toml.as_bytes())?)
     }
 
-    /// The folder of `stage`, created if need be. With [`Existing::SetAside`] the stage's former
-    /// work moves to `STAGE.old-1` (or the next free number) first.
+    /// The folder of `stage`, created if necessary. With [`Existing::SetAside`] a former folder of
+    /// the stage is first renamed to `STAGE.old-1` (or the next free number).
     ///
     /// # Errors
     /// If it cannot be created or moved.
@@ -183,27 +183,27 @@ impl StageFolder {
         self.has_checkpoint() || self.marker().exists()
     }
 
-    /// True if there is a checkpoint, whole or damaged.
+    /// Whether there is a checkpoint, whole or damaged.
     pub fn has_checkpoint(&self) -> bool {
         checkpoint::are_in(&self.checkpoints())
     }
 
-    /// Whether an earlier process did steps of the stage.
+    /// Whether an earlier process has completed steps of the stage.
     pub fn has_log(&self) -> bool {
         fs::metadata(self.metrics()).is_ok_and(|log| log.len() > 0)
     }
 
-    /// The configuration that the stage goes by.
+    /// Path of the stage's configuration.
     pub fn config(&self) -> PathBuf {
         self.root.join(CONFIG)
     }
 
-    /// Checksums of what the stage reads.
+    /// Path of the checksums of the stage's inputs.
     pub fn inputs(&self) -> PathBuf {
         self.root.join("inputs.json")
     }
 
-    /// Replaces the configuration that the stage goes by.
+    /// Replaces the stage's configuration.
     ///
     /// # Errors
     /// If it cannot be written.
@@ -287,11 +287,11 @@ impl StageFolder {
         }
     }
 
-    /// Marks the stage finished, and notes the files of its model. To be called when the final
-    /// model is complete.
+    /// Marks the stage as finished, and records the files of its model. Must be called when the
+    /// final model is complete.
     ///
     /// # Errors
-    /// If the marker cannot be written, or the model's folder not be listed.
+    /// If the marker cannot be written, or the model's folder cannot be listed.
     pub fn mark_done(&self, done: &StageOutcome) -> Result<(), RunFolderError> {
         let marker = DoneMarker {
             done: done.clone(),
@@ -324,7 +324,7 @@ impl StageFolder {
         Ok(lost.next().map(|(name, _)| folder.join(name)))
     }
 
-    /// Marks the stage unfinished, so that it can be continued.
+    /// Removes the mark of a finished stage, so that it can be continued.
     ///
     /// # Errors
     /// If the marker cannot be removed.

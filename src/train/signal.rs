@@ -1,9 +1,9 @@
-//! Stopping by a signal: the first SIGINT, SIGTERM or SIGHUP asks the run to save and end, a second
+//! Stopping by a signal: on the first SIGINT, SIGTERM or SIGHUP the run saves and ends; a second
 //! SIGINT or SIGTERM ends it at once.
 //!
-//! A terminal that closes sends SIGHUP, sometimes twice, and a session that ends SIGTERM beside it:
-//! so a SIGHUP never ends a run before it has saved. Where SIGHUP was ignored when the program
-//! started (`nohup`), it stays ignored.
+//! A closing terminal sends SIGHUP, sometimes twice, and a closing session also sends SIGTERM.
+//! Therefore a SIGHUP never ends a run before it has saved. Where SIGHUP was ignored when the
+//! program started (`nohup`), it stays ignored.
 
 use std::io;
 use std::sync::Arc;
@@ -12,19 +12,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
-/// Exit code of a run that a signal stopped: 128 + SIGINT, as shells count.
+/// Exit code of a run that a signal stopped: 128 + SIGINT, as in shells.
 pub const EXIT_STOPPED: u8 = 130;
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// All was done.
+    /// The command completed.
     Finished,
     /// A signal came; the state is saved and the same command continues from there.
     Stopped,
 }
 
-/// A request to stop, which a signal makes. Clones share it.
+/// A request to stop, set by a signal. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct StopRequest {
     requested: Arc<AtomicBool>,
@@ -61,13 +61,13 @@ impl StopRequest {
         &self.requested
     }
 
-    /// Asks to stop, as a signal does.
+    /// Requests a stop, as a signal does.
     pub fn request(&self) {
         self.requested.store(true, Ordering::Relaxed);
     }
 }
 
-/// True if the process ignores the signal, a setting that it may have inherited.
+/// Whether the process ignores the signal, a setting that it may have inherited.
 fn is_ignored(signal: i32) -> bool {
     // SAFETY: a struct of plain numbers, for which zeros are a value.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };

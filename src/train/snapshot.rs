@@ -14,7 +14,7 @@ use crate::files::stored::{StoredTensors, Unreadable};
 use crate::files::tensor_file::{Description, write_header, write_values};
 use crate::model::Decoder;
 
-/// An error of saving or restoring what is trained.
+/// An error of saving or restoring parameters and moments.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// The checkpoint cannot be written or read.
@@ -28,7 +28,7 @@ pub enum SnapshotError {
     Format {
         /// The file.
         file: PathBuf,
-        /// Why.
+        /// The error of the format.
         source: safetensors::SafeTensorError,
     },
     /// A tensor is missing or of another size.
@@ -67,7 +67,7 @@ pub fn save(
     Ok(writer.add_file(&moments_file(role), |out| write_moments(out, &moments))?)
 }
 
-/// Puts back what [`save`] wrote; `steps` are those that the optimizer had taken.
+/// Restores the files of [`save`]; `steps` is the number of steps that the optimizer had taken.
 ///
 /// # Errors
 /// If a file or tensor is missing or of another size.
@@ -88,8 +88,7 @@ pub fn restore(
     )?)
 }
 
-/// Writes the trained parameters of `model` to a file of their own, whose former contents stay
-/// until they are replaced as a whole.
+/// Writes the trained parameters of `model` to a file, which is replaced atomically.
 ///
 /// # Errors
 /// If it cannot be written.
@@ -97,7 +96,7 @@ pub fn save_params(file: &Path, model: &Decoder) -> Result<(), SnapshotError> {
     Ok(durable::replace_file(file, |out| write_params(out, model))?)
 }
 
-/// Puts back what [`save_params`] wrote.
+/// Restores the file of [`save_params`].
 ///
 /// # Errors
 /// If the file or a tensor is missing or of another size.
@@ -122,7 +121,7 @@ fn moments_file(role: &str) -> String {
     format!("{role}-moments.safetensors")
 }
 
-/// The parameters one after the other: the host holds a copy of one at most.
+/// Writes the parameters one after the other, so that the host holds a copy of at most one.
 fn write_params(out: &mut dyn Write, model: &Decoder) -> io::Result<()> {
     let params = || model.params().trained();
     let described = params().map(|p| described(p.name(), p.dims()));

@@ -35,13 +35,13 @@ pub trait Steps {
     /// Word for a step in messages.
     const UNIT: &'static str;
 
-    /// Number of steps that are done.
+    /// Number of completed steps.
     fn done(&self) -> u64;
 
     /// Whether another step follows.
     fn continues(&self) -> bool;
 
-    /// Does the next step, with the evaluation and the checkpoint that are due after it.
+    /// Runs the next step, with the evaluation and the checkpoint that are due after it.
     ///
     /// # Errors
     /// If a computation or a file fails.
@@ -54,7 +54,7 @@ pub trait Steps {
     fn save(&mut self) -> Result<()>;
 }
 
-/// Steps until the stage is at its end, or until a signal came: the stage is then saved.
+/// Runs steps until the stage is complete or a signal arrives; after a signal the stage is saved.
 ///
 /// # Errors
 /// Errors of a step, with its number, or of writing a checkpoint.
@@ -114,8 +114,8 @@ impl StageLoop {
         Ok((opened, latest.checkpoint))
     }
 
-    /// Opens another log of the stage, which must have lines where the stage continues from a
-    /// checkpoint if they are `expected`.
+    /// Opens another log of the stage. If lines are `expected` and the stage continues from a
+    /// checkpoint, a log without lines counts as damaged.
     ///
     /// # Errors
     /// If the file cannot be read or written.
@@ -136,7 +136,7 @@ impl StageLoop {
     }
 
     /// Writes a checkpoint of `step` and removes old ones, unless the newest checkpoint is of this
-    /// step: it holds the same. `write` adds files and returns the state that goes with them.
+    /// step and so has the same contents. `write` adds files and returns their state.
     ///
     /// # Errors
     /// Errors of `write`, or if a file cannot be written or removed.

@@ -1,4 +1,4 @@
-//! The table that closes a stage or a run: what was learned (before → after) and where it lies.
+//! The closing table of a stage or a run: measures before and after training, and paths.
 
 use std::fmt;
 use std::path::Path;
@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 
 use super::float;
 
-/// A mean, with its standard error where there is one.
+/// A mean with its standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
     /// The mean.
     #[serde(with = "float")]
     pub mean: f64,
-    /// Standard error of the mean; `None` of a number that is not an average.
+    /// Standard error of the mean; `None` for a number that is not an average.
     #[serde(with = "float::option")]
     pub standard_error: Option<f64>,
 }
@@ -75,7 +75,7 @@ impl Summary {
         }
     }
 
-    /// Adds a measure that was taken before and after.
+    /// Adds a measure from before and after training.
     pub fn row(
         &mut self,
         name: &str,
@@ -85,24 +85,24 @@ impl Summary {
         self.text(name, &before.into().to_string(), &after.into().to_string())
     }
 
-    /// Adds a measure that only the end has.
+    /// Adds a measure from after training alone.
     pub fn result(&mut self, name: &str, after: impl Into<Estimate>) -> &mut Self {
         self.text(name, "", &after.into().to_string())
     }
 
-    /// Adds a row as it is to be printed.
+    /// Adds a row of text.
     pub fn text(&mut self, name: &str, before: &str, after: &str) -> &mut Self {
         self.rows.push([name, before, after].map(String::from));
         self
     }
 
-    /// Adds text that stands below the table.
+    /// Adds text below the table.
     pub fn note(&mut self, text: &str) -> &mut Self {
         self.notes.push(text.into());
         self
     }
 
-    /// Adds where something lies.
+    /// Adds a path.
     pub fn path(&mut self, name: &str, path: &Path) -> &mut Self {
         self.paths.push([name.into(), path.display().to_string()]);
         self

@@ -2,8 +2,8 @@
 //! from a checkpoint.
 //!
 //! A step's examples are a function of its number, so a continued run repeats the bits of an
-//! unbroken one. The stage's [`Objective`] says what a batch and its loss are; nothing here knows
-//! text or pairs.
+//! unbroken one. The stage's [`Objective`] defines batches and their loss; this module knows
+//! neither text nor pairs.
 
 mod evaluation;
 
@@ -33,11 +33,11 @@ use crate::model::Decoder;
 use crate::ops::profile;
 use crate::terminal::Phase;
 
-/// A supervised stage as its loop needs it.
+/// The inputs of a supervised stage's loop.
 pub struct TrainingJob<'a, O: Objective> {
     /// The stage's name in progress lines and messages.
     pub stage: &'static str,
-    /// The loss, and the batches that it is taken of.
+    /// The loss, and the batches that it is computed on.
     pub objective: &'a O,
     /// Examples to train on.
     pub examples: &'a [O::Example],
@@ -60,9 +60,9 @@ pub struct TrainingJob<'a, O: Objective> {
 /// The result of a supervised stage.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TrainingReport {
-    /// Steps of the configuration; early stopping does fewer.
+    /// Configured steps; early stopping runs fewer.
     pub planned: u64,
-    /// Steps done.
+    /// Completed steps.
     pub steps: u64,
     /// Tokens fed.
     pub tokens: u64,
@@ -99,7 +99,7 @@ struct TrainerState {
     since_best: usize,
 }
 
-/// Trains `model` and leaves it with its final weights. `None`: a signal came, and the stage is
+/// Trains `model` to its final weights. Returns `None` if a signal stopped the stage, which is then
 /// saved.
 ///
 /// # Errors
@@ -288,15 +288,15 @@ impl<'a, O: Objective> Trainer<'a, O> {
             bail!(
                 "{bad} steps in a row up to step {step} had a loss or gradient that is not finite \
                  (last loss {loss}); lower {stage}.learning_rate (now {rate:e}) or look at the \
-                 data, then run again: it continues from the last checkpoint (run.max_bad_steps \
-                 says how many such steps are borne)",
+                 data, then run again: it continues from the last checkpoint (a run ends after \
+                 run.max_bad_steps such steps)",
                 stage = self.job.stage,
             );
         }
         Ok(f64::NAN)
     }
 
-    /// Writes the last checkpoint, then goes back to the best weights where the stage stops early.
+    /// Writes the last checkpoint, then restores the best weights if the stage stops early.
     fn finish(mut self) -> Result<TrainingReport> {
         self.save()?;
         if self.optimizer.steps() == 0 {

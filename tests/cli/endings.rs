@@ -1,5 +1,5 @@
-//! Where completions end and where reward models are read: what the files of a model folder say
-//! about both, against transformers' numbers.
+//! The tokens that end a completion and the position of a reward model's score, by the files of a
+//! model folder, against transformers' numbers.
 
 use std::fs;
 use std::path::{Path, PathBuf};

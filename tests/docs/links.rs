@@ -1,4 +1,4 @@
-//! Links, and paths in inline code, lead to what exists.
+//! Links, and paths in inline code, resolve.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -52,7 +52,7 @@ fn paths_in_inline_code_exist() {
     );
 }
 
-/// Why a link of the page leads nowhere.
+/// The fault of a link that does not resolve; `None` if it does.
 fn objection(page: &Page, link: &str) -> Option<&'static str> {
     let (path, anchor) = match link.split_once('#') {
         Some((path, anchor)) => (path, Some(anchor)),

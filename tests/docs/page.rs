@@ -26,7 +26,7 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Every page that people read.
+/// The README and all pages of the documentation.
 pub fn pages() -> Vec<Page> {
     let named = [
         "README.md",

@@ -1,11 +1,11 @@
-//! Messages and metrics that the pages name are those of the source.
+//! Messages and metrics that the pages quote occur in the source.
 
 use std::fs;
 use std::path::Path;
 
 use super::page::{Page, root};
 
-/// Shortest part of a message that says which one it is.
+/// Fewest characters by which a message is recognised.
 const SHORTEST: usize = 6;
 
 #[test]

@@ -1,5 +1,5 @@
-//! Sample records are read by the stages that the pages name, and commands that pages show as
-//! runnable run.
+//! Sample records are accepted by the stages that the pages name, and the runnable commands of the
+//! pages succeed.
 
 use super::page::{Block, Page, pages};
 use super::workspace::{MODEL, Workspace};
@@ -38,7 +38,7 @@ fn is_reader(word: &str) -> bool {
     READERS.contains(&word)
 }
 
-/// Runs a stage or command on the block's records, one by one: none may pass for another.
+/// Runs a stage or command on each of the block's records alone, so that none hides another.
 fn reads(workspace: &Workspace, reader: &str, block: &Block) {
     for record in block.text.lines() {
         let place = format!("{}: {reader}: {record}", block.place);

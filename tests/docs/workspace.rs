@@ -1,4 +1,4 @@
-//! A folder with a tiny model, in which the binary runs what the pages show.
+//! A folder with a tiny model, in which the binary runs the commands of the pages.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,10 +8,10 @@ use tempfile::TempDir;
 
 use super::page::root;
 
-/// Where the tiny model lies: the folder that the README's example names.
+/// Folder of the tiny model, as in the README's example.
 pub const MODEL: &str = "models/smollm2-135m";
 
-/// The model that takes the place of the README's: one layer and a tokenizer of its own.
+/// Configuration of the model in place of the README's: one layer and a new tokenizer.
 const TINY: &str = r#"
 [run]
 name = "tiny"
@@ -62,7 +62,7 @@ impl Workspace {
         fs::write(self.path(name), contents).expect("a writable folder");
     }
 
-    /// Runs `collimate …`, its arguments parted by spaces, and expects exit code 0.
+    /// Runs `collimate …` with space-separated arguments, and expects exit code 0.
     pub fn succeeds(&self, command: &str, place: &str) {
         let output = self.run(command);
         let said = String::from_utf8_lossy(&output.stderr);

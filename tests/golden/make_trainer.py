@@ -9,7 +9,7 @@ import argparse, json, os
 import torch
 from safetensors.torch import save_file
 from trainer_torch import CONTEXT, EOS, EPS, HEAD, HEADS, HIDDEN, INNER, KV_HEADS, LAYERS, PAD, THETA, UNK, VOCAB
-from trainer_torch import dpo, fresh, ppo, pretrain, reward, sft
+from trainer_torch import dpo, fresh, orpo, ppo, pretrain, reward, sft
 
 SHARED = dict(lr_scheduler_type="constant", weight_decay=0.1, adam_beta1=0.9, adam_beta2=0.95, adam_epsilon=1e-5, save_steps=0)
 SUPERVISED = SHARED | dict(learning_rate=5e-3, batch_size=4, max_steps=8, max_grad_norm=0.5, max_length=16)
@@ -26,6 +26,7 @@ CASES = {
     "dpo": ("dpo", SUPERVISED | dict(loss_type="sigmoid", beta=0.5, label_smoothing=0.1)),
     "ipo": ("dpo", SUPERVISED | dict(loss_type="ipo", beta=0.4)),
     "simpo": ("dpo", SUPERVISED | dict(loss_type="simpo", beta=2.0, simpo_gamma=0.8)),
+    "orpo": ("orpo", SUPERVISED | dict(beta=0.7, micro_batch_tokens=48)),
     "gae": ("ppo", ONLINE | dict(advantage_estimator="gae", num_samples_per_prompt=2, gamma=0.97, lam=0.9, vf_coef=0.5,
                                  cliprange_value=0.05, critic_learning_rate=1e-2, whiten_rewards=True, dual_clip=1.05,
                                  cliprange_high=0.08, entropy_coef=0.02)),
@@ -106,6 +107,7 @@ def toml(name, stage, keys):
     files = {"pretrain": dict(data="texts.jsonl"),
              "sft": {"from": "policy", "data": "examples.jsonl"},
              "dpo": {"from": "policy", "data": "pairs.jsonl"},
+             "orpo": {"from": "policy", "data": "pairs.jsonl"},
              "reward": {"from": "scorer", "data": "pairs.jsonl"},
              "ppo": {"from": "policy", "reward_model": "scorer", "prompts": "prompts.jsonl"}}[stage]
     if "ptx_coef" in keys:
@@ -135,7 +137,7 @@ def main():
     write_lines(os.path.join(out, "pairs.jsonl"), [dict(prompt=text(p), chosen=" " + text(c), rejected=" " + text(r), margin=m)
                                                    for p, c, r, m in pairs])
     write_lines(os.path.join(out, "texts.jsonl"), [dict(text=text(t)) for t in texts])
-    stages = dict(pretrain=pretrain, sft=sft, reward=reward, dpo=dpo, ppo=ppo)
+    stages = dict(pretrain=pretrain, sft=sft, reward=reward, dpo=dpo, orpo=orpo, ppo=ppo)
     for name, (stage, keys) in CASES.items():
         if arguments.only and name not in arguments.only:
             continue

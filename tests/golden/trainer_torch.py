@@ -213,16 +213,18 @@ def rate_at(keys, step, steps, peak):
 
 
 def supervised(weights, keys, seed, records, loss_of):
-    """Steps on batches; `loss_of` gives a batch's mean loss. Returns weights and the log."""
+    """Steps on batches; `loss_of` gives a batch's mean loss, and other means of the batch by the names that they are logged under.
+    Returns weights and the log."""
     trainer = Trainer(weights, keys, keys["learning_rate"])
     batches = Order(len(records), seed, SHUFFLE).batches(keys["batch_size"])
-    log = {"train/loss": [], "train/grad_norm": [], "train/learning_rate": []}
+    log = {}
     for step in range(keys["max_steps"]):
         rate = rate_at(keys, step, keys["max_steps"], keys["learning_rate"])
-        loss = loss_of(trainer.w, [records[i] for i in next(batches)])
+        loss, means = loss_of(trainer.w, [records[i] for i in next(batches)])
         norm = trainer.step(loss, rate)
-        for name, value in zip(log, (loss.item(), norm, rate)):
-            log[name].append(value)
+        logged = {"train/loss": loss.item(), "train/grad_norm": norm, "train/learning_rate": rate}
+        for name, value in (logged | {name: mean.item() for name, mean in means.items()}).items():
+            log.setdefault(name, []).append(value)
     return trainer.frozen(), log
 
 
@@ -232,16 +234,20 @@ def next_token(w, rows):
     return -torch.cat(found).mean()
 
 
+def language(w, rows):
+    return next_token(w, rows), {}
+
+
 def pretrain(case):
     text = [t for document in case.texts for t in document + [EOS]]
     length = case.keys["context_length"]
     rows = [(text[i:i + length + 1], 1) for i in range(0, len(text) - length, length)]
-    return supervised(case.policy, case.keys, case.seed, rows, next_token)
+    return supervised(case.policy, case.keys, case.seed, rows, language)
 
 
 def sft(case):
     rows = [(prompt + answer + [EOS], len(prompt)) for prompt, answer in case.examples]
-    return supervised(case.policy, case.keys, case.seed, rows, next_token)
+    return supervised(case.policy, case.keys, case.seed, rows, language)
 
 
 def reward(case):
@@ -251,8 +257,14 @@ def reward(case):
         for prompt, chosen, rejected, margin in pairs:
             c, r = score(w, prompt + chosen + [EOS]), score(w, prompt + rejected + [EOS])
             total = total - F.logsigmoid(c - r - margin) + case.keys["center_rewards_coefficient"] * (c + r) ** 2
-        return total / len(pairs)
+        return total / len(pairs), {}
     return supervised(case.scorer, case.keys, case.seed, case.pairs, loss)
+
+
+def answer_log_probs(w, pair):
+    """log p of the tokens of the chosen and of the rejected answer, given the prompt."""
+    prompt, chosen, rejected, _ = pair
+    return [log_probs(w, prompt + answer + [EOS], len(prompt))[0] for answer in (chosen, rejected)]
 
 
 def dpo(case):
@@ -260,16 +272,12 @@ def dpo(case):
     SimPO (Meng et al. 2024, eq. 6)."""
     keys, kind = case.keys, case.keys["loss_type"]
 
-    def answers(w, pair):
-        prompt, chosen, rejected, _ = pair
-        return [log_probs(w, prompt + answer + [EOS], len(prompt))[0] for answer in (chosen, rejected)]
-
     def loss(w, pairs):
         total = 0.0
         for pair in pairs:
-            own = answers(w, pair)
+            own = answer_log_probs(w, pair)
             with torch.no_grad():
-                reference = answers(case.policy, pair)
+                reference = answer_log_probs(case.policy, pair)
             beta = keys["beta"]
             if kind == "sigmoid":
                 z = beta * ((own[0].sum() - reference[0].sum()) - (own[1].sum() - reference[1].sum()))
@@ -281,8 +289,26 @@ def dpo(case):
             else:
                 z = beta * (own[0].mean() - own[1].mean()) - keys["simpo_gamma"]
                 total = total - F.logsigmoid(z)
-        return total / len(pairs)
+        return total / len(pairs), {}
     return supervised(case.policy, keys, case.seed, case.pairs, loss)
+
+
+def orpo(case):
+    """ORPO (Hong et al. 2024): L_SFT + lambda L_OR (eq. 6), L_OR = -log sigmoid(log(odds(chosen) / odds(rejected))) (eq. 7), with
+    odds = P / (1 - P) (eq. 4) of P = exp(mean log p of an answer's tokens) (eq. 3). L_SFT is the cross-entropy of the batch's chosen
+    sequences, prompts included, and L_OR a mean over its pairs, as the authors and TRL have it; TRL's beta is lambda."""
+    def loss(w, pairs):
+        p = torch.stack([torch.stack([x.mean() for x in answer_log_probs(w, pair)]).exp() for pair in pairs])  # [pairs, 2]
+        odds = p / (1 - p)
+        preferred = torch.sigmoid(torch.log(odds[:, 0] / odds[:, 1])).log()
+        text = next_token(w, [(prompt + chosen + [EOS], 1) for prompt, chosen, _, _ in pairs])
+        rewards = case.keys["beta"] * p.log()
+        return text - case.keys["beta"] * preferred.mean(), {
+            "nll_loss": text, "log_odds_ratio": preferred.mean(), "log_odds_chosen": (odds[:, 0].log() - odds[:, 1].log()).mean(),
+            "logps/chosen": p[:, 0].log().mean(), "logps/rejected": p[:, 1].log().mean(),
+            "rewards/chosen": rewards[:, 0].mean(), "rewards/rejected": rewards[:, 1].mean(),
+            "rewards/margins": (rewards[:, 0] - rewards[:, 1]).mean(), "rewards/accuracies": (p[:, 0] > p[:, 1]).double().mean()}
+    return supervised(case.policy, case.keys, case.seed, case.pairs, loss)
 
 
 # ---------------------------------------------------------------- PPO
@@ -477,7 +503,7 @@ def ppo(case):
     scale, coef = Scale(keys.get("score_normalization", "none")), keys["kl_coef"]
     ptx = Ptx(case) if "ptx_coef" in keys else None
     names = ("objective/kl", "objective/kl_coef", "objective/scores", "loss/policy", "policy/clip_fraction", "loss/value",
-             "value/clip_fraction", "loss/kl", "loss/entropy", "loss/ptx")
+             "value/clip_fraction", "loss/kl", "loss/entropy", "loss/ptx", "value/explained_variance")
     log = {name: [] for name in names}
     for iteration in range(1, keys["max_steps"] + 1):
         # Roll out and score.
@@ -566,6 +592,9 @@ def ppo(case):
                     critic.step(keys["vf_coef"] * value, rates[1])
         means = {name: sum(v) / len(v) for name, v in found.items() if v}
         means |= {"objective/kl": kl, "objective/kl_coef": used, "objective/scores": sum(raw) / len(raw)}
+        if critic:
+            target, known = torch.cat(returns), torch.cat([r.values for r in responses])
+            means["value/explained_variance"] = 1 - ((target - known).var() / target.var()).item()
         for name in names:
             if name in means:
                 log[name].append(means[name])

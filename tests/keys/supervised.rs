@@ -69,7 +69,7 @@ pub fn pretrain() -> Vec<Row> {
     rows
 }
 
-/// The keys of stages that hold out some of their records.
+/// The keys of held-out records.
 fn held_out(stage: &str, file: &str) -> Vec<Row> {
     let row = |key: &str, value: &str| row(&format!("{stage}.{key}"), value);
     let own = format!("{stage}.eval_fraction=0.0 {stage}.eval_data={file}");

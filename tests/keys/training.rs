@@ -61,7 +61,8 @@ fn passes(stage: &str, row: Row) -> Row {
     }
 }
 
-/// The rows of the last, short batch of an epoch; no stage has a multiple of a hundred records.
+/// The rows of `dataloader_drop_last`; no stage has a multiple of a hundred records, so the last
+/// batch of an epoch is short.
 fn remainder(stage: &str, row: Row) -> Row {
     match stage {
         "ppo" => row.refused("an iteration always has batch_size sequences"),

@@ -113,106 +113,91 @@ fn an_adapter_of_another_shape_is_refused() -> Anyhow {
 #[test]
 fn operations_agree_with_their_oracles() -> Anyhow {
     with_each_kernel(|backend| {
-        let none = store(&[], backend)?;
-        let params = store(&[("a", &[40, 24]), ("b", &[9, 24]), ("c", &[9])], backend)?;
-        let parts = vec![
-            Projection::new(params.get("a")?, None),
-            Projection::new(params.get("b")?, Some(params.get("c")?)),
-        ];
-        let linear = Linear::new(parts)?;
-        same(
-            "linear",
-            &params,
-            &tensor(&[130, 24], 1),
-            |x| linear.forward(x),
-            |x| linear.composed(x),
-        )?;
-
-        let (params, linear) = adapted(backend)?;
-        same(
-            "adapted linear",
-            &params,
-            &tensor(&[130, 24], 11),
-            |x| linear.forward(x),
-            |x| linear.composed(x),
-        )?;
-
-        let params = store(&[("w", &[24]), ("b", &[24])], backend)?;
-        let rms = Norm::Rms {
-            weight: params.get("w")?,
-            eps: 1e-5,
-        };
-        let layer = Norm::Layer {
-            weight: params.get("w")?,
-            bias: params.get("b")?,
-            eps: 1e-5,
-        };
-        let x = tensor(&[150, 24], 2);
-        same(
-            "rms norm",
-            &params,
-            &x,
-            |x| rms.forward(x),
-            |x| rms.composed(x),
-        )?;
-        same(
-            "layer norm",
-            &params,
-            &x,
-            |x| layer.forward(x),
-            |x| layer.composed(x),
-        )?;
-        let x = tensor(&[70, 100], 3);
-        same(
-            "head norm",
-            &params,
-            &x,
-            |x| rms.forward_groups(x, 24, 3),
-            |x| rms.composed_groups(x, 24, 3),
-        )?;
-
-        let rotation = Rotation::new(vec![1.0, 0.3, 0.01]);
-        let angles = rotation.angles(&(0..30).collect::<Vec<_>>());
-        same(
-            "rope",
-            &none,
-            &tensor(&[30, 20], 4),
-            |x| angles.rotate(x, 3),
-            |x| angles.composed(x, 3),
-        )?;
-        same(
-            "swiglu",
-            &none,
-            &tensor(&[40, 22], 5),
-            swiglu,
-            swiglu_composed,
-        )?;
-        same(
-            "gelu",
-            &none,
-            &tensor(&[40, 22], 6),
-            gelu_tanh,
-            Tensor::gelu,
-        )?;
-        same(
-            "gelu, exact",
-            &none,
-            &tensor(&[40, 22], 6),
-            gelu,
-            Tensor::gelu_erf,
-        )?;
-
-        let table = store(&[("table", &[10, 6])], backend)?;
-        let ids = [3, 9, 3, 0, 3];
-        let (t, u) = (table.get("table")?, table.get("table")?);
-        same(
-            "embedding",
-            &table,
-            &tensor(&[1], 7),
-            move |_| embedding::embed(&t, &ids),
-            move |_| embedding::composed(&u, &ids),
-        )
+        linear_layers(backend)?;
+        norms(backend)?;
+        rotations_and_activations(backend)?;
+        embeddings(backend)
     })
+}
+
+fn linear_layers(backend: &Backend) -> Anyhow {
+    let params = store(&[("a", &[40, 24]), ("b", &[9, 24]), ("c", &[9])], backend)?;
+    let parts = vec![
+        Projection::new(params.get("a")?, None),
+        Projection::new(params.get("b")?, Some(params.get("c")?)),
+    ];
+    let linear = Linear::new(parts)?;
+    same(
+        "linear",
+        &params,
+        &tensor(&[130, 24], 1),
+        |x| linear.forward(x),
+        |x| linear.composed(x),
+    )?;
+
+    let (params, linear) = adapted(backend)?;
+    same(
+        "adapted linear",
+        &params,
+        &tensor(&[130, 24], 11),
+        |x| linear.forward(x),
+        |x| linear.composed(x),
+    )
+}
+
+fn norms(backend: &Backend) -> Anyhow {
+    let params = store(&[("w", &[24]), ("b", &[24])], backend)?;
+    let rms = Norm::Rms {
+        weight: params.get("w")?,
+        eps: 1e-5,
+    };
+    let layer = Norm::Layer {
+        weight: params.get("w")?,
+        bias: params.get("b")?,
+        eps: 1e-5,
+    };
+    let x = tensor(&[150, 24], 2);
+    for (what, norm) in [("rms norm", &rms), ("layer norm", &layer)] {
+        same(what, &params, &x, |x| norm.forward(x), |x| norm.composed(x))?;
+    }
+    same(
+        "head norm",
+        &params,
+        &tensor(&[70, 100], 3),
+        |x| rms.forward_groups(x, 24, 3),
+        |x| rms.composed_groups(x, 24, 3),
+    )
+}
+
+fn rotations_and_activations(backend: &Backend) -> Anyhow {
+    let none = store(&[], backend)?;
+    let rotation = Rotation::new(vec![1.0, 0.3, 0.01]);
+    let angles = rotation.angles(&(0..30).collect::<Vec<_>>());
+    same(
+        "rope",
+        &none,
+        &tensor(&[30, 20], 4),
+        |x| angles.rotate(x, 3),
+        |x| angles.composed(x, 3),
+    )?;
+    let x = tensor(&[40, 22], 5);
+    same("swiglu", &none, &x, swiglu, swiglu_composed)?;
+    let x = tensor(&[40, 22], 6);
+    same("gelu", &none, &x, gelu_tanh, Tensor::gelu)?;
+    same("gelu, exact", &none, &x, gelu, Tensor::gelu_erf)
+}
+
+fn embeddings(backend: &Backend) -> Anyhow {
+    let params = store(&[("table", &[10, 6])], backend)?;
+    let table = params.get("table")?;
+    let ids = [3, 9, 3, 0, 3];
+    same(
+        "embedding",
+        &params,
+        &tensor(&[1], 7),
+        |_| embedding::embed(&table, &ids),
+        |_| embedding::composed(&table, &ids),
+    )
 }
 
 #[test]

@@ -130,10 +130,11 @@ fn adapters_that_are_trained_further_stay_as_they_are() {
     );
 }
 
-/// Keys that a table leaves out are taken from the folder, in every stage that trains adapters. A
-/// difference is reported with both values, by `plan` too.
-#[test]
-fn a_table_inherits_the_adapters_that_are_trained_further() {
+/// Folder of the adapters of [`fine_tuned`].
+const ADAPTERS: &str = "runs/tuned/sft/final";
+
+/// Trained models, and adapters of a fine-tuned policy that have no default setting.
+fn fine_tuned() -> Workspace {
     let workspace = Workspace::trained();
     let lora = "--set sft.lora.r=4 --set sft.lora.lora_alpha=16 --set sft.lora.use_rslora=true \
                 --set sft.lora.target_modules=[\"q_proj\"] \
@@ -141,10 +142,16 @@ fn a_table_inherits_the_adapters_that_are_trained_further() {
     workspace.succeed(&format!(
         "sft config.toml {lora} {TUNED} --set sft.max_steps=2"
     ));
-    let tuned = "runs/tuned/sft/final";
+    workspace
+}
+
+/// Keys that a table leaves out are taken from the folder, in every stage that trains adapters.
+#[test]
+fn a_table_inherits_the_adapters_that_are_trained_further() {
+    let workspace = fine_tuned();
     let inherited = |stage: &str, run: &str, flags: &str| {
         workspace.succeed(&format!(
-            "{stage} config.toml --set run.name={run} --set {stage}.from={tuned} \
+            "{stage} config.toml --set run.name={run} --set {stage}.from={ADAPTERS} \
              --set {stage}.max_steps=1 {flags}"
         ));
         let file = workspace.model(run, stage).join("adapter_config.json");
@@ -176,7 +183,12 @@ fn a_table_inherits_the_adapters_that_are_trained_further() {
         "ppo",
         "--set ppo.share=adapter --set ppo.lora={} --set ppo.reward_model=runs/reward/reward/final",
     );
+}
 
+/// A key that differs from the folder's is refused with both values, by `plan` too.
+#[test]
+fn a_table_that_differs_from_its_adapters_is_refused() {
+    let workspace = fine_tuned();
     let differences = [
         ("lora_alpha=32", "lora_alpha is 32 here, 16 there"),
         ("r=8", "r is 8 here, 4 there"),
@@ -191,7 +203,7 @@ fn a_table_inherits_the_adapters_that_are_trained_further() {
         ),
     ];
     for (key, says) in differences {
-        let from = format!("config.toml --set reward.from={tuned} --set reward.lora.{key}");
+        let from = format!("config.toml --set reward.from={ADAPTERS} --set reward.lora.{key}");
         refused(
             &workspace,
             &format!("reward {from}"),
@@ -203,7 +215,7 @@ fn a_table_inherits_the_adapters_that_are_trained_further() {
         refused(&workspace, &format!("plan {from}"), &["reward.lora", says]);
     }
     let share = format!(
-        "ppo config.toml --set ppo.share=adapter --set ppo.from={tuned} --set ppo.lora.r=8"
+        "ppo config.toml --set ppo.share=adapter --set ppo.from={ADAPTERS} --set ppo.lora.r=8"
     );
     refused(
         &workspace,

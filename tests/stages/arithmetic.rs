@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::on_policy::number;
 use crate::support::{Line, lines};
 
-/// Stages of two steps, which learn nothing.
+/// Flags that shorten each stage to two steps.
 const SHORT: &str = "--set ppo.max_steps=2 --set ppo.batch_size=32 --set ppo.eval_samples=8";
 
 const SHORT_START: &str = "--set pretrain.max_steps=2 --set pretrain.warmup_steps=0 \

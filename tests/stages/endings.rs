@@ -1,5 +1,5 @@
-//! Where a stage's model stops and where reward models are read: in the files that stages write,
-//! and in how they read the files of others.
+//! The tokens that end a completion and the position of a reward model's score, in the files that
+//! stages write and in those that they read.
 
 use std::fs;
 
@@ -148,63 +148,65 @@ fn the_closing_table_warns_where_nothing_ends_by_itself() {
 /// whatever the initial model has.
 #[test]
 fn a_reward_model_is_padded_with_a_token_that_ends_nothing() {
-    for start in [json!(0), Value::Null, json!(1)] {
+    for (id, token) in [
+        (json!(0), json!("<|endoftext|>")),
+        (Value::Null, json!("<|endoftext|>")),
+        (json!(1), Value::Null),
+    ] {
         let workspace = Workspace::trained();
-        edit(
-            &workspace,
-            "models/sft/config.json",
-            json!({ "pad_token_id": start }),
-        );
+        let start = format!("from {id} and {token}");
+        let config = json!({ "pad_token_id": id });
+        edit(&workspace, "models/sft/config.json", config);
         for file in ["tokenizer_config.json", "special_tokens_map.json"] {
-            let token = if start == json!(1) {
-                Value::Null
-            } else {
-                json!("<|endoftext|>")
-            };
-            edit(
-                &workspace,
-                &format!("models/sft/{file}"),
-                json!({ "pad_token": token }),
-            );
+            let pad = json!({ "pad_token": token });
+            edit(&workspace, &format!("models/sft/{file}"), pad);
         }
-        let ended = workspace.succeed("reward config.toml --set reward.max_steps=1");
-        assert!(
-            ended.stderr.contains("\"<|pad|>\" (id 1) pads"),
-            "{}",
-            ended.stderr
-        );
-        let scored = "[reward] scores at the last token (score_at = \"eos\")";
-        assert!(ended.stderr.contains(scored), "{}", ended.stderr);
-        let of = |file: &str| json_of(&workspace, &format!("runs/trial/reward/final/{file}"));
-        assert_eq!(of("config.json")["pad_token_id"], 1, "from {start}");
-        assert_eq!(
-            of("tokenizer_config.json")["pad_token"],
-            "<|pad|>",
-            "from {start}"
-        );
-        assert_eq!(
-            of("special_tokens_map.json")["pad_token"],
-            "<|pad|>",
-            "from {start}"
-        );
-        // Adapters have no `config.json`: the padding token is in the tokenizer's files.
-        workspace.succeed(
-            "reward config.toml --set reward.max_steps=1 --set reward.lora.r=2 \
-         --set run.name=adapter",
-        );
-        let file = "runs/adapter/reward/final/tokenizer_config.json";
-        assert_eq!(
-            json_of(&workspace, file)["pad_token"],
-            "<|pad|>",
-            "from {start}"
-        );
+        assert_padded(&workspace, &start);
     }
-    only_eos_pads();
+}
+
+/// Trains a reward model and adapters of one, and asserts that `<|pad|>` pads both.
+#[track_caller]
+fn assert_padded(workspace: &Workspace, start: &str) {
+    let ended = workspace.succeed("reward config.toml --set reward.max_steps=1");
+    for says in [
+        "\"<|pad|>\" (id 1) pads",
+        "[reward] scores at the last token (score_at = \"eos\")",
+    ] {
+        assert!(ended.stderr.contains(says), "{start}: {}", ended.stderr);
+    }
+    // Adapters have no `config.json`: the padding token is in the tokenizer's files.
+    workspace.succeed(
+        "reward config.toml --set reward.max_steps=1 --set reward.lora.r=2 \
+         --set run.name=adapter",
+    );
+    for (file, key, expected) in [
+        ("trial/reward/final/config.json", "pad_token_id", json!(1)),
+        (
+            "trial/reward/final/tokenizer_config.json",
+            "pad_token",
+            json!("<|pad|>"),
+        ),
+        (
+            "trial/reward/final/special_tokens_map.json",
+            "pad_token",
+            json!("<|pad|>"),
+        ),
+        (
+            "adapter/reward/final/tokenizer_config.json",
+            "pad_token",
+            json!("<|pad|>"),
+        ),
+    ] {
+        let found = &json_of(workspace, &format!("runs/{file}"))[key];
+        assert_eq!(found, &expected, "{start}: {file}");
+    }
 }
 
 /// A tokenizer like GPT-2's, whose only special token is both EOS and padding: no other padding can
 /// be chosen, the score is read before the last token, and both stages say so.
-fn only_eos_pads() {
+#[test]
+fn an_end_token_that_alone_can_pad_is_read_before_and_named() {
     let workspace = Workspace::trained();
     let mut tokenizer = json_of(&workspace, "models/sft/tokenizer.json");
     let added = tokenizer["added_tokens"].as_array_mut();
@@ -241,70 +243,72 @@ fn last(workspace: &Workspace, run: &str, name: &str) -> f64 {
         .unwrap_or_else(|| panic!("no {name} in {run}"))
 }
 
-/// Reward models and the judge are read where their folder says, or where the key says.
-#[test]
-fn ppo_reads_scores_where_the_folder_or_the_key_says() {
+/// Trained models, and in `before` the reward model with a padding token that is read before.
+fn with_padded_reward() -> Workspace {
     let workspace = Workspace::trained();
-    let reward = workspace.path("models/reward");
-    fs::create_dir(workspace.path("before")).expect("a folder");
-    for entry in fs::read_dir(reward).expect("a model") {
+    let before = workspace.path("before");
+    fs::create_dir(&before).expect("a folder");
+    for entry in fs::read_dir(workspace.path("models/reward")).expect("a model") {
         let path = entry.expect("an entry").path();
-        let to = workspace
-            .path("before")
-            .join(path.file_name().expect("a name"));
+        let to = before.join(path.file_name().expect("a name"));
         fs::copy(&path, to).expect("a copy");
     }
-    edit(
-        &workspace,
-        "before/config.json",
-        json!({ "pad_token_id": 0 }),
-    );
-    let ppo =
-        "ppo config.toml --set ppo.max_steps=1 --set ppo.eval_steps=1 --set ppo.eval_samples=8";
-    let run = |name: &str, flags: &str| {
-        let ended = workspace.succeed(&format!("{ppo} --set run.name={name} {flags}"));
-        (last(&workspace, name, "eval/score"), ended.stderr)
-    };
+    let config = json!({ "pad_token_id": 0 });
+    edit(&workspace, "before/config.json", config);
+    workspace
+}
+
+/// Runs an iteration of PPO; returns the evaluation's score, and standard error.
+fn scored(workspace: &Workspace, name: &str, flags: &str) -> (f64, String) {
+    let ended = workspace.succeed(&format!(
+        "ppo config.toml --set ppo.max_steps=1 --set ppo.eval_steps=1 --set ppo.eval_samples=8 \
+         --set run.name={name} {flags}"
+    ));
+    (last(workspace, name, "eval/score"), ended.stderr)
+}
+
+/// Reward model and judge are read where their folder says, or where the key says.
+#[test]
+fn ppo_reads_scores_where_the_folder_or_the_key_says() {
+    let workspace = with_padded_reward();
+    let run = |name: &str, flags: &str| scored(&workspace, name, flags);
     let (plain, said) = run("plain", "--set ppo.judge_model=before");
-    assert!(
-        said.contains("models/reward: scores at the last token (score_at"),
-        "{said}"
-    );
-    assert!(
-        said.contains("judge before: scores at the last token that is not 0"),
-        "{said}"
-    );
+    for says in [
+        "models/reward: scores at the last token (score_at",
+        "judge before: scores at the last token that is not 0",
+    ] {
+        assert!(said.contains(says), "{said}");
+    }
     let judged = last(&workspace, "plain", "eval/judge_score");
     assert_ne!(judged, plain, "the judge is read before the end");
-    run(
-        "judge",
-        "--set ppo.judge_model=before --set ppo.score_at=eos",
-    );
+    let eos = "--set ppo.score_at=eos";
+    run("judge", &format!("--set ppo.judge_model=before {eos}"));
     assert_eq!(last(&workspace, "judge", "eval/judge_score"), plain);
 
     let before = "--set ppo.reward_model=before";
-    let (found, _) = run("folder", before);
-    assert_ne!(found, plain);
-    assert_eq!(
-        run("key", &format!("{before} --set ppo.score_at=eos")).0,
-        plain
-    );
+    assert_ne!(run("folder", before).0, plain);
+    assert_eq!(run("key", &format!("{before} {eos}")).0, plain);
+}
 
+/// So are the models among the components of a reward.
+#[test]
+fn components_read_scores_where_the_folder_or_their_key_says() {
+    let workspace = with_padded_reward();
     let config = fs::read_to_string(workspace.path("config.toml")).expect("a file");
-    for (name, table) in [
+    let config = config.replace("reward_model = \"models/reward\"\n", "");
+    for (name, keys) in [
         ("model", "type = \"model\"\npath = \"before\""),
         (
             "ensemble",
             "type = \"ensemble\"\npaths = [\"before\", \"before\"]",
         ),
     ] {
-        let text = config.replace("reward_model = \"models/reward\"\n", "");
-        let text = text + &format!("\n[[ppo.rewards]]\n{table}\n");
+        let text = format!("{config}\n[[ppo.rewards]]\n{keys}\n");
         workspace.write("config.toml", &text);
         let from = "--set ppo.critic_from=policy";
-        let own = run(name, from).0;
+        let own = scored(&workspace, name, from).0;
         workspace.write("config.toml", &(text + "score_at = \"eos\"\n"));
-        let eos = run(&format!("{name}-eos"), from).0;
+        let eos = scored(&workspace, &format!("{name}-eos"), from).0;
         assert_ne!(own, eos, "{name}");
     }
 }

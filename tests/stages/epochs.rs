@@ -1,5 +1,5 @@
-//! Epochs are whole: each record once, with a short last batch or without it. PPO's iterations are
-//! always full, and what that leaves out is reported.
+//! An epoch reads each record once, with or without a short last batch. PPO's iterations are always
+//! full, and the prompts that this leaves out are reported.
 
 use serde_json::json;
 

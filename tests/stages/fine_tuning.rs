@@ -120,8 +120,8 @@ fn early_stopping_keeps_the_best() {
     assert_best_weights_are_named(&workspace);
 }
 
-/// Patience counts the evaluations since the newest best: held against the logged losses of noisy
-/// runs, in some of which a new best follows a worse evaluation.
+/// Patience counts the evaluations since the newest best, compared here with the logged losses of
+/// noisy runs, in some of which a new best follows a worse evaluation.
 #[test]
 fn patience_begins_anew_at_each_new_best() {
     let workspace = Workspace::trained();

@@ -1,9 +1,14 @@
-//! Learning rates as they reach the weights: even the shortest stages learn, and a stage that
-//! changes nothing says so.
+//! Learning rates as applied to the weights: even the shortest stages learn, a stage that cannot
+//! change its model says so, and steps that are not finite are skipped and counted.
+
+use std::fs;
+
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
 
 use crate::on_policy::number;
 use crate::refusal::refused;
-use crate::support::{Workspace, read};
+use crate::support::{Workspace, pair, read, records};
 
 const SUPERVISED: [&str; 4] = ["pretrain", "sft", "dpo", "reward"];
 
@@ -161,6 +166,42 @@ fn skipped_steps_are_counted_up_to_the_limit_by_continued_runs_too() {
         .map(|line| number(line, "train/skipped_steps"))
         .collect();
     assert_eq!(skipped, [1.0, 2.0, 3.0]);
+}
+
+/// Sets the embedding of a token of `models/sft` to NaN.
+fn break_embedding(workspace: &Workspace, token: &str) {
+    let tokenizer = read(&workspace.path("models/sft/tokenizer.json"));
+    let tokenizer: Value = serde_json::from_slice(&tokenizer).expect("JSON");
+    let id = tokenizer["model"]["vocab"][token].as_u64().expect("an id") as usize;
+    let file = workspace.path("models/sft/model.safetensors");
+    let mut bytes = read(&file);
+    let (header, metadata) = SafeTensors::read_metadata(&bytes).expect("a header");
+    let embedding = metadata.info("model.embed_tokens.weight").expect("a table");
+    let width = 4 * embedding.shape[1];
+    let row = 8 + header + embedding.data_offsets.0 + id * width;
+    // An `f32` of ones alone is NaN.
+    bytes[row..row + width].fill(0xFF);
+    fs::write(file, bytes).expect("a writable folder");
+}
+
+/// Only one of four pairs has a token whose embedding is not finite: one step of each epoch is
+/// skipped, and the steps between start a new count.
+#[test]
+fn a_step_that_is_taken_forgives_those_skipped_before_it() {
+    let workspace = Workspace::trained();
+    break_embedding(&workspace, "~");
+    let pairs = |i: usize| match i {
+        0 => json!({"prompt": "the cat", "chosen": " ~", "rejected": " dog"}),
+        i => pair(i),
+    };
+    workspace.write("pairs.jsonl", &records(0, 4, pairs));
+    workspace.succeed(
+        "reward config.toml --set run.max_bad_steps=3 --set reward.eval_fraction=0.0 \
+         --set reward.eval_steps=0 --set reward.batch_size=1 --set reward.max_steps=16",
+    );
+    let lines = workspace.metrics("trial", "reward");
+    assert_eq!(lines.len(), 16);
+    assert_eq!(number(&lines[15], "train/skipped_steps"), 4.0);
 }
 
 #[test]

@@ -43,7 +43,8 @@ fn a_target_ends_the_epochs_before_the_step_that_would_follow() {
     assert!(workspace.weights("wide", "ppo") == workspace.weights("plain", "ppo"));
 }
 
-/// The KL that decides is that of the distributions that were sampled: 0 for a policy that stays.
+/// The limits compare the KL of the distributions that were sampled, which is 0 for an unchanged
+/// policy.
 #[test]
 fn a_policy_that_stays_has_moved_by_nothing_at_any_temperature() {
     let flags = "--set ppo.temperature=0.7 --set ppo.top_k=24 --set ppo.learning_rate=0.0 \
@@ -132,4 +133,42 @@ fn steps_that_break_the_weights_are_taken_back_or_end_the_run() {
             "ppo.learning_rate",
         ],
     );
+}
+
+/// The critic's first step breaks its weights, so that each later step is skipped: three in the
+/// first iteration, four in every other one. The policy stays as it is, and can be sampled.
+const BROKEN_CRITIC: &str = "--set ppo.critic_warmup=1 --set ppo.critic_learning_rate=1e30 \
+                             --set ppo.max_grad_norm=0.0 --set ppo.lr_scheduler_type=constant";
+
+#[test]
+fn skipped_steps_are_counted_by_continued_runs_too() {
+    let workspace = workspace();
+    let command = |name: &str, most: usize, steps: usize| {
+        format!(
+            "ppo config.toml {BROKEN_CRITIC} --set run.name={name} --set run.max_bad_steps={most} \
+             --set ppo.max_steps={steps}"
+        )
+    };
+    for steps in [1, 3] {
+        workspace.succeed(&command("goes-on", 99, steps));
+    }
+    let mut lines = workspace.metrics("goes-on", "ppo");
+    lines.retain(|line| number(line, "step") > 0.0);
+    assert_eq!(column(&lines, "train/skipped_steps"), [3.0, 7.0, 11.0]);
+
+    workspace.succeed(&command("ends", 9, 2));
+    let says = ["9 optimizer steps in a row", "value loss"];
+    refused(&workspace, &command("ends", 9, 3), &says);
+}
+
+/// The first step of an iteration breaks the weights, the others are skipped, and all is taken
+/// back: the next iteration begins with a step that is taken, and with it a new count.
+#[test]
+fn a_step_that_is_taken_forgives_those_skipped_before_it() {
+    let flags = "--set ppo.learning_rate=1e15 --set ppo.max_grad_norm=0.0 --set ppo.max_steps=3 \
+                 --set run.max_bad_steps=4 --set ppo.target_kl=1.0 \
+                 --set ppo.rollback_kl_factor=1.0";
+    let lines = run(&workspace(), "trial", flags);
+    assert_eq!(column(&lines, "policy/rolled_back"), [1.0, 2.0, 3.0]);
+    assert_eq!(column(&lines, "train/skipped_steps"), [3.0, 6.0, 9.0]);
 }

@@ -366,13 +366,21 @@ fn other_shapes_are_learned_as_their_own() {
         found[0] == found[2],
         "an instruction is a chat of two messages"
     );
+}
 
+#[test]
+fn plain_text_is_learned_by_fine_tuning_too() {
+    let workspace = Workspace::trained();
     workspace.write(
         "sft.jsonl",
         &records(0, 20, |i| json!({"text": text(&example(i), "prompt")})),
     );
     run(&workspace, "text", "sft", "");
+}
 
+#[test]
+fn the_prompt_of_a_pair_may_be_what_both_answers_start_with() {
+    let workspace = Workspace::trained();
     let whole = |i: usize, answer: &str| text(&pair(i), "prompt") + &text(&pair(i), answer);
     workspace.write("pairs.jsonl", &twenty("dpo"));
     let explicit = weights(&workspace, "explicit", "dpo", "");
@@ -385,10 +393,7 @@ fn other_shapes_are_learned_as_their_own() {
         ),
     );
     let implicit = weights(&workspace, "implicit", "dpo", "");
-    assert!(
-        explicit == implicit,
-        "the prompt is what both answers start with"
-    );
+    assert!(explicit == implicit);
 }
 
 #[test]

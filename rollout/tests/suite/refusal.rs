@@ -27,58 +27,31 @@ fn refusal<M: Model>(
 
 #[test]
 fn requests_that_cannot_be_met_are_refused_before_any_work() {
-    let good = request(5, 5, 1);
-    let cases = [
+    let cases: [(fn(&mut Request), &str); 6] = [
+        (|r| r.prompt = vec![], "request 1 has an empty prompt"),
         (
-            Request {
-                prompt: vec![],
-                ..good.clone()
-            },
-            "request 1 has an empty prompt",
-        ),
-        (
-            Request {
-                prompt: vec![3, 20],
-                ..good.clone()
-            },
+            |r| r.prompt = vec![3, 20],
             "request 1 holds token 20, but the model's vocabulary ends at 19",
         ),
         (
-            Request {
-                max_new_tokens: 116,
-                ..good.clone()
-            },
+            |r| r.max_new_tokens = 116,
             "request 1 needs 5 + 116 positions",
         ),
+        (|r| r.max_new_tokens = usize::MAX, "but the model has 120"),
         (
-            Request {
-                max_new_tokens: usize::MAX,
-                ..good.clone()
-            },
-            "but the model has 120",
-        ),
-        (
-            Request {
-                samples: 0,
-                ..good.clone()
-            },
+            |r| r.samples = 0,
             "request 1: samples is 0; it must be 1 or more",
         ),
         (
-            Request {
-                min_new_tokens: 6,
-                ..good.clone()
-            },
+            |r| r.min_new_tokens = 6,
             "request 1: min_new_tokens is 6; it must be at most max_new_tokens",
         ),
     ];
-    for (bad, expected) in cases {
-        let mut model = Parrot::default();
-        let text = refusal(
-            &mut model,
-            &[good.clone(), bad],
-            &GenerationSettings::default(),
-        );
+    for (spoil, expected) in cases {
+        let (mut model, good) = (Parrot::default(), request(5, 5, 1));
+        let mut bad = good.clone();
+        spoil(&mut bad);
+        let text = refusal(&mut model, &[good, bad], &GenerationSettings::default());
         assert!(text.contains(expected), "{text}");
         assert!(model.batches.is_empty());
     }
@@ -86,69 +59,40 @@ fn requests_that_cannot_be_met_are_refused_before_any_work() {
 
 #[test]
 fn settings_outside_their_range_are_refused() {
-    let sampling = |sampling| GenerationSettings {
-        decoding: Decoding::Sample(sampling),
-        ..GenerationSettings::default()
-    };
-    let cases = [
+    let batches: [(fn(&mut GenerationSettings), &str); 2] = [
+        (|s| s.max_batch = 0, "max_batch is 0; it must be 1 or more"),
+        (|s| s.prefill_tokens = 0, "prefill_tokens is 0"),
+    ];
+    for (spoil, expected) in batches {
+        let mut settings = GenerationSettings::default();
+        spoil(&mut settings);
+        let text = refusal(&mut Parrot::default(), &[request(5, 5, 1)], &settings);
+        assert!(text.contains(expected), "{text}");
+    }
+    let cuts: [(fn(&mut Sampling), &str); 6] = [
         (
-            GenerationSettings {
-                max_batch: 0,
-                ..GenerationSettings::default()
-            },
-            "max_batch is 0; it must be 1 or more",
-        ),
-        (
-            GenerationSettings {
-                prefill_tokens: 0,
-                ..GenerationSettings::default()
-            },
-            "prefill_tokens is 0",
-        ),
-        (
-            sampling(Sampling {
-                temperature: 0.0,
-                ..Sampling::default()
-            }),
+            |s| s.temperature = 0.0,
             "temperature is 0; it must be from 0.0001",
         ),
+        (|s| s.temperature = f32::NAN, "temperature is NaN"),
         (
-            sampling(Sampling {
-                temperature: f32::NAN,
-                ..Sampling::default()
-            }),
-            "temperature is NaN",
-        ),
-        (
-            sampling(Sampling {
-                top_p: 0.0,
-                ..Sampling::default()
-            }),
-            "top_p is 0; it must be above 0 and at most 1",
-        ),
-        (
-            sampling(Sampling {
-                temperature: 1e5,
-                ..Sampling::default()
-            }),
+            |s| s.temperature = 1e5,
             "temperature is 100000; it must be from 0.0001 to 10000",
         ),
         (
-            sampling(Sampling {
-                top_p: 1.5,
-                ..Sampling::default()
-            }),
-            "top_p is 1.5",
+            |s| s.top_p = 0.0,
+            "top_p is 0; it must be above 0 and at most 1",
         ),
-        (
-            sampling(Sampling {
-                min_p: 1.5,
-                ..Sampling::default()
-            }),
-            "min_p is 1.5; it must be from 0 to 1",
-        ),
+        (|s| s.top_p = 1.5, "top_p is 1.5"),
+        (|s| s.min_p = 1.5, "min_p is 1.5; it must be from 0 to 1"),
     ];
-    for (settings, expected) in cases {
+    for (spoil, expected) in cuts {
+        let mut sampling = Sampling::default();
+        spoil(&mut sampling);
+        let settings = GenerationSettings {
+            decoding: Decoding::Sample(sampling),
+            ..GenerationSettings::default()
+        };
         let text = refusal(&mut Parrot::default(), &[request(5, 5, 1)], &settings);
         assert!(text.contains(expected), "{text}");
     }

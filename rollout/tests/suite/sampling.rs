@@ -408,7 +408,7 @@ fn a_draw_records_the_entropy_of_its_own_distribution() {
         let total: f64 = weights.iter().sum();
         let share = |w: &f64| w / total * (total / w).ln();
         let entropy: f64 = weights.iter().map(share).sum();
-        let recorded = f64::from(drawn.entropy.expect("it was asked for"));
+        let recorded = f64::from(drawn.entropy.expect("an entropy"));
         assert!((recorded - entropy).abs() < 1e-5, "{recorded} {entropy}");
     }
     let unasked = Draw {

@@ -1,4 +1,4 @@
-//! Every damage that a crash or a disk can do must leave the newest whole checkpoint in use.
+//! After any damage by a crash or a disk, the newest whole checkpoint is used.
 
 use std::fs::File;
 

@@ -11,13 +11,13 @@ use crate::files::regular;
 
 /// The lines of a file up to a step.
 pub(super) struct LogLines {
-    /// Length in bytes of the lines up to that step, where nothing is wrong with them.
+    /// Length in bytes of the lines up to that step, if none of them has a fault.
     pub length: u64,
     /// The lines that fit: those up to that step, in order.
     pub fitting: Vec<u8>,
     /// First fault of the file.
     pub damage: Option<String>,
-    /// True if there is anything in the file.
+    /// Whether the file has any contents.
     pub is_there: bool,
 }
 
@@ -28,7 +28,7 @@ struct LogReader<'a> {
     lines: LogLines,
     /// Step of the last line that fits.
     last: Option<u64>,
-    /// The first line beyond the step, by its number, and its own step.
+    /// Number and step of the first line beyond the step.
     beyond: Option<(usize, u64)>,
     path: &'a Path,
 }
@@ -37,7 +37,7 @@ impl LogLines {
     /// Reads the lines up to `step` of a file, which may be missing.
     ///
     /// # Errors
-    /// If the file cannot be read, or holds a line before its end that is no object with a step.
+    /// If the file cannot be read, or a line other than the last is not an object with a step.
     pub fn read(path: &Path, step: u64, required: RequiredLines) -> io::Result<Self> {
         let bytes = match regular::read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),

@@ -56,11 +56,11 @@ pub const EVAL_JUDGE_SCORE: &str = "eval/judge_score";
 pub const EVAL_REWARD: &str = "eval/reward/";
 /// Spearman's correlation of the reward model's and the judge's scores over held-out prompts.
 pub const EVAL_JUDGE_CORRELATION: &str = "eval/judge_correlation";
-/// Share of held-out prompts on which one of the two scores rose since the start and the other
-/// fell.
+/// Share of held-out prompts on which the reward model's score and the judge's have moved in
+/// opposite directions since the start.
 pub const EVAL_JUDGE_DISAGREEMENT: &str = "eval/judge_disagreement";
-/// 1 where the judge has fallen and the score risen since the judge's best evaluation, beyond
-/// noise; else 0.
+/// 1 if, since the judge's best evaluation, the judge's score has fallen and the reward's has risen
+/// beyond noise; else 0.
 pub const EVAL_HACKING_WARNING: &str = "eval/hacking_warning";
 /// Mean over held-out prompts of Σ_t k1, over the whole vocabulary.
 pub const EVAL_KL: &str = "eval/kl";
@@ -70,11 +70,12 @@ pub const EVAL_LENGTH_MEAN: &str = "eval/length_mean";
 pub const EVAL_LENGTH_DRIFT: &str = "eval/length_drift";
 /// Token mean of the policy's entropy on held-out prompts.
 pub const EVAL_ENTROPY: &str = "eval/entropy";
-/// Mean over completions of the share of runs of four tokens that came before in it: seq-rep-4.
+/// Mean over completions of the share of 4-grams that occurred earlier in the completion:
+/// seq-rep-4.
 pub const EVAL_SEQ_REP_4: &str = "eval/seq_rep_4";
-/// Share of completions of held-out prompts that ended by themselves.
+/// Share of completions of held-out prompts that ended before the length limit.
 pub const EVAL_EOS_FRACTION: &str = "eval/eos_fraction";
-/// Different bigrams of the completions as a share of all.
+/// Distinct bigrams of the completions as a share of all bigrams.
 pub const EVAL_DISTINCT_2: &str = "eval/distinct_2";
 /// Mean over completions of the valence per word by the lexicon.
 pub const EVAL_VALENCE_MEAN: &str = "eval/valence_mean";
@@ -86,9 +87,9 @@ pub const EVAL_VALENCE_SUM: &str = "eval/valence_sum";
 pub const OBJECTIVE_KL: &str = "objective/kl";
 /// Token mean of the policy's entropy.
 pub const OBJECTIVE_ENTROPY: &str = "objective/entropy";
-/// Before the name of a reward component: its mean score, before its weight.
+/// Prefix of a reward component's name: its mean score, before its weight.
 pub const REWARD: &str = "reward/";
-/// Mean raw score: where several components score, of their weighted sum.
+/// Mean raw score: the weighted sum of the components.
 pub const OBJECTIVE_SCORES: &str = "objective/scores";
 /// Mean over sequences of score minus weighted KL.
 pub const OBJECTIVE_RLHF_REWARD: &str = "objective/rlhf_reward";
@@ -110,16 +111,15 @@ pub const POLICY_FIRST_APPROX_KL: &str = "policy/first_approx_kl";
 /// Global norm of the actor's gradient before clipping.
 pub const POLICY_GRAD_NORM: &str = "policy/grad_norm";
 /// [`POLICY_APPROX_KL`] of the whole batch after the iteration's last step, or of the minibatch
-/// that ended its epochs early: what is held against the limit of taking back, and written where
-/// there is one.
+/// that ended its epochs early: the value that is compared with the limit for a rollback; written
+/// if there is a limit.
 pub const POLICY_LAST_APPROX_KL: &str = "policy/last_approx_kl";
 /// Optimizer steps that the actor took in the iteration, including those that were rolled back; 0
 /// while the critic warms up.
 pub const POLICY_UPDATES: &str = "policy/updates";
-/// 1 where `target_kl` ended the iteration's epochs early, else 0; written where there is one.
+/// 1 if `target_kl` ended the iteration's epochs early, else 0; written if `target_kl` is set.
 pub const POLICY_STOPPED_EARLY: &str = "policy/stopped_early";
-/// Iterations rolled back since the stage began, unlike [`POLICY_STOPPED_EARLY`], which speaks of
-/// one; written where `rollback_kl_factor` is set.
+/// Number of iterations rolled back since the stage began; written if `rollback_kl_factor` is set.
 pub const POLICY_ROLLED_BACK: &str = "policy/rolled_back";
 /// Learning rate of the actor.
 pub const POLICY_LEARNING_RATE: &str = "policy/learning_rate";
@@ -145,20 +145,20 @@ pub const VALUE_GRAD_NORM: &str = "value/grad_norm";
 pub const ROLLOUT_TOKENS_PER_SECOND: &str = "rollout/tokens_per_second";
 /// Mean tokens of a completion.
 pub const ROLLOUT_LENGTH_MEAN: &str = "rollout/length_mean";
-/// Share of completions that ended by themselves.
+/// Share of completions that ended before the length limit.
 pub const ROLLOUT_EOS_FRACTION: &str = "rollout/eos_fraction";
 /// Largest difference of a recorded log-prob, of the draw or over the whole vocabulary, and the
 /// training forward's: 0 on the CPU.
 pub const ROLLOUT_LOG_PROB_MAX_DEV: &str = "rollout/log_prob_max_dev";
 
-/// Rounds of generation that the batch took: 1, and those of dynamic sampling.
+/// Rounds of generation for the batch: 1, plus the further rounds of dynamic sampling.
 pub const ROLLOUT_ROUNDS: &str = "rollout/rounds";
 /// Prompts that dynamic sampling left out because their samples all scored alike.
 pub const ROLLOUT_GROUPS_DROPPED: &str = "rollout/groups_dropped";
-/// Share of the batch's prompts whose samples all score alike, which teach a group estimator
-/// nothing.
+/// Share of the batch's prompts whose samples all have the same score, and therefore no advantage
+/// under a group estimator.
 pub const ROLLOUT_NO_SPREAD_FRACTION: &str = "rollout/no_spread_fraction";
-/// Mean raw score of the greedy completions that ReMax holds samples against.
+/// Mean raw score of the greedy completions, ReMax's baseline.
 pub const ROLLOUT_BASELINE_SCORE: &str = "rollout/baseline_score";
 
 /// Seconds of the whole step.
@@ -173,5 +173,5 @@ pub const TIME_BASELINE: &str = "time/baseline";
 pub const TIME_UPDATE: &str = "time/update";
 /// Seconds of evaluation.
 pub const TIME_EVAL: &str = "time/eval";
-/// Most bytes that the process has held.
+/// Peak resident bytes of the process.
 pub const MEMORY_PEAK_BYTES: &str = "memory/peak_bytes";

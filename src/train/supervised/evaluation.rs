@@ -13,7 +13,7 @@ use crate::train::metrics::{Metrics, names};
 use crate::train::objective::{Evaluation, Objective};
 
 impl<O: Objective> Trainer<'_, O> {
-    /// Measures the model as the stage found it.
+    /// Measures the initial model.
     pub(super) fn evaluate_before(&mut self) -> Result<()> {
         let _phase = Phase::begin("evaluating before training");
         if let Some(evaluation) = self.measure()? {
@@ -32,8 +32,8 @@ impl<O: Objective> Trainer<'_, O> {
         if due || self.step == self.steps {
             self.evaluate(metrics)?;
         }
-        // A closing evaluation that is not due does not count: a run of more steps would not have
-        // it.
+        // A closing evaluation that is not due does not count for patience: a longer run would not
+        // have it.
         if due && self.job.patience > 0 && self.state.last.contains_key(names::EVAL_LOSS) {
             self.note_best()?;
         }
@@ -86,8 +86,8 @@ impl<O: Objective> Trainer<'_, O> {
         self.forget_former_bests()
     }
 
-    /// Removes the weights of best steps that neither this run nor a checkpoint that it may be
-    /// continued from goes back to.
+    /// Removes the weights of best steps that neither this run nor any of its checkpoints may
+    /// restore.
     pub(super) fn forget_former_bests(&self) -> Result<()> {
         if self.job.patience == 0 {
             return Ok(());
