@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::limits::ends_soon;
 use crate::process::{Moment, StageRun};
-use crate::support::{Ended, Workspace, lines};
+use crate::support::{Workspace, lines};
 
 const CONSTANT: &str = "--set sft.lr_scheduler_type=constant --set sft.save_steps=2";
 
@@ -35,18 +35,6 @@ fn steps(path: &Path) -> Vec<u64> {
         .collect()
 }
 
-#[track_caller]
-fn refused(ended: &Ended, words: &[&str]) {
-    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
-    for word in words {
-        assert!(
-            ended.stderr.contains(word),
-            "no {word:?} in: {}",
-            ended.stderr
-        );
-    }
-}
-
 #[test]
 fn a_stage_without_its_log_is_still_the_stage_that_was_begun() {
     for emptied in [false, true] {
@@ -57,7 +45,7 @@ fn a_stage_without_its_log_is_still_the_stage_that_was_begun() {
             false => fs::remove_file(&metrics).expect("removed"),
         }
         let other = workspace.run(&sft(6, "--set sft.learning_rate=5e-2"));
-        refused(&other, &["sft.learning_rate", "(stage sft has begun)"]);
+        other.assert_refused(&["sft.learning_rate", "(stage sft has begun)"]);
         let ended = workspace.succeed(&sft(6, ""));
         assert!(
             ended.stderr.contains("metrics.jsonl is missing or empty")
@@ -121,7 +109,7 @@ fn what_a_stage_was_begun_with_must_be_there_and_readable() {
             Some(contents) => fs::write(&file, contents).expect("written"),
             None => fs::remove_file(&file).expect("removed"),
         }
-        refused(&workspace.run(&sft(6, "")), &[word]);
+        workspace.run(&sft(6, "")).assert_refused(&[word]);
     }
 }
 
@@ -151,7 +139,7 @@ fn a_stage_without_a_checkpoint_takes_another_configuration() {
     );
     // The configuration that the run now began with applies.
     let other = workspace.run(&sft(6, "--set sft.batch_size=5"));
-    refused(&other, &["sft.batch_size: 3 → 5"]);
+    other.assert_refused(&["sft.batch_size: 3 → 5"]);
 }
 
 #[test]
@@ -188,14 +176,18 @@ fn a_final_model_that_is_gone_is_written_again() {
     let workspace = four_steps();
     fs::remove_dir_all(workspace.model("trial", "sft")).expect("removed");
     fs::remove_dir_all(folder(&workspace).join("checkpoints")).expect("removed");
-    refused(&workspace.run(&sft(4, "")), &["no checkpoint", "--fresh"]);
+    workspace
+        .run(&sft(4, ""))
+        .assert_refused(&["no checkpoint", "--fresh"]);
 }
 
 #[test]
 fn a_finished_stage_that_is_asked_for_more_steps_needs_a_checkpoint() {
     let workspace = four_steps();
     fs::remove_dir_all(folder(&workspace).join("checkpoints")).expect("removed");
-    refused(&workspace.run(&sft(6, "")), &["no checkpoint", "--fresh"]);
+    workspace
+        .run(&sft(6, ""))
+        .assert_refused(&["no checkpoint", "--fresh"]);
     let ended = workspace.succeed(&sft(4, ""));
     assert!(
         ended.stderr.contains("finished after 4 steps"),
@@ -285,7 +277,7 @@ fn what_is_no_regular_file_is_refused() {
             format!("score --model models/sft --data {data}.jsonl --out o.jsonl"),
         ] {
             let ended = ends_soon(&mut workspace.command(&command));
-            refused(&ended, &[&format!("{data}.jsonl"), word]);
+            ended.assert_refused(&[&format!("{data}.jsonl"), word]);
         }
     }
 }

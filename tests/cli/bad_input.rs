@@ -12,24 +12,8 @@ fn refused(prepare: impl Fn(&Workspace), arguments: &str, says: &[&str]) {
     prepare(&workspace);
     let before = workspace.names();
     let ended = workspace.run(arguments);
-    assert_eq!(ended.code, Some(1), "{arguments}: {}", ended.stderr);
-    assert!(
-        !ended.stderr.contains("panicked"),
-        "{arguments}: {}",
-        ended.stderr
-    );
-    assert!(
-        ended.stderr.starts_with("error: "),
-        "{arguments}: {}",
-        ended.stderr
-    );
-    for part in says {
-        assert!(
-            ended.stderr.contains(part),
-            "{arguments}: no {part:?} in\n{}",
-            ended.stderr
-        );
-    }
+    ended.assert_refused(says);
+    assert!(ended.stderr.starts_with("error: "), "{}", ended.stderr);
     assert_eq!(workspace.names(), before, "{arguments}: a file was left");
 }
 

@@ -31,14 +31,7 @@ fn indices(lines: &[Value]) -> Vec<u64> {
 #[track_caller]
 fn refused(workspace: &Workspace, arguments: &str, says: &[&str]) {
     let ended = workspace.run(&format!("{arguments} --out none.jsonl"));
-    assert_eq!(ended.code, Some(1), "{arguments}: {}", ended.stderr);
-    for part in says {
-        assert!(
-            ended.stderr.contains(part),
-            "no {part:?} in {}",
-            ended.stderr
-        );
-    }
+    ended.assert_refused(says);
 }
 
 #[test]

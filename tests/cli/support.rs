@@ -17,6 +17,19 @@ pub struct Ended {
     pub stderr: String,
 }
 
+impl Ended {
+    /// Asserts that the command was refused, with these parts in its message.
+    #[track_caller]
+    pub fn assert_refused(&self, says: &[&str]) {
+        let text = &self.stderr;
+        assert_eq!(self.code, Some(1), "{text:.2000}");
+        assert!(!text.contains("panicked"), "{text:.2000}");
+        for part in says {
+            assert!(text.contains(part), "no {part:?} in\n{text:.2000}");
+        }
+    }
+}
+
 /// Folder of a fixture model, made with transformers.
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -55,8 +68,9 @@ impl Workspace {
         command
     }
 
-    /// Runs `collimate` with these arguments until it exits.
+    /// Runs `collimate` with these arguments until it exits. A failing test lists its commands.
     pub fn run(&self, arguments: &str) -> Ended {
+        eprintln!("collimate {arguments}");
         let output = self.command(arguments).output().expect("the binary");
         Ended {
             code: output.status.code(),

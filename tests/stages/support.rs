@@ -22,6 +22,20 @@ pub struct Ended {
     pub stderr: String,
 }
 
+impl Ended {
+    /// Asserts that the command was refused, with these parts in its message.
+    #[allow(dead_code, reason = "some binaries have no use for it")]
+    #[track_caller]
+    pub fn assert_refused(&self, says: &[&str]) {
+        let text = &self.stderr;
+        assert_eq!(self.code, Some(1), "{text}");
+        assert!(!text.contains("panicked"), "{text}");
+        for part in says {
+            assert!(text.contains(part), "no {part:?} in\n{text}");
+        }
+    }
+}
+
 /// One line of `metrics.jsonl`.
 pub type Line = Map<String, Value>;
 
@@ -125,8 +139,9 @@ impl Workspace {
         command
     }
 
-    /// Runs `collimate` with these arguments until it exits.
+    /// Runs `collimate` with these arguments until it exits. A failing test lists its commands.
     pub fn run(&self, arguments: &str) -> Ended {
+        eprintln!("collimate {arguments}");
         let output = self.command(arguments).output().expect("the binary");
         Ended {
             code: output.status.code(),
