@@ -108,8 +108,7 @@ impl Key {
     }
 }
 
-/// The words of one entry: its block in the table of the entry's key, then its blocks in the tables
-/// of the keys that follow.
+/// The random words of one entry: block k of them is Philox of the entry's counter under `key + k`.
 struct EntryBlocks {
     key: u64,
     counter: [u32; 4],

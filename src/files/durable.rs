@@ -17,7 +17,7 @@ const REPLACED: &str = ".old";
 /// Buffer between a writer and its file.
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// Adds to an I/O error what was done to which path; every error of these functions has it.
+/// Adds the action and the path to an I/O error, as in every error of these functions.
 pub fn on(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> io::Error {
     move |error| {
         io::Error::new(

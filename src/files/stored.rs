@@ -34,7 +34,7 @@ pub struct StoredTensors {
 /// Why a file could not be opened.
 #[derive(Debug)]
 pub enum Unreadable {
-    /// The file system refused.
+    /// An I/O error.
     Io(io::Error),
     /// The header does not describe the file.
     Format {

@@ -169,9 +169,9 @@ fn multiplied(x: &[f32], dy: Cow<[f32]>, f: impl Fn(&[f32], &mut [f32]) + Sync) 
 
 #[derive(Clone, Copy)]
 enum Gelu {
-    /// By the error function.
+    /// The exact form, by the error function.
     Exact,
-    /// By tanh.
+    /// The approximation by tanh.
     Tanh,
 }
 

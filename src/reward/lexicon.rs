@@ -22,14 +22,14 @@ pub enum LexiconError {
     Line {
         /// The file.
         file: PathBuf,
-        /// From 1.
+        /// Line number, counted from 1.
         line: usize,
         /// The line.
         found: String,
     },
 }
 
-/// Word values.
+/// The valence of each word.
 pub struct Lexicon(HashMap<String, f64>);
 
 /// The valence of one text.

@@ -119,7 +119,7 @@ pub fn untitle() {
 pub struct NamedStage(());
 
 impl NamedStage {
-    /// Names it.
+    /// Shows the stage's name in progress lines until the value is dropped.
     pub fn new(stage: &str) -> Self {
         board().stage = stage.to_owned();
         Self(())

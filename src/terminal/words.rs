@@ -16,7 +16,7 @@ pub fn rate(per_second: f64, unit: &str) -> String {
     }
 }
 
-/// Three digits that count, with `k` or `M` for thousands or millions.
+/// A number in three significant digits, with `k` or `M` for thousands or millions.
 pub fn digits(value: f64) -> String {
     match value.abs() {
         size if size < 1e-3 && size > 0.0 => format!("{value:.1e}"),

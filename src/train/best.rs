@@ -92,7 +92,7 @@ impl BestWeights {
     }
 }
 
-/// `best-00000120.safetensors`.
+/// Name of the file with a step's best weights, `best-00000120.safetensors`.
 fn file_name(step: u64) -> String {
     format!("best-{step:08}.safetensors")
 }

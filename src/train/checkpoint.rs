@@ -33,13 +33,13 @@ const UNUSABLE: &str = ".unusable";
 /// Why a checkpoint could not be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// The file system refused; the error names what and where.
+    /// An I/O error, with the action and the path.
     #[error(transparent)]
     Io(#[from] io::Error),
     /// A file was added under an invalid name.
     #[error("`{0}` cannot be the name of a file in a checkpoint")]
     Name(String),
-    /// The state is not what the stage expects.
+    /// The state does not parse.
     #[error("{}: {source}; the checkpoint was written by another version, start over with \
              --fresh", file.display())]
     State {
@@ -292,7 +292,7 @@ pub fn are_in(folder: &Path) -> bool {
     steps.any(|step| step.is_some())
 }
 
-/// `step-00000120`.
+/// Name of a step's folder, `step-00000120`.
 fn folder_name(step: u64) -> String {
     format!("step-{step:08}")
 }

@@ -83,7 +83,7 @@ pub mod map {
 
     use super::*;
 
-    /// Writes an object.
+    /// Writes the map as a JSON object.
     ///
     /// # Errors
     /// The errors of `serializer`.
@@ -94,7 +94,7 @@ pub mod map {
         serializer.collect_map(values.iter().map(|(name, value)| (name, Float(*value))))
     }
 
-    /// Reads an object.
+    /// Reads the map from a JSON object.
     ///
     /// # Errors
     /// If there is another thing, or a value is no float.

@@ -35,7 +35,7 @@ pub struct AdamWConfig {
 /// Result of an optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum StepOutcome {
-    /// The parameters moved; the norm is that before clipping.
+    /// A step was taken.
     Moved {
         /// Global gradient norm before clipping.
         grad_norm: f64,

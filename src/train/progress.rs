@@ -48,7 +48,7 @@ impl Progress {
         Self::counting("steps", stage, start, total, log_steps)
     }
 
-    /// [`Self::new`] for a command whose steps are known by another word, in the plural.
+    /// [`Self::new`] for a command with another unit than steps; `unit` is a plural.
     pub fn counting(
         unit: &'static str,
         stage: &str,
@@ -150,12 +150,12 @@ impl PlainProgress {
     }
 }
 
-/// `sft 12/400`.
+/// The label of a progress line, as in `sft 12/400`.
 fn title(stage: &str, step: u64, total: u64) -> String {
     format!("{stage} {step}/{total}")
 }
 
-/// `loss 4.301, kl 0.0021`.
+/// The numbers of a progress line, as in `loss 4.301, kl 0.0021`.
 fn describe(numbers: &[(&str, f64)]) -> String {
     let mut text = String::new();
     for (name, value) in numbers {

@@ -8,7 +8,7 @@ use crate::ops::param::ParamStore;
 /// The trained parameters of a store and the state of its optimizer. It takes three times the
 /// parameters' bytes.
 pub struct Rollback {
-    /// In name order.
+    /// Parameter values, ordered by name.
     params: Vec<Vec<f32>>,
     first: Vec<f32>,
     second: Vec<f32>,

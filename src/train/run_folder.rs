@@ -46,13 +46,13 @@ pub enum Existing {
 /// Why a run's folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RunFolderError {
-    /// Another process writes there.
+    /// Another process uses the folder.
     #[error(
         "another process is using {}; wait for it to end, or choose another run.name",
         .0.display()
     )]
     InUse(PathBuf),
-    /// The file system refused; the error names what and where.
+    /// An I/O error, with the action and the path.
     #[error(transparent)]
     Io(#[from] io::Error),
     /// The marker of a finished stage could not be read.
@@ -211,7 +211,7 @@ impl StageFolder {
         Ok(durable::write_atomic(&self.config(), toml.as_bytes())?)
     }
 
-    /// Replaces the checksums.
+    /// Replaces `inputs.json`, which holds the checksums.
     ///
     /// # Errors
     /// If they cannot be written.
@@ -235,7 +235,7 @@ impl StageFolder {
         )?)
     }
 
-    /// One object a step.
+    /// Path of `metrics.jsonl`, which holds one JSON object a step.
     pub fn metrics(&self) -> PathBuf {
         self.root.join("metrics.jsonl")
     }

@@ -20,7 +20,7 @@ pub enum SnapshotError {
     /// The checkpoint cannot be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// The file system refused; the error names what and where.
+    /// An I/O error, with the action and the path.
     #[error(transparent)]
     Io(#[from] io::Error),
     /// The file is no safetensors.
@@ -39,7 +39,7 @@ pub enum SnapshotError {
         file: PathBuf,
         /// The tensor.
         name: String,
-        /// Elements needed.
+        /// Number of elements that the parameter has.
         expected: usize,
     },
     /// A computation failed.

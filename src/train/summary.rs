@@ -57,7 +57,7 @@ impl fmt::Display for Estimate {
     }
 }
 
-/// Rows of before and after, then paths.
+/// The closing table of a stage: rows of before and after, then paths.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
     title: String,

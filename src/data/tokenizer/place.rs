@@ -104,7 +104,7 @@ impl DummyPrefix {
         }
     }
 
-    /// True if text at `place` gets the space.
+    /// Whether text at `place` is prefixed with a space.
     pub fn is_put_at(&self, place: TextPosition) -> bool {
         match place {
             TextPosition::Start => true,

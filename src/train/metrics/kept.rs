@@ -13,7 +13,7 @@ use crate::files::regular;
 pub(super) struct LogLines {
     /// Length in bytes of the lines up to that step, if none of them has a fault.
     pub length: u64,
-    /// The lines that fit: those up to that step, in order.
+    /// The valid lines up to that step, in order.
     pub fitting: Vec<u8>,
     /// First fault of the file.
     pub damage: Option<String>,
