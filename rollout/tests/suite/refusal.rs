@@ -7,6 +7,9 @@ use rollout::{
 
 use crate::model::{Parrot, request};
 
+/// A change that makes a value impossible, and the message about it.
+type Spoiled<T> = (fn(&mut T), &'static str);
+
 /// The error's whole chain of messages.
 fn refusal<M: Model>(
     model: &mut M,
@@ -27,7 +30,7 @@ fn refusal<M: Model>(
 
 #[test]
 fn requests_that_cannot_be_met_are_refused_before_any_work() {
-    let cases: [(fn(&mut Request), &str); 6] = [
+    let cases: [Spoiled<Request>; 6] = [
         (|r| r.prompt = vec![], "request 1 has an empty prompt"),
         (
             |r| r.prompt = vec![3, 20],
@@ -59,7 +62,7 @@ fn requests_that_cannot_be_met_are_refused_before_any_work() {
 
 #[test]
 fn settings_outside_their_range_are_refused() {
-    let batches: [(fn(&mut GenerationSettings), &str); 2] = [
+    let batches: [Spoiled<GenerationSettings>; 2] = [
         (|s| s.max_batch = 0, "max_batch is 0; it must be 1 or more"),
         (|s| s.prefill_tokens = 0, "prefill_tokens is 0"),
     ];
@@ -69,7 +72,7 @@ fn settings_outside_their_range_are_refused() {
         let text = refusal(&mut Parrot::default(), &[request(5, 5, 1)], &settings);
         assert!(text.contains(expected), "{text}");
     }
-    let cuts: [(fn(&mut Sampling), &str); 6] = [
+    let cuts: [Spoiled<Sampling>; 6] = [
         (
             |s| s.temperature = 0.0,
             "temperature is 0; it must be from 0.0001",
