@@ -134,7 +134,7 @@ impl SampleState {
         total - self.blocks.len() + usize::from(self.shared_tail(pool).is_some())
     }
 
-    /// Free blocks needed to read all of its tokens and one block's worth more.
+    /// Free blocks needed to read all its tokens and to continue for one block of tokens.
     pub fn blocks_ahead(&self, pool: &BlockPool) -> usize {
         let end = (self.tokens.len() + BLOCK_TOKENS).min(self.read_to);
         self.blocks_needed(end.max(self.tokens.len()) - self.cached, pool)

@@ -64,7 +64,7 @@ pub fn generate(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     let folder = ModelFolder::open(&args.model, args.adapter.as_deref())?;
     let requests = requests(args, &folder)?;
     let ends = ends(&generation.stop, args.stop_tokens(), &folder)?;
-    say_unread_sampling(&folder, &generation);
+    note_unread_sampling(&folder, &generation);
     let mut out = JsonLines::create(&args.out)?;
     let backend = Backend::open(args.device, args.arithmetic)?;
     let decoder = folder.decoder(Head::LanguageModel, &backend)?;
@@ -85,12 +85,12 @@ pub fn generate(args: &GenerateArgs) -> anyhow::Result<Outcome> {
         out.write(&line(&requests, completion, &ends, folder.tokenizer())?)?;
     }
     out.finish()?;
-    say_if_none_ended(&completions, &ends);
+    note_if_none_ended(&completions, &ends);
     Ok(Outcome::Finished)
 }
 
 /// Notes sampling settings of `generation_config.json`, which are not used.
-fn say_unread_sampling(folder: &ModelFolder, generation: &Generation) {
+fn note_unread_sampling(folder: &ModelFolder, generation: &Generation) {
     let used = [
         ("temperature", generation.temperature),
         ("top_k", generation.top_k as f64),
@@ -113,7 +113,7 @@ fn say_unread_sampling(folder: &ModelFolder, generation: &Generation) {
 }
 
 /// Notes that no completion ended at a stop token: the model may end at another, or need more room.
-fn say_if_none_ended(completions: &[Completion], ends: &Ends) {
+fn note_if_none_ended(completions: &[Completion], ends: &Ends) {
     let none = completions
         .iter()
         .all(|completion| completion.finish == Finish::Length);

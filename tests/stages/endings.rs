@@ -170,7 +170,7 @@ fn a_reward_model_is_padded_with_a_token_that_ends_nothing() {
 fn assert_padded(workspace: &Workspace, start: &str) {
     let ended = workspace.succeed("reward config.toml --set reward.max_steps=1");
     for says in [
-        "\"<|pad|>\" (id 1) pads",
+        "\"<|pad|>\" (id 1) is the padding token",
         "[reward] scores at the last token (score_at = \"eos\")",
     ] {
         assert!(ended.stderr.contains(says), "{start}: {}", ended.stderr);
@@ -230,7 +230,11 @@ fn an_end_token_that_alone_can_pad_is_read_before_and_named() {
         let ended = workspace.succeed(&format!("{stage} config.toml {flags}"));
         let scored = format!("[{stage}] scores at the last token that is not 0, its padding");
         assert!(ended.stderr.contains(&scored), "{}", ended.stderr);
-        assert!(!ended.stderr.contains(" pads"), "{}", ended.stderr);
+        assert!(
+            !ended.stderr.contains("is the padding token"),
+            "{}",
+            ended.stderr
+        );
     }
 }
 

@@ -147,11 +147,10 @@ fn measured(
         let lengths = all?.items.into_iter().map(|prompt| prompt.ids.len());
         return Ok(records.into_iter().zip(lengths).collect());
     }
-    let mut found = Vec::with_capacity(records.len());
-    for record in records {
-        if let Ok(prompts) = encoder.prompts(std::slice::from_ref(&record)) {
-            found.push((record, prompts.items[0].ids.len()));
-        }
-    }
-    Ok(found)
+    let length = |record: Record| {
+        let found = encoder.prompts(std::slice::from_ref(&record)).ok()?;
+        let tokens = found.items.first()?.ids.len();
+        Some((record, tokens))
+    };
+    Ok(records.into_iter().filter_map(length).collect())
 }
