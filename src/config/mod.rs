@@ -210,7 +210,7 @@ impl Config {
     /// Checks ranges and combinations, table by table.
     fn check(&self, checker: &mut Checker<'_>) {
         self.run.check(checker);
-        self.tokenizer.check(checker);
+        self.tokenizer.check(self.trains_tokenizer(), checker);
         if self.stages().is_empty() {
             checker.no_stage();
         }
@@ -239,6 +239,12 @@ impl Config {
         if let Some(keys) = self.table(tuner).and_then(StageTable::examples) {
             ppo.check_tuned_base((tuner, keys.trainable), reward, checker);
         }
+    }
+
+    /// Whether `[pretrain]` trains the tokenizer, rather than read one.
+    fn trains_tokenizer(&self) -> bool {
+        let read = self.model.start.as_ref().and_then(ModelStart::folder);
+        self.pretrain.is_some() && self.tokenizer.from.is_none() && read.is_none()
     }
 
     fn check_pretrain_start(&self, checker: &mut Checker<'_>) {

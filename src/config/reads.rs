@@ -28,6 +28,10 @@ impl Config {
         {
             checker.table("tokenizer").model_exists("from", path);
         }
+        let template = self.tokenizer.chat_template.as_deref();
+        if let Some(file) = template.filter(|_| stages.contains(&Stage::Pretrain)) {
+            checker.table("tokenizer").exists("chat_template", file);
+        }
         for stage in stages {
             self.check_stage_files(*stage, &mut checker);
             self.check_stages_before(*stage, stages, &mut checker);

@@ -21,6 +21,14 @@ pub struct TokenizerTable {
     pub vocab_size: usize,
     /// Special tokens of a trained tokenizer: the first ends a text (EOS), the second pads.
     pub special_tokens: Vec<String>,
+    /// Jinja file of the chat template that a trained tokenizer gets, as `chat_template.jinja` of a
+    /// model folder.
+    ///
+    /// Name the tokens that it writes around a turn in `special_tokens`. A tokenizer that is read
+    /// has its folder's template.
+    #[schemars(extend("x-type" = "path"))]
+    #[serde(default, deserialize_with = "optional_path")]
+    pub chat_template: Option<PathBuf>,
 }
 
 impl Default for TokenizerTable {
@@ -29,12 +37,14 @@ impl Default for TokenizerTable {
             from: None,
             vocab_size: 2048,
             special_tokens: vec!["<|endoftext|>".into(), "<|pad|>".into()],
+            chat_template: None,
         }
     }
 }
 
 impl TokenizerTable {
-    pub(super) fn check(&self, checker: &mut Checker<'_>) {
+    /// Checks the keys; `trained` is whether `[pretrain]` trains the tokenizer.
+    pub(super) fn check(&self, trained: bool, checker: &mut Checker<'_>) {
         let mut keys = checker.table("tokenizer");
         let specials = &self.special_tokens;
         let repeated = (1..specials.len()).any(|i| specials[..i].contains(&specials[i]));
@@ -49,5 +59,10 @@ impl TokenizerTable {
             256 + specials.len(),
             "every byte and special token takes one",
         );
+        if let Some(file) = self.chat_template.as_ref().filter(|_| !trained) {
+            let message = "has no effect: the tokenizer is read, and has the template of its \
+                           folder; put the file there as chat_template.jinja";
+            keys.wrong("chat_template", format!("\"{}\"", file.display()), message);
+        }
     }
 }

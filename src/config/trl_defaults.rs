@@ -115,7 +115,10 @@ const SHARED: &[Row] = &[
     ),
     (
         "chat_template_path",
-        Absent("the tokenizer's folder has the template"),
+        Absent(
+            "the tokenizer's folder has the template; `tokenizer.chat_template` is for a trained \
+             tokenizer",
+        ),
     ),
     ("eos_token", Absent("the tokenizer's folder has it")),
     ("disable_dropout", Absent("there is no dropout")),

@@ -233,7 +233,11 @@ fn inputs(config: &Config, stage: Stage) -> Result<Inputs> {
     let start = config.model.start.as_ref().and_then(ModelStart::folder);
     let start = start.filter(|_| stage == Stage::Pretrain);
     let start = start.map(|path| ("model.from".to_owned(), path));
-    for (key, path) in own.chain(programs).chain(tokenizer).chain(start) {
+    let template = config.tokenizer.chat_template.as_deref();
+    let template = template.filter(|_| stage == Stage::Pretrain);
+    let template = template.map(|path| ("tokenizer.chat_template".to_owned(), path));
+    let shared = tokenizer.into_iter().chain(template).chain(start);
+    for (key, path) in own.chain(programs).chain(shared) {
         let sums = sums(path).with_context(|| format!("{key} = \"{}\"", path.display()))?;
         inputs.entry(key).or_default().extend(sums);
     }

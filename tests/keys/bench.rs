@@ -137,6 +137,7 @@ impl Bench {
             &records(0, 30, |i| named("prompt", answered(i))),
         );
         workspace.write("other_lexicon.tsv", "dog\t1.0\nboat\t-1.0\nhappy\t0.5\n");
+        workspace.write("chat.jinja", TEMPLATE);
         workspace.write("letters.sh", &SCRIPT.replace("LETTERS", "aeo"));
         workspace.write("other_letters.sh", &SCRIPT.replace("LETTERS", "st"));
         let text = fs::read_to_string(workspace.path("config.toml")).expect("a configuration");

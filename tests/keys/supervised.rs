@@ -40,6 +40,8 @@ pub fn shared() -> Vec<Row> {
         row("tokenizer.from", "runs/words/pretrain/final"),
         row("tokenizer.vocab_size", "300"),
         row("tokenizer.special_tokens", "[\"<a>\",\"<b>\",\"<c>\"]"),
+        row("tokenizer.chat_template", "chat.jinja")
+            .writes("tokenizer_config.json", "pretraining text is not rendered"),
     ]
 }
 

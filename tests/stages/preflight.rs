@@ -46,21 +46,61 @@ fn records_of_a_later_stage_are_read_before_the_first() {
     }
 }
 
-/// The tokenizer that pretraining trains has no chat template.
+fn chat(number: usize) -> serde_json::Value {
+    json!({"messages": [
+        {"role": "user", "content": format!("{number}?")},
+        {"role": "assistant", "content": "yes."}]})
+}
+
+/// The tokenizer that pretraining trains has a chat template only if the configuration names one.
 #[test]
 fn a_chat_without_a_template_is_refused_before_the_first_stage() {
     let workspace = Workspace::new();
-    let chat = |_| {
-        json!({"messages": [
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "b"}]})
-    };
     workspace.write("sft.jsonl", &records(0, 2, chat));
-    refused_at_once(
-        &workspace,
-        "",
-        &["stage sft", "sft.jsonl:1", "chat template"],
+    let says = ["stage sft", "sft.jsonl:1", "set tokenizer.chat_template"];
+    refused_at_once(&workspace, "", &says);
+    let flags = "--set tokenizer.chat_template=chat.jinja";
+    let says = ["tokenizer.chat_template", "no such file"];
+    refused_at_once(&workspace, flags, &says);
+    workspace.write("chat.jinja", "a\n{% if %}");
+    let says = [
+        "stage pretrain",
+        "tokenizer.chat_template",
+        "chat.jinja: line 2",
+    ];
+    refused_at_once(&workspace, flags, &says);
+}
+
+#[test]
+fn a_trained_tokenizer_has_the_chat_template_of_the_configuration() {
+    let workspace = Workspace::new();
+    let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n\
+                    {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    workspace.write("chat.jinja", template);
+    workspace.write("sft.jsonl", &records(0, 40, chat));
+    let config = fs::read_to_string(workspace.path("config.toml")).expect("a file");
+    let specials = r#"["<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"]"#;
+    let keys = format!("[tokenizer]\nchat_template = \"chat.jinja\"\nspecial_tokens = {specials}");
+    workspace.write("config.toml", &config.replace("[tokenizer]", &keys));
+    workspace.succeed("plan config.toml");
+    workspace.succeed("pretrain config.toml");
+    workspace.succeed("sft config.toml");
+    let saved = workspace
+        .model("trial", "sft")
+        .join("tokenizer_config.json");
+    let saved: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(saved).expect("a file")).expect("JSON");
+    assert_eq!(saved["chat_template"], template);
+    // A template is an input like data: a stage is not continued with another one.
+    workspace.write(
+        "chat.jinja",
+        &template.replace("im_start|>assistant", "im_start|>model"),
     );
+    let says = [
+        "pretrain",
+        "other contents of tokenizer.chat_template (chat.jinja)",
+    ];
+    refused(&workspace, "pretrain config.toml", &says);
 }
 
 #[test]

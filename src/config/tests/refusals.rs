@@ -193,6 +193,17 @@ fn combinations_that_cannot_run_are_refused() {
 }
 
 #[test]
+fn a_chat_template_is_for_a_tokenizer_that_the_run_trains() {
+    let template = "tokenizer.chat_template=chat.jinja";
+    resolve(&[template]).unwrap();
+    let error = refusal(&[template, "tokenizer.from=some/folder"]);
+    assert!(
+        error.contains("has no effect: the tokenizer is read"),
+        "{error}"
+    );
+}
+
+#[test]
 fn keys_of_evaluations_are_refused_where_nothing_is_evaluated() {
     for set in [
         "ppo.judge_model=judge",

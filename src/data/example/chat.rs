@@ -71,14 +71,13 @@ impl Encoder<'_> {
     }
 
     pub(super) fn template(&self, record: &Record) -> Result<&ChatTemplate> {
-        self.template.as_ref().ok_or_else(|| {
-            let message = "the record is a chat, but the tokenizer has no chat template; add \
-                           `chat_template` to its \
-                           tokenizer_config.json, or give `prompt` and `completion` as text";
-            DataError::Record {
-                at: record.source.clone(),
-                message: message.into(),
-            }
+        self.template.as_ref().ok_or_else(|| DataError::Record {
+            at: record.source.clone(),
+            message: format!(
+                "the record is a chat, but the tokenizer has no chat template; {}, or give \
+                     `prompt` and `completion` as text",
+                self.tokenizer.template_remedy()
+            ),
         })
     }
 

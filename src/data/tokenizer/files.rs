@@ -1,7 +1,7 @@
 //! The files of a tokenizer, unchanged, and the contents of its two configuration files.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
@@ -17,6 +17,9 @@ const TEMPLATE: &str = "chat_template.jinja";
 pub const TEMPLATES: &str = "additional_chat_templates";
 /// Name of the template that transformers uses for records with tools.
 const TOOL_USE: &str = "tool_use";
+
+/// Stands for the folder of a tokenizer that this run trained.
+pub(super) const TRAINED: &str = "(trained)";
 
 /// All files of a fast tokenizer; copied when a model is saved.
 const NAMES: [&str; 8] = [
@@ -45,6 +48,8 @@ const SPECIAL_NAMES: [&str; 7] = [
 pub(super) struct Files {
     /// Folder or file, for messages.
     pub place: String,
+    /// File of a chat template that is in none of `contents` by itself, for messages.
+    pub template_file: Option<PathBuf>,
     contents: Vec<(String, Vec<u8>)>,
     /// `model_type` of `config.json`.
     model_type: Option<String>,
@@ -55,6 +60,7 @@ impl Files {
     pub fn made(place: &str, contents: Vec<(String, Vec<u8>)>) -> Self {
         Files {
             place: place.to_owned(),
+            template_file: None,
             contents,
             model_type: None,
         }
@@ -154,6 +160,7 @@ impl Files {
     pub fn with_pad(&self, token: &str) -> Result<Self> {
         let mut files = Files {
             model_type: self.model_type.clone(),
+            template_file: self.template_file.clone(),
             ..Files::made(&self.place, self.contents.clone())
         };
         files.set_pad(CONFIG, token)?;
@@ -208,6 +215,9 @@ impl Files {
 
     /// The file of the chat template, for messages.
     pub fn template_place(&self) -> String {
+        if let Some(file) = &self.template_file {
+            return file.display().to_string();
+        }
         let name = match self.get(TEMPLATE) {
             Some(_) => TEMPLATE,
             None => CONFIG,

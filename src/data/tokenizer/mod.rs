@@ -292,6 +292,14 @@ impl Tokenizer {
         self.chat_template.as_deref()
     }
 
+    /// What to do where a chat template is needed and there is none.
+    pub fn template_remedy(&self) -> &'static str {
+        match self.files.place == files::TRAINED {
+            true => "it is trained by this run: set tokenizer.chat_template to a Jinja file",
+            false => "add `chat_template` to its tokenizer_config.json",
+        }
+    }
+
     /// The chat template, compiled, if there is one.
     ///
     /// # Errors

@@ -5,6 +5,8 @@
 //! loss. The result depends on the texts only: ties between merges are broken by ids, whatever the
 //! number of threads.
 
+use std::path::PathBuf;
+
 use serde_json::json;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
@@ -12,7 +14,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
 use super::Tokenizer;
-use super::files::{CONFIG, Files, SPECIAL_TOKENS, TOKENIZER};
+use super::files::{CONFIG, Files, SPECIAL_TOKENS, TOKENIZER, TRAINED};
 use crate::data::error::{DataError, Result};
 
 /// The usual token at the end of a text.
@@ -38,6 +40,8 @@ pub struct BpeTraining {
     pub pad_token: String,
     /// A chat template for the tokenizer's configuration.
     pub chat_template: Option<String>,
+    /// File of the chat template, for messages.
+    pub template_file: Option<PathBuf>,
 }
 
 impl BpeTraining {
@@ -49,6 +53,7 @@ impl BpeTraining {
             eos_token: END_OF_TEXT.to_owned(),
             pad_token: PAD.to_owned(),
             chat_template: None,
+            template_file: None,
         }
     }
 
@@ -79,7 +84,9 @@ impl Tokenizer {
         inner.with_decoder(Some(byte_level()));
         inner.train(&mut trainer, texts.iter()).map_err(failed)?;
         let json = inner.to_string(true).map_err(failed)?;
-        Self::from_files(Files::made("(trained)", training.files(json)?))
+        let mut files = Files::made(TRAINED, training.files(json)?);
+        files.template_file.clone_from(&training.template_file);
+        Self::from_files(files)
     }
 }
 

@@ -61,8 +61,9 @@ pub(super) fn to_prompt(record: &mut Record, style: Style) -> Result<()> {
         Style::Plain if !system.is_empty() || !history.is_empty() => {
             return Err(record.wrong(
                 "the record has a `system` or a `history`, which only a chat template can render, \
-                 and the tokenizer has none; add `chat_template` to its tokenizer_config.json, or \
-                 give the record as `prompt` and `completion`",
+                 and the tokenizer has none; add `chat_template` to its tokenizer_config.json (set \
+                 tokenizer.chat_template if the run trains it), or give the record as `prompt` and \
+                 `completion`",
             ));
         }
         Style::Plain => Value::from(plain(&instruction, &input)),
