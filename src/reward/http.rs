@@ -5,12 +5,13 @@
 //! doubles; any other status, a wrong response and one above 16 MiB are errors at once. Redirects
 //! are not followed: they would turn the POST into a GET.
 
+use std::io;
 use std::time::Duration;
 
 use backon::{BlockingRetryable, ExponentialBuilder};
 use ureq::{Agent, Error};
 
-use super::exchange::{LONGEST_RESPONSE, request_json, scores as scores_in, shown};
+use super::exchange::{LONGEST_RESPONSE, ResponseForm, request_json, scores as scores_in, shown};
 use super::{RewardBatch, RewardError, RewardInput, Scorer};
 use crate::config::{HttpReward, LONGEST_BACKOFF};
 
@@ -72,7 +73,8 @@ impl Http {
             ),
             false => failure.what,
         });
-        let scores = response.and_then(|response| scores_in(&response, completions.len()));
+        let scores =
+            response.and_then(|response| scores_in(&response, completions, ResponseForm::Body));
         scores.map_err(|message| self.failed(message))
     }
 
@@ -84,18 +86,45 @@ impl Http {
         if let Some(authorization) = &self.authorization {
             request = request.header("Authorization", authorization);
         }
-        let mut response = request.send(body).map_err(no_answer)?;
+        let mut response = request.send(body).map_err(|e| self.no_answer(e))?;
         let status = response.status().as_u16();
         let body = response.body_mut().with_config();
         let body = body.limit(LONGEST_RESPONSE as u64).lossy_utf8(true);
-        let text = body.read_to_string().map_err(no_answer)?;
+        let text = body.read_to_string().map_err(|e| self.no_answer(e))?;
         if response.status().is_success() {
             return Ok(text);
         }
         Err(Failure {
-            what: format!("answered with status {status} and {}", shown(&text)),
+            what: format!(
+                "answered with status {status} and {}{}",
+                shown(&text),
+                advice(status)
+            ),
             again: status >= 500 || status == 429 || status == 408,
         })
+    }
+
+    fn no_answer(&self, error: Error) -> Failure {
+        let lasting = matches!(
+            error,
+            Error::BadUri(_) | Error::Http(_) | Error::InvalidProxyUrl | Error::BodyExceedsLimit(_)
+        );
+        let what = match error {
+            Error::BodyExceedsLimit(limit) => {
+                format!("answered with more than {} MiB", limit >> 20)
+            }
+            Error::Timeout(_) => format!(
+                "did not answer within {} seconds",
+                self.config.timeout_seconds
+            ),
+            Error::HostNotFound => "did not answer: no host has this name".to_owned(),
+            Error::Io(error) => no_connection(&error),
+            error => format!("did not answer: {error}"),
+        };
+        Failure {
+            what,
+            again: !lasting,
+        }
     }
 
     fn failed(&self, message: String) -> RewardError {
@@ -116,25 +145,34 @@ impl Scorer for Http {
     }
 }
 
-fn no_answer(error: Error) -> Failure {
-    let lasting = matches!(
-        error,
-        Error::BadUri(_) | Error::Http(_) | Error::InvalidProxyUrl | Error::BodyExceedsLimit(_)
-    );
-    let what = match error {
-        Error::BodyExceedsLimit(limit) => {
-            format!("answered with more than {} MiB", limit >> 20)
-        }
-        error => format!("did not answer: {error}"),
-    };
-    Failure {
-        what,
-        again: !lasting,
+/// Why a connection gave no response, in words that follow the endpoint.
+fn no_connection(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "refused the connection".to_owned(),
+        io::ErrorKind::UnexpectedEof
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::ConnectionAborted
+        | io::ErrorKind::BrokenPipe => "closed the connection without an answer".to_owned(),
+        _ => format!("did not answer: {error}"),
+    }
+}
+
+/// What to do about a status that is not requested again; empty, or starting with `; `.
+fn advice(status: u16) -> &'static str {
+    match status {
+        408 | 429 | 500.. => "",
+        300..=399 => "; redirects are not followed: set url to the address that it names",
+        401 | 403 => "; set token_env to the variable that holds its token",
+        404 | 405 => "; check the path of url: it must take a POST",
+        413 => "; lower batch_size",
+        _ => "; it did not accept the request, which is JSON as docs/rewards.md shows it",
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+    use std::net::TcpListener;
     use std::sync::{Arc, Mutex};
     use std::thread;
     use std::time::Instant;
@@ -288,6 +326,7 @@ mod tests {
             error.contains("status 404") && error.contains("no such path"),
             "{error}"
         );
+        assert!(error.contains("check the path of url"), "{error}");
         assert_eq!(requests.lock().unwrap().len(), 1);
     }
 
@@ -295,7 +334,12 @@ mod tests {
     fn a_wrong_count_is_an_error_at_once() {
         let (url, requests) = serve(|_, _| (200, "[1, 2]".into(), 0.0));
         let error = score(&config(url.clone()), 3).unwrap_err();
-        for part in [&url, "\"[1, 2]\"", "has 2 scores", "3 finite numbers"] {
+        for part in [
+            &url,
+            "\"[1, 2]\"",
+            "has 2 scores",
+            "; expected JSON with 3 finite numbers",
+        ] {
             assert!(error.contains(part), "{part}: {error}");
         }
         assert_eq!(requests.lock().unwrap().len(), 1);
@@ -310,9 +354,33 @@ mod tests {
         };
         let error = score(&config(url), 1).unwrap_err();
         assert!(
-            error.contains("did not answer") && error.contains("3 attempts"),
+            error.contains("refused the connection (3 attempts)"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn an_endpoint_that_is_slow_or_hangs_up_is_named_in_plain_words() {
+        let (url, _) = serve(|_, body| (200, lengths(body), 5.0));
+        let slow = HttpReward {
+            timeout_seconds: 0.2,
+            ..config(url)
+        };
+        let error = score(&slow, 1).unwrap_err();
+        assert!(
+            error.contains("did not answer within 0.2 seconds (3 attempts)"),
+            "{error}"
+        );
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        // The request is read before the connection is closed, so that it is not reset.
+        thread::spawn(move || {
+            for connection in listener.incoming() {
+                let _ = connection.unwrap().read(&mut [0; 1 << 12]);
+            }
+        });
+        let error = score(&config(url), 1).unwrap_err();
+        assert!(error.contains("closed the connection"), "{error}");
     }
 
     #[test]

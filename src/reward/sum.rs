@@ -79,7 +79,7 @@ impl Rewards {
     /// If a component cannot be loaded or started; the error names it.
     pub fn load(components: &[RewardComponent], model: LoadModel) -> Result<Self, RewardError> {
         let load = |component: &RewardComponent| -> Result<Component, RewardError> {
-            let scorer = scorer(&component.kind, model).map_err(in_component(&component.name))?;
+            let scorer = scorer(component, model).map_err(in_component(&component.name))?;
             Ok(Component {
                 name: component.name.clone(),
                 weight: component.weight,
@@ -95,9 +95,25 @@ impl Rewards {
     /// # Errors
     /// The errors of [`Self::load`].
     pub fn rules(components: &[RewardComponent]) -> Result<Self, RewardError> {
-        let rules = components.iter().filter(|c| c.kind.is_rule());
-        let rules: Vec<RewardComponent> = rules.cloned().collect();
-        Self::load(&rules, &|folder| RewardModel::load(folder, &Backend::CPU))
+        Self::load_some(components, RewardKind::is_rule)
+    }
+
+    /// The programs and endpoints among `components`, which can be tried before any model is
+    /// loaded. Starts the programs.
+    ///
+    /// # Errors
+    /// The errors of [`Self::load`].
+    pub fn external(components: &[RewardComponent]) -> Result<Self, RewardError> {
+        Self::load_some(components, RewardKind::is_external)
+    }
+
+    fn load_some(
+        components: &[RewardComponent],
+        chosen: impl Fn(&RewardKind) -> bool,
+    ) -> Result<Self, RewardError> {
+        let some = components.iter().filter(|c| chosen(&c.kind));
+        let some: Vec<RewardComponent> = some.cloned().collect();
+        Self::load(&some, &|folder| RewardModel::load(folder, &Backend::CPU))
     }
 
     /// Every reward model with its folder, models of ensembles included, in the configuration's
@@ -185,8 +201,8 @@ impl ComponentScorer {
     }
 }
 
-fn scorer(kind: &RewardKind, model: LoadModel) -> Result<ComponentScorer, RewardError> {
-    let other: Box<dyn Scorer> = match kind {
+fn scorer(component: &RewardComponent, model: LoadModel) -> Result<ComponentScorer, RewardError> {
+    let other: Box<dyn Scorer> = match &component.kind {
         RewardKind::Model(config) => {
             let model = model(&config.path)?.read_at(config.score_at)?;
             return Ok(ComponentScorer::Model(config.path.clone(), Box::new(model)));
@@ -199,7 +215,7 @@ fn scorer(kind: &RewardKind, model: LoadModel) -> Result<ComponentScorer, Reward
         RewardKind::Length(config) => Box::new(LengthRule::new(config)),
         RewardKind::Json(config) => Box::new(JsonRule::new(config)?),
         RewardKind::Repetition(config) => Box::new(RepetitionRule::new(config)),
-        RewardKind::Program(config) => Box::new(Program::start(config)?),
+        RewardKind::Program(config) => Box::new(Program::start(&component.name, config)?),
         RewardKind::Http(config) => Box::new(Http::new(config)?),
     };
     Ok(ComponentScorer::Other(other))

@@ -38,6 +38,19 @@ pub trait StageDefinition {
     /// # Errors
     /// A record or a template that the stage would refuse, with the key of its file.
     fn check_records(&self, reader: &RecordReader) -> Result<()>;
+
+    /// Whether the stage calls programs or endpoints of the user's.
+    fn calls_user_code(&self) -> bool {
+        false
+    }
+
+    /// Calls each program and endpoint of the user's once, before any stage runs.
+    ///
+    /// # Errors
+    /// A program or endpoint that does not answer as it should.
+    fn try_user_code(&self, _reader: &RecordReader) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// The help of a stage's command.

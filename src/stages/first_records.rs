@@ -12,7 +12,7 @@ use crate::data::tokenizer::Tokenizer;
 
 /// The number of records that are checked in a data file: enough to find a wrong format, few enough
 /// to take little time beside reading the file.
-const FIRST: usize = 64;
+pub const FIRST: usize = 64;
 
 /// Reads records as a stage will read them.
 pub struct RecordReader<'a> {

@@ -8,7 +8,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 
 use super::context::check_vocabulary;
 use super::definition::definition;
@@ -19,6 +19,7 @@ use super::plan::models::{RunModels, is_model, with_local_models};
 use super::tokenizer::byte_tokenizer;
 use crate::config::{Config, Device, ModelStart, Stage};
 use crate::data::tokenizer::Tokenizer;
+use crate::terminal::Phase;
 
 /// The plans of `stages`, in their order.
 ///
@@ -53,11 +54,50 @@ pub fn check(config: &Config, plans: &[StagePlan], bound: MemoryBound) -> Result
     machine::check(&local, plans, bound)
 }
 
+/// Calls the reward programs and endpoints of `stages` once, so that a later stage does not find
+/// out that one is broken.
+///
+/// # Errors
+/// A program or endpoint that does not answer as it should.
+pub fn try_user_code(config: &Config, stages: &[Stage]) -> Result<()> {
+    let local = with_local_models(config, stages)?;
+    for &stage in stages {
+        let defined = definition(&local, stage)?;
+        if !defined.calls_user_code() {
+            continue;
+        }
+        let _phase = Phase::begin("trying the reward programs and endpoints on one prompt");
+        let tried = with_reader(RunModels(&local), stage, |reader| {
+            defined.try_user_code(reader)
+        });
+        tried.map_err(|error| {
+            anyhow!(
+                "stage {stage}, tried on one prompt before the first stage: {error:#}\nif it needs \
+                 what an earlier stage makes, run the stages one by one (`collimate {} …`, then \
+                 the next)",
+                stages[0]
+            )
+        })?;
+    }
+    Ok(())
+}
+
 fn check_stage(run: RunModels, stage: Stage) -> Result<()> {
     let defined = definition(run.0, stage)?;
-    let Some(folder) = tokenizer_folder(run, stage) else {
+    with_reader(run, stage, |reader| {
         defined.check_models(run, stage)?;
-        return defined.check_records(&RecordReader {
+        defined.check_records(reader)
+    })
+}
+
+/// Calls `check` with a reader of the records of `stage`.
+fn with_reader(
+    run: RunModels,
+    stage: Stage,
+    check: impl FnOnce(&RecordReader) -> Result<()>,
+) -> Result<()> {
+    let Some(folder) = tokenizer_folder(run, stage) else {
+        return check(&RecordReader {
             stage,
             tokenizer: &byte_tokenizer(&run.0.tokenizer)?,
             context: None,
@@ -70,8 +110,7 @@ fn check_stage(run: RunModels, stage: Stage) -> Result<()> {
     if let (Some(from), Some(decoder)) = (from, &decoder) {
         check_vocabulary(&tokenizer, &folder, decoder.vocab_size, from)?;
     }
-    defined.check_models(run, stage)?;
-    defined.check_records(&RecordReader {
+    check(&RecordReader {
         stage,
         tokenizer: &tokenizer,
         context: decoder.map(|decoder| decoder.max_position_embeddings),

@@ -125,7 +125,8 @@ fn check_remaining(
         0 | 1 => Ok(()),
         _ => {
             let plans = preflight::plans(config, &ahead)?;
-            preflight::check(config, &plans, MemoryBound::Certain)
+            preflight::check(config, &plans, MemoryBound::Certain)?;
+            preflight::try_user_code(config, &ahead)
         }
     }
 }

@@ -98,6 +98,47 @@ fn descendants_end_with_the_run() {
     assert!(descendant_ends(&badly));
 }
 
+/// A program or endpoint that does not answer ends a run before its first stage.
+#[test]
+fn programs_and_endpoints_are_tried_before_the_first_stage() {
+    let untouched = |workspace: &Workspace| !workspace.stage("trial", "pretrain").exists();
+    let gone = workspace(ANSWER_ALL);
+    fs::remove_file(gone.path("reward.sh")).expect("a file");
+    let tried = "tried on one prompt before the first stage";
+    refused(
+        &gone,
+        "run config.toml",
+        &["stage ppo", tried, "reward `program`", "one by one"],
+    );
+    assert!(untouched(&gone));
+    let noted = gone
+        .command("plan config.toml")
+        .output()
+        .expect("the binary");
+    let noted = String::from_utf8(noted.stdout).expect("UTF-8");
+    assert!(noted.contains("endpoints are not tried here"), "{noted}");
+    let dead = workspace(ANSWER_ALL);
+    let config = String::from_utf8(read(&dead.path("config.toml"))).expect("UTF-8");
+    let endpoint = "[[ppo.rewards]]\ntype = \"http\"\nurl = \"http://127.0.0.1:9/\"\nretries = 0\n";
+    dead.write("config.toml", &(config + endpoint));
+    refused(
+        &dead,
+        "run config.toml",
+        &[tried, "reward `http`", "refused the connection"],
+    );
+    assert!(untouched(&dead));
+}
+
+/// A program that dies on some questions is started again, and each restart is a line.
+#[test]
+fn restarts_are_noted() {
+    let script = format!("[ -e seen ] && {{ {ANSWER_ALL} }}\ntouch seen\nread -r line; exit 3\n");
+    let said = workspace(&script).succeed(RUN).stderr;
+    let note = "reward program: the program ended (exit status: 3) and was started again \
+                (1 restart so far)";
+    assert!(said.contains(note), "{said}");
+}
+
 /// No checkpoint is written before the first score, so nothing ties the stage to the program.
 #[test]
 fn a_program_that_fails_on_its_first_question_may_be_mended() {

@@ -40,6 +40,11 @@ pub enum RewardKind {
 }
 
 impl RewardKind {
+    /// Whether the type is a program or an endpoint of the user's.
+    pub fn is_external(&self) -> bool {
+        matches!(self, Self::Program(_) | Self::Http(_))
+    }
+
     /// Whether the type is a rule, which reads only the completion and the prompt's record.
     pub fn is_rule(&self) -> bool {
         match self {

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! The program is started once, before training, and ends when its input ends; if it still runs two
-//! seconds later it is killed with all its descendants. If it dies during a batch it is restarted
-//! and the batch repeated, once. It must be stateless: a continued run requests scores again, which
+//! seconds later it is killed with all its descendants. If it dies during a batch it is restarted,
+//! which a note says, and the batch repeated, once a batch. It must be stateless: a continued run requests scores again, which
 //! must be the same.
 //!
 //! Every line besides one for each request is an error, before the first request, between two, and
@@ -25,26 +25,39 @@ mod process;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-use super::exchange::{LONGEST_RESPONSE, request_json, scores, shown};
+use super::exchange::{LONGEST_RESPONSE, ResponseForm, request_json, scores, shown};
 use super::{RewardBatch, RewardError, Scorer};
 use crate::config::ProgramReward;
+use crate::terminal;
 use process::{Fault, MOST_MESSAGES, ScoringProcess};
 
 /// A running program that scores completions.
 pub struct Program {
+    /// Name of the reward, for notes.
+    name: String,
     command: Vec<String>,
     timeout: Duration,
-    running: Mutex<ScoringProcess>,
+    running: Mutex<Running>,
+}
+
+/// The process of a program, and how often it was started again.
+struct Running {
+    process: ScoringProcess,
+    restarts: usize,
 }
 
 impl Program {
-    /// Starts the program.
+    /// Starts the program of the reward `name`.
     ///
     /// # Errors
     /// If the system cannot start it.
-    pub fn start(config: &ProgramReward) -> Result<Self, RewardError> {
-        let running = start(&config.command)?;
+    pub fn start(name: &str, config: &ProgramReward) -> Result<Self, RewardError> {
+        let running = Running {
+            process: start(&config.command)?,
+            restarts: 0,
+        };
         Ok(Self {
+            name: name.to_owned(),
             command: config.command.clone(),
             timeout: Duration::from_secs_f64(config.timeout_seconds.min(1e9)),
             running: Mutex::new(running),
@@ -53,18 +66,29 @@ impl Program {
 
     fn response_to(&self, request: &str) -> Result<String, RewardError> {
         let mut running = self.running();
-        if let Some(response) = self.attempt(&mut running, request)? {
+        if let Some(response) = self.attempt(&mut running.process, request)? {
             return Ok(response);
         }
-        running.kill();
-        *running = start(&self.command)?;
-        if let Some(response) = self.attempt(&mut running, request)? {
+        let how = running.process.end();
+        running.process = start(&self.command)?;
+        running.restarts += 1;
+        terminal::note(self.restart_note(&how, running.restarts));
+        if let Some(response) = self.attempt(&mut running.process, request)? {
             return Ok(response);
         }
-        let how = running.end();
+        let how = running.process.end();
         Err(self.failed(format!(
             "ended ({how}) without answering, also after a restart; its own messages are above"
         )))
+    }
+
+    fn restart_note(&self, how: &str, restarts: usize) -> String {
+        let s = if restarts == 1 { "" } else { "s" };
+        format!(
+            "reward {}: the program ended ({how}) and was started again ({restarts} restart{s} so \
+             far)",
+            self.name
+        )
     }
 
     /// The response; `None` if the program died during the request.
@@ -108,7 +132,7 @@ impl Program {
         }
     }
 
-    fn running(&self) -> MutexGuard<'_, ScoringProcess> {
+    fn running(&self) -> MutexGuard<'_, Running> {
         // A panic while the lock was held left the process usable.
         self.running.lock().unwrap_or_else(|e| e.into_inner())
     }
@@ -121,11 +145,12 @@ impl Program {
 impl Scorer for Program {
     fn scores(&self, batch: &RewardBatch) -> Result<Vec<f32>, RewardError> {
         let response = self.response_to(&request_json(batch.completions).to_string())?;
-        scores(&response, batch.completions.len()).map_err(|message| self.failed(message))
+        let scores = scores(&response, batch.completions, ResponseForm::Line);
+        scores.map_err(|message| self.failed(message))
     }
 
     fn finish(&self) -> Result<(), RewardError> {
-        let finished = self.running().finish();
+        let finished = self.running().process.finish();
         finished.map_err(|fault| self.failed(self.words(fault)))
     }
 }

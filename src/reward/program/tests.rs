@@ -6,11 +6,11 @@ use crate::reward::sample::score_texts;
 
 fn program(script: &str, timeout_seconds: f64) -> Program {
     let command = ["sh", "-c", script].map(str::to_owned).to_vec();
-    Program::start(&ProgramReward {
+    let config = ProgramReward {
         command,
         timeout_seconds,
-    })
-    .unwrap()
+    };
+    Program::start("polite", &config).unwrap()
 }
 
 fn score(program: &Program, texts: &[&str]) -> Result<Vec<f32>, String> {
@@ -41,6 +41,12 @@ fn a_program_that_dies_is_started_again_once_a_batch() {
     let revived = program(&once, 20.0);
     assert_eq!(score(&revived, &["a"]), Ok(vec![1.0]));
     assert!(Path::new(&mark).exists());
+    let restarts = revived.running().restarts;
+    assert_eq!(restarts, 1);
+    assert_eq!(
+        revived.restart_note("exit status: 3", restarts),
+        "reward polite: the program ended (exit status: 3) and was started again (1 restart so far)"
+    );
     let mortal = program("read -r l; exit 3", 20.0);
     let error = score(&mortal, &["a"]).unwrap_err();
     assert!(error.contains("sh -c read -r l; exit 3"), "{error}");
@@ -198,10 +204,11 @@ fn a_wrong_answer_names_the_program_and_what_it_said() {
 #[test]
 fn a_program_that_is_not_there_is_named() {
     let command = vec!["no-such-program-here".to_owned()];
-    let error = Program::start(&ProgramReward {
+    let config = ProgramReward {
         command,
         ..ProgramReward::default()
-    });
+    };
+    let error = Program::start("polite", &config);
     let error = error.err().unwrap().to_string();
     assert!(
         error.contains("`no-such-program-here` cannot be started"),

@@ -9,8 +9,9 @@ use crate::config::{BadRecords, DataSource, Ppo, RewardKind, TooLong};
 use crate::data::DataError;
 use crate::data::example::{Encoder, Limit};
 use crate::data::records::Record;
-use crate::reward::Rewards;
-use crate::stages::first_records::{RecordReader, check_sources};
+use crate::reward::{RewardBatch, RewardInput, Rewards};
+use crate::stages::dataset::read_source;
+use crate::stages::first_records::{FIRST, RecordReader, check_sources};
 
 /// Checks that the reward programs of `[ppo]` exist.
 ///
@@ -40,6 +41,42 @@ fn is_found(program: &str) -> bool {
     }
     let folders = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&folders).any(|folder| folder.join(program).is_file())
+}
+
+/// Text of the completion that each reward program and endpoint scores before a run.
+const TRIAL: &str = "Hello.";
+
+/// Lets each reward program and endpoint score one completion of the first prompt.
+///
+/// # Errors
+/// A program or endpoint that does not answer as it should, or prompts that cannot be read.
+pub fn try_external_rewards(reader: &RecordReader, ppo: &Ppo) -> Result<()> {
+    if !ppo.prompts.exists() {
+        return Ok(());
+    }
+    let mut records = read_source(&DataSource::whole(&ppo.prompts), &ppo.records)?.records;
+    records.truncate(FIRST);
+    let encoder = Encoder::new(reader.tokenizer, Limit::none(), TooLong::Error)?;
+    let encoder = encoder.with_bad_records(ppo.records.bad_records);
+    let prompts = encoder.prompts(&records)?.items;
+    let Some(prompt) = prompts.first() else {
+        return Ok(());
+    };
+    let response = reader.tokenizer.encode_text(TRIAL)?;
+    let completion = RewardInput {
+        prompt: &prompt.text,
+        text: TRIAL,
+        ids: &[prompt.ids.as_slice(), &response].concat(),
+        states: None,
+        response,
+        fields: &prompt.fields,
+    };
+    let rewards = Rewards::external(&ppo.rewards)?;
+    rewards.score(&RewardBatch {
+        completions: &[completion],
+        pass_tokens: ppo.training.micro_batch_tokens,
+    })?;
+    Ok(rewards.finish()?)
 }
 
 /// Checks prompts, with the fields that rules compare answers with, and the text of PPO-ptx. The

@@ -97,6 +97,14 @@ impl StageDefinition for Ppo {
     fn check_records(&self, reader: &RecordReader) -> Result<()> {
         checks::check_records(reader, self)
     }
+
+    fn calls_user_code(&self) -> bool {
+        self.rewards.iter().any(|reward| reward.kind.is_external())
+    }
+
+    fn try_user_code(&self, reader: &RecordReader) -> Result<()> {
+        checks::try_external_rewards(reader, self)
+    }
 }
 
 /// A run of the stage: its models, data and state.

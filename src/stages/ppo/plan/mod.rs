@@ -35,7 +35,8 @@ pub fn plan(models: RunModels, config: &Ppo) -> Result<StagePlan> {
     buffers.extend(planned.update());
     let notes = [prompts.note.clone()]
         .into_iter()
-        .chain(classifiers(config));
+        .chain(classifiers(config))
+        .chain(external(config));
     Ok(StagePlan {
         stage: Stage::Ppo,
         notes: notes.collect(),
@@ -50,4 +51,17 @@ fn classifiers(config: &Ppo) -> Option<String> {
     let mut components = config.rewards.iter();
     let any = components.any(|component| is_classifier(&component.kind));
     any.then(|| "classifiers among ppo.rewards are not counted".to_owned())
+}
+
+/// A note on scorers that a plan does not call.
+fn external(config: &Ppo) -> Option<String> {
+    let any = config
+        .rewards
+        .iter()
+        .any(|reward| reward.kind.is_external());
+    any.then(|| {
+        "reward programs and endpoints are not tried here; `run` asks each for one score before \
+         its first stage"
+            .to_owned()
+    })
 }
