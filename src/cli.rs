@@ -17,7 +17,7 @@ pub use models::{ExportArgs, ScoreArgs};
 pub use records::RecordArgs;
 pub use stage::StageCommand;
 
-/// Align language models: pretrain, sft, dpo, reward and ppo in one binary.
+/// Train language models from human preferences: pretrain, sft, dpo, orpo, reward, judge and ppo.
 ///
 /// A run is one TOML file with a table for each stage. `collimate run` runs the stages in order.
 /// The same command continues an interrupted run from its last checkpoint, and ends with the same

@@ -27,7 +27,7 @@ pub struct LoraTable {
     pub target_modules: Option<TargetModules>,
     /// Layers that have adapters, counted from 0, or `"top:N"` for the uppermost N.
     ///
-    /// Layers below the lowest adapter are computed without a graph.
+    /// Layers below the lowest adapter need no backward pass.
     #[schemars(extend("x-default" = "all layers"))]
     pub layers_to_transform: Option<LayersToTransform>,
     /// Whether the scale is `lora_alpha / sqrt(r)` instead (Kalajdzievski 2023).

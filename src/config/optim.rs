@@ -26,7 +26,7 @@ pub struct Training {
     pub warmup_steps: usize,
     /// Learning rate at the end of the schedule as a share of the peak, between 0 and 1.
     ///
-    /// The schedule would reach it on the step after the last.
+    /// The last step's rate is just above it.
     pub min_lr_ratio: f64,
     /// Number of examples in one optimizer step (in `[ppo]`, of completions in one iteration).
     ///
@@ -64,9 +64,11 @@ pub struct Training {
     /// Activations that the backward pass computes again instead of keeping (gradient
     /// checkpointing).
     pub recompute: Recompute,
-    /// Number of steps between progress lines on the terminal.
+    /// Number of steps between progress lines where standard error is a file or a pipe.
     ///
-    /// `metrics.jsonl` has a line for every step.
+    /// Lines are at least 2 seconds apart, and after 30 seconds without a line the next step has
+    /// one. A terminal shows one line, which changes with every step. `metrics.jsonl` has a line
+    /// for every step.
     pub log_steps: usize,
 }
 

@@ -19,9 +19,10 @@ pub struct Trainable {
     pub freeze_layers: usize,
     /// Whether the embedding is frozen.
     ///
-    /// It is in any case when `freeze_layers` is above 0.
+    /// `freeze_layers` above 0 freezes it too.
     pub freeze_embeddings: bool,
-    /// Table of LoRA keys: train adapters (and a reward model's head) on frozen weights.
+    /// Table of LoRA keys: train adapters on frozen weights, and the head in `[reward]` and
+    /// `[judge]`.
     #[schemars(extend("x-type" = "table"))]
     pub lora: Option<LoraTable>,
 }

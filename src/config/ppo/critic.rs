@@ -18,10 +18,11 @@ pub struct Critic {
     pub lam: f64,
     /// Weight of the value loss.
     ///
-    /// The critic has an optimizer of its own, and AdamW's step does not grow with the gradient.
-    /// The weight therefore acts only through what the gradient is compared with: it clips the
-    /// critic's gradient at a norm of `max_grad_norm / vf_coef` before weighting, and has an
-    /// epsilon of `adam_epsilon / vf_coef`. With 0, only `weight_decay` changes the critic.
+    /// The critic has an optimizer of its own, and AdamW's step does not depend on the scale of the
+    /// gradient. So the weight has two effects only: the gradient is clipped where its norm exceeds
+    /// `max_grad_norm / vf_coef`, and the effective epsilon is `adam_epsilon / vf_coef`. To make
+    /// the critic learn faster or slower, set `critic_learning_rate`. With 0, only `weight_decay`
+    /// changes the critic.
     pub vf_coef: f64,
     /// Number of initial iterations that train only the critic.
     pub critic_warmup: usize,

@@ -70,7 +70,7 @@ pub struct Ppo {
     /// roles if it was trained on the same trunk or base.
     #[schemars(extend(
         "x-type" = "path",
-        "x-default" = "what `[judge]` trains, if there is `eval_prompts`"
+        "x-default" = "what `[judge]` trains; used only with `eval_prompts`"
     ))]
     #[serde(default, deserialize_with = "optional_path")]
     pub judge_model: Option<PathBuf>,
