@@ -144,8 +144,8 @@ fn train_on(config: &Config, stage: Stage) -> String {
         stage.name()
     };
     format!(
-        "{what} To train on, set {table}.from to {} under a new run.name; to start the stage over, \
-         use --fresh",
+        "{what} To train on, set {table}.from to {} under a new run.name; to start the stage over: \
+         collimate {stage} … --fresh",
         config.run.final_model(stage).display()
     )
 }

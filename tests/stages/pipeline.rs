@@ -125,18 +125,20 @@ fn a_stage_that_has_not_begun_may_change() {
 #[test]
 fn a_stage_starts_over_whatever_was_changed_for_later_stages() {
     let workspace = Workspace::new();
-    let steps =
-        |pretrain: usize| format!("--set pretrain.max_steps={pretrain} --set sft.max_steps=2");
+    let flags = |rate: &str| {
+        let steps = "--set pretrain.max_steps=2 --set sft.max_steps=2";
+        format!("{steps} --set pretrain.learning_rate={rate}")
+    };
     let stage = |stage: &str, flags: &str| format!("{stage} config.toml {flags}");
-    workspace.succeed(&stage("pretrain", &steps(2)));
-    workspace.succeed(&stage("sft", &steps(2)));
+    workspace.succeed(&stage("pretrain", &flags("1e-3")));
+    workspace.succeed(&stage("sft", &flags("1e-3")));
 
-    let changed = format!("{} --set sft.learning_rate=1e-3", steps(3));
+    let changed = format!("{} --set sft.learning_rate=1e-4", flags("2e-3"));
     refused(
         &workspace,
         &stage("sft", &format!("{changed} --fresh")),
         &[
-            "pretrain.max_steps",
+            "pretrain.learning_rate",
             "start pretrain over: collimate pretrain … --fresh",
         ],
     );
@@ -149,7 +151,7 @@ fn a_stage_starts_over_whatever_was_changed_for_later_stages() {
     refused(&workspace, &stage("sft", &changed), &other_keys);
     refused(
         &workspace,
-        &stage("sft", &steps(3)),
+        &stage("sft", &flags("2e-3")),
         &["other contents of sft.from"],
     );
     workspace.succeed(&stage("sft", &format!("{changed} --fresh")));
