@@ -43,7 +43,8 @@ pub struct Dpo {
     pub label_smoothing: f64,
     /// Target margin between the rewards of chosen and rejected; only with `loss_type = "simpo"`.
     pub simpo_gamma: f64,
-    /// Largest number of tokens of prompt and answer together.
+    /// Largest number of tokens of prompt and answer together; the model's context, where that is
+    /// less.
     pub max_length: usize,
     /// What happens to a pair with an answer longer than `max_length`.
     pub too_long: TooLong,

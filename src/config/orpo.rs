@@ -30,7 +30,8 @@ pub struct Orpo {
     /// Weight of the odds-ratio loss beside the negative log-likelihood of the chosen sequences (λ
     /// in the paper).
     pub beta: f64,
-    /// Largest number of tokens of prompt and answer together.
+    /// Largest number of tokens of prompt and answer together; the model's context, where that is
+    /// less.
     pub max_length: usize,
     /// What happens to a pair with an answer longer than `max_length`.
     pub too_long: TooLong,

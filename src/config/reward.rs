@@ -37,7 +37,8 @@ pub struct Reward {
     /// Weight of the squared mean score in the loss, which keeps scores around zero; 0 leaves them
     /// free.
     pub center_rewards_coefficient: f64,
-    /// Largest number of tokens of prompt and answer together.
+    /// Largest number of tokens of prompt and answer together; the model's context, where that is
+    /// less.
     pub max_length: usize,
     /// What happens to a pair with an answer longer than `max_length`.
     pub too_long: TooLong,

@@ -31,7 +31,8 @@ pub struct Sft {
     /// Held-out records.
     #[serde(flatten)]
     pub held_out: HeldOut,
-    /// Largest number of tokens of an example, prompt and answer together.
+    /// Largest number of tokens of an example, prompt and answer together; the model's context,
+    /// where that is less.
     pub max_length: usize,
     /// What happens to an example longer than `max_length`.
     pub too_long: TooLong,

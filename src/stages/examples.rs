@@ -128,9 +128,13 @@ pub fn encoder<'t>(
 /// Most tokens of an example: the stage's `max_length`, or the model's context where that is less.
 pub fn limit(stage: Stage, max_length: usize, context: usize) -> Limit {
     if context <= max_length {
+        let above = match context == max_length {
+            true => String::new(),
+            false => format!("{stage}.max_length is {max_length} and "),
+        };
         return Limit {
             tokens: context,
-            words: format!("the model's context holds {context}"),
+            words: format!("{above}the model's context holds {context}"),
             mend: "start from a model of a larger context".to_owned(),
         };
     }

@@ -134,6 +134,9 @@ fn a_prompt_that_leaves_an_answer_no_room_names_keys_that_exist() {
     let wide = format!("{reward} --set reward.max_length=64");
     let context = "the model's context holds 64; shorten it, or start from a model";
     refused(&workspace, &wide, &["pairs.jsonl:1", context]);
+    let wider = format!("{sft} --set sft.max_length=80");
+    let both = "sft.max_length is 80 and the model's context holds 64; shorten it";
+    refused(&workspace, &wider, &["sft.jsonl:1", both]);
 }
 
 #[test]

@@ -186,8 +186,13 @@ fn no_room_for_any_prompt_is_refused_though_long_ones_are_cut() {
     let flags = "--set ppo.too_long=truncate --set ppo.max_new_tokens=64";
     let says = [
         "stage ppo",
-        "ppo.prompts",
-        "of which the response may take 64",
+        "ppo.max_new_tokens = 64 leaves no room for a prompt: the policy's context holds 64",
+    ];
+    refused_at_once(&Workspace::trained(), flags, &says);
+    let flags = "--set ppo.micro_batch_tokens=8 --set ppo.too_long=skip";
+    let says = [
+        "ppo.max_new_tokens = 12",
+        "ppo.micro_batch_tokens is 8; raise",
     ];
     refused_at_once(&Workspace::trained(), flags, &says);
 }

@@ -31,10 +31,11 @@ impl Encoder<'_> {
         let examples = renderings.iter().map(|spans| self.spans(spans));
         let mut examples: Vec<Example> = examples.collect::<Result<_>>()?;
         examples.retain(|example| !example.answer.is_empty());
-        match examples.is_empty() {
-            true => Err(nothing_to_learn(record)),
-            false => Ok(examples),
+        if !examples.is_empty() {
+            return Ok(examples);
         }
+        Err(no_answer(record, &messages[first_answer..])
+            .unwrap_or_else(|| nothing_to_learn(record)))
     }
 
     /// Prompt ids and answer ids of a conversation `prompt ⊕ answer`.
@@ -199,6 +200,24 @@ impl Encoder<'_> {
             last.end += 1;
         }
     }
+}
+
+/// The error of messages to learn from of which none is the assistant's, with their roles.
+fn no_answer(record: &Record, messages: &[Message]) -> Option<DataError> {
+    let mut roles: Vec<&str> = Vec::new();
+    for role in messages.iter().map(Message::role) {
+        if !roles.contains(&role) {
+            roles.push(role);
+        }
+    }
+    let lacks = !roles.is_empty() && !roles.contains(&"assistant");
+    lacks.then(|| DataError::Record {
+        at: record.source.clone(),
+        message: format!(
+            "there is nothing to learn: no message has the role assistant; roles found: {}",
+            roles.join(", ")
+        ),
+    })
 }
 
 /// Index of the last answer; the number of messages if there is none.

@@ -273,6 +273,13 @@ fn records_without_an_answer_or_template_are_named() {
         message(encoder.examples(&records(&[chat])))
             .contains("d.jsonl:1: there is nothing to learn")
     );
+    let misspelt = r#"{"messages": [{"role": "user", "content": "the"},
+                                    {"role": "asistant", "content": "cat"}]}"#;
+    let error = message(encoder.examples(&records(&[misspelt])));
+    assert!(
+        error.contains("no message has the role assistant; roles found: user, asistant"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -35,6 +35,40 @@ impl RoleLayout {
     /// The longest prompt, in tokens, that leaves room for the response in the contexts of the
     /// policy and the scorers, and in one forward pass.
     pub fn prompt_limit(&self, config: &Ppo, prompts: PromptUse) -> Limit {
+        let response = config.generation.max_new_tokens;
+        let whole = self.sequence_limit(config, prompts);
+        let limit = Limit {
+            tokens: whole.tokens.saturating_sub(response),
+            words: format!("{}, of which the response may take {response}", whole.words),
+            mend: whole.mend,
+        };
+        limit.or_other_policy("ppo", config.too_long)
+    }
+
+    /// Checks that the longest response leaves room for a prompt.
+    ///
+    /// # Errors
+    /// The context, or the forward pass, that `max_new_tokens` fills.
+    pub fn check_room(&self, config: &Ppo) -> Result<(), String> {
+        let response = config.generation.max_new_tokens;
+        for prompts in [PromptUse::Training, PromptUse::Evaluation] {
+            let Limit {
+                tokens,
+                words,
+                mend,
+            } = self.sequence_limit(config, prompts);
+            if tokens <= response {
+                return Err(format!(
+                    "ppo.max_new_tokens = {response} leaves no room for a prompt: {words}; {mend}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The longest prompt and response together that the policy and the scorers hold, and one
+    /// forward pass takes.
+    fn sequence_limit(&self, config: &Ppo, prompts: PromptUse) -> Limit {
         let context = |role: &RoleModel| role.model.decoder.max_position_embeddings;
         let rewards = self.rewards.iter();
         let rewards = rewards.map(|model| ("the reward model's", context(model)));
@@ -44,24 +78,18 @@ impl RoleLayout {
         // Of equal contexts, the first is named.
         let contexts = [policy].into_iter().chain(rewards).chain(judge);
         let (whose, context) = contexts.min_by_key(|(_, tokens)| *tokens).unwrap_or(policy);
-        let response = config.generation.max_new_tokens;
         let pass = config.training.micro_batch_tokens;
-        let limit = match pass < context {
+        match pass < context {
             true => Limit {
-                tokens: pass.saturating_sub(response),
-                words: format!(
-                    "ppo.micro_batch_tokens is {pass}, of which the response may take {response}"
-                ),
+                tokens: pass,
+                words: format!("ppo.micro_batch_tokens is {pass}"),
                 mend: "raise ppo.micro_batch_tokens, or lower ppo.max_new_tokens".to_owned(),
             },
             false => Limit {
-                tokens: context.saturating_sub(response),
-                words: format!(
-                    "{whose} context holds {context}, of which the response may take {response}"
-                ),
+                tokens: context,
+                words: format!("{whose} context holds {context}"),
                 mend: "lower ppo.max_new_tokens".to_owned(),
             },
-        };
-        limit.or_other_policy("ppo", config.too_long)
+        }
     }
 }

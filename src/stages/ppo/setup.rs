@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Error, Result, bail, ensure};
 
 use crate::config::{BadRecords, KlIn, Ppo, Ptx, Share, keeps_one_of};
 use crate::data::example::{Encoder, Prompt};
@@ -37,7 +37,8 @@ pub fn roles(context: &Context, config: &Ppo) -> Result<Roles> {
 ///
 /// # Errors
 /// The errors of `describe` and of [`RoleLayout::new`]; a scorer with another tokenizer than the
-/// policy, a `top_p` that keeps one token, or a `ptx_length` beyond the policy's context.
+/// policy, a response that leaves no room for a prompt, a `top_p` that keeps one token, or a
+/// `ptx_length` beyond the policy's context.
 pub fn layout(
     config: &Ppo,
     describe: impl Fn(&Path) -> Result<ModelDescription>,
@@ -46,6 +47,7 @@ pub fn layout(
     let models = PpoModels::describe(config, describe).with_context(keys)?;
     let layout = RoleLayout::new(config, models).with_context(keys)?;
     layout.check_tokenizers().with_context(keys)?;
+    layout.check_room(config).map_err(Error::msg)?;
     let policy = &layout.policy.decoder;
     check_sampling(config, policy.vocab_size)?;
     check_length(&config.update.ptx, policy.max_position_embeddings)?;

@@ -115,9 +115,7 @@ impl PromptFile {
         let Some((record, tokens)) = &self.longest else {
             return Ok(0);
         };
-        // Without any room there is nothing to cut a prompt to.
-        let is_refused = too_long == TooLong::Error || limit.tokens == 0;
-        match is_refused && *tokens > limit.tokens {
+        match too_long == TooLong::Error && *tokens > limit.tokens {
             true => Err(limit.refuse_prompt(record, *tokens).into()),
             false => Ok(limit.tokens.min(*tokens)),
         }
