@@ -10,6 +10,7 @@ mod clock;
 mod closing_table;
 mod collect;
 mod evaluation;
+mod log_probs;
 mod plan;
 mod prompts;
 mod report;
@@ -35,7 +36,7 @@ use crate::config::{Ppo, ScoreNormalization, Share, Stage};
 use crate::data::example::Prompt;
 use crate::data::tokenizer::Tokenizer;
 use crate::ops::profile;
-use crate::roles::{self, Experience, PromptUse, Roles};
+use crate::roles::{Experience, PromptUse, Roles};
 use crate::terminal::Phase;
 use crate::train::batch_order::steps;
 use crate::train::configured::{is_due, never_at_peak, schedule};
@@ -276,38 +277,6 @@ impl<'a> PpoRun<'a> {
         self.state.prompts_passed = collected.prompts_passed;
         clock.write(metrics);
         self.report(metrics, &collected)
-    }
-
-    fn add_log_probs_and_values(&self, experience: &mut Experience) -> Result<()> {
-        let _part = profile::part("score");
-        let _phase = Phase::begin("scoring");
-        let (config, roles) = (self.config, self.roles);
-        let limit = config.training.micro_batch_tokens;
-        let temperature = config.generation.temperature as f32;
-        let policy = match self.rescores() {
-            true => {
-                let sequences = experience.sequences();
-                roles::policy_log_probs(&roles.actor, sequences, temperature, limit)?
-            }
-            false => experience.recorded(),
-        };
-        experience.set_policy(policy)?;
-        if let (Some(model), true) = (&roles.reference, config.weighs_kl()) {
-            let sequences = experience.sequences();
-            let reference = roles::whole_log_probs(model, sequences, temperature, limit)?;
-            experience.set_reference(reference)?;
-        }
-        if let Some(critic) = &roles.critic {
-            let values = roles::values(critic, experience.sequences(), limit)?;
-            experience.set_values(values)?;
-        }
-        Ok(())
-    }
-
-    /// Whether the actor computes the log-probs of its samples again, instead of using those that
-    /// the generator recorded.
-    fn rescores(&self) -> bool {
-        self.config.rollout.rescore || !self.context.backend.decodes_exactly()
     }
 
     fn update(
