@@ -1,5 +1,5 @@
-//! Upper bounds of numbers: far above useful values, and below those that would exhaust memory, run
-//! for ever, or overflow a product.
+//! Upper bounds of numbers: far above useful values, and below values that would exhaust memory,
+//! run for ever, or overflow a product.
 //!
 //! A key that its own checks bound, or that needs no bound, is in [`FREE`] with the reason. A key
 //! in neither table fails the test.
@@ -9,9 +9,9 @@ use toml::Value;
 use super::check::Checker;
 use super::document::Document;
 
-/// Optimizer steps. Times a batch they stay below 2⁶³.
+/// Optimizer steps. Steps times the batch size stay below 2⁶³.
 const STEPS: f64 = 1e12;
-/// Rows, sequences or records at once.
+/// Rows, sequences or records of a batch.
 const ROWS: f64 = 1e6;
 /// Tokens of one sequence.
 const LENGTH: f64 = 16_777_216.0;
@@ -19,12 +19,12 @@ const LENGTH: f64 = 16_777_216.0;
 const RATE: f64 = 1e3;
 /// Weights of terms of a loss or reward.
 const WEIGHT: f64 = 1e6;
-/// Learning rates, scores and limits on them: weights and scores are `f32`.
+/// Learning rates, scores and their limits: weights and scores are `f32`.
 const SCORE: f64 = 1e30;
-/// Counts that cost little.
+/// Counts that take neither memory nor time.
 const COUNT: f64 = 1e9;
 
-/// The largest value of a key, whatever table it stands in.
+/// The largest value of a key, in any table.
 const MOST: &[(&str, f64)] = &[
     ("max_steps", STEPS),
     ("warmup_steps", STEPS),
@@ -112,13 +112,13 @@ const MOST_IN: &[(&str, &str, f64)] = &[("tokenizer", "vocab_size", 1e6)];
 /// Keys with numbers but without a bound here, with the reason.
 #[cfg(test)]
 const FREE: &[(&str, &str)] = &[
-    (
-        "seed",
-        "any number is as good as another; below 2^63 by its check",
-    ),
+    ("seed", "every seed is valid; below 2^63 by its check"),
     ("eval_seed", "as `seed`"),
-    ("top_k", "more than the vocabulary cuts nothing"),
-    ("cache_bytes", "no more is taken than the sequences need"),
+    ("top_k", "a number above the vocabulary's size does not cut"),
+    (
+        "cache_bytes",
+        "the cache is never larger than the sequences need",
+    ),
     ("cache_tokens", "as `cache_bytes`"),
     ("top_p", "at most 1 by its check"),
     ("min_p", "at most 1 by its check"),
@@ -183,7 +183,7 @@ fn exceeded(table: &str, key: &str, value: &Value) -> Option<f64> {
     most(table, key).filter(|most| number.is_finite() && number > *most)
 }
 
-/// A bound as one would write it.
+/// A bound as a user would write it.
 pub(super) fn shown(most: f64) -> String {
     match most >= 1e9 && most.log10().fract() == 0.0 {
         true => format!("{most:e}"),

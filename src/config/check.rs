@@ -242,7 +242,7 @@ impl Keys<'_, '_> {
     }
 }
 
-/// First words of a message on a number that is NaN or infinite.
+/// Additional requirement in the message on a number that is NaN or infinite.
 fn finite(value: f64) -> &'static str {
     match value.is_finite() {
         true => "",

@@ -17,7 +17,7 @@ pub struct Data {
     pub sources: Vec<DataSource>,
 }
 
-/// A file in the list of a `data` key, with a weight or columns of its own.
+/// A file in the list of a key, with its own weight or columns.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataSource {
@@ -26,7 +26,8 @@ pub struct DataSource {
     /// A relative path starts at the current directory.
     #[schemars(extend("x-type" = "path", "x-default" = "required"))]
     pub path: PathBuf,
-    /// Share of the examples drawn from this file, relative to the weights of the other files.
+    /// Share of the examples drawn from this file, relative to the weights of the other files; only
+    /// in `data`.
     ///
     /// Either every file of the list has a weight or none has; without weights the files are read
     /// as one.
@@ -82,6 +83,13 @@ impl From<Data> for DataValue {
     }
 }
 
+impl<P: Into<PathBuf>> From<P> for Data {
+    /// One file.
+    fn from(path: P) -> Self {
+        DataValue::Path(path.into()).into()
+    }
+}
+
 impl DataSource {
     /// A file without a weight, with the stage's columns.
     pub fn whole(path: impl Into<PathBuf>) -> Self {
@@ -108,7 +116,7 @@ impl Data {
         self.sources.iter().map(|source| source.path.as_path())
     }
 
-    /// [`Self::check`] for a key that takes no weights.
+    /// Checks a key that takes no weights.
     pub(super) fn check_unweighted(&self, key: &str, keys: &mut Keys<'_, '_>) {
         self.check(key, keys);
         if self.sources.iter().any(|source| source.weight.is_some()) {
@@ -136,7 +144,7 @@ impl Data {
                 key,
                 weight,
                 0.0,
-                "leave a file out of the list to give it no weight",
+                "remove the file from the list to give it no weight",
             );
         }
         for columns in self.sources.iter().filter_map(|s| s.columns.as_ref()) {

@@ -1,7 +1,7 @@
 //! Changes between two configurations, and whether the run's result changes with them.
 //!
-//! A continued run must end in the same bits as an uninterrupted one. Saving, logging and threads
-//! may therefore change, but not training.
+//! A continued run must end in the same bits as an uninterrupted one. Keys of saving, logging and
+//! threads may therefore change, keys of training may not.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -12,7 +12,7 @@ use toml::{Table, Value};
 use super::written::to_table;
 use super::{Config, ConfigError, Stage};
 
-/// Stands for the run's folder in the paths that are compared.
+/// Replaces the run's folder in the paths that are compared.
 const OWN_FOLDER: &str = "<run>";
 
 /// One key whose value differs.
@@ -139,7 +139,7 @@ fn tables(value: Option<&Value>) -> Option<Vec<&Table>> {
 
 fn effect(table: &str, key: &str, old: &Table, new: &Table) -> Effect {
     let harmless = match (table, key) {
-        // Threads cut no sum, and moving a run's folder moves no weight.
+        // Sums do not depend on threads, nor weights on the run's folder.
         ("run", "dir" | "name" | "threads" | "max_bad_steps") => true,
         (_, "save_steps" | "keep_last" | "keep_every" | "log_steps") => true,
         // Recomputed activations are the same bits as kept ones.
@@ -154,7 +154,7 @@ fn effect(table: &str, key: &str, old: &Table, new: &Table) -> Effect {
         ("ppo", "rollout_batch" | "cache_bytes" | "cache_tokens") => true,
         // Recorded log-probs have the bits of recomputed ones.
         ("ppo", "rescore") => true,
-        // A stage that began without skipping had no bad record; beyond the limit it fails.
+        // Without skipping there was no bad record; with it the stage fails beyond the limit.
         (_, "bad_records" | "max_bad_share") => true,
         // Time limits do not change scores.
         (_, "timeout_seconds" | "retries" | "backoff_seconds" | "token_env") => true,

@@ -1,7 +1,8 @@
-//! The configuration file as it was typed: tables of TOML values, each with its line or override.
+//! The configuration file before any key is interpreted: tables of TOML values, each with its line
+//! or override.
 //!
-//! This module knows no keys. A table is [lowered](Document::lower) to a structure: it is overlaid
-//! on the serialised [`Default`] of that structure, whose names are the keys that the table may
+//! No key is known here. A table is [lowered](Document::lower) to a structure: it is overlaid on
+//! the serialised [`Default`] of the structure, whose field names are the keys that the table may
 //! have.
 
 use std::collections::BTreeMap;
@@ -14,7 +15,7 @@ use super::names;
 use super::overrides::{Override, Within};
 use crate::files::regular;
 
-/// A configuration file after parsing and overrides, before any key has been looked at.
+/// A configuration file after parsing and overrides, before any key is interpreted.
 #[derive(Clone, Debug)]
 pub struct Document {
     file: PathBuf,
@@ -35,7 +36,7 @@ impl Document {
         Self::parse(&text, file)
     }
 
-    /// Parses `text`; `file` is what errors call it.
+    /// Parses `text`; `file` is its name in errors.
     pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
         let spanned = toml::de::DeTable::parse(text).map_err(|error| syntax(&error, text, file))?;
         let tables = text

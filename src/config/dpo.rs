@@ -21,8 +21,8 @@ use crate::rlhf::preference::DpoLossType;
 pub struct Dpo {
     /// Folder of the policy to start from, which is also the reference.
     ///
-    /// The adapters of a PEFT folder are trained further where there is a `lora` table, and merged
-    /// into their model otherwise.
+    /// The adapters of a PEFT folder are trained further if there is a `lora` table, and merged
+    /// into their base otherwise.
     #[schemars(extend("x-type" = "path", "x-default" = TUNED))]
     pub from: PathBuf,
     /// Preference pairs to train on: records with `prompt`, `chosen` and `rejected`.
@@ -46,7 +46,7 @@ pub struct Dpo {
     /// Largest number of tokens of prompt and answer together; the model's context, where that is
     /// less.
     pub max_length: usize,
-    /// What happens to a pair with an answer longer than `max_length`.
+    /// Policy for pairs with more tokens than `max_length` in prompt and answer.
     pub too_long: TooLong,
     /// Columns and bad records.
     #[serde(flatten)]

@@ -1,7 +1,7 @@
 //! Errors of a configuration.
 //!
-//! All problems are reported at once, each with its key, the value, the place where the value was
-//! given, and what to do.
+//! All problems are reported at once, each with its key, its value, the origin of the value, and
+//! the remedy.
 
 use std::fmt;
 use std::path::PathBuf;

@@ -20,17 +20,18 @@ pub struct ExampleKeys<'a> {
     pub held_out: &'a HeldOut,
     /// Largest number of tokens of a sequence.
     pub max_length: usize,
-    /// What happens to a longer sequence.
+    /// Policy for longer sequences.
     pub too_long: TooLong,
     /// Columns and bad records.
     pub records: &'a RecordKeys,
     /// Weights that are trained.
     pub trainable: &'a Trainable,
-    /// Evaluations without a new best loss after which training ends; 0 for never.
+    /// Number of evaluations without a new lowest loss after which training stops; 0 never stops
+    /// early.
     pub early_stopping_patience: usize,
     /// The keys of every stage.
     pub training: &'a Training,
-    /// Sequences of one example: 2 for a pair of answers, which go through one forward pass.
+    /// Number of sequences of an example: 2 for a pair of answers, which share a forward pass.
     pub sequences: usize,
 }
 
@@ -45,15 +46,16 @@ pub struct ExampleKeysMut<'a> {
     pub held_out: &'a mut HeldOut,
     /// Largest number of tokens of a sequence.
     pub max_length: usize,
-    /// What happens to a longer sequence.
+    /// Policy for longer sequences.
     pub too_long: &'a mut TooLong,
     /// Columns and bad records.
     pub records: &'a mut RecordKeys,
-    /// Evaluations without a new best loss after which training ends, if the stage can end early.
+    /// Number of evaluations without a new lowest loss after which training stops, if the stage can
+    /// stop early.
     pub early_stopping_patience: Option<&'a mut usize>,
     /// The keys of every stage.
     pub training: &'a mut Training,
-    /// Sequences of one example.
+    /// Number of sequences of an example.
     pub sequences: usize,
 }
 
@@ -76,8 +78,8 @@ pub trait ExampleTable: Default {
 }
 
 /// The methods `keys` and `keys_mut` of an [`ExampleTable`] whose fields have the names of
-/// [`ExampleKeys`]. `$sequences` are those of one example; the second argument is the field
-/// `early_stopping_patience`, where there is one.
+/// [`ExampleKeys`]. `$sequences` is the number of sequences of an example; the second argument is
+/// the field `early_stopping_patience`, if there is one.
 macro_rules! example_keys {
     ($sequences:expr $(, $patience:ident)?) => {
         fn keys(&self) -> crate::config::ExampleKeys<'_> {

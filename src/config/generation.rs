@@ -1,4 +1,4 @@
-//! Sampling of completions: lengths, the cut of the distribution, and stop texts.
+//! Sampling of completions: lengths, temperature, filters of the distribution, and stop texts.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -27,7 +27,7 @@ pub struct Generation {
     pub min_p: f64,
     /// Texts that end a completion and are left out of it.
     ///
-    /// The name of a special token stands for that token.
+    /// The name of a special token is that token.
     pub stop: Vec<String>,
     /// Token ids that end a completion, in addition to those that the model's folder names.
     pub stop_token_ids: Vec<u32>,

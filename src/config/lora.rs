@@ -20,7 +20,8 @@ pub struct LoraTable {
     /// Scale of the adapters: their output is multiplied by `lora_alpha / r`.
     #[schemars(extend("x-default" = ALPHA))]
     pub lora_alpha: Option<f64>,
-    /// Dropout before the adapters, which must be 0: training sees what generation sees.
+    /// Dropout before the adapters, which must be 0, so that training and generation compute the
+    /// same.
     pub lora_dropout: f64,
     /// Names of the projections that have adapters, or `"all-linear"` for all of them.
     #[schemars(extend("x-default" = "`q_proj` and `v_proj`; GPT-2: `c_attn`"))]
@@ -115,8 +116,8 @@ impl LoraTable {
             wrong("lora_alpha", alpha.to_string(), message);
         }
         if self.lora_dropout != 0.0 {
-            let message = "lora_dropout must be 0, so that training sees what generation sees; \
-                           weight_decay regularises too";
+            let message = "lora_dropout must be 0, so that training and generation compute the \
+                           same; weight_decay regularises too";
             wrong("lora_dropout", self.lora_dropout.to_string(), message);
         }
         if self.target_modules == Some(TargetModules::Named(Vec::new())) {

@@ -179,7 +179,7 @@ impl Config {
         }
     }
 
-    /// Fills the `from` of a stage where it is unset.
+    /// Fills the `from` of a stage if it is unset.
     fn fill_start(&mut self, stage: Stage, checker: &mut Checker<'_>) {
         let usual = self.usual_start(stage);
         let from = self.table_mut(stage).and_then(StageTable::start_mut);

@@ -1,7 +1,7 @@
 //! `[model]`: the model that the run starts from, a folder or an architecture to be initialised.
 //!
-//! Sizes of a model read from a folder stand in that folder's `config.json`, so `from` and the
-//! architecture's keys exclude each other.
+//! The sizes of a model in a folder are in its `config.json`, so `from` and the keys of an
+//! architecture exclude each other.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use super::optional_path;
 use super::words::word;
 use super::written::key_names;
 
-/// Values of keys that are not set.
+/// Defaults of keys that may be unset.
 const ROPE_THETA: f64 = 10_000.0;
 const RMS_NORM_EPS: f64 = 1e-5;
 const TIE_WORD_EMBEDDINGS: bool = true;
@@ -30,7 +30,7 @@ pub struct Model {
     /// The run's first model; `None` if the table has neither `from` nor sizes, and every stage
     /// names its own.
     pub start: Option<ModelStart>,
-    /// Number type of the weights in models that the run writes.
+    /// Number type of the weights in the model folders that the run writes.
     pub save_dtype: SaveDtype,
 }
 
@@ -53,7 +53,7 @@ impl ModelStart {
     }
 }
 
-/// Sizes of a model that is initialised, every one known. Names are those of `config.json`.
+/// Architecture of a model that is initialised. Names are those of `config.json`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Architecture {
     /// Architecture, by the `model_type` of `config.json`.
@@ -66,11 +66,11 @@ pub struct Architecture {
     pub num_hidden_layers: usize,
     /// Number of query heads.
     pub num_attention_heads: usize,
-    /// Number of key and value heads; divides the query heads.
+    /// Number of key and value heads, a divisor of the number of query heads.
     pub num_key_value_heads: usize,
     /// Width of one head.
     pub head_dim: usize,
-    /// Rows of the embedding; `None` takes the tokenizer's size.
+    /// Number of rows of the embedding; `None` takes the tokenizer's size.
     pub vocab_size: Option<usize>,
     /// Longest sequence in tokens.
     pub max_position_embeddings: usize,
@@ -80,7 +80,7 @@ pub struct Architecture {
     pub rms_norm_eps: f64,
     /// Whether the output head shares its weights with the embedding.
     pub tie_word_embeddings: bool,
-    /// Preceding tokens that a token attends to; `None` attends to all.
+    /// Number of preceding tokens that a token attends to; `None` attends to all.
     pub sliding_window: Option<usize>,
     /// Standard deviation of the initial weights.
     pub initializer_range: f64,
@@ -247,7 +247,8 @@ impl ModelTable {
             value.unwrap_or(stand_in)
         };
         let heads = required_or("num_attention_heads", self.num_attention_heads, 1);
-        // A missing width stands for one that fits the heads, so that it is reported once.
+        // A missing width is replaced by one that fits the heads, so that only the missing key is
+        // reported.
         let fitting = heads.saturating_mul(2);
         let hidden_size = required_or("hidden_size", self.hidden_size, fitting);
         let mut required = |key: &str, value: Option<usize>| required_or(key, value, 1);
@@ -316,7 +317,7 @@ impl Architecture {
                 format!("GPT-2 needs num_attention_heads × head_dim = hidden_size = {width}");
             keys.wrong("num_attention_heads", heads, message);
         } else if self.family == Family::Llama && !width.is_multiple_of(heads) {
-            // transformers refuses it even where head_dim is set.
+            // transformers refuses it even if head_dim is set.
             let message = format!(
                 "must be a multiple of model.num_attention_heads = {heads} in a llama; change one \
                  of them, or set family = \"mistral\" and head_dim"

@@ -1,9 +1,9 @@
-//! Notes on a configuration that is sound, but trains what nothing uses.
+//! Notes on models that a valid configuration trains and no stage reads.
 
 use super::{Config, Stage};
 
 impl Config {
-    /// Sentences on models that this configuration trains and no stage of it reads.
+    /// Notes on models that this configuration trains and no stage of it reads.
     pub fn notes(&self) -> Vec<String> {
         let unread = |stage: Stage, mend: &str| {
             let model = self.run.final_model(stage);

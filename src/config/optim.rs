@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::check::Keys;
 use super::data::HeldOut;
 
-/// The keys of every stage. They stand in the stage's own table.
+/// The keys of every stage, in the stage's own table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Training {
     /// Number of optimizer steps (in `[ppo]`, of iterations); 0 trains for `max_epochs`.
@@ -18,7 +18,7 @@ pub struct Training {
     pub max_epochs: Option<f64>,
     /// Peak learning rate of AdamW, reached after the warm-up.
     pub learning_rate: f64,
-    /// How the learning rate falls after the warm-up.
+    /// Shape of the decay of the learning rate after the warm-up.
     pub lr_scheduler_type: LrScheduler,
     /// Number of steps over which the learning rate rises linearly to its peak.
     ///
@@ -58,7 +58,7 @@ pub struct Training {
     pub eval_steps: usize,
     /// Number of newest checkpoints to keep.
     pub keep_last: usize,
-    /// Keep every checkpoint whose step is a multiple of this number; 0 keeps none beside the
+    /// Keep every checkpoint whose step is a multiple of this number; 0 keeps only the `keep_last`
     /// newest.
     pub keep_every: usize,
     /// Activations that the backward pass computes again instead of keeping (gradient
@@ -72,7 +72,7 @@ pub struct Training {
     pub log_steps: usize,
 }
 
-/// How the learning rate falls after the warm-up.
+/// Shape of the decay of the learning rate after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LrScheduler {
@@ -94,7 +94,7 @@ pub enum Recompute {
     Block,
 }
 
-/// How long a stage trains.
+/// Length of a stage's training.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum TrainingLength {
     /// This many steps.
@@ -104,7 +104,7 @@ pub enum TrainingLength {
 }
 
 impl Default for Training {
-    /// Defaults from which stages differ in learning rate, batch and cadence.
+    /// Common defaults. Stages have their own learning rates, batch sizes and intervals.
     fn default() -> Self {
         Self {
             max_steps: 0,
@@ -132,7 +132,7 @@ impl Default for Training {
 }
 
 impl Training {
-    /// How long the stage trains.
+    /// Length of the stage's training.
     pub fn length(&self) -> TrainingLength {
         match (self.max_steps, self.max_epochs) {
             (0, epochs) => TrainingLength::Epochs(epochs.unwrap_or(1.0)),
@@ -225,7 +225,7 @@ impl Training {
         (steps != usual.eval_steps && steps > 0).then_some(steps)
     }
 
-    /// [`Self::check`] for a stage that may hold out some of its records.
+    /// Reports values out of range, for a stage that may hold out some of its records.
     pub(super) fn check_with(&self, held_out: &HeldOut, usual: &Self, keys: &mut Keys<'_, '_>) {
         self.check(usual, keys);
         if held_out.is_empty() {
@@ -233,22 +233,22 @@ impl Training {
         }
     }
 
-    /// Refuses `eval_steps` without held-out records; `keys_of_them` are the keys that name some.
+    /// Reports `eval_steps` without held-out records; `held_out_keys` are the keys that set them.
     pub(super) fn refuse_eval_steps(
         &self,
         usual: &Self,
-        keys_of_them: &str,
+        held_out_keys: &str,
         keys: &mut Keys<'_, '_>,
     ) {
         if let Some(steps) = self.changed_eval_steps(usual) {
             let message = format!(
-                "has no effect without held-out records; set {keys_of_them}, or remove this key"
+                "has no effect without held-out records; set {held_out_keys}, or remove this key"
             );
             keys.wrong("eval_steps", steps, message);
         }
     }
 
-    /// Early stopping looks at evaluations on held-out records.
+    /// Reports early stopping without evaluations on held-out records.
     pub(super) fn check_patience(
         &self,
         patience: usize,
@@ -262,7 +262,7 @@ impl Training {
         }
     }
 
-    /// One forward pass must hold at least one row of `length` tokens, the value of `key`.
+    /// Reports a forward pass that cannot hold a row of `length` tokens, the value of `key`.
     pub(super) fn check_row(&self, key: &str, length: usize, keys: &mut Keys<'_, '_>) {
         let message =
             format!("cannot hold one row of {key} = {length} tokens; raise it to {length} or more");

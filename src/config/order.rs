@@ -1,4 +1,4 @@
-//! Models that one stage makes for another.
+//! Models that one stage trains for another.
 
 use std::path::Path;
 
@@ -6,8 +6,8 @@ use super::check::Checker;
 use super::{Config, Stage};
 
 impl Config {
-    /// Checks that the models of other stages that `stage` reads exist, or that one of `stages`
-    /// makes them before it.
+    /// Checks that the models of other stages that `stage` reads exist, or that an earlier one of
+    /// `stages` trains them.
     pub(super) fn check_stages_before(
         &self,
         stage: Stage,

@@ -27,13 +27,13 @@ pub struct Orpo {
     /// Held-out pairs.
     #[serde(flatten)]
     pub held_out: HeldOut,
-    /// Weight of the odds-ratio loss beside the negative log-likelihood of the chosen sequences (λ
-    /// in the paper).
+    /// Weight of the odds-ratio loss relative to the negative log-likelihood of the chosen
+    /// sequences (λ in the paper).
     pub beta: f64,
     /// Largest number of tokens of prompt and answer together; the model's context, where that is
     /// less.
     pub max_length: usize,
-    /// What happens to a pair with an answer longer than `max_length`.
+    /// Policy for pairs with more tokens than `max_length` in prompt and answer.
     pub too_long: TooLong,
     /// Columns and bad records.
     #[serde(flatten)]

@@ -6,7 +6,7 @@ use super::error::ConfigError;
 
 /// An override of one key: `ppo.kl_coef=0.1`; of a key in a table, `sft.lora.r=4`; or of a key in
 /// one table of an array, `ppo.rewards[0].weight=0.5` (or `ppo.rewards.0.weight=0.5`, for shells in
-/// which brackets mean something).
+/// which brackets are special).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Override {
     pub(super) table: String,
@@ -49,7 +49,7 @@ impl Within {
 }
 
 impl Override {
-    /// The error of an override that the file has no place for.
+    /// The error of an override that cannot be applied to the file.
     pub(super) fn refused(&self, message: String) -> ConfigError {
         ConfigError::Override {
             text: self.text.clone(),

@@ -8,8 +8,8 @@ use super::{Config, ConfigError, Document, ModelStart, Stage, StageTable};
 impl Config {
     /// Checks that the files that `stages` read exist; the configuration was read from `document`.
     ///
-    /// A model that one of `stages` makes for a later one need not exist. For a model that another
-    /// stage of the run makes, the error names that stage.
+    /// A model that one of `stages` trains for a later one need not exist. For a missing model of
+    /// another stage of the run, the error names that stage.
     ///
     /// # Errors
     /// [`ConfigError::Invalid`] with every missing file and its absolute path.

@@ -20,11 +20,11 @@ pub struct RecordKeys {
     /// Field names mapped to the columns of the stage's files that hold them, such as
     /// `{ prompt = "question" }`.
     ///
-    /// A file of a `data` list may have `columns` of its own, which then replace these. In `[ppo]`
-    /// they apply to `prompts` and `eval_prompts`.
+    /// A file of a list may have its own `columns`, which then replace these. In `[ppo]` they apply
+    /// to `prompts` and `eval_prompts`, not to `ptx_data`.
     #[schemars(extend("x-type" = COLUMNS))]
     pub columns: Option<Columns>,
-    /// What happens to a record that cannot be read or used.
+    /// Policy for records that cannot be read or used.
     pub bad_records: BadRecords,
     /// Largest share of bad records that `bad_records = "skip"` tolerates before the stage fails.
     ///
@@ -32,7 +32,7 @@ pub struct RecordKeys {
     pub max_bad_share: f64,
 }
 
-/// What happens to a record that cannot be read or used.
+/// Policy for records that cannot be read or used.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum,
 )]
@@ -45,13 +45,13 @@ pub enum BadRecords {
     Skip,
 }
 
-/// What happens to a record that is longer than the limit.
+/// Policy for records that are longer than the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum TooLong {
     /// Cut the start of a prompt (after BOS) or the end of an answer or text.
-    // A prompt that is read alone is cut until it fits; one that leaves its answer no room, until
-    // the answer has up to half of the limit.
+    // A prompt without an answer is cut until it fits. A prompt that leaves its answer no room is
+    // cut until the answer has up to half of the limit.
     Truncate,
     /// Leave the record out and count it.
     Skip,
@@ -105,7 +105,7 @@ pub(super) fn check_columns(key: &str, columns: &Columns, keys: &mut Keys<'_, '_
 #[cfg(test)]
 mod tests {
     use crate::config::diff::{Effect, diff};
-    use crate::config::tests::{refused, resolve};
+    use crate::config::tests::{refused, resolve, resolve_text};
 
     #[test]
     fn every_stage_has_the_keys() {
@@ -143,14 +143,18 @@ mod tests {
 
     #[test]
     fn columns_of_a_file_are_written_and_read_again() {
-        let set = "sft.data=[{ path = \"a.jsonl\", columns = { prompt = \"q\" } }, { path = \
-                   \"b.jsonl\" }]";
-        let config = resolve(&[set]).unwrap();
-        let data = &config.sft.as_ref().unwrap().data;
-        assert_eq!(data.sources[0].columns.as_ref().unwrap()["prompt"], "q");
-        assert_eq!(data.sources[1].columns, None);
+        let files =
+            "[{ path = \"a.jsonl\", columns = { prompt = \"q\" } }, { path = \"b.jsonl\" }]";
+        let set =
+            ["sft.data", "ppo.prompts", "ppo.eval_prompts"].map(|key| format!("{key}={files}"));
+        let config = resolve(&[&set[0], &set[1], &set[2]]).unwrap();
+        let (sft, ppo) = (config.sft.as_ref().unwrap(), config.ppo.as_ref().unwrap());
+        for data in [&sft.data, &ppo.prompts, &ppo.eval_prompts] {
+            assert_eq!(data.sources[0].columns.as_ref().unwrap()["prompt"], "q");
+            assert_eq!(data.sources[1].columns, None);
+        }
         let text = config.to_toml().unwrap();
-        assert!(text.contains("q"), "{text}");
+        assert_eq!(resolve_text(&text, &[]).unwrap(), config, "{text}");
     }
 
     #[test]

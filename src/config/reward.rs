@@ -19,9 +19,9 @@ use super::trainable::Trainable;
 
 /// A reward model, trained on preference pairs.
 ///
-/// `[judge]` trains a second one on other pairs, with a head and an order of pairs of its own. PPO
-/// never trains on its scores: evaluations report them, to tell a better policy from one that
-/// exploits its reward model.
+/// `[judge]` trains a second one on other pairs, with its own head and order of pairs. PPO never
+/// trains on its scores: evaluations report them, to tell a better policy from one that exploits
+/// its reward model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Reward {
     /// Folder of the model to start from.
@@ -40,7 +40,7 @@ pub struct Reward {
     /// Largest number of tokens of prompt and answer together; the model's context, where that is
     /// less.
     pub max_length: usize,
-    /// What happens to a pair with an answer longer than `max_length`.
+    /// Policy for pairs with more tokens than `max_length` in prompt and answer.
     pub too_long: TooLong,
     /// Columns and bad records.
     #[serde(flatten)]

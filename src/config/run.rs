@@ -30,7 +30,7 @@ pub struct Run {
     ///
     /// Results do not depend on it.
     pub threads: usize,
-    /// How the CPU computes matrix products.
+    /// Arithmetic of matrix products on the CPU.
     pub arithmetic: Arithmetic,
     /// Number of consecutive steps with a non-finite loss or gradient after which the run stops.
     ///
@@ -94,7 +94,7 @@ fn quoted(text: &str) -> String {
     format!("\"{text}\"")
 }
 
-/// How the CPU computes matrix products.
+/// Arithmetic of matrix products on the CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Arithmetic {

@@ -34,7 +34,7 @@ pub struct Sft {
     /// Largest number of tokens of an example, prompt and answer together; the model's context,
     /// where that is less.
     pub max_length: usize,
-    /// What happens to an example longer than `max_length`.
+    /// Policy for examples with more tokens than `max_length`.
     pub too_long: TooLong,
     /// Columns and bad records.
     #[serde(flatten)]

@@ -1,4 +1,4 @@
-//! The stages of a run: their one list, and the trait of their tables.
+//! The list of the stages of a run, and the trait of their tables.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,9 +10,9 @@ use super::lora::LoraTable;
 use super::optim::Training;
 use super::{Config, ConfigError, Model, TokenizerTable};
 
-/// The list of the stages, in the order in which they run, handed to the macro `$callback`. A stage
-/// has its variant of [`Stage`], the name of its table, command and folder, and the type of its
-/// keys.
+/// Passes the list of the stages, in the order in which they run, to the macro `$callback`. An
+/// entry has the variant of [`Stage`], the name of its table, command and folder, and the type of
+/// its keys.
 macro_rules! for_each_stage {
     ($callback:ident) => {
         $callback! {
@@ -53,8 +53,8 @@ pub trait StageTable {
         None
     }
 
-    /// The folder of the model that the stage starts from; `None` for a stage that can make its
-    /// own.
+    /// The folder of the model that the stage starts from; `None` for a stage that can initialise
+    /// its own.
     fn start(&self) -> Option<&Path> {
         self.examples().map(|keys| keys.from)
     }
@@ -188,7 +188,7 @@ impl Config {
 }
 
 impl Stage {
-    /// The stage whose model this one starts from where its `from` is unset.
+    /// The stage whose model this one starts from if its `from` is unset.
     pub(super) fn starts_after(self) -> Option<Self> {
         match self {
             Self::Pretrain => None,

@@ -10,7 +10,7 @@ use super::lora::LoraTable;
 const BESIDE_LORA: &str =
     "has no effect beside lora, which freezes all weights of the model; remove one of them";
 
-/// The keys that choose the weights a supervised stage trains.
+/// The keys of the weights that a supervised stage trains.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Trainable {
     /// Number of lowest layers that are frozen, the embedding with them; 0 freezes none.

@@ -3,7 +3,7 @@
 use serde::de::value::{Error, StrDeserializer};
 use serde::{Deserialize, Serialize};
 
-/// The word for `value`; empty if it is no unit variant.
+/// The word for `value`; empty if it is not a unit variant.
 pub(super) fn word(value: &impl Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(word)) => word,

@@ -1,5 +1,5 @@
-//! Errors of data files, tokenizers and templates. Each names the file, the line, the field, what
-//! was found and what to do.
+//! Errors of data files, tokenizers and templates. Each names the file, the line, the field, the
+//! contents and the remedy.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

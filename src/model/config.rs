@@ -10,7 +10,7 @@ mod tensors;
 mod validate;
 
 pub use names::{
-    LM_HEAD, Names, SCORE, StoredLayout, is_embedding, layer_of, weight, without_trunk,
+    LM_HEAD, ModuleNames, SCORE, StoredLayout, is_embedding, layer_of, weight, without_trunk,
 };
 pub use tensors::{Init, TensorSpec};
 pub use validate::InvalidDecoder;

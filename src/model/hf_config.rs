@@ -26,7 +26,7 @@ use crate::data::{DataError, Tokenizer};
 use crate::files::regular;
 use crate::terminal;
 use adapter::AdapterConfig;
-use fields::Fields;
+use fields::JsonFields;
 
 const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
@@ -239,7 +239,7 @@ impl HfConfig {
             return Ok(());
         }
         let generation = read_object(&file)?;
-        let ids = Fields::new(&file, &generation).token_ids("eos_token_id")?;
+        let ids = JsonFields::new(&file, &generation).token_ids("eos_token_id")?;
         if !ids.is_empty() {
             self.stop_ids = union(ids, &self.decoder.eos_token_ids);
         }
@@ -251,7 +251,7 @@ impl HfConfig {
     fn read_from(folder: &Path, generation: &Path) -> Result<Self, HfConfigError> {
         let file = folder.join(CONFIG);
         let config = read_object(&file)?;
-        let fields = Fields::new(&file, &config);
+        let fields = JsonFields::new(&file, &config);
         let decoder = parse::decoder(&fields)?;
         say_unread(&file, &keys::unread(&fields, decoder.family));
         let file = generation.join(GENERATION_CONFIG);
@@ -260,7 +260,7 @@ impl HfConfig {
         } else {
             Map::new()
         };
-        let ids = Fields::new(&file, &generation).token_ids("eos_token_id")?;
+        let ids = JsonFields::new(&file, &generation).token_ids("eos_token_id")?;
         let mut read = HfConfig {
             stop_ids: union(ids, &decoder.eos_token_ids),
             score_at: ScoreAt::Eos,

@@ -11,7 +11,7 @@ use super::decoder::{Decoder, Holding};
 use super::error::ModelError;
 use super::fingerprint::{Fingerprint, FingerprintBuilder};
 use super::hf_config::HfConfig;
-use super::lora::Stored;
+use super::lora::StoredModel;
 use crate::model::config::Head;
 use crate::ops::param::Trainability;
 
@@ -83,7 +83,7 @@ pub struct Trunk<'d> {
 /// A model with a trunk.
 enum Base<'d> {
     Decoder(&'d Decoder),
-    Folder(Box<(Stored, DecoderConfig)>),
+    Folder(Box<(StoredModel, DecoderConfig)>),
 }
 
 impl Trunk<'static> {
@@ -93,7 +93,7 @@ impl Trunk<'static> {
     /// If the model cannot be read.
     pub fn in_folder(folder: &Path, layers: usize) -> Result<Self, ModelError> {
         let config = HfConfig::read(folder)?.decoder;
-        let base = Base::Folder(Box::new((Stored::open(folder)?, config)));
+        let base = Base::Folder(Box::new((StoredModel::open(folder)?, config)));
         Self::new(base, layers)
     }
 }
@@ -116,9 +116,9 @@ impl<'d> Trunk<'d> {
     /// If the lowest layers differ, with both fingerprints; if they have the same weights in
     /// another architecture; or if a file cannot be read.
     pub fn check(&self, folder: &Path) -> Result<(), ModelError> {
-        let (stored, config) = (Stored::open(folder)?, HfConfig::read(folder)?.decoder);
+        let (stored, config) = (StoredModel::open(folder)?, HfConfig::read(folder)?.decoder);
         let record = match &stored {
-            Stored::Whole(weights) => TrunkRecord::read(weights),
+            StoredModel::Whole(weights) => TrunkRecord::read(weights),
             _ => None,
         };
         let alike = computes_alike(self.base.config(), &config, self.layers);

@@ -116,7 +116,7 @@ impl PpoModels {
         describe: impl Fn(&Path) -> Result<ModelDescription, E>,
     ) -> Result<Self, E> {
         let judge = config.judge_model.as_deref();
-        let judge = judge.filter(|_| config.eval_prompts.is_some());
+        let judge = judge.filter(|_| config.evaluates());
         let rewards = config.reward_model_folders();
         Ok(Self {
             policy: describe(&config.from)?,

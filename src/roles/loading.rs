@@ -95,7 +95,7 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// The reference. Without adapters of its own it is the model with the shared tensors.
+    /// The reference. If it has no own adapters, it is the model with the shared tensors.
     fn reference(mut self, role: &RoleModel) -> Result<Decoder, ModelError> {
         match (&role.weights, self.base.take()) {
             (RoleWeights::Branch { .. } | RoleWeights::Base, Some(base)) => Ok(base),

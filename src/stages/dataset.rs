@@ -79,6 +79,18 @@ pub fn read_source(source: &DataSource, keys: &RecordKeys) -> data::Result<File>
     read_file(&source.path, columns, keys.bad_records)
 }
 
+/// Reads all files of a key, one after the other.
+///
+/// # Errors
+/// The errors of [`read_source`].
+pub fn read_all(data: &Data, keys: &RecordKeys) -> data::Result<Vec<Record>> {
+    let mut records = Vec::new();
+    for source in &data.sources {
+        records.extend(read_source(source, keys)?.records);
+    }
+    Ok(records)
+}
+
 /// The examples of a stage's data files, file after file.
 pub struct ExamplesByFile<T> {
     /// The examples.

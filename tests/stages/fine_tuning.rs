@@ -350,6 +350,23 @@ fn conversations_go_through_the_chat_template() {
     assert_eq!(kept, template.as_bytes());
 }
 
+/// The stages say it if a template closes an answer with the name of an unknown token.
+#[test]
+fn a_closing_that_is_no_token_is_noted() {
+    let workspace = Workspace::trained();
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|nope|>\n{% endfor %}";
+    workspace.write("models/pretrain/chat_template.jinja", template);
+    for command in ["sft", "plan"] {
+        let output = workspace
+            .command(&format!("{command} config.toml"))
+            .output();
+        let said = output.expect("the binary").stderr;
+        let said = String::from_utf8_lossy(&said);
+        let note = "the chat template closes an answer with \"<|nope|>\", which is not";
+        assert_eq!(said.matches(note).count(), 1, "{command}: {said}");
+    }
+}
+
 /// A template that drops the beginning of earlier answers once later ones follow.
 const REWRITES: &str = "{% for m in messages %}{{ m.role[:1] }}:{% if m.role == 'assistant' and \
                         loop.last %}so {% endif %}{{ m.content }}\

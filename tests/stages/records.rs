@@ -305,6 +305,26 @@ fn formats_and_columns_do_not_change_what_is_learned() {
     );
 }
 
+/// Each file of `prompts` and `eval_prompts` may have columns of its own.
+#[test]
+fn files_of_prompts_have_their_own_columns() {
+    let workspace = Workspace::trained();
+    workspace.write("prompts.jsonl", &twenty("ppo"));
+    let expected = weights(&workspace, "plain", "ppo", "");
+    let first = records(0, 10, |i| json!({"question": prompt(i)["prompt"]}));
+    let second = records(10, 20, |i| json!({"query": prompt(i)["prompt"]}));
+    workspace.write("first.jsonl", &first);
+    workspace.write("second.jsonl", &second);
+    let file = |name: &str, column: &str| {
+        format!("{{path=\"{name}.jsonl\",columns={{prompt=\"{column}\"}}}}")
+    };
+    let (first, second) = (file("first", "question"), file("second", "query"));
+    let flags = format!("--set ppo.prompts=[{first},{second}] --set ppo.eval_prompts=[{second}]");
+    let found = weights(&workspace, "own", "ppo", &flags);
+    assert!(found == expected, "two files are read as one");
+    workspace.succeed(&format!("plan config.toml {flags}"));
+}
+
 #[test]
 fn margins_of_a_table_are_numbers() {
     let workspace = Workspace::trained();

@@ -26,7 +26,7 @@ pub struct Critic {
     pub vf_coef: f64,
     /// Number of initial iterations that train only the critic.
     pub critic_warmup: usize,
-    /// Clip range of the value loss: how far a value may move from the rollout's before it is
+    /// Clip range of the value loss: largest change of a value from the rollout's before it is
     /// clipped.
     pub cliprange_value: f64,
 }
@@ -55,7 +55,7 @@ impl Default for Critic {
 }
 
 impl Critic {
-    /// Fills unset keys; `scorer` says whether there is a reward model.
+    /// Fills unset keys; `scorer` is true if there is a reward model.
     pub(super) fn fill(&mut self, learning_rate: f64, scorer: bool) {
         let start = match scorer {
             true => CriticFrom::RewardModel,

@@ -1,4 +1,4 @@
-//! `[ppo]`: tuning the policy on scores. Names and defaults are TRL's where TRL has them.
+//! `[ppo]`: tuning the policy on scores. Names and defaults are TRL's if TRL has the key.
 //!
 //! The table is flat in the file. Here its keys are grouped: the objective ([`PpoObjective`]), the
 //! critic ([`Critic`]), the update ([`PpoUpdate`], [`Ptx`]), scores ([`ScoreShaping`]), sampling
@@ -23,6 +23,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::check::{Checker, Keys};
+use super::data::Data;
 use super::generation::Generation;
 use super::lora::LoraTable;
 use super::optim::{LrScheduler, Training};
@@ -47,7 +48,7 @@ pub use update::{KlIn, PpoUpdate};
 /// Reinforcement learning on scores: PPO, and its relatives without a critic.
 ///
 /// A step is an iteration: sample completions, score them, update the policy. Names and defaults
-/// are TRL's where TRL has them.
+/// are TRL's if TRL has the key.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Ppo {
     /// Folder of the policy to start from, which is also the reference.
@@ -60,14 +61,14 @@ pub struct Ppo {
     #[serde(default, deserialize_with = "optional_path")]
     pub reward_model: Option<PathBuf>,
     /// Tables of components whose weighted sum scores completions, instead of one reward model.
-    // Read table by table, for each type has keys of its own.
+    // Read table by table, because each type has its own keys.
     #[schemars(extend("x-type" = "array of tables", "x-default" = "unset"))]
     #[serde(skip_deserializing)]
     pub rewards: Vec<RewardComponent>,
     /// Folder of a second reward model, whose score evaluations report and training never uses.
     ///
-    /// Evaluations warn where its score falls while the reward rises. It shares weights with the
-    /// roles if it was trained on the same trunk or base.
+    /// Evaluations warn if its score falls while the reward rises. It shares weights with the roles
+    /// if it was trained on the same trunk or base.
     #[schemars(extend(
         "x-type" = "path",
         "x-default" = "what `[judge]` trains; used only with `eval_prompts`"
@@ -81,15 +82,16 @@ pub struct Ppo {
     #[schemars(extend("x-default" = "as each folder was trained"))]
     pub score_at: Option<ScoreAt>,
     /// Prompts to train on: records with `prompt`.
-    #[schemars(extend("x-type" = "path", "x-default" = "required"))]
-    pub prompts: PathBuf,
+    ///
+    /// Several files are read as one.
+    #[schemars(extend("x-default" = "required"))]
+    pub prompts: Data,
     /// Held-out prompts to evaluate on; unset evaluates nothing.
     ///
     /// Without it the other keys of evaluations are refused.
-    #[schemars(extend("x-type" = "path"))]
-    #[serde(default, deserialize_with = "optional_path")]
-    pub eval_prompts: Option<PathBuf>,
-    /// What happens to a prompt that leaves no room for its response.
+    #[schemars(extend("x-default" = "unset"))]
+    pub eval_prompts: Data,
+    /// Policy for prompts that leave no room for the response.
     pub too_long: TooLong,
     /// Columns of the prompts, and bad records.
     #[serde(flatten)]
@@ -113,16 +115,16 @@ pub struct Ppo {
     /// Terms and limits of the update.
     #[serde(flatten)]
     pub update: PpoUpdate,
-    /// How scores become rewards.
+    /// Shaping of scores into rewards.
     #[serde(flatten)]
     pub scores: ScoreShaping,
-    /// How prompts become a batch.
+    /// Generation of a batch from prompts.
     #[serde(flatten)]
     pub rollout: Rollout,
     /// Evaluations on held-out prompts.
     #[serde(flatten)]
     pub evaluation: Evaluation,
-    /// How completions are sampled.
+    /// Sampling of completions.
     #[serde(flatten)]
     pub generation: Generation,
     /// The keys of every stage. `batch_size` counts the completions of an iteration; a step is an
@@ -139,8 +141,8 @@ impl Default for Ppo {
             rewards: Vec::new(),
             judge_model: None,
             score_at: None,
-            prompts: PathBuf::new(),
-            eval_prompts: None,
+            prompts: Data::default(),
+            eval_prompts: Data::default(),
             too_long: TooLong::Error,
             records: RecordKeys::default(),
             sharing: Sharing::default(),
@@ -167,8 +169,7 @@ impl Default for Ppo {
 }
 
 impl Ppo {
-    /// Keys for reading the text of PPO-ptx, without the stage's columns, which are those of
-    /// prompts.
+    /// The keys of the text of PPO-ptx: without the stage's `columns`, which apply to prompts.
     pub fn ptx_records(&self) -> RecordKeys {
         RecordKeys {
             columns: None,
@@ -176,12 +177,12 @@ impl Ppo {
         }
     }
 
-    /// Prompts of one iteration's batch.
+    /// Number of prompts of an iteration's batch.
     pub fn prompts_per_iteration(&self) -> usize {
         self.training.batch_size / self.num_samples_per_prompt
     }
 
-    /// Sequences of one minibatch.
+    /// Number of sequences of a minibatch.
     pub fn mini_batch_size(&self) -> usize {
         self.training.batch_size / self.num_mini_batches
     }
@@ -192,7 +193,7 @@ impl Ppo {
         own.unwrap_or_else(|| PpoUpdate::usual_estimator(self.kl_in()))
     }
 
-    /// How the policy's losses are averaged.
+    /// Mean that averages the policy's losses.
     pub fn loss_aggregation(&self) -> LossAggregation {
         let usual = PpoUpdate::usual_aggregation(self.objective.advantage_estimator);
         self.update.loss_aggregation.unwrap_or(usual)
@@ -204,17 +205,22 @@ impl Ppo {
         self.update.kl_in.unwrap_or(usual)
     }
 
-    /// Whether training weighs the KL to the reference. Only then do iterations score their samples
-    /// with the reference. (An adaptive weight cannot start at 0.)
+    /// Whether the KL to the reference has a weight in training. Only then iterations score their
+    /// samples with the reference. (An adaptive weight cannot start at 0.)
     pub fn weighs_kl(&self) -> bool {
         self.objective.kl_coef > 0.0
     }
 
-    /// Whether training, evaluations (`eval/kl`) or the scale of scores read the reference. If none
-    /// does, it is not loaded.
+    /// Whether training, evaluations (`eval/kl`) or score normalisation read the reference.
+    /// Otherwise it is not loaded.
     pub fn reads_reference(&self) -> bool {
         let scales = self.scores.score_normalization == ScoreNormalization::Reference;
-        self.weighs_kl() || self.eval_prompts.is_some() || scales
+        self.weighs_kl() || self.evaluates() || scales
+    }
+
+    /// Whether there are evaluations.
+    pub fn evaluates(&self) -> bool {
+        !self.eval_prompts.is_empty()
     }
 
     /// Peak learning rate of the critic.
@@ -235,7 +241,7 @@ impl Ppo {
         judge: Option<PathBuf>,
         checker: &mut Checker<'_>,
     ) {
-        if self.eval_prompts.is_some() {
+        if self.evaluates() {
             self.judge_model = self.judge_model.take().or(judge);
         }
         self.fill_rewards(scorer, checker);
@@ -243,7 +249,7 @@ impl Ppo {
         self.update.kl_in = Some(self.kl_in());
         self.update.loss_aggregation = Some(self.loss_aggregation());
         self.objective.kl_estimator = Some(self.kl_estimator());
-        // A minibatch of none is refused by the checks.
+        // The checks refuse 0 minibatches.
         let sequences = self.training.batch_size.checked_div(self.num_mini_batches);
         self.update.fill(sequences.unwrap_or(1));
         if self.has_critic() {
@@ -301,7 +307,7 @@ impl Ppo {
     /// Reports keys of evaluations that are set without `eval_prompts`.
     fn check_evaluation(&self, keys: &mut Keys<'_, '_>) {
         self.evaluation.check(keys);
-        if self.eval_prompts.is_some() {
+        if self.evaluates() {
             return;
         }
         for (key, value) in self.evaluation_keys() {
@@ -330,12 +336,15 @@ impl StageTable for Ppo {
 
     fn check(&self, table: &'static str, checker: &mut Checker<'_>) {
         let mut keys = checker.table(table);
-        if self.prompts.as_os_str().is_empty() {
+        if self.prompts.is_empty() {
             keys.missing(
                 "prompts",
                 "name the prompts to train on, for example prompts = \"prompts.jsonl\"",
             );
         }
+        self.prompts.check_unweighted("prompts", &mut keys);
+        self.eval_prompts
+            .check_unweighted("eval_prompts", &mut keys);
         self.records.check(&mut keys);
         self.check_batch(&mut keys);
         self.check_score_at(&mut keys);
@@ -371,13 +380,11 @@ impl StageTable for Ppo {
     }
 
     fn data_files(&self) -> Vec<(&'static str, &Path)> {
-        let eval_prompts = self
-            .eval_prompts
-            .iter()
-            .map(|path| ("eval_prompts", path.as_path()));
+        let prompts = self.prompts.paths().map(|path| ("prompts", path));
+        let eval_prompts = self.eval_prompts.paths();
+        let eval_prompts = eval_prompts.map(|path| ("eval_prompts", path));
         let lexicon = self.evaluation.lexicon.iter();
         let lexicon = lexicon.map(|path| ("lexicon", path.as_path()));
-        let prompts = [("prompts", self.prompts.as_path())].into_iter();
         let ptx = self.update.ptx.data_files();
         prompts
             .chain(eval_prompts)

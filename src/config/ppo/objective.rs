@@ -34,7 +34,7 @@ pub struct PpoObjective {
     pub kl_coef: f64,
     /// Estimator of the per-token KL to the reference, by Schulman's names.
     ///
-    /// Refused where `kl_coef` is 0.
+    /// Refused if `kl_coef` is 0.
     #[schemars(extend("x-default" = "`k1` in the reward, `k3` in the loss"))]
     pub kl_estimator: Option<KlEstimator>,
     /// Whether the weight of the KL is fixed or adapted.
@@ -53,7 +53,7 @@ pub struct PpoObjective {
     pub cliprange_high: Option<f64>,
 }
 
-/// Estimator of the advantages, by what a completion's score is compared with.
+/// Estimator of the advantages. Each compares a completion's score with another baseline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AdvantageEstimator {

@@ -41,12 +41,12 @@ impl Default for Ptx {
 }
 
 impl Ptx {
-    /// Whether any text is mixed in.
+    /// Whether text is mixed in.
     pub fn is_on(&self) -> bool {
         self.ptx_coef != 0.0
     }
 
-    /// Rows of one step; 0 without mixed-in text.
+    /// Number of rows of text in an optimizer step; 0 without mixed-in text.
     pub fn rows(&self) -> usize {
         self.ptx_batch_size.unwrap_or(0)
     }

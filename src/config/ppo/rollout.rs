@@ -11,9 +11,8 @@ pub struct Rollout {
     /// Largest number of extra rounds that replace prompts whose samples all score alike (DAPO, Yu
     /// et al. 2025, eq. 11); 0 replaces none.
     ///
-    /// Scores are compared before normalisation and penalties. If the last round leaves the batch
-    /// short, the prompts that were to be replaced fill it. `max_epochs` counts iterations, not
-    /// prompts.
+    /// Scores are compared before normalisation and penalties. If the batch is not full after the
+    /// last round, the dropped prompts fill it. `max_epochs` counts iterations, not prompts.
     pub dynamic_sampling: usize,
     /// Largest number of sequences generated at the same time.
     ///
@@ -28,8 +27,7 @@ pub struct Rollout {
     /// Whether to compute the log-probs of samples again before the update, to measure their
     /// deviation from the recorded ones.
     ///
-    /// On the CPU both have the same bits. On devices that do not promise this, they are always
-    /// computed again.
+    /// On the CPU both have the same bits. On other devices they are always computed again.
     pub rescore: bool,
 }
 

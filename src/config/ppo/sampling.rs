@@ -1,10 +1,10 @@
-//! Refuses sampling that always draws the likeliest token: its probability is then 1 whatever the
+//! Refuses sampling that always draws the likeliest token: its probability is then 1 for all
 //! weights, the gradient of its log-prob is 0, and the policy cannot learn.
 
 use super::{Generation, Keys};
 
-/// Reports settings of `[ppo]` that leave only one token to draw. Whether `top_p` does depends on
-/// the vocabulary, which is known later: [`keeps_one_of`].
+/// Reports settings of `[ppo]` that leave only one token to draw. For `top_p` alone it depends on
+/// the size of the vocabulary, which is known later: [`keeps_one_of`].
 pub(super) fn check(generation: &Generation, keys: &mut Keys<'_, '_>) {
     let Generation {
         top_k,
@@ -31,8 +31,8 @@ pub(super) fn check(generation: &Generation, keys: &mut Keys<'_, '_>) {
     }
 }
 
-/// Whether `top_p` keeps only one token of every distribution over `count` tokens, where the
-/// likeliest has a share of at least 1 / `count`.
+/// Whether `top_p` keeps only one token of every distribution over `count` tokens: the likeliest
+/// has a share of at least 1 / `count`.
 pub fn keeps_one_of(count: usize, top_p: f64) -> bool {
     top_p > 0.0 && top_p * count as f64 <= 1.0
 }

@@ -1,11 +1,12 @@
-//! How scores become rewards: standardisation, clipping, and penalties on how a response ends.
+//! Shaping of scores into rewards: standardisation, clipping, and penalties on the end of a
+//! response.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Keys;
 
-/// The keys of `[ppo]` by which scores become rewards.
+/// The keys of `[ppo]` that shape scores into rewards.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ScoreShaping {
     /// Statistics that standardise scores before they become rewards.

@@ -1,4 +1,4 @@
-//! Which keys of `[ppo]` go together, and in which words others are refused.
+//! Combinations of keys in `[ppo]`: those that are accepted, and the messages of the others.
 
 use super::*;
 use crate::config::tests::{refusal, resolve, resolve_text};

@@ -1,5 +1,5 @@
-//! The keys of `[ppo]` that shape its update: how token losses are averaged, the terms of the loss,
-//! and when an iteration's updates end early or are undone.
+//! The keys of `[ppo]` that shape its update: the mean over token losses, the terms of the loss,
+//! and the limits at which an iteration's updates end early or are undone.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use crate::rlhf::{KlEstimator, LossAggregation};
 /// The keys that shape the update in `[ppo]`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PpoUpdate {
-    /// How policy loss, entropy bonus and KL loss are averaged over a minibatch.
+    /// Mean that averages policy loss, entropy bonus and KL loss over a minibatch.
     ///
     /// The value loss is always a mean over tokens, as in TRL and OpenRLHF (verl lets it follow the
     /// policy's).
@@ -30,7 +30,7 @@ pub struct PpoUpdate {
     pub entropy_coef: f64,
     /// Whether the KL to the reference is part of the rewards or of the loss.
     ///
-    /// Refused where `kl_coef` is 0.
+    /// Refused if `kl_coef` is 0.
     #[schemars(extend("x-default" = "`loss` with `grpo` and `dr_grpo`, else `reward`"))]
     pub kl_in: Option<KlIn>,
     /// Limit on `policy/approx_kl`: an iteration's updates end before the first minibatch that
@@ -40,8 +40,8 @@ pub struct PpoUpdate {
     /// undoes none.
     ///
     /// Actor, critic and their optimizers return to the start of the iteration; the KL controller
-    /// and the running statistics of scores keep what they have seen. The copy takes three times
-    /// the memory of the trained weights. Must be 1 or larger.
+    /// and the running statistics of scores are not undone. The copy takes three times the memory
+    /// of the trained weights. Must be 1 or larger.
     pub rollback_kl_factor: Option<f64>,
     /// Pretraining text that is mixed in.
     #[serde(flatten)]
@@ -78,17 +78,17 @@ impl PpoUpdate {
 
     /// Default of `loss_aggregation`: that of the estimator's source, but TRL's for `grpo`.
     ///
-    /// - Dr. GRPO (Liu et al. 2025, section 3.2) divides the sum by a constant, in place of the
+    /// - Dr. GRPO (Liu et al. 2025, section 3.2) divides the sum by a constant instead of the
     ///   length of each completion.
-    /// - RLOO (Ahmadian et al. 2024, eq. 6 and 7) and ReMax (Li et al. 2024, eq. 4) take a
+    /// - RLOO (Ahmadian et al. 2024, eq. 6 and 7) and ReMax (Li et al. 2024, eq. 4) treat a
     ///   completion as one action: the gradient is the advantage times Σ ∇ log π over its tokens. A
     ///   constant divisor keeps that up to a scale; without it losses would grow with
     ///   `max_new_tokens`, and `max_grad_norm` would clip every step.
-    /// - PPO and REINFORCE++ (Hu 2025) take tokens as actions, and the mean over all of them.
+    /// - PPO and REINFORCE++ (Hu 2025) treat tokens as actions, and take the mean over all of them.
     /// - GRPO (Shao et al. 2024, eq. 3) takes the mean over each sequence's tokens first
-    ///   (`sequence`). On purpose it is `token` here: in the paper's mean a token of a long
-    ///   completion counts for less, so that long wrong answers are hardly discouraged (Yu et al.
-    ///   2025, "DAPO", section 3.3, whose mean this is); TRL's default is the same.
+    ///   (`sequence`). The default here is `token`, as in TRL and DAPO (Yu et al. 2025, section
+    ///   3.3): in the paper's mean a token of a long completion counts for less, so that long wrong
+    ///   answers are hardly discouraged.
     pub(super) fn usual_aggregation(estimator: AdvantageEstimator) -> LossAggregation {
         match estimator {
             AdvantageEstimator::DrGrpo | AdvantageEstimator::Rloo | AdvantageEstimator::Remax => {
@@ -100,7 +100,7 @@ impl PpoUpdate {
         }
     }
 
-    /// Default of `kl_in`: as in the estimator's source.
+    /// Default of `kl_in`: that of the estimator's paper.
     pub(super) fn usual_place(estimator: AdvantageEstimator) -> KlIn {
         match estimator {
             AdvantageEstimator::Grpo | AdvantageEstimator::DrGrpo => KlIn::Loss,

@@ -13,11 +13,11 @@ pub(super) struct KeyEntry {
     pub name: String,
     /// Type of the value, such as `whole number`, with its bound; or the words that it may be.
     pub takes: String,
-    /// Default as it would be typed, in backticks; or in words where other keys decide it.
+    /// Default as it would be typed, in backticks; or in words if other keys decide it.
     pub default: String,
     /// Meaning of the key: one sentence.
     pub summary: String,
-    /// Further paragraphs, separated by blank lines; empty where there are none.
+    /// Further paragraphs, separated by blank lines; may be empty.
     pub details: String,
     /// The words that the value may be, each with its meaning.
     pub words: Vec<(String, String)>,
@@ -42,7 +42,7 @@ impl KeyEntry {
     }
 }
 
-/// The schema of what `T` is written as, without references to other schemas.
+/// The schema of a serialised `T`, without references to other schemas.
 pub(super) fn schema_of<T: JsonSchema>() -> Value {
     let settings = SchemaSettings::draft2020_12().for_serialize();
     let inlined = settings.with(|settings| settings.inline_subschemas = true);

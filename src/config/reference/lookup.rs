@@ -14,8 +14,8 @@ pub struct UnknownKey {
     mend: String,
 }
 
-/// The reference's text on `name`: a key in full, such as `ppo.kl_coef`; a table, such as `ppo`;
-/// or a key's name alone, which is looked for in all tables. Without a name, the list of tables.
+/// The reference's text on `name`: a key in full, such as `ppo.kl_coef`; a table, such as `ppo`; or
+/// a key's name alone, which is searched in all tables. Without a name, the list of tables.
 ///
 /// # Errors
 /// [`UnknownKey`] with the nearest name.
@@ -51,7 +51,7 @@ fn normalised(name: &str) -> String {
     named.collect::<Vec<_>>().join(".")
 }
 
-/// The keys called `key` in `table`; in `ppo.rewards`, those of all its types too.
+/// The keys called `key` in `table`; for `ppo.rewards` also those of all its types.
 fn keys_in<'a>(
     tables: &'a [KeyTable],
     table: &'a str,

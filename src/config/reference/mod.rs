@@ -2,8 +2,8 @@
 //!
 //! The reference repeats no text: names and types come from the JSON schemas of the types that read
 //! the configuration, sentences from their doc comments, defaults from their serialised
-//! [`Default`], and bounds from `config::bounds`. Two schema attributes say what a type cannot:
-//! `x-type` words the type of a value, and `x-default` words a default that other keys decide.
+//! [`Default`], and bounds from `config::bounds`. Two schema attributes add to the types: `x-type`
+//! describes the type of a value, and `x-default` a default that other keys decide.
 
 mod entry;
 mod lookup;
@@ -30,9 +30,9 @@ pub use markdown::markdown;
 struct KeyTable {
     /// Full names of the tables, such as `reward` and `judge`.
     names: Vec<String>,
-    /// How the tables are written in a file, such as `[reward]`.
+    /// The tables as they are written in a file, such as `[reward]`.
     heading: String,
-    /// Purpose of the table: one sentence.
+    /// Purpose of the table, in one sentence.
     summary: String,
     /// Further paragraphs on the table.
     details: String,
@@ -78,7 +78,7 @@ macro_rules! stage_tables {
     };
 }
 
-/// The tables of the stages; those with the same keys are one.
+/// The tables of the stages; tables with the same keys are one.
 fn stages() -> Vec<KeyTable> {
     let mut tables = Vec::<KeyTable>::new();
     for table in for_each_stage!(stage_tables) {
@@ -104,10 +104,17 @@ fn tables() -> Vec<KeyTable> {
     tables.push(rewards());
     tables.extend(RewardKind::all().iter().map(reward_of_type));
     let lora = KeyTable::of(&names_of(&tables, &["lora"]), &LoraTable::default());
-    let data = names_of(&tables, &["data", "eval_data", "ptx_data"]);
+    let data = names_of(
+        &tables,
+        &["data", "eval_data", "prompts", "eval_prompts", "ptx_data"],
+    );
     let data = KeyTable::new::<DataSource>(&data, &Value::Null);
     tables.push(lora);
-    tables.push(data.with_heading("Entries of `data`, `eval_data` and `ptx_data`"));
+    tables.push(
+        data.with_heading(
+            "Entries of `data`, `eval_data`, `prompts`, `eval_prompts` and `ptx_data`",
+        ),
+    );
     tables
 }
 

@@ -1,6 +1,6 @@
 //! The types of `[[ppo.rewards]]` and their keys.
 //!
-//! Rules score 1 where they hold and 0 where not; `pass` and `fail` set other scores. Patterns are
+//! A rule scores 1 if it holds and 0 otherwise; `pass` and `fail` set other scores. Patterns are
 //! those of the crate `regex`: no look-around, no back-references, time linear in the text.
 
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::ScoreAt;
 use crate::rlhf::ensemble::Combine;
 
-/// What a component of `[[ppo.rewards]]` scores by.
+/// Scorer of a component of `[[ppo.rewards]]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum RewardKind {
@@ -86,7 +86,7 @@ pub struct EnsembleReward {
     /// Folders of the reward models, at least two.
     #[schemars(extend("x-type" = "list of paths", "x-default" = "required"))]
     pub paths: Vec<PathBuf>,
-    /// How the scores are combined.
+    /// Function that combines the scores.
     pub combine: Combine,
     /// Number of standard deviations to subtract; only with `combine = "mean_minus_deviation"`.
     #[schemars(extend("x-default" = DEVIATIONS))]
@@ -156,7 +156,7 @@ pub struct ExactReward {
     pub answer_key: String,
     /// Regular expression whose last match in the completion is compared.
     ///
-    /// Group 1 is taken where the pattern has one. Without a match the answer is wrong.
+    /// If the pattern has a group, group 1 is compared. Without a match the answer is wrong.
     #[schemars(extend("x-default" = "the whole completion"))]
     pub extract: Option<String>,
     /// Score of a right answer.
@@ -173,14 +173,14 @@ pub struct NumericReward {
     pub answer_key: String,
     /// Regular expression whose last match in the completion is searched for the number.
     ///
-    /// Group 1 is taken where the pattern has one.
+    /// If the pattern has a group, group 1 is searched.
     #[schemars(extend("x-default" = "the whole completion"))]
     pub extract: Option<String>,
     /// Largest difference that counts as right.
     pub tolerance: f64,
     /// Score of a right answer.
     pub pass: f64,
-    /// Score of a wrong answer, or of none.
+    /// Score of a wrong answer, or of a completion without a number.
     pub fail: f64,
 }
 
@@ -233,7 +233,7 @@ pub enum TextUnit {
 pub struct JsonReward {
     /// Regular expression whose last match in the completion is read as JSON.
     ///
-    /// Group 1 is taken where the pattern has one.
+    /// If the pattern has a group, group 1 is read.
     #[schemars(extend("x-default" = "the whole completion"))]
     pub extract: Option<String>,
     /// Keys that the JSON value must have; it must then be an object.

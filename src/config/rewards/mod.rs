@@ -168,7 +168,8 @@ pub(super) fn check(components: &[RewardComponent], checker: &mut Checker<'_>) {
         component.kind.check(&mut keys);
     }
     if !components.is_empty() && components.iter().all(|component| component.weight == 0.0) {
-        let mend = "every weight is 0, so that all completions score alike; set one above 0";
+        let mend = "every weight is 0, so that all completions score alike; set one to another \
+                    value";
         checker.table("ppo").misplaced(KEY, mend);
     }
 }

@@ -260,4 +260,8 @@ fn held_out_records_are_not_drawn_and_take_no_weights() {
         let key = format!("{stage}.eval_data");
         refused(&[&weighted], &[&key, "takes no weights"]);
     }
+    for key in ["ppo.prompts", "ppo.eval_prompts"] {
+        let weighted = format!("{key}=[{{ path = \"a.jsonl\", weight = 2.0 }}]");
+        refused(&[&weighted], &[key, "takes no weights"]);
+    }
 }

@@ -119,7 +119,7 @@ mod tests {
         assert_eq!(found.len(), 6, "{found:?}");
         assert_eq!((&*found[0], &*found[5]), ("\"é,]\"", "5"));
         for (error, says) in found[1..5].iter().zip([
-            "d.json:3:4: malformed JSON: key `a` stands there twice",
+            "d.json:3:4: malformed JSON: duplicate key `a`",
             "d.json:4: invalid UTF-8 at byte 9",
             "d.json: record 4: field `(whole record)` is a number",
             "d.json:4:",
@@ -132,7 +132,7 @@ mod tests {
     fn a_place_on_an_item_s_first_line_counts_from_the_line_s_start() {
         let found = said(b"[{\"a\": 1}, {\"a\": 1, \"a\": 2}]");
         assert!(
-            found[1].starts_with("d.json:1:23: malformed JSON: key `a`"),
+            found[1].starts_with("d.json:1:23: malformed JSON: duplicate key `a`"),
             "{found:?}"
         );
     }

@@ -19,7 +19,7 @@ const MOST_RATIO: usize = 100;
 
 /// Layout of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum FileKind {
     Json,
     Table { delimiter: u8 },
     Text,
@@ -27,8 +27,8 @@ pub(super) enum Kind {
 }
 
 /// A file's kind and its unpacked bytes. A Parquet file is not read here.
-pub(super) struct Contents {
-    pub kind: Kind,
+pub(super) struct FileContents {
+    pub kind: FileKind,
     pub bytes: Vec<u8>,
 }
 
@@ -58,7 +58,7 @@ impl Compression {
 }
 
 /// Opens the file, and reads it unless it is Parquet.
-pub(super) fn read(path: &Path) -> Result<Contents> {
+pub(super) fn read(path: &Path) -> Result<FileContents> {
     let mut file = regular::open(path).map_err(|e| DataError::io(path, e))?;
     let mut head = Vec::new();
     let first = file.by_ref().take(8).read_to_end(&mut head);
@@ -68,8 +68,8 @@ pub(super) fn read(path: &Path) -> Result<Contents> {
     let mut whole = Cursor::new(head.clone()).chain(file);
     if is_parquet(&head) {
         let bytes = Vec::new();
-        return Ok(Contents {
-            kind: Kind::Parquet,
+        return Ok(FileContents {
+            kind: FileKind::Parquet,
             bytes,
         });
     }
@@ -78,17 +78,17 @@ pub(super) fn read(path: &Path) -> Result<Contents> {
         let mut bytes = Vec::new();
         let read = whole.read_to_end(&mut bytes);
         read.map_err(|e| DataError::io(path, e))?;
-        return Ok(Contents { kind, bytes });
+        return Ok(FileContents { kind, bytes });
     };
     let bytes = unpack(path, compression, whole)?;
-    if kind == Kind::Parquet || is_parquet(&bytes) {
+    if kind == FileKind::Parquet || is_parquet(&bytes) {
         let message = format!(
             "is Parquet inside a {} archive; unpack it first (Parquet compresses its own columns)",
             compression.name()
         );
         return Err(unreadable(path, message));
     }
-    Ok(Contents { kind, bytes })
+    Ok(FileContents { kind, bytes })
 }
 
 fn is_parquet(head: &[u8]) -> bool {
@@ -115,20 +115,20 @@ fn refuse_others(path: &Path, head: &[u8]) -> Result<()> {
 
 /// True if the file's extension is that of a table (CSV or TSV).
 pub(super) fn is_table(path: &Path) -> bool {
-    matches!(kind_by_name(path), Ok(Kind::Table { .. }))
+    matches!(kind_by_name(path), Ok(FileKind::Table { .. }))
 }
 
-fn kind_by_name(path: &Path) -> Result<Kind> {
+fn kind_by_name(path: &Path) -> Result<FileKind> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let name = name.to_ascii_lowercase();
     let packed = [".gz", ".gzip", ".zst", ".zstd"];
     let stem = packed.iter().find_map(|end| name.strip_suffix(end));
     match stem.unwrap_or(&name).rsplit_once('.').map(|(_, end)| end) {
-        Some("jsonl" | "ndjson" | "json") => Ok(Kind::Json),
-        Some("csv") => Ok(Kind::Table { delimiter: b',' }),
-        Some("tsv") => Ok(Kind::Table { delimiter: b'\t' }),
-        Some("txt") => Ok(Kind::Text),
-        Some("parquet") => Ok(Kind::Parquet),
+        Some("jsonl" | "ndjson" | "json") => Ok(FileKind::Json),
+        Some("csv") => Ok(FileKind::Table { delimiter: b',' }),
+        Some("tsv") => Ok(FileKind::Table { delimiter: b'\t' }),
+        Some("txt") => Ok(FileKind::Text),
+        Some("parquet") => Ok(FileKind::Parquet),
         _ => Err(DataError::UnknownKind {
             path: path.to_owned(),
         }),
@@ -238,10 +238,13 @@ mod tests {
             let (_folder, path) = file(name, bytes);
             let contents = read(&path).unwrap();
             assert_eq!(contents.bytes, plain, "{name}");
-            assert_eq!(contents.kind, Kind::Json, "{name}");
+            assert_eq!(contents.kind, FileKind::Json, "{name}");
         }
         let (_folder, path) = file("d.CSV.GZ", &gzip(b"a\n1\n"));
-        assert_eq!(read(&path).unwrap().kind, Kind::Table { delimiter: b',' });
+        assert_eq!(
+            read(&path).unwrap().kind,
+            FileKind::Table { delimiter: b',' }
+        );
     }
 
     #[test]

@@ -28,7 +28,7 @@ use super::error::{DataError, Result};
 pub use super::error::{RecordPlace, RecordSource};
 use crate::config::{BadRecords, Columns};
 use crate::terminal::Phase;
-use contents::Kind;
+use contents::FileKind;
 pub use left_out::LeftOut;
 pub use names::{is_unread, listed};
 pub use views::{Message, Preference, PromptCompletion, Turns};
@@ -89,10 +89,10 @@ pub fn entries(path: &Path, columns: Option<&Columns>) -> Result<Vec<RecordResul
     let _phase = Phase::begin(format!("reading {}", path.display()));
     let contents = contents::read(path)?;
     let mut entries = match contents.kind {
-        Kind::Json => jsonl::read(path, &contents.bytes)?,
-        Kind::Table { delimiter } => table::read(path, &contents.bytes, delimiter)?,
-        Kind::Text => text::read(path, &contents.bytes)?,
-        Kind::Parquet => parquet::read(path)?,
+        FileKind::Json => jsonl::read(path, &contents.bytes)?,
+        FileKind::Table { delimiter } => table::read(path, &contents.bytes, delimiter)?,
+        FileKind::Text => text::read(path, &contents.bytes)?,
+        FileKind::Parquet => parquet::read(path)?,
     };
     if entries.is_empty() {
         return Err(DataError::Empty {
@@ -102,7 +102,7 @@ pub fn entries(path: &Path, columns: Option<&Columns>) -> Result<Vec<RecordResul
     if let Some(columns) = columns {
         columns::rename(path, &mut entries, columns)?;
     }
-    if let Kind::Table { .. } = contents.kind {
+    if let FileKind::Table { .. } = contents.kind {
         table::typed(&mut entries);
     }
     Ok(entries)

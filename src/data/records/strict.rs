@@ -68,7 +68,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
         let mut fields = Map::new();
         while let Some(name) = entries.next_key::<String>()? {
             if fields.contains_key(&name) {
-                return Err(A::Error::custom(format!("key `{name}` is there twice")));
+                return Err(A::Error::custom(format!("duplicate key `{name}`")));
             }
             let Strict(value) = entries.next_value()?;
             fields.insert(name, value);

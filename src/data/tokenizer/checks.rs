@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer as Inner;
 
-use super::files::Files;
+use super::files::TokenizerFiles;
 use crate::data::error::Result;
 use crate::data::guard::{Bounds, quietly, watched};
 
@@ -39,7 +39,7 @@ struct Parts {
 ///
 /// # Errors
 /// If the file cannot be read, or exceeds a bound.
-pub(super) fn load(files: &Files) -> Result<Inner> {
+pub(super) fn load(files: &TokenizerFiles) -> Result<Inner> {
     let rebuilt = files
         .rebuilt_json()?
         .map(|json| json.to_string().into_bytes());

@@ -13,7 +13,7 @@ pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const CONFIG: &str = "tokenizer_config.json";
 pub(super) const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 const TEMPLATE: &str = "chat_template.jinja";
-/// Folder of a model's templates beside the default one, each `NAME.jinja`.
+/// Folder of a model's other templates, each `NAME.jinja`.
 pub const TEMPLATES: &str = "additional_chat_templates";
 /// Name of the template that transformers uses for records with tools.
 const TOOL_USE: &str = "tool_use";
@@ -45,7 +45,7 @@ const SPECIAL_NAMES: [&str; 7] = [
 ];
 
 /// A tokenizer's files by name, and their folder.
-pub(super) struct Files {
+pub(super) struct TokenizerFiles {
     /// Folder or file, for messages.
     pub place: String,
     /// File of a chat template that is in none of `contents` by itself, for messages.
@@ -55,10 +55,10 @@ pub(super) struct Files {
     model_type: Option<String>,
 }
 
-impl Files {
+impl TokenizerFiles {
     /// Files of a trained tokenizer.
     pub fn made(place: &str, contents: Vec<(String, Vec<u8>)>) -> Self {
-        Files {
+        TokenizerFiles {
             place: place.to_owned(),
             template_file: None,
             contents,
@@ -69,7 +69,7 @@ impl Files {
     /// Reads a folder, or a single file. With a file called `tokenizer.json`, the other files of
     /// its folder are read too.
     pub fn read(path: &Path) -> Result<Self> {
-        let mut files = Files::made(&path.display().to_string(), Vec::new());
+        let mut files = TokenizerFiles::made(&path.display().to_string(), Vec::new());
         if path.is_dir() {
             files.read_folder(path)?;
         } else if path.is_file() && path.file_name().is_some_and(|name| name == TOKENIZER) {
@@ -158,10 +158,10 @@ impl Files {
     /// The files with `pad_token` set in `tokenizer_config.json`, and in `special_tokens_map.json`
     /// if there is one.
     pub fn with_pad(&self, token: &str) -> Result<Self> {
-        let mut files = Files {
+        let mut files = TokenizerFiles {
             model_type: self.model_type.clone(),
             template_file: self.template_file.clone(),
-            ..Files::made(&self.place, self.contents.clone())
+            ..TokenizerFiles::made(&self.place, self.contents.clone())
         };
         files.set_pad(CONFIG, token)?;
         if self.get(SPECIAL_TOKENS).is_some() {
@@ -187,7 +187,7 @@ impl Files {
     pub fn rebuilt_json(&self) -> Result<Option<Value>> {
         // A configuration that cannot be read is reported when the special tokens are read.
         let config = self.object(CONFIG).unwrap_or_default();
-        let class = llama::Class {
+        let class = llama::LlamaClass {
             config: &config,
             model_type: self.model_type.as_deref(),
         };
@@ -309,9 +309,9 @@ fn template_named(named: &[Value], name: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn files(contents: &[(&str, &str)]) -> Files {
+    fn files(contents: &[(&str, &str)]) -> TokenizerFiles {
         let own = |(name, text): &(&str, &str)| (name.to_string(), text.as_bytes().to_vec());
-        Files::made("here", contents.iter().map(own).collect())
+        TokenizerFiles::made("here", contents.iter().map(own).collect())
     }
 
     #[test]

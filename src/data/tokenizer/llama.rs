@@ -8,14 +8,14 @@ use serde_json::{Map, Value, json};
 const CLASS: &str = "LlamaTokenizer";
 
 /// The keys that determine the parts.
-pub(super) struct Class<'a> {
+pub(super) struct LlamaClass<'a> {
     /// `tokenizer_config.json`.
     pub config: &'a Map<String, Value>,
     /// `model_type` of the folder's `config.json`, if there is one.
     pub model_type: Option<&'a str>,
 }
 
-impl Class<'_> {
+impl LlamaClass<'_> {
     /// `tokenizer.json` with the parts that transformers builds; `None` if it uses the file
     /// unchanged.
     pub fn rebuilt(&self, mut json: Value) -> Option<Value> {

@@ -31,8 +31,8 @@ use tokenizers::Tokenizer as Inner;
 use super::error::{DataError, Result};
 use super::template::ChatTemplate;
 use crate::terminal::Phase;
-use files::Files;
 pub use files::TEMPLATES;
+use files::TokenizerFiles;
 use place::DummyPrefix;
 pub use place::TextPosition;
 pub use train::{BpeTraining, END_OF_TEXT, IM_END, IM_START, PAD};
@@ -42,7 +42,7 @@ pub struct Tokenizer {
     inner: Inner,
     /// The tokenizer that reads names of special tokens as text; built at the first use.
     plain: OnceLock<Inner>,
-    files: Files,
+    files: TokenizerFiles,
     special_tokens: BTreeMap<String, String>,
     chat_template: Option<String>,
     prefix: Vec<u32>,
@@ -67,10 +67,10 @@ impl Tokenizer {
     /// # Errors
     /// If a folder or file is missing or cannot be read, with the remedy.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        Self::from_files(Files::read(path.as_ref())?)
+        Self::from_files(TokenizerFiles::read(path.as_ref())?)
     }
 
-    fn from_files(files: Files) -> Result<Self> {
+    fn from_files(files: TokenizerFiles) -> Result<Self> {
         let inner = checks::load(&files)?;
         let special_tokens = files.special_tokens()?;
         for (name, token) in &special_tokens {
@@ -246,7 +246,7 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
-    /// The token that stands for unknown text (`unk_token`), if named.
+    /// The token of unknown text (`unk_token`), if named.
     pub fn unk_id(&self) -> Option<u32> {
         self.special_id("unk_token")
     }

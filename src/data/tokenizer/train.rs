@@ -14,7 +14,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
 use super::Tokenizer;
-use super::files::{CONFIG, Files, SPECIAL_TOKENS, TOKENIZER, TRAINED};
+use super::files::{CONFIG, SPECIAL_TOKENS, TOKENIZER, TRAINED, TokenizerFiles};
 use crate::data::error::{DataError, Result};
 
 /// The usual token at the end of a text.
@@ -84,7 +84,7 @@ impl Tokenizer {
         inner.with_decoder(Some(byte_level()));
         inner.train(&mut trainer, texts.iter()).map_err(failed)?;
         let json = inner.to_string(true).map_err(failed)?;
-        let mut files = Files::made(TRAINED, training.files(json)?);
+        let mut files = TokenizerFiles::made(TRAINED, training.files(json)?);
         files.template_file.clone_from(&training.template_file);
         Self::from_files(files)
     }

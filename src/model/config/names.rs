@@ -21,7 +21,7 @@ pub enum StoredLayout {
 
 /// Names of a family's modules. Modules of a layer are prefixed by `layers` and the layer's number.
 #[derive(Debug)]
-pub struct Names {
+pub struct ModuleNames {
     /// Prefix of all names but the heads'; a checkpoint of the bare decoder lacks it.
     pub trunk: &'static str,
     /// The token embedding.
@@ -51,7 +51,7 @@ pub struct Names {
     pub projections: StoredLayout,
 }
 
-const LLAMA: Names = Names {
+const LLAMA: ModuleNames = ModuleNames {
     trunk: "model",
     embedding: "model.embed_tokens",
     positions: None,
@@ -67,7 +67,7 @@ const LLAMA: Names = Names {
     projections: StoredLayout::OutIn,
 };
 
-const GPT2: Names = Names {
+const GPT2: ModuleNames = ModuleNames {
     trunk: "transformer",
     embedding: "transformer.wte",
     positions: Some("transformer.wpe"),
@@ -83,11 +83,11 @@ const GPT2: Names = Names {
     projections: StoredLayout::Conv1d,
 };
 
-const TABLES: [&Names; 2] = [&LLAMA, &GPT2];
+const TABLES: [&ModuleNames; 2] = [&LLAMA, &GPT2];
 
 impl Family {
     /// Names of the family's modules.
-    pub fn names(self) -> &'static Names {
+    pub fn names(self) -> &'static ModuleNames {
         match self {
             Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => &LLAMA,
             Family::Gpt2 => &GPT2,
@@ -102,7 +102,7 @@ pub fn weight(module: &str) -> String {
 
 /// The layer that a tensor belongs to; `None` outside the layers.
 pub fn layer_of(name: &str) -> Option<usize> {
-    let inside = |names: &&Names| after(name, names.layers);
+    let inside = |names: &&ModuleNames| after(name, names.layers);
     TABLES
         .iter()
         .find_map(inside)?
@@ -114,7 +114,7 @@ pub fn layer_of(name: &str) -> Option<usize> {
 
 /// Whether a tensor is a token or position embedding.
 pub fn is_embedding(name: &str) -> bool {
-    let modules = |names: &&Names| [Some(names.embedding), names.positions];
+    let modules = |names: &&ModuleNames| [Some(names.embedding), names.positions];
     TABLES
         .iter()
         .flat_map(modules)

@@ -5,7 +5,7 @@
 //! as [in, out] (`Conv1D` in transformers); [`StoredLayout`] marks them, and
 //! [`crate::model::weights`] transposes them on reading and writing.
 
-use super::names::{LM_HEAD, Names, SCORE, StoredLayout};
+use super::names::{LM_HEAD, ModuleNames, SCORE, StoredLayout};
 use super::{DecoderConfig, Family, Head, NormKind, QkNorm};
 
 /// Initial values of a tensor that no checkpoint has.
@@ -77,7 +77,7 @@ impl DecoderConfig {
 
 struct TensorList<'a> {
     config: &'a DecoderConfig,
-    names: &'static Names,
+    names: &'static ModuleNames,
     specs: Vec<TensorSpec>,
 }
 

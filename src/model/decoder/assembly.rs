@@ -15,7 +15,7 @@ use crate::model::config::{Head, LM_HEAD, SCORE, TensorSpec, layer_of, weight};
 use crate::model::frequencies::rotation;
 use crate::model::hf_config::HfConfig;
 use crate::model::init::fresh;
-use crate::model::lora::{Lora, Stored, a_of, b_of, merged};
+use crate::model::lora::{Lora, StoredModel, a_of, b_of, merged};
 use crate::model::trunk::TrunkRecord;
 use crate::model::weights::{DEFAULT_MAX_SHARD_BYTES, SaveDtype, save};
 use crate::ops::backend::Backend;
@@ -24,7 +24,7 @@ use crate::ops::param::{InitialParam, Param, ParamStore, Trainability};
 use crate::terminal;
 use crate::terminal::Phase;
 
-/// How a decoder holds a tensor.
+/// Owner of a tensor: the decoder, or another one.
 #[derive(Clone)]
 pub enum Holding {
     /// As the decoder's own parameter.
@@ -33,7 +33,7 @@ pub enum Holding {
     Shared(Arc<Param>),
 }
 
-/// Where a decoder gets a tensor from.
+/// Source of a decoder's tensor.
 pub enum TensorSource {
     /// Row-major values in the engine's layout, for the decoder's own parameter.
     Values(Vec<f32>, Trainability),
@@ -101,7 +101,7 @@ impl Decoder {
             });
         }
         config.decoder.head = head;
-        let weights = Stored::open(folder)?;
+        let weights = StoredModel::open(folder)?;
         weights.refuse_unexpected(&config.decoder.tensors())?;
         say_unused_head(&weights, found, folder);
         let source = |spec: &TensorSpec| match holding(spec) {
@@ -280,7 +280,7 @@ impl Decoder {
 }
 
 /// Notes that the files have a head that the folder's `config.json` does not describe.
-fn say_unused_head(weights: &Stored, found: Head, folder: &Path) {
+fn say_unused_head(weights: &StoredModel, found: Head, folder: &Path) {
     let (head, kind) = match found {
         Head::LanguageModel => (SCORE, "a language model"),
         Head::Score => (LM_HEAD, "a reward model"),

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::fields::Fields;
+use super::fields::JsonFields;
 use super::keys::says_something;
 use super::{HfConfigError, read_object, say_unread};
 use crate::model::config::Head;
@@ -117,7 +117,7 @@ impl AdapterConfig {
             return Ok(None);
         }
         let map = read_object(&file)?;
-        let fields = Fields::new(&file, &map);
+        let fields = JsonFields::new(&file, &map);
         refuse_unknown(&fields)?;
         let base = fields.text("base_model_name_or_path")?;
         let r = fields.required_size("r")?;
@@ -195,7 +195,7 @@ impl AdapterConfig {
     }
 }
 
-fn refuse_unknown(fields: &Fields) -> Result<(), HfConfigError> {
+fn refuse_unknown(fields: &JsonFields) -> Result<(), HfConfigError> {
     if fields.text("peft_type")?.is_some_and(|kind| kind != "LORA") {
         return Err(fields.unsupported("peft_type", "LORA"));
     }
@@ -224,7 +224,7 @@ fn refuse_unknown(fields: &Fields) -> Result<(), HfConfigError> {
     }
 }
 
-fn head(fields: &Fields) -> Result<Head, HfConfigError> {
+fn head(fields: &JsonFields) -> Result<Head, HfConfigError> {
     let head = match fields.text("task_type")? {
         None | Some("CAUSAL_LM") => Head::LanguageModel,
         Some("SEQ_CLS") => Head::Score,

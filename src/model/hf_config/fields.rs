@@ -12,15 +12,15 @@ const SHOWN_CHARS: usize = 60;
 
 /// A JSON object of a file. `within` is the path of keys to the object, with a final dot; empty for
 /// the top level.
-pub(super) struct Fields<'a> {
+pub(super) struct JsonFields<'a> {
     file: &'a Path,
     within: String,
     map: &'a Map<String, Value>,
 }
 
-impl<'a> Fields<'a> {
+impl<'a> JsonFields<'a> {
     pub(super) fn new(file: &'a Path, map: &'a Map<String, Value>) -> Self {
-        Fields {
+        JsonFields {
             file,
             within: String::new(),
             map,
@@ -47,9 +47,9 @@ impl<'a> Fields<'a> {
     }
 
     /// The object under `key`; an empty one counts as absent, as in transformers.
-    pub(super) fn object(&self, key: &str) -> Result<Option<Fields<'a>>, HfConfigError> {
+    pub(super) fn object(&self, key: &str) -> Result<Option<JsonFields<'a>>, HfConfigError> {
         let object = self.read(key, "an object", Value::as_object)?;
-        Ok(object.filter(|map| !map.is_empty()).map(|map| Fields {
+        Ok(object.filter(|map| !map.is_empty()).map(|map| JsonFields {
             file: self.file,
             within: format!("{}{key}.", self.within),
             map,

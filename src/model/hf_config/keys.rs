@@ -9,7 +9,7 @@
 use serde_json::Value;
 
 use super::HfConfigError;
-use super::fields::Fields;
+use super::fields::JsonFields;
 use crate::model::config::Family;
 
 /// Keys that are read for every family.
@@ -159,7 +159,7 @@ const FOREIGN: &[(&str, Option<f64>)] = &[
 ///
 /// # Errors
 /// If there is such a key; the error names the first.
-pub(super) fn refuse_foreign(fields: &Fields) -> Result<(), HfConfigError> {
+pub(super) fn refuse_foreign(fields: &JsonFields) -> Result<(), HfConfigError> {
     let counts = |(key, neutral): &&(&'static str, Option<f64>)| {
         let value = fields.get(key).filter(|value| says_something(value));
         value.is_some_and(|value| neutral.is_none() || value.as_f64() != *neutral)
@@ -176,7 +176,7 @@ pub(super) fn refuse_foreign(fields: &Fields) -> Result<(), HfConfigError> {
 }
 
 /// Keys that are neither read nor known to have no effect.
-pub(super) fn unread<'f>(fields: &Fields<'f>, family: Family) -> Vec<&'f str> {
+pub(super) fn unread<'f>(fields: &JsonFields<'f>, family: Family) -> Vec<&'f str> {
     let own: [&[&str]; 2] = match family {
         Family::Llama => [ROTARY, LLAMA],
         Family::Mistral => [ROTARY, MISTRAL],
@@ -222,7 +222,7 @@ mod tests {
         let text = fs::read(root.join(name).join("config.json")).unwrap();
         let mut config: Map<String, Value> = serde_json::from_slice(&text).unwrap();
         config.extend(changes.as_object().unwrap().clone());
-        let fields = Fields::new(Path::new("config.json"), &config);
+        let fields = JsonFields::new(Path::new("config.json"), &config);
         let family = from_word::<Family>(config["model_type"].as_str().unwrap()).unwrap();
         refuse_foreign(&fields).unwrap();
         let unread = unread(&fields, family);

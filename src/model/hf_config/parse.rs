@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::HfConfigError;
-use super::fields::Fields;
+use super::fields::JsonFields;
 use super::keys;
 use crate::config::from_word;
 use crate::model::config::{
@@ -17,7 +17,7 @@ type Parsed<T> = Result<T, HfConfigError>;
 /// transformers' default rotary base.
 const DEFAULT_ROPE_THETA: f64 = 10_000.0;
 
-pub(super) fn decoder(fields: &Fields) -> Parsed<DecoderConfig> {
+pub(super) fn decoder(fields: &JsonFields) -> Parsed<DecoderConfig> {
     if fields.get("quantization_config").is_some() {
         let supported = "weights in F32, BF16, F16 or F64 (dequantise the model first)";
         return Err(fields.unsupported("quantization_config", supported));
@@ -37,7 +37,7 @@ pub(super) fn decoder(fields: &Fields) -> Parsed<DecoderConfig> {
     Ok(decoder)
 }
 
-fn family(fields: &Fields) -> Parsed<Family> {
+fn family(fields: &JsonFields) -> Parsed<Family> {
     let model_type = fields
         .text("model_type")?
         .ok_or_else(|| fields.missing("model_type", "the name of a model family"))?;
@@ -48,7 +48,7 @@ fn family(fields: &Fields) -> Parsed<Family> {
 }
 
 /// Llama, Mistral, Qwen2 and Qwen3.
-fn llama(fields: &Fields, family: Family) -> Parsed<DecoderConfig> {
+fn llama(fields: &JsonFields, family: Family) -> Parsed<DecoderConfig> {
     let hidden_size = fields.required_size("hidden_size")?;
     let num_attention_heads = fields.required_size("num_attention_heads")?;
     let attention_bias = fields.flag("attention_bias")?.unwrap_or(false)
@@ -89,7 +89,7 @@ fn llama(fields: &Fields, family: Family) -> Parsed<DecoderConfig> {
     })
 }
 
-fn gpt2(fields: &Fields) -> Parsed<DecoderConfig> {
+fn gpt2(fields: &JsonFields) -> Parsed<DecoderConfig> {
     // These keys change the attention.
     for (key, supported) in [
         ("scale_attn_weights", true),
@@ -134,7 +134,7 @@ fn gpt2(fields: &Fields) -> Parsed<DecoderConfig> {
 
 /// Number of key-value heads: null means one per query head; an absent key means the default of the
 /// family's class.
-fn key_value_heads(fields: &Fields, family: Family, heads: usize) -> Parsed<usize> {
+fn key_value_heads(fields: &JsonFields, family: Family, heads: usize) -> Parsed<usize> {
     let class_default = match family {
         Family::Mistral => 8,
         Family::Qwen2 | Family::Qwen3 => 32,
@@ -148,14 +148,14 @@ fn key_value_heads(fields: &Fields, family: Family, heads: usize) -> Parsed<usiz
     Ok(fields.size("num_key_value_heads")?.unwrap_or(absent))
 }
 
-fn swiglu(fields: &Fields) -> Parsed<Activation> {
+fn swiglu(fields: &JsonFields) -> Parsed<Activation> {
     match fields.text("hidden_act")? {
         None | Some("silu" | "swish") => Ok(Activation::SwiGlu),
         Some(_) => Err(fields.unsupported("hidden_act", "silu")),
     }
 }
 
-fn gelu(fields: &Fields) -> Parsed<Activation> {
+fn gelu(fields: &JsonFields) -> Parsed<Activation> {
     match fields.text("activation_function")? {
         None | Some("gelu_new" | "gelu_pytorch_tanh") => Ok(Activation::GeluTanh),
         Some("gelu") => Ok(Activation::Gelu),
@@ -167,7 +167,7 @@ fn gelu(fields: &Fields) -> Parsed<Activation> {
 
 /// The rotary embedding, in either dialect. As in transformers 5, `rope_scaling` has precedence
 /// over `rope_parameters`, and a `rope_theta` inside either of them over one at the top level.
-fn rope(fields: &Fields) -> Parsed<RopeConfig> {
+fn rope(fields: &JsonFields) -> Parsed<RopeConfig> {
     let top_theta = fields.number("rope_theta")?;
     let partial = fields.number("partial_rotary_factor")?;
     if partial.is_some_and(|factor| factor != 1.0) {
@@ -190,7 +190,7 @@ fn rope(fields: &Fields) -> Parsed<RopeConfig> {
     })
 }
 
-fn rope_scaling(scaling: &Fields, config: &Fields) -> Parsed<RopeScaling> {
+fn rope_scaling(scaling: &JsonFields, config: &JsonFields) -> Parsed<RopeScaling> {
     let partial = scaling.number("partial_rotary_factor")?;
     if partial.is_some_and(|factor| factor != 1.0) {
         return Err(scaling.unsupported("partial_rotary_factor", "1.0"));
@@ -230,7 +230,7 @@ const ORIGINAL_CONTEXT: &str = "original_max_position_embeddings";
 /// Mistral limits every layer; Qwen the layers that `layer_types` names, else those from
 /// `max_window_layers` up, and only with `use_sliding_window`. The other families ignore the key,
 /// as transformers does.
-fn sliding_window(fields: &Fields, family: Family) -> Parsed<Option<SlidingWindow>> {
+fn sliding_window(fields: &JsonFields, family: Family) -> Parsed<Option<SlidingWindow>> {
     /// Default of transformers in all three families.
     const CLASS_WINDOW: usize = 4096;
     let all = 0..fields.required_size("num_hidden_layers")?;
@@ -273,7 +273,7 @@ fn sliding_window(fields: &Fields, family: Family) -> Parsed<Option<SlidingWindo
 /// a layer does not fill the memory before.
 const MOST_LISTED_LAYERS: usize = 1 << 13;
 
-fn sliding_layers(fields: &Fields, types: &[&str], layers: usize) -> Parsed<Vec<usize>> {
+fn sliding_layers(fields: &JsonFields, types: &[&str], layers: usize) -> Parsed<Vec<usize>> {
     let known = types
         .iter()
         .all(|kind| ["full_attention", "sliding_attention"].contains(kind));
@@ -292,7 +292,7 @@ fn sliding_layers(fields: &Fields, types: &[&str], layers: usize) -> Parsed<Vec<
 
 /// Head by `architectures`; a folder that names none, or the bare decoder, counts as a language
 /// model.
-fn head(fields: &Fields, family: Family) -> Parsed<Head> {
+fn head(fields: &JsonFields, family: Family) -> Parsed<Head> {
     let architectures = fields.texts("architectures")?.unwrap_or_default();
     let Some(&architecture) = architectures.first() else {
         return Ok(Head::LanguageModel);
@@ -313,7 +313,7 @@ fn head(fields: &Fields, family: Family) -> Parsed<Head> {
 
 /// Number of labels by `id2label`, else by `num_labels`; transformers assumes two if neither is
 /// given.
-fn check_one_label(fields: &Fields) -> Parsed<()> {
+fn check_one_label(fields: &JsonFields) -> Parsed<()> {
     let (key, labels) = match fields.get("id2label").and_then(Value::as_object) {
         Some(labels) => ("id2label", Some(labels.len())),
         None => ("num_labels", fields.size("num_labels")?),

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::path::Path;
 
-use super::{Lora, LoraError, Module, leaf};
+use super::{AdaptedModule, Lora, LoraError, leaf};
 use crate::config::{LayersToTransform, LoraTable, TargetModules};
 use crate::model::config::{DecoderConfig, layer_of};
 
@@ -101,7 +101,7 @@ impl Lora {
 
     /// The layers that have adapters.
     fn layers(&self) -> BTreeSet<usize> {
-        let layer = |module: &Module| layer_of(&module.name);
+        let layer = |module: &AdaptedModule| layer_of(&module.name);
         self.modules.iter().filter_map(layer).collect()
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{Lora, LoraError, Module, a_of, leaf, projections};
+use super::{AdaptedModule, Lora, LoraError, a_of, leaf, projections};
 use crate::files::durable::{on, replace_file};
 use crate::model::ModelError;
 use crate::model::config::{
@@ -56,7 +56,7 @@ impl AdapterFolder {
         let file = folder.join(ADAPTER_WEIGHTS);
         let weights = Weights::open_file(file.clone())?;
         let names: BTreeSet<&str> = weights.names().collect();
-        let has = |module: &Module| names.contains(in_file(&a_of(&module.name)).as_str());
+        let has = |module: &AdaptedModule| names.contains(in_file(&a_of(&module.name)).as_str());
         let mut modules = projections(decoder);
         modules.retain(has);
         let lora = Lora {
@@ -191,7 +191,7 @@ fn described(lora: &Lora, decoder: &DecoderConfig) -> (Vec<String>, Option<Vec<u
         .iter()
         .filter_map(|m| layer_of(&m.name))
         .collect();
-    let is_meant = |module: &&Module| {
+    let is_meant = |module: &&AdaptedModule| {
         let layer = layer_of(&module.name);
         leaves.contains(leaf(&module.name)) && layer.is_some_and(|layer| layers.contains(&layer))
     };

@@ -5,12 +5,12 @@
 
 use crate::ops::product::{Matrix, ProductKernel, Threads, Write, multiply};
 
-use super::{Lora, Module};
+use super::{AdaptedModule, Lora};
 
 /// `weight` (`[outputs, inputs]`) plus the adapter of `a` (`[r, inputs]`) and `b` (`[outputs, r]`).
 pub fn merged(
     lora: &Lora,
-    module: &Module,
+    module: &AdaptedModule,
     mut weight: Vec<f32>,
     a: &[f32],
     b: &[f32],
@@ -30,7 +30,7 @@ mod tests {
 
     #[test]
     fn a_product_worked_by_hand() {
-        let module = Module {
+        let module = AdaptedModule {
             name: "m".to_owned(),
             outputs: 2,
             inputs: 3,

@@ -15,14 +15,14 @@ use super::config::{DecoderConfig, Init, StoredLayout, TensorSpec, layer_of};
 
 pub use error::LoraError;
 pub use merge::merged;
-pub use stored::{AdaptedFolder, Stored};
+pub use stored::{AdaptedFolder, StoredModel};
 
 /// Suffix of a weight's name.
 const WEIGHT: &str = ".weight";
 
 /// A projection that has an adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Module {
+pub struct AdaptedModule {
     /// Name in the checkpoint, such as `model.layers.0.self_attn.q_proj`.
     pub name: String,
     /// Width of the projection's result.
@@ -42,7 +42,7 @@ pub struct Lora {
     /// et al. 2021, section 4.1).
     pub use_rslora: bool,
     /// The adapted projections, in the order of the forward pass.
-    pub modules: Vec<Module>,
+    pub modules: Vec<AdaptedModule>,
 }
 
 impl Lora {
@@ -66,7 +66,7 @@ impl Lora {
     /// Tensors of all adapters. `A` is drawn as in PEFT (Kaiming uniform with a = √5: uniform
     /// between ±1/√inputs) and `B` is zero, so that a fresh adapter does not change the model.
     pub fn tensors(&self) -> Vec<TensorSpec> {
-        let of = |module: &Module| {
+        let of = |module: &AdaptedModule| {
             let bound = 1.0 / (module.inputs as f64).sqrt();
             let spec = |name, shape, init| TensorSpec {
                 name,
@@ -102,14 +102,14 @@ pub fn b_of(module: &str) -> String {
 }
 
 /// All projections of the layers.
-pub fn projections(decoder: &DecoderConfig) -> Vec<Module> {
+pub fn projections(decoder: &DecoderConfig) -> Vec<AdaptedModule> {
     let module = |spec: TensorSpec| {
         layer_of(&spec.name)?;
         let &[outputs, inputs] = &spec.shape[..] else {
             return None;
         };
         let name = spec.name.strip_suffix(WEIGHT)?.to_owned();
-        Some(Module {
+        Some(AdaptedModule {
             name,
             outputs,
             inputs,

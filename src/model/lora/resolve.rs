@@ -1,6 +1,6 @@
 //! The adapters of a decoder that a `lora` table describes.
 
-use super::{Lora, LoraError, Module, leaf, projections};
+use super::{AdaptedModule, Lora, LoraError, leaf, projections};
 use crate::config::{LayersToTransform, LoraTable, TargetModules};
 use crate::model::config::{DecoderConfig, Family, layer_of};
 
@@ -79,7 +79,7 @@ fn is_target(module: &str, target: &str) -> bool {
     before.is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
-fn unknown_target(name: &str, modules: &[Module]) -> LoraError {
+fn unknown_target(name: &str, modules: &[AdaptedModule]) -> LoraError {
     let mut known: Vec<&str> = Vec::new();
     for module in modules {
         let leaf = leaf(&module.name);

@@ -13,7 +13,7 @@ use crate::model::hf_config::adapter::AdapterConfig;
 use crate::model::weights::{Weights, WeightsError};
 
 /// A model folder, open for reading.
-pub enum Stored {
+pub enum StoredModel {
     /// A whole model.
     Whole(Weights),
     /// A PEFT folder and its base.
@@ -26,7 +26,7 @@ pub struct AdaptedFolder {
     adapter: AdapterFolder,
 }
 
-impl Stored {
+impl StoredModel {
     /// Opens a model folder.
     ///
     /// # Errors
@@ -81,7 +81,7 @@ impl AdaptedFolder {
     /// The adapter in `folder` on the model in `base`.
     ///
     /// # Errors
-    /// As [`Stored::open`].
+    /// As [`StoredModel::open`].
     pub fn open(folder: &Path, base: &Path) -> Result<Self, ModelError> {
         let config = HfConfig::read(base)?.decoder;
         let adapter = AdapterFolder::open(folder, &config)?;

@@ -1,4 +1,4 @@
-//! Which modules have adapters, and what tensors those are.
+//! The adapted modules, and the tensors of the adapters.
 
 use super::*;
 use crate::config::LayersToTransform::{self, These, Top};

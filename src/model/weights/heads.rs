@@ -1,4 +1,4 @@
-//! A head that a file holds beside the embedding to which it is tied.
+//! Heads in a file that also has the embedding to which they are tied.
 
 use super::{Weights, WeightsError};
 use crate::model::config::{LM_HEAD, SCORE, TensorSpec, weight};

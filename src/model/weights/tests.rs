@@ -275,7 +275,7 @@ fn a_file_cut_short_is_named_with_both_sizes() {
         );
         if cut >= header {
             assert!(
-                message.contains(&format!("asks for {}", whole.len())),
+                message.contains(&format!("needs {}", whole.len())),
                 "{message}"
             );
         }
@@ -322,7 +322,7 @@ fn a_tensor_that_does_not_fit_is_named() {
     };
     let message = refusal("model.norm.weight", &[33]);
     assert!(
-        message.contains("`model.norm.weight` has shape [32], config.json asks for [33]"),
+        message.contains("`model.norm.weight` has shape [32], but config.json describes [33]"),
         "{message}"
     );
     let message = refusal("model.layers.3.self_attn.q_proj.weight", &[32, 32]);

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::config::SaveDtype;
-use crate::config::{CriticFrom, LayersToTransform, LoraTable, Ppo, Share};
+use crate::config::{CriticFrom, Data, LayersToTransform, LoraTable, Ppo, Share};
 use crate::model::config::TensorSpec;
 use crate::model::hf_config::HfConfig;
 use crate::model::hf_config::adapter::ADAPTER_CONFIG;
@@ -23,7 +23,7 @@ fn config(policy: &Path, reward: Option<&Path>, judge: Option<&Path>) -> Ppo {
         from: policy.to_owned(),
         reward_model: reward.map(Path::to_owned),
         judge_model: judge.map(Path::to_owned),
-        eval_prompts: judge.map(|_| "prompts.jsonl".into()),
+        eval_prompts: judge.map_or_else(Data::default, |_| "prompts.jsonl".into()),
         ..Ppo::default()
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::config::{BadRecords, DataSource, Ppo, RewardKind, TooLong};
+use crate::config::{BadRecords, Ppo, RewardKind, TooLong};
 use crate::data::DataError;
 use crate::data::example::{Encoder, Limit};
 use crate::data::records::Record;
@@ -51,10 +51,11 @@ const TRIAL: &str = "Hello.";
 /// # Errors
 /// A program or endpoint that does not answer as it should, or prompts that cannot be read.
 pub fn try_external_rewards(reader: &RecordReader, ppo: &Ppo) -> Result<()> {
-    if !ppo.prompts.exists() {
+    let first = ppo.prompts.sources.first();
+    let Some(source) = first.filter(|source| source.path.exists()) else {
         return Ok(());
-    }
-    let mut records = read_source(&DataSource::whole(&ppo.prompts), &ppo.records)?.records;
+    };
+    let mut records = read_source(source, &ppo.records)?.records;
     records.truncate(FIRST);
     let encoder = Encoder::new(reader.tokenizer, Limit::none(), TooLong::Error)?;
     let encoder = encoder.with_bad_records(ppo.records.bad_records);
@@ -101,13 +102,11 @@ pub fn check_records(reader: &RecordReader, ppo: &Ppo) -> Result<()> {
             })
         })
     };
-    let files = [
-        ("prompts", Some(&ppo.prompts)),
-        ("eval_prompts", ppo.eval_prompts.as_ref()),
-    ];
-    for (key, file) in files {
-        let source = file.map(DataSource::whole);
-        check_sources(source.as_slice(), keys, check).with_context(|| format!("ppo.{key}"))?;
+    for (key, data) in [
+        ("prompts", &ppo.prompts),
+        ("eval_prompts", &ppo.eval_prompts),
+    ] {
+        check_sources(&data.sources, keys, check).with_context(|| format!("ppo.{key}"))?;
     }
     let documents = |records: &[Record], bad| reader.documents(records, bad);
     check_sources(

@@ -72,9 +72,9 @@ impl StageDefinition for Ppo {
         let tokenizer = context.tokenizer_of(&self.from)?;
         let mut roles = setup::roles(context, self)?;
         stop_where_answers_end(&mut roles.actor, &tokenizer)?;
-        let file = (self.prompts.as_path(), "prompts");
+        let data = (&self.prompts, "prompts");
         let training = PromptUse::Training;
-        let prompts = setup::prompts(&tokenizer, self, &roles, training, file, &mut reports)?;
+        let prompts = setup::prompts(&tokenizer, self, &roles, training, data, &mut reports)?;
         let evaluator = Evaluator::load(self, &tokenizer, &roles, &mut reports)?;
         let mix = PretrainMix::load(self, &tokenizer, seed, &mut reports)?;
         let mut run = PpoRun::resume(context, self, &tokenizer, &roles, &prompts, evaluator, mix)?;

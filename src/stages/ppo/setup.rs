@@ -4,14 +4,15 @@ use std::path::Path;
 
 use anyhow::{Context as _, Error, Result, bail, ensure};
 
-use crate::config::{BadRecords, KlIn, Ppo, Ptx, Share, keeps_one_of};
+use crate::config::{BadRecords, Data, KlIn, Ppo, Ptx, Share, keeps_one_of};
 use crate::data::example::{Encoder, Prompt};
-use crate::data::records::{File, read_file};
+use crate::data::records::{File, LeftOut, Record};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::{self, DataError};
 use crate::roles::{ModelDescription, PpoModels, PromptUse, RoleLayout, Roles};
 use crate::stages::context::Context;
-use crate::stages::record_report::{RecordReport, RecordReports};
+use crate::stages::dataset::StageRecords;
+use crate::stages::record_report::RecordReports;
 use crate::terminal;
 use crate::train::configured::rate_of_zero;
 
@@ -138,7 +139,7 @@ pub fn check_warmup(config: &Ppo, iterations: u64) -> Result<()> {
     Ok(())
 }
 
-/// Reads the prompts of `file`, which `ppo.key` names. Each leaves room for the response in every
+/// Reads the prompts of `data`, the value of `ppo.key`. Each leaves room for the response in every
 /// context of its use.
 ///
 /// # Errors
@@ -148,24 +149,29 @@ pub fn prompts(
     config: &Ppo,
     roles: &Roles,
     prompts: PromptUse,
-    (file, key): (&Path, &str),
+    (data, key): (&Data, &str),
     reports: &mut RecordReports,
 ) -> Result<Vec<Prompt>> {
     let keys = &config.records;
     let limit = roles.layout.prompt_limit(config, prompts);
     let encoder = Encoder::new(tokenizer, limit, config.too_long)?;
     let encoder = encoder.with_bad_records(keys.bad_records);
-    let read = || {
-        let mut records = read_file(file, keys.columns.as_ref(), keys.bad_records)?;
-        let count = records.records.len() + records.bad.count;
+    let encode = |records: Vec<Record>| {
+        let bad = LeftOut::default();
+        let mut file = File { records, bad };
         if keys.bad_records == BadRecords::Skip {
-            leave_out_lacking(&mut records, roles, keys.bad_records)?;
+            leave_out_lacking(&mut file, roles, keys.bad_records)?;
         }
-        let encoded = encoder.prompts(&records.records)?;
-        leave_out_lacking(&mut records, roles, keys.bad_records)?;
-        let mut report = RecordReport::new(format!("ppo.{key}"), count, records.bad);
-        let prompts = report.take(&file.display().to_string(), encoded);
-        anyhow::Ok((prompts, report.check(keys)?))
+        let mut encoded = encoder.prompts(&file.records)?;
+        leave_out_lacking(&mut file, roles, keys.bad_records)?;
+        file.bad += encoded.bad;
+        encoded.bad = file.bad;
+        Ok(encoded)
+    };
+    let read = || {
+        let records = StageRecords::read(data, keys)?;
+        let (prompts, report) = records.map(format!("ppo.{key}"), encode)?;
+        anyhow::Ok((prompts.all, report.check(keys)?))
     };
     let (prompts, report) = read().with_context(|| format!("ppo.{key}"))?;
     reports.add("ppo", report, encoder.limit());

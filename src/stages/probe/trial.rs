@@ -13,8 +13,8 @@ use crate::config::{
     ScoreNormalization, Stage, StageTable, TooLong, Training, TrainingLength,
 };
 use crate::data::loader::split;
-use crate::data::records::{Record, read_file};
-use crate::stages::dataset::read_source;
+use crate::data::records::Record;
+use crate::stages::dataset::{read_all, read_source};
 use crate::stages::plan::models::RunModels;
 use crate::stages::ppo::{batches as prompt_batches, longest_prompt};
 use crate::train::batch_order::{batches, steps};
@@ -211,8 +211,7 @@ impl Trial {
 
     fn ppo(&mut self, ppo: &mut Ppo, models: RunModels) -> Result<()> {
         let keys = &ppo.records;
-        let prompts = read_file(&ppo.prompts, keys.columns.as_ref(), keys.bad_records)?;
-        let prompts = prompts.records;
+        let prompts = read_all(&ppo.prompts, keys)?;
         let found = prompt_batches(ppo, prompts.len())?;
         let steps = steps(&ppo.training, &found);
         self.set_length(&mut ppo.training, steps);
@@ -221,9 +220,8 @@ impl Trial {
         let reads_reference = ppo.reads_reference();
         let longest = longest_prompt(models, ppo)?.context("ppo.prompts")?;
         let longest = Value::from(longest.fields);
-        if ppo.records.columns.is_some() {
-            let prompts: Vec<Value> = prompts.into_iter().map(|r| r.fields.into()).collect();
-            ppo.prompts = self.file("prompts", &prompts)?;
+        for source in &mut ppo.prompts.sources {
+            source.columns = source.columns.take().or(ppo.records.columns.clone());
         }
         adjust_keys(&mut ppo.records);
         let evaluated = match self.lengths {
@@ -235,7 +233,7 @@ impl Trial {
                 if ppo.too_long == TooLong::Skip {
                     ppo.too_long = TooLong::Truncate;
                 }
-                ppo.prompts = self.file("prompts", std::slice::from_ref(&longest))?;
+                ppo.prompts = self.file("prompts", std::slice::from_ref(&longest))?.into();
                 // Answers that are all cut may all score alike, and then have no scale.
                 if ppo.scores.score_normalization == ScoreNormalization::Reference {
                     ppo.scores.score_normalization = ScoreNormalization::Running;
@@ -244,8 +242,8 @@ impl Trial {
             }
         };
         // Judge and reference are loaded, however few prompts there are.
-        if ppo.eval_prompts.is_some() {
-            ppo.eval_prompts = Some(self.file("eval_prompts", &vec![longest; evaluated])?);
+        if ppo.evaluates() {
+            ppo.eval_prompts = self.file("eval_prompts", &vec![longest; evaluated])?.into();
         }
         if reads_reference && !ppo.reads_reference() {
             ppo.objective.kl_coef = PpoObjective::default().kl_coef;

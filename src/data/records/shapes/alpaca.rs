@@ -42,7 +42,7 @@ pub(super) fn to_pair(record: &mut Record, style: Style) -> Result<()> {
     Ok(())
 }
 
-/// `prompt` beside the record's own fields.
+/// Adds `prompt` to the record's own fields.
 pub(super) fn to_prompt(record: &mut Record, style: Style) -> Result<()> {
     let [instruction, input, system] =
         ["instruction", "input", "system"].map(|name| record.text_or_empty(name));

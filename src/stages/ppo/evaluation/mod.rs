@@ -73,14 +73,14 @@ impl<'a> Evaluator<'a> {
         roles: &'a Roles,
         reports: &mut RecordReports,
     ) -> Result<Option<Self>> {
-        let Some(file) = &config.eval_prompts else {
+        if !config.evaluates() {
             return Ok(None);
-        };
+        }
         let reference = roles.reference.as_ref();
         let reference = reference.context("an evaluation without a reference")?;
-        let (judge, file) = (roles.judge.as_ref(), (file.as_path(), "eval_prompts"));
+        let (judge, data) = (roles.judge.as_ref(), (&config.eval_prompts, "eval_prompts"));
         let prompts = PromptUse::Evaluation;
-        let mut prompts = setup::prompts(tokenizer, config, roles, prompts, file, reports)?;
+        let mut prompts = setup::prompts(tokenizer, config, roles, prompts, data, reports)?;
         prompts.truncate(config.evaluation.eval_samples);
         let lexicon = config
             .evaluation

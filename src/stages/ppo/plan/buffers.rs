@@ -79,7 +79,7 @@ impl PpoBuffers<'_> {
         let (config, prompts) = (self.config, self.prompts);
         let last_token = |prompts| self.layout.last_token(prompts);
         let evaluated = prompts.evaluation.min(config.evaluation.eval_samples);
-        let evaluated = config.eval_prompts.as_ref().map(|_| evaluated);
+        let evaluated = config.evaluates().then_some(evaluated);
         let evaluated = evaluated.map(|count| (count, last_token(PromptUse::Evaluation)));
         let scaled = config.scores.score_normalization == ScoreNormalization::Reference;
         let reference = prompts.training.min(REFERENCE_SAMPLES);

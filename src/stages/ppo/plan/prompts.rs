@@ -4,10 +4,11 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use crate::config::{BadRecords, Ppo, TooLong};
+use crate::config::{BadRecords, Data, Ppo, TooLong};
 use crate::data::example::{Encoder, Limit};
-use crate::data::records::{Record, read_file};
+use crate::data::records::Record;
 use crate::roles::{PromptUse, RoleLayout};
+use crate::stages::dataset::read_all;
 use crate::stages::plan::models::RunModels;
 
 /// The lengths and numbers of prompts that a plan assumes.
@@ -29,7 +30,7 @@ impl PlannedPrompts {
     /// # Errors
     /// If a file or the tokenizer cannot be read, or a prompt does not fit and is not left out.
     pub fn read(models: RunModels, config: &Ppo, layout: &RoleLayout) -> Result<Self> {
-        let Some(files) = PromptFile::measure_all(models, config)? else {
+        let Some(files) = PromptKey::measure_all(models, config)? else {
             return Ok(Self::longest_that_fit(config, layout));
         };
         let (mut longest, mut counts) = (0, [0; 2]);
@@ -62,9 +63,9 @@ impl PlannedPrompts {
     }
 }
 
-/// The prompts of one file.
-struct PromptFile {
-    /// The key of the file in `[ppo]`.
+/// The prompts of one key.
+struct PromptKey {
+    /// The key in `[ppo]`.
     key: &'static str,
     prompts: PromptUse,
     count: usize,
@@ -72,22 +73,26 @@ struct PromptFile {
     longest: Option<(Record, usize)>,
 }
 
-impl PromptFile {
+impl PromptKey {
     /// Measures the files of `prompts` and `eval_prompts`; `None` if a file or the tokenizer is
     /// missing.
     fn measure_all(models: RunModels, config: &Ppo) -> Result<Option<Vec<Self>>> {
-        let training = ("prompts", PromptUse::Training, config.prompts.as_path());
-        let evaluation = config.eval_prompts.as_deref();
-        let evaluation = evaluation.map(|file| ("eval_prompts", PromptUse::Evaluation, file));
+        let training = ("prompts", PromptUse::Training, &config.prompts);
+        let data = &config.eval_prompts;
+        let evaluation = ("eval_prompts", PromptUse::Evaluation, data);
+        let evaluation = config.evaluates().then_some(evaluation);
         let files: Vec<_> = [training].into_iter().chain(evaluation).collect();
-        if !files.iter().all(|(_, _, file)| file.exists()) {
+        if !files
+            .iter()
+            .all(|(.., data)| data.paths().all(Path::exists))
+        {
             return Ok(None);
         }
         let Some(tokenizer) = models.tokenizer(&config.from)? else {
             return Ok(None);
         };
         let encoder = Encoder::new(&tokenizer, Limit::none(), TooLong::Error)?;
-        let measure = |(key, prompts, file)| Self::measure(key, prompts, file, config, &encoder);
+        let measure = |(key, prompts, data)| Self::measure(key, prompts, data, config, &encoder);
         let measured: Result<_> = files.into_iter().map(measure).collect();
         measured.map(Some)
     }
@@ -95,12 +100,12 @@ impl PromptFile {
     fn measure(
         key: &'static str,
         prompts: PromptUse,
-        file: &Path,
+        data: &Data,
         config: &Ppo,
         encoder: &Encoder,
     ) -> Result<Self> {
         let keys = &config.records;
-        let records = read_file(file, keys.columns.as_ref(), keys.bad_records)?.records;
+        let records = read_all(data, keys)?;
         let found = measured(encoder, records, keys.bad_records)?;
         Ok(Self {
             key,
@@ -128,7 +133,7 @@ impl PromptFile {
 /// # Errors
 /// If a file or the tokenizer cannot be read, or a record is no prompt.
 pub fn longest_prompt(models: RunModels, config: &Ppo) -> Result<Option<Record>> {
-    let files = PromptFile::measure_all(models, config)?;
+    let files = PromptKey::measure_all(models, config)?;
     let longest = files.into_iter().flatten().filter_map(|file| file.longest);
     let longest = longest.reduce(|a, b| if a.1 > b.1 { a } else { b });
     Ok(longest.map(|(record, _)| record))

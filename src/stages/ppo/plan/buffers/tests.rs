@@ -55,7 +55,7 @@ fn the_largest_of_the_states_held_at_once_counts() {
         change(&mut config);
         tokens(&config, judge)
     };
-    let evaluated = |config: &mut Ppo| config.eval_prompts = Some("held-out.jsonl".into());
+    let evaluated = |config: &mut Ppo| config.eval_prompts = "held-out.jsonl".into();
     let batch = 2 * 12 + 4 * 7;
     assert_eq!(held(&|_| {}, false), batch);
     // Evaluation holds 4 of 5 prompts at once; all of them if 64 sequences run at once; and 3 if it
