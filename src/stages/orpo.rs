@@ -190,6 +190,8 @@ mod tests {
         };
         assert_eq!(batch.totals(), totals);
         let stage = OddsRatio { beta: 0.1 };
+        assert_eq!(pairs.each_ref().map(|pair| stage.tokens(pair)), [7, 3]);
+        assert_eq!(batch.packed.ids.len(), 7 + 3);
         let twice = OddsRatioTotals {
             pairs: 4,
             chosen_tokens: 8,

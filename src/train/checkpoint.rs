@@ -174,7 +174,7 @@ impl Checkpoints {
     ///
     /// # Errors
     /// If the folder cannot be listed.
-    pub fn kept(&self) -> Result<Vec<Checkpoint>, CheckpointError> {
+    pub fn all(&self) -> Result<Vec<Checkpoint>, CheckpointError> {
         let at = |step| Checkpoint {
             step,
             folder: self.folder.join(folder_name(step)),

@@ -158,3 +158,139 @@ impl StageLoop {
         Ok(self.checkpoints.prune(self.keep_last, self.keep_every)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use anyhow::bail;
+
+    use super::*;
+    use crate::config::Stage;
+    use crate::train::metrics::Metrics;
+    use crate::train::run_folder::{Existing, RunFolder};
+
+    /// Steps that count themselves and their checkpoints; the third one fails.
+    #[derive(Default)]
+    struct Counted {
+        done: u64,
+        saved: u64,
+    }
+
+    impl Steps for Counted {
+        const UNIT: &'static str = "round";
+
+        fn done(&self) -> u64 {
+            self.done
+        }
+
+        fn goes_on(&self) -> bool {
+            self.done < 9
+        }
+
+        fn step(&mut self) -> Result<()> {
+            if self.done == 2 {
+                bail!("broken");
+            }
+            self.done += 1;
+            Ok(())
+        }
+
+        fn save(&mut self) -> Result<()> {
+            self.saved += 1;
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_failing_step_is_named_and_a_request_to_stop_saves_before_the_next() {
+        let (mut stage, stop) = (Counted::default(), StopRequest::default());
+        let error = run(&mut stage, &stop).unwrap_err();
+        assert_eq!(format!("{error:#}"), "round 3: broken");
+        assert_eq!((stage.done, stage.saved), (2, 0));
+        stop.request();
+        assert_eq!(run(&mut stage, &stop).unwrap(), Outcome::Stopped);
+        assert_eq!((stage.done, stage.saved), (2, 1));
+        stage.done = 9;
+        assert_eq!(run(&mut stage, &stop).unwrap(), Outcome::Finished);
+        assert_eq!((stage.done, stage.saved), (9, 1));
+    }
+
+    /// A stage of ten steps that keeps its two newest checkpoints and each third.
+    fn open(folder: &StageFolder) -> (StageLoop, Option<Checkpoint>) {
+        let training = Training {
+            keep_last: 2,
+            keep_every: 3,
+            log_steps: 5,
+            ..Training::default()
+        };
+        StageLoop::open("sft", "step", 10, folder, &training).unwrap()
+    }
+
+    /// Writes the log's line of each step, and a checkpoint whose state is the step.
+    fn train(stage: &mut StageLoop, steps: std::ops::RangeInclusive<u64>) {
+        for step in steps {
+            stage.log.write(&Metrics::new(step)).unwrap();
+            stage.save(step, |_| Ok(step)).unwrap();
+        }
+    }
+
+    fn saved(stage: &StageLoop) -> Vec<u64> {
+        let checkpoints = stage.checkpoints.all().unwrap();
+        checkpoints.iter().map(|c| c.step).collect()
+    }
+
+    #[test]
+    fn a_stage_continues_after_its_newest_checkpoint() {
+        let root = tempfile::tempdir().unwrap();
+        let run = RunFolder::open(&root.path().join("run"), Existing::Continue).unwrap();
+        let folder = run.stage(Stage::Sft, Existing::Continue).unwrap();
+        let (mut first, none) = open(&folder);
+        assert!(none.is_none());
+        train(&mut first, 1..=5);
+        first
+            .save(5, |_| -> Result<u64> { panic!("saved twice") })
+            .unwrap();
+        assert_eq!(saved(&first), [3, 4, 5]);
+        first.log.write(&Metrics::new(6)).unwrap();
+        drop(first);
+
+        let (mut second, newest) = open(&folder);
+        assert_eq!(newest.unwrap().state::<u64>().unwrap(), 5);
+        let shown = format!("{:?}", second.progress);
+        for part in ["total: 10", "began: (5,", "every: 5"] {
+            assert!(shown.contains(part), "no {part} in {shown}");
+        }
+        second
+            .save(5, |_| -> Result<u64> { panic!("saved twice") })
+            .unwrap();
+        train(&mut second, 6..=7);
+        assert_eq!(saved(&second), [3, 6, 7]);
+        let log = fs::read_to_string(folder.metrics()).unwrap();
+        assert_eq!(log.lines().count(), 7, "{log}");
+    }
+
+    #[test]
+    fn a_log_without_lines_is_damaged_only_where_the_stage_continues_and_expects_some() {
+        let root = tempfile::tempdir().unwrap();
+        let run = RunFolder::open(&root.path().join("run"), Existing::Continue).unwrap();
+        let folder = run.stage(Stage::Sft, Existing::Continue).unwrap();
+        let damaged = |stage: &StageLoop, expected| {
+            let log = stage.open_log(&folder.samples(), expected).unwrap();
+            log.damage().is_some()
+        };
+        let (mut first, _) = open(&folder);
+        assert!(!damaged(&first, true) && !damaged(&first, false));
+        train(&mut first, 1..=2);
+        let (second, _) = open(&folder);
+        assert!(damaged(&second, true) && !damaged(&second, false));
+
+        let mut samples = second.open_log(&folder.samples(), false).unwrap();
+        for step in [1, 3] {
+            samples.write(&Metrics::new(step)).unwrap();
+        }
+        assert!(!damaged(&second, true));
+        let left = fs::read_to_string(folder.samples()).unwrap();
+        assert_eq!(left.lines().count(), 1, "{left}");
+    }
+}

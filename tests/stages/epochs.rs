@@ -201,14 +201,7 @@ fn an_iteration_of_ppo_is_whole_and_says_what_it_leaves_out_or_repeats() {
 /// pass over eight prompts, and no prompt comes twice.
 #[test]
 fn no_pass_over_the_prompts_has_one_twice() {
-    let workspace = Workspace::trained();
-    let numbered = |i: usize| json!({"prompt": prompt(i)["prompt"], "number": i});
-    workspace.write("prompts.jsonl", &records(0, 8, numbered));
-    workspace.write("prompts_eval.jsonl", &records(60, 8, numbered));
-    workspace.write("note.sh", NOTE);
-    let config = String::from_utf8(read(&workspace.path("config.toml"))).expect("UTF-8");
-    let config = config.replace("reward_model = \"models/reward\"\n", "");
-    workspace.write("config.toml", &(config + REWARDS));
+    let workspace = with_program(&[MODEL, PROGRAM]);
     workspace.succeed(
         "ppo config.toml --set ppo.batch_size=3 --set ppo.num_mini_batches=1 --set ppo.max_steps=8",
     );
@@ -232,6 +225,39 @@ fn no_pass_over_the_prompts_has_one_twice() {
     );
 }
 
+/// All completions score the same, so the whole batch of five prompts is drawn again: the three
+/// prompts that are left in the pass come before the ones that the iteration already has.
+#[test]
+fn replacements_are_prompts_that_the_iteration_does_not_have_yet() {
+    let workspace = with_program(&[PROGRAM]);
+    workspace.succeed(
+        "ppo config.toml --set ppo.batch_size=10 --set ppo.num_samples_per_prompt=2 \
+         --set ppo.num_mini_batches=1 --set ppo.max_steps=1 --set ppo.dynamic_sampling=1 \
+         --set ppo.eval_prompts= --set ppo.lexicon= --set ppo.eval_samples=256 \
+         --set ppo.eval_steps=0",
+    );
+    let asked = lines(&workspace.path("asked.jsonl"));
+    assert_eq!(asked.len(), 2);
+    let mut numbers: Vec<u64> = asked.iter().flat_map(numbers).collect();
+    assert_eq!(numbers.len(), 20);
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!(numbers, (0..8).collect::<Vec<u64>>());
+}
+
+/// Trained models, eight numbered prompts, and a configuration whose PPO has these rewards.
+fn with_program(rewards: &[&str]) -> Workspace {
+    let workspace = Workspace::trained();
+    let numbered = |i: usize| json!({"prompt": prompt(i)["prompt"], "number": i});
+    workspace.write("prompts.jsonl", &records(0, 8, numbered));
+    workspace.write("prompts_eval.jsonl", &records(60, 8, numbered));
+    workspace.write("note.sh", NOTE);
+    let config = String::from_utf8(read(&workspace.path("config.toml"))).expect("UTF-8");
+    let config = config.replace("reward_model = \"models/reward\"\n", "");
+    workspace.write("config.toml", &(config + &rewards.concat()));
+    workspace
+}
+
 /// Records each question and answers with as many numbers as it has completions.
 const NOTE: &str = r#"while read -r line; do
   printf '%s\n' "$line" >> asked.jsonl
@@ -240,8 +266,8 @@ const NOTE: &str = r#"while read -r line; do
 done
 "#;
 
-const REWARDS: &str = "\n[[ppo.rewards]]\ntype = \"model\"\npath = \"models/reward\"\n\
-                       [[ppo.rewards]]\ntype = \"program\"\ncommand = [\"sh\", \"note.sh\"]\n";
+const MODEL: &str = "\n[[ppo.rewards]]\ntype = \"model\"\npath = \"models/reward\"\n";
+const PROGRAM: &str = "\n[[ppo.rewards]]\ntype = \"program\"\ncommand = [\"sh\", \"note.sh\"]\n";
 
 /// The numbers in the prompts of a question.
 fn numbers(question: &Line) -> Vec<u64> {

@@ -63,6 +63,29 @@ fn adapters_and_upper_layers_learn_alone() {
     assert!(adapter.exists());
 }
 
+/// Held-out pairs in several passes have the means that they have in one.
+#[test]
+fn an_evaluation_is_a_mean_over_all_held_out_pairs() {
+    let workspace = with_orpo();
+    let before = |name: &str, tokens: usize| {
+        workspace.succeed(&format!(
+            "orpo config.toml --set run.name={name} --set orpo.max_steps=1 \
+             --set orpo.micro_batch_tokens={tokens}"
+        ));
+        workspace.metrics(name, "orpo")[0].clone()
+    };
+    let (whole, cut) = (before("whole", 4096), before("cut", 96));
+    let sum = number(&whole, "eval/nll_loss") - 0.1 * number(&whole, "eval/log_odds_ratio");
+    assert!(
+        (number(&whole, "eval/loss") - sum).abs() < 1e-5,
+        "{whole:?}"
+    );
+    for metric in ["eval/loss", "eval/nll_loss", "eval/log_odds_ratio"] {
+        let (a, b) = (number(&whole, metric), number(&cut, metric));
+        assert!((a - b).abs() < 1e-5, "{metric}: {a} and {b}");
+    }
+}
+
 #[test]
 fn the_stage_is_planned_and_checked_before_another() {
     let workspace = with_orpo();

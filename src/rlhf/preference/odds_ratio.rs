@@ -241,5 +241,23 @@ mod tests {
         assert!(refused(&[1, 0], 0.1, totals(1, 1)).contains("answer's token count is 0"));
         assert!(refused(&[1, 1], -0.1, totals(1, 1)).starts_with("beta is -0.1"));
         assert!(refused(&[1, 1], 0.1, totals(0, 1)).contains("pair count is 0"));
+        assert!(refused(&[1, 1], 0.1, totals(1, 0)).contains("chosen tokens is 0"));
+
+        let refused = |x: &[f64], offsets: &[usize]| {
+            let (x, rows) = (var(x), RaggedRows::new(offsets).unwrap());
+            let answers = vec![1; rows.len()];
+            let error = odds_ratio(&x, rows, &answers, 0.1, totals(1, 1)).unwrap_err();
+            error.to_string()
+        };
+        assert!(refused(&[-1.0], &[0, 1]).starts_with("sequences has 1"));
+        assert!(refused(&[-1.0; 3], &[0, 1, 2]).starts_with("log-probs has 3"));
+    }
+
+    /// Near 0 the result is log(−x), far below it −exp(x), each to the last digits.
+    #[test]
+    fn the_logarithm_of_the_other_probability_is_exact_at_both_ends() {
+        assert_eq!(log_one_minus_exp(-1e-20), 1e-20f64.ln());
+        let far = log_one_minus_exp(-40.0) / -(-40f64).exp();
+        assert!((far - 1.0).abs() < 1e-15, "{far}");
     }
 }

@@ -77,7 +77,7 @@ impl<'a> PpoRun<'a> {
             pool.add(prompts, sequences, scores, samples)?;
         }
         let chosen = choose(&pool.spread, wanted);
-        let prompts: Vec<_> = chosen.iter().map(|&group| pool.prompts[group]).collect();
+        let prompts = pool.prompts_of(&chosen);
         let mut collected = pool.into_batch(&chosen, samples)?;
         collected.prompts_passed = passed;
         if self.config.objective.advantage_estimator == AdvantageEstimator::Remax {
@@ -144,6 +144,11 @@ impl<'a> Pool<'a> {
 
     fn places(&self) -> Vec<u64> {
         self.prompts.iter().map(|&(place, _)| place).collect()
+    }
+
+    /// Place and prompt of each of these groups.
+    fn prompts_of(&self, groups: &[usize]) -> Vec<(u64, &'a Prompt)> {
+        groups.iter().map(|&group| self.prompts[group]).collect()
     }
 
     fn add(
@@ -215,6 +220,7 @@ impl Collected {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::boundary::States;
 
     fn sequence(key: u64, sample: usize) -> Sequence {
         Sequence {
@@ -267,15 +273,69 @@ mod tests {
         assert_eq!(add(10..12, &[2.0, 0.0, 0.0, 0.0]), 2);
         assert_eq!(pool.rounds, 2);
         let chosen = choose(&pool.spread, 3);
+        let prompts = pool.prompts_of(&chosen);
         let collected = pool.into_batch(&chosen, 2).unwrap();
         // 8 and 10 have spread; of the others the first fills up.
         assert_eq!(
             keys(&collected),
             [(7, 0), (7, 1), (8, 0), (8, 1), (10, 0), (10, 1)]
         );
+        let places: Vec<u64> = prompts.iter().map(|&(place, _)| place).collect();
+        assert_eq!(places, [7, 8, 10]);
         let scores = &collected.experience.scores().total;
         assert_eq!(scores, &[1.0, 1.0, 0.0, 1.0, 2.0, 0.0]);
         assert_eq!((collected.dropped, collected.tokens), (2, 20));
         assert_eq!(collected.no_spread, 1.0 / 3.0);
+    }
+
+    #[test]
+    fn metrics_are_written_where_they_say_something() {
+        let (sequences, scores) = round(7, &[1.0, 0.0, 2.0, 2.0]);
+        let mut collected = Collected {
+            experience: Experience::new(sequences, scores).unwrap(),
+            baseline: None,
+            prompts_passed: 0,
+            tokens: 8,
+            dropped: 4,
+            rounds: 3,
+            no_spread: 0.5,
+        };
+        let written = |collected: &Collected, config: &Ppo| {
+            let mut metrics = Metrics::new(1);
+            collected.write(config, &mut metrics);
+            let all = metrics
+                .iter()
+                .map(|(name, value)| format!("{name} {value}"));
+            all.collect::<Vec<_>>().join(", ")
+        };
+        let mut config = Ppo::default();
+        assert_eq!(written(&collected, &config), "reward/half 0.625");
+        config.num_samples_per_prompt = 2;
+        config.rollout.dynamic_sampling = 2;
+        let (sequences, scores) = round(7, &[3.0, 1.0]);
+        collected.baseline = Some(Experience::new(sequences, scores).unwrap());
+        assert_eq!(
+            written(&collected, &config),
+            "reward/half 0.625, rollout/no_spread_fraction 0.5, rollout/rounds 3, \
+             rollout/groups_dropped 4, rollout/baseline_score 2"
+        );
+    }
+
+    #[test]
+    fn only_groups_with_spread_keep_their_states() {
+        let (mut sequences, scores) = round(0, &[1.0, 1.0, 0.0, 1.0]);
+        for sequence in &mut sequences {
+            sequence.states = Some(States {
+                layer: 0,
+                width: 1,
+                prompt: [].into(),
+                generated: [].into(),
+            });
+        }
+        let mut pool = Pool::default();
+        pool.add(Vec::new(), sequences, scores, 2).unwrap();
+        pool.drop_states(2);
+        let kept = pool.sequences.iter().map(|s| s.states.is_some());
+        assert_eq!(kept.collect::<Vec<_>>(), [false, false, true, true]);
     }
 }

@@ -92,7 +92,7 @@ impl<O: Objective> Trainer<'_, O> {
         if self.job.patience == 0 {
             return Ok(());
         }
-        let checkpoints = self.stage.checkpoints.kept()?;
+        let checkpoints = self.stage.checkpoints.all()?;
         // A checkpoint whose state cannot be read is not continued from.
         let states = checkpoints
             .iter()
