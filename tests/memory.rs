@@ -5,6 +5,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use collimate::config::{LoraTable, TargetModules};
 use collimate::model::activations::TrainingPass;
 use collimate::model::config::{DecoderConfig, Family, Geometry, TensorSpec, layer_of};
 use collimate::model::hf_config::HfConfig;
@@ -43,7 +44,18 @@ const ROWS: usize = 2048;
 /// Few targets, so that the layers need more memory than the head.
 const TARGETS: usize = 128;
 
-fn model(family: Family) -> Decoder {
+/// Trained adapters on all projections of `base`.
+fn adapted(base: &Decoder, rank: usize) -> Decoder {
+    let table = LoraTable {
+        r: Some(rank),
+        target_modules: Some(TargetModules::AllLinear),
+        ..LoraTable::default()
+    };
+    let head = base.decoder_config().head;
+    Decoder::adapt(base, &table, head, 1, Trainability::Trained).expect("adapters")
+}
+
+fn fresh(family: Family, training: Trainability) -> Decoder {
     let sizes = Geometry {
         hidden_size: 64,
         intermediate_size: 160,
@@ -55,8 +67,8 @@ fn model(family: Family) -> Decoder {
         max_position_embeddings: 128,
     };
     let config = DecoderConfig::from_scratch(family, &sizes).expect("a valid model");
-    let all = |_: &_| Trainability::Trained;
-    Decoder::fresh(HfConfig::new(config), 1, all, &Backend::CPU).expect("a model")
+    let config = HfConfig::new(config);
+    Decoder::fresh(config, 1, |_| training, &Backend::CPU).expect("a model")
 }
 
 /// Bytes held between the two passes, and the peak of both passes, relative to the state before
@@ -105,6 +117,7 @@ fn a_layer_holds_the_planned_columns() {
                 let held = (0..4).map(|_| measured(&model, recompute)[0]).min();
                 let pass = TrainingPass {
                     decoder: model.decoder_config(),
+                    lora: None,
                     rows: ROWS,
                     first,
                     recompute,
@@ -121,30 +134,40 @@ fn a_layer_holds_the_planned_columns() {
 fn a_pass_has_in_memory_what_is_planned() {
     a_layer_holds_the_planned_columns();
     for family in [Family::Llama, Family::Qwen3, Family::Gpt2] {
-        let model = model(family);
-        for recompute in [Recompute::None, Recompute::Block] {
-            // The scratch memory of the threads is allocated in the first pass.
-            measured(&model, recompute);
-            let [held, peak] = measured(&model, recompute);
-            let pass = TrainingPass {
-                decoder: model.decoder_config(),
-                rows: ROWS,
-                first: 0,
-                recompute,
-            };
-            let logits = most_logits(TARGETS, 512) * size_of::<f32>();
-            // The head's backward pass has ended when that of the layers begins.
-            let planned = [pass.held(), pass.held() + pass.backward().max(logits)];
-            for (what, found, planned) in [("held", held, planned[0]), ("peak", peak, planned[1])] {
-                let ratio = planned as f64 / found as f64;
-                println!(
-                    "{family:?} {recompute:?} {what}: {found} found, {planned} planned, {ratio:.3}"
-                );
-                assert!(
-                    (0.9..1.15).contains(&ratio),
-                    "{family:?} {recompute:?} {what}: {found} found, {planned} planned"
-                );
-            }
+        a_model_has_in_memory_what_is_planned(
+            &format!("{family:?}"),
+            &fresh(family, Trainability::Trained),
+        );
+        for rank in [1, 64] {
+            let name = format!("{family:?} with adapters of rank {rank}");
+            let model = adapted(&fresh(family, Trainability::Frozen), rank);
+            a_model_has_in_memory_what_is_planned(&name, &model);
+        }
+    }
+}
+
+fn a_model_has_in_memory_what_is_planned(name: &str, model: &Decoder) {
+    for recompute in [Recompute::None, Recompute::Block] {
+        // The scratch memory of the threads is allocated in the first pass.
+        measured(model, recompute);
+        let [held, peak] = measured(model, recompute);
+        let pass = TrainingPass {
+            decoder: model.decoder_config(),
+            lora: model.lora(),
+            rows: ROWS,
+            first: 0,
+            recompute,
+        };
+        let logits = most_logits(TARGETS, 512) * size_of::<f32>();
+        // The head's backward pass has ended when that of the layers begins.
+        let planned = [pass.held(), pass.held() + pass.backward().max(logits)];
+        for (what, found, planned) in [("held", held, planned[0]), ("peak", peak, planned[1])] {
+            let ratio = planned as f64 / found as f64;
+            let words = format!(
+                "{name} {recompute:?} {what}: {found} found, {planned} planned, {ratio:.3}"
+            );
+            println!("{words}");
+            assert!((0.9..1.15).contains(&ratio), "{words}");
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use super::block::branch_kinds;
 use super::config::{DecoderConfig, Position};
+use super::lora::Lora;
 use crate::config::Recompute;
 use crate::ops::residual::memory::BranchMemory;
 
@@ -14,6 +15,8 @@ use crate::ops::residual::memory::BranchMemory;
 pub struct TrainingPass<'a> {
     /// The model.
     pub decoder: &'a DecoderConfig,
+    /// The adapters of the model, if it has any.
+    pub lora: Option<&'a Lora>,
     /// The number of tokens.
     pub rows: usize,
     /// The first layer that records a graph.
@@ -27,7 +30,8 @@ impl TrainingPass<'_> {
     pub fn held(&self) -> usize {
         let hidden = self.decoder.hidden_size;
         let layers = self.decoder.num_hidden_layers - self.first;
-        let layer: usize = self.branches().iter().map(BranchMemory::held).sum();
+        // Adapters are not among the activations that are held, so all layers hold the same.
+        let layer: usize = self.branches(0).iter().map(BranchMemory::held).sum();
         // Input and result of the final norm.
         let above = 2 * hidden;
         // The graph holds the embeddings of tokens and of positions besides their sum.
@@ -40,18 +44,17 @@ impl TrainingPass<'_> {
 
     /// Bytes of the buffers of the backward pass, for the branch that needs most.
     pub fn backward(&self) -> usize {
-        let largest = match self.first < self.decoder.num_hidden_layers {
-            true => self.branches().iter().map(BranchMemory::backward).max(),
-            false => None,
-        };
+        let layers = self.first..self.decoder.num_hidden_layers;
+        let branches = layers.flat_map(|layer| self.branches(layer));
+        let largest = branches.map(|branch| branch.backward()).max();
         // Gradients of the residual stream: the incoming and the outgoing one, and the graph's sum
         // of both.
         self.bytes(largest.unwrap_or(0) + 3 * self.decoder.hidden_size)
     }
 
-    /// The two branches of a layer.
-    fn branches(&self) -> [BranchMemory; 2] {
-        branch_kinds(self.decoder).map(|chain| BranchMemory {
+    /// The two branches of layer `layer`.
+    fn branches(&self, layer: usize) -> [BranchMemory; 2] {
+        branch_kinds(self.decoder, self.lora, layer).map(|chain| BranchMemory {
             hidden: self.decoder.hidden_size,
             chain,
             recompute: self.recompute,

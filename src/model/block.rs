@@ -167,23 +167,41 @@ impl Block {
     }
 }
 
-/// Kinds of the operations of [`Block::branches`], which are the same for every layer.
-pub fn branch_kinds(config: &DecoderConfig) -> [Vec<OperationKind>; 2] {
+/// Kinds of the operations of [`Block::branches`] in layer `layer`.
+pub fn branch_kinds(
+    config: &DecoderConfig,
+    lora: Option<&Lora>,
+    layer: usize,
+) -> [Vec<OperationKind>; 2] {
     use OperationKind::{Attention, Gelu, Linear, Norm, Rope, SwiGlu};
-    let (spec, inner) = (attention_of(config, 0), config.intermediate_size);
-    let mut attention = vec![Norm, Linear(spec.columns())];
+    let (spec, inner) = (attention_of(config, layer), config.intermediate_size);
+    let names = config.family.names();
+    let linear = |modules: &[&str], outputs| Linear {
+        outputs,
+        inner: lora.map_or(0, |lora| {
+            let name = |module: &&str| format!("{}.{layer}.{module}", names.layers);
+            let adapted = modules.iter().map(name).filter(|name| lora.adapts(name));
+            lora.r * adapted.count()
+        }),
+    };
+    let mut attention = vec![Norm, linear(names.qkv, spec.columns())];
     if config.qk_norm == QkNorm::PerHead {
         attention.extend([Norm, Norm]);
     }
     if let Position::Rope(_) = config.position {
         attention.push(Rope);
     }
-    attention.extend([Attention(spec.outputs()), Linear(config.hidden_size)]);
+    let output = linear(&[names.output], config.hidden_size);
+    attention.extend([Attention(spec.outputs()), output]);
     let (up, activation) = match config.activation {
         Activation::SwiGlu => (2 * inner, SwiGlu),
         Activation::GeluTanh | Activation::Gelu => (inner, Gelu),
     };
-    let mlp = vec![Norm, Linear(up), activation, Linear(config.hidden_size)];
+    let (up, down) = (
+        linear(names.up, up),
+        linear(&[names.down], config.hidden_size),
+    );
+    let mlp = vec![Norm, up, activation, down];
     [attention, mlp]
 }
 
@@ -256,6 +274,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::config::LoraTable;
     use crate::model::config::TensorSpec;
     use crate::model::frequencies::rotation;
     use crate::model::hf_config::HfConfig;
@@ -277,14 +296,19 @@ mod tests {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
         for folder in fixtures.read_dir().unwrap() {
             let config = HfConfig::read(&folder.unwrap().path()).unwrap().decoder;
-            let initial = config.tensors().into_iter().map(zeros).collect();
-            let store = ParamStore::new(initial, &Backend::CPU).unwrap();
-            let layer = Block::new(&store, &config, None, 1).unwrap();
-            let angles = rotation(&config).map(|rotation| rotation.angles(&[0, 1]));
-            let branches = layer.branches(angles.as_ref(), &Segments::from_lengths([2]), None);
-            let kinds = |branch: Branch| branch.chain.iter().map(|link| link.kind()).collect();
-            let kinds: [Vec<OperationKind>; 2] = branches.map(kinds);
-            assert_eq!(kinds, branch_kinds(&config), "{:?}", config.family);
+            let adapters = Lora::new(&LoraTable::default(), &config).unwrap();
+            for lora in [None, Some(&adapters)] {
+                let tensors = lora.map_or_else(Vec::new, Lora::tensors);
+                let tensors = config.tensors().into_iter().chain(tensors);
+                let store = ParamStore::new(tensors.map(zeros).collect(), &Backend::CPU).unwrap();
+                let layer = Block::new(&store, &config, lora, 1).unwrap();
+                let angles = rotation(&config).map(|rotation| rotation.angles(&[0, 1]));
+                let branches = layer.branches(angles.as_ref(), &Segments::from_lengths([2]), None);
+                let kinds = |branch: Branch| branch.chain.iter().map(|link| link.kind()).collect();
+                let kinds: [Vec<OperationKind>; 2] = branches.map(kinds);
+                let listed = branch_kinds(&config, lora, 1);
+                assert_eq!(kinds, listed, "{:?} {lora:?}", config.family);
+            }
         }
     }
 }

@@ -350,7 +350,10 @@ impl Operation for Linear {
     }
 
     fn kind(&self) -> OperationKind {
-        OperationKind::Linear(self.outputs)
+        OperationKind::Linear {
+            outputs: self.outputs,
+            inner: self.adapters().map(|(adapter, ..)| adapter.rank()).sum(),
+        }
     }
 
     fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {

@@ -56,8 +56,13 @@ pub trait Operation: Send + Sync {
 pub enum OperationKind {
     /// Normalisation of rows or of heads.
     Norm,
-    /// Linear layer with this number of output columns.
-    Linear(usize),
+    /// Linear layer.
+    Linear {
+        /// Columns of the result.
+        outputs: usize,
+        /// Sum of the ranks of its adapters: columns of their inner values.
+        inner: usize,
+    },
     /// Rotary position embedding.
     Rope,
     /// Attention with this number of output columns.
@@ -72,9 +77,18 @@ impl OperationKind {
     /// Columns of the result for an input of `inputs` columns.
     pub fn outputs(self, inputs: usize) -> usize {
         match self {
-            Self::Linear(outputs) | Self::Attention(outputs) => outputs,
+            Self::Linear { outputs, .. } | Self::Attention(outputs) => outputs,
             Self::SwiGlu => inputs / 2,
             Self::Norm | Self::Rope | Self::Gelu => inputs,
+        }
+    }
+
+    /// Columns of the buffers that the backward pass holds besides the gradients of input and
+    /// result: the inner values of adapters and their gradients.
+    pub fn backward_buffers(self) -> usize {
+        match self {
+            Self::Linear { inner, .. } => 2 * inner,
+            _ => 0,
         }
     }
 

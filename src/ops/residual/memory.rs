@@ -56,8 +56,8 @@ impl BranchMemory {
     }
 
     /// The largest number of columns that the backward pass of an operation adds to
-    /// [`Self::held`]: inputs that are computed again, and gradients of its input and its result.
-    /// The gradient of the branch's result is not among them.
+    /// [`Self::held`]: inputs that are computed again, gradients of its input and its result, and
+    /// the buffers of adapters. The gradient of the branch's result is not among them.
     pub fn backward(&self) -> usize {
         let inputs = self.inputs();
         let held = self.kept(HeldInputs::between_passes(self.recompute));
@@ -75,7 +75,7 @@ impl BranchMemory {
                 true => 0,
                 false => inputs[i + 1],
             };
-            again.sum::<usize>() + inputs[i] + result
+            again.sum::<usize>() + inputs[i] + result + self.chain[i].backward_buffers()
         };
         (0..self.chain.len()).map(at).max().unwrap_or(0)
     }

@@ -7,6 +7,7 @@ use super::{StagePlan, activations, log_prob_chunk};
 use crate::config::{ExampleKeys, Pretrain, Stage, Trainable, Training};
 use crate::model::activations::TrainingPass;
 use crate::model::config::{DecoderConfig, Head};
+use crate::model::lora::Lora;
 use crate::ops::param::Trainability;
 use crate::roles::RoleTensors;
 use crate::stages::freezing::Frozen;
@@ -20,7 +21,7 @@ pub fn pretrain(models: RunModels, config: &Pretrain) -> Result<StagePlan> {
     let batch = config.training.batch_size * (config.context_length - 1);
     let roles = vec![RoleTensors::whole(&decoder, |_| Trainability::Trained)];
     let (stage, training) = (Stage::Pretrain, &config.training);
-    Ok(of(stage, &decoder, roles, training, batch))
+    Ok(of(stage, (&decoder, None), roles, training, batch))
 }
 
 /// The plan of a stage that learns from examples. The reference of DPO is the policy as it starts,
@@ -35,34 +36,41 @@ pub fn examples(
     head: Head,
 ) -> Result<StagePlan> {
     let found = models.decoder(keys.from)?;
-    let roles = trained(models, &found, head, keys.trainable, stage)?;
+    let lora = models.adapters(stage, &found)?;
+    let roles = trained(&found, head, keys.trainable, lora.as_ref());
     let decoder = DecoderConfig { head, ..found };
     let batch = keys.sequences * keys.training.batch_size * keys.max_length;
-    Ok(of(stage, &decoder, roles, keys.training, batch))
+    Ok(of(
+        stage,
+        (&decoder, lora.as_ref()),
+        roles,
+        keys.training,
+        batch,
+    ))
 }
 
 /// The tensors of the model that a stage trains, or of the adapters on the model that was `found`.
 fn trained(
-    models: RunModels,
     found: &DecoderConfig,
     head: Head,
     trainable: &Trainable,
-    stage: Stage,
-) -> Result<Vec<RoleTensors>> {
-    if let Some(lora) = models.adapters(stage, found)? {
-        return Ok(RoleTensors::adapted(found, head, &lora).into());
+    lora: Option<&Lora>,
+) -> Vec<RoleTensors> {
+    if let Some(lora) = lora {
+        return RoleTensors::adapted(found, head, lora).into();
     }
     let mut decoder = found.clone();
     decoder.head = head;
     let frozen = Frozen::from(trainable);
     let whole = RoleTensors::whole(&decoder, |spec| frozen.training(spec));
-    Ok(vec![whole])
+    vec![whole]
 }
 
-/// The plan of a stage whose steps have at most `batch` tokens.
+/// The plan of a stage whose steps have at most `batch` tokens, on a model with or without
+/// adapters.
 fn of(
     stage: Stage,
-    decoder: &DecoderConfig,
+    (decoder, lora): (&DecoderConfig, Option<&Lora>),
     roles: Vec<RoleTensors>,
     training: &Training,
     batch: usize,
@@ -71,6 +79,7 @@ fn of(
     let begins = roles.iter().map(|role| role.graph_begins(layers)).min();
     let pass = TrainingPass {
         decoder,
+        lora,
         rows: training.micro_batch_tokens.min(batch),
         first: begins.unwrap_or(layers),
         recompute: training.recompute,

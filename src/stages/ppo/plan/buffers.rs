@@ -136,6 +136,7 @@ impl PpoBuffers<'_> {
         let decoder = &role.model.decoder;
         TrainingPass {
             decoder,
+            lora: role.lora(),
             rows,
             first: role.named("").graph_begins(decoder.num_hidden_layers),
             recompute: self.config.training.recompute,
