@@ -78,10 +78,10 @@ Example:
     /// List the memory that each stage of CONFIG will take
     ///
     /// Reads the configuration, each model's config.json and the prompts, but no weights; only
-    /// where PPO shares a trunk and has a judge, it reads the policy's lowest layers to see whether
-    /// the judge has the same. A table for each stage lists the bytes of each role's weights,
-    /// gradients and AdamW moments, then what the roles have in common: cache, activations of one
-    /// micro-batch, and the chunk of log-probs.
+    /// where PPO shares a trunk or a base with a reward model or judge that exists, it compares the
+    /// weights that they should share, unless both name one folder. A table for each stage lists
+    /// the bytes of each role's weights, gradients and AdamW moments, then what the roles have in
+    /// common: cache, activations of one micro-batch, and the chunk of log-probs.
     ///
     /// With --probe, each stage whose models and data exist runs for a step or two, in a process
     /// and a temporary folder of its own, to measure peak memory and seconds per step.

@@ -3,6 +3,7 @@
 use crate::cli::{PlanArgs, Trials};
 use crate::config::{Config, Document};
 use crate::stages::plan::machine::MemoryBound;
+use crate::stages::plan::not_counted;
 use crate::stages::{preflight, probe};
 use crate::terminal::{self, Reader};
 use crate::train::signal::Outcome;
@@ -17,10 +18,15 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
     let config = Config::resolve(&document)?;
     config.notes().into_iter().for_each(terminal::note);
     let stages = config.stages();
-    let plans = preflight::plans(&config, &stages)?;
+    let plans = preflight::plans(&config, &stages).or_else(|error| {
+        // The key of a file that does not exist says more than the error of reading it.
+        config.check_files(&document, &stages)?;
+        Err(error)
+    })?;
     let fits = preflight::check(&config, &plans, MemoryBound::Longest);
-    for plan in &plans {
-        if terminal::product(format_args!("{plan}\n"))? == Reader::Gone {
+    let tables = plans.iter().map(ToString::to_string);
+    for text in tables.chain([not_counted(&config)]) {
+        if terminal::product(format_args!("{text}\n"))? == Reader::Gone {
             break;
         }
     }

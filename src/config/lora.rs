@@ -1,5 +1,5 @@
-//! `[sft.lora]`, `[dpo.lora]`, `[reward.lora]`, `[judge.lora]` and `[ppo.lora]`: adapters on a
-//! frozen model instead of training all of it.
+//! The `lora` table of `[ppo]` and of the stages that learn from examples: adapters on a frozen
+//! model instead of training all of it.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

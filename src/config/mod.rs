@@ -219,26 +219,6 @@ impl Config {
             let table = self.table(stage);
             table.iter().for_each(|t| t.check(stage.name(), checker));
         }
-        if let (Some(ppo), Some(reward)) = (&self.ppo, &self.reward) {
-            let trained_here = self.run.final_model(Stage::Reward);
-            if ppo.first_reward_model() == Some(trained_here) {
-                ppo.check_reward_base(reward, checker);
-                self.check_tuned_policy(ppo, reward, checker);
-            }
-        }
-    }
-
-    /// Checks that a policy tuned by a stage after `[sft]` fits the reward model of this run.
-    fn check_tuned_policy(&self, ppo: &Ppo, reward: &Reward, checker: &mut Checker<'_>) {
-        let tunes = |stage: &Stage| {
-            stage.starts_after() == Some(Stage::Sft) && self.run.final_model(*stage) == ppo.from
-        };
-        let Some(tuner) = Stage::ALL.into_iter().find(tunes) else {
-            return;
-        };
-        if let Some(keys) = self.table(tuner).and_then(StageTable::examples) {
-            ppo.check_tuned_base((tuner, keys.trainable), reward, checker);
-        }
     }
 
     /// Whether `[pretrain]` trains the tokenizer, rather than read one.

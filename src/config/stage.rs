@@ -125,6 +125,16 @@ macro_rules! stages {
             /// All stages in the order in which they run.
             pub const ALL: [Self; [$(stringify!($stage)),*].len()] = [$(Self::$stage),*];
 
+            /// The number of sequences of one of the stage's examples: 2 for pairs; `None` for a
+            /// stage that does not learn from examples.
+            pub fn sequences(self) -> Option<usize> {
+                match self {
+                    $(Self::$stage => {
+                        <$keys>::default().examples().map(|keys| keys.sequences)
+                    })*
+                }
+            }
+
             /// Name of the stage's table, command and folder.
             pub fn name(self) -> &'static str {
                 match self {

@@ -1,8 +1,8 @@
 //! Errors of loading, running and saving models.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::config::InvalidDecoder;
+use super::config::{Head, InvalidDecoder};
 use super::hf_config::HfConfigError;
 use super::lora::LoraError;
 use super::weights::WeightsError;
@@ -58,9 +58,8 @@ pub enum ModelError {
     /// A model was trained on another trunk than the one that it should share.
     #[error(
         "{}: its lowest {layers} layers have the fingerprint {found}, those of the policy \
-         {expected}; to share a trunk, train it from the same model with these layers frozen \
-         (reward.freeze_layers = {layers}), and the policy too if [dpo] trains it \
-         (dpo.freeze_layers = {layers})",
+         {expected}; to share a trunk, train both from one model, with freeze_layers = {layers} \
+         in the table of each stage that trains one of them from it",
         .folder.display()
     )]
     OtherTrunk {
@@ -89,4 +88,26 @@ pub enum ModelError {
     /// A computation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
+}
+
+impl ModelError {
+    /// Checks that the model in `folder`, which has the head `found`, is of the kind of `needed`.
+    ///
+    /// # Errors
+    /// If it is of the other kind.
+    pub(crate) fn check_head(folder: &Path, found: Head, needed: Head) -> Result<(), Self> {
+        let (found, needed) = match (found, needed) {
+            (Head::Score, Head::LanguageModel) => ("a reward model", "a language model"),
+            (Head::LanguageModel, Head::Score) => (
+                "a language model",
+                "a reward model (...ForSequenceClassification with one label)",
+            ),
+            _ => return Ok(()),
+        };
+        Err(Self::Kind {
+            folder: folder.to_owned(),
+            found,
+            needed,
+        })
+    }
 }

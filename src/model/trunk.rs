@@ -33,7 +33,7 @@ impl Decoder {
     /// trunk is not read. `training` is that of the branch.
     ///
     /// # Errors
-    /// As [`Decoder::load_sharing`], and if the base has fewer layers.
+    /// As [`Decoder::load_sharing`].
     pub fn load_on_trunk(
         base: &Decoder,
         layers: usize,
@@ -42,25 +42,12 @@ impl Decoder {
         seed: u64,
         training: Trainability,
     ) -> Result<Self, ModelError> {
-        base.check_depth(layers)?;
         let shared = |spec: &TensorSpec| base.params().find(&spec.name);
         let holding = |spec: &TensorSpec| match shared(spec) {
             Some(param) if in_trunk(&spec.name, layers) => Holding::Shared(param),
             _ => Holding::Own(training),
         };
         Self::load_sharing(folder, head, seed, holding, base.params().backend())
-    }
-
-    /// Checks that the decoder has enough layers for the trunk.
-    ///
-    /// # Errors
-    /// If it has fewer than `layers` layers.
-    pub fn check_depth(&self, layers: usize) -> Result<(), ModelError> {
-        let found = self.decoder_config().num_hidden_layers;
-        match layers <= found {
-            true => Ok(()),
-            false => Err(ModelError::TrunkLayers { layers, found }),
-        }
     }
 
     /// The trunk of `layers` layers, with which other models are compared.

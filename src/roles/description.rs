@@ -3,13 +3,16 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::Ppo;
+use crate::config::{Ppo, Stage};
 use crate::model::ModelError;
 use crate::model::config::{DecoderConfig, Head, SCORE, weight};
 use crate::model::hf_config::HfConfig;
-use crate::model::hf_config::adapter::AdapterConfig;
+use crate::model::hf_config::adapter::{ADAPTER_CONFIG, AdapterConfig};
 use crate::model::lora::Lora;
 use crate::model::lora::folder::AdapterFolder;
+
+/// The file of a model's sizes.
+const CONFIG: &str = "config.json";
 
 /// A model folder: sizes, head and adapters.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,17 +41,26 @@ pub struct AdapterDescription {
 }
 
 /// Origin of a model folder.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Origin {
     /// The folder exists.
     Files,
     /// A stage of the run is yet to write the folder.
     Stage {
-        /// The model folder that the stage starts from; `None` for pretraining.
-        from: Option<PathBuf>,
+        /// The stage.
+        stage: Stage,
+        /// The model that the stage starts from; `None` for pretraining.
+        from: Option<Box<ModelDescription>>,
         /// The number of lowest layers that the stage leaves unchanged, embedding included.
         frozen_layers: usize,
     },
+}
+
+/// True if a folder holds a model or adapters.
+pub fn is_model(folder: &Path) -> bool {
+    [CONFIG, ADAPTER_CONFIG]
+        .iter()
+        .any(|file| folder.join(file).is_file())
 }
 
 impl ModelDescription {
@@ -72,6 +84,19 @@ impl ModelDescription {
     pub fn base(&self) -> &Path {
         let adapter = self.adapter.as_ref();
         adapter.map_or(&self.folder, |adapter| &adapter.base)
+    }
+
+    /// The model that the lowest `layers` layers come from: this one, or one that it is trained
+    /// from by stages that leave these layers unchanged.
+    pub(super) fn trunk_origin(&self, layers: usize) -> &Self {
+        match &self.origin {
+            Origin::Stage {
+                from: Some(from),
+                frozen_layers,
+                ..
+            } if *frozen_layers >= layers => from.trunk_origin(layers),
+            _ => self,
+        }
     }
 
     /// This model with another head.

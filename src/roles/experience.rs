@@ -22,8 +22,8 @@ pub struct Sequence {
     pub sample: usize,
     /// Token ids of the prompt and the completion.
     pub ids: Vec<u32>,
-    /// Generated tokens, as ascending ranges in `ids`: one for a single answer, several for a
-    /// dialogue.
+    /// Generated tokens, as ascending ranges in `ids`. Generation gives one range today; the list
+    /// is for dialogues, the next kind of rollout, which have one for each turn of the policy.
     pub generated: Vec<Range<usize>>,
     /// Log-prob of each generated token in the distribution that it was drawn from.
     pub log_probs: Vec<f32>,
@@ -71,7 +71,7 @@ pub enum ExperienceError {
     #[error("{what} has {found} elements, but the batch needs {expected}")]
     Length {
         /// Name of the quantity.
-        what: &'static str,
+        what: String,
         /// Number of elements of the quantity.
         found: usize,
         /// Number of tokens or sequences of the batch.
@@ -157,7 +157,7 @@ impl Experience {
     ///
     /// # Errors
     /// If a sequence's parts differ in length, a sequence has no generated token, or there is not
-    /// one score for each sequence.
+    /// one score of each component for each sequence.
     pub fn new(
         sequences: Vec<Sequence>,
         scores: CompletionScores,
@@ -169,6 +169,9 @@ impl Experience {
         }
         RaggedRows::new(&offsets)?;
         check("scores", scores.total.len(), sequences.len())?;
+        for (name, component) in &scores.components {
+            check(format!("reward `{name}`"), component.len(), sequences.len())?;
+        }
         Ok(Self {
             sequences,
             offsets,
@@ -219,7 +222,8 @@ impl Experience {
     /// Adds the advantages and, if there is a critic, the returns that its values are fitted to.
     ///
     /// # Errors
-    /// If there is not one advantage, and one return, for each token.
+    /// If there is not one advantage, and one return, for each token, or if one of returns and
+    /// values is there without the other.
     pub fn set_advantages(
         &mut self,
         advantages: Vec<f64>,
@@ -229,6 +233,11 @@ impl Experience {
         check("advantages", advantages.len(), tokens)?;
         if let Some(returns) = &returns {
             check("returns", returns.len(), tokens)?;
+        }
+        match (&returns, &self.values) {
+            (Some(_), None) => return Err(ExperienceError::Missing("values")),
+            (None, Some(_)) => return Err(ExperienceError::Missing("returns")),
+            _ => {}
         }
         (self.advantages, self.returns) = (Some(advantages), returns);
         Ok(())
@@ -309,11 +318,11 @@ impl Experience {
     }
 }
 
-fn check(what: &'static str, found: usize, expected: usize) -> Result<(), ExperienceError> {
+fn check(what: impl Into<String>, found: usize, expected: usize) -> Result<(), ExperienceError> {
     match found == expected {
         true => Ok(()),
         false => Err(ExperienceError::Length {
-            what,
+            what: what.into(),
             found,
             expected,
         }),
@@ -391,6 +400,15 @@ mod tests {
         let scores = CompletionScores::default();
         let error = Experience::new(vec![sequence(&[(1, 3)], 2)], scores).unwrap_err();
         assert!(error.to_string().starts_with("scores has 0"), "{error}");
+        let scores = CompletionScores {
+            total: vec![0.5],
+            components: vec![("short".to_owned(), Vec::new())],
+        };
+        let error = Experience::new(vec![sequence(&[(1, 3)], 2)], scores).unwrap_err();
+        assert!(
+            error.to_string().starts_with("reward `short` has 0"),
+            "{error}"
+        );
 
         let mut two = experience(vec![sequence(&[(1, 3)], 2)]).unwrap();
         assert!(two.policy().is_err() && two.advantages().is_err());
@@ -413,5 +431,28 @@ mod tests {
         two.set_advantages(vec![1.0, 2.0], None).unwrap();
         assert_eq!(two.advantages().unwrap(), [1.0, 2.0]);
         assert!(two.policy().is_ok() && two.values().is_none() && two.returns().is_none());
+    }
+
+    #[test]
+    fn values_and_returns_come_together() {
+        let mut two = experience(vec![sequence(&[(1, 3)], 2)]).unwrap();
+        let advantages = || vec![1.0, 2.0];
+        let without_values = two.set_advantages(advantages(), Some(vec![0.0; 2]));
+        assert!(
+            without_values
+                .unwrap_err()
+                .to_string()
+                .contains("no values")
+        );
+        two.set_values(vec![0.0; 2]).unwrap();
+        let without_returns = two.set_advantages(advantages(), None);
+        assert!(
+            without_returns
+                .unwrap_err()
+                .to_string()
+                .contains("no returns")
+        );
+        two.set_advantages(advantages(), Some(vec![0.0; 2]))
+            .unwrap();
     }
 }

@@ -8,7 +8,6 @@ use super::layout::{RoleLayout, RoleModel, RoleWeights, SharedTensors};
 use super::{Roles, RolesError};
 use crate::config::RewardComponent;
 use crate::model::config::Head;
-use crate::model::lora::folder::{ADAPTER_WEIGHTS, AdapterFolder};
 use crate::model::{Decoder, ModelError};
 use crate::ops::backend::Backend;
 use crate::ops::param::Trainability;
@@ -19,8 +18,7 @@ impl Roles {
     /// functions of `seed`.
     ///
     /// # Errors
-    /// If a model cannot be read, a scorer cannot be started, or a reward model was not trained on
-    /// the shared tensors.
+    /// If a model cannot be read or a scorer cannot be started.
     pub fn load(
         layout: RoleLayout,
         rewards: &[RewardComponent],
@@ -112,52 +110,13 @@ impl<'a> Loader<'a> {
         })
     }
 
-    /// The reward model in `folder`, after a check that it was trained on the shared tensors.
+    /// The reward model in `folder`.
     fn reward_model(&self, folder: &Path) -> Result<RewardModel, ModelError> {
         let mut roles = self.layout.rewards.iter();
         match roles.find(|role| role.model.folder == folder) {
-            Some(role) => {
-                self.check_base(role)?;
-                self.scorer(role)
-            }
+            Some(role) => self.scorer(role),
             None => RewardModel::load(folder, self.backend),
         }
-    }
-
-    /// Checks by checksum that a reward model was trained on the shared tensors. An adapter whose
-    /// file records the checksum of its base is checked when it is loaded.
-    fn check_base(&self, role: &RoleModel) -> Result<(), ModelError> {
-        let (Some(base), model) = (&self.base, &role.model) else {
-            return Ok(());
-        };
-        match (&role.weights, &model.adapter) {
-            (RoleWeights::Branch { trunk_layers }, _) => {
-                base.trunk(*trunk_layers)?.check(&model.folder)
-            }
-            (RoleWeights::Adapters(_), Some(adapter)) => {
-                let config = base.decoder_config();
-                if AdapterFolder::open(&model.folder, config)?.has_note() {
-                    return Ok(());
-                }
-                let checked = base.trunk(config.num_hidden_layers)?.check(&adapter.base);
-                checked.map_err(|error| of_adapter(error, &model.folder))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-/// The error of another trunk as the error of another base of the adapter in `folder`.
-fn of_adapter(error: ModelError, folder: &Path) -> ModelError {
-    match error {
-        ModelError::OtherTrunk {
-            expected, found, ..
-        } => ModelError::OtherBase {
-            file: folder.join(ADAPTER_WEIGHTS),
-            expected: found,
-            found: expected,
-        },
-        other => other,
     }
 }
 

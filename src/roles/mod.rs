@@ -11,11 +11,12 @@ mod loading;
 mod passes;
 mod vocabulary;
 
+use crate::config::Stage;
 use crate::data::DataError;
 use crate::model::{Decoder, ModelError};
 use crate::reward::{RewardError, RewardModel, Rewards};
 
-pub use description::{AdapterDescription, ModelDescription, Origin, PpoModels};
+pub use description::{AdapterDescription, ModelDescription, Origin, PpoModels, is_model};
 pub use experience::{Experience, ExperienceError, Sequence};
 pub use layout::{
     OwnedTensor, PromptUse, RoleLayout, RoleModel, RoleTensors, RoleWeights, SharedTensors,
@@ -59,6 +60,39 @@ pub enum RolesError {
         name: String,
         /// The reward model's error.
         error: Box<RolesError>,
+    },
+    /// The judge does not fit the policy.
+    #[error("ppo.judge_model: {0}")]
+    Judge(Box<RolesError>),
+    /// A stage of the run would train layers of the trunk that a scorer and the policy share.
+    #[error(
+        "[{stage}] would train layers of the trunk that {scorer} and the policy {policy} share; \
+         {mend}"
+    )]
+    TrainedTrunk {
+        /// The stage.
+        stage: Stage,
+        /// The model folder of the scorer.
+        scorer: String,
+        /// The model folder of the policy.
+        policy: String,
+        /// The changes that keep the trunk.
+        mend: String,
+    },
+    /// The weights that a scorer should share with the policy come from another model.
+    #[error(
+        "{scorer} cannot share weights with the policy: it is trained on {found}, and the roles \
+         share {expected}; {mend}"
+    )]
+    DifferentModels {
+        /// The model folder of the scorer.
+        scorer: String,
+        /// The model whose weights the scorer leaves unchanged.
+        found: String,
+        /// The model whose weights the roles share.
+        expected: String,
+        /// The changes that give both the same weights.
+        mend: String,
     },
     /// Policy and scorer have vocabularies of different sizes.
     #[error(

@@ -6,7 +6,7 @@ use super::dataset::read_source;
 use super::examples::limit;
 use crate::config::{BadRecords, Data, DataSource, ExampleKeys, RecordKeys, Stage, TooLong};
 use crate::data;
-use crate::data::example::{Encoder, Limit, documents, encode_documents};
+use crate::data::example::{Encoder, Limit, documents};
 use crate::data::records::Record;
 use crate::data::tokenizer::Tokenizer;
 
@@ -41,15 +41,15 @@ impl<'a> RecordReader<'a> {
         let encoder = Encoder::new(self.tokenizer, limit, policy)?;
         Ok(encoder.with_bad_records(keys.records.bad_records))
     }
+}
 
-    /// Reads records as text.
-    ///
-    /// # Errors
-    /// A record without text, where such are errors.
-    pub fn documents(&self, records: &[Record], bad: BadRecords) -> data::Result<()> {
-        let read = documents(records.to_vec(), bad)?.items;
-        encode_documents(self.tokenizer, &read).map(drop)
-    }
+/// Checks that records have text. The text is not tokenized, because a document may be a whole
+/// file.
+///
+/// # Errors
+/// A record without text, where such are errors.
+pub fn check_documents(records: &[Record], bad: BadRecords) -> data::Result<()> {
+    documents(records.to_vec(), bad).map(drop)
 }
 
 /// Checks the first records of the files of `data` and `eval_data` that exist.

@@ -15,10 +15,11 @@ use super::definition::definition;
 use super::first_records::RecordReader;
 use super::plan::StagePlan;
 use super::plan::machine::{self, MemoryBound};
-use super::plan::models::{RunModels, is_model, with_local_models};
+use super::plan::models::{RunModels, with_local_models};
 use super::tokenizer::byte_tokenizer;
-use crate::config::{Config, Device, ModelStart, Stage};
+use crate::config::{Config, Device, ModelStart, Ppo, Share, Stage};
 use crate::data::tokenizer::Tokenizer;
+use crate::roles::{PpoModels, RoleLayout, is_model};
 use crate::terminal::Phase;
 
 /// The plans of `stages`, in their order.
@@ -115,6 +116,30 @@ fn with_reader(
         tokenizer: &tokenizer,
         context: decoder.map(|decoder| decoder.max_position_embeddings),
     })
+}
+
+/// Checks, before `stage` alone trains a model that `[ppo]` reads, that PPO's roles will be able to
+/// share weights. Nothing is checked while another of these models cannot be described yet.
+///
+/// # Errors
+/// The errors of [`RoleLayout::new`].
+pub fn check_sharing(config: &Config, stage: Stage) -> Result<()> {
+    let shares = |ppo: &&Ppo| stage != Stage::Ppo && ppo.sharing.share != Share::None;
+    let (models, made) = (RunModels(config), config.run.final_model(stage));
+    let Some(ppo) = config.ppo.as_ref().filter(shares) else {
+        return Ok(());
+    };
+    let read = config.models_read(Stage::Ppo);
+    if is_model(&made) || !read.iter().any(|(_, folder)| *folder == made) {
+        return Ok(());
+    }
+    match PpoModels::describe(ppo, |folder| models.describe(folder)) {
+        Ok(described) => {
+            let layout = RoleLayout::new(ppo, described);
+            layout.map(drop).context("stage ppo")
+        }
+        Err(_) => Ok(()),
+    }
 }
 
 /// The folder of the tokenizer that `stage` will have; `None` if pretraining is yet to train it, or

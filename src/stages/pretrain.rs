@@ -3,13 +3,14 @@
 use anyhow::{Context as _, Result, bail};
 
 use super::adapters::Trainee;
-use super::architecture::{describe, describe_for};
+use super::architecture::describe_for;
 use super::context::{Context, Finished};
 use super::dataset::{ExamplesByFile, StageRecords};
 use super::definition::{CommandHelp, StageDefinition};
 use super::examples::Examples;
-use super::first_records::{RecordReader, check_data};
+use super::first_records::{RecordReader, check_data, check_documents};
 use super::language::NextTokenLoss;
+use super::plan::machine::{self, MemoryBound};
 use super::plan::models::RunModels;
 use super::plan::{self, StagePlan};
 use super::record_report::RecordReports;
@@ -22,15 +23,9 @@ use crate::data::packing::{TextRow, text_rows};
 use crate::data::records::Record;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Decoder;
-use crate::model::config::{DecoderConfig, Head};
+use crate::model::config::Head;
 use crate::model::hf_config::HfConfig;
 use crate::ops::param::Trainability;
-use crate::train::memory::limit_bytes;
-
-/// Values held for each parameter: its weight, its gradient and AdamW's two moments.
-const VALUES_PER_PARAMETER: usize = 4;
-
-const GIB: f64 = (1u64 << 30) as f64;
 
 impl StageDefinition for Pretrain {
     fn help(_stage: Stage) -> CommandHelp {
@@ -45,7 +40,7 @@ impl StageDefinition for Pretrain {
 
     fn run(&self, context: &Context) -> Result<Option<Finished>> {
         // 1. Sizes that a model can have and that fit in memory.
-        check_sizes(context)?;
+        self.check_sizes(context)?;
 
         // 2. Text → tokenizer → rows of `context_length` tokens.
         let mut reports = RecordReports::default();
@@ -88,13 +83,24 @@ impl StageDefinition for Pretrain {
 
     fn check_records(&self, reader: &RecordReader) -> Result<()> {
         let files = [&self.data, &self.eval_data];
-        check_data(reader.stage, files, &self.records, |records, bad| {
-            reader.documents(records, bad)
-        })
+        check_data(reader.stage, files, &self.records, check_documents)
     }
 }
 
 impl Pretrain {
+    /// Refuses, before the text is read, sizes that no model can have or that do not fit in memory.
+    /// The vocabulary is taken to be of the size that `[tokenizer]` requests.
+    fn check_sizes(&self, context: &Context) -> Result<()> {
+        let config = context.config;
+        match config.model.start {
+            Some(ModelStart::Scratch(_)) => {
+                let plan = self.plan(RunModels(config), context.stage)?;
+                machine::check_memory(config, &plan, MemoryBound::Certain)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The held-out rows of one evaluation.
     fn held_out(&self, tokenizer: &Tokenizer, reports: &mut RecordReports) -> Result<Vec<TextRow>> {
         if self.eval_data.is_empty() {
@@ -136,37 +142,6 @@ pub fn read_documents(
     let (items, report) = records.map(format!("{stage}.{key}"), texts)?;
     reports.add(stage, report.check(keys)?, &Limit::none());
     Ok(items)
-}
-
-/// Refuses sizes that no model can have before the text is read. The vocabulary is taken to be of
-/// the size that `[tokenizer]` requests.
-fn check_sizes(context: &Context) -> Result<()> {
-    if let Some(ModelStart::Scratch(sizes)) = &context.config.model.start {
-        let model = describe(sizes, context.config.tokenizer.vocab_size)?;
-        check_memory(&model)?;
-    }
-    Ok(())
-}
-
-/// Refuses a model whose weights, gradients and moments do not fit in memory: the system would kill
-/// the process without a message.
-fn check_memory(model: &DecoderConfig) -> Result<()> {
-    let numbers = model.tensors().into_iter().map(|spec| {
-        let sizes = spec.shape.iter().map(|&size| size as f64);
-        sizes.product::<f64>()
-    });
-    let parameters: f64 = numbers.sum();
-    let bytes = parameters * VALUES_PER_PARAMETER as f64 * size_of::<f32>() as f64;
-    if let Some(most) = limit_bytes().filter(|most| bytes > *most as f64) {
-        bail!(
-            "[model] describes {parameters:.3e} parameters, which take {:.0} GiB to train \
-             (weights, gradients, two moments); this process may have {:.0} GiB: lower \
-             hidden_size, intermediate_size, num_hidden_layers or vocab_size",
-            bytes / GIB,
-            most as f64 / GIB
-        );
-    }
-    Ok(())
 }
 
 /// The tokenizer that the configuration names, or a byte-level BPE trained on the text.

@@ -107,7 +107,7 @@ fn run_profiled(context: &Context) -> Result<Option<Finished>> {
 }
 
 /// Checks the stages that are yet to run, and that they fit on this machine, if there are several.
-/// A single stage makes the same checks when it starts.
+/// A single stage makes the same checks when it starts, except for those of a later PPO.
 fn check_remaining(
     config: &Config,
     folder: &RunFolder,
@@ -121,8 +121,9 @@ fn check_remaining(
             ahead.push(stage);
         }
     }
-    match ahead.len() {
-        0 | 1 => Ok(()),
+    match ahead[..] {
+        [] => Ok(()),
+        [stage] => preflight::check_sharing(config, stage),
         _ => {
             let plans = preflight::plans(config, &ahead)?;
             preflight::check(config, &plans, MemoryBound::Certain)?;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use collimate::config::{
-    Config, Document, LayersToTransform, LoraTable, Ppo, Share, TargetModules,
+    Config, Document, LayersToTransform, LoraTable, Ppo, Share, Stage, TargetModules,
 };
 use collimate::model::config::{
     DecoderConfig, Family, Geometry, Head, TensorSpec, is_embedding, layer_of,
@@ -86,14 +86,27 @@ fn all_of(folder: &Path, policy: DecoderConfig) -> PpoModels {
         adapter: None,
         tokenizer: None,
         origin: Origin::Stage {
+            stage: Stage::Pretrain,
             from: None,
             frozen_layers: 0,
         },
     };
+    let policy = described(folder, Head::LanguageModel);
+    let mut reward = described(Path::new("reward"), Head::Score);
+    reward.origin = above_a_trunk(&policy, Stage::Reward);
     PpoModels {
-        policy: described(folder, Head::LanguageModel),
-        rewards: vec![described(Path::new("reward"), Head::Score)],
+        policy,
+        rewards: vec![reward],
         judge: Some(described(Path::new("judge"), Head::Score)),
+    }
+}
+
+/// The origin of a model that is trained from `policy` in the layers above the lowest ones.
+fn above_a_trunk(policy: &ModelDescription, stage: Stage) -> Origin {
+    Origin::Stage {
+        stage,
+        from: Some(Box::new(policy.clone())),
+        frozen_layers: policy.decoder.num_hidden_layers,
     }
 }
 
@@ -181,10 +194,7 @@ fn roles_on_a_trunk_hold_it_once() -> Anyhow {
         assert_eq!(planned[5].weights(), whole_judge(name)?, "{name}");
         let mut sharing = models(name)?;
         let judge = sharing.judge.as_mut().expect("a judge");
-        judge.origin = Origin::Stage {
-            from: Some(folder(name)),
-            frozen_layers: 1,
-        };
+        judge.origin = above_a_trunk(&sharing.policy, Stage::Judge);
         let shared = roles(Share::Trunk, Some(1), None, &sharing)?;
         assert_eq!(shared[5].tensors, planned[4].tensors, "{name}");
     }

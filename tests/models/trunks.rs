@@ -191,7 +191,7 @@ fn another_trunk_is_refused_with_both_fingerprints() -> Anyhow {
                 "{message}"
             );
         }
-        assert!(message.contains("reward.freeze_layers = 2"), "{message}");
+        assert!(message.contains("freeze_layers = 2"), "{message}");
     }
     Ok(())
 }

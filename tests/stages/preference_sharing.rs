@@ -216,7 +216,7 @@ fn a_branch_is_tuned_further_by_ppo() {
         &[
             "runs/trial/reward/final",
             "fingerprint",
-            "dpo.freeze_layers = 1",
+            "with freeze_layers = 1",
         ],
     );
 }

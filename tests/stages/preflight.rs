@@ -276,3 +276,78 @@ fn a_reward_program_that_is_not_there_is_refused_before_the_first_stage() {
         &["stage ppo", "`no-such-program` is not there"],
     );
 }
+
+/// What a judge's folder lacks is told with the key that names it.
+#[test]
+fn a_judge_without_a_head_is_refused_by_its_key() {
+    let judge = "--set ppo.eval_prompts=prompts.jsonl --set ppo.judge_model=models/sft";
+    let says = "ppo.judge_model: models/sft: holds a language model";
+    refused_at_once(&Workspace::trained(), judge, &["stage ppo", says]);
+}
+
+#[test]
+fn a_model_that_is_not_there_is_named_by_its_key() {
+    let nowhere = "--set sft.from=nowhere";
+    refused_at_once(&Workspace::trained(), nowhere, &["sft.from", "nowhere"]);
+}
+
+const TRUNK: &str = "--set ppo.share=trunk --set ppo.trunk_layers=1";
+
+/// A reward model that shares weights with the policy must be trained on these weights.
+#[test]
+fn a_reward_model_to_come_from_another_trunk_or_base_is_refused() {
+    let workspace = Workspace::new();
+    let from_base = "--set reward.from=runs/trial/pretrain/final";
+    let or_from = "or set reward.from = \"runs/trial/sft/final\"";
+    for (flags, says) in [
+        (
+            format!("{TRUNK} {from_base} --set reward.freeze_layers=1"),
+            format!("set sft.freeze_layers = 1, {or_from}"),
+        ),
+        (
+            TRUNK.to_owned(),
+            "[reward] would train layers of the trunk".to_owned(),
+        ),
+        (
+            format!("{TRUNK} --set reward.lora={{}}"),
+            "set reward.lora.layers_to_transform = \"top:1\"".to_owned(),
+        ),
+        (
+            format!("--set ppo.share=adapter {from_base} --set reward.lora={{}}"),
+            format!("add [sft.lora], {or_from}"),
+        ),
+    ] {
+        refused_at_once(&workspace, &flags, &["stage ppo", "reward `model`", &says]);
+    }
+    let top = format!("{TRUNK} --set reward.lora.layers_to_transform=top:1");
+    let ended = workspace.run(&format!("plan config.toml {top}"));
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+}
+
+#[test]
+fn an_existing_reward_model_from_another_trunk_or_base_is_refused() {
+    let workspace = Workspace::trained();
+    let says = ["stage ppo", "models/reward", "fingerprint"];
+    refused_at_once(&workspace, TRUNK, &says);
+    workspace.succeed(
+        "reward config.toml --set run.name=elsewhere --set reward.from=models/pretrain \
+         --set reward.lora={} --set reward.max_steps=1",
+    );
+    let reward = "--set ppo.reward_model=runs/elsewhere/reward/final";
+    let says = ["stage ppo", "trained on a base with fingerprint"];
+    let flags = format!("--set ppo.share=adapter {reward}");
+    refused_at_once(&workspace, &flags, &says);
+}
+
+/// A stage that is run alone is refused before it trains a model that `[ppo]` cannot share.
+#[test]
+fn a_single_stage_is_refused_for_the_trunk_that_ppo_shares() {
+    let workspace = Workspace::trained();
+    let reward = "--set ppo.reward_model=runs/trial/reward/final";
+    refused(
+        &workspace,
+        &format!("reward config.toml {TRUNK} {reward}"),
+        &["stage ppo", "set reward.freeze_layers = 1"],
+    );
+    assert!(!workspace.model("trial", "reward").exists());
+}

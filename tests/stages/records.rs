@@ -464,14 +464,14 @@ fn a_stage_says_what_records_it_needs_and_what_these_are() {
             "pretrain",
             "data",
             pair(0),
-            "this is a pair (`chosen`, `rejected`); [dpo], [reward] and [judge] read pairs; needed \
+            "this is a pair (`chosen`, `rejected`); [dpo], [orpo], [reward], [judge] read pairs; needed \
              here: `text`",
         ),
         (
             "sft",
             "data",
             pair(0),
-            "this is a pair (`chosen`, `rejected`); [dpo], [reward] and [judge] read pairs; needed \
+            "this is a pair (`chosen`, `rejected`); [dpo], [orpo], [reward], [judge] read pairs; needed \
              here: `messages`",
         ),
         (

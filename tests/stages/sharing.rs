@@ -341,7 +341,7 @@ fn a_model_from_other_ground_is_refused() {
     refused(
         &workspace,
         &format!("ppo config.toml {share}"),
-        &["models/reward", "fingerprint", "reward.freeze_layers = 1"],
+        &["models/reward", "fingerprint", "freeze_layers = 1"],
     );
     // A branch on another trunk is recognised by its note.
     workspace.succeed(

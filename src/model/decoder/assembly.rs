@@ -92,13 +92,8 @@ impl Decoder {
         let _phase = Phase::begin(format!("loading {}", folder.display()));
         let mut config = HfConfig::read(folder)?;
         let found = config.decoder.head;
-        if head == Head::LanguageModel && found == Head::Score {
-            let (found, needed) = ("a reward model", "a language model");
-            return Err(ModelError::Kind {
-                folder: folder.to_owned(),
-                found,
-                needed,
-            });
+        if head == Head::LanguageModel {
+            ModelError::check_head(folder, found, head)?;
         }
         config.decoder.head = head;
         let weights = StoredModel::open(folder)?;
@@ -132,18 +127,8 @@ impl Decoder {
     /// # Errors
     /// If it holds a language model, or cannot be read.
     pub fn check_reward_model(folder: &Path) -> Fallible<()> {
-        if HfConfig::read(folder)?.decoder.head != Head::Score {
-            let (found, needed) = (
-                "a language model",
-                "a reward model (...ForSequenceClassification with one label)",
-            );
-            return Err(ModelError::Kind {
-                folder: folder.to_owned(),
-                found,
-                needed,
-            });
-        }
-        Ok(())
+        let found = HfConfig::read(folder)?.decoder.head;
+        ModelError::check_head(folder, found, Head::Score)
     }
 
     /// A decoder from the sources that `source` names for its tensors.

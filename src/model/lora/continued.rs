@@ -13,6 +13,26 @@ use crate::model::config::{DecoderConfig, layer_of};
 type Difference = (&'static str, String, String);
 
 impl Lora {
+    /// The adapters that the table called `name` trains: those that were `found` in the PEFT folder
+    /// `from`, which must have the table's settings, or new ones. `decoder` is their base.
+    ///
+    /// # Errors
+    /// If a setting differs, with both values; or if the decoder lacks a target or layer of the
+    /// table.
+    pub fn trained(
+        found: Option<&Self>,
+        table: &LoraTable,
+        name: &str,
+        decoder: &DecoderConfig,
+        from: &Path,
+    ) -> Result<Self, LoraError> {
+        let Some(found) = found else {
+            return Self::new(table, decoder).map_err(in_table(name));
+        };
+        found.check(table, name, decoder, from)?;
+        Ok(found.clone())
+    }
+
     /// Checks that these adapters, read from the PEFT folder `from`, have the settings of the table
     /// called `name`. `decoder` is their base.
     ///
@@ -27,10 +47,7 @@ impl Lora {
         from: &Path,
     ) -> Result<(), LoraError> {
         let differences = self.differences(table, decoder);
-        let differences = differences.map_err(|problem| LoraError::Table {
-            table: name.to_owned(),
-            problem: Box::new(problem),
-        })?;
+        let differences = differences.map_err(in_table(name))?;
         match differences.is_empty() {
             true => Ok(()),
             false => Err(LoraError::Differs {
@@ -103,6 +120,13 @@ impl Lora {
     fn layers(&self) -> BTreeSet<usize> {
         let layer = |module: &AdaptedModule| layer_of(&module.name);
         self.modules.iter().filter_map(layer).collect()
+    }
+}
+
+fn in_table(name: &str) -> impl FnOnce(LoraError) -> LoraError {
+    |problem| LoraError::Table {
+        table: name.to_owned(),
+        problem: Box::new(problem),
     }
 }
 

@@ -6,11 +6,11 @@
 //! its head.
 //!
 //! A layout follows from the configuration and the descriptions of the model folders. Weights are
-//! read in one case: whether a judge was trained on the shared tensors is decided by their
-//! checksums ([`judge`]).
+//! read in one case: whether an existing scorer was trained on the shared tensors is decided by
+//! their checksums ([`sharing`]).
 
-mod judge;
 mod prompts;
+mod sharing;
 mod tensors;
 
 use std::path::Path;
@@ -100,7 +100,8 @@ impl RoleLayout {
     ///
     /// # Errors
     /// If a folder holds the wrong kind of model, a scorer has another vocabulary than the policy,
-    /// the policy has too few layers for the trunk, or it cannot have the adapters.
+    /// a reward model is not trained on the shared tensors, the policy has too few layers for the
+    /// trunk, or it cannot have the adapters.
     pub fn new(config: &Ppo, models: PpoModels) -> Result<Self, RolesError> {
         let PpoModels {
             policy,
@@ -108,25 +109,23 @@ impl RoleLayout {
             judge,
         } = models;
         check_head(&policy, Head::LanguageModel)?;
-        for scorer in &rewards {
-            check_scorer(&policy, scorer).map_err(|error| of_component(config, scorer, error))?;
-        }
-        judge
-            .iter()
-            .try_for_each(|judge| check_scorer(&policy, judge))?;
         let builder = Builder::new(config, &policy)?;
         let actor = builder.policy_role(Head::LanguageModel)?;
+        let reward = |model: &ModelDescription| {
+            let role = builder.scorer(model);
+            role.map_err(|error| of_component(config, model, error))
+        };
+        let rewards: Vec<RoleModel> = rewards.iter().map(reward).collect::<Result<_, _>>()?;
         let reward_model = rewards.first();
         let reward_model =
             reward_model.filter(|_| config.critic.critic_from == Some(CriticFrom::RewardModel));
         let critic = config.has_critic().then(|| match reward_model {
-            Some(model) => builder.critic_role(model),
-            None => builder.policy_role(Head::Score),
+            Some(role) => builder.critic_role(role),
+            None => Ok(builder.policy_role(Head::Score)?),
         });
         let critic = critic.transpose()?;
-        let scorer = |model| builder.scorer(model);
-        let rewards: Vec<RoleModel> = rewards.iter().map(scorer).collect::<Result<_, _>>()?;
-        let judge = judge.map(|model| builder.judge(&model)).transpose()?;
+        let judge = judge.map(|model| builder.judge(&model)).transpose();
+        let judge = judge.map_err(|error| RolesError::Judge(Box::new(error)))?;
         let reference = config.reads_reference().then(|| builder.reference());
         let shared = builder.shared;
         Ok(Self {
@@ -244,35 +243,33 @@ impl<'a> Builder<'a> {
         let found = policy.decoder.num_hidden_layers;
         match shared {
             SharedTensors::Trunk { layers } if layers > found => {
-                return Err(ModelError::TrunkLayers { layers, found });
+                Err(ModelError::TrunkLayers { layers, found })
             }
-            _ => {}
+            _ => Ok(Self {
+                shared,
+                policy,
+                lora: keys.lora.clone().unwrap_or_default(),
+            }),
         }
-        let lora = keys.lora.clone().unwrap_or_default();
-        if let (SharedTensors::Base, Some(adapter)) = (shared, &policy.adapter) {
-            let found = &adapter.lora;
-            found.check(&lora, "ppo.lora", &policy.decoder, &policy.folder)?;
-        }
-        Ok(Self {
-            shared,
-            policy,
-            lora,
-        })
     }
 
     /// The actor or the critic, trained, from the policy. The adapters of a policy are trained
     /// further.
     fn policy_role(&self, head: Head) -> Result<RoleModel, ModelError> {
         let model = self.policy.with_head(head);
-        let weights = match (self.shared, &model.adapter) {
-            (SharedTensors::None, _) => RoleWeights::Whole,
-            (SharedTensors::Trunk { layers }, _) => RoleWeights::Branch {
+        let weights = match self.shared {
+            SharedTensors::None => RoleWeights::Whole,
+            SharedTensors::Trunk { layers } => RoleWeights::Branch {
                 trunk_layers: layers,
             },
-            (SharedTensors::Base, Some(adapter)) => RoleWeights::Adapters(adapter.lora.clone()),
-            (SharedTensors::Base, None) => {
-                let lora = Lora::new(&self.lora, &model.decoder)?;
-                RoleWeights::NewAdapters(self.lora.clone(), lora)
+            SharedTensors::Base => {
+                let found = model.adapter.as_ref().map(|adapter| &adapter.lora);
+                let (table, folder) = (&self.lora, &model.folder);
+                let lora = Lora::trained(found, table, "ppo.lora", &model.decoder, folder)?;
+                match found {
+                    Some(_) => RoleWeights::Adapters(lora),
+                    None => RoleWeights::NewAdapters(self.lora.clone(), lora),
+                }
             }
         };
         Ok(RoleModel {
@@ -284,15 +281,15 @@ impl<'a> Builder<'a> {
 
     /// The critic, trained, from a reward model, whose head already estimates the quality of a
     /// response (Stiennon et al. 2020).
-    fn critic_role(&self, reward: &ModelDescription) -> Result<RoleModel, ModelError> {
-        if self.shared == SharedTensors::Base && reward.adapter.is_none() {
+    fn critic_role(&self, reward: &RoleModel) -> Result<RoleModel, RolesError> {
+        if self.shared == SharedTensors::Base && reward.weights == RoleWeights::Whole {
             let needed = "an adapter on the policy's base ([reward.lora]), or \
                           ppo.critic_from = \"policy\",";
-            return refuse(reward, "a whole reward model", needed);
+            return refuse(&reward.model, "a whole reward model", needed);
         }
         Ok(RoleModel {
             training: Trainability::Trained,
-            ..self.scorer(reward)?
+            ..reward.clone()
         })
     }
 
@@ -315,27 +312,35 @@ impl<'a> Builder<'a> {
     }
 
     /// A frozen reward model. A whole model shares no tensors with adapters on a base.
-    fn scorer(&self, model: &ModelDescription) -> Result<RoleModel, ModelError> {
+    fn scorer(&self, model: &ModelDescription) -> Result<RoleModel, RolesError> {
+        check_scorer(self.policy, model)?;
         let weights = match (self.shared, &model.adapter) {
-            (SharedTensors::Trunk { layers }, _) => RoleWeights::Branch {
-                trunk_layers: layers,
-            },
+            (SharedTensors::Trunk { layers }, _) => {
+                sharing::check_trunk(model, self.policy, layers)?;
+                RoleWeights::Branch {
+                    trunk_layers: layers,
+                }
+            }
             (SharedTensors::Base, Some(adapter)) if !adapter.has_score => {
                 let needed = "one with the scalar head that it was trained with \
                               (PEFT: modules_to_save = [\"score\"])";
                 return refuse(model, "an adapter without score.weight", needed);
             }
-            (SharedTensors::Base, Some(adapter)) => RoleWeights::Adapters(adapter.lora.clone()),
+            (SharedTensors::Base, Some(adapter)) => {
+                sharing::check_base(model, adapter, self.policy)?;
+                RoleWeights::Adapters(adapter.lora.clone())
+            }
             (SharedTensors::Base, None) | (SharedTensors::None, _) => RoleWeights::Whole,
         };
         Ok(frozen(model, weights))
     }
 
     /// The judge: like a reward model if it was trained on the shared tensors, else a whole model.
-    fn judge(&self, model: &ModelDescription) -> Result<RoleModel, ModelError> {
-        match judge::shares(model, self.policy, self.shared)? {
-            true => self.scorer(model),
-            false => Ok(frozen(model, RoleWeights::Whole)),
+    fn judge(&self, model: &ModelDescription) -> Result<RoleModel, RolesError> {
+        check_scorer(self.policy, model)?;
+        match self.scorer(model) {
+            Err(error) if sharing::shares_nothing(&error) => Ok(frozen(model, RoleWeights::Whole)),
+            role => role,
         }
     }
 }
@@ -383,29 +388,19 @@ fn of_component(config: &Ppo, scorer: &ModelDescription, error: RolesError) -> R
 }
 
 fn check_head(model: &ModelDescription, head: Head) -> Result<(), ModelError> {
-    if model.decoder.head == head {
-        return Ok(());
-    }
-    match head {
-        Head::LanguageModel => refuse(model, "a reward model", "a language model"),
-        Head::Score => refuse(
-            model,
-            "a language model",
-            "a reward model (...ForSequenceClassification with one label)",
-        ),
-    }
+    ModelError::check_head(&model.folder, model.decoder.head, head)
 }
 
 fn refuse<T>(
     model: &ModelDescription,
     found: &'static str,
     needed: &'static str,
-) -> Result<T, ModelError> {
-    Err(ModelError::Kind {
+) -> Result<T, RolesError> {
+    Err(RolesError::Model(ModelError::Kind {
         folder: model.folder.clone(),
         found,
         needed,
-    })
+    }))
 }
 
 #[cfg(test)]

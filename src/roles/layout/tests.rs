@@ -4,7 +4,7 @@ use rollout::LastToken;
 
 use super::*;
 use crate::config::LayersToTransform::{self, These, Top};
-use crate::config::TooLong;
+use crate::config::{Stage, TooLong};
 use crate::roles::{AdapterDescription, Origin};
 
 /// Adapters on all layers of the fixture.
@@ -80,15 +80,96 @@ fn the_boundary_lies_below_all_that_is_trained_or_adapted() {
 
 /// A judge that a stage is yet to train on the policy, in the layers above `frozen_layers`.
 fn to_be_trained(adapter: Option<LayersToTransform>, frozen_layers: usize) -> ModelDescription {
-    let policy = described(Head::LanguageModel, None).folder;
+    let policy = described(Head::LanguageModel, None);
+    made_by(Stage::Judge, policy, scorer(adapter), frozen_layers)
+}
+
+/// A model that a stage is yet to train from another one.
+fn made_by(
+    stage: Stage,
+    from: ModelDescription,
+    model: ModelDescription,
+    frozen_layers: usize,
+) -> ModelDescription {
     ModelDescription {
-        folder: PathBuf::from("runs/trial/judge/final"),
+        folder: PathBuf::from(format!("runs/trial/{stage}/final")),
         origin: Origin::Stage {
-            from: Some(policy),
+            stage,
+            from: Some(Box::new(from)),
             frozen_layers,
         },
-        ..scorer(adapter)
+        ..model
     }
+}
+
+/// Policy and reward model share a trunk if no stage between them and a common start trains it.
+#[test]
+fn a_reward_model_is_refused_unless_it_keeps_the_trunk_of_the_policy() {
+    let start = || described(Head::LanguageModel, None);
+    let tuned = |stage, frozen| made_by(stage, start(), start(), frozen);
+    let reward = |from, frozen| made_by(Stage::Reward, from, scorer(None), frozen);
+    let layout = |policy: ModelDescription, reward| {
+        let models = PpoModels {
+            policy,
+            ..models(vec![reward], None)
+        };
+        RoleLayout::new(&config(Share::Trunk), models)
+    };
+    for frozen in [1, 2] {
+        layout(tuned(Stage::Sft, 0), reward(tuned(Stage::Sft, 0), frozen)).unwrap();
+        // Siblings that leave the trunk of one start as it is.
+        layout(tuned(Stage::Dpo, 1), reward(start(), frozen)).unwrap();
+        layout(tuned(Stage::Dpo, 1), reward(tuned(Stage::Sft, 1), frozen)).unwrap();
+    }
+    let sft_final = "reward.from = \"runs/trial/sft/final\"";
+    for (policy, reward, says) in [
+        (
+            Stage::Sft,
+            reward(tuned(Stage::Sft, 0), 0),
+            vec!["set reward.freeze_layers = 1"],
+        ),
+        (
+            Stage::Sft,
+            reward(start(), 1),
+            vec!["set sft.freeze_layers = 1", sft_final],
+        ),
+        (
+            Stage::Orpo,
+            reward(start(), 1),
+            vec!["set orpo.freeze_layers = 1"],
+        ),
+    ] {
+        let error = layout(tuned(policy, 0), reward).unwrap_err().to_string();
+        assert!(says.iter().all(|says| error.contains(says)), "{error}");
+    }
+    // Adapters that reach into the trunk train it.
+    let adapted = |layers| made_by(Stage::Reward, start(), scorer(Some(layers)), 0);
+    let error = layout(start(), adapted(all())).unwrap_err().to_string();
+    let says = "set reward.lora.layers_to_transform = \"top:2\"";
+    assert!(error.contains(says), "{error}");
+}
+
+/// Adapters share the policy's base, whichever stage trains them.
+#[test]
+fn a_reward_model_is_refused_unless_its_adapters_have_the_base_of_the_policy() {
+    let start = || described(Head::LanguageModel, None);
+    let policy = made_by(Stage::Sft, start(), start(), 0);
+    let reward = |from: ModelDescription| {
+        let mut model = made_by(Stage::Reward, from.clone(), scorer(Some(all())), 0);
+        model.adapter.as_mut().unwrap().base = from.base().to_owned();
+        model
+    };
+    let layout = |reward| {
+        let models = PpoModels {
+            policy: policy.clone(),
+            ..models(vec![reward], None)
+        };
+        RoleLayout::new(&config(Share::Adapter), models)
+    };
+    layout(reward(policy.clone())).unwrap();
+    let error = layout(reward(start())).unwrap_err().to_string();
+    let mend = "add [sft.lora], or set reward.from = \"runs/trial/sft/final\"";
+    assert!(error.contains(mend), "{error}");
 }
 
 #[test]
@@ -148,6 +229,7 @@ fn models_that_cannot_play_their_roles_are_refused() {
     let mut other = scorer(None);
     other.decoder.vocab_size += 1;
     let error = refused(Share::None, models(Vec::new(), Some(other)));
+    assert!(error.starts_with("ppo.judge_model: "), "{error}");
     assert!(error.contains("has a vocabulary of"), "{error}");
     let mut adapted = models(Vec::new(), None);
     adapted.policy = described(Head::LanguageModel, Some(all()));

@@ -7,6 +7,7 @@ use crate::config::{CriticFrom, Data, LayersToTransform, LoraTable, Ppo, Share};
 use crate::model::config::TensorSpec;
 use crate::model::hf_config::HfConfig;
 use crate::model::hf_config::adapter::ADAPTER_CONFIG;
+use crate::model::lora::folder::ADAPTER_WEIGHTS;
 use crate::model::trunk::in_trunk;
 use crate::ops::param::Param;
 use crate::roles::{ModelDescription, PpoModels};

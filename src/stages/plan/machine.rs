@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 
 use super::StagePlan;
-use crate::config::{Config, Device, SaveDtype, Training, TrainingLength};
+use crate::config::{Config, Device, SaveDtype, Stage, Training, TrainingLength};
 use crate::terminal;
 use crate::train::memory;
 
@@ -31,13 +31,9 @@ pub enum MemoryBound {
 /// # Errors
 /// The first stage that does not fit in memory, or the run on the disk, with both numbers.
 pub fn check(config: &Config, plans: &[StagePlan], bound: MemoryBound) -> Result<()> {
-    if config.run.device == Device::Cpu
-        && let Some(most) = memory::limit_bytes()
-    {
-        plans
-            .iter()
-            .try_for_each(|plan| check_memory(plan, most, bound))?;
-    }
+    plans
+        .iter()
+        .try_for_each(|plan| check_memory(config, plan, bound))?;
     let folder = config.run.folder();
     match free_disk(&folder) {
         Some(free) => check_disk(config, plans, &folder, free),
@@ -45,7 +41,19 @@ pub fn check(config: &Config, plans: &[StagePlan], bound: MemoryBound) -> Result
     }
 }
 
-fn check_memory(plan: &StagePlan, most: u64, bound: MemoryBound) -> Result<()> {
+/// Checks that a plan fits in the memory of this machine, as far as the system reports it. A process
+/// that takes more is killed by the system without a message.
+///
+/// # Errors
+/// If it does not fit, with both numbers.
+pub fn check_memory(config: &Config, plan: &StagePlan, bound: MemoryBound) -> Result<()> {
+    match memory::limit_bytes().filter(|_| config.run.device == Device::Cpu) {
+        Some(most) => check_within(plan, most, bound),
+        None => Ok(()),
+    }
+}
+
+fn check_within(plan: &StagePlan, most: u64, bound: MemoryBound) -> Result<()> {
     let (needed, certain) = (plan.peak_bytes() as u64, plan.roles_bytes() as u64);
     if needed <= most {
         return Ok(());
@@ -54,16 +62,21 @@ fn check_memory(plan: &StagePlan, most: u64, bound: MemoryBound) -> Result<()> {
     let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / GIB);
     let (needed, most_gib) = (gib(needed), gib(most));
     if bound == MemoryBound::Certain && certain <= most {
-        terminal::note(format_args!(
+        terminal::note_once(format!(
             "{stage}: its longest sequences would take {needed} of memory at once, and this \
              machine has {most_gib}; if it runs out of memory, lower {stage}.micro_batch_tokens"
         ));
         return Ok(());
     }
+    let fewer = match stage {
+        Stage::Pretrain => {
+            "make the model smaller (model.hidden_size, intermediate_size, num_hidden_layers)"
+        }
+        _ => "train fewer weights (lora, trunk_layers)",
+    };
     bail!(
         "stage {stage} needs {needed} of memory at once, and this machine has {most_gib}; lower \
-         {stage}.micro_batch_tokens, set {stage}.recompute = \"block\", or train fewer weights \
-         (lora, trunk_layers)"
+         {stage}.micro_batch_tokens, set {stage}.recompute = \"block\", or {fewer}"
     )
 }
 
@@ -140,7 +153,6 @@ fn free_disk(_: &Path) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Stage;
     use crate::stages::plan::{BufferPhase, PlannedBuffer};
 
     fn plan(bytes: usize) -> StagePlan {
@@ -156,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_plan_beyond_the_machine_is_refused_with_both_numbers() {
-        let check = |bytes, bound| check_memory(&plan(bytes), 23 << 30, bound);
+        let check = |bytes, bound| check_within(&plan(bytes), 23 << 30, bound);
         assert!(check(23 << 30, MemoryBound::Longest).is_ok());
         let error = check(139 << 30, MemoryBound::Longest).unwrap_err();
         let error = error.to_string();

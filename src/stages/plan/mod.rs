@@ -4,7 +4,8 @@
 //! length of the prompts, their files and the tokenizer. Weights are read in one case, which
 //! [`RoleLayout`](crate::roles::RoleLayout) names. A model that an earlier stage is yet to make has
 //! the sizes of the model that this stage starts from. Counted is the memory that grows with the
-//! models or with the batch; the program, the data and the reserve of the allocator are not.
+//! models or with the batch; the program, the data and the reserve of the allocator are not
+//! ([`not_counted`]).
 //!
 //! Not here: the plans of a whole run ([`super::preflight`]), the plan of PPO
 //! (`stages/ppo/plan`), and measurements ([`super::probe()`]).
@@ -15,7 +16,7 @@ pub mod models;
 pub(super) mod supervised;
 pub(super) mod table;
 
-use crate::config::Stage;
+use crate::config::{Config, DataSource, ModelStart, Stage};
 use crate::model::activations::TrainingPass;
 use crate::ops::head::most_logits;
 use crate::roles::RoleTensors;
@@ -73,6 +74,25 @@ impl StagePlan {
     /// Bytes of the tensors of all roles.
     fn roles_bytes(&self) -> usize {
         self.roles.iter().map(RoleTensors::bytes).sum()
+    }
+}
+
+/// A note on the memory that no plan counts, for the end of all tables.
+pub fn not_counted(config: &Config) -> String {
+    let program = "not counted: the program itself, about 80 MiB";
+    let Some(pretrain) = &config.pretrain else {
+        return program.to_owned();
+    };
+    let folder = config.model.start.as_ref().and_then(ModelStart::folder);
+    let trains_tokenizer = config.tokenizer.from.as_deref().or(folder).is_none();
+    let mut files = pretrain.data.sources.iter();
+    let is_text = |source: &DataSource| source.path.extension().is_some_and(|e| e == "txt");
+    match trains_tokenizer || files.any(is_text) {
+        true => format!(
+            "{program}, and in stage pretrain the tokenizing of its text, about 110 bytes for each \
+             byte of it"
+        ),
+        false => program.to_owned(),
     }
 }
 

@@ -4,18 +4,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::config::{Config, LoraTable, ModelStart, Stage, StageTable};
+use crate::config::{Config, ModelStart, Stage, StageTable};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::config::{DecoderConfig, Head};
 use crate::model::hf_config::HfConfig;
-use crate::model::hf_config::adapter::{ADAPTER_CONFIG, AdapterConfig};
 use crate::model::hub;
 use crate::model::lora::Lora;
-use crate::roles::{AdapterDescription, ModelDescription, Origin};
+use crate::roles::{AdapterDescription, ModelDescription, Origin, is_model};
 use crate::stages::architecture::describe;
-
-/// The file of a model's sizes.
-const CONFIG: &str = "config.json";
 
 /// Describes the model folders of a run: by their files if they exist, else by the table of the
 /// stage that is yet to make them.
@@ -44,7 +40,12 @@ impl<'a> RunModels<'a> {
             return Ok(ModelDescription::read(folder)?);
         };
         let mut decoder = self.decoder(folder)?;
-        let lora = self.adapters(stage, &decoder)?;
+        let from = self.from(stage).map(|from| self.describe(from));
+        let from = from.transpose()?;
+        let lora = from
+            .as_ref()
+            .map(|from| self.adapters_on(from, stage, &decoder));
+        let lora = lora.transpose()?.flatten();
         let is_scorer = matches!(stage, Stage::Reward | Stage::Judge);
         decoder.head = match is_scorer {
             true => Head::Score,
@@ -57,20 +58,21 @@ impl<'a> RunModels<'a> {
                 keys.map(|keys| keys.trainable.freeze_layers)
             }
         };
-        let adapter = lora.map(|lora| {
-            Ok(AdapterDescription {
+        let adapter = lora
+            .zip(from.as_ref())
+            .map(|(lora, from)| AdapterDescription {
                 lora,
-                base: self.base(folder)?,
+                base: from.base().to_owned(),
                 has_score: is_scorer,
-            })
-        });
+            });
         Ok(ModelDescription {
             folder: folder.to_owned(),
             decoder,
-            adapter: adapter.transpose().map_err(|e: anyhow::Error| e)?,
+            adapter,
             tokenizer: self.origin(folder),
             origin: Origin::Stage {
-                from: self.from(stage).map(Path::to_owned),
+                stage,
+                from: from.map(Box::new),
                 frozen_layers: frozen_layers.unwrap_or(0),
             },
         })
@@ -82,44 +84,25 @@ impl<'a> RunModels<'a> {
     /// # Errors
     /// If the model cannot have them, or their settings differ from those of the stage's table.
     pub fn adapters(self, stage: Stage, decoder: &DecoderConfig) -> Result<Option<Lora>> {
-        let Some(table) = self.lora(stage) else {
+        match self.from(stage) {
+            Some(from) => self.adapters_on(&self.describe(from)?, stage, decoder),
+            None => Ok(None),
+        }
+    }
+
+    fn adapters_on(
+        self,
+        from: &ModelDescription,
+        stage: Stage,
+        decoder: &DecoderConfig,
+    ) -> Result<Option<Lora>> {
+        let Some(table) = self.0.table(stage).and_then(StageTable::lora) else {
             return Ok(None);
         };
-        let from = self
-            .from(stage)
-            .context("a stage with adapters starts from no folder")?;
-        let found = match self.to_be_made_by(from) {
-            Some(earlier) => self.adapters(earlier, decoder)?,
-            None => ModelDescription::read(from)?
-                .adapter
-                .map(|adapter| adapter.lora),
-        };
-        let Some(found) = found else {
-            let new = Lora::new(table, decoder);
-            return new.map(Some).with_context(|| format!("{stage}.lora"));
-        };
-        found.check(table, &format!("{stage}.lora"), decoder, from)?;
-        Ok(Some(found))
-    }
-
-    /// The `lora` table of a stage.
-    fn lora(self, stage: Stage) -> Option<&'a LoraTable> {
-        self.0.table(stage)?.lora()
-    }
-
-    /// The folder of the base of the adapters in `folder`; `folder` itself if there are none.
-    fn base(self, folder: &Path) -> Result<PathBuf> {
-        let base = match self.to_be_made_by(folder) {
-            Some(stage) => {
-                let start = self.from(stage).filter(|_| self.lora(stage).is_some());
-                start.map(|start| self.base(start)).transpose()?
-            }
-            None => {
-                let adapter = AdapterConfig::find(folder)?;
-                adapter.map(|a| a.base_folder(folder)).transpose()?
-            }
-        };
-        Ok(base.unwrap_or_else(|| folder.to_owned()))
+        let found = from.adapter.as_ref().map(|adapter| &adapter.lora);
+        let name = format!("{stage}.lora");
+        let lora = Lora::trained(found, table, &name, decoder, &from.folder)?;
+        Ok(Some(lora))
     }
 
     /// The sizes that `[model]` gives. Before a tokenizer is trained its vocabulary is the
@@ -197,11 +180,4 @@ pub fn with_local_models(config: &Config, stages: &[Stage]) -> Result<Config> {
         }
     }
     Ok(config)
-}
-
-/// True if a folder holds a model or adapters.
-pub fn is_model(folder: &Path) -> bool {
-    [CONFIG, ADAPTER_CONFIG]
-        .iter()
-        .any(|file| folder.join(file).is_file())
 }

@@ -11,7 +11,7 @@ use crate::data::example::{Encoder, Limit};
 use crate::data::records::Record;
 use crate::reward::{RewardBatch, RewardInput, Rewards};
 use crate::stages::dataset::read_source;
-use crate::stages::first_records::{FIRST, RecordReader, check_sources};
+use crate::stages::first_records::{FIRST, RecordReader, check_documents, check_sources};
 
 /// Checks that the reward programs of `[ppo]` exist.
 ///
@@ -108,11 +108,6 @@ pub fn check_records(reader: &RecordReader, ppo: &Ppo) -> Result<()> {
     ] {
         check_sources(&data.sources, keys, check).with_context(|| format!("ppo.{key}"))?;
     }
-    let documents = |records: &[Record], bad| reader.documents(records, bad);
-    check_sources(
-        &ppo.update.ptx.ptx_data.sources,
-        &ppo.ptx_records(),
-        documents,
-    )
-    .context("ppo.ptx_data")
+    let texts = &ppo.update.ptx.ptx_data.sources;
+    check_sources(texts, &ppo.ptx_records(), check_documents).context("ppo.ptx_data")
 }

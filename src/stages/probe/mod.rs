@@ -15,8 +15,9 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 
 use super::plan::StagePlan;
-use super::plan::models::{RunModels, is_model, with_local_models};
+use super::plan::models::{RunModels, with_local_models};
 use crate::config::{Config, Device, Stage};
+use crate::roles::is_model;
 use crate::terminal;
 use crate::train::memory::available_bytes;
 use crate::train::signal::StopRequest;

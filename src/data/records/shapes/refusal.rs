@@ -6,14 +6,37 @@ use serde_json::Value;
 use super::super::Record;
 use super::super::names::{likely_name, listed, missing_field};
 use super::RecordTask;
-use crate::config::Learn;
+use crate::config::{Learn, Stage};
 use crate::data::error::{DataError, Result};
 
 /// A shape recognised by its fields: its name, and the stages that read it.
 struct Known {
     fields: &'static [&'static str],
     words: &'static str,
-    readers: &'static str,
+    readers: Readers,
+}
+
+/// The readers of a shape.
+#[derive(Clone, Copy)]
+enum Readers {
+    /// The stages that learn from pairs.
+    Pairs,
+    /// A sentence that names the readers.
+    Words(&'static str),
+}
+
+impl Readers {
+    fn in_words(self) -> String {
+        match self {
+            Self::Pairs => {
+                let stages = Stage::ALL.into_iter();
+                let stages = stages.filter(|stage| stage.sequences() == Some(2));
+                let stages: Vec<String> = stages.map(|stage| format!("[{stage}]")).collect();
+                format!("{} read pairs", stages.join(", "))
+            }
+            Self::Words(words) => words.to_owned(),
+        }
+    }
 }
 
 /// The shapes, those with the most specific fields first.
@@ -21,47 +44,47 @@ const KNOWN: [Known; 9] = [
     Known {
         fields: &["chosen", "rejected"],
         words: "a pair (`chosen`, `rejected`)",
-        readers: "[dpo], [reward] and [judge] read pairs",
+        readers: Readers::Pairs,
     },
     Known {
         fields: &["messages"],
         words: "a chat (`messages`)",
-        readers: "[sft] reads chats",
+        readers: Readers::Words("[sft] reads chats"),
     },
     Known {
         fields: &["conversations"],
         words: "a chat (`conversations`)",
-        readers: "[sft] reads chats",
+        readers: Readers::Words("[sft] reads chats"),
     },
     Known {
         fields: &["instruction", "output"],
         words: "an instruction with its answer (`instruction`, `output`)",
-        readers: "[sft] reads these",
+        readers: Readers::Words("[sft] reads these"),
     },
     Known {
         fields: &["prompt", "completion"],
         words: "a prompt with its completion (`prompt`, `completion`)",
-        readers: "[sft] reads these",
+        readers: Readers::Words("[sft] reads these"),
     },
     Known {
         fields: &["text"],
         words: "a document (`text`)",
-        readers: "[pretrain] and [sft] read documents",
+        readers: Readers::Words("[pretrain] and [sft] read documents"),
     },
     Known {
         fields: &["prompt"],
         words: "a prompt alone (`prompt`)",
-        readers: "[ppo] reads prompts",
+        readers: Readers::Words("[ppo] reads prompts"),
     },
     Known {
         fields: &["prompt_ids"],
         words: "token ids (`prompt_ids`)",
-        readers: "`collimate generate` reads them",
+        readers: Readers::Words("`collimate generate` reads them"),
     },
     Known {
         fields: &["ids"],
         words: "token ids (`ids`)",
-        readers: "`collimate score` reads them",
+        readers: Readers::Words("`collimate score` reads them"),
     },
 ];
 
@@ -120,7 +143,8 @@ pub(super) fn of(record: &Record, task: RecordTask) -> Option<DataError> {
     let has_all = |known: &&Known| known.fields.iter().all(|name| record.has(name));
     match KNOWN.iter().find(has_all) {
         Some(Known { words, readers, .. }) => Some(record.wrong(format!(
-            "this is {words}; {readers}; needed here: {}",
+            "this is {words}; {}; needed here: {}",
+            readers.in_words(),
             needs(task)
         ))),
         None => unknown(record, task),

@@ -242,7 +242,7 @@ fn a_wrong_shape_says_what_it_is_and_what_is_needed() {
     let shapes = [
         (
             json!({"chosen": "a", "rejected": "b"}),
-            "a pair (`chosen`, `rejected`); [dpo], [reward] and [judge]",
+            "a pair (`chosen`, `rejected`); [dpo], [orpo], [reward], [judge] read pairs",
         ),
         (json!({"messages": turns}), "a chat (`messages`); [sft]"),
         (
