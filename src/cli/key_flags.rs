@@ -22,12 +22,12 @@ pub(super) fn explained(error: clap::Error, arguments: &[String]) -> clap::Error
 fn mend(flag: &str, arguments: &[String]) -> Option<String> {
     let name = flag.split('=').next().unwrap_or(flag);
     let key = name.trim_start_matches('-').replace('-', "_");
-    let command = arguments.get(1)?;
+    let command = command_of(arguments)?;
     let tables = reference::tables_with(&key);
-    let known = |table: &&String| *table == command;
+    let known = |table: &&String| **table == command;
     let table = match tables.iter().find(known) {
         Some(table) => table.clone(),
-        None if matches!(command.as_str(), "run" | "plan") => match tables.as_slice() {
+        None if matches!(command, "run" | "plan") => match tables.as_slice() {
             [] => return None,
             [only] => only.clone(),
             _ => "TABLE".to_owned(),
@@ -41,6 +41,13 @@ fn mend(flag: &str, arguments: &[String]) -> Option<String> {
         message.push_str(&format!(", where TABLE is one of {}", names.join(", ")));
     }
     Some(message)
+}
+
+/// The first argument that names a command; global flags may stand before it.
+fn command_of(arguments: &[String]) -> Option<&str> {
+    let cli = Cli::command();
+    let mut names = arguments.iter().skip(1).map(String::as_str);
+    names.find(|name| cli.find_subcommand(name).is_some())
 }
 
 /// The value given to `flag`, after `=` or as the next argument.
@@ -81,6 +88,10 @@ mod tests {
             (
                 "collimate ppo c.toml --kl-coef=0.1 --fresh",
                 "use --set ppo.kl_coef=0.1\n",
+            ),
+            (
+                "collimate -q sft c.toml --learning_rate 1e-4",
+                "use --set sft.learning_rate=1e-4\n",
             ),
             (
                 "collimate reward --batch-size",

@@ -10,7 +10,10 @@ use toml::Value;
 use super::document::Document;
 use super::error::{ConfigError, Problem, Problems, ValueOrigin};
 use super::hub::HubName;
-use super::names;
+use super::{names, trl_defaults};
+
+/// Most keys of a table that a message lists.
+const MOST_LISTED: usize = 10;
 
 /// Problems found so far, and the document that they are in.
 #[derive(Debug)]
@@ -114,14 +117,14 @@ impl<'a> Checker<'a> {
 
     /// Reports a key that `table` does not have.
     pub(super) fn unknown_key(&mut self, table: &str, key: &str, known: &[String]) {
-        let message = match names::meant(key, known) {
-            Some(near) => format!("unknown key; did you mean `{near}`?"),
-            None => format!(
-                "unknown key; [{table}] has {}",
-                listed(known.iter().map(String::as_str))
-            ),
-        };
-        self.table(table).note(key, None, message);
+        let meant = |near: &str| format!("did you mean `{near}`?");
+        let words = names::alias(key, known)
+            .map(meant)
+            .or_else(|| trl_defaults::counterpart(table, key))
+            .or_else(|| names::nearest(key, known.iter().map(String::as_str)).map(meant))
+            .unwrap_or_else(|| some_keys(table, key, known));
+        self.table(table)
+            .note(key, None, format!("unknown key; {words}"));
     }
 
     /// Reports a value of the wrong type, or an unknown word.
@@ -240,6 +243,16 @@ impl Keys<'_, '_> {
             message,
         });
     }
+}
+
+/// The keys of `table`, or the nearest of many.
+fn some_keys(table: &str, key: &str, known: &[String]) -> String {
+    if known.len() <= MOST_LISTED {
+        return format!("[{table}] has {}", listed(known.iter().map(String::as_str)));
+    }
+    let nearest = names::by_similarity(key, known.iter().map(String::as_str));
+    let nearest = listed(nearest.into_iter().take(MOST_LISTED));
+    format!("the nearest in [{table}] are {nearest}; `collimate config {table}` lists all")
 }
 
 /// Additional requirement in the message on a number that is NaN or infinite.

@@ -39,6 +39,7 @@ mod sft;
 mod stage;
 mod tokenizer;
 mod trainable;
+mod trl_defaults;
 mod words;
 mod written;
 
@@ -281,5 +282,3 @@ fn optional_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Pa
 
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod trl_defaults;

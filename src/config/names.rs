@@ -17,22 +17,23 @@ pub fn is_stage(table: &str) -> bool {
     Stage::ALL.into_iter().any(|stage| stage.name() == table)
 }
 
-/// The known name most similar to `name`, if one is similar enough.
-///
-/// Closeness is Damerau-Levenshtein distance over the longer length: 0.6 lets `lr_sheduler` and
+/// The known name most similar to `name`, if one is similar enough: 0.6 lets `lr_sheduler` and
 /// `learning-rate` through, and keeps names that share only a suffix apart.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    known
-        .into_iter()
-        .map(|candidate| {
-            (
-                strsim::normalized_damerau_levenshtein(name, candidate),
-                candidate,
-            )
-        })
-        .filter(|(similarity, _)| *similarity >= 0.6)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, candidate)| candidate)
+    let nearest = by_similarity(name, known).into_iter().next();
+    nearest.filter(|nearest| similarity(name, nearest) >= 0.6)
+}
+
+/// The known names, those most similar to `name` first.
+pub fn by_similarity<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut names: Vec<&str> = known.into_iter().collect();
+    names.sort_by(|a, b| similarity(name, b).total_cmp(&similarity(name, a)));
+    names
+}
+
+/// Damerau-Levenshtein distance over the longer length, from 1 for the same name down to 0.
+fn similarity(one: &str, other: &str) -> f64 {
+    strsim::normalized_damerau_levenshtein(one, other)
 }
 
 /// Keys of other trainers and common abbreviations, with our names for them.
@@ -68,7 +69,7 @@ pub fn meant<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
 }
 
 /// Our word for a key that other trainers use, if `known` has it.
-fn alias<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
+pub fn alias<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
     let (_, ours) = ALIASES
         .into_iter()
         .find(|(theirs, ours)| *theirs == name && known.iter().any(|k| k == ours))?;

@@ -1,21 +1,25 @@
-//! Compares our defaults with TRL's, field by field: the default is the same (with a note where the
-//! key acts differently), or it differs for a stated reason, or there is no such key for a stated
-//! reason.
+//! Our counterpart of each field of TRL's configurations: a key with the same default (with a note
+//! where the key acts differently), a key whose default differs for a stated reason, or no key, for
+//! a stated reason. A message on an unknown key reads it; the tests compare the defaults.
 //!
 //! TRL's defaults are in `tests/golden/trl_defaults.json`, made by `make_trl_defaults.py` from the
 //! configuration classes of the version named there.
 
-use serde::Serialize;
-use serde_json::Value;
-
-use super::check::Checker;
-use super::{AdvantageEstimator, Dpo, Orpo, Ppo, Reward, Sft};
-
 mod groups;
 mod pairs;
+#[cfg(test)]
+mod tests;
+mod trainer;
 
 /// Our counterpart of a field of TRL.
 #[derive(Clone, Copy)]
+#[cfg_attr(
+    not(test),
+    expect(
+        dead_code,
+        reason = "a message on an unknown key has no use for reasons of defaults"
+    )
+)]
 enum Ours {
     /// A key with the same default.
     Same(&'static str),
@@ -30,6 +34,47 @@ use Ours::{Absent, Acts, Differs, Same};
 
 /// A field, or all that begin as `begin_*`.
 type Row = (&'static str, Ours);
+
+/// What the field `name` of TRL is in our `table`, in words; `None` if TRL has no such field, or
+/// both have the name.
+pub(super) fn counterpart(table: &str, name: &str) -> Option<String> {
+    let mut rows = rows(table).into_iter().flatten();
+    let (_, ours) = rows.find(|(field, _)| is_named(field, name))?;
+    match ours {
+        Same(key) | Acts(key, _) | Differs(key, _) if *key == name => None,
+        Same(key) | Acts(key, _) | Differs(key, _) => {
+            Some(format!("TRL's `{name}` is `{key}` here"))
+        }
+        Absent(reason) => Some(format!("TRL's `{name}` is no key here: {reason}")),
+    }
+}
+
+/// The rows of the trainers whose counterpart is `table`; the first row that names a field counts.
+fn rows(table: &str) -> Vec<&'static [Row]> {
+    let own: &[&[Row]] = match table {
+        "sft" => &[SUPERVISED, SFT],
+        "reward" | "judge" => &[SUPERVISED, pairs::REFERENCE, pairs::REWARD],
+        "dpo" => &[SUPERVISED, pairs::REFERENCE, pairs::DPO, pairs::CPO],
+        "orpo" => &[SUPERVISED, pairs::REFERENCE, pairs::ORPO],
+        "ppo" => &[
+            PPO,
+            groups::BOTH,
+            groups::GRPO,
+            groups::RLOO,
+            ON_POLICY,
+            pairs::REFERENCE,
+        ],
+        _ => &[],
+    };
+    [own, &[SHARED, trainer::ROWS]].concat()
+}
+
+fn is_named(name: &str, field: &str) -> bool {
+    match name.strip_suffix('*') {
+        Some(start) => field.starts_with(start),
+        None => name == field,
+    }
+}
 
 /// Fields of all stages.
 const SHARED: &[Row] = &[
@@ -306,88 +351,3 @@ const PPO: &[Row] = &[
     ("gamma", Same("gamma")),
     ("lam", Same("lam")),
 ];
-
-/// Compares each field of TRL's class with our default as its row says.
-fn check(class: &str, ours: &impl Serialize, rows: &[&[Row]]) {
-    let golden = include_str!("../../tests/golden/trl_defaults.json");
-    let golden: Value = serde_json::from_str(golden).unwrap();
-    let (theirs, ours) = (&golden[class], serde_json::to_value(ours).unwrap());
-    let rows: Vec<&Row> = rows.iter().flat_map(|rows| rows.iter()).collect();
-    for (field, theirs) in theirs.as_object().expect("a class of TRL's") {
-        let row = rows.iter().find(|(name, _)| is_named(name, field));
-        let (_, row) = row.unwrap_or_else(|| panic!("{class}: TRL's {field} has no row"));
-        let default = |key: &str| {
-            let found = ours.get(key);
-            found.unwrap_or_else(|| {
-                panic!("[{class}] has no {key}, which stands beside TRL's {field}")
-            })
-        };
-        match row {
-            Same(key) | Acts(key, _) => {
-                let found = default(key);
-                let words = match row {
-                    Acts(_, words) => words,
-                    _ => "no difference",
-                };
-                assert!(
-                    is_same(found, theirs),
-                    "[{class}] {key} is {found}, TRL's {field} {theirs} ({words})"
-                );
-            }
-            Differs(key, reason) => {
-                let found = default(key);
-                assert!(
-                    !is_same(found, theirs),
-                    "[{class}] {key} no longer differs ({reason})"
-                );
-            }
-            // A key of the same name would be compared.
-            Absent(reason) => assert!(
-                ours.get(field).is_none(),
-                "[{class}] {field} is there after all ({reason})"
-            ),
-        }
-    }
-}
-
-fn is_named(name: &str, field: &str) -> bool {
-    match name.strip_suffix('*') {
-        Some(start) => field.starts_with(start),
-        None => name == field,
-    }
-}
-
-/// The default `[ppo]` with this estimator, unset keys filled.
-fn with(estimator: AdvantageEstimator) -> Ppo {
-    let mut ppo = Ppo::default();
-    ppo.objective.advantage_estimator = estimator;
-    ppo.fill(Some("reward/final".into()), None, &mut Checker::flags());
-    ppo
-}
-
-/// Whether two defaults are equal: numbers by value, a list of one (TRL's `["sigmoid"]`) as its
-/// item.
-fn is_same(ours: &Value, theirs: &Value) -> bool {
-    match (ours, theirs) {
-        (ours, Value::Array(items)) if items.len() == 1 => is_same(ours, &items[0]),
-        (Value::Number(ours), Value::Number(theirs)) => ours.as_f64() == theirs.as_f64(),
-        (ours, theirs) => ours == theirs,
-    }
-}
-
-#[test]
-fn every_default_of_trls_is_ours_or_differs_for_a_reason() {
-    check("sft", &Sft::default(), &[SHARED, SUPERVISED, SFT]);
-    let pairs = |own| [SHARED, SUPERVISED, pairs::REFERENCE, own];
-    check("reward", &Reward::default(), &pairs(pairs::REWARD));
-    check("dpo", &Dpo::default(), &pairs(pairs::DPO));
-    check("cpo", &Dpo::default(), &[pairs::CPO]);
-    check("orpo", &Orpo::default(), &pairs(pairs::ORPO));
-    // The first row that names a field is its own.
-    check("ppo", &Ppo::default(), &[PPO, SHARED, ON_POLICY]);
-    let shared = [SHARED, ON_POLICY, pairs::REFERENCE].concat();
-    let grpo = with(AdvantageEstimator::Grpo);
-    check("grpo", &grpo, &[groups::GRPO, groups::BOTH, &shared]);
-    let rloo = with(AdvantageEstimator::Rloo);
-    check("rloo", &rloo, &[groups::RLOO, groups::BOTH, &shared]);
-}

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::entry::KeyEntry;
 use super::{KeyTable, tables};
-use crate::config::names;
+use crate::config::{names, trl_defaults};
 
 /// A name that is neither a key nor a table.
 #[derive(Debug, thiserror::Error)]
@@ -134,11 +134,16 @@ fn in_full(table: &KeyTable, key: &str) -> String {
 }
 
 fn unknown(tables: &[KeyTable], name: String) -> UnknownKey {
-    let near = near_in_table(tables, &name).or_else(|| near_anywhere(tables, &name));
-    let mend = match near {
-        Some(near) => format!("did you mean `{near}`?"),
-        None => "`collimate config` lists the tables".to_owned(),
+    let meant = |near: String| format!("did you mean `{near}`?");
+    let of_trl = || {
+        let (table, key) = name.rsplit_once('.')?;
+        trl_defaults::counterpart(table, key)
     };
+    let mend = near_in_table(tables, &name)
+        .map(meant)
+        .or_else(of_trl)
+        .or_else(|| near_anywhere(tables, &name).map(meant))
+        .unwrap_or_else(|| "`collimate config` lists the tables".to_owned());
     UnknownKey { name, mend }
 }
 

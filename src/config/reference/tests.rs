@@ -129,5 +129,6 @@ fn a_near_miss_leads_to_the_name_that_was_meant() {
     assert!(refused("ppo.lr").ends_with("did you mean `ppo.learning_rate`?"));
     assert!(refused("pppo").ends_with("did you mean `ppo`?"));
     assert!(refused("kl_coeff").ends_with("did you mean `kl_coef`?"));
+    assert!(refused("ppo.epsilon").ends_with("TRL's `epsilon` is `cliprange` here"));
     assert!(refused("quux").contains("`collimate config` lists"));
 }

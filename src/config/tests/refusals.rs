@@ -78,7 +78,38 @@ fn unknown_names_are_refused_with_the_nearest() {
         "ppo.kl_coeff (trial.toml:28): unknown key; did you mean `kl_coef`?"
     );
     assert!(refusal(&["ppo.lr=1e-3"]).contains("did you mean `learning_rate`?"));
-    assert!(refusal(&["model.layers=3"]).contains("unknown key; [model] has from, save_dtype"));
+    let error = refusal(&["model.layers=3"]);
+    assert!(
+        error.contains("unknown key; the nearest in [model] are "),
+        "{error}"
+    );
+    assert!(error.contains("num_hidden_layers"), "{error}");
+    assert!(error.matches(", ").count() == 9, "{error}");
+    for (set, words) in [
+        (
+            "ppo.epsilon=0.1",
+            "unknown key; TRL's `epsilon` is `cliprange` here",
+        ),
+        (
+            "sft.report_to=[]",
+            "TRL's `report_to` is no key here: metrics.jsonl has",
+        ),
+        (
+            "run.bf16=true",
+            "TRL's `bf16` is no key here: training is in float32",
+        ),
+        (
+            "sft.warmup_ratio=0.1",
+            "no key here: warmup_steps is the length",
+        ),
+        (
+            "dpo.save_total_limit=2",
+            "TRL's `save_total_limit` is `keep_last` here",
+        ),
+    ] {
+        let error = refusal(&[set]);
+        assert!(error.contains(words), "--set {set} gave: {error}");
+    }
     let error = resolve_text(&SAMPLE.replace("[pretrain]", "[pretraining]"), &[])
         .unwrap_err()
         .to_string();
