@@ -43,8 +43,7 @@ pub struct Dpo {
     pub label_smoothing: f64,
     /// Target margin between the rewards of chosen and rejected; only with `loss_type = "simpo"`.
     pub simpo_gamma: f64,
-    /// Largest number of tokens of prompt and answer together; the model's context, where that is
-    /// less.
+    /// Largest number of tokens of prompt and answer together; the model's context limits it too.
     pub max_length: usize,
     /// Policy for pairs with more tokens than `max_length` in prompt and answer.
     pub too_long: TooLong,

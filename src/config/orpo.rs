@@ -30,8 +30,7 @@ pub struct Orpo {
     /// Weight of the odds-ratio loss relative to the negative log-likelihood of the chosen
     /// sequences (λ in the paper).
     pub beta: f64,
-    /// Largest number of tokens of prompt and answer together; the model's context, where that is
-    /// less.
+    /// Largest number of tokens of prompt and answer together; the model's context limits it too.
     pub max_length: usize,
     /// Policy for pairs with more tokens than `max_length` in prompt and answer.
     pub too_long: TooLong,

@@ -37,8 +37,7 @@ pub struct Reward {
     /// Weight of the squared mean score in the loss, which keeps scores around zero; 0 leaves them
     /// free.
     pub center_rewards_coefficient: f64,
-    /// Largest number of tokens of prompt and answer together; the model's context, where that is
-    /// less.
+    /// Largest number of tokens of prompt and answer together; the model's context limits it too.
     pub max_length: usize,
     /// Policy for pairs with more tokens than `max_length` in prompt and answer.
     pub too_long: TooLong,

@@ -31,8 +31,8 @@ pub struct Sft {
     /// Held-out records.
     #[serde(flatten)]
     pub held_out: HeldOut,
-    /// Largest number of tokens of an example, prompt and answer together; the model's context,
-    /// where that is less.
+    /// Largest number of tokens of an example, prompt and answer together; the model's context
+    /// limits it too.
     pub max_length: usize,
     /// Policy for examples with more tokens than `max_length`.
     pub too_long: TooLong,

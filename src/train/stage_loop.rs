@@ -184,7 +184,7 @@ mod tests {
             self.done
         }
 
-        fn goes_on(&self) -> bool {
+        fn continues(&self) -> bool {
             self.done < 9
         }
 
