@@ -138,7 +138,8 @@ fn a_pass_has_in_memory_what_is_planned() {
             &format!("{family:?}"),
             &fresh(family, Trainability::Trained),
         );
-        for rank in [1, 64] {
+        // Of rank 256, the inner values take more than a tenth of the peak.
+        for rank in [1, 256] {
             let name = format!("{family:?} with adapters of rank {rank}");
             let model = adapted(&fresh(family, Trainability::Frozen), rank);
             a_model_has_in_memory_what_is_planned(&name, &model);

@@ -28,6 +28,17 @@ pub fn in_trunk(name: &str, layers: usize) -> bool {
     layer_of(name).map_or(is_embedding(name), |layer| layer < layers)
 }
 
+/// The number of lowest layers, out of `layers`, below all tensors in `trained`: 0 if an embedding
+/// is among them, `layers` if none belongs to a layer.
+pub fn layers_below<'a>(trained: impl Iterator<Item = &'a str>, layers: usize) -> usize {
+    let below = |name: &str| match layer_of(name) {
+        Some(layer) => layer,
+        None if is_embedding(name) => 0,
+        None => layers,
+    };
+    trained.map(below).min().unwrap_or(layers)
+}
+
 impl Decoder {
     /// Reads a folder's upper layers, norm and head on top of the trunk of `base`; the folder's own
     /// trunk is not read. `training` is that of the branch.

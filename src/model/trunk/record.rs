@@ -7,13 +7,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::config::{is_embedding, layer_of};
 use crate::model::decoder::Decoder;
 use crate::model::fingerprint::Fingerprint;
 use crate::model::weights::Weights;
-use crate::ops::param::Param;
 
-use super::in_trunk;
+use super::{in_trunk, layers_below};
 
 const LAYERS: &str = "trunk_layers";
 const FINGERPRINT: &str = "trunk_fingerprint";
@@ -42,17 +40,14 @@ impl TrunkRecord {
     /// # Errors
     /// If the device fails.
     pub fn of(decoder: &Decoder) -> candle_core::Result<Option<Self>> {
-        let all = decoder.decoder_config().num_hidden_layers;
-        let frozen_below = |param: &Param| match layer_of(param.name()) {
-            Some(layer) => layer,
-            None if is_embedding(param.name()) => 0,
-            None => all,
-        };
-        let trained = decoder.params().trained();
-        let layers = trained.map(|param| frozen_below(param)).min();
-        let Some(layers) = layers.filter(|&layers| layers > 0) else {
+        let mut trained = decoder.params().trained().map(|p| p.name()).peekable();
+        if trained.peek().is_none() {
             return Ok(None);
-        };
+        }
+        let layers = layers_below(trained, decoder.decoder_config().num_hidden_layers);
+        if layers == 0 {
+            return Ok(None);
+        }
         let trunk = decoder.params().iter();
         let trunk = trunk.filter(|param| in_trunk(param.name(), layers));
         Ok(Some(Self::new(layers, Fingerprint::of(trunk)?)))

@@ -1,9 +1,8 @@
 //! Lists of tensors with their memory: weights, gradients and moments.
 
-use crate::model::config::{
-    DecoderConfig, Head, SCORE, TensorSpec, is_embedding, layer_of, weight,
-};
+use crate::model::config::{DecoderConfig, Head, SCORE, TensorSpec, weight};
 use crate::model::lora::Lora;
+use crate::model::trunk::layers_below;
 use crate::ops::param::Trainability;
 
 /// A tensor that a role owns.
@@ -89,12 +88,7 @@ impl RoleTensors {
     /// The lowest of `layers` layers that a gradient flows through: the first with a trained
     /// tensor, or layer 0 if embeddings are trained; `layers` if no layer has one.
     pub fn graph_begins(&self, layers: usize) -> usize {
-        let begins = |owned: &OwnedTensor| match layer_of(&owned.spec.name) {
-            Some(layer) => layer,
-            None if is_embedding(&owned.spec.name) => 0,
-            None => layers,
-        };
-        self.trained().map(begins).min().unwrap_or(layers)
+        layers_below(self.trained().map(|owned| owned.spec.name.as_str()), layers)
     }
 }
 

@@ -41,8 +41,8 @@ pub fn check(config: &Config, plans: &[StagePlan], bound: MemoryBound) -> Result
     }
 }
 
-/// Checks that a plan fits in the memory of this machine, as far as the system reports it. A process
-/// that takes more is killed by the system without a message.
+/// Checks that a plan fits in the memory of this machine, as far as the system reports it. The
+/// system would kill a process that takes more, without a message.
 ///
 /// # Errors
 /// If it does not fit, with both numbers.
