@@ -40,7 +40,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "FILE")]
     pub prompts: PathBuf,
 
-    /// File for the completions: JSON Lines
+    /// File for the completions: JSON Lines; replaces an existing file at the end
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
 

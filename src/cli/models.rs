@@ -22,7 +22,7 @@ pub struct ScoreArgs {
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
 
-    /// File for the scores: JSON Lines
+    /// File for the scores: JSON Lines; replaces an existing file at the end
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
 
@@ -59,7 +59,7 @@ pub struct ExportArgs {
     #[arg(long, value_name = "DIR")]
     pub adapter: PathBuf,
 
-    /// Folder for the merged model, created if it does not exist
+    /// Folder for the merged model: a new or an empty one
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
 

@@ -16,7 +16,8 @@ use crate::train::signal::Outcome;
 /// `args.out` with the tokenizer.
 ///
 /// # Errors
-/// A folder that cannot be read, an adapter of another model, or a file that cannot be written.
+/// A folder that cannot be read, an adapter of another model, an output folder that has files, or a
+/// file that cannot be written.
 pub fn export(args: &ExportArgs) -> anyhow::Result<Outcome> {
     for input in [&args.model, &args.adapter] {
         ensure!(
@@ -25,6 +26,12 @@ pub fn export(args: &ExportArgs) -> anyhow::Result<Outcome> {
             args.out.display()
         );
     }
+    ensure!(
+        is_empty(&args.out),
+        "--out is {}, which is not an empty folder: files of another model could stay beside the \
+         new ones; name another folder, or remove this one",
+        args.out.display()
+    );
     let folder = ModelFolder::open(&args.model, Some(&args.adapter))?;
     let mut decoder = folder.decoder(folder.config().decoder.head, &Backend::CPU)?;
     let tokenizer = match folder.into_tokenizer() {
@@ -39,6 +46,14 @@ pub fn export(args: &ExportArgs) -> anyhow::Result<Outcome> {
     }
     terminal::print(args.out.display());
     Ok(Outcome::Finished)
+}
+
+/// Whether nothing is at `folder`, or a folder without entries.
+fn is_empty(folder: &Path) -> bool {
+    match folder.read_dir() {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(_) => !folder.exists(),
+    }
 }
 
 fn is_same(a: &Path, b: &Path) -> bool {

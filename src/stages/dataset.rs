@@ -7,6 +7,7 @@ use crate::config::{Data, DataSource, RecordKeys, Stage, Training};
 use crate::data;
 use crate::data::example::Encoded;
 use crate::data::records::{File, LeftOut, Record, read_file};
+use crate::terminal;
 use crate::train::batch_order::BatchOrder;
 
 /// Records of all files, without those that cannot be read.
@@ -149,7 +150,14 @@ impl<T> ExamplesByFile<T> {
     /// If there are none, weights are given and a file has none left, or `dataloader_drop_last`
     /// leaves no batch.
     pub fn order(&self, stage: Stage, training: &Training, seed: u64) -> Result<BatchOrder> {
-        ensure!(!self.all.is_empty(), "no record is left to train on");
+        let (examples, batch) = (self.all.len(), training.batch_size);
+        ensure!(examples > 0, "no record is left to train on");
+        if batch > examples {
+            terminal::note_once(format!(
+                "{stage}.batch_size is {batch}, and there are {examples} examples to train on: \
+                 every step takes {examples}"
+            ));
+        }
         BatchOrder::new(&self.files, training, seed).with_context(|| format!("[{stage}]"))
     }
 }

@@ -57,6 +57,7 @@ impl<T> Examples<T> {
             reports.add(stage.name(), report, encoder.limit());
         }
         note_lost_reasoning(stage, encoder.lost_reasoning());
+        note_equal_answers(stage, encoder.equal_answers());
         Ok(Self {
             training,
             held_out,
@@ -80,6 +81,14 @@ fn note_lost_reasoning(stage: Stage, answers: usize) {
             "{stage}: the chat template leaves the reasoning of {answers} answers \
              (`reasoning_content`, or <think> in the content) out of the training text; to train \
              on it, use a template that renders it, or give the records as text"
+        ));
+    }
+}
+
+fn note_equal_answers(stage: Stage, pairs: usize) {
+    if pairs > 0 {
+        terminal::note(format_args!(
+            "{stage}: pairs whose two answers are equal, which teach no preference: {pairs}"
         ));
     }
 }

@@ -112,6 +112,13 @@ fn a_reward_adapter_scores() {
     let (base, adapter) = (base.display(), adapter.display());
     let merge = format!("export --model {base} --adapter {adapter} --out merged");
     assert_eq!(workspace.run(&merge).code, Some(0));
+    let again = workspace.run(&merge);
+    assert_eq!(again.code, Some(1));
+    assert!(
+        again.stderr.contains("not an empty folder"),
+        "{}",
+        again.stderr
+    );
     let wanted = expected("llama_reward", "token_scores");
     for model in [
         format!("--model {base} --adapter {adapter}"),

@@ -319,6 +319,24 @@ fn records_that_are_too_long_are_counted() {
 }
 
 #[test]
+fn equal_answers_and_a_batch_of_all_pairs_are_noted() {
+    let workspace = Workspace::trained();
+    let equal = |_| json!({"prompt": "a", "chosen": "b", "rejected": "b"});
+    workspace.write(
+        "pairs.jsonl",
+        &(records(0, 50, pair) + &records(0, 3, equal)),
+    );
+    let flags = "--set dpo.max_steps=1 --set dpo.batch_size=1000 --set dpo.eval_fraction=0.0";
+    let [_, said] = output(&workspace, &format!("dpo config.toml {flags}"));
+    for note in [
+        "dpo: pairs whose two answers are equal, which teach no preference: 3\n",
+        "dpo.batch_size is 1000, and there are 53 examples to train on: every step takes 53\n",
+    ] {
+        assert!(said.contains(note), "no {note:?} in {said}");
+    }
+}
+
+#[test]
 fn nothing_is_said_of_records_that_fit() {
     let workspace = Workspace::trained();
     let said = output(&workspace, "sft config.toml --set sft.max_steps=1").concat();

@@ -6,6 +6,7 @@
 //! share in TRL's trainers.
 
 use std::ops::AddAssign;
+use std::sync::atomic::Ordering;
 
 use super::{Encoder, Example, Pair, Prompt, nothing_to_learn};
 use crate::config::TooLong;
@@ -194,7 +195,20 @@ impl Encoder<'_> {
         })
     }
 
-    pub(super) fn fit_pair(&self, record: &Record, mut pair: Pair) -> Result<LengthOutcome<Pair>> {
+    /// The pair within the limit. Counts pairs whose answers are then equal.
+    pub(super) fn fit_pair(&self, record: &Record, pair: Pair) -> Result<LengthOutcome<Pair>> {
+        let fitted = self.cut_pair(record, pair)?;
+        if let LengthOutcome::Whole(pair)
+        | LengthOutcome::Truncated(pair)
+        | LengthOutcome::PromptTruncated(pair) = &fitted
+        {
+            let equal = usize::from(pair.chosen == pair.rejected);
+            self.equal_answers.fetch_add(equal, Ordering::Relaxed);
+        }
+        Ok(fitted)
+    }
+
+    fn cut_pair(&self, record: &Record, mut pair: Pair) -> Result<LengthOutcome<Pair>> {
         let given = pair.prompt.len();
         let longer = pair.chosen.len().max(pair.rejected.len());
         if given + longer <= self.limit.tokens {

@@ -102,6 +102,7 @@ pub struct Encoder<'a> {
     bad_records: BadRecords,
     learn: Learn,
     lost_reasoning: AtomicUsize,
+    equal_answers: AtomicUsize,
 }
 
 impl<'a> Encoder<'a> {
@@ -124,6 +125,7 @@ impl<'a> Encoder<'a> {
             bad_records: BadRecords::Error,
             learn: Learn::All,
             lost_reasoning: AtomicUsize::new(0),
+            equal_answers: AtomicUsize::new(0),
         })
     }
 
@@ -143,6 +145,11 @@ impl<'a> Encoder<'a> {
     /// Number of answers encoded so far whose reasoning the template drops.
     pub fn lost_reasoning(&self) -> usize {
         self.lost_reasoning.load(Ordering::Relaxed)
+    }
+
+    /// Number of pairs encoded so far whose two answers have the same tokens.
+    pub fn equal_answers(&self) -> usize {
+        self.equal_answers.load(Ordering::Relaxed)
     }
 
     /// The limit on a sequence.
