@@ -5,6 +5,9 @@
 //! −log σ(log (odds(chosen) / odds(rejected))), where odds(y) = P(y) / (1 − P(y)) and log P(y) is
 //! the mean log-prob of the answer's tokens. As in TRL's trainer the likelihood is that of the
 //! whole chosen sequence, prompt included, and a mean over the tokens of the step.
+//!
+//! The odds of a certain answer are infinite. Value and slopes are therefore taken at a P(y) of at
+//! most the largest `f32` below 1.
 
 use candle_core::Tensor;
 
@@ -13,8 +16,9 @@ use super::super::error::{Result, RlhfError, check_length, check_not_negative, c
 use super::super::ragged_rows::RaggedRows;
 use super::{PreferenceStats, log_sigmoid};
 
-/// Log-odds beyond which log σ(−x) is −x to the last bit.
-const FAR: f64 = 40.0;
+/// Largest mean log-prob at which the odds are taken: the largest `f32` below 1 has about this
+/// logarithm.
+const ALMOST_CERTAIN: f64 = -1.0 / (1 << 24) as f64;
 
 /// The counts of a whole optimizer step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,20 +163,15 @@ struct LogOdds {
 impl LogOdds {
     /// Log-odds of answers of these mean log-probs.
     fn new(chosen: f64, rejected: f64) -> Self {
+        let [chosen, rejected] = [chosen, rejected].map(|mean| mean.min(ALMOST_CERTAIN));
         let [not_chosen, not_rejected] = [chosen, rejected].map(log_one_minus_exp);
         let value = (chosen - rejected) - (not_chosen - not_rejected);
         // d log σ(value) = σ(−value) d value, and d value = dc / (1 − P(c)) − dr / (1 − P(r)).
-        // If the chosen answer is certain, one factor of the first term is 0 and the other
-        // infinite, while their product is finite.
         let slope = |not: f64| (log_sigmoid(-value) - not).exp();
-        let of_chosen = match value > FAR {
-            true => (rejected - chosen - not_rejected).exp(),
-            false => slope(not_chosen),
-        };
         Self {
             value,
             log_sigmoid: log_sigmoid(value),
-            slopes: [of_chosen, -slope(not_rejected)],
+            slopes: [slope(not_chosen), -slope(not_rejected)],
         }
     }
 }
@@ -214,19 +213,39 @@ mod tests {
         assert!((first.1 + second.1 - whole.1).abs() < 1e-15);
     }
 
+    /// By hand, with the odds 2²⁴ of a certain answer, 1 / (e − 1) of one with log-prob −1, and
+    /// r = odds(rejected) / odds(chosen): the loss is log(1 + r). Its slopes are −r / (1 + r) by the
+    /// chosen log-prob and r / (1 + r) by the rejected one, each over 1 − P.
     #[test]
-    fn a_certain_chosen_answer_has_a_gradient() {
-        let x = var(&[0.0, -1.0]);
-        let rows = RaggedRows::new(&[0, 1, 2]).unwrap();
-        let found = odds_ratio(&x, rows, &[1, 1], 1.0, totals(1, 1)).unwrap();
-        assert_eq!(found.value, 0.0);
-        // The odds of the rejected answer: e^{-1} / (1 − e^{-1}).
-        let odds = 1.0 / (1f64.exp() - 1.0);
-        let found = gradient(&found.loss, &x);
-        assert!(
-            (found[0] + 1.0 + odds).abs() < 1e-12 && found[1] == 0.0,
-            "{found:?}"
-        );
+    fn certain_answers_have_finite_losses_and_gradients() {
+        let (certain, even) = (f64::from(1 << 24), 1.0 / (1f64.exp() - 1.0));
+        let not_even = 1.0 - (-1f64).exp();
+        for (values, odds, not) in [
+            ([0.0, -1.0], [certain, even], [1.0 / certain, not_even]),
+            ([-1.0, 0.0], [even, certain], [not_even, 1.0 / certain]),
+            ([0.0, 0.0], [certain; 2], [1.0 / certain; 2]),
+        ] {
+            let x = var(&values);
+            let rows = RaggedRows::new(&[0, 1, 2]).unwrap();
+            let ratio = odds[1] / odds[0];
+            let share = ratio / (1.0 + ratio);
+            for beta in [1.0, 0.0] {
+                let found = odds_ratio(&x, rows, &[1, 1], beta, totals(1, 1)).unwrap();
+                let loss = -values[0] + beta * ratio.ln_1p();
+                let gradient = gradient(&found.loss, &x);
+                let expected = [-1.0 - beta * share / not[0], beta * share / not[1]];
+                let near = |a: f64, b: f64| (a - b).abs() <= 1e-6 * b.abs();
+                assert!(
+                    near(found.value, loss),
+                    "{values:?}: {} {loss}",
+                    found.value
+                );
+                for (a, b) in gradient.iter().zip(expected) {
+                    assert!(near(*a, b), "{values:?}: {gradient:?} {expected:?}");
+                }
+                assert!(found.stats.log_odds.is_finite(), "{:?}", found.stats);
+            }
+        }
     }
 
     #[test]
