@@ -71,7 +71,7 @@ pub fn normalizer(
             let reference = reference.context("reference samples without a reference")?;
             let mut scores = CompletionScores::default();
             for run in sampler.runs(&prompts) {
-                let samples = sampler.sample_all(reference, run, Purpose::Split)?;
+                let samples = sampler.sample_all(reference, run, Purpose::Reference)?;
                 let reward = &roles.reward;
                 scores.extend(scoring::score(config, reward, sampler, run, &samples)?);
             }
