@@ -12,7 +12,7 @@ mod stage;
 use clap::{Parser, Subcommand};
 
 pub use configured::{ConfigArgs, KeyArgs, PlanArgs, Trials};
-pub use generate::{Decoding, GenerateArgs, StopTokens};
+pub use generate::{DecodingKind, GenerateArgs, StopTokens};
 pub use models::{ExportArgs, ScoreArgs};
 pub use records::RecordArgs;
 pub use stage::StageCommand;

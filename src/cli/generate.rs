@@ -9,7 +9,7 @@ use crate::config::{Arithmetic, Checker, ConfigError, Device, Generation, Proble
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decoding {
+pub enum DecodingKind {
     /// Drawn from the distribution that the sampling settings leave.
     Sample,
     /// The likeliest token.
@@ -135,11 +135,11 @@ impl GenerateArgs {
     }
 
     /// How the next token is chosen.
-    pub fn decoding(&self) -> Decoding {
+    pub fn decoding(&self) -> DecodingKind {
         if self.greedy {
-            Decoding::Greedy
+            DecodingKind::Greedy
         } else {
-            Decoding::Sample
+            DecodingKind::Sample
         }
     }
 

@@ -242,7 +242,7 @@ fn generate_has_the_flags_of_the_contract() {
     );
     assert_eq!(
         (args.decoding(), args.stop_tokens()),
-        (Decoding::Sample, StopTokens::Ignore)
+        (DecodingKind::Sample, StopTokens::Ignore)
     );
     assert_eq!(
         (args.num_samples, args.seed, args.device),
@@ -250,7 +250,7 @@ fn generate_has_the_flags_of_the_contract() {
     );
     assert_eq!(
         generate(&["--greedy"]).unwrap().decoding(),
-        Decoding::Greedy
+        DecodingKind::Greedy
     );
 }
 

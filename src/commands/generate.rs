@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::inputs::{CutEnd, Input, ModelFolder, RecordFile, Room, TextEncoder, wrong};
 use super::output::JsonLines;
-use crate::cli::{Decoding, GenerateArgs, StopTokens};
+use crate::cli::{DecodingKind, GenerateArgs, StopTokens};
 use crate::config::Generation;
 use crate::data::records::shapes::RecordTask;
 use crate::data::{DataError, Ends, Limit, Record, Result, Tokenizer};
@@ -275,10 +275,10 @@ fn settings(args: &GenerateArgs, generation: &Generation) -> GenerationSettings<
     }
 }
 
-fn decoding(decoding: Decoding, generation: &Generation) -> rollout::Decoding {
+fn decoding(decoding: DecodingKind, generation: &Generation) -> rollout::Decoding {
     match decoding {
-        Decoding::Greedy => rollout::Decoding::Greedy,
-        Decoding::Sample => rollout::Decoding::Sample(Sampling {
+        DecodingKind::Greedy => rollout::Decoding::Greedy,
+        DecodingKind::Sample => rollout::Decoding::Sample(Sampling {
             temperature: generation.temperature as f32,
             top_k: generation.top_k,
             top_p: generation.top_p as f32,

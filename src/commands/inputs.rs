@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail, ensure};
 
 use super::flags::with_flags;
 use crate::cli::RecordArgs;
-use crate::config::TooLong;
+use crate::config::{TooLong, model_below};
 use crate::data::example::cut_start;
 use crate::data::records::shapes::{RecordTask, Style};
 use crate::data::records::{self, LeftOut};
@@ -155,6 +155,13 @@ impl ModelFolder {
     pub fn open(path: &Path, adapter: Option<&Path>) -> anyhow::Result<Self> {
         let local = hub::local(path).with_context(|| format!("--model {}", path.display()))?;
         ensure!(local.exists(), "--model {}: no such folder", path.display());
+        if let Some(inner) = model_below(&local) {
+            bail!(
+                "--model {} holds no model; did you mean {}?",
+                path.display(),
+                inner.display()
+            );
+        }
         if let Some(adapter) = adapter {
             ensure!(
                 adapter.exists(),

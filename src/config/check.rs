@@ -3,7 +3,7 @@
 //! Checks do not stop at the first problem: [`Checker::finish`] reports all of them at once.
 
 use std::fmt::Display;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml::Value;
 
@@ -210,6 +210,10 @@ impl Keys<'_, '_> {
 
     /// The model folder `path` must exist or, with the feature `hub`, be the name of a model there.
     pub fn model_exists(&mut self, key: &str, path: &Path) {
+        if let Some(inner) = model_below(path) {
+            let message = format!("holds no model; did you mean \"{}\"?", inner.display());
+            return self.wrong(key, format!("\"{}\"", path.display()), message);
+        }
         match HubName::parse(path) {
             Some(_) if path.exists() || cfg!(feature = "hub") => {}
             Some(name) => {
@@ -261,6 +265,16 @@ fn finite(value: f64) -> &'static str {
         true => "",
         false => "finite and ",
     }
+}
+
+/// The folder of the final model in `path`, if `path` is the folder of a stage.
+pub fn model_below(path: &Path) -> Option<PathBuf> {
+    let is_model = |folder: &Path| {
+        let files = ["config.json", "adapter_config.json", "tokenizer.json"];
+        files.iter().any(|file| folder.join(file).is_file())
+    };
+    let inner = path.join("final");
+    (!is_model(path) && is_model(&inner)).then_some(inner)
 }
 
 fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {

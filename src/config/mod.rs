@@ -47,7 +47,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-pub use check::{Checker, Keys};
+pub use check::{Checker, Keys, model_below};
 pub use data::{Data, DataSource, HeldOut};
 pub use document::Document;
 pub use dpo::Dpo;
@@ -56,13 +56,14 @@ pub use example_keys::{ExampleKeys, ExampleKeysMut, ExampleTable};
 pub use generation::Generation;
 pub use hub::HubName;
 pub use lora::{LayersToTransform, LoraTable, TargetModules};
-pub use model::{Architecture, Family, Model, ModelStart, SaveDtype};
+pub use model::{Architecture, Family, ModelConfig, ModelStart, SaveDtype};
 pub use optim::{LrScheduler, Recompute, Training, TrainingLength};
 pub use orpo::Orpo;
 pub use overrides::Override;
 pub use ppo::{
-    AdvantageEstimator, Critic, CriticFrom, Evaluation, KlControllerKind, KlIn, Ppo, PpoObjective,
-    PpoUpdate, Ptx, Rollout, ScoreNormalization, ScoreShaping, Share, Sharing, keeps_one_of,
+    AdvantageEstimator, Critic, CriticFrom, KlControllerKind, KlIn, Ppo, PpoEvaluation,
+    PpoObjective, PpoUpdate, Ptx, Rollout, ScoreNormalization, ScoreShaping, Share, Sharing,
+    keeps_one_of,
 };
 pub use pretrain::Pretrain;
 pub use records::{BadRecords, Columns, RecordKeys, TooLong};
@@ -87,7 +88,7 @@ pub struct Config {
     /// `[run]`.
     pub run: Run,
     /// `[model]`.
-    pub model: Model,
+    pub model: ModelConfig,
     /// `[tokenizer]`.
     pub tokenizer: TokenizerTable,
     /// `[pretrain]`, if the configuration has this stage.
@@ -189,10 +190,17 @@ impl Config {
         };
         match usual {
             Some(folder) => *from = folder,
-            None => checker.table(stage.name()).missing(
-                "from",
-                "there is no model to start from; set it or model.from, or add [pretrain]",
-            ),
+            None => {
+                let mend = match self.tuned_on_preferences()[..] {
+                    [tuned, ..] if stage > tuned => format!(
+                        "for the model of [{tuned}], set it to \"{}\"",
+                        self.run.final_model(tuned).display()
+                    ),
+                    _ => "there is no model to start from; set it or model.from, or add [pretrain]"
+                        .to_owned(),
+                };
+                checker.table(stage.name()).missing("from", &mend);
+            }
         }
     }
 

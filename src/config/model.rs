@@ -26,7 +26,7 @@ const INITIALIZER_RANGE: f64 = 0.02;
 /// The model that the run starts from, as `[model]` describes it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[serde(into = "ModelTable")]
-pub struct Model {
+pub struct ModelConfig {
     /// The run's first model; `None` if the table has neither `from` nor sizes, and every stage
     /// names its own.
     pub start: Option<ModelStart>,
@@ -207,7 +207,7 @@ impl ModelTable {
         self,
         document: &Document,
         checker: &mut Checker<'_>,
-    ) -> Result<Model, ConfigError> {
+    ) -> Result<ModelConfig, ConfigError> {
         let shape_keys: Vec<String> = key_names(&self)?
             .into_iter()
             .filter(|key| {
@@ -233,7 +233,7 @@ impl ModelTable {
                 Some(ModelStart::Scratch(architecture))
             }
         };
-        Ok(Model { start, save_dtype })
+        Ok(ModelConfig { start, save_dtype })
     }
 
     fn architecture(&self, keys: &mut Keys<'_, '_>) -> Architecture {
@@ -331,8 +331,8 @@ impl Architecture {
     }
 }
 
-impl From<Model> for ModelTable {
-    fn from(model: Model) -> Self {
+impl From<ModelConfig> for ModelTable {
+    fn from(model: ModelConfig) -> Self {
         let table = Self {
             save_dtype: model.save_dtype,
             ..Self::default()

@@ -17,10 +17,14 @@ impl Config {
         for (key, folder) in self.models_read(stage) {
             let maker = self.maker(folder);
             let comes = maker.is_some_and(|maker| maker < stage && stages.contains(&maker));
-            if comes || folder.exists() || !folder.starts_with(self.run.folder()) {
+            if comes || !folder.starts_with(self.run.folder()) {
                 continue;
             }
             let mut keys = checker.table(stage.name());
+            if folder.exists() {
+                keys.model_exists(key, folder);
+                continue;
+            }
             match maker {
                 Some(maker) => {
                     let message = format!(

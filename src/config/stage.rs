@@ -8,7 +8,7 @@ use super::document::Document;
 use super::example_keys::{ExampleKeys, ExampleKeysMut, ExampleTable};
 use super::lora::LoraTable;
 use super::optim::Training;
-use super::{Config, ConfigError, Model, TokenizerTable};
+use super::{Config, ConfigError, ModelConfig, TokenizerTable};
 
 /// Passes the list of the stages, in the order in which they run, to the macro `$callback`. An
 /// entry has the variant of [`Stage`], the name of its table, command and folder, and the type of
@@ -108,7 +108,7 @@ impl<T: ExampleTable> StageTable for T {
 
 /// The tables of a configuration that name models, mutable.
 pub(super) struct TablesMut<'a> {
-    pub model: &'a mut Model,
+    pub model: &'a mut ModelConfig,
     pub tokenizer: &'a mut TokenizerTable,
     pub stages: Vec<(Stage, &'a mut dyn StageTable)>,
 }

@@ -18,7 +18,7 @@ use crate::train::metrics::names;
 use crate::train::objective::{Evaluation, LossShare, Objective};
 
 /// A sequence that next-token training reads.
-pub trait Row: Sized {
+pub trait PackableRow: Sized {
     /// The tokens of the row.
     fn ids(&self) -> &[u32];
 
@@ -29,7 +29,7 @@ pub trait Row: Sized {
     fn pack(rows: &[&Self]) -> data::Result<PackedBatch>;
 }
 
-impl Row for Example {
+impl PackableRow for Example {
     fn ids(&self) -> &[u32] {
         &self.ids
     }
@@ -39,7 +39,7 @@ impl Row for Example {
     }
 }
 
-impl Row for TextRow {
+impl PackableRow for TextRow {
     fn ids(&self) -> &[u32] {
         TextRow::ids(self)
     }
@@ -69,7 +69,7 @@ impl<R> NextTokenLoss<R> {
     }
 }
 
-impl<R: Row> Objective for NextTokenLoss<R> {
+impl<R: PackableRow> Objective for NextTokenLoss<R> {
     type Example = R;
     type Batch = PackedBatch;
     /// Target tokens.

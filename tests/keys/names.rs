@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use collimate::config::{
-    Dpo, LoraTable, Model, Orpo, Ppo, Pretrain, Reward, RewardComponent, RewardKind, Run,
+    Dpo, LoraTable, ModelConfig, Orpo, Ppo, Pretrain, Reward, RewardComponent, RewardKind, Run,
     SaveDtype, Sft, TokenizerTable,
 };
 use serde::Serialize;
@@ -13,7 +13,7 @@ use serde_json::Value;
 /// `TABLE.KEY` of all tables; a key of a `lora` table is `TABLE.lora.KEY`, one of a reward
 /// `ppo.rewards.TYPE.KEY`.
 pub fn all() -> BTreeSet<String> {
-    let model = Model {
+    let model = ModelConfig {
         start: None,
         save_dtype: SaveDtype::default(),
     };

@@ -9,7 +9,7 @@ use super::{Keys, optional_path};
 
 /// The keys of evaluations in `[ppo]`, besides `eval_prompts`, `eval_steps` and `judge_model`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Evaluation {
+pub struct PpoEvaluation {
     /// Largest number of prompts of one evaluation.
     pub eval_samples: usize,
     /// Seed of the completions that evaluations sample, the same in each.
@@ -23,7 +23,7 @@ pub struct Evaluation {
     pub lexicon: Option<PathBuf>,
 }
 
-impl Default for Evaluation {
+impl Default for PpoEvaluation {
     fn default() -> Self {
         Self {
             eval_samples: 256,
@@ -33,7 +33,7 @@ impl Default for Evaluation {
     }
 }
 
-impl Evaluation {
+impl PpoEvaluation {
     pub(super) fn check(&self, keys: &mut Keys<'_, '_>) {
         keys.at_least("eval_samples", self.eval_samples, 1, "256 is usual");
         if i64::try_from(self.eval_seed).is_err() {

@@ -36,7 +36,7 @@ use super::stage::StageTable;
 use crate::rlhf::{KlEstimator, LossAggregation};
 
 pub use critic::{Critic, CriticFrom};
-pub use evaluation::Evaluation;
+pub use evaluation::PpoEvaluation;
 pub use objective::{AdvantageEstimator, KlControllerKind, PpoObjective};
 pub use ptx::Ptx;
 pub use rollout::Rollout;
@@ -123,7 +123,7 @@ pub struct Ppo {
     pub rollout: Rollout,
     /// Evaluations on held-out prompts.
     #[serde(flatten)]
-    pub evaluation: Evaluation,
+    pub evaluation: PpoEvaluation,
     /// Sampling of completions.
     #[serde(flatten)]
     pub generation: Generation,
@@ -154,7 +154,7 @@ impl Default for Ppo {
             update: PpoUpdate::default(),
             scores: ScoreShaping::default(),
             rollout: Rollout::default(),
-            evaluation: Evaluation::default(),
+            evaluation: PpoEvaluation::default(),
             generation: Generation::default(),
             training: Training {
                 learning_rate: 1e-6,

@@ -94,3 +94,32 @@ fn a_missing_start_is_reported_once() {
         "{error}"
     );
 }
+
+#[test]
+fn a_folder_of_a_stage_names_the_model_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().display();
+    let stage = folder.path().join("mine/sft");
+    std::fs::create_dir_all(stage.join("final")).unwrap();
+    // Another run's folder, and this run's.
+    for dir in ["elsewhere".to_owned(), format!("{root}")] {
+        let text = format!(
+            "[run]\nname = \"mine\"\ndir = {dir:?}\n[dpo]\nfrom = \"{root}/mine/sft\"\n\
+             data = \"Cargo.toml\"\n"
+        );
+        let document = Document::parse(&text, Path::new("trial.toml")).unwrap();
+        let config = Config::resolve(&document).unwrap();
+        let check = || config.check_files(&document, &[Stage::Dpo]);
+        std::fs::write(stage.join("final/config.json"), "{}").unwrap();
+        let error = check().unwrap_err().to_string();
+        let meant = format!("did you mean \"{root}/mine/sft/final\"?");
+        assert!(
+            error.contains("dpo.from") && error.contains(&meant),
+            "{error}"
+        );
+        // A folder with a model of its own is what was meant.
+        std::fs::write(stage.join("config.json"), "{}").unwrap();
+        check().unwrap();
+        std::fs::remove_file(stage.join("config.json")).unwrap();
+    }
+}
