@@ -17,6 +17,9 @@ pub fn run(args: &ConfigArgs) -> anyhow::Result<Outcome> {
     let (document, config) = read(args)?;
     config.check_files(&document, &config.stages())?;
     config.notes().into_iter().for_each(terminal::note);
+    stages::warnings(&config)
+        .into_iter()
+        .for_each(terminal::note);
     stages::run(&config, args.existing())
 }
 

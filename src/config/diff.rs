@@ -66,14 +66,18 @@ impl fmt::Display for Change {
 /// # Errors
 /// If a path is not UTF-8.
 pub fn diff(old: &Config, new: &Config) -> Result<Vec<Change>, ConfigError> {
-    let (old, new) = (to_table(&rebased(old))?, to_table(&rebased(new))?);
-    let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let (before, after) = (to_table(&rebased(old))?, to_table(&rebased(new))?);
+    let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
     let mut changes = Vec::new();
     for name in names {
-        match (table(&old, name), table(&new, name)) {
+        match (table(&before, name), table(&after, name)) {
             (Some(before), Some(after)) => changes.extend(diff_table(name, before, after)),
             (before, _) => changes.push(whole_table(name, before.is_some())),
         }
+    }
+    for change in &mut changes {
+        name_folder(&mut change.old, old);
+        name_folder(&mut change.new, new);
     }
     Ok(changes)
 }
@@ -88,6 +92,13 @@ fn rebased(config: &Config) -> Config {
         }
     }
     config
+}
+
+/// Puts the run's folder for the word that stands for it in a value.
+fn name_folder(value: &mut Option<String>, config: &Config) {
+    if let Some(value) = value {
+        *value = value.replace(OWN_FOLDER, &config.run.folder().display().to_string());
+    }
 }
 
 fn table<'a>(tables: &'a Table, name: &str) -> Option<&'a Table> {
@@ -279,6 +290,15 @@ mod tests {
             found.iter().all(|(key, _)| key.starts_with("run.")),
             "{found:?}"
         );
+    }
+
+    #[test]
+    fn a_model_of_the_run_is_shown_with_its_folder() {
+        let (old, new) = (resolve(&["sft.from=given"]), resolve(&["run.name=mine"]));
+        let found = diff(&old.unwrap(), &new.unwrap()).unwrap();
+        let from = found.iter().find(|change| change.key == "sft.from");
+        let shown = from.unwrap().to_string();
+        assert_eq!(shown, "sft.from: \"given\" → \"runs/mine/pretrain/final\"");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod adapters;
 mod architecture;
 mod arithmetic;
+mod changes;
 mod context;
 mod dataset;
 mod definition;
@@ -13,6 +14,7 @@ mod freezing;
 mod language;
 mod origin;
 mod orpo;
+mod overlap;
 pub(crate) mod padding;
 mod pairs;
 pub mod plan;
@@ -30,5 +32,6 @@ mod tokenizer;
 
 pub use context::{Context, Finished};
 pub use definition::{CommandHelp, help};
+pub use overlap::warnings;
 pub use probe::{ProbeReport, probe};
 pub use run::{run, run_stage};

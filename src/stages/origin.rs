@@ -1,25 +1,24 @@
-//! The configuration and the inputs that a stage was started with, so that it is not continued with
-//! others: `config.toml`, and `inputs.json`, a checksum of every model and data file that the stage
-//! reads.
+//! The inputs that a stage was started with, so that it is not continued with others:
+//! `inputs.json`, a checksum of every model and data file that the stage reads.
 //!
-//! A stage's folder has both, since the next command replaces the run's `config.toml`.
+//! It lies in the stage's folder beside a `config.toml` of the stage, since the next command
+//! replaces that of the run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::config::diff::{Change, Effect, diff};
-use crate::config::{Config, LrScheduler, ModelStart, Stage};
+use crate::config::{Config, ModelStart, Stage};
 use crate::data::tokenizer::TEMPLATES;
 use crate::files::checksum::{self, Checksum};
 use crate::files::regular;
 use crate::model::hf_config::adapter::AdapterConfig;
-use crate::terminal::{self, Phase};
-use crate::train::run_folder::{Existing, RunFolder, StageFolder};
+use crate::terminal::Phase;
+use crate::train::run_folder::StageFolder;
 
 /// The files that each key names, such as `ppo.from`.
 type Inputs = BTreeMap<String, Vec<InputFile>>;
@@ -31,123 +30,6 @@ struct InputFile {
     name: String,
     #[serde(flatten)]
     checksum: Checksum,
-}
-
-/// Refuses a configuration that would change the result of a stage that has begun, if the result of
-/// `stages` depends on that stage: one of `stages` that is continued, or one whose model they read.
-/// Other changes are noted on the terminal.
-///
-/// # Errors
-/// Every key that differs, or a configuration of a stage that cannot be read.
-pub fn check_config(
-    config: &Config,
-    folder: &RunFolder,
-    stages: &[Stage],
-    existing: Existing,
-) -> Result<()> {
-    let (mut refused, mut harmless) = (BTreeSet::new(), BTreeSet::new());
-    let (mut lengthened, mut first) = (None, None);
-    for stage in with_makers(config, stages) {
-        if existing == Existing::SetAside && stages.contains(&stage) {
-            continue;
-        }
-        let files = folder.existing_stage(stage);
-        if !files.has_begun() {
-            continue;
-        }
-        let old = Config::load(&files.config(), &[]).with_context(|| {
-            format!(
-                "the configuration that {stage} was started with; start the stage over: collimate \
-                 {stage} … --fresh"
-            )
-        })?;
-        for change in diff(&old, config)?
-            .iter()
-            .filter(|change| change.concerns(stage))
-        {
-            match change.effect {
-                Effect::ChangesResult => {
-                    if is_length(change, stage) && files.done()?.is_some() {
-                        lengthened = Some(stage);
-                    }
-                    first.get_or_insert(stage);
-                    refused.insert(format!("{change} (stage {stage} has begun)"))
-                }
-                Effect::Harmless => harmless.insert(Change::to_string(change)),
-            };
-        }
-    }
-    let Some(first) = first else {
-        harmless.iter().for_each(|change| {
-            terminal::note(format_args!("changed since the run began: {change}"))
-        });
-        return Ok(());
-    };
-    bail!(
-        "{} holds a run that was started with other values:\n  {}\n{}",
-        folder.path().display(),
-        refused.into_iter().collect::<Vec<_>>().join("\n  "),
-        match lengthened {
-            Some(stage) => train_on(config, stage),
-            None => put_back(first, stages),
-        }
-    )
-}
-
-/// `stages`, then the other stages whose models they read, directly or through further stages.
-fn with_makers(config: &Config, stages: &[Stage]) -> Vec<Stage> {
-    let mut found = stages.to_vec();
-    let mut at = 0;
-    while let Some(&stage) = found.get(at) {
-        let read = config.models_read(stage);
-        let makes = |maker: &Stage| {
-            let made = config.run.final_model(*maker);
-            read.iter().any(|(_, folder)| **folder == made)
-        };
-        let makers = Stage::ALL.into_iter().filter(makes);
-        let new: Vec<Stage> = makers.filter(|maker| !found.contains(maker)).collect();
-        found.extend(new);
-        at += 1;
-    }
-    found
-}
-
-/// Advice on values that `stage` was not started with, in a command that runs `stages`.
-fn put_back(stage: Stage, stages: &[Stage]) -> String {
-    let fresh = match stages == [stage] {
-        true => "start over with --fresh".to_owned(),
-        false => format!("start {stage} over: collimate {stage} … --fresh"),
-    };
-    format!("put them back to continue it, choose another run.name, or {fresh}")
-}
-
-/// Whether the change is to `max_steps` or `max_epochs` of `stage`.
-fn is_length(change: &Change, stage: Stage) -> bool {
-    ["max_steps", "max_epochs"]
-        .map(|key| format!("{stage}.{key}"))
-        .contains(&change.key)
-}
-
-/// Advice on training further when a finished stage cannot be lengthened.
-fn train_on(config: &Config, stage: Stage) -> String {
-    let schedule = config
-        .training(stage)
-        .map(|training| training.lr_scheduler_type);
-    let what = match schedule {
-        Some(LrScheduler::Cosine) => "A finished cosine schedule cannot be lengthened.",
-        Some(LrScheduler::Linear) => "A finished linear schedule cannot be lengthened.",
-        _ => "The length of a finished stage cannot be lowered, nor be given in another unit.",
-    };
-    let table = if stage == Stage::Pretrain {
-        "model"
-    } else {
-        stage.name()
-    };
-    format!(
-        "{what} To train on, set {table}.from to {} under a new run.name; to start the stage over: \
-         collimate {stage} … --fresh",
-        config.run.final_model(stage).display()
-    )
 }
 
 /// Writes the checksums of the inputs of the stage. If it has begun, refuses a model or data file

@@ -21,19 +21,22 @@ use crate::config::{Config, Device, ModelStart, Ppo, Share, Stage};
 use crate::data::tokenizer::Tokenizer;
 use crate::roles::{PpoModels, RoleLayout, is_model};
 use crate::terminal::Phase;
+use crate::train::run_folder::Existing;
 
-/// The plans of `stages`, in their order.
+/// The plans of `stages`, in their order. `run` says whether the run's folder is set aside first.
 ///
 /// # Errors
 /// If a model's configuration or the prompts cannot be read, or a stage would refuse its models.
-pub fn plans(config: &Config, stages: &[Stage]) -> Result<Vec<StagePlan>> {
+pub fn plans(config: &Config, stages: &[Stage], run: Existing) -> Result<Vec<StagePlan>> {
     let config = with_local_models(config, stages)?;
-    let plan = |&stage: &Stage| plan_of(&config, stage).with_context(|| format!("stage {stage}"));
+    let models = RunModels(&config, run);
+    let plan = |&stage: &Stage| plan_of(models, stage).with_context(|| format!("stage {stage}"));
     stages.iter().map(plan).collect()
 }
 
-fn plan_of(config: &Config, stage: Stage) -> Result<StagePlan> {
-    let mut plan = definition(config, stage)?.plan(RunModels(config), stage)?;
+fn plan_of(models: RunModels, stage: Stage) -> Result<StagePlan> {
+    let config = models.0;
+    let mut plan = definition(config, stage)?.plan(models, stage)?;
     if config.run.device != Device::Cpu {
         let note = "cache and activations are those of the CPU; a GPU's graph holds more";
         plan.notes.push(note.to_owned());
@@ -46,13 +49,27 @@ fn plan_of(config: &Config, stage: Stage) -> Result<StagePlan> {
 ///
 /// # Errors
 /// The error of the first stage that cannot begin, or that does not fit.
-pub fn check(config: &Config, plans: &[StagePlan], bound: MemoryBound) -> Result<()> {
+pub fn check(
+    config: &Config,
+    plans: &[StagePlan],
+    bound: MemoryBound,
+    run: Existing,
+) -> Result<()> {
     let stages: Vec<Stage> = plans.iter().map(|plan| plan.stage).collect();
-    let local = with_local_models(config, &stages)?;
-    for &stage in &stages {
-        check_stage(RunModels(&local), stage).with_context(|| format!("stage {stage}"))?;
+    check_stages(config, &stages, run)?;
+    machine::check(config, plans, bound, run)
+}
+
+/// Checks the models of `stages` and the first records of their data files.
+///
+/// # Errors
+/// The error of the first stage that cannot begin.
+pub fn check_stages(config: &Config, stages: &[Stage], run: Existing) -> Result<()> {
+    let local = with_local_models(config, stages)?;
+    for &stage in stages {
+        check_stage(RunModels(&local, run), stage).with_context(|| format!("stage {stage}"))?;
     }
-    machine::check(&local, plans, bound)
+    Ok(())
 }
 
 /// Calls the reward programs and endpoints of `stages` once, so that a later stage does not find
@@ -60,7 +77,7 @@ pub fn check(config: &Config, plans: &[StagePlan], bound: MemoryBound) -> Result
 ///
 /// # Errors
 /// A program or endpoint that does not answer as it should.
-pub fn try_user_code(config: &Config, stages: &[Stage]) -> Result<()> {
+pub fn try_user_code(config: &Config, stages: &[Stage], run: Existing) -> Result<()> {
     let local = with_local_models(config, stages)?;
     for &stage in stages {
         let defined = definition(&local, stage)?;
@@ -68,7 +85,7 @@ pub fn try_user_code(config: &Config, stages: &[Stage]) -> Result<()> {
             continue;
         }
         let _phase = Phase::begin("trying the reward programs and endpoints on one prompt");
-        let tried = with_reader(RunModels(&local), stage, |reader| {
+        let tried = with_reader(RunModels(&local, run), stage, |reader| {
             defined.try_user_code(reader)
         });
         tried.map_err(|error| {
@@ -125,7 +142,10 @@ fn with_reader(
 /// The errors of [`RoleLayout::new`].
 pub fn check_sharing(config: &Config, stage: Stage) -> Result<()> {
     let shares = |ppo: &&Ppo| stage != Stage::Ppo && ppo.sharing.share != Share::None;
-    let (models, made) = (RunModels(config), config.run.final_model(stage));
+    let (models, made) = (
+        RunModels(config, Existing::Continue),
+        config.run.final_model(stage),
+    );
     let Some(ppo) = config.ppo.as_ref().filter(shares) else {
         return Ok(());
     };

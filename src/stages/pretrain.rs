@@ -94,7 +94,7 @@ impl Pretrain {
         let config = context.config;
         match config.model.start {
             Some(ModelStart::Scratch(_)) => {
-                let plan = self.plan(RunModels(config), context.stage)?;
+                let plan = self.plan(RunModels(config, Existing::Continue), context.stage)?;
                 machine::check_memory(config, &plan, MemoryBound::Certain)
             }
             _ => Ok(()),

@@ -6,11 +6,12 @@ use super::context::{Context, Finished};
 use super::definition::definition;
 use super::plan::machine::MemoryBound;
 use super::plan::models::with_local_models;
-use super::{arithmetic, origin, preflight};
+use super::{arithmetic, changes, origin, preflight};
 use crate::config::{Config, Stage, Training, TrainingLength};
 use crate::ops::backend::Backend;
 use crate::ops::{pool, profile};
 use crate::terminal::{self, phase::NamedStage};
+use crate::train::checkpoint::Checkpoints;
 use crate::train::profile::table;
 use crate::train::run_folder::{Existing, RunFolder, StageFolder, StageOutcome};
 use crate::train::signal::{Outcome, StopRequest};
@@ -20,8 +21,7 @@ use crate::train::signal::{Outcome, StopRequest};
 /// # Errors
 /// The errors of the stages, or a run folder with a run of another configuration.
 pub fn run(config: &Config, existing: Existing) -> Result<Outcome> {
-    let folder = RunFolder::open(&config.run.folder(), existing)?;
-    run_stages(config, &folder, &config.stages(), Existing::Continue)
+    run_stages(config, &config.stages(), Scope::Run, existing)
 }
 
 /// Runs one stage.
@@ -29,56 +29,69 @@ pub fn run(config: &Config, existing: Existing) -> Result<Outcome> {
 /// # Errors
 /// The errors of [`run`].
 pub fn run_stage(config: &Config, stage: Stage, existing: Existing) -> Result<Outcome> {
-    let folder = RunFolder::open(&config.run.folder(), Existing::Continue)?;
-    run_stages(config, &folder, &[stage], existing)
+    run_stages(config, &[stage], Scope::Stage, existing)
+}
+
+/// The folder that [`Existing::SetAside`] renames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    /// The run's folder.
+    Run,
+    /// The stage's folder.
+    Stage,
 }
 
 fn run_stages(
     config: &Config,
-    folder: &RunFolder,
     stages: &[Stage],
+    scope: Scope,
     existing: Existing,
 ) -> Result<Outcome> {
-    origin::check_config(config, folder, stages, existing)?;
-    folder.write_config(&config.to_toml()?)?;
+    let folder = RunFolder::open(&config.run.folder())?;
+    changes::check_config(config, &folder, stages, existing)?;
     let stop = StopRequest::listen()?;
     on_pool(config.run.threads, || {
-        run_in_order(config, folder, stages, existing, &stop)
+        let backend = Backend::open(config.run.device, config.run.arithmetic)?;
+        let local = with_local_models(config, stages)?;
+        check_remaining(&local, &folder, stages, scope, existing)?;
+        let (folder, existing) = match (scope, existing) {
+            (Scope::Run, Existing::SetAside) => (folder.set_aside()?, Existing::Continue),
+            _ => (folder, existing),
+        };
+        folder.write_config(&config.to_toml()?)?;
+        run_in_order([config, &local], &folder, stages, existing, &backend, &stop)
     })
 }
 
+/// Runs `stages`; the second configuration names models of the hub by their folders here.
 fn run_in_order(
-    config: &Config,
+    [config, local]: [&Config; 2],
     folder: &RunFolder,
     stages: &[Stage],
     existing: Existing,
+    backend: &Backend,
     stop: &StopRequest,
 ) -> Result<Outcome> {
-    let backend = Backend::open(config.run.device, config.run.arithmetic)?;
-    let local = with_local_models(config, stages)?;
-    check_remaining(&local, folder, stages, existing)?;
     for &stage in stages {
         let files = folder.stage(stage, existing)?;
         let _named = NamedStage::new(stage.name());
         note_unsaved(stage, &files);
         check_can_continue(config, stage, &files)?;
-        origin::check_inputs(config, &local, stage, &files)?;
+        origin::check_inputs(config, local, stage, &files)?;
         if is_finished(config, stage, &files)? {
             continue;
         }
         arithmetic::note(stage, &files, backend.products())?;
         let context = Context {
             stage,
-            config: &local,
+            config: local,
             folder: &files,
-            backend: &backend,
+            backend,
             stop,
         };
         match run_profiled(&context)? {
             None => {
-                terminal::note(format_args!(
-                    "{stage}: stopped and saved; the same command continues"
-                ));
+                note_stopped(stage, &files)?;
                 return Ok(Outcome::Stopped);
             }
             Some(finished) => {
@@ -88,6 +101,23 @@ fn run_in_order(
         }
     }
     Ok(Outcome::Finished)
+}
+
+/// Notes after which step a signal stopped the stage.
+fn note_stopped(stage: Stage, files: &StageFolder) -> Result<()> {
+    let unit = match stage {
+        Stage::Ppo => "iteration",
+        _ => "step",
+    };
+    let kept = Checkpoints::open(&files.checkpoints())?.kept()?;
+    let saved = kept
+        .last()
+        .map(|last| format!(" after {unit} {}", last.step));
+    terminal::note(format_args!(
+        "{stage}: stopped and saved{}; the same command continues",
+        saved.unwrap_or_default()
+    ));
+    Ok(())
 }
 
 /// Runs a stage, and prints its profile with `--profile`.
@@ -106,30 +136,68 @@ fn run_profiled(context: &Context) -> Result<Option<Finished>> {
     Ok(ran)
 }
 
-/// Checks the stages that are yet to run, and that they fit on this machine, if there are several.
-/// A single stage makes the same checks when it starts, except for those of a later PPO.
+/// Checks the stages that are yet to run, before a folder is set aside: if there are several, that
+/// they can begin and fit on this machine. A single stage makes the same checks when it starts,
+/// except for those of a later PPO; they are made here only if its folder would have been renamed
+/// by then.
 fn check_remaining(
     config: &Config,
     folder: &RunFolder,
     stages: &[Stage],
+    scope: Scope,
     existing: Existing,
 ) -> Result<()> {
-    let done = |stage: Stage| anyhow::Ok(folder.existing_stage(stage).done()?.is_some());
     let mut ahead = Vec::new();
     for &stage in stages {
-        if existing == Existing::SetAside || !done(stage)? {
+        if existing == Existing::SetAside || folder.existing_stage(stage).done()?.is_none() {
             ahead.push(stage);
         }
     }
+    let run = match scope {
+        Scope::Run => existing,
+        Scope::Stage => Existing::Continue,
+    };
+    if run == Existing::SetAside {
+        check_set_aside(config, stages)?;
+    }
     match ahead[..] {
         [] => Ok(()),
-        [stage] => preflight::check_sharing(config, stage),
+        [stage] if run == Existing::Continue => {
+            let renamed = existing == Existing::SetAside;
+            if renamed && folder.existing_stage(stage).path().exists() {
+                preflight::check_stages(config, &ahead, run)?;
+            }
+            preflight::check_sharing(config, stage)
+        }
         _ => {
-            let plans = preflight::plans(config, &ahead)?;
-            preflight::check(config, &plans, MemoryBound::Certain)?;
-            preflight::try_user_code(config, &ahead)
+            let plans = preflight::plans(config, &ahead, run)?;
+            preflight::check(config, &plans, MemoryBound::Certain, run)?;
+            preflight::try_user_code(config, &ahead, run)
         }
     }
+}
+
+/// Checks that `stages` read no file of the run that would be set aside with its folder, other than
+/// the models that they make again.
+fn check_set_aside(config: &Config, stages: &[Stage]) -> Result<()> {
+    let run = config.run.folder();
+    for &stage in stages {
+        let read = config.data_files(stage).into_iter();
+        for (key, path) in read.chain(config.models_read(stage)) {
+            let made = stages
+                .iter()
+                .any(|&maker| config.run.final_model(maker) == path);
+            ensure!(
+                made || !path.starts_with(&run),
+                "--fresh would rename {} and with it {stage}.{key} = \"{}\", which no stage of this \
+                 file makes; start the stages over one by one, as in collimate {stage} … --fresh, \
+                 or choose another run.name",
+                run.display(),
+                path.display()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Notes that an earlier process ended before the first checkpoint of the stage.

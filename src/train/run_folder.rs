@@ -99,23 +99,11 @@ struct DoneMarker {
 }
 
 impl RunFolder {
-    /// Locks the folder `root`, which is created if necessary. With [`Existing::SetAside`] a former
-    /// run is first renamed to `NAME.old-1` (or the next free number).
+    /// Locks the folder `root`, which is created if necessary.
     ///
     /// # Errors
     /// [`RunFolderError::InUse`] if another process has locked it.
-    pub fn open(root: &Path, existing: Existing) -> Result<Self, RunFolderError> {
-        let held = Self::take(root)?;
-        if existing == Existing::Continue || is_empty(root)? {
-            return Ok(held);
-        }
-        // The lock moves away with the folder, so no other process can be writing what is set
-        // aside.
-        note_set_aside(root, &durable::set_aside(root, OLD)?);
-        Self::take(root)
-    }
-
-    fn take(root: &Path) -> Result<Self, RunFolderError> {
+    pub fn open(root: &Path) -> Result<Self, RunFolderError> {
         fs::create_dir_all(root).map_err(on("create", root))?;
         let path = root.join(LOCK);
         let lock = File::create(&path).map_err(on("create", &path))?;
@@ -127,6 +115,21 @@ impl RunFolder {
             Err(TryLockError::WouldBlock) => Err(RunFolderError::InUse(root.into())),
             Err(TryLockError::Error(error)) => Err(on("lock", &path)(error).into()),
         }
+    }
+
+    /// An empty folder in place of this one, which is renamed to `NAME.old-1` (or the next free
+    /// number) unless it is empty itself.
+    ///
+    /// # Errors
+    /// If the folder cannot be renamed, or [`Self::open`]'s errors.
+    pub fn set_aside(self) -> Result<Self, RunFolderError> {
+        if is_empty(&self.root)? {
+            return Ok(self);
+        }
+        // The lock moves away with the folder, so no other process can be writing what is set
+        // aside.
+        note_set_aside(&self.root, &durable::set_aside(&self.root, OLD)?);
+        Self::open(&self.root)
     }
 
     /// The folder itself.
@@ -379,13 +382,11 @@ mod tests {
     fn one_process_at_a_time() {
         let parent = tempfile::tempdir().unwrap();
         let root = parent.path().join("trial");
-        let held = RunFolder::open(&root, Existing::Continue).unwrap();
-        for existing in [Existing::Continue, Existing::SetAside] {
-            let error = RunFolder::open(&root, existing).unwrap_err();
-            assert!(matches!(error, RunFolderError::InUse(_)), "{error}");
-        }
+        let held = RunFolder::open(&root).unwrap();
+        let error = RunFolder::open(&root).unwrap_err();
+        assert!(matches!(error, RunFolderError::InUse(_)), "{error}");
         drop(held);
-        RunFolder::open(&root, Existing::Continue).unwrap();
+        RunFolder::open(&root).unwrap();
     }
 
     #[test]
@@ -393,7 +394,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let root = parent.path().join("trial");
         for text in ["one", "two", "three"] {
-            let folder = RunFolder::open(&root, Existing::SetAside).unwrap();
+            let folder = RunFolder::open(&root).unwrap().set_aside().unwrap();
             assert!(!folder.config().exists());
             folder.write_config(text).unwrap();
         }
@@ -408,7 +409,7 @@ mod tests {
     #[test]
     fn a_fresh_stage_leaves_the_others() {
         let parent = tempfile::tempdir().unwrap();
-        let folder = RunFolder::open(&parent.path().join("trial"), Existing::Continue).unwrap();
+        let folder = RunFolder::open(&parent.path().join("trial")).unwrap();
         for stage in [Stage::Sft, Stage::Ppo] {
             let stage = folder.stage(stage, Existing::Continue).unwrap();
             fs::write(stage.metrics(), "{}").unwrap();
@@ -422,7 +423,7 @@ mod tests {
     #[test]
     fn a_stage_has_begun_with_its_first_checkpoint() {
         let parent = tempfile::tempdir().unwrap();
-        let folder = RunFolder::open(parent.path(), Existing::Continue).unwrap();
+        let folder = RunFolder::open(parent.path()).unwrap();
         let stage = folder.stage(Stage::Sft, Existing::Continue).unwrap();
         fs::write(stage.metrics(), "{\"step\":1}\n").unwrap();
         fs::create_dir_all(stage.checkpoints().join(".tmp-step-00000001")).unwrap();
@@ -435,7 +436,7 @@ mod tests {
     #[test]
     fn a_file_that_the_final_model_lost_is_named() {
         let parent = tempfile::tempdir().unwrap();
-        let folder = RunFolder::open(parent.path(), Existing::Continue).unwrap();
+        let folder = RunFolder::open(parent.path()).unwrap();
         let stage = folder.stage(Stage::Sft, Existing::Continue).unwrap();
         let model = stage.final_model();
         fs::create_dir(&model).unwrap();
@@ -459,7 +460,7 @@ mod tests {
     #[test]
     fn a_stage_is_done_when_marked() {
         let parent = tempfile::tempdir().unwrap();
-        let folder = RunFolder::open(parent.path(), Existing::Continue).unwrap();
+        let folder = RunFolder::open(parent.path()).unwrap();
         let stage = folder.stage(Stage::Sft, Existing::Continue).unwrap();
         assert_eq!(stage.done().unwrap(), None);
         let summary = Map::from_iter([("eval/loss".to_string(), Value::from(4.09))]);

@@ -50,9 +50,12 @@ impl From<f64> for Estimate {
 
 impl fmt::Display for Estimate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mean = format!("{:.3}", self.mean);
+        // A small negative number is shown as zero, without its sign.
+        let mean = if mean == "-0.000" { "0.000" } else { &mean };
         match self.standard_error {
-            Some(error) => write!(f, "{:.3} ± {error:.3}", self.mean),
-            None => write!(f, "{:.3}", self.mean),
+            Some(error) => write!(f, "{mean} ± {error:.3}"),
+            None => f.write_str(mean),
         }
     }
 }
@@ -137,6 +140,17 @@ impl fmt::Display for Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn zero_has_no_sign() {
+        let shown = [-0.0004, -0.0006, 0.0].map(|mean| Estimate::from(mean).to_string());
+        assert_eq!(shown, ["0.000", "-0.001", "0.000"]);
+        let estimate = Estimate {
+            mean: -1e-9,
+            standard_error: Some(1e-9),
+        };
+        assert_eq!(estimate.to_string(), "0.000 ± 0.000");
+    }
 
     #[test]
     fn rows_and_paths_are_shown() {

@@ -287,9 +287,9 @@ impl<'a, O: Objective> Trainer<'a, O> {
         if bad >= self.job.max_bad_steps.max(1) {
             bail!(
                 "{bad} steps in a row up to step {step} had a loss or gradient that is not finite \
-                 (last loss {loss}); lower {stage}.learning_rate (now {rate:e}) or look at the \
-                 data, then run again: it continues from the last checkpoint (a run ends after \
-                 run.max_bad_steps such steps)",
+                 (last loss {loss}), and would have it again; look at the data, or lower \
+                 {stage}.learning_rate (now {rate:e}), and start the stage over: collimate {stage} \
+                 … --fresh; or raise run.max_bad_steps to skip more such steps",
                 stage = self.job.stage,
             );
         }

@@ -19,6 +19,7 @@ use collimate::roles::{
 };
 use collimate::stages::preflight::plans;
 use collimate::train::optimizer::{AdamW, AdamWConfig};
+use collimate::train::run_folder::Existing;
 
 use crate::support::{Anyhow, LANGUAGE_MODELS, folder};
 
@@ -278,7 +279,9 @@ fn planned(stage: &str, name: &str, keys: &str) -> Anyhow<Vec<RoleTensors>> {
     );
     let document = Document::parse(&text, Path::new("config.toml"))?;
     let config = Config::resolve(&document)?;
-    Ok(plans(&config, &config.stages())?.remove(0).roles)
+    Ok(plans(&config, &config.stages(), Existing::Continue)?
+        .remove(0)
+        .roles)
 }
 
 /// The plan of a stage that trains one model, for each choice of what is trained.

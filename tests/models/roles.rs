@@ -14,6 +14,7 @@ use collimate::ops::backend::Backend;
 use collimate::ops::param::Trainability;
 use collimate::roles::{ModelDescription, PpoModels, RoleLayout, RoleTensors, Roles};
 use collimate::stages::preflight::plans;
+use collimate::train::run_folder::Existing;
 use tempfile::TempDir;
 
 use crate::memory::{bytes, check, load, lora, names, own};
@@ -70,7 +71,9 @@ impl Case {
         let mut found = Vec::new();
         for key in ["policy", "reward_model"] {
             let config = self.config(key, evaluated)?;
-            let planned = plans(&config, &config.stages())?.remove(0).roles;
+            let planned = plans(&config, &config.stages(), Existing::Continue)?
+                .remove(0)
+                .roles;
             let loaded = load_roles(config.ppo.as_ref().expect("ppo"))?;
             assert_eq!(loaded.reference.is_some(), evaluated);
             check_roles(&planned, &loaded);

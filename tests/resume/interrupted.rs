@@ -42,7 +42,14 @@ fn interrupt(run: &StageRun, signal: &str) {
             continue;
         }
         assert_eq!(status.code(), Some(130), "{} after SIG{signal}", run.stage);
-        assert!(!run.checkpoints().is_empty(), "{}", run.stage);
+        let unit = if run.stage == "ppo" {
+            "iteration"
+        } else {
+            "step"
+        };
+        let last = *run.checkpoints().last().expect("a checkpoint");
+        let saved = format!("stopped and saved after {unit} {last};");
+        assert!(run.said().contains(&saved), "{}", run.said());
         return;
     }
     panic!(

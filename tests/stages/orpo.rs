@@ -5,6 +5,7 @@ use std::fs;
 
 use crate::on_policy::number;
 use crate::orpo_table::ORPO;
+use crate::preference_sharing::{largest, tensors};
 use crate::support::{Workspace, pair, records};
 
 /// Trained models, and a configuration that has the stage.
@@ -59,8 +60,24 @@ fn adapters_and_upper_layers_learn_alone() {
         let accuracy = number(last, "eval/rewards/accuracies");
         assert!(accuracy > 0.5, "{name}: {accuracy}");
     }
-    let adapter = workspace.model("lora", "orpo").join("adapter_config.json");
-    assert!(adapter.exists());
+    let adapters = tensors(
+        &workspace
+            .model("lora", "orpo")
+            .join("adapter_model.safetensors"),
+    );
+    for (name, tensor) in &adapters {
+        assert!(name.contains("lora_") && largest(tensor) > 0.0, "{name}");
+    }
+    let start = tensors(&workspace.path("models/sft/model.safetensors"));
+    let upper = tensors(&workspace.model("upper", "orpo").join("model.safetensors"));
+    assert_eq!(start.len(), upper.len());
+    for (name, tensor) in &upper {
+        let step = largest(&(tensor - &start[name]).expect("one shape"));
+        let frozen = ["embed_tokens", "layers.0."]
+            .iter()
+            .any(|part| name.contains(part));
+        assert_eq!(step == 0.0, frozen, "{name} moved by {step}");
+    }
 }
 
 /// Held-out pairs in several passes have the means that they have in one.
@@ -89,12 +106,15 @@ fn an_evaluation_is_a_mean_over_all_held_out_pairs() {
 #[test]
 fn the_stage_is_planned_and_checked_before_another() {
     let workspace = with_orpo();
-    workspace.succeed("plan config.toml");
+    let planned = workspace.command("plan config.toml").output();
+    let planned = String::from_utf8(planned.expect("the binary").stdout).expect("UTF-8");
+    assert!(planned.contains("in stage orpo"), "{planned}");
     workspace.write("pairs_orpo.jsonl", "{\"text\": \"no pair\"}\n");
-    let ended = workspace.run("run config.toml --set orpo.data=pairs_orpo.jsonl");
-    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
-    for part in ["stage orpo", "[orpo] data"] {
-        assert!(ended.stderr.contains(part), "{}", ended.stderr);
+    for command in ["plan", "run"] {
+        let command = format!("{command} config.toml --set orpo.data=pairs_orpo.jsonl");
+        workspace
+            .run(&command)
+            .assert_refused(&["stage orpo", "[orpo] data"]);
     }
     assert!(!workspace.path("runs/trial/pretrain/metrics.jsonl").exists());
 }

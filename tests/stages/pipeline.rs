@@ -139,15 +139,12 @@ fn a_stage_starts_over_whatever_was_changed_for_later_stages() {
         &stage("sft", &format!("{changed} --fresh")),
         &[
             "pretrain.learning_rate",
-            "start pretrain over: collimate pretrain … --fresh",
+            "belongs to another configuration",
+            "start over: collimate pretrain … --fresh, then collimate sft … --fresh",
         ],
     );
     workspace.succeed(&stage("pretrain", &format!("{changed} --fresh")));
-    let other_keys = [
-        "sft.learning_rate",
-        "stage sft has begun",
-        "start over with --fresh",
-    ];
+    let other_keys = ["sft.learning_rate", "[sft]", "start over with --fresh"];
     refused(&workspace, &stage("sft", &changed), &other_keys);
     refused(
         &workspace,
@@ -186,9 +183,95 @@ fn a_finished_schedule_that_is_lengthened_says_how_to_train_on() {
         "set sft.from to runs/trial/sft/final under a new run.name",
     ];
     refused(&workspace, "sft config.toml --set sft.max_steps=4", &says);
+    // Only a longer length alone is a wish to train on.
+    for other in ["max_steps=1", "max_steps=4 --set sft.learning_rate=1e-3"] {
+        let ended = workspace.run(&format!("sft config.toml --set sft.{other}"));
+        ended.assert_refused(&["sft.max_steps: 2 → ", "Put the old values back"]);
+        assert!(!ended.stderr.contains("To train on"), "{}", ended.stderr);
+    }
     let fresh = workspace.succeed("sft config.toml --set sft.max_steps=4 --fresh");
     let kept = "runs/trial/sft is kept as runs/trial/sft.old-1";
     assert!(fresh.stderr.contains(kept), "{}", fresh.stderr);
+}
+
+/// A key has one line however many stages began with its old value, and a long list is cut.
+#[test]
+fn a_run_of_another_configuration_lists_each_key_once() {
+    let workspace = Workspace::trained();
+    workspace.succeed("sft config.toml --set sft.max_steps=1");
+    workspace.succeed("dpo config.toml --set sft.max_steps=1 --set dpo.max_steps=1");
+    let steps = "--set sft.max_steps=1 --set dpo.max_steps=1";
+    let other = format!("run config.toml {steps} --set run.seed=77");
+    let ended = workspace.run(&other);
+    ended.assert_refused(&["runs/trial belongs to another configuration", "[sft, dpo]"]);
+    assert_eq!(
+        ended.stderr.matches("run.seed: ").count(),
+        1,
+        "{}",
+        ended.stderr
+    );
+    let keys = [
+        "learning_rate=1e-5",
+        "batch_size=3",
+        "warmup_steps=1",
+        "weight_decay=0.5",
+        "adam_beta1=0.5",
+        "adam_beta2=0.5",
+        "adam_epsilon=1e-5",
+        "max_grad_norm=0.5",
+        "max_length=17",
+        "min_lr_ratio=0.9",
+        "lr_scheduler_type=linear",
+    ];
+    let keys = keys.map(|key| format!(" --set sft.{key}")).concat();
+    let ended = workspace.run(&format!("{other}{keys}"));
+    ended.assert_refused(&["  and 2 more"]);
+}
+
+/// The checks come before the run's folder or the stage's is renamed.
+#[test]
+fn a_run_that_cannot_start_over_stays_where_it_is() {
+    let workspace = Workspace::trained();
+    workspace.succeed("sft config.toml --set sft.max_steps=1");
+    let weights = workspace.weights("trial", "sft");
+    workspace.write("broken.jsonl", "{\"text\": \"no pair\"}\n");
+    let broken = "config.toml --set sft.data=broken.jsonl --fresh";
+    for command in ["run", "sft"] {
+        let ended = workspace.run(&format!("{command} {broken}"));
+        ended.assert_refused(&["stage sft", "broken.jsonl:1"]);
+        assert!(!ended.stderr.contains("is kept as"), "{}", ended.stderr);
+    }
+    assert!(workspace.weights("trial", "sft") == weights);
+    assert!(!workspace.path("runs/trial.old-1").exists());
+    // The models of the run that is set aside are made again, with other sizes.
+    let workspace = Workspace::new();
+    let short = "--set pretrain.max_steps=1 --set sft.max_steps=1 --set dpo.max_steps=1 \
+                 --set reward.max_steps=1 --set ppo.max_steps=1";
+    workspace.succeed(&format!("run config.toml {short}"));
+    let sizes = "--set model.num_hidden_layers=1";
+    workspace.succeed(&format!("run config.toml {short} {sizes} --fresh"));
+    assert!(
+        workspace
+            .path("runs/trial.old-1/ppo/final/config.json")
+            .exists()
+    );
+}
+
+/// A model of the run that no stage of the file makes would be renamed away.
+#[test]
+fn a_run_that_reads_its_own_folder_is_not_set_aside() {
+    let workspace = Workspace::trained();
+    workspace.succeed("sft config.toml --set sft.max_steps=1");
+    let one = "[run]\nname = \"trial\"\n[dpo]\nfrom = \"runs/trial/sft/final\"\n\
+               data = \"pairs.jsonl\"\nmax_steps = 1\n";
+    workspace.write("one.toml", one);
+    let says = [
+        "--fresh would rename runs/trial",
+        "dpo.from",
+        "collimate dpo … --fresh",
+    ];
+    refused(&workspace, "run one.toml --fresh", &says);
+    assert!(workspace.path("runs/trial/sft/final/config.json").exists());
 }
 
 #[test]

@@ -13,6 +13,7 @@ use super::StagePlan;
 use crate::config::{Config, Device, SaveDtype, Stage, Training, TrainingLength};
 use crate::terminal;
 use crate::train::memory;
+use crate::train::run_folder::Existing;
 
 const GIB: f64 = (1u64 << 30) as f64;
 
@@ -30,13 +31,25 @@ pub enum MemoryBound {
 ///
 /// # Errors
 /// The first stage that does not fit in memory, or the run on the disk, with both numbers.
-pub fn check(config: &Config, plans: &[StagePlan], bound: MemoryBound) -> Result<()> {
+pub fn check(
+    config: &Config,
+    plans: &[StagePlan],
+    bound: MemoryBound,
+    run: Existing,
+) -> Result<()> {
     plans
         .iter()
         .try_for_each(|plan| check_memory(config, plan, bound))?;
     let folder = config.run.folder();
     match free_disk(&folder) {
-        Some(free) => check_disk(config, plans, &folder, free),
+        Some(free) => {
+            // A run that is continued has written some of its files.
+            let written = match run {
+                Existing::Continue => folder_bytes(&folder),
+                Existing::SetAside => 0,
+            };
+            check_disk(config, plans, written, free)
+        }
         None => Ok(()),
     }
 }
@@ -80,15 +93,14 @@ fn check_within(plan: &StagePlan, most: u64, bound: MemoryBound) -> Result<()> {
     )
 }
 
-fn check_disk(config: &Config, plans: &[StagePlan], folder: &Path, free: u64) -> Result<()> {
+fn check_disk(config: &Config, plans: &[StagePlan], written: u64, free: u64) -> Result<()> {
     let needed: u64 = plans.iter().map(|plan| stage_bytes(config, plan)).sum();
-    // A run that is continued has written some of these.
-    let left = needed.saturating_sub(folder_bytes(folder));
+    let left = needed.saturating_sub(written);
     if left > free {
         bail!(
             "{}: checkpoints and final models take {:.1} GiB more, and {:.1} GiB are free on this \
              disk; lower keep_last, or set run.dir to another disk",
-            folder.display(),
+            config.run.folder().display(),
             left as f64 / GIB,
             free as f64 / GIB
         );

@@ -12,11 +12,12 @@ use crate::model::hub;
 use crate::model::lora::Lora;
 use crate::roles::{AdapterDescription, ModelDescription, Origin, is_model};
 use crate::stages::architecture::describe;
+use crate::train::run_folder::Existing;
 
 /// Describes the model folders of a run: by their files if they exist, else by the table of the
-/// stage that is yet to make them.
+/// stage that is yet to make them. If the run is to be set aside, its stages are to make them all.
 #[derive(Clone, Copy)]
-pub struct RunModels<'a>(pub &'a Config);
+pub struct RunModels<'a>(pub &'a Config, pub Existing);
 
 impl<'a> RunModels<'a> {
     /// The sizes of the model in `folder`, or of the model that its stage starts from.
@@ -157,7 +158,8 @@ impl<'a> RunModels<'a> {
 
     /// The stage that is yet to make the model in this folder.
     fn to_be_made_by(self, folder: &Path) -> Option<Stage> {
-        self.made_by(folder).filter(|_| !is_model(folder))
+        let keeps = self.1 == Existing::Continue && is_model(folder);
+        self.made_by(folder).filter(|_| !keeps)
     }
 
     /// The stage whose final model the folder holds.

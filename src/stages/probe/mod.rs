@@ -20,6 +20,7 @@ use crate::config::{Config, Device, Stage};
 use crate::roles::is_model;
 use crate::terminal;
 use crate::train::memory::available_bytes;
+use crate::train::run_folder::Existing;
 use crate::train::signal::StopRequest;
 use trial::{Trial, TrialLengths, TrialStep};
 
@@ -124,13 +125,15 @@ fn reason_to_skip(config: &Config, plan: &StagePlan) -> Option<String> {
     let models = models.find(|(_, folder)| !is_model(folder));
     let mut files = config.data_files(stage).into_iter();
     let files = files.find(|(_, file)| !file.exists());
-    let model = models.map(|(key, folder)| match RunModels(config).made_by(folder) {
-        Some(maker) => format!(
-            "{stage}.{key} is {}, the model that stage {maker} is yet to make; run `collimate \
+    let model = models.map(|(key, folder)| {
+        match RunModels(config, Existing::Continue).made_by(folder) {
+            Some(maker) => format!(
+                "{stage}.{key} is {}, the model that stage {maker} is yet to make; run `collimate \
              {maker}` first",
-            folder.display()
-        ),
-        None => does_not_exist(stage, key, folder),
+                folder.display()
+            ),
+            None => does_not_exist(stage, key, folder),
+        }
     });
     let file = files.map(|(key, file)| does_not_exist(stage, key, file));
     model.or(file).or_else(|| too_large(config, plan))

@@ -18,6 +18,7 @@ use crate::stages::dataset::{read_all, read_source};
 use crate::stages::plan::models::RunModels;
 use crate::stages::ppo::{batches as prompt_batches, longest_prompt};
 use crate::train::batch_order::{batches, steps};
+use crate::train::run_folder::Existing;
 
 /// The run's name in the temporary folder.
 const NAME: &str = "probe";
@@ -141,7 +142,7 @@ impl Trial {
             }
         }
         if let Some(ppo) = &mut trial.ppo {
-            self.ppo(ppo, RunModels(config))?;
+            self.ppo(ppo, RunModels(config, Existing::Continue))?;
         }
         Ok(trial)
     }

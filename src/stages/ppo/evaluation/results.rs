@@ -106,7 +106,8 @@ impl EvalResults {
                 .get(*name)
                 .map(|n| format!("{} {:.3}", name.trim_start_matches("eval/"), n.mean))
         };
-        [
+        // The word sets them apart from the numbers of an iteration's rollout.
+        let means: Vec<String> = [
             names::EVAL_SCORE,
             names::EVAL_JUDGE_SCORE,
             names::EVAL_KL,
@@ -115,8 +116,8 @@ impl EvalResults {
         ]
         .iter()
         .filter_map(mean)
-        .collect::<Vec<_>>()
-        .join(", ")
+        .collect();
+        format!("eval {}", means.join(", "))
     }
 
     /// The means by metric name.

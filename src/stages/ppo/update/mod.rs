@@ -249,8 +249,9 @@ impl ActorCriticUpdate<'_> {
             .map(|(name, loss)| format!("{name} loss {loss}"))
             .collect();
         bail!(
-            "{} optimizer steps in a row were not finite ({}); lower ppo.learning_rate, or set \
-             ppo.score_clip; run again to continue from the last checkpoint",
+            "{} optimizer steps in a row were not finite ({}), and would be again; lower \
+             ppo.learning_rate or set ppo.score_clip, and start the stage over: collimate ppo … \
+             --fresh; or raise run.max_bad_steps to skip more such steps",
             self.state.bad_in_row,
             losses.join(", ")
         )
