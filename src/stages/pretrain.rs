@@ -26,6 +26,7 @@ use crate::model::Decoder;
 use crate::model::config::Head;
 use crate::model::hf_config::HfConfig;
 use crate::ops::param::Trainability;
+use crate::train::run_folder::Existing;
 
 impl StageDefinition for Pretrain {
     fn help(_stage: Stage) -> CommandHelp {

@@ -109,7 +109,7 @@ fn note_stopped(stage: Stage, files: &StageFolder) -> Result<()> {
         Stage::Ppo => "iteration",
         _ => "step",
     };
-    let kept = Checkpoints::open(&files.checkpoints())?.kept()?;
+    let kept = Checkpoints::open(&files.checkpoints())?.all()?;
     let saved = kept
         .last()
         .map(|last| format!(" after {unit} {}", last.step));
