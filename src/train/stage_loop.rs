@@ -243,7 +243,7 @@ mod tests {
     #[test]
     fn a_stage_continues_after_its_newest_checkpoint() {
         let root = tempfile::tempdir().unwrap();
-        let run = RunFolder::open(&root.path().join("run"), Existing::Continue).unwrap();
+        let run = RunFolder::open(&root.path().join("run")).unwrap();
         let folder = run.stage(Stage::Sft, Existing::Continue).unwrap();
         let (mut first, none) = open(&folder);
         assert!(none.is_none());
@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn a_log_without_lines_is_damaged_only_where_the_stage_continues_and_expects_some() {
         let root = tempfile::tempdir().unwrap();
-        let run = RunFolder::open(&root.path().join("run"), Existing::Continue).unwrap();
+        let run = RunFolder::open(&root.path().join("run")).unwrap();
         let folder = run.stage(Stage::Sft, Existing::Continue).unwrap();
         let damaged = |stage: &StageLoop, expected| {
             let log = stage.open_log(&folder.samples(), expected).unwrap();
