@@ -34,9 +34,10 @@ impl TrainingPass<'_> {
         let layer: usize = self.branches(0).iter().map(BranchMemory::held).sum();
         // Input and result of the final norm.
         let above = 2 * hidden;
-        // The graph holds the embeddings of tokens and of positions besides their sum.
-        let below = match (self.first, self.decoder.position) {
-            (0, Position::Learned) => 2 * hidden,
+        // The graph holds the embeddings of tokens and of positions besides their sum, unless they
+        // are frozen, as they are below adapters.
+        let below = match (self.first, self.decoder.position, self.lora) {
+            (0, Position::Learned, None) => 2 * hidden,
             _ => 0,
         };
         self.bytes(layers * layer + above + below)
