@@ -11,8 +11,8 @@
 //!
 //! The program is started once, before training, and ends when its input ends; if it still runs two
 //! seconds later it is killed with all its descendants. If it dies during a batch it is restarted,
-//! which a note says, and the batch repeated, once a batch. It must be stateless: a continued run requests scores again, which
-//! must be the same.
+//! which a note says, and the batch repeated, once a batch. It must be stateless: a continued run
+//! requests scores again, which must be the same.
 //!
 //! Every line besides one for each request is an error, before the first request, between two, and
 //! after the last: [`Scorer::finish`] reads the output to its end. Blank lines are ignored, and the
