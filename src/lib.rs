@@ -1,5 +1,5 @@
-//! Collimate aligns language models: `pretrain → sft → reward → ppo`, or `dpo` or `orpo` in place of
-//! the last two. Each stage can be resumed, and all of them run in one process.
+//! Collimate aligns language models: `pretrain → sft → reward → ppo`, or `dpo` or `orpo` in place
+//! of the last two. Each stage can be resumed, and all of them run in one process.
 //!
 //! # For users of the library
 //!

@@ -464,15 +464,15 @@ fn a_stage_says_what_records_it_needs_and_what_these_are() {
             "pretrain",
             "data",
             pair(0),
-            "this is a pair (`chosen`, `rejected`); [dpo], [orpo], [reward], [judge] read pairs; needed \
-             here: `text`",
+            "this is a pair (`chosen`, `rejected`); [dpo], [orpo], [reward], [judge] read pairs; \
+             needed here: `text`",
         ),
         (
             "sft",
             "data",
             pair(0),
-            "this is a pair (`chosen`, `rejected`); [dpo], [orpo], [reward], [judge] read pairs; needed \
-             here: `messages`",
+            "this is a pair (`chosen`, `rejected`); [dpo], [orpo], [reward], [judge] read pairs; \
+             needed here: `messages`",
         ),
         (
             "sft",

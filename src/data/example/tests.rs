@@ -1,5 +1,5 @@
-//! Records become examples, pairs and prompts. Each test encodes records with a tokenizer trained on
-//! a few words, and reads the ids back as text.
+//! Records become examples, pairs and prompts. Each test encodes records with a tokenizer trained
+//! on a few words, and reads the ids back as text.
 
 mod conversations;
 mod lengths;

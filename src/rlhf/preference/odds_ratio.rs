@@ -214,8 +214,8 @@ mod tests {
     }
 
     /// By hand, with the odds 2²⁴ of a certain answer, 1 / (e − 1) of one with log-prob −1, and
-    /// r = odds(rejected) / odds(chosen): the loss is log(1 + r). Its slopes are −r / (1 + r) by the
-    /// chosen log-prob and r / (1 + r) by the rejected one, each over 1 − P.
+    /// r = odds(rejected) / odds(chosen): the loss is log(1 + r). Its slopes are −r / (1 + r) by
+    /// the chosen log-prob and r / (1 + r) by the rejected one, each over 1 − P.
     #[test]
     fn certain_answers_have_finite_losses_and_gradients() {
         let (certain, even) = (f64::from(1 << 24), 1.0 / (1f64.exp() - 1.0));
