@@ -21,6 +21,10 @@ pub(super) const ROWS: &[Row] = &[
     ),
     ("seed", Absent("run.seed sets it")),
     (
+        "pad_token",
+        Absent("rows are packed without padding, and a reward model's token is chosen by a rule"),
+    ),
+    (
         "gradient_accumulation_steps",
         Absent(
             "batch_size is that of the whole step, and micro_batch_tokens limits a forward pass",
