@@ -64,8 +64,11 @@ fn defined_type(line: &str) -> Option<&str> {
         .iter()
         .filter(|keyword| outermost || **keyword != "type ")
         .find_map(|keyword| line.strip_prefix(keyword))?;
-    name.split(|c: char| !c.is_alphanumeric() && c != '_')
-        .next()
+    let name = name
+        .split(|c: char| !c.is_alphanumeric() && c != '_')
+        .next()?;
+    // A key `type` in the text of a configuration defines nothing.
+    name.starts_with(char::is_uppercase).then_some(name)
 }
 
 /// No two types of the engine and its crates have the same name, apart from the aliases of `Result`

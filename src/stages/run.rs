@@ -190,8 +190,8 @@ fn check_set_aside(config: &Config, stages: &[Stage]) -> Result<()> {
             ensure!(
                 made || !path.starts_with(&run),
                 "--fresh would rename {} and with it {stage}.{key} = \"{}\", which no stage of \
-                 this file makes; start the stages over one by one, as in collimate {stage} … --fresh, \
-                 or choose another run.name",
+                 this file makes; start the stages over one by one, as in collimate {stage} … \
+                 --fresh, or choose another run.name",
                 run.display(),
                 path.display()
             );

@@ -88,8 +88,8 @@ fn every_stage_has_its_table_before_anything_is_made() {
             "the prompts or their tokenizer do not exist yet: prompts of 52 tokens are assumed, \
              the longest that fit (the policy's context holds 64, of which the response may take \
              12)",
-            "not counted: the program itself, about 80 MiB, and in stage pretrain the tokenizing of \
-             its text, about 110 bytes for each byte of it",
+            "not counted: the program itself, about 80 MiB, and in stage pretrain the tokenizing \
+             of its text, about 110 bytes for each byte of it",
         ]
     );
     let peaks: Vec<&str> = ended
