@@ -46,8 +46,6 @@ pub enum Purpose {
     Ptx = 9,
     /// Seeds of [`Independent`] models.
     Model = 10,
-    /// Tokens that the reference samples to measure the spread of its scores.
-    Reference = 11,
 }
 
 /// A model whose draws follow a seed of its own, so that neither its initial values nor its order

@@ -71,7 +71,7 @@ pub fn normalizer(
             let reference = reference.context("reference samples without a reference")?;
             let mut scores = CompletionScores::default();
             for run in sampler.runs(&prompts) {
-                let samples = sampler.sample_all(reference, run, Purpose::Reference)?;
+                let samples = sampler.sample_all(reference, run, Purpose::Split)?;
                 let reward = &roles.reward;
                 scores.extend(scoring::score(config, reward, sampler, run, &samples)?);
             }
@@ -86,7 +86,9 @@ pub fn normalizer(
     }
 }
 
-/// Indices of the prompts, of `count`, that the reference answers.
+/// Indices of the prompts, of `count`, that the reference answers. The key of the first prompt's
+/// samples comes from the entry that this order is drawn from, which [`Key::child`] advises against:
+/// another purpose would change every run's samples, and a key's samples do not show where it is from.
 fn reference_prompts(count: usize, seed: u64) -> Vec<usize> {
     let mut chosen = Key::new(seed, Purpose::Split).permutation(0, count);
     chosen.truncate(REFERENCE_SAMPLES);
