@@ -48,6 +48,9 @@ fn run_stages(
     existing: Existing,
 ) -> Result<Outcome> {
     let folder = RunFolder::open(&config.run.folder())?;
+    if (scope, existing) == (Scope::Run, Existing::SetAside) {
+        check_set_aside(config, stages)?;
+    }
     changes::check_config(config, &folder, stages, existing)?;
     let stop = StopRequest::listen()?;
     on_pool(config.run.threads, || {
@@ -157,9 +160,6 @@ fn check_remaining(
         Scope::Run => existing,
         Scope::Stage => Existing::Continue,
     };
-    if run == Existing::SetAside {
-        check_set_aside(config, stages)?;
-    }
     match ahead[..] {
         [] => Ok(()),
         [stage] if run == Existing::Continue => {

@@ -234,7 +234,7 @@ fn a_run_that_cannot_start_over_stays_where_it_is() {
     let workspace = Workspace::trained();
     workspace.succeed("sft config.toml --set sft.max_steps=1");
     let weights = workspace.weights("trial", "sft");
-    workspace.write("broken.jsonl", "{\"text\": \"no pair\"}\n");
+    workspace.write("broken.jsonl", "{\"question\": \"no answer\"}\n");
     let broken = "config.toml --set sft.data=broken.jsonl --fresh";
     for command in ["run", "sft"] {
         let ended = workspace.run(&format!("{command} {broken}"));
