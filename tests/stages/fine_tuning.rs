@@ -326,7 +326,8 @@ fn equal_answers_and_a_batch_of_all_pairs_are_noted() {
         "pairs.jsonl",
         &(records(0, 50, pair) + &records(0, 3, equal)),
     );
-    let flags = "--set dpo.max_steps=1 --set dpo.batch_size=1000 --set dpo.eval_fraction=0.0";
+    let flags = "--set dpo.max_steps=1 --set dpo.batch_size=1000 --set dpo.eval_fraction=0.0 \
+                 --set dpo.eval_steps=0";
     let [_, said] = output(&workspace, &format!("dpo config.toml {flags}"));
     for note in [
         "dpo: pairs whose two answers are equal, which teach no preference: 3\n",
