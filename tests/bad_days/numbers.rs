@@ -96,7 +96,7 @@ fn epochs_threads_and_sizes_of_a_model_are_bounded() {
         (
             "pretrain config.toml --set model.hidden_size=262144 \
              --set model.intermediate_size=1048576",
-            ["parameters", "GiB"],
+            ["model.hidden_size", "GiB of memory at once"],
         ),
         (
             "pretrain config.toml --set tokenizer.vocab_size=1000000000000",

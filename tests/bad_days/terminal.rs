@@ -106,7 +106,7 @@ fn a_run_does_not_wait_for_a_reader_that_does_not_read() {
 #[test]
 fn a_command_whose_product_is_its_output_says_that_it_is_lost() {
     let workspace = Workspace::trained();
-    for arguments in ["plan config.toml", "--help", "sft --help", "--version"] {
+    for arguments in ["-q plan config.toml", "--help", "sft --help", "--version"] {
         let command = || workspace.command(arguments);
         let ended = command().stdout(full()).output().expect("the binary");
         let said = String::from_utf8_lossy(&ended.stderr);

@@ -312,7 +312,7 @@ fn files_of_prompts_have_their_own_columns() {
     workspace.write("prompts.jsonl", &twenty("ppo"));
     let expected = weights(&workspace, "plain", "ppo", "");
     let first = records(0, 10, |i| json!({"question": prompt(i)["prompt"]}));
-    let second = records(10, 20, |i| json!({"query": prompt(i)["prompt"]}));
+    let second = records(10, 10, |i| json!({"query": prompt(i)["prompt"]}));
     workspace.write("first.jsonl", &first);
     workspace.write("second.jsonl", &second);
     let file = |name: &str, column: &str| {
