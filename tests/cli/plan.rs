@@ -184,6 +184,7 @@ fn what_cannot_be_planned_is_said() {
     let ended = workspace.run("plan config.toml");
     assert_eq!(ended.code, Some(1));
     assert!(ended.stderr.contains("nowhere"), "{}", ended.stderr);
+    workspace.write("sft.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}\n");
     let model = fixture("llama");
     let ended = workspace.run(&format!(
         "plan config.toml --set model.from={} --set sft.lora.target_modules=[\"c_attn\"]",

@@ -87,8 +87,9 @@ pub fn normalizer(
 }
 
 /// Indices of the prompts, of `count`, that the reference answers. The key of the first prompt's
-/// samples comes from the entry that this order is drawn from, which [`Key::child`] advises against:
-/// another purpose would change every run's samples, and a key's samples do not show where it is from.
+/// samples comes from the entry that this order is drawn from, which [`Key::child`] advises
+/// against. Another purpose would change the samples of every run, and samples do not show where
+/// their key is from.
 fn reference_prompts(count: usize, seed: u64) -> Vec<usize> {
     let mut chosen = Key::new(seed, Purpose::Split).permutation(0, count);
     chosen.truncate(REFERENCE_SAMPLES);
