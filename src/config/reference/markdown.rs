@@ -30,7 +30,7 @@ pub fn markdown() -> String {
     let shared = shared_keys(&tables);
     let mut page = Page {
         text: HEAD.to_owned(),
-        noted: Vec::new(),
+        described: Vec::new(),
     };
     let first_stage = tables.iter().position(is_stage).unwrap_or_default();
     for (index, table) in tables.iter().enumerate() {
@@ -60,7 +60,7 @@ fn is_stage(table: &KeyTable) -> bool {
 struct Page {
     text: String,
     /// Keys whose words and details stand on the page, with the heading above them.
-    noted: Vec<(KeyEntry, String)>,
+    described: Vec<(KeyEntry, String)>,
 }
 
 impl Page {
@@ -100,14 +100,14 @@ impl Page {
         let keys: Vec<&KeyEntry> = keys.collect();
         self.text
             .push_str("\n| Key | Type | Default | Meaning |\n|---|---|---|---|\n");
-        let already = self.noted.len();
+        let already = self.described.len();
         for key in &keys {
             let name = self.linked(table, key);
             let cells = [&name, &key.takes, &key.default, &key.summary];
             let cells = cells.map(|cell| cell.replace('|', "\\|"));
             let _ = writeln!(self.text, "| {} |", cells.join(" | "));
         }
-        for (key, heading) in &self.noted[already..] {
+        for (key, heading) in &self.described[already..] {
             let _ = write!(self.text, "\n#### {heading}\n\n");
             for (word, meaning) in &key.words {
                 let _ = writeln!(self.text, "- `{word}`: {meaning}");
@@ -124,15 +124,16 @@ impl Page {
         if key.words.is_empty() && key.details.is_empty() {
             return format!("`{}`", key.name);
         }
-        let same = |noted: &KeyEntry| {
-            (&noted.name, &noted.words, &noted.details) == (&key.name, &key.words, &key.details)
+        let same = |described: &KeyEntry| {
+            (&described.name, &described.words, &described.details)
+                == (&key.name, &key.words, &key.details)
         };
-        let heading = match self.noted.iter().find(|(noted, _)| same(noted)) {
+        let heading = match self.described.iter().find(|(described, _)| same(described)) {
             Some((_, heading)) => heading.clone(),
             None => {
                 let dot = if table.is_empty() { "" } else { "." };
                 let heading = format!("`{table}{dot}{}`", key.name);
-                self.noted.push((key.clone(), heading.clone()));
+                self.described.push((key.clone(), heading.clone()));
                 heading
             }
         };

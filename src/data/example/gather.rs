@@ -21,21 +21,21 @@ impl Encoder<'_> {
         encode: impl Fn(&Record) -> Result<LengthOutcome<T>> + Sync + Send,
     ) -> Result<Encoded<T>> {
         let phase = (records.len() > 1).then(|| Phase::counted("tokenizing", records.len()));
-        let fate = |record: &Record| {
-            let fate = encode(&*self.shaped(record, task)?);
+        let encode_one = |record: &Record| {
+            let outcome = encode(&*self.shaped(record, task)?);
             phase.iter().for_each(|phase| phase.add(1));
-            fate
+            outcome
         };
-        let fates: Vec<Result<LengthOutcome<T>>> = records.par_iter().map(fate).collect();
+        let outcomes: Vec<Result<LengthOutcome<T>>> = records.par_iter().map(encode_one).collect();
         let mut encoded = Encoded {
-            items: Vec::with_capacity(fates.len()),
+            items: Vec::with_capacity(outcomes.len()),
             too_long: TooLongCounts::default(),
             bad: LeftOut::default(),
             unused: unused(records, task, self.style()),
         };
-        for fate in fates {
-            match fate {
-                Ok(fate) => encoded.items.extend(encoded.too_long.count(fate)),
+        for outcome in outcomes {
+            match outcome {
+                Ok(outcome) => encoded.items.extend(encoded.too_long.count(outcome)),
                 Err(error) => encoded.bad.leave_out(error, self.bad_records)?,
             }
         }

@@ -70,7 +70,7 @@ impl<'a> PpoRun<'a> {
                 break;
             }
             pool.drop_states(samples);
-            let prompts = self.walk.take(&mut passed, missing, &pool.places());
+            let prompts = self.order.take(&mut passed, missing, &pool.places());
             let Some((sequences, scores)) = self.sample(&prompts, iteration, clock)? else {
                 return Ok(None);
             };

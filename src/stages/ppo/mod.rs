@@ -48,7 +48,7 @@ use advantages::add_advantages;
 use clock::IterationClock;
 use collect::Collected;
 use evaluation::{EvalResults, Evaluator, Verdict};
-use prompts::PromptWalk;
+use prompts::PromptOrder;
 use sampler::Sampler;
 use state::{Optimizers, PpoState};
 use update::{ActorCriticUpdate, PretrainMix, Rates, UpdateOutcome};
@@ -113,7 +113,7 @@ struct PpoRun<'a> {
     context: &'a Context<'a>,
     config: &'a Ppo,
     roles: &'a Roles,
-    walk: PromptWalk<'a>,
+    order: PromptOrder<'a>,
     sampler: Sampler<'a>,
     evaluator: Option<Evaluator<'a>>,
     mix: Option<PretrainMix>,
@@ -181,8 +181,8 @@ impl<'a> PpoRun<'a> {
         mix: Option<PretrainMix>,
     ) -> Result<Self> {
         let mut optimizers = Optimizers::new(roles, &config.training)?;
-        let walk = PromptWalk::new(prompts, config, context.config.run.seed)?;
-        let iterations = steps(&config.training, walk.batches());
+        let order = PromptOrder::new(prompts, config, context.config.run.seed)?;
+        let iterations = steps(&config.training, order.batches());
         setup::check_warmup(config, iterations)?;
         let (name, folder) = (context.stage.name(), context.folder);
         let (stage, newest) =
@@ -194,7 +194,7 @@ impl<'a> PpoRun<'a> {
             None => PpoState::new(config)?,
         };
         [
-            walk.note(iterations),
+            order.note(iterations),
             mix.as_ref().and_then(|mix| mix.note(&config.update.ptx)),
             setup::frozen_policy(config),
             setup::loose_penalty(config),
@@ -210,7 +210,7 @@ impl<'a> PpoRun<'a> {
             context,
             config,
             roles,
-            walk,
+            order,
             evaluator,
             mix,
             tokenizer,
@@ -230,7 +230,7 @@ impl<'a> PpoRun<'a> {
             self.config,
             self.roles,
             &self.sampler,
-            self.walk.prompts(),
+            self.order.prompts(),
             self.context.config.run.seed,
         )?;
         let mut metrics = Metrics::new(0);

@@ -22,7 +22,7 @@ pub fn batches(config: &Ppo, prompts: usize) -> Result<Batches> {
 }
 
 /// The prompts in shuffled order, epoch after epoch.
-pub struct PromptWalk<'a> {
+pub struct PromptOrder<'a> {
     prompts: &'a [Prompt],
     order: Order,
     batches: Batches,
@@ -30,7 +30,7 @@ pub struct PromptWalk<'a> {
     wanted: usize,
 }
 
-impl<'a> PromptWalk<'a> {
+impl<'a> PromptOrder<'a> {
     /// The order of prompts for this seed.
     ///
     /// # Errors
@@ -141,31 +141,31 @@ mod tests {
     #[test]
     fn an_iteration_never_crosses_the_end_of_a_pass() {
         let prompts = prompts(10);
-        let walk = PromptWalk::new(&prompts, &config(4), 1).unwrap();
+        let order = PromptOrder::new(&prompts, &config(4), 1).unwrap();
         let mut passed = 0;
         let mut starts = Vec::new();
         for _ in 0..4 {
-            let taken = walk.take(&mut passed, 4, &[]);
+            let taken = order.take(&mut passed, 4, &[]);
             assert_eq!(distinct(ids(&taken)), 4);
             starts.push(taken[0].0);
         }
         assert_eq!(starts, [0, 4, 10, 14]);
-        let note = walk.note(4).unwrap();
+        let note = order.note(4).unwrap();
         assert!(note.contains("leaves out 2"), "{note}");
         assert!(
-            walk.note(2).is_some(),
+            order.note(2).is_some(),
             "a run of one pass leaves some out too"
         );
-        assert_eq!(walk.note(1), None, "no pass ends before the run");
+        assert_eq!(order.note(1), None, "no pass ends before the run");
     }
 
     #[test]
     fn a_batch_larger_than_the_prompts_takes_each_as_often_and_says_so() {
         let prompts = prompts(3);
-        let walk = PromptWalk::new(&prompts, &config(8), 1).unwrap();
+        let order = PromptOrder::new(&prompts, &config(8), 1).unwrap();
         let mut passed = 0;
         for start in [0, 9, 18] {
-            let taken = walk.take(&mut passed, 8, &[]);
+            let taken = order.take(&mut passed, 8, &[]);
             assert_eq!(taken[0].0, start);
             let found = ids(&taken);
             for id in 0..3 {
@@ -173,7 +173,7 @@ mod tests {
                 assert!((2..=3).contains(&times), "{found:?}");
             }
         }
-        let note = walk.note(1).unwrap();
+        let note = order.note(1).unwrap();
         assert!(
             note.contains("there are 3") && note.contains("2 or 3 times"),
             "{note}"
@@ -183,26 +183,26 @@ mod tests {
     #[test]
     fn replacements_step_over_what_the_iteration_has_as_long_as_there_are_others() {
         let prompts = prompts(6);
-        let walk = PromptWalk::new(&prompts, &config(4), 1).unwrap();
+        let order = PromptOrder::new(&prompts, &config(4), 1).unwrap();
         let mut passed = 0;
-        let first = walk.take(&mut passed, 4, &[]);
+        let first = order.take(&mut passed, 4, &[]);
         let mut places: Vec<u64> = first.iter().map(|&(place, _)| place).collect();
-        let second = walk.take(&mut passed, 2, &places);
+        let second = order.take(&mut passed, 2, &places);
         assert_eq!(distinct([ids(&first), ids(&second)].concat()), 6);
         assert_eq!(passed, 6);
         places.extend(second.iter().map(|&(place, _)| place));
         // All are there: now they come again, each once.
-        let third = walk.take(&mut passed, 4, &places);
+        let third = order.take(&mut passed, 4, &places);
         assert_eq!((distinct(ids(&third)), passed), (4, 10));
         // The next iteration begins where a whole batch fits.
-        assert_eq!(walk.take(&mut passed, 4, &[])[0].0, 12);
+        assert_eq!(order.take(&mut passed, 4, &[])[0].0, 12);
 
         let mut passed = 4;
-        let first = walk.take(&mut passed, 4, &[]);
+        let first = order.take(&mut passed, 4, &[]);
         assert_eq!(first[0].0, 6);
         let places: Vec<u64> = first.iter().map(|&(place, _)| place).collect();
         passed = 12;
-        let second = walk.take(&mut passed, 2, &places);
+        let second = order.take(&mut passed, 2, &places);
         assert_eq!(
             distinct([ids(&first), ids(&second)].concat()),
             6,
@@ -216,14 +216,18 @@ mod tests {
     fn repeats_of_an_iteration_come_in_whole_rounds() {
         let prompts = prompts(3);
         for seed in 0..20 {
-            let walk = PromptWalk::new(&prompts, &config(3), seed).unwrap();
+            let order = PromptOrder::new(&prompts, &config(3), seed).unwrap();
             let mut passed = 0;
-            let mut places: Vec<u64> = walk.take(&mut passed, 3, &[]).iter().map(|t| t.0).collect();
+            let mut places: Vec<u64> = order
+                .take(&mut passed, 3, &[])
+                .iter()
+                .map(|t| t.0)
+                .collect();
             passed = 4;
-            let again = walk.take(&mut passed, 3, &places);
+            let again = order.take(&mut passed, 3, &places);
             assert_eq!(distinct(ids(&again)), 3, "seed {seed}");
             places.extend(again.iter().map(|t| t.0));
-            assert_eq!(distinct(ids(&walk.take(&mut passed, 3, &places))), 3);
+            assert_eq!(distinct(ids(&order.take(&mut passed, 3, &places))), 3);
         }
     }
 }
