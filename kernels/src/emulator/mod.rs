@@ -1,0 +1,102 @@
+//! An emulator of a GPU: it runs the CUDA sources, compiled as host code, a block at a time.
+//!
+//! A thread of a block is a coroutine. It runs until it waits for the other threads of its block
+//! (a barrier) or of its warp (an exchange of values), and the emulator chooses who runs next by an
+//! [`Order`]. A kernel without races gives the same bits in every order.
+//!
+//! Faults that a GPU would pass over are errors here: threads of a block that wait at different
+//! places, a thread that has ended while others wait for it, and a lane that reads another lane
+//! outside its mask. Each allocation ends at a page that cannot be accessed, so a read or write
+//! behind it kills the process; new memory, shared memory included, is filled with NaN.
+//!
+//! What it cannot show: code generation, the rounding of tensor cores, the order of memory
+//! operations between warps, and speed.
+
+mod block;
+mod entry;
+mod memory;
+mod thread;
+
+use std::ffi::c_void;
+use std::sync::{Mutex, PoisonError};
+
+use crate::error::{KernelError, Result};
+use crate::kernel::Kernel;
+use crate::launcher::{Allocation, Argument, Grid, Launcher};
+use block::Block;
+use entry::Entry;
+use memory::Memory;
+pub use thread::Order;
+
+/// An emulated device.
+pub struct Emulator {
+    order: Order,
+    memory: Mutex<Memory>,
+}
+
+impl Emulator {
+    /// A device that runs the threads of a block in this order, with `bytes` of memory.
+    pub fn new(order: Order, bytes: usize) -> Self {
+        Self {
+            order,
+            memory: Mutex::new(Memory::new(bytes)),
+        }
+    }
+
+    /// Bytes that are allocated.
+    pub fn allocated(&self) -> usize {
+        self.memory().allocated()
+    }
+
+    fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Launcher for Emulator {
+    fn allocate(&self, bytes: usize) -> Result<Allocation> {
+        self.memory().allocate(bytes)
+    }
+
+    fn free(&self, allocation: Allocation) {
+        self.memory().free(allocation);
+    }
+
+    unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
+        // SAFETY: the caller promises that `to` points to as many bytes.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
+        Ok(())
+    }
+
+    unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        // SAFETY: the caller promises that `from` points to as many bytes.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
+    unsafe fn launch(&self, kernel: Kernel, grid: Grid, arguments: &[Argument]) -> Result<()> {
+        let entry = Entry::find(kernel)?;
+        entry.check(kernel, arguments)?;
+        let pointers: Vec<*const c_void> = arguments.iter().map(pointer).collect();
+        let mut block = Block::new(entry, &pointers, grid)?;
+        for index in self.order.of_blocks(grid.blocks) {
+            block
+                .run(index, self.order)
+                .map_err(|message| KernelError::Failed {
+                    kernel: kernel.name,
+                    block: index,
+                    message,
+                })?;
+        }
+        Ok(())
+    }
+}
+
+/// The address of an argument's value.
+fn pointer(argument: &Argument) -> *const c_void {
+    match argument {
+        Argument::Pointer(value) | Argument::U64(value) => std::ptr::from_ref(value).cast(),
+        Argument::U32(value) => std::ptr::from_ref(value).cast(),
+        Argument::F32(value) => std::ptr::from_ref(value).cast(),
+    }
+}

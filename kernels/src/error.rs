@@ -1,0 +1,45 @@
+//! Errors of the device.
+
+/// An operation of the device failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KernelError {
+    /// There is not enough device memory.
+    #[error("{requested} bytes of device memory are needed, and {free} are free")]
+    OutOfMemory {
+        /// Bytes that were requested.
+        requested: usize,
+        /// Bytes that are free.
+        free: usize,
+    },
+    /// The arguments of a launch do not fit the kernel: a bug of the caller.
+    #[error("kernel {kernel}: {message}")]
+    Launch {
+        /// Name of the kernel.
+        kernel: &'static str,
+        /// The difference between what was passed and what is needed.
+        message: String,
+    },
+    /// A kernel failed while it ran.
+    #[error("kernel {kernel}, block {block:?}: {message}")]
+    Failed {
+        /// Name of the kernel.
+        kernel: &'static str,
+        /// Index of the block that failed.
+        block: [u32; 3],
+        /// The failure.
+        message: String,
+    },
+    /// Two lengths that must agree differ: a bug of the caller.
+    #[error("{what}: {found} elements where {expected} are needed")]
+    Length {
+        /// The array.
+        what: &'static str,
+        /// Its length.
+        found: usize,
+        /// The length that the operation needs.
+        expected: usize,
+    },
+}
+
+/// Result of an operation of the device.
+pub type Result<T> = std::result::Result<T, KernelError>;

@@ -1,0 +1,123 @@
+//! The interface to a device, which a driver or the emulator implements.
+
+use crate::error::Result;
+use crate::kernel::Kernel;
+
+/// A device that holds memory and runs kernels, in the order in which it is asked.
+pub trait Launcher: Send + Sync {
+    /// Allocates memory with undefined contents, aligned for every type.
+    ///
+    /// # Errors
+    /// If the device has too little memory.
+    fn allocate(&self, bytes: usize) -> Result<Allocation>;
+
+    /// Frees memory of [`Self::allocate`].
+    fn free(&self, allocation: Allocation);
+
+    /// Copies host memory to the device.
+    ///
+    /// # Safety
+    /// `to` must point to as many bytes of an allocation that is not freed.
+    ///
+    /// # Errors
+    /// Errors of the device.
+    unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<()>;
+
+    /// Copies device memory to the host, after all work before it.
+    ///
+    /// # Safety
+    /// `from` must point to as many bytes of an allocation that is not freed.
+    ///
+    /// # Errors
+    /// Errors of the device, and of the kernels before.
+    unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<()>;
+
+    /// Runs a kernel.
+    ///
+    /// # Safety
+    /// The pointers among the arguments must point to as many elements as the kernel reads and
+    /// writes there for the other arguments and the grid.
+    ///
+    /// # Errors
+    /// Arguments that are not those of the kernel, and errors of the device.
+    unsafe fn launch(&self, kernel: Kernel, grid: Grid, arguments: &[Argument]) -> Result<()>;
+}
+
+/// Memory of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allocation {
+    /// Address of the first byte.
+    pub pointer: u64,
+    /// Size in bytes.
+    pub bytes: usize,
+}
+
+/// Blocks and threads of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid {
+    /// Blocks in x, y and z.
+    pub blocks: [u32; 3],
+    /// Threads of a block, in x.
+    pub threads: u32,
+    /// Bytes of shared memory of a block.
+    pub shared_bytes: usize,
+}
+
+impl Grid {
+    /// Threads of a block where a kernel has no reason for another number.
+    pub const THREADS: u32 = 128;
+
+    /// One thread for each of `items`, without shared memory.
+    ///
+    /// # Panics
+    /// If that needs more than 2³² − 1 blocks.
+    pub fn over(items: u64) -> Self {
+        let blocks = items.div_ceil(Self::THREADS.into());
+        Self {
+            blocks: [u32::try_from(blocks).expect("fewer than 2^32 blocks"), 1, 1],
+            threads: Self::THREADS,
+            shared_bytes: 0,
+        }
+    }
+}
+
+/// An argument of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Argument {
+    /// A device address; 0 is the null pointer.
+    Pointer(u64),
+    /// A 32-bit unsigned integer.
+    U32(u32),
+    /// A 64-bit unsigned integer.
+    U64(u64),
+    /// A single-precision number.
+    F32(f32),
+}
+
+impl Argument {
+    /// Size in bytes.
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Pointer(_) | Self::U64(_) => 8,
+            Self::U32(_) | Self::F32(_) => 4,
+        }
+    }
+}
+
+impl From<u32> for Argument {
+    fn from(value: u32) -> Self {
+        Self::U32(value)
+    }
+}
+
+impl From<u64> for Argument {
+    fn from(value: u64) -> Self {
+        Self::U64(value)
+    }
+}
+
+impl From<f32> for Argument {
+    fn from(value: f32) -> Self {
+        Self::F32(value)
+    }
+}

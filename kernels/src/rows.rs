@@ -1,0 +1,128 @@
+//! Simple operations on vectors and on the rows of matrices. All have the host's bits.
+
+use crate::array::{Array, Gpu};
+use crate::error::Result;
+use crate::kernel::Kernel;
+use crate::launcher::{Argument, Grid};
+
+/// `to += from`
+///
+/// # Errors
+/// If the lengths differ, and errors of the device.
+pub fn add(to: &mut Array<f32>, from: &Array<f32>) -> Result<()> {
+    from.check("the summand", to.len())?;
+    let len = to.len() as u64;
+    let arguments = [to.argument(), from.argument(), Argument::U64(len)];
+    // SAFETY: both arrays have `len` elements.
+    unsafe { to.gpu().launch(Kernel::ADD, Grid::over(len), &arguments) }
+}
+
+/// Adds the `rows` rows of `from` to `to` in ascending order.
+///
+/// # Errors
+/// If `from` does not hold as many rows of the length of `to`, and errors of the device.
+pub fn add_rows(to: &mut Array<f32>, from: &Array<f32>, rows: usize) -> Result<()> {
+    from.check("the rows that are added", rows * to.len())?;
+    let width = to.len() as u64;
+    let arguments = [
+        to.argument(),
+        from.argument(),
+        Argument::U64(rows as u64),
+        Argument::U64(width),
+    ];
+    // SAFETY: `from` holds `rows` rows of the length of `to`.
+    unsafe {
+        to.gpu()
+            .launch(Kernel::ADD_ROWS, Grid::over(width), &arguments)
+    }
+}
+
+/// Indices of rows of a table, for [`gather`] and [`scatter_add`].
+pub struct RowIndices {
+    /// Rows of the table.
+    rows: usize,
+    ids: Array<u32>,
+    /// The distinct ids in ascending order.
+    distinct: Array<u32>,
+    /// First place in `order` of each distinct id, and the end.
+    starts: Array<u32>,
+    /// Places of the ids, sorted by id.
+    order: Array<u32>,
+}
+
+impl RowIndices {
+    /// Indices of rows of a table of `rows` rows.
+    ///
+    /// # Panics
+    /// If an id is not below `rows`.
+    ///
+    /// # Errors
+    /// Errors of the device.
+    pub fn new(gpu: &Gpu, ids: &[u32], rows: usize) -> Result<Self> {
+        assert!(ids.iter().all(|&id| (id as usize) < rows), "ids of rows");
+        let mut order: Vec<u32> = (0..ids.len() as u32).collect();
+        order.sort_by_key(|&place| ids[place as usize]);
+        let groups = order.chunk_by(|&a, &b| ids[a as usize] == ids[b as usize]);
+        let distinct: Vec<u32> = groups.clone().map(|group| ids[group[0] as usize]).collect();
+        let ends = groups.scan(0, |end, group| {
+            *end += group.len() as u32;
+            Some(*end)
+        });
+        let starts: Vec<u32> = std::iter::once(0).chain(ends).collect();
+        Ok(Self {
+            rows,
+            ids: gpu.upload(ids)?,
+            distinct: gpu.upload(&distinct)?,
+            starts: gpu.upload(&starts)?,
+            order: gpu.upload(&order)?,
+        })
+    }
+}
+
+/// The rows of `table`, `[rows, width]`, at these indices: `[ids, width]`.
+///
+/// # Errors
+/// If the table's length is not a multiple of its rows, and errors of the device.
+pub fn gather(table: &Array<f32>, ids: &RowIndices) -> Result<Array<f32>> {
+    let width = table.len() / ids.rows.max(1);
+    table.check("the table", ids.rows * width)?;
+    let to = table.gpu().array(ids.ids.len() * width)?;
+    let arguments = [
+        to.argument(),
+        table.argument(),
+        ids.ids.argument(),
+        Argument::U64(ids.ids.len() as u64),
+        Argument::U64(width as u64),
+    ];
+    let grid = Grid::over(to.len() as u64);
+    // SAFETY: `to` has a row for each id, and ids were checked against the table's rows.
+    unsafe { table.gpu().launch(Kernel::GATHER_ROWS, grid, &arguments)? };
+    Ok(to)
+}
+
+/// Adds the rows of `from`, `[ids, width]`, to the rows of `table` at these indices, rows of one
+/// index in ascending order.
+///
+/// # Errors
+/// Arrays whose lengths do not fit, and errors of the device.
+pub fn scatter_add(table: &mut Array<f32>, from: &Array<f32>, ids: &RowIndices) -> Result<()> {
+    let width = table.len() / ids.rows.max(1);
+    table.check("the table", ids.rows * width)?;
+    from.check("the rows that are added", ids.ids.len() * width)?;
+    let segments = ids.distinct.len() as u64;
+    let arguments = [
+        table.argument(),
+        from.argument(),
+        ids.distinct.argument(),
+        ids.starts.argument(),
+        ids.order.argument(),
+        Argument::U64(segments),
+        Argument::U64(width as u64),
+    ];
+    let grid = Grid::over(segments * width as u64);
+    // SAFETY: as in `gather`; each segment's places are places of `from`.
+    unsafe {
+        let gpu = table.gpu();
+        gpu.launch(Kernel::SCATTER_ADD_ROWS, grid, &arguments)
+    }
+}
