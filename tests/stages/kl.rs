@@ -180,7 +180,7 @@ fn rewards_carry_the_kl_of_whole_distributions() {
     let batch = second_batch(&workspace);
     let kl = mean_of_sums(&batch, |b| b.whole.iter().sum());
     let over_kept = mean_of_sums(&batch, |b| b.kept.iter().sum());
-    println!("KL a sequence: {kl} over the whole vocabulary, {over_kept} over what was kept");
+    println!("KL per sequence: {kl} over the whole vocabulary, {over_kept} over what was kept");
     assert!(
         (kl - over_kept).abs() > 0.1,
         "{kl} {over_kept}: the cut changes nothing"

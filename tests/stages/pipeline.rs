@@ -38,7 +38,7 @@ fn every_stage_leaves_a_model_and_then_has_nothing_to_do() {
         "eval/perplexity",
         "eval/accuracy",
         "eval/rewards/margins",
-        "KL a sequence",
+        "KL per sequence",
     ] {
         assert!(first.contains(column), "no {column} in {}", first);
     }

@@ -136,8 +136,8 @@ fn without_evaluations_the_table_shows_the_first_and_the_last_rollout() {
     let (first, last) = (&iterations[0], iterations.last().expect("an iteration"));
     for (row, metric) in [
         ("score (training prompts)", "objective/scores"),
-        ("KL a sequence", "objective/kl"),
-        ("entropy a token", "objective/entropy"),
+        ("KL per sequence", "objective/kl"),
+        ("entropy per token", "objective/entropy"),
         ("tokens", "rollout/length_mean"),
     ] {
         let line = said.lines().find(|line| line.trim_start().starts_with(row));

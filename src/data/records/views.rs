@@ -162,10 +162,10 @@ impl Record {
         match self.fields.get("margin") {
             None | Some(Value::Null) => Ok(None),
             Some(value) => {
-                let number = value.as_f64().filter(|m| m.is_finite());
+                let number = value.as_f64().map(|m| m as f32).filter(|m| m.is_finite());
                 number
-                    .map(|m| Some(m as f32))
-                    .ok_or_else(|| self.wrong_type("margin", value, "a number"))
+                    .map(Some)
+                    .ok_or_else(|| self.wrong_type("margin", value, "a number below 3.4e38"))
             }
         }
     }
@@ -395,6 +395,15 @@ mod tests {
             (explicit.prompt, explicit.margin),
             (Turns::Text("a".into()), Some(1.5))
         );
+        for pair in [
+            r#"{"chosen": "b", "rejected": "c", "margin": 1e39}"#,
+            r#"{"chosen": "b", "rejected": "c", "margin": "1"}"#,
+        ] {
+            says(
+                p(pair),
+                &["`margin` is a", "expected a number below 3.4e38"],
+            );
+        }
         let implicit = p(r#"{"chosen": "a b", "rejected": "a c"}"#).unwrap();
         assert_eq!(
             (implicit.prompt, implicit.margin),

@@ -11,8 +11,8 @@ use crate::train::summary::Summary;
 const MEASURES: [(&str, &str); 12] = [
     (names::EVAL_SCORE, "reward model"),
     (names::EVAL_JUDGE_SCORE, "judge (never seen in training)"),
-    (names::EVAL_VALENCE_MEAN, "valence a word"),
-    (names::EVAL_VALENCE_SUM, "valence a completion"),
+    (names::EVAL_VALENCE_MEAN, "valence per word"),
+    (names::EVAL_VALENCE_SUM, "valence per completion"),
     (
         names::EVAL_JUDGE_CORRELATION,
         "rank correlation of reward and judge",
@@ -21,8 +21,8 @@ const MEASURES: [(&str, &str); 12] = [
         names::EVAL_JUDGE_DISAGREEMENT,
         "share of prompts moved against the judge",
     ),
-    (names::EVAL_KL, "KL a sequence"),
-    (names::EVAL_ENTROPY, "entropy a token"),
+    (names::EVAL_KL, "KL per sequence"),
+    (names::EVAL_ENTROPY, "entropy per token"),
     (names::EVAL_DISTINCT_2, "distinct-2"),
     (names::EVAL_SEQ_REP_4, "repeated 4-grams"),
     (names::EVAL_EOS_FRACTION, "finished"),
@@ -104,9 +104,9 @@ fn add_rollouts(table: &mut Summary, state: &PpoState) {
     };
     table.row("score (training prompts)", first.score, last.score);
     if let (Some(first), Some(last)) = (first.kl, last.kl) {
-        table.row("KL a sequence", first, last);
+        table.row("KL per sequence", first, last);
     }
-    table.row("entropy a token", first.entropy, last.entropy);
+    table.row("entropy per token", first.entropy, last.entropy);
     table.row("tokens", first.length, last.length);
 }
 
