@@ -21,8 +21,7 @@ pub struct TokenizerTable {
     pub vocab_size: usize,
     /// Special tokens of a trained tokenizer: the first ends a text (EOS), the second pads.
     pub special_tokens: Vec<String>,
-    /// Jinja file of the chat template that a trained tokenizer gets, as `chat_template.jinja` of a
-    /// model folder.
+    /// Jinja file of the chat template that a trained tokenizer gets.
     ///
     /// Name the tokens that it writes around a turn in `special_tokens`. A tokenizer that is read
     /// has its folder's template.

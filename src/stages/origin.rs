@@ -102,6 +102,15 @@ fn read_inputs(file: &Path) -> Result<Inputs> {
 
 fn inputs(config: &Config, stage: Stage) -> Result<Inputs> {
     let mut inputs = Inputs::new();
+    for (key, path) in input_paths(config, stage) {
+        let sums = sums(path).with_context(|| format!("{key} = \"{}\"", path.display()))?;
+        inputs.entry(key).or_default().extend(sums);
+    }
+    Ok(inputs)
+}
+
+/// The files and model folders that `stage` reads, with their keys.
+pub fn input_paths(config: &Config, stage: Stage) -> Vec<(String, &Path)> {
     let own = config
         .data_files(stage)
         .into_iter()
@@ -119,11 +128,7 @@ fn inputs(config: &Config, stage: Stage) -> Result<Inputs> {
     let template = template.filter(|_| stage == Stage::Pretrain);
     let template = template.map(|path| ("tokenizer.chat_template".to_owned(), path));
     let shared = tokenizer.into_iter().chain(template).chain(start);
-    for (key, path) in own.chain(programs).chain(shared) {
-        let sums = sums(path).with_context(|| format!("{key} = \"{}\"", path.display()))?;
-        inputs.entry(key).or_default().extend(sums);
-    }
-    Ok(inputs)
+    own.chain(programs).chain(shared).collect()
 }
 
 /// The checksums of a file, or of a model folder's files; those of an adapter's base too.

@@ -1,5 +1,7 @@
 //! Runs stages in order: finished stages are skipped, interrupted ones continue.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context as _, Result, ensure};
 
 use super::context::{Context, Finished};
@@ -48,8 +50,8 @@ fn run_stages(
     existing: Existing,
 ) -> Result<Outcome> {
     let folder = RunFolder::open(&config.run.folder())?;
-    if (scope, existing) == (Scope::Run, Existing::SetAside) {
-        check_set_aside(config, stages)?;
+    if existing == Existing::SetAside {
+        check_set_aside(config, &folder, stages, scope)?;
     }
     changes::check_config(config, &folder, stages, existing)?;
     let stop = StopRequest::listen()?;
@@ -117,7 +119,7 @@ fn note_stopped(stage: Stage, files: &StageFolder) -> Result<()> {
         .last()
         .map(|last| format!(" after {unit} {}", last.step));
     terminal::note(format_args!(
-        "{stage}: stopped and saved{}; the same command continues",
+        "{stage}: stopped and saved{}; the same command (without --fresh) continues",
         saved.unwrap_or_default()
     ));
     Ok(())
@@ -177,27 +179,45 @@ fn check_remaining(
     }
 }
 
-/// Checks that `stages` read no file of the run that would be set aside with its folder, other than
-/// the models that they make again.
-fn check_set_aside(config: &Config, stages: &[Stage]) -> Result<()> {
-    let run = config.run.folder();
+/// Checks that `stages` read no file of the folder that would be set aside, other than the models
+/// that they make again.
+fn check_set_aside(
+    config: &Config,
+    folder: &RunFolder,
+    stages: &[Stage],
+    scope: Scope,
+) -> Result<()> {
     for &stage in stages {
-        let read = config.data_files(stage).into_iter();
-        for (key, path) in read.chain(config.models_read(stage)) {
-            let made = stages
-                .iter()
-                .any(|&maker| config.run.final_model(maker) == path);
+        let (root, makers) = match scope {
+            Scope::Run => (config.run.folder(), stages),
+            Scope::Stage => (folder.existing_stage(stage).path().to_owned(), &[][..]),
+        };
+        let inputs = origin::input_paths(config, stage);
+        for (key, path) in inputs.into_iter().filter(|_| root.exists()) {
+            let makes = |&maker: &Stage| resolved(&config.run.final_model(maker)) == resolved(path);
+            let advice = match scope {
+                Scope::Run => format!(
+                    "start the stages over one by one, as in collimate {stage} … --fresh, or \
+                     choose another run.name"
+                ),
+                Scope::Stage => "copy it to another folder and name that".to_owned(),
+            };
             ensure!(
-                made || !path.starts_with(&run),
-                "--fresh would rename {} and with it {stage}.{key} = \"{}\", which no stage of \
-                 this file makes; start the stages over one by one, as in collimate {stage} … \
-                 --fresh, or choose another run.name",
-                run.display(),
+                makers.iter().any(makes) || !resolved(path).starts_with(resolved(&root)),
+                "--fresh would rename {} and with it {key} = \"{}\", which this command reads and \
+                 does not make; {advice}",
+                root.display(),
                 path.display()
             );
         }
     }
     Ok(())
+}
+
+/// The absolute path without links and `..`, as far as it exists.
+fn resolved(path: &Path) -> PathBuf {
+    let absolute = || std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    path.canonicalize().unwrap_or_else(|_| absolute())
 }
 
 /// Notes that an earlier process ended before the first checkpoint of the stage.

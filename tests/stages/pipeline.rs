@@ -271,6 +271,15 @@ fn a_run_that_reads_its_own_folder_is_not_set_aside() {
         "collimate dpo … --fresh",
     ];
     refused(&workspace, "run one.toml --fresh", &says);
+    // Another spelling of the same folder.
+    let spelt = "run one.toml --fresh --set dpo.from=./runs/../runs/trial/sft/final";
+    refused(&workspace, spelt, &says);
+    let own = "sft config.toml --fresh --set sft.from=runs/trial/sft/final";
+    let says = [
+        "--fresh would rename runs/trial/sft",
+        "copy it to another folder",
+    ];
+    refused(&workspace, own, &says);
     assert!(workspace.path("runs/trial/sft/final/config.json").exists());
 }
 
