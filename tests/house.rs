@@ -28,7 +28,7 @@ fn sources(folder: &str) -> Vec<(PathBuf, String)> {
 #[test]
 fn no_line_is_longer_than_a_hundred_characters() {
     let mut long = Vec::new();
-    for (file, text) in ["src", "rollout", "tests", "benches"]
+    for (file, text) in ["src", "rollout", "kernels", "tests", "benches"]
         .into_iter()
         .flat_map(sources)
     {

@@ -48,6 +48,31 @@ extern "C" __global__ void faulty_read(unsigned *out) {
 }
 KERNEL(faulty_read)
 
+// Lanes wait for a lane that has ended.
+extern "C" __global__ void faulty_ended_lane(unsigned *out) {
+    if (threadIdx.x == 5) return;
+    __syncwarp(~0u);
+    out[threadIdx.x] = 1;
+}
+KERNEL(faulty_ended_lane)
+
+// The halves of a warp wait for each other in different places.
+extern "C" __global__ void faulty_deadlock(unsigned *out) {
+    if (threadIdx.x % 32 < 16) {
+        __syncwarp(~0u);
+    } else {
+        __syncwarp(~0u);
+    }
+    out[threadIdx.x] = 1;
+}
+KERNEL(faulty_deadlock)
+
+// Writes one element behind the array.
+extern "C" __global__ void faulty_overrun(unsigned *out) {
+    out[gridDim.x * blockDim.x] = 1;
+}
+KERNEL(faulty_overrun)
+
 // Exchanges within warps, a barrier and shared memory, used as they should be: the sum of the
 // thread indices, for each thread.
 extern "C" __global__ void sound_sum(unsigned *out) {

@@ -51,9 +51,10 @@ impl Gpu {
     /// # Errors
     /// If the device has too little memory.
     pub fn array<T: Number>(&self, len: usize) -> Result<Array<T>> {
+        let bytes = len.saturating_mul(size_of::<T>());
         Ok(Array {
             gpu: self.clone(),
-            allocation: self.launcher.allocate(len * size_of::<T>())?,
+            allocation: self.launcher.allocate(bytes)?,
             len,
             number: PhantomData,
         })
@@ -76,10 +77,10 @@ impl Gpu {
     /// Runs a kernel.
     ///
     /// # Safety
-    /// As [`Launcher::launch`].
+    /// The pointers among the arguments must be valid for the kernel: see [`Launcher::launch`].
     ///
     /// # Errors
-    /// As [`Launcher::launch`].
+    /// A grid beyond the limits of CUDA, and the errors of [`Launcher::launch`].
     pub(crate) unsafe fn launch(
         &self,
         kernel: Kernel,
@@ -89,6 +90,7 @@ impl Gpu {
         if grid.blocks.contains(&0) {
             return Ok(()); // a driver refuses an empty grid
         }
+        grid.check(kernel)?;
         // SAFETY: the caller's promise is the launcher's condition.
         unsafe { self.launcher.launch(kernel, grid, arguments) }
     }
@@ -100,7 +102,7 @@ impl<T: Number> Array<T> {
         self.len
     }
 
-    /// Whether the array has no element.
+    /// True if the array has no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

@@ -5,19 +5,14 @@
 pub struct Kernel {
     /// Name of the function.
     pub name: &'static str,
-    /// CUDA C++ that defines it, without `device.cuh`.
-    pub source: &'static str,
 }
 
 macro_rules! kernels {
-    ($($(#[$doc:meta])* $name:ident = $function:literal in $file:literal;)*) => {
+    ($($(#[$doc:meta])* $name:ident = $function:literal;)*) => {
         impl Kernel {
             $(
                 $(#[$doc])*
-                pub const $name: Self = Self {
-                    name: $function,
-                    source: include_str!(concat!("../cuda/", $file)),
-                };
+                pub const $name: Self = Self { name: $function };
             )*
 
             /// All kernels.
@@ -28,41 +23,41 @@ macro_rules! kernels {
 
 kernels! {
     /// Normalises groups of columns.
-    NORM_FORWARD = "norm_forward" in "norm.cu";
+    NORM_FORWARD = "norm_forward";
     /// Mean and scale of groups of columns.
-    NORM_STATISTICS = "norm_statistics" in "norm.cu";
+    NORM_STATISTICS = "norm_statistics";
     /// Gradients of a norm's parameters, summed over chunks of rows.
-    NORM_SUMS = "norm_sums" in "norm.cu";
+    NORM_SUMS = "norm_sums";
     /// Gradient of a norm's input.
-    NORM_BACKWARD = "norm_backward" in "norm.cu";
+    NORM_BACKWARD = "norm_backward";
     /// Rotary position embedding, in place.
-    ROPE = "rope" in "rope.cu";
+    ROPE = "rope";
     /// SwiGLU.
-    SWIGLU_FORWARD = "swiglu_forward" in "activation.cu";
+    SWIGLU_FORWARD = "swiglu_forward";
     /// Gradient of SwiGLU's input.
-    SWIGLU_BACKWARD = "swiglu_backward" in "activation.cu";
+    SWIGLU_BACKWARD = "swiglu_backward";
     /// GELU by tanh.
-    GELU_TANH_FORWARD = "gelu_tanh_forward" in "activation.cu";
+    GELU_TANH_FORWARD = "gelu_tanh_forward";
     /// Gradient of the input of GELU by tanh.
-    GELU_TANH_BACKWARD = "gelu_tanh_backward" in "activation.cu";
+    GELU_TANH_BACKWARD = "gelu_tanh_backward";
     /// GELU by the error function.
-    GELU_FORWARD = "gelu_forward" in "activation.cu";
+    GELU_FORWARD = "gelu_forward";
     /// Gradient of the input of GELU by the error function.
-    GELU_BACKWARD = "gelu_backward" in "activation.cu";
+    GELU_BACKWARD = "gelu_backward";
     /// Log-probability and entropy of tokens.
-    LOGITS_FORWARD = "logits_forward" in "logits.cu";
+    LOGITS_FORWARD = "logits_forward";
     /// Gradient of logits.
-    LOGITS_BACKWARD = "logits_backward" in "logits.cu";
+    LOGITS_BACKWARD = "logits_backward";
     /// Sums of squares of blocks of gradients.
-    SUMS_OF_SQUARES = "sums_of_squares" in "optimizer.cu";
+    SUMS_OF_SQUARES = "sums_of_squares";
     /// A step of AdamW.
-    ADAMW = "adamw" in "optimizer.cu";
+    ADAMW = "adamw";
     /// Adds one vector to another.
-    ADD = "add" in "rows.cu";
+    ADD = "add";
     /// Adds the rows of a matrix to a vector.
-    ADD_ROWS = "add_rows" in "rows.cu";
+    ADD_ROWS = "add_rows";
     /// Copies rows by their indices.
-    GATHER_ROWS = "gather_rows" in "rows.cu";
+    GATHER_ROWS = "gather_rows";
     /// Adds rows to the rows of their indices.
-    SCATTER_ADD_ROWS = "scatter_add_rows" in "rows.cu";
+    SCATTER_ADD_ROWS = "scatter_add_rows";
 }

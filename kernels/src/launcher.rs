@@ -1,6 +1,6 @@
 //! The interface to a device, which a driver or the emulator implements.
 
-use crate::error::Result;
+use crate::error::{KernelError, Result};
 use crate::kernel::Kernel;
 
 /// A device that holds memory and runs kernels, in the order in which it is asked.
@@ -67,16 +67,34 @@ impl Grid {
     /// Threads of a block where a kernel has no reason for another number.
     pub const THREADS: u32 = 128;
 
-    /// One thread for each of `items`, without shared memory.
-    ///
-    /// # Panics
-    /// If that needs more than 2³² − 1 blocks.
+    /// The most blocks in x, y and z (CUDA C++ Programming Guide, "Compute Capabilities").
+    const MOST_BLOCKS: [u32; 3] = [(1 << 31) - 1, 65_535, 65_535];
+    /// The most threads of a block.
+    const MOST_THREADS: u32 = 1024;
+
+    /// One thread for each of `items`, without shared memory. A grid of too many blocks is refused
+    /// where it is launched.
     pub fn over(items: u64) -> Self {
         let blocks = items.div_ceil(Self::THREADS.into());
         Self {
-            blocks: [u32::try_from(blocks).expect("fewer than 2^32 blocks"), 1, 1],
+            blocks: [u32::try_from(blocks).unwrap_or(u32::MAX), 1, 1],
             threads: Self::THREADS,
             shared_bytes: 0,
+        }
+    }
+
+    /// Checks the limits of CUDA.
+    ///
+    /// # Errors
+    /// Too many blocks or threads.
+    pub(crate) fn check(&self, kernel: Kernel) -> Result<()> {
+        let mut pairs = self.blocks.iter().zip(Self::MOST_BLOCKS);
+        match pairs.all(|(&blocks, most)| blocks <= most) && self.threads <= Self::MOST_THREADS {
+            true => Ok(()),
+            false => Err(KernelError::Launch {
+                kernel: kernel.name,
+                message: format!("a grid of {self:?} is beyond the limits of CUDA"),
+            }),
         }
     }
 }
@@ -119,5 +137,32 @@ impl From<u64> for Argument {
 impl From<f32> for Argument {
     fn from(value: f32) -> Self {
         Self::F32(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grids_beyond_the_limits_of_cuda_are_refused() {
+        let grid = |blocks, threads| Grid {
+            blocks,
+            threads,
+            shared_bytes: 0,
+        };
+        let most = Grid::MOST_BLOCKS;
+        assert!(grid(most, 1024).check(Kernel::ADD).is_ok());
+        for refused in [
+            grid([1 << 31, 1, 1], 32),
+            grid([1, 65_536, 1], 32),
+            grid([1, 1, 65_536], 32),
+            grid([1; 3], 1025),
+            Grid::over(u64::MAX),
+        ] {
+            let message = refused.check(Kernel::ADD).unwrap_err().to_string();
+            assert!(message.contains("beyond the limits of CUDA"), "{message}");
+        }
+        assert_eq!(Grid::over(129).blocks, [2, 1, 1]);
     }
 }

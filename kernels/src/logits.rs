@@ -13,6 +13,8 @@ const SUM_BLOCK: usize = 256;
 /// The tokens whose log-probabilities are computed, one for each row of logits, and the sets of
 /// ids that cut distributions keep.
 pub struct Targets {
+    /// Size of the vocabulary, above every id.
+    vocabulary: usize,
     tokens: Array<u32>,
     kept: Array<u32>,
     offsets: Array<u64>,
@@ -38,6 +40,7 @@ impl Targets {
         });
         let offsets: Vec<u64> = std::iter::once(0).chain(ends).collect();
         Ok(Self {
+            vocabulary,
             tokens: gpu.upload(tokens)?,
             kept: gpu.upload(&all)?,
             offsets: gpu.upload(&offsets)?,
@@ -48,21 +51,41 @@ impl Targets {
         self.tokens.len()
     }
 
-    fn arguments(&self) -> [Argument; 3] {
-        [
+    /// The arguments of a kernel: `first`, the targets, `arrays`, and the settings.
+    fn arguments(
+        &self,
+        first: &Array<f32>,
+        arrays: &[Argument],
+        columns: Columns,
+        inv_temperature: f32,
+    ) -> Vec<Argument> {
+        let targets = [
+            first.argument(),
             self.tokens.argument(),
             self.kept.argument(),
             self.offsets.argument(),
-        ]
+        ];
+        let settings = [
+            Argument::U64(self.vocabulary as u64),
+            Argument::U32(columns.count() as u32),
+            inv_temperature.into(),
+        ];
+        [&targets, arrays, &settings].concat()
     }
 
-    fn grid(&self, vocabulary: usize) -> Grid {
-        let sums = vocabulary.div_ceil(SUM_BLOCK).max(THREADS as usize);
+    /// A block for each target, with a partial sum for each part of a row.
+    fn grid(&self) -> Grid {
+        let sums = self.vocabulary.div_ceil(SUM_BLOCK).max(THREADS as usize);
         Grid {
             blocks: [self.len() as u32, 1, 1],
             threads: THREADS,
             shared_bytes: size_of::<f64>() + sums * size_of::<f32>(),
         }
+    }
+
+    /// Checks that `logits` are `[targets, vocabulary]`.
+    fn check(&self, logits: &Array<f32>) -> Result<()> {
+        logits.check("the logits", self.len() * self.vocabulary)
     }
 }
 
@@ -96,21 +119,11 @@ pub fn forward(
     columns: Columns,
     inv_temperature: f32,
 ) -> Result<Array<f32>> {
-    let vocabulary = logits.len() / targets.len().max(1);
-    logits.check("the logits", targets.len() * vocabulary)?;
+    targets.check(logits)?;
     let out = logits.gpu().array(targets.len() * columns.count())?;
-    let [tokens, kept, offsets] = targets.arguments();
-    let arguments = [
-        logits.argument(),
-        tokens,
-        kept,
-        offsets,
-        out.argument(),
-        Argument::U64(vocabulary as u64),
-        Argument::U32(columns.count() as u32),
-        inv_temperature.into(),
-    ];
-    let grid = targets.grid(vocabulary);
+    let arrays = [out.argument()];
+    let arguments = targets.arguments(logits, &arrays, columns, inv_temperature);
+    let grid = targets.grid();
     // SAFETY: the lengths were checked, and the ids where the targets were made.
     unsafe {
         logits
@@ -131,23 +144,12 @@ pub fn backward(
     columns: Columns,
     inv_temperature: f32,
 ) -> Result<()> {
-    let vocabulary = logits.len() / targets.len().max(1);
-    logits.check("the logits", targets.len() * vocabulary)?;
+    targets.check(logits)?;
     gradients.check("the gradients of targets", targets.len() * columns.count())?;
     let scratch = logits.gpu().array::<f32>(targets.kept.len())?;
-    let [tokens, kept, offsets] = targets.arguments();
-    let arguments = [
-        logits.argument(),
-        tokens,
-        kept,
-        offsets,
-        gradients.argument(),
-        scratch.argument(),
-        Argument::U64(vocabulary as u64),
-        Argument::U32(columns.count() as u32),
-        inv_temperature.into(),
-    ];
-    let grid = targets.grid(vocabulary);
+    let arrays = [gradients.argument(), scratch.argument()];
+    let arguments = targets.arguments(logits, &arrays, columns, inv_temperature);
+    let grid = targets.grid();
     // SAFETY: the lengths were checked, and the ids where the targets were made.
     unsafe {
         logits

@@ -4,7 +4,7 @@
 //! sums a row in 16 lanes instead of one.
 
 use crate::array::{Array, Gpu};
-use crate::error::Result;
+use crate::error::{KernelError, Result};
 use crate::kernel::Kernel;
 use crate::launcher::{Argument, Grid};
 use crate::rows::add_rows;
@@ -73,14 +73,23 @@ impl Groups {
         self.rows as u64 * u64::from(self.count)
     }
 
-    fn arguments(&self) -> [Argument; 5] {
-        [
-            Argument::U64(self.rows as u64),
-            Argument::U32(self.columns),
-            Argument::U32(self.first),
-            Argument::U32(self.count),
-            Argument::U32(self.width),
-        ]
+    /// The arguments of a kernel, with the sizes of the groups between `arrays` and `settings`.
+    fn arguments(&self, arrays: &[Argument], settings: &[Argument]) -> Vec<Argument> {
+        let sizes = [self.columns, self.first, self.count, self.width].map(Argument::U32);
+        [arrays, &[Argument::U64(self.rows as u64)], &sizes, settings].concat()
+    }
+
+    /// Checks that the groups lie within the columns, and that `x` has as many rows.
+    fn check(&self, x: &Array<f32>) -> Result<()> {
+        let end = u64::from(self.first) + u64::from(self.count) * u64::from(self.width);
+        if end > u64::from(self.columns) {
+            return Err(KernelError::Length {
+                what: "the columns of a norm's groups",
+                found: self.columns as usize,
+                expected: end as usize,
+            });
+        }
+        x.check("a norm's input", self.len())
     }
 }
 
@@ -118,23 +127,19 @@ pub fn forward(
     groups: Groups,
     eps: f32,
 ) -> Result<Array<f32>> {
-    x.check("a norm's input", groups.len())?;
+    groups.check(x)?;
     parameters.check(&groups)?;
     let y = x.gpu().array(x.len())?;
     let bias = parameters.bias().map_or(0, Array::pointer);
-    let [rows, columns, first, count, width] = groups.arguments();
-    let arguments = [
-        x.argument(),
-        y.argument(),
-        parameters.weight().argument(),
-        Argument::Pointer(bias),
-        rows,
-        columns,
-        first,
-        count,
-        width,
-        eps.into(),
-    ];
+    let arguments = groups.arguments(
+        &[
+            x.argument(),
+            y.argument(),
+            parameters.weight().argument(),
+            Argument::Pointer(bias),
+        ],
+        &[eps.into()],
+    );
     let grid = Grid::over(groups.items() * LANES);
     // SAFETY: the lengths of x, y, weight and bias were checked against the groups.
     unsafe { x.gpu().launch(Kernel::NORM_FORWARD, grid, &arguments)? };
@@ -154,36 +159,42 @@ pub fn backward(
     groups: Groups,
     eps: f32,
 ) -> Result<()> {
-    x.check("a norm's input", groups.len())?;
+    groups.check(x)?;
     d.check("a norm's gradient", groups.len())?;
     parameters.check(&groups)?;
-    let layer = u32::from(matches!(gradients, Gradients::Layer { .. }));
+    if parameters.bias().is_some() != matches!(gradients, Gradients::Layer { .. }) {
+        return Err(KernelError::Launch {
+            kernel: Kernel::NORM_BACKWARD.name,
+            message: "parameters and gradients are of different norms".to_owned(),
+        });
+    }
+    let layer = u32::from(parameters.bias().is_some());
     let stored = statistics(x, groups, eps, layer)?;
     match gradients {
         Gradients::Rms { weight } => {
+            weight.check("the gradient of a norm's weight", groups.width as usize)?;
             let ([parts], sums) = sums(x, d, &stored, groups, |gpu, len| Ok([gpu.array(len)?]))?;
             add_rows(weight, &parts, sums)?;
         }
         Gradients::Layer { weight, bias } => {
+            for gradient in [&*weight, &*bias] {
+                gradient.check("the gradient of a norm's parameter", groups.width as usize)?;
+            }
             let both = |gpu: &Gpu, len| Ok([gpu.array(len)?, gpu.array(len)?]);
             let ([weights, biases], sums) = sums(x, d, &stored, groups, both)?;
             add_rows(weight, &weights, sums)?;
             add_rows(bias, &biases, sums)?;
         }
     }
-    let [rows, columns, first, count, width] = groups.arguments();
-    let arguments = [
-        x.argument(),
-        d.argument(),
-        parameters.weight().argument(),
-        stored.argument(),
-        rows,
-        columns,
-        first,
-        count,
-        width,
-        layer.into(),
-    ];
+    let arguments = groups.arguments(
+        &[
+            x.argument(),
+            d.argument(),
+            parameters.weight().argument(),
+            stored.argument(),
+        ],
+        &[layer.into()],
+    );
     let grid = Grid::over(groups.items() * LANES);
     // SAFETY: the lengths were checked, and `stored` holds two numbers for each group.
     unsafe { x.gpu().launch(Kernel::NORM_BACKWARD, grid, &arguments) }
@@ -192,18 +203,10 @@ pub fn backward(
 /// Mean and scale of each group, `[rows, groups, 2]`.
 fn statistics(x: &Array<f32>, groups: Groups, eps: f32, layer: u32) -> Result<Array<f32>> {
     let stored = x.gpu().array(2 * groups.rows * groups.count as usize)?;
-    let [rows, columns, first, count, width] = groups.arguments();
-    let arguments = [
-        x.argument(),
-        stored.argument(),
-        rows,
-        columns,
-        first,
-        count,
-        width,
-        eps.into(),
-        layer.into(),
-    ];
+    let arguments = groups.arguments(
+        &[x.argument(), stored.argument()],
+        &[eps.into(), layer.into()],
+    );
     let grid = Grid::over(groups.items() * LANES);
     // SAFETY: the caller checked x, and `stored` holds two numbers for each group.
     unsafe { x.gpu().launch(Kernel::NORM_STATISTICS, grid, &arguments)? };
@@ -222,19 +225,16 @@ fn sums<const N: usize>(
     let chunks = groups.rows.div_ceil(ROWS_PER_SUM);
     let parts = arrays(x.gpu(), chunks * groups.width as usize)?;
     let part = |index: usize| Argument::Pointer(parts.get(index).map_or(0, Array::pointer));
-    let [rows, columns, first, count, width] = groups.arguments();
-    let arguments = [
-        x.argument(),
-        d.argument(),
-        stored.argument(),
-        part(0),
-        part(1),
-        rows,
-        columns,
-        first,
-        count,
-        width,
-    ];
+    let arguments = groups.arguments(
+        &[
+            x.argument(),
+            d.argument(),
+            stored.argument(),
+            part(0),
+            part(1),
+        ],
+        &[],
+    );
     let mut grid = Grid::over(groups.width.into());
     grid.blocks[1] = chunks as u32;
     // SAFETY: the caller checked x and d, and the parts hold a row of `width` for each chunk.

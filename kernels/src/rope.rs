@@ -29,7 +29,10 @@ pub fn rotate(
 ) -> Result<()> {
     let columns = x.len() / rows.max(1);
     x.check("the rows of rope", rows * columns)?;
-    x.check_least("the heads of rope", rows * (2 * heads * half) as usize)?;
+    x.check_least(
+        "the heads of rope",
+        rows * 2 * heads as usize * half as usize,
+    )?;
     cosines.check("the cosines of rope", rows * half as usize)?;
     sines.check("the sines of rope", rows * half as usize)?;
     let arguments = [

@@ -64,7 +64,7 @@ impl Sampling {
         rule((0.0..=1.0).contains(&m), "min_p", m, "from 0 to 1")
     }
 
-    /// Whether any filter can cut a token.
+    /// True if a filter is on, so that tokens may be cut.
     fn cuts(&self) -> bool {
         self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0
     }

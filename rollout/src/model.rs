@@ -73,11 +73,11 @@ pub struct Chunk<'a> {
     /// lies in `blocks[p / BLOCK_TOKENS]`, row `p % BLOCK_TOKENS`. Blocks that receive a token
     /// belong to this chunk alone.
     pub blocks: &'a [u32],
-    /// Whether the sequence continues after the chunk.
+    /// State of the sequence after the chunk.
     pub next: Next,
 }
 
-/// Whether a sequence continues after a chunk of it is read.
+/// State of a sequence after the model has read a chunk of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// The sequence continues: the next token may be drawn from the logits after the chunk, and is

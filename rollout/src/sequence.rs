@@ -70,7 +70,7 @@ impl SampleState {
         self.tokens.len() - self.cached
     }
 
-    /// Whether the sequence continues after the tokens that it holds.
+    /// State of the sequence after the tokens that it holds.
     pub fn next(&self) -> Next {
         match self.finish {
             None => Next::Continues,

@@ -48,7 +48,7 @@ pub fn export(args: &ExportArgs) -> anyhow::Result<Outcome> {
     Ok(Outcome::Finished)
 }
 
-/// Whether nothing is at `folder`, or a folder without entries.
+/// True if `folder` does not exist or has no entries.
 fn is_empty(folder: &Path) -> bool {
     match folder.read_dir() {
         Ok(mut entries) => entries.next().is_none(),

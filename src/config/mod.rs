@@ -230,7 +230,7 @@ impl Config {
         }
     }
 
-    /// Whether `[pretrain]` trains the tokenizer, rather than read one.
+    /// True if `[pretrain]` trains a tokenizer; false if the run reads an existing one.
     fn trains_tokenizer(&self) -> bool {
         let read = self.model.start.as_ref().and_then(ModelStart::folder);
         self.pretrain.is_some() && self.tokenizer.from.is_none() && read.is_none()

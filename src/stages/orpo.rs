@@ -165,15 +165,7 @@ fn measures(stats: &OddsRatioStats, totals: OddsRatioTotals) -> Vec<(&'static st
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn pair(prompt: &[u32], chosen: &[u32], rejected: &[u32]) -> Pair {
-        Pair {
-            prompt: prompt.to_vec(),
-            chosen: chosen.to_vec(),
-            rejected: rejected.to_vec(),
-            margin: 0.0,
-        }
-    }
+    use crate::stages::pairs::tests::pair;
 
     #[test]
     fn whole_chosen_sequences_count_and_the_answers_of_rejected_ones() {

@@ -63,10 +63,10 @@ pub fn rewards(stats: &PreferenceStats) -> [(&'static str, f64); 4] {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn pair(prompt: &[u32], chosen: &[u32], rejected: &[u32]) -> Pair {
+    pub fn pair(prompt: &[u32], chosen: &[u32], rejected: &[u32]) -> Pair {
         Pair {
             prompt: prompt.to_vec(),
             chosen: chosen.to_vec(),

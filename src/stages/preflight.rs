@@ -136,21 +136,20 @@ fn with_reader(
 }
 
 /// Checks, before `stage` alone trains a model that `[ppo]` reads, that PPO's roles will be able to
-/// share weights. Nothing is checked while another of these models cannot be described yet.
+/// share weights. Nothing is checked while another of these models cannot be described yet, or if
+/// the stage has made its model and does not start over.
 ///
 /// # Errors
 /// The errors of [`RoleLayout::new`].
-pub fn check_sharing(config: &Config, stage: Stage) -> Result<()> {
+pub fn check_sharing(config: &Config, stage: Stage, existing: Existing) -> Result<()> {
     let shares = |ppo: &&Ppo| stage != Stage::Ppo && ppo.sharing.share != Share::None;
-    let (models, made) = (
-        RunModels(config, Existing::Continue),
-        config.run.final_model(stage),
-    );
+    let (models, made) = (RunModels(config, existing), config.run.final_model(stage));
     let Some(ppo) = config.ppo.as_ref().filter(shares) else {
         return Ok(());
     };
     let read = config.models_read(Stage::Ppo);
-    if is_model(&made) || !read.iter().any(|(_, folder)| *folder == made) {
+    let keeps = existing == Existing::Continue && is_model(&made);
+    if keeps || !read.iter().any(|(_, folder)| *folder == made) {
         return Ok(());
     }
     match PpoModels::describe(ppo, |folder| models.describe(folder)) {

@@ -169,7 +169,7 @@ fn check_remaining(
             if renamed && folder.existing_stage(stage).path().exists() {
                 preflight::check_stages(config, &ahead, run)?;
             }
-            preflight::check_sharing(config, stage)
+            preflight::check_sharing(config, stage, existing)
         }
         _ => {
             let plans = preflight::plans(config, &ahead, run)?;

@@ -350,4 +350,12 @@ fn a_single_stage_is_refused_for_the_trunk_that_ppo_shares() {
         &["stage ppo", "set reward.freeze_layers = 1"],
     );
     assert!(!workspace.model("trial", "reward").exists());
+    let frozen = "--set reward.freeze_layers=1 --set reward.max_steps=1";
+    workspace.succeed(&format!("reward config.toml {TRUNK} {reward} {frozen}"));
+    refused(
+        &workspace,
+        &format!("reward config.toml {TRUNK} {reward} --fresh"),
+        &["stage ppo", "set reward.freeze_layers = 1"],
+    );
+    assert!(workspace.model("trial", "reward").exists());
 }

@@ -82,7 +82,7 @@ impl<'a> Block<'a> {
 #[derive(Clone, Copy)]
 struct KernelCall {
     entry: &'static Entry,
-    /// Those of the block, which outlives its threads.
+    /// Addresses of the arguments' values. The block owns the list and outlives its threads.
     arguments: *const [*const c_void],
 }
 
@@ -198,7 +198,8 @@ fn exchange_among(
     for &member in &members {
         let Some(thread) = warp.get(member) else {
             return Err(format!(
-                "lane {member} is in the mask {mask:#010x} of line {line}, and the warp has no such lane"
+                "lane {member} is in the mask {mask:#010x} of line {line}, and the warp has no such \
+                 lane"
             ));
         };
         if thread.coroutine.done() {
@@ -224,7 +225,7 @@ fn exchange_among(
     Ok(true)
 }
 
-/// What the threads of a block wait for when none can continue.
+/// The message for a block of which no thread can continue, with the waits of three threads.
 fn stuck(threads: &[Thread]) -> String {
     let first = |index: usize| format!("thread {index}: {:?}", threads[index].wait);
     let waiting = (0..threads.len()).filter(|&i| threads[i].wait.is_some());

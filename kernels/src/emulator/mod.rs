@@ -9,8 +9,8 @@
 //! outside its mask. Each allocation ends at a page that cannot be accessed, so a read or write
 //! behind it kills the process; new memory, shared memory included, is filled with NaN.
 //!
-//! What it cannot show: code generation, the rounding of tensor cores, the order of memory
-//! operations between warps, and speed.
+//! The emulator cannot show code generation, the rounding of tensor cores, the order of memory
+//! operations between warps, or speed.
 
 mod block;
 mod entry;

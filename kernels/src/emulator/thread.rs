@@ -65,9 +65,9 @@ pub struct ThreadState {
 /// The reason for which a thread has stopped running.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wait {
-    /// It waits for all threads of the block at this line.
+    /// A barrier at this line, which all threads of the block must reach.
     Barrier(i32),
-    /// It waits for the lanes of `mask` at this line, with a value for them.
+    /// An exchange of values at `line`, which all lanes of `mask` must reach.
     Exchange {
         /// The lanes that take part.
         mask: u32,
@@ -76,7 +76,7 @@ pub enum Wait {
         /// The value of this lane.
         value: u64,
     },
-    /// It has failed, with a message.
+    /// A failure, with its message. The thread is not continued.
     Failure(String),
 }
 

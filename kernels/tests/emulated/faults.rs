@@ -20,7 +20,7 @@ fn run(name: &'static str, order: Order) -> Result<Vec<u32>> {
     let mut bytes = vec![0; array.bytes];
     // SAFETY: the array has four bytes for each thread of the grid.
     unsafe {
-        let kernel = Kernel { name, source: "" };
+        let kernel = Kernel { name };
         emulator.launch(kernel, grid, &[Argument::Pointer(array.pointer)])?;
         emulator.download(array.pointer, &mut bytes)?;
     }
@@ -81,6 +81,36 @@ fn reading_a_lane_outside_the_mask_is_an_error() {
         message.contains("a lane outside the mask is read"),
         "{message}"
     );
+}
+
+#[test]
+fn an_exchange_that_an_ended_lane_misses_is_an_error() {
+    let message = message("faulty_ended_lane", Order::Forward);
+    assert!(message.contains("lane 5 has ended"), "{message}");
+}
+
+#[test]
+fn lanes_that_wait_for_each_other_in_different_places_are_an_error() {
+    let message = message("faulty_deadlock", Order::Forward);
+    assert!(message.contains("no thread can continue"), "{message}");
+}
+
+/// The test starts itself once more, as a process that may die.
+#[test]
+fn a_write_behind_an_array_kills_the_process() {
+    const CHILD: &str = "COLLIMATE_KERNELS_OVERRUN";
+    if std::env::var_os(CHILD).is_some() {
+        let _ = run("faulty_overrun", Order::Forward);
+        return;
+    }
+    let program = std::env::current_exe().unwrap();
+    let mut child = std::process::Command::new(program);
+    child.env(CHILD, "1").args([
+        "--exact",
+        "faults::a_write_behind_an_array_kills_the_process",
+    ]);
+    let ended = child.output().unwrap();
+    assert_eq!(ended.status.code(), None, "a signal ends it: {ended:?}");
 }
 
 #[test]

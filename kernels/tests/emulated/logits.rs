@@ -42,7 +42,11 @@ fn expected(logits: &[f32], token: u32, kept: &[u32]) -> [f32; 3] {
 
 #[test]
 fn log_probs_and_entropies_have_the_bits_of_the_host() {
-    let (logits, kept) = (logits(), kept());
+    let (mut logits, kept) = (logits(), kept());
+    // Impossible and nearly impossible tokens, in the whole row and in both sets.
+    for at in [7, VOCABULARY + 3, 2 * VOCABULARY + 500] {
+        (logits[at], logits[at + 1]) = (f32::NEG_INFINITY, -500.0);
+    }
     let rows = logits.chunks(VOCABULARY).zip(TOKENS).zip(&kept);
     let expected: Vec<f32> = rows
         .flat_map(|((x, token), k)| expected(x, token, k))
@@ -58,6 +62,35 @@ fn log_probs_and_entropies_have_the_bits_of_the_host() {
         let rows = expected.chunks(3).flat_map(|row| &row[..columns.count()]);
         assert_eq!(found, rows.copied().collect::<Vec<_>>());
     }
+}
+
+/// A logit of −∞ has log p = −∞, and its gradient is 0, not NaN.
+#[test]
+fn an_impossible_token_has_no_gradient() {
+    let mut logits = logits();
+    logits[7] = f32::NEG_INFINITY;
+    let found = in_every_order(|gpu| {
+        let kept = kept();
+        let kept = kept.each_ref().map(Vec::as_slice);
+        let targets = Targets::new(gpu, &TOKENS, &kept, VOCABULARY).unwrap();
+        let mut array = gpu.upload(&logits).unwrap();
+        let gradients = gpu.upload(&[0.8, 0.3, 0.0].repeat(3)).unwrap();
+        let columns = Columns::OwnAndWhole;
+        backward(&mut array, &targets, &gradients, columns, INV_TEMPERATURE).unwrap();
+        array.download().unwrap()
+    });
+    assert!(found.iter().all(|gradient| gradient.is_finite()));
+    assert_eq!(found[7], 0.0);
+}
+
+#[test]
+fn logits_of_another_vocabulary_are_refused() {
+    let gpu = super::device(super::ORDERS[0]);
+    let targets = Targets::new(&gpu, &[5], &[&[]], 10).unwrap();
+    let logits = gpu.upload(&[0f32; 5]).unwrap();
+    let refused = forward(&logits, &targets, Columns::Own, 1.0);
+    let message = refused.err().unwrap().to_string();
+    assert!(message.contains("5 elements where 10"), "{message}");
 }
 
 /// The results of one row in double precision.

@@ -38,7 +38,7 @@ const GROUPS: [Groups; 4] = [
         width: 3,
     },
 ];
-const EPS: f32 = 1e-5;
+const EPS: f32 = 0.1;
 
 /// A norm in double precision: the result, and for the gradient `dy` those of x, weight and bias.
 struct Definition {
@@ -244,6 +244,42 @@ fn rows_are_added_and_gathered() {
     }
     let expected: Vec<f32> = sums.chain(columns).chain(rows).chain(table).collect();
     assert_eq!(found, expected);
+}
+
+#[test]
+fn groups_behind_the_last_column_are_refused() {
+    let gpu = device(ORDERS[0]);
+    let x = gpu.upload(&[0f32; 64]).unwrap();
+    let w = gpu.upload(&[0f32; 32]).unwrap();
+    let groups = Groups {
+        rows: 1,
+        columns: 64,
+        first: 1,
+        count: 2,
+        width: 32,
+    };
+    let refused = norm::forward(&x, Parameters::Rms { weight: &w }, groups, EPS);
+    let message = refused.err().unwrap().to_string();
+    assert!(message.contains("64 elements where 65"), "{message}");
+}
+
+#[test]
+fn gradients_of_another_norm_are_refused() {
+    let gpu = device(ORDERS[0]);
+    let array = || gpu.upload(&[0f32; 64]).unwrap();
+    let (x, mut d, w, mut dw) = (array(), array(), array(), array());
+    let groups = Groups {
+        rows: 1,
+        ..GROUPS[0]
+    };
+    let parameters = Parameters::Layer {
+        weight: &w,
+        bias: &w,
+    };
+    let gradients = Gradients::Rms { weight: &mut dw };
+    let refused = norm::backward(&x, &mut d, parameters, gradients, groups, EPS);
+    let message = refused.err().unwrap().to_string();
+    assert!(message.contains("different norms"), "{message}");
 }
 
 #[test]

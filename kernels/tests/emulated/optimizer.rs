@@ -66,11 +66,6 @@ fn a_step_is_that_of_the_host_and_writes_the_copy() {
         p[i] = p[i] * f.keep - f.rate * m[i] / (v[i].sqrt() * f.root + f.epsilon);
     }
     assert_eq!(found[..3 * len], [&p[..], &m, &v].concat());
-    for (value, copy) in p.iter().zip(&found[3 * len..]) {
-        assert_eq!(copy.to_bits() & 0xffff, 0);
-        assert!(
-            (value - copy).abs() <= value.abs() * 2f32.powi(-8),
-            "{value} {copy}"
-        );
-    }
+    let copies = p.iter().map(|&value| half::bf16::from_f32(value).to_f32());
+    assert_eq!(found[3 * len..], copies.collect::<Vec<_>>());
 }
