@@ -1,5 +1,5 @@
-//! Changes of the configuration since the stages of a run began: which are refused, and how to go
-//! on.
+//! Changes of the configuration since the stages of a run began: which are refused, and the
+//! commands that continue nevertheless.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -198,8 +198,8 @@ fn exchange_among(
     for &member in &members {
         let Some(thread) = warp.get(member) else {
             return Err(format!(
-                "lane {member} is in the mask {mask:#010x} of line {line}, and the warp has no such \
-                 lane"
+                "lane {member} is in the mask {mask:#010x} of line {line}, and the warp has no \
+                 such lane"
             ));
         };
         if thread.coroutine.done() {
