@@ -1,6 +1,6 @@
 // The part of the CUDA language that the kernels use, as host C++.
 //
-// A thread of a block is a coroutine of the emulator in src/emulator, which runs one thread until
+// A thread of a block is a coroutine of the emulator in src/device/emulator, which runs one thread until
 // it waits for others. Everything that a thread learns about itself, and everything for which it
 // waits, goes through the functions declared here.
 #pragma once
@@ -23,14 +23,14 @@ struct Index {
     unsigned x, y, z;
 };
 
-// The running thread. The layout is that of `ThreadState` in src/emulator/thread.rs.
+// The running thread. The layout is that of `ThreadState` in src/device/emulator/thread.rs.
 struct Thread {
     Index thread, block, block_size, grid_size;
     unsigned char *shared;
 };
 
 // A kernel under its name. The layout of the first four fields is that of `Entry` in
-// src/emulator/entry.rs.
+// src/device/emulator/entry.rs.
 struct Entry {
     const char *name;
     void (*call)(void *const *arguments);

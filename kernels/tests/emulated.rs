@@ -13,8 +13,8 @@ mod optimizer;
 
 use std::sync::Arc;
 
-use kernels::Gpu;
-use kernels::emulator::{Emulator, Order};
+use kernels::device::Gpu;
+use kernels::device::emulator::{Emulator, Order};
 
 /// The orders in which every kernel must give the same bits.
 const ORDERS: [Order; 4] = [

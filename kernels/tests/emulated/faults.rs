@@ -1,7 +1,7 @@
 //! The emulator finds faulty kernels. `emulator/faults.cu` has them.
 
-use kernels::emulator::{Emulator, Order};
-use kernels::{Argument, Grid, Kernel, KernelError, Launcher, Result};
+use kernels::device::emulator::{Emulator, Order};
+use kernels::device::{Argument, Grid, Kernel, KernelError, Launcher, Result};
 
 use super::ORDERS;
 

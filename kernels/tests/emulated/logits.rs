@@ -1,6 +1,6 @@
 //! Rows of logits against `rollout::row`, bit for bit, and gradients against finite differences.
 
-use kernels::logits::{Columns, Targets, backward, forward};
+use kernels::device::logits::{Columns, Targets, backward, forward};
 use rollout::row;
 
 use super::{in_every_order, numbers};

@@ -1,9 +1,9 @@
 //! Kernels against their definitions in double precision, in every order.
 
-use kernels::activation::{Gelu, swiglu, swiglu_backward};
-use kernels::norm::{self, Gradients, Groups, Parameters};
-use kernels::rope::{Direction, rotate};
-use kernels::rows::{self, RowIndices};
+use kernels::device::activation::{Gelu, swiglu, swiglu_backward};
+use kernels::device::norm::{self, Gradients, Groups, Parameters};
+use kernels::device::rope::{Direction, rotate};
+use kernels::device::rows::{self, RowIndices};
 
 use super::{ORDERS, assert_close, device, in_every_order, numbers};
 

@@ -1,6 +1,6 @@
 //! The global norm and AdamW against the same arithmetic on the host, bit for bit.
 
-use kernels::optimizer::{Factors, Parameter, global_norm, step};
+use kernels::device::optimizer::{Factors, Parameter, global_norm, step};
 
 use super::{in_every_order, numbers};
 

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use crate::error::{KernelError, Result};
-use crate::launcher::Allocation;
+use crate::device::error::{KernelError, Result};
+use crate::device::launcher::Allocation;
 
 /// Alignment of an allocation's size, so that its end is the end of a page.
 const ALIGNMENT: usize = 16;

@@ -1,9 +1,9 @@
 //! The global norm of gradients, and AdamW's step. Both have the host's bits.
 
-use crate::array::Array;
-use crate::error::Result;
-use crate::kernel::Kernel;
-use crate::launcher::{Argument, Grid};
+use crate::device::array::Array;
+use crate::device::error::Result;
+use crate::device::kernel::Kernel;
+use crate::device::launcher::{Argument, Grid};
 
 /// Gradients whose squares are summed together, as in `sums_of_squares`.
 const NORM_BLOCK: usize = 1 << 14;

@@ -1,9 +1,9 @@
 //! Activations of the feed-forward layer.
 
-use crate::array::Array;
-use crate::error::Result;
-use crate::kernel::Kernel;
-use crate::launcher::{Argument, Grid};
+use crate::device::array::Array;
+use crate::device::error::Result;
+use crate::device::kernel::Kernel;
+use crate::device::launcher::{Argument, Grid};
 
 /// A form of GELU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

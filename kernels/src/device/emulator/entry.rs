@@ -2,9 +2,9 @@
 
 use std::ffi::{CString, c_char, c_void};
 
-use crate::error::{KernelError, Result};
-use crate::kernel::Kernel;
-use crate::launcher::Argument;
+use crate::device::error::{KernelError, Result};
+use crate::device::kernel::Kernel;
+use crate::device::launcher::Argument;
 
 /// A kernel as `KERNEL` in `cuda_emulator.h` declares it.
 #[repr(C)]
@@ -57,7 +57,7 @@ impl Entry {
     ///
     /// # Safety
     /// The arguments must be those of the kernel, see
-    /// [`Launcher::launch`](crate::Launcher::launch).
+    /// [`Launcher::launch`](crate::device::Launcher::launch).
     pub unsafe fn call(&self, arguments: &[*const c_void]) {
         // SAFETY: the caller's promise is the function's condition.
         unsafe { (self.call)(arguments.as_ptr()) }

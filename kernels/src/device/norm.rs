@@ -3,11 +3,11 @@
 //! The forward pass and the parameters' gradients have the host's bits. The gradient of the input
 //! sums a row in 16 lanes instead of one.
 
-use crate::array::{Array, Gpu};
-use crate::error::{KernelError, Result};
-use crate::kernel::Kernel;
-use crate::launcher::{Argument, Grid};
-use crate::rows::add_rows;
+use crate::device::array::{Array, Gpu};
+use crate::device::error::{KernelError, Result};
+use crate::device::kernel::Kernel;
+use crate::device::launcher::{Argument, Grid};
+use crate::device::rows::add_rows;
 
 /// Threads that work on one group.
 const LANES: u64 = 16;

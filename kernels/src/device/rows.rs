@@ -1,9 +1,9 @@
 //! Simple operations on vectors and on the rows of matrices. All have the host's bits.
 
-use crate::array::{Array, Gpu};
-use crate::error::Result;
-use crate::kernel::Kernel;
-use crate::launcher::{Argument, Grid};
+use crate::device::array::{Array, Gpu};
+use crate::device::error::Result;
+use crate::device::kernel::Kernel;
+use crate::device::launcher::{Argument, Grid};
 
 /// `to += from`
 ///

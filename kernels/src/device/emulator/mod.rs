@@ -20,9 +20,9 @@ mod thread;
 use std::ffi::c_void;
 use std::sync::{Mutex, PoisonError};
 
-use crate::error::{KernelError, Result};
-use crate::kernel::Kernel;
-use crate::launcher::{Allocation, Argument, Grid, Launcher};
+use crate::device::error::{KernelError, Result};
+use crate::device::kernel::Kernel;
+use crate::device::launcher::{Allocation, Argument, Grid, Launcher};
 use block::Block;
 use entry::Entry;
 use memory::Memory;

@@ -7,8 +7,8 @@ use corosensei::{Coroutine, CoroutineResult};
 
 use super::entry::Entry;
 use super::thread::{Context, Order, Resumption, ThreadState, WARP, Wait};
-use crate::error::{KernelError, Result};
-use crate::launcher::Grid;
+use crate::device::error::{KernelError, Result};
+use crate::device::launcher::Grid;
 
 /// Bytes of a thread's stack.
 const STACK: usize = 64 << 10;

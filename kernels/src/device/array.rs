@@ -4,9 +4,9 @@ use std::marker::PhantomData;
 use std::mem::size_of;
 use std::sync::Arc;
 
-use crate::error::{KernelError, Result};
-use crate::kernel::Kernel;
-use crate::launcher::{Allocation, Argument, Grid, Launcher};
+use crate::device::error::{KernelError, Result};
+use crate::device::kernel::Kernel;
+use crate::device::launcher::{Allocation, Argument, Grid, Launcher};
 
 /// A device. Clones share it.
 #[derive(Clone)]

@@ -1,9 +1,9 @@
 //! Log-probabilities and entropies of rows of logits, and their gradients, with the host's bits.
 
-use crate::array::{Array, Gpu};
-use crate::error::Result;
-use crate::kernel::Kernel;
-use crate::launcher::{Argument, Grid};
+use crate::device::array::{Array, Gpu};
+use crate::device::error::Result;
+use crate::device::kernel::Kernel;
+use crate::device::launcher::{Argument, Grid};
 
 /// Threads of a target's block, as in `logits.cu`.
 const THREADS: u32 = 256;

@@ -1,7 +1,7 @@
 //! The interface to a device, which a driver or the emulator implements.
 
-use crate::error::{KernelError, Result};
-use crate::kernel::Kernel;
+use crate::device::error::{KernelError, Result};
+use crate::device::kernel::Kernel;
 
 /// A device that holds memory and runs kernels, in the order in which it is asked.
 pub trait Launcher: Send + Sync {

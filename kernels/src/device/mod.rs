@@ -1,0 +1,28 @@
+//! Kernels in CUDA C++, and the code that launches them.
+//!
+//! The kernels are the sources under `cuda/`. The modules here know their arguments and grids, and
+//! run them through a [`Launcher`]: the emulator executes the same sources on a CPU (feature
+//! `emulate`).
+//!
+//! Kernels are deterministic: no floating-point atomics, and sums in an order that depends on the
+//! sizes alone.
+
+mod array;
+mod error;
+mod kernel;
+mod launcher;
+
+pub mod activation;
+pub mod logits;
+pub mod norm;
+pub mod optimizer;
+pub mod rope;
+pub mod rows;
+
+#[cfg(feature = "emulate")]
+pub mod emulator;
+
+pub use array::{Array, Gpu, Number};
+pub use error::{KernelError, Result};
+pub use kernel::Kernel;
+pub use launcher::{Allocation, Argument, Grid, Launcher};
