@@ -1,9 +1,10 @@
 //! Activations of the feed-forward layer.
 
-use crate::device::array::Array;
+use crate::device::array::{Array, Slice, SliceMut};
+use crate::device::call::Call;
 use crate::device::error::Result;
 use crate::device::kernel::Kernel;
-use crate::device::launcher::{Argument, Grid};
+use crate::device::launcher::Grid;
 
 /// A form of GELU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,15 +19,17 @@ pub enum Gelu {
 ///
 /// # Errors
 /// If the length of `x` is not that of `rows` pairs, and errors of the device.
-pub fn swiglu(x: &Array<f32>, rows: usize) -> Result<Array<f32>> {
+pub fn swiglu(x: Slice<f32>, rows: usize) -> Result<Array<f32>> {
     let width = x.len() / 2 / rows.max(1);
     x.check("the input of swiglu", 2 * rows * width)?;
-    let y = x.gpu().array(rows * width)?;
-    let sizes = [Argument::U64(rows as u64), Argument::U32(width as u32)];
-    let arguments = [x.argument(), y.argument(), sizes[0], sizes[1]];
-    let grid = Grid::over((rows * width) as u64);
+    let mut y = x.gpu().array(rows * width)?;
+    let call = Call::new(x.gpu(), Kernel::SWIGLU_FORWARD)
+        .read(x)
+        .write(&mut y.slice_mut())
+        .with(rows)
+        .with(width as u32);
     // SAFETY: the length of x was checked, and y holds half of it.
-    unsafe { x.gpu().launch(Kernel::SWIGLU_FORWARD, grid, &arguments)? };
+    unsafe { call.run(Grid::over((rows * width) as u64))? };
     Ok(y)
 }
 
@@ -34,21 +37,19 @@ pub fn swiglu(x: &Array<f32>, rows: usize) -> Result<Array<f32>> {
 ///
 /// # Errors
 /// Arrays whose lengths do not fit, and errors of the device.
-pub fn swiglu_backward(x: &Array<f32>, dy: &Array<f32>, rows: usize) -> Result<Array<f32>> {
+pub fn swiglu_backward(x: Slice<f32>, dy: Slice<f32>, rows: usize) -> Result<Array<f32>> {
     let width = x.len() / 2 / rows.max(1);
     x.check("the input of swiglu", 2 * rows * width)?;
     dy.check("the gradient of swiglu", rows * width)?;
-    let dx = x.gpu().array(x.len())?;
-    let arguments = [
-        x.argument(),
-        dy.argument(),
-        dx.argument(),
-        Argument::U64(rows as u64),
-        Argument::U32(width as u32),
-    ];
-    let grid = Grid::over(dy.len() as u64);
+    let mut dx = x.gpu().array(x.len())?;
+    let call = Call::new(x.gpu(), Kernel::SWIGLU_BACKWARD)
+        .read(x)
+        .read(dy)
+        .write(&mut dx.slice_mut())
+        .with(rows)
+        .with(width as u32);
     // SAFETY: the lengths were checked.
-    unsafe { x.gpu().launch(Kernel::SWIGLU_BACKWARD, grid, &arguments)? };
+    unsafe { call.run(Grid::over(dy.len() as u64))? };
     Ok(dx)
 }
 
@@ -57,18 +58,18 @@ impl Gelu {
     ///
     /// # Errors
     /// Errors of the device.
-    pub fn forward(self, x: &Array<f32>) -> Result<Array<f32>> {
-        let y = x.gpu().array(x.len())?;
+    pub fn forward(self, x: Slice<f32>) -> Result<Array<f32>> {
+        let mut y = x.gpu().array(x.len())?;
         let kernel = match self {
             Self::Exact => Kernel::GELU_FORWARD,
             Self::Tanh => Kernel::GELU_TANH_FORWARD,
         };
-        let arguments = [x.argument(), y.argument(), Argument::U64(x.len() as u64)];
+        let call = Call::new(x.gpu(), kernel)
+            .read(x)
+            .write(&mut y.slice_mut())
+            .with(x.len());
         // SAFETY: both arrays have as many elements.
-        unsafe {
-            x.gpu()
-                .launch(kernel, Grid::over(x.len() as u64), &arguments)?;
-        }
+        unsafe { call.run(Grid::over(x.len() as u64))? };
         Ok(y)
     }
 
@@ -76,17 +77,17 @@ impl Gelu {
     ///
     /// # Errors
     /// If the lengths differ, and errors of the device.
-    pub fn backward(self, x: &Array<f32>, d: &mut Array<f32>) -> Result<()> {
-        d.check("the gradient of gelu", x.len())?;
+    pub fn backward(self, x: Slice<f32>, mut d: SliceMut<f32>) -> Result<()> {
+        d.as_slice().check("the gradient of gelu", x.len())?;
         let kernel = match self {
             Self::Exact => Kernel::GELU_BACKWARD,
             Self::Tanh => Kernel::GELU_TANH_BACKWARD,
         };
-        let arguments = [x.argument(), d.argument(), Argument::U64(x.len() as u64)];
+        let call = Call::new(x.gpu(), kernel)
+            .read(x)
+            .write(&mut d)
+            .with(x.len());
         // SAFETY: both arrays have as many elements.
-        unsafe {
-            x.gpu()
-                .launch(kernel, Grid::over(x.len() as u64), &arguments)
-        }
+        unsafe { call.run(Grid::over(x.len() as u64)) }
     }
 }

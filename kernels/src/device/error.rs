@@ -29,6 +29,12 @@ pub enum KernelError {
         /// The failure.
         message: String,
     },
+    /// Arrays of one operation are on different devices: a bug of the caller.
+    #[error("{what}: arrays of two devices")]
+    Devices {
+        /// The operation.
+        what: &'static str,
+    },
     /// Two lengths that must agree differ: a bug of the caller.
     #[error("{what}: {found} elements where {expected} are needed")]
     Length {

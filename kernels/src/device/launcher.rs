@@ -32,6 +32,24 @@ pub trait Launcher: Send + Sync {
     /// Errors of the device, and of the kernels before.
     unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<()>;
 
+    /// Copies memory within the device.
+    ///
+    /// # Safety
+    /// Both must point to as many bytes of allocations that are not freed, without overlap.
+    ///
+    /// # Errors
+    /// Errors of the device.
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
+
+    /// Sets bytes to zero.
+    ///
+    /// # Safety
+    /// `at` must point to as many bytes of an allocation that is not freed.
+    ///
+    /// # Errors
+    /// Errors of the device.
+    unsafe fn clear(&self, at: u64, bytes: usize) -> Result<()>;
+
     /// Runs a kernel.
     ///
     /// # Safety
@@ -131,6 +149,12 @@ impl From<u32> for Argument {
 impl From<u64> for Argument {
     fn from(value: u64) -> Self {
         Self::U64(value)
+    }
+}
+
+impl From<usize> for Argument {
+    fn from(value: usize) -> Self {
+        Self::U64(value as u64)
     }
 }
 

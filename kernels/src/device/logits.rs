@@ -1,9 +1,10 @@
 //! Log-probabilities and entropies of rows of logits, and their gradients, with the host's bits.
 
-use crate::device::array::{Array, Gpu};
+use crate::device::array::{Array, Gpu, Slice, SliceMut};
+use crate::device::call::Call;
 use crate::device::error::Result;
 use crate::device::kernel::Kernel;
-use crate::device::launcher::{Argument, Grid};
+use crate::device::launcher::Grid;
 
 /// Threads of a target's block, as in `logits.cu`.
 const THREADS: u32 = 256;
@@ -51,26 +52,11 @@ impl Targets {
         self.tokens.len()
     }
 
-    /// The arguments of a kernel: `first`, the targets, `arrays`, and the settings.
-    fn arguments(
-        &self,
-        first: &Array<f32>,
-        arrays: &[Argument],
-        columns: Columns,
-        inv_temperature: f32,
-    ) -> Vec<Argument> {
-        let targets = [
-            first.argument(),
-            self.tokens.argument(),
-            self.kept.argument(),
-            self.offsets.argument(),
-        ];
-        let settings = [
-            Argument::U64(self.vocabulary as u64),
-            Argument::U32(columns.count() as u32),
-            inv_temperature.into(),
-        ];
-        [&targets, arrays, &settings].concat()
+    /// Adds the targets to the arguments of a call.
+    fn of<'a>(&self, call: Call<'a>) -> Call<'a> {
+        call.read(self.tokens.slice())
+            .read(self.kept.slice())
+            .read(self.offsets.slice())
     }
 
     /// A block for each target, with a partial sum for each part of a row.
@@ -84,7 +70,7 @@ impl Targets {
     }
 
     /// Checks that `logits` are `[targets, vocabulary]`.
-    fn check(&self, logits: &Array<f32>) -> Result<()> {
+    fn check(&self, logits: Slice<f32>) -> Result<()> {
         logits.check("the logits", self.len() * self.vocabulary)
     }
 }
@@ -114,22 +100,22 @@ impl Columns {
 /// # Errors
 /// If the logits are not those of the targets, and errors of the device.
 pub fn forward(
-    logits: &Array<f32>,
+    logits: Slice<f32>,
     targets: &Targets,
     columns: Columns,
     inv_temperature: f32,
 ) -> Result<Array<f32>> {
     targets.check(logits)?;
-    let out = logits.gpu().array(targets.len() * columns.count())?;
-    let arrays = [out.argument()];
-    let arguments = targets.arguments(logits, &arrays, columns, inv_temperature);
-    let grid = targets.grid();
+    let mut out = logits.gpu().array(targets.len() * columns.count())?;
+    let call = Call::new(logits.gpu(), Kernel::LOGITS_FORWARD).read(logits);
+    let call = targets
+        .of(call)
+        .write(&mut out.slice_mut())
+        .with(targets.vocabulary)
+        .with(columns.count() as u32)
+        .with(inv_temperature);
     // SAFETY: the lengths were checked, and the ids where the targets were made.
-    unsafe {
-        logits
-            .gpu()
-            .launch(Kernel::LOGITS_FORWARD, grid, &arguments)?
-    };
+    unsafe { call.run(targets.grid())? };
     Ok(out)
 }
 
@@ -138,22 +124,23 @@ pub fn forward(
 /// # Errors
 /// Arrays whose lengths do not fit, and errors of the device.
 pub fn backward(
-    logits: &mut Array<f32>,
+    mut logits: SliceMut<f32>,
     targets: &Targets,
-    gradients: &Array<f32>,
+    gradients: Slice<f32>,
     columns: Columns,
     inv_temperature: f32,
 ) -> Result<()> {
-    targets.check(logits)?;
+    targets.check(logits.as_slice())?;
     gradients.check("the gradients of targets", targets.len() * columns.count())?;
-    let scratch = logits.gpu().array::<f32>(targets.kept.len())?;
-    let arrays = [gradients.argument(), scratch.argument()];
-    let arguments = targets.arguments(logits, &arrays, columns, inv_temperature);
-    let grid = targets.grid();
+    let mut scratch = logits.gpu().array::<f32>(targets.kept.len())?;
+    let call = Call::new(logits.gpu(), Kernel::LOGITS_BACKWARD).write(&mut logits);
+    let call = targets
+        .of(call)
+        .read(gradients)
+        .write(&mut scratch.slice_mut())
+        .with(targets.vocabulary)
+        .with(columns.count() as u32)
+        .with(inv_temperature);
     // SAFETY: the lengths were checked, and the ids where the targets were made.
-    unsafe {
-        logits
-            .gpu()
-            .launch(Kernel::LOGITS_BACKWARD, grid, &arguments)
-    }
+    unsafe { call.run(targets.grid()) }
 }

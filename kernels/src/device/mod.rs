@@ -8,6 +8,7 @@
 //! sizes alone.
 
 mod array;
+mod call;
 mod error;
 mod kernel;
 mod launcher;
@@ -22,7 +23,7 @@ pub mod rows;
 #[cfg(feature = "emulate")]
 pub mod emulator;
 
-pub use array::{Array, Gpu, Number};
+pub use array::{Array, Gpu, Number, Slice, SliceMut};
 pub use error::{KernelError, Result};
 pub use kernel::Kernel;
 pub use launcher::{Allocation, Argument, Grid, Launcher};

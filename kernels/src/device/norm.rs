@@ -3,10 +3,11 @@
 //! The forward pass and the parameters' gradients have the host's bits. The gradient of the input
 //! sums a row in 16 lanes instead of one.
 
-use crate::device::array::{Array, Gpu};
+use crate::device::array::{Array, Slice, SliceMut};
+use crate::device::call::Call;
 use crate::device::error::{KernelError, Result};
 use crate::device::kernel::Kernel;
-use crate::device::launcher::{Argument, Grid};
+use crate::device::launcher::Grid;
 use crate::device::rows::add_rows;
 
 /// Threads that work on one group.
@@ -35,14 +36,14 @@ pub enum Parameters<'a> {
     /// RMSNorm.
     Rms {
         /// `[width]`
-        weight: &'a Array<f32>,
+        weight: Slice<'a, f32>,
     },
     /// LayerNorm.
     Layer {
         /// `[width]`
-        weight: &'a Array<f32>,
+        weight: Slice<'a, f32>,
         /// `[width]`
-        bias: &'a Array<f32>,
+        bias: Slice<'a, f32>,
     },
 }
 
@@ -51,14 +52,14 @@ pub enum Gradients<'a> {
     /// RMSNorm.
     Rms {
         /// `[width]`
-        weight: &'a mut Array<f32>,
+        weight: SliceMut<'a, f32>,
     },
     /// LayerNorm.
     Layer {
         /// `[width]`
-        weight: &'a mut Array<f32>,
+        weight: SliceMut<'a, f32>,
         /// `[width]`
-        bias: &'a mut Array<f32>,
+        bias: SliceMut<'a, f32>,
     },
 }
 
@@ -73,14 +74,19 @@ impl Groups {
         self.rows as u64 * u64::from(self.count)
     }
 
-    /// The arguments of a kernel, with the sizes of the groups between `arrays` and `settings`.
-    fn arguments(&self, arrays: &[Argument], settings: &[Argument]) -> Vec<Argument> {
-        let sizes = [self.columns, self.first, self.count, self.width].map(Argument::U32);
-        [arrays, &[Argument::U64(self.rows as u64)], &sizes, settings].concat()
+    /// Adds the sizes of the groups to the arguments of a call.
+    fn of<'a>(&self, call: Call<'a>) -> Call<'a> {
+        let sizes = [self.columns, self.first, self.count, self.width];
+        sizes.into_iter().fold(call.with(self.rows), Call::with)
+    }
+
+    /// One half warp for each group of all rows.
+    fn grid(&self) -> Grid {
+        Grid::over(self.items() * LANES)
     }
 
     /// Checks that the groups lie within the columns, and that `x` has as many rows.
-    fn check(&self, x: &Array<f32>) -> Result<()> {
+    fn check(&self, x: Slice<f32>) -> Result<()> {
         let end = u64::from(self.first) + u64::from(self.count) * u64::from(self.width);
         if end > u64::from(self.columns) {
             return Err(KernelError::Length {
@@ -94,16 +100,16 @@ impl Groups {
 }
 
 impl<'a> Parameters<'a> {
-    fn weight(&self) -> &'a Array<f32> {
+    fn weight(&self) -> Slice<'a, f32> {
         match self {
-            Self::Rms { weight } | Self::Layer { weight, .. } => weight,
+            Self::Rms { weight } | Self::Layer { weight, .. } => *weight,
         }
     }
 
-    fn bias(&self) -> Option<&'a Array<f32>> {
+    fn bias(&self) -> Option<Slice<'a, f32>> {
         match self {
             Self::Rms { .. } => None,
-            Self::Layer { bias, .. } => Some(bias),
+            Self::Layer { bias, .. } => Some(*bias),
         }
     }
 
@@ -117,127 +123,120 @@ impl<'a> Parameters<'a> {
     }
 }
 
+impl<'a> Gradients<'a> {
+    /// The gradients of weight and bias.
+    fn split(self) -> (SliceMut<'a, f32>, Option<SliceMut<'a, f32>>) {
+        match self {
+            Self::Rms { weight } => (weight, None),
+            Self::Layer { weight, bias } => (weight, Some(bias)),
+        }
+    }
+}
+
 /// The normalised rows, `[rows, columns]`; columns outside the groups are copied.
 ///
 /// # Errors
 /// Arrays whose lengths do not fit, and errors of the device.
 pub fn forward(
-    x: &Array<f32>,
+    x: Slice<f32>,
     parameters: Parameters,
     groups: Groups,
     eps: f32,
 ) -> Result<Array<f32>> {
     groups.check(x)?;
     parameters.check(&groups)?;
-    let y = x.gpu().array(x.len())?;
-    let bias = parameters.bias().map_or(0, Array::pointer);
-    let arguments = groups.arguments(
-        &[
-            x.argument(),
-            y.argument(),
-            parameters.weight().argument(),
-            Argument::Pointer(bias),
-        ],
-        &[eps.into()],
-    );
-    let grid = Grid::over(groups.items() * LANES);
+    let mut y = x.gpu().array(x.len())?;
+    let arrays = Call::new(x.gpu(), Kernel::NORM_FORWARD)
+        .read(x)
+        .write(&mut y.slice_mut())
+        .read(parameters.weight())
+        .read_or_null(parameters.bias());
+    let call = groups.of(arrays).with(eps);
     // SAFETY: the lengths of x, y, weight and bias were checked against the groups.
-    unsafe { x.gpu().launch(Kernel::NORM_FORWARD, grid, &arguments)? };
+    unsafe { call.run(groups.grid())? };
     Ok(y)
 }
 
 /// Replaces the gradient of the result, `d`, by that of the input `x`, and adds to the gradients of
-/// the parameters.
+/// the parameters, where there are some.
 ///
 /// # Errors
 /// Arrays whose lengths do not fit, and errors of the device.
 pub fn backward(
-    x: &Array<f32>,
-    d: &mut Array<f32>,
+    x: Slice<f32>,
+    mut d: SliceMut<f32>,
     parameters: Parameters,
-    gradients: Gradients,
+    gradients: Option<Gradients>,
     groups: Groups,
     eps: f32,
 ) -> Result<()> {
     groups.check(x)?;
-    d.check("a norm's gradient", groups.len())?;
+    d.as_slice().check("a norm's gradient", groups.len())?;
     parameters.check(&groups)?;
-    if parameters.bias().is_some() != matches!(gradients, Gradients::Layer { .. }) {
-        return Err(KernelError::Launch {
-            kernel: Kernel::NORM_BACKWARD.name,
-            message: "parameters and gradients are of different norms".to_owned(),
-        });
-    }
     let layer = u32::from(parameters.bias().is_some());
     let stored = statistics(x, groups, eps, layer)?;
-    match gradients {
-        Gradients::Rms { weight } => {
-            weight.check("the gradient of a norm's weight", groups.width as usize)?;
-            let ([parts], sums) = sums(x, d, &stored, groups, |gpu, len| Ok([gpu.array(len)?]))?;
-            add_rows(weight, &parts, sums)?;
+    if let Some(gradients) = gradients {
+        if parameters.bias().is_some() != matches!(gradients, Gradients::Layer { .. }) {
+            return Err(KernelError::Launch {
+                kernel: Kernel::NORM_BACKWARD.name,
+                message: "parameters and gradients are of different norms".to_owned(),
+            });
         }
-        Gradients::Layer { weight, bias } => {
-            for gradient in [&*weight, &*bias] {
-                gradient.check("the gradient of a norm's parameter", groups.width as usize)?;
-            }
-            let both = |gpu: &Gpu, len| Ok([gpu.array(len)?, gpu.array(len)?]);
-            let ([weights, biases], sums) = sums(x, d, &stored, groups, both)?;
-            add_rows(weight, &weights, sums)?;
-            add_rows(bias, &biases, sums)?;
-        }
+        add_sums(x, d.as_slice(), stored.slice(), gradients, groups)?;
     }
-    let arguments = groups.arguments(
-        &[
-            x.argument(),
-            d.argument(),
-            parameters.weight().argument(),
-            stored.argument(),
-        ],
-        &[layer.into()],
-    );
-    let grid = Grid::over(groups.items() * LANES);
+    let arrays = Call::new(x.gpu(), Kernel::NORM_BACKWARD)
+        .read(x)
+        .write(&mut d)
+        .read(parameters.weight())
+        .read(stored.slice());
+    let call = groups.of(arrays).with(layer);
     // SAFETY: the lengths were checked, and `stored` holds two numbers for each group.
-    unsafe { x.gpu().launch(Kernel::NORM_BACKWARD, grid, &arguments) }
+    unsafe { call.run(groups.grid()) }
 }
 
 /// Mean and scale of each group, `[rows, groups, 2]`.
-fn statistics(x: &Array<f32>, groups: Groups, eps: f32, layer: u32) -> Result<Array<f32>> {
-    let stored = x.gpu().array(2 * groups.rows * groups.count as usize)?;
-    let arguments = groups.arguments(
-        &[x.argument(), stored.argument()],
-        &[eps.into(), layer.into()],
-    );
-    let grid = Grid::over(groups.items() * LANES);
+fn statistics(x: Slice<f32>, groups: Groups, eps: f32, layer: u32) -> Result<Array<f32>> {
+    let mut stored = x.gpu().array(2 * groups.rows * groups.count as usize)?;
+    let arrays = Call::new(x.gpu(), Kernel::NORM_STATISTICS)
+        .read(x)
+        .write(&mut stored.slice_mut());
+    let call = groups.of(arrays).with(eps).with(layer);
     // SAFETY: the caller checked x, and `stored` holds two numbers for each group.
-    unsafe { x.gpu().launch(Kernel::NORM_STATISTICS, grid, &arguments)? };
+    unsafe { call.run(groups.grid())? };
     Ok(stored)
 }
 
-/// The sums of each chunk of rows, `[chunks, width]`, for the weight and, where there is one, for
-/// the bias; and the number of chunks.
-fn sums<const N: usize>(
-    x: &Array<f32>,
-    d: &Array<f32>,
-    stored: &Array<f32>,
+/// Adds to the gradients of the parameters: sums of each chunk of rows, and these in order.
+fn add_sums(
+    x: Slice<f32>,
+    d: Slice<f32>,
+    stored: Slice<f32>,
+    gradients: Gradients,
     groups: Groups,
-    arrays: impl FnOnce(&Gpu, usize) -> Result<[Array<f32>; N]>,
-) -> Result<([Array<f32>; N], usize)> {
+) -> Result<()> {
+    let (weight, bias) = gradients.split();
+    for gradient in [Some(&weight), bias.as_ref()].into_iter().flatten() {
+        gradient
+            .as_slice()
+            .check("the gradient of a norm's parameter", groups.width as usize)?;
+    }
     let chunks = groups.rows.div_ceil(ROWS_PER_SUM);
-    let parts = arrays(x.gpu(), chunks * groups.width as usize)?;
-    let part = |index: usize| Argument::Pointer(parts.get(index).map_or(0, Array::pointer));
-    let arguments = groups.arguments(
-        &[
-            x.argument(),
-            d.argument(),
-            stored.argument(),
-            part(0),
-            part(1),
-        ],
-        &[],
-    );
+    let parts = || x.gpu().array::<f32>(chunks * groups.width as usize);
+    let mut weights = parts()?;
+    let mut biases = bias.is_some().then(parts).transpose()?;
+    let arrays = Call::new(x.gpu(), Kernel::NORM_SUMS)
+        .read(x)
+        .read(d)
+        .read(stored)
+        .write(&mut weights.slice_mut())
+        .write_or_null(biases.as_mut().map(Array::slice_mut).as_mut());
     let mut grid = Grid::over(groups.width.into());
     grid.blocks[1] = chunks as u32;
     // SAFETY: the caller checked x and d, and the parts hold a row of `width` for each chunk.
-    unsafe { x.gpu().launch(Kernel::NORM_SUMS, grid, &arguments)? };
-    Ok((parts, chunks))
+    unsafe { groups.of(arrays).run(grid)? };
+    add_rows(weight, weights.slice(), chunks)?;
+    match (bias, biases) {
+        (Some(bias), Some(biases)) => add_rows(bias, biases.slice(), chunks),
+        _ => Ok(()),
+    }
 }

@@ -1,9 +1,10 @@
 //! The global norm of gradients, and AdamW's step. Both have the host's bits.
 
-use crate::device::array::Array;
+use crate::device::array::{Slice, SliceMut};
+use crate::device::call::Call;
 use crate::device::error::Result;
 use crate::device::kernel::Kernel;
-use crate::device::launcher::{Argument, Grid};
+use crate::device::launcher::Grid;
 
 /// Gradients whose squares are summed together, as in `sums_of_squares`.
 const NORM_BLOCK: usize = 1 << 14;
@@ -33,32 +34,30 @@ pub struct Factors {
 ///
 /// # Errors
 /// Errors of the device.
-pub fn global_norm(gradients: &Array<f32>) -> Result<f64> {
+pub fn global_norm(gradients: Slice<f32>) -> Result<f64> {
     let blocks = gradients.len().div_ceil(NORM_BLOCK);
-    let sums = gradients.gpu().array::<f64>(blocks)?;
-    let len = Argument::U64(gradients.len() as u64);
-    let arguments = [gradients.argument(), sums.argument(), len];
-    let grid = Grid::over(blocks as u64 * NORM_LANES);
+    let mut sums = gradients.gpu().array::<f64>(blocks)?;
+    let call = Call::new(gradients.gpu(), Kernel::SUMS_OF_SQUARES)
+        .read(gradients)
+        .write(&mut sums.slice_mut())
+        .with(gradients.len());
     // SAFETY: `sums` has a number for each block of the gradients.
-    unsafe {
-        let gpu = gradients.gpu();
-        gpu.launch(Kernel::SUMS_OF_SQUARES, grid, &arguments)?;
-    }
+    unsafe { call.run(Grid::over(blocks as u64 * NORM_LANES))? };
     Ok(sums.download()?.iter().sum::<f64>().sqrt())
 }
 
 /// A parameter and the two moments of its gradient, all of one length.
 pub struct Parameter<'a> {
     /// Values.
-    pub values: &'a mut Array<f32>,
+    pub values: SliceMut<'a, f32>,
     /// Gradient.
-    pub gradients: &'a Array<f32>,
+    pub gradients: Slice<'a, f32>,
     /// First moment.
-    pub first: &'a mut Array<f32>,
+    pub first: SliceMut<'a, f32>,
     /// Second moment.
-    pub second: &'a mut Array<f32>,
+    pub second: SliceMut<'a, f32>,
     /// The bits of a copy of the values in bfloat16, written along with them.
-    pub copy: Option<&'a mut Array<u16>>,
+    pub copy: Option<SliceMut<'a, u16>>,
 }
 
 /// One step of AdamW (Loshchilov and Hutter 2019, algorithm 2).
@@ -67,37 +66,28 @@ pub struct Parameter<'a> {
 /// If the lengths differ, and errors of the device.
 pub fn step(parameter: Parameter, f: Factors) -> Result<()> {
     let Parameter {
-        values,
+        mut values,
         gradients,
-        first,
-        second,
-        copy,
+        mut first,
+        mut second,
+        mut copy,
     } = parameter;
     let len = values.len();
     gradients.check("the gradient", len)?;
-    first.check("the first moment", len)?;
-    second.check("the second moment", len)?;
+    first.as_slice().check("the first moment", len)?;
+    second.as_slice().check("the second moment", len)?;
     if let Some(copy) = &copy {
-        copy.check("the copy in bfloat16", len)?;
+        copy.as_slice().check("the copy in bfloat16", len)?;
     }
-    let arguments = [
-        values.argument(),
-        gradients.argument(),
-        first.argument(),
-        second.argument(),
-        Argument::Pointer(copy.map_or(0, |copy| copy.pointer())),
-        Argument::U64(len as u64),
-        f.clip.into(),
-        f.beta1.into(),
-        f.beta2.into(),
-        f.rate.into(),
-        f.root.into(),
-        f.epsilon.into(),
-        f.keep.into(),
-    ];
+    let arrays = Call::new(values.gpu(), Kernel::ADAMW)
+        .write(&mut values)
+        .read(gradients)
+        .write(&mut first)
+        .write(&mut second)
+        .write_or_null(copy.as_mut())
+        .with(len);
+    let factors = [f.clip, f.beta1, f.beta2, f.rate, f.root, f.epsilon, f.keep];
+    let call = factors.into_iter().fold(arrays, Call::with);
     // SAFETY: all arrays have `len` elements.
-    unsafe {
-        let gpu = values.gpu();
-        gpu.launch(Kernel::ADAMW, Grid::over(len as u64), &arguments)
-    }
+    unsafe { call.run(Grid::over(len as u64)) }
 }

@@ -1,9 +1,10 @@
 //! Rotary position embedding.
 
-use crate::device::array::Array;
+use crate::device::array::{Slice, SliceMut};
+use crate::device::call::Call;
 use crate::device::error::Result;
 use crate::device::kernel::Kernel;
-use crate::device::launcher::{Argument, Grid};
+use crate::device::launcher::Grid;
 
 /// The direction of a rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,35 +21,33 @@ pub enum Direction {
 /// # Errors
 /// Arrays whose lengths do not fit, and errors of the device.
 pub fn rotate(
-    x: &mut Array<f32>,
-    [cosines, sines]: [&Array<f32>; 2],
+    mut x: SliceMut<f32>,
+    [cosines, sines]: [Slice<f32>; 2],
     rows: usize,
     heads: u32,
     half: u32,
     direction: Direction,
 ) -> Result<()> {
     let columns = x.len() / rows.max(1);
-    x.check("the rows of rope", rows * columns)?;
-    x.check_least(
-        "the heads of rope",
-        rows * 2 * heads as usize * half as usize,
-    )?;
+    let heads_of_rows = rows * 2 * heads as usize * half as usize;
+    x.as_slice().check("the rows of rope", rows * columns)?;
+    x.as_slice()
+        .check_least("the heads of rope", heads_of_rows)?;
     cosines.check("the cosines of rope", rows * half as usize)?;
     sines.check("the sines of rope", rows * half as usize)?;
-    let arguments = [
-        x.argument(),
-        cosines.argument(),
-        sines.argument(),
-        Argument::U64(rows as u64),
-        Argument::U32(columns as u32),
-        heads.into(),
-        half.into(),
-        Argument::F32(match direction {
-            Direction::Forward => 1.0,
+    let call = Call::new(x.gpu(), Kernel::ROPE)
+        .write(&mut x)
+        .read(cosines)
+        .read(sines)
+        .with(rows)
+        .with(columns as u32)
+        .with(heads)
+        .with(half)
+        .with(match direction {
+            Direction::Forward => 1.0f32,
             Direction::Backward => -1.0,
-        }),
-    ];
-    let grid = Grid::over(rows as u64 * u64::from(heads) * u64::from(half));
+        });
+    let pairs = rows as u64 * u64::from(heads) * u64::from(half);
     // SAFETY: the lengths were checked.
-    unsafe { x.gpu().launch(Kernel::ROPE, grid, &arguments) }
+    unsafe { call.run(Grid::over(pairs)) }
 }

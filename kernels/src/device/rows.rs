@@ -1,40 +1,40 @@
 //! Simple operations on vectors and on the rows of matrices. All have the host's bits.
 
-use crate::device::array::{Array, Gpu};
+use crate::device::array::{Array, Gpu, Slice, SliceMut};
+use crate::device::call::Call;
 use crate::device::error::Result;
 use crate::device::kernel::Kernel;
-use crate::device::launcher::{Argument, Grid};
+use crate::device::launcher::Grid;
 
 /// `to += from`
 ///
 /// # Errors
 /// If the lengths differ, and errors of the device.
-pub fn add(to: &mut Array<f32>, from: &Array<f32>) -> Result<()> {
+pub fn add(mut to: SliceMut<f32>, from: Slice<f32>) -> Result<()> {
     from.check("the summand", to.len())?;
-    let len = to.len() as u64;
-    let arguments = [to.argument(), from.argument(), Argument::U64(len)];
+    let len = to.len();
+    let call = Call::new(to.gpu(), Kernel::ADD)
+        .write(&mut to)
+        .read(from)
+        .with(len);
     // SAFETY: both arrays have `len` elements.
-    unsafe { to.gpu().launch(Kernel::ADD, Grid::over(len), &arguments) }
+    unsafe { call.run(Grid::over(len as u64)) }
 }
 
 /// Adds the `rows` rows of `from` to `to` in ascending order.
 ///
 /// # Errors
 /// If `from` does not hold as many rows of the length of `to`, and errors of the device.
-pub fn add_rows(to: &mut Array<f32>, from: &Array<f32>, rows: usize) -> Result<()> {
+pub fn add_rows(mut to: SliceMut<f32>, from: Slice<f32>, rows: usize) -> Result<()> {
     from.check("the rows that are added", rows * to.len())?;
-    let width = to.len() as u64;
-    let arguments = [
-        to.argument(),
-        from.argument(),
-        Argument::U64(rows as u64),
-        Argument::U64(width),
-    ];
+    let width = to.len();
+    let call = Call::new(to.gpu(), Kernel::ADD_ROWS)
+        .write(&mut to)
+        .read(from)
+        .with(rows)
+        .with(width);
     // SAFETY: `from` holds `rows` rows of the length of `to`.
-    unsafe {
-        to.gpu()
-            .launch(Kernel::ADD_ROWS, Grid::over(width), &arguments)
-    }
+    unsafe { call.run(Grid::over(width as u64)) }
 }
 
 /// Indices of rows of a table, for [`gather`] and [`scatter_add`].
@@ -83,20 +83,19 @@ impl RowIndices {
 ///
 /// # Errors
 /// If the table's length is not a multiple of its rows, and errors of the device.
-pub fn gather(table: &Array<f32>, ids: &RowIndices) -> Result<Array<f32>> {
+pub fn gather(table: Slice<f32>, ids: &RowIndices) -> Result<Array<f32>> {
     let width = table.len() / ids.rows.max(1);
     table.check("the table", ids.rows * width)?;
-    let to = table.gpu().array(ids.ids.len() * width)?;
-    let arguments = [
-        to.argument(),
-        table.argument(),
-        ids.ids.argument(),
-        Argument::U64(ids.ids.len() as u64),
-        Argument::U64(width as u64),
-    ];
+    let mut to = table.gpu().array(ids.ids.len() * width)?;
+    let call = Call::new(table.gpu(), Kernel::GATHER_ROWS)
+        .write(&mut to.slice_mut())
+        .read(table)
+        .read(ids.ids.slice())
+        .with(ids.ids.len())
+        .with(width);
     let grid = Grid::over(to.len() as u64);
     // SAFETY: `to` has a row for each id, and ids were checked against the table's rows.
-    unsafe { table.gpu().launch(Kernel::GATHER_ROWS, grid, &arguments)? };
+    unsafe { call.run(grid)? };
     Ok(to)
 }
 
@@ -105,24 +104,19 @@ pub fn gather(table: &Array<f32>, ids: &RowIndices) -> Result<Array<f32>> {
 ///
 /// # Errors
 /// Arrays whose lengths do not fit, and errors of the device.
-pub fn scatter_add(table: &mut Array<f32>, from: &Array<f32>, ids: &RowIndices) -> Result<()> {
+pub fn scatter_add(mut table: SliceMut<f32>, from: Slice<f32>, ids: &RowIndices) -> Result<()> {
     let width = table.len() / ids.rows.max(1);
-    table.check("the table", ids.rows * width)?;
+    table.as_slice().check("the table", ids.rows * width)?;
     from.check("the rows that are added", ids.ids.len() * width)?;
-    let segments = ids.distinct.len() as u64;
-    let arguments = [
-        table.argument(),
-        from.argument(),
-        ids.distinct.argument(),
-        ids.starts.argument(),
-        ids.order.argument(),
-        Argument::U64(segments),
-        Argument::U64(width as u64),
-    ];
-    let grid = Grid::over(segments * width as u64);
+    let segments = ids.distinct.len();
+    let call = Call::new(table.gpu(), Kernel::SCATTER_ADD_ROWS)
+        .write(&mut table)
+        .read(from)
+        .read(ids.distinct.slice())
+        .read(ids.starts.slice())
+        .read(ids.order.slice())
+        .with(segments)
+        .with(width);
     // SAFETY: as in `gather`; each segment's places are places of `from`.
-    unsafe {
-        let gpu = table.gpu();
-        gpu.launch(Kernel::SCATTER_ADD_ROWS, grid, &arguments)
-    }
+    unsafe { call.run(Grid::over(segments as u64 * width as u64)) }
 }

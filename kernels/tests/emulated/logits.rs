@@ -56,7 +56,7 @@ fn log_probs_and_entropies_have_the_bits_of_the_host() {
             let kept = kept.each_ref().map(Vec::as_slice);
             let targets = Targets::new(gpu, &TOKENS, &kept, VOCABULARY).unwrap();
             let array = gpu.upload(&logits).unwrap();
-            let out = forward(&array, &targets, columns, INV_TEMPERATURE).unwrap();
+            let out = forward(array.slice(), &targets, columns, INV_TEMPERATURE).unwrap();
             out.download().unwrap()
         });
         let rows = expected.chunks(3).flat_map(|row| &row[..columns.count()]);
@@ -76,7 +76,8 @@ fn an_impossible_token_has_no_gradient() {
         let mut array = gpu.upload(&logits).unwrap();
         let gradients = gpu.upload(&[0.8, 0.3, 0.0].repeat(3)).unwrap();
         let columns = Columns::OwnAndWhole;
-        backward(&mut array, &targets, &gradients, columns, INV_TEMPERATURE).unwrap();
+        let (x, given) = (array.slice_mut(), gradients.slice());
+        backward(x, &targets, given, columns, INV_TEMPERATURE).unwrap();
         array.download().unwrap()
     });
     assert!(found.iter().all(|gradient| gradient.is_finite()));
@@ -88,7 +89,7 @@ fn logits_of_another_vocabulary_are_refused() {
     let gpu = super::device(super::ORDERS[0]);
     let targets = Targets::new(&gpu, &[5], &[&[]], 10).unwrap();
     let logits = gpu.upload(&[0f32; 5]).unwrap();
-    let refused = forward(&logits, &targets, Columns::Own, 1.0);
+    let refused = forward(logits.slice(), &targets, Columns::Own, 1.0);
     let message = refused.err().unwrap().to_string();
     assert!(message.contains("5 elements where 10"), "{message}");
 }
@@ -130,7 +131,8 @@ fn gradients_are_those_of_the_definition() {
             let mut array = gpu.upload(&logits).unwrap();
             let gradients = gpu.upload(&[given; 3].concat()).unwrap();
             let columns = Columns::OwnAndWhole;
-            backward(&mut array, &targets, &gradients, columns, INV_TEMPERATURE).unwrap();
+            let (x, given) = (array.slice_mut(), gradients.slice());
+            backward(x, &targets, given, columns, INV_TEMPERATURE).unwrap();
             array.download().unwrap()
         });
         for (index, (row, found)) in logits

@@ -1,5 +1,6 @@
 //! Kernels against their definitions in double precision, in every order.
 
+use kernels::device::Array;
 use kernels::device::activation::{Gelu, swiglu, swiglu_backward};
 use kernels::device::norm::{self, Gradients, Groups, Parameters};
 use kernels::device::rope::{Direction, rotate};
@@ -88,25 +89,26 @@ fn norms_are_their_definitions() {
         let found = in_every_order(|gpu| {
             let upload = |v: &[f32]| gpu.upload(v).unwrap();
             let (x, w, b) = (upload(&x), upload(&w), upload(&b));
+            let (x, weight, bias) = (x.slice(), w.slice(), b.slice());
             let (mut d, mut dw, mut db) = (upload(&dy), upload(&start), upload(&start));
             let (parameters, gradients) = match layer {
                 false => (
-                    Parameters::Rms { weight: &w },
-                    Gradients::Rms { weight: &mut dw },
+                    Parameters::Rms { weight },
+                    Gradients::Rms {
+                        weight: dw.slice_mut(),
+                    },
                 ),
                 true => (
-                    Parameters::Layer {
-                        weight: &w,
-                        bias: &b,
-                    },
+                    Parameters::Layer { weight, bias },
                     Gradients::Layer {
-                        weight: &mut dw,
-                        bias: &mut db,
+                        weight: dw.slice_mut(),
+                        bias: db.slice_mut(),
                     },
                 ),
             };
-            let y = norm::forward(&x, parameters, groups, EPS).unwrap();
-            norm::backward(&x, &mut d, parameters, gradients, groups, EPS).unwrap();
+            let y = norm::forward(x, parameters, groups, EPS).unwrap();
+            let gradients = Some(gradients);
+            norm::backward(x, d.slice_mut(), parameters, gradients, groups, EPS).unwrap();
             [&y, &d, &dw, &db]
                 .map(|array| array.download().unwrap())
                 .concat()
@@ -134,13 +136,16 @@ fn rope_turns_pairs_and_turns_back() {
     let (cosines, sines): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
     let turned = in_every_order(|gpu| {
         let mut array = gpu.upload(&x).unwrap();
-        let tables = [&gpu.upload(&cosines).unwrap(), &gpu.upload(&sines).unwrap()];
-        let (heads, half) = (heads as u32, half as u32);
-        rotate(&mut array, tables, rows, heads, half, Direction::Forward).unwrap();
-        let turned = array.download().unwrap();
-        rotate(&mut array, tables, rows, heads, half, Direction::Backward).unwrap();
+        let tables = [&cosines, &sines].map(|table| gpu.upload(table).unwrap());
+        let mut turn = |direction| {
+            let tables = tables.each_ref().map(Array::slice);
+            let (heads, half) = (heads as u32, half as u32);
+            rotate(array.slice_mut(), tables, rows, heads, half, direction).unwrap();
+            array.download().unwrap()
+        };
+        let turned = turn(Direction::Forward);
         let back: Vec<f64> = x.iter().map(|&x| x.into()).collect();
-        assert_close(&array.download().unwrap(), &back, 1e-6);
+        assert_close(&turn(Direction::Backward), &back, 1e-6);
         turned
     });
     let mut expected: Vec<f64> = x.iter().map(|&x| x.into()).collect();
@@ -162,8 +167,8 @@ fn swiglu_and_its_gradient_are_their_definitions() {
     let (x, dy) = (numbers(rows * 2 * width, 1), numbers(rows * width, 2));
     let found = in_every_order(|gpu| {
         let (x, dy) = (gpu.upload(&x).unwrap(), gpu.upload(&dy).unwrap());
-        let y = swiglu(&x, rows).unwrap();
-        let dx = swiglu_backward(&x, &dy, rows).unwrap();
+        let y = swiglu(x.slice(), rows).unwrap();
+        let dx = swiglu_backward(x.slice(), dy.slice(), rows).unwrap();
         [y.download().unwrap(), dx.download().unwrap()].concat()
     });
     let mut expected = vec![0.0; 3 * rows * width];
@@ -185,8 +190,8 @@ fn both_forms_of_gelu_and_their_gradients_are_their_definitions() {
     for form in [Gelu::Exact, Gelu::Tanh] {
         let found = in_every_order(|gpu| {
             let (x, mut d) = (gpu.upload(&x).unwrap(), gpu.upload(&dy).unwrap());
-            let y = form.forward(&x).unwrap();
-            form.backward(&x, &mut d).unwrap();
+            let y = form.forward(x.slice()).unwrap();
+            form.backward(x.slice(), d.slice_mut()).unwrap();
             [y.download().unwrap(), d.download().unwrap()].concat()
         });
         let value = |x: f64| match form {
@@ -222,13 +227,14 @@ fn rows_are_added_and_gathered() {
     let (a, b) = (numbers(300, 1), numbers(300, 2));
     let found = in_every_order(|gpu| {
         let (mut sum, b) = (gpu.upload(&a).unwrap(), gpu.upload(&b).unwrap());
-        rows::add(&mut sum, &b).unwrap();
+        rows::add(sum.slice_mut(), b.slice()).unwrap();
         let mut columns = gpu.upload(&a[..30]).unwrap();
-        rows::add_rows(&mut columns, &b, 10).unwrap();
+        rows::add_rows(columns.slice_mut(), b.slice(), 10).unwrap();
         let ids = RowIndices::new(gpu, &[9, 0, 9], 10).unwrap();
-        let rows = rows::gather(&b, &ids).unwrap();
+        let rows = rows::gather(b.slice(), &ids).unwrap();
         let mut table = gpu.upload(&a).unwrap();
-        rows::scatter_add(&mut table, &gpu.upload(&a[..90]).unwrap(), &ids).unwrap();
+        let added = gpu.upload(&a[..90]).unwrap();
+        rows::scatter_add(table.slice_mut(), added.slice(), &ids).unwrap();
         [&sum, &columns, &rows, &table]
             .map(|array| array.download().unwrap())
             .concat()
@@ -258,7 +264,8 @@ fn groups_behind_the_last_column_are_refused() {
         count: 2,
         width: 32,
     };
-    let refused = norm::forward(&x, Parameters::Rms { weight: &w }, groups, EPS);
+    let parameters = Parameters::Rms { weight: w.slice() };
+    let refused = norm::forward(x.slice(), parameters, groups, EPS);
     let message = refused.err().unwrap().to_string();
     assert!(message.contains("64 elements where 65"), "{message}");
 }
@@ -273,11 +280,12 @@ fn gradients_of_another_norm_are_refused() {
         ..GROUPS[0]
     };
     let parameters = Parameters::Layer {
-        weight: &w,
-        bias: &w,
+        weight: w.slice(),
+        bias: w.slice(),
     };
-    let gradients = Gradients::Rms { weight: &mut dw };
-    let refused = norm::backward(&x, &mut d, parameters, gradients, groups, EPS);
+    let weight = dw.slice_mut();
+    let gradients = Some(Gradients::Rms { weight });
+    let refused = norm::backward(x.slice(), d.slice_mut(), parameters, gradients, groups, EPS);
     let message = refused.err().unwrap().to_string();
     assert!(message.contains("different norms"), "{message}");
 }
@@ -289,10 +297,36 @@ fn lengths_that_do_not_fit_are_refused() {
         gpu.upload(&[0f32; 63]).unwrap(),
         gpu.upload(&[0f32; 64]).unwrap(),
     );
-    let refused = norm::forward(&x, Parameters::Rms { weight: &w }, GROUPS[0], EPS);
+    let parameters = Parameters::Rms { weight: w.slice() };
+    let refused = norm::forward(x.slice(), parameters, GROUPS[0], EPS);
     let message = refused.err().unwrap().to_string();
     assert!(
         message.contains("63 elements where 192 are needed"),
         "{message}"
     );
+}
+
+#[test]
+fn arrays_of_two_devices_are_refused() {
+    let [mut a, b] = [0, 1].map(|_| device(ORDERS[0]).upload(&[0f32; 4]).unwrap());
+    let refusals = [
+        rows::add(a.slice_mut(), b.slice()),
+        a.slice_mut().copy_from(b.slice()),
+    ];
+    for refused in refusals {
+        let message = refused.unwrap_err().to_string();
+        assert!(message.contains("arrays of two devices"), "{message}");
+    }
+}
+
+#[test]
+fn parts_are_copied_and_cleared() {
+    let gpu = device(ORDERS[0]);
+    let mut a = gpu.upload(&[1f32, 2.0, 3.0, 4.0]).unwrap();
+    let copy = a.slice().part(1..3).copied().unwrap();
+    a.slice_mut().part(0..2).clear().unwrap();
+    a.slice_mut().part(3..4).upload(&[7.0]).unwrap();
+    assert_eq!(a.download().unwrap(), [0.0, 0.0, 3.0, 7.0]);
+    assert_eq!(copy.download().unwrap(), [2.0, 3.0]);
+    assert_eq!(gpu.zeros::<f32>(2).unwrap().download().unwrap(), [0.0; 2]);
 }

@@ -27,7 +27,8 @@ fn the_norm_sums_blocks_of_eight_lanes() {
         });
         let expected = sums.sum::<f64>().sqrt() as f32;
         let found = in_every_order(|gpu| {
-            vec![global_norm(&gpu.upload(&gradients).unwrap()).unwrap() as f32]
+            let gradients = gpu.upload(&gradients).unwrap();
+            vec![global_norm(gradients.slice()).unwrap() as f32]
         });
         assert_eq!(found, [expected], "{len}");
     }
@@ -42,12 +43,13 @@ fn a_step_is_that_of_the_host_and_writes_the_copy() {
         let upload = |v: &[f32]| gpu.upload(v).unwrap();
         let (mut p, mut m, mut v) = (upload(&values), upload(&first), upload(&second));
         let mut copy = gpu.array(len).unwrap();
+        let gradients = upload(&gradients);
         let parameter = Parameter {
-            values: &mut p,
-            gradients: &upload(&gradients),
-            first: &mut m,
-            second: &mut v,
-            copy: Some(&mut copy),
+            values: p.slice_mut(),
+            gradients: gradients.slice(),
+            first: m.slice_mut(),
+            second: v.slice_mut(),
+            copy: Some(copy.slice_mut()),
         };
         step(parameter, FACTORS).unwrap();
         let copy = copy.download().unwrap();

@@ -74,6 +74,18 @@ impl Launcher for Emulator {
         Ok(())
     }
 
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the caller promises as many bytes at both addresses.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
+        Ok(())
+    }
+
+    unsafe fn clear(&self, at: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the caller promises that `at` points to as many bytes.
+        unsafe { std::ptr::write_bytes(at as *mut u8, 0, bytes) };
+        Ok(())
+    }
+
     unsafe fn launch(&self, kernel: Kernel, grid: Grid, arguments: &[Argument]) -> Result<()> {
         let entry = Entry::find(kernel)?;
         entry.check(kernel, arguments)?;
