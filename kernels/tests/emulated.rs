@@ -10,6 +10,8 @@ mod logits;
 mod operations;
 #[path = "emulated/optimizer.rs"]
 mod optimizer;
+#[path = "emulated/product.rs"]
+mod product;
 
 use std::sync::Arc;
 

@@ -324,6 +324,24 @@ impl<'a, T: Number> SliceMut<'a, T> {
         }
     }
 
+    /// The elements before the one at `at`, and the others.
+    ///
+    /// # Panics
+    /// If `at` is behind the end: a bug of the caller.
+    pub fn split_at(self, at: usize) -> (Self, Self) {
+        let (gpu, pointer, len) = (self.gpu, self.pointer, self.len);
+        let part = |range: Range<usize>| {
+            Self {
+                gpu,
+                pointer,
+                len,
+                number: PhantomData,
+            }
+            .part(range)
+        };
+        (part(0..at), part(at..len))
+    }
+
     /// Sets all elements to zero.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use crate::device::error::{KernelError, Result};
 use crate::device::kernel::Kernel;
+use crate::device::product::{Precision, Receive};
 
 /// A device that holds memory and runs kernels, in the order in which it is asked.
 pub trait Launcher: Send + Sync {
@@ -59,6 +60,53 @@ pub trait Launcher: Send + Sync {
     /// # Errors
     /// Arguments that are not those of the kernel, and errors of the device.
     unsafe fn launch(&self, kernel: Kernel, grid: Grid, arguments: &[Argument]) -> Result<()>;
+
+    /// Multiplies two matrices.
+    ///
+    /// # Safety
+    /// The matrices must lie within allocations that are not freed, and the result must overlap no
+    /// factor.
+    ///
+    /// # Errors
+    /// Errors of the device.
+    unsafe fn gemm(&self, gemm: &Gemm) -> Result<()>;
+}
+
+/// A product of row-major matrices.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Gemm {
+    /// Rows and columns of the result, and the length of the sums.
+    pub sizes: [usize; 3],
+    /// The factors.
+    pub factors: [Factor; 2],
+    /// Address of the result, `f32`, and the distance of its rows in elements.
+    pub result: (u64, usize),
+    /// Element type of the factors.
+    pub number: FactorType,
+    /// Whether the product is added to the result.
+    pub receive: Receive,
+    /// Precision of `f32` factors.
+    pub precision: Precision,
+}
+
+/// A factor of a product.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Factor {
+    /// Address of the first element.
+    pub pointer: u64,
+    /// Distance of the rows in memory, in elements.
+    pub stride: usize,
+    /// Whether the rows in memory are the factor's columns.
+    pub transposed: bool,
+}
+
+/// Element type of a factor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FactorType {
+    /// Single precision.
+    F32,
+    /// bfloat16.
+    Bf16,
 }
 
 /// Memory of a device.

@@ -17,6 +17,7 @@ pub mod activation;
 pub mod logits;
 pub mod norm;
 pub mod optimizer;
+pub mod product;
 pub mod rope;
 pub mod rows;
 
@@ -26,4 +27,4 @@ pub mod emulator;
 pub use array::{Array, Gpu, Number, Slice, SliceMut};
 pub use error::{KernelError, Result};
 pub use kernel::Kernel;
-pub use launcher::{Allocation, Argument, Grid, Launcher};
+pub use launcher::{Allocation, Argument, Factor, FactorType, Gemm, Grid, Launcher};

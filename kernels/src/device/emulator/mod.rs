@@ -14,6 +14,7 @@
 
 mod block;
 mod entry;
+mod gemm;
 mod memory;
 mod thread;
 
@@ -22,7 +23,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::device::error::{KernelError, Result};
 use crate::device::kernel::Kernel;
-use crate::device::launcher::{Allocation, Argument, Grid, Launcher};
+use crate::device::launcher::{Allocation, Argument, Gemm, Grid, Launcher};
 use block::Block;
 use entry::Entry;
 use memory::Memory;
@@ -100,6 +101,12 @@ impl Launcher for Emulator {
                     message,
                 })?;
         }
+        Ok(())
+    }
+
+    unsafe fn gemm(&self, gemm: &Gemm) -> Result<()> {
+        // SAFETY: the caller's promise is the function's condition.
+        unsafe { gemm::multiply(gemm) };
         Ok(())
     }
 }
