@@ -54,10 +54,16 @@ kernels! {
     ADAMW = "adamw";
     /// Adds one vector to another.
     ADD = "add";
+    /// Multiplies a vector by a number.
+    SCALE = "scale";
+    /// Adds a vector to each row of a matrix.
+    ADD_BIAS = "add_bias";
+    /// Sums the columns of chunks of rows.
+    SUM_ROWS = "sum_rows";
     /// Adds the rows of a matrix to a vector.
     ADD_ROWS = "add_rows";
     /// Copies rows by their indices.
     GATHER_ROWS = "gather_rows";
-    /// Adds rows to the rows of their indices.
+    /// Adds rows to the rows of their indices, or replaces these.
     SCATTER_ADD_ROWS = "scatter_add_rows";
 }

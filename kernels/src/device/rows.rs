@@ -1,10 +1,15 @@
-//! Simple operations on vectors and on the rows of matrices. All have the host's bits.
+//! Simple operations on vectors and on the rows of matrices. All but [`add_column_sums`] have the
+//! host's bits.
 
 use crate::device::array::{Array, Gpu, Slice, SliceMut};
 use crate::device::call::Call;
 use crate::device::error::Result;
 use crate::device::kernel::Kernel;
 use crate::device::launcher::Grid;
+use crate::device::product::Receive;
+
+/// Rows whose columns are summed together, as in `sum_rows`.
+const ROWS_PER_SUM: usize = 64;
 
 /// `to += from`
 ///
@@ -19,6 +24,76 @@ pub fn add(mut to: SliceMut<f32>, from: Slice<f32>) -> Result<()> {
         .with(len);
     // SAFETY: both arrays have `len` elements.
     unsafe { call.run(Grid::over(len as u64)) }
+}
+
+/// `x *= factor`
+///
+/// # Errors
+/// Errors of the device.
+pub fn scale(mut x: SliceMut<f32>, factor: f32) -> Result<()> {
+    let len = x.len();
+    let call = Call::new(x.gpu(), Kernel::SCALE)
+        .write(&mut x)
+        .with(len)
+        .with(factor);
+    // SAFETY: the array has `len` elements.
+    unsafe { call.run(Grid::over(len as u64)) }
+}
+
+/// Adds `bias` to the columns of each of the `rows` rows of `y` from `column` on.
+///
+/// # Errors
+/// If the columns lie outside of the rows, and errors of the device.
+pub fn add_bias(mut y: SliceMut<f32>, bias: Slice<f32>, rows: usize, column: usize) -> Result<()> {
+    let (width, stride) = (bias.len(), y.len() / rows.max(1));
+    y.as_slice().check("the rows of a bias", rows * stride)?;
+    y.as_slice()
+        .check_least("the columns of a bias", rows * (column + width))?;
+    if rows == 0 {
+        return Ok(());
+    }
+    let len = y.len();
+    let mut columns = y.reborrow().part(column..len);
+    let call = Call::new(bias.gpu(), Kernel::ADD_BIAS)
+        .write(&mut columns)
+        .read(bias)
+        .with(rows)
+        .with(width)
+        .with(stride);
+    // SAFETY: each row has `width` columns from `column` on.
+    unsafe { call.run(Grid::over(rows as u64 * width as u64)) }
+}
+
+/// Adds the sums of the columns of `from` from `column` on to `to`. The `rows` rows are summed in
+/// chunks of 64, and these sums in ascending order.
+///
+/// # Errors
+/// If the columns lie outside of the rows, and errors of the device.
+pub fn add_column_sums(
+    to: SliceMut<f32>,
+    from: Slice<f32>,
+    rows: usize,
+    column: usize,
+) -> Result<()> {
+    let (width, stride) = (to.len(), from.len() / rows.max(1));
+    from.check("the rows that are summed", rows * stride)?;
+    from.check_least("the columns that are summed", rows * (column + width))?;
+    if rows == 0 {
+        return Ok(());
+    }
+    let chunks = rows.div_ceil(ROWS_PER_SUM);
+    let mut sums = from.gpu().array(chunks * width)?;
+    let call = Call::new(from.gpu(), Kernel::SUM_ROWS)
+        .write(&mut sums.slice_mut())
+        .read(from.part(column..from.len()))
+        .with(rows)
+        .with(width)
+        .with(stride);
+    let mut grid = Grid::over(width as u64);
+    grid.blocks[1] = chunks as u32;
+    // SAFETY: each row has `width` columns from `column` on, and `sums` a row for each chunk.
+    unsafe { call.run(grid)? };
+    add_rows(to, sums.slice(), chunks)
 }
 
 /// Adds the `rows` rows of `from` to `to` in ascending order.
@@ -37,7 +112,7 @@ pub fn add_rows(mut to: SliceMut<f32>, from: Slice<f32>, rows: usize) -> Result<
     unsafe { call.run(Grid::over(width as u64)) }
 }
 
-/// Indices of rows of a table, for [`gather`] and [`scatter_add`].
+/// Indices of rows of a table, for [`gather`] and [`scatter`].
 pub struct RowIndices {
     /// Rows of the table.
     rows: usize,
@@ -100,11 +175,16 @@ pub fn gather(table: Slice<f32>, ids: &RowIndices) -> Result<Array<f32>> {
 }
 
 /// Adds the rows of `from`, `[ids, width]`, to the rows of `table` at these indices, rows of one
-/// index in ascending order.
+/// index in ascending order. With [`Receive::Set`], the last of them replaces the row.
 ///
 /// # Errors
 /// Arrays whose lengths do not fit, and errors of the device.
-pub fn scatter_add(mut table: SliceMut<f32>, from: Slice<f32>, ids: &RowIndices) -> Result<()> {
+pub fn scatter(
+    mut table: SliceMut<f32>,
+    from: Slice<f32>,
+    ids: &RowIndices,
+    receive: Receive,
+) -> Result<()> {
     let width = table.len() / ids.rows.max(1);
     table.as_slice().check("the table", ids.rows * width)?;
     from.check("the rows that are added", ids.ids.len() * width)?;
@@ -116,7 +196,8 @@ pub fn scatter_add(mut table: SliceMut<f32>, from: Slice<f32>, ids: &RowIndices)
         .read(ids.starts.slice())
         .read(ids.order.slice())
         .with(segments)
-        .with(width);
+        .with(width)
+        .with(u32::from(receive == Receive::Set));
     // SAFETY: as in `gather`; each segment's places are places of `from`.
     unsafe { call.run(Grid::over(segments as u64 * width as u64)) }
 }

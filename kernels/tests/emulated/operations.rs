@@ -3,6 +3,7 @@
 use kernels::device::Array;
 use kernels::device::activation::{Gelu, swiglu, swiglu_backward};
 use kernels::device::norm::{self, Gradients, Groups, Parameters};
+use kernels::device::product::Receive;
 use kernels::device::rope::{Direction, rotate};
 use kernels::device::rows::{self, RowIndices};
 
@@ -234,7 +235,7 @@ fn rows_are_added_and_gathered() {
         let rows = rows::gather(b.slice(), &ids).unwrap();
         let mut table = gpu.upload(&a).unwrap();
         let added = gpu.upload(&a[..90]).unwrap();
-        rows::scatter_add(table.slice_mut(), added.slice(), &ids).unwrap();
+        rows::scatter(table.slice_mut(), added.slice(), &ids, Receive::Add).unwrap();
         [&sum, &columns, &rows, &table]
             .map(|array| array.download().unwrap())
             .concat()
@@ -304,6 +305,45 @@ fn lengths_that_do_not_fit_are_refused() {
         message.contains("63 elements where 192 are needed"),
         "{message}"
     );
+}
+
+#[test]
+fn rows_are_replaced_by_the_last_of_an_index() {
+    let a = numbers(90, 1);
+    let found = in_every_order(|gpu| {
+        let (from, mut table) = (gpu.upload(&a).unwrap(), gpu.zeros(120).unwrap());
+        let ids = RowIndices::new(gpu, &[3, 0, 3], 4).unwrap();
+        rows::scatter(table.slice_mut(), from.slice(), &ids, Receive::Set).unwrap();
+        table.download().unwrap()
+    });
+    assert_eq!(found, [&a[30..60], &[0.0; 60], &a[60..]].concat());
+}
+
+#[test]
+fn columns_are_biased_summed_and_scaled() {
+    let (rows, stride, column, width) = (130, 9, 2, 5);
+    let (y, bias) = (numbers(rows * stride, 1), numbers(width, 2));
+    let found = in_every_order(|gpu| {
+        let (mut y, mut b) = (gpu.upload(&y).unwrap(), gpu.upload(&bias).unwrap());
+        rows::add_bias(y.slice_mut(), b.slice(), rows, column).unwrap();
+        rows::add_column_sums(b.slice_mut(), y.slice(), rows, column).unwrap();
+        rows::scale(b.slice_mut(), 0.5).unwrap();
+        [y.download().unwrap(), b.download().unwrap()].concat()
+    });
+    let mut expected: Vec<f64> = y.iter().map(|&y| y.into()).collect();
+    let mut sums: Vec<f64> = bias.iter().map(|&b| b.into()).collect();
+    for row in expected.chunks_mut(stride) {
+        for (i, &b) in bias.iter().enumerate() {
+            row[column + i] += f64::from(b);
+            sums[i] += row[column + i];
+        }
+    }
+    let halves = sums.iter().map(|sum| 0.5 * sum);
+    let expected: Vec<f64> = expected.into_iter().chain(halves).collect();
+    assert_close(&found, &expected, 1e-5);
+    let gpu = device(ORDERS[0]);
+    let (mut y, b) = (gpu.upload(&y).unwrap(), gpu.upload(&bias).unwrap());
+    assert!(rows::add_bias(y.slice_mut(), b.slice(), rows, 5).is_err());
 }
 
 #[test]
