@@ -20,9 +20,9 @@ use collimate::model::config::{Geometry, Head};
 use collimate::model::weights::SaveDtype;
 use collimate::ops::backend::Backend;
 use collimate::ops::param::Trainability;
-use collimate::ops::product::ProductKernel;
 use collimate::stages;
 use collimate::train::run_folder::Existing;
+use kernels::host::product::ProductKernel;
 use serde_json::{Value, json};
 
 /// The policy of the quickstart.

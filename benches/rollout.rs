@@ -16,7 +16,7 @@ use collimate::model::Decoder;
 use collimate::model::generator::Generator;
 use collimate::ops::backend::Backend;
 use collimate::ops::param::Trainability;
-use collimate::ops::product::ProductKernel;
+use kernels::host::product::ProductKernel;
 use rollout::{GenerationOutput, GenerationSettings, GenerationStats, Model, Request, generate};
 use serde_json::json;
 

@@ -10,12 +10,12 @@ mod timed;
 
 use anyhow::Result;
 use collimate::model::{Decoder, Gradient, Recompute};
-use collimate::ops::attention::Segments;
 use collimate::ops::backend::Backend;
 use collimate::ops::head::Target;
 use collimate::ops::param::Trainability;
-use collimate::ops::product::ProductKernel;
 use collimate::train::optimizer::{AdamW, AdamWConfig};
+use kernels::attention::Segments;
+use kernels::host::product::ProductKernel;
 use serde_json::json;
 
 const ROWS: usize = 8;

@@ -28,6 +28,8 @@ pub mod files;
 pub mod model;
 #[doc(hidden)]
 pub mod ops;
+#[doc(hidden)]
+pub mod random;
 pub mod reward;
 pub mod rlhf;
 #[doc(hidden)]

@@ -76,7 +76,10 @@ fn defined_type(line: &str) -> Option<&str> {
 #[test]
 fn every_type_has_a_name_of_its_own() {
     let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for (file, text) in ["src", "rollout/src"].into_iter().flat_map(sources) {
+    for (file, text) in ["src", "rollout/src", "kernels/src/host"]
+        .into_iter()
+        .flat_map(sources)
+    {
         let names = text.lines().filter_map(defined_type);
         for name in names.filter(|name| *name != "Result") {
             let place = file.display().to_string();

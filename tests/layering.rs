@@ -3,7 +3,8 @@
 //! The order is the one that ARCHITECTURE.md lists. A file's layer is the first part of its path
 //! under `src/`; its imports are every `crate::NAME` in it, in a `use` (grouped ones too) or
 //! inline, in test code as well. `lib.rs` and `main.rs` put the layers together and are exempt.
-//! `rollout/` is a crate beneath them all that imports neither candle nor the engine.
+//! The crates beneath them all, `kernels/` and `rollout/` on top of it, import neither candle nor
+//! the engine.
 //!
 //! Not checked: paths that leave a module by `super::super`, and comments, which may name any
 //! layer.
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 /// The layers from the ground up. Layers on one line may import each other.
 const LAYERS: &[&[&str]] = &[
     &["rlhf"],
+    &["random"],
     &["terminal"],
     &["files"],
     &["config"],
@@ -149,18 +151,41 @@ fn violations(path: &str, source: &str) -> Vec<String> {
     let upward = imports(&code).into_iter().filter_map(|(line, name)| {
         objection(layer, name).map(|why| format!("src/{path}:{line}: {why}"))
     });
-    let generator = paths_from(&code, "rollout::")
-        .filter(|_| layer == PURE)
-        .map(|(line, _)| {
-            format!(
-                "src/{path}:{line}: `{PURE}` imports nothing of ours, the crate `rollout` included"
-            )
-        });
-    upward.chain(generator).collect()
+    let crates = [("rollout", "rollout::"), ("kernels", "kernels::")].into_iter();
+    let paths = crates.flat_map(|(name, root)| {
+        let lines = paths_from(&code, root).map(|(line, _)| line);
+        lines.map(move |line| (line, name))
+    });
+    let beneath = paths.filter(|_| layer == PURE).map(|(line, name)| {
+        format!("src/{path}:{line}: `{PURE}` imports nothing of ours, the crate `{name}` included")
+    });
+    upward.chain(beneath).collect()
 }
 
-/// Every mention of candle or of the engine in a file of the rollout crate, comments apart.
-fn rollout_violations(path: &str, source: &str) -> Vec<String> {
+/// A crate beneath the engine.
+struct Beneath {
+    folder: &'static str,
+    /// Crates that it must not name, besides candle and the engine.
+    above: &'static [&'static str],
+    advice: &'static str,
+}
+
+const ROLLOUT: Beneath = Beneath {
+    folder: "rollout",
+    above: &[],
+    advice: "the generator knows tokens, blocks and logits; ask the model for what you need \
+             through its trait",
+};
+
+const KERNELS: Beneath = Beneath {
+    folder: "kernels",
+    above: &["rollout", "collimate-rollout"],
+    advice: "the kernels know slices and a device's arrays; take what you need as an argument",
+};
+
+/// Every mention of candle, of the engine or of a crate above in a file of a crate beneath the
+/// engine, comments apart.
+fn outward(krate: &Beneath, path: &str, source: &str) -> Vec<String> {
     // In a manifest `-` separates the parts of a name and `#` begins a comment.
     let manifest = path.ends_with(".toml");
     let code = if manifest {
@@ -169,15 +194,18 @@ fn rollout_violations(path: &str, source: &str) -> Vec<String> {
         source.to_owned()
     };
     let part_of_name = |c: char| is_word(c) || (manifest && c == '-');
-    let forbidden = |word: &str| word.starts_with("candle") || word == "collimate";
+    let forbidden = |word: &str| {
+        word.starts_with("candle") || word == "collimate" || krate.above.contains(&word)
+    };
     let mentions = |(at, line): (usize, &str)| {
         let word = line
             .split(|c| !part_of_name(c))
             .find(|word| forbidden(word))?;
         Some(format!(
-            "rollout/{path}:{}: names `{word}`: the generator knows tokens, blocks and logits; \
-             ask the model for what you need through its trait",
-            at + 1
+            "{}/{path}:{}: names `{word}`: {}",
+            krate.folder,
+            at + 1,
+            krate.advice
         ))
     };
     without_comments(&code)
@@ -203,7 +231,7 @@ fn files_under(folder: &Path, extension: &str) -> Vec<PathBuf> {
 }
 
 /// Runs `check` on each file (its path relative to `root`, its text) and fails with all violations.
-fn assert_clean(root: &Path, files: &[PathBuf], check: fn(&str, &str) -> Vec<String>) {
+fn assert_clean(root: &Path, files: &[PathBuf], check: impl Fn(&str, &str) -> Vec<String>) {
     assert!(
         !files.is_empty(),
         "no source files under {}",
@@ -278,11 +306,13 @@ fn one_place_writes_to_the_terminal() {
 }
 
 #[test]
-fn the_rollout_crate_knows_neither_candle_nor_the_engine() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("rollout");
-    let mut files = files_under(&root.join("src"), "rs");
-    files.push(root.join("Cargo.toml"));
-    assert_clean(&root, &files, rollout_violations);
+fn the_crates_beneath_know_neither_candle_nor_the_engine() {
+    for krate in [ROLLOUT, KERNELS] {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(krate.folder);
+        let mut files = files_under(&root.join("src"), "rs");
+        files.push(root.join("Cargo.toml"));
+        assert_clean(&root, &files, |path, source| outward(&krate, path, source));
+    }
 }
 
 /// Line and imported name of each planted violation, read back from the messages.
@@ -355,8 +385,8 @@ fn planted_upward_imports_are_caught() {
 fn the_pure_layer_imports_nothing_of_ours() {
     check(
         "rlhf/loss.rs",
-        "use crate::ops::Linear;\nuse rollout::Token;\n",
-        &[(1, "ops"), (2, "rollout")],
+        "use crate::ops::Linear;\nuse rollout::Token;\nuse kernels::host::row;\n",
+        &[(1, "ops"), (2, "rollout"), (3, "kernels")],
     );
 }
 
@@ -375,10 +405,10 @@ fn names_that_are_no_layer_are_caught() {
 }
 
 #[test]
-fn planted_mentions_in_rollout_are_caught() {
+fn planted_mentions_in_the_crates_beneath_are_caught() {
     let code =
         "// not candle\nuse collimate_rollout::x;\nuse candle_core::Tensor;\nuse collimate::ops;\n";
-    let found = rollout_violations("src/lib.rs", code);
+    let found = outward(&ROLLOUT, "src/lib.rs", code);
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(
         found[0].starts_with("rollout/src/lib.rs:3: names `candle_core`"),
@@ -390,10 +420,16 @@ fn planted_mentions_in_rollout_are_caught() {
     );
 
     let manifest = "name = \"collimate-rollout\"\n# no candle here\ncandle-core = \"0.11\"\n";
-    let found = rollout_violations("Cargo.toml", manifest);
+    let found = outward(&ROLLOUT, "Cargo.toml", manifest);
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(
         found[0].starts_with("rollout/Cargo.toml:3: names `candle-core`"),
+        "{found:?}"
+    );
+
+    let found = outward(&KERNELS, "src/host/row.rs", "\nuse rollout::generate;\n");
+    assert!(
+        found.len() == 1 && found[0].starts_with("kernels/src/host/row.rs:2: names `rollout`"),
         "{found:?}"
     );
 }

@@ -10,10 +10,10 @@ use collimate::model::activations::TrainingPass;
 use collimate::model::config::{DecoderConfig, Family, Geometry, TensorSpec, layer_of};
 use collimate::model::hf_config::HfConfig;
 use collimate::model::{Decoder, Gradient, Holding, Recompute};
-use collimate::ops::attention::Segments;
 use collimate::ops::backend::Backend;
 use collimate::ops::head::{Target, most_logits};
 use collimate::ops::param::Trainability;
+use kernels::attention::Segments;
 
 /// The system's allocator with a count of the bytes in use.
 struct Counting;

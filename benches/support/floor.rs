@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use collimate::model::Decoder;
-use collimate::ops::pool;
-use collimate::ops::product::{Matrix, Panels, ProductKernel, Weight, product};
+use kernels::host::pool;
+use kernels::host::product::{Matrix, Panels, ProductKernel, Weight, product};
 
 /// Multiply-adds per token in the weight matrices: all but the embedding, unless a tied head uses
 /// it as a matrix.

@@ -11,7 +11,7 @@ use collimate::model::config::{DecoderConfig, Family, Geometry, Head};
 use collimate::model::hf_config::HfConfig;
 use collimate::ops::backend::Backend;
 use collimate::ops::param::Trainability;
-use collimate::ops::pool;
+use kernels::host::pool;
 use serde_json::{Value, json};
 
 /// glibc returns large blocks to the kernel; like the binary, the benches use this allocator.

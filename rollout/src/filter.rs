@@ -6,7 +6,7 @@
 //! Sources: top-k, Fan et al. 2018 (arXiv:1805.04833); top-p, Holtzman et al. 2020
 //! (arXiv:1904.09751); min-p, Nguyen et al. 2024 (arXiv:2407.01082).
 
-use crate::row;
+use kernels::host::row;
 
 /// The distribution that tokens are drawn from.
 #[derive(Clone, Copy, Debug, PartialEq)]

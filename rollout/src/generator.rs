@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 
 use crate::error::Error;
 use crate::model::{Chunk, Model, ModelStep, Next};
-use crate::random::Key;
 use crate::sampling::{Draw, Drawn, SequenceId};
 use crate::scheduler::{ScheduledChunk, Scheduler, StepPlan};
 use crate::sequence::{Finish, SampleState};
@@ -263,8 +262,8 @@ impl RunningGeneration<'_> {
     /// The random number of a sequence's next token.
     fn uniform(&self, sequence: &SampleState) -> f64 {
         let SequenceId { request, sample } = sequence.id;
-        Key::new(self.settings.seed, self.settings.purpose)
-            .child(self.settings.iteration, self.requests[request].key)
+        let key = self.settings.key;
+        key.child(self.settings.iteration, self.requests[request].key)
             .uniform(sample as u64, sequence.generated().len() as u64)
     }
 

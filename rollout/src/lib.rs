@@ -4,14 +4,14 @@
 //! is drawn, when a sequence ends. It knows tokens, blocks and logits; never a weight and never a
 //! loss. [`generate`] runs requests through a [`Model`], the trait that an engine implements.
 //!
+//! The arithmetic of a row of logits and keyed random draws come from the crate `kernels`.
+//!
 //! A completion depends on its request, the seed and the model alone. Batch
 //! limit, cache budget, the other requests and the order in which sequences finish change the time
 //! it takes, never a token and never a log-probability.
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`random`] | randomness as a function of key and index |
-//! | [`row`] | the arithmetic of one row of logits, shared with training |
 //! | [`sampling`], `filter` | sampling a token; top-k, top-p and min-p |
 //! | [`model`] | the trait that a model implements |
 //! | `blocks` | the pool of cache blocks |
@@ -24,8 +24,6 @@ mod error;
 mod filter;
 mod generator;
 pub mod model;
-pub mod random;
-pub mod row;
 pub mod sampling;
 mod scheduler;
 mod sequence;

@@ -1,10 +1,9 @@
 //! The trait that a model implements for the generator. The engine implements [`Model`]; the
 //! generator never sees a weight.
 
-use crate::sampling::{Draw, Drawn, SequenceId};
+pub use kernels::attention::BLOCK_TOKENS;
 
-/// Tokens in one block of the cache.
-pub const BLOCK_TOKENS: usize = 16;
+use crate::sampling::{Draw, Drawn, SequenceId};
 
 /// Result of a model's methods; the generator adds the step in which an error occurred.
 pub type ModelResult<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;

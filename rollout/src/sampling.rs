@@ -12,12 +12,13 @@
 //! ascending order. The sums run over fixed blocks, so the token is a function of the row and the
 //! number alone.
 //!
-//! Not here: the filters and their settings (`filter`), randomness (`random`), the
-//! arithmetic of a row (`row`), penalties for repetition.
+//! Not here: the filters and their settings (`filter`), randomness and the arithmetic
+//! of a row (the crate `kernels`), penalties for repetition.
+
+use kernels::host::row;
 
 pub use crate::filter::{Sampling, SamplingError, inverse, kept_set};
 use crate::filter::{cut, without};
-use crate::row;
 
 /// How tokens are chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]

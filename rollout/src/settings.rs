@@ -2,9 +2,10 @@
 
 use std::sync::atomic::AtomicBool;
 
+use kernels::random::Key;
+
 use crate::error::Error;
 use crate::model::{BLOCK_TOKENS, CacheSpec};
-use crate::random::Purpose;
 use crate::sampling::Decoding;
 
 /// A prompt to continue.
@@ -51,15 +52,17 @@ pub enum LastToken {
     Read,
 }
 
+/// Purpose of the draws of the default settings.
+const SAMPLING: u64 = 4;
+
 /// Settings of a generation. `GenerationSettings::default()` gives the rest of a struct expression.
 #[derive(Clone, Copy)]
 pub struct GenerationSettings<'a> {
     /// How tokens are chosen.
     pub decoding: Decoding,
-    /// The run's seed.
-    pub seed: u64,
-    /// Purpose of the draws; training and evaluation draw different tokens.
-    pub purpose: Purpose,
+    /// Key of the draws: of a seed and a purpose, so that training and evaluation draw different
+    /// tokens.
+    pub key: Key,
     /// Changes the draws from one use of the same prompts to the next.
     pub iteration: u64,
     /// Most sequences that advance in one step.
@@ -85,8 +88,7 @@ impl Default for GenerationSettings<'_> {
     fn default() -> Self {
         Self {
             decoding: Decoding::Sample(Default::default()),
-            seed: 0,
-            purpose: Purpose::Sample,
+            key: Key::new(0, SAMPLING),
             iteration: 0,
             max_batch: 32,
             cache: CacheBudget::Unlimited,

@@ -5,8 +5,10 @@
 
 use std::time::Instant;
 
+use kernels::random::Key;
+
+use crate::random::Purpose;
 use anyhow::bail;
-use rollout::random::Purpose;
 use rollout::{Completion, Finish, GenerationSettings, Request, Sampling};
 use serde::Serialize;
 
@@ -268,8 +270,7 @@ fn complete(
 fn settings(args: &GenerateArgs, generation: &Generation) -> GenerationSettings<'static> {
     GenerationSettings {
         decoding: decoding(args.decoding(), generation),
-        seed: args.seed,
-        purpose: Purpose::Sample,
+        key: Key::new(args.seed, Purpose::Sample),
         max_batch: args.batch,
         ..GenerationSettings::default()
     }

@@ -17,8 +17,10 @@ mod plan;
 mod run;
 mod score;
 
+use kernels::host::pool;
+
 use crate::cli::Command;
-use crate::ops::pool;
+use crate::terminal;
 use crate::train::signal::Outcome;
 
 /// Runs a command. Those without a `run.threads` run on the usual number of threads.
@@ -29,8 +31,9 @@ pub fn run(command: &Command) -> anyhow::Result<Outcome> {
     if !matches!(
         command,
         Command::Run(_) | Command::Stage(_) | Command::Config(_)
-    ) {
-        pool::start_usual()?;
+    ) && let Some(fewer) = pool::start_usual()?
+    {
+        terminal::note(format_args!("{} = {fewer}", pool::VARIABLE));
     }
     match command {
         Command::Run(args) => run::run(args),

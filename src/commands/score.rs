@@ -5,6 +5,7 @@
 //! closes the answer, or at the one before it ([`ScorePosition`]).
 
 use anyhow::{Context as _, ensure};
+use kernels::attention::Segments;
 use serde::Serialize;
 
 use super::inputs::{CutEnd, Input, ModelFolder, RecordFile, Room, TextEncoder};
@@ -16,7 +17,6 @@ use crate::data::{Example, Limit, Record, Result, Variables};
 use crate::model::config::Head;
 use crate::model::score_position::ScorePosition;
 use crate::model::{Decoder, Gradient};
-use crate::ops::attention::Segments;
 use crate::ops::backend::Backend;
 use crate::ops::head::Target;
 use crate::terminal;

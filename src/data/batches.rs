@@ -107,7 +107,7 @@ impl Batches {
 
 #[cfg(test)]
 mod tests {
-    use rollout::random::Purpose;
+    use crate::random::Purpose;
 
     use super::*;
     use crate::data::loader::Order;

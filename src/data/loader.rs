@@ -6,7 +6,9 @@
 
 use std::cell::RefCell;
 
-use rollout::random::{Key, Purpose};
+use kernels::random::Key;
+
+use crate::random::Purpose;
 
 use super::error::{DataError, Result};
 

@@ -1,19 +1,20 @@
 //! One decoder layer, assembled by configuration.
 
 use candle_core::{Result, Tensor};
+use kernels::attention::{Attention, Segments};
+use kernels::host::rows::gather;
 
 use super::config::{Activation, DecoderConfig, NormKind, Position, QkNorm, weight};
 use super::lora::{Lora, a_of, b_of};
 use crate::ops::activation::{gelu_link, gelu_tanh_link, swiglu_composed, swiglu_link};
 use crate::ops::adapter::Adapter;
-use crate::ops::attention::{self, Attention, Segments};
+use crate::ops::attention;
 use crate::ops::linear::{Linear, Projection};
 use crate::ops::norm::Norm;
 use crate::ops::operation::{Link, OperationKind};
 use crate::ops::param::ParamStore;
 use crate::ops::residual::{Branch, WantedRows, add_branch, add_result, run};
 use crate::ops::rope::Angles;
-use crate::ops::storage::gather;
 
 /// A layer: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
 #[derive(Clone)]

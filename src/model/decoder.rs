@@ -12,13 +12,13 @@ mod layers;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
+use kernels::attention::{Attention, Segments};
 
 use super::block::Block;
 use super::config::{DecoderConfig, is_embedding, layer_of};
 use super::hf_config::HfConfig;
 use super::lora::Lora;
 pub use crate::config::Recompute;
-use crate::ops::attention::{Attention, Segments};
 use crate::ops::embedding::embed;
 use crate::ops::head::{BothLogProbs, Target, TokenLogProbs, both_log_probs, token_log_probs};
 use crate::ops::linear::{Linear, Projection};

@@ -5,19 +5,19 @@
 //! an update.
 
 use candle_core::{DType, Device, Tensor};
+use kernels::attention::NewTokens;
+use kernels::host::pool;
 use rollout::{CacheSpec, Chunk, Draw, Drawn, Model, ModelResult, ModelStep, Next, draw_row};
 
 use super::Decoder;
 use super::block::attention_of;
 use super::boundary::Collector;
 use super::config::DecoderConfig;
-use crate::ops::attention::cached::{BLOCK_TOKENS, Cache, NewTokens};
+use crate::ops::attention::cached::Cache;
 use crate::ops::backend::Backend;
-use crate::ops::{pool, profile, storage};
+use crate::ops::{profile, storage};
 
 // The generator's blocks are the kernel's.
-const _: () = assert!(BLOCK_TOKENS == rollout::BLOCK_TOKENS);
-
 /// Sizes of a decoder's cache.
 pub fn cache_spec(config: &DecoderConfig, backend: &Backend) -> CacheSpec {
     let (spec, layers) = (attention_of(config, 0), config.num_hidden_layers);

@@ -1,8 +1,10 @@
 //! Fresh weights: a function of the seed and the tensor's name.
 
+use kernels::random::Key;
+use kernels::random::rand_distr::{Distribution, StandardNormal, StandardUniform};
+
+use crate::random::Purpose;
 use rayon::prelude::*;
-use rollout::random::rand_distr::{Distribution, StandardNormal, StandardUniform};
-use rollout::random::{Key, Purpose};
 
 use super::config::{Init, TensorSpec};
 

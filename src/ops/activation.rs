@@ -6,12 +6,12 @@ use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
+use kernels::host::pool;
+use kernels::host::row::exp;
+use kernels::host::rows;
 use multiversion::multiversion;
-use rollout::row::exp;
 
 use super::operation::{Link, Operation, OperationKind, apply};
-use super::pool;
-use super::storage;
 
 /// Rows of one task.
 const ROWS: usize = 16;
@@ -106,7 +106,7 @@ impl Operation for SwiGlu {
             });
         };
         // SAFETY: each row is written completely.
-        Ok(unsafe { storage::written(rows * width, write) })
+        Ok(unsafe { rows::written(rows * width, write) })
     }
 
     fn backward(&self, x: &[f32], _y: &[f32], dy: Cow<[f32]>, rows: usize) -> Result<Vec<f32>> {
@@ -129,7 +129,7 @@ impl Operation for SwiGlu {
             });
         };
         // SAFETY: each row is written completely.
-        Ok(unsafe { storage::written(x.len(), write) })
+        Ok(unsafe { rows::written(x.len(), write) })
     }
 }
 
@@ -157,7 +157,7 @@ fn mapped(x: &[f32], f: impl Fn(&[f32], &mut [MaybeUninit<f32>]) + Sync) -> Vec<
         pool::for_each(y.chunks_mut(BLOCK).zip(x.chunks(BLOCK)), |(y, x)| f(x, y));
     };
     // SAFETY: both functions that are passed write their whole block.
-    unsafe { storage::written(x.len(), write) }
+    unsafe { rows::written(x.len(), write) }
 }
 
 /// `dy` after `f` has multiplied each element by the slope at `x`, a block at a time.

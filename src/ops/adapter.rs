@@ -10,13 +10,13 @@
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
-
-use super::param::{Operand, Param};
-use super::pool;
-use super::product::{
+use kernels::host::pool;
+use kernels::host::product::{
     GradientFactor, Matrix, ProductKernel, Threads, Weight, Write, add_product_at, multiply,
     product,
 };
+
+use super::param::{Operand, Param};
 use super::storage;
 use super::tap::tap;
 

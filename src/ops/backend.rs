@@ -5,8 +5,8 @@
 //! that read them, and the decoder asks it where candle's graph is entered.
 
 use candle_core::{Device, Error};
+use kernels::host::product::ProductKernel;
 
-use super::product::ProductKernel;
 use crate::config;
 
 /// The implementation that computes a model's operations.

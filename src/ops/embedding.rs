@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, Var, bail};
+use kernels::host::rows;
 
 use super::param::Param;
 use super::profile;
@@ -73,7 +74,7 @@ impl CustomOp1 for Embed {
         let _span = profile::span("embedding");
         let width = self.table.dims()[1];
         let out = storage::read(self.table.value(), |table| {
-            storage::gather(table, width, &self.ids)
+            rows::gather(table, width, &self.ids)
         })?;
         Ok((CpuStorage::F32(out), Shape::from((self.ids.len(), width))))
     }

@@ -10,15 +10,16 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
+use kernels::host::pool;
+use kernels::host::product::{
+    GradientFactor, GradientOf, Matrix, ProductKernel, Weight, add_product, multiplied_stacked,
+    product, with_factor,
+};
+use kernels::host::rows;
 
 use super::adapter::{Adapter, InnerValues};
 use super::operation::{Link, Operation, OperationKind, apply};
 use super::param::{Operand, Param};
-use super::pool;
-use super::product::{
-    GradientFactor, GradientOf, Matrix, ProductKernel, Weight, add_product, multiplied_stacked,
-    product, with_factor,
-};
 use super::storage;
 use super::tap::tap;
 
@@ -372,7 +373,7 @@ impl Operation for Linear {
     /// The sums of the product start from the values in `sum`.
     fn forward_add(&self, x: &[f32], rows: usize, sum: &mut [f32]) -> Result<()> {
         let [part] = &self.parts[..] else {
-            storage::add(sum, &Operation::forward(self, x, rows)?);
+            rows::add(sum, &Operation::forward(self, x, rows)?);
             return Ok(());
         };
         let operand = part.weight.operand()?;

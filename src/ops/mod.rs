@@ -14,8 +14,6 @@ pub mod linear;
 pub mod norm;
 pub(crate) mod operation;
 pub mod param;
-pub mod pool;
-pub mod product;
 pub mod profile;
 pub(crate) mod recompute;
 pub(crate) mod residual;

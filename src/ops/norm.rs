@@ -10,11 +10,12 @@ use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use candle_core::{D, Result, Tensor, bail};
+use kernels::host::pool;
+use kernels::host::rows;
 use multiversion::multiversion;
 
 use super::operation::{Link, Operation, OperationKind, apply};
 use super::param::Param;
-use super::pool;
 use super::storage;
 use super::tap::tap;
 
@@ -333,7 +334,7 @@ impl Operation for NormOperation {
                 });
             };
             // SAFETY: each row is written before, within and after the groups.
-            unsafe { storage::written(x.len(), write) }
+            unsafe { rows::written(x.len(), write) }
         })
     }
 

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use kernels::host::rows;
 
 use super::profile;
 use super::storage;
@@ -46,7 +47,7 @@ pub trait Operation: Send + Sync {
     /// As [`Self::forward`].
     fn forward_add(&self, x: &[f32], rows: usize, sum: &mut [f32]) -> Result<()> {
         let y = self.forward(x, rows)?;
-        storage::add(sum, &y);
+        rows::add(sum, &y);
         Ok(())
     }
 }

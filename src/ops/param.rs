@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Result, Storage, Tensor, bail};
+use kernels::host::product::{Matrix, Panels, ProductKernel, Weight};
 
 use super::backend::Backend;
-use super::product::{Matrix, Panels, ProductKernel, Weight};
 use super::storage::{self, Reading};
 
 pub use store::{InitialParam, ParamStore};
@@ -274,7 +274,7 @@ impl Grad {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::product::product;
+    use kernels::host::product::product;
 
     #[test]
     fn kept_panels_follow_the_value() -> Result<()> {

@@ -18,10 +18,11 @@ use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use kernels::host::product::Write;
+use kernels::host::rows::{self, gather};
 
 use super::operation::{Link, profiled};
-use super::product::Write;
-use super::storage::{self, gather};
+use super::storage;
 use crate::config::Recompute;
 use memory::HeldInputs;
 
@@ -63,7 +64,7 @@ fn scatter(x: &[f32], rows: &[u32], count: usize, write: Write) -> Vec<f32> {
         let to = &mut all[row as usize * width..][..width];
         match write {
             Write::Set => to.copy_from_slice(x),
-            Write::Add => storage::add(to, x),
+            Write::Add => rows::add(to, x),
         }
     }
     all
@@ -221,7 +222,7 @@ impl Residual {
             .into_owned();
         let width = x.len() / rows.max(1);
         let mut sum = match &self.wanted {
-            None => storage::copied(x),
+            None => rows::copied(x),
             Some(wanted) => gather(x, width, wanted),
         };
         let count = sum.len() / width.max(1);
@@ -281,7 +282,7 @@ impl Residual {
             }
         }
         let mut grad = grad.into_owned();
-        storage::add(&mut grad, &self.unpick(dy.into(), rows, Write::Add));
+        rows::add(&mut grad, &self.unpick(dy.into(), rows, Write::Add));
         Ok(grad)
     }
 }

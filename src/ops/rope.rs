@@ -9,11 +9,11 @@ use std::borrow::Cow;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use candle_core::{Result, Tensor, bail};
+use kernels::host::pool;
+use kernels::host::rows;
 use multiversion::multiversion;
 
 use super::operation::{Link, Operation, OperationKind, apply};
-use super::pool;
-use super::storage;
 
 /// Rows of one task.
 const ROWS: usize = 64;
@@ -184,7 +184,7 @@ impl Operation for Rotate {
     }
 
     fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {
-        self.forward_owned(storage::copied(x), rows)
+        self.forward_owned(rows::copied(x), rows)
     }
 
     fn forward_owned(&self, mut x: Vec<f32>, rows: usize) -> Result<Vec<f32>> {

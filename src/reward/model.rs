@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use candle_core::{Result, Tensor, bail};
+use kernels::attention::Segments;
 
 use super::{RewardBatch, RewardError, Scorer};
 use crate::config::ScoreAt;
@@ -11,7 +12,6 @@ use crate::data::packing::cut;
 use crate::model::boundary::{Boundary, States};
 use crate::model::score_position::{NoPadding, ScorePosition};
 use crate::model::{Decoder, Gradient, ModelError};
-use crate::ops::attention::Segments;
 use crate::ops::backend::Backend;
 use crate::ops::param::Trainability;
 

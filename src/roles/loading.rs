@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rollout::random::Independent;
+use crate::random::Independent;
 
 use super::layout::{RoleLayout, RoleModel, RoleWeights, SharedTensors};
 use super::{Roles, RolesError};

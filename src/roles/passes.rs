@@ -4,12 +4,12 @@
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
+use kernels::attention::Segments;
 
 use super::experience::Sequence;
 use crate::data::packing::{PackedBatch, cut};
 use crate::model::boundary::{Boundary, States};
 use crate::model::{Decoder, Gradient};
-use crate::ops::attention::Segments;
 use crate::ops::head::{BothLogProbs, Target, TokenLogProbs};
 use crate::terminal::Phase;
 

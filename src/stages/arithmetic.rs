@@ -5,10 +5,10 @@
 //! differ. This is noted, not refused.
 
 use anyhow::{Context as _, Result};
+use kernels::host::product::ProductKernel;
 
 use crate::config::Stage;
 use crate::files::regular;
-use crate::ops::product::ProductKernel;
 use crate::terminal;
 use crate::train::run_folder::StageFolder;
 

@@ -4,13 +4,13 @@ use std::marker::PhantomData;
 
 use anyhow::Result;
 use candle_core::Tensor;
+use kernels::attention::Segments;
 
 use crate::data;
 use crate::data::example::Example;
 use crate::data::packing::{PackedBatch, TextRow};
 use crate::model::config::{is_embedding, layer_of};
 use crate::model::{Decoder, Gradient};
-use crate::ops::attention::Segments;
 use crate::ops::head::Target;
 use crate::ops::param::Param;
 use crate::terminal::Phase;

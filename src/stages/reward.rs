@@ -10,9 +10,11 @@
 
 use std::sync::Arc;
 
+use kernels::attention::Segments;
+
+use crate::random::Independent;
 use anyhow::Result;
 use candle_core::Tensor;
-use rollout::random::Independent;
 
 use super::context::Context;
 use super::definition::CommandHelp;
@@ -27,7 +29,6 @@ use crate::data::tokenizer::Tokenizer;
 use crate::model::config::Head;
 use crate::model::score_position::ScorePosition;
 use crate::model::{Decoder, Gradient};
-use crate::ops::attention::Segments;
 use crate::rlhf::preference::{BradleyTerryLoss, bradley_terry};
 use crate::terminal;
 use crate::terminal::Phase;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use kernels::host::pool;
 
 use super::context::{Context, Finished};
 use super::definition::definition;
@@ -11,7 +12,7 @@ use super::plan::models::with_local_models;
 use super::{arithmetic, changes, origin, preflight};
 use crate::config::{Config, Stage, Training, TrainingLength};
 use crate::ops::backend::Backend;
-use crate::ops::{pool, profile};
+use crate::ops::profile;
 use crate::terminal::{self, phase::NamedStage};
 use crate::train::checkpoint::Checkpoints;
 use crate::train::profile::table;
@@ -288,7 +289,8 @@ fn wants_more(config: &Config, stage: Stage, done: &StageOutcome) -> bool {
 /// # Errors
 /// If the pool cannot be started, and the errors of `work`.
 fn on_pool<R: Send>(threads: usize, work: impl FnOnce() -> Result<R> + Send) -> Result<R> {
-    pool::say_if_fewer("run.threads", threads);
-    pool::start(threads)?;
+    if let Some(fewer) = pool::start(threads)? {
+        terminal::note(format_args!("run.threads = {fewer}"));
+    }
     rayon::scope(|_| work())
 }

@@ -4,7 +4,7 @@
 //! many draws as the files have records in total. A file that is sampled more often than it has
 //! records starts over within the epoch.
 
-use rollout::random::Purpose;
+use crate::random::Purpose;
 
 use crate::config::{Training, TrainingLength};
 use crate::data;

@@ -6,11 +6,12 @@
 //! matrices decay. A step whose gradient is not finite is refused, and no parameter moves.
 
 use candle_core::{DType, Result, Tensor};
+use kernels::host::pool;
 use multiversion::multiversion;
 
 use crate::ops::param::{Param, ParamStore};
+use crate::ops::profile;
 use crate::ops::storage;
-use crate::ops::{pool, profile};
 
 /// Elements whose squares are summed together.
 const BLOCK: usize = 1 << 14;

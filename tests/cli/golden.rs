@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
-use collimate::ops::product::ProductKernel;
+use kernels::host::product::ProductKernel;
 use serde_json::{Value, json};
 
 use crate::support::{Workspace, fixture, floats, ids};

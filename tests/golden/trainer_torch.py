@@ -4,7 +4,7 @@ Nothing here is taken from the engine or needs its output. Its own are:
 - the decoder (Llama: Touvron et al. 2023; RoPE: Su et al. 2021; GQA: Ainslie et al. 2023), one sequence at a time;
 - AdamW with its clip (torch.optim, torch.nn.utils), learning rates (transformers' schedules);
 - the losses, estimators and controllers, each with its source beside it;
-- the order of records and the sampled tokens: Philox4x32-10 (Salmon et al. 2011) under the keys of rollout/src/random.rs, Fisher-Yates
+- the order of records and the sampled tokens: Philox4x32-10 (Salmon et al. 2011) under the keys of kernels/src/random.rs, Fisher-Yates
   with rand 0.9's draws, and the inverse of the cumulative distribution. A token would differ only if a draw fell within rounding of a border.
 """
 import itertools

@@ -10,7 +10,8 @@ const MEASURES: &str = "what is measured is never trained on";
 /// The keys of `[run]`, `[model]` and `[tokenizer]`.
 pub fn shared() -> Vec<Row> {
     let gpu = "needs a GPU; operations agree on the two in tests/models/composed.rs";
-    let unit = "a processor without a matrix unit has one arithmetic; src/ops/product/tests.rs";
+    let unit =
+        "a processor without a matrix unit has one arithmetic; kernels/src/host/product/tests.rs";
     let window = "model.family=mistral";
     vec![
         row("run.name", "other").stays(),

@@ -13,9 +13,9 @@ use collimate::model::hf_config::HfConfig;
 use collimate::model::hf_config::adapter::AdapterConfig;
 use collimate::model::weights::SaveDtype;
 use collimate::model::{Decoder, Gradient, Recompute};
-use collimate::ops::attention::Segments;
 use collimate::ops::backend::Backend;
 use collimate::ops::param::Trainability;
+use kernels::attention::Segments;
 use rollout::Sampling;
 
 use crate::differences::{check_trained, outputs, two_layers};

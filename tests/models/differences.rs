@@ -14,7 +14,7 @@ use collimate::model::config::{Activation, DecoderConfig, Family, Geometry, Head
 use collimate::model::hf_config::HfConfig;
 use collimate::model::{Decoder, Gradient, Recompute};
 use collimate::ops::activation::{gelu, gelu_tanh, swiglu};
-use collimate::ops::attention::{Segments, attend};
+use collimate::ops::attention::attend;
 use collimate::ops::backend::Backend;
 use collimate::ops::embedding::embed;
 use collimate::ops::head::{BothLogProbs, Target, TokenLogProbs, both_log_probs, token_log_probs};
@@ -22,6 +22,7 @@ use collimate::ops::linear::{Linear, Projection};
 use collimate::ops::norm::Norm;
 use collimate::ops::param::{Param, ParamStore, Trainability};
 use collimate::ops::rope::Rotation;
+use kernels::attention::Segments;
 
 use crate::gradients::adapted;
 use crate::support::{Anyhow, attention, noise, store, tensor, with_each_kernel};

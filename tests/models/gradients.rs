@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor, Var};
 use collimate::ops::activation::{gelu, gelu_tanh, swiglu, swiglu_composed};
 use collimate::ops::adapter::Adapter;
-use collimate::ops::attention::{Segments, attend, composed};
+use collimate::ops::attention::{attend, composed};
 use collimate::ops::backend::Backend;
 use collimate::ops::embedding;
 use collimate::ops::head::{
@@ -16,6 +16,7 @@ use collimate::ops::linear::{Linear, Projection};
 use collimate::ops::norm::Norm;
 use collimate::ops::param::ParamStore;
 use collimate::ops::rope::Rotation;
+use kernels::attention::Segments;
 
 use crate::support::{Anyhow, attention, gap, store, tensor, with_each_kernel};
 

@@ -6,12 +6,13 @@ use collimate::model::config::{Family, Head, TensorSpec, layer_of};
 use collimate::model::generator::Generator;
 use collimate::model::hf_config::HfConfig;
 use collimate::model::{Decoder, Gradient, Recompute};
-use collimate::ops::attention::Segments;
 use collimate::ops::backend::Backend;
 use collimate::ops::head::Target;
 use collimate::ops::param::{Operand, Trainability};
-use rollout::random::rand::Rng;
-use rollout::random::{Key, Purpose};
+use collimate::random::Purpose;
+use kernels::attention::Segments;
+use kernels::random::Key;
+use kernels::random::rand::Rng;
 use rollout::{
     CacheBudget, Completion, Decoding, GenerationOutput, GenerationSettings, Model as _, Request,
     Sampling, generate,
@@ -48,7 +49,7 @@ fn run(
 ) -> Anyhow<GenerationOutput> {
     let settings = GenerationSettings {
         decoding: Decoding::Sample(sampling),
-        seed: 5,
+        key: Key::new(5, Purpose::Sample),
         max_batch,
         cache,
         prefill_tokens: 37,

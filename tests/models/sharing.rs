@@ -10,12 +10,13 @@ use collimate::model::generator::Generator;
 use collimate::model::hf_config::HfConfig;
 use collimate::model::weights::SaveDtype;
 use collimate::model::{Decoder, Gradient, Holding, Recompute, TensorSource};
-use collimate::ops::attention::Segments;
-use collimate::ops::attention::cached::{BLOCK_TOKENS, Cache, NewTokens};
+use collimate::ops::attention::cached::Cache;
 use collimate::ops::backend::Backend;
 use collimate::ops::head::Target;
 use collimate::ops::param::{Param, Trainability};
 use collimate::ops::profile;
+use kernels::attention::Segments;
+use kernels::attention::{BLOCK_TOKENS, NewTokens};
 use rollout::{
     CacheBudget, Completion, GenerationSettings, LastToken, Request, SequenceId, generate,
 };

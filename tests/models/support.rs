@@ -7,13 +7,14 @@ use candle_core::{Device, Result, Tensor};
 use collimate::model::Decoder;
 use collimate::model::config::{DecoderConfig, Family, Geometry, Head};
 use collimate::model::hf_config::HfConfig;
-use collimate::ops::attention::{Attention, Segments};
 use collimate::ops::backend::Backend;
 use collimate::ops::param::{InitialParam, ParamStore, Trainability};
-use collimate::ops::product::ProductKernel;
-use rollout::random::rand::Rng;
-use rollout::random::rand_distr::StandardNormal;
-use rollout::random::{Key, Purpose};
+use collimate::random::Purpose;
+use kernels::attention::{Attention, Segments};
+use kernels::host::product::ProductKernel;
+use kernels::random::Key;
+use kernels::random::rand::Rng;
+use kernels::random::rand_distr::StandardNormal;
 
 pub type Anyhow<T = ()> = anyhow::Result<T>;
 

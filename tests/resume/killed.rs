@@ -3,8 +3,9 @@
 use std::fs;
 use std::time::Duration;
 
-use rollout::random::rand::Rng;
-use rollout::random::{Key, Purpose};
+use collimate::random::Purpose;
+use kernels::random::Key;
+use kernels::random::rand::Rng;
 
 use crate::orpo_table::ORPO;
 use crate::process::{ATTEMPTS, Moment, StageRun};

@@ -8,10 +8,11 @@ use collimate::data::tokenizer::Tokenizer;
 use collimate::model::config::Head;
 use collimate::model::generator::Generator;
 use collimate::model::{Decoder, Gradient};
-use collimate::ops::attention::Segments;
 use collimate::ops::backend::Backend;
 use collimate::ops::param::Trainability;
-use rollout::random::Purpose;
+use collimate::random::Purpose;
+use kernels::attention::Segments;
+use kernels::random::Key;
 use rollout::{Completion, Decoding, GenerationSettings, Request, Sampling, generate};
 
 use crate::on_policy::number;
@@ -84,10 +85,10 @@ impl Policies {
             samples: 1,
         };
         let requests: Vec<Request> = prompts.iter().map(request).collect();
+        let seed = if purpose == Purpose::Sample { 3 } else { 0 };
         let settings = GenerationSettings {
             decoding: Decoding::Sample(SAMPLING),
-            seed: if purpose == Purpose::Sample { 3 } else { 0 },
-            purpose,
+            key: Key::new(seed, purpose),
             iteration,
             stop_ids: &self.policy.config().stop_ids,
             ..GenerationSettings::default()

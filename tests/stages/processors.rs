@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use collimate::ops::product::ProductKernel;
+use kernels::host::product::ProductKernel;
 
 use crate::on_policy::{assert_start_on_policy, iterations};
 use crate::support::Workspace;

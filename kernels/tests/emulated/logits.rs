@@ -1,7 +1,7 @@
-//! Rows of logits against `rollout::row`, bit for bit, and gradients against finite differences.
+//! Rows of logits against `kernels::host::row`, bit for bit, and gradients against finite differences.
 
 use kernels::device::logits::{Columns, Targets, backward, forward};
-use rollout::row;
+use kernels::host::row;
 
 use super::{in_every_order, numbers};
 

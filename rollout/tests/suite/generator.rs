@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use rollout::random::rand::Rng;
-use rollout::random::{Key, Purpose};
+use kernels::random::Key;
+use kernels::random::rand::Rng;
 use rollout::{
     BLOCK_TOKENS, CacheBudget, Completion, Decoding, Error, Finish, GenerationOutput,
     GenerationSettings, LastToken, Request, Sampling, SequenceId, generate,
@@ -42,7 +42,7 @@ fn completions_depend_on_neither_batch_nor_cache_nor_prefill() {
         let settings = GenerationSettings {
             decoding,
             stop_ids: &[STOP],
-            seed: 5,
+            key: Key::new(5, 4u64),
             ..GenerationSettings::default()
         };
         let expected = one_by_one(&requests, &settings);
@@ -94,7 +94,7 @@ fn when_the_cache_is_short_the_last_sequences_give_way() {
 /// Hundreds of small random mixes, each with the smallest cache that can hold its largest request.
 #[test]
 fn no_mix_of_requests_stalls() {
-    let key = Key::new(3, Purpose::Shuffle);
+    let key = Key::new(3, 2u64);
     for mix in 0..300 {
         let mut stream = key.stream(mix, 0);
         let mut number = |most| stream.random_range(1..=most);
@@ -108,7 +108,7 @@ fn no_mix_of_requests_stalls() {
             .max();
         let blocks = longest.unwrap().div_ceil(BLOCK_TOKENS) + number(3) - 1;
         let settings = GenerationSettings {
-            seed: mix,
+            key: Key::new(mix, 4u64),
             max_batch: number(5),
             cache: CacheBudget::Tokens(blocks * BLOCK_TOKENS),
             prefill_tokens: number(50),
@@ -330,13 +330,16 @@ fn draws_change_with_seed_iteration_purpose_key_and_sample() {
     let (first, _) = run(&requests, &base);
     assert_ne!(first.completions[0].tokens, first.completions[1].tokens);
     for other in [
-        GenerationSettings { seed: 1, ..base },
+        GenerationSettings {
+            key: Key::new(1, 4u64),
+            ..base
+        },
         GenerationSettings {
             iteration: 1,
             ..base
         },
         GenerationSettings {
-            purpose: Purpose::Evaluation,
+            key: Key::new(0, 6u64),
             ..base
         },
     ] {

@@ -2,7 +2,5 @@
 
 mod generator;
 mod model;
-mod random;
 mod refusal;
-mod row;
 mod sampling;

@@ -3,9 +3,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use rollout::random::rand::Rng;
-use rollout::random::rand_distr::StandardNormal;
-use rollout::random::{Key, Purpose};
+use kernels::random::Key;
+use kernels::random::rand::Rng;
+use kernels::random::rand_distr::StandardNormal;
 use rollout::{
     BLOCK_TOKENS, CacheSpec, Completion, Decoding, Draw, Drawn, Finish, GenerationSettings, Model,
     ModelResult, ModelStep, Next, Request, SequenceId, draw_row,
@@ -33,9 +33,7 @@ pub struct Parrot {
 pub fn logits(history: &[u32]) -> Vec<f32> {
     let key = history
         .iter()
-        .fold(Key::new(0, Purpose::Init), |key, &token| {
-            key.child(token.into(), 0)
-        });
+        .fold(Key::new(0, 1u64), |key, &token| key.child(token.into(), 0));
     let draws = key.stream(1, 0).sample_iter(StandardNormal);
     draws.take(VOCAB).collect()
 }
@@ -145,7 +143,7 @@ fn alone(
 ) -> Completion {
     let (mut tokens, mut log_probs, mut kept): (Vec<u32>, Vec<f32>, Vec<_>) = Default::default();
     let (mut whole, mut entropies, mut finish) = (Vec::new(), Vec::new(), Finish::Length);
-    let key = Key::new(settings.seed, settings.purpose).child(settings.iteration, request.key);
+    let key = settings.key.child(settings.iteration, request.key);
     for position in 0..request.max_new_tokens {
         let forbidden = if position < request.min_new_tokens {
             settings.stop_ids
@@ -220,4 +218,11 @@ pub fn greedy<'a>() -> GenerationSettings<'a> {
         decoding: Decoding::Greedy,
         ..GenerationSettings::default()
     }
+}
+
+/// A row of normal logits with standard deviation `scale`.
+pub fn normal_row(seed: u64, len: usize, scale: f64) -> Vec<f32> {
+    let draws = Key::new(seed, 1u64).stream(0, 0);
+    let draws = draws.sample_iter::<f64, _>(StandardNormal).take(len);
+    draws.map(|x| (x * scale) as f32).collect()
 }

@@ -1,11 +1,12 @@
 //! Filters against transformers', and draws against the distribution that they are made from.
 
-use rollout::random::{Key, Purpose};
+use kernels::host::row;
+use kernels::random::Key;
 use rollout::sampling::{RowFault, inverse, kept_set};
-use rollout::{Decoding, Draw, Drawn, Sampling, SequenceId, draw_row, row};
+use rollout::{Decoding, Draw, Drawn, Sampling, SequenceId, draw_row};
 use serde_json::Value;
 
-use crate::row::normal_row;
+use crate::model::normal_row;
 
 fn draw(decoding: Decoding, forbidden: &[u32], uniform: f64) -> Draw<'_> {
     Draw {
@@ -207,7 +208,7 @@ fn forbidden_tokens_go_first() {
 
 #[test]
 fn draws_follow_the_distribution() {
-    let key = Key::new(11, Purpose::Sample);
+    let key = Key::new(11, 4u64);
     let plain = Sampling::default();
     let cut = Sampling {
         temperature: 0.8,

@@ -2,10 +2,11 @@
 //! the input of a layer: some sequences need only the layers below it.
 
 use candle_core::{Result, Tensor};
+use kernels::attention::NewTokens;
 
 use super::layers::Tokens;
 use super::{Decoder, Gradient};
-use crate::ops::attention::cached::{Cache, NewTokens};
+use crate::ops::attention::cached::Cache;
 use crate::ops::residual::WantedRows;
 
 impl Decoder {

@@ -7,11 +7,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor, Var, bail};
+use kernels::attention::NewTokens;
+use kernels::attention::Segments;
+use kernels::host::rows;
 
 use super::{Decoder, Gradient, Recompute};
 use crate::model::block::Block;
-use crate::ops::attention::cached::{Cache, NewTokens};
-use crate::ops::attention::{self, Segments};
+use crate::ops::attention;
+use crate::ops::attention::cached::Cache;
 use crate::ops::backend::Backend;
 use crate::ops::param::Trainability;
 use crate::ops::recompute::recompute;
@@ -125,7 +128,7 @@ impl Decoder {
         tokens: &mut Tokens,
     ) -> Result<Tensor> {
         let (rows, width) = x.dims2()?;
-        let mut x = storage::read(x, storage::copied)?;
+        let mut x = storage::read(x, rows::copied)?;
         for layer in layers {
             let block = &self.layers[layer].0;
             let attend = |qkv: &[f32], spec| match tokens {

@@ -3,7 +3,7 @@
 //! The product is always computed by chains, so that a model folder's weights and their
 //! fingerprints have the same bits on every processor.
 
-use crate::ops::product::{Matrix, ProductKernel, Threads, Write, multiply};
+use kernels::host::product::{Matrix, ProductKernel, Threads, Write, multiply};
 
 use super::{AdaptedModule, Lora};
 

@@ -2,15 +2,14 @@
 //! as the oracle of the tests.
 
 use candle_core::{D, Device, Result, Tensor};
-
-use super::{Attention, Segments};
+use kernels::attention::{Attention, Segments};
 
 /// [`super::attend`] on any device.
 ///
 /// # Errors
 /// As [`super::attend`].
 pub fn attend(qkv: &Tensor, segments: &Segments, spec: Attention) -> Result<Tensor> {
-    spec.check(qkv, segments)?;
+    super::check(spec, qkv, segments)?;
     let parts: Vec<Tensor> = segments
         .iter()
         .filter(|rows| !rows.is_empty())

@@ -6,13 +6,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use kernels::host::pool;
+use kernels::host::product::{Matrix, Weight, multiplied, product, with_factor};
+use kernels::host::row::{self, RowStats};
+use kernels::host::rows;
 use multiversion::multiversion;
-use rollout::row::{self, RowStats};
 
 use super::{HELD, HeadResults, Target, check, chunk_rows};
 use crate::ops::param::Param;
-use crate::ops::pool;
-use crate::ops::product::{Matrix, Weight, multiplied, product, with_factor};
 use crate::ops::profile;
 use crate::ops::storage;
 
@@ -135,7 +136,7 @@ impl HeadOperation {
             return Cow::Borrowed(&hidden[first * width..][..targets.len() * width]);
         }
         let rows: Vec<u32> = targets.iter().map(|t| t.row as u32).collect();
-        Cow::Owned(storage::gather(hidden, width, &rows))
+        Cow::Owned(rows::gather(hidden, width, &rows))
     }
 
     /// The logits of a chunk's hidden rows: `[targets, vocabulary]`.

@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Result, Tensor, bail};
+use kernels::host::rows;
 
 use super::{Grad, Packing, Param, Trainability};
 use crate::ops::backend::Backend;
@@ -178,7 +179,7 @@ impl ParamStore {
             grad.reached.store(false, Ordering::Relaxed);
         }
         match &self.arena {
-            Some(arena) if self.backend.has_kernels() => storage::update(arena, storage::clear),
+            Some(arena) if self.backend.has_kernels() => storage::update(arena, rows::clear),
             Some(arena) => arena.zero_set(),
             None => Ok(()),
         }

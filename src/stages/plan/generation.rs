@@ -1,12 +1,12 @@
 //! The memory of generation: the cache as the generator reserves it, the panels of the policy's
 //! matrices, and the states at the boundary.
 
+use kernels::host::product::{Panels, ProductKernel};
 use rollout::{BLOCK_TOKENS, CacheBudget, Error, GenerationSettings, LastToken, Request};
 
 use crate::model::config::{DecoderConfig, LM_HEAD, TensorSpec, layer_of, weight};
 use crate::model::generator::cache_spec;
 use crate::ops::backend::Backend;
-use crate::ops::product::{Panels, ProductKernel};
 
 /// Prompts that are completed together.
 #[derive(Clone, Copy, Debug)]

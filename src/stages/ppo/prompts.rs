@@ -5,8 +5,8 @@
 //! epoch is shuffled again. If there are fewer prompts than an iteration takes (TRL and verl refuse
 //! or hang), an iteration takes each of them several times.
 
+use crate::random::Purpose;
 use anyhow::Result;
-use rollout::random::Purpose;
 
 use crate::config::Ppo;
 use crate::data::batches::Batches;

@@ -1,7 +1,9 @@
 //! Prompts → sequences, by the generator over the actor's current weights.
 
+use kernels::random::Key;
+
+use crate::random::Purpose;
 use anyhow::Result;
-use rollout::random::Purpose;
 use rollout::{
     CacheBudget, Decoding, Error, Finish, GenerationProgress, GenerationSettings, LastToken,
     Request, Sampling, SequenceId, StopText, generate,
@@ -155,8 +157,7 @@ impl<'a> Sampler<'a> {
                 top_p: generation.top_p as f32,
                 min_p: generation.min_p as f32,
             }),
-            seed,
-            purpose,
+            key: Key::new(seed, purpose),
             last_token,
             max_batch: self.config.rollout.rollout_batch,
             cache: cache_budget(&self.config.rollout),

@@ -1,8 +1,10 @@
 //! Scores → rewards of whole completions: normalised, clipped, less the penalties for a missing end
 //! and for length.
 
+use kernels::random::Key;
+
+use crate::random::Purpose;
 use anyhow::{Context as _, Result};
-use rollout::random::{Key, Purpose};
 
 use super::sampler::Sampler;
 use super::scoring;

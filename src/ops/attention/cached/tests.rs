@@ -1,13 +1,13 @@
+use kernels::attention::Segments;
+use kernels::random::Key;
+use kernels::random::rand::Rng;
+use kernels::random::rand_distr::StandardNormal;
+
 use super::*;
-use crate::ops::attention::{Segments, attend};
-use rollout::random::rand::Rng;
-use rollout::random::rand_distr::StandardNormal;
-use rollout::random::{Key, Purpose};
+use crate::ops::attention::attend;
 
 fn noise(rows: usize, columns: usize) -> Tensor {
-    let draws = Key::new(5, Purpose::Init)
-        .stream(0, 0)
-        .sample_iter(StandardNormal);
+    let draws = Key::new(5, 1u64).stream(0, 0).sample_iter(StandardNormal);
     let data: Vec<f32> = draws.take(rows * columns).collect();
     Tensor::from_vec(data, (rows, columns), &Device::Cpu).expect("shape fits")
 }
@@ -16,7 +16,6 @@ fn rows_cache(spec: Attention, blocks: usize) -> Cache {
     let store = CacheStore::rows(spec, blocks, &Device::Cpu).expect("room");
     Cache {
         layers: vec![store],
-        spec,
         blocks,
     }
 }
@@ -105,17 +104,19 @@ fn a_block_takes_the_bytes_that_are_said() -> Result<()> {
         scale: 1.0,
         window: None,
     };
-    let elements = |cache: &Cache| -> usize {
+    let bytes = |cache: &Cache| -> usize {
         let of = |layer: &CacheStore| match layer {
-            CacheStore::Blocks(data) => data.len() * LANES,
-            CacheStore::Rows { keys, values } => keys.elem_count() + values.elem_count(),
+            CacheStore::Blocks(blocks) => blocks.bytes(),
+            CacheStore::Rows { keys, values } => {
+                (keys.elem_count() + values.elem_count()) * size_of::<f32>()
+            }
         };
         cache.layers.iter().map(of).sum()
     };
     for backend in [Backend::CPU, Backend::Composed(Device::Cpu)] {
         let cache = Cache::new(spec, 3, 5, &backend)?;
         let said = Cache::block_bytes(spec, 3, &backend);
-        assert_eq!(elements(&cache) * size_of::<f32>(), 5 * said);
+        assert_eq!(bytes(&cache), 5 * said);
     }
     Ok(())
 }

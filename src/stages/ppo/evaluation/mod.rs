@@ -7,8 +7,8 @@ mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::random::Purpose;
 use anyhow::{Context as _, Result};
-use rollout::random::Purpose;
 use serde::Serialize;
 
 use super::sampler::Sampler;

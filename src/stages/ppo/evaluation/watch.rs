@@ -111,9 +111,10 @@ impl WatchedScores {
 
 #[cfg(test)]
 mod tests {
-    use rollout::random::rand::Rng;
-    use rollout::random::rand_distr::StandardNormal;
-    use rollout::random::{Key, Purpose};
+    use crate::random::Purpose;
+    use kernels::random::Key;
+    use kernels::random::rand::Rng;
+    use kernels::random::rand_distr::StandardNormal;
 
     use super::*;
 

@@ -1,6 +1,7 @@
 //! Memory of PPO besides the tensors of the roles.
 
 use anyhow::Result;
+use kernels::host::product::ProductKernel;
 use rollout::LastToken;
 
 use super::prompts::PlannedPrompts;
@@ -8,7 +9,6 @@ use crate::config::{AdvantageEstimator, Ppo, ScoreNormalization};
 use crate::model::activations::TrainingPass;
 use crate::model::config::DecoderConfig;
 use crate::model::lora::Lora;
-use crate::ops::product::ProductKernel;
 use crate::roles::{PromptUse, RoleLayout, RoleModel, RoleTensors};
 use crate::stages::plan::generation::{CacheReserve, PromptBatch, panels, reserve, states};
 use crate::stages::plan::{BufferPhase, PlannedBuffer, activations, log_prob_chunk};

@@ -14,8 +14,10 @@ mod policy;
 mod ptx;
 mod report;
 
+use kernels::random::Key;
+
+use crate::random::Purpose;
 use anyhow::{Result, bail};
-use rollout::random::{Key, Purpose};
 
 use super::state::{Optimizers, PpoState};
 use crate::config::{KlIn, Ppo, Run};

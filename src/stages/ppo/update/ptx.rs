@@ -6,8 +6,8 @@
 //! in the shuffled rows is part of the checkpoint. Every step takes a whole batch of rows from one
 //! epoch of the text.
 
+use crate::random::Purpose;
 use anyhow::{Context as _, Result};
-use rollout::random::Purpose;
 
 use super::ActorCriticUpdate;
 use crate::config::{Ppo, Ptx};

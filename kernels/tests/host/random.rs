@@ -1,8 +1,8 @@
 //! The random words against published test vectors, and the draws against their distributions.
 
-use rollout::random::rand::{Rng, RngCore};
-use rollout::random::rand_distr::StandardNormal;
-use rollout::random::{Independent, Key, Purpose, philox4x32};
+use kernels::random::rand::{Rng, RngCore};
+use kernels::random::rand_distr::StandardNormal;
+use kernels::random::{Key, philox4x32};
 
 /// Known answers of philox4x32 with 10 rounds, from the Random123 distribution (Salmon et al.
 /// 2011).
@@ -36,12 +36,12 @@ fn every_part_of_the_address_matters() {
         let mut stream = key.stream(a, b);
         [(); 6].map(|()| stream.next_u64())
     };
-    let key = Key::new(7, Purpose::Sample);
+    let key = Key::new(7, 4u64);
     let entries = [
         words(key, 1, 2),
-        words(Key::new(8, Purpose::Sample), 1, 2),
-        words(Key::new(7 | 1 << 40, Purpose::Sample), 1, 2),
-        words(Key::new(7, Purpose::Init), 1, 2),
+        words(Key::new(8, 4u64), 1, 2),
+        words(Key::new(7 | 1 << 40, 4u64), 1, 2),
+        words(Key::new(7, 1u64), 1, 2),
         words(key, 2, 1),
         words(key, 1, 3),
         words(key, 1 | 1 << 40, 2),
@@ -57,7 +57,7 @@ fn every_part_of_the_address_matters() {
 
 #[test]
 fn uniform_draws_have_the_moments_of_the_unit_interval() {
-    let key = Key::new(1, Purpose::Sample);
+    let key = Key::new(1, 4u64);
     let draws: Vec<f64> = (0..20_000).map(|b| key.uniform(3, b)).collect();
     assert!(draws.iter().all(|u| (0.0..1.0).contains(u)));
     // Standard errors: 0.002 for the mean, 0.0006 for the variance.
@@ -67,7 +67,7 @@ fn uniform_draws_have_the_moments_of_the_unit_interval() {
 
 #[test]
 fn normal_draws_have_the_moments_of_the_standard_normal() {
-    let stream = Key::new(1, Purpose::Init).stream(5, 0);
+    let stream = Key::new(1, 1u64).stream(5, 0);
     let draws: Vec<f64> = stream.sample_iter(StandardNormal).take(20_001).collect();
     // Standard errors: 0.007 for the mean, 0.01 for the variance, 0.035 for the fourth moment.
     assert!(mean(&draws).abs() < 0.028);
@@ -83,7 +83,7 @@ fn normal_draws_have_the_moments_of_the_standard_normal() {
 
 #[test]
 fn a_permutation_holds_each_number_once_and_favours_no_place() {
-    let key = Key::new(2, Purpose::Shuffle);
+    let key = Key::new(2, 2u64);
     let mut counts = [[0u32; 4]; 4];
     for epoch in 0..4000 {
         let order = key.permutation(epoch, 4);
@@ -104,55 +104,38 @@ fn a_permutation_holds_each_number_once_and_favours_no_place() {
     assert!(key.permutation(0, 0).is_empty());
 }
 
-/// The first draws of each purpose. They are part of the format: other values change every result
-/// that follows from a seed.
+/// The first draws of a seed and a purpose. Other values would change every result that follows from
+/// a seed.
 #[test]
 fn first_draws_of_each_purpose_are_known() {
-    use Purpose::*;
     #[rustfmt::skip]
     let cases = [
-        (Init, 0x905f_77ff_5f45_900e,
+        (1u64, 0x905f_77ff_5f45_900e,
          0.563956737372129, 0.35316194128954337, [2, 5, 0, 7, 1, 6, 4, 3]),
-        (Shuffle, 0x3b01_0641_1c76_d166,
+        (2u64, 0x3b01_0641_1c76_d166,
          0.23048438157681095, -0.9256033718850852, [2, 7, 3, 1, 5, 0, 4, 6]),
-        (Mixture, 0xbd97_8007_6048_c7a7,
+        (3u64, 0xbd97_8007_6048_c7a7,
          0.7405929582603532, 0.6126387910493702, [1, 6, 7, 0, 2, 4, 5, 3]),
-        (Sample, 0x5db9_c577_9a06_ad15,
+        (4u64, 0x5db9_c577_9a06_ad15,
          0.3661158959385157, -0.6934061217588011, [7, 3, 4, 1, 0, 2, 5, 6]),
-        (Evaluation, 0x6214_adb0_f043_a517,
+        (6u64, 0x6214_adb0_f043_a517,
          0.3831280285815084, -0.5958650963376126, [4, 3, 6, 7, 0, 5, 2, 1]),
-        (PpoShuffle, 0x5612_32a7_86e5_1c78,
+        (7u64, 0x5612_32a7_86e5_1c78,
          0.33621517744076745, -0.520829141768495, [4, 7, 5, 0, 1, 3, 2, 6]),
-        (Split, 0x869b_0200_959b_8797,
+        (8u64, 0x869b_0200_959b_8797,
          0.5258027316500442, 0.07126896190114425, [6, 3, 2, 4, 7, 5, 0, 1]),
-        (Ptx, 0xac4e_f0c0_4c2a_cdb6,
+        (9u64, 0xac4e_f0c0_4c2a_cdb6,
          0.6730795354343783, 0.40461837208494716, [6, 1, 2, 5, 0, 7, 3, 4]),
-        (Model, 0xc002_221a_77f9_b05e,
+        (10u64, 0xc002_221a_77f9_b05e,
          0.750032550298761, 0.8883478966613078, [7, 2, 6, 3, 0, 4, 1, 5]),
     ];
     for (purpose, word, uniform, normal, order) in cases {
         let key = Key::new(1, purpose);
-        assert_eq!(key.stream(2, 3).next_u64(), word, "{purpose:?}");
-        assert_eq!(key.uniform(2, 3), uniform, "{purpose:?}");
+        assert_eq!(key.stream(2, 3).next_u64(), word, "{purpose}");
+        assert_eq!(key.uniform(2, 3), uniform, "{purpose}");
         let drawn: f64 = key.stream(2, 3).sample(StandardNormal);
-        assert_eq!(drawn, normal, "{purpose:?}");
-        assert_eq!(key.permutation(2, 8), order, "{purpose:?}");
-    }
-}
-
-/// The seeds are part of the format: another value changes every judge and every drawn critic.
-#[test]
-fn independent_models_have_seeds_of_their_own() {
-    let seeds = [Independent::Judge, Independent::Critic].map(|model| model.seed(1));
-    assert_ne!(seeds[0], seeds[1]);
-    assert!(!seeds.contains(&1));
-    assert_ne!(Independent::Judge.seed(2), seeds[0]);
-    let order = |seed| Key::new(seed, Purpose::Shuffle).permutation(0, 100);
-    let agree = |a: &[usize], b: &[usize]| a.iter().zip(b).filter(|(a, b)| a == b).count();
-    let orders = [1, seeds[0], seeds[1]].map(order);
-    for (a, b) in [(0, 1), (0, 2), (1, 2)] {
-        // Orders agree in one place of a hundred by chance, in ten with a probability of 1e-7.
-        assert!(agree(&orders[a], &orders[b]) < 10, "{orders:?}");
+        assert_eq!(drawn, normal, "{purpose}");
+        assert_eq!(key.permutation(2, 8), order, "{purpose}");
     }
 }
 

@@ -6,7 +6,7 @@ use super::lanes::{LANES, Line};
 use super::matrix::Matrix;
 use super::panel_layout::PanelLayout;
 use super::threads::Threads;
-use crate::ops::pool;
+use crate::host::pool;
 
 /// Panels that one task packs.
 const GROUP: usize = 4;

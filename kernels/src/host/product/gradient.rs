@@ -3,7 +3,7 @@
 
 use super::destination::{Destination, Write, as_uninit};
 use super::factor::Factor;
-use super::grid::{Grid, overlap};
+use super::grid::{ProductGrid, overlap};
 use super::kernel::ProductKernel;
 use super::matrix::Matrix;
 use super::run::run;
@@ -55,7 +55,7 @@ impl GradientFactor<'_> {
     pub fn add_to_all(&self, products: Vec<GradientOf>) {
         let b = self.factor;
         let all = products.iter().map(|product| product.a.height()).sum();
-        let grid = Grid::new(self.kernel, all, b.width(), b.height(), Threads::All);
+        let grid = ProductGrid::new(self.kernel, all, b.width(), b.height(), Threads::All);
         let mut pieces: Vec<Vec<ProductTask>> = (0..grid.count()).map(|_| Vec::new()).collect();
         let mut before = 0;
         for GradientOf { a, c } in products {

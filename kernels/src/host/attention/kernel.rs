@@ -9,11 +9,11 @@
 
 use std::ops::Range;
 
-use rollout::row;
+use crate::host::row;
 
-use super::Attention;
-use crate::ops::product::lanes::{LANES, Lanes, Line, on_widest};
-use crate::ops::product::{Destination, Matrix, pack};
+use crate::attention::Attention;
+use crate::host::product::lanes::{LANES, Lanes, Line, on_widest};
+use crate::host::product::{Destination, Matrix, pack};
 
 impl Attention {
     /// Panels of a head's values; the last one may have unused columns.
@@ -22,12 +22,12 @@ impl Attention {
     }
 
     /// Lines of a block of one key head.
-    pub(crate) fn block_lines(&self) -> usize {
+    pub(super) fn block_lines(&self) -> usize {
         self.head_dim + self.value_panels() * LANES
     }
 
     /// Writes one token's key and value of one head to place `slot` of a block.
-    pub(crate) fn write_token(&self, block: &mut [Line], slot: usize, key: &[f32], value: &[f32]) {
+    pub(super) fn write_token(&self, block: &mut [Line], slot: usize, key: &[f32], value: &[f32]) {
         let (keys, values) = block.split_at_mut(self.head_dim);
         for (line, &k) in keys.iter_mut().zip(key) {
             line.0[slot] = k;
@@ -40,7 +40,7 @@ impl Attention {
 
     /// Packs key head `head` of the `q | k | v` rows of a segment as blocks at the front of
     /// `blocks`.
-    pub(crate) fn pack_blocks(&self, qkv: &[f32], head: usize, blocks: &mut Vec<Line>) {
+    pub(super) fn pack_blocks(&self, qkv: &[f32], head: usize, blocks: &mut Vec<Line>) {
         let (columns, size) = (self.columns(), self.block_lines());
         let rows = qkv.len() / columns;
         let window =
@@ -362,13 +362,13 @@ mod tests {
     use std::mem::MaybeUninit;
 
     use super::*;
-    use crate::ops::product::lanes::Plain;
+    use crate::host::product::lanes::Plain;
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
     unsafe fn attend_avx2(queries: &Queries, scores: &mut Vec<f32>, out: Destination) {
         // SAFETY: the caller keeps this function's contract.
-        unsafe { attend_on::<crate::ops::product::lanes::Avx2>(queries, scores, out) }
+        unsafe { attend_on::<crate::host::product::lanes::Avx2>(queries, scores, out) }
     }
 
     #[test]

@@ -383,15 +383,15 @@ mod tests {
     use std::mem::MaybeUninit;
 
     use super::*;
-    use crate::ops::product::factor::Factor;
-    use crate::ops::product::lanes::Plain;
-    use crate::ops::product::panel_layout::PanelLayout;
+    use crate::host::product::factor::Factor;
+    use crate::host::product::lanes::Plain;
+    use crate::host::product::panel_layout::PanelLayout;
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
     unsafe fn run_avx2(task: &ProductTask, scratch: &mut Vec<Line>) {
         // SAFETY: the caller keeps this function's contract.
-        unsafe { run_on::<crate::ops::product::lanes::Avx2>(task, scratch) }
+        unsafe { run_on::<crate::host::product::lanes::Avx2>(task, scratch) }
     }
 
     /// Runs the same task on every level that this processor has.

@@ -88,15 +88,15 @@ macro_rules! on_widest {
             #[target_feature(enable = "avx512f")]
             unsafe fn avx512($($arg: $type),*) {
                 // SAFETY: the caller keeps this function's contract.
-                unsafe { $generic::<$crate::ops::product::lanes::Avx512>($($arg),*) }
+                unsafe { $generic::<$crate::host::product::lanes::Avx512>($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
             unsafe fn avx2($($arg: $type),*) {
                 // SAFETY: the caller keeps this function's contract.
-                unsafe { $generic::<$crate::ops::product::lanes::Avx2>($($arg),*) }
+                unsafe { $generic::<$crate::host::product::lanes::Avx2>($($arg),*) }
             }
-            use $crate::ops::product::lanes::{Level, Plain, level};
+            use $crate::host::product::lanes::{Level, Plain, level};
             // SAFETY: the level says that the instructions exist; the rest is the caller's.
             unsafe {
                 match level() {

@@ -1,13 +1,13 @@
 //! The row kernel against double precision, and the identities that exactness depends on.
 
-use rollout::random::rand::Rng;
-use rollout::random::rand_distr::StandardNormal;
-use rollout::random::{Key, Purpose};
-use rollout::row;
+use kernels::host::row;
+use kernels::random::Key;
+use kernels::random::rand::Rng;
+use kernels::random::rand_distr::StandardNormal;
 
 /// A row of normal logits with standard deviation `scale`.
-pub fn normal_row(seed: u64, len: usize, scale: f64) -> Vec<f32> {
-    let draws = Key::new(seed, Purpose::Init).stream(0, 0);
+fn normal_row(seed: u64, len: usize, scale: f64) -> Vec<f32> {
+    let draws = Key::new(seed, 1u64).stream(0, 0);
     let draws = draws.sample_iter::<f64, _>(StandardNormal).take(len);
     draws.map(|x| (x * scale) as f32).collect()
 }

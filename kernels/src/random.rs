@@ -20,62 +20,15 @@ use rand::rand_core::block::{BlockRng, BlockRngCore};
 use rand::seq::SliceRandom;
 use rand::{Rng, RngCore};
 
-/// The purpose of a draw. Draws with different purposes are independent even where all indices
-/// agree.
-///
-/// The values are part of the format: another value changes every result that follows from a seed.
-/// 5 is not in use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u32)]
-pub enum Purpose {
-    /// Initial values of parameters.
-    Init = 1,
-    /// Order of training records.
-    Shuffle = 2,
-    /// Which dataset of a mixture the next record comes from.
-    Mixture = 3,
-    /// Tokens sampled during rollouts.
-    Sample = 4,
-    /// Tokens sampled during evaluation.
-    Evaluation = 6,
-    /// Order of sequences within a PPO epoch.
-    PpoShuffle = 7,
-    /// Assignment of records to training and held-out sets.
-    Split = 8,
-    /// Order of the pretraining text that PPO mixes in.
-    Ptx = 9,
-    /// Seeds of [`Independent`] models.
-    Model = 10,
-}
-
-/// A model whose draws follow a seed of its own, so that neither its initial values nor its order
-/// of records equals another model's. The values are part of the format, like those of [`Purpose`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u32)]
-pub enum Independent {
-    /// The judge, which measures the reward model and must not repeat its random choices.
-    Judge = 1,
-    /// A critic whose head is drawn, beside a reward model with a drawn head.
-    Critic = 2,
-}
-
-impl Independent {
-    /// The seed of this model's draws in a run with `seed`.
-    pub fn seed(self, seed: u64) -> u64 {
-        Key::new(seed, Purpose::Model)
-            .stream(self as u64, 0)
-            .next_u64()
-    }
-}
-
 /// The key of a table of random words; see the module documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key([u32; 2]);
 
 impl Key {
-    /// The key for one purpose of a run with this seed.
-    pub fn new(seed: u64, purpose: Purpose) -> Self {
-        Self(halves(seed)).child(purpose as u64, 0)
+    /// The key of a seed and a purpose. Draws with different purposes are independent even where all
+    /// indices agree; callers number their purposes.
+    pub fn new(seed: u64, purpose: impl Into<u64>) -> Self {
+        Self(halves(seed)).child(purpose.into(), 0)
     }
 
     /// A key derived from entry `(a, b)`, for draws with more than two indices.

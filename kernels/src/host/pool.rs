@@ -9,14 +9,13 @@
 use std::cell::UnsafeCell;
 use std::env;
 use std::error::Error as _;
+use std::fmt;
 use std::hint::spin_loop;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError, TryLockError};
 use std::thread;
-
-use crate::terminal;
 
 /// Times that a thread looks for work before it goes to sleep: some hundred microseconds.
 const PATIENCE: usize = 20_000;
@@ -39,40 +38,55 @@ const STACK_BYTES: usize = 64 << 20;
 const ALWAYS: usize = 16;
 
 /// Environment variable that sets the number of rayon's threads.
-const VARIABLE: &str = "RAYON_NUM_THREADS";
+pub const VARIABLE: &str = "RAYON_NUM_THREADS";
+
+/// Fewer threads than were requested, because the machine has few processors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FewerThreads {
+    /// Number of threads that were requested.
+    pub requested: usize,
+    /// Number of threads that are used.
+    pub used: usize,
+    /// Number of processors.
+    pub processors: usize,
+}
+
+impl fmt::Display for FewerThreads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}: {} are used, because this machine has {} processors",
+            self.requested, self.used, self.processors
+        )
+    }
+}
 
 /// Starts the threads for all work of the process: `threads`, or one per processor if that is 0. A
 /// pool that already runs keeps its size. At most four threads per processor are started, because
-/// spinning threads would hold each other up.
+/// spinning threads would hold each other up; returns that fewer were started than requested.
 ///
 /// # Errors
 /// If the system refuses to start the threads.
-pub fn start(threads: usize) -> io::Result<()> {
-    build(bounded(threads, processors()))
+pub fn start(threads: usize) -> io::Result<Option<FewerThreads>> {
+    let processors = processors();
+    let used = bounded(threads, processors);
+    build(used)?;
+    Ok((used < threads).then_some(FewerThreads {
+        requested: threads,
+        used,
+        processors,
+    }))
 }
 
-/// Starts the threads of a command without a `run.threads` key: as many as `RAYON_NUM_THREADS`
-/// says, within the bound of [`start`], or one per processor.
+/// Starts as many threads as the environment variable [`VARIABLE`] says, within the bound of
+/// [`start`], or one per processor.
 ///
 /// # Errors
 /// The errors of [`start`].
-pub fn start_usual() -> io::Result<()> {
+pub fn start_usual() -> io::Result<Option<FewerThreads>> {
     // Like rayon, ignore a value that is not a number.
     let asked = env::var(VARIABLE).ok().and_then(|text| text.parse().ok());
-    let asked = asked.unwrap_or(0);
-    say_if_fewer(VARIABLE, asked);
-    start(asked)
-}
-
-/// Notes on the terminal that fewer threads are started than a key or variable requests.
-pub fn say_if_fewer(name: &str, asked: usize) {
-    let processors = processors();
-    let used = bounded(asked, processors);
-    if used < asked {
-        terminal::note(format_args!(
-            "{name} = {asked}: {used} are used, because this machine has {processors} processors"
-        ));
-    }
+    start(asked.unwrap_or(0))
 }
 
 fn processors() -> usize {

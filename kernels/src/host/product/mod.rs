@@ -44,7 +44,7 @@ mod tiles;
 
 use std::mem::MaybeUninit;
 
-use super::storage;
+use super::rows::written;
 pub use destination::Write;
 pub(crate) use destination::{Destination, as_uninit};
 pub(crate) use factor::Factor;
@@ -97,7 +97,7 @@ pub fn product(kernel: ProductKernel, x: Matrix, weights: &[Weight]) -> Vec<f32>
         fill(kernel, x, weights, Destination::new(y, width), Write::Set);
     };
     // SAFETY: the weights' columns are all columns, and each of them is set.
-    unsafe { storage::written(x.height() * width, write) }
+    unsafe { written(x.height() * width, write) }
 }
 
 /// `y += x · Wᵀ`; the sums start from the values in `y: [m, outputs]`.
@@ -212,7 +212,7 @@ pub fn multiplied(kernel: ProductKernel, a: Matrix, b: Matrix) -> Vec<f32> {
         multiply_at(kernel, a, b, c, Write::Set, Threads::All);
     };
     // SAFETY: every column of every row is set.
-    unsafe { storage::written(a.height() * width, write) }
+    unsafe { written(a.height() * width, write) }
 }
 
 /// `a · b` for a `b` of several matrices stacked one below the other.
@@ -235,7 +235,7 @@ pub fn multiplied_stacked(kernel: ProductKernel, a: Matrix, parts: &[Matrix]) ->
         }
     };
     // SAFETY: every column of every row is set.
-    unsafe { storage::written(a.height() * width, write) }
+    unsafe { written(a.height() * width, write) }
 }
 
 fn multiply_joined(kernel: ProductKernel, a: Matrix, parts: &[Matrix], c: Destination) {

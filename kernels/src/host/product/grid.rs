@@ -6,13 +6,13 @@ use super::kernel::ProductKernel;
 use super::lanes::LANES;
 use super::task::FEW_ROWS;
 use super::threads::Threads;
-use crate::ops::pool;
+use crate::host::pool;
 
 /// Multiply-adds below which a task is not worth handing over.
 const LEAST_WORK: usize = 1 << 17;
 
 /// How a product is cut into pieces of `rows × columns`.
-pub struct Grid {
+pub struct ProductGrid {
     pub rows: usize,
     pub columns: usize,
     across: usize,
@@ -73,7 +73,7 @@ impl PieceSizes {
     }
 }
 
-impl Grid {
+impl ProductGrid {
     /// Cuts a product `[m, k] · [k, n]` into pieces of equal size: enough for all threads, none too
     /// small.
     pub fn new(kernel: ProductKernel, m: usize, n: usize, k: usize, threads: Threads) -> Self {

@@ -3,7 +3,7 @@
 use super::chains;
 use super::destination::{Destination, Write};
 use super::factor::Factor;
-use super::grid::{Grid, overlap};
+use super::grid::{ProductGrid, overlap};
 use super::kernel::ProductKernel;
 use super::lanes::{LANES, Line};
 use super::matrix::Matrix;
@@ -11,7 +11,7 @@ use super::task::{ProductTask, RowPacking};
 use super::threads::{ROWS, Threads, with_buffer};
 #[cfg(target_arch = "x86_64")]
 use super::tiles;
-use crate::ops::pool;
+use crate::host::pool;
 
 /// A left-hand side `[m, k]` as the tasks of a product read it.
 #[derive(Clone, Copy)]
@@ -65,7 +65,7 @@ fn pieces<'a>(
     if m == 0 || columns == 0 {
         return Vec::new();
     }
-    let grid = Grid::new(kernel, m, columns, k, threads);
+    let grid = ProductGrid::new(kernel, m, columns, k, threads);
     let piece = |i| {
         let (row, column) = grid.piece(i);
         let mut before = 0;

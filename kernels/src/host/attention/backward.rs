@@ -8,14 +8,14 @@ use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use crate::host::row;
 use multiversion::multiversion;
-use rollout::row;
 
-use super::Attention;
-use crate::ops::pool;
-use crate::ops::product::lanes::Line;
-use crate::ops::product::{Destination, Factor, LANES, Matrix, Threads, Write, as_uninit};
-use crate::ops::storage;
+use crate::attention::Attention;
+use crate::host::pool;
+use crate::host::product::lanes::Line;
+use crate::host::product::{Destination, Factor, LANES, Matrix, Threads, Write, as_uninit};
+use crate::host::rows::written;
 
 /// Query rows of one tile.
 const TILE: usize = 32;
@@ -46,7 +46,7 @@ pub fn run(
         });
     };
     // SAFETY: the tasks cover all rows, and all columns of these.
-    unsafe { storage::written(qkv.len(), write) }
+    unsafe { written(qkv.len(), write) }
 }
 
 thread_local! {

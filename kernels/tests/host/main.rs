@@ -1,0 +1,4 @@
+//! The host's arithmetic by its public interface.
+
+mod random;
+mod row;
