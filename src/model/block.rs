@@ -2,7 +2,6 @@
 
 use candle_core::{Result, Tensor};
 use kernels::attention::{Attention, Segments};
-use kernels::host::rows::gather;
 
 use super::config::{Activation, DecoderConfig, NormKind, Position, QkNorm, weight};
 use super::lora::{Lora, a_of, b_of};
@@ -13,6 +12,7 @@ use crate::ops::linear::{Linear, Projection};
 use crate::ops::norm::Norm;
 use crate::ops::operation::{Link, OperationKind};
 use crate::ops::param::ParamStore;
+use crate::ops::place::Place;
 use crate::ops::residual::{Branch, WantedRows, add_branch, add_result, run};
 use crate::ops::rope::Angles;
 
@@ -63,7 +63,7 @@ impl Block {
         })
     }
 
-    /// The layer on packed sequences as branches of the residual stream, on the CPU; only the
+    /// The layer on packed sequences as branches of the residual stream; only the
     /// `wanted` rows of its result are computed.
     pub fn branches(
         &self,
@@ -84,23 +84,27 @@ impl Block {
 
     /// Runs the layer on rows of `x`, in place and without a graph; `attend` computes attention
     /// from `q | k | v` rows. Only the `wanted` rows of the result remain.
-    pub fn forward_rows(
+    pub fn forward_rows<P: Place>(
         &self,
-        x: &mut Vec<f32>,
+        x: &mut P::Rows,
         mut rows: usize,
         angles: Option<&Angles>,
         wanted: &WantedRows,
-        attend: impl FnOnce(&[f32], Attention) -> Result<Vec<f32>>,
+        attend: impl FnOnce(P::View<'_>, Attention) -> Result<P::Rows>,
     ) -> Result<()> {
-        let qkv = run(x, rows, &self.qkv_chain(angles))?;
-        let mut mixed = attend(&qkv, self.spec)?;
+        let qkv = run::<P>(P::view(x), rows, &self.qkv_chain(angles))?;
+        let mut mixed = attend(P::view(&qkv), self.spec)?;
         if let Some(wanted) = wanted {
-            let some = |all: &[f32]| gather(all, all.len() / rows.max(1), wanted);
-            (*x, mixed) = (some(x), some(&mixed));
+            let some = |all: &P::Rows| {
+                let all = P::view(all);
+                P::gather(all, P::len(all) / rows.max(1), wanted)
+            };
+            (*x, mixed) = (some(x)?, some(&mixed)?);
             rows = wanted.len();
         }
-        add_result(x, &mixed, rows, &self.output.link())?;
-        add_branch(x, rows, &self.mlp_chain())
+        let (sum, output) = (P::view_mut(x), self.output.link());
+        add_result::<P>(sum, P::view(&mixed), rows, &output)?;
+        add_branch::<P>(x, rows, &self.mlp_chain())
     }
 
     fn mlp_chain(&self) -> Vec<Link> {

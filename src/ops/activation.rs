@@ -1,7 +1,8 @@
 //! Activations of the feed-forward layer: SwiGLU (Shazeer 2020, eq. 6) and GELU (Hendrycks and
 //! Gimpel 2016).
 
-use std::borrow::Cow;
+mod gpu;
+
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
@@ -11,7 +12,9 @@ use kernels::host::row::exp;
 use kernels::host::rows;
 use multiversion::multiversion;
 
-use super::operation::{Link, Operation, OperationKind, apply};
+use super::backend::Backend;
+use super::operation::{Described, Link, Operation, OperationKind, apply};
+use super::place::{Host, MaybeOwned};
 
 /// Rows of one task.
 const ROWS: usize = 16;
@@ -26,11 +29,11 @@ const CUBIC: f32 = 0.044_715;
 ///
 /// # Errors
 /// If the width is odd or the device fails.
-pub fn swiglu(x: &Tensor) -> Result<Tensor> {
+pub fn swiglu(x: &Tensor, backend: &Backend) -> Result<Tensor> {
     if x.dims2()?.1 % 2 != 0 {
         bail!("swiglu: {:?} does not hold two halves", x.dims());
     }
-    apply(x, SwiGlu)
+    apply(x, SwiGlu, backend)
 }
 
 /// [`swiglu`] as a link of a chain.
@@ -56,8 +59,8 @@ pub fn swiglu_composed(x: &Tensor) -> Result<Tensor> {
 ///
 /// # Errors
 /// If the device fails.
-pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
-    apply(x, Gelu::Tanh)
+pub fn gelu_tanh(x: &Tensor, backend: &Backend) -> Result<Tensor> {
+    apply(x, Gelu::Tanh, backend)
 }
 
 struct SwiGlu;
@@ -84,7 +87,7 @@ fn swiglu_row_backward(
     }
 }
 
-impl Operation for SwiGlu {
+impl Described for SwiGlu {
     fn names(&self) -> [&'static str; 2] {
         ["swiglu", "swiglu backward"]
     }
@@ -92,7 +95,9 @@ impl Operation for SwiGlu {
     fn kind(&self) -> OperationKind {
         OperationKind::SwiGlu
     }
+}
 
+impl Operation<Host> for SwiGlu {
     fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {
         let width = x.len() / 2 / rows.max(1);
         assert_eq!(x.len(), 2 * rows * width, "rows of swiglu");
@@ -109,7 +114,14 @@ impl Operation for SwiGlu {
         Ok(unsafe { rows::written(rows * width, write) })
     }
 
-    fn backward(&self, x: &[f32], _y: &[f32], dy: Cow<[f32]>, rows: usize) -> Result<Vec<f32>> {
+    fn backward(
+        &self,
+        x: &[f32],
+        _y: &[f32],
+        dy: MaybeOwned<Host>,
+        rows: usize,
+    ) -> Result<Vec<f32>> {
+        let dy = dy.view();
         let width = dy.len() / rows.max(1);
         assert_eq!(
             (x.len(), dy.len()),
@@ -142,8 +154,8 @@ fn block(width: usize) -> usize {
 ///
 /// # Errors
 /// If the device fails.
-pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    apply(x, Gelu::Exact)
+pub fn gelu(x: &Tensor, backend: &Backend) -> Result<Tensor> {
+    apply(x, Gelu::Exact, backend)
 }
 
 /// [`gelu`] as a link of a chain.
@@ -161,10 +173,14 @@ fn mapped(x: &[f32], f: impl Fn(&[f32], &mut [MaybeUninit<f32>]) + Sync) -> Vec<
 }
 
 /// `dy` after `f` has multiplied each element by the slope at `x`, a block at a time.
-fn multiplied(x: &[f32], dy: Cow<[f32]>, f: impl Fn(&[f32], &mut [f32]) + Sync) -> Vec<f32> {
-    let mut d = dy.into_owned();
+fn multiplied(
+    x: &[f32],
+    dy: MaybeOwned<Host>,
+    f: impl Fn(&[f32], &mut [f32]) + Sync,
+) -> Result<Vec<f32>> {
+    let mut d = dy.into_owned()?;
     pool::for_each(d.chunks_mut(BLOCK).zip(x.chunks(BLOCK)), |(d, x)| f(x, d));
-    d
+    Ok(d)
 }
 
 #[derive(Clone, Copy)]
@@ -175,7 +191,7 @@ enum Gelu {
     Tanh,
 }
 
-impl Operation for Gelu {
+impl Described for Gelu {
     fn names(&self) -> [&'static str; 2] {
         ["gelu", "gelu backward"]
     }
@@ -183,7 +199,9 @@ impl Operation for Gelu {
     fn kind(&self) -> OperationKind {
         OperationKind::Gelu
     }
+}
 
+impl Operation<Host> for Gelu {
     fn forward(&self, x: &[f32], _rows: usize) -> Result<Vec<f32>> {
         Ok(match self {
             Self::Exact => mapped(x, gelu_block),
@@ -191,11 +209,17 @@ impl Operation for Gelu {
         })
     }
 
-    fn backward(&self, x: &[f32], _y: &[f32], dy: Cow<[f32]>, _rows: usize) -> Result<Vec<f32>> {
-        Ok(match self {
+    fn backward(
+        &self,
+        x: &[f32],
+        _y: &[f32],
+        dy: MaybeOwned<Host>,
+        _rows: usize,
+    ) -> Result<Vec<f32>> {
+        match self {
             Self::Exact => multiplied(x, dy, gelu_block_backward),
             Self::Tanh => multiplied(x, dy, gelu_tanh_block_backward),
-        })
+        }
     }
 }
 

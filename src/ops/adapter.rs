@@ -7,6 +7,8 @@
 //! alone and in any batch. Left out: dropout of the input; without it training and generation
 //! compute one function.
 
+mod gpu;
+
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};

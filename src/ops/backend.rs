@@ -5,15 +5,28 @@
 //! that read them, and the decoder asks it where candle's graph is entered.
 
 use candle_core::{Device, Error};
+use kernels::device::Gpu;
+use kernels::device::product::Precision;
 use kernels::host::product::ProductKernel;
 
 use crate::config;
+#[cfg(feature = "emulate")]
+use {
+    kernels::device::emulator::{Emulator, Order},
+    std::sync::Arc,
+};
+
+/// Memory of the emulated GPU.
+#[cfg(feature = "emulate")]
+const EMULATED_BYTES: usize = 4 << 30;
 
 /// The implementation that computes a model's operations.
 #[derive(Clone, Debug)]
 pub enum Backend {
     /// Kernels of this crate on the CPU, and how these compute products.
     Host(ProductKernel),
+    /// Kernels on a GPU, and candle's name for it.
+    Gpu(Gpu, Device),
     /// Compositions of candle's operations: for devices without kernels of this crate. Tests use it
     /// on the CPU.
     Composed(Device),
@@ -33,6 +46,13 @@ pub struct DeviceError {
 impl Backend {
     /// The CPU, with products that have the same bits on every processor.
     pub const CPU: Self = Self::Host(ProductKernel::Chains);
+
+    /// The emulated GPU, whose memory is the CPU's, with threads in this order.
+    #[cfg(feature = "emulate")]
+    pub fn emulated(order: Order) -> Self {
+        let emulator = Emulator::new(order, EMULATED_BYTES);
+        Self::Gpu(Gpu::new(Arc::new(emulator)), Device::Cpu)
+    }
 
     /// Opens a device, and chooses how products are computed where that is the CPU.
     ///
@@ -55,25 +75,41 @@ impl Backend {
     pub fn device(&self) -> &Device {
         match self {
             Self::Host(_) => &Device::Cpu,
-            Self::Composed(device) => device,
+            Self::Gpu(_, device) | Self::Composed(device) => device,
         }
     }
 
     /// Whether kernels of this crate run the operations.
     pub fn has_kernels(&self) -> bool {
-        matches!(self, Self::Host(_))
+        !matches!(self, Self::Composed(_))
+    }
+
+    /// The GPU.
+    ///
+    /// # Errors
+    /// If the backend is another one.
+    pub fn gpu(&self) -> Result<&Gpu, Error> {
+        match self {
+            Self::Gpu(gpu, _) => Ok(gpu),
+            Self::Host(_) | Self::Composed(_) => candle_core::bail!("{self:?} is not a GPU"),
+        }
+    }
+
+    /// Precision of products on a GPU.
+    pub fn precision(&self) -> Precision {
+        Precision::Full
     }
 
     /// Whether decoding gives the bits of the training forward pass.
     pub fn decodes_exactly(&self) -> bool {
-        self.has_kernels()
+        matches!(self, Self::Host(_))
     }
 
     /// How products of our kernels are computed.
     pub fn products(&self) -> ProductKernel {
         match self {
             Self::Host(kernel) => *kernel,
-            Self::Composed(_) => ProductKernel::Chains,
+            Self::Gpu(..) | Self::Composed(_) => ProductKernel::Chains,
         }
     }
 
@@ -82,6 +118,7 @@ impl Backend {
     pub fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Host(own), Self::Host(others)) => own == others,
+            (Self::Gpu(own, _), Self::Gpu(others, _)) => own.is_same(others),
             (Self::Composed(own), Self::Composed(others)) => own.same_device(others),
             _ => false,
         }

@@ -6,12 +6,12 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, Var, bail};
-use kernels::host::rows;
+use candle_core::{DType, Result, Tensor, Var, bail};
 
+use super::backend::Backend;
 use super::param::Param;
+use super::place::{Gpu, Host, Place, enter, read};
 use super::profile;
-use super::storage;
 use super::tap::tap;
 
 /// `ids` → `[ids, width]`, rows of `table` (`[rows, width]`).
@@ -23,14 +23,37 @@ pub fn embed(table: &Arc<Param>, ids: &[u32]) -> Result<Tensor> {
     if let Some(id) = ids.iter().find(|&&id| id as usize >= rows) {
         bail!("{}: id {id} in a table of {rows} rows", table.name());
     }
-    if !table.backend().has_kernels() {
-        return composed(table, ids);
+    match table.backend() {
+        Backend::Host(_) => embed_in::<Host>(table, ids),
+        Backend::Gpu(..) => embed_in::<Gpu>(table, ids),
+        Backend::Composed(_) => composed(table, ids),
     }
-    let op = Embed {
-        table: table.clone(),
-        ids: ids.into(),
-    };
-    anchor(table)?.apply_op1(op)
+}
+
+fn embed_in<P: Place>(table: &Arc<Param>, ids: &[u32]) -> Result<Tensor> {
+    let (width, backend) = (table.dims()[1], table.backend());
+    let rows = read::<P, _>(table.value(), backend, |table| {
+        let _span = profile::span("embedding");
+        P::gather(table, width, ids)
+    })?;
+    let (own, places) = (table.clone(), Box::<[u32]>::from(ids));
+    let shape = (ids.len(), width);
+    enter::<P>(
+        "embedding",
+        &anchor(table)?,
+        rows,
+        shape,
+        backend,
+        move |anchor, _, dy| {
+            let _span = profile::span("embedding backward");
+            own.with_gradient::<P>(|grad| {
+                read::<P, _>(dy, own.backend(), |dy| {
+                    P::scatter_add(grad, dy, width, &places)
+                })
+            })?;
+            anchor.zeros_like()
+        },
+    )
 }
 
 /// [`embed`] as a composition of candle operations.
@@ -57,39 +80,5 @@ fn anchor(table: &Param) -> Result<Tensor> {
         Ok(Var::from_tensor(&zero)?.as_tensor().clone())
     } else {
         Ok(zero)
-    }
-}
-
-struct Embed {
-    table: Arc<Param>,
-    ids: Box<[u32]>,
-}
-
-impl CustomOp1 for Embed {
-    fn name(&self) -> &'static str {
-        "embedding"
-    }
-
-    fn cpu_fwd(&self, _anchor: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        let _span = profile::span("embedding");
-        let width = self.table.dims()[1];
-        let out = storage::read(self.table.value(), |table| {
-            rows::gather(table, width, &self.ids)
-        })?;
-        Ok((CpuStorage::F32(out), Shape::from((self.ids.len(), width))))
-    }
-
-    fn bwd(&self, anchor: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let _span = profile::span("embedding backward");
-        let (dy, width) = (dy.contiguous()?, self.table.dims()[1]);
-        storage::read(&dy, |dy| {
-            self.table.accumulate_with(|grad| {
-                for (row, &id) in dy.chunks_exact(width).zip(&self.ids) {
-                    let to = &mut grad[id as usize * width..][..width];
-                    to.iter_mut().zip(row).for_each(|(to, g)| *to += g);
-                }
-            })
-        })??;
-        Ok(Some(anchor.zeros_like()?))
     }
 }

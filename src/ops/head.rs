@@ -13,13 +13,16 @@
 
 mod composed;
 mod fused;
+mod gpu;
 
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
 
+use super::backend::Backend;
 use super::param::Param;
 use fused::fused;
+use gpu::on_device;
 
 pub use composed::{composed, composed_both};
 
@@ -135,16 +138,12 @@ pub fn token_log_probs(
     targets: &[Target],
     temperature: f32,
 ) -> Result<TokenLogProbs> {
-    if !head.backend().has_kernels() {
-        return composed(hidden, head, targets, temperature);
-    }
-    TokenLogProbs::split(&fused(
-        hidden,
-        head,
-        targets,
-        temperature,
-        HeadResults::Kept,
-    )?)
+    let results = HeadResults::Kept;
+    TokenLogProbs::split(&match head.backend() {
+        Backend::Host(_) => fused(hidden, head, targets, temperature, results)?,
+        Backend::Gpu(..) => on_device(hidden, head, targets, temperature, results)?,
+        Backend::Composed(_) => return composed(hidden, head, targets, temperature),
+    })
 }
 
 /// The results of [`token_log_probs`], and each token's log-prob over the whole vocabulary. If no
@@ -163,16 +162,12 @@ pub fn both_log_probs(
         let whole = kept.log_probs.clone();
         return Ok(BothLogProbs { kept, whole });
     }
-    if !head.backend().has_kernels() {
-        return composed_both(hidden, head, targets, temperature);
-    }
-    BothLogProbs::split(&fused(
-        hidden,
-        head,
-        targets,
-        temperature,
-        HeadResults::Both,
-    )?)
+    let results = HeadResults::Both;
+    BothLogProbs::split(&match head.backend() {
+        Backend::Host(_) => fused(hidden, head, targets, temperature, results)?,
+        Backend::Gpu(..) => on_device(hidden, head, targets, temperature, results)?,
+        Backend::Composed(_) => return composed_both(hidden, head, targets, temperature),
+    })
 }
 
 fn check(hidden: &Tensor, head: &Param, targets: &[Target]) -> Result<()> {

@@ -6,7 +6,8 @@
 //! += dyᵀ · x` to the arena. A weight may have an [`Adapter`], which adds a product of two thin
 //! matrices to it.
 
-use std::borrow::Cow;
+pub(super) mod gpu;
+
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
@@ -18,8 +19,9 @@ use kernels::host::product::{
 use kernels::host::rows;
 
 use super::adapter::{Adapter, InnerValues};
-use super::operation::{Link, Operation, OperationKind, apply};
+use super::operation::{Described, Link, Operation, OperationKind, apply};
 use super::param::{Operand, Param};
+use super::place::{Host, MaybeOwned};
 use super::storage;
 use super::tap::tap;
 
@@ -102,7 +104,7 @@ impl Linear {
             );
         }
         if self.parts[0].weight.backend().has_kernels() {
-            apply(x, self.clone())
+            apply(x, self.clone(), self.parts[0].weight.backend())
         } else {
             self.composed(x)
         }
@@ -301,13 +303,14 @@ impl Linear {
     /// threads.
     fn accumulate_weights(&self, x: GradientFactor, dy: &[f32], rows: usize) -> Result<()> {
         let weights: Vec<&Param> = self.parts.iter().map(|part| &*part.weight).collect();
-        Param::accumulate_together(&weights, |gradients| {
+        Param::accumulate_together::<Host>(&weights, |gradients| {
             let gradients = gradients.into_iter().zip(self.placed());
             let products = gradients.filter_map(|(c, (part, column))| {
                 let a = self.columns(dy, rows, column, part.outputs()).t();
                 Some(GradientOf { a, c: c? })
             });
             x.add_to_all(products.collect());
+            Ok(())
         })
     }
 
@@ -345,7 +348,7 @@ impl Linear {
     }
 }
 
-impl Operation for Linear {
+impl Described for Linear {
     fn names(&self) -> [&'static str; 2] {
         ["linear", "linear backward"]
     }
@@ -356,7 +359,9 @@ impl Operation for Linear {
             inner: self.adapters().map(|(adapter, ..)| adapter.rank()).sum(),
         }
     }
+}
 
+impl Operation<Host> for Linear {
     fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {
         let parts = self.parts.iter();
         let operands: Vec<_> = parts
@@ -373,7 +378,7 @@ impl Operation for Linear {
     /// The sums of the product start from the values in `sum`.
     fn forward_add(&self, x: &[f32], rows: usize, sum: &mut [f32]) -> Result<()> {
         let [part] = &self.parts[..] else {
-            rows::add(sum, &Operation::forward(self, x, rows)?);
+            rows::add(sum, &Operation::<Host>::forward(self, x, rows)?);
             return Ok(());
         };
         let operand = part.weight.operand()?;
@@ -383,13 +388,20 @@ impl Operation for Linear {
         self.add_adapters(x, sum)
     }
 
-    fn backward(&self, x: &[f32], _y: &[f32], dy: Cow<[f32]>, rows: usize) -> Result<Vec<f32>> {
+    fn backward(
+        &self,
+        x: &[f32],
+        _y: &[f32],
+        dy: MaybeOwned<Host>,
+        rows: usize,
+    ) -> Result<Vec<f32>> {
         let x = Matrix::new(x, rows, self.inputs, self.inputs);
-        let adapted = self.adapted(x, &dy, rows)?;
+        let dy = dy.view();
+        let adapted = self.adapted(x, dy, rows)?;
         if self.parts.iter().any(Projection::is_trained) {
-            let accumulate = |x: GradientFactor| self.accumulate(x, &dy, rows, adapted.as_ref());
+            let accumulate = |x: GradientFactor| self.accumulate(x, dy, rows, adapted.as_ref());
             with_factor(self.products(), x, accumulate)?;
         }
-        self.input_gradient(&dy, rows, adapted.as_ref())
+        self.input_gradient(dy, rows, adapted.as_ref())
     }
 }

@@ -14,6 +14,7 @@ pub mod linear;
 pub mod norm;
 pub(crate) mod operation;
 pub mod param;
+pub(crate) mod place;
 pub mod profile;
 pub(crate) mod recompute;
 pub(crate) mod residual;

@@ -5,7 +5,8 @@
 //! lanes, so a row's bits do not depend on the batch; weight gradients are summed over fixed chunks
 //! of rows, never by thread.
 
-use std::borrow::Cow;
+mod gpu;
+
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
@@ -14,8 +15,9 @@ use kernels::host::pool;
 use kernels::host::rows;
 use multiversion::multiversion;
 
-use super::operation::{Link, Operation, OperationKind, apply};
+use super::operation::{Described, Link, Operation, OperationKind, apply};
 use super::param::Param;
+use super::place::{Host, MaybeOwned};
 use super::storage;
 use super::tap::tap;
 
@@ -62,7 +64,7 @@ impl Norm {
             );
         }
         if self.weight().backend().has_kernels() {
-            apply(x, self.fused(0, 1))
+            apply(x, self.fused(0, 1), self.weight().backend())
         } else {
             self.composed(x)
         }
@@ -83,7 +85,7 @@ impl Norm {
             );
         }
         if self.weight().backend().has_kernels() {
-            apply(x, self.fused(first, groups))
+            apply(x, self.fused(first, groups), self.weight().backend())
         } else {
             self.composed_groups(x, first, groups)
         }
@@ -313,7 +315,7 @@ fn backward_group(
     }
 }
 
-impl Operation for NormOperation {
+impl Described for NormOperation {
     fn names(&self) -> [&'static str; 2] {
         ["norm", "norm backward"]
     }
@@ -321,7 +323,9 @@ impl Operation for NormOperation {
     fn kind(&self) -> OperationKind {
         OperationKind::Norm
     }
+}
 
+impl Operation<Host> for NormOperation {
     fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {
         let width = x.len() / rows.max(1);
         assert_eq!(x.len(), rows * width, "rows of a norm");
@@ -338,8 +342,14 @@ impl Operation for NormOperation {
         })
     }
 
-    fn backward(&self, x: &[f32], _y: &[f32], dy: Cow<[f32]>, rows: usize) -> Result<Vec<f32>> {
-        let (mut d, total) = (dy.into_owned(), x.len() / rows.max(1));
+    fn backward(
+        &self,
+        x: &[f32],
+        _y: &[f32],
+        dy: MaybeOwned<Host>,
+        rows: usize,
+    ) -> Result<Vec<f32>> {
+        let (mut d, total) = (dy.into_owned()?, x.len() / rows.max(1));
         let sums: Vec<NormSums> = self.norm.with_slices(|w, b| {
             let block = (total * ROWS_PER_SUM).max(1);
             pool::map(d.chunks_mut(block).zip(x.chunks(block)), |(d, x)| {

@@ -1,24 +1,30 @@
 //! The trait of operations on rows, and how an operation enters candle's graph.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-use kernels::host::rows;
+use candle_core::{Result, Tensor};
 
+use super::backend::Backend;
+use super::place::{Gpu, Host, MaybeOwned, Place, enter, read, tensor};
 use super::profile;
 use super::storage;
 
-/// An operation on `[rows, inputs]`, forward and backward, on the CPU.
-pub trait Operation: Send + Sync {
+/// What all places know of an operation on `[rows, inputs]`.
+pub trait Described: Send + Sync {
     /// Names of the forward and of the backward pass in profiles and errors.
     fn names(&self) -> [&'static str; 2];
 
+    /// The operation's kind, which says how a chain treats its activations.
+    fn kind(&self) -> OperationKind;
+}
+
+/// An operation on `[rows, inputs]` in a place, forward and backward.
+pub trait Operation<P: Place>: Described {
     /// `[rows, inputs]` → `[rows, outputs]`.
     ///
     /// # Errors
-    /// If a parameter cannot be read.
-    fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>>;
+    /// If a parameter cannot be read, and errors of the device.
+    fn forward(&self, x: P::View<'_>, rows: usize) -> Result<P::Rows>;
 
     /// The gradient of `x`, given the gradient of `y`; adds the gradients of the parameters to
     /// their arena.
@@ -27,30 +33,37 @@ pub trait Operation: Send + Sync {
     /// input](OperationKind::overwrites_input), and `y` is empty for the last operation.
     ///
     /// # Errors
-    /// If a parameter cannot be read.
-    fn backward(&self, x: &[f32], y: &[f32], dy: Cow<[f32]>, rows: usize) -> Result<Vec<f32>>;
-
-    /// The operation's kind, which says how a chain treats its activations.
-    fn kind(&self) -> OperationKind;
+    /// As [`Self::forward`].
+    fn backward(
+        &self,
+        x: P::View<'_>,
+        y: P::View<'_>,
+        dy: MaybeOwned<P>,
+        rows: usize,
+    ) -> Result<P::Rows>;
 
     /// [`Self::forward`] on a buffer that is not needed afterwards.
     ///
     /// # Errors
     /// As [`Self::forward`].
-    fn forward_owned(&self, x: Vec<f32>, rows: usize) -> Result<Vec<f32>> {
-        self.forward(&x, rows)
+    fn forward_owned(&self, x: P::Rows, rows: usize) -> Result<P::Rows> {
+        self.forward(P::view(&x), rows)
     }
 
     /// Adds the result to `sum`, `[rows, outputs]`.
     ///
     /// # Errors
     /// As [`Self::forward`].
-    fn forward_add(&self, x: &[f32], rows: usize, sum: &mut [f32]) -> Result<()> {
+    fn forward_add(&self, x: P::View<'_>, rows: usize, sum: P::ViewMut<'_>) -> Result<()> {
         let y = self.forward(x, rows)?;
-        rows::add(sum, &y);
-        Ok(())
+        P::add(sum, P::view(&y))
     }
 }
+
+/// An operation that every place can run.
+pub trait Everywhere: Operation<Host> + Operation<Gpu> {}
+
+impl<T: Operation<Host> + Operation<Gpu>> Everywhere for T {}
 
 /// Kind of an operation: the columns of its result, and how a chain treats its activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,51 +123,58 @@ impl OperationKind {
 }
 
 /// An operation in a chain.
-pub type Link = Arc<dyn Operation>;
+pub type Link = Arc<dyn Everywhere>;
 
 /// Applies an operation to a tensor, as a node of its graph where it is tracked.
 ///
 /// # Errors
 /// Errors of the operation.
-pub fn apply(x: &Tensor, operation: impl Operation + 'static) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(Node(operation))
+pub fn apply(
+    x: &Tensor,
+    operation: impl Everywhere + 'static,
+    backend: &Backend,
+) -> Result<Tensor> {
+    match backend {
+        Backend::Gpu(..) => apply_in::<Gpu>(x, operation, backend),
+        Backend::Host(_) | Backend::Composed(_) => apply_in::<Host>(x, operation, backend),
+    }
+}
+
+fn apply_in<P: Place>(
+    x: &Tensor,
+    operation: impl Operation<P> + 'static,
+    backend: &Backend,
+) -> Result<Tensor> {
+    let (x, rows) = (x.contiguous()?, storage::rows(x.dims()));
+    let [name, backward_name] = operation.names();
+    let y = read::<P, _>(&x, backend, |x| {
+        profiled::<P>(name, || operation.forward(x, rows))
+    })?;
+    let mut dims = x.dims().to_vec();
+    if let Some(last) = dims.last_mut() {
+        *last = P::len(P::view(&y)) / rows.max(1);
+    }
+    let own = backend.clone();
+    enter::<P>(name, &x, y, dims, backend, move |x, y, dy| {
+        let [x_read, y_read, dy] = [storage::lock(x)?, storage::lock(y)?, storage::lock(dy)?];
+        let dy = MaybeOwned::Borrowed(P::of(&dy, &own)?);
+        let dx = profiled::<P>(backward_name, || {
+            operation.backward(P::of(&x_read, &own)?, P::of(&y_read, &own)?, dy, rows)
+        })?;
+        tensor::<P>(dx, x.dims(), &own)
+    })
 }
 
 /// Runs an operation and records its time and the size of its result under `name`.
 ///
 /// # Errors
 /// Errors of the operation.
-pub fn profiled(name: &'static str, run: impl FnOnce() -> Result<Vec<f32>>) -> Result<Vec<f32>> {
+pub fn profiled<P: Place>(
+    name: &'static str,
+    run: impl FnOnce() -> Result<P::Rows>,
+) -> Result<P::Rows> {
     let span = profile::span(name);
     let result = run()?;
-    span.wrote(result.len());
+    span.wrote(P::len(P::view(&result)));
     Ok(result)
-}
-
-struct Node<O>(O);
-
-impl<O: Operation> CustomOp1 for Node<O> {
-    fn name(&self) -> &'static str {
-        self.0.names()[0]
-    }
-
-    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (x, rows) = (storage::slice(s, l)?, storage::rows(l.dims()));
-        let y = profiled(self.name(), || self.0.forward(x, rows))?;
-        let mut dims = l.dims().to_vec();
-        if let Some(last) = dims.last_mut() {
-            *last = y.len() / rows.max(1);
-        }
-        Ok((CpuStorage::F32(y), Shape::from(dims)))
-    }
-
-    fn bwd(&self, x: &Tensor, y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let (dy, rows) = (dy.contiguous()?, storage::rows(x.dims()));
-        let (from, to, grad) = (storage::open(x)?, storage::open(y)?, storage::open(&dy)?);
-        let grad = Cow::Borrowed(grad.slice());
-        let dx = profiled(self.0.names()[1], || {
-            self.0.backward(from.slice(), to.slice(), grad, rows)
-        })?;
-        Ok(Some(Tensor::from_vec(dx, x.dims(), x.device())?))
-    }
 }

@@ -14,6 +14,7 @@ use candle_core::{DType, Device, Result, Storage, Tensor, bail};
 use kernels::host::product::{Matrix, Panels, ProductKernel, Weight};
 
 use super::backend::Backend;
+use super::place::Place;
 use super::storage::{self, Reading};
 
 pub use store::{InitialParam, ParamStore};
@@ -196,14 +197,29 @@ impl Param {
         storage::update(&grad.view, f)
     }
 
-    /// [`Self::accumulate_with`] for several parameters at once: `f` gets the gradient of each,
-    /// `None` for frozen ones.
+    /// [`Self::accumulate_with`] in any place.
     ///
     /// # Errors
-    /// If the arena is on another device, or the parameters belong to several arenas.
-    pub fn accumulate_together(
+    /// If the arena is in another place; errors of `f`.
+    pub fn with_gradient<P: Place>(
+        &self,
+        f: impl FnOnce(P::ViewMut<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let Some(grad) = &self.grad else {
+            return Ok(());
+        };
+        grad.reached.store(true, Ordering::Relaxed);
+        P::update(&grad.view, &self.backend, f)
+    }
+
+    /// [`Self::with_gradient`] for several parameters at once: `f` gets the gradient of each, `None`
+    /// for frozen ones.
+    ///
+    /// # Errors
+    /// If the arena is in another place, or the parameters belong to several arenas; errors of `f`.
+    pub fn accumulate_together<P: Place>(
         params: &[&Self],
-        f: impl FnOnce(Vec<Option<&mut [f32]>>),
+        f: impl FnOnce(Vec<Option<P::ViewMut<'_>>>) -> Result<()>,
     ) -> Result<()> {
         let trained = params.iter().enumerate();
         let trained = trained.filter_map(|(i, param)| Some((i, param.grad.as_ref()?)));
@@ -221,17 +237,17 @@ impl Param {
             );
         }
         trained.sort_by_key(|(_, grad)| grad.offset);
-        storage::update(&first.arena, |mut rest| {
+        P::update(&first.arena, &params[0].backend, |mut rest| {
             let mut slices: Vec<_> = params.iter().map(|_| None).collect();
             let mut at = 0;
             for (i, grad) in trained {
                 grad.reached.store(true, Ordering::Relaxed);
-                let (_, from) = rest.split_at_mut(grad.offset - at);
-                let (slice, behind) = from.split_at_mut(grad.view.elem_count());
-                at = grad.offset + slice.len();
+                let (_, from) = P::split(rest, grad.offset - at);
+                let (slice, behind) = P::split(from, grad.view.elem_count());
+                at = grad.offset + grad.view.elem_count();
                 (slices[i], rest) = (Some(slice), behind);
             }
-            f(slices);
+            f(slices)
         })
     }
 

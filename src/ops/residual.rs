@@ -14,15 +14,15 @@
 
 pub mod memory;
 
-use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 use kernels::host::product::Write;
-use kernels::host::rows::{self, gather};
 
+use super::backend::Backend;
 use super::operation::{Link, profiled};
-use super::storage;
+use super::place::{Gpu, Host, MaybeOwned, Place, enter, read, tensor};
+use super::profile;
 use crate::config::Recompute;
 use memory::HeldInputs;
 
@@ -37,117 +37,142 @@ pub struct Branch {
     pub wanted: WantedRows,
 }
 
-/// Runs branches one after the other on the CPU, as one node of the graph; `recompute` says whether
-/// each branch keeps its activations or runs again in the backward pass.
+/// Runs branches one after the other, as one node of the graph; `recompute` says whether each
+/// branch keeps its activations or runs again in the backward pass.
 ///
 /// # Errors
 /// Errors of the operations.
-pub fn residuals(x: &Tensor, branches: Vec<Branch>, recompute: Recompute) -> Result<Tensor> {
-    let branch = |Branch { chain, wanted }| Residual {
+pub fn residuals(
+    x: &Tensor,
+    branches: Vec<Branch>,
+    recompute: Recompute,
+    backend: &Backend,
+) -> Result<Tensor> {
+    match backend {
+        Backend::Gpu(..) => residuals_in::<Gpu>(x, branches, recompute, backend),
+        Backend::Host(_) | Backend::Composed(_) => {
+            residuals_in::<Host>(x, branches, recompute, backend)
+        }
+    }
+}
+
+fn residuals_in<P: Place>(
+    x: &Tensor,
+    branches: Vec<Branch>,
+    recompute: Recompute,
+    backend: &Backend,
+) -> Result<Tensor> {
+    let branch = |Branch { chain, wanted }| Residual::<P> {
         chain,
         recompute,
         wanted,
         held: Mutex::default(),
     };
-    x.contiguous()?.apply_op1(Residuals {
+    let all = Residuals::<P> {
         branches: branches.into_iter().map(branch).collect(),
         between: Mutex::default(),
-    })
-}
-
-/// A matrix of `count` rows with the rows of `x` at the indices `rows`, and zero elsewhere. Rows
-/// with the same index are added up or, with [`Write::Set`], written over each other.
-fn scatter(x: &[f32], rows: &[u32], count: usize, write: Write) -> Vec<f32> {
-    let width = x.len() / rows.len().max(1);
-    let mut all = vec![0f32; count * width];
-    for (&row, x) in rows.iter().zip(x.chunks_exact(width.max(1))) {
-        let to = &mut all[row as usize * width..][..width];
-        match write {
-            Write::Set => to.copy_from_slice(x),
-            Write::Add => rows::add(to, x),
-        }
-    }
-    all
+    };
+    let (x, width) = (x.contiguous()?, x.dims2()?.1);
+    let y = read::<P, _>(&x, backend, |x| all.forward(x, width))?;
+    let rows = P::len(P::view(&y)) / width.max(1);
+    let own = backend.clone();
+    enter::<P>(
+        "residual",
+        &x,
+        y,
+        (rows, width),
+        backend,
+        move |x, _, dy| {
+            let dx = read::<P, _>(x, &own, |x| {
+                read::<P, _>(dy, &own, |dy| all.backward(x, dy, width))
+            })?;
+            tensor::<P>(dx, x.dims(), &own)
+        },
+    )
 }
 
 /// `x += chain(x)`, for `[rows, width]` and without a backward pass.
 ///
 /// # Errors
 /// Errors of the operations.
-pub fn add_branch(x: &mut [f32], rows: usize, chain: &[Link]) -> Result<()> {
+pub fn add_branch<P: Place>(x: &mut P::Rows, rows: usize, chain: &[Link]) -> Result<()> {
     let Some((last, before)) = chain.split_last() else {
         return Ok(());
     };
-    let input = run(x, rows, before)?;
-    add_result(x, &input, rows, last)
+    let input = run::<P>(P::view(x), rows, before)?;
+    add_result::<P>(P::view_mut(x), P::view(&input), rows, last)
 }
 
 /// `chain(x)`, without a backward pass.
 ///
 /// # Errors
 /// Errors of the operations.
-pub fn run(x: &[f32], rows: usize, chain: &[Link]) -> Result<Vec<f32>> {
-    ChainInputs::default().run(x, rows, chain, HeldInputs::Nothing)
+pub fn run<P: Place>(x: P::View<'_>, rows: usize, chain: &[Link]) -> Result<P::Rows> {
+    ChainInputs::<P>::default().run(x, rows, chain, HeldInputs::Nothing)
 }
 
 /// `sum += link(x)`
 ///
 /// # Errors
 /// Errors of the operation.
-pub fn add_result(sum: &mut [f32], x: &[f32], rows: usize, link: &Link) -> Result<()> {
-    profiled(link.names()[0], || {
-        link.forward_add(x, rows, sum)?;
-        Ok(Vec::new())
-    })?;
-    Ok(())
+pub fn add_result<P: Place>(
+    sum: P::ViewMut<'_>,
+    x: P::View<'_>,
+    rows: usize,
+    link: &Link,
+) -> Result<()> {
+    let _span = profile::span(link.names()[0]);
+    P::operation(link).forward_add(x, rows, sum)
 }
 
 /// The kept inputs of a chain's operations. The input of the first operation, which is the
 /// branch's, is not among them.
-#[derive(Default)]
-struct ChainInputs(Vec<Option<Vec<f32>>>);
+struct ChainInputs<P: Place>(Vec<Option<P::Rows>>);
 
-impl ChainInputs {
+impl<P: Place> Default for ChainInputs<P> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<P: Place> ChainInputs<P> {
     /// Runs a chain, keeps inputs as `what` says, and returns the result.
     fn run(
         &mut self,
-        x: &[f32],
+        x: P::View<'_>,
         rows: usize,
         chain: &[Link],
         what: HeldInputs,
-    ) -> Result<Vec<f32>> {
-        let mut current = None::<Vec<f32>>;
+    ) -> Result<P::Rows> {
+        let mut current = None::<P::Rows>;
         for (i, link) in chain.iter().enumerate() {
-            let kind = link.kind();
+            let (kind, name, operation) = (link.kind(), link.names()[0], P::operation(link));
             current = Some(match current.take() {
                 None => {
                     self.0.push(None);
-                    profiled(link.names()[0], || link.forward(x, rows))?
+                    profiled::<P>(name, || operation.forward(x, rows))?
                 }
                 Some(input) if kind.overwrites_input() => {
                     self.0.push(None);
-                    profiled(link.names()[0], || link.forward_owned(input, rows))?
+                    profiled::<P>(name, || operation.forward_owned(input, rows))?
                 }
                 Some(input) => {
-                    let next = profiled(link.names()[0], || link.forward(&input, rows))?;
+                    let next = profiled::<P>(name, || operation.forward(P::view(&input), rows))?;
                     let hold = what.holds(chain[i - 1].kind(), kind);
                     self.0.push(hold.then_some(input));
                     next
                 }
             });
         }
-        Ok(current.unwrap_or_else(|| x.to_vec()))
+        match current {
+            Some(result) => Ok(result),
+            None => P::copied(x),
+        }
     }
 
     /// Keeps the input of the chain's last operation if `what` says so, or if it has the wanted
     /// rows alone, from which no operation can compute it again.
-    fn hold_last(
-        &mut self,
-        input: Vec<f32>,
-        chain: &[Link],
-        what: HeldInputs,
-        wanted: &WantedRows,
-    ) {
+    fn hold_last(&mut self, input: P::Rows, chain: &[Link], what: HeldInputs, wanted: &WantedRows) {
         let hold = match chain {
             [.., made, last] => wanted.is_some() || what.holds(made.kind(), last.kind()),
             _ => false,
@@ -160,73 +185,74 @@ impl ChainInputs {
     fn of<'a>(
         &'a self,
         i: usize,
-        x: &'a [f32],
+        x: P::View<'a>,
         rows: usize,
         chain: &[Link],
-    ) -> Result<Cow<'a, [f32]>> {
+    ) -> Result<MaybeOwned<'a, P>> {
         match (i, &self.0[i]) {
-            (0, _) => Ok(Cow::Borrowed(x)),
-            (_, Some(input)) => Ok(Cow::Borrowed(input)),
-            _ if chain[i].kind().overwrites_input() => Ok(Cow::Borrowed(&[])),
+            (0, _) => Ok(MaybeOwned::Borrowed(x)),
+            (_, Some(input)) => Ok(MaybeOwned::Borrowed(P::view(input))),
+            _ if chain[i].kind().overwrites_input() => Ok(MaybeOwned::Borrowed(P::none(x))),
             _ => {
                 let (before, input) = (&chain[i - 1], self.of(i - 1, x, rows, chain)?);
-                let again = profiled(before.names()[0], || before.forward(&input, rows))?;
-                Ok(Cow::Owned(again))
+                let again = || P::operation(before).forward(input.view(), rows);
+                profiled::<P>(before.names()[0], again).map(MaybeOwned::Owned)
             }
         }
     }
 
     /// [`Self::of`] by value, for an operation after the first.
-    fn take(&mut self, i: usize, x: &[f32], rows: usize, chain: &[Link]) -> Result<Vec<f32>> {
+    fn take(&mut self, i: usize, x: P::View<'_>, rows: usize, chain: &[Link]) -> Result<P::Rows> {
         match self.0[i].take() {
             Some(input) => Ok(input),
-            None => Ok(self.of(i, x, rows, chain)?.into_owned()),
+            None => self.of(i, P::shorter(x), rows, chain)?.into_owned(),
         }
     }
 }
 
-struct Residual {
+struct Residual<P: Place> {
     chain: Vec<Link>,
     recompute: Recompute,
     wanted: WantedRows,
     /// Inputs kept from the forward pass for the backward pass.
-    held: Mutex<Option<ChainInputs>>,
+    held: Mutex<Option<ChainInputs<P>>>,
 }
 
-impl Residual {
-    /// The wanted rows.
-    fn pick<'a>(&self, x: Cow<'a, [f32]>, rows: usize) -> Cow<'a, [f32]> {
-        match &self.wanted {
-            None => x,
-            Some(wanted) => Cow::Owned(gather(&x, x.len() / rows.max(1), wanted)),
-        }
+impl<P: Place> Residual<P> {
+    /// The wanted rows of `x`.
+    fn pick<'a>(&self, x: MaybeOwned<'a, P>, rows: usize) -> Result<MaybeOwned<'a, P>> {
+        let Some(wanted) = &self.wanted else {
+            return Ok(x);
+        };
+        let width = P::len(x.view()) / rows.max(1);
+        P::gather(x.view(), width, wanted).map(MaybeOwned::Owned)
     }
 
     /// All rows, given the wanted ones.
-    fn unpick<'a>(&self, x: Cow<'a, [f32]>, rows: usize, write: Write) -> Cow<'a, [f32]> {
+    fn unpick<'a>(
+        &self,
+        x: MaybeOwned<'a, P>,
+        rows: usize,
+        write: Write,
+    ) -> Result<MaybeOwned<'a, P>> {
         match &self.wanted {
-            None => x,
-            Some(wanted) => Cow::Owned(scatter(&x, wanted, rows, write)),
+            None => Ok(x),
+            Some(wanted) => P::scatter(x.view(), wanted, rows, write).map(MaybeOwned::Owned),
         }
     }
 
     /// The wanted rows of `x + chain(x)`.
-    fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {
+    fn forward(&self, x: P::View<'_>, rows: usize) -> Result<P::Rows> {
         let what = HeldInputs::between_passes(self.recompute);
         let Some((last, before)) = self.chain.split_last() else {
             bail!("residual: a branch without operations")
         };
         let mut inputs = ChainInputs::default();
-        let input = self
-            .pick(inputs.run(x, rows, before, what)?.into(), rows)
-            .into_owned();
-        let width = x.len() / rows.max(1);
-        let mut sum = match &self.wanted {
-            None => rows::copied(x),
-            Some(wanted) => gather(x, width, wanted),
-        };
-        let count = sum.len() / width.max(1);
-        add_result(&mut sum, &input, count, last)?;
+        let input = MaybeOwned::Owned(inputs.run(x, rows, before, what)?);
+        let input = self.pick(input, rows)?.into_owned()?;
+        let mut sum = self.pick(MaybeOwned::Borrowed(x), rows)?.into_owned()?;
+        let count = self.wanted.as_ref().map_or(rows, |wanted| wanted.len());
+        add_result::<P>(P::view_mut(&mut sum), P::view(&input), count, last)?;
         if self.recompute == Recompute::None {
             inputs.hold_last(input, &self.chain, what, &self.wanted);
             *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(inputs);
@@ -235,7 +261,7 @@ impl Residual {
     }
 
     /// The inputs of the operations: those that were held, or computed again.
-    fn inputs(&self, x: &[f32], rows: usize) -> Result<ChainInputs> {
+    fn inputs(&self, x: P::View<'_>, rows: usize) -> Result<ChainInputs<P>> {
         let held = self
             .held
             .lock()
@@ -246,67 +272,91 @@ impl Residual {
         }
         let (before, what) = (&self.chain[..self.chain.len() - 1], HeldInputs::Everything);
         let mut inputs = ChainInputs::default();
-        let input = inputs.run(x, rows, before, what)?;
-        let input = self.pick(input.into(), rows).into_owned();
+        let input = MaybeOwned::Owned(inputs.run(x, rows, before, what)?);
+        let input = self.pick(input, rows)?.into_owned()?;
         inputs.hold_last(input, &self.chain, what, &self.wanted);
         Ok(inputs)
     }
 
     /// The gradient of `x`: that of the branch plus `dy`.
-    fn backward(&self, x: &[f32], dy: &[f32], rows: usize) -> Result<Vec<f32>> {
+    fn backward(&self, x: P::View<'_>, dy: P::View<'_>, rows: usize) -> Result<P::Rows> {
         let mut inputs = self.inputs(x, rows)?;
         let last = self.chain.len() - 1;
-        let (mut grad, mut y) = (Cow::Borrowed(dy), Vec::new());
+        let mut grad = MaybeOwned::<P>::Borrowed(dy);
+        let mut y = None::<P::Rows>;
         for (i, link) in self.chain.iter().enumerate().rev() {
             let input = match i {
-                0 => Vec::new(),
-                _ => inputs.take(i, x, rows, &self.chain)?,
+                0 => None,
+                _ => Some(inputs.take(i, x, rows, &self.chain)?),
             };
-            let from = match i {
-                0 if i == last => self.pick(x.into(), rows),
-                0 => x.into(),
-                _ => Cow::Borrowed(&input[..]),
+            let from = match &input {
+                Some(input) => MaybeOwned::Borrowed(P::view(input)),
+                None if i == last => self.pick(MaybeOwned::Borrowed(P::shorter(x)), rows)?,
+                None => MaybeOwned::Borrowed(P::shorter(x)),
             };
             let count = match (i == last, &self.wanted) {
                 (true, Some(wanted)) => wanted.len(),
                 _ => rows,
             };
-            grad = Cow::Owned(profiled(link.names()[1], || {
-                link.backward(&from, &y, grad, count)
+            let to = match &y {
+                Some(y) => P::view(y),
+                None => P::none(P::shorter(x)),
+            };
+            grad = MaybeOwned::Owned(profiled::<P>(link.names()[1], || {
+                P::operation(link).backward(from.view(), to, grad, count)
             })?);
+            drop(from);
             y = input;
             if i == last {
                 // Rows that are not wanted have no gradient, whatever their output was.
-                grad = self.unpick(grad, rows, Write::Add);
-                y = self.unpick(y.into(), rows, Write::Set).into_owned();
+                grad = self.unpick(grad, rows, Write::Add)?;
+                y = match y.map(MaybeOwned::Owned) {
+                    Some(y) => Some(self.unpick(y, rows, Write::Set)?.into_owned()?),
+                    None => None,
+                };
             }
         }
-        let mut grad = grad.into_owned();
-        rows::add(&mut grad, &self.unpick(dy.into(), rows, Write::Add));
+        let mut grad = grad.into_owned()?;
+        let dy = self.unpick(MaybeOwned::Borrowed(dy), rows, Write::Add)?;
+        P::add(P::view_mut(&mut grad), dy.view())?;
         Ok(grad)
     }
 }
 
-struct Residuals {
-    branches: Vec<Residual>,
+struct Residuals<P: Place> {
+    branches: Vec<Residual<P>>,
     /// Inputs of all branches but the first, kept from the forward pass for the backward pass.
-    between: Mutex<Option<Vec<Vec<f32>>>>,
+    between: Mutex<Option<Vec<P::Rows>>>,
 }
 
-impl Residuals {
+impl<P: Place> Residuals<P> {
     /// The result of each branch; rows have `width` columns.
-    fn results(&self, x: &[f32], width: usize) -> Result<Vec<Vec<f32>>> {
-        let mut results: Vec<Vec<f32>> = Vec::with_capacity(self.branches.len());
+    fn results(&self, x: P::View<'_>, width: usize) -> Result<Vec<P::Rows>> {
+        let mut results: Vec<P::Rows> = Vec::with_capacity(self.branches.len());
         for branch in &self.branches {
-            let from = results.last().map_or(x, Vec::as_slice);
-            let result = branch.forward(from, from.len() / width.max(1))?;
+            let from = match results.last() {
+                Some(result) => P::view(result),
+                None => P::shorter(x),
+            };
+            let result = branch.forward(from, P::len(from) / width.max(1))?;
             results.push(result);
         }
         Ok(results)
     }
 
+    /// The last branch's result; the others are kept for the backward pass.
+    fn forward(&self, x: P::View<'_>, width: usize) -> Result<P::Rows> {
+        let mut results = self.results(x, width)?;
+        let result = results.pop();
+        *self.between.lock().unwrap_or_else(PoisonError::into_inner) = Some(results);
+        match result {
+            Some(result) => Ok(result),
+            None => P::copied(x),
+        }
+    }
+
     /// The inputs of all branches but the first: the kept ones, or the same computed again.
-    fn between(&self, x: &[f32], width: usize) -> Result<Vec<Vec<f32>>> {
+    fn between(&self, x: P::View<'_>, width: usize) -> Result<Vec<P::Rows>> {
         let mut held = self.between.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(between) = held.take() {
             return Ok(between);
@@ -316,39 +366,19 @@ impl Residuals {
         Ok(results)
     }
 
-    fn backward(&self, x: &[f32], dy: &[f32], width: usize) -> Result<Vec<f32>> {
+    fn backward(&self, x: P::View<'_>, dy: P::View<'_>, width: usize) -> Result<P::Rows> {
         let mut between = self.between(x, width)?;
-        let mut grad = Cow::Borrowed(dy);
+        let mut grad = MaybeOwned::<P>::Borrowed(dy);
         for branch in self.branches.iter().rev() {
             let input = between.pop();
-            let from = input.as_deref().unwrap_or(x);
-            grad = Cow::Owned(branch.backward(from, &grad, from.len() / width.max(1))?);
+            let from = match &input {
+                Some(input) => P::view(input),
+                None => P::shorter(x),
+            };
+            let rows = P::len(from) / width.max(1);
+            grad = MaybeOwned::Owned(branch.backward(from, grad.view(), rows)?);
         }
-        Ok(grad.into_owned())
-    }
-}
-
-impl CustomOp1 for Residuals {
-    fn name(&self) -> &'static str {
-        "residual"
-    }
-
-    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (x, rows) = (storage::slice(s, l)?, storage::rows(l.dims()));
-        let width = x.len() / rows.max(1);
-        let mut results = self.results(x, width)?;
-        let y = results.pop().unwrap_or_else(|| x.to_vec());
-        *self.between.lock().unwrap_or_else(PoisonError::into_inner) = Some(results);
-        let shape = Shape::from((y.len() / width.max(1), width));
-        Ok((CpuStorage::F32(y), shape))
-    }
-
-    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let (dy, rows) = (dy.contiguous()?, storage::rows(x.dims()));
-        let (from, grad) = (storage::open(x)?, storage::open(&dy)?);
-        let width = from.slice().len() / rows.max(1);
-        let dx = self.backward(from.slice(), grad.slice(), width)?;
-        Ok(Some(Tensor::from_vec(dx, x.dims(), x.device())?))
+        grad.into_owned()
     }
 }
 
@@ -381,7 +411,7 @@ mod tests {
                 chain: vec![gelu_link()],
                 wanted,
             });
-            let y = residuals(&x, branches.into(), recompute).unwrap();
+            let y = residuals(&x, branches.into(), recompute, &Backend::CPU).unwrap();
             let near = |a: &Tensor, b: &Tensor| {
                 values(a)
                     .iter()

@@ -5,15 +5,19 @@
 //! backward pass is the rotation by the opposite angle. Frequencies come from the model's
 //! configuration (default or llama3 scaling).
 
-use std::borrow::Cow;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+mod gpu;
+
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use candle_core::{Result, Tensor, bail};
+use kernels::device::Array;
 use kernels::host::pool;
 use kernels::host::rows;
 use multiversion::multiversion;
 
-use super::operation::{Link, Operation, OperationKind, apply};
+use super::backend::Backend;
+use super::operation::{Described, Link, Operation, OperationKind, apply};
+use super::place::{Host, MaybeOwned};
 
 /// Rows of one task.
 const ROWS: usize = 64;
@@ -51,6 +55,8 @@ pub struct Angles {
     cos: Arc<[f32]>,
     sin: Arc<[f32]>,
     half: usize,
+    /// The same tables on a GPU.
+    on_device: Arc<OnceLock<[Array<f32>; 2]>>,
 }
 
 impl Rotation {
@@ -79,6 +85,7 @@ impl Rotation {
             cos: pick(&table.cos),
             sin: pick(&table.sin),
             half,
+            on_device: Arc::default(),
         }
     }
 
@@ -93,7 +100,7 @@ impl Angles {
     ///
     /// # Errors
     /// If the heads reach past the row, tokens and angles differ in number, or the device fails.
-    pub fn rotate(&self, x: &Tensor, heads: usize) -> Result<Tensor> {
+    pub fn rotate(&self, x: &Tensor, heads: usize, backend: &Backend) -> Result<Tensor> {
         let (tokens, columns) = x.dims2()?;
         if columns < heads * 2 * self.half || tokens * self.half != self.cos.len() {
             bail!(
@@ -103,7 +110,7 @@ impl Angles {
                 self.cos.len()
             );
         }
-        apply(x, self.rotation(heads))
+        apply(x, self.rotation(heads), backend)
     }
 
     /// [`Self::rotate`] as a link of a chain.
@@ -174,7 +181,7 @@ struct Rotate {
     heads: usize,
 }
 
-impl Operation for Rotate {
+impl Described for Rotate {
     fn names(&self) -> [&'static str; 2] {
         ["rope", "rope backward"]
     }
@@ -182,9 +189,11 @@ impl Operation for Rotate {
     fn kind(&self) -> OperationKind {
         OperationKind::Rope
     }
+}
 
+impl Operation<Host> for Rotate {
     fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {
-        self.forward_owned(rows::copied(x), rows)
+        Operation::<Host>::forward_owned(self, rows::copied(x), rows)
     }
 
     fn forward_owned(&self, mut x: Vec<f32>, rows: usize) -> Result<Vec<f32>> {
@@ -193,8 +202,14 @@ impl Operation for Rotate {
         Ok(x)
     }
 
-    fn backward(&self, _x: &[f32], _y: &[f32], dy: Cow<[f32]>, rows: usize) -> Result<Vec<f32>> {
-        let mut d = dy.into_owned();
+    fn backward(
+        &self,
+        _x: &[f32],
+        _y: &[f32],
+        dy: MaybeOwned<Host>,
+        rows: usize,
+    ) -> Result<Vec<f32>> {
+        let mut d = dy.into_owned()?;
         let columns = d.len() / rows.max(1);
         self.angles.turn(&mut d, columns, self.heads, -1.0);
         Ok(d)

@@ -1,10 +1,10 @@
-//! Access to the elements of contiguous `f32` tensors on the CPU as plain slices, to read them or
-//! to change them in place.
+//! Access to the elements of contiguous `f32` tensors: locked for reading on any device, and on the
+//! CPU as plain slices, to read them or to change them in place.
 
 use std::cell::Cell;
 use std::ops::{Deref, Range};
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Storage, Tensor, bail};
 
 /// The elements of a contiguous `f32` CPU storage.
 ///
@@ -17,35 +17,56 @@ pub fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> 
     }
 }
 
-/// A contiguous `f32` CPU tensor that is locked for reading; `G` is candle's guard.
+/// A contiguous `f32` tensor that is locked for reading; `G` is candle's guard.
 pub struct Reading<G> {
     storage: G,
     range: Range<usize>,
 }
 
 impl<G: Deref<Target = Storage>> Reading<G> {
-    /// The elements.
+    /// The storage that holds the elements, in which they are [`Self::range`].
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    /// The elements' range within the storage.
+    pub fn range(&self) -> Range<usize> {
+        self.range.clone()
+    }
+
+    /// The elements of a tensor that [`open`] locked.
     pub fn slice(&self) -> &[f32] {
         match &*self.storage {
             Storage::Cpu(CpuStorage::F32(data)) => &data[self.range.clone()],
-            _ => unreachable!("the type was checked when the tensor was opened"),
+            _ => unreachable!("the device was checked when the tensor was opened"),
         }
     }
 }
 
-/// Locks a tensor for reading.
+/// Locks a tensor of the CPU for reading.
 ///
 /// # Errors
 /// If it is on another device, of another type, or not contiguous.
 pub fn open(tensor: &Tensor) -> Result<Reading<impl Deref<Target = Storage>>> {
-    let (storage, layout) = tensor.storage_and_layout();
-    let Storage::Cpu(CpuStorage::F32(_)) = &*storage else {
-        bail!(
-            "an f32 tensor on the CPU is needed, found {:?} on {:?}",
-            tensor.dtype(),
+    let reading = lock(tensor)?;
+    match reading.storage() {
+        Storage::Cpu(_) => Ok(reading),
+        _ => bail!(
+            "a tensor on the CPU is needed, found one on {:?}",
             tensor.device()
-        )
-    };
+        ),
+    }
+}
+
+/// Locks a tensor of any device for reading.
+///
+/// # Errors
+/// If it is of another type than `f32`, or not contiguous.
+pub fn lock(tensor: &Tensor) -> Result<Reading<impl Deref<Target = Storage>>> {
+    if tensor.dtype() != DType::F32 {
+        bail!("an f32 tensor is needed, found {:?}", tensor.dtype())
+    }
+    let (storage, layout) = tensor.storage_and_layout();
     let Some((start, end)) = layout.contiguous_offsets() else {
         bail!("a contiguous tensor is needed, found {layout:?}")
     };

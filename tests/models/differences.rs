@@ -166,56 +166,62 @@ fn linear_layers_and_embeddings_match_finite_differences() -> Anyhow {
 
 #[test]
 fn norms_match_finite_differences() -> Anyhow {
-    let params = store(&[("w", &[24])], &Backend::CPU)?;
-    let rms = Norm::Rms {
-        weight: params.get("w")?,
-        eps: 1e-5,
-    };
-    let x = tensor(&[70, 24], 2);
-    operation("rms norm", &params, &x, |x| rms.forward(x))?;
-    let rows = tensor(&[20, 100], 3);
-    operation("head norm", &params, &rows, |x| {
-        rms.forward_groups(x, 24, 3)
-    })?;
-    let params = store(&[("w", &[24]), ("b", &[24])], &Backend::CPU)?;
-    let layer = Norm::Layer {
-        weight: params.get("w")?,
-        bias: params.get("b")?,
-        eps: 1e-5,
-    };
-    operation("layer norm", &params, &x, |x| layer.forward(x))
+    with_each_kernel(|backend| {
+        let params = store(&[("w", &[24])], backend)?;
+        let rms = Norm::Rms {
+            weight: params.get("w")?,
+            eps: 1e-5,
+        };
+        let x = tensor(&[70, 24], 2);
+        operation("rms norm", &params, &x, |x| rms.forward(x))?;
+        let rows = tensor(&[20, 100], 3);
+        operation("head norm", &params, &rows, |x| {
+            rms.forward_groups(x, 24, 3)
+        })?;
+        let params = store(&[("w", &[24]), ("b", &[24])], backend)?;
+        let layer = Norm::Layer {
+            weight: params.get("w")?,
+            bias: params.get("b")?,
+            eps: 1e-5,
+        };
+        operation("layer norm", &params, &x, |x| layer.forward(x))
+    })
 }
 
 #[test]
 fn rotations_and_activations_match_finite_differences() -> Anyhow {
-    let none = store(&[], &Backend::CPU)?;
-    let angles = Rotation::new(vec![1.0, 0.3, 0.01]).angles(&(0..30).collect::<Vec<_>>());
-    operation("rope", &none, &tensor(&[30, 20], 4), |x| {
-        angles.rotate(x, 3)
-    })?;
-    let x = tensor(&[40, 22], 5);
-    operation("swiglu", &none, &x, swiglu)?;
-    operation("gelu, tanh form", &none, &x, gelu_tanh)?;
-    operation("gelu", &none, &x, gelu)
+    with_each_kernel(|backend| {
+        let none = store(&[], backend)?;
+        let angles = Rotation::new(vec![1.0, 0.3, 0.01]).angles(&(0..30).collect::<Vec<_>>());
+        operation("rope", &none, &tensor(&[30, 20], 4), |x| {
+            angles.rotate(x, 3, backend)
+        })?;
+        let x = tensor(&[40, 22], 5);
+        operation("swiglu", &none, &x, |x| swiglu(x, backend))?;
+        operation("gelu, tanh form", &none, &x, |x| gelu_tanh(x, backend))?;
+        operation("gelu", &none, &x, |x| gelu(x, backend))
+    })
 }
 
 #[test]
 fn attention_matches_finite_differences() -> Anyhow {
-    let none = store(&[], &Backend::CPU)?;
-    for shape in [
-        (4, 2, 8, None),
-        (3, 3, 20, Some(7)),
-        (2, 1, 16, Some(1)),
-        (2, 1, 8, Some(70)),
-    ] {
-        let spec = attention(shape);
-        let segments = Segments::from_lengths([1, 23, 80]);
-        let x = tensor(&[104, spec.columns()], 8);
-        operation(&format!("{spec:?}"), &none, &x, |x| {
-            attend(x, &segments, spec)
-        })?;
-    }
-    Ok(())
+    with_each_kernel(|backend| {
+        let none = store(&[], backend)?;
+        for shape in [
+            (4, 2, 8, None),
+            (3, 3, 20, Some(7)),
+            (2, 1, 16, Some(1)),
+            (2, 1, 8, Some(70)),
+        ] {
+            let spec = attention(shape);
+            let segments = Segments::from_lengths([1, 23, 80]);
+            let x = tensor(&[104, spec.columns()], 8);
+            operation(&format!("{spec:?}"), &none, &x, |x| {
+                attend(x, &segments, spec, backend)
+            })?;
+        }
+        Ok(())
+    })
 }
 
 #[test]

@@ -178,14 +178,20 @@ fn rotations_and_activations(backend: &Backend) -> Anyhow {
         "rope",
         &none,
         &tensor(&[30, 20], 4),
-        |x| angles.rotate(x, 3),
+        |x| angles.rotate(x, 3, backend),
         |x| angles.composed(x, 3),
     )?;
     let x = tensor(&[40, 22], 5);
-    same("swiglu", &none, &x, swiglu, swiglu_composed)?;
+    same("swiglu", &none, &x, |x| swiglu(x, backend), swiglu_composed)?;
     let x = tensor(&[40, 22], 6);
-    same("gelu", &none, &x, gelu_tanh, Tensor::gelu)?;
-    same("gelu, exact", &none, &x, gelu, Tensor::gelu_erf)
+    same("gelu", &none, &x, |x| gelu_tanh(x, backend), Tensor::gelu)?;
+    same(
+        "gelu, exact",
+        &none,
+        &x,
+        |x| gelu(x, backend),
+        Tensor::gelu_erf,
+    )
 }
 
 fn embeddings(backend: &Backend) -> Anyhow {
@@ -203,26 +209,28 @@ fn embeddings(backend: &Backend) -> Anyhow {
 
 #[test]
 fn attention_agrees_with_its_oracle() -> Anyhow {
-    let none = store(&[], &Backend::CPU)?;
-    for shape in [
-        (4, 2, 8, None),
-        (3, 3, 32, None),
-        (6, 1, 20, Some(7)),
-        (2, 1, 16, Some(90)),
-    ] {
-        let spec = attention(shape);
-        let segments = Segments::from_lengths([0, 1, 23, 0, 150, 7]);
-        let x = tensor(&[181, spec.columns()], 8);
-        let what = format!("attention {spec:?}");
-        same(
-            &what,
-            &none,
-            &x,
-            |x| attend(x, &segments, spec),
-            |x| composed(x, &segments, spec),
-        )?;
-    }
-    Ok(())
+    with_each_kernel(|backend| {
+        let none = store(&[], backend)?;
+        for shape in [
+            (4, 2, 8, None),
+            (3, 3, 32, None),
+            (6, 1, 20, Some(7)),
+            (2, 1, 16, Some(90)),
+        ] {
+            let spec = attention(shape);
+            let segments = Segments::from_lengths([0, 1, 23, 0, 150, 7]);
+            let x = tensor(&[181, spec.columns()], 8);
+            let what = format!("attention {spec:?}");
+            same(
+                &what,
+                &none,
+                &x,
+                |x| attend(x, &segments, spec, backend),
+                |x| composed(x, &segments, spec),
+            )?;
+        }
+        Ok(())
+    })
 }
 
 #[test]
@@ -280,31 +288,33 @@ fn head_agrees_with_its_oracle() -> Anyhow {
 /// Log-probs of kept sets and of the whole vocabulary have the same bits together as each alone.
 #[test]
 fn both_log_probs_of_the_head_are_those_of_each() -> Anyhow {
-    let params = store(&[("head", &[500, 12])], &Backend::CPU)?;
-    let head = params.get("head")?;
-    let kept: Arc<[u32]> = (0..500).filter(|id| id % 7 == 3).collect();
-    let target = |i: usize| match i % 3 {
-        0 => Target {
-            kept: Some(kept.clone()),
-            ..Target::whole(i, 24)
-        },
-        _ => Target::whole(i, (i * 7 % 500) as u32),
-    };
-    let cut: Vec<Target> = (0..90).map(target).collect();
-    let whole: Vec<Target> = cut.iter().map(|t| Target::whole(t.row, t.token)).collect();
-    let hidden = tensor(&[90, 12], 10);
-    let values = |x: Tensor| x.to_vec1::<f32>();
-    for temperature in [1.0, 0.7] {
-        let both = both_log_probs(&hidden, &head, &cut, temperature)?;
-        let own = token_log_probs(&hidden, &head, &cut, temperature)?;
-        let over_all = token_log_probs(&hidden, &head, &whole, temperature)?;
-        assert_eq!(values(both.kept.log_probs)?, values(own.log_probs)?);
-        assert_eq!(values(both.kept.entropy)?, values(own.entropy)?);
-        assert_eq!(values(both.whole)?, values(over_all.log_probs)?);
-        let uncut = both_log_probs(&hidden, &head, &whole, temperature)?;
-        let over_all = token_log_probs(&hidden, &head, &whole, temperature)?;
-        assert_eq!(values(uncut.whole)?, values(over_all.log_probs.clone())?);
-        assert_eq!(values(uncut.kept.log_probs)?, values(over_all.log_probs)?);
-    }
-    Ok(())
+    with_each_kernel(|backend| {
+        let params = store(&[("head", &[500, 12])], backend)?;
+        let head = params.get("head")?;
+        let kept: Arc<[u32]> = (0..500).filter(|id| id % 7 == 3).collect();
+        let target = |i: usize| match i % 3 {
+            0 => Target {
+                kept: Some(kept.clone()),
+                ..Target::whole(i, 24)
+            },
+            _ => Target::whole(i, (i * 7 % 500) as u32),
+        };
+        let cut: Vec<Target> = (0..90).map(target).collect();
+        let whole: Vec<Target> = cut.iter().map(|t| Target::whole(t.row, t.token)).collect();
+        let hidden = tensor(&[90, 12], 10);
+        let values = |x: Tensor| x.to_vec1::<f32>();
+        for temperature in [1.0, 0.7] {
+            let both = both_log_probs(&hidden, &head, &cut, temperature)?;
+            let own = token_log_probs(&hidden, &head, &cut, temperature)?;
+            let over_all = token_log_probs(&hidden, &head, &whole, temperature)?;
+            assert_eq!(values(both.kept.log_probs)?, values(own.log_probs)?);
+            assert_eq!(values(both.kept.entropy)?, values(own.entropy)?);
+            assert_eq!(values(both.whole)?, values(over_all.log_probs)?);
+            let uncut = both_log_probs(&hidden, &head, &whole, temperature)?;
+            let over_all = token_log_probs(&hidden, &head, &whole, temperature)?;
+            assert_eq!(values(uncut.whole)?, values(over_all.log_probs.clone())?);
+            assert_eq!(values(uncut.kept.log_probs)?, values(over_all.log_probs)?);
+        }
+        Ok(())
+    })
 }

@@ -34,10 +34,20 @@ pub const LANGUAGE_MODELS: [&str; 9] = [
 /// The path of devices without kernels, taken on the CPU.
 pub const COMPOSED: Backend = Backend::Composed(Device::Cpu);
 
-/// Runs a test with each product kernel that the processor can run, emulated ones included.
+/// Runs a test with each product kernel that the processor can run, emulated ones included, and on
+/// the emulated GPU.
 pub fn with_each_kernel(test: impl Fn(&Backend) -> Anyhow) -> Anyhow {
     let mut kernels = ProductKernel::available().into_iter();
-    kernels.try_for_each(|kernel| test(&Backend::Host(kernel)))
+    kernels.try_for_each(|kernel| test(&Backend::Host(kernel)))?;
+    #[cfg(feature = "emulate")]
+    test(&emulated())?;
+    Ok(())
+}
+
+/// The emulated GPU.
+#[cfg(feature = "emulate")]
+pub fn emulated() -> Backend {
+    Backend::emulated(kernels::device::emulator::Order::Forward)
 }
 
 /// An attention configuration with these query heads, key and value heads, head size and window.

@@ -1,5 +1,6 @@
 //! Arrays in device memory, and borrowed parts of them.
 
+use std::fmt;
 use std::marker::PhantomData;
 use std::mem::size_of;
 use std::ops::Range;
@@ -54,6 +55,12 @@ pub struct SliceMut<'a, T> {
     pointer: u64,
     len: usize,
     number: PhantomData<&'a mut [T]>,
+}
+
+impl fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gpu").finish_non_exhaustive()
+    }
 }
 
 impl Gpu {

@@ -6,10 +6,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor, Var, bail};
+use candle_core::{Result, Tensor, Var, bail};
 use kernels::attention::NewTokens;
 use kernels::attention::Segments;
-use kernels::host::rows;
 
 use super::{Decoder, Gradient, Recompute};
 use crate::model::block::Block;
@@ -17,10 +16,10 @@ use crate::ops::attention;
 use crate::ops::attention::cached::Cache;
 use crate::ops::backend::Backend;
 use crate::ops::param::Trainability;
+use crate::ops::place::{Gpu, Host, Place, read, tensor};
 use crate::ops::recompute::recompute;
-use crate::ops::residual::{WantedRows, residuals};
+use crate::ops::residual::{WantedRows, residuals, run as run_chain};
 use crate::ops::rope::Angles;
-use crate::ops::storage;
 
 /// The tokens of a forward pass as attention sees them.
 pub(super) enum Tokens<'a> {
@@ -51,17 +50,16 @@ impl Decoder {
             false => None,
         };
         let angles = angles.as_ref();
+        let layers = layers.clone();
         match self.store.backend() {
-            Backend::Host(_) => self.run_kernels(layers.clone(), x, angles, of, gradient, tokens),
-            Backend::Composed(_) => {
-                self.run_composed(layers.clone(), x, angles, of, gradient, tokens)
-            }
+            Backend::Host(_) => self.run_in::<Host>(layers, x, angles, of, gradient, tokens),
+            Backend::Gpu(..) => self.run_in::<Gpu>(layers, x, angles, of, gradient, tokens),
+            Backend::Composed(_) => self.run_composed(layers, x, angles, of, gradient, tokens),
         }
     }
 
-    /// [`Self::run`] with this crate's kernels: in place below the graph, and as one node of the
-    /// graph above.
-    fn run_kernels(
+    /// [`Self::run`] with kernels: in place below the graph, and as one node of the graph above.
+    fn run_in<P: Place>(
         &self,
         layers: Range<usize>,
         mut x: Tensor,
@@ -72,7 +70,7 @@ impl Decoder {
     ) -> Result<Tensor> {
         let graph = self.graph_begins(&layers, &x, gradient);
         if layers.start < graph {
-            x = self.run_rows(&x, layers.start..graph, angles, &wanted, tokens)?;
+            x = self.run_rows::<P>(&x, layers.start..graph, angles, &wanted, tokens)?;
         }
         if graph == layers.end {
             return Ok(x);
@@ -85,7 +83,7 @@ impl Decoder {
             let block = &self.layers[layer].0;
             block.branches(angles, segments, wanted(layer))
         });
-        residuals(&x, branches.collect(), *recompute)
+        residuals(&x, branches.collect(), *recompute, self.store.backend())
     }
 
     /// [`Self::run`] with candle's operations, each a node of the graph.
@@ -119,7 +117,7 @@ impl Decoder {
     }
 
     /// Runs `layers` in place, without a graph.
-    fn run_rows(
+    fn run_rows<P: Place>(
         &self,
         x: &Tensor,
         layers: Range<usize>,
@@ -127,18 +125,21 @@ impl Decoder {
         wanted: impl Fn(usize) -> WantedRows,
         tokens: &mut Tokens,
     ) -> Result<Tensor> {
-        let (rows, width) = x.dims2()?;
-        let mut x = storage::read(x, rows::copied)?;
+        let (width, backend) = (x.dims2()?.1, self.store.backend());
+        let mut x = read::<P, _>(&x.contiguous()?, backend, P::copied)?;
         for layer in layers {
             let block = &self.layers[layer].0;
-            let attend = |qkv: &[f32], spec| match tokens {
-                Tokens::Cached(cache, news) => cache.attend(layer, qkv, news, spec),
-                Tokens::Packed(segments, _) => attention::attend_rows(qkv, segments, spec),
+            let rows = P::len(P::view(&x)) / width;
+            let attend = |qkv: P::View<'_>, spec| match tokens {
+                Tokens::Cached(cache, news) => cache.attend::<P>(layer, qkv, news, spec),
+                Tokens::Packed(segments, _) => {
+                    run_chain::<P>(qkv, rows, &[attention::link(segments, spec)])
+                }
             };
-            block.forward_rows(&mut x, rows, angles, &wanted(layer), attend)?;
+            block.forward_rows::<P>(&mut x, rows, angles, &wanted(layer), attend)?;
         }
-        let rows = x.len() / width;
-        Tensor::from_vec(x, (rows, width), &Device::Cpu)
+        let rows = P::len(P::view(&x)) / width;
+        tensor::<P>(x, (rows, width), backend)
     }
 }
 

@@ -12,7 +12,7 @@ use kernels::host::attention::KeyValueBlocks;
 use super::composed::attend_dense;
 use crate::ops::backend::Backend;
 use crate::ops::operation::profiled;
-use crate::ops::storage;
+use crate::ops::place::Place;
 
 /// Keys and values of all layers, in blocks.
 pub struct Cache {
@@ -20,11 +20,15 @@ pub struct Cache {
     blocks: usize,
 }
 
-enum CacheStore {
+/// Keys and values of one layer.
+pub enum CacheStore {
+    /// Blocks of the CPU.
     Blocks(KeyValueBlocks),
-    /// `[block · BLOCK_TOKENS, kv_heads · head_dim]`
+    /// Rows for candle's operations: `[block · BLOCK_TOKENS, kv_heads · head_dim]`.
     Rows {
+        /// Keys.
         keys: Tensor,
+        /// Values.
         values: Tensor,
     },
 }
@@ -37,6 +41,7 @@ impl Cache {
     pub fn new(spec: Attention, layers: usize, blocks: usize, backend: &Backend) -> Result<Self> {
         let store = || match backend {
             Backend::Host(_) => Ok(CacheStore::Blocks(KeyValueBlocks::new(spec, blocks))),
+            Backend::Gpu(..) => bail!("not yet"),
             Backend::Composed(device) => CacheStore::rows(spec, blocks, device),
         };
         Ok(Self {
@@ -55,7 +60,7 @@ impl Cache {
         let columns = 2 * spec.kv_heads * spec.head_dim;
         let bytes = match backend {
             Backend::Host(_) => KeyValueBlocks::block_bytes(spec),
-            Backend::Composed(_) => BLOCK_TOKENS * columns * size_of::<f32>(),
+            Backend::Gpu(..) | Backend::Composed(_) => BLOCK_TOKENS * columns * size_of::<f32>(),
         };
         layers * bytes
     }
@@ -81,25 +86,21 @@ impl Cache {
     ///
     /// # Errors
     /// If shapes disagree, a sequence has too few blocks, or the cache is on another device.
-    pub fn attend(
+    pub fn attend<P: Place>(
         &mut self,
         layer: usize,
-        qkv: &[f32],
+        qkv: P::View<'_>,
         news: &[NewTokens],
         spec: Attention,
-    ) -> Result<Vec<f32>> {
-        self.check([qkv.len() / spec.columns(), spec.columns()], news, spec)?;
-        match &mut self.layers[layer] {
-            CacheStore::Blocks(blocks) => {
-                profiled("cached attention", || Ok(blocks.attend(qkv, news, spec)))
-            }
-            CacheStore::Rows { .. } => {
-                bail!("cache: plain rows given to a cache of another device")
-            }
-        }
+    ) -> Result<P::Rows> {
+        self.check([P::len(qkv) / spec.columns(), spec.columns()], news, spec)?;
+        let layer = &mut self.layers[layer];
+        profiled::<P>("cached attention", || {
+            P::attend_cached(layer, qkv, news, spec)
+        })
     }
 
-    /// [`Self::attend`] for tensors, on any device.
+    /// [`Self::attend`] as a composition of candle's operations.
     ///
     /// # Errors
     /// As [`Self::attend`].
@@ -113,12 +114,8 @@ impl Cache {
         let (rows, columns) = qkv.dims2()?;
         self.check([rows, columns], news, spec)?;
         match &mut self.layers[layer] {
-            CacheStore::Blocks(blocks) => {
-                let attend = |qkv: &[f32]| blocks.attend(qkv, news, spec);
-                let out = storage::read(&qkv.contiguous()?, attend)?;
-                Tensor::from_vec(out, (rows, spec.outputs()), qkv.device())
-            }
             CacheStore::Rows { keys, values } => attend_rows(keys, values, qkv, news, spec),
+            _ => bail!("cache: a tensor given to a cache of rows"),
         }
     }
 

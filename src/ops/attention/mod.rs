@@ -8,15 +8,17 @@
 
 pub mod cached;
 mod composed;
+mod gpu;
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
 use kernels::attention::{Attention, Segments};
 use kernels::host::attention as host;
 
-use super::operation::{Link, Operation, OperationKind, apply, profiled};
+use super::backend::Backend;
+use super::operation::{Described, Link, Operation, OperationKind, apply};
+use super::place::{Host, MaybeOwned};
 pub use composed::attend as composed;
 
 /// Attention within each segment, on the CPU: `[tokens, columns]` → `[tokens, query_heads ·
@@ -24,20 +26,14 @@ pub use composed::attend as composed;
 ///
 /// # Errors
 /// If the shapes disagree or the device fails.
-pub fn attend(qkv: &Tensor, segments: &Segments, spec: Attention) -> Result<Tensor> {
+pub fn attend(
+    qkv: &Tensor,
+    segments: &Segments,
+    spec: Attention,
+    backend: &Backend,
+) -> Result<Tensor> {
     check(spec, qkv, segments)?;
-    apply(qkv, PackedAttention::new(segments, spec))
-}
-
-/// [`attend`] on plain rows, without a graph.
-///
-/// # Errors
-/// If the shapes disagree.
-pub fn attend_rows(qkv: &[f32], segments: &Segments, spec: Attention) -> Result<Vec<f32>> {
-    let operation = PackedAttention::new(segments, spec);
-    profiled(operation.names()[0], || {
-        operation.forward(qkv, segments.tokens())
-    })
+    apply(qkv, PackedAttention::new(segments, spec), backend)
 }
 
 /// [`attend`] as a link of a chain.
@@ -71,7 +67,7 @@ fn check(spec: Attention, qkv: &Tensor, segments: &Segments) -> Result<()> {
     Ok(())
 }
 
-impl Operation for PackedAttention {
+impl Described for PackedAttention {
     fn names(&self) -> [&'static str; 2] {
         ["attention", "attention backward"]
     }
@@ -79,13 +75,21 @@ impl Operation for PackedAttention {
     fn kind(&self) -> OperationKind {
         OperationKind::Attention(self.spec.outputs())
     }
+}
 
+impl Operation<Host> for PackedAttention {
     fn forward(&self, qkv: &[f32], _rows: usize) -> Result<Vec<f32>> {
         Ok(host::forward(self.spec, &self.segments, qkv))
     }
 
-    fn backward(&self, qkv: &[f32], out: &[f32], grad: Cow<[f32]>, _: usize) -> Result<Vec<f32>> {
-        let grad = host::backward(self.spec, &self.segments, qkv, out, &grad);
+    fn backward(
+        &self,
+        qkv: &[f32],
+        out: &[f32],
+        grad: MaybeOwned<Host>,
+        _: usize,
+    ) -> Result<Vec<f32>> {
+        let grad = host::backward(self.spec, &self.segments, qkv, out, grad.view());
         Ok(grad)
     }
 }

@@ -1,0 +1,176 @@
+//! Places of computation: the host, whose rows are slices, and a GPU, whose rows are arrays in its
+//! memory.
+//!
+//! The place is a type: an operation has an implementation for each, and what runs operations one
+//! after the other is generic. The type is chosen once, where a [`Backend`] is matched.
+
+mod border;
+mod cuda;
+mod gpu;
+mod host;
+
+use std::ops::Deref;
+
+use candle_core::{Device, Result, Storage, Tensor};
+use kernels::attention::{Attention, NewTokens};
+use kernels::host::product::Write;
+
+use super::attention::cached::CacheStore;
+use super::backend::Backend;
+use super::operation::{Link, Operation};
+use super::storage::Reading;
+
+pub(crate) use border::{enter, tensor};
+pub use host::Host;
+pub use kernels::device::Gpu;
+
+/// A place where rows of `f32` are kept and computed.
+pub trait Place: Sized + Send + Sync + 'static {
+    /// Rows that an operation made.
+    type Rows: Send + Sync;
+    /// Borrowed rows.
+    type View<'a>: Copy;
+    /// Borrowed rows that can be changed.
+    type ViewMut<'a>;
+
+    /// The implementation of an operation for this place.
+    fn operation(link: &Link) -> &dyn Operation<Self>;
+
+    /// Borrows rows.
+    fn view(rows: &Self::Rows) -> Self::View<'_>;
+
+    /// The same rows, borrowed for a shorter time.
+    fn shorter<'s, 'l: 's>(x: Self::View<'l>) -> Self::View<'s>;
+
+    /// Borrows rows for changes.
+    fn view_mut(rows: &mut Self::Rows) -> Self::ViewMut<'_>;
+
+    /// Number of elements.
+    fn len(x: Self::View<'_>) -> usize;
+
+    /// None of the rows, for an argument that is not read.
+    fn none<'a>(x: Self::View<'a>) -> Self::View<'a>;
+
+    /// The elements before the one at `at`, and the others.
+    fn split<'a>(x: Self::ViewMut<'a>, at: usize) -> (Self::ViewMut<'a>, Self::ViewMut<'a>);
+
+    /// A copy.
+    ///
+    /// # Errors
+    /// If the place has no room.
+    fn copied(x: Self::View<'_>) -> Result<Self::Rows>;
+
+    /// `to += from`
+    ///
+    /// # Errors
+    /// Errors of the device.
+    fn add(to: Self::ViewMut<'_>, from: Self::View<'_>) -> Result<()>;
+
+    /// The rows `rows` of a matrix `x` that is `width` wide.
+    ///
+    /// # Errors
+    /// Errors of the device.
+    fn gather(x: Self::View<'_>, width: usize, rows: &[u32]) -> Result<Self::Rows>;
+
+    /// A matrix of `count` rows with the rows of `x` at the indices `rows`, and zero elsewhere. Rows
+    /// with the same index are added up or, with [`Write::Set`], written over each other.
+    ///
+    /// # Errors
+    /// Errors of the device.
+    fn scatter(x: Self::View<'_>, rows: &[u32], count: usize, write: Write) -> Result<Self::Rows>;
+
+    /// Adds each row of `x` to the row of `to` that `rows` names; both are `width` wide.
+    ///
+    /// # Errors
+    /// Errors of the device.
+    fn scatter_add(
+        to: Self::ViewMut<'_>,
+        x: Self::View<'_>,
+        width: usize,
+        rows: &[u32],
+    ) -> Result<()>;
+
+    /// Stores new keys and values in a cache and attends to it, see
+    /// [`Cache::attend`](super::attention::cached::Cache::attend).
+    ///
+    /// # Errors
+    /// If the cache is in another place.
+    fn attend_cached(
+        cache: &mut CacheStore,
+        qkv: Self::View<'_>,
+        news: &[NewTokens],
+        spec: Attention,
+    ) -> Result<Self::Rows>;
+
+    /// The elements of an open tensor.
+    ///
+    /// # Errors
+    /// If the tensor is on another device.
+    fn of<'a, G: Deref<Target = Storage>>(
+        reading: &'a Reading<G>,
+        backend: &'a Backend,
+    ) -> Result<Self::View<'a>>;
+
+    /// Calls `f` to change the elements of a contiguous `f32` tensor in place; views see the change.
+    ///
+    /// # Errors
+    /// If the tensor is on another device, of another type, or not contiguous; errors of `f`.
+    fn update(
+        tensor: &Tensor,
+        backend: &Backend,
+        f: impl FnOnce(Self::ViewMut<'_>) -> Result<()>,
+    ) -> Result<()>;
+
+    /// The rows as the storage of a tensor.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn storage(rows: Self::Rows, device: &Device) -> Result<Storage>;
+}
+
+/// Rows that are borrowed or owned.
+pub enum MaybeOwned<'a, P: Place> {
+    /// Borrowed rows.
+    Borrowed(P::View<'a>),
+    /// Owned rows.
+    Owned(P::Rows),
+}
+
+impl<P: Place> MaybeOwned<'_, P> {
+    /// Borrows the rows.
+    pub fn view(&self) -> P::View<'_> {
+        match self {
+            Self::Borrowed(view) => P::shorter(*view),
+            Self::Owned(rows) => P::view(rows),
+        }
+    }
+
+    /// The rows by value, copied if they are borrowed.
+    ///
+    /// # Errors
+    /// If the place has no room.
+    pub fn into_owned(self) -> Result<P::Rows> {
+        match self {
+            Self::Borrowed(view) => P::copied(view),
+            Self::Owned(rows) => Ok(rows),
+        }
+    }
+}
+
+/// An error of the device as candle's.
+pub(crate) fn lift<T>(result: kernels::device::Result<T>) -> Result<T> {
+    result.map_err(candle_core::Error::wrap)
+}
+
+/// Calls `f` with the elements of a contiguous `f32` tensor.
+///
+/// # Errors
+/// If the tensor is on another device, of another type, or not contiguous; errors of `f`.
+pub fn read<P: Place, R>(
+    tensor: &Tensor,
+    backend: &Backend,
+    f: impl FnOnce(P::View<'_>) -> Result<R>,
+) -> Result<R> {
+    let reading = super::storage::lock(tensor)?;
+    f(P::of(&reading, backend)?)
+}

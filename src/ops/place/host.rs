@@ -1,0 +1,122 @@
+//! The CPU.
+
+use std::ops::Deref;
+
+use candle_core::{CpuStorage, Device, Result, Storage, Tensor, bail};
+use kernels::attention::{Attention, NewTokens};
+use kernels::host::product::Write;
+use kernels::host::rows;
+
+use super::Place;
+use crate::ops::attention::cached::CacheStore;
+use crate::ops::backend::Backend;
+use crate::ops::operation::{Link, Operation};
+use crate::ops::storage::{self, Reading};
+
+/// The CPU: rows are vectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Host;
+
+impl Place for Host {
+    type Rows = Vec<f32>;
+    type View<'a> = &'a [f32];
+    type ViewMut<'a> = &'a mut [f32];
+
+    fn operation(link: &Link) -> &dyn Operation<Self> {
+        &**link
+    }
+
+    fn view(rows: &Vec<f32>) -> &[f32] {
+        rows
+    }
+
+    fn shorter<'s, 'l: 's>(x: Self::View<'l>) -> Self::View<'s> {
+        x
+    }
+
+    fn view_mut(rows: &mut Vec<f32>) -> &mut [f32] {
+        rows
+    }
+
+    fn len(x: &[f32]) -> usize {
+        x.len()
+    }
+
+    fn none<'a>(_: Self::View<'a>) -> Self::View<'a> {
+        &[]
+    }
+
+    fn split<'a>(x: Self::ViewMut<'a>, at: usize) -> (Self::ViewMut<'a>, Self::ViewMut<'a>) {
+        x.split_at_mut(at)
+    }
+
+    fn copied(x: &[f32]) -> Result<Vec<f32>> {
+        Ok(rows::copied(x))
+    }
+
+    fn add(to: &mut [f32], from: &[f32]) -> Result<()> {
+        rows::add(to, from);
+        Ok(())
+    }
+
+    fn gather(x: &[f32], width: usize, indices: &[u32]) -> Result<Vec<f32>> {
+        Ok(rows::gather(x, width, indices))
+    }
+
+    fn scatter(x: &[f32], rows: &[u32], count: usize, write: Write) -> Result<Vec<f32>> {
+        let width = x.len() / rows.len().max(1);
+        let mut all = vec![0f32; count * width];
+        match write {
+            Write::Set => {
+                for (&row, x) in rows.iter().zip(x.chunks_exact(width.max(1))) {
+                    all[row as usize * width..][..width].copy_from_slice(x);
+                }
+            }
+            Write::Add => Self::scatter_add(&mut all, x, width, rows)?,
+        }
+        Ok(all)
+    }
+
+    fn scatter_add(to: &mut [f32], x: &[f32], width: usize, indices: &[u32]) -> Result<()> {
+        for (&row, x) in indices.iter().zip(x.chunks_exact(width.max(1))) {
+            rows::add(&mut to[row as usize * width..][..width], x);
+        }
+        Ok(())
+    }
+
+    fn attend_cached(
+        cache: &mut CacheStore,
+        qkv: &[f32],
+        news: &[NewTokens],
+        spec: Attention,
+    ) -> Result<Vec<f32>> {
+        match cache {
+            CacheStore::Blocks(blocks) => Ok(blocks.attend(qkv, news, spec)),
+            _ => bail!("cache: rows of the CPU given to a cache in another place"),
+        }
+    }
+
+    fn of<'a, G: Deref<Target = Storage>>(
+        reading: &'a Reading<G>,
+        _: &'a Backend,
+    ) -> Result<&'a [f32]> {
+        match reading.storage() {
+            Storage::Cpu(CpuStorage::F32(elements)) => Ok(&elements[reading.range()]),
+            _ => bail!("a tensor on the CPU is needed"),
+        }
+    }
+
+    fn update(
+        tensor: &Tensor,
+        _: &Backend,
+        f: impl FnOnce(&mut [f32]) -> Result<()>,
+    ) -> Result<()> {
+        let mut result = Ok(());
+        storage::update(tensor, |elements| result = f(elements))?;
+        result
+    }
+
+    fn storage(rows: Vec<f32>, _: &Device) -> Result<Storage> {
+        Ok(Storage::Cpu(CpuStorage::F32(rows)))
+    }
+}
