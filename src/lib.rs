@@ -17,6 +17,8 @@
 //! Modules import only from those beneath them, in the order that `tests/layering.rs` checks;
 //! `ARCHITECTURE.md` has the picture.
 
+#![deny(unsafe_code)]
+
 #[doc(hidden)]
 pub mod cli;
 #[doc(hidden)]

@@ -1,5 +1,7 @@
 //! Parse, run, report the error chain.
 
+#![forbid(unsafe_code)]
+
 use std::io::ErrorKind;
 use std::process::ExitCode;
 

@@ -4,6 +4,7 @@
 //!
 //! The order of every sum is fixed, so a result has the same bits whatever the number of threads.
 
+pub mod arguments;
 pub mod attention;
 pub mod device;
 pub mod host;

@@ -19,6 +19,8 @@
 //! | `sequence`, `scheduler` | the state of a sample; when samples advance, wait or are preempted |
 //! | `generator` | the loop |
 
+#![forbid(unsafe_code)]
+
 mod blocks;
 mod error;
 mod filter;

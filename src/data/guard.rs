@@ -204,6 +204,7 @@ struct ThreadClock {
 }
 
 impl ThreadClock {
+    #[expect(unsafe_code, reason = "a thread's clock is a call of the C library")]
     #[cfg(target_os = "linux")]
     fn of_this_thread() -> Self {
         let mut id = libc::CLOCK_MONOTONIC;
@@ -213,6 +214,7 @@ impl ThreadClock {
         Self { id }
     }
 
+    #[expect(unsafe_code, reason = "a clock is a call of the C library")]
     #[cfg(target_os = "linux")]
     fn seconds(&self) -> f64 {
         let mut time = libc::timespec {

@@ -78,6 +78,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(unsafe_code, reason = "mkfifo is a call of the C library")]
     fn what_never_opens_or_never_ends_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let pipe = folder.path().join("pipe");

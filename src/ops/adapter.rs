@@ -12,18 +12,15 @@ mod gpu;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
-use kernels::host::pool;
 use kernels::host::product::{
     GradientFactor, Matrix, ProductKernel, Threads, Weight, Write, add_product_at, multiply,
     product,
 };
+use kernels::host::rows;
 
 use super::param::{Operand, Param};
 use super::storage;
 use super::tap::tap;
-
-/// Rows of one task of a scaling.
-const ROWS: usize = 64;
 
 /// Two thin matrices whose product is added to a weight.
 #[derive(Clone)]
@@ -207,11 +204,6 @@ impl InnerValues {
             .iter()
             .flat_map(|adapter| std::iter::repeat_n(adapter.scale, adapter.rank()))
             .collect();
-        let block = (self.width * ROWS).max(1);
-        pool::for_each(self.values.chunks_mut(block), |rows| {
-            for row in rows.chunks_exact_mut(scales.len()) {
-                row.iter_mut().zip(&scales).for_each(|(v, s)| *v *= s);
-            }
-        });
+        rows::scale_columns(&mut self.values, &scales);
     }
 }

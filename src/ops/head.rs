@@ -18,6 +18,8 @@ mod gpu;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
+use kernels::arguments::Columns;
+use kernels::host::logits::RowTarget;
 
 use super::backend::Backend;
 use super::param::Param;
@@ -53,6 +55,14 @@ impl Target {
             row,
             token,
             kept: None,
+        }
+    }
+
+    /// The target of its row of logits.
+    fn token_of_row(&self) -> RowTarget<'_> {
+        RowTarget {
+            token: self.token,
+            kept: self.kept.as_deref(),
         }
     }
 }
@@ -138,7 +148,7 @@ pub fn token_log_probs(
     targets: &[Target],
     temperature: f32,
 ) -> Result<TokenLogProbs> {
-    let results = HeadResults::Kept;
+    let results = Columns::Own;
     TokenLogProbs::split(&match head.backend() {
         Backend::Host(_) => fused(hidden, head, targets, temperature, results)?,
         Backend::Gpu(..) => on_device(hidden, head, targets, temperature, results)?,
@@ -162,7 +172,7 @@ pub fn both_log_probs(
         let whole = kept.log_probs.clone();
         return Ok(BothLogProbs { kept, whole });
     }
-    let results = HeadResults::Both;
+    let results = Columns::OwnAndWhole;
     BothLogProbs::split(&match head.backend() {
         Backend::Host(_) => fused(hidden, head, targets, temperature, results)?,
         Backend::Gpu(..) => on_device(hidden, head, targets, temperature, results)?,
@@ -213,24 +223,6 @@ impl BothLogProbs {
             kept: TokenLogProbs::split(results)?,
             whole: column(results, 2)?,
         })
-    }
-}
-
-/// Columns of the operation's results.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum HeadResults {
-    /// Log-prob and entropy of the distribution that the token was drawn from.
-    Kept,
-    /// These two, and the log-prob over the whole vocabulary.
-    Both,
-}
-
-impl HeadResults {
-    fn columns(self) -> usize {
-        match self {
-            Self::Kept => 2,
-            Self::Both => 3,
-        }
     }
 }
 

@@ -11,7 +11,6 @@ pub(super) mod gpu;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
-use kernels::host::pool;
 use kernels::host::product::{
     GradientFactor, GradientOf, Matrix, ProductKernel, Weight, add_product, multiplied_stacked,
     product, with_factor,
@@ -24,9 +23,6 @@ use super::param::{Operand, Param};
 use super::place::{Host, MaybeOwned};
 use super::storage;
 use super::tap::tap;
-
-/// Rows of one task of a bias.
-const ROWS: usize = 64;
 
 /// A weight `[outputs, inputs]` with an optional bias `[outputs]` and an optional adapter.
 #[derive(Clone)]
@@ -177,14 +173,7 @@ impl Projection {
         let Some(bias) = &self.bias else {
             return Ok(());
         };
-        storage::read(bias.value(), |bias| {
-            pool::for_each(y.chunks_mut(width * ROWS), |rows| {
-                for row in rows.chunks_exact_mut(width) {
-                    let row = row[at..].iter_mut().zip(bias);
-                    row.for_each(|(y, b)| *y += b);
-                }
-            });
-        })
+        storage::read(bias.value(), |bias| rows::add_bias(y, bias, width, at))
     }
 
     /// Adds the bias's gradient, given this projection's columns of `dy`.
@@ -192,13 +181,7 @@ impl Projection {
         let Some(bias) = &self.bias else {
             return Ok(());
         };
-        bias.accumulate_with(|db| {
-            for row in 0..columns.height() {
-                db.iter_mut()
-                    .zip(columns.row(row))
-                    .for_each(|(db, g)| *db += g);
-            }
-        })
+        bias.accumulate_with(|db| rows::add_column_sums(db, columns))
     }
 }
 

@@ -1,32 +1,22 @@
 //! RMSNorm (Zhang and Sennrich 2019, eq. 4) and LayerNorm (Ba et al. 2016, eq. 4) over the last
 //! axis, and RMSNorm of single heads inside a packed `q | k | v` row (Qwen3).
 //!
-//! A row is cut into groups of `width` columns, each normalised separately. Sums run in fixed
-//! lanes, so a row's bits do not depend on the batch; weight gradients are summed over fixed chunks
-//! of rows, never by thread.
+//! A row is cut into groups of `width` columns, each normalised separately.
 
 mod gpu;
 
-use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use candle_core::{D, Result, Tensor, bail};
-use kernels::host::pool;
+use kernels::arguments::Groups;
+use kernels::host::norm::{self as host, NormParameters};
 use kernels::host::rows;
-use multiversion::multiversion;
 
 use super::operation::{Described, Link, Operation, OperationKind, apply};
 use super::param::Param;
 use super::place::{Host, MaybeOwned};
 use super::storage;
 use super::tap::tap;
-
-/// Rows whose weight gradients are summed together: a constant, so that sums do not depend on
-/// threads.
-const ROWS_PER_SUM: usize = 64;
-/// Rows of one task of the forward pass.
-const ROWS: usize = 16;
-const LANES: usize = 16;
 
 /// A normalisation with its parameters.
 #[derive(Clone)]
@@ -168,67 +158,22 @@ impl Norm {
         }
     }
 
-    /// Calls `f` with the elements of weight and bias; the bias of RMSNorm is empty.
-    fn with_slices<R>(&self, f: impl FnOnce(&[f32], &[f32]) -> R) -> Result<R> {
-        storage::read(self.weight().value(), |w| match self.bias() {
-            Some(bias) => storage::read(bias.value(), |b| f(w, b)),
-            None => Ok(f(w, &[])),
+    /// Calls `f` with the elements of weight and bias.
+    fn with_parameters<R>(&self, f: impl FnOnce(NormParameters) -> R) -> Result<R> {
+        storage::read(self.weight().value(), |weight| match self.bias() {
+            None => Ok(f(NormParameters::Rms { weight })),
+            Some(bias) => storage::read(bias.value(), |bias| {
+                f(NormParameters::Layer { weight, bias })
+            }),
         })?
     }
 
-    #[inline(always)]
-    fn statistics(&self, x: &[f32]) -> GroupStatistics {
-        let n = x.len() as f32;
-        let (mean, eps) = match self {
-            Self::Rms { eps, .. } => (0.0, eps),
-            Self::Layer { eps, .. } => (sum(x) / n, eps),
-        };
-        let scale = 1.0 / (sum_of_squares(x, mean) / n + eps).sqrt();
-        GroupStatistics { mean, scale }
+    /// Added to the mean square or the variance.
+    fn eps(&self) -> f32 {
+        match self {
+            Self::Rms { eps, .. } | Self::Layer { eps, .. } => *eps,
+        }
     }
-}
-
-/// Mean and scale by which a group is normalised.
-#[derive(Clone, Copy)]
-struct GroupStatistics {
-    /// Mean of the group; zero for RMSNorm.
-    mean: f32,
-    /// Reciprocal of the standard deviation.
-    scale: f32,
-}
-
-/// Partial sums of the parameters' gradients; `bias` is empty for RMSNorm.
-struct NormSums {
-    weight: Vec<f32>,
-    bias: Vec<f32>,
-}
-
-#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
-fn sum(x: &[f32]) -> f32 {
-    let mut lanes = [0f32; LANES];
-    let (whole, rest) = x.as_chunks::<LANES>();
-    for chunk in whole {
-        lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane += x);
-    }
-    lanes.iter_mut().zip(rest).for_each(|(lane, x)| *lane += x);
-    lanes.iter().sum()
-}
-
-#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
-fn sum_of_squares(x: &[f32], mean: f32) -> f32 {
-    let mut lanes = [0f32; LANES];
-    let (whole, rest) = x.as_chunks::<LANES>();
-    for chunk in whole {
-        lanes
-            .iter_mut()
-            .zip(chunk)
-            .for_each(|(lane, x)| *lane = (x - mean).mul_add(x - mean, *lane));
-    }
-    lanes
-        .iter_mut()
-        .zip(rest)
-        .for_each(|(lane, x)| *lane = (x - mean).mul_add(x - mean, *lane));
-    lanes.iter().sum()
 }
 
 struct NormOperation {
@@ -238,80 +183,15 @@ struct NormOperation {
 }
 
 impl NormOperation {
-    fn forward_row(&self, x: &[f32], y: &mut [MaybeUninit<f32>], weight: &[f32], bias: &[f32]) {
-        let end = self.first + self.groups * weight.len();
-        for (from, to) in [(0, self.first), (end, x.len())] {
-            let pairs = y[from..to].iter_mut().zip(&x[from..to]);
-            pairs.for_each(|(y, x)| {
-                y.write(*x);
-            });
+    /// The groups of `rows` rows that hold `elements` elements together.
+    fn of_rows(&self, elements: usize, rows: usize) -> Groups {
+        Groups {
+            rows,
+            columns: (elements / rows.max(1)) as u32,
+            first: self.first as u32,
+            count: self.groups as u32,
+            width: self.norm.weight().dims()[0] as u32,
         }
-        let groups = x[self.first..end].chunks_exact(weight.len());
-        for (x, y) in groups.zip(y[self.first..end].chunks_exact_mut(weight.len())) {
-            forward_group(x, y, weight, bias, self.norm.statistics(x));
-        }
-    }
-
-    /// Replaces dy by dx in `d`, and adds to the partial sums of the parameters' gradients.
-    fn backward_row(&self, x: &[f32], d: &mut [f32], weight: &[f32], sums: &mut NormSums) {
-        let end = self.first + self.groups * weight.len();
-        let groups = x[self.first..end].chunks_exact(weight.len());
-        for (x, d) in groups.zip(d[self.first..end].chunks_exact_mut(weight.len())) {
-            backward_group(x, d, weight, self.norm.statistics(x), sums);
-        }
-    }
-}
-
-#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
-fn forward_group(
-    x: &[f32],
-    y: &mut [MaybeUninit<f32>],
-    weight: &[f32],
-    bias: &[f32],
-    statistics: GroupStatistics,
-) {
-    let GroupStatistics { mean, scale } = statistics;
-    let units = x.iter().zip(weight).map(|(x, w)| (x - mean) * scale * w);
-    if bias.is_empty() {
-        y.iter_mut().zip(units).for_each(|(y, unit)| {
-            y.write(unit);
-        });
-    } else {
-        y.iter_mut()
-            .zip(units.zip(bias))
-            .for_each(|(y, (unit, b))| {
-                y.write(unit + b);
-            });
-    }
-}
-
-/// With u = (x−mean)·scale and g = dy·w: dx = scale·(g − u·mean(g·u) [− mean(g) for LayerNorm]).
-#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
-fn backward_group(
-    x: &[f32],
-    d: &mut [f32],
-    weight: &[f32],
-    statistics: GroupStatistics,
-    sums: &mut NormSums,
-) {
-    let GroupStatistics { mean, scale } = statistics;
-    let (dw, db) = (&mut sums.weight[..x.len()], &mut sums.bias[..]);
-    let n = x.len() as f32;
-    let (mut along, mut total) = (0f32, 0f32);
-    for i in 0..x.len() {
-        let unit = (x[i] - mean) * scale;
-        dw[i] += d[i] * unit;
-        along += d[i] * weight[i] * unit;
-    }
-    if !db.is_empty() {
-        for i in 0..x.len() {
-            db[i] += d[i];
-            total += d[i] * weight[i];
-        }
-    }
-    for i in 0..x.len() {
-        let unit = (x[i] - mean) * scale;
-        d[i] = scale * (d[i] * weight[i] - unit * (along / n) - total / n);
     }
 }
 
@@ -327,19 +207,9 @@ impl Described for NormOperation {
 
 impl Operation<Host> for NormOperation {
     fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {
-        let width = x.len() / rows.max(1);
-        assert_eq!(x.len(), rows * width, "rows of a norm");
-        self.norm.with_slices(|w, b| {
-            let write = |y: &mut [MaybeUninit<f32>]| {
-                let block = (width * ROWS).max(1);
-                pool::for_each(y.chunks_mut(block).zip(x.chunks(block)), |(y, x)| {
-                    let rows = y.chunks_exact_mut(width).zip(x.chunks_exact(width));
-                    rows.for_each(|(y, x)| self.forward_row(x, y, w, b));
-                });
-            };
-            // SAFETY: each row is written before, within and after the groups.
-            unsafe { rows::written(x.len(), write) }
-        })
+        let (groups, eps) = (self.of_rows(x.len(), rows), self.norm.eps());
+        self.norm
+            .with_parameters(|parameters| host::forward(x, parameters, groups, eps))
     }
 
     fn backward(
@@ -349,32 +219,17 @@ impl Operation<Host> for NormOperation {
         dy: MaybeOwned<Host>,
         rows: usize,
     ) -> Result<Vec<f32>> {
-        let (mut d, total) = (dy.into_owned()?, x.len() / rows.max(1));
-        let sums: Vec<NormSums> = self.norm.with_slices(|w, b| {
-            let block = (total * ROWS_PER_SUM).max(1);
-            pool::map(d.chunks_mut(block).zip(x.chunks(block)), |(d, x)| {
-                let mut sums = NormSums {
-                    weight: vec![0f32; w.len()],
-                    bias: vec![0f32; b.len()],
-                };
-                for (d, x) in d.chunks_exact_mut(total).zip(x.chunks_exact(total)) {
-                    self.backward_row(x, d, w, &mut sums);
-                }
-                sums
-            })
-        })?;
-        add_sums(self.norm.weight(), sums.iter().map(|s| &s.weight))?;
-        if let Some(bias) = self.norm.bias() {
-            add_sums(bias, sums.iter().map(|s| &s.bias))?;
-        }
+        let (groups, eps) = (self.of_rows(x.len(), rows), self.norm.eps());
+        let mut d = dy.into_owned()?;
+        let sums = self
+            .norm
+            .with_parameters(|parameters| host::backward(x, &mut d, parameters, groups, eps))?;
+        let add =
+            |param: &Param, sums: &[f32]| param.accumulate_with(|grad| rows::add_rows(grad, sums));
+        add(self.norm.weight(), &sums.weight)?;
+        self.norm
+            .bias()
+            .map_or(Ok(()), |bias| add(bias, &sums.bias))?;
         Ok(d)
     }
-}
-
-fn add_sums<'a>(param: &Param, sums: impl Iterator<Item = &'a Vec<f32>>) -> Result<()> {
-    param.accumulate_with(|grad| {
-        for part in sums {
-            grad.iter_mut().zip(part).for_each(|(g, p)| *g += p);
-        }
-    })
 }

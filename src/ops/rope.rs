@@ -10,17 +10,14 @@ mod gpu;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use candle_core::{Result, Tensor, bail};
+use kernels::arguments::Direction;
 use kernels::device::Array;
-use kernels::host::pool;
+use kernels::host::rope::rotate;
 use kernels::host::rows;
-use multiversion::multiversion;
 
 use super::backend::Backend;
 use super::operation::{Described, Link, Operation, OperationKind, apply};
 use super::place::{Host, MaybeOwned};
-
-/// Rows of one task.
-const ROWS: usize = 64;
 
 /// Frequencies of a model's pairs, from which the angles of any position follow.
 #[derive(Clone)]
@@ -146,39 +143,18 @@ impl Angles {
         let turned = Tensor::cat(&[low, high], 2)?.reshape((tokens, width))?;
         Tensor::cat(&[turned, x.narrow(1, width, columns - width)?], 1)
     }
-
-    fn turn(&self, data: &mut [f32], columns: usize, heads: usize, direction: f32) {
-        let half = self.half;
-        let angles = self
-            .cos
-            .chunks(ROWS * half)
-            .zip(self.sin.chunks(ROWS * half));
-        let blocks = data.chunks_mut(ROWS * columns).zip(angles);
-        pool::for_each(blocks, |(rows, (cos, sin))| {
-            let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
-            for (row, (cos, sin)) in rows.chunks_exact_mut(columns).zip(angles) {
-                for head in row[..heads * 2 * half].chunks_exact_mut(2 * half) {
-                    turn_head(head, cos, sin, direction);
-                }
-            }
-        });
-    }
-}
-
-#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
-fn turn_head(head: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {
-    let (low, high) = head.split_at_mut(cos.len());
-    let pairs = low.iter_mut().zip(high);
-    for ((low, high), (&cos, &sin)) in pairs.zip(cos.iter().zip(sin)) {
-        let (a, b, s) = (*low, *high, direction * sin);
-        *low = a * cos - b * s;
-        *high = b * cos + a * s;
-    }
 }
 
 struct Rotate {
     angles: Angles,
     heads: usize,
+}
+
+impl Rotate {
+    fn turn(&self, x: &mut [f32], rows: usize, direction: Direction) {
+        let Angles { cos, sin, half, .. } = &self.angles;
+        rotate(x, [cos, sin], rows, self.heads, *half, direction);
+    }
 }
 
 impl Described for Rotate {
@@ -197,8 +173,7 @@ impl Operation<Host> for Rotate {
     }
 
     fn forward_owned(&self, mut x: Vec<f32>, rows: usize) -> Result<Vec<f32>> {
-        let columns = x.len() / rows.max(1);
-        self.angles.turn(&mut x, columns, self.heads, 1.0);
+        self.turn(&mut x, rows, Direction::Forward);
         Ok(x)
     }
 
@@ -210,8 +185,7 @@ impl Operation<Host> for Rotate {
         rows: usize,
     ) -> Result<Vec<f32>> {
         let mut d = dy.into_owned()?;
-        let columns = d.len() / rows.max(1);
-        self.angles.turn(&mut d, columns, self.heads, -1.0);
+        self.turn(&mut d, rows, Direction::Backward);
         Ok(d)
     }
 }

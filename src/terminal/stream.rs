@@ -66,6 +66,7 @@ impl Stream {
 
 /// True if a write of a part would not wait. A stream that is closed or fails does not make it wait
 /// either.
+#[expect(unsafe_code, reason = "poll is a call of the C library")]
 #[cfg(unix)]
 fn has_room_within(number: i32, time: Duration) -> bool {
     let mut asked = libc::pollfd {

@@ -27,6 +27,7 @@ pub fn limit_bytes() -> Option<u64> {
 }
 
 /// The limit of the process's address space; `None` without a limit.
+#[expect(unsafe_code, reason = "getrlimit is a call of the C library")]
 fn address_space_limit() -> Option<u64> {
     let mut limit = libc::rlimit {
         rlim_cur: libc::RLIM_INFINITY,

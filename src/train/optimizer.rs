@@ -6,17 +6,12 @@
 //! matrices decay. A step whose gradient is not finite is refused, and no parameter moves.
 
 use candle_core::{DType, Result, Tensor};
-use kernels::host::pool;
-use multiversion::multiversion;
+use kernels::arguments::Factors;
+use kernels::host::optimizer::{self as host, ParameterSlices};
 
 use crate::ops::param::{Param, ParamStore};
 use crate::ops::profile;
 use crate::ops::storage;
-
-/// Elements whose squares are summed together.
-const BLOCK: usize = 1 << 14;
-/// Elements of one task of a step, few enough to divide small parameters among all threads.
-const STEP: usize = 1 << 12;
 
 /// The constants of AdamW.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -55,21 +50,6 @@ pub struct AdamW {
 enum Moments {
     Host { first: Vec<f32>, second: Vec<f32> },
     Device { first: Tensor, second: Tensor },
-}
-
-/// The factors of one step for one parameter.
-#[derive(Clone, Copy)]
-struct Factors {
-    clip: f32,
-    beta1: f32,
-    beta2: f32,
-    /// lr / (1 − β₁ᵗ)
-    rate: f32,
-    /// 1 / √(1 − β₂ᵗ)
-    root: f32,
-    epsilon: f32,
-    /// 1 − lr · decay
-    keep: f32,
 }
 
 impl AdamW {
@@ -226,10 +206,14 @@ impl Moments {
         match self {
             Self::Host { first, second } => storage::read(grad, |g| {
                 let (m, v) = (&mut first[range.clone()], &mut second[range]);
-                param.update(|p| {
-                    let moments = m.chunks_mut(STEP).zip(v.chunks_mut(STEP));
-                    let blocks = p.chunks_mut(STEP).zip(g.chunks(STEP)).zip(moments);
-                    pool::for_each(blocks, |((p, g), (m, v))| step_block(p, g, m, v, factors));
+                param.update(|values| {
+                    let slices = ParameterSlices {
+                        values,
+                        gradients: g,
+                        first: m,
+                        second: v,
+                    };
+                    host::step(slices, factors);
                 })
             })?,
             Self::Device { first, second } => {
@@ -250,16 +234,6 @@ impl Moments {
     }
 }
 
-#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
-fn step_block(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], f: Factors) {
-    for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-        let g = g * f.clip;
-        *m = f.beta1 * *m + (1.0 - f.beta1) * g;
-        *v = f.beta2 * *v + (1.0 - f.beta2) * g * g;
-        *p = *p * f.keep - f.rate * *m / (v.sqrt() * f.root + f.epsilon);
-    }
-}
-
 /// Norm of all gradients together. Squares are summed in fixed blocks, so threads do not change it.
 ///
 /// # Errors
@@ -272,26 +246,7 @@ pub fn global_norm(params: &ParamStore) -> Result<f64> {
     if !params.backend().has_kernels() {
         return Ok(f64::from(arena.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt());
     }
-    let sums: Vec<f64> = storage::read(arena, |g| pool::map(g.chunks(BLOCK), sum_of_squares))?;
-    Ok(sums.iter().sum::<f64>().sqrt())
-}
-
-#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
-fn sum_of_squares(block: &[f32]) -> f64 {
-    let mut lanes = [0f64; 8];
-    let (whole, rest) = block.as_chunks::<8>();
-    for chunk in whole {
-        add_squares(&mut lanes, chunk);
-    }
-    add_squares(&mut lanes, rest);
-    lanes.iter().sum()
-}
-
-#[inline(always)]
-fn add_squares(lanes: &mut [f64; 8], gradients: &[f32]) {
-    for (lane, &g) in lanes.iter_mut().zip(gradients) {
-        *lane += f64::from(g) * f64::from(g);
-    }
+    storage::read(arena, host::global_norm)
 }
 
 #[cfg(test)]

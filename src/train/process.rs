@@ -13,11 +13,15 @@ const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 
 /// Sets up the process; must be called before other threads start.
 ///
-/// - candle's thread pool gets one thread: it would compete with this crate's pool for the cores.
+/// - candle's thread pool gets one thread: it would compete with the kernels' pool for the cores.
 /// - The allocator never returns freed memory to the kernel: the next step would have to fault
 ///   it in again, zeroed.
 /// - Memory is in huge pages: weights in small pages are read at half the speed.
 /// - A write beyond the limit on file sizes is an error instead of ending the process.
+#[expect(
+    unsafe_code,
+    reason = "the environment and the allocator are of the whole process"
+)]
 pub fn set_up() {
     // SAFETY: no other thread runs yet. PURGE_DELAY takes milliseconds, or -1 for never; large
     // pages are a switch.
@@ -41,6 +45,7 @@ fn survive_file_size_limit() {
 /// Requests huge pages for the memory that the allocator has already reserved, found by the address
 /// of an allocation; the allocator's option covers later reservations only. If the system has no
 /// huge pages, small ones are used.
+#[expect(unsafe_code, reason = "madvise is a call of the C library")]
 fn request_huge_pages() {
     let probe = Box::new(0u8);
     let Some(reserved) = mapping_of(&raw const *probe as usize) else {

@@ -68,6 +68,7 @@ impl StopRequest {
 }
 
 /// Whether the process ignores the signal, a setting that it may have inherited.
+#[expect(unsafe_code, reason = "sigaction is a call of the C library")]
 fn is_ignored(signal: i32) -> bool {
     // SAFETY: a struct of plain numbers, for which zeros are a value.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };

@@ -1,19 +1,11 @@
 //! Activations of the feed-forward layer.
 
+pub use crate::arguments::Gelu;
 use crate::device::array::{Array, Slice, SliceMut};
 use crate::device::call::Call;
 use crate::device::error::Result;
 use crate::device::kernel::Kernel;
 use crate::device::launcher::Grid;
-
-/// A form of GELU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gelu {
-    /// By the error function. Devices round it differently, in the last digits.
-    Exact,
-    /// By tanh, with the host's bits.
-    Tanh,
-}
 
 /// SwiGLU of `x`, `[rows, 2·width]` holding `gate | up`: `[rows, width]`, with the host's bits.
 ///
@@ -53,41 +45,39 @@ pub fn swiglu_backward(x: Slice<f32>, dy: Slice<f32>, rows: usize) -> Result<Arr
     Ok(dx)
 }
 
-impl Gelu {
-    /// GELU of each element.
-    ///
-    /// # Errors
-    /// Errors of the device.
-    pub fn forward(self, x: Slice<f32>) -> Result<Array<f32>> {
-        let mut y = x.gpu().array(x.len())?;
-        let kernel = match self {
-            Self::Exact => Kernel::GELU_FORWARD,
-            Self::Tanh => Kernel::GELU_TANH_FORWARD,
-        };
-        let call = Call::new(x.gpu(), kernel)
-            .read(x)
-            .write(&mut y.slice_mut())
-            .with(x.len());
-        // SAFETY: both arrays have as many elements.
-        unsafe { call.run(Grid::over(x.len() as u64))? };
-        Ok(y)
-    }
+/// GELU of each element.
+///
+/// # Errors
+/// Errors of the device.
+pub fn gelu(form: Gelu, x: Slice<f32>) -> Result<Array<f32>> {
+    let mut y = x.gpu().array(x.len())?;
+    let kernel = match form {
+        Gelu::Exact => Kernel::GELU_FORWARD,
+        Gelu::Tanh => Kernel::GELU_TANH_FORWARD,
+    };
+    let call = Call::new(x.gpu(), kernel)
+        .read(x)
+        .write(&mut y.slice_mut())
+        .with(x.len());
+    // SAFETY: both arrays have as many elements.
+    unsafe { call.run(Grid::over(x.len() as u64))? };
+    Ok(y)
+}
 
-    /// Replaces the gradient of the result, `d`, by that of the input.
-    ///
-    /// # Errors
-    /// If the lengths differ, and errors of the device.
-    pub fn backward(self, x: Slice<f32>, mut d: SliceMut<f32>) -> Result<()> {
-        d.as_slice().check("the gradient of gelu", x.len())?;
-        let kernel = match self {
-            Self::Exact => Kernel::GELU_BACKWARD,
-            Self::Tanh => Kernel::GELU_TANH_BACKWARD,
-        };
-        let call = Call::new(x.gpu(), kernel)
-            .read(x)
-            .write(&mut d)
-            .with(x.len());
-        // SAFETY: both arrays have as many elements.
-        unsafe { call.run(Grid::over(x.len() as u64)) }
-    }
+/// Replaces the gradient of the result of [`gelu`], `d`, by that of the input.
+///
+/// # Errors
+/// If the lengths differ, and errors of the device.
+pub fn gelu_backward(form: Gelu, x: Slice<f32>, mut d: SliceMut<f32>) -> Result<()> {
+    d.as_slice().check("the gradient of gelu", x.len())?;
+    let kernel = match form {
+        Gelu::Exact => Kernel::GELU_BACKWARD,
+        Gelu::Tanh => Kernel::GELU_TANH_BACKWARD,
+    };
+    let call = Call::new(x.gpu(), kernel)
+        .read(x)
+        .write(&mut d)
+        .with(x.len());
+    // SAFETY: both arrays have as many elements.
+    unsafe { call.run(Grid::over(x.len() as u64)) }
 }

@@ -1,5 +1,6 @@
 //! Log-probabilities and entropies of rows of logits, and their gradients, with the host's bits.
 
+pub use crate::arguments::Columns;
 use crate::device::array::{Array, Gpu, Slice, SliceMut};
 use crate::device::call::Call;
 use crate::device::error::Result;
@@ -72,25 +73,6 @@ impl Targets {
     /// Checks that `logits` are `[targets, vocabulary]`.
     fn check(&self, logits: Slice<f32>) -> Result<()> {
         logits.check("the logits", self.len() * self.vocabulary)
-    }
-}
-
-/// The results of a target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Columns {
-    /// Log-probability and entropy within the target's distribution.
-    Own,
-    /// These, and the log-probability in the whole vocabulary.
-    OwnAndWhole,
-}
-
-impl Columns {
-    /// Number of results of a target.
-    pub fn count(self) -> usize {
-        match self {
-            Self::Own => 2,
-            Self::OwnAndWhole => 3,
-        }
     }
 }
 

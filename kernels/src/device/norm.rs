@@ -3,6 +3,7 @@
 //! The forward pass and the parameters' gradients have the host's bits. The gradient of the input
 //! sums a row in 16 lanes instead of one.
 
+pub use crate::arguments::Groups;
 use crate::device::array::{Array, Slice, SliceMut};
 use crate::device::call::Call;
 use crate::device::error::{KernelError, Result};
@@ -14,21 +15,6 @@ use crate::device::rows::add_rows;
 const LANES: u64 = 16;
 /// Rows whose parameter gradients are summed together, as in `norm_sums`.
 const ROWS_PER_SUM: usize = 64;
-
-/// The groups of columns that are normalised, and the rows that hold them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Groups {
-    /// Rows of the matrix.
-    pub rows: usize,
-    /// Columns of the matrix.
-    pub columns: u32,
-    /// First column of the first group.
-    pub first: u32,
-    /// Groups of a row.
-    pub count: u32,
-    /// Columns of a group.
-    pub width: u32,
-}
 
 /// A norm's parameters.
 #[derive(Clone, Copy)]

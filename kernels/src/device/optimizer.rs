@@ -1,5 +1,6 @@
 //! The global norm of gradients, and AdamW's step. Both have the host's bits.
 
+pub use crate::arguments::Factors;
 use crate::device::array::{Slice, SliceMut};
 use crate::device::call::Call;
 use crate::device::error::Result;
@@ -10,25 +11,6 @@ use crate::device::launcher::Grid;
 const NORM_BLOCK: usize = 1 << 14;
 /// Threads that sum one such block.
 const NORM_LANES: u64 = 8;
-
-/// The factors of one step for one parameter.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Factors {
-    /// Factor of the gradient by which the global norm is clipped.
-    pub clip: f32,
-    /// Decay of the first moment.
-    pub beta1: f32,
-    /// Decay of the second moment.
-    pub beta2: f32,
-    /// lr / (1 − β₁ᵗ)
-    pub rate: f32,
-    /// 1 / √(1 − β₂ᵗ)
-    pub root: f32,
-    /// Added to the root of the second moment.
-    pub epsilon: f32,
-    /// 1 − lr · decay
-    pub keep: f32,
-}
 
 /// The norm of all gradients together.
 ///

@@ -1,19 +1,11 @@
 //! Rotary position embedding.
 
+pub use crate::arguments::Direction;
 use crate::device::array::{Slice, SliceMut};
 use crate::device::call::Call;
 use crate::device::error::Result;
 use crate::device::kernel::Kernel;
 use crate::device::launcher::Grid;
-
-/// The direction of a rotation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// By the angles: the forward pass.
-    Forward,
-    /// By the opposite angles: the backward pass.
-    Backward,
-}
 
 /// Rotates the first `heads` heads of each row of `x`, `[rows, columns]`, in place. `cosines` and
 /// `sines` are `[rows, half]`, and a head has `2·half` columns.

@@ -4,8 +4,13 @@
 //! on the rows around it. Functions are compiled for several instruction sets, and the best one that
 //! the processor has is chosen when they run; all give the same bits.
 
+pub mod activation;
 pub mod attention;
+pub mod logits;
+pub mod norm;
+pub mod optimizer;
 pub mod pool;
 pub mod product;
+pub mod rope;
 pub mod row;
 pub mod rows;

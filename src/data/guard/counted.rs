@@ -15,6 +15,7 @@ thread_local! {
 pub struct CountingAllocator<A>(pub A);
 
 // SAFETY: every call is forwarded unchanged; counting neither allocates nor panics.
+#[expect(unsafe_code, reason = "the trait of allocators is unsafe")]
 unsafe impl<A: GlobalAlloc> GlobalAlloc for CountingAllocator<A> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the contract is the same, and the caller keeps it.

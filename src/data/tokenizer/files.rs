@@ -337,6 +337,7 @@ mod tests {
 
     /// A pipe without a writer would never open.
     #[test]
+    #[expect(unsafe_code, reason = "mkfifo is a call of the C library")]
     fn a_named_pipe_is_no_config() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(model_type(folder.path()), None);

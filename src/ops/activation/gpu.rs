@@ -24,18 +24,9 @@ impl Operation<Gpu> for SwiGlu {
     }
 }
 
-impl Gelu {
-    fn on_device(&self) -> activation::Gelu {
-        match self {
-            Self::Tanh => activation::Gelu::Tanh,
-            Self::Exact => activation::Gelu::Exact,
-        }
-    }
-}
-
 impl Operation<Gpu> for Gelu {
     fn forward(&self, x: Slice<f32>, _rows: usize) -> Result<Array<f32>> {
-        lift(self.on_device().forward(x))
+        lift(activation::gelu(*self, x))
     }
 
     fn backward(
@@ -46,7 +37,7 @@ impl Operation<Gpu> for Gelu {
         _rows: usize,
     ) -> Result<Array<f32>> {
         let mut d = dy.into_owned()?;
-        lift(self.on_device().backward(x, d.slice_mut()))?;
+        lift(activation::gelu_backward(*self, x, d.slice_mut()))?;
         Ok(d)
     }
 }

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use candle_core::{D, Result, Tensor};
+use kernels::arguments::Columns;
 
-use super::{BothLogProbs, HeadResults, Target, TokenLogProbs, check, chunk_rows};
+use super::{BothLogProbs, Target, TokenLogProbs, check, chunk_rows};
 use crate::ops::linear::{Linear, Projection};
 use crate::ops::param::Param;
 use crate::ops::recompute::recompute;
@@ -20,7 +21,7 @@ pub fn composed(
     targets: &[Target],
     temperature: f32,
 ) -> Result<TokenLogProbs> {
-    let results = composed_results(hidden, head, targets, temperature, HeadResults::Kept)?;
+    let results = composed_results(hidden, head, targets, temperature, Columns::Own)?;
     TokenLogProbs::split(&results)
 }
 
@@ -34,7 +35,7 @@ pub fn composed_both(
     targets: &[Target],
     temperature: f32,
 ) -> Result<BothLogProbs> {
-    let results = composed_results(hidden, head, targets, temperature, HeadResults::Both)?;
+    let results = composed_results(hidden, head, targets, temperature, Columns::OwnAndWhole)?;
     BothLogProbs::split(&results)
 }
 
@@ -43,7 +44,7 @@ fn composed_results(
     head: &Arc<Param>,
     targets: &[Target],
     temperature: f32,
-    results: HeadResults,
+    results: Columns,
 ) -> Result<Tensor> {
     check(hidden, head, targets)?;
     let chunk = |targets: &[Target]| {
@@ -65,7 +66,7 @@ fn composed_chunk(
     head: &Arc<Param>,
     targets: &[Target],
     temperature: f32,
-    results: HeadResults,
+    results: Columns,
 ) -> Result<Tensor> {
     let device = rows.device();
     let tokens = Tensor::from_iter(targets.iter().map(|t| t.token), device)?.unsqueeze(1)?;
@@ -79,8 +80,8 @@ fn composed_chunk(
     let entropy = (log_p.exp()? * &log_p)?.sum(D::Minus1)?.neg()?;
     let of_tokens = |log_p: &Tensor| log_p.gather(&tokens, 1)?.squeeze(1);
     match results {
-        HeadResults::Kept => Tensor::stack(&[of_tokens(&log_p)?, entropy], 1),
-        HeadResults::Both => {
+        Columns::Own => Tensor::stack(&[of_tokens(&log_p)?, entropy], 1),
+        Columns::OwnAndWhole => {
             let whole = of_tokens(&log_softmax(&whole)?)?;
             Tensor::stack(&[of_tokens(&log_p)?, entropy, whole], 1)
         }

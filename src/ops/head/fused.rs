@@ -6,13 +6,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-use kernels::host::pool;
-use kernels::host::product::{Matrix, Weight, multiplied, product, with_factor};
-use kernels::host::row::{self, RowStats};
+use kernels::arguments::Columns;
+use kernels::host::logits::{self, RowTarget};
+use kernels::host::product::{Matrix, Weight, Write, multiplied, product, with_factor};
 use kernels::host::rows;
-use multiversion::multiversion;
 
-use super::{HELD, HeadResults, Target, check, chunk_rows};
+use super::{HELD, Target, check, chunk_rows};
 use crate::ops::param::Param;
 use crate::ops::profile;
 use crate::ops::storage;
@@ -23,7 +22,7 @@ pub(super) fn fused(
     head: &Arc<Param>,
     targets: &[Target],
     temperature: f32,
-    results: HeadResults,
+    results: Columns,
 ) -> Result<Tensor> {
     check(hidden, head, targets)?;
     let op = HeadOperation {
@@ -41,91 +40,17 @@ struct HeadOperation {
     head: Arc<Param>,
     targets: Box<[Target]>,
     inv_temperature: f32,
-    results: HeadResults,
+    results: Columns,
     /// Number of logits that may be kept; 0 without a backward pass.
     room: usize,
     /// Logits kept for the backward pass, by the number of their chunk.
     held: Mutex<BTreeMap<usize, Vec<f32>>>,
 }
 
-/// A row's distribution: its logits (those of the kept set, if there is one) and their statistics.
-struct Distribution<'a> {
-    scores: Cow<'a, [f32]>,
-    stats: RowStats,
-}
-
 impl HeadOperation {
     /// Vocabulary size and width of the head.
     fn shape(&self) -> (usize, usize) {
         (self.head.dims()[0], self.head.dims()[1])
-    }
-
-    fn distribution<'a>(&self, logits: &'a [f32], target: &Target) -> Distribution<'a> {
-        let scores: Cow<[f32]> = match &target.kept {
-            Some(kept) => Cow::Owned(row::gather(logits, kept)),
-            None => Cow::Borrowed(logits),
-        };
-        let stats = row::stats(&scores, self.inv_temperature);
-        Distribution { scores, stats }
-    }
-
-    /// Writes the results of one row to `out`.
-    fn forward_row(&self, logits: &[f32], target: &Target, out: &mut [f32]) {
-        let (t, token) = (self.inv_temperature, target.token);
-        let d = self.distribution(logits, target);
-        out[0] = row::log_prob(logits, t, &d.stats, token);
-        out[1] = row::entropy(&d.scores, t, &d.stats);
-        if let Some(whole) = out.get_mut(2) {
-            let stats = match target.kept {
-                None => d.stats,
-                Some(_) => row::stats(logits, t),
-            };
-            *whole = row::log_prob(logits, t, &stats, token);
-        }
-    }
-
-    /// Replaces a row of logits by its gradient, given the gradients of its results.
-    fn backward_row(&self, logits: &mut [f32], target: &Target, grad: &[f32]) {
-        let (own, entropy) = (grad[0], grad[1]);
-        match (&target.kept, grad.get(2)) {
-            (None, None) => self.backward_whole(logits, target, own, entropy),
-            // Both log-probs of the row are the same number.
-            (None, Some(&whole)) => self.backward_whole(logits, target, own + whole, entropy),
-            (Some(kept), Some(&whole)) if whole != 0.0 => {
-                let of_kept = self.gradient_of_kept(logits, kept, grad);
-                self.backward_whole(logits, target, whole, 0.0);
-                add_at(logits, kept, &of_kept);
-                logits[target.token as usize] += self.inv_temperature * own;
-            }
-            (Some(kept), _) => self.backward_kept(logits, kept, target, grad),
-        }
-    }
-
-    /// [`Self::backward_row`] over the whole vocabulary.
-    fn backward_whole(&self, logits: &mut [f32], target: &Target, log_prob: f32, entropy: f32) {
-        let t = self.inv_temperature;
-        differentiate(logits, t, log_prob, entropy);
-        logits[target.token as usize] += t * log_prob;
-    }
-
-    /// [`Self::backward_row`] over a kept set; the gradient of the other logits is zero.
-    fn backward_kept(&self, logits: &mut [f32], kept: &[u32], target: &Target, grad: &[f32]) {
-        let of_kept = self.gradient_of_kept(logits, kept, grad);
-        let mut end = 0;
-        for (ids, within) in row::runs(kept) {
-            logits[end..ids.start].fill(0.0);
-            end = ids.end;
-            logits[ids].copy_from_slice(&of_kept[within]);
-        }
-        logits[end..].fill(0.0);
-        logits[target.token as usize] += self.inv_temperature * grad[0];
-    }
-
-    /// The gradient of a kept set's logits without the token's one-hot part.
-    fn gradient_of_kept(&self, logits: &[f32], kept: &[u32], grad: &[f32]) -> Vec<f32> {
-        let mut scores = row::gather(logits, kept);
-        differentiate(&mut scores, self.inv_temperature, grad[0], grad[1]);
-        scores
     }
 
     /// The hidden rows of a chunk of targets: `[targets, width]`.
@@ -135,8 +60,7 @@ impl HeadOperation {
         if targets.iter().enumerate().all(|(i, t)| t.row == first + i) {
             return Cow::Borrowed(&hidden[first * width..][..targets.len() * width]);
         }
-        let rows: Vec<u32> = targets.iter().map(|t| t.row as u32).collect();
-        Cow::Owned(rows::gather(hidden, width, &rows))
+        Cow::Owned(rows::gather(hidden, width, &ids(targets)))
     }
 
     /// The logits of a chunk's hidden rows: `[targets, vocabulary]`.
@@ -173,24 +97,20 @@ impl HeadOperation {
         let (vocabulary, width) = self.shape();
         let rows = self.rows(hidden, targets);
         let mut logits = held.unwrap_or_else(|| self.logits(&rows, weight));
-        let inputs = targets
-            .iter()
-            .zip(grads.chunks_exact(self.results.columns()));
-        let rows_of_logits = logits.chunks_exact_mut(vocabulary).zip(inputs);
-        pool::for_each(rows_of_logits, |(logits, (target, grad))| {
-            self.backward_row(logits, target, grad)
-        });
+        let tokens: Vec<RowTarget> = targets.iter().map(Target::token_of_row).collect();
+        logits::backward(
+            &mut logits,
+            &tokens,
+            grads,
+            self.results,
+            self.inv_temperature,
+        );
         let dlogits = Matrix::new(&logits, targets.len(), vocabulary, vocabulary);
         let part = storage::read(self.head.value(), |w| {
             let head = Matrix::new(w, vocabulary, width, width);
             multiplied(self.head.products(), dlogits, head)
         })?;
-        for (target, part) in targets.iter().zip(part.chunks_exact(width)) {
-            dh[target.row * width..][..width]
-                .iter_mut()
-                .zip(part)
-                .for_each(|(d, p)| *d += p);
-        }
+        rows::scatter(dh, width, &ids(targets), &part, Write::Add);
         let rows = Matrix::new(&rows, targets.len(), width, width);
         self.head.accumulate_with(|dw| {
             let kernel = self.head.products();
@@ -199,37 +119,9 @@ impl HeadOperation {
     }
 }
 
-#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma", "aarch64+neon"))]
-fn scale(row: &mut [f32], factor: f32) {
-    for x in row {
-        *x *= factor;
-    }
-}
-
-/// Adds `values` to the elements of a row at the ids `kept`.
-fn add_at(row: &mut [f32], kept: &[u32], values: &[f32]) {
-    for (ids, within) in row::runs(kept) {
-        let pairs = row[ids].iter_mut().zip(&values[within]);
-        pairs.for_each(|(x, value)| *x += value);
-    }
-}
-
-/// Replaces a distribution's logits x, where z = t·x, by the gradient t·∂(g₀·log p(token) +
-/// g₁·H)/∂z without the token's one-hot part: t·p·(−g₀ − g₁·(log p + H)).
-fn differentiate(logits: &mut [f32], t: f32, log_prob: f32, entropy: f32) {
-    if entropy == 0.0 {
-        let sum = row::weights_in_place(logits, t).sum;
-        return scale(logits, -t * log_prob / sum);
-    }
-    let stats = row::stats(logits, t);
-    let mut p = vec![0f32; logits.len()];
-    row::softmax(logits, t, &stats, &mut p);
-    let (h, lse) = (row::entropy(logits, t, &stats), stats.log_sum_exp());
-    for (x, p) in logits.iter_mut().zip(p) {
-        // A token of probability zero has log p = −∞ and gradient zero: any finite number will do.
-        let log_p = x.mul_add(t, -lse).max(-1e4);
-        *x = t * p * (-log_prob - entropy * (log_p + h));
-    }
+/// The hidden rows of targets.
+fn ids(targets: &[Target]) -> Vec<u32> {
+    targets.iter().map(|t| t.row as u32).collect()
 }
 
 impl CustomOp1 for HeadOperation {
@@ -243,17 +135,14 @@ impl CustomOp1 for HeadOperation {
         let (vocabulary, _) = self.shape();
         let chunk = chunk_rows(vocabulary);
         span.wrote(self.targets.len() * self.shape().0);
-        let columns = self.results.columns();
+        let columns = self.results.count();
         let mut out = vec![0f32; self.targets.len() * columns];
         let outs = out.chunks_mut(columns * chunk);
         let chunks = self.targets.chunks(chunk).zip(outs);
         for (i, (targets, out)) in chunks.enumerate() {
             let logits = self.logits(&self.rows(hidden, targets), operand.weight());
-            let inputs = logits.chunks_exact(vocabulary).zip(targets);
-            let rows = out.chunks_exact_mut(columns).zip(inputs);
-            pool::for_each(rows, |(out, (logits, target))| {
-                self.forward_row(logits, target, out)
-            });
+            let tokens: Vec<RowTarget> = targets.iter().map(Target::token_of_row).collect();
+            logits::forward(&logits, &tokens, self.results, self.inv_temperature, out);
             self.hold(i, logits);
         }
         let shape = Shape::from((self.targets.len(), columns));
@@ -268,7 +157,7 @@ impl CustomOp1 for HeadOperation {
         let mut dh = vec![0f32; hidden.elem_count()];
         storage::read(hidden, |hidden| {
             storage::read(&grad, |grad| {
-                let grads = grad.chunks(self.results.columns() * chunk);
+                let grads = grad.chunks(self.results.count() * chunk);
                 let chunks = self.targets.chunks(chunk).zip(grads);
                 for (i, (targets, grads)) in chunks.enumerate() {
                     let (weight, held) = (operand.weight(), self.take_held(i));

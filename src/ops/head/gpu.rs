@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Result, Tensor};
-use kernels::device::logits::{self, Columns as ResultColumns, Targets};
+use kernels::arguments::Columns as HeadResults;
+use kernels::device::logits::{self, Targets};
 use kernels::device::product::Receive;
 use kernels::device::{Array, Gpu, Slice};
 
-use super::{HELD, HeadResults, Target, check, chunk_rows};
+use super::{HELD, Target, check, chunk_rows};
 use crate::ops::linear::gpu::{Columns, columns_mut};
 use crate::ops::param::Param;
 use crate::ops::place::{MaybeOwned, Place, enter, lift, read, tensor};
@@ -27,7 +28,7 @@ pub(super) fn on_device(
     let (hidden, backend) = (hidden.contiguous()?, head.backend());
     let operation = DeviceHead::new(head, targets, temperature, results, hidden.track_op())?;
     let out = read::<Gpu, _>(&hidden, backend, |hidden| operation.forward(hidden))?;
-    let shape = (targets.len(), results.columns());
+    let shape = (targets.len(), results.count());
     enter::<Gpu>(
         "token_log_probs",
         &hidden,
@@ -48,7 +49,7 @@ struct DeviceHead {
     head: Arc<Param>,
     chunks: Vec<TargetChunk>,
     inv_temperature: f32,
-    results: ResultColumns,
+    results: HeadResults,
     /// Number of logits that may be kept; 0 without a backward pass.
     room: usize,
     /// Logits kept for the backward pass, by the number of their chunk.
@@ -107,10 +108,7 @@ impl DeviceHead {
                 .map(|targets| TargetChunk::new(gpu, targets, vocabulary))
                 .collect::<Result<_>>()?,
             inv_temperature: 1.0 / temperature,
-            results: match results {
-                HeadResults::Kept => ResultColumns::Own,
-                HeadResults::Both => ResultColumns::OwnAndWhole,
-            },
+            results,
             room: if recorded { HELD } else { 0 },
             held: Mutex::default(),
         })

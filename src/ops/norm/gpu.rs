@@ -1,25 +1,15 @@
 //! Norms on a GPU.
 
 use candle_core::{Result, bail};
-use kernels::device::norm::{self, Gradients, Groups, Parameters};
+use kernels::device::norm::{self, Gradients, Parameters};
 use kernels::device::{Array, Gpu, Slice};
 
-use super::{Norm, NormOperation};
+use super::NormOperation;
 use crate::ops::operation::Operation;
 use crate::ops::param::Param;
 use crate::ops::place::{MaybeOwned, Place, lift, read};
 
 impl NormOperation {
-    fn device_groups(&self, x: Slice<f32>, rows: usize) -> Groups {
-        Groups {
-            rows,
-            columns: (x.len() / rows.max(1)) as u32,
-            first: self.first as u32,
-            count: self.groups as u32,
-            width: self.norm.weight().dims()[0] as u32,
-        }
-    }
-
     /// Calls `f` with the parameters where they lie.
     fn with_arrays<R>(&self, f: impl FnOnce(Parameters) -> Result<R>) -> Result<R> {
         let weight = self.norm.weight();
@@ -34,17 +24,9 @@ impl NormOperation {
     }
 }
 
-impl Norm {
-    fn eps(&self) -> f32 {
-        match self {
-            Self::Rms { eps, .. } | Self::Layer { eps, .. } => *eps,
-        }
-    }
-}
-
 impl Operation<Gpu> for NormOperation {
     fn forward(&self, x: Slice<f32>, rows: usize) -> Result<Array<f32>> {
-        let groups = self.device_groups(x, rows);
+        let groups = self.of_rows(x.len(), rows);
         self.with_arrays(|parameters| lift(norm::forward(x, parameters, groups, self.norm.eps())))
     }
 
@@ -55,7 +37,7 @@ impl Operation<Gpu> for NormOperation {
         dy: MaybeOwned<Gpu>,
         rows: usize,
     ) -> Result<Array<f32>> {
-        let (mut d, groups) = (dy.into_owned()?, self.device_groups(x, rows));
+        let (mut d, groups) = (dy.into_owned()?, self.of_rows(x.len(), rows));
         let eps = self.norm.eps();
         self.with_arrays(|parameters| {
             let mut run = |gradients: Option<Gradients>| {

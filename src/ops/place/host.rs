@@ -63,24 +63,15 @@ impl Place for Host {
         Ok(rows::gather(x, width, indices))
     }
 
-    fn scatter(x: &[f32], rows: &[u32], count: usize, write: Write) -> Result<Vec<f32>> {
-        let width = x.len() / rows.len().max(1);
+    fn scatter(x: &[f32], indices: &[u32], count: usize, write: Write) -> Result<Vec<f32>> {
+        let width = x.len() / indices.len().max(1);
         let mut all = vec![0f32; count * width];
-        match write {
-            Write::Set => {
-                for (&row, x) in rows.iter().zip(x.chunks_exact(width.max(1))) {
-                    all[row as usize * width..][..width].copy_from_slice(x);
-                }
-            }
-            Write::Add => Self::scatter_add(&mut all, x, width, rows)?,
-        }
+        rows::scatter(&mut all, width, indices, x, write);
         Ok(all)
     }
 
     fn scatter_add(to: &mut [f32], x: &[f32], width: usize, indices: &[u32]) -> Result<()> {
-        for (&row, x) in indices.iter().zip(x.chunks_exact(width.max(1))) {
-            rows::add(&mut to[row as usize * width..][..width], x);
-        }
+        rows::scatter(to, width, indices, x, Write::Add);
         Ok(())
     }
 

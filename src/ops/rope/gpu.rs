@@ -1,7 +1,8 @@
 //! Rotary position embedding on a GPU.
 
 use candle_core::Result;
-use kernels::device::rope::{Direction, rotate};
+use kernels::arguments::Direction;
+use kernels::device::rope::rotate;
 use kernels::device::{Array, Gpu, Slice};
 
 use super::{Angles, Rotate};

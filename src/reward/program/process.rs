@@ -309,6 +309,7 @@ fn pass_on(
 
 /// Whether the process has read everything that was written to its input; true if the input has
 /// ended.
+#[expect(unsafe_code, reason = "ioctl is a call of the C library")]
 #[cfg(target_os = "linux")]
 fn is_read(input: &Weak<ChildStdin>) -> bool {
     use std::os::fd::AsRawFd;
@@ -356,6 +357,7 @@ fn guard(_: u32) -> Option<Child> {
     None
 }
 
+#[expect(unsafe_code, reason = "kill is a call of the C library")]
 #[cfg(unix)]
 fn kill_group(leader: u32) {
     if let Ok(group) = i32::try_from(leader) {
@@ -370,6 +372,7 @@ fn kill_group(_: u32) {}
 
 impl ScoringProcess {
     /// Whether the process has ended. It is not waited for, so that its id is not reused.
+    #[expect(unsafe_code, reason = "waitid is a call of the C library")]
     #[cfg(unix)]
     fn has_ended(&mut self) -> bool {
         if self.status.is_some() {

@@ -143,6 +143,7 @@ fn folder_bytes(folder: &Path) -> u64 {
 }
 
 /// Bytes that are free for this user on the disk of `folder`, or of its nearest existing parent.
+#[expect(unsafe_code, reason = "statvfs is a call of the C library")]
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 fn free_disk(folder: &Path) -> Option<u64> {
     use std::os::unix::ffi::OsStrExt;
