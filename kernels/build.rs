@@ -16,6 +16,7 @@ fn emulated() {
         // The kernels round each operation, as on the device, unless they call fmaf themselves.
         .flag("-ffp-contract=off")
         .flag_if_supported("-mfma")
+        .flag_if_supported("-Wno-unknown-pragmas")
         .include("emulator")
         .file("emulator/kernels.cc")
         .compile("collimate_emulated_kernels");

@@ -122,6 +122,14 @@ using emulator::emulated_thread;
         #kernel, emulator::Call<kernel>::call, emulator::Call<kernel>::sizes,                      \
         emulator::Call<kernel>::count, std::exchange(emulator::entries, &entry_of_##kernel)};
 
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+
+inline float4 make_float4(float x, float y, float z, float w) {
+    return {x, y, z, w};
+}
+
 inline float __uint_as_float(unsigned bits) {
     float value;
     std::memcpy(&value, &bits, sizeof value);

@@ -2,6 +2,8 @@
 
 #![cfg(feature = "emulate")]
 
+#[path = "emulated/attention.rs"]
+mod attention;
 #[path = "emulated/faults.rs"]
 mod faults;
 #[path = "emulated/logits.rs"]

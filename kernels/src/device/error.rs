@@ -45,6 +45,12 @@ pub enum KernelError {
         /// The length that the operation needs.
         expected: usize,
     },
+    /// Sizes for which there is no kernel.
+    #[error("{message}")]
+    Shape {
+        /// What was found, and what is supported.
+        message: String,
+    },
 }
 
 /// Result of an operation of the device.

@@ -32,6 +32,32 @@ kernels! {
     NORM_BACKWARD = "norm_backward";
     /// Rotary position embedding, in place.
     ROPE = "rope";
+    /// Products of the rows of a gradient with those of attention's result.
+    ATTENTION_ALONG = "attention_along";
+    /// Packed attention of heads of up to 32 columns.
+    ATTENTION_FORWARD_32 = "attention_forward_32";
+    /// Gradients of keys and values in packed attention, heads of up to 32 columns.
+    ATTENTION_BACKWARD_KEYS_32 = "attention_backward_keys_32";
+    /// Gradients of queries in packed attention, heads of up to 32 columns.
+    ATTENTION_BACKWARD_QUERIES_32 = "attention_backward_queries_32";
+    /// Packed attention of heads of up to 64 columns.
+    ATTENTION_FORWARD_64 = "attention_forward_64";
+    /// Gradients of keys and values in packed attention, heads of up to 64 columns.
+    ATTENTION_BACKWARD_KEYS_64 = "attention_backward_keys_64";
+    /// Gradients of queries in packed attention, heads of up to 64 columns.
+    ATTENTION_BACKWARD_QUERIES_64 = "attention_backward_queries_64";
+    /// Packed attention of heads of up to 128 columns.
+    ATTENTION_FORWARD_128 = "attention_forward_128";
+    /// Gradients of keys and values in packed attention, heads of up to 128 columns.
+    ATTENTION_BACKWARD_KEYS_128 = "attention_backward_keys_128";
+    /// Gradients of queries in packed attention, heads of up to 128 columns.
+    ATTENTION_BACKWARD_QUERIES_128 = "attention_backward_queries_128";
+    /// Packed attention of heads of up to 256 columns.
+    ATTENTION_FORWARD_256 = "attention_forward_256";
+    /// Gradients of keys and values in packed attention, heads of up to 256 columns.
+    ATTENTION_BACKWARD_KEYS_256 = "attention_backward_keys_256";
+    /// Gradients of queries in packed attention, heads of up to 256 columns.
+    ATTENTION_BACKWARD_QUERIES_256 = "attention_backward_queries_256";
     /// SwiGLU.
     SWIGLU_FORWARD = "swiglu_forward";
     /// Gradient of SwiGLU's input.

@@ -14,6 +14,7 @@ mod kernel;
 mod launcher;
 
 pub mod activation;
+pub mod attention;
 pub mod logits;
 pub mod norm;
 pub mod optimizer;

@@ -1,0 +1,66 @@
+//! Causal grouped-query attention (Vaswani et al. 2017, eq. 1; Ainslie et al. 2023), optionally in
+//! a sliding window (Jiang et al. 2023, §2).
+//!
+//! [`packed`] attends within the segments of packed rows, and has a backward pass.
+
+pub mod packed;
+
+use crate::attention::Attention;
+use crate::device::array::{Number, Slice};
+use crate::device::error::{KernelError, Result};
+
+/// Bytes to which the kernels' wide loads are aligned.
+const ALIGNMENT: u64 = 16;
+
+/// Most columns of a head.
+const MOST_COLUMNS: usize = 256;
+/// Most heads: blocks of a grid in y.
+const MOST_HEADS: usize = 65_535;
+
+/// Checks that the kernels support an attention layer: heads of a multiple of 8 columns up to 256.
+///
+/// # Errors
+/// Heads of another number of columns, query heads that are no multiple of the key heads, an empty
+/// window, and more than 65,535 heads.
+pub fn check(spec: &Attention) -> Result<()> {
+    let refuse = |message| Err(KernelError::Shape { message });
+    let Attention {
+        query_heads,
+        kv_heads,
+        head_dim,
+        ..
+    } = *spec;
+    if head_dim == 0 || !head_dim.is_multiple_of(8) || head_dim > MOST_COLUMNS {
+        return refuse(format!(
+            "attention heads have {head_dim} columns, and the device's kernels support multiples \
+             of 8 up to {MOST_COLUMNS}"
+        ));
+    }
+    let is_multiple = kv_heads > 0 && query_heads > 0 && query_heads.is_multiple_of(kv_heads);
+    if !is_multiple || query_heads > MOST_HEADS {
+        return refuse(format!(
+            "attention has {query_heads} query heads for {kv_heads} key heads, where a multiple \
+             is needed and at most {MOST_HEADS}"
+        ));
+    }
+    match spec.window {
+        Some(0) => refuse("attention has a window of 0 tokens".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+/// The window as a kernel reads it.
+fn window(spec: &Attention) -> u32 {
+    let window = spec.window.and_then(|window| u32::try_from(window).ok());
+    window.unwrap_or(u32::MAX)
+}
+
+/// Checks that an array begins where wide loads can.
+fn check_aligned<T: Number>(what: &str, slice: Slice<T>) -> Result<()> {
+    match slice.pointer().is_multiple_of(ALIGNMENT) {
+        true => Ok(()),
+        false => Err(KernelError::Shape {
+            message: format!("{what} of attention must begin at a multiple of {ALIGNMENT} bytes"),
+        }),
+    }
+}
