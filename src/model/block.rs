@@ -1,13 +1,13 @@
 //! One decoder layer, assembled by configuration.
 
 use candle_core::{Result, Tensor};
-use kernels::attention::{Attention, Segments};
+use kernels::attention::Attention;
 
 use super::config::{Activation, DecoderConfig, NormKind, Position, QkNorm, weight};
 use super::lora::{Lora, a_of, b_of};
 use crate::ops::activation::{gelu_link, gelu_tanh_link, swiglu_composed, swiglu_link};
 use crate::ops::adapter::Adapter;
-use crate::ops::attention;
+use crate::ops::attention::{self, PackedTokens};
 use crate::ops::linear::{Linear, Projection};
 use crate::ops::norm::Norm;
 use crate::ops::operation::{Link, OperationKind};
@@ -68,11 +68,11 @@ impl Block {
     pub fn branches(
         &self,
         angles: Option<&Angles>,
-        segments: &Segments,
+        tokens: &PackedTokens,
         wanted: WantedRows,
     ) -> [Branch; 2] {
         let attention = Branch {
-            chain: self.attention_chain(angles, segments),
+            chain: self.attention_chain(angles, tokens),
             wanted,
         };
         let mlp = Branch {
@@ -129,9 +129,9 @@ impl Block {
         chain
     }
 
-    fn attention_chain(&self, angles: Option<&Angles>, segments: &Segments) -> Vec<Link> {
+    fn attention_chain(&self, angles: Option<&Angles>, tokens: &PackedTokens) -> Vec<Link> {
         let mut chain = self.qkv_chain(angles);
-        chain.extend([attention::link(segments, self.spec), self.output.link()]);
+        chain.extend([attention::link(tokens, self.spec), self.output.link()]);
         chain
     }
 
@@ -278,6 +278,8 @@ pub fn norm(store: &ParamStore, config: &DecoderConfig, name: &str) -> Result<No
 mod tests {
     use std::path::Path;
 
+    use kernels::attention::Segments;
+
     use super::*;
     use crate::config::LoraTable;
     use crate::model::config::TensorSpec;
@@ -308,7 +310,8 @@ mod tests {
                 let store = ParamStore::new(tensors.map(zeros).collect(), &Backend::CPU).unwrap();
                 let layer = Block::new(&store, &config, lora, 1).unwrap();
                 let angles = rotation(&config).map(|rotation| rotation.angles(&[0, 1]));
-                let branches = layer.branches(angles.as_ref(), &Segments::from_lengths([2]), None);
+                let tokens = PackedTokens::new(&Segments::from_lengths([2]));
+                let branches = layer.branches(angles.as_ref(), &tokens, None);
                 let kinds = |branch: Branch| branch.chain.iter().map(|link| link.kind()).collect();
                 let kinds: [Vec<OperationKind>; 2] = branches.map(kinds);
                 let listed = branch_kinds(&config, lora, 1);

@@ -19,6 +19,7 @@ use super::config::{DecoderConfig, is_embedding, layer_of};
 use super::hf_config::HfConfig;
 use super::lora::Lora;
 pub use crate::config::Recompute;
+use crate::ops::attention::PackedTokens;
 use crate::ops::embedding::embed;
 use crate::ops::head::{BothLogProbs, Target, TokenLogProbs, both_log_probs, token_log_probs};
 use crate::ops::linear::{Linear, Projection};
@@ -115,7 +116,7 @@ impl Decoder {
         self.check_boundary(layer)?;
         let (positions, mut tokens) = (
             segments.positions(),
-            Tokens::Packed(segments, Recompute::None),
+            Tokens::Packed(PackedTokens::new(segments), Recompute::None),
         );
         let x = self.embed(ids, &positions, Gradient::Skip)?;
         self.run(0..layer, x, &positions, &None, Gradient::Skip, &mut tokens)
@@ -167,7 +168,7 @@ impl Decoder {
             Gradient::Skip => Recompute::None,
             Gradient::Record(recompute) => recompute,
         };
-        let mut tokens = Tokens::Packed(segments, recompute);
+        let mut tokens = Tokens::Packed(PackedTokens::new(segments), recompute);
         let x = self.run(
             layer..self.layers.len(),
             x,

@@ -8,12 +8,11 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor, Var, bail};
 use kernels::attention::NewTokens;
-use kernels::attention::Segments;
 
 use super::{Decoder, Gradient, Recompute};
 use crate::model::block::Block;
-use crate::ops::attention;
 use crate::ops::attention::cached::Cache;
+use crate::ops::attention::{self, PackedTokens};
 use crate::ops::backend::Backend;
 use crate::ops::param::Trainability;
 use crate::ops::place::{Gpu, Host, Place, read, tensor};
@@ -23,7 +22,7 @@ use crate::ops::rope::Angles;
 
 /// The tokens of a forward pass as attention sees them.
 pub(super) enum Tokens<'a> {
-    Packed(&'a Segments, Recompute),
+    Packed(PackedTokens, Recompute),
     Cached(&'a mut Cache, &'a [NewTokens<'a>]),
 }
 
@@ -75,13 +74,13 @@ impl Decoder {
         if graph == layers.end {
             return Ok(x);
         }
-        let Tokens::Packed(segments, recompute) = tokens else {
+        let Tokens::Packed(packed, recompute) = tokens else {
             bail!("a pass over a cache cannot be differentiated");
         };
         let x = enter_graph(x, gradient, self.layers[graph].1)?;
         let branches = (graph..layers.end).flat_map(|layer| {
             let block = &self.layers[layer].0;
-            block.branches(angles, segments, wanted(layer))
+            block.branches(angles, packed, wanted(layer))
         });
         residuals(&x, branches.collect(), *recompute, self.store.backend())
     }
@@ -132,8 +131,8 @@ impl Decoder {
             let rows = P::len(P::view(&x)) / width;
             let attend = |qkv: P::View<'_>, spec| match tokens {
                 Tokens::Cached(cache, news) => cache.attend::<P>(layer, qkv, news, spec),
-                Tokens::Packed(segments, _) => {
-                    run_chain::<P>(qkv, rows, &[attention::link(segments, spec)])
+                Tokens::Packed(packed, _) => {
+                    run_chain::<P>(qkv, rows, &[attention::link(packed, spec)])
                 }
             };
             block.forward_rows::<P>(&mut x, rows, angles, &wanted(layer), attend)?;
@@ -165,11 +164,11 @@ fn run_layer(
         Tokens::Cached(cache, news) => block.composed(x, angles, &wanted, |qkv, spec| {
             cache.attend_tensor(layer, qkv, news, spec)
         }),
-        Tokens::Packed(segments, recompute) if x.track_op() => {
-            run_recorded(block, x, angles, segments, wanted, *recompute)
+        Tokens::Packed(packed, recompute) if x.track_op() => {
+            run_recorded(block, x, angles, packed, wanted, *recompute)
         }
-        Tokens::Packed(segments, _) => block.composed(x, angles, &wanted, |qkv, spec| {
-            attention::composed(qkv, segments, spec)
+        Tokens::Packed(packed, _) => block.composed(x, angles, &wanted, |qkv, spec| {
+            attention::composed(qkv, packed.segments(), spec)
         }),
     }
 }
@@ -179,14 +178,14 @@ fn run_recorded(
     block: &Block,
     x: &Tensor,
     angles: Option<&Angles>,
-    segments: &Segments,
+    tokens: &PackedTokens,
     wanted: WantedRows,
     mode: Recompute,
 ) -> Result<Tensor> {
-    let (block, angles, segments) = (block.clone(), angles.cloned(), segments.clone());
+    let (block, angles, tokens) = (block.clone(), angles.cloned(), tokens.clone());
     let run = move |x: &Tensor| {
         block.composed(x, angles.as_ref(), &wanted, |qkv, spec| {
-            attention::composed(qkv, &segments, spec)
+            attention::composed(qkv, tokens.segments(), spec)
         })
     };
     match mode {

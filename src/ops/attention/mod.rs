@@ -10,10 +10,12 @@ pub mod cached;
 mod composed;
 mod gpu;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use candle_core::{Result, Tensor, bail};
 use kernels::attention::{Attention, Segments};
+use kernels::device::Array;
+use kernels::device::attention::packed::PackedSegments;
 use kernels::host::attention as host;
 
 use super::backend::Backend;
@@ -21,8 +23,30 @@ use super::operation::{Described, Link, Operation, OperationKind, apply};
 use super::place::{Host, MaybeOwned};
 pub use composed::attend as composed;
 
-/// Attention within each segment, on the CPU: `[tokens, columns]` → `[tokens, query_heads ·
-/// head_dim]`.
+/// Sequences that are packed one after the other, as the attention of all layers reads them.
+#[derive(Clone)]
+pub struct PackedTokens {
+    segments: Segments,
+    /// The same on a GPU, made when a layer first needs it.
+    on_device: Arc<OnceLock<PackedSegments>>,
+}
+
+impl PackedTokens {
+    /// The tokens of these segments.
+    pub fn new(segments: &Segments) -> Self {
+        Self {
+            segments: segments.clone(),
+            on_device: Arc::default(),
+        }
+    }
+
+    /// The segments.
+    pub fn segments(&self) -> &Segments {
+        &self.segments
+    }
+}
+
+/// Attention within each segment: `[tokens, columns]` → `[tokens, query_heads · head_dim]`.
 ///
 /// # Errors
 /// If the shapes disagree or the device fails.
@@ -33,25 +57,29 @@ pub fn attend(
     backend: &Backend,
 ) -> Result<Tensor> {
     check(spec, qkv, segments)?;
-    apply(qkv, PackedAttention::new(segments, spec), backend)
+    let tokens = PackedTokens::new(segments);
+    apply(qkv, PackedAttention::new(&tokens, spec), backend)
 }
 
 /// [`attend`] as a link of a chain.
-pub fn link(segments: &Segments, spec: Attention) -> Link {
-    Arc::new(PackedAttention::new(segments, spec))
+pub fn link(tokens: &PackedTokens, spec: Attention) -> Link {
+    Arc::new(PackedAttention::new(tokens, spec))
 }
 
 struct PackedAttention {
     spec: Attention,
-    segments: Segments,
+    tokens: PackedTokens,
+    /// Log-sum-exps of the scores on a GPU, from the forward pass for the backward pass.
+    sums: Mutex<Option<Array<f32>>>,
 }
 
 impl PackedAttention {
-    fn new(segments: &Segments, spec: Attention) -> Self {
+    fn new(tokens: &PackedTokens, spec: Attention) -> Self {
         spec.check_heads();
         Self {
             spec,
-            segments: segments.clone(),
+            tokens: tokens.clone(),
+            sums: Mutex::default(),
         }
     }
 }
@@ -79,7 +107,7 @@ impl Described for PackedAttention {
 
 impl Operation<Host> for PackedAttention {
     fn forward(&self, qkv: &[f32], _rows: usize) -> Result<Vec<f32>> {
-        Ok(host::forward(self.spec, &self.segments, qkv))
+        Ok(host::forward(self.spec, &self.tokens.segments, qkv))
     }
 
     fn backward(
@@ -89,7 +117,7 @@ impl Operation<Host> for PackedAttention {
         grad: MaybeOwned<Host>,
         _: usize,
     ) -> Result<Vec<f32>> {
-        let grad = host::backward(self.spec, &self.segments, qkv, out, grad.view());
+        let grad = host::backward(self.spec, &self.tokens.segments, qkv, out, grad.view());
         Ok(grad)
     }
 }

@@ -178,13 +178,14 @@ pub fn forward(qkv: Slice<f32>, segments: &PackedSegments, spec: Attention) -> R
     Ok(Attended { out, sums })
 }
 
-/// Gradient of `qkv`, `[tokens, columns]`, for that of the result, `grad`.
+/// Gradient of `qkv`, `[tokens, columns]`, for that of the result, `grad`, given the result and the
+/// sums of [`forward`].
 ///
 /// # Errors
 /// As [`forward`].
 pub fn backward(
     qkv: Slice<f32>,
-    attended: &Attended,
+    [out, sums]: [Slice<f32>; 2],
     grad: Slice<f32>,
     segments: &PackedSegments,
     spec: Attention,
@@ -194,17 +195,14 @@ pub fn backward(
     let heads = segments.tokens * spec.query_heads;
     grad.check("the gradient of attention", outputs)?;
     check_aligned("the gradient", grad)?;
-    attended
-        .sums
-        .slice()
-        .check("the sums of attention", heads)?;
-    let along = along(attended.out.slice(), grad, segments, &spec)?;
+    sums.check("the sums of attention", heads)?;
+    let along = along(out, grad, segments, &spec)?;
     let mut dqkv = qkv.gpu().array(qkv.len())?;
     let variant = Variant::of(&spec);
     let mut call = |kernel| {
         with_layer(Call::new(qkv.gpu(), kernel), qkv, segments, &spec)
             .read(grad)
-            .read(attended.sums.slice())
+            .read(sums)
             .read(along.slice())
             .write(&mut dqkv.slice_mut())
     };

@@ -5,6 +5,7 @@ use kernels::random::rand_distr::StandardNormal;
 
 use super::*;
 use crate::ops::attention::attend;
+use crate::ops::place::{Gpu, Host, read, tensor};
 
 fn noise(rows: usize, columns: usize) -> Tensor {
     let draws = Key::new(5, 1u64).stream(0, 0).sample_iter(StandardNormal);
@@ -12,16 +13,39 @@ fn noise(rows: usize, columns: usize) -> Tensor {
     Tensor::from_vec(data, (rows, columns), &Device::Cpu).expect("shape fits")
 }
 
-fn rows_cache(spec: Attention, blocks: usize) -> Cache {
-    let store = CacheStore::rows(spec, blocks, &Device::Cpu).expect("room");
-    Cache {
-        layers: vec![store],
-        blocks,
+const COMPOSED: Backend = Backend::Composed(Device::Cpu);
+
+/// Attention over a cache of this backend.
+fn attended(
+    cache: &mut Cache,
+    qkv: &Tensor,
+    news: &[NewTokens],
+    spec: Attention,
+    backend: &Backend,
+) -> Result<Tensor> {
+    fn in_place<P: Place>(
+        cache: &mut Cache,
+        qkv: &Tensor,
+        news: &[NewTokens],
+        spec: Attention,
+        backend: &Backend,
+    ) -> Result<Tensor> {
+        let shape = (qkv.dims2()?.0, spec.outputs());
+        let out = read::<P, _>(&qkv.contiguous()?, backend, |qkv| {
+            cache.attend::<P>(0, qkv, news, spec)
+        })?;
+        tensor::<P>(out, shape, backend)
+    }
+    match backend {
+        Backend::Host(_) => in_place::<Host>(cache, qkv, news, spec, backend),
+        Backend::Gpu(..) => in_place::<Gpu>(cache, qkv, news, spec, backend),
+        Backend::Composed(_) => cache.attend_tensor(0, qkv, news, spec),
     }
 }
 
 /// Feeds a sequence in pieces through scattered blocks and returns all rows.
-fn in_pieces(cache: &mut Cache, qkv: &Tensor, pieces: &[usize], spec: Attention) -> Result<Tensor> {
+fn in_pieces(qkv: &Tensor, pieces: &[usize], spec: Attention, backend: &Backend) -> Result<Tensor> {
+    let mut cache = Cache::new(spec, 1, 8, backend)?;
     let (mut past, mut parts) = (0, Vec::new());
     for &count in pieces {
         let new = NewTokens {
@@ -29,7 +53,8 @@ fn in_pieces(cache: &mut Cache, qkv: &Tensor, pieces: &[usize], spec: Attention)
             past,
             blocks: &[7, 2, 5],
         };
-        parts.push(cache.attend_tensor(0, &qkv.narrow(0, past, count)?, &[new], spec)?);
+        let piece = qkv.narrow(0, past, count)?;
+        parts.push(attended(&mut cache, &piece, &[new], spec, backend)?);
         past += count;
     }
     Tensor::cat(&parts, 0)
@@ -51,16 +76,15 @@ fn pieces_through_blocks_have_the_bits_of_the_packed_forward() -> Result<()> {
             window,
         };
         let qkv = noise(41, spec.columns());
-        let whole = attend(&qkv, &Segments::from_lengths([41]), spec)?;
+        let whole = attend(&qkv, &Segments::from_lengths([41]), spec, &Backend::CPU)?;
         let pieces = [9, 1, 1, 2, 5, 1, 17, 5];
-        let mut cache = Cache::new(spec, 1, 8, &Backend::CPU)?;
-        let cached = in_pieces(&mut cache, &qkv, &pieces, spec)?;
+        let cached = in_pieces(&qkv, &pieces, spec, &Backend::CPU)?;
         assert_eq!(
             cached.to_vec2::<f32>()?,
             whole.to_vec2::<f32>()?,
             "{spec:?}"
         );
-        let composed = in_pieces(&mut rows_cache(spec, 8), &qkv, &pieces, spec)?;
+        let composed = in_pieces(&qkv, &pieces, spec, &COMPOSED)?;
         let gap = (composed - whole)?
             .abs()?
             .flatten_all()?
@@ -83,14 +107,15 @@ fn sequences_of_one_step_have_the_bits_of_each_alone() -> Result<()> {
     };
     let counts = [17, 0, 1, 9];
     let qkv = noise(27, spec.columns());
-    let whole = attend(&qkv, &Segments::from_lengths(counts), spec)?;
+    let whole = attend(&qkv, &Segments::from_lengths(counts), spec, &Backend::CPU)?;
     let blocks = [[3, 0], [1, 6], [5, 2], [4, 7]];
     let news = [0, 1, 2, 3].map(|i| NewTokens {
         count: counts[i],
         past: 0,
         blocks: &blocks[i],
     });
-    let found = Cache::new(spec, 1, 8, &Backend::CPU)?.attend_tensor(0, &qkv, &news, spec)?;
+    let mut cache = Cache::new(spec, 1, 8, &Backend::CPU)?;
+    let found = attended(&mut cache, &qkv, &news, spec, &Backend::CPU)?;
     assert_eq!(found.to_vec2::<f32>()?, whole.to_vec2::<f32>()?);
     Ok(())
 }
@@ -131,34 +156,22 @@ fn copied_blocks_hold_the_same_tokens() -> Result<()> {
         window: None,
     };
     let qkv = noise(6, spec.columns());
-    for mut cache in [Cache::new(spec, 1, 4, &Backend::CPU)?, rows_cache(spec, 4)] {
-        let mut last = Vec::new();
-        for block in [0u32, 3] {
-            if block == 0 {
-                cache.attend_tensor(
-                    0,
-                    &qkv.narrow(0, 0, 5)?,
-                    &[NewTokens {
-                        count: 5,
-                        past: 0,
-                        blocks: &[0],
-                    }],
-                    spec,
-                )?;
-                cache.copy(&[(0, 3)])?;
-            }
+    for backend in [Backend::CPU, COMPOSED] {
+        let mut cache = Cache::new(spec, 1, 4, &backend)?;
+        let feed = |rows: [usize; 2], block: u32, cache: &mut Cache| {
+            let [past, count] = rows;
             let new = NewTokens {
-                count: 1,
-                past: 5,
+                count,
+                past,
                 blocks: &[block],
             };
-            last.push(
-                cache
-                    .attend_tensor(0, &qkv.narrow(0, 5, 1)?, &[new], spec)?
-                    .to_vec2::<f32>()?,
-            );
-        }
-        assert_eq!(last[0], last[1]);
+            attended(cache, &qkv.narrow(0, past, count)?, &[new], spec, &backend)
+        };
+        feed([0, 5], 0, &mut cache)?;
+        cache.copy(&[(0, 3)])?;
+        let first = feed([5, 1], 0, &mut cache)?.to_vec2::<f32>()?;
+        let second = feed([5, 1], 3, &mut cache)?.to_vec2::<f32>()?;
+        assert_eq!(first, second);
     }
     Ok(())
 }
