@@ -14,6 +14,8 @@ mod operations;
 mod optimizer;
 #[path = "emulated/product.rs"]
 mod product;
+#[path = "emulated/twins.rs"]
+mod twins;
 
 use std::sync::Arc;
 

@@ -14,7 +14,7 @@ const ROWS: usize = 64;
 ///
 /// # Safety
 /// `write` must write every element.
-pub unsafe fn written(len: usize, write: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
+pub(crate) unsafe fn written(len: usize, write: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
     let mut data = Vec::with_capacity(len);
     write(&mut data.spare_capacity_mut()[..len]);
     // SAFETY: the capacity is `len`, and the caller promises that `write` fills it.

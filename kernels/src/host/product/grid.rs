@@ -53,7 +53,7 @@ impl PieceSizes {
                 columns: LANES,
             },
             #[cfg(target_arch = "x86_64")]
-            ProductKernel::Tiles => Self {
+            ProductKernel::Tiles(_) => Self {
                 pieces: 1,
                 row_block: 512,
                 least_rows: 64,

@@ -15,15 +15,19 @@ pub enum ProductKernel {
     /// Tiles of bfloat16 parts on the processor's matrix unit: the fastest for many rows. Without
     /// the unit, AVX-512 instructions emulate it, slowly and with the same bits.
     #[cfg(target_arch = "x86_64")]
-    Tiles,
+    Tiles(TilesUsable),
 }
+
+/// What shows that this processor can run tiles: [`ProductKernel`] alone makes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TilesUsable(());
 
 impl ProductKernel {
     /// The fastest kernel for training on this processor.
     pub fn fastest() -> Self {
         #[cfg(target_arch = "x86_64")]
         if amx::is_usable() {
-            return Self::Tiles;
+            return Self::Tiles(TilesUsable(()));
         }
         Self::Chains
     }
@@ -33,7 +37,7 @@ impl ProductKernel {
         let mut kernels = vec![Self::Chains];
         #[cfg(target_arch = "x86_64")]
         if amx::can_be_emulated() {
-            kernels.push(Self::Tiles);
+            kernels.push(Self::Tiles(TilesUsable(())));
         }
         kernels
     }
@@ -43,7 +47,7 @@ impl ProductKernel {
         match self {
             Self::Chains => "chains",
             #[cfg(target_arch = "x86_64")]
-            Self::Tiles => "tiles",
+            Self::Tiles(_) => "tiles",
         }
     }
 }

@@ -49,7 +49,7 @@ pub use destination::Write;
 pub(crate) use destination::{Destination, as_uninit};
 pub(crate) use factor::Factor;
 pub use gradient::{GradientFactor, GradientOf, with_factor};
-pub use kernel::ProductKernel;
+pub use kernel::{ProductKernel, TilesUsable};
 pub use lanes::LANES;
 use lanes::Line;
 pub use matrix::Matrix;

@@ -24,7 +24,7 @@ impl PanelLayout {
         match kernel {
             ProductKernel::Chains => Self::Lines,
             #[cfg(target_arch = "x86_64")]
-            ProductKernel::Tiles => Self::Parts,
+            ProductKernel::Tiles(_) => Self::Parts,
         }
     }
 

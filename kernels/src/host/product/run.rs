@@ -100,7 +100,7 @@ pub unsafe fn run(kernel: ProductKernel, pieces: &[Vec<ProductTask>], threads: T
                     pieces[i].iter().for_each(|task| chains::run(task, buffer));
                 }
                 #[cfg(target_arch = "x86_64")]
-                ProductKernel::Tiles => tiles::run(&pieces[i], buffer),
+                ProductKernel::Tiles(_) => tiles::run(&pieces[i], buffer),
             }
         });
     };

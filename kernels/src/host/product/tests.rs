@@ -26,7 +26,7 @@ fn element(kernel: ProductKernel, x: &[f32], w: &[f32], start: f32) -> f32 {
             pairs.fold(start, |acc, (a, b)| a.mul_add(*b, acc))
         }
         #[cfg(target_arch = "x86_64")]
-        ProductKernel::Tiles => tiles::definition::element(x, w, start),
+        ProductKernel::Tiles(_) => tiles::definition::element(x, w, start),
     }
 }
 
