@@ -32,6 +32,13 @@ template <class T> __device__ __forceinline__ T min_of(T a, T b) {
     return b < a ? b : a;
 }
 
+// A number rounded to bfloat16, to nearest even.
+__device__ __forceinline__ uint16_t bfloat16_bits(float value) {
+    const unsigned bits = __float_as_uint(value);
+    if (value != value) return static_cast<uint16_t>(bits >> 16 | 0x40);
+    return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
 // e to the power of x, with the bits of `rollout::row::exp`.
 __device__ __forceinline__ float exponential(float x) {
     const float ROUND = 12582912.0f; // 1.5 * 2^23

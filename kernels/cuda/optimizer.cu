@@ -23,13 +23,6 @@ extern "C" __global__ void sums_of_squares(const float *gradients, double *sums,
 }
 KERNEL(sums_of_squares)
 
-// A number rounded to bfloat16, to nearest even.
-__device__ __forceinline__ uint16_t bfloat16_bits(float value) {
-    const unsigned bits = __float_as_uint(value);
-    if (value != value) return static_cast<uint16_t>(bits >> 16 | 0x40);
-    return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
 // One step of AdamW for one parameter. `copy`, unless null, receives the new values in bfloat16.
 extern "C" __global__ void adamw(float *values, const float *gradients, float *first,
                                  float *second, uint16_t *copy, uint64_t count, float clip,

@@ -1,6 +1,7 @@
 // All kernels in one unit, so that the linker keeps their entries.
 #include "../cuda/activation.cu"
 #include "../cuda/attention.cu"
+#include "../cuda/attention_paged.cu"
 #include "../cuda/logits.cu"
 #include "../cuda/norm.cu"
 #include "../cuda/optimizer.cu"

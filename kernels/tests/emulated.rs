@@ -4,6 +4,8 @@
 
 #[path = "emulated/attention.rs"]
 mod attention;
+#[path = "emulated/attention_paged.rs"]
+mod attention_paged;
 #[path = "emulated/faults.rs"]
 mod faults;
 #[path = "emulated/logits.rs"]

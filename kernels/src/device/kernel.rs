@@ -58,6 +58,26 @@ kernels! {
     ATTENTION_BACKWARD_KEYS_256 = "attention_backward_keys_256";
     /// Gradients of queries in packed attention, heads of up to 256 columns.
     ATTENTION_BACKWARD_QUERIES_256 = "attention_backward_queries_256";
+    /// Attention over a cache in single precision, 4 rows at a time.
+    ATTENTION_PAGED_4 = "attention_paged_4";
+    /// Attention over a cache in bfloat16, 4 rows at a time.
+    ATTENTION_PAGED_BFLOAT16_4 = "attention_paged_bfloat16_4";
+    /// Attention over a cache in single precision, 8 rows at a time.
+    ATTENTION_PAGED_8 = "attention_paged_8";
+    /// Attention over a cache in bfloat16, 8 rows at a time.
+    ATTENTION_PAGED_BFLOAT16_8 = "attention_paged_bfloat16_8";
+    /// Attention over a cache in single precision, 16 rows at a time.
+    ATTENTION_PAGED_16 = "attention_paged_16";
+    /// Attention over a cache in bfloat16, 16 rows at a time.
+    ATTENTION_PAGED_BFLOAT16_16 = "attention_paged_bfloat16_16";
+    /// Joins the splits of attention over a cache.
+    ATTENTION_PAGED_JOIN = "attention_paged_join";
+    /// Writes keys and values to a cache in single precision.
+    ATTENTION_PAGED_WRITE = "attention_paged_write";
+    /// Writes keys and values to a cache in bfloat16.
+    ATTENTION_PAGED_WRITE_BFLOAT16 = "attention_paged_write_bfloat16";
+    /// Copies blocks of a cache.
+    ATTENTION_PAGED_COPY = "attention_paged_copy";
     /// SwiGLU.
     SWIGLU_FORWARD = "swiglu_forward";
     /// Gradient of SwiGLU's input.

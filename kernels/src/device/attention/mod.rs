@@ -1,9 +1,14 @@
 //! Causal grouped-query attention (Vaswani et al. 2017, eq. 1; Ainslie et al. 2023), optionally in
 //! a sliding window (Jiang et al. 2023, §2).
 //!
-//! [`packed`] attends within the segments of packed rows, and has a backward pass.
+//! [`packed`] attends within the segments of packed rows, and has a backward pass. [`paged`]
+//! attends over a cache, for the new tokens of a [`PagedStep`].
 
 pub mod packed;
+pub mod paged;
+mod step;
+
+pub use step::PagedStep;
 
 use crate::attention::Attention;
 use crate::device::array::{Number, Slice};
