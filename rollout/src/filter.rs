@@ -135,6 +135,25 @@ struct Candidate {
     id: u32,
 }
 
+/// The mass of a weight of 1.
+const UNIT_MASS: f32 = (1u64 << 43) as f32;
+
+impl Candidate {
+    /// The weight in units of 2⁻⁴³, rounded down. Sums of integers do not depend on the order of
+    /// the terms, and so a nucleus is the same set wherever and however it is selected.
+    ///
+    /// Rounding of the largest logits may leave a weight above 1. The bound keeps the sum of
+    /// fewer than 2²⁰ tokens within 64 bits.
+    fn mass(&self) -> u64 {
+        (self.weight.min(2.0) * UNIT_MASS) as u64
+    }
+}
+
+/// Mass of all of these together.
+fn mass_of(candidates: &[Candidate]) -> u64 {
+    candidates.iter().map(Candidate::mass).sum()
+}
+
 /// The tokens that the filters leave of a row with these statistics.
 fn filter(logits: &[f32], sampling: &Sampling, stats: &row::RowStats) -> Vec<Candidate> {
     let inv_temperature = inverse(sampling.temperature);
@@ -145,10 +164,11 @@ fn filter(logits: &[f32], sampling: &Sampling, stats: &row::RowStats) -> Vec<Can
     let mut candidates = at_least(logits, least, inv_temperature, stats.max);
     if sampling.top_p < 1.0 {
         let total = match sampling.top_k {
-            0 => f64::from(stats.sum),
-            _ => candidates.iter().map(|c| f64::from(c.weight)).sum(),
+            0 => f64::from(stats.sum) * f64::from(UNIT_MASS),
+            _ => mass_of(&candidates) as f64,
         };
-        let kept = nucleus(&mut candidates, f64::from(sampling.top_p) * total);
+        let target = (f64::from(sampling.top_p) * total).ceil() as u64;
+        let kept = nucleus(&mut candidates, target);
         candidates.truncate(kept);
     }
     if sampling.min_p > 0.0 {
@@ -166,7 +186,9 @@ fn negligible(stats: &row::RowStats, sampling: &Sampling, vocab: usize) -> f32 {
     let tail = (1.0 - sampling.top_p) * stats.sum / vocab as f32;
     // Clear of rounding; a little lower costs a few candidates and changes nothing else.
     let margin = 1e-3 + 1e-6 * stats.max.abs();
-    (stats.max + tail.max(sampling.min_p).ln() - margin) * sampling.temperature
+    // Rounded once from double precision: the logarithm of every library and device.
+    let distance = f64::from(tail.max(sampling.min_p)).ln() as f32;
+    (stats.max + distance - margin) * sampling.temperature
 }
 
 /// The possible tokens with a logit of `least` or more, in ascending order of id.
@@ -221,27 +243,24 @@ fn select(best: &mut Vec<f32>, k: usize) -> f32 {
     kth
 }
 
-/// Moves to the front the shortest run of most probable candidates whose weights reach `target` and
+/// Moves to the front the shortest run of most probable candidates whose mass reaches `target` and
 /// returns its length, at least 1 unless there are none. Among equal logits the lower id comes
 /// first.
 ///
 /// A bisection by selection: the sum of the better half says which half holds the end. Linear on
 /// average, where a sort is not.
-fn nucleus(candidates: &mut [Candidate], target: f64) -> usize {
+fn nucleus(candidates: &mut [Candidate], target: u64) -> usize {
     let order = |a: &Candidate, b: &Candidate| b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id));
     let (mut start, mut end) = (0, candidates.len());
-    let mut above = 0.0; // weight of the candidates before `start`, below the target
+    let mut above = 0; // mass of the candidates before `start`, below the target
     while end - start > 1 {
         let half = (end - start) / 2;
         candidates[start..end].select_nth_unstable_by(half, order);
-        let weight: f64 = candidates[start..start + half]
-            .iter()
-            .map(|c| f64::from(c.weight))
-            .sum();
-        if above + weight >= target {
+        let reached = above + mass_of(&candidates[start..start + half]);
+        if reached >= target {
             end = start + half;
         } else {
-            above += weight;
+            above = reached;
             start += half;
         }
     }
