@@ -39,7 +39,7 @@ __device__ __forceinline__ uint16_t bfloat16_bits(float value) {
     return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// e to the power of x, with the bits of `rollout::row::exp`.
+// e to the power of x, with the bits of `host::row::exp`.
 __device__ __forceinline__ float exponential(float x) {
     const float ROUND = 12582912.0f; // 1.5 * 2^23
     const float LN_2_HIGH = 0.693147182f, LN_2_LOW = -1.9046543e-9f;

@@ -111,6 +111,8 @@ using emulator::emulated_thread;
     emulator::exchanged(mask, __LINE__, value, emulator::lane() ^ (bits))
 #define __shfl_down_sync(mask, value, delta, width)                                                \
     emulator::exchanged(mask, __LINE__, value, emulator::neighbour(delta, width))
+#define __shfl_up_sync(mask, value, delta, width)                                                  \
+    emulator::exchanged(mask, __LINE__, value, emulator::neighbour(-int(delta), width))
 #define __ballot_sync(mask, predicate) emulator::ballot<unsigned>(mask, __LINE__, predicate)
 
 // A kernel's shared memory. Its size is an argument of the launch.
@@ -141,6 +143,21 @@ inline ushort4 make_ushort4(unsigned short x, unsigned short y, unsigned short z
 
 inline float4 make_float4(float x, float y, float z, float w) {
     return {x, y, z, w};
+}
+
+// Only one thread runs at a time.
+template <class T> T atomicAdd(T *to, T value) {
+    return std::exchange(*to, *to + value);
+}
+
+inline int __popc(unsigned bits) {
+    return __builtin_popcount(bits);
+}
+
+inline double __longlong_as_double(long long bits) {
+    double value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
 }
 
 inline float __uint_as_float(unsigned bits) {

@@ -7,6 +7,7 @@
 #include "../cuda/optimizer.cu"
 #include "../cuda/rope.cu"
 #include "../cuda/rows.cu"
+#include "../cuda/sampling.cu"
 #include "faults.cu"
 
 extern "C" const emulator::Entry *emulated_kernel(const char *name) {

@@ -39,6 +39,11 @@ impl Key {
         Self([low, high])
     }
 
+    /// The words of the key, as the device's kernels take them.
+    pub(crate) fn words(self) -> [u32; 2] {
+        self.0
+    }
+
     /// The random generator of entry `(a, b)`. Creating one costs nothing; the first draw computes
     /// one Philox block.
     pub fn stream(self, a: u64, b: u64) -> impl RngCore {
@@ -96,7 +101,8 @@ pub fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
-fn counter(a: u64, b: u64) -> [u32; 4] {
+/// The counter of entry `(a, b)`.
+pub(crate) fn counter(a: u64, b: u64) -> [u32; 4] {
     let ([a0, a1], [b0, b1]) = (halves(a), halves(b));
     [a0, a1, b0, b1]
 }

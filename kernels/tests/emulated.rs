@@ -16,6 +16,8 @@ mod operations;
 mod optimizer;
 #[path = "emulated/product.rs"]
 mod product;
+#[path = "emulated/sampling.rs"]
+mod sampling;
 #[path = "emulated/twins.rs"]
 mod twins;
 

@@ -13,6 +13,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`sampling`], `filter` | sampling a token; top-k, top-p and min-p |
+//! | [`device`] | sampling on a GPU |
 //! | [`model`] | the trait that a model implements |
 //! | `blocks` | the pool of cache blocks |
 //! | `settings` | requests, settings and their checks |
@@ -22,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 mod blocks;
+pub mod device;
 mod error;
 mod filter;
 mod generator;

@@ -94,6 +94,18 @@ kernels! {
     LOGITS_FORWARD = "logits_forward";
     /// Gradient of logits.
     LOGITS_BACKWARD = "logits_backward";
+    /// The largest logits of the parts of rows.
+    SAMPLE_EXTREMES = "sample_extremes";
+    /// Sums over blocks of rows, or of kept sets.
+    SAMPLE_SUMS = "sample_sums";
+    /// Where top-k and top-p cut rows.
+    SAMPLE_CUT = "sample_cut";
+    /// The kept tokens of rows, as bits.
+    SAMPLE_KEEP = "sample_keep";
+    /// The kept tokens of rows, as ids.
+    SAMPLE_LIST = "sample_list";
+    /// Draws the tokens of rows.
+    SAMPLE_DRAW = "sample_draw";
     /// Sums of squares of blocks of gradients.
     SUMS_OF_SQUARES = "sums_of_squares";
     /// A step of AdamW.

@@ -21,6 +21,7 @@ pub mod optimizer;
 pub mod product;
 pub mod rope;
 pub mod rows;
+pub mod sampling;
 
 #[cfg(feature = "emulate")]
 pub mod emulator;
