@@ -3,6 +3,14 @@
 #pragma once
 
 #ifdef __CUDACC__
+#ifdef __CUDACC_RTC__ // NVRTC has no <cstdint>
+using uint8_t = unsigned char;
+using uint16_t = unsigned short;
+using uint32_t = unsigned int;
+using int32_t = int;
+using uint64_t = unsigned long long;
+using int64_t = long long;
+#endif
 #define SHARED_MEMORY(type, name)                                                                  \
     extern __shared__ __align__(16) unsigned char dynamic_shared_memory[];                         \
     type *name = reinterpret_cast<type *>(dynamic_shared_memory)
