@@ -154,6 +154,33 @@ impl<T: Number> Array<T> {
     }
 }
 
+impl<T> Array<T> {
+    /// An array of memory that it frees.
+    ///
+    /// # Safety
+    /// The memory must be as the device's launcher allocates it, hold `len` elements and have no
+    /// other owner.
+    #[cfg(feature = "cuda")]
+    pub(crate) unsafe fn from_raw(gpu: &Gpu, pointer: u64, len: usize) -> Self {
+        let bytes = len * size_of::<T>();
+        Self {
+            gpu: gpu.clone(),
+            allocation: Allocation { pointer, bytes },
+            len,
+            number: PhantomData,
+        }
+    }
+
+    /// Address and length of the memory, which the caller has to free.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn into_raw(self) -> (u64, usize) {
+        let array = std::mem::ManuallyDrop::new(self);
+        // SAFETY: the array, which is not dropped, is not used again.
+        drop(unsafe { std::ptr::read(&raw const array.gpu) });
+        (array.allocation.pointer, array.len)
+    }
+}
+
 impl<T> Drop for Array<T> {
     fn drop(&mut self) {
         self.gpu.launcher.free(self.allocation);
@@ -306,6 +333,11 @@ impl<'a, T: Number> SliceMut<'a, T> {
             len: self.len,
             number: PhantomData,
         }
+    }
+
+    /// Address of the first element.
+    pub fn pointer(&self) -> u64 {
+        self.pointer
     }
 
     /// The same elements, for a shorter time.

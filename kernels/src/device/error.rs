@@ -29,6 +29,22 @@ pub enum KernelError {
         /// The failure.
         message: String,
     },
+    /// The driver or a library of the GPU reported an error.
+    #[error("{operation}: {message}")]
+    Device {
+        /// The function that returned the error.
+        operation: &'static str,
+        /// The error. It may be that of an earlier kernel, which ran in the meantime.
+        message: String,
+    },
+    /// NVRTC did not compile a source.
+    #[error("NVRTC, {source_name}: {message}")]
+    Compilation {
+        /// The source.
+        source_name: &'static str,
+        /// Messages of the compiler.
+        message: String,
+    },
     /// Arrays of one operation are on different devices: a bug of the caller.
     #[error("{what}: arrays of two devices")]
     Devices {

@@ -1,8 +1,8 @@
 //! Kernels in CUDA C++, and the code that launches them.
 //!
 //! The kernels are the sources under `cuda/`. The modules here know their arguments and grids, and
-//! run them through a [`Launcher`]: the emulator executes the same sources on a CPU (feature
-//! `emulate`).
+//! run them through a [`Launcher`]: the driver compiles the sources for a GPU (feature `cuda`), and
+//! the emulator executes them on a CPU (feature `emulate`).
 //!
 //! Kernels are deterministic: no floating-point atomics, and sums in an order that depends on the
 //! sizes alone.
@@ -23,6 +23,8 @@ pub mod rope;
 pub mod rows;
 pub mod sampling;
 
+#[cfg(feature = "cuda")]
+pub mod driver;
 #[cfg(feature = "emulate")]
 pub mod emulator;
 

@@ -41,7 +41,7 @@ pub struct DeviceMatrixMut<'a> {
 }
 
 /// What a product does with the matrix that receives it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Receive {
     /// Overwrites it.
     Set,
@@ -50,7 +50,7 @@ pub enum Receive {
 }
 
 /// How factors of type `f32` are multiplied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// As `f32`.
     Full,
