@@ -44,9 +44,18 @@ impl Driver {
     /// system whenever the stream is synchronised.
     ///
     /// # Errors
-    /// A GPU without memory pools or for which NVRTC cannot compile, and errors of the driver.
+    /// A stream that is another one for each thread (the one of candle's `Device::new_cuda`; that of
+    /// `Device::new_cuda_with_stream` is right), a GPU without memory pools or for which NVRTC cannot
+    /// compile, and errors of the driver.
     pub fn new(stream: Arc<CudaStream>, images: Option<&Path>) -> Result<Self> {
         let context = stream.context();
+        if stream.cu_stream() == context.per_thread_stream().cu_stream() {
+            return Err(KernelError::Device {
+                operation: "the stream of the GPU",
+                message: "it is another one for each thread, and would not order their work"
+                    .to_owned(),
+            });
+        }
         let bound = context.bind_to_thread();
         bound.map_err(|error| device_error("cuCtxSetCurrent", error))?;
         if !context.has_async_alloc() {
@@ -198,7 +207,7 @@ impl Launcher for Driver {
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<()> {
         self.bind()?;
         // SAFETY: the caller's promise is the condition.
-        unsafe { self.products.multiply(&self.stream, gemm) }
+        unsafe { self.products.multiply(gemm) }
     }
 }
 

@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys;
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
+use cudarc::driver::CudaStream;
+use cudarc::driver::result::{free_async, malloc_async};
 
 use super::device_error;
 use crate::device::error::{KernelError, Result};
@@ -26,8 +27,9 @@ const WIDEST_ALIGNMENT: u64 = 256;
 /// cuBLASLt for one stream.
 pub struct Products {
     handle: sys::cublasLtHandle_t,
-    /// Products of one stream run one after the other, so that they can share it.
-    workspace: CudaSlice<u8>,
+    stream: Arc<CudaStream>,
+    /// Address of the workspace. Products of one stream run one after the other, so they share it.
+    workspace: u64,
     plans: Mutex<HashMap<Shape, Arc<Plan>>>,
 }
 
@@ -83,12 +85,14 @@ impl Products {
     /// # Errors
     /// If the device has no memory for the workspace, and errors of the library.
     pub fn new(stream: &Arc<CudaStream>) -> Result<Self> {
-        // SAFETY: the workspace is written before it is read.
-        let workspace = unsafe { stream.alloc(WORKSPACE_BYTES) };
         let handle = result::create_handle();
+        let handle = handle.map_err(|error| device_error("cublasLtCreate", error))?;
+        // SAFETY: the stream is valid, and its device current.
+        let workspace = unsafe { malloc_async(stream.cu_stream(), WORKSPACE_BYTES) };
         Ok(Self {
+            handle,
+            stream: Arc::clone(stream),
             workspace: workspace.map_err(|error| device_error("cuMemAllocAsync", error))?,
-            handle: handle.map_err(|error| device_error("cublasLtCreate", error))?,
             plans: Mutex::default(),
         })
     }
@@ -100,7 +104,7 @@ impl Products {
     ///
     /// # Errors
     /// Errors of the library, with the product's sizes.
-    pub unsafe fn multiply(&self, stream: &CudaStream, gemm: &Gemm) -> Result<()> {
+    pub unsafe fn multiply(&self, gemm: &Gemm) -> Result<()> {
         let failed = |error: CublasError| KernelError::Device {
             operation: "cublasLtMatmul",
             message: format!("{error}, for {gemm:?}"),
@@ -113,7 +117,6 @@ impl Products {
         };
         let [a, b] = gemm.factors.map(|factor| factor.pointer);
         let c = gemm.result.0;
-        let (workspace, _ordered) = self.workspace.device_ptr(stream);
         // SAFETY: the caller promises that the matrices hold what the descriptors say, and the
         // workspace is used by this stream alone.
         let done = unsafe {
@@ -131,9 +134,9 @@ impl Products {
                 c as *mut c_void,
                 plan.c.handle,
                 &raw const plan.algorithm,
-                workspace as *mut c_void,
+                self.workspace as *mut c_void,
                 WORKSPACE_BYTES,
-                stream.cu_stream().cast(),
+                self.stream.cu_stream().cast(),
             )
         };
         done.map_err(failed)
@@ -155,8 +158,12 @@ impl Products {
 
 impl Drop for Products {
     fn drop(&mut self) {
-        // SAFETY: the handle is this value's own.
-        let _ = unsafe { result::destroy_handle(self.handle) };
+        let _ = self.stream.context().bind_to_thread();
+        // SAFETY: the workspace and the handle are this value's own.
+        unsafe {
+            let _ = free_async(self.workspace, self.stream.cu_stream());
+            let _ = result::destroy_handle(self.handle);
+        }
     }
 }
 
