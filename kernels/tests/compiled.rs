@@ -5,7 +5,8 @@
 
 use std::io::Write;
 
-use kernels::device::driver::{Architecture, SOURCES, Source, compile, version};
+use kernels::device::driver::{Architecture, compile, version};
+use kernels::device::{SOURCES, Source};
 
 /// Compute capabilities 8.0 (A100), 8.9 (RTX 40), and 9.0 (H100, H200).
 const CAPABILITIES: [u32; 3] = [80, 89, 90];

@@ -12,6 +12,8 @@ mod call;
 mod error;
 mod kernel;
 mod launcher;
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+mod source;
 
 pub mod activation;
 pub mod attention;
@@ -32,3 +34,5 @@ pub use array::{Array, Gpu, Number, Slice, SliceMut};
 pub use error::{KernelError, Result};
 pub use kernel::Kernel;
 pub use launcher::{Allocation, Argument, Factor, FactorType, Gemm, Grid, Launcher};
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+pub use source::{HEADERS, SOURCES, Source};

@@ -5,8 +5,8 @@ use std::ffi::{CString, c_char, c_int};
 use cudarc::nvrtc::result::{self, NvrtcError};
 use cudarc::nvrtc::sys;
 
-use super::source::{HEADERS, Source};
 use crate::device::error::{KernelError, Result};
+use crate::device::source::{HEADERS, Source};
 
 /// Options of every compilation. Products and sums are fused where a kernel calls `fmaf`, and
 /// nowhere else.

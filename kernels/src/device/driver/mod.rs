@@ -9,7 +9,6 @@ mod exchange;
 mod images;
 mod modules;
 mod products;
-mod source;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -25,7 +24,6 @@ pub use compile::{Architecture, Compiled, compile, version};
 pub use exchange::{CudaNumber, Exchange};
 use modules::Modules;
 use products::Products;
-pub use source::{HEADERS, SOURCES, Source};
 
 /// Fewest bytes of an allocation: the driver refuses an empty one.
 const LEAST_BYTES: usize = 16;

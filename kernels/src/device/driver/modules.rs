@@ -13,10 +13,10 @@ use cudarc::nvrtc::Ptx;
 use super::compile::{Architecture, compile, version};
 use super::device_error;
 use super::images::Images;
-use super::source::{HEADERS, SOURCES, Source};
 use crate::device::error::{KernelError, Result};
 use crate::device::kernel::Kernel;
 use crate::device::launcher::Argument;
+use crate::device::source::{HEADERS, SOURCES, Source};
 
 /// Bytes of shared memory that every kernel may use without a request.
 const COMMON_SHARED_BYTES: usize = 48 << 10;

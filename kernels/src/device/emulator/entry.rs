@@ -34,13 +34,18 @@ impl Entry {
         })
     }
 
+    /// Size of each parameter in bytes.
+    pub fn sizes(&self) -> &'static [usize] {
+        // SAFETY: the entry, a constant of the program, holds the size of each parameter.
+        unsafe { std::slice::from_raw_parts(self.sizes, self.count) }
+    }
+
     /// Checks number and sizes of the arguments.
     ///
     /// # Errors
     /// The first difference.
     pub fn check(&self, kernel: Kernel, arguments: &[Argument]) -> Result<()> {
-        // SAFETY: the entry holds the size of each parameter.
-        let sizes = unsafe { std::slice::from_raw_parts(self.sizes, self.count) };
+        let sizes = self.sizes();
         let passed: Vec<usize> = arguments.iter().map(Argument::size).collect();
         match passed == sizes {
             true => Ok(()),

@@ -42,12 +42,17 @@ impl Memory {
         self.allocated
     }
 
+    /// Bytes that are free.
+    pub fn free_bytes(&self) -> usize {
+        self.limit - self.allocated
+    }
+
     /// Allocates `bytes` that end before a guard page, rounded up to 16.
     ///
     /// # Errors
     /// If fewer bytes are free.
     pub fn allocate(&mut self, bytes: usize) -> Result<Allocation> {
-        let free = self.limit - self.allocated;
+        let free = self.free_bytes();
         let refused = KernelError::OutOfMemory {
             requested: bytes,
             free,

@@ -49,6 +49,19 @@ impl Emulator {
         self.memory().allocated()
     }
 
+    /// Bytes that are free.
+    pub fn free_bytes(&self) -> usize {
+        self.memory().free_bytes()
+    }
+
+    /// Size of each parameter of a kernel in bytes.
+    ///
+    /// # Errors
+    /// If there is no such kernel.
+    pub fn parameters(kernel: Kernel) -> Result<&'static [usize]> {
+        Ok(Entry::find(kernel)?.sizes())
+    }
+
     fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -13,7 +13,7 @@ macro_rules! sources {
     ($($name:literal),* $(,)?) => {
         &[$(Source {
             name: $name,
-            text: include_str!(concat!("../../../cuda/", $name)),
+            text: include_str!(concat!("../../cuda/", $name)),
         }),*]
     };
 }
