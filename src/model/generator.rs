@@ -7,6 +7,7 @@
 use candle_core::{DType, Device, Tensor};
 use kernels::attention::NewTokens;
 use kernels::host::pool;
+use rollout::device::draw_rows;
 use rollout::{CacheSpec, Chunk, Draw, Drawn, Model, ModelResult, ModelStep, Next, draw_row};
 
 use super::Decoder;
@@ -15,6 +16,7 @@ use super::boundary::Collector;
 use super::config::DecoderConfig;
 use crate::ops::attention::cached::Cache;
 use crate::ops::backend::Backend;
+use crate::ops::place::{Gpu, read};
 use crate::ops::{profile, storage};
 
 // The generator's blocks are the kernel's.
@@ -124,8 +126,12 @@ impl Model for Generator<'_> {
     }
 
     fn draw(&mut self, logits: &Tensor, draws: &[Draw<'_>]) -> ModelResult<Vec<Drawn>> {
-        let _span = profile::span("draw");
-        let (vocabulary, on_host) = (logits.dim(1)?, logits.to_device(&Device::Cpu)?);
+        let (_span, vocabulary) = (profile::span("draw"), logits.dim(1)?);
+        let backend = self.decoder.params().backend();
+        if let Backend::Gpu(..) = backend {
+            return drawn_on_device(logits, vocabulary, draws, backend);
+        }
+        let on_host = logits.to_device(&Device::Cpu)?;
         let drawn = storage::read(&on_host, |logits| {
             pool::map(draws, |d| {
                 draw_row(&logits[d.row * vocabulary..][..vocabulary], d)
@@ -133,6 +139,20 @@ impl Model for Generator<'_> {
         })?;
         Ok(drawn.into_iter().collect::<Result<_, _>>()?)
     }
+}
+
+fn drawn_on_device(
+    logits: &Tensor,
+    vocabulary: usize,
+    draws: &[Draw<'_>],
+    backend: &Backend,
+) -> ModelResult<Vec<Drawn>> {
+    let mut drawn = Ok(Vec::new());
+    read::<Gpu, _>(logits, backend, |logits| {
+        drawn = draw_rows(logits, vocabulary, draws);
+        Ok(())
+    })?;
+    drawn
 }
 
 fn new_tokens<'c>(chunk: &Chunk<'c>) -> NewTokens<'c> {

@@ -163,6 +163,15 @@ impl Param {
         storage::update(&self.value, f)
     }
 
+    /// [`Self::update`] in any place.
+    ///
+    /// # Errors
+    /// If the parameter is in another place; errors of `f`.
+    pub fn update_in<P: Place>(&self, f: impl FnOnce(P::ViewMut<'_>) -> Result<()>) -> Result<()> {
+        self.forget_panels();
+        P::update(&self.value, &self.backend, f)
+    }
+
     /// Replaces the value by a tensor of the same shape.
     ///
     /// # Errors

@@ -7,9 +7,13 @@
 
 use candle_core::{DType, Result, Tensor};
 use kernels::arguments::Factors;
+use kernels::device::optimizer::{self as device, Parameter};
+use kernels::device::{Array, Gpu};
 use kernels::host::optimizer::{self as host, ParameterSlices};
 
+use crate::ops::backend::Backend;
 use crate::ops::param::{Param, ParamStore};
+use crate::ops::place::{lift, read};
 use crate::ops::profile;
 use crate::ops::storage;
 
@@ -48,8 +52,18 @@ pub struct AdamW {
 }
 
 enum Moments {
-    Host { first: Vec<f32>, second: Vec<f32> },
-    Device { first: Tensor, second: Tensor },
+    Host {
+        first: Vec<f32>,
+        second: Vec<f32>,
+    },
+    Gpu {
+        first: Array<f32>,
+        second: Array<f32>,
+    },
+    Device {
+        first: Tensor,
+        second: Tensor,
+    },
 }
 
 impl AdamW {
@@ -59,18 +73,7 @@ impl AdamW {
     /// If the device has no room.
     pub fn new(params: &ParamStore, config: AdamWConfig) -> Result<Self> {
         let size: usize = params.trained().map(|p| p.value().elem_count()).sum();
-        let moments = if params.backend().has_kernels() {
-            Moments::Host {
-                first: vec![0.0; size],
-                second: vec![0.0; size],
-            }
-        } else {
-            let zeros = || Tensor::zeros(size, DType::F32, params.device());
-            Moments::Device {
-                first: zeros()?,
-                second: zeros()?,
-            }
-        };
+        let moments = Moments::new(size, params.backend())?;
         Ok(Self {
             config,
             steps: 0,
@@ -90,6 +93,10 @@ impl AdamW {
     pub fn moments(&self) -> Result<[std::borrow::Cow<'_, [f32]>; 2]> {
         Ok(match &self.moments {
             Moments::Host { first, second } => [first.into(), second.into()],
+            Moments::Gpu { first, second } => [
+                lift(first.download())?.into(),
+                lift(second.download())?.into(),
+            ],
             Moments::Device { first, second } => [
                 first.to_vec1::<f32>()?.into(),
                 second.to_vec1::<f32>()?.into(),
@@ -102,7 +109,7 @@ impl AdamW {
     /// # Errors
     /// If the sizes differ.
     pub fn restore(&mut self, steps: u64, first: Vec<f32>, second: Vec<f32>) -> Result<()> {
-        let size = self.moments()?[0].len();
+        let size = self.moments.len();
         if first.len() != size || second.len() != size {
             candle_core::bail!(
                 "optimizer: {} and {} moments for {size} parameters",
@@ -116,6 +123,13 @@ impl AdamW {
                 first: m,
                 second: v,
             } => (*m, *v) = (first, second),
+            Moments::Gpu {
+                first: m,
+                second: v,
+            } => {
+                lift(m.slice_mut().upload(&first))?;
+                lift(v.slice_mut().upload(&second))?;
+            }
             Moments::Device {
                 first: m,
                 second: v,
@@ -198,6 +212,34 @@ impl AdamW {
 }
 
 impl Moments {
+    /// Zeros for `size` elements.
+    fn new(size: usize, backend: &Backend) -> Result<Self> {
+        let zeros = |device| Tensor::zeros(size, DType::F32, device);
+        Ok(match backend {
+            Backend::Host(_) => Self::Host {
+                first: vec![0.0; size],
+                second: vec![0.0; size],
+            },
+            Backend::Gpu(gpu, _) => Self::Gpu {
+                first: lift(gpu.zeros(size))?,
+                second: lift(gpu.zeros(size))?,
+            },
+            Backend::Composed(device) => Self::Device {
+                first: zeros(device)?,
+                second: zeros(device)?,
+            },
+        })
+    }
+
+    /// Number of elements of one moment.
+    fn len(&self) -> usize {
+        match self {
+            Self::Host { first, .. } => first.len(),
+            Self::Gpu { first, .. } => first.len(),
+            Self::Device { first, .. } => first.elem_count(),
+        }
+    }
+
     fn step(&mut self, param: &Param, offset: usize, factors: Factors) -> Result<()> {
         let Some(grad) = param.grad() else {
             return Ok(());
@@ -216,6 +258,18 @@ impl Moments {
                     host::step(slices, factors);
                 })
             })?,
+            Self::Gpu { first, second } => read::<Gpu, _>(grad, param.backend(), |gradients| {
+                param.update_in::<Gpu>(|values| {
+                    let parameter = Parameter {
+                        values,
+                        gradients,
+                        first: first.slice_mut().part(range.clone()),
+                        second: second.slice_mut().part(range),
+                        copy: None,
+                    };
+                    lift(device::step(parameter, factors))
+                })
+            }),
             Self::Device { first, second } => {
                 let f = |x: f32| f64::from(x);
                 let view = |t: &Tensor| t.narrow(0, range.start, range.len());
@@ -243,10 +297,13 @@ pub fn global_norm(params: &ParamStore) -> Result<f64> {
     let Some(arena) = params.arena() else {
         return Ok(0.0);
     };
-    if !params.backend().has_kernels() {
-        return Ok(f64::from(arena.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt());
+    match params.backend() {
+        Backend::Host(_) => storage::read(arena, host::global_norm),
+        Backend::Gpu(..) => read::<Gpu, _>(arena, params.backend(), |arena| {
+            lift(device::global_norm(arena))
+        }),
+        Backend::Composed(_) => Ok(f64::from(arena.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt()),
     }
-    storage::read(arena, host::global_norm)
 }
 
 #[cfg(test)]

@@ -26,10 +26,10 @@ fn activations_have_the_bits_of_the_host() {
         let (x, dy) = (gpu.upload(&x).unwrap(), gpu.upload(&dy).unwrap());
         let y = activation::swiglu(x.slice(), ROWS).unwrap();
         let dx = activation::swiglu_backward(x.slice(), dy.slice(), ROWS).unwrap();
-        let curved = gelu(Gelu::Tanh, dy.slice()).unwrap();
+        let curved = activation::gelu(Gelu::Tanh, dy.slice()).unwrap();
         let mut d = gpu.upload(&x.download().unwrap()[..dy.len()]).unwrap();
-        gelu_backward(Gelu::Tanh, dy.slice(), d.slice_mut()).unwrap();
-        [&y, &dx, &gelu, &d]
+        activation::gelu_backward(Gelu::Tanh, dy.slice(), d.slice_mut()).unwrap();
+        [&y, &dx, &curved, &d]
             .map(|array| array.download().unwrap())
             .concat()
     });

@@ -50,6 +50,9 @@ impl Decoder {
         };
         let angles = angles.as_ref();
         let layers = layers.clone();
+        if let Tokens::Cached(cache, news) = tokens {
+            cache.begin(news, self.layers[layers.start].0.spec.group())?;
+        }
         match self.store.backend() {
             Backend::Host(_) => self.run_in::<Host>(layers, x, angles, of, gradient, tokens),
             Backend::Gpu(..) => self.run_in::<Gpu>(layers, x, angles, of, gradient, tokens),

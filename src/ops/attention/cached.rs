@@ -5,14 +5,18 @@
 //! layout of the training kernel; on other devices keys and values are rows of tensors and
 //! attention is composed of candle's operations.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Result, Tensor, bail};
 use kernels::attention::{Attention, BLOCK_TOKENS, NewTokens};
+use kernels::device::attention::PagedStep;
+use kernels::device::attention::paged::{BlockCopies, PagedCache};
 use kernels::host::attention::KeyValueBlocks;
 
 use super::composed::attend_dense;
 use crate::ops::backend::Backend;
 use crate::ops::operation::profiled;
-use crate::ops::place::Place;
+use crate::ops::place::{Place, lift};
 
 /// Keys and values of all layers, in blocks.
 pub struct Cache {
@@ -24,6 +28,13 @@ pub struct Cache {
 pub enum CacheStore {
     /// Blocks of the CPU.
     Blocks(KeyValueBlocks),
+    /// Blocks of a GPU, and the step whose tokens all layers read.
+    Paged {
+        /// Keys and values.
+        blocks: PagedCache<f32>,
+        /// The new tokens, from [`Cache::begin`] on.
+        step: Option<Arc<PagedStep>>,
+    },
     /// Rows for candle's operations: `[block · BLOCK_TOKENS, kv_heads · head_dim]`.
     Rows {
         /// Keys.
@@ -41,7 +52,10 @@ impl Cache {
     pub fn new(spec: Attention, layers: usize, blocks: usize, backend: &Backend) -> Result<Self> {
         let store = || match backend {
             Backend::Host(_) => Ok(CacheStore::Blocks(KeyValueBlocks::new(spec, blocks))),
-            Backend::Gpu(..) => bail!("not yet"),
+            Backend::Gpu(gpu, _) => Ok(CacheStore::Paged {
+                blocks: lift(PagedCache::new(gpu, &spec, blocks))?,
+                step: None,
+            }),
             Backend::Composed(device) => CacheStore::rows(spec, blocks, device),
         };
         Ok(Self {
@@ -60,7 +74,8 @@ impl Cache {
         let columns = 2 * spec.kv_heads * spec.head_dim;
         let bytes = match backend {
             Backend::Host(_) => KeyValueBlocks::block_bytes(spec),
-            Backend::Gpu(..) | Backend::Composed(_) => BLOCK_TOKENS * columns * size_of::<f32>(),
+            Backend::Gpu(..) => PagedCache::<f32>::block_bytes(&spec),
+            Backend::Composed(_) => BLOCK_TOKENS * columns * size_of::<f32>(),
         };
         layers * bytes
     }
@@ -70,13 +85,42 @@ impl Cache {
     /// # Errors
     /// If a block does not exist.
     pub fn copy(&mut self, copies: &[(u32, u32)]) -> Result<()> {
-        for &(from, to) in copies {
-            if from.max(to) as usize >= self.blocks {
-                bail!("cache: block {} of {}", from.max(to), self.blocks);
+        let largest = copies.iter().map(|&(from, to)| from.max(to) as usize).max();
+        if let Some(largest) = largest.filter(|&block| block >= self.blocks) {
+            bail!("cache: block {largest} of {}", self.blocks);
+        }
+        let on_device = match &self.layers[..] {
+            [CacheStore::Paged { blocks, .. }, ..] if !copies.is_empty() => {
+                Some(lift(BlockCopies::new(blocks.gpu(), copies))?)
             }
-            for layer in &mut self.layers {
-                layer.copy(from as usize, to as usize)?;
+            _ => None,
+        };
+        for layer in &mut self.layers {
+            match (layer, &on_device) {
+                (CacheStore::Paged { blocks, .. }, Some(copies)) => lift(blocks.copy(copies))?,
+                (layer, _) => copies
+                    .iter()
+                    .try_for_each(|&(from, to)| layer.copy(from as usize, to as usize))?,
             }
+        }
+        Ok(())
+    }
+
+    /// Prepares a pass of these new tokens through layers with `group` query heads for each key
+    /// head.
+    ///
+    /// # Errors
+    /// If a sequence has too few blocks, or the device has no room.
+    pub fn begin(&mut self, news: &[NewTokens], group: usize) -> Result<()> {
+        let mut shared = None;
+        for layer in &mut self.layers {
+            let CacheStore::Paged { blocks, step } = layer else {
+                continue;
+            };
+            if shared.is_none() {
+                shared = Some(Arc::new(lift(PagedStep::new(blocks.gpu(), news, group))?));
+            }
+            step.clone_from(&shared);
         }
         Ok(())
     }
@@ -158,6 +202,7 @@ impl CacheStore {
                 blocks.copy(from, to);
                 Ok(())
             }
+            Self::Paged { .. } => bail!("cache: blocks of a GPU are copied together"),
             Self::Rows { keys, values } => [keys, values].into_iter().try_for_each(|t| {
                 let block = t.narrow(0, from * BLOCK_TOKENS, BLOCK_TOKENS)?.copy()?;
                 t.slice_set(&block, 0, to * BLOCK_TOKENS)

@@ -16,6 +16,7 @@ use kernels::host::rows;
 
 use super::{Grad, Packing, Param, Trainability};
 use crate::ops::backend::Backend;
+use crate::ops::place::{Gpu, Place, lift};
 use crate::ops::storage;
 
 /// Initial state of a new parameter.
@@ -178,10 +179,13 @@ impl ParamStore {
         for grad in self.trained().filter_map(|p| p.grad.as_ref()) {
             grad.reached.store(false, Ordering::Relaxed);
         }
-        match &self.arena {
-            Some(arena) if self.backend.has_kernels() => storage::update(arena, rows::clear),
-            Some(arena) => arena.zero_set(),
-            None => Ok(()),
+        let Some(arena) = &self.arena else {
+            return Ok(());
+        };
+        match &self.backend {
+            Backend::Host(_) => storage::update(arena, rows::clear),
+            Backend::Gpu(..) => Gpu::update(arena, &self.backend, |mut all| lift(all.clear())),
+            Backend::Composed(_) => arena.zero_set(),
         }
     }
 

@@ -88,12 +88,18 @@ impl Place for Gpu {
     }
 
     fn attend_cached(
-        _cache: &mut CacheStore,
-        _qkv: Slice<'_, f32>,
+        cache: &mut CacheStore,
+        qkv: Slice<'_, f32>,
         _news: &[NewTokens],
-        _spec: Attention,
+        spec: Attention,
     ) -> Result<Array<f32>> {
-        bail!("not yet")
+        match cache {
+            CacheStore::Paged {
+                blocks,
+                step: Some(step),
+            } => lift(blocks.attend(qkv, step, spec)),
+            _ => bail!("cache: no step of a GPU's cache has begun"),
+        }
     }
 
     fn of<'a, G: Deref<Target = Storage>>(

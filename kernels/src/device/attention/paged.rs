@@ -74,6 +74,11 @@ impl<T: Cached> PagedCache<T> {
         })
     }
 
+    /// The device that holds the cache.
+    pub fn gpu(&self) -> &Gpu {
+        self.keys.gpu()
+    }
+
     /// Bytes of one block of a layer: keys and values.
     pub fn block_bytes(spec: &Attention) -> usize {
         2 * block_elements(spec.kv_heads, spec.head_dim) * size_of::<T>()
