@@ -113,6 +113,9 @@ pub enum Device {
     Cpu,
     /// The NVIDIA GPU of this ordinal.
     Cuda(usize),
+    /// The emulated GPU, for tests.
+    #[cfg(feature = "emulate")]
+    Emulated,
 }
 
 impl FromStr for Device {
@@ -122,6 +125,8 @@ impl FromStr for Device {
     fn from_str(text: &str) -> Result<Self, String> {
         let ordinal = match text.split_once(':') {
             None if text == "cpu" => return Ok(Device::Cpu),
+            #[cfg(feature = "emulate")]
+            None if text == "emulated" => return Ok(Device::Emulated),
             None if text == "cuda" => Some(0),
             Some(("cuda", ordinal)) => ordinal.parse().ok(),
             _ => None,
@@ -151,6 +156,8 @@ impl fmt::Display for Device {
         match self {
             Device::Cpu => f.write_str("cpu"),
             Device::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+            #[cfg(feature = "emulate")]
+            Device::Emulated => f.write_str("emulated"),
         }
     }
 }

@@ -9,6 +9,7 @@ use kernels::device::Gpu;
 use kernels::device::product::Precision;
 use kernels::host::product::ProductKernel;
 
+use super::place::cuda;
 use crate::config;
 #[cfg(feature = "emulate")]
 use {
@@ -64,10 +65,13 @@ impl Backend {
     ) -> Result<Self, DeviceError> {
         match device {
             config::Device::Cpu => Ok(Self::Host(kernel(arithmetic))),
-            config::Device::Cuda(ordinal) => match Device::new_cuda(ordinal) {
-                Ok(opened) => Ok(Self::Composed(opened)),
-                Err(source) => Err(DeviceError { device, source }),
-            },
+            config::Device::Cuda(ordinal) => {
+                let opened = cuda::open(ordinal);
+                let (gpu, opened) = opened.map_err(|source| DeviceError { device, source })?;
+                Ok(Self::Gpu(gpu, opened))
+            }
+            #[cfg(feature = "emulate")]
+            config::Device::Emulated => Ok(Self::emulated(Order::Forward)),
         }
     }
 

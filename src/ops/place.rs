@@ -5,7 +5,8 @@
 //! after the other is generic. The type is chosen once, where a [`Backend`] is matched.
 
 mod border;
-mod cuda;
+#[cfg_attr(not(feature = "cuda"), path = "place/no_cuda.rs")]
+pub(super) mod cuda;
 mod gpu;
 mod host;
 

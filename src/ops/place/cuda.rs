@@ -1,14 +1,53 @@
-//! Memory of candle's CUDA tensors.
+//! NVIDIA GPUs, and the memory of candle's CUDA tensors.
+#![allow(unsafe_code)] // Memory passes between candle's tensors and our arrays.
 
-use candle_core::{CudaDevice, CudaStorage, Result, Storage, bail};
-use kernels::device::Array;
+use std::env;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::cudarc::driver::DevicePtr;
+use candle_core::{CudaDevice, CudaStorage, Device, Error, Result, Storage};
+use kernels::device::driver::Driver;
+use kernels::device::{Array, Gpu};
+
+use super::lift;
+
+/// Opens a GPU, and compiles its kernels unless they are known from an earlier run.
+pub(crate) fn open(ordinal: usize) -> Result<(Gpu, Device)> {
+    let device = CudaDevice::new_with_stream(ordinal)?;
+    // SAFETY: all work is on one stream, which orders it.
+    unsafe { device.disable_event_tracking() };
+    let driver = lift(Driver::new(device.cuda_stream(), images().as_deref()))?;
+    lift(driver.load_all())?;
+    Ok((Gpu::new(Arc::new(driver)), Device::Cuda(device)))
+}
+
+/// The folder of compiled kernels: `collimate/kernels` in the user's cache folder.
+fn images() -> Option<PathBuf> {
+    let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| Some(env::home_dir()?.join(".cache")))?;
+    Some(cache.join("collimate").join("kernels"))
+}
 
 /// Device address of the first element of an `f32` storage.
-pub(super) fn pointer(_: &CudaStorage) -> Result<u64> {
-    bail!("this binary was built without CUDA")
+pub(super) fn pointer(storage: &CudaStorage) -> Result<u64> {
+    let stream = storage.device().cuda_stream();
+    let (pointer, _ordered) = storage.as_cuda_slice::<f32>()?.device_ptr(&stream);
+    Ok(pointer)
 }
 
 /// An array as the storage of a tensor, without a copy.
-pub(super) fn storage(_: Array<f32>, _: &CudaDevice) -> Result<Storage> {
-    bail!("this binary was built without CUDA")
+pub(super) fn storage(rows: Array<f32>, device: &CudaDevice) -> Result<Storage> {
+    let (pointer, len) = rows.into_raw();
+    if pointer == 0 {
+        return Err(Error::Msg("an array without memory".to_owned()));
+    }
+    // SAFETY: the array has given up its memory, which comes from the pool of the stream and holds
+    // `len` elements.
+    let slice = unsafe { device.cuda_stream().upgrade_device_ptr::<f32>(pointer, len) };
+    Ok(Storage::Cuda(CudaStorage::wrap_cuda_slice(
+        slice,
+        device.clone(),
+    )))
 }

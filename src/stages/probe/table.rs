@@ -60,15 +60,15 @@ impl ProbeReport {
                 .to_owned(),
         ];
         match (self.device, total_bytes().zip(available_bytes())) {
-            (Device::Cuda(_), _) => {
+            (device, _) if device != Device::Cpu => {
                 notes.push("measured is the memory of the machine, not that of the GPU".to_owned());
             }
-            (Device::Cpu, Some((total, free))) => notes.push(format!(
+            (_, Some((total, free))) => notes.push(format!(
                 "this machine has {:.1} MiB, {:.1} of them free",
                 total as f64 / MIB,
                 free as f64 / MIB
             )),
-            (Device::Cpu, None) => {}
+            (_, None) => {}
         }
         notes.extend(self.skipped.iter().map(|why| format!("not probed: {why}")));
         notes
