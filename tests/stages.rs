@@ -7,6 +7,9 @@ mod adapters;
 mod arithmetic;
 #[path = "stages/dynamic_sampling.rs"]
 mod dynamic_sampling;
+#[cfg(feature = "emulate")]
+#[path = "stages/emulated.rs"]
+mod emulated;
 #[path = "stages/endings.rs"]
 mod endings;
 #[path = "stages/epochs.rs"]

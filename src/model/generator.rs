@@ -16,7 +16,7 @@ use super::boundary::Collector;
 use super::config::DecoderConfig;
 use crate::ops::attention::cached::Cache;
 use crate::ops::backend::Backend;
-use crate::ops::place::{Gpu, read};
+use crate::ops::place::{Gpu, read, select_rows};
 use crate::ops::{profile, storage};
 
 // The generator's blocks are the kernel's.
@@ -120,7 +120,7 @@ impl Model for Generator<'_> {
             // No token is drawn from these logits.
             return Ok(Tensor::zeros((0, vocabulary), DType::F32, &Device::Cpu)?);
         }
-        let hidden = rows_of(step, hidden)?;
+        let hidden = rows_of(step, hidden, decoder.params().backend())?;
         let hidden = decoder.forward_from_cached(layer, hidden, &going, cache)?;
         Ok(decoder.logits(&hidden)?)
     }
@@ -174,7 +174,7 @@ fn continuing<'c>(step: &ModelStep<'c>) -> Vec<NewTokens<'c>> {
 }
 
 /// The rows of `x` that belong to sequences that continue; `x` has the rows of all sequences.
-fn rows_of(step: &ModelStep<'_>, x: Tensor) -> candle_core::Result<Tensor> {
+fn rows_of(step: &ModelStep<'_>, x: Tensor, backend: &Backend) -> candle_core::Result<Tensor> {
     let of_each = |chunk: &Chunk| std::iter::repeat_n(chunk.next, chunk.tokens.len());
     let all = (0..).zip(step.chunks.iter().flat_map(of_each));
     let rows: Vec<u32> = all
@@ -182,7 +182,7 @@ fn rows_of(step: &ModelStep<'_>, x: Tensor) -> candle_core::Result<Tensor> {
         .collect();
     match rows.len() == x.dim(0)? {
         true => Ok(x),
-        false => x.index_select(&Tensor::from_slice(&rows, rows.len(), x.device())?, 0),
+        false => select_rows(&x, &rows, backend),
     }
 }
 

@@ -158,6 +158,25 @@ impl<P: Place> MaybeOwned<'_, P> {
     }
 }
 
+/// The rows `rows` of `[tokens, width]`, outside every graph.
+///
+/// # Errors
+/// If there is no such row or the device fails.
+pub fn select_rows(x: &Tensor, rows: &[u32], backend: &Backend) -> Result<Tensor> {
+    fn select<P: Place>(x: &Tensor, rows: &[u32], backend: &Backend) -> Result<Tensor> {
+        let width = x.dims2()?.1;
+        let some = read::<P, _>(x, backend, |x| P::gather(x, width, rows))?;
+        tensor::<P>(some, (rows.len(), width), backend)
+    }
+    match backend {
+        Backend::Host(_) => select::<Host>(x, rows, backend),
+        Backend::Gpu(..) => select::<Gpu>(x, rows, backend),
+        Backend::Composed(device) => {
+            x.index_select(&Tensor::from_slice(rows, rows.len(), device)?, 0)
+        }
+    }
+}
+
 /// An error of the device as candle's.
 pub(crate) fn lift<T>(result: kernels::device::Result<T>) -> Result<T> {
     result.map_err(candle_core::Error::wrap)

@@ -147,6 +147,13 @@ fn ppo_continues_to_the_same_bits() {
     );
 }
 
+#[cfg(feature = "emulate")]
+#[test]
+fn ppo_on_the_emulated_gpu_continues_to_the_same_bits() {
+    let flags = "--set run.device=emulated --set ppo.max_steps=12 --set ppo.save_steps=2";
+    assert_continues("ppo", Purpose::PpoShuffle, flags);
+}
+
 #[test]
 fn ppo_with_fixed_score_scale_continues_to_the_same_bits() {
     // A judge watches: the state of its watch must survive.

@@ -42,7 +42,7 @@ pub fn adapters(workspace: &Workspace, layers: &str) -> String {
     )
 }
 
-fn tensors(file: &Path) -> HashMap<String, Tensor> {
+pub fn tensors(file: &Path) -> HashMap<String, Tensor> {
     candle_core::safetensors::load(file, &Device::Cpu).expect("tensors")
 }
 

@@ -15,7 +15,7 @@ use crate::ops::attention::cached::Cache;
 use crate::ops::attention::{self, PackedTokens};
 use crate::ops::backend::Backend;
 use crate::ops::param::Trainability;
-use crate::ops::place::{Gpu, Host, Place, read, tensor};
+use crate::ops::place::{Gpu, Host, Place, read, select_rows, tensor};
 use crate::ops::recompute::recompute;
 use crate::ops::residual::{WantedRows, residuals, run as run_chain};
 use crate::ops::rope::Angles;
@@ -40,7 +40,10 @@ impl Decoder {
         if layers.is_empty() {
             return match wanted {
                 None => Ok(x),
-                Some(rows) => x.index_select(&Tensor::from_slice(rows, rows.len(), x.device())?, 0),
+                Some(_) if x.track_op() => {
+                    bail!("a recorded pass without layers has no wanted rows")
+                }
+                Some(rows) => select_rows(&x, rows, self.store.backend()),
             };
         }
         let angles = self.rotation.as_ref().map(|r| r.angles(positions));
