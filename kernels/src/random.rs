@@ -25,8 +25,8 @@ use rand::{Rng, RngCore};
 pub struct Key([u32; 2]);
 
 impl Key {
-    /// The key of a seed and a purpose. Draws with different purposes are independent even where all
-    /// indices agree; callers number their purposes.
+    /// The key of a seed and a purpose. Draws with different purposes are independent even where
+    /// all indices agree; callers number their purposes.
     pub fn new(seed: u64, purpose: impl Into<u64>) -> Self {
         Self(halves(seed)).child(purpose.into(), 0)
     }

@@ -2,7 +2,7 @@
 //!
 //! The logits of all tokens are never in memory at once: they are computed in chunks of rows, and
 //! again in the backward pass, except for a few that are kept (`HELD`). A row's statistics come
-//! from [`kernels::host::row`], the kernel that the sampler uses, so a token's log-prob here equals the
+//! from [`kernels::host::row`], which the sampler uses too, so a token's log-prob here equals the
 //! recorded one bit for bit. If sampling was cut (top-k, top-p, min-p, a mask), the distribution is
 //! renormalised over the kept set; the ratio of two policies uses these log-probs. Comparisons of
 //! two policies, such as the KL to the reference, need log-probs over the whole vocabulary:

@@ -1,4 +1,5 @@
-//! Rows of logits against `kernels::host::row`, bit for bit, and gradients against finite differences.
+//! Rows of logits against `kernels::host::row`, bit for bit, and gradients against finite
+//! differences.
 
 use kernels::device::logits::{Columns, Targets, backward, forward};
 use kernels::host::row;

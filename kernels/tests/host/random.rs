@@ -104,8 +104,8 @@ fn a_permutation_holds_each_number_once_and_favours_no_place() {
     assert!(key.permutation(0, 0).is_empty());
 }
 
-/// The first draws of a seed and a purpose. Other values would change every result that follows from
-/// a seed.
+/// The first draws of a seed and a purpose. Other values would change every result that follows
+/// from a seed.
 #[test]
 fn first_draws_of_each_purpose_are_known() {
     #[rustfmt::skip]
