@@ -221,8 +221,8 @@ impl Param {
         P::update(&grad.view, &self.backend, f)
     }
 
-    /// [`Self::with_gradient`] for several parameters at once: `f` gets the gradient of each, `None`
-    /// for frozen ones.
+    /// [`Self::with_gradient`] for several parameters at once: `f` gets the gradient of each,
+    /// `None` for frozen ones.
     ///
     /// # Errors
     /// If the arena is in another place, or the parameters belong to several arenas; errors of `f`.

@@ -73,8 +73,8 @@ pub trait Place: Sized + Send + Sync + 'static {
     /// Errors of the device.
     fn gather(x: Self::View<'_>, width: usize, rows: &[u32]) -> Result<Self::Rows>;
 
-    /// A matrix of `count` rows with the rows of `x` at the indices `rows`, and zero elsewhere. Rows
-    /// with the same index are added up or, with [`Write::Set`], written over each other.
+    /// A matrix of `count` rows with the rows of `x` at the indices `rows`, and zero elsewhere.
+    /// Rows with the same index are added up or, with [`Write::Set`], written over each other.
     ///
     /// # Errors
     /// Errors of the device.
@@ -112,7 +112,8 @@ pub trait Place: Sized + Send + Sync + 'static {
         backend: &'a Backend,
     ) -> Result<Self::View<'a>>;
 
-    /// Calls `f` to change the elements of a contiguous `f32` tensor in place; views see the change.
+    /// Calls `f` to change the elements of a contiguous `f32` tensor in place; views see the
+    /// change.
     ///
     /// # Errors
     /// If the tensor is on another device, of another type, or not contiguous; errors of `f`.
