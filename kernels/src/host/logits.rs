@@ -1,7 +1,7 @@
 //! Log-probabilities and entropies of rows of logits, and their gradients.
 //!
-//! Logits x are taken at an inverse temperature t. With z = t·x and p = softmax(z), ∂log p(token)/∂z
-//! = onehot(token) − p, and ∂H/∂z = −p ∘ (log p + H).
+//! Logits x are taken at an inverse temperature t. With z = t·x and p = softmax(z),
+//! ∂log p(token)/∂z = onehot(token) − p, and ∂H/∂z = −p ∘ (log p + H).
 
 use std::borrow::Cow;
 

@@ -2,8 +2,8 @@
 //!
 //! An element has the same bits whatever the number of threads, and a row's result does not depend
 //! on the rows around it. Functions are compiled for several instruction sets, and the best one
-//! that the processor has is chosen when they run. All give the same bits; of products there are two
-//! kinds, each with bits of its own ([`product::ProductKernel`]).
+//! that the processor has is chosen when they run. All give the same bits; of products there are
+//! two kinds, each with bits of its own ([`product::ProductKernel`]).
 
 pub mod activation;
 pub mod attention;
