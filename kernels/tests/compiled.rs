@@ -62,7 +62,7 @@ fn check(source: &Source, capability: u32) {
     assert!(compiled.image.starts_with(b"\x7fELF"));
     let all = figures(&compiled.log);
     let mut found: Vec<&str> = all.iter().map(|figures| &*figures.kernel).collect();
-    let mut declared: Vec<&str> = source.kernels().collect();
+    let mut declared: Vec<&str> = source.kernels().map(|kernel| kernel.name).collect();
     found.sort_unstable();
     declared.sort_unstable();
     assert_eq!(found, declared, "{}", source.name);

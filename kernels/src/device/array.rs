@@ -172,7 +172,8 @@ impl<T> Array<T> {
     }
 
     /// Address and length of the memory, which the caller has to free.
-    pub fn into_raw(self) -> (u64, usize) {
+    #[cfg(feature = "cuda")]
+    pub(crate) fn into_raw(self) -> (u64, usize) {
         let array = std::mem::ManuallyDrop::new(self);
         // SAFETY: the array, which is not dropped, is not used again.
         drop(unsafe { std::ptr::read(&raw const array.gpu) });

@@ -1,11 +1,13 @@
 //! The interface to a device, which a driver or the emulator implements.
 
+use std::any::Any;
+
 use crate::device::error::{KernelError, Result};
 use crate::device::kernel::Kernel;
 use crate::device::product::{Precision, Receive};
 
 /// A device that holds memory and runs kernels, in the order in which it is asked.
-pub trait Launcher: Send + Sync {
+pub trait Launcher: Any + Send + Sync {
     /// Allocates memory with undefined contents, aligned for every type.
     ///
     /// # Errors

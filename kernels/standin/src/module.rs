@@ -21,7 +21,7 @@ const COMMON_SHARED_BYTES: usize = 48 << 10;
 struct EmulatedModule {
     /// First line of the image.
     name: String,
-    kernels: Vec<&'static str>,
+    kernels: Vec<Kernel>,
 }
 
 /// A kernel of a module.
@@ -70,12 +70,11 @@ pub unsafe extern "C" fn cuModuleGetFunction(
         let known = module
             .kernels
             .iter()
-            .find(|known| name.to_str() == Ok(**known));
-        let name = known.ok_or_else(|| {
+            .find(|known| name.to_str() == Ok(known.name));
+        let kernel = *known.ok_or_else(|| {
             say(format_args!("no kernel {name:?} in {:?}", module.name));
             NotFound
         })?;
-        let kernel = Kernel { name };
         let found = EmulatedFunction {
             kernel,
             sizes: Emulator::parameters(kernel).map_err(status_of)?,

@@ -1,5 +1,5 @@
 //! NVIDIA GPUs, and the memory of candle's CUDA tensors.
-#![allow(unsafe_code)] // Memory passes between candle's tensors and our arrays.
+#![allow(unsafe_code)] // The order of work is the stream's, and no longer kept by events.
 
 use std::env;
 use std::path::PathBuf;
@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::DevicePtr;
-use candle_core::{CudaDevice, CudaStorage, Device, Error, Result, Storage};
-use kernels::device::driver::Driver;
+use candle_core::{CudaDevice, CudaStorage, Device, Result, Storage};
+use kernels::device::driver::{Driver, exchange};
 use kernels::device::{Array, Gpu};
 
 use super::lift;
@@ -39,13 +39,7 @@ pub(super) fn pointer(storage: &CudaStorage) -> Result<u64> {
 
 /// An array as the storage of a tensor, without a copy.
 pub(super) fn storage(rows: Array<f32>, device: &CudaDevice) -> Result<Storage> {
-    let (pointer, len) = rows.into_raw();
-    if pointer == 0 {
-        return Err(Error::Msg("an array without memory".to_owned()));
-    }
-    // SAFETY: the array has given up its memory, which comes from the pool of the stream and holds
-    // `len` elements.
-    let slice = unsafe { device.cuda_stream().upgrade_device_ptr::<f32>(pointer, len) };
+    let slice = lift(exchange::slice::<f32>(rows, &device.cuda_stream()))?;
     Ok(Storage::Cuda(CudaStorage::wrap_cuda_slice(
         slice,
         device.clone(),

@@ -1,6 +1,7 @@
 //! Exchange of memory with cudarc, and so with candle, whose CUDA tensors hold cudarc's slices. No
 //! function here copies.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
@@ -8,13 +9,6 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 use super::Driver;
 use crate::device::array::{Array, Gpu, Number, Slice, SliceMut};
 use crate::device::error::{KernelError, Result};
-
-/// A driver's device, with the memory that is shared with other users of its stream.
-#[derive(Clone)]
-pub struct Exchange {
-    gpu: Gpu,
-    stream: Arc<CudaStream>,
-}
 
 /// Element types of cudarc's slices.
 pub trait CudaNumber: Copy + 'static {
@@ -38,82 +32,70 @@ impl CudaNumber for half::bf16 {
     type Number = u16;
 }
 
-impl Exchange {
-    /// The device of a driver.
-    pub fn new(driver: Driver) -> Self {
-        Self {
-            stream: Arc::clone(driver.stream()),
-            gpu: Gpu::new(Arc::new(driver)),
-        }
-    }
+/// A slice as an array of `gpu`, which frees the memory when it is dropped.
+///
+/// # Errors
+/// If the slice is not of the stream of `gpu`.
+pub fn array<T: CudaNumber>(gpu: &Gpu, slice: CudaSlice<T>) -> Result<Array<T::Number>> {
+    stream_of(gpu, slice.stream())?;
+    let len = slice.len();
+    // SAFETY: the memory comes from the stream's pool, and `leak` gives it up. A number and its type
+    // in arrays have the same bits.
+    Ok(unsafe { Array::from_raw(gpu, slice.leak(), len) })
+}
 
-    /// The device.
-    pub fn gpu(&self) -> &Gpu {
-        &self.gpu
-    }
+/// An array as a slice of `stream`, which frees the memory when it is dropped.
+///
+/// # Errors
+/// If the array is not of this stream.
+pub fn slice<T: CudaNumber>(
+    array: Array<T::Number>,
+    stream: &Arc<CudaStream>,
+) -> Result<CudaSlice<T>> {
+    let own = Arc::clone(stream_of(array.gpu(), stream)?);
+    let (pointer, len) = array.into_raw();
+    // SAFETY: the array has given up its memory, which comes from the stream's pool and holds `len`
+    // elements.
+    Ok(unsafe { own.upgrade_device_ptr(pointer, len) })
+}
 
-    /// A slice as an array, which frees the memory when it is dropped.
-    ///
-    /// # Errors
-    /// If the slice is of another stream.
-    pub fn array<T: CudaNumber>(&self, slice: CudaSlice<T>) -> Result<Array<T::Number>> {
-        self.check(slice.stream())?;
-        let len = slice.len();
-        // SAFETY: the memory comes from the stream's pool, and `leak` gives it up. A number and its
-        // type in arrays have the same bits.
-        Ok(unsafe { Array::from_raw(&self.gpu, slice.leak(), len) })
-    }
+/// The elements of a slice, for reading.
+///
+/// # Errors
+/// If the slice is not of the stream of `gpu`.
+pub fn borrow<'a, T: CudaNumber>(
+    gpu: &'a Gpu,
+    slice: &'a CudaSlice<T>,
+) -> Result<Slice<'a, T::Number>> {
+    let stream = stream_of(gpu, slice.stream())?;
+    let (pointer, _ordered) = slice.device_ptr(stream);
+    // SAFETY: the slice holds the elements and is borrowed as long as the result, and work on it is
+    // ordered by the stream.
+    Ok(unsafe { Slice::from_raw(gpu, pointer, slice.len()) })
+}
 
-    /// An array as a slice, which frees the memory when it is dropped.
-    ///
-    /// # Errors
-    /// If the array is of another device.
-    pub fn slice<T: CudaNumber>(&self, array: Array<T::Number>) -> Result<CudaSlice<T>> {
-        if !array.gpu().is_same(&self.gpu) {
-            return Err(KernelError::Devices { what: "a tensor" });
-        }
-        let (pointer, len) = array.into_raw();
-        // SAFETY: the array has given up its memory, which comes from the stream's pool and holds
-        // `len` elements.
-        Ok(unsafe { self.stream.upgrade_device_ptr(pointer, len) })
-    }
+/// The elements of a slice, for changes.
+///
+/// # Errors
+/// If the slice is not of the stream of `gpu`.
+pub fn borrow_mut<'a, T: CudaNumber>(
+    gpu: &'a Gpu,
+    slice: &'a mut CudaSlice<T>,
+) -> Result<SliceMut<'a, T::Number>> {
+    let stream = stream_of(gpu, slice.stream())?;
+    let len = slice.len();
+    let (pointer, _ordered) = slice.device_ptr_mut(stream);
+    // SAFETY: as in `borrow`, and nothing else accesses the slice while it is borrowed.
+    Ok(unsafe { SliceMut::from_raw(gpu, pointer, len) })
+}
 
-    /// The elements of a slice, for reading.
-    ///
-    /// # Errors
-    /// If the slice is of another stream.
-    pub fn borrow<'a, T: CudaNumber>(
-        &'a self,
-        slice: &'a CudaSlice<T>,
-    ) -> Result<Slice<'a, T::Number>> {
-        self.check(slice.stream())?;
-        let (pointer, _ordered) = slice.device_ptr(&self.stream);
-        // SAFETY: the slice holds the elements, is borrowed as long as the result, and work on it
-        // is ordered by the stream.
-        Ok(unsafe { Slice::from_raw(&self.gpu, pointer, slice.len()) })
-    }
-
-    /// The elements of a slice, for changes.
-    ///
-    /// # Errors
-    /// If the slice is of another stream.
-    pub fn borrow_mut<'a, T: CudaNumber>(
-        &'a self,
-        slice: &'a mut CudaSlice<T>,
-    ) -> Result<SliceMut<'a, T::Number>> {
-        self.check(slice.stream())?;
-        let len = slice.len();
-        let (pointer, _ordered) = slice.device_ptr_mut(&self.stream);
-        // SAFETY: as in `borrow`, and nothing else accesses the slice while it is borrowed.
-        Ok(unsafe { SliceMut::from_raw(&self.gpu, pointer, len) })
-    }
-
-    fn check(&self, stream: &Arc<CudaStream>) -> Result<()> {
-        match stream.cu_stream() == self.stream.cu_stream()
-            && stream.context() == self.stream.context()
-        {
-            true => Ok(()),
-            false => Err(KernelError::Devices { what: "a tensor" }),
-        }
-    }
+/// The stream of a device, which must be this one.
+fn stream_of<'a>(gpu: &'a Gpu, other: &CudaStream) -> Result<&'a Arc<CudaStream>> {
+    let launcher: &dyn Any = &*gpu.launcher;
+    let stream = launcher.downcast_ref().map(Driver::stream);
+    let is_same = |own: &&Arc<CudaStream>| {
+        own.cu_stream() == other.cu_stream() && own.context().cu_ctx() == other.context().cu_ctx()
+    };
+    let same = stream.filter(is_same);
+    same.ok_or(KernelError::Devices { what: "a tensor" })
 }

@@ -5,10 +5,11 @@
 //! ordered with the work of others on that stream, candle for example, and shares their pool.
 
 mod compile;
-mod exchange;
 mod images;
 mod modules;
 mod products;
+
+pub mod exchange;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,7 +22,6 @@ use crate::device::error::{KernelError, Result};
 use crate::device::kernel::Kernel;
 use crate::device::launcher::{Allocation, Argument, Gemm, Grid, Launcher};
 pub use compile::{Architecture, Compiled, compile, version};
-pub use exchange::{CudaNumber, Exchange};
 use modules::Modules;
 use products::Products;
 

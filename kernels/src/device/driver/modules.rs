@@ -108,7 +108,7 @@ impl Modules {
     }
 
     fn find(&self, kernel: Kernel) -> Result<Function> {
-        let declares = |source: &&Source| source.kernels().any(|name| name == kernel.name);
+        let declares = |source: &&Source| source.kernels().any(|own| own == kernel);
         let source = SOURCES.iter().find(declares);
         let source = source.ok_or_else(|| KernelError::Launch {
             kernel: kernel.name,
