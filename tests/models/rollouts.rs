@@ -65,7 +65,7 @@ fn run(
 }
 
 /// Compares every recorded log-prob, of the draw and over the whole vocabulary, with one packed
-/// training forward pass over all sequences.
+/// training forward pass over all sequences: bit for bit, where the backend decodes exactly.
 fn assert_equal_to_training(
     model: &Decoder,
     requests: &[Request],
@@ -95,13 +95,22 @@ fn assert_equal_to_training(
     let recorded = |of: fn(&Completion) -> &[f32]| -> Vec<f32> {
         output.completions.iter().flat_map(of).copied().collect()
     };
-    let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let exactly = model.params().backend().decodes_exactly();
     for (recorded, found) in [
         (recorded(|c| &c.log_probs), training.kept.log_probs),
         (recorded(over_all), training.whole),
         (recorded(over_all), alone.log_probs),
     ] {
-        assert_eq!(bits(&recorded), bits(&found.to_vec1()?));
+        let found = found.to_vec1::<f32>()?;
+        let same = |(a, b): (&f32, &f32)| match exactly {
+            true => a.to_bits() == b.to_bits(),
+            // A device splits the context of a cache, and sums in another order.
+            false => (a - b).abs() < 2e-5 * (1.0 + b.abs()),
+        };
+        assert_eq!(recorded.len(), found.len());
+        let different = recorded.iter().zip(&found).position(|pair| !same(pair));
+        let pair = different.map(|i| (recorded[i], found[i]));
+        assert!(pair.is_none(), "a log-prob and training's: {pair:?}");
     }
     Ok(())
 }

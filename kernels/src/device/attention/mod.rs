@@ -22,7 +22,7 @@ const MOST_COLUMNS: usize = 256;
 /// Most heads: blocks of a grid in y.
 const MOST_HEADS: usize = 65_535;
 
-/// Checks that the kernels support an attention layer: heads of a multiple of 8 columns up to 256.
+/// Checks that the kernels support an attention layer: heads of a multiple of 4 columns up to 256.
 ///
 /// # Errors
 /// Heads of another number of columns, query heads that are no multiple of the key heads, an empty
@@ -35,10 +35,10 @@ pub fn check(spec: &Attention) -> Result<()> {
         head_dim,
         ..
     } = *spec;
-    if head_dim == 0 || !head_dim.is_multiple_of(8) || head_dim > MOST_COLUMNS {
+    if head_dim == 0 || !head_dim.is_multiple_of(4) || head_dim > MOST_COLUMNS {
         return refuse(format!(
             "attention heads have {head_dim} columns, and the device's kernels support multiples \
-             of 8 up to {MOST_COLUMNS}"
+             of 4 up to {MOST_COLUMNS}"
         ));
     }
     let is_multiple = kv_heads > 0 && query_heads > 0 && query_heads.is_multiple_of(kv_heads);
