@@ -11,7 +11,7 @@ mod layers;
 
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 use kernels::attention::{Attention, Segments};
 
 use super::block::Block;
@@ -215,13 +215,13 @@ impl Decoder {
         Linear::new(vec![Projection::new(self.head.clone(), None)])?.forward(hidden)
     }
 
-    /// The scalar head at each row of the hidden states: `[rows]`.
+    /// The scalar head at each row of the hidden states: `[rows]`, on the CPU.
     ///
     /// # Errors
     /// If the model has no scalar head.
     pub fn scores(&self, hidden: &Tensor) -> Result<Tensor> {
         match &self.score {
-            Some(score) => score.forward(hidden)?.squeeze(1),
+            Some(score) => score.forward(hidden)?.squeeze(1)?.to_device(&Device::Cpu),
             None => bail!("the model has no scalar head (score.weight)"),
         }
     }

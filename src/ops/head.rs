@@ -17,7 +17,7 @@ mod gpu;
 
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 use kernels::arguments::Columns;
 use kernels::host::logits::RowTarget;
 
@@ -151,7 +151,10 @@ pub fn token_log_probs(
     let results = Columns::Own;
     TokenLogProbs::split(&match head.backend() {
         Backend::Host(_) => fused(hidden, head, targets, temperature, results)?,
-        Backend::Gpu(..) => on_device(hidden, head, targets, temperature, results)?,
+        // Losses are computed on the CPU.
+        Backend::Gpu(..) => {
+            on_device(hidden, head, targets, temperature, results)?.to_device(&Device::Cpu)?
+        }
         Backend::Composed(_) => return composed(hidden, head, targets, temperature),
     })
 }
@@ -175,7 +178,10 @@ pub fn both_log_probs(
     let results = Columns::OwnAndWhole;
     BothLogProbs::split(&match head.backend() {
         Backend::Host(_) => fused(hidden, head, targets, temperature, results)?,
-        Backend::Gpu(..) => on_device(hidden, head, targets, temperature, results)?,
+        // Losses are computed on the CPU.
+        Backend::Gpu(..) => {
+            on_device(hidden, head, targets, temperature, results)?.to_device(&Device::Cpu)?
+        }
         Backend::Composed(_) => return composed_both(hidden, head, targets, temperature),
     })
 }
