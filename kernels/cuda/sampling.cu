@@ -225,14 +225,15 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 KERNEL(sample_keep)
 
-// Lists ids in ascending order. Without `offsets` the kept ones of draw y, from its row of
-// `[draws, vocabulary]` on; with them the kept ones or the others, whichever are fewer, from
-// `offsets[y]` to `offsets[y + 1]`.
+// Lists ids in ascending order. Without `offsets` the kept ones of draw y, if it cuts, from its row
+// of `[draws, vocabulary]` on; with them the kept ones or the others, whichever are fewer, from
+// `offsets[y]` to `offsets[y + 1]`, without a look at `draws`.
 extern "C" __global__ void __launch_bounds__(THREADS)
     sample_list(const DrawSettings *draws, const unsigned *bits, const unsigned *counts,
                 const uint64_t *offsets, unsigned *ids, uint64_t vocabulary) {
-    if (!draws[blockIdx.y].cuts()) return;
-    if (offsets && offsets[blockIdx.y] == offsets[blockIdx.y + 1]) return;
+    const bool lists = offsets ? offsets[blockIdx.y] < offsets[blockIdx.y + 1]
+                               : draws[blockIdx.y].cuts();
+    if (!lists) return;
     const uint64_t kept = kept_before(counts, blockIdx.y, gridDim.x, gridDim.x);
     const unsigned inverted = offsets && kept > vocabulary / 2 ? ~0u : 0;
     const uint64_t start = uint64_t(blockIdx.x) * PART, words = (vocabulary + 31) / 32;
@@ -379,3 +380,38 @@ extern "C" __global__ void __launch_bounds__(THREADS)
               NO_FAULT};
 }
 KERNEL(sample_draw)
+
+// A sequence whose tokens are drawn step by step.
+struct DrawnSequence {
+    // Generated tokens; the number until which its suppressed ids are, and the most.
+    unsigned generated, least, most;
+    unsigned state;
+};
+
+// States of a sequence.
+constexpr unsigned RUNNING = 0, STOPPED = 1, FULL = 2, FAULTY = 3;
+
+// Adds each draw's token to its sequence, and prepares the draw of the next step. The id of a
+// sequence that has ended stays.
+extern "C" __global__ void sample_advance(const DrawRecord *records, DrawSettings *draws,
+                                          DrawnSequence *sequences, const unsigned *stops,
+                                          unsigned *next_ids, uint64_t count, uint64_t stop_count) {
+    const uint64_t i = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= count || sequences[i].state != RUNNING) return;
+    DrawnSequence &sequence = sequences[i];
+    DrawSettings &draw = draws[i];
+    if (records[i].fault != NO_FAULT) {
+        sequence.state = FAULTY;
+        return;
+    }
+    const unsigned token = records[i].token;
+    next_ids[i] = token;
+    sequence.generated++;
+    if (sequence.generated >= sequence.most) sequence.state = FULL;
+    for (uint64_t stop = 0; stop < stop_count; stop++)
+        if (stops[stop] == token) sequence.state = STOPPED;
+    if (sequence.generated >= sequence.least) draw.end_suppressed = draw.first_suppressed;
+    // The second index of the key's entry is the token's.
+    if (draw.keyed && ++draw.counter[2] == 0) draw.counter[3]++;
+}
+KERNEL(sample_advance)

@@ -6,6 +6,9 @@ use std::sync::Arc;
 
 use kernels::device::Gpu;
 use kernels::device::emulator::{Emulator, Order};
+use kernels::device::sampling::{
+    Choice, DrawnSequences, Filters, RowDraw, SequenceLimits, SequenceStatus, Uniform,
+};
 use kernels::random::Key;
 use kernels::random::rand_distr::{Distribution, StandardNormal};
 use rollout::device::draw_rows;
@@ -249,4 +252,135 @@ fn a_row_without_a_token_is_the_error_of_the_host() {
     }
     // Greedy decoding divides by no temperature.
     assert_eq!((faults, tokens), (decodings.len() * 7 - 3, 3));
+}
+
+const STOPS: [u32; 2] = [3, 8];
+const STEPS: usize = 12;
+
+/// Limits that end some sequences by a stop id and others by length, each at another step.
+fn limits(sequence: usize) -> SequenceLimits {
+    SequenceLimits {
+        generated: (sequence % 3) as u32,
+        least: (sequence % 7) as u32,
+        most: 4 + (sequence % 11) as u32,
+    }
+}
+
+/// The logits of a step, one row for each of the sequences.
+fn step_logits(step: usize, sequences: usize) -> Vec<f32> {
+    let mut stream = Key::new(9, 1u64).stream(step as u64, 0);
+    let normal = StandardNormal.sample_iter(&mut stream);
+    normal.take(12 * sequences).collect()
+}
+
+/// The tokens of a sequence, drawn one by one on the host, and how it ends.
+fn expected_sequence(
+    sequence: usize,
+    sequences: usize,
+    sampling: Sampling,
+    key: Key,
+) -> (Vec<Drawn>, u32, SequenceStatus) {
+    let SequenceLimits {
+        mut generated,
+        least,
+        most,
+    } = limits(sequence);
+    let mut tokens = Vec::new();
+    for step in 0..STEPS {
+        let logits = &step_logits(step, sequences)[12 * sequence..][..12];
+        let forbidden: &[u32] = if generated < least { &STOPS } else { &[] };
+        let uniform = key.uniform(sequence as u64, generated.into());
+        let request = draw(0, Decoding::Sample(sampling), uniform, forbidden);
+        let drawn = draw_row(logits, &request).unwrap();
+        let token = drawn.token;
+        tokens.push(drawn);
+        generated += 1;
+        if STOPS.contains(&token) {
+            return (tokens, generated, SequenceStatus::Stopped);
+        }
+        if generated >= most {
+            return (tokens, generated, SequenceStatus::Full);
+        }
+    }
+    (tokens, generated, SequenceStatus::Running)
+}
+
+/// Sequences that the host reads after all steps are those that it draws token by token.
+#[test]
+fn sequences_advance_on_the_device_as_on_the_host() {
+    let (count, key) = (80, Key::new(1, 2u64));
+    let sampling = Sampling {
+        top_p: 0.9,
+        ..Sampling::default()
+    };
+    let filters = Filters {
+        top_p: 0.9,
+        ..Filters::default()
+    };
+    let limits: Vec<SequenceLimits> = (0..count).map(limits).collect();
+    let draws: Vec<RowDraw> = limits
+        .iter()
+        .enumerate()
+        .map(|(row, limits)| RowDraw {
+            row,
+            choice: Choice::Random {
+                filters,
+                uniform: Uniform::Keyed {
+                    key,
+                    entry: [row as u64, limits.generated.into()],
+                },
+            },
+            suppressed: if limits.generated < limits.least {
+                &STOPS
+            } else {
+                &[]
+            },
+        })
+        .collect();
+    let expected: Vec<_> = (0..count)
+        .map(|sequence| expected_sequence(sequence, count, sampling, key))
+        .collect();
+    for status in [
+        SequenceStatus::Running,
+        SequenceStatus::Stopped,
+        SequenceStatus::Full,
+    ] {
+        assert!(
+            expected.iter().any(|(_, _, ended)| *ended == status),
+            "{status:?}"
+        );
+    }
+    for order in ORDERS {
+        let gpu = Gpu::new(Arc::new(Emulator::new(order, 64 << 20)));
+        let mut sequences =
+            DrawnSequences::new(&gpu, &draws, &limits, &STOPS, [count, 12]).unwrap();
+        let mut next_ids = gpu.zeros(count).unwrap();
+        let steps = (0..STEPS).map(|step| {
+            let logits = gpu.upload(&step_logits(step, count)).unwrap();
+            sequences
+                .step(logits.slice(), next_ids.slice_mut())
+                .unwrap()
+        });
+        let steps: Vec<_> = steps.collect();
+        let found: Vec<_> = steps
+            .iter()
+            .map(|draws| draws.download().unwrap())
+            .collect();
+        let states = sequences.download().unwrap();
+        let ids = next_ids.download().unwrap();
+        for (sequence, (tokens, generated, status)) in expected.iter().enumerate() {
+            assert_eq!(
+                states[sequence],
+                (*generated, *status),
+                "{order:?}, sequence {sequence}"
+            );
+            assert_eq!(ids[sequence], tokens.last().unwrap().token);
+            for (step, expected) in tokens.iter().enumerate() {
+                let found = found[step][sequence].as_ref().unwrap();
+                assert_eq!(found.token, expected.token, "step {step}");
+                assert_eq!(found.log_prob.to_bits(), expected.log_prob.to_bits());
+                assert_eq!(found.kept, expected.kept);
+            }
+        }
+    }
 }

@@ -106,6 +106,8 @@ kernels! {
     SAMPLE_LIST = "sample_list";
     /// Draws the tokens of rows.
     SAMPLE_DRAW = "sample_draw";
+    /// Adds drawn tokens to their sequences.
+    SAMPLE_ADVANCE = "sample_advance";
     /// Sums of squares of blocks of gradients.
     SUMS_OF_SQUARES = "sums_of_squares";
     /// A step of AdamW.

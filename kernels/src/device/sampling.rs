@@ -5,6 +5,7 @@
 //! bytes for each kept id or for each other id, whichever are fewer, after 8·(n + 1) bytes up.
 
 mod batch;
+mod sequences;
 
 use crate::device::array::{Array, Slice};
 use crate::device::call::Call;
@@ -13,6 +14,7 @@ use crate::device::kernel::Kernel;
 use crate::device::launcher::Grid;
 
 pub use batch::{Choice, DrawBatch, Filters, RowDraw, Uniform};
+pub use sequences::{DrawnSequences, SequenceLimits, SequenceStatus};
 
 /// Threads of a block, as in `distribution.cuh`.
 const THREADS: u32 = 256;
@@ -61,20 +63,25 @@ pub enum LogitsFault {
 }
 
 /// The results of draws, on the device.
-pub struct Draws<'a> {
-    batch: &'a DrawBatch,
+pub struct Draws {
+    vocabulary: usize,
     /// `[draws, RECORD]`
     records: Array<u32>,
     /// The kept sets, where distributions may be cut.
-    kept: Option<KeptSets>,
+    kept: Option<KeptBits>,
 }
 
 /// The kept set of each draw. Those of a draw that does not cut are undefined.
-struct KeptSets {
+struct KeptBits {
     /// A bit for each token, `[draws, words]`.
     bits: Array<u32>,
     /// Kept tokens of each part, `[draws, parts]`.
     counts: Array<u32>,
+}
+
+/// What the draws from kept sets read, undefined where a draw does not cut.
+struct KeptRows {
+    bits: KeptBits,
     /// Kept ids in ascending order, `[draws, vocabulary]`, undefined behind the last.
     ids: Array<u32>,
     /// Sums over the kept ids, `[draws, 2, sums]`.
@@ -95,7 +102,7 @@ struct RowSums {
 ///
 /// # Errors
 /// If the logits are not those of the batch, and errors of the device.
-pub fn draw<'a>(logits: Slice<f32>, batch: &'a DrawBatch) -> Result<Draws<'a>> {
+pub fn draw(logits: Slice<f32>, batch: &DrawBatch) -> Result<Draws> {
     logits.check("the logits", batch.rows * batch.vocabulary)?;
     let rows = batch.row_sums(logits)?;
     let kept = batch.cuts.then(|| batch.cut(logits, &rows)).transpose()?;
@@ -106,7 +113,7 @@ pub fn draw<'a>(logits: Slice<f32>, batch: &'a DrawBatch) -> Result<Draws<'a>> {
         .read(rows.extremes.slice())
         .read(rows.sums.slice())
         .read_or_null(sets.map(|kept| kept.ids.slice()))
-        .read_or_null(sets.map(|kept| kept.counts.slice()))
+        .read_or_null(sets.map(|kept| kept.bits.counts.slice()))
         .read_or_null(sets.map(|kept| kept.sums.slice()))
         .write(&mut records.slice_mut())
         .with(batch.vocabulary)
@@ -115,10 +122,19 @@ pub fn draw<'a>(logits: Slice<f32>, batch: &'a DrawBatch) -> Result<Draws<'a>> {
     // and has kept sets if any draw cuts.
     unsafe { call.run(batch.grid_of_draws(THREADS, DRAW_BYTES))? };
     Ok(Draws {
-        batch,
+        vocabulary: batch.vocabulary,
         records,
-        kept,
+        kept: kept.map(|kept| kept.bits),
     })
+}
+
+/// A block for each part of each draw's row.
+fn grid_of_parts(vocabulary: usize, draws: usize, shared_bytes: usize) -> Grid {
+    Grid {
+        blocks: [vocabulary.div_ceil(PART) as u32, draws as u32, 1],
+        threads: THREADS,
+        shared_bytes,
+    }
 }
 
 impl DrawBatch {
@@ -134,11 +150,7 @@ impl DrawBatch {
 
     /// A block for each part of each draw's row.
     fn grid_of_parts(&self, shared_bytes: usize) -> Grid {
-        Grid {
-            blocks: [self.parts() as u32, self.draws as u32, 1],
-            threads: THREADS,
-            shared_bytes,
-        }
+        grid_of_parts(self.vocabulary, self.draws, shared_bytes)
     }
 
     /// A block for each draw, with shared memory for the sums of its row.
@@ -186,33 +198,34 @@ impl DrawBatch {
     }
 
     /// The kept sets, and sums over them.
-    fn cut(&self, logits: Slice<f32>, rows: &RowSums) -> Result<KeptSets> {
+    fn cut(&self, logits: Slice<f32>, rows: &RowSums) -> Result<KeptRows> {
         let gpu = logits.gpu();
-        let mut kept = KeptSets {
-            bits: gpu.array(self.draws * self.vocabulary.div_ceil(32))?,
-            counts: gpu.array(self.draws * self.parts())?,
-            ids: gpu.array(self.draws * self.vocabulary)?,
-            sums: gpu.array(2 * self.draws * self.sums())?,
-        };
-        self.mark(logits, rows, &mut kept)?;
-        let KeptSets {
-            bits, counts, ids, ..
-        } = &mut kept;
-        self.list(bits, counts, None, ids)?;
-        let call = self
-            .call(Kernel::SAMPLE_SUMS, logits)
-            .read(rows.extremes.slice())
-            .read(kept.ids.slice())
-            .read(kept.counts.slice())
-            .write(&mut kept.sums.slice_mut())
+        let mut ids = gpu.array(self.draws * self.vocabulary)?;
+        let bits = self.mark(logits, rows, &mut ids)?;
+        let call = Call::new(gpu, Kernel::SAMPLE_LIST)
+            .read(self.settings.slice())
+            .read(bits.bits.slice())
+            .read(bits.counts.slice())
+            .read_or_null::<u64>(None)
+            .write(&mut ids.slice_mut())
             .with(self.vocabulary);
         // SAFETY: the lengths are those that the fields' comments state.
         unsafe { call.run(self.grid_of_parts(0))? };
-        Ok(kept)
+        let mut sums = gpu.array(2 * self.draws * self.sums())?;
+        let call = self
+            .call(Kernel::SAMPLE_SUMS, logits)
+            .read(rows.extremes.slice())
+            .read(ids.slice())
+            .read(bits.counts.slice())
+            .write(&mut sums.slice_mut())
+            .with(self.vocabulary);
+        // SAFETY: as above.
+        unsafe { call.run(self.grid_of_parts(0))? };
+        Ok(KeptRows { bits, ids, sums })
     }
 
-    /// Finds the bits and counts of the kept sets. Their ids serve as memory.
-    fn mark(&self, logits: Slice<f32>, rows: &RowSums, kept: &mut KeptSets) -> Result<()> {
+    /// Marks the kept tokens. `ids`, `[draws, vocabulary]`, serve as memory.
+    fn mark(&self, logits: Slice<f32>, rows: &RowSums, ids: &mut Array<u32>) -> Result<KeptBits> {
         let gpu = logits.gpu();
         let mut leasts = gpu.array::<f32>(self.draws)?;
         let mut keys = gpu.array::<u64>(self.draws)?;
@@ -222,7 +235,7 @@ impl DrawBatch {
             .read(rows.extremes.slice())
             .read(rows.maxima.slice())
             .read(rows.sums.slice())
-            .write(&mut kept.ids.slice_mut())
+            .write(&mut ids.slice_mut())
             .write(&mut leasts.slice_mut())
             .write(&mut keys.slice_mut())
             .with(self.vocabulary)
@@ -233,37 +246,22 @@ impl DrawBatch {
         };
         // SAFETY: the lengths are those that the fields' comments state.
         unsafe { call.run(self.grid_of_draws(threads, CUT_BYTES))? };
+        let mut bits = KeptBits {
+            bits: gpu.array(self.draws * self.vocabulary.div_ceil(32))?,
+            counts: gpu.array(self.draws * self.parts())?,
+        };
         let call = self
             .call(Kernel::SAMPLE_KEEP, logits)
             .read(self.suppressed.slice())
             .read(rows.extremes.slice())
             .read(leasts.slice())
             .read(keys.slice())
-            .write(&mut kept.bits.slice_mut())
-            .write(&mut kept.counts.slice_mut())
+            .write(&mut bits.bits.slice_mut())
+            .write(&mut bits.counts.slice_mut())
             .with(self.vocabulary);
         // SAFETY: as above; a word of shared memory for each warp.
-        unsafe { call.run(self.grid_of_parts(THREADS as usize / 32 * size_of::<u32>())) }
-    }
-
-    /// Lists kept ids, each draw's in its row of `ids`; with `offsets` the kept or the other ids,
-    /// whichever are fewer, between the offsets of the draw and of the next.
-    fn list(
-        &self,
-        bits: &Array<u32>,
-        counts: &Array<u32>,
-        offsets: Option<&Array<u64>>,
-        ids: &mut Array<u32>,
-    ) -> Result<()> {
-        let call = Call::new(self.settings.gpu(), Kernel::SAMPLE_LIST)
-            .read(self.settings.slice())
-            .read(bits.slice())
-            .read(counts.slice())
-            .read_or_null(offsets.map(Array::slice))
-            .write(&mut ids.slice_mut())
-            .with(self.vocabulary);
-        // SAFETY: `ids` holds a row for each draw, or as many ids as the offsets say.
-        unsafe { call.run(self.grid_of_parts(0)) }
+        unsafe { call.run(self.grid_of_parts(THREADS as usize / 32 * size_of::<u32>()))? };
+        Ok(bits)
     }
 }
 
@@ -299,13 +297,13 @@ impl Record<'_> {
     }
 }
 
-impl Draws<'_> {
+impl Draws {
     /// The results of the draws, on the host.
     ///
     /// # Errors
     /// Errors of the device, and of the kernels before.
     pub fn download(&self) -> Result<Vec<std::result::Result<DrawnToken, LogitsFault>>> {
-        let vocabulary = self.batch.vocabulary;
+        let vocabulary = self.vocabulary;
         let words = self.records.download()?;
         let records: Vec<Record> = words.chunks(RECORD).map(Record).collect();
         let ends = records.iter().scan(0, |end, record| {
@@ -328,9 +326,18 @@ impl Draws<'_> {
             return Ok(Vec::new());
         };
         let gpu = self.records.gpu();
-        let (offsets, mut ids) = (gpu.upload(offsets)?, gpu.array(total)?);
-        self.batch
-            .list(&kept.bits, &kept.counts, Some(&offsets), &mut ids)?;
+        let (ends, mut ids) = (gpu.upload(offsets)?, gpu.array(total)?);
+        let call = Call::new(gpu, Kernel::SAMPLE_LIST)
+            .read_or_null::<u32>(None)
+            .read(kept.bits.slice())
+            .read(kept.counts.slice())
+            .read(ends.slice())
+            .write(&mut ids.slice_mut())
+            .with(self.vocabulary);
+        let grid = grid_of_parts(self.vocabulary, offsets.len() - 1, 0);
+        // SAFETY: a draw has as many listed ids between its offsets as its counts say, and `ids`
+        // holds them all.
+        unsafe { call.run(grid)? };
         ids.download()
     }
 }

@@ -1,6 +1,9 @@
 //! Random numbers of draws, and refusals. `rollout` holds draws to those of the host.
 
-use kernels::device::sampling::{Choice, DrawBatch, Filters, RowDraw, Uniform, draw};
+use kernels::device::sampling::{
+    Choice, DrawBatch, DrawnSequences, Filters, RowDraw, SequenceLimits, SequenceStatus, Uniform,
+    draw,
+};
 use kernels::random::Key;
 
 use super::{ORDERS, device};
@@ -52,4 +55,54 @@ fn no_draws_are_no_work() {
     let logits = gpu.zeros(0).unwrap();
     let drawn = draw(logits.slice(), &batch).unwrap().download().unwrap();
     assert!(drawn.is_empty());
+}
+
+/// The index of a random number has 64 bits, and a faulty row ends its sequence alone.
+#[test]
+fn a_sequence_passes_the_low_half_of_its_index_and_ends_at_a_fault() {
+    const VOCABULARY: usize = 1 << 12;
+    let (gpu, key) = (device(ORDERS[0]), Key::new(3, 4u64));
+    let start = u64::from(u32::MAX);
+    let draws = [0, 1].map(|row| RowDraw {
+        row,
+        choice: Choice::Random {
+            filters: Filters::default(),
+            uniform: Uniform::Keyed {
+                key,
+                entry: [7, start],
+            },
+        },
+        suppressed: &[],
+    });
+    let limits = SequenceLimits {
+        generated: 0,
+        least: 0,
+        most: 9,
+    };
+    let mut sequences =
+        DrawnSequences::new(&gpu, &draws, &[limits; 2], &[], [2, VOCABULARY]).unwrap();
+    let mut next_ids = gpu.zeros(2).unwrap();
+    let mut logits = gpu.zeros(2 * VOCABULARY).unwrap();
+    for step in 0..3 {
+        if step == 1 {
+            let mut fault = logits.slice_mut().part(VOCABULARY + 5..VOCABULARY + 6);
+            fault.upload(&[f32::NAN]).unwrap();
+        }
+        sequences
+            .step(logits.slice(), next_ids.slice_mut())
+            .unwrap();
+    }
+    let token = |step| (key.uniform(7, start + step) * VOCABULARY as f64) as u32;
+    assert_eq!(next_ids.download().unwrap(), [token(2), token(0)]);
+    let expected = [(3, SequenceStatus::Running), (1, SequenceStatus::Faulty)];
+    assert_eq!(sequences.download().unwrap(), expected);
+    let mut short = gpu.zeros(1).unwrap();
+    let refused = sequences
+        .step(logits.slice(), short.slice_mut())
+        .err()
+        .unwrap();
+    assert!(
+        refused.to_string().contains("the next ids: 1 elements"),
+        "{refused}"
+    );
 }
