@@ -161,15 +161,30 @@ fn draws_from_a_large_vocabulary_have_the_bits_of_the_host() {
     hold_to_the_host(&rows(40_000)[..2], &samplings);
 }
 
-/// The random numbers at both ends, and many between.
+/// Two equal tokens, of which one reaches one half.
+#[test]
+fn a_nucleus_ends_where_its_mass_is_exactly_reached() {
+    let mut row = vec![-200.0; 40];
+    (row[7], row[30]) = (1.5, 1.5);
+    let half = Sampling {
+        top_p: 0.5,
+        ..Sampling::default()
+    };
+    let drawn = check(&[row], &[draw(0, Decoding::Sample(half), 0.9, &[])]);
+    assert_eq!(drawn[0].kept, Some(vec![7]));
+}
+
+/// The random numbers at both ends, and many between. At 1, where rounding may lead a number below
+/// it, the token is the last that has any weight.
 #[test]
 fn each_random_number_gives_the_token_of_the_host() {
-    let rows = &rows(1003)[..3];
+    let rows = &mut rows(1003)[..3];
+    rows[2][700..].fill(f32::NEG_INFINITY);
     let cut = Sampling {
         top_p: 0.9,
         ..Sampling::default()
     };
-    let ends = [0.0, f64::MIN_POSITIVE, 1.0 - f64::EPSILON / 2.0];
+    let ends = [0.0, f64::MIN_POSITIVE, 1.0 - f64::EPSILON / 2.0, 1.0];
     let between = (0..97).map(|i| f64::from(i) / 97.0);
     let uniforms = || ends.into_iter().chain(between.clone());
     let draws: Vec<Draw> = (0..rows.len())
@@ -182,7 +197,8 @@ fn each_random_number_gives_the_token_of_the_host() {
                 .collect::<Vec<_>>()
         })
         .collect();
-    check(rows, &draws);
+    let drawn = check(rows, &draws);
+    assert_eq!(drawn[2 * (drawn.len() / 3) + 3].token, 699);
 }
 
 /// A large batch, each draw with its own settings, and rows that two draws share.
