@@ -12,8 +12,9 @@
 //! (log p + H).
 
 mod composed;
-mod fused;
 mod gpu;
+mod host;
+mod operation;
 
 use std::sync::Arc;
 
@@ -23,8 +24,8 @@ use kernels::host::logits::RowTarget;
 
 use super::backend::Backend;
 use super::param::Param;
-use fused::fused;
-use gpu::on_device;
+use super::place::{Gpu, Host};
+use operation::head_results;
 
 pub use composed::{composed, composed_both};
 
@@ -150,11 +151,10 @@ pub fn token_log_probs(
 ) -> Result<TokenLogProbs> {
     let results = Columns::Own;
     TokenLogProbs::split(&match head.backend() {
-        Backend::Host(_) => fused(hidden, head, targets, temperature, results)?,
+        Backend::Host(_) => head_results::<Host>(hidden, head, targets, temperature, results)?,
         // Losses are computed on the CPU.
-        Backend::Gpu(..) => {
-            on_device(hidden, head, targets, temperature, results)?.to_device(&Device::Cpu)?
-        }
+        Backend::Gpu(..) => head_results::<Gpu>(hidden, head, targets, temperature, results)?
+            .to_device(&Device::Cpu)?,
         Backend::Composed(_) => return composed(hidden, head, targets, temperature),
     })
 }
@@ -177,11 +177,10 @@ pub fn both_log_probs(
     }
     let results = Columns::OwnAndWhole;
     BothLogProbs::split(&match head.backend() {
-        Backend::Host(_) => fused(hidden, head, targets, temperature, results)?,
+        Backend::Host(_) => head_results::<Host>(hidden, head, targets, temperature, results)?,
         // Losses are computed on the CPU.
-        Backend::Gpu(..) => {
-            on_device(hidden, head, targets, temperature, results)?.to_device(&Device::Cpu)?
-        }
+        Backend::Gpu(..) => head_results::<Gpu>(hidden, head, targets, temperature, results)?
+            .to_device(&Device::Cpu)?,
         Backend::Composed(_) => return composed_both(hidden, head, targets, temperature),
     })
 }

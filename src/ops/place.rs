@@ -10,7 +10,7 @@ pub(super) mod cuda;
 mod gpu;
 mod host;
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
 use candle_core::{Device, Result, Storage, Tensor};
 use kernels::attention::{Attention, NewTokens};
@@ -49,8 +49,17 @@ pub trait Place: Sized + Send + Sync + 'static {
     /// Number of elements.
     fn len(x: Self::View<'_>) -> usize;
 
-    /// None of the rows, for an argument that is not read.
-    fn none<'a>(x: Self::View<'a>) -> Self::View<'a>;
+    /// A part of the elements.
+    ///
+    /// # Panics
+    /// If there is no such part: a bug of the caller.
+    fn part<'a>(x: Self::View<'a>, range: Range<usize>) -> Self::View<'a>;
+
+    /// Zeros beside `x`.
+    ///
+    /// # Errors
+    /// If the place has no room.
+    fn zeros(x: Self::View<'_>, len: usize) -> Result<Self::Rows>;
 
     /// The elements before the one at `at`, and the others.
     fn split<'a>(x: Self::ViewMut<'a>, at: usize) -> (Self::ViewMut<'a>, Self::ViewMut<'a>);

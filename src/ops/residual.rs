@@ -192,7 +192,7 @@ impl<P: Place> ChainInputs<P> {
         match (i, &self.0[i]) {
             (0, _) => Ok(MaybeOwned::Borrowed(x)),
             (_, Some(input)) => Ok(MaybeOwned::Borrowed(P::view(input))),
-            _ if chain[i].kind().overwrites_input() => Ok(MaybeOwned::Borrowed(P::none(x))),
+            _ if chain[i].kind().overwrites_input() => Ok(MaybeOwned::Borrowed(P::part(x, 0..0))),
             _ => {
                 let (before, input) = (&chain[i - 1], self.of(i - 1, x, rows, chain)?);
                 let again = || P::operation(before).forward(input.view(), rows);
@@ -300,7 +300,7 @@ impl<P: Place> Residual<P> {
             };
             let to = match &y {
                 Some(y) => P::view(y),
-                None => P::none(P::shorter(x)),
+                None => P::part(P::shorter(x), 0..0),
             };
             grad = MaybeOwned::Owned(profiled::<P>(link.names()[1], || {
                 P::operation(link).backward(from.view(), to, grad, count)

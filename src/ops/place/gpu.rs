@@ -2,7 +2,7 @@
 #![allow(unsafe_code)] // The memory of candle's tensors is lent to kernels.
 
 use std::cell::Cell;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
 use candle_core::{
     CpuStorage, CudaStorage, Device, InplaceOp1, Layout, Result, Storage, Tensor, bail,
@@ -44,8 +44,12 @@ impl Place for Gpu {
         x.len()
     }
 
-    fn none<'a>(x: Self::View<'a>) -> Self::View<'a> {
-        x.part(0..0)
+    fn part<'a>(x: Self::View<'a>, range: Range<usize>) -> Self::View<'a> {
+        x.part(range)
+    }
+
+    fn zeros(x: Slice<'_, f32>, len: usize) -> Result<Array<f32>> {
+        lift(x.gpu().zeros(len))
     }
 
     fn split<'a>(x: Self::ViewMut<'a>, at: usize) -> (Self::ViewMut<'a>, Self::ViewMut<'a>) {

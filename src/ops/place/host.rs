@@ -1,6 +1,6 @@
 //! The CPU.
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
 use candle_core::{CpuStorage, Device, Result, Storage, Tensor, bail};
 use kernels::attention::{Attention, NewTokens};
@@ -42,8 +42,12 @@ impl Place for Host {
         x.len()
     }
 
-    fn none<'a>(_: Self::View<'a>) -> Self::View<'a> {
-        &[]
+    fn part<'a>(x: Self::View<'a>, range: Range<usize>) -> Self::View<'a> {
+        &x[range]
+    }
+
+    fn zeros(_: &[f32], len: usize) -> Result<Vec<f32>> {
+        Ok(vec![0.0; len])
     }
 
     fn split<'a>(x: Self::ViewMut<'a>, at: usize) -> (Self::ViewMut<'a>, Self::ViewMut<'a>) {
