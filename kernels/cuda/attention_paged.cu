@@ -319,24 +319,33 @@ __device__ __forceinline__ void write(const float *qkv, T *keys, T *values, cons
 
 } // namespace paged
 
-#define PAGED_KERNEL(NAME, ROWS, TYPE)                                                             \
-    extern "C" __global__ void __launch_bounds__(128, 4)                                           \
-        NAME(const float *qkv, const TYPE *keys, const TYPE *values, const unsigned *items,        \
-             const unsigned *sequences, const unsigned *table, unsigned query_heads,               \
-             unsigned kv_heads, unsigned head_dim, unsigned window, float scale, float *out,       \
-             float *mixed, float *softmaxes) {                                                     \
-        paged::attend<ROWS, TYPE>(qkv, keys, values, items, sequences, table,                      \
-                                  {query_heads, kv_heads, head_dim}, window, scale, out,           \
-                                  {mixed, reinterpret_cast<paged::Softmax *>(softmaxes)});         \
-    }                                                                                              \
-    KERNEL(NAME)
+#define PAGED_PARAMETERS(TYPE)                                                                     \
+    (const float *qkv, const TYPE *keys, const TYPE *values, const unsigned *items,                \
+     const unsigned *sequences, const unsigned *table, unsigned query_heads, unsigned kv_heads,    \
+     unsigned head_dim, unsigned window, float scale, float *out, float *mixed,                    \
+     float *softmaxes)
 
-PAGED_KERNEL(attention_paged_4, 4, float)
-PAGED_KERNEL(attention_paged_8, 8, float)
-PAGED_KERNEL(attention_paged_16, 16, float)
-PAGED_KERNEL(attention_paged_bfloat16_4, 4, uint16_t)
-PAGED_KERNEL(attention_paged_bfloat16_8, 8, uint16_t)
-PAGED_KERNEL(attention_paged_bfloat16_16, 16, uint16_t)
+#define PAGED_CALL(ROWS, TYPE)                                                                     \
+    paged::attend<ROWS, TYPE>(qkv, keys, values, items, sequences, table,                          \
+                              {query_heads, kv_heads, head_dim}, window, scale, out,               \
+                              {mixed, reinterpret_cast<paged::Softmax *>(softmaxes)})
+
+// Rows of a tile.
+#define PAGED_KERNELS(ROWS)                                                                        \
+    extern "C" __global__ void __launch_bounds__(128, 4)                                           \
+        attention_paged_##ROWS PAGED_PARAMETERS(float) {                                           \
+        PAGED_CALL(ROWS, float);                                                                   \
+    }                                                                                              \
+    KERNEL(attention_paged_##ROWS)                                                                 \
+    extern "C" __global__ void __launch_bounds__(128, 4)                                           \
+        attention_paged_bfloat16_##ROWS PAGED_PARAMETERS(uint16_t) {                               \
+        PAGED_CALL(ROWS, uint16_t);                                                                \
+    }                                                                                              \
+    KERNEL(attention_paged_bfloat16_##ROWS)
+
+PAGED_KERNELS(4)
+PAGED_KERNELS(8)
+PAGED_KERNELS(16)
 
 // Joins the splits of tiles of `most` rows. Block (x, y): tile x, key head y; a tile has a sequence,
 // its first row, and the item of its first split.
