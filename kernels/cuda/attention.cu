@@ -10,33 +10,6 @@
 
 namespace attention {
 
-constexpr unsigned ITEM_ROWS = 64;
-
-// Sizes of a layer, and the item of this block.
-struct Layer {
-    const float *qkv;
-    const unsigned *items;
-    uint64_t tokens;
-    unsigned query_heads, kv_heads, head_dim, window;
-    float scale;
-
-    __device__ unsigned columns() const { return (query_heads + 2 * kv_heads) * head_dim; }
-    __device__ unsigned outputs() const { return query_heads * head_dim; }
-    __device__ unsigned group() const { return query_heads / kv_heads; }
-};
-
-struct Item {
-    uint64_t segment;
-    unsigned length, start;
-};
-
-// The item `index`, of which this block has the tile of `rows` rows numbered `part`.
-__device__ __forceinline__ Item item_of(const unsigned *items, unsigned index, unsigned part,
-                                        unsigned rows) {
-    const unsigned *item = items + 3 * uint64_t(index);
-    return {item[0], item[1], item[2] + part * rows};
-}
-
 // Rows of shared memory begin this many elements apart, so that reads meet no bank twice.
 template <unsigned D> constexpr unsigned STRIDE = D + 4;
 
@@ -147,7 +120,7 @@ template <unsigned D, unsigned ROWS> struct Softmax {
     // Replaces the scores of the keys first + lane + 8 j by their weights.
     template <unsigned COLS>
     __device__ __forceinline__ void add(float (&scores)[ROWS][COLS], unsigned row, unsigned first,
-                                        const Layer &layer) {
+                                        const Layer<float> &layer) {
         for (unsigned i = 0; i < ROWS; i++) {
             const unsigned query = row + 16 * i;
             float most = largest[i];
@@ -174,7 +147,7 @@ template <unsigned D, unsigned ROWS> struct Softmax {
 
 // Block (x, y): tile x, query head y. `sums` is `[query_heads, tokens]`: log sum exp of the scores.
 template <unsigned D, unsigned ROWS, unsigned COLS>
-__device__ __forceinline__ void forward(const Layer &layer, float *out, float *sums) {
+__device__ __forceinline__ void forward(const Layer<float> &layer, float *out, float *sums) {
     constexpr unsigned TILE = 16 * ROWS, KEYS = 8 * COLS, PARTS = ITEM_ROWS / TILE;
     SHARED_MEMORY(float, queries);
     float *keys = queries + TILE * STRIDE<D>, *values = keys + KEYS * STRIDE<D>;
@@ -215,13 +188,6 @@ __device__ __forceinline__ void forward(const Layer &layer, float *out, float *s
     store_rows<D>(to, layer.outputs(), width, item.start, end, softmax.mixed, factors);
 }
 
-// What the backward pass reads beside the rows.
-struct Known {
-    const float *grad;  // `[tokens, outputs]`
-    const float *sums;  // `[query_heads, tokens]`
-    const float *along; // `[query_heads, tokens]`: rows of grad times the result
-};
-
 // The weight of a score, and the gradient of the score before it is scaled.
 struct Weight {
     float weight, gradient;
@@ -236,7 +202,7 @@ __device__ __forceinline__ Weight weight_of(float score, float product, float su
 // Gradients of the keys and values of a tile. Block (x, y): tile x, key head y; the query heads of
 // the group follow one after the other.
 template <unsigned D, unsigned ROWS, unsigned COLS>
-__device__ __forceinline__ void backward_keys(const Layer &layer, const Known &known, float *dqkv,
+__device__ __forceinline__ void backward_keys(const Layer<float> &layer, const Known<float> &known, float *dqkv,
                                               unsigned items) {
     constexpr unsigned TILE = 16 * ROWS, QUERIES = 8 * COLS, PARTS = ITEM_ROWS / TILE;
     SHARED_MEMORY(float, keys);
@@ -303,7 +269,7 @@ __device__ __forceinline__ void backward_keys(const Layer &layer, const Known &k
 
 // Gradients of the queries of a tile. Block (x, y): tile x, query head y.
 template <unsigned D, unsigned ROWS, unsigned COLS>
-__device__ __forceinline__ void backward_queries(const Layer &layer, const Known &known,
+__device__ __forceinline__ void backward_queries(const Layer<float> &layer, const Known<float> &known,
                                                  float *dqkv) {
     constexpr unsigned TILE = 16 * ROWS, KEYS = 8 * COLS, PARTS = ITEM_ROWS / TILE;
     SHARED_MEMORY(float, queries);
@@ -356,20 +322,45 @@ __device__ __forceinline__ void backward_queries(const Layer &layer, const Known
 
 } // namespace attention
 
+namespace attention {
+
+__device__ __forceinline__ float single(float value) {
+    return value;
+}
+
+__device__ __forceinline__ float single(uint16_t bfloat16) {
+    return __uint_as_float(unsigned(bfloat16) << 16);
+}
+
 // along = rowsum(grad * out) for each token and query head, `[query_heads, tokens]`; half a warp
 // for each sum.
-extern "C" __global__ void attention_along(const float *grad, const float *out, float *along,
-                                           uint64_t tokens, unsigned heads, unsigned head_dim) {
+template <class T>
+__device__ __forceinline__ void sum_along(const T *grad, const float *out, float *along,
+                                          uint64_t tokens, unsigned heads, unsigned head_dim) {
     const uint64_t item = (uint64_t(blockIdx.x) * blockDim.x + threadIdx.x) / LANES;
     const unsigned lane = threadIdx.x % LANES;
     if (item >= tokens * heads) return;
     float own = 0.0f;
     for (unsigned i = lane; i < head_dim; i += LANES)
-        own = fmaf(grad[item * head_dim + i], out[item * head_dim + i], own);
+        own = fmaf(single(grad[item * head_dim + i]), out[item * head_dim + i], own);
     const float sum = sum_of_lanes(own);
     if (lane == 0) along[item % heads * tokens + item / heads] = sum;
 }
+
+} // namespace attention
+
+extern "C" __global__ void attention_along(const float *grad, const float *out, float *along,
+                                           uint64_t tokens, unsigned heads, unsigned head_dim) {
+    attention::sum_along(grad, out, along, tokens, heads, head_dim);
+}
 KERNEL(attention_along)
+
+extern "C" __global__ void attention_along_bfloat16(const uint16_t *grad, const float *out,
+                                                    float *along, uint64_t tokens, unsigned heads,
+                                                    unsigned head_dim) {
+    attention::sum_along(grad, out, along, tokens, heads, head_dim);
+}
+KERNEL(attention_along_bfloat16)
 
 #define ATTENTION_KERNELS(D, ROWS, COLS)                                                           \
     extern "C" __global__ void __launch_bounds__(128, 3) attention_forward_##D(                       \

@@ -44,4 +44,40 @@ __device__ __forceinline__ float dot_four(float4 a, float4 b, float sum) {
     return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
 }
 
+// Rows of an item of packed work.
+constexpr unsigned ITEM_ROWS = 64;
+
+// Packed rows, and the sizes of a layer.
+template <class T> struct Layer {
+    const T *qkv;
+    const unsigned *items;
+    uint64_t tokens;
+    unsigned query_heads, kv_heads, head_dim, window;
+    float scale;
+
+    __device__ unsigned columns() const { return (query_heads + 2 * kv_heads) * head_dim; }
+    __device__ unsigned outputs() const { return query_heads * head_dim; }
+    __device__ unsigned group() const { return query_heads / kv_heads; }
+};
+
+// A tile of a segment: the segment's first row and length, and the first position of the tile.
+struct Item {
+    uint64_t segment;
+    unsigned length, start;
+};
+
+// The item `index`, of which this block has the tile of `rows` rows numbered `part`.
+__device__ __forceinline__ Item item_of(const unsigned *items, unsigned index, unsigned part,
+                                        unsigned rows) {
+    const unsigned *item = items + 3 * uint64_t(index);
+    return {item[0], item[1], item[2] + part * rows};
+}
+
+// What the backward pass reads beside the rows.
+template <class T> struct Known {
+    const T *grad;      // `[tokens, outputs]`
+    const float *sums;  // `[query_heads, tokens]`
+    const float *along; // `[query_heads, tokens]`: rows of grad times the result
+};
+
 } // namespace attention

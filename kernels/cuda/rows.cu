@@ -15,6 +15,13 @@ extern "C" __global__ void scale(float *x, uint64_t count, float factor) {
 }
 KERNEL(scale)
 
+// Rounds numbers to bfloat16.
+extern "C" __global__ void to_bfloat16(uint16_t *to, const float *from, uint64_t count) {
+    const uint64_t i = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < count) to[i] = bfloat16_bits(from[i]);
+}
+KERNEL(to_bfloat16)
+
 // Adds `bias`, `[width]`, to each row of `y`; rows are `stride` elements apart.
 extern "C" __global__ void add_bias(float *y, const float *bias, uint64_t rows, uint64_t width,
                                     uint64_t stride) {

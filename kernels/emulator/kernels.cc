@@ -2,6 +2,7 @@
 #include "../cuda/activation.cu"
 #include "../cuda/attention.cu"
 #include "../cuda/attention_paged.cu"
+#include "../cuda/attention_tensor.cu"
 #include "../cuda/logits.cu"
 #include "../cuda/norm.cu"
 #include "../cuda/optimizer.cu"
@@ -9,6 +10,7 @@
 #include "../cuda/rows.cu"
 #include "../cuda/sampling.cu"
 #include "faults.cu"
+#include "fragments.cu"
 
 extern "C" const emulator::Entry *emulated_kernel(const char *name) {
     const emulator::Entry *entry = emulator::entries;

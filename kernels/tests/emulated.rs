@@ -6,8 +6,12 @@
 mod attention;
 #[path = "emulated/attention_paged.rs"]
 mod attention_paged;
+#[path = "emulated/attention_tensor.rs"]
+mod attention_tensor;
 #[path = "emulated/faults.rs"]
 mod faults;
+#[path = "emulated/fragments.rs"]
+mod fragments;
 #[path = "emulated/logits.rs"]
 mod logits;
 #[path = "emulated/operations.rs"]

@@ -78,6 +78,20 @@ kernels! {
     ATTENTION_PAGED_WRITE_BFLOAT16 = "attention_paged_write_bfloat16";
     /// Copies blocks of a cache.
     ATTENTION_PAGED_COPY = "attention_paged_copy";
+    /// Products of the rows of a gradient in bfloat16 with those of attention's result.
+    ATTENTION_ALONG_BFLOAT16 = "attention_along_bfloat16";
+    /// Packed attention on tensor cores, heads of up to 64 columns.
+    ATTENTION_TENSOR_FORWARD_64 = "attention_tensor_forward_64";
+    /// Gradients of keys and values on tensor cores, heads of up to 64 columns.
+    ATTENTION_TENSOR_BACKWARD_KEYS_64 = "attention_tensor_backward_keys_64";
+    /// Gradients of queries on tensor cores, heads of up to 64 columns.
+    ATTENTION_TENSOR_BACKWARD_QUERIES_64 = "attention_tensor_backward_queries_64";
+    /// Packed attention on tensor cores, heads of up to 128 columns.
+    ATTENTION_TENSOR_FORWARD_128 = "attention_tensor_forward_128";
+    /// Gradients of keys and values on tensor cores, heads of up to 128 columns.
+    ATTENTION_TENSOR_BACKWARD_KEYS_128 = "attention_tensor_backward_keys_128";
+    /// Gradients of queries on tensor cores, heads of up to 128 columns.
+    ATTENTION_TENSOR_BACKWARD_QUERIES_128 = "attention_tensor_backward_queries_128";
     /// SwiGLU.
     SWIGLU_FORWARD = "swiglu_forward";
     /// Gradient of SwiGLU's input.
@@ -112,6 +126,8 @@ kernels! {
     SUMS_OF_SQUARES = "sums_of_squares";
     /// A step of AdamW.
     ADAMW = "adamw";
+    /// Rounds numbers to bfloat16.
+    TO_BFLOAT16 = "to_bfloat16";
     /// Adds one vector to another.
     ADD = "add";
     /// Multiplies a vector by a number.

@@ -40,6 +40,21 @@ pub fn scale(mut x: SliceMut<f32>, factor: f32) -> Result<()> {
     unsafe { call.run(Grid::over(len as u64)) }
 }
 
+/// The bits of the numbers rounded to bfloat16, to nearest even.
+///
+/// # Errors
+/// If the device has too little memory, and errors of the device.
+pub fn to_bfloat16(from: Slice<f32>) -> Result<Array<u16>> {
+    let mut to = from.gpu().array(from.len())?;
+    let call = Call::new(from.gpu(), Kernel::TO_BFLOAT16)
+        .write(&mut to.slice_mut())
+        .read(from)
+        .with(from.len());
+    // SAFETY: both arrays have as many elements.
+    unsafe { call.run(Grid::over(from.len() as u64))? };
+    Ok(to)
+}
+
 /// Adds `bias` to the columns of each of the `rows` rows of `y` from `column` on.
 ///
 /// # Errors

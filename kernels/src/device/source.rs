@@ -25,6 +25,7 @@ pub const HEADERS: &[Source] = sources![
     "attention.cuh",
     "device.cuh",
     "distribution.cuh",
+    "mma.cuh",
     "sampling.cuh",
 ];
 
@@ -33,6 +34,7 @@ pub const SOURCES: &[Source] = sources![
     "activation.cu",
     "attention.cu",
     "attention_paged.cu",
+    "attention_tensor.cu",
     "logits.cu",
     "norm.cu",
     "optimizer.cu",

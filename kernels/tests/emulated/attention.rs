@@ -73,7 +73,7 @@ pub fn define(qkv: &[f32], grad: &[f32], spec: Attention) -> Definition {
 }
 
 /// The definition of packed segments.
-fn define_packed(qkv: &[f32], grad: &[f32], lengths: &[usize], spec: Attention) -> Definition {
+pub fn define_packed(qkv: &[f32], grad: &[f32], lengths: &[usize], spec: Attention) -> Definition {
     let (mut out, mut dqkv) = (Vec::new(), Vec::new());
     let mut first = 0;
     for length in lengths {

@@ -7,8 +7,10 @@
 pub mod packed;
 pub mod paged;
 mod step;
+mod variants;
 
 pub use step::PagedStep;
+pub use variants::PackedNumber;
 
 use crate::attention::Attention;
 use crate::device::array::{Number, Slice};

@@ -1,17 +1,28 @@
-//! Attention within the segments of packed rows, in single precision, after FlashAttention-2
-//! (Dao 2023).
+//! Attention within the segments of packed rows, after FlashAttention-2 (Dao 2023): in single
+//! precision, or on tensor cores if the rows are the bits of bfloat16.
 //!
 //! Scores are made a tile at a time and never stored. A segment's results depend on its own rows
 //! alone, to the bit.
+//!
+//! Rows in bfloat16 have heads of a multiple of 8 columns up to 128. Rounded to bfloat16, to nearest
+//! even, are beside them:
+//! - forward: the weights `exp(score − largest)` before they are multiplied with values. Keys are
+//!   read in tiles of 64, which begin at multiples of 64, and the largest score is that of the tiles
+//!   read so far;
+//! - backward: the weights `exp(score − log sum)` before they are multiplied with the gradient, and
+//!   the gradients of the scaled scores before they are multiplied with keys and queries.
+//!
+//! All else is in single precision: accumulators, the sums of weights (before they are rounded),
+//! scaling and results.
 
 use std::ops::Range;
 
-use super::{check as check_spec, check_aligned, window};
+use super::variants::{Part, Variant};
+use super::{PackedNumber, check as check_spec, check_aligned, window};
 use crate::attention::{Attention, Segments};
 use crate::device::array::{Array, Gpu, Slice};
 use crate::device::call::Call;
 use crate::device::error::{KernelError, Result};
-use crate::device::kernel::Kernel;
 use crate::device::launcher::Grid;
 
 /// Rows of an item of work, as in `attention.cu`.
@@ -67,80 +78,22 @@ impl PackedSegments {
     }
 }
 
-/// Kernels for heads of up to `columns` columns.
-struct Variant {
-    columns: usize,
-    /// Rows of a block's tile.
-    tile: usize,
-    /// Rows of the tile of the other side.
-    others: usize,
-    forward: Kernel,
-    keys: Kernel,
-    queries: Kernel,
-}
-
-/// The sizes of `ATTENTION_KERNELS` in `attention.cu`.
-const VARIANTS: [Variant; 4] = [
-    Variant {
-        columns: 32,
-        tile: 64,
-        others: 32,
-        forward: Kernel::ATTENTION_FORWARD_32,
-        keys: Kernel::ATTENTION_BACKWARD_KEYS_32,
-        queries: Kernel::ATTENTION_BACKWARD_QUERIES_32,
-    },
-    Variant {
-        columns: 64,
-        tile: 64,
-        others: 32,
-        forward: Kernel::ATTENTION_FORWARD_64,
-        keys: Kernel::ATTENTION_BACKWARD_KEYS_64,
-        queries: Kernel::ATTENTION_BACKWARD_QUERIES_64,
-    },
-    Variant {
-        columns: 128,
-        tile: 32,
-        others: 32,
-        forward: Kernel::ATTENTION_FORWARD_128,
-        keys: Kernel::ATTENTION_BACKWARD_KEYS_128,
-        queries: Kernel::ATTENTION_BACKWARD_QUERIES_128,
-    },
-    Variant {
-        columns: 256,
-        tile: 16,
-        others: 16,
-        forward: Kernel::ATTENTION_FORWARD_256,
-        keys: Kernel::ATTENTION_BACKWARD_KEYS_256,
-        queries: Kernel::ATTENTION_BACKWARD_QUERIES_256,
-    },
-];
-
-impl Variant {
-    /// The narrowest variant for a spec.
-    fn of(spec: &Attention) -> &'static Self {
-        let wide_enough = |variant: &&Self| variant.columns >= spec.head_dim;
-        let found = VARIANTS.iter().find(wide_enough);
-        found.expect("the shape was checked")
-    }
-
-    /// Blocks for the tiles of all items and for `heads` heads. Shared memory holds `tiles` of the
-    /// block's tiles, two of the other side, and a score for each pair of their rows.
-    fn grid(&self, segments: &PackedSegments, heads: usize, tiles: usize) -> Grid {
-        let rows = (tiles * self.tile + 2 * self.others) * (self.columns + 4);
-        let scores = self.tile * (self.others + 4);
-        let blocks = segments.count * (ITEM_ROWS / self.tile);
+impl Part {
+    /// Blocks for the tiles of all items, of `tile` rows, and for `heads` heads.
+    fn grid(&self, segments: &PackedSegments, tile: usize, heads: usize) -> Grid {
+        let blocks = segments.count * (ITEM_ROWS / tile);
         Grid {
             blocks: [blocks as u32, heads as u32, 1],
             threads: THREADS,
-            shared_bytes: (rows + scores) * size_of::<f32>(),
+            shared_bytes: self.shared_bytes,
         }
     }
 }
 
 /// Adds what all kernels read to the arguments of a call.
-fn with_layer<'a>(
+fn with_layer<'a, T: PackedNumber>(
     call: Call<'a>,
-    qkv: Slice<f32>,
+    qkv: Slice<T>,
     segments: &PackedSegments,
     spec: &Attention,
 ) -> Call<'a> {
@@ -154,27 +107,36 @@ fn with_layer<'a>(
     call.with(window(spec)).with(spec.scale)
 }
 
-fn check(qkv: Slice<f32>, segments: &PackedSegments, spec: &Attention) -> Result<()> {
+fn check<T: PackedNumber>(
+    qkv: Slice<T>,
+    segments: &PackedSegments,
+    spec: &Attention,
+) -> Result<&'static Variant> {
     check_spec(spec)?;
     check_aligned("rows", qkv)?;
-    qkv.check("the rows of attention", segments.tokens * spec.columns())
+    qkv.check("the rows of attention", segments.tokens * spec.columns())?;
+    T::KERNELS.variant(spec)
 }
 
 /// Attention within each segment: `qkv` is `[tokens, columns]`.
 ///
 /// # Errors
 /// A shape without a kernel, arrays whose lengths do not fit, and errors of the device.
-pub fn forward(qkv: Slice<f32>, segments: &PackedSegments, spec: Attention) -> Result<Attended> {
-    check(qkv, segments, &spec)?;
+pub fn forward<T: PackedNumber>(
+    qkv: Slice<T>,
+    segments: &PackedSegments,
+    spec: Attention,
+) -> Result<Attended> {
+    let variant = check(qkv, segments, &spec)?;
     let gpu = qkv.gpu();
     let mut out = gpu.array(segments.tokens * spec.outputs())?;
     let mut sums = gpu.array(segments.tokens * spec.query_heads)?;
-    let variant = Variant::of(&spec);
-    let call = with_layer(Call::new(gpu, variant.forward), qkv, segments, &spec)
+    let part = &variant.forward;
+    let call = with_layer(Call::new(gpu, part.kernel), qkv, segments, &spec)
         .write(&mut out.slice_mut())
         .write(&mut sums.slice_mut());
     // SAFETY: the lengths were checked or made for the shape, and items lie within the tokens.
-    unsafe { call.run(variant.grid(segments, spec.query_heads, 1))? };
+    unsafe { call.run(part.grid(segments, variant.tile, spec.query_heads))? };
     Ok(Attended { out, sums })
 }
 
@@ -183,14 +145,14 @@ pub fn forward(qkv: Slice<f32>, segments: &PackedSegments, spec: Attention) -> R
 ///
 /// # Errors
 /// As [`forward`].
-pub fn backward(
-    qkv: Slice<f32>,
+pub fn backward<T: PackedNumber>(
+    qkv: Slice<T>,
     [out, sums]: [Slice<f32>; 2],
-    grad: Slice<f32>,
+    grad: Slice<T>,
     segments: &PackedSegments,
     spec: Attention,
 ) -> Result<Array<f32>> {
-    check(qkv, segments, &spec)?;
+    let variant = check(qkv, segments, &spec)?;
     let outputs = segments.tokens * spec.outputs();
     let heads = segments.tokens * spec.query_heads;
     grad.check("the gradient of attention", outputs)?;
@@ -198,35 +160,38 @@ pub fn backward(
     sums.check("the sums of attention", heads)?;
     let along = along(out, grad, segments, &spec)?;
     let mut dqkv = qkv.gpu().array(qkv.len())?;
-    let variant = Variant::of(&spec);
-    let mut call = |kernel| {
-        with_layer(Call::new(qkv.gpu(), kernel), qkv, segments, &spec)
+    let mut call = |part: &Part| {
+        with_layer(Call::new(qkv.gpu(), part.kernel), qkv, segments, &spec)
             .read(grad)
             .read(sums)
             .read(along.slice())
             .write(&mut dqkv.slice_mut())
     };
-    let keys = call(variant.keys).with(segments.count as u32);
-    let queries = call(variant.queries);
+    let keys = call(&variant.keys).with(segments.count as u32);
+    let queries = call(&variant.queries);
     // SAFETY: the lengths were checked or made for the shape, and items lie within the tokens.
     unsafe {
-        keys.run(variant.grid(segments, spec.kv_heads, 2))?;
-        queries.run(variant.grid(segments, spec.query_heads, 2))?;
+        keys.run(variant.keys.grid(segments, variant.tile, spec.kv_heads))?;
+        queries.run(
+            variant
+                .queries
+                .grid(segments, variant.tile, spec.query_heads),
+        )?;
     }
     Ok(dqkv)
 }
 
 /// Products of the rows of `grad` with those of the result, `[query_heads, tokens]`.
-fn along(
+fn along<T: PackedNumber>(
     out: Slice<f32>,
-    grad: Slice<f32>,
+    grad: Slice<T>,
     segments: &PackedSegments,
     spec: &Attention,
 ) -> Result<Array<f32>> {
     out.check("the result of attention", grad.len())?;
     let items = segments.tokens * spec.query_heads;
     let mut along = grad.gpu().array(items)?;
-    let call = Call::new(grad.gpu(), Kernel::ATTENTION_ALONG)
+    let call = Call::new(grad.gpu(), T::KERNELS.along)
         .read(grad)
         .read(out)
         .write(&mut along.slice_mut())

@@ -59,7 +59,7 @@ impl Tiles {
 
 /// Work of one variant, on the host.
 #[derive(Default)]
-struct Plan {
+struct TilePlan {
     parts: Vec<[u32; 3]>,
     joined: Vec<[u32; 3]>,
     /// Tiles with all their splits, and for each the number of keys.
@@ -75,7 +75,7 @@ impl PagedStep {
     pub fn new(gpu: &Gpu, news: &[NewTokens], group: usize) -> Result<Self> {
         news.iter().try_for_each(|new| check(new, group))?;
         let (mut slots, mut sequences, mut table) = (Vec::new(), Vec::new(), Vec::new());
-        let mut plans: [Plan; 3] = Default::default();
+        let mut plans: [TilePlan; 3] = Default::default();
         for (index, new) in news.iter().enumerate() {
             let numbers = [slots.len(), new.count, new.past, table.len()];
             sequences.extend(numbers.map(|n| n as u32));
@@ -111,7 +111,7 @@ impl PagedStep {
     }
 }
 
-impl Plan {
+impl TilePlan {
     fn upload(mut self, gpu: &Gpu, variant: usize) -> Result<Tiles> {
         // A grid that begins with the longest tiles ends evenly.
         self.whole.sort_by_key(|&(keys, _)| std::cmp::Reverse(keys));
@@ -130,7 +130,7 @@ impl Plan {
 
 /// Adds the tiles of a sequence to those of the narrowest variant that takes all its rows at once,
 /// or of the widest.
-fn add_tiles(plans: &mut [Plan; 3], index: u32, new: &NewTokens, group: usize) {
+fn add_tiles(plans: &mut [TilePlan; 3], index: u32, new: &NewTokens, group: usize) {
     let rows = new.count * group;
     let variant = TILE_ROWS.iter().position(|&tile| rows <= tile).unwrap_or(2);
     let (plan, tile) = (&mut plans[variant], TILE_ROWS[variant]);
