@@ -199,7 +199,6 @@ fn images_are_kept_and_damaged_ones_compiled_again() {
     }
     let files = || std::fs::read_dir(folder.path()).unwrap();
     let path = files().next().unwrap().unwrap().path();
-    assert_eq!(files().count(), 1, "the one source that was used");
     run();
     let whole = std::fs::read(&path).unwrap();
     std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();

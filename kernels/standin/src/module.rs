@@ -21,7 +21,8 @@ const COMMON_SHARED_BYTES: usize = 48 << 10;
 struct EmulatedModule {
     /// First line of the image.
     name: String,
-    kernels: Vec<Kernel>,
+    /// Whether it is of one of the emulator's sources.
+    is_own: bool,
 }
 
 /// A kernel of a module.
@@ -39,10 +40,9 @@ pub unsafe extern "C" fn cuModuleLoadData(module: *mut *mut c_void, image: *cons
         let image = image.to_str().map_err(|_| InvalidImage)?;
         let name = image.lines().next().unwrap_or_default();
         let own = name.strip_prefix(IMAGE);
-        let source = own.and_then(|own| SOURCES.iter().find(|source| source.name == own));
         let loaded = EmulatedModule {
             name: name.to_owned(),
-            kernels: source.map_or(Vec::new(), |source| source.kernels().collect()),
+            is_own: own.is_some_and(|own| SOURCES.iter().any(|source| source.name == own)),
         };
         // SAFETY: the caller passes the address of a handle.
         unsafe { *module = Box::into_raw(Box::new(loaded)).cast() };
@@ -57,7 +57,8 @@ pub unsafe extern "C" fn cuModuleUnload(module: *mut c_void) -> c_int {
     0
 }
 
-/// Functions are not freed: a program has few.
+/// All of the emulator's kernels are in each of its modules. Functions are not freed: a program has
+/// few.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuModuleGetFunction(
     function: *mut *mut c_void,
@@ -67,10 +68,8 @@ pub unsafe extern "C" fn cuModuleGetFunction(
     status(|| -> Result<(), DriverStatus> {
         // SAFETY: the handle is one of `cuModuleLoadData`, and the caller passes a name.
         let (module, name) = unsafe { (&*module.cast::<EmulatedModule>(), CStr::from_ptr(name)) };
-        let known = module
-            .kernels
-            .iter()
-            .find(|known| name.to_str() == Ok(known.name));
+        let mut known = Kernel::ALL.iter().filter(|_| module.is_own);
+        let known = known.find(|known| name.to_str() == Ok(known.name));
         let kernel = *known.ok_or_else(|| {
             say(format_args!("no kernel {name:?} in {:?}", module.name));
             NotFound

@@ -56,4 +56,11 @@ accepted! {
 
 refused! { 801:
     cuCtxDestroy_v2
+    cuMemcpyPeerAsync
+    cuModuleLoad
+}
+
+refused! { 15:
+    cublasDgemmStridedBatched
+    cublasGemmStridedBatchedEx
 }

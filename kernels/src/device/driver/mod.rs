@@ -1,7 +1,7 @@
 //! A GPU behind NVIDIA's driver.
 //!
-//! Memory comes from the driver's stream-ordered pool, kernels are compiled by NVRTC when they are
-//! first used, and products are cuBLASLt's. All work goes to one stream of the caller, so that it is
+//! Memory comes from the driver's stream-ordered pool, kernels are compiled by NVRTC when the program
+//! runs, and products are cuBLASLt's. All work goes to one stream of the caller, so that it is
 //! ordered with the work of others on that stream, candle for example, and shares their pool.
 
 mod compile;

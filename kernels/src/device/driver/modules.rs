@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute};
-use cudarc::driver::{CudaContext, CudaFunction, CudaModule};
+use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute, CUresult};
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, DriverError};
 use cudarc::nvrtc::Ptx;
 
 use super::compile::{Architecture, compile, version};
@@ -21,7 +21,7 @@ use crate::device::source::{HEADERS, SOURCES, Source};
 /// Bytes of shared memory that every kernel may use without a request.
 const COMMON_SHARED_BYTES: usize = 48 << 10;
 
-/// The kernels of a device. A source is compiled and loaded when one of its kernels is first used.
+/// The kernels of a device.
 pub struct Modules {
     context: Arc<CudaContext>,
     architecture: Architecture,
@@ -107,21 +107,19 @@ impl Modules {
         Ok(Arc::clone(function))
     }
 
+    /// Looks for a kernel in each source's module.
     fn find(&self, kernel: Kernel) -> Result<Function> {
-        let declares = |source: &&Source| source.kernels().any(|own| own == kernel);
-        let source = SOURCES.iter().find(declares);
-        let source = source.ok_or_else(|| KernelError::Launch {
+        for source in SOURCES {
+            let module = self.load(source, || self.image(source))?;
+            match module.load_function(kernel.name) {
+                Ok(handle) => return Ok(Function::new(handle, self.parameter_info)),
+                Err(DriverError(CUresult::CUDA_ERROR_NOT_FOUND)) => {}
+                Err(error) => return Err(device_error("cuModuleGetFunction", error)),
+            }
+        }
+        Err(KernelError::Launch {
             kernel: kernel.name,
-            message: "no source under cuda/ declares it with KERNEL".to_owned(),
-        })?;
-        let module = self.load(source, || self.image(source))?;
-        let handle = module.load_function(kernel.name);
-        let handle = handle.map_err(|error| device_error("cuModuleGetFunction", error))?;
-        let info = self.parameter_info;
-        Ok(Function {
-            parameters: info.map(|info| parameters(info, &handle)),
-            handle,
-            shared_bytes: AtomicUsize::new(COMMON_SHARED_BYTES),
+            message: "no source under cuda/ declares it".to_owned(),
         })
     }
 
@@ -160,6 +158,14 @@ impl Modules {
 }
 
 impl Function {
+    fn new(handle: CudaFunction, info: Option<ParameterInfo>) -> Self {
+        Self {
+            parameters: info.map(|info| parameters(info, &handle)),
+            handle,
+            shared_bytes: AtomicUsize::new(COMMON_SHARED_BYTES),
+        }
+    }
+
     /// Checks number and sizes of the arguments.
     ///
     /// # Errors
