@@ -5,12 +5,12 @@
 //! down to the driver's interface. `.ci/standin` builds it under the names of the libraries.
 //!
 //! It runs the kernels under `kernels/cuda` and products of cuBLASLt, and nothing else: NVRTC takes
-//! exactly the sources that the emulator was built from, and a kernel or a function that it does not
-//! know is an error that is printed with its name. So a run that ends well shows that none of
+//! exactly the sources that the emulator was built from, and a kernel or a function that it does
+//! not know is an error that is printed with its name. So a run that ends well shows that none of
 //! candle's kernels was launched. All work is done before a call returns.
 //!
-//! Environment: `STANDIN_ORDER`, the order of threads: `forward` (the default), `reverse` or a seed;
-//! `STANDIN_MEMORY`, bytes of memory (8 GiB).
+//! Environment: `STANDIN_ORDER`, the order of threads: `forward` (the default), `reverse` or a
+//! seed; `STANDIN_MEMORY`, bytes of memory (8 GiB).
 
 #![cfg(feature = "emulate")]
 // The functions have the names and the contracts of the libraries' documentation.

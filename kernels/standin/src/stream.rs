@@ -50,7 +50,8 @@ pub unsafe extern "C" fn cuEventCreate(event: *mut *mut c_void, _flags: c_uint) 
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuEventRecord(event: *mut c_void, _stream: *mut c_void) -> c_int {
-    // SAFETY: the handle is one of `cuEventCreate`, and the caller does not use it at once elsewhere.
+    // SAFETY: the handle is one of `cuEventCreate`, and the caller does not use it at once
+    // elsewhere.
     unsafe { *event.cast() = Instant::now() };
     0
 }

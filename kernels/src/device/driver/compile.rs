@@ -31,8 +31,8 @@ pub struct Compiled {
 }
 
 impl Architecture {
-    /// The best code for a device of this capability: machine code, or PTX of the highest capability
-    /// that NVRTC knows, if the device is newer than that.
+    /// The best code for a device of this capability: machine code, or PTX of the highest
+    /// capability that NVRTC knows, if the device is newer than that.
     ///
     /// # Errors
     /// If NVRTC supports no capability of the device.

@@ -39,8 +39,8 @@ impl CudaNumber for half::bf16 {
 pub fn array<T: CudaNumber>(gpu: &Gpu, slice: CudaSlice<T>) -> Result<Array<T::Number>> {
     stream_of(gpu, slice.stream())?;
     let len = slice.len();
-    // SAFETY: the memory comes from the stream's pool, and `leak` gives it up. A number and its type
-    // in arrays have the same bits.
+    // SAFETY: the memory comes from the stream's pool, and `leak` gives it up. A number and its
+    // type in arrays have the same bits.
     Ok(unsafe { Array::from_raw(gpu, slice.leak(), len) })
 }
 

@@ -22,8 +22,8 @@ impl Images {
         }
     }
 
-    /// The image under this key, or else that of `compile`, which is stored. An image that cannot be
-    /// read is compiled again; one that cannot be stored is compiled at each start.
+    /// The image under this key, or else that of `compile`, which is stored. An image that cannot
+    /// be read is compiled again; one that cannot be stored is compiled at each start.
     ///
     /// # Errors
     /// Errors of `compile`.

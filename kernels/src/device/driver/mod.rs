@@ -1,8 +1,8 @@
 //! A GPU behind NVIDIA's driver.
 //!
-//! Memory comes from the driver's stream-ordered pool, kernels are compiled by NVRTC when the program
-//! runs, and products are cuBLASLt's. All work goes to one stream of the caller, so that it is
-//! ordered with the work of others on that stream, candle for example, and shares their pool.
+//! Memory comes from the driver's stream-ordered pool, kernels are compiled by NVRTC when the
+//! program runs, and products are cuBLASLt's. All work goes to one stream of the caller, so that it
+//! is ordered with the work of others on that stream, candle for example, and shares their pool.
 
 mod compile;
 mod images;
@@ -42,9 +42,9 @@ impl Driver {
     /// system whenever the stream is synchronised.
     ///
     /// # Errors
-    /// A stream that is another one for each thread (the one of candle's `Device::new_cuda`; that of
-    /// `Device::new_cuda_with_stream` is right), a GPU without memory pools or for which NVRTC cannot
-    /// compile, and errors of the driver.
+    /// A stream that is another one for each thread (the one of candle's `Device::new_cuda`; that
+    /// of `Device::new_cuda_with_stream` is right), a GPU without memory pools or for which NVRTC
+    /// cannot compile, and errors of the driver.
     pub fn new(stream: Arc<CudaStream>, images: Option<&Path>) -> Result<Self> {
         let context = stream.context();
         if stream.cu_stream() == context.per_thread_stream().cu_stream() {
@@ -137,8 +137,8 @@ impl Launcher for Driver {
             return Ok(());
         }
         self.bind()?;
-        // SAFETY: the caller promises that `to` points to as many bytes. Host memory of a program is
-        // pageable, and has been read when the call returns.
+        // SAFETY: the caller promises that `to` points to as many bytes. Host memory of a program
+        // is pageable, and has been read when the call returns.
         let copied = unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) };
         copied.map_err(|error| device_error("cuMemcpyHtoDAsync", error))
     }

@@ -1,8 +1,8 @@
 //! Products by cuBLASLt.
 //!
-//! cuBLASLt's matrices are column-major. A row-major result is the transposed result in column-major
-//! order, so the product runs as `cᵀ = bᵀ · aᵀ`: b is the library's first factor, and a stored row
-//! is one of its columns.
+//! cuBLASLt's matrices are column-major. A row-major result is the transposed result in
+//! column-major order, so the product runs as `cᵀ = bᵀ · aᵀ`: b is the library's first factor, and
+//! a stored row is one of its columns.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
