@@ -7,7 +7,7 @@
 //! It runs the kernels under `kernels/cuda` and products of cuBLASLt, and nothing else: NVRTC takes
 //! exactly the sources that the emulator was built from, and a kernel or a function that it does
 //! not know is an error that is printed with its name. So a run that ends well shows that none of
-//! candle's kernels was launched. All work is done before a call returns.
+//! candle's kernels was launched but those that `candle.rs` lists. All work is done before a call returns.
 //!
 //! Environment: `STANDIN_ORDER`, the order of threads: `forward` (the default), `reverse` or a
 //! seed; `STANDIN_MEMORY`, bytes of memory (8 GiB).
@@ -16,6 +16,7 @@
 // The functions have the names and the contracts of the libraries' documentation.
 #![allow(non_snake_case, missing_docs, clippy::missing_safety_doc)]
 
+mod candle;
 mod cublaslt;
 mod device;
 mod driver;

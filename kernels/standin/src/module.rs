@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use kernels::device::emulator::Emulator;
 use kernels::device::{Argument, Grid, Kernel, Launcher, SOURCES};
 
+use crate::candle::{CandleKernel, KERNELS};
 use crate::device::DriverStatus::{InvalidImage, InvalidValue, NotFound};
 use crate::device::{DEVICE, DriverStatus, status_of};
 use crate::driver::SHARED_BYTES;
@@ -25,11 +26,38 @@ struct EmulatedModule {
     is_own: bool,
 }
 
+/// The code of a kernel.
+#[derive(Clone, Copy)]
+enum Code {
+    /// A kernel of the emulator.
+    Own(Kernel),
+    /// A kernel of candle.
+    Candle(&'static CandleKernel),
+}
+
 /// A kernel of a module.
 struct EmulatedFunction {
-    kernel: Kernel,
+    code: Code,
     sizes: &'static [usize],
     shared_bytes: AtomicUsize,
+}
+
+impl EmulatedModule {
+    /// The code of a kernel, and the sizes of its parameters.
+    fn code(&self, name: &CStr) -> Result<(Code, &'static [usize]), DriverStatus> {
+        let is_named = |known: &str| name.to_bytes() == known.as_bytes();
+        if self.is_own {
+            let mut own = Kernel::ALL.iter();
+            if let Some(kernel) = own.find(|kernel| is_named(kernel.name)) {
+                let sizes = Emulator::parameters(*kernel).map_err(status_of)?;
+                return Ok((Code::Own(*kernel), sizes));
+            }
+        } else if let Some(kernel) = KERNELS.iter().find(|kernel| is_named(kernel.name)) {
+            return Ok((Code::Candle(kernel), kernel.sizes));
+        }
+        say(format_args!("no kernel {name:?} in {:?}", self.name));
+        Err(NotFound)
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -68,15 +96,10 @@ pub unsafe extern "C" fn cuModuleGetFunction(
     status(|| -> Result<(), DriverStatus> {
         // SAFETY: the handle is one of `cuModuleLoadData`, and the caller passes a name.
         let (module, name) = unsafe { (&*module.cast::<EmulatedModule>(), CStr::from_ptr(name)) };
-        let mut known = Kernel::ALL.iter().filter(|_| module.is_own);
-        let known = known.find(|known| name.to_str() == Ok(known.name));
-        let kernel = *known.ok_or_else(|| {
-            say(format_args!("no kernel {name:?} in {:?}", module.name));
-            NotFound
-        })?;
+        let (code, sizes) = module.code(name)?;
         let found = EmulatedFunction {
-            kernel,
-            sizes: Emulator::parameters(kernel).map_err(status_of)?,
+            code,
+            sizes,
             shared_bytes: AtomicUsize::new(COMMON_SHARED_BYTES),
         };
         // SAFETY: the caller passes the address of a handle.
@@ -161,9 +184,14 @@ pub unsafe extern "C" fn cuLaunchKernel(
                 .map(|(size, at)| argument(*size, *at))
                 .collect()
         };
-        // SAFETY: as on a GPU, the caller answers for the pointers.
-        let launched = unsafe { DEVICE.emulator.launch(function.kernel, grid, &arguments) };
-        launched.map_err(status_of)
+        match function.code {
+            // SAFETY: as on a GPU, the caller answers for the pointers.
+            Code::Own(kernel) => unsafe {
+                let launched = DEVICE.emulator.launch(kernel, grid, &arguments);
+                launched.map_err(status_of)
+            },
+            Code::Candle(kernel) => (kernel.run)(&arguments),
+        }
     })
 }
 
