@@ -7,9 +7,6 @@ mod adapters;
 mod arithmetic;
 #[path = "stages/dynamic_sampling.rs"]
 mod dynamic_sampling;
-#[cfg(feature = "emulate")]
-#[path = "stages/emulated.rs"]
-mod emulated;
 #[path = "stages/endings.rs"]
 mod endings;
 #[path = "stages/epochs.rs"]
@@ -18,6 +15,9 @@ mod epochs;
 mod estimators;
 #[path = "stages/fine_tuning.rs"]
 mod fine_tuning;
+#[cfg(any(feature = "emulate", feature = "cuda"))]
+#[path = "stages/gpu.rs"]
+mod gpu;
 #[path = "stages/independence.rs"]
 mod independence;
 #[path = "stages/invariance.rs"]

@@ -2,8 +2,12 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+#[cfg(any(feature = "emulate", feature = "cuda"))]
+use std::sync::LazyLock;
 
 use candle_core::{Device, Result, Tensor};
+#[cfg(any(feature = "emulate", feature = "cuda"))]
+use collimate::config::Arithmetic;
 use collimate::model::Decoder;
 use collimate::model::config::{DecoderConfig, Family, Geometry, Head};
 use collimate::model::hf_config::HfConfig;
@@ -11,9 +15,7 @@ use collimate::ops::backend::Backend;
 use collimate::ops::param::{InitialParam, ParamStore, Trainability};
 use collimate::random::Purpose;
 use kernels::attention::{Attention, Segments};
-#[cfg(feature = "emulate")]
-use kernels::device::emulator::Order;
-#[cfg(not(feature = "emulate"))]
+#[cfg(not(any(feature = "emulate", feature = "cuda")))]
 use kernels::host::product::ProductKernel;
 use kernels::random::Key;
 use kernels::random::rand::Rng;
@@ -38,16 +40,22 @@ pub const LANGUAGE_MODELS: [&str; 9] = [
 pub const COMPOSED: Backend = Backend::Composed(Device::Cpu);
 
 /// Runs a test with each product kernel that the processor can run, emulated ones included.
-#[cfg(not(feature = "emulate"))]
+#[cfg(not(any(feature = "emulate", feature = "cuda")))]
 pub fn with_each_kernel(test: impl Fn(&Backend) -> Anyhow) -> Anyhow {
     let mut kernels = ProductKernel::available().into_iter();
     kernels.try_for_each(|kernel| test(&Backend::Host(kernel)))
 }
 
-/// Runs a test on the emulated GPU; a build without the feature runs it on the CPU.
-#[cfg(feature = "emulate")]
+/// Runs a test on the device that `COLLIMATE_TEST_DEVICE` names, or else on the emulated GPU. A
+/// build without GPUs runs it on the CPU.
+#[cfg(any(feature = "emulate", feature = "cuda"))]
 pub fn with_each_kernel(test: impl Fn(&Backend) -> Anyhow) -> Anyhow {
-    test(&Backend::emulated(Order::Forward))
+    static DEVICE: LazyLock<Backend> = LazyLock::new(|| {
+        let name = std::env::var("COLLIMATE_TEST_DEVICE").unwrap_or("emulated".to_owned());
+        let device = name.parse().expect("COLLIMATE_TEST_DEVICE");
+        Backend::open(device, Arithmetic::Portable).expect("the device")
+    });
+    test(&DEVICE)
 }
 
 /// An attention configuration with these query heads, key and value heads, head size and window.

@@ -147,12 +147,13 @@ fn ppo_continues_to_the_same_bits() {
     );
 }
 
-#[cfg(feature = "emulate")]
+#[cfg(any(feature = "emulate", feature = "cuda"))]
 #[test]
-fn ppo_on_the_emulated_gpu_continues_to_the_same_bits() {
-    let flags = "--set run.device=emulated --set ppo.max_steps=8 --set ppo.save_steps=2 \
-                 --set ppo.eval_steps=0";
-    assert_continues("ppo", Purpose::PpoShuffle, flags);
+fn ppo_on_a_gpu_continues_to_the_same_bits() {
+    let device = std::env::var("COLLIMATE_TEST_DEVICE").unwrap_or("emulated".to_owned());
+    let flags = "--set ppo.max_steps=8 --set ppo.save_steps=2 --set ppo.eval_steps=0";
+    let flags = format!("--set run.device={device} {flags}");
+    assert_continues("ppo", Purpose::PpoShuffle, &flags);
 }
 
 #[test]

@@ -79,6 +79,11 @@ impl<T: Cached> PagedCache<T> {
         self.keys.gpu()
     }
 
+    /// Bytes of all blocks.
+    pub fn bytes(&self) -> usize {
+        (self.keys.len() + self.values.len()) * size_of::<T>()
+    }
+
     /// Bytes of one block of a layer: keys and values.
     pub fn block_bytes(spec: &Attention) -> usize {
         2 * block_elements(spec.kv_heads, spec.head_dim) * size_of::<T>()

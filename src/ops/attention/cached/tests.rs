@@ -15,6 +15,16 @@ fn noise(rows: usize, columns: usize) -> Tensor {
 
 const COMPOSED: Backend = Backend::Composed(Device::Cpu);
 
+/// The backends that can be tested here.
+fn backends() -> Vec<Backend> {
+    vec![
+        Backend::CPU,
+        COMPOSED,
+        #[cfg(feature = "emulate")]
+        Backend::emulated(kernels::device::emulator::Order::Forward),
+    ]
+}
+
 /// Attention over a cache of this backend.
 fn attended(
     cache: &mut Cache,
@@ -31,6 +41,7 @@ fn attended(
         backend: &Backend,
     ) -> Result<Tensor> {
         let shape = (qkv.dims2()?.0, spec.outputs());
+        cache.begin(news, spec.group())?;
         let out = read::<P, _>(&qkv.contiguous()?, backend, |qkv| {
             cache.attend::<P>(0, qkv, news, spec)
         })?;
@@ -132,13 +143,14 @@ fn a_block_takes_the_bytes_that_are_said() -> Result<()> {
     let bytes = |cache: &Cache| -> usize {
         let of = |layer: &CacheStore| match layer {
             CacheStore::Blocks(blocks) => blocks.bytes(),
+            CacheStore::Paged { blocks, .. } => blocks.bytes(),
             CacheStore::Rows { keys, values } => {
                 (keys.elem_count() + values.elem_count()) * size_of::<f32>()
             }
         };
         cache.layers.iter().map(of).sum()
     };
-    for backend in [Backend::CPU, Backend::Composed(Device::Cpu)] {
+    for backend in backends() {
         let cache = Cache::new(spec, 3, 5, &backend)?;
         let said = Cache::block_bytes(spec, 3, &backend);
         assert_eq!(bytes(&cache), 5 * said);
@@ -156,7 +168,7 @@ fn copied_blocks_hold_the_same_tokens() -> Result<()> {
         window: None,
     };
     let qkv = noise(6, spec.columns());
-    for backend in [Backend::CPU, COMPOSED] {
+    for backend in backends() {
         let mut cache = Cache::new(spec, 1, 4, &backend)?;
         let feed = |rows: [usize; 2], block: u32, cache: &mut Cache| {
             let [past, count] = rows;

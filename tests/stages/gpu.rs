@@ -1,11 +1,15 @@
-//! Stages on the emulated GPU: the weights of the CPU after a few steps, samples on policy, and
-//! roles that share.
+//! Stages on a GPU, which is the emulated one unless `COLLIMATE_TEST_DEVICE` names another: the
+//! weights of the CPU after a few steps, samples on policy, and roles that share.
 
 use crate::on_policy::{iterations, number};
 use crate::sharing::{adapters, tensors, trunk};
 use crate::support::Workspace;
 
-const GPU: &str = "--set run.device=emulated";
+/// The flag that selects the GPU.
+pub fn gpu() -> String {
+    let device = std::env::var("COLLIMATE_TEST_DEVICE").unwrap_or("emulated".to_owned());
+    format!("--set run.device={device}")
+}
 
 /// Length of the distance of all weights of two models together.
 fn distance(workspace: &Workspace, a: &str, b: &str) -> f64 {
@@ -21,7 +25,7 @@ fn distance(workspace: &Workspace, a: &str, b: &str) -> f64 {
 /// Runs a stage on the CPU and on the GPU, and asserts that the weights have moved and are the same,
 /// but for one part in `parts` of the way.
 fn assert_same_way(workspace: &Workspace, stage: &str, from: &str, flags: &str, parts: f64) {
-    for (name, device) in [("cpu", ""), ("gpu", GPU)] {
+    for (name, device) in [("cpu", String::new()), ("gpu", gpu())] {
         workspace.succeed(&format!(
             "{stage} config.toml --set run.name={name} --set {stage}.max_steps=4 {flags} {device}"
         ));
@@ -78,7 +82,7 @@ fn ppo_starts_on_policy_whatever_is_shared() {
         let lines = iterations(
             &workspace,
             name,
-            &format!("{share} --set ppo.max_steps=2 {GPU}"),
+            &format!("{share} --set ppo.max_steps=2 {}", gpu()),
         );
         for line in &lines {
             // Decoding sums attention in another order than the training forward pass.
