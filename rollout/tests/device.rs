@@ -201,6 +201,44 @@ fn each_random_number_gives_the_token_of_the_host() {
     assert_eq!(drawn[2 * (drawn.len() / 3) + 3].token, 699);
 }
 
+/// The neighbouring random numbers between which the token of a row changes, near `uniform`.
+fn edge(row: &[f32], uniform: f64) -> [f64; 2] {
+    let decoding = Decoding::Sample(Sampling::default());
+    let token = |uniform| {
+        draw_row(row, &draw(0, decoding, uniform, &[]))
+            .unwrap()
+            .token
+    };
+    let (mut low, mut high) = (0.0, uniform);
+    loop {
+        let middle = low + (high - low) / 2.0;
+        if middle == low || middle == high {
+            return [low, high];
+        }
+        match token(middle) < token(uniform) {
+            true => low = middle,
+            false => high = middle,
+        }
+    }
+}
+
+/// Where the last bit of a sum decides.
+#[test]
+fn the_numbers_at_which_a_token_changes_are_those_of_the_host() {
+    let rows = &rows(1003)[..3];
+    let sampled = Decoding::Sample(Sampling::default());
+    let at_edges = |row: usize| {
+        let edges = [0.2, 0.4, 0.6, 0.8].map(|uniform| edge(&rows[row], uniform));
+        edges
+            .concat()
+            .into_iter()
+            .map(move |uniform| draw(row, sampled, uniform, &[]))
+    };
+    let draws: Vec<Draw> = (0..rows.len()).flat_map(at_edges).collect();
+    let drawn = check(rows, &draws);
+    assert!(drawn.chunks(2).all(|pair| pair[0].token < pair[1].token));
+}
+
 /// A large batch, each draw with its own settings, and rows that two draws share.
 #[test]
 fn a_large_batch_has_the_bits_of_the_host() {
