@@ -70,3 +70,21 @@ pub struct Factors {
     /// 1 − lr · decay
     pub keep: f32,
 }
+
+/// What a product does with the matrix that receives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Receive {
+    /// Overwrites it.
+    Set,
+    /// Adds to it; the sums start from its values.
+    Add,
+}
+
+/// How factors of type `f32` are multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// As `f32`.
+    Full,
+    /// As TF32, with 10 bits of mantissa, on tensor cores.
+    Tf32,
+}

@@ -10,9 +10,8 @@ use crate::ops::adapter::Adapter;
 use crate::ops::attention::{self, PackedTokens};
 use crate::ops::linear::{Linear, Projection};
 use crate::ops::norm::Norm;
-use crate::ops::operation::{Link, OperationKind};
+use crate::ops::operation::{ChainPlace, Link, OperationKind};
 use crate::ops::param::ParamStore;
-use crate::ops::place::Place;
 use crate::ops::residual::{Branch, WantedRows, add_branch, add_result, run};
 use crate::ops::rope::Angles;
 
@@ -84,7 +83,7 @@ impl Block {
 
     /// Runs the layer on rows of `x`, in place and without a graph; `attend` computes attention
     /// from `q | k | v` rows. Only the `wanted` rows of the result remain.
-    pub fn forward_rows<P: Place>(
+    pub fn forward_rows<P: ChainPlace>(
         &self,
         x: &mut P::Rows,
         mut rows: usize,

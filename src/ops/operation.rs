@@ -65,6 +65,24 @@ pub trait Everywhere: Operation<Host> + Operation<Gpu> {}
 
 impl<T: Operation<Host> + Operation<Gpu>> Everywhere for T {}
 
+/// A place that runs chains of operations.
+pub trait ChainPlace: Place {
+    /// The implementation of an operation for this place.
+    fn operation(link: &Link) -> &dyn Operation<Self>;
+}
+
+impl ChainPlace for Host {
+    fn operation(link: &Link) -> &dyn Operation<Self> {
+        &**link
+    }
+}
+
+impl ChainPlace for Gpu {
+    fn operation(link: &Link) -> &dyn Operation<Self> {
+        &**link
+    }
+}
+
 /// Kind of an operation: the columns of its result, and how a chain treats its activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OperationKind {

@@ -13,12 +13,9 @@ mod host;
 use std::ops::{Deref, Range};
 
 use candle_core::{Device, Result, Storage, Tensor};
-use kernels::attention::{Attention, NewTokens};
 use kernels::host::product::Write;
 
-use super::attention::cached::CacheStore;
 use super::backend::Backend;
-use super::operation::{Link, Operation};
 use super::storage::Reading;
 
 pub(crate) use border::{enter, tensor};
@@ -33,9 +30,6 @@ pub trait Place: Sized + Send + Sync + 'static {
     type View<'a>: Copy;
     /// Borrowed rows that can be changed.
     type ViewMut<'a>;
-
-    /// The implementation of an operation for this place.
-    fn operation(link: &Link) -> &dyn Operation<Self>;
 
     /// Borrows rows.
     fn view(rows: &Self::Rows) -> Self::View<'_>;
@@ -99,18 +93,6 @@ pub trait Place: Sized + Send + Sync + 'static {
         width: usize,
         rows: &[u32],
     ) -> Result<()>;
-
-    /// Stores new keys and values in a cache and attends to it, see
-    /// [`Cache::attend`](super::attention::cached::Cache::attend).
-    ///
-    /// # Errors
-    /// If the cache is in another place.
-    fn attend_cached(
-        cache: &mut CacheStore,
-        qkv: Self::View<'_>,
-        news: &[NewTokens],
-        spec: Attention,
-    ) -> Result<Self::Rows>;
 
     /// The elements of an open tensor.
     ///

@@ -20,8 +20,8 @@ use candle_core::{Result, Tensor, bail};
 use kernels::host::product::Write;
 
 use super::backend::Backend;
-use super::operation::{Link, profiled};
-use super::place::{Gpu, Host, MaybeOwned, Place, enter, read, tensor};
+use super::operation::{ChainPlace, Link, profiled};
+use super::place::{Gpu, Host, MaybeOwned, enter, read, tensor};
 use super::profile;
 use crate::config::Recompute;
 use memory::HeldInputs;
@@ -56,7 +56,7 @@ pub fn residuals(
     }
 }
 
-fn residuals_in<P: Place>(
+fn residuals_in<P: ChainPlace>(
     x: &Tensor,
     branches: Vec<Branch>,
     recompute: Recompute,
@@ -95,7 +95,7 @@ fn residuals_in<P: Place>(
 ///
 /// # Errors
 /// Errors of the operations.
-pub fn add_branch<P: Place>(x: &mut P::Rows, rows: usize, chain: &[Link]) -> Result<()> {
+pub fn add_branch<P: ChainPlace>(x: &mut P::Rows, rows: usize, chain: &[Link]) -> Result<()> {
     let Some((last, before)) = chain.split_last() else {
         return Ok(());
     };
@@ -107,7 +107,7 @@ pub fn add_branch<P: Place>(x: &mut P::Rows, rows: usize, chain: &[Link]) -> Res
 ///
 /// # Errors
 /// Errors of the operations.
-pub fn run<P: Place>(x: P::View<'_>, rows: usize, chain: &[Link]) -> Result<P::Rows> {
+pub fn run<P: ChainPlace>(x: P::View<'_>, rows: usize, chain: &[Link]) -> Result<P::Rows> {
     ChainInputs::<P>::default().run(x, rows, chain, HeldInputs::Nothing)
 }
 
@@ -115,7 +115,7 @@ pub fn run<P: Place>(x: P::View<'_>, rows: usize, chain: &[Link]) -> Result<P::R
 ///
 /// # Errors
 /// Errors of the operation.
-pub fn add_result<P: Place>(
+pub fn add_result<P: ChainPlace>(
     sum: P::ViewMut<'_>,
     x: P::View<'_>,
     rows: usize,
@@ -127,15 +127,15 @@ pub fn add_result<P: Place>(
 
 /// The kept inputs of a chain's operations. The input of the first operation, which is the
 /// branch's, is not among them.
-struct ChainInputs<P: Place>(Vec<Option<P::Rows>>);
+struct ChainInputs<P: ChainPlace>(Vec<Option<P::Rows>>);
 
-impl<P: Place> Default for ChainInputs<P> {
+impl<P: ChainPlace> Default for ChainInputs<P> {
     fn default() -> Self {
         Self(Vec::new())
     }
 }
 
-impl<P: Place> ChainInputs<P> {
+impl<P: ChainPlace> ChainInputs<P> {
     /// Runs a chain, keeps inputs as `what` says, and returns the result.
     fn run(
         &mut self,
@@ -210,7 +210,7 @@ impl<P: Place> ChainInputs<P> {
     }
 }
 
-struct Residual<P: Place> {
+struct Residual<P: ChainPlace> {
     chain: Vec<Link>,
     recompute: Recompute,
     wanted: WantedRows,
@@ -218,7 +218,7 @@ struct Residual<P: Place> {
     held: Mutex<Option<ChainInputs<P>>>,
 }
 
-impl<P: Place> Residual<P> {
+impl<P: ChainPlace> Residual<P> {
     /// The wanted rows of `x`.
     fn pick<'a>(&self, x: MaybeOwned<'a, P>, rows: usize) -> Result<MaybeOwned<'a, P>> {
         let Some(wanted) = &self.wanted else {
@@ -323,13 +323,13 @@ impl<P: Place> Residual<P> {
     }
 }
 
-struct Residuals<P: Place> {
+struct Residuals<P: ChainPlace> {
     branches: Vec<Residual<P>>,
     /// Inputs of all branches but the first, kept from the forward pass for the backward pass.
     between: Mutex<Option<Vec<P::Rows>>>,
 }
 
-impl<P: Place> Residuals<P> {
+impl<P: ChainPlace> Residuals<P> {
     /// The result of each branch; rows have `width` columns.
     fn results(&self, x: P::View<'_>, width: usize) -> Result<Vec<P::Rows>> {
         let mut results: Vec<P::Rows> = Vec::with_capacity(self.branches.len());

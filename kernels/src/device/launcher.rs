@@ -2,9 +2,9 @@
 
 use std::any::Any;
 
+use crate::arguments::{Precision, Receive};
 use crate::device::error::{KernelError, Result};
 use crate::device::kernel::Kernel;
-use crate::device::product::{Precision, Receive};
 
 /// A device that holds memory and runs kernels, in the order in which it is asked.
 pub trait Launcher: Any + Send + Sync {

@@ -4,6 +4,7 @@
 //! multiply-adds per element in ascending order, as on the host. On a GPU the library that computes
 //! it chooses the order, by the sizes alone.
 
+pub use crate::arguments::{Precision, Receive};
 use crate::device::array::{Number, Slice, SliceMut};
 use crate::device::error::{KernelError, Result};
 use crate::device::launcher::{Factor, FactorType, Gemm};
@@ -38,24 +39,6 @@ pub struct DeviceMatrixMut<'a> {
     rows: usize,
     columns: usize,
     stride: usize,
-}
-
-/// What a product does with the matrix that receives it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Receive {
-    /// Overwrites it.
-    Set,
-    /// Adds to it; the sums start from its values.
-    Add,
-}
-
-/// How factors of type `f32` are multiplied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Precision {
-    /// As `f32`.
-    Full,
-    /// As TF32, with 10 bits of mantissa, on tensor cores.
-    Tf32,
 }
 
 /// Checks that rows of `columns` elements, `stride` apart, fit into `len` elements.

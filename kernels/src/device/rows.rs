@@ -1,12 +1,12 @@
 //! Simple operations on vectors and on the rows of matrices. All but [`add_column_sums`] have the
 //! host's bits.
 
+use crate::arguments::Receive;
 use crate::device::array::{Array, Gpu, Slice, SliceMut};
 use crate::device::call::Call;
 use crate::device::error::Result;
 use crate::device::kernel::Kernel;
 use crate::device::launcher::Grid;
-use crate::device::product::Receive;
 
 /// Rows whose columns are summed together, as in `sum_rows`.
 const ROWS_PER_SUM: usize = 64;

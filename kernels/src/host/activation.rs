@@ -7,7 +7,7 @@ use multiversion::multiversion;
 
 use super::pool;
 use super::row::exp;
-use super::rows::written;
+use super::written::written;
 use crate::arguments::Gelu;
 
 /// Rows of one task.

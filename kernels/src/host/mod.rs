@@ -15,3 +15,4 @@ pub mod product;
 pub mod rope;
 pub mod row;
 pub mod rows;
+mod written;

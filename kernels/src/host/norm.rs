@@ -11,7 +11,7 @@ use std::ops::Range;
 use multiversion::multiversion;
 
 use super::pool;
-use super::rows::written;
+use super::written::written;
 use crate::arguments::Groups;
 
 /// Rows whose weight gradients are summed together: a constant, so that sums do not depend on

@@ -4,23 +4,12 @@ use std::mem::MaybeUninit;
 
 use super::pool;
 use super::product::{Matrix, Write};
+use super::written::written;
 
 /// Elements of one task.
 const BLOCK: usize = 1 << 14;
 /// Rows of one task of a bias or of factors of columns.
 const ROWS: usize = 64;
-
-/// A vector of `len` elements that `write` fills, without clearing it first.
-///
-/// # Safety
-/// `write` must write every element.
-pub(crate) unsafe fn written(len: usize, write: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
-    let mut data = Vec::with_capacity(len);
-    write(&mut data.spare_capacity_mut()[..len]);
-    // SAFETY: the capacity is `len`, and the caller promises that `write` fills it.
-    unsafe { data.set_len(len) };
-    data
-}
 
 /// `to += from`
 pub fn add(to: &mut [f32], from: &[f32]) {

@@ -11,11 +11,12 @@ use kernels::attention::NewTokens;
 
 use super::{Decoder, Gradient, Recompute};
 use crate::model::block::Block;
-use crate::ops::attention::cached::Cache;
+use crate::ops::attention::cached::{Cache, CachePlace};
 use crate::ops::attention::{self, PackedTokens};
 use crate::ops::backend::Backend;
+use crate::ops::operation::ChainPlace;
 use crate::ops::param::Trainability;
-use crate::ops::place::{Gpu, Host, Place, read, select_rows, tensor};
+use crate::ops::place::{Gpu, Host, read, select_rows, tensor};
 use crate::ops::recompute::recompute;
 use crate::ops::residual::{WantedRows, residuals, run as run_chain};
 use crate::ops::rope::Angles;
@@ -64,7 +65,7 @@ impl Decoder {
     }
 
     /// [`Self::run`] with kernels: in place below the graph, and as one node of the graph above.
-    fn run_in<P: Place>(
+    fn run_in<P: ChainPlace + CachePlace>(
         &self,
         layers: Range<usize>,
         mut x: Tensor,
@@ -122,7 +123,7 @@ impl Decoder {
     }
 
     /// Runs `layers` in place, without a graph.
-    fn run_rows<P: Place>(
+    fn run_rows<P: ChainPlace + CachePlace>(
         &self,
         x: &Tensor,
         layers: Range<usize>,

@@ -11,12 +11,13 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use kernels::attention::{Attention, BLOCK_TOKENS, NewTokens};
 use kernels::device::attention::PagedStep;
 use kernels::device::attention::paged::{BlockCopies, PagedCache};
+use kernels::device::{Array, Slice};
 use kernels::host::attention::KeyValueBlocks;
 
 use super::composed::attend_dense;
 use crate::ops::backend::Backend;
 use crate::ops::operation::profiled;
-use crate::ops::place::{Place, lift};
+use crate::ops::place::{Gpu, Host, Place, lift};
 
 /// Keys and values of all layers, in blocks.
 pub struct Cache {
@@ -130,7 +131,7 @@ impl Cache {
     ///
     /// # Errors
     /// If shapes disagree, a sequence has too few blocks, or the cache is on another device.
-    pub fn attend<P: Place>(
+    pub fn attend<P: CachePlace>(
         &mut self,
         layer: usize,
         qkv: P::View<'_>,
@@ -207,6 +208,51 @@ impl CacheStore {
                 let block = t.narrow(0, from * BLOCK_TOKENS, BLOCK_TOKENS)?.copy()?;
                 t.slice_set(&block, 0, to * BLOCK_TOKENS)
             }),
+        }
+    }
+}
+
+/// A place with a cache of its own.
+pub trait CachePlace: Place {
+    /// Stores new keys and values in a layer's cache and attends to it, see [`Cache::attend`].
+    ///
+    /// # Errors
+    /// If the cache is in another place.
+    fn attend_cached(
+        cache: &mut CacheStore,
+        qkv: Self::View<'_>,
+        news: &[NewTokens],
+        spec: Attention,
+    ) -> Result<Self::Rows>;
+}
+
+impl CachePlace for Host {
+    fn attend_cached(
+        cache: &mut CacheStore,
+        qkv: &[f32],
+        news: &[NewTokens],
+        spec: Attention,
+    ) -> Result<Vec<f32>> {
+        match cache {
+            CacheStore::Blocks(blocks) => Ok(blocks.attend(qkv, news, spec)),
+            _ => bail!("cache: rows of the CPU given to a cache in another place"),
+        }
+    }
+}
+
+impl CachePlace for Gpu {
+    fn attend_cached(
+        cache: &mut CacheStore,
+        qkv: Slice<'_, f32>,
+        _news: &[NewTokens],
+        spec: Attention,
+    ) -> Result<Array<f32>> {
+        match cache {
+            CacheStore::Paged {
+                blocks,
+                step: Some(step),
+            } => lift(blocks.attend(qkv, step, spec)),
+            _ => bail!("cache: no step of a GPU's cache has begun"),
         }
     }
 }

@@ -7,26 +7,19 @@ use std::ops::{Deref, Range};
 use candle_core::{
     CpuStorage, CudaStorage, Device, InplaceOp1, Layout, Result, Storage, Tensor, bail,
 };
-use kernels::attention::{Attention, NewTokens};
 use kernels::device::product::Receive;
 use kernels::device::rows::{self, RowIndices};
 use kernels::device::{Array, Gpu, Slice, SliceMut};
 use kernels::host::product::Write;
 
 use super::{Place, cuda, lift};
-use crate::ops::attention::cached::CacheStore;
 use crate::ops::backend::Backend;
-use crate::ops::operation::{Link, Operation};
 use crate::ops::storage::Reading;
 
 impl Place for Gpu {
     type Rows = Array<f32>;
     type View<'a> = Slice<'a, f32>;
     type ViewMut<'a> = SliceMut<'a, f32>;
-
-    fn operation(link: &Link) -> &dyn Operation<Self> {
-        &**link
-    }
 
     fn view(rows: &Array<f32>) -> Slice<'_, f32> {
         rows.slice()
@@ -89,21 +82,6 @@ impl Place for Gpu {
     ) -> Result<()> {
         let ids = lift(RowIndices::new(x.gpu(), rows, to.len() / width.max(1)))?;
         lift(rows::scatter(to, x, &ids, Receive::Add))
-    }
-
-    fn attend_cached(
-        cache: &mut CacheStore,
-        qkv: Slice<'_, f32>,
-        _news: &[NewTokens],
-        spec: Attention,
-    ) -> Result<Array<f32>> {
-        match cache {
-            CacheStore::Paged {
-                blocks,
-                step: Some(step),
-            } => lift(blocks.attend(qkv, step, spec)),
-            _ => bail!("cache: no step of a GPU's cache has begun"),
-        }
     }
 
     fn of<'a, G: Deref<Target = Storage>>(

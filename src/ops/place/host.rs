@@ -3,14 +3,11 @@
 use std::ops::{Deref, Range};
 
 use candle_core::{CpuStorage, Device, Result, Storage, Tensor, bail};
-use kernels::attention::{Attention, NewTokens};
 use kernels::host::product::Write;
 use kernels::host::rows;
 
 use super::Place;
-use crate::ops::attention::cached::CacheStore;
 use crate::ops::backend::Backend;
-use crate::ops::operation::{Link, Operation};
 use crate::ops::storage::{self, Reading};
 
 /// The CPU: rows are vectors.
@@ -21,10 +18,6 @@ impl Place for Host {
     type Rows = Vec<f32>;
     type View<'a> = &'a [f32];
     type ViewMut<'a> = &'a mut [f32];
-
-    fn operation(link: &Link) -> &dyn Operation<Self> {
-        &**link
-    }
 
     fn view(rows: &Vec<f32>) -> &[f32] {
         rows
@@ -77,18 +70,6 @@ impl Place for Host {
     fn scatter_add(to: &mut [f32], x: &[f32], width: usize, indices: &[u32]) -> Result<()> {
         rows::scatter(to, width, indices, x, Write::Add);
         Ok(())
-    }
-
-    fn attend_cached(
-        cache: &mut CacheStore,
-        qkv: &[f32],
-        news: &[NewTokens],
-        spec: Attention,
-    ) -> Result<Vec<f32>> {
-        match cache {
-            CacheStore::Blocks(blocks) => Ok(blocks.attend(qkv, news, spec)),
-            _ => bail!("cache: rows of the CPU given to a cache in another place"),
-        }
     }
 
     fn of<'a, G: Deref<Target = Storage>>(

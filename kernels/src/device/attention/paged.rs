@@ -7,14 +7,12 @@
 use super::{check, check_aligned, window};
 use crate::attention::{Attention, BLOCK_TOKENS};
 use crate::device::array::{Array, Gpu, Number, Slice};
-use crate::device::attention::step::{PagedStep, Tiles};
+use crate::device::attention::step::{PagedStep, SPLIT, Tiles};
 use crate::device::call::Call;
 use crate::device::error::{KernelError, Result};
 use crate::device::kernel::Kernel;
 use crate::device::launcher::Grid;
 
-/// Threads of a block, and keys of a split.
-pub(super) const SPLIT: usize = 128;
 /// Elements of shared memory for a chunk of 64 columns of a split's keys or values.
 const CHUNK: usize = SPLIT * (64 + 4);
 

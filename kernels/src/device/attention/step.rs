@@ -1,6 +1,5 @@
 //! The work of a decoding step's attention, made once for all layers.
 
-use super::paged::SPLIT;
 use crate::attention::{BLOCK_TOKENS, NewTokens};
 use crate::device::array::{Array, Gpu};
 use crate::device::error::{KernelError, Result};
@@ -8,6 +7,8 @@ use crate::device::error::{KernelError, Result};
 /// Rows of a tile, for each variant of the kernels. A row is a pair of a token and a query head of
 /// one group.
 const TILE_ROWS: [usize; 3] = [4, 8, 16];
+/// Threads of a block, and keys of a split.
+pub(super) const SPLIT: usize = 128;
 /// Tiles of a sequence up to which each split of its keys has a block of its own: there are too
 /// few tiles to fill the device.
 const MOST_SPLIT_TILES: usize = 4;

@@ -1,7 +1,7 @@
 //! Products of matrices on the emulated device.
 
+use crate::arguments::{Precision, Receive};
 use crate::device::launcher::{Factor, FactorType, Gemm};
-use crate::device::product::{Precision, Receive};
 
 /// Multiplies matrices: each element is one chain of fused multiply-adds in ascending order.
 ///

@@ -15,7 +15,7 @@ use crate::attention::Attention;
 use crate::host::pool;
 use crate::host::product::lanes::Line;
 use crate::host::product::{Destination, Factor, LANES, Matrix, Threads, Write, as_uninit};
-use crate::host::rows::written;
+use crate::host::written::written;
 
 /// Query rows of one tile.
 const TILE: usize = 32;

@@ -8,7 +8,7 @@ use crate::attention::{Attention, BLOCK_TOKENS, NewTokens};
 use crate::host::pool;
 use crate::host::product::Destination;
 use crate::host::product::lanes::{LANES, Line};
-use crate::host::rows::written;
+use crate::host::written::written;
 
 /// Consecutive new tokens of one task: the rows of the largest tile.
 const RUN: usize = 8;

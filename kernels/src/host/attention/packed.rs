@@ -9,7 +9,7 @@ use crate::attention::{Attention, Segments};
 use crate::host::pool;
 use crate::host::product::Destination;
 use crate::host::product::lanes::Line;
-use crate::host::rows::written;
+use crate::host::written::written;
 
 /// Attention within each segment: `[tokens, columns]` → `[tokens, query_heads · head_dim]`.
 ///

@@ -44,7 +44,7 @@ mod tiles;
 
 use std::mem::MaybeUninit;
 
-use super::rows::written;
+use super::written::written;
 pub use destination::Write;
 pub(crate) use destination::{Destination, as_uninit};
 pub(crate) use factor::Factor;

@@ -5,7 +5,7 @@ use kernels::random::rand_distr::StandardNormal;
 
 use super::*;
 use crate::ops::attention::attend;
-use crate::ops::place::{Gpu, Host, read, tensor};
+use crate::ops::place::{read, tensor};
 
 fn noise(rows: usize, columns: usize) -> Tensor {
     let draws = Key::new(5, 1u64).stream(0, 0).sample_iter(StandardNormal);
@@ -33,7 +33,7 @@ fn attended(
     spec: Attention,
     backend: &Backend,
 ) -> Result<Tensor> {
-    fn in_place<P: Place>(
+    fn in_place<P: CachePlace>(
         cache: &mut Cache,
         qkv: &Tensor,
         news: &[NewTokens],
