@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::device::error::{KernelError, Result};
-use crate::device::launcher::{Allocation, Launcher};
+use crate::device::launcher::{Allocation, DeviceMemory, Launcher};
 
 /// A device. Clones share it.
 #[derive(Clone)]
@@ -72,6 +72,30 @@ impl Gpu {
     /// Whether both are the same device.
     pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.launcher, &other.launcher)
+    }
+
+    /// The memory in use; see [`Launcher::memory`].
+    ///
+    /// # Errors
+    /// Errors of the device.
+    pub fn memory(&self) -> Result<DeviceMemory> {
+        self.launcher.memory()
+    }
+
+    /// Begins the peak of the memory in use anew.
+    ///
+    /// # Errors
+    /// Errors of the device.
+    pub fn restart_peak(&self) -> Result<()> {
+        self.launcher.restart_peak()
+    }
+
+    /// Waits for all work.
+    ///
+    /// # Errors
+    /// Errors of the kernels before.
+    pub fn synchronize(&self) -> Result<()> {
+        self.launcher.synchronize()
     }
 
     /// An array with undefined contents.

@@ -72,6 +72,38 @@ pub trait Launcher: Any + Send + Sync {
     /// # Errors
     /// Errors of the device.
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<()>;
+
+    /// Waits for all work.
+    ///
+    /// # Errors
+    /// Errors of the kernels before.
+    fn synchronize(&self) -> Result<()>;
+
+    /// The memory in use, by this launcher and by others that share its pool.
+    ///
+    /// # Errors
+    /// Errors of the device.
+    fn memory(&self) -> Result<DeviceMemory>;
+
+    /// Begins [`DeviceMemory::peak`] anew.
+    ///
+    /// # Errors
+    /// Errors of the device.
+    fn restart_peak(&self) -> Result<()>;
+}
+
+/// Memory of a device, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Bytes that are allocated.
+    pub allocated: usize,
+    /// Most bytes that were allocated at once, since the beginning or the last
+    /// [restart](Launcher::restart_peak).
+    pub peak: usize,
+    /// Bytes that can still be allocated. Other programs may take them first.
+    pub free: usize,
+    /// Bytes of the device.
+    pub total: usize,
 }
 
 /// A product of row-major matrices.

@@ -33,6 +33,6 @@ pub mod emulator;
 pub use array::{Array, Gpu, Number, Slice, SliceMut};
 pub use error::{KernelError, Result};
 pub use kernel::Kernel;
-pub use launcher::{Allocation, Argument, Factor, FactorType, Gemm, Grid, Launcher};
+pub use launcher::{Allocation, Argument, DeviceMemory, Factor, FactorType, Gemm, Grid, Launcher};
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 pub use source::{HEADERS, SOURCES, Source};

@@ -7,6 +7,11 @@ use kernels::device::Launcher;
 use crate::device::{DEVICE, DriverStatus, status_of};
 use crate::status;
 
+/// Attributes of a pool, `CUmemPool_attribute` in `cuda.h`.
+const RESERVED_MEM_CURRENT: c_int = 5;
+const USED_MEM_CURRENT: c_int = 7;
+const USED_MEM_HIGH: c_int = 8;
+
 /// The pool, whose address no one follows.
 const POOL: *mut c_void = std::ptr::without_provenance_mut(2);
 
@@ -42,12 +47,12 @@ pub extern "C" fn cuMemFree_v2(pointer: u64) -> c_int {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> c_int {
-    // SAFETY: the caller passes the addresses of two numbers.
-    unsafe {
-        *free = DEVICE.emulator.free_bytes();
-        *total = DEVICE.bytes;
-    }
-    0
+    status(|| -> Result<(), DriverStatus> {
+        let memory = DEVICE.emulator.memory().map_err(status_of)?;
+        // SAFETY: the caller passes the addresses of two numbers.
+        unsafe { (*free, *total) = (memory.free, memory.total) };
+        Ok(())
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -60,10 +65,32 @@ pub unsafe extern "C" fn cuDeviceGetMemPool(pool: *mut *mut c_void, _device: c_i
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemPoolSetAttribute(
     _pool: *mut c_void,
-    _attribute: c_int,
+    attribute: c_int,
     _value: *mut c_void,
 ) -> c_int {
-    0
+    status(|| match attribute {
+        USED_MEM_HIGH => DEVICE.emulator.restart_peak().map_err(status_of),
+        _ => Ok(()),
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemPoolGetAttribute(
+    _pool: *mut c_void,
+    attribute: c_int,
+    value: *mut c_void,
+) -> c_int {
+    status(|| -> Result<(), DriverStatus> {
+        let memory = DEVICE.emulator.memory().map_err(status_of)?;
+        let found = match attribute {
+            RESERVED_MEM_CURRENT | USED_MEM_CURRENT => memory.allocated,
+            USED_MEM_HIGH => memory.peak,
+            _ => return Err(DriverStatus::NotSupported),
+        };
+        // SAFETY: the caller passes the address of a 64-bit number for these attributes.
+        unsafe { *value.cast::<u64>() = found as u64 };
+        Ok(())
+    })
 }
 
 #[unsafe(no_mangle)]

@@ -1,7 +1,7 @@
 //! The emulator finds faulty kernels. `emulator/faults.cu` has them.
 
 use kernels::device::emulator::{Emulator, Order};
-use kernels::device::{Argument, Grid, Kernel, KernelError, Launcher, Result};
+use kernels::device::{Argument, DeviceMemory, Grid, Kernel, KernelError, Launcher, Result};
 
 use super::ORDERS;
 
@@ -152,6 +152,14 @@ fn too_little_memory_says_how_much_is_free() {
     };
     assert_eq!(emulator.allocate(601), Err(expected));
     emulator.free(held);
-    assert_eq!(emulator.allocated(), 0);
+    let counts = |allocated, peak| DeviceMemory {
+        allocated,
+        peak,
+        free: 1000 - allocated,
+        total: 1000,
+    };
+    assert_eq!(emulator.memory(), Ok(counts(0, 400)));
+    emulator.restart_peak().unwrap();
     assert!(emulator.allocate(601).is_ok());
+    assert_eq!(emulator.memory(), Ok(counts(601, 601)));
 }

@@ -20,7 +20,7 @@ use cudarc::driver::{CudaStream, LaunchConfig, PushKernelArg};
 
 use crate::device::error::{KernelError, Result};
 use crate::device::kernel::Kernel;
-use crate::device::launcher::{Allocation, Argument, Gemm, Grid, Launcher};
+use crate::device::launcher::{Allocation, Argument, DeviceMemory, Gemm, Grid, Launcher};
 pub use compile::{Architecture, Compiled, compile, version};
 use modules::Modules;
 use products::Products;
@@ -207,16 +207,76 @@ impl Launcher for Driver {
         // SAFETY: the caller's promise is the condition.
         unsafe { self.products.multiply(gemm) }
     }
+
+    fn synchronize(&self) -> Result<()> {
+        let done = self.stream.synchronize();
+        done.map_err(|error| device_error("cuStreamSynchronize", error))
+    }
+
+    fn memory(&self) -> Result<DeviceMemory> {
+        use CUmemPool_attribute::{
+            CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, CU_MEMPOOL_ATTR_USED_MEM_CURRENT,
+            CU_MEMPOOL_ATTR_USED_MEM_HIGH,
+        };
+        self.bind()?;
+        let of_pool = |attribute| {
+            let bytes = pool_attribute(&self.stream, attribute)?;
+            Ok::<_, DriverError>(usize::try_from(bytes).unwrap_or(usize::MAX))
+        };
+        let all = || -> std::result::Result<_, DriverError> {
+            let allocated = of_pool(CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+            let kept = of_pool(CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?.saturating_sub(allocated);
+            let (free, total) = result::mem_get_info()?;
+            Ok(DeviceMemory {
+                allocated,
+                peak: of_pool(CU_MEMPOOL_ATTR_USED_MEM_HIGH)?,
+                free: free + kept,
+                total,
+            })
+        };
+        all().map_err(|error| device_error("cuMemPoolGetAttribute", error))
+    }
+
+    fn restart_peak(&self) -> Result<()> {
+        self.bind()?;
+        // The driver accepts 0, which it replaces by what is in use.
+        let attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+        let set = set_pool_attribute(&self.stream, attribute, 0);
+        set.map_err(|error| device_error("cuMemPoolSetAttribute", error))
+    }
 }
 
 /// Lets the stream's pool keep all freed memory.
 fn keep_freed_memory(stream: &CudaStream) -> std::result::Result<(), DriverError> {
-    let mut threshold = u64::MAX;
     let attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-    // SAFETY: the attribute is a 64-bit number, and the device of a context has a pool.
+    set_pool_attribute(stream, attribute, u64::MAX)
+}
+
+/// A number of the pool that a stream allocates from.
+fn pool_attribute(
+    stream: &CudaStream,
+    attribute: CUmemPool_attribute,
+) -> std::result::Result<u64, DriverError> {
+    let mut value = 0_u64;
+    // SAFETY: the attributes that are read here are 64-bit numbers, and the device of a context has
+    // a pool.
     unsafe {
         let pool = result::device::get_mem_pool(stream.context().cu_device())?;
-        result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast())
+        result::mem_pool::get_attribute(pool, attribute, (&raw mut value).cast())?;
+    }
+    Ok(value)
+}
+
+/// Sets a number of the pool that a stream allocates from.
+fn set_pool_attribute(
+    stream: &CudaStream,
+    attribute: CUmemPool_attribute,
+    mut value: u64,
+) -> std::result::Result<(), DriverError> {
+    // SAFETY: as in `pool_attribute`.
+    unsafe {
+        let pool = result::device::get_mem_pool(stream.context().cu_device())?;
+        result::mem_pool::set_attribute(pool, attribute, (&raw mut value).cast())
     }
 }
 

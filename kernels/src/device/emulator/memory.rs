@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::device::error::{KernelError, Result};
-use crate::device::launcher::Allocation;
+use crate::device::launcher::{Allocation, DeviceMemory};
 
 /// Alignment of an allocation's size, so that its end is the end of a page.
 const ALIGNMENT: usize = 16;
@@ -14,6 +14,8 @@ const FILL: u8 = 0xff;
 pub struct Memory {
     limit: usize,
     allocated: usize,
+    /// Most bytes that were allocated at once since [`Memory::restart_peak`].
+    peak: usize,
     /// Start and size of the mapping that holds each allocation.
     mappings: HashMap<u64, Mapping>,
 }
@@ -33,18 +35,24 @@ impl Memory {
         Self {
             limit,
             allocated: 0,
+            peak: 0,
             mappings: HashMap::new(),
         }
     }
 
-    /// Bytes that are allocated.
-    pub fn allocated(&self) -> usize {
-        self.allocated
+    /// The bytes in use.
+    pub fn counts(&self) -> DeviceMemory {
+        DeviceMemory {
+            allocated: self.allocated,
+            peak: self.peak,
+            free: self.limit - self.allocated,
+            total: self.limit,
+        }
     }
 
-    /// Bytes that are free.
-    pub fn free_bytes(&self) -> usize {
-        self.limit - self.allocated
+    /// Begins the peak anew.
+    pub fn restart_peak(&mut self) {
+        self.peak = self.allocated;
     }
 
     /// Allocates `bytes` that end before a guard page, rounded up to 16.
@@ -52,7 +60,7 @@ impl Memory {
     /// # Errors
     /// If fewer bytes are free.
     pub fn allocate(&mut self, bytes: usize) -> Result<Allocation> {
-        let free = self.free_bytes();
+        let free = self.limit - self.allocated;
         let refused = KernelError::OutOfMemory {
             requested: bytes,
             free,
@@ -66,6 +74,7 @@ impl Memory {
         // SAFETY: the mapping holds `usable` bytes from `pointer` on.
         unsafe { std::ptr::write_bytes(pointer as *mut u8, FILL, usable) };
         self.allocated += bytes;
+        self.peak = self.peak.max(self.allocated);
         self.mappings.insert(pointer, mapping);
         Ok(Allocation { pointer, bytes })
     }

@@ -23,7 +23,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::device::error::{KernelError, Result};
 use crate::device::kernel::Kernel;
-use crate::device::launcher::{Allocation, Argument, Gemm, Grid, Launcher};
+use crate::device::launcher::{Allocation, Argument, DeviceMemory, Gemm, Grid, Launcher};
 use block::Block;
 use entry::Entry;
 use memory::Memory;
@@ -44,16 +44,6 @@ impl Emulator {
         }
     }
 
-    /// Bytes that are allocated.
-    pub fn allocated(&self) -> usize {
-        self.memory().allocated()
-    }
-
-    /// Bytes that are free.
-    pub fn free_bytes(&self) -> usize {
-        self.memory().free_bytes()
-    }
-
     /// Size of each parameter of a kernel in bytes.
     ///
     /// # Errors
@@ -62,18 +52,18 @@ impl Emulator {
         Ok(Entry::find(kernel)?.sizes())
     }
 
-    fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
+    fn pages(&self) -> std::sync::MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Launcher for Emulator {
     fn allocate(&self, bytes: usize) -> Result<Allocation> {
-        self.memory().allocate(bytes)
+        self.pages().allocate(bytes)
     }
 
     fn free(&self, allocation: Allocation) {
-        self.memory().free(allocation);
+        self.pages().free(allocation);
     }
 
     unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
@@ -120,6 +110,19 @@ impl Launcher for Emulator {
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<()> {
         // SAFETY: the caller's promise is the function's condition.
         unsafe { gemm::multiply(gemm) };
+        Ok(())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn memory(&self) -> Result<DeviceMemory> {
+        Ok(self.pages().counts())
+    }
+
+    fn restart_peak(&self) -> Result<()> {
+        self.pages().restart_peak();
         Ok(())
     }
 }
