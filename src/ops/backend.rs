@@ -5,11 +5,11 @@
 //! that read them, and the decoder asks it where candle's graph is entered.
 
 use candle_core::{Device, Error};
-use kernels::device::Gpu;
 use kernels::device::product::Precision;
+use kernels::device::{DeviceMemory, Gpu};
 use kernels::host::product::ProductKernel;
 
-use super::place::cuda;
+use super::place::{cuda, lift};
 use crate::config;
 #[cfg(feature = "emulate")]
 use {
@@ -17,7 +17,7 @@ use {
     std::sync::Arc,
 };
 
-/// Memory of the emulated GPU.
+/// Memory of the emulated GPU, unless `COLLIMATE_EMULATED_BYTES` says otherwise.
 #[cfg(feature = "emulate")]
 const EMULATED_BYTES: usize = 4 << 30;
 
@@ -51,7 +51,11 @@ impl Backend {
     /// The emulated GPU, whose memory is the CPU's, with threads in this order.
     #[cfg(feature = "emulate")]
     pub fn emulated(order: Order) -> Self {
-        let emulator = Emulator::new(order, EMULATED_BYTES);
+        let bytes = std::env::var("COLLIMATE_EMULATED_BYTES");
+        let bytes = bytes.map_or(EMULATED_BYTES, |bytes| {
+            bytes.parse().expect("a number of bytes")
+        });
+        let emulator = Emulator::new(order, bytes);
         Self::Gpu(Gpu::new(Arc::new(emulator)), Device::Cpu)
     }
 
@@ -96,6 +100,17 @@ impl Backend {
         match self {
             Self::Gpu(gpu, _) => Ok(gpu),
             Self::Host(_) | Self::Composed(_) => candle_core::bail!("{self:?} is not a GPU"),
+        }
+    }
+
+    /// Memory of the GPU; `None` for another backend.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn memory(&self) -> Result<Option<DeviceMemory>, Error> {
+        match self {
+            Self::Gpu(gpu, _) => lift(gpu.memory()).map(Some),
+            Self::Host(_) | Self::Composed(_) => Ok(None),
         }
     }
 

@@ -21,3 +21,4 @@ pub(crate) mod residual;
 pub mod rope;
 pub(crate) mod storage;
 mod tap;
+pub mod work;

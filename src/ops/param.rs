@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Result, Storage, Tensor, bail};
+use kernels::device::Array;
 use kernels::host::product::{Matrix, Panels, ProductKernel, Weight};
 
 use super::backend::Backend;
@@ -35,6 +36,8 @@ pub struct Param {
     grad: Option<Grad>,
     packing: Mutex<Packing>,
     backend: Backend,
+    /// Memory of the emulated GPU in place of the value's and the gradient's, which are the CPU's.
+    _counted: Option<Array<f32>>,
 }
 
 /// How products get the parameter's panels.

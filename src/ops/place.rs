@@ -17,6 +17,7 @@ use kernels::host::product::Write;
 
 use super::backend::Backend;
 use super::storage::Reading;
+use super::work::DeviceFailure;
 
 pub(crate) use border::{enter, tensor};
 pub use host::Host;
@@ -169,9 +170,10 @@ pub fn select_rows(x: &Tensor, rows: &[u32], backend: &Backend) -> Result<Tensor
     }
 }
 
-/// An error of the device as candle's.
+/// An error of the device as candle's, in which a search finds it (see [`DeviceFailure`]). It takes
+/// no backtrace, whose layer would hide it.
 pub(crate) fn lift<T>(result: kernels::device::Result<T>) -> Result<T> {
-    result.map_err(candle_core::Error::wrap)
+    result.map_err(|error| candle_core::Error::Cuda(Box::new(DeviceFailure::new(error))))
 }
 
 /// Calls `f` with the elements of a contiguous `f32` tensor.

@@ -7,10 +7,13 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use kernels::device::Gpu;
+
 static ENABLED: AtomicBool = AtomicBool::new(false);
+static DEVICE: RwLock<Option<Gpu>> = RwLock::new(None);
 static TOTALS: Mutex<BTreeMap<ProfileKey, OperationTotal>> = Mutex::new(BTreeMap::new());
 
 thread_local! {
@@ -47,6 +50,21 @@ pub fn enable() {
     ENABLED.store(true, Ordering::Relaxed);
 }
 
+/// Lets spans begin and end when the work of a GPU has ended, so that the time of its kernels is that
+/// of their operation.
+pub fn wait_for(gpu: &Gpu) {
+    let mut device = DEVICE.write().unwrap_or_else(PoisonError::into_inner);
+    *device = Some(gpu.clone());
+}
+
+/// Waits for the work of the GPU. Its errors are left to the next call of the device.
+fn wait() {
+    let device = DEVICE.read().unwrap_or_else(PoisonError::into_inner);
+    if let Some(gpu) = &*device {
+        let _ = gpu.synchronize();
+    }
+}
+
 /// Whether profiling is on.
 pub fn is_enabled() -> bool {
     ENABLED.load(Ordering::Relaxed)
@@ -67,6 +85,7 @@ fn open(key: impl FnOnce(&'static str) -> ProfileKey) -> ProfileSpan {
     if !is_enabled() {
         return ProfileSpan(false);
     }
+    wait();
     OPEN.with_borrow_mut(|open| {
         let part = open.last().map_or("", |frame| frame.key.0);
         open.push(Frame {
@@ -97,6 +116,7 @@ impl Drop for ProfileSpan {
         if !self.0 {
             return;
         }
+        wait();
         let Some(frame) = OPEN.with_borrow_mut(Vec::pop) else {
             return;
         };

@@ -11,6 +11,7 @@ use crate::model::config::Head;
 use crate::model::{Decoder, ModelError};
 use crate::ops::backend::Backend;
 use crate::ops::param::Trainability;
+use crate::ops::work::{self, Work};
 use crate::reward::{RewardModel, Rewards};
 
 impl Roles {
@@ -25,14 +26,20 @@ impl Roles {
         seed: u64,
         backend: &Backend,
     ) -> Result<Self, RolesError> {
+        let loading = |role| work::begin(Work::Loading(role));
         let loader = Loader::new(&layout, seed, backend)?;
+        let _work = loading("reward model");
         let reward = Rewards::load(rewards, &|folder| loader.reward_model(folder))?;
+        let _work = loading("actor");
         let actor = loader.decoder(&layout.actor, seed)?;
+        let _work = loading("critic");
         let critic = layout.critic.as_ref();
         let critic = critic.map(|role| loader.decoder(role, Independent::Critic.seed(seed)));
         let critic = critic.transpose()?;
+        let _work = loading("judge");
         let judge = layout.judge.as_ref().map(|role| loader.scorer(role));
         let judge = judge.transpose()?;
+        let _work = loading("reference");
         let reference = layout.reference.as_ref();
         let reference = reference.map(|role| loader.reference(role)).transpose()?;
         Ok(Self {
@@ -59,13 +66,11 @@ impl<'a> Loader<'a> {
     fn new(layout: &'a RoleLayout, seed: u64, backend: &'a Backend) -> Result<Self, ModelError> {
         let base = match layout.shared {
             SharedTensors::None => None,
-            SharedTensors::Trunk { .. } | SharedTensors::Base => Some(Decoder::load(
-                layout.base(),
-                Head::LanguageModel,
-                0,
-                |_| Trainability::Frozen,
-                backend,
-            )?),
+            SharedTensors::Trunk { .. } | SharedTensors::Base => {
+                let _work = work::begin(Work::Loading("weights that the roles share"));
+                let (head, frozen) = (Head::LanguageModel, |_: &_| Trainability::Frozen);
+                Some(Decoder::load(layout.base(), head, 0, frozen, backend)?)
+            }
         };
         Ok(Self {
             layout,

@@ -7,6 +7,7 @@ mod changes;
 mod context;
 mod dataset;
 mod definition;
+mod device_memory;
 mod dpo;
 mod examples;
 mod first_records;

@@ -9,9 +9,10 @@ use super::context::{Context, Finished};
 use super::definition::definition;
 use super::plan::machine::MemoryBound;
 use super::plan::models::with_local_models;
-use super::{arithmetic, changes, origin, preflight};
+use super::{arithmetic, changes, device_memory, origin, preflight};
 use crate::config::{Config, Stage, Training, TrainingLength};
 use crate::ops::backend::Backend;
+use crate::ops::place::lift;
 use crate::ops::profile;
 use crate::terminal::{self, phase::NamedStage};
 use crate::train::checkpoint::Checkpoints;
@@ -129,11 +130,18 @@ fn note_stopped(stage: Stage, files: &StageFolder) -> Result<()> {
 /// Runs a stage, and prints its profile with `--profile`.
 fn run_profiled(context: &Context) -> Result<Option<Finished>> {
     let stage = context.stage;
+    if let Backend::Gpu(gpu, _) = context.backend {
+        lift(gpu.restart_peak())?;
+        if profile::is_enabled() {
+            profile::wait_for(gpu);
+        }
+    }
     let ran = {
         let _part = profile::part("other");
         let defined = definition(context.config, stage)?;
         defined
             .run(context)
+            .map_err(|error| device_memory::explain(error, context.config, stage))
             .with_context(|| format!("stage {stage}"))?
     };
     if profile::is_enabled() {

@@ -16,6 +16,8 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::durable::{self, on};
+use super::memory::peak_bytes;
+use crate::ops::backend::Backend;
 use kept::LogLines;
 
 pub use names::*;
@@ -47,6 +49,20 @@ impl Metrics {
     pub fn set(&mut self, name: &str, value: f64) -> &mut Self {
         self.values.insert(name.into(), Value::from(value));
         self
+    }
+
+    /// Sets the peaks of memory, those of the process and of a GPU.
+    ///
+    /// # Errors
+    /// If the GPU fails.
+    pub fn set_memory(&mut self, backend: &Backend) -> candle_core::Result<()> {
+        if let Some(bytes) = peak_bytes() {
+            self.set(MEMORY_PEAK_BYTES, bytes as f64);
+        }
+        if let Some(memory) = backend.memory()? {
+            self.set(MEMORY_DEVICE_PEAK_BYTES, memory.peak as f64);
+        }
+        Ok(())
     }
 
     /// The value of `name`, if it was set and is finite.
@@ -370,9 +386,14 @@ mod tests {
     #[test]
     fn timing_is_told_from_training() {
         assert!(
-            [TIME_STEP, MEMORY_PEAK_BYTES, ROLLOUT_TOKENS_PER_SECOND]
-                .into_iter()
-                .all(is_timing)
+            [
+                TIME_STEP,
+                MEMORY_PEAK_BYTES,
+                MEMORY_DEVICE_PEAK_BYTES,
+                ROLLOUT_TOKENS_PER_SECOND,
+            ]
+            .into_iter()
+            .all(is_timing)
         );
         assert!(
             ![OBJECTIVE_KL, ROLLOUT_LENGTH_MEAN, TRAIN_TOKENS]

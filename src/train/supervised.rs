@@ -18,7 +18,6 @@ use super::best::{Best, BestWeights};
 use super::checkpoint::Checkpoint;
 use super::configured::{adamw, gradient, is_due, never_at_peak, rate_of_zero, schedule};
 use super::float;
-use super::memory::peak_bytes;
 use super::metrics::{Metrics, names};
 use super::objective::{Evaluation, Objective};
 use super::optimizer::{AdamW, StepOutcome};
@@ -31,6 +30,7 @@ use crate::config::Training;
 use crate::data::packing::cut;
 use crate::model::Decoder;
 use crate::ops::profile;
+use crate::ops::work::{self, Work};
 use crate::terminal::Phase;
 
 /// The inputs of a supervised stage's loop.
@@ -156,9 +156,7 @@ impl<O: Objective> Steps for Trainer<'_, O> {
         let shown = [("loss", sums.loss), ("tok/s", speed)];
         self.stage.progress.step(step, &shown);
         self.evaluate_when_due(&mut metrics)?;
-        if let Some(bytes) = peak_bytes() {
-            metrics.set(names::MEMORY_PEAK_BYTES, bytes as f64);
-        }
+        metrics.set_memory(self.model.params().backend())?;
         self.stage.log.write(&metrics)?;
         if is_due(step, self.job.training.save_steps) {
             self.save()?;
@@ -241,6 +239,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
         };
         let micro_batches = batches(job, job.examples, indices)?;
         let total = job.objective.total(&micro_batches);
+        let _work = work::begin(Work::Training("model"));
         params.zero_grad()?;
         let count = micro_batches.len();
         let phase = (count > 1).then(|| Phase::counted("micro-batches", count));
@@ -266,6 +265,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
     /// Takes the optimizer's step, or skips one whose loss or gradient is not finite; returns the
     /// gradient's norm.
     fn update(&mut self, loss: f64, rate: f64) -> Result<f64> {
+        let _work = work::begin(Work::Optimizer);
         let objective = self.job.objective;
         let outcome = match loss.is_finite() {
             true => self

@@ -3,7 +3,7 @@
 
 use crate::on_policy::{iterations, number};
 use crate::sharing::{adapters, tensors, trunk};
-use crate::support::Workspace;
+use crate::support::{Ended, Workspace};
 
 /// The flag that selects the GPU.
 pub fn gpu() -> String {
@@ -98,4 +98,52 @@ fn ppo_starts_on_policy_whatever_is_shared() {
             assert!(number(line, "policy/approx_kl") > 0.0, "{name}: {line:?}");
         }
     }
+}
+
+/// Runs PPO on a GPU of `bytes` of memory.
+fn ppo_within(workspace: &Workspace, bytes: u64, flags: &str) -> Ended {
+    let mut command = workspace.command(&format!("ppo config.toml {flags} {GPU}"));
+    let output = command.env("COLLIMATE_EMULATED_BYTES", bytes.to_string());
+    Ended::of(output.output().expect("the binary"))
+}
+
+#[test]
+fn too_little_memory_names_its_use_and_loses_nothing() {
+    let workspace = Workspace::trained();
+    let flags = "--set ppo.max_steps=6 --set ppo.save_steps=1 --set ppo.eval_steps=0";
+    workspace.succeed(&format!(
+        "ppo config.toml --set run.name=whole {flags} {GPU}"
+    ));
+
+    // Less than one pass needs beside the weights, and less than the weights.
+    let lines = workspace.metrics("whole", "ppo");
+    let peaks = lines.iter();
+    let peaks: Vec<u64> = peaks
+        .map(|line| number(line, "memory/device_peak_bytes") as u64)
+        .collect();
+    let small = ppo_within(&workspace, 10_000, &format!("{flags} --set run.name=small"));
+    small.assert_refused(&[
+        "stage ppo",
+        "loading the reward model",
+        "ppo.share = \"adapter\"",
+    ]);
+
+    // The first iteration with a greater peak than those before it.
+    let later = (1..peaks.len()).find(|&i| peaks[i] > peaks[0]);
+    let later = later.expect("an iteration that needs more than the first");
+    let limited = format!("{flags} --set run.name=limited");
+    let ended = ppo_within(&workspace, peaks[later] - 1, &limited);
+    ended.assert_refused(&[
+        "stage ppo",
+        "of device memory at once",
+        "are free",
+        "lower ppo.",
+        "share weights",
+    ]);
+    assert_eq!(workspace.metrics("limited", "ppo").len(), later);
+    workspace.succeed(&format!("ppo config.toml {limited} {GPU}"));
+    assert_eq!(
+        workspace.weights("limited", "ppo"),
+        workspace.weights("whole", "ppo")
+    );
 }

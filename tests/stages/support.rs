@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
 
 use serde_json::{Map, Value};
@@ -23,6 +23,14 @@ pub struct Ended {
 }
 
 impl Ended {
+    /// Exit code and standard error of a finished process.
+    pub fn of(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
     /// Asserts that the command was refused, with these parts in its message.
     #[allow(dead_code, reason = "some binaries have no use for it")]
     #[track_caller]
@@ -142,11 +150,7 @@ impl Workspace {
     /// Runs `collimate` with these arguments until it exits. A failing test lists its commands.
     pub fn run(&self, arguments: &str) -> Ended {
         eprintln!("collimate {arguments}");
-        let output = self.command(arguments).output().expect("the binary");
-        Ended {
-            code: output.status.code(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
+        Ended::of(self.command(arguments).output().expect("the binary"))
     }
 
     /// Runs a command that must succeed.

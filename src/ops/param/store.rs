@@ -12,11 +12,12 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Result, Tensor, bail};
+use kernels::device::Array;
 use kernels::host::rows;
 
 use super::{Grad, Packing, Param, Trainability};
 use crate::ops::backend::Backend;
-use crate::ops::place::{Gpu, Place, lift};
+use crate::ops::place::{Gpu, Place, lift, tensor};
 use crate::ops::storage;
 
 /// Initial state of a new parameter.
@@ -59,7 +60,6 @@ impl ParamStore {
         shared: Vec<Arc<Param>>,
         backend: &Backend,
     ) -> Result<Self> {
-        let device = backend.device();
         initial.sort_by(|a, b| a.name.cmp(&b.name));
         let size = |i: &InitialParam| {
             if i.training == Trainability::Trained {
@@ -69,9 +69,7 @@ impl ParamStore {
             }
         };
         let total: usize = initial.iter().map(size).sum();
-        let arena = (total > 0)
-            .then(|| Tensor::zeros(total, DType::F32, device))
-            .transpose()?;
+        let arena = (total > 0).then(|| zeros(total, backend)).transpose()?;
         let (mut params, mut offset) = (BTreeMap::new(), 0);
         for item in initial {
             let length = size(&item);
@@ -81,13 +79,15 @@ impl ParamStore {
                 .map(|a| Grad::new(a, offset, &item.shape))
                 .transpose()?;
             offset += length;
-            let value = Tensor::from_vec(item.data, item.shape, device)?;
+            let counted = counted(item.data.len() + length, backend)?;
+            let value = on_device(item.data, item.shape, backend)?;
             let param = Param {
                 name: item.name.clone(),
                 value,
                 grad,
                 packing: Mutex::new(Packing::OnTheWay),
                 backend: backend.clone(),
+                _counted: counted,
             };
             if params.insert(item.name.clone(), Arc::new(param)).is_some() {
                 bail!("two parameters are named {}", item.name);
@@ -197,6 +197,35 @@ impl ParamStore {
                 .is_some_and(|g| !g.reached.load(Ordering::Relaxed))
         };
         self.iter().filter(missed).map(|p| p.name()).collect()
+    }
+}
+
+/// A tensor of the backend with these elements.
+fn on_device(data: Vec<f32>, shape: Vec<usize>, backend: &Backend) -> Result<Tensor> {
+    match backend {
+        Backend::Gpu(gpu, _) => {
+            if shape.iter().product::<usize>() != data.len() {
+                bail!("{} elements for the shape {shape:?}", data.len());
+            }
+            tensor::<Gpu>(lift(gpu.upload(&data))?, shape, backend)
+        }
+        Backend::Host(_) | Backend::Composed(_) => Tensor::from_vec(data, shape, backend.device()),
+    }
+}
+
+/// A flat tensor of zeros.
+fn zeros(len: usize, backend: &Backend) -> Result<Tensor> {
+    match backend {
+        Backend::Gpu(gpu, _) => tensor::<Gpu>(lift(gpu.zeros(len))?, len, backend),
+        Backend::Host(_) | Backend::Composed(_) => Tensor::zeros(len, DType::F32, backend.device()),
+    }
+}
+
+/// Memory of `len` numbers on the emulated GPU, whose tensors lie in the CPU's; `None` elsewhere.
+fn counted(len: usize, backend: &Backend) -> Result<Option<Array<f32>>> {
+    match backend {
+        Backend::Gpu(gpu, Device::Cpu) => lift(gpu.array(len)).map(Some),
+        _ => Ok(None),
     }
 }
 

@@ -6,7 +6,6 @@ use super::PpoRun;
 use super::collect::Collected;
 use super::state::RolloutMeans;
 use crate::rlhf::stats::mean;
-use crate::train::memory::peak_bytes;
 use crate::train::metrics::{Metrics, names};
 
 impl PpoRun<'_> {
@@ -39,9 +38,7 @@ impl PpoRun<'_> {
         if old.entropies.iter().all(|&entropy| entropy == 0.0) {
             self.note_no_choice();
         }
-        if let Some(bytes) = peak_bytes() {
-            metrics.set(names::MEMORY_PEAK_BYTES, bytes as f64);
-        }
+        metrics.set_memory(self.context.backend)?;
         let means = RolloutMeans {
             score: mean(&experience.scores().total),
             kl: metrics.get(names::OBJECTIVE_KL),

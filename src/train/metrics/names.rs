@@ -175,3 +175,5 @@ pub const TIME_UPDATE: &str = "time/update";
 pub const TIME_EVAL: &str = "time/eval";
 /// Peak resident bytes of the process.
 pub const MEMORY_PEAK_BYTES: &str = "memory/peak_bytes";
+/// Most bytes allocated on the GPU at once since the stage began.
+pub const MEMORY_DEVICE_PEAK_BYTES: &str = "memory/device_peak_bytes";
