@@ -118,6 +118,13 @@ pub enum Device {
     Emulated,
 }
 
+impl Device {
+    /// Whether it is a GPU, with memory of its own.
+    pub fn is_gpu(self) -> bool {
+        self != Self::Cpu
+    }
+}
+
 impl FromStr for Device {
     type Err = String;
 

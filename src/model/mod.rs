@@ -20,5 +20,6 @@ pub(crate) mod score_position;
 pub mod trunk;
 pub mod weights;
 
+pub(crate) use block::attention_of;
 pub use decoder::{Decoder, Gradient, Holding, Recompute, TensorSource};
 pub use error::ModelError;

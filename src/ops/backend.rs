@@ -35,10 +35,7 @@ pub enum Backend {
 
 /// The device cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "device \"{device}\" cannot be used; it needs a build with --features cuda and a GPU of that \
-     number (see nvidia-smi)"
-)]
+#[error("run.device = \"{device}\" cannot be used (\"cpu\" can)")]
 pub struct DeviceError {
     device: config::Device,
     source: Error,
@@ -51,11 +48,7 @@ impl Backend {
     /// The emulated GPU, whose memory is the CPU's, with threads in this order.
     #[cfg(feature = "emulate")]
     pub fn emulated(order: Order) -> Self {
-        let bytes = std::env::var("COLLIMATE_EMULATED_BYTES");
-        let bytes = bytes.map_or(EMULATED_BYTES, |bytes| {
-            bytes.parse().expect("a number of bytes")
-        });
-        let emulator = Emulator::new(order, bytes);
+        let emulator = Emulator::new(order, emulated_bytes());
         Self::Gpu(Gpu::new(Arc::new(emulator)), Device::Cpu)
     }
 
@@ -142,6 +135,25 @@ impl Backend {
             _ => false,
         }
     }
+}
+
+/// Bytes of a GPU's memory; `None` if the device is none or cannot be found.
+pub fn device_bytes(device: config::Device) -> Option<u64> {
+    match device {
+        config::Device::Cpu => None,
+        config::Device::Cuda(ordinal) => cuda::total_bytes(ordinal),
+        #[cfg(feature = "emulate")]
+        config::Device::Emulated => Some(emulated_bytes() as u64),
+    }
+}
+
+/// Memory of the emulated GPU.
+#[cfg(feature = "emulate")]
+fn emulated_bytes() -> usize {
+    let bytes = std::env::var("COLLIMATE_EMULATED_BYTES");
+    bytes.map_or(EMULATED_BYTES, |bytes| {
+        bytes.parse().expect("a number of bytes")
+    })
 }
 
 /// The kernel that a setting selects on this processor.

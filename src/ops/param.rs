@@ -15,7 +15,7 @@ use kernels::device::Array;
 use kernels::host::product::{Matrix, Panels, ProductKernel, Weight};
 
 use super::backend::Backend;
-use super::place::Place;
+use super::place::{Gpu, Place, lift};
 use super::storage::{self, Reading};
 
 pub use store::{InitialParam, ParamStore};
@@ -195,6 +195,21 @@ impl Param {
             .flatten_all()?
             .contiguous()?;
         self.value.flatten_all()?.slice_set(&flat, 0, 0)
+    }
+
+    /// Replaces the elements, in row-major order, where they lie.
+    ///
+    /// # Errors
+    /// If their number differs, or the device fails.
+    pub fn overwrite(&self, values: &[f32]) -> Result<()> {
+        match &self.backend {
+            Backend::Gpu(..) => self.update_in::<Gpu>(|mut own| lift(own.upload(values))),
+            Backend::Host(_) | Backend::Composed(_) => self.set(&Tensor::from_slice(
+                values,
+                self.dims(),
+                self.value.device(),
+            )?),
+        }
     }
 
     /// Calls `f` to add to the gradient on the CPU; does nothing for a frozen parameter.

@@ -9,6 +9,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, anyhow};
+use kernels::device::attention;
 
 use super::context::check_vocabulary;
 use super::definition::definition;
@@ -17,8 +18,10 @@ use super::plan::StagePlan;
 use super::plan::machine::{self, MemoryBound};
 use super::plan::models::{RunModels, with_local_models};
 use super::tokenizer::byte_tokenizer;
-use crate::config::{Config, Device, ModelStart, Ppo, Share, Stage};
+use crate::config::{Config, ModelStart, Ppo, Share, Stage};
 use crate::data::tokenizer::Tokenizer;
+use crate::model::attention_of;
+use crate::model::config::DecoderConfig;
 use crate::roles::{PpoModels, RoleLayout, is_model};
 use crate::terminal::Phase;
 use crate::train::run_folder::Existing;
@@ -37,8 +40,9 @@ pub fn plans(config: &Config, stages: &[Stage], run: Existing) -> Result<Vec<Sta
 fn plan_of(models: RunModels, stage: Stage) -> Result<StagePlan> {
     let config = models.0;
     let mut plan = definition(config, stage)?.plan(models, stage)?;
-    if config.run.device != Device::Cpu {
-        let note = "cache and activations are those of the CPU; a GPU's graph holds more";
+    if config.run.device.is_gpu() {
+        let note = "memory of the GPU; not counted: the driver's context and the libraries, about \
+                    0.5 GiB";
         plan.notes.push(note.to_owned());
     }
     Ok(plan)
@@ -66,6 +70,7 @@ pub fn check(
 /// The error of the first stage that cannot begin.
 pub fn check_stages(config: &Config, stages: &[Stage], run: Existing) -> Result<()> {
     let local = with_local_models(config, stages)?;
+    check_heads(&local, stages, run)?;
     for &stage in stages {
         check_stage(RunModels(&local, run), stage).with_context(|| format!("stage {stage}"))?;
     }
@@ -98,6 +103,42 @@ pub fn try_user_code(config: &Config, stages: &[Stage], run: Existing) -> Result
         })?;
     }
     Ok(())
+}
+
+/// Checks that a GPU has kernels for the attention heads of all models that `stages` read or make.
+/// A model that cannot be described yet is left to its stage.
+///
+/// # Errors
+/// The first model that it has none for, with the key.
+pub fn check_heads(config: &Config, stages: &[Stage], run: Existing) -> Result<()> {
+    if !config.run.device.is_gpu() {
+        return Ok(());
+    }
+    let models = RunModels(config, run);
+    let scratch = stages.contains(&Stage::Pretrain).then(|| models.scratch());
+    if let Some(Ok(decoder)) = scratch {
+        check_head(&decoder).context("[model]")?;
+    }
+    for &stage in stages {
+        for (key, folder) in config.models_read(stage) {
+            let Ok(model) = models.describe(folder) else {
+                continue;
+            };
+            let file = || format!("stage {stage}: {key} = {}/config.json", folder.display());
+            check_head(&model.decoder).with_context(file)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_head(decoder: &DecoderConfig) -> Result<()> {
+    attention::check(&attention_of(decoder, 0)).map_err(|error| {
+        anyhow!(
+            "head_dim (or hidden_size / num_attention_heads) is {}: {error}; run this model on \
+             the CPU (run.device = \"cpu\")",
+            decoder.head_dim
+        )
+    })
 }
 
 fn check_stage(run: RunModels, stage: Stage) -> Result<()> {

@@ -178,6 +178,7 @@ fn check_remaining(
             if renamed && folder.existing_stage(stage).path().exists() {
                 preflight::check_stages(config, &ahead, run)?;
             }
+            preflight::check_heads(config, &ahead, existing)?;
             preflight::check_sharing(config, stage, existing)
         }
         _ => {

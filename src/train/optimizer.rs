@@ -88,6 +88,11 @@ impl AdamW {
         self.steps
     }
 
+    /// Number of elements of each moment.
+    pub fn size(&self) -> usize {
+        self.moments.len()
+    }
+
     /// First and second moments on the host, in name order.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! A copy in memory of trained parameters and their optimizer, to restore later.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
 use super::optimizer::AdamW;
 use crate::ops::param::ParamStore;
@@ -38,8 +38,7 @@ impl Rollback {
     /// If the store or the optimizer is another one, or the device fails.
     pub fn put_back(self, params: &ParamStore, optimizer: &mut AdamW) -> Result<()> {
         for (param, values) in params.trained().zip(self.params) {
-            let device = param.value().device();
-            param.set(&Tensor::from_vec(values, param.dims(), device)?)?;
+            param.overwrite(&values)?;
         }
         optimizer.restore(self.steps, self.first, self.second)
     }

@@ -4,7 +4,6 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use candle_core::Tensor;
 use safetensors::Dtype;
 
 use super::checkpoint::{Checkpoint, CheckpointError, Writer};
@@ -80,7 +79,7 @@ pub fn restore(
 ) -> Result<(), SnapshotError> {
     restore_params(&checkpoint.path(&params_file(role)), model)?;
     let moments = Tensors::open(&checkpoint.path(&moments_file(role)))?;
-    let size = optimizer.moments()?[0].len();
+    let size = optimizer.size();
     Ok(optimizer.restore(
         steps,
         moments.values(FIRST, size)?,
@@ -104,11 +103,7 @@ pub fn restore_params(file: &Path, model: &Decoder) -> Result<(), SnapshotError>
     let tensors = Tensors::open(file)?;
     for param in model.params().trained() {
         let values = tensors.values(param.name(), param.value().elem_count())?;
-        param.set(&Tensor::from_vec(
-            values,
-            param.dims(),
-            param.value().device(),
-        )?)?;
+        param.overwrite(&values)?;
     }
     Ok(())
 }

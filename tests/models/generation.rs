@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use collimate::config::LayersToTransform;
+use collimate::config::{Device, LayersToTransform};
 use collimate::model::Decoder;
 use collimate::model::config::{Head, is_embedding};
 use collimate::model::generator::Generator;
@@ -63,7 +63,7 @@ fn the_cache_is_the_one_that_a_generation_reserves() -> Anyhow {
                 &settings,
                 &mut |_| {},
             )?;
-            let planned = reserve(model.decoder_config(), prompts, 4, cache)?;
+            let planned = reserve(model.decoder_config(), prompts, 4, cache, Device::Cpu)?;
             assert_eq!(planned.blocks, output.stats.reserved_blocks, "{name}");
             assert_eq!(planned.bytes, planned.blocks * block, "{name}");
         }

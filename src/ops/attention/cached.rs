@@ -75,10 +75,15 @@ impl Cache {
         let columns = 2 * spec.kv_heads * spec.head_dim;
         let bytes = match backend {
             Backend::Host(_) => KeyValueBlocks::block_bytes(spec),
-            Backend::Gpu(..) => PagedCache::<f32>::block_bytes(&spec),
+            Backend::Gpu(..) => return Self::gpu_block_bytes(spec, layers),
             Backend::Composed(_) => BLOCK_TOKENS * columns * size_of::<f32>(),
         };
         layers * bytes
+    }
+
+    /// [`Self::block_bytes`] on a GPU.
+    pub fn gpu_block_bytes(spec: Attention, layers: usize) -> usize {
+        layers * PagedCache::<f32>::block_bytes(&spec)
     }
 
     /// Copies whole blocks, in every layer.

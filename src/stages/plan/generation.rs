@@ -4,8 +4,11 @@
 use kernels::host::product::{Panels, ProductKernel};
 use rollout::{BLOCK_TOKENS, CacheBudget, Error, GenerationSettings, LastToken, Request};
 
+use crate::config::Device;
+use crate::model::attention_of;
 use crate::model::config::{DecoderConfig, LM_HEAD, TensorSpec, layer_of, weight};
 use crate::model::generator::cache_spec;
+use crate::ops::attention::cached::Cache;
 use crate::ops::backend::Backend;
 
 /// Prompts that are completed together.
@@ -39,7 +42,7 @@ impl CacheReserve {
     }
 }
 
-/// The cache that a generation on the CPU reserves if at most `max_batch` sequences run at once.
+/// The cache that a generation on `device` reserves if at most `max_batch` sequences run at once.
 ///
 /// # Errors
 /// If a prompt does not fit into the context, or one sequence does not fit into the cache.
@@ -48,6 +51,7 @@ pub fn reserve(
     prompts: PromptBatch,
     max_batch: usize,
     cache: CacheBudget,
+    device: Device,
 ) -> Result<CacheReserve, Error> {
     let request = Request {
         key: 0,
@@ -62,7 +66,11 @@ pub fn reserve(
         last_token: prompts.last_token,
         ..GenerationSettings::default()
     };
-    let spec = cache_spec(decoder, &Backend::CPU);
+    let mut spec = cache_spec(decoder, &Backend::CPU);
+    if device.is_gpu() {
+        let (attention, layers) = (attention_of(decoder, 0), decoder.num_hidden_layers);
+        spec.block_bytes = Cache::gpu_block_bytes(attention, layers);
+    }
     let blocks = rollout::check(&vec![request; prompts.count], &settings, &spec)? as usize;
     Ok(CacheReserve {
         blocks,

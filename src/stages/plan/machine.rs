@@ -1,8 +1,8 @@
 //! Compares the memory and disk space of a plan with those of this machine.
 //!
-//! The limit on memory is the machine's, or that of its control group, with swap. The disk must
+//! The limit on memory is the GPU's, or the machine's or that of its control group, with swap. The disk must
 //! have room for the checkpoints that are kept at once and the final models. Not counted: the
-//! program, data, logs, GPUs, and checkpoints kept by `keep_every`.
+//! program, data, logs, and checkpoints kept by `keep_every`.
 
 use std::fs;
 use std::path::Path;
@@ -11,6 +11,7 @@ use anyhow::{Result, bail};
 
 use super::StagePlan;
 use crate::config::{Config, Device, SaveDtype, Stage, Training, TrainingLength};
+use crate::ops::backend::device_bytes;
 use crate::terminal;
 use crate::train::memory;
 use crate::train::run_folder::Existing;
@@ -60,13 +61,18 @@ pub fn check(
 /// # Errors
 /// If it does not fit, with both numbers.
 pub fn check_memory(config: &Config, plan: &StagePlan, bound: MemoryBound) -> Result<()> {
-    match memory::limit_bytes().filter(|_| config.run.device == Device::Cpu) {
-        Some(most) => check_within(plan, most, bound),
+    let device = config.run.device;
+    let (most, place) = match device {
+        Device::Cpu => (memory::limit_bytes(), "this machine"),
+        _ => (device_bytes(device), "the GPU"),
+    };
+    match most {
+        Some(most) => check_within(plan, most, place, bound),
         None => Ok(()),
     }
 }
 
-fn check_within(plan: &StagePlan, most: u64, bound: MemoryBound) -> Result<()> {
+fn check_within(plan: &StagePlan, most: u64, place: &str, bound: MemoryBound) -> Result<()> {
     let (needed, certain) = (plan.peak_bytes() as u64, plan.roles_bytes() as u64);
     if needed <= most {
         return Ok(());
@@ -76,8 +82,8 @@ fn check_within(plan: &StagePlan, most: u64, bound: MemoryBound) -> Result<()> {
     let (needed, most_gib) = (gib(needed), gib(most));
     if bound == MemoryBound::Certain && certain <= most {
         terminal::note_once(format!(
-            "{stage}: its longest sequences would take {needed} of memory at once, and this \
-             machine has {most_gib}; if it runs out of memory, lower {stage}.micro_batch_tokens"
+            "{stage}: its longest sequences would take {needed} of memory at once, and {place} has \
+             {most_gib}; if it runs out of memory, lower {stage}.micro_batch_tokens"
         ));
         return Ok(());
     }
@@ -88,7 +94,7 @@ fn check_within(plan: &StagePlan, most: u64, bound: MemoryBound) -> Result<()> {
         _ => "train fewer weights (lora, trunk_layers)",
     };
     bail!(
-        "stage {stage} needs {needed} of memory at once, and this machine has {most_gib}; lower \
+        "stage {stage} needs {needed} of memory at once, and {place} has {most_gib}; lower \
          {stage}.micro_batch_tokens, set {stage}.recompute = \"block\", or {fewer}"
     )
 }
@@ -181,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_plan_beyond_the_machine_is_refused_with_both_numbers() {
-        let check = |bytes, bound| check_within(&plan(bytes), 23 << 30, bound);
+        let check = |bytes, bound| check_within(&plan(bytes), 23 << 30, "this machine", bound);
         assert!(check(23 << 30, MemoryBound::Longest).is_ok());
         let error = check(139 << 30, MemoryBound::Longest).unwrap_err();
         let error = error.to_string();

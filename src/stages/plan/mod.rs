@@ -16,7 +16,7 @@ pub mod models;
 pub(super) mod supervised;
 pub(super) mod table;
 
-use crate::config::{Config, DataSource, ModelStart, Stage};
+use crate::config::{Config, DataSource, Device, ModelStart, Stage};
 use crate::model::activations::TrainingPass;
 use crate::ops::head::most_logits;
 use crate::roles::RoleTensors;
@@ -97,10 +97,14 @@ pub fn not_counted(config: &Config) -> String {
 }
 
 /// The activations of a training pass, with the memory of its backward pass.
-pub(super) fn activations(pass: TrainingPass) -> PlannedBuffer {
+pub(super) fn activations(pass: TrainingPass, device: Device) -> PlannedBuffer {
+    let sums = match device.is_gpu() {
+        true => pass.attention_sums(),
+        false => 0,
+    };
     PlannedBuffer {
         name: format!("activations of {} tokens", pass.rows),
-        bytes: pass.held() + pass.backward(),
+        bytes: pass.held() + pass.backward() + sums,
         phase: BufferPhase::Update,
     }
 }

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::models::RunModels;
 use super::{StagePlan, activations, log_prob_chunk};
-use crate::config::{ExampleKeys, Pretrain, Stage, Trainable, Training};
+use crate::config::{Device, ExampleKeys, Pretrain, Stage, Trainable, Training};
 use crate::model::activations::TrainingPass;
 use crate::model::config::{DecoderConfig, Head};
 use crate::model::lora::Lora;
@@ -21,7 +21,8 @@ pub fn pretrain(models: RunModels, config: &Pretrain) -> Result<StagePlan> {
     let batch = config.training.batch_size * (config.context_length - 1);
     let roles = vec![RoleTensors::whole(&decoder, |_| Trainability::Trained)];
     let (stage, training) = (Stage::Pretrain, &config.training);
-    Ok(of(stage, (&decoder, None), roles, training, batch))
+    let device = models.0.run.device;
+    Ok(of(stage, (&decoder, None), roles, training, batch, device))
 }
 
 /// The plan of a stage that learns from examples. The reference of DPO is the policy as it starts,
@@ -46,6 +47,7 @@ pub fn examples(
         roles,
         keys.training,
         batch,
+        models.0.run.device,
     ))
 }
 
@@ -74,6 +76,7 @@ fn of(
     roles: Vec<RoleTensors>,
     training: &Training,
     batch: usize,
+    device: Device,
 ) -> StagePlan {
     let layers = decoder.num_hidden_layers;
     let begins = roles.iter().map(|role| role.graph_begins(layers)).min();
@@ -84,7 +87,7 @@ fn of(
         first: begins.unwrap_or(layers),
         recompute: training.recompute,
     };
-    let mut buffers = vec![activations(pass)];
+    let mut buffers = vec![activations(pass, device)];
     if decoder.head == Head::LanguageModel {
         buffers.push(log_prob_chunk(pass.rows, decoder.vocab_size));
     }

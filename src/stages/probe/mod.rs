@@ -39,7 +39,8 @@ struct StageMeasurement {
     stage: Stage,
     /// Bytes held at once at most, by the plan.
     planned: usize,
-    /// Bytes that the process held at most; `None` if the system does not say.
+    /// Bytes that the process held at most, on a GPU if it has one; `None` if the system does not
+    /// say.
     peak: Option<u64>,
     /// Wall-clock seconds of one step.
     seconds: f64,

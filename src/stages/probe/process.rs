@@ -94,7 +94,9 @@ fn step(line: &str) -> Option<TrialStep> {
         number: values.get(names::STEP)?.as_u64()?,
         seconds: number(names::TIME_STEP)?,
         epochs: number(names::TRAIN_EPOCH),
-        peak_bytes: number(names::MEMORY_PEAK_BYTES).map(|bytes| bytes as u64),
+        peak_bytes: number(names::MEMORY_DEVICE_PEAK_BYTES)
+            .or_else(|| number(names::MEMORY_PEAK_BYTES))
+            .map(|bytes| bytes as u64),
     })
 }
 

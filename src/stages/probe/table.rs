@@ -6,7 +6,6 @@ use std::time::Duration;
 use indicatif::HumanDuration;
 
 use super::{ProbeReport, StageMeasurement};
-use crate::config::Device;
 use crate::stages::plan::table::{MIB, table};
 use crate::terminal::words;
 use crate::train::memory::{available_bytes, total_bytes};
@@ -50,25 +49,29 @@ fn row(measured: &StageMeasurement) -> [String; 6] {
 
 impl ProbeReport {
     fn notes(&self) -> Vec<String> {
+        let measured = match self.device.is_gpu() {
+            true => {
+                "measured: peak memory allocated on the GPU during a step on the longest sequences"
+            }
+            false => {
+                "measured: peak memory of the process during a step on the longest sequences; it \
+                 includes the program, the data and the reserve of the allocator, which the plan \
+                 does not count"
+            }
+        };
         let mut notes = vec![
-            "measured: peak memory of the process during a step on the longest sequences; it \
-             includes the program, the data and the reserve of the allocator, which the plan does \
-             not count"
-                .to_owned(),
+            measured.to_owned(),
             "in all: time of all steps on the stage's own records, without evaluations, \
              checkpoints and the start of the stage"
                 .to_owned(),
         ];
-        match (self.device, total_bytes().zip(available_bytes())) {
-            (device, _) if device != Device::Cpu => {
-                notes.push("measured is the memory of the machine, not that of the GPU".to_owned());
-            }
-            (_, Some((total, free))) => notes.push(format!(
+        let memory = total_bytes().zip(available_bytes());
+        if let Some((total, free)) = memory.filter(|_| !self.device.is_gpu()) {
+            notes.push(format!(
                 "this machine has {:.1} MiB, {:.1} of them free",
                 total as f64 / MIB,
                 free as f64 / MIB
-            )),
-            (_, None) => {}
+            ));
         }
         notes.extend(self.skipped.iter().map(|why| format!("not probed: {why}")));
         notes

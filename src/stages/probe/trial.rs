@@ -41,7 +41,7 @@ pub struct TrialStep {
     pub seconds: f64,
     /// Epochs so far; `None` in PPO.
     pub epochs: Option<f64>,
-    /// Bytes that the process has held at most.
+    /// Bytes that were allocated on the GPU at once at most; without a GPU, those of the process.
     pub peak_bytes: Option<u64>,
 }
 

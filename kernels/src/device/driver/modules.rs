@@ -20,6 +20,8 @@ use crate::device::source::{HEADERS, SOURCES, Source};
 
 /// Bytes of shared memory that every kernel may use without a request.
 const COMMON_SHARED_BYTES: usize = 48 << 10;
+/// Lowest compute capability for which the kernels are written: that of bfloat16.
+const LEAST_CAPABILITY: u32 = 80;
 
 /// The kernels of a device.
 pub struct Modules {
@@ -60,8 +62,12 @@ impl Modules {
         let result = unsafe { sys::cuDriverGetVersion(&raw mut driver) }.result();
         result.map_err(|error| device_error("cuDriverGetVersion", error))?;
         let (nvrtc_major, nvrtc_minor) = version()?;
+        let capability = (10 * major + minor).unsigned_abs();
+        check_capability(capability)?;
+        let architecture = Architecture::of_device(capability)?;
+        check_driver(architecture, (nvrtc_major, nvrtc_minor), driver)?;
         Ok(Self {
-            architecture: Architecture::of_device((10 * major + minor).unsigned_abs())?,
+            architecture,
             images: images.map(Images::new),
             versions: (nvrtc_major, nvrtc_minor, driver),
             parameter_info: parameter_info(),
@@ -212,6 +218,46 @@ impl Function {
     }
 }
 
+/// Checks that a device has all instructions of the kernels.
+fn check_capability(capability: u32) -> Result<()> {
+    match capability >= LEAST_CAPABILITY {
+        true => Ok(()),
+        false => Err(KernelError::Device {
+            operation: "the GPU",
+            message: format!(
+                "its compute capability is {}.{}, and the kernels need {}.{} or higher (Ampere, \
+                 bfloat16)",
+                capability / 10,
+                capability % 10,
+                LEAST_CAPABILITY / 10,
+                LEAST_CAPABILITY % 10
+            ),
+        }),
+    }
+}
+
+/// Checks that a driver loads what this NVRTC compiles: machine code of the same major version, PTX
+/// of its own version and older ones (CUDA Compatibility, "Minor Version Compatibility"). The
+/// driver's version is `1000 · major + 10 · minor`.
+fn check_driver(architecture: Architecture, nvrtc: (i32, i32), driver: i32) -> Result<()> {
+    let own = (driver / 1000, driver % 1000 / 10);
+    let loads = match architecture {
+        Architecture::Machine(_) => own.0 >= nvrtc.0,
+        Architecture::Ptx(_) => own >= nvrtc,
+    };
+    match loads {
+        true => Ok(()),
+        false => Err(KernelError::Device {
+            operation: "the driver",
+            message: format!(
+                "it is of CUDA {}.{}, and does not load what NVRTC {}.{} compiles; update the \
+                 driver, or install NVRTC {}",
+                own.0, own.1, nvrtc.0, nvrtc.1, own.0
+            ),
+        }),
+    }
+}
+
 /// The driver's function of this purpose, if it has one.
 fn parameter_info() -> Option<ParameterInfo> {
     const SINCE: i32 = 12_040;
@@ -245,4 +291,27 @@ fn parameters(info: ParameterInfo, function: &CudaFunction) -> Vec<usize> {
         result.result().is_ok().then_some(size)
     };
     (0..).map_while(size).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_gpus_and_old_drivers_are_refused() {
+        assert_eq!(check_capability(80), Ok(()));
+        let old = check_capability(75).unwrap_err().to_string();
+        assert!(old.contains("is 7.5") && old.contains("need 8.0"), "{old}");
+
+        let (machine, ptx) = (Architecture::Machine(90), Architecture::Ptx(90));
+        assert_eq!(check_driver(machine, (12, 9), 12_020), Ok(()));
+        assert_eq!(check_driver(machine, (12, 9), 13_000), Ok(()));
+        assert_eq!(check_driver(ptx, (12, 9), 12_090), Ok(()));
+        for (architecture, driver) in [(machine, 11_080), (ptx, 12_080)] {
+            let refused = check_driver(architecture, (12, 9), driver).unwrap_err();
+            let refused = refused.to_string();
+            assert!(refused.contains("NVRTC 12.9"), "{refused}");
+            assert!(refused.contains("update the driver"), "{refused}");
+        }
+    }
 }

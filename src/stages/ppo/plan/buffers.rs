@@ -5,7 +5,7 @@ use kernels::host::product::ProductKernel;
 use rollout::LastToken;
 
 use super::prompts::PlannedPrompts;
-use crate::config::{AdvantageEstimator, Ppo, ScoreNormalization};
+use crate::config::{AdvantageEstimator, Device, Ppo, ScoreNormalization};
 use crate::model::activations::TrainingPass;
 use crate::model::config::DecoderConfig;
 use crate::model::lora::Lora;
@@ -22,6 +22,7 @@ pub(super) struct PpoBuffers<'a> {
     pub roles: &'a [RoleTensors],
     pub prompts: &'a PlannedPrompts,
     pub kernel: ProductKernel,
+    pub device: Device,
 }
 
 impl PpoBuffers<'_> {
@@ -35,22 +36,30 @@ impl PpoBuffers<'_> {
         let mut cache = CacheReserve::default();
         for prompts in [self.batch()].into_iter().chain(self.measurements()) {
             let budget = cache_budget(rollout);
-            let reserved = reserve(self.policy(), prompts, rollout.rollout_batch, budget)?;
+            let reserved = reserve(
+                self.policy(),
+                prompts,
+                rollout.rollout_batch,
+                budget,
+                self.device,
+            )?;
             if reserved.bytes > cache.bytes {
                 cache = reserved;
             }
         }
-        let adapters = self.layout.actor.lora().map(Lora::tensors);
-        let panels = panels(self.policy(), &adapters.unwrap_or_default(), self.kernel);
         let buffer = |name, bytes| PlannedBuffer {
             name,
             bytes,
             phase: BufferPhase::Rollout,
         };
-        Ok(vec![
-            buffer(format!("cache of {} tokens", cache.tokens()), cache.bytes),
-            buffer("panels for generation".to_owned(), panels),
-        ])
+        let cache = buffer(format!("cache of {} tokens", cache.tokens()), cache.bytes);
+        if self.device.is_gpu() {
+            return Ok(vec![cache]);
+        }
+        let adapters = self.layout.actor.lora().map(Lora::tensors);
+        let panels = panels(self.policy(), &adapters.unwrap_or_default(), self.kernel);
+        let panels = buffer("panels for generation".to_owned(), panels);
+        Ok(vec![cache, panels])
     }
 
     /// The prompts of an iteration.
@@ -97,10 +106,10 @@ impl PpoBuffers<'_> {
         })
     }
 
-    /// The hidden states at the boundary: those of an iteration's batch, held until its update has
+    /// The hidden states at the boundary, which lie in the CPU's memory: those of an iteration's batch, held until its update has
     /// ended, with those of its greedy completions; or those of a larger measurement.
     pub fn boundary(&self) -> Option<PlannedBuffer> {
-        self.layout.boundary?;
+        self.layout.boundary.filter(|_| !self.device.is_gpu())?;
         let width = self.policy().hidden_size;
         let held = |prompts| states(prompts, width);
         let batch = held(self.batch()) + self.greedy().map_or(0, held);
@@ -117,11 +126,11 @@ impl PpoBuffers<'_> {
     pub fn update(&self) -> Vec<PlannedBuffer> {
         let (config, rows) = (self.config, self.rows());
         let trained = [&self.layout.actor].into_iter().chain(&self.layout.critic);
-        let passes = trained.map(|role| activations(self.pass(role, rows)));
+        let passes = trained.map(|role| activations(self.pass(role, rows), self.device));
         let largest = passes.max_by_key(|buffer| buffer.bytes);
         let mut buffers: Vec<PlannedBuffer> = largest.into_iter().collect();
         buffers.push(log_prob_chunk(self.targets(rows), self.policy().vocab_size));
-        if config.update.rollback_kl().is_some() {
+        if config.update.rollback_kl().is_some() && !self.device.is_gpu() {
             let trained: usize = self.roles.iter().map(RoleTensors::gradients).sum();
             buffers.push(PlannedBuffer {
                 name: "rollback copy".to_owned(),

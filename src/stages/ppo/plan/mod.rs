@@ -29,6 +29,7 @@ pub fn plan(models: RunModels, config: &Ppo) -> Result<StagePlan> {
         roles: &roles,
         prompts: &prompts,
         kernel: kernel(models.0.run.arithmetic),
+        device: models.0.run.device,
     };
     let mut buffers = planned.rollout()?;
     buffers.extend(planned.boundary());
