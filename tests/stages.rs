@@ -5,6 +5,9 @@
 mod adapters;
 #[path = "stages/arithmetic.rs"]
 mod arithmetic;
+#[cfg(feature = "emulate")]
+#[path = "stages/device_memory.rs"]
+mod device_memory;
 #[path = "stages/dynamic_sampling.rs"]
 mod dynamic_sampling;
 #[path = "stages/endings.rs"]

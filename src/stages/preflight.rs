@@ -105,12 +105,25 @@ pub fn try_user_code(config: &Config, stages: &[Stage], run: Existing) -> Result
     Ok(())
 }
 
+/// Checks, before a stage that runs alone, that a GPU has kernels for its models, and memory for
+/// their weights, gradients and moments. A stage that cannot be planned reports its error itself.
+///
+/// # Errors
+/// The head or the memory, with the keys.
+pub fn check_gpu(config: &Config, stage: Stage, run: Existing) -> Result<()> {
+    check_heads(config, &[stage], run)?;
+    match plan_of(RunModels(config, run), stage) {
+        Ok(plan) => machine::check_memory(config, &plan, MemoryBound::Certain),
+        Err(_) => Ok(()),
+    }
+}
+
 /// Checks that a GPU has kernels for the attention heads of all models that `stages` read or make.
 /// A model that cannot be described yet is left to its stage.
 ///
 /// # Errors
 /// The first model that it has none for, with the key.
-pub fn check_heads(config: &Config, stages: &[Stage], run: Existing) -> Result<()> {
+fn check_heads(config: &Config, stages: &[Stage], run: Existing) -> Result<()> {
     if !config.run.device.is_gpu() {
         return Ok(());
     }

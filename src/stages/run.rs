@@ -178,7 +178,9 @@ fn check_remaining(
             if renamed && folder.existing_stage(stage).path().exists() {
                 preflight::check_stages(config, &ahead, run)?;
             }
-            preflight::check_heads(config, &ahead, existing)?;
+            if config.run.device.is_gpu() {
+                preflight::check_gpu(config, stage, existing)?;
+            }
             preflight::check_sharing(config, stage, existing)
         }
         _ => {
