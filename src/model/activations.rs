@@ -43,8 +43,8 @@ impl TrainingPass<'_> {
         self.bytes(layers * layer + above + below)
     }
 
-    /// Bytes of the softmax's sums that attention on a GPU holds for its backward pass, one for each
-    /// head and row.
+    /// Bytes of the softmax's sums that attention on a GPU holds for its backward pass, one for
+    /// each head and row.
     pub fn attention_sums(&self) -> usize {
         let layers = self.decoder.num_hidden_layers - self.first;
         self.bytes(layers * self.decoder.num_attention_heads)

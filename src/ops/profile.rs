@@ -50,8 +50,8 @@ pub fn enable() {
     ENABLED.store(true, Ordering::Relaxed);
 }
 
-/// Lets spans begin and end when the work of a GPU has ended, so that the time of its kernels is that
-/// of their operation.
+/// Lets spans begin and end when the work of a GPU has ended, so that the time of its kernels is
+/// that of their operation.
 pub fn wait_for(gpu: &Gpu) {
     let mut device = DEVICE.write().unwrap_or_else(PoisonError::into_inner);
     *device = Some(gpu.clone());

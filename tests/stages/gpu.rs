@@ -22,8 +22,8 @@ fn distance(workspace: &Workspace, a: &str, b: &str) -> f64 {
     squares.sum::<f64>().sqrt()
 }
 
-/// Runs a stage on the CPU and on the GPU, and asserts that the weights have moved and are the same,
-/// but for one part in `parts` of the way.
+/// Runs a stage on the CPU and on the GPU, and asserts that the weights have moved and are the
+/// same, but for one part in `parts` of the way.
 fn assert_same_way(workspace: &Workspace, stage: &str, from: &str, flags: &str, parts: f64) {
     for (name, device) in [("cpu", String::new()), ("gpu", gpu())] {
         workspace.succeed(&format!(

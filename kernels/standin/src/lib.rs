@@ -7,7 +7,8 @@
 //! It runs the kernels under `kernels/cuda` and products of cuBLASLt, and nothing else: NVRTC takes
 //! exactly the sources that the emulator was built from, and a kernel or a function that it does
 //! not know is an error that is printed with its name. So a run that ends well shows that none of
-//! candle's kernels was launched but those that `candle.rs` lists. All work is done before a call returns.
+//! candle's kernels was launched but those that `candle.rs` lists. All work is done before a call
+//! returns.
 //!
 //! Environment: `STANDIN_ORDER`, the order of threads: `forward` (the default), `reverse` or a
 //! seed; `STANDIN_MEMORY`, bytes of memory (8 GiB).

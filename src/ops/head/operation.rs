@@ -24,7 +24,8 @@ pub(super) trait HeadPlace: Place {
     /// Brings targets to the place.
     fn targets(targets: &[Target], vocabulary: usize, backend: &Backend) -> Result<Self::Targets>;
 
-    /// Writes the results of each target, `[targets, columns]`, from logits `[targets, vocabulary]`.
+    /// Writes the results of each target, `[targets, columns]`, from logits `[targets,
+    /// vocabulary]`.
     fn write_results(
         logits: Self::View<'_>,
         targets: &Self::Targets,

@@ -1,8 +1,8 @@
 //! Compares the memory and disk space of a plan with those of this machine.
 //!
-//! The limit on memory is the GPU's, or the machine's or that of its control group, with swap. The disk must
-//! have room for the checkpoints that are kept at once and the final models. Not counted: the
-//! program, data, logs, and checkpoints kept by `keep_every`.
+//! The limit on memory is the GPU's, or the machine's or that of its control group, with swap. The
+//! disk must have room for the checkpoints that are kept at once and the final models. Not counted:
+//! the program, data, logs, and checkpoints kept by `keep_every`.
 
 use std::fs;
 use std::path::Path;

@@ -4,11 +4,11 @@
 //! Scores are made a tile at a time and never stored. A segment's results depend on its own rows
 //! alone, to the bit.
 //!
-//! Rows in bfloat16 have heads of a multiple of 8 columns up to 128. Rounded to bfloat16, to nearest
-//! even, are beside them:
+//! Rows in bfloat16 have heads of a multiple of 8 columns up to 128. Rounded to bfloat16, to
+//! nearest even, are beside them:
 //! - forward: the weights `exp(score − largest)` before they are multiplied with values. Keys are
-//!   read in tiles of 64, which begin at multiples of 64, and the largest score is that of the tiles
-//!   read so far;
+//!   read in tiles of 64, which begin at multiples of 64, and the largest score is that of the
+//!   tiles read so far;
 //! - backward: the weights `exp(score − log sum)` before they are multiplied with the gradient, and
 //!   the gradients of the scaled scores before they are multiplied with keys and queries.
 //!

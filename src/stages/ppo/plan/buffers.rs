@@ -106,8 +106,9 @@ impl PpoBuffers<'_> {
         })
     }
 
-    /// The hidden states at the boundary, which lie in the CPU's memory: those of an iteration's batch, held until its update has
-    /// ended, with those of its greedy completions; or those of a larger measurement.
+    /// The hidden states at the boundary, which lie in the CPU's memory: those of an iteration's
+    /// batch, held until its update has ended, with those of its greedy completions; or those of a
+    /// larger measurement.
     pub fn boundary(&self) -> Option<PlannedBuffer> {
         self.layout.boundary.filter(|_| !self.device.is_gpu())?;
         let width = self.policy().hidden_size;
