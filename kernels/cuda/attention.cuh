@@ -19,8 +19,9 @@ __device__ __forceinline__ unsigned first_key(unsigned position, unsigned window
     return position < window ? 0 : position - window + 1;
 }
 
+// Whether a query sees a key, for windows of at most 2^31: keys behind the query are farther away.
 __device__ __forceinline__ bool sees(unsigned query, unsigned key, unsigned window) {
-    return key <= query && query - key < window;
+    return query - key < window;
 }
 
 __device__ __forceinline__ float4 load_four(const float *from) {

@@ -56,10 +56,17 @@ pub fn check(spec: &Attention) -> Result<()> {
     }
 }
 
-/// The window as a kernel reads it.
+/// The window as a kernel reads it. Positions are below 2³¹, and a key behind the query is farther
+/// away than that in unsigned arithmetic.
 fn window(spec: &Attention) -> u32 {
+    const ALL: u32 = 1 << 31;
     let window = spec.window.and_then(|window| u32::try_from(window).ok());
-    window.unwrap_or(u32::MAX)
+    window.map_or(ALL, |window| window.min(ALL))
+}
+
+/// A number of blocks of a grid; one that is too large is refused where it is launched.
+fn blocks_of(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 /// Checks that an array begins where wide loads can.

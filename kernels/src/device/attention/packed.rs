@@ -18,7 +18,7 @@
 use std::ops::Range;
 
 use super::variants::{Part, Variant};
-use super::{PackedNumber, check as check_spec, check_aligned, window};
+use super::{PackedNumber, blocks_of, check as check_spec, check_aligned, window};
 use crate::attention::{Attention, Segments};
 use crate::device::array::{Array, Gpu, Slice};
 use crate::device::call::Call;
@@ -83,7 +83,7 @@ impl Part {
     fn grid(&self, segments: &PackedSegments, tile: usize, heads: usize) -> Grid {
         let blocks = segments.count * (ITEM_ROWS / tile);
         Grid {
-            blocks: [blocks as u32, heads as u32, 1],
+            blocks: [blocks_of(blocks), heads as u32, 1],
             threads: THREADS,
             shared_bytes: self.shared_bytes,
         }

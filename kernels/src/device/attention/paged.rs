@@ -4,7 +4,7 @@
 //! A token's result has the same bits whatever the other sequences of the batch, and whichever
 //! tokens of its own sequence are new together with it.
 
-use super::{check, check_aligned, window};
+use super::{blocks_of, check, check_aligned, window};
 use crate::attention::{Attention, BLOCK_TOKENS};
 use crate::device::array::{Array, Gpu, Number, Slice};
 use crate::device::attention::step::{PagedStep, SPLIT, Tiles};
@@ -198,7 +198,7 @@ impl<T: Cached> PagedCache<T> {
             .write(&mut softmaxes.slice_mut());
         let shared = CHUNK + rows * (SPLIT + 2 * spec.head_dim + 4) + SPLIT / BLOCK_TOKENS;
         let grid = |items: usize, shared_bytes| Grid {
-            blocks: [items as u32, spec.kv_heads as u32, 1],
+            blocks: [blocks_of(items), spec.kv_heads as u32, 1],
             threads: SPLIT as u32,
             shared_bytes,
         };
