@@ -86,18 +86,32 @@ struct KernelCall {
     arguments: *const [*const c_void],
 }
 
-/// Takes turns until every thread has ended.
+/// Runs all warps from barrier to barrier until every thread has ended. A warp runs until it can go
+/// no further before the next one does, so warps are as far apart as barriers allow.
 fn finish(threads: &mut [Thread], order: Order) -> std::result::Result<(), String> {
     for turn in 0.. {
-        for index in order.of(threads.len(), turn) {
-            threads[index].run()?;
+        for warp in order.of(threads.len().div_ceil(WARP), turn) {
+            let end = threads.len().min((warp + 1) * WARP);
+            run_warp(&mut threads[warp * WARP..end], order, turn)?;
         }
         if threads.iter().all(|thread| thread.coroutine.done()) {
             break;
         }
-        let exchanged = exchange(threads)?;
-        if !pass_barrier(threads)? && !exchanged {
+        if !pass_barrier(threads)? {
             return Err(stuck(threads));
+        }
+    }
+    Ok(())
+}
+
+/// Runs a warp until its threads have ended or wait for other warps.
+fn run_warp(warp: &mut [Thread], order: Order, turn: u64) -> std::result::Result<(), String> {
+    for step in 0.. {
+        for lane in order.of(warp.len(), (turn << 32) + step) {
+            warp[lane].run()?;
+        }
+        if !exchange(warp)? {
+            break;
         }
     }
     Ok(())
@@ -170,13 +184,11 @@ fn pass_barrier(threads: &mut [Thread]) -> std::result::Result<bool, String> {
 }
 
 /// Passes values between lanes whose whole mask has arrived. Returns whether any have.
-fn exchange(threads: &mut [Thread]) -> std::result::Result<bool, String> {
+fn exchange(warp: &mut [Thread]) -> std::result::Result<bool, String> {
     let mut any = false;
-    for warp in threads.chunks_mut(WARP) {
-        for lane in 0..warp.len() {
-            if let Some(Wait::Exchange { mask, line, .. }) = warp[lane].wait {
-                any |= exchange_among(warp, lane, mask, line)?;
-            }
+    for lane in 0..warp.len() {
+        if let Some(Wait::Exchange { mask, line, .. }) = warp[lane].wait {
+            any |= exchange_among(warp, lane, mask, line)?;
         }
     }
     Ok(any)

@@ -2,7 +2,8 @@
 //!
 //! A thread of a block is a coroutine. It runs until it waits for the other threads of its block
 //! (a barrier) or of its warp (an exchange of values), and the emulator chooses who runs next by an
-//! [`Order`]. A kernel without races gives the same bits in every order.
+//! [`Order`]. A warp runs as far as it can before another one does, so warps are as far apart as
+//! barriers allow. A kernel without races gives the same bits in every order.
 //!
 //! Faults that a GPU would pass over are errors here: threads of a block that wait at different
 //! places, a thread that has ended while others wait for it, and a lane that reads another lane

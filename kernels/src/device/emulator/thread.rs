@@ -11,7 +11,7 @@ use rand::seq::SliceRandom;
 /// Lanes of a warp.
 pub const WARP: usize = 32;
 
-/// The order in which the blocks of a grid and the threads of a block take turns.
+/// The order in which blocks of a grid, warps of a block and lanes of a warp take turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
     /// Ascending.
