@@ -17,7 +17,7 @@ use super::config::DecoderConfig;
 use crate::ops::attention::cached::Cache;
 use crate::ops::backend::Backend;
 use crate::ops::place::{Gpu, read, select_rows};
-use crate::ops::work::{self, Work};
+use crate::ops::work::{self, DeviceWork};
 use crate::ops::{profile, storage};
 
 // The generator's blocks are the kernel's.
@@ -88,7 +88,7 @@ impl Model for Generator<'_> {
             self.decoder.decoder_config().num_hidden_layers,
         );
         if self.cache.as_ref().is_none_or(|c| c.blocks() < blocks) {
-            let _work = work::begin(Work::Cache);
+            let _work = work::begin(DeviceWork::Cache);
             self.cache = None;
             self.cache = Some(Cache::new(
                 spec,
@@ -101,7 +101,7 @@ impl Model for Generator<'_> {
     }
 
     fn forward(&mut self, step: &ModelStep<'_>) -> ModelResult<Tensor> {
-        let _work = work::begin(Work::Generation);
+        let _work = work::begin(DeviceWork::Generation);
         let cache = self
             .cache
             .as_mut()
@@ -129,7 +129,7 @@ impl Model for Generator<'_> {
     }
 
     fn draw(&mut self, logits: &Tensor, draws: &[Draw<'_>]) -> ModelResult<Vec<Drawn>> {
-        let _work = work::begin(Work::Generation);
+        let _work = work::begin(DeviceWork::Generation);
         let (_span, vocabulary) = (profile::span("draw"), logits.dim(1)?);
         let backend = self.decoder.params().backend();
         if let Backend::Gpu(..) = backend {

@@ -7,12 +7,12 @@ use indicatif::BinaryBytes;
 use kernels::device::KernelError;
 
 thread_local! {
-    static CURRENT: Cell<Work> = const { Cell::new(Work::Other) };
+    static CURRENT: Cell<DeviceWork> = const { Cell::new(DeviceWork::Other) };
 }
 
 /// Work of a stage on a device. Passes and loading name the model's role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Work {
+pub enum DeviceWork {
     /// Work without a name.
     Other,
     /// Reading a model's weights.
@@ -29,7 +29,7 @@ pub enum Work {
     Optimizer,
 }
 
-impl fmt::Display for Work {
+impl fmt::Display for DeviceWork {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Other => f.write_str("work outside the models' passes"),
@@ -45,10 +45,10 @@ impl fmt::Display for Work {
 
 /// Running work of a thread; the work around it goes on when this is dropped.
 #[must_use]
-pub struct WorkSpan(Work);
+pub struct WorkSpan(DeviceWork);
 
 /// Begins work on this thread.
-pub fn begin(work: Work) -> WorkSpan {
+pub fn begin(work: DeviceWork) -> WorkSpan {
     WorkSpan(CURRENT.replace(work))
 }
 
@@ -68,7 +68,7 @@ pub struct DeviceFailure(#[source] WorkError);
 #[derive(Debug)]
 pub struct WorkError {
     /// The work.
-    pub work: Work,
+    pub work: DeviceWork,
     /// The error.
     pub error: KernelError,
 }
@@ -109,23 +109,24 @@ mod tests {
     #[test]
     fn errors_carry_the_innermost_work_through_transparent_errors() {
         let failed = || {
-            let _outer = begin(Work::Loading("actor"));
-            let _inner = begin(Work::Training("critic"));
-            super::super::place::lift::<()>(Err(KernelError::OutOfMemory {
+            let _outer = begin(DeviceWork::Loading("actor"));
+            let _inner = begin(DeviceWork::Training("critic"));
+            let error = KernelError::OutOfMemory {
                 requested: 3 << 20,
                 free: 1 << 10,
-            }))
+            };
+            candle_core::Error::Cuda(Box::new(DeviceFailure::new(error)))
         };
-        let error = Transparent(failed().unwrap_err());
+        let error = Transparent(failed());
         let error = anyhow::Error::new(error).context("stage ppo");
         let found = error.chain().find_map(|cause| cause.downcast_ref());
         let found: &WorkError = found.expect("the device's error");
-        assert_eq!(found.work, Work::Training("critic"));
+        assert_eq!(found.work, DeviceWork::Training("critic"));
         assert_eq!(
             found.to_string(),
             "a forward and backward pass of the critic needs 3.00 MiB of device memory at once, \
              and 1.00 KiB are free"
         );
-        assert_eq!(CURRENT.get(), Work::Other);
+        assert_eq!(CURRENT.get(), DeviceWork::Other);
     }
 }

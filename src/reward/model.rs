@@ -14,7 +14,7 @@ use crate::model::score_position::{NoPadding, ScorePosition};
 use crate::model::{Decoder, Gradient, ModelError};
 use crate::ops::backend::Backend;
 use crate::ops::param::Trainability;
-use crate::ops::work::{self, Work};
+use crate::ops::work::{self, DeviceWork};
 
 /// A frozen reward model.
 pub struct RewardModel {
@@ -107,7 +107,7 @@ impl RewardModel {
         if let Some(empty) = sequences.iter().position(|(ids, _)| ids.is_empty()) {
             bail!("sequence {empty} is empty; a reward model scores at a token");
         }
-        let _work = work::begin(Work::Forward("reward model"));
+        let _work = work::begin(DeviceWork::Forward("reward model"));
         let mut scores = Vec::with_capacity(sequences.len());
         for run in cut(
             (0..sequences.len()).collect(),

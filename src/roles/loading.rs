@@ -11,7 +11,7 @@ use crate::model::config::Head;
 use crate::model::{Decoder, ModelError};
 use crate::ops::backend::Backend;
 use crate::ops::param::Trainability;
-use crate::ops::work::{self, Work};
+use crate::ops::work::{self, DeviceWork};
 use crate::reward::{RewardModel, Rewards};
 
 impl Roles {
@@ -26,7 +26,7 @@ impl Roles {
         seed: u64,
         backend: &Backend,
     ) -> Result<Self, RolesError> {
-        let loading = |role| work::begin(Work::Loading(role));
+        let loading = |role| work::begin(DeviceWork::Loading(role));
         let loader = Loader::new(&layout, seed, backend)?;
         let _work = loading("reward model");
         let reward = Rewards::load(rewards, &|folder| loader.reward_model(folder))?;
@@ -67,7 +67,7 @@ impl<'a> Loader<'a> {
         let base = match layout.shared {
             SharedTensors::None => None,
             SharedTensors::Trunk { .. } | SharedTensors::Base => {
-                let _work = work::begin(Work::Loading("weights that the roles share"));
+                let _work = work::begin(DeviceWork::Loading("weights that the roles share"));
                 let (head, frozen) = (Head::LanguageModel, |_: &_| Trainability::Frozen);
                 Some(Decoder::load(layout.base(), head, 0, frozen, backend)?)
             }

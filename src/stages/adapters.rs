@@ -13,7 +13,7 @@ use crate::model::hf_config::HfConfig;
 use crate::model::hf_config::adapter::AdapterConfig;
 use crate::ops::backend::Backend;
 use crate::ops::param::Trainability;
-use crate::ops::work::{self, Work};
+use crate::ops::work::{self, DeviceWork};
 
 /// A model to be trained.
 pub struct Trainee {
@@ -51,7 +51,7 @@ impl Trainee {
     /// A file that is wrong, a model with fewer layers than are to be frozen, or adapters that do
     /// not fit the model or differ from those of the PEFT folder.
     pub fn load(start: &StartingModel, trainable: &Trainable) -> Result<Self> {
-        let _work = work::begin(Work::Loading("model"));
+        let _work = work::begin(DeviceWork::Loading("model"));
         let Some(lora) = &trainable.lora else {
             let (head, seed, frozen) = (start.head, start.seed, Frozen::from(trainable));
             let training = |spec: &TensorSpec| frozen.training(spec);

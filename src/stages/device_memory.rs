@@ -4,7 +4,7 @@ use anyhow::{Error, anyhow};
 use kernels::device::KernelError;
 
 use crate::config::{Config, Recompute, Share, Stage, StageTable, Training};
-use crate::ops::work::{Work, WorkError};
+use crate::ops::work::{DeviceWork, WorkError};
 
 /// The name that the driver gives this error, where candle allocates.
 const DRIVERS_NAME: &str = "CUDA_ERROR_OUT_OF_MEMORY";
@@ -20,7 +20,10 @@ pub fn explain(error: Error, config: &Config, stage: Stage) -> Error {
                 error: KernelError::OutOfMemory { .. },
             },
         ) => (*work, found.to_string()),
-        None if is_drivers(&error) => (Work::Other, "the GPU has too little memory".to_owned()),
+        None if is_drivers(&error) => (
+            DeviceWork::Other,
+            "the GPU has too little memory".to_owned(),
+        ),
         _ => return error,
     };
     anyhow!(
@@ -35,12 +38,12 @@ fn is_drivers(error: &Error) -> bool {
 }
 
 /// The changes that help.
-fn mend(config: &Config, stage: Stage, work: Work) -> String {
+fn mend(config: &Config, stage: Stage, work: DeviceWork) -> String {
     let training = config.training(stage);
     let mut changes = match work {
-        Work::Cache | Work::Generation => generation(config, stage),
-        Work::Forward(_) => passes(stage, training).into_iter().collect(),
-        Work::Training(_) | Work::Other => {
+        DeviceWork::Cache | DeviceWork::Generation => generation(config, stage),
+        DeviceWork::Forward(_) => passes(stage, training).into_iter().collect(),
+        DeviceWork::Training(_) | DeviceWork::Other => {
             let recompute = training.filter(|training| training.recompute == Recompute::None);
             let recompute = recompute.map(|_| format!("set {stage}.recompute = \"block\""));
             passes(stage, training)
@@ -48,7 +51,7 @@ fn mend(config: &Config, stage: Stage, work: Work) -> String {
                 .chain(recompute)
                 .collect()
         }
-        Work::Loading(_) | Work::Optimizer => Vec::new(),
+        DeviceWork::Loading(_) | DeviceWork::Optimizer => Vec::new(),
     };
     changes.extend(weights(config, stage));
     match changes.pop() {
@@ -123,7 +126,7 @@ mod tests {
         let training = mends(
             &["sft.micro_batch_tokens=512"],
             Stage::Sft,
-            Work::Training("model"),
+            DeviceWork::Training("model"),
         );
         assert_eq!(
             training,
@@ -131,16 +134,16 @@ mod tests {
              adapters (a [sft.lora] table)"
         );
         let recomputed = ["sft.recompute=block", "sft.lora.r=4"];
-        let recomputed = mends(&recomputed, Stage::Sft, Work::Training("model"));
+        let recomputed = mends(&recomputed, Stage::Sft, DeviceWork::Training("model"));
         assert!(!recomputed.contains("recompute") && !recomputed.contains("lora"));
         assert_eq!(
-            mends(&["ppo.cache_tokens=99"], Stage::Ppo, Work::Cache),
+            mends(&["ppo.cache_tokens=99"], Stage::Ppo, DeviceWork::Cache),
             "lower ppo.rollout_batch (now 64), lower ppo.cache_tokens (now 99), or share weights \
              (ppo.share = \"adapter\")"
         );
         let shared = ["ppo.share=adapter", "ppo.lora.r=4"];
         assert_eq!(
-            mends(&shared, Stage::Ppo, Work::Loading("critic")),
+            mends(&shared, Stage::Ppo, DeviceWork::Loading("critic")),
             "use a smaller model, or a GPU with more memory"
         );
     }

@@ -26,7 +26,7 @@ use crate::model::Decoder;
 use crate::model::config::Head;
 use crate::model::hf_config::HfConfig;
 use crate::ops::param::Trainability;
-use crate::ops::work::{self, Work};
+use crate::ops::work::{self, DeviceWork};
 use crate::train::run_folder::Existing;
 
 impl StageDefinition for Pretrain {
@@ -52,7 +52,7 @@ impl StageDefinition for Pretrain {
         let held_out = self.held_out(&tokenizer, &mut reports)?;
 
         // 3. The model, fresh or from its folder.
-        let work = work::begin(Work::Loading("model"));
+        let work = work::begin(DeviceWork::Loading("model"));
         let mut model = model(context, &tokenizer, self.context_length)?;
         drop(work);
         stop_where_answers_end(&mut model, &tokenizer)?;

@@ -16,7 +16,7 @@ use crate::ops::param::{Param, ParamStore};
 use crate::ops::place::{lift, read};
 use crate::ops::profile;
 use crate::ops::storage;
-use crate::ops::work::{self, Work};
+use crate::ops::work::{self, DeviceWork};
 
 /// The constants of AdamW.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -73,7 +73,7 @@ impl AdamW {
     /// # Errors
     /// If the device has no room.
     pub fn new(params: &ParamStore, config: AdamWConfig) -> Result<Self> {
-        let _work = work::begin(Work::Optimizer);
+        let _work = work::begin(DeviceWork::Optimizer);
         let size: usize = params.trained().map(|p| p.value().elem_count()).sum();
         let moments = Moments::new(size, params.backend())?;
         Ok(Self {

@@ -30,7 +30,7 @@ use crate::config::Training;
 use crate::data::packing::cut;
 use crate::model::Decoder;
 use crate::ops::profile;
-use crate::ops::work::{self, Work};
+use crate::ops::work::{self, DeviceWork};
 use crate::terminal::Phase;
 
 /// The inputs of a supervised stage's loop.
@@ -239,7 +239,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
         };
         let micro_batches = batches(job, job.examples, indices)?;
         let total = job.objective.total(&micro_batches);
-        let _work = work::begin(Work::Training("model"));
+        let _work = work::begin(DeviceWork::Training("model"));
         params.zero_grad()?;
         let count = micro_batches.len();
         let phase = (count > 1).then(|| Phase::counted("micro-batches", count));
@@ -265,7 +265,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
     /// Takes the optimizer's step, or skips one whose loss or gradient is not finite; returns the
     /// gradient's norm.
     fn update(&mut self, loss: f64, rate: f64) -> Result<f64> {
-        let _work = work::begin(Work::Optimizer);
+        let _work = work::begin(DeviceWork::Optimizer);
         let objective = self.job.objective;
         let outcome = match loss.is_finite() {
             true => self

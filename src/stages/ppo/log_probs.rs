@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::PpoRun;
 use crate::ops::profile;
-use crate::ops::work::{self, Work};
+use crate::ops::work::{self, DeviceWork};
 use crate::roles::{self, Experience};
 use crate::terminal::Phase;
 
@@ -22,7 +22,7 @@ impl PpoRun<'_> {
         let temperature = config.generation.temperature as f32;
         let policy = match self.rescores() {
             true => {
-                let _work = work::begin(Work::Forward("actor"));
+                let _work = work::begin(DeviceWork::Forward("actor"));
                 let sequences = experience.sequences();
                 roles::policy_log_probs(&roles.actor, sequences, temperature, limit)?
             }
@@ -30,13 +30,13 @@ impl PpoRun<'_> {
         };
         experience.set_policy(policy)?;
         if let (Some(model), true) = (&roles.reference, config.weighs_kl()) {
-            let _work = work::begin(Work::Forward("reference"));
+            let _work = work::begin(DeviceWork::Forward("reference"));
             let sequences = experience.sequences();
             let reference = roles::whole_log_probs(model, sequences, temperature, limit)?;
             experience.set_reference(reference)?;
         }
         if let Some(critic) = &roles.critic {
-            let _work = work::begin(Work::Forward("critic"));
+            let _work = work::begin(DeviceWork::Forward("critic"));
             let values = roles::values(critic, experience.sequences(), limit)?;
             experience.set_values(values)?;
         }

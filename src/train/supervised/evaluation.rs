@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::{Trainer, TrainerState};
 use crate::ops::profile;
-use crate::ops::work::{self, Work};
+use crate::ops::work::{self, DeviceWork};
 use crate::terminal::Phase;
 use crate::train::best::Best;
 use crate::train::configured::is_due;
@@ -46,7 +46,7 @@ impl<O: Objective> Trainer<'_, O> {
         if self.held_out.is_empty() {
             return Ok(None);
         }
-        let _work = work::begin(Work::Forward("model"));
+        let _work = work::begin(DeviceWork::Forward("model"));
         let found = self.job.objective.evaluate(self.model, &self.held_out)?;
         Ok(Some(found).filter(|measures| !measures.is_empty()))
     }

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 
 use super::{ActorCriticUpdate, Microbatch};
 use crate::model::Decoder;
-use crate::ops::work::{self, Work};
+use crate::ops::work::{self, DeviceWork};
 use crate::rlhf::{LossAggregation, ValueLossConfig, ValueStats, value_loss};
 use crate::train::configured::gradient;
 
@@ -45,7 +45,7 @@ impl ActorCriticUpdate<'_> {
         microbatch: &Microbatch,
         sums: &mut CriticSums,
     ) -> Result<()> {
-        let _work = work::begin(Work::Training("critic"));
+        let _work = work::begin(DeviceWork::Training("critic"));
         let (config, experience) = (self.config, microbatch.experience());
         let (old, returns) = experience
             .values()

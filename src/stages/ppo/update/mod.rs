@@ -22,7 +22,7 @@ use anyhow::{Result, bail};
 use super::state::{Optimizers, PpoState};
 use crate::config::{KlIn, Ppo, Run};
 use crate::model::Decoder;
-use crate::ops::work::{self, Work};
+use crate::ops::work::{self, DeviceWork};
 use crate::roles::{Experience, Roles};
 use crate::terminal::Phase;
 use crate::train::metrics::Metrics;
@@ -211,7 +211,7 @@ impl ActorCriticUpdate<'_> {
     /// One optimizer step of each role that has gradients, or of none if a loss or gradient is not
     /// finite.
     fn step(&mut self, minibatch: &mut Minibatch) -> Result<()> {
-        let _work = work::begin(Work::Optimizer);
+        let _work = work::begin(DeviceWork::Optimizer);
         let actor = self.roles.actor.params();
         let critic = self.roles.critic.as_ref().map(Decoder::params);
         let critic = critic.filter(|_| minibatch.critic.is_some());

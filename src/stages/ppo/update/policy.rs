@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use super::{ActorCriticUpdate, Microbatch};
 use crate::config::Ppo;
 use crate::ops::head::{BothLogProbs, TokenLogProbs};
-use crate::ops::work::{self, Work};
+use crate::ops::work::{self, DeviceWork};
 use crate::rlhf::{ActorLoss, ActorTokens, KlTerm, PolicyLossConfig, PolicyStats, actor_loss};
 use crate::train::configured::gradient;
 
@@ -64,7 +64,7 @@ impl ActorCriticUpdate<'_> {
         self.roles.actor.params().zero_grad()?;
         let mut sums = PolicySums::default();
         for microbatch in microbatches {
-            let _work = work::begin(Work::Training("actor"));
+            let _work = work::begin(DeviceWork::Training("actor"));
             let found = self.actor_loss(microbatch)?;
             found.loss.backward()?;
             sums.add(&found);

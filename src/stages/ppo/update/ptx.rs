@@ -15,7 +15,7 @@ use crate::data::batches::Batches;
 use crate::data::loader::Order;
 use crate::data::packing::{PackedBatch, TextRow, cut};
 use crate::data::tokenizer::Tokenizer;
-use crate::ops::work::{self, Work};
+use crate::ops::work::{self, DeviceWork};
 use crate::stages::language::log_probs;
 use crate::stages::pretrain::{pack, read_documents};
 use crate::stages::record_report::RecordReports;
@@ -99,7 +99,7 @@ impl ActorCriticUpdate<'_> {
         let passes = mix.passes(cursor, ptx.rows(), limit)?;
         let tokens: usize = passes.iter().map(|pass| pass.targets.len()).sum();
         let mut sum = 0.0;
-        let _work = work::begin(Work::Training("actor"));
+        let _work = work::begin(DeviceWork::Training("actor"));
         for pass in &passes {
             let log_probs = log_probs(&self.roles.actor, pass, gradient(training))?.sum_all()?;
             let loss = (log_probs * (-1.0 / tokens as f64))?;
