@@ -28,6 +28,21 @@ extern "C" __global__ void faulty_race(unsigned *out) {
 }
 KERNEL(faulty_race)
 
+// Each warp overwrites what another one reads, without a barrier between reads and writes.
+extern "C" __global__ void faulty_overtaking(unsigned *out) {
+    SHARED_MEMORY(unsigned, shared);
+    shared[threadIdx.x] = threadIdx.x;
+    __syncthreads();
+    unsigned sum = 0;
+    for (unsigned i = 0; i < 2; i++) {
+        sum += shared[blockDim.x - 1 - threadIdx.x];
+        __syncwarp(~0u);
+    }
+    shared[threadIdx.x] = 0;
+    out[blockIdx.x * blockDim.x + threadIdx.x] = sum;
+}
+KERNEL(faulty_overtaking)
+
 // Reads shared memory that no thread has written.
 extern "C" __global__ void faulty_uninitialised(float *out) {
     SHARED_MEMORY(float, shared);

@@ -63,6 +63,15 @@ fn a_race_gives_other_results_in_another_order() {
 }
 
 #[test]
+fn a_warp_overtakes_another_where_no_barrier_holds_it() {
+    let sums = (0..THREADS).map(|thread| 2 * (THREADS - 1 - thread));
+    let without_overtaking = sums.collect::<Vec<_>>().repeat(3);
+    for order in ORDERS {
+        assert_ne!(run("faulty_overtaking", order).unwrap(), without_overtaking);
+    }
+}
+
+#[test]
 fn memory_that_was_not_written_is_nan() {
     let values = run("faulty_uninitialised", Order::Forward).unwrap();
     assert!(values.iter().all(|bits| f32::from_bits(*bits).is_nan()));
