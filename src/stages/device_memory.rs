@@ -105,19 +105,15 @@ fn weights(config: &Config, stage: Stage) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Document;
+    use crate::config::Override;
 
     fn config(overrides: &[&str]) -> Config {
         let text = "[run]\nname = \"t\"\n[sft]\nfrom = \"m\"\ndata = \"d\"\nmax_steps = 1\n\
                     [ppo]\nfrom = \"m\"\nprompts = \"d\"\nreward_model = \"r\"\nmax_steps = 1\n";
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
-        let overrides: Vec<String> = overrides.iter().map(|&key| key.to_owned()).collect();
-        let document = Document::read(file.path())
-            .unwrap()
-            .with(&overrides)
-            .unwrap();
-        Config::resolve(&document).unwrap()
+        let overrides: Vec<Override> = overrides.iter().map(|key| key.parse().unwrap()).collect();
+        Config::load(file.path(), &overrides).unwrap()
     }
 
     #[test]

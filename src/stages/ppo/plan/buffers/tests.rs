@@ -42,6 +42,7 @@ fn tokens(config: &Ppo, judge: bool) -> usize {
             note: String::new(),
         },
         kernel: ProductKernel::Chains,
+        device: Device::Cpu,
     };
     buffers.boundary().unwrap().bytes / width / size_of::<f32>()
 }
