@@ -120,13 +120,13 @@ mod tests {
     fn only_keys_that_the_stage_has_and_that_can_help_are_named() {
         let mends = |overrides: &[&str], stage, work| mend(&config(overrides), stage, work);
         let training = mends(
-            &["sft.micro_batch_tokens=512"],
+            &["sft.micro_batch_tokens=4096"],
             Stage::Sft,
             DeviceWork::Training("model"),
         );
         assert_eq!(
             training,
-            "lower sft.micro_batch_tokens (now 512), set sft.recompute = \"block\", or train \
+            "lower sft.micro_batch_tokens (now 4096), set sft.recompute = \"block\", or train \
              adapters (a [sft.lora] table)"
         );
         let recomputed = ["sft.recompute=block", "sft.lora.r=4"];
