@@ -3,8 +3,8 @@
 //!
 //! `A` is `[r, inputs]` and `B` is `[outputs, r]`. Adapters whose projections read the same input
 //! compute their inner values `x · Aᵀ` side by side, in one product. All passes run the same
-//! products in the same order ([`super::product`]), so that an adapted row, too, has the same bits
-//! alone and in any batch. Left out: dropout of the input; without it training and generation
+//! products in the same order (`kernels::host::product`), so that an adapted row, too, has the same
+//! bits alone and in any batch. Left out: dropout of the input; without it training and generation
 //! compute one function.
 
 mod gpu;
