@@ -2,8 +2,10 @@
 
 use crate::arguments::{Precision, Receive};
 use crate::device::launcher::{Factor, FactorType, Gemm};
+use crate::host::product::{Matrix, ProductKernel, Weight, add_product};
 
-/// Multiplies matrices: each element is one chain of fused multiply-adds in ascending order.
+/// Multiplies matrices by the host's chains: each element is one chain of fused multiply-adds in
+/// ascending order.
 ///
 /// # Safety
 /// See [`Launcher::gemm`](crate::device::Launcher::gemm).
@@ -16,17 +18,19 @@ pub unsafe fn multiply(gemm: &Gemm) {
             gathered(transposed(gemm.factors[1]), [n, k], gemm),
         )
     };
-    for (row, column) in (0..m).flat_map(|row| (0..n).map(move |column| (row, column))) {
-        let at = (gemm.result.0 as *mut f32).wrapping_add(row * gemm.result.1 + column);
-        let products = a[row * k..][..k].iter().zip(&b[column * k..][..k]);
-        // SAFETY: the caller promises that the result has such an element.
-        unsafe {
-            let start = match gemm.receive {
-                Receive::Set => 0.0,
-                Receive::Add => at.read(),
-            };
-            at.write(products.fold(start, |sum, (a, b)| a.mul_add(*b, sum)));
+    let row = |row: usize| (gemm.result.0 as *mut f32).wrapping_add(row * gemm.result.1);
+    let mut sums = vec![0f32; m * n];
+    for (i, sums) in sums.chunks_exact_mut(n).enumerate() {
+        if gemm.receive == Receive::Add {
+            // SAFETY: the caller promises that the result has such a row.
+            unsafe { row(i).copy_to_nonoverlapping(sums.as_mut_ptr(), n) };
         }
+    }
+    let (a, b) = (Matrix::new(&a, m, k, k), Matrix::new(&b, n, k, k));
+    add_product(ProductKernel::Chains, a, Weight::Rows(b), &mut sums);
+    for (i, sums) in sums.chunks_exact(n).enumerate() {
+        // SAFETY: as above; nothing else accesses the result.
+        unsafe { row(i).copy_from_nonoverlapping(sums.as_ptr(), n) };
     }
 }
 
