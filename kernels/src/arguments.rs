@@ -71,7 +71,7 @@ pub struct Factors {
     pub keep: f32,
 }
 
-/// What a product does with the matrix that receives it.
+/// Whether a product overwrites the matrix that receives it, or is added to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Receive {
     /// Overwrites it.
@@ -80,11 +80,11 @@ pub enum Receive {
     Add,
 }
 
-/// How factors of type `f32` are multiplied.
+/// Precision in which factors of type `f32` are multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Precision {
-    /// As `f32`.
+    /// Single precision, without rounding of the factors.
     Full,
-    /// As TF32, with 10 bits of mantissa, on tensor cores.
+    /// TF32: factors rounded to 10 bits of mantissa, on tensor cores.
     Tf32,
 }

@@ -1,5 +1,5 @@
-//! Backends, which compute a model's operations: kernels of this crate on the CPU, or compositions
-//! of candle's operations on any device.
+//! Backends, which compute a model's operations: kernels on the CPU or on a GPU, or, for tests,
+//! compositions of candle's operations.
 //!
 //! A backend is chosen once, where a model is loaded. Its parameters carry it to the operations
 //! that read them, and the decoder asks it where candle's graph is entered.
@@ -28,8 +28,7 @@ pub enum Backend {
     Host(ProductKernel),
     /// Kernels on a GPU, and candle's name for it.
     Gpu(Gpu, Device),
-    /// Compositions of candle's operations: for devices without kernels of this crate. Tests use it
-    /// on the CPU.
+    /// Compositions of candle's operations, the oracle of the tests.
     Composed(Device),
 }
 

@@ -1,8 +1,8 @@
 //! Parameters with their gradients, and the operations that read them.
 //!
 //! Each operation has one file with its forward and backward pass on the CPU and a composition of
-//! candle operations, which serves devices without kernels of this crate and is the oracle of the
-//! tests.
+//! candle operations, which is the oracle of the tests. Its passes on a GPU are in `gpu.rs` beside
+//! it.
 
 pub mod activation;
 pub mod adapter;

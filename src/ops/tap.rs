@@ -1,7 +1,7 @@
 //! An identity operation that hands the gradient of its result to a closure.
 //!
-//! The composed forms of our operations (for CUDA, and as oracles on the CPU) read a parameter's
-//! value outside the graph. A tap on their result passes the incoming gradient to a closure, which
+//! The composed forms of our operations, oracles of the tests, read a parameter's value outside the
+//! graph. A tap on their result passes the incoming gradient to a closure, which
 //! adds the parameter's gradient to its arena.
 
 use candle_core::backend::BackendStorage;

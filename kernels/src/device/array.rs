@@ -69,7 +69,7 @@ impl Gpu {
         Self { launcher }
     }
 
-    /// Whether both are the same device.
+    /// Whether two handles stand for one device.
     pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.launcher, &other.launcher)
     }
@@ -364,7 +364,7 @@ impl<'a, T: Number> SliceMut<'a, T> {
         self.pointer
     }
 
-    /// The same elements, for a shorter time.
+    /// The elements, borrowed for a shorter time.
     pub fn reborrow(&mut self) -> SliceMut<'_, T> {
         SliceMut {
             gpu: self.gpu,

@@ -10,7 +10,7 @@ pub(crate) struct Call<'a> {
     gpu: &'a Gpu,
     kernel: Kernel,
     arguments: Vec<Argument>,
-    /// Whether all arrays are on the device of the call.
+    /// True while every array passed so far is on the device of the call.
     is_local: bool,
 }
 

@@ -64,7 +64,7 @@ pub enum KernelError {
     /// Sizes for which there is no kernel.
     #[error("{message}")]
     Shape {
-        /// What was found, and what is supported.
+        /// The shape or size that was found, and those that are supported.
         message: String,
     },
 }

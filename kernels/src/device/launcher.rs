@@ -117,7 +117,7 @@ pub struct Gemm {
     pub result: (u64, usize),
     /// Element type of the factors.
     pub number: FactorType,
-    /// Whether the product is added to the result.
+    /// Whether the product overwrites the result's matrix or is added to it.
     pub receive: Receive,
     /// Precision of `f32` factors.
     pub precision: Precision,
@@ -130,7 +130,7 @@ pub struct Factor {
     pub pointer: u64,
     /// Distance of the rows in memory, in elements.
     pub stride: usize,
-    /// Whether the rows in memory are the factor's columns.
+    /// Whether the factor is the transpose of the matrix in memory.
     pub transposed: bool,
 }
 

@@ -79,7 +79,7 @@ struct KeptBits {
     counts: Array<u32>,
 }
 
-/// What the draws from kept sets read, undefined where a draw does not cut.
+/// Arrays that describe the kept sets; entries of draws that do not cut are undefined.
 struct KeptRows {
     bits: KeptBits,
     /// Kept ids in ascending order, `[draws, vocabulary]`, undefined behind the last.
@@ -88,7 +88,7 @@ struct KeptRows {
     sums: Array<f32>,
 }
 
-/// What the kernels of a step find in rows before draws cut them.
+/// Statistics of the rows of a step before draws cut them.
 struct RowSums {
     /// The largest logits of each part, `[draws, parts, EXTREMES]`.
     extremes: Array<u32>,

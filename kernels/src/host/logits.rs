@@ -49,7 +49,7 @@ pub fn forward(
 /// Replaces the logits by their gradient, given the gradients of the results of [`forward`].
 ///
 /// # Panics
-/// As [`forward`].
+/// The panics of [`forward`].
 pub fn backward(
     logits: &mut [f32],
     targets: &[RowTarget],

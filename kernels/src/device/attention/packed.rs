@@ -144,7 +144,7 @@ pub fn forward<T: PackedNumber>(
 /// sums of [`forward`].
 ///
 /// # Errors
-/// As [`forward`].
+/// A shape without a kernel, arrays whose lengths do not fit, and errors of the device.
 pub fn backward<T: PackedNumber>(
     qkv: Slice<T>,
     [out, sums]: [Slice<f32>; 2],

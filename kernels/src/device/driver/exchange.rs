@@ -12,7 +12,7 @@ use crate::device::error::{KernelError, Result};
 
 /// Element types of cudarc's slices.
 pub trait CudaNumber: Copy + 'static {
-    /// The same bits as an element of an array.
+    /// Element type of the array that holds the same bits.
     type Number: Number;
 }
 

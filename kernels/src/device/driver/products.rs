@@ -273,7 +273,7 @@ fn layout(
     })
 }
 
-/// What the algorithm must hold to: the workspace, the alignments, and partial sums in single
+/// Limits for the choice of an algorithm: the workspace, the alignments, and partial sums in single
 /// precision that are added in a fixed order.
 fn preference(
     shape: &Shape,
